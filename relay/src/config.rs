@@ -1,0 +1,265 @@
+//! Options, each a flag and an environment variable, and their checks.
+//!
+//! Refuses to show the AMQP password: not in `--help`, not in `Debug`, not in an error.
+
+use std::{ffi::OsString, fmt, net::SocketAddr, time::Duration};
+
+use clap::{Parser, ValueEnum, builder::BoolishValueParser, value_parser};
+use lapin::uri::AMQPUri;
+use url::{Host, Url};
+
+/// AMQP carries names as short strings.
+const MAX_NAME_BYTES: usize = 255;
+
+/// Moves messages from a RabbitMQ queue to an SQS queue, and acknowledges each one only after SQS has accepted it.
+#[derive(Debug, Clone, Parser)]
+#[command(name = "relay", version)]
+pub struct Config {
+    /// Where RabbitMQ is: amqp://user:password@host:port/vhost, or amqps://
+    #[arg(long, env = "AMQP_URL", hide_env_values = true)]
+    pub amqp_url: AmqpUrl,
+    /// The queue to consume
+    #[arg(long, env = "AMQP_QUEUE", default_value = "image_generation")]
+    pub queue: String,
+    /// How many unacknowledged messages the broker may have out here; bounds the memory
+    #[arg(long, env = "AMQP_PREFETCH", default_value_t = 100, value_parser = value_parser!(u16).range(1..))]
+    pub prefetch: u16,
+    /// Create the durable queue, and the dead-letter exchange with its queue, where they are missing
+    #[arg(long, env = "RELAY_DECLARE", value_parser = BoolishValueParser::new())]
+    pub declare: bool,
+    /// The exchange for messages that SQS can never carry [default: <queue>.dead-letter]
+    #[arg(long, env = "AMQP_DEAD_LETTER_EXCHANGE")]
+    pub dead_letter_exchange: Option<String>,
+    /// The queue to send to
+    #[arg(long, env = "SQS_QUEUE_URL")]
+    pub sqs_queue_url: String,
+    /// How long a message waits for others to share its batch, in milliseconds
+    #[arg(long, env = "RELAY_LINGER_MS", default_value_t = 20, value_parser = value_parser!(u64).range(..=60_000))]
+    pub linger_ms: u64,
+    /// Where /healthz and /readyz answer
+    #[arg(long, env = "RELAY_HEALTH_ADDR", default_value = "127.0.0.1:9100")]
+    pub health_addr: SocketAddr,
+    /// How long an ordered end may take after SIGTERM, in seconds
+    #[arg(long, env = "RELAY_SHUTDOWN_TIMEOUT", default_value_t = 25, value_parser = value_parser!(u64).range(1..=3_600))]
+    pub shutdown_timeout: u64,
+    /// How log lines look
+    #[arg(long, env = "RELAY_LOG_FORMAT", value_enum, default_value_t = LogFormat::Json)]
+    pub log_format: LogFormat,
+}
+
+/// How log lines look.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum LogFormat {
+    /// For people.
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
+/// A URL with a password in it. It is checked after parsing, because the parser of options repeats a bad value.
+#[derive(Clone)]
+pub struct AmqpUrl(String);
+
+/// An option that a person must correct.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// The command line or the environment cannot be read as options.
+    #[error("{0}")]
+    Usage(String),
+    /// One option has a value that cannot work.
+    #[error("error: {option}: {problem}")]
+    Invalid {
+        /// The option's name as on the command line.
+        option: &'static str,
+        /// What is wrong with it.
+        problem: String,
+    },
+}
+
+impl Config {
+    /// Reads the options; `None` when the person asked for help or the version and has it.
+    pub fn load<I>(args: I) -> Result<Option<Self>, ConfigError>
+    where
+        I: IntoIterator,
+        I::Item: Into<OsString> + Clone,
+    {
+        let config = match Self::try_parse_from(args) {
+            Ok(config) => config,
+            Err(err) if !err.use_stderr() => {
+                // Printing help to a closed pipe is no reason to fail.
+                let _ = err.print();
+                return Ok(None);
+            }
+            Err(err) => return Err(ConfigError::Usage(redact(err.to_string().trim_end()))),
+        };
+        config.validate()?;
+        Ok(Some(config))
+    }
+
+    /// Checks what depends on more than one value or must not be repeated, and gives the broker's address.
+    pub fn validate(&self) -> Result<AMQPUri, ConfigError> {
+        let uri = self.amqp_url.parse()?;
+        check_name("--queue", &self.queue)?;
+        check_name("--dead-letter-exchange", &self.dead_letter_exchange())?;
+        let sqs = Url::parse(&self.sqs_queue_url).map_err(|err| invalid("--sqs-queue-url", err.to_string()))?;
+        if !matches!(sqs.scheme(), "http" | "https") || sqs.host().is_none() {
+            return Err(invalid("--sqs-queue-url", "must be an http or https URL"));
+        }
+        Ok(uri)
+    }
+
+    /// The exchange for poison.
+    pub fn dead_letter_exchange(&self) -> String {
+        self.dead_letter_exchange.clone().unwrap_or_else(|| format!("{}.dead-letter", self.queue))
+    }
+
+    /// The linger time.
+    pub fn linger(&self) -> Duration {
+        Duration::from_millis(self.linger_ms)
+    }
+
+    /// The time for an ordered end.
+    pub fn shutdown_timeout(&self) -> Duration {
+        Duration::from_secs(self.shutdown_timeout)
+    }
+}
+
+impl AmqpUrl {
+    fn parse(&self) -> Result<AMQPUri, ConfigError> {
+        let problem = |text: &str| invalid("--amqp-url", redact(text));
+        let url = Url::parse(&self.0).map_err(|err| problem(&err.to_string()))?;
+        let mut uri: AMQPUri = self.0.parse().map_err(|err: String| problem(&err))?;
+        // The client takes an IPv6 address for no host at all and would connect to localhost.
+        match url.host() {
+            Some(Host::Ipv6(address)) => uri.authority.host = address.to_string(),
+            Some(_) => {}
+            None => return Err(problem("names no host")),
+        }
+        // Read literally, a lone slash is the virtual host with the empty name. Nobody has one.
+        if uri.vhost.is_empty() {
+            uri.vhost = "/".to_owned();
+        }
+        Ok(uri)
+    }
+}
+
+impl From<String> for AmqpUrl {
+    fn from(url: String) -> Self {
+        Self(url)
+    }
+}
+
+impl fmt::Debug for AmqpUrl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&redact(&self.0))
+    }
+}
+
+/// Hides everything from the first `://` to the last `@`: a password may hold any character.
+fn redact(text: &str) -> String {
+    match (text.find("://"), text.rfind('@')) {
+        (Some(start), Some(end)) if start < end => format!("{}://***{}", &text[..start], &text[end..]),
+        _ => text.to_owned(),
+    }
+}
+
+fn check_name(option: &'static str, name: &str) -> Result<(), ConfigError> {
+    match name.len() {
+        0 => Err(invalid(option, "must not be empty")),
+        1..=MAX_NAME_BYTES => Ok(()),
+        bytes => Err(invalid(option, format!("has {bytes} bytes, AMQP takes {MAX_NAME_BYTES}"))),
+    }
+}
+
+fn invalid(option: &'static str, problem: impl Into<String>) -> ConfigError {
+    ConfigError::Invalid { option, problem: problem.into() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    const REQUIRED: [&str; 3] = ["relay", "--amqp-url=amqp://u:secret@h", "--sqs-queue-url=http://h/q"];
+
+    fn load(extra: &[&str]) -> Result<Option<Config>, ConfigError> {
+        Config::load(REQUIRED.iter().chain(extra))
+    }
+
+    #[test]
+    fn defaults_are_those_of_the_manual() {
+        let config = load(&[]).unwrap().unwrap();
+        assert_eq!(config.queue, "image_generation");
+        assert_eq!(config.dead_letter_exchange(), "image_generation.dead-letter");
+        assert_eq!((config.prefetch, config.linger_ms, config.shutdown_timeout), (100, 20, 25));
+        assert_eq!(config.health_addr.to_string(), "127.0.0.1:9100");
+        assert_eq!(config.log_format, LogFormat::Json);
+        assert!(!config.declare);
+    }
+
+    #[test]
+    fn a_bad_option_is_named_and_exits_64() {
+        let long = "q".repeat(250);
+        for (option, value) in [
+            ("--prefetch", "0"),
+            ("--prefetch", "65536"),
+            ("--prefetch", "-1"),
+            ("--queue", ""),
+            ("--dead-letter-exchange", ""),
+            ("--sqs-queue-url", "queue"),
+            ("--sqs-queue-url", "ftp://h/q"),
+            ("--linger-ms", "60001"),
+            ("--health-addr", "9100"),
+            ("--shutdown-timeout", "0"),
+            ("--log-format", "xml"),
+            ("--amqp-url", "http://u:secret@h"),
+            ("--amqp-url", "amqp://u:secret@h:port"),
+            ("--amqp-url", "amqp://u:secret@h?heartbeat=x"),
+            ("--amqp-url", ""),
+            ("--nonsense", "amqp://u:secret word@h"),
+        ] {
+            let mut args: Vec<String> = REQUIRED.iter().map(ToString::to_string).collect();
+            args.retain(|arg| !arg.starts_with(option));
+            args.push(format!("{option}={value}"));
+            let err = Config::load(args).expect_err(value);
+            let text = err.to_string();
+            assert!(text.contains(option), "{option}={value}: {text}");
+            assert!(!text.contains("secret"), "{text}");
+            assert_eq!(crate::error::Error::from(err).exit_code(), 64);
+        }
+        let text = load(&[&format!("--queue={long}")]).unwrap_err().to_string();
+        assert!(text.contains("--dead-letter-exchange: has 262 bytes"), "{text}");
+    }
+
+    #[test]
+    fn every_option_has_a_flag_and_a_variable() {
+        let command = Config::command();
+        let options: Vec<_> = command.get_arguments().filter(|option| option.get_env().is_some()).collect();
+        assert_eq!(options.len(), 10);
+        assert!(options.iter().all(|option| option.get_long().is_some()));
+        let required = options.iter().filter(|option| option.is_required_set());
+        assert_eq!(required.filter_map(|option| option.get_long()).collect::<Vec<_>>(), ["amqp-url", "sqs-queue-url"]);
+    }
+
+    #[test]
+    fn the_password_is_never_shown() {
+        let config = load(&[]).unwrap().unwrap();
+        let shown = format!("{config:?}");
+        assert!(shown.contains("amqp://***@h") && !shown.contains("secret"), "{shown}");
+    }
+
+    #[test]
+    fn urls_mean_what_people_expect() {
+        for (url, host, vhost) in [
+            ("amqp://h", "h", "/"),
+            ("amqp://h/", "h", "/"),
+            ("amqp://h/%2f", "h", "/"),
+            ("amqp://h:1/v", "h", "v"),
+            ("amqp://127.0.0.1/v", "127.0.0.1", "v"),
+            ("amqp://[::1]:5672", "::1", "/"),
+        ] {
+            let uri = AmqpUrl::from(url.to_owned()).parse().expect(url);
+            assert_eq!((uri.authority.host.as_str(), uri.vhost.as_str()), (host, vhost), "{url}");
+        }
+    }
+}

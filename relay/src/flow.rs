@@ -1,0 +1,192 @@
+//! The messages of one generation: gathered, sent, settled, and those that failed sent again.
+//!
+//! Refuses to decide how a generation ends; it only holds its messages. To drop a flow is safe: everything that was not
+//! acknowledged is delivered again. It holds no more than the prefetch, because all it holds is unacknowledged.
+
+mod dispatch;
+
+use std::{collections::VecDeque, sync::Arc, time::Duration};
+
+use lapin::message::Delivery;
+use tokio::{
+    task::{JoinError, JoinSet},
+    time::{Instant, sleep, sleep_until},
+};
+use tracing::{Instrument, info, info_span, warn};
+
+use crate::{
+    backoff,
+    batch::{Batcher, Weigh},
+    dead_letter::DeadLetter,
+    error::Stop,
+    flow::dispatch::{Outcome, bury, dispatch},
+    health::Readiness,
+    message::{Message, Poison},
+    sink::Sink,
+};
+
+/// How many batches may be on their way to SQS at once.
+pub const MAX_IN_FLIGHT: usize = 4;
+
+/// The messages of one generation.
+#[derive(Debug)]
+pub struct Flow<S> {
+    sink: Arc<S>,
+    dead_letter: Arc<DeadLetter>,
+    readiness: Readiness,
+    batcher: Batcher<Message>,
+    ready: VecDeque<Vec<Message>>,
+    in_flight: usize,
+    jobs: JoinSet<Done>,
+}
+
+/// What a job leaves behind.
+#[derive(Debug)]
+enum Done {
+    Sent(Outcome),
+    Buried,
+    Rested(Vec<Message>),
+}
+
+/// Why a flow cannot go on.
+#[derive(Debug)]
+pub enum Halt {
+    /// SQS refuses everything.
+    Stop(Stop),
+    /// A job ended without settling its messages. A new generation gets them again.
+    Lost(JoinError),
+}
+
+impl<S: Sink> Flow<S> {
+    /// An empty one.
+    pub fn new(sink: Arc<S>, dead_letter: Arc<DeadLetter>, readiness: Readiness, linger: Duration) -> Self {
+        Self {
+            sink,
+            dead_letter,
+            readiness,
+            batcher: Batcher::new(linger),
+            ready: VecDeque::new(),
+            in_flight: 0,
+            jobs: JoinSet::new(),
+        }
+    }
+
+    /// Takes a delivery over.
+    pub fn accept(&mut self, delivery: Delivery) {
+        match Message::accept(delivery) {
+            Ok(message) => self.gather(message),
+            Err(poison) => self.bury(poison),
+        }
+    }
+
+    /// Sends what has gathered, ready or not.
+    pub fn flush(&mut self) {
+        self.ready.extend(self.batcher.flush());
+        self.launch();
+    }
+
+    /// Waits until a job ends, and settles what it leaves behind, or until the oldest message has waited long enough,
+    /// and sends it. For ever when there is neither. Safe to cancel.
+    pub async fn advance(&mut self) -> Result<(), Halt> {
+        let deadline = self.batcher.deadline();
+        let lingered = async move {
+            match deadline {
+                Some(deadline) => sleep_until(deadline).await,
+                None => std::future::pending().await,
+            }
+        };
+        let done = tokio::select! {
+            Some(done) = self.jobs.join_next(), if !self.jobs.is_empty() => done.map_err(Halt::Lost)?,
+            () = lingered => {
+                self.flush();
+                return Ok(());
+            }
+        };
+        match done {
+            Done::Buried => Ok(()),
+            Done::Rested(messages) => {
+                for message in messages {
+                    self.gather(message);
+                }
+                Ok(())
+            }
+            Done::Sent(outcome) => {
+                self.in_flight -= 1;
+                let settled = self.apply(outcome);
+                self.launch();
+                settled
+            }
+        }
+    }
+
+    /// Whether every message is settled.
+    pub fn is_idle(&self) -> bool {
+        self.jobs.is_empty() && self.ready.is_empty() && self.batcher.deadline().is_none()
+    }
+
+    /// Sends nothing more; only what is on its way can still be settled.
+    pub fn halt(&mut self) {
+        self.ready.clear();
+        self.batcher.flush();
+    }
+
+    /// Whether a batch is on its way.
+    pub fn is_sending(&self) -> bool {
+        self.in_flight > 0
+    }
+
+    fn gather(&mut self, message: Message) {
+        self.ready.extend(self.batcher.push(message, Instant::now()));
+        self.launch();
+    }
+
+    fn launch(&mut self) {
+        while self.in_flight < MAX_IN_FLIGHT {
+            let Some(batch) = self.ready.pop_front() else { return };
+            let bytes: usize = batch.iter().map(Weigh::weight).sum();
+            let span = info_span!("batch", batch.entries = batch.len(), batch.bytes = bytes);
+            let sink = Arc::clone(&self.sink);
+            let job = async move { Done::Sent(dispatch(&*sink, batch).await) };
+            self.jobs.spawn(job.instrument(span));
+            self.in_flight += 1;
+        }
+    }
+
+    fn apply(&mut self, outcome: Outcome) -> Result<(), Halt> {
+        if self.readiness.note_sqs(outcome.answered) {
+            info!("SQS answers again");
+        }
+        for poison in outcome.poison {
+            self.bury(poison);
+        }
+        if let Some(stop) = outcome.stop {
+            return Err(Halt::Stop(stop));
+        }
+        if let Some(attempt) = outcome.retry.iter().map(|message| message.attempts).max() {
+            let delay = backoff::delay(attempt.saturating_sub(1));
+            warn!(
+                messages = outcome.retry.len(),
+                attempt,
+                retry_ms = delay.as_millis(),
+                cause = outcome.cause,
+                "not accepted by SQS, trying again"
+            );
+            let rest = async move {
+                sleep(delay).await;
+                Done::Rested(outcome.retry)
+            };
+            self.jobs.spawn(rest);
+        }
+        Ok(())
+    }
+
+    fn bury(&mut self, poison: Poison) {
+        let span = poison.ticket.span.clone();
+        let dead_letter = Arc::clone(&self.dead_letter);
+        let job = async move {
+            bury(&dead_letter, poison).await;
+            Done::Buried
+        };
+        self.jobs.spawn(job.instrument(span));
+    }
+}

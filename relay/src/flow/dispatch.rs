@@ -1,0 +1,146 @@
+//! The two jobs of a flow: send one batch and settle each of its messages, and bury one poisoned message.
+//!
+//! Refuses to acknowledge before the verdict on that very message is in.
+
+use futures_util::future::join_all;
+use tokio::time::{Instant, sleep};
+use tracing::{debug, warn};
+
+use crate::{
+    backoff,
+    dead_letter::DeadLetter,
+    entry::Entry,
+    error::Stop,
+    message::{Message, Poison, Ticket},
+    sink::{Sink, Verdict},
+};
+
+/// What is left of a batch after its accepted messages were acknowledged.
+#[derive(Debug)]
+pub(super) struct Outcome {
+    /// To be sent again, each with its body.
+    pub(super) retry: Vec<Message>,
+    /// To be buried.
+    pub(super) poison: Vec<Poison>,
+    /// SQS refuses everything. The messages stay unacknowledged.
+    pub(super) stop: Option<Stop>,
+    /// Why the first of those to be sent again was not accepted.
+    pub(super) cause: Option<String>,
+    /// Whether SQS answered at all.
+    pub(super) answered: bool,
+}
+
+/// Sends one batch and settles each message by its verdict.
+pub(super) async fn dispatch<S: Sink>(sink: &S, batch: Vec<Message>) -> Outcome {
+    let started = Instant::now();
+    let entries: Vec<&Entry> = batch.iter().map(|message| &message.entry).collect();
+    let verdicts = sink.send(&entries).await;
+    debug_assert_eq!(verdicts.len(), batch.len(), "one verdict per entry");
+    let mut outcome = Outcome { retry: vec![], poison: vec![], stop: None, cause: None, answered: true };
+    let mut accepted = Vec::with_capacity(batch.len());
+    for (mut message, verdict) in batch.into_iter().zip(verdicts) {
+        match verdict {
+            Verdict::Accepted => accepted.push(message.ticket),
+            Verdict::Retry { cause, answered } => {
+                message.attempts = message.attempts.saturating_add(1);
+                outcome.retry.push(message);
+                outcome.cause.get_or_insert(cause);
+                outcome.answered &= answered;
+            }
+            Verdict::Poison(reason) => outcome.poison.push(message.into_poison(reason)),
+            Verdict::Stop(stop) => outcome.stop = Some(stop),
+        }
+    }
+    debug!(accepted = accepted.len(), duration_ms = started.elapsed().as_millis(), "batch sent");
+    acknowledge(accepted).await;
+    outcome
+}
+
+/// Publishes a poisoned message to the dead-letter exchange, however long that takes, and then acknowledges it.
+pub(super) async fn bury(dead_letter: &DeadLetter, poison: Poison) {
+    for attempt in 0.. {
+        let Err(err) = dead_letter.publish(&poison).await else { break };
+        let delay = backoff::delay(attempt);
+        warn!(
+            error = %err,
+            reason = poison.reason.as_str(),
+            retry_ms = delay.as_millis(),
+            "not dead-lettered, the message stays unacknowledged"
+        );
+        sleep(delay).await;
+    }
+    warn!(reason = poison.reason.as_str(), detail = %poison.reason, "dead-lettered");
+    acknowledge(vec![poison.ticket]).await;
+}
+
+/// Acknowledges each ticket. One that fails is delivered again, which makes a duplicate and loses nothing.
+async fn acknowledge(tickets: Vec<Ticket>) {
+    let acks = tickets.into_iter().map(|ticket| ticket.acker.ack());
+    let failures: Vec<_> = join_all(acks).await.into_iter().filter_map(Result::err).collect();
+    if let Some(first) = failures.first() {
+        warn!(
+            messages = failures.len(),
+            error = %first,
+            "accepted but not acknowledged, will be delivered again"
+        );
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{entry::Reason, sink::Probe};
+
+    /// Judges each entry by its body, and remembers nothing.
+    struct Judge;
+
+    impl Sink for Judge {
+        async fn probe(&self) -> Probe {
+            Probe::Ready
+        }
+
+        async fn send(&self, entries: &[&Entry]) -> Vec<Verdict> {
+            let judge = |entry: &&Entry| match entry.body() {
+                "retry" => Verdict::Retry { cause: "later".to_owned(), answered: true },
+                "lost" => Verdict::Retry { cause: "gone".to_owned(), answered: false },
+                "poison" => Verdict::Poison(Reason::Rejected("Bad".to_owned())),
+                "stop" => Verdict::Stop(Stop { code: "AccessDenied".to_owned(), message: String::new() }),
+                _ => Verdict::Accepted,
+            };
+            entries.iter().map(judge).collect()
+        }
+    }
+
+    /// A batch, and for each message a second look at its delivery's acker.
+    fn batch(bodies: &[&str]) -> (Vec<Message>, Vec<lapin::Acker>) {
+        let deliver = |(tag, body): (usize, &&str)| {
+            let delivery =
+                lapin::message::Delivery::mock(tag as u64, "".into(), "".into(), false, body.as_bytes().to_vec());
+            let acker = delivery.acker.clone();
+            (Message::accept(delivery).unwrap(), acker)
+        };
+        bodies.iter().enumerate().map(deliver).unzip()
+    }
+
+    #[tokio::test]
+    async fn only_what_was_accepted_is_acknowledged() {
+        for (bodies, acked, retried, poisoned, stopped, answered) in [
+            (vec!["ok"], vec![true], vec![], vec![], false, true),
+            (vec!["ok", "retry", "ok"], vec![true, false, true], vec!["retry"], vec![], false, true),
+            (vec!["lost", "lost"], vec![false, false], vec!["lost", "lost"], vec![], false, false),
+            (vec!["poison", "ok"], vec![false, true], vec![], vec!["poison"], false, true),
+            (vec!["stop", "ok", "retry"], vec![false, true, false], vec!["retry"], vec![], true, true),
+        ] {
+            let (messages, ackers) = batch(&bodies);
+            let outcome = dispatch(&Judge, messages).await;
+            let used: Vec<bool> = ackers.iter().map(|acker| !acker.usable()).collect();
+            assert_eq!(used, acked, "{bodies:?}");
+            let bodies_again: Vec<&str> = outcome.retry.iter().map(|message| message.entry.body()).collect();
+            assert_eq!(bodies_again, retried, "a retry keeps its body");
+            assert!(outcome.retry.iter().all(|message| message.attempts == 1));
+            let buried: Vec<Vec<u8>> = outcome.poison.into_iter().map(|poison| poison.body).collect();
+            assert_eq!(buried, poisoned.iter().map(|body| body.as_bytes()).collect::<Vec<_>>());
+            assert_eq!((outcome.stop.is_some(), outcome.answered), (stopped, answered), "{bodies:?}");
+        }
+    }
+}

@@ -1,0 +1,145 @@
+//! `/healthz` says that the process lives, `/readyz` that it can relay now: consuming on one side, answered on the other.
+//!
+//! Refuses to test anything by itself: it shows what the bridge last saw.
+
+use std::{
+    net::SocketAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU32, Ordering},
+    },
+};
+
+use axum::{Json, Router, extract::State, http::StatusCode, routing::get};
+use serde_json::{Value, json};
+use tokio::{net::TcpListener, task::JoinHandle};
+use tracing::error;
+
+use crate::error::Error;
+
+/// SQS counts as gone after this many requests in a row without an answer. One 500 among good answers is ordinary.
+const SQS_GONE: u32 = 3;
+
+/// What the bridge last saw of its two sides.
+#[derive(Debug, Clone)]
+pub struct Readiness(Arc<Sides>);
+
+#[derive(Debug)]
+struct Sides {
+    broker: AtomicBool,
+    /// Requests in a row that SQS did not answer.
+    sqs_failures: AtomicU32,
+}
+
+/// A health endpoint; it ends when this is dropped.
+#[derive(Debug)]
+pub struct Health {
+    /// The address it listens on.
+    pub addr: SocketAddr,
+    task: JoinHandle<()>,
+}
+
+impl Readiness {
+    /// Notes whether a consumer is running.
+    pub fn set_broker(&self, ready: bool) {
+        self.0.broker.store(ready, Ordering::Relaxed);
+    }
+
+    /// Notes whether SQS answered a request; true when it had been gone and is back.
+    pub fn note_sqs(&self, answered: bool) -> bool {
+        if answered {
+            return self.0.sqs_failures.swap(0, Ordering::Relaxed) >= SQS_GONE;
+        }
+        // Stops at the limit: what is gone cannot be more gone.
+        let more = |failures: u32| (failures < SQS_GONE).then_some(failures + 1);
+        let _ = self.0.sqs_failures.fetch_update(Ordering::Relaxed, Ordering::Relaxed, more);
+        false
+    }
+
+    /// Whether SQS answers.
+    pub fn sqs(&self) -> bool {
+        self.0.sqs_failures.load(Ordering::Relaxed) < SQS_GONE
+    }
+
+    fn broker(&self) -> bool {
+        self.0.broker.load(Ordering::Relaxed)
+    }
+}
+
+impl Default for Readiness {
+    /// Nothing is known to work yet.
+    fn default() -> Self {
+        Self(Arc::new(Sides { broker: AtomicBool::new(false), sqs_failures: AtomicU32::new(SQS_GONE) }))
+    }
+}
+
+impl Drop for Health {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+/// Listens on `addr` and answers in the background.
+pub async fn serve(addr: SocketAddr, readiness: Readiness) -> Result<Health, Error> {
+    let listen = |source| Error::Listen { addr, source };
+    let listener = TcpListener::bind(addr).await.map_err(listen)?;
+    let addr = listener.local_addr().map_err(listen)?;
+    let router =
+        Router::new().route("/healthz", get(|| async { "ok\n" })).route("/readyz", get(ready)).with_state(readiness);
+    let task = tokio::spawn(async move {
+        if let Err(err) = axum::serve(listener, router).await {
+            error!(error = %err, "the health endpoint ended");
+        }
+    });
+    Ok(Health { addr, task })
+}
+
+async fn ready(State(readiness): State<Readiness>) -> (StatusCode, Json<Value>) {
+    let (broker, sqs) = (readiness.broker(), readiness.sqs());
+    let status = if broker && sqs { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+    (status, Json(json!({ "ready": broker && sqs, "broker": broker, "sqs": sqs })))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn ready_needs_both_sides() {
+        for (broker, sqs, want) in [(false, false, 503), (true, false, 503), (false, true, 503), (true, true, 200)] {
+            let readiness = Readiness::default();
+            readiness.set_broker(broker);
+            readiness.note_sqs(sqs);
+            let (status, Json(body)) = ready(State(readiness)).await;
+            assert_eq!(status, want);
+            assert_eq!(body, json!({ "ready": want == 200, "broker": broker, "sqs": sqs }));
+        }
+    }
+
+    #[test]
+    fn sqs_is_gone_only_after_several_failures_in_a_row() {
+        let readiness = Readiness::default();
+        assert!(!readiness.sqs());
+        for (answered, back, ready) in [
+            (true, true, true),
+            (false, false, true),
+            (false, false, true),
+            (true, false, true),
+            (false, false, true),
+            (false, false, true),
+            (false, false, false),
+            (false, false, false),
+            (true, true, true),
+        ] {
+            assert_eq!((readiness.note_sqs(answered), readiness.sqs()), (back, ready));
+        }
+    }
+
+    #[tokio::test]
+    async fn a_taken_address_names_the_option() {
+        let first = serve("127.0.0.1:0".parse().unwrap(), Readiness::default()).await.unwrap();
+        let err = serve(first.addr, Readiness::default()).await.unwrap_err();
+        assert!(err.to_string().starts_with("--health-addr 127.0.0.1:"), "{err}");
+        assert_eq!(err.exit_code(), 1);
+    }
+}

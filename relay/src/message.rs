@@ -1,0 +1,83 @@
+//! One message on its way: what SQS will carry, where it came from, and the right to acknowledge it.
+//!
+//! Refuses to part the acker from its message: whoever settles the one holds the other.
+
+use lapin::{BasicProperties, message::Delivery};
+use tracing::{Span, info_span};
+
+use crate::{
+    acker::Acker,
+    batch::Weigh,
+    entry::{Entry, Reason},
+};
+
+/// A message that SQS can carry.
+#[derive(Debug)]
+pub struct Message {
+    /// What goes to SQS.
+    pub entry: Entry,
+    /// How often it was sent in vain.
+    pub attempts: u32,
+    pub(crate) ticket: Ticket,
+}
+
+/// A message that SQS can never carry.
+#[derive(Debug)]
+pub struct Poison {
+    /// The body, unchanged.
+    pub body: Vec<u8>,
+    /// Why.
+    pub reason: Reason,
+    pub(crate) ticket: Ticket,
+}
+
+/// What belongs to a delivery besides its body.
+#[derive(Debug)]
+pub(crate) struct Ticket {
+    pub(crate) acker: Acker,
+    pub(crate) origin: Box<Origin>,
+    pub(crate) span: Span,
+}
+
+/// Where a message came from.
+#[derive(Debug)]
+pub(crate) struct Origin {
+    pub(crate) exchange: String,
+    pub(crate) routing_key: String,
+    pub(crate) properties: BasicProperties,
+}
+
+impl Message {
+    /// Takes a delivery over.
+    // The error is the other of two ordinary outcomes, and it is moved only once.
+    #[allow(clippy::result_large_err)]
+    pub fn accept(delivery: Delivery) -> Result<Self, Poison> {
+        let message_id = delivery.properties.message_id().as_ref().map(|id| id.as_str());
+        let span = info_span!("delivery", delivery.tag = delivery.delivery_tag, message.id = message_id);
+        let checked = Entry::new(delivery.data, message_id);
+        let ticket = Ticket {
+            acker: Acker::new(delivery.acker),
+            origin: Box::new(Origin {
+                exchange: delivery.exchange.into(),
+                routing_key: delivery.routing_key.into(),
+                properties: delivery.properties,
+            }),
+            span,
+        };
+        match checked {
+            Ok(entry) => Ok(Self { entry, attempts: 0, ticket }),
+            Err((body, reason)) => Err(Poison { body, reason, ticket }),
+        }
+    }
+
+    /// Gives up on SQS for this message.
+    pub fn into_poison(self, reason: Reason) -> Poison {
+        Poison { body: self.entry.into_body(), reason, ticket: self.ticket }
+    }
+}
+
+impl Weigh for Message {
+    fn weight(&self) -> usize {
+        self.entry.size()
+    }
+}
