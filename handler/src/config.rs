@@ -1,0 +1,247 @@
+//! The command line and the environment of the handler. Tests build these structs; nothing else reads the environment.
+
+use crate::pipeline::scheduler;
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use std::{fmt, path::PathBuf, str::FromStr, time::Duration};
+use url::Url;
+
+/// Paints generation tasks with Stable Diffusion 1.5 and an artist's LoRA.
+///
+/// Without a subcommand it is the AWS Lambda function, configured by the environment alone.
+#[derive(Debug, Parser)]
+#[command(name = "handler", version)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Serve SQS events through the Lambda Runtime API (what `handler` alone does).
+    Function(ServiceConfig),
+    /// Poll an SQS queue: for GPU hosts that are not Lambda.
+    Worker(WorkerConfig),
+    /// Paint one picture from the shell.
+    Generate(GenerateConfig),
+}
+
+/// What function and worker share.
+#[derive(Debug, Clone, Args)]
+pub struct ServiceConfig {
+    /// The model.
+    #[command(flatten)]
+    pub model: ModelConfig,
+    /// The storage.
+    #[command(flatten)]
+    pub store: StoreConfig,
+    /// The token that every webhook carries as `Authorization: Bearer`.
+    #[arg(long, env = "INTERNAL_API_TOKEN", hide_env_values = true, value_name = "TOKEN")]
+    pub internal_api_token: Secret,
+    /// Receives after which a message is given up: the queue's maxReceiveCount. The backend is told on the last one.
+    #[arg(long, env = "EASEL_MAX_RECEIVE_COUNT", default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..))]
+    pub max_receive_count: u32,
+    /// How log lines look.
+    #[arg(long, env = "EASEL_LOG_FORMAT", default_value = "json")]
+    pub log_format: LogFormat,
+}
+
+/// Which model, and on what it runs.
+#[derive(Debug, Clone, Args)]
+pub struct ModelConfig {
+    /// Model folder in the diffusers layout.
+    #[arg(long = "model", env = "EASEL_MODEL_DIR", value_name = "DIR")]
+    pub dir: PathBuf,
+    /// Where to compute.
+    #[arg(long, env = "EASEL_DEVICE", default_value = "auto")]
+    pub device: DeviceKind,
+}
+
+/// Where pictures go and LoRAs come from.
+#[derive(Debug, Clone, Args)]
+pub struct StoreConfig {
+    /// Bucket for the pictures.
+    #[arg(long = "s3-bucket", env = "S3_BUCKET", default_value = "stylelicense-images", value_name = "BUCKET")]
+    pub bucket: String,
+    /// Canned ACL of a picture; `none` for buckets that have ACLs disabled.
+    #[arg(long = "result-acl", env = "EASEL_RESULT_ACL", default_value = "public-read")]
+    pub acl: ResultAcl,
+    /// Base of `result_url` [default: https://BUCKET.s3.amazonaws.com]
+    #[arg(long = "result-base-url", env = "EASEL_RESULT_BASE_URL", value_name = "URL")]
+    pub base_url: Option<Url>,
+    /// Address buckets by path and not by host [default: true if AWS_ENDPOINT_URL or AWS_ENDPOINT_URL_S3 is set]
+    #[arg(long = "s3-path-style", env = "EASEL_S3_PATH_STYLE", value_name = "BOOL")]
+    pub path_style: Option<bool>,
+    /// Folder in which LoRAs are kept between tasks.
+    #[arg(long, env = "EASEL_CACHE_DIR", default_value = "/tmp/easel", value_name = "DIR")]
+    pub cache_dir: PathBuf,
+    /// Largest LoRA file accepted, in bytes.
+    #[arg(long, env = "EASEL_MAX_LORA_BYTES", default_value_t = 1 << 30, value_name = "BYTES")]
+    pub max_lora_bytes: u64,
+}
+
+/// Settings of `handler worker`.
+#[derive(Debug, Clone, Args)]
+pub struct WorkerConfig {
+    /// What it shares with the function.
+    #[command(flatten)]
+    pub service: ServiceConfig,
+    /// The queue to poll.
+    #[arg(long, env = "SQS_QUEUE_URL", value_name = "URL")]
+    pub sqs_queue_url: String,
+    /// Visibility timeout of a message in work, in seconds; it is extended for as long as the work goes on.
+    #[arg(long, env = "EASEL_VISIBILITY_TIMEOUT", default_value_t = 120, value_name = "SECONDS",
+          value_parser = clap::value_parser!(i32).range(3..=43_200))]
+    pub visibility_timeout: i32,
+}
+
+/// Settings of `handler generate`.
+#[derive(Debug, Clone, Args)]
+pub struct GenerateConfig {
+    /// The model.
+    #[command(flatten)]
+    pub model: ModelConfig,
+    /// A LoRA file, with its scale; can be given several times.
+    #[arg(long = "lora", value_name = "FILE[=SCALE]")]
+    pub loras: Vec<LoraFile>,
+    /// What the picture shows.
+    #[arg(long)]
+    pub prompt: String,
+    /// What the picture must not show.
+    #[arg(long, default_value = "")]
+    pub negative_prompt: String,
+    /// Seed of the noise.
+    #[arg(long, default_value_t = 42, allow_negative_numbers = true)]
+    pub seed: i128,
+    /// Denoising steps.
+    #[arg(long, default_value_t = 50, value_parser = clap::value_parser!(u16).range(1..=1000))]
+    pub steps: u16,
+    /// Classifier-free guidance; none at 1 and below.
+    #[arg(long, default_value_t = 7.5)]
+    pub guidance_scale: f64,
+    /// 1:1 is 512x512, 2:2 is 768x768, 1:2 is 512x1024.
+    #[arg(long, default_value = "1:1", value_parser = ["1:1", "2:2", "1:2"])]
+    pub aspect_ratio: String,
+    /// dpmsolver++ or euler.
+    #[arg(long, default_value_t)]
+    pub scheduler: scheduler::Kind,
+    /// Sign the picture with this name.
+    #[arg(long, value_name = "NAME")]
+    pub signature: Option<String>,
+    /// The picture, .jpg or .png.
+    #[arg(long, value_name = "FILE")]
+    pub out: PathBuf,
+}
+
+/// A text that no log and no Debug shows.
+#[derive(Clone)]
+pub struct Secret(String);
+
+impl Secret {
+    /// The text itself, for the one place that sends it.
+    pub fn expose(&self) -> &str {
+        &self.0
+    }
+}
+
+impl FromStr for Secret {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let usable = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_graphic());
+        usable.then(|| Self(text.to_string())).ok_or_else(|| "must be visible ASCII characters, at least one".into())
+    }
+}
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("<redacted>")
+    }
+}
+
+/// `FILE[=SCALE]`.
+#[derive(Debug, Clone, PartialEq)]
+pub struct LoraFile {
+    /// The file.
+    pub path: PathBuf,
+    /// Multiplier, 1 if none is given.
+    pub scale: f64,
+}
+
+impl FromStr for LoraFile {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let (path, scale) = match text.rsplit_once('=') {
+            Some((path, scale)) => (path, scale.parse().map_err(|_| format!("the scale `{scale}` is no number"))?),
+            None => (text, 1.0),
+        };
+        if !f64::is_finite(scale) {
+            return Err("the scale must be finite".into());
+        }
+        Ok(Self { path: path.into(), scale })
+    }
+}
+
+/// Where to compute.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum DeviceKind {
+    /// The GPU if this build and machine have one, else the CPU.
+    Auto,
+    /// The CPU.
+    Cpu,
+    /// The first CUDA GPU.
+    Cuda,
+}
+
+/// Canned ACL of a picture.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum ResultAcl {
+    /// Everybody may read.
+    PublicRead,
+    /// No ACL header: the bucket's policy decides.
+    None,
+}
+
+/// How log lines look.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum LogFormat {
+    /// One JSON object a line.
+    Json,
+    /// For people.
+    Text,
+}
+
+/// Longest time for one webhook call, as in the Python worker.
+pub const WEBHOOK_TIMEOUT: Duration = Duration::from_secs(10);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lora_files_carry_their_scale() {
+        let cases = [("a.safetensors", Ok(("a.safetensors", 1.0))), ("a=b.safetensors=-0.5", Ok(("a=b.safetensors", -0.5)))];
+        for (text, expected) in cases {
+            let expected = expected.map(|(path, scale): (&str, f64)| LoraFile { path: path.into(), scale });
+            assert_eq!(text.parse::<LoraFile>(), expected, "{text}");
+        }
+        for text in ["a.safetensors=strong", "a=nan"] {
+            assert!(text.parse::<LoraFile>().is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_secret_does_not_show() {
+        let secret: Secret = "hunter2".parse().unwrap();
+        assert_eq!(format!("{secret:?}"), "<redacted>");
+        assert!("two words".parse::<Secret>().is_err());
+    }
+
+    #[test]
+    fn missing_settings_are_named() {
+        let error = Cli::try_parse_from(["handler", "generate", "--prompt", "x", "--out", "x.jpg"]).unwrap_err();
+        assert!(error.to_string().contains("--model"), "{error}");
+    }
+}

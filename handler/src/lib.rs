@@ -1,0 +1,20 @@
+//! Easel's handler: takes a generation task, paints it with the artist's LoRA, signs the picture, stores it and tells the
+//! backend how it goes.
+//!
+//! The modules follow the life of a task: [`task`] (the contract) -> [`job`] (one task from start to end) -> [`lora`] ->
+//! [`pipeline`] -> [`signature`] -> [`store`] -> [`webhook`]. Around them: [`runtime`] (Lambda), [`worker`] (polls SQS) and
+//! [`generate`] (the shell) bring tasks in; [`studio`] owns the model; [`config`] is the only reader of the environment.
+
+pub mod config;
+pub mod generate;
+pub mod job;
+pub mod lora;
+pub mod pipeline;
+pub mod progress;
+pub mod runtime;
+pub mod signature;
+pub mod store;
+pub mod studio;
+pub mod task;
+pub mod webhook;
+pub mod worker;

@@ -1,0 +1,114 @@
+//! Keys, shapes and arithmetic of LoRA files, on a model of two layers.
+
+use super::*;
+use crate::pipeline::weights::{Tensors, Weights};
+use candle_core::{DType, Device};
+use std::collections::HashMap;
+
+const QUERY: &str = "down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q";
+const OUT: &str = "down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_out.0";
+
+fn tensor(values: &[f32], shape: &[usize]) -> Tensor {
+    Tensor::from_slice(values, shape, &Device::Cpu).unwrap()
+}
+
+fn base() -> (Weights, Weights) {
+    let identity = tensor(&[1., 0., 0., 1.], &[2, 2]);
+    let unet = Tensors::from([(format!("{QUERY}.weight"), identity.clone()), (format!("{OUT}.weight"), identity.clone())]);
+    let text = Tensors::from([("text_model.encoder.layers.0.self_attn.q_proj.weight".to_string(), identity)]);
+    let weights = |tensors| Weights::new(tensors, DType::F32, &Device::Cpu);
+    (weights(unet), weights(text))
+}
+
+fn file(tensors: &[(&str, Tensor)], metadata: Option<&str>) -> Vec<u8> {
+    let metadata = metadata.map(|text| HashMap::from([("lora_adapter_metadata".to_string(), text.to_string())]));
+    safetensors::serialize(tensors.iter().map(|(name, tensor)| (*name, tensor)), metadata).unwrap()
+}
+
+fn merged(bytes: &[u8], scale: f64) -> Result<Overlays, LoraError> {
+    let lora = Arc::new(Lora::from_bytes(bytes)?);
+    let (unet, text) = base();
+    merge(&[AppliedLora { lora, scale }], &unet, &text)
+}
+
+fn pair() -> (Tensor, Tensor) {
+    (tensor(&[1., 2.], &[1, 2]), tensor(&[3., 5.], &[2, 1]))
+}
+
+#[test]
+fn every_naming_reaches_the_same_module() {
+    let kohya = QUERY.replace('.', "_");
+    let cases = [
+        (format!("unet.{QUERY}.lora_A.weight"), format!("unet.{QUERY}.lora_B.weight")),
+        (format!("base_model.model.{QUERY}.lora_A.weight"), format!("base_model.model.{QUERY}.lora_B.weight")),
+        (format!("unet.{QUERY}.lora.down.weight"), format!("unet.{QUERY}.lora.up.weight")),
+        (format!("lora_unet_{kohya}.lora_down.weight"), format!("lora_unet_{kohya}.lora_up.weight")),
+        (
+            format!("unet.{}.processor.to_q_lora.down.weight", QUERY.trim_end_matches(".to_q")),
+            format!("unet.{}.processor.to_q_lora.up.weight", QUERY.trim_end_matches(".to_q")),
+        ),
+    ];
+    for (down_key, up_key) in cases {
+        let (down, up) = pair();
+        let overlay = merged(&file(&[(&down_key, down), (&up_key, up)], None), 1.0).unwrap().unet;
+        let sum = overlay[&format!("{QUERY}.weight")].to_vec2::<f32>().unwrap();
+        assert_eq!(sum, [[4., 6.], [5., 11.]], "{down_key}");
+    }
+}
+
+#[test]
+fn old_attention_processors_reach_the_output_projection() {
+    let (down, up) = pair();
+    let block = QUERY.trim_end_matches(".to_q");
+    let keys = ["down", "up"].map(|part| format!("unet.{block}.processor.to_out_lora.{part}.weight"));
+    let overlay = merged(&file(&[(&keys[0], down), (&keys[1], up)], None), 1.0).unwrap().unet;
+    assert!(overlay.contains_key(&format!("{OUT}.weight")));
+}
+
+#[test]
+fn alpha_scale_and_metadata_multiply() {
+    let kohya = format!("lora_unet_{}", QUERY.replace('.', "_"));
+    let (down_key, up_key, alpha_key) =
+        (format!("{kohya}.lora_down.weight"), format!("{kohya}.lora_up.weight"), format!("{kohya}.alpha"));
+    let (down, up) = pair();
+    let with_alpha = file(&[(&down_key, down.clone()), (&up_key, up.clone()), (&alpha_key, tensor(&[0.5], &[]))], None);
+    let with_metadata = file(&[(&down_key, down), (&up_key, up)], Some(r#"{"unet.lora_alpha": 0.5}"#));
+    for bytes in [with_alpha, with_metadata] {
+        let sum = merged(&bytes, -2.0).unwrap().unet[&format!("{QUERY}.weight")].to_vec2::<f32>().unwrap();
+        assert_eq!(sum, [[-2., -6.], [-5., -9.]]);
+        assert!(merged(&bytes, 0.0).unwrap().unet.is_empty(), "scale zero leaves the base alone");
+    }
+}
+
+#[test]
+fn the_text_encoder_is_reached() {
+    let (down, up) = pair();
+    let keys = ["lora_down", "lora_up"].map(|p| format!("lora_te_text_model_encoder_layers_0_self_attn_q_proj.{p}.weight"));
+    assert_eq!(merged(&file(&[(&keys[0], down), (&keys[1], up)], None), 1.0).unwrap().text_encoder.len(), 1);
+}
+
+#[test]
+fn what_does_not_fit_is_named() {
+    let (down, up) = pair();
+    let query = |part: &str| format!("unet.{QUERY}.{part}.weight");
+    let (a, b) = (query("lora_A"), query("lora_B"));
+    let zero = tensor(&[0., 0.], &[2, 1]);
+    let cases: Vec<(Vec<u8>, &str)> = vec![
+        (b"PK\x03\x04 a pickle".to_vec(), "not a safetensors file"),
+        (Vec::new(), "not a safetensors file"),
+        (file(&[], None), "changes nothing"),
+        (file(&[(&a, down.clone())], None), "up (lora_B)"),
+        (file(&[(&b, up.clone())], None), "down (lora_A)"),
+        (file(&[(&a, down.clone()), (&b, tensor(&[1.; 4], &[2, 2]))], None), "share no rank"),
+        (file(&[(&a, tensor(&[f32::NAN, 1.], &[1, 2])), (&b, up.clone())], None), "NaN"),
+        (file(&[(&a, down.clone()), (&b, zero)], None), "changes nothing"),
+        (file(&[("unet.nowhere.lora_A.weight", down.clone()), ("unet.nowhere.lora_B.weight", up.clone())], None), "nowhere"),
+        (file(&[("unet.x.hada_w1_a", down.clone())], None), "LoHa"),
+        (file(&[("something.else", down.clone())], None), "something.else"),
+        (file(&[(&a, tensor(&[1.; 3], &[1, 3])), (&b, up)], None), "do not fit"),
+    ];
+    for (bytes, expected) in cases {
+        let error = merged(&bytes, 1.0).map(|_| ()).unwrap_err().to_string();
+        assert!(error.contains(expected), "`{error}` does not say `{expected}`");
+    }
+}

@@ -1,0 +1,141 @@
+//! The studio: one model on one device that paints commissions one after the other, signs and encodes them.
+//!
+//! Every entry point paints here. It blocks its thread while it paints and knows nothing of queues, S3 or webhooks.
+
+use crate::{
+    config::{DeviceKind, ModelConfig},
+    lora::{AppliedLora, LoraError},
+    pipeline::{Pipeline, Request, error::PipelineError},
+    signature::{Signature, SignatureError, sign},
+    task::Format,
+};
+use candle_core::{DType, Device};
+use image::{ExtendedColorType, ImageEncoder, RgbImage, codecs::jpeg::JpegEncoder, codecs::png::PngEncoder};
+use std::{ops::ControlFlow, time::Duration, time::Instant};
+
+/// As the Python worker saved them.
+const JPEG_QUALITY: u8 = 95;
+
+/// What to paint, and how to deliver it.
+pub struct Commission {
+    /// What to paint.
+    pub request: Request,
+    /// How many pictures of the request's seed.
+    pub images: usize,
+    /// LoRAs to apply.
+    pub loras: Vec<AppliedLora>,
+    /// The artist's name and how to sign with it.
+    pub signature: Option<(String, Signature)>,
+    /// File format.
+    pub format: Format,
+}
+
+/// Encoded pictures and how long each stage took.
+pub struct Delivery {
+    /// One file per picture.
+    pub files: Vec<Vec<u8>>,
+    /// Stages in order, with their names.
+    pub stages: Vec<(&'static str, Duration)>,
+}
+
+/// Why a commission was not painted.
+#[derive(Debug, thiserror::Error)]
+pub enum StudioError {
+    /// A LoRA does not fit.
+    #[error(transparent)]
+    Lora(#[from] LoraError),
+    /// The pipeline failed.
+    #[error(transparent)]
+    Pipeline(#[from] PipelineError),
+    /// The name cannot be drawn.
+    #[error(transparent)]
+    Signature(#[from] SignatureError),
+    /// The picture could not be encoded.
+    #[error("encoding: {0}")]
+    Encode(#[from] image::ImageError),
+}
+
+impl StudioError {
+    /// Whether the commission itself is at fault, so that trying again would end the same way.
+    pub fn is_permanent(&self) -> bool {
+        match self {
+            Self::Lora(LoraError::Device(_)) | Self::Pipeline(PipelineError::Candle(_)) | Self::Encode(_) => false,
+            Self::Lora(_) | Self::Signature(_) | Self::Pipeline(PipelineError::Request { .. }) => true,
+            Self::Pipeline(_) => false,
+        }
+    }
+}
+
+/// A loaded model.
+pub struct Studio {
+    pipeline: Pipeline,
+}
+
+impl Studio {
+    /// Loads the model: f16 on a GPU, f32 on the CPU.
+    ///
+    /// # Errors
+    /// No such device in this build or machine, or a model folder that cannot be used.
+    pub fn open(config: &ModelConfig) -> Result<Self, PipelineError> {
+        let started = Instant::now();
+        let device = device(config.device)?;
+        let dtype = if device.is_cpu() { DType::F32 } else { DType::F16 };
+        let pipeline = Pipeline::load(&config.dir, dtype, &device)?;
+        let on = if device.is_cpu() { "cpu" } else { "cuda" };
+        tracing::info!(device = on, duration_ms = started.elapsed().as_millis() as u64, "model loaded");
+        Ok(Self { pipeline })
+    }
+
+    /// Paints, signs and encodes. `on_step` is called with the number of finished steps and may stop the painting.
+    ///
+    /// # Errors
+    /// See [`StudioError`]; the studio stays usable after each.
+    pub fn paint(
+        &mut self,
+        commission: &Commission,
+        on_step: &mut dyn FnMut(usize) -> ControlFlow<()>,
+    ) -> Result<Delivery, StudioError> {
+        let mut stages = Vec::new();
+        let mut clock = Instant::now();
+        let mut lap = |stages: &mut Vec<_>, name: &'static str| {
+            stages.push((name, clock.elapsed()));
+            clock = Instant::now();
+        };
+        self.pipeline.set_loras(&commission.loras)?;
+        lap(&mut stages, "lora");
+        let noise = self.pipeline.first_noise(&commission.request, commission.images)?;
+        let latents = self.pipeline.denoise(&commission.request, noise, on_step)?;
+        lap(&mut stages, "denoise");
+        let mut pictures = self.pipeline.decode(&latents)?;
+        lap(&mut stages, "decode");
+        if let Some((name, options)) = &commission.signature {
+            for picture in &mut pictures {
+                sign(picture, name, options)?;
+            }
+        }
+        lap(&mut stages, "sign");
+        let files = pictures.iter().map(|picture| encode(picture, commission.format)).collect::<Result<_, _>>()?;
+        lap(&mut stages, "encode");
+        Ok(Delivery { files, stages })
+    }
+}
+
+fn device(kind: DeviceKind) -> Result<Device, PipelineError> {
+    Ok(match kind {
+        DeviceKind::Cpu => Device::Cpu,
+        DeviceKind::Cuda => Device::new_cuda(0)?,
+        DeviceKind::Auto => Device::cuda_if_available(0)?,
+    })
+}
+
+fn encode(picture: &RgbImage, format: Format) -> Result<Vec<u8>, image::ImageError> {
+    let mut file = Vec::new();
+    let (width, height, color) = (picture.width(), picture.height(), ExtendedColorType::Rgb8);
+    match format {
+        Format::Jpeg => {
+            JpegEncoder::new_with_quality(&mut file, JPEG_QUALITY).write_image(picture, width, height, color)?;
+        }
+        Format::Png => PngEncoder::new(&mut file).write_image(picture, width, height, color)?,
+    }
+    Ok(file)
+}

@@ -1,0 +1,222 @@
+//! The task: what the backend asks for, read from JSON and checked against its limits.
+//!
+//! Unknown fields are ignored, so that the backend can move first. `null` in an optional field means that it is absent.
+//! Each error names the field, what it holds and what it may hold.
+
+mod fields;
+
+use crate::{pipeline::scheduler, signature::Signature};
+use fields::{Fields, Result};
+use serde_json::Value;
+use url::Url;
+
+/// Longest artist name, in characters.
+pub const MAX_ARTIST_NAME: usize = 200;
+/// Most tags of a prompt.
+pub const MAX_TAGS: usize = 100;
+/// Longest prompt or negative prompt, in characters.
+pub const MAX_PROMPT: usize = 10_000;
+/// Most denoising steps.
+pub const MAX_STEPS: i128 = 150;
+/// Most LoRAs beside the style's own.
+pub const MAX_EXTRA_LORAS: usize = 7;
+/// Most pictures of one task.
+pub const MAX_IMAGES: i128 = 4;
+/// Largest guidance scale.
+pub const MAX_GUIDANCE: f64 = 50.0;
+/// Largest LoRA scale, either sign.
+pub const MAX_LORA_SCALE: f64 = 10.0;
+/// Longest URL, in characters.
+pub const MAX_URL: usize = 2048;
+
+/// A generation task that passed every check.
+#[derive(Debug, Clone)]
+pub struct Task {
+    /// The backend's id; names the result and every webhook.
+    pub generation_id: i64,
+    /// The artist's style.
+    pub style_id: i64,
+    /// The style's LoRA first, then any others.
+    pub loras: Vec<LoraRef>,
+    /// The tags joined by one space.
+    pub prompt: String,
+    /// What the picture must not show; empty by default.
+    pub negative_prompt: String,
+    /// What the signature says.
+    pub artist_name: String,
+    /// Base address of the backend's webhooks.
+    pub webhook_url: Url,
+    /// Seed as the backend wrote it, from -2^63 to 2^64 - 1 as torch takes it.
+    pub seed: i128,
+    /// Pixels.
+    pub width: usize,
+    /// Pixels.
+    pub height: usize,
+    /// Denoising steps.
+    pub steps: usize,
+    /// Classifier-free guidance.
+    pub guidance_scale: f64,
+    /// Scheduler.
+    pub scheduler: scheduler::Kind,
+    /// How many pictures.
+    pub num_images: usize,
+    /// File format of the pictures.
+    pub format: Format,
+    /// Place and strength of the signature.
+    pub signature: Signature,
+}
+
+/// A LoRA in S3 and how strongly it is applied.
+#[derive(Debug, Clone, PartialEq)]
+pub struct LoraRef {
+    /// Bucket.
+    pub bucket: String,
+    /// Key.
+    pub key: String,
+    /// Multiplier, 1 by default.
+    pub scale: f64,
+}
+
+/// File format of a picture.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Format {
+    /// JPEG, quality 95.
+    #[default]
+    Jpeg,
+    /// PNG.
+    Png,
+}
+
+/// A message that is no valid task, with as much of it as is needed to tell the backend.
+#[derive(Debug, thiserror::Error)]
+#[error("{reason}")]
+pub struct BadTask {
+    /// Which field, what it holds, what it may hold.
+    pub reason: String,
+    /// The id, if the message has an integer there.
+    pub generation_id: Option<i64>,
+    /// The backend's address, if the message has a usable one.
+    pub webhook_url: Option<Url>,
+}
+
+impl Task {
+    /// Reads and checks the body of a message.
+    ///
+    /// # Errors
+    /// The first field that breaks the contract.
+    pub fn parse(body: &str) -> std::result::Result<Self, BadTask> {
+        let unknown = |reason: String| BadTask { reason, generation_id: None, webhook_url: None };
+        let value: Value = serde_json::from_str(body).map_err(|error| {
+            let place = format!("line {} column {}", error.line(), error.column());
+            unknown(format!("the message is no JSON: it breaks off at {place}"))
+        })?;
+        let Value::Object(map) = &value else {
+            return Err(unknown(format!("the message is {}, must be a JSON object", fields::kind(&value))));
+        };
+        let fields = Fields::new(map);
+        Self::from_fields(&fields).map_err(|reason| BadTask {
+            reason,
+            generation_id: map.get("generation_id").and_then(Value::as_i64),
+            webhook_url: fields.webhook_url("webhook_url").ok(),
+        })
+    }
+
+    fn from_fields(fields: &Fields) -> Result<Self> {
+        let (width, height) = size(fields.optional_text("aspect_ratio", 100)?);
+        let lora_scale = fields.number("lora_scale", 1.0, -MAX_LORA_SCALE, MAX_LORA_SCALE)?;
+        let mut loras = vec![fields.lora_url("lora_model_url", lora_scale)?];
+        for extra in fields.objects("loras", MAX_EXTRA_LORAS)? {
+            let scale = extra.number("scale", 1.0, -MAX_LORA_SCALE, MAX_LORA_SCALE)?;
+            loras.push(extra.lora_url("lora_model_url", scale)?);
+        }
+        Ok(Self {
+            generation_id: fields.id("generation_id")?,
+            style_id: fields.id("style_id")?,
+            loras,
+            prompt: fields.tags("prompt_tags")?,
+            negative_prompt: fields.optional_text("negative_prompt", MAX_PROMPT)?.unwrap_or_default().to_string(),
+            artist_name: artist_name(fields)?,
+            webhook_url: fields.webhook_url("webhook_url")?,
+            seed: fields.integer("seed", Some(42), i128::from(i64::MIN), i128::from(u64::MAX))?,
+            width,
+            height,
+            steps: fields.integer("num_inference_steps", Some(50), 1, MAX_STEPS)? as usize,
+            guidance_scale: fields.number("guidance_scale", 7.5, 0.0, MAX_GUIDANCE)?,
+            scheduler: scheduler_kind(fields)?,
+            num_images: fields.integer("num_images", Some(1), 1, MAX_IMAGES)? as usize,
+            format: format(fields)?,
+            signature: fields.parsed("signature")?.unwrap_or_default(),
+        })
+    }
+
+    /// The seed as the generator takes it: negative ones wrap, as in torch.
+    pub fn seed_bits(&self) -> u64 {
+        self.seed as u64
+    }
+
+    /// Keys of the results: `generations/gen_{id}.jpg`, then `generations/gen_{id}_2.jpg` and so on.
+    pub fn result_keys(&self) -> Vec<String> {
+        let (id, extension) = (self.generation_id, self.format.extension());
+        let key = |number: usize| match number {
+            1 => format!("generations/gen_{id}.{extension}"),
+            _ => format!("generations/gen_{id}_{number}.{extension}"),
+        };
+        (1..=self.num_images).map(key).collect()
+    }
+}
+
+impl Format {
+    /// The file name's ending.
+    pub fn extension(self) -> &'static str {
+        match self {
+            Self::Jpeg => "jpg",
+            Self::Png => "png",
+        }
+    }
+
+    /// The MIME type.
+    pub fn content_type(self) -> &'static str {
+        match self {
+            Self::Jpeg => "image/jpeg",
+            Self::Png => "image/png",
+        }
+    }
+}
+
+/// Width and height of an aspect ratio; 512x512 for none and, as in the Python worker, for an unknown one.
+pub fn size(aspect_ratio: Option<&str>) -> (usize, usize) {
+    match aspect_ratio {
+        None | Some("1:1") => (512, 512),
+        Some("2:2") => (768, 768),
+        Some("1:2") => (512, 1024),
+        Some(_) => {
+            tracing::warn!(known = "1:1, 2:2, 1:2", "unknown aspect_ratio, painting 512x512");
+            (512, 512)
+        }
+    }
+}
+
+fn artist_name<'a>(fields: &Fields<'a>) -> Result<String> {
+    let name = fields.text("artist_name", MAX_ARTIST_NAME)?;
+    if name.trim().is_empty() {
+        return Err("`artist_name` is empty, it must name the artist".into());
+    }
+    Ok(name.to_string())
+}
+
+fn scheduler_kind(fields: &Fields) -> Result<scheduler::Kind> {
+    let name = fields.optional_text("scheduler", 100)?;
+    let refused = |_| format!("`scheduler` is an unknown name, must be one of {}", scheduler::Kind::names());
+    name.map_or(Ok(scheduler::Kind::default()), |name| name.parse().map_err(refused))
+}
+
+fn format(fields: &Fields) -> Result<Format> {
+    match fields.optional_text("output_format", 100)? {
+        None | Some("jpeg") => Ok(Format::Jpeg),
+        Some("png") => Ok(Format::Png),
+        Some(_) => Err("`output_format` is an unknown name, must be one of jpeg, png".into()),
+    }
+}
+
+#[cfg(test)]
+mod tests;

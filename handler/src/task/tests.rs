@@ -1,0 +1,88 @@
+//! The contract, field by field.
+
+use super::*;
+use serde_json::json;
+
+fn seed_task() -> Value {
+    json!({
+        "generation_id": 500, "style_id": 10, "lora_model_url": "s3://bucket/models/style_10/lora_weights.safetensors",
+        "prompt_tags": ["woman", "portrait"], "artist_name": "Ada", "webhook_url": "http://backend:8000"
+    })
+}
+
+fn with(field: &str, value: Value) -> std::result::Result<Task, BadTask> {
+    let mut task = seed_task();
+    task[field] = value;
+    Task::parse(&task.to_string())
+}
+
+#[test]
+fn the_seeds_message_gets_the_seeds_defaults() {
+    let task = Task::parse(&seed_task().to_string()).unwrap();
+    assert_eq!((task.generation_id, task.style_id, task.seed, task.steps), (500, 10, 42, 50));
+    assert_eq!((task.prompt.as_str(), task.guidance_scale, task.num_images), ("woman portrait", 7.5, 1));
+    assert_eq!((task.width, task.height, task.format), (512, 512, Format::Jpeg));
+    assert_eq!(task.result_keys(), ["generations/gen_500.jpg"]);
+    let key = "models/style_10/lora_weights.safetensors".to_string();
+    assert_eq!(task.loras, [LoraRef { bucket: "bucket".into(), key, scale: 1.0 }]);
+}
+
+#[test]
+fn optional_fields_are_taken() {
+    assert_eq!(with("seed", json!(0)).unwrap().seed, 0);
+    assert_eq!(with("seed", json!(null)).unwrap().seed, 42);
+    assert_eq!(with("seed", json!(-1)).unwrap().seed_bits(), u64::MAX);
+    assert_eq!(with("seed", json!(u64::MAX)).unwrap().seed_bits(), u64::MAX);
+    assert_eq!(with("num_images", json!(2)).unwrap().result_keys()[1], "generations/gen_500_2.jpg");
+    assert_eq!(with("loras", json!([{"lora_model_url": "s3://b/k", "scale": -0.5}])).unwrap().loras[1].scale, -0.5);
+    assert_eq!(with("a_field_of_tomorrow", json!([1])).unwrap().generation_id, 500);
+    for (ratio, size) in [("1:1", (512, 512)), ("2:2", (768, 768)), ("1:2", (512, 1024)), ("16:9", (512, 512))] {
+        let task = with("aspect_ratio", json!(ratio)).unwrap();
+        assert_eq!((task.width, task.height), size, "{ratio}");
+    }
+}
+
+#[test]
+fn bad_fields_are_named_with_kind_and_limit() {
+    let cases = [
+        ("generation_id", json!(-1), "`generation_id` is -1, must be an integer from 0"),
+        ("generation_id", json!("7"), "`generation_id` is a string"),
+        ("generation_id", json!(1.5), "`generation_id` is a fraction"),
+        ("generation_id", json!(null), "`generation_id` is missing"),
+        ("style_id", json!(true), "`style_id` is a boolean"),
+        ("prompt_tags", json!([]), "`prompt_tags` is an array of 0, must be an array of 1 to 100 strings"),
+        ("prompt_tags", json!("cat"), "`prompt_tags` is a string"),
+        ("prompt_tags", json!(["cat", 3]), "`prompt_tags[1]` is an integer"),
+        ("prompt_tags", json!([" "]), "`prompt_tags[0]` is an empty string"),
+        ("prompt_tags", json!(["x".repeat(10_001)]), "at most 10000 characters in all"),
+        ("artist_name", json!("x".repeat(10_000)), "`artist_name` is a string of 10000 characters, must be a string of at most 200"),
+        ("artist_name", json!(""), "`artist_name` is empty"),
+        ("lora_model_url", json!("https://x/y"), "`lora_model_url` is another string, must be an address of the form s3://"),
+        ("lora_model_url", json!("s3://bucket/"), "`lora_model_url`"),
+        ("webhook_url", json!("ftp://x"), "`webhook_url` is another address"),
+        ("webhook_url", json!("http://user:word@x"), "`webhook_url` is another address"),
+        ("num_inference_steps", json!(0), "`num_inference_steps` is 0, must be an integer from 1 to 150"),
+        ("guidance_scale", json!(51), "`guidance_scale` is 51, must be a number from 0 to 50"),
+        ("scheduler", json!("magic"), "`scheduler` is an unknown name, must be one of dpmsolver++, euler"),
+        ("lora_scale", json!("big"), "`lora_scale` is a string"),
+        ("loras", json!([{"scale": 1}]), "`loras[0].lora_model_url` is missing"),
+        ("num_images", json!(5), "`num_images` is 5"),
+        ("output_format", json!("bmp"), "`output_format`"),
+        ("signature", json!({"position": "middle"}), "`signature`"),
+    ];
+    for (field, value, expected) in cases {
+        let bad = with(field, value).unwrap_err();
+        assert!(bad.reason.contains(expected), "`{}` does not say `{expected}`", bad.reason);
+        assert_eq!(bad.webhook_url.is_some(), field != "webhook_url", "{field}");
+    }
+}
+
+#[test]
+fn the_backend_can_be_told_when_id_and_address_are_readable() {
+    let bad = with("generation_id", json!(-7)).unwrap_err();
+    assert_eq!(bad.generation_id, Some(-7));
+    for body in ["", "{", "[]", "\"x\"", "{}"] {
+        let bad = Task::parse(body).unwrap_err();
+        assert_eq!((bad.generation_id, bad.webhook_url), (None, None), "{body}");
+    }
+}
