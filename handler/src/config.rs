@@ -222,7 +222,8 @@ mod tests {
 
     #[test]
     fn lora_files_carry_their_scale() {
-        let cases = [("a.safetensors", Ok(("a.safetensors", 1.0))), ("a=b.safetensors=-0.5", Ok(("a=b.safetensors", -0.5)))];
+        let cases =
+            [("a.safetensors", Ok(("a.safetensors", 1.0))), ("a=b.safetensors=-0.5", Ok(("a=b.safetensors", -0.5)))];
         for (text, expected) in cases {
             let expected = expected.map(|(path, scale): (&str, f64)| LoraFile { path: path.into(), scale });
             assert_eq!(text.parse::<LoraFile>(), expected, "{text}");

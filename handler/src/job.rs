@@ -102,7 +102,7 @@ impl Workshop {
     }
 
     /// A message that is no task: told if anybody can be told, else left for the dead-letter queue.
-    async fn refuse(&self, bad: BadTask, receive_count: u32) -> Outcome {
+    async fn refuse(&self, bad: Box<BadTask>, receive_count: u32) -> Outcome {
         let (Some(generation_id), Some(base)) = (bad.generation_id, &bad.webhook_url) else {
             warn!(error = %bad, "not a task, and no backend to tell: given back for the dead-letter queue");
             return Outcome::GivenBack;
@@ -191,11 +191,7 @@ impl Workshop {
 }
 
 /// Measures steps and tells milestones. The mean step time of this painting serves the next one's first estimate.
-fn pace(
-    steps: usize,
-    step_time: &Mutex<Duration>,
-    tell: impl Fn(Progress),
-) -> impl FnMut(usize) -> ControlFlow<()> {
+fn pace(steps: usize, step_time: &Mutex<Duration>, tell: impl Fn(Progress)) -> impl FnMut(usize) -> ControlFlow<()> {
     let mut milestones = Milestones::new(steps);
     let mut first = None;
     move |finished| {

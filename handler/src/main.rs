@@ -5,8 +5,13 @@ use handler::{
     config::{Cli, Command, LogFormat},
     generate, runtime, worker,
 };
-use std::{ffi::OsString, process::ExitCode};
-use tracing_subscriber::{EnvFilter, fmt};
+use std::{
+    ffi::OsString,
+    io::{self, IsTerminal},
+    process::ExitCode,
+};
+use tracing::{Level, Metadata};
+use tracing_subscriber::{EnvFilter, Layer, filter::filter_fn, fmt, layer::SubscriberExt, util::SubscriberInitExt};
 
 /// Exit code for a wrong command line or environment, `EX_USAGE` of sysexits.h.
 const EX_USAGE: u8 = 64;
@@ -45,13 +50,20 @@ fn log(command: &Command) {
         Command::Worker(config) => config.service.log_format,
         Command::Generate(_) => LogFormat::Text,
     };
-    let default = if matches!(command, Command::Generate(_)) { "warn" } else { "info" };
+    let default = if matches!(command, Command::Generate(_)) { "warn" } else { "warn,handler=info" };
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(default));
-    let logs = fmt().with_env_filter(filter).with_writer(std::io::stderr);
-    match format {
-        LogFormat::Json => logs.json().flatten_event(true).init(),
-        LogFormat::Text => logs.init(),
-    }
+    let lines = fmt::layer().with_writer(io::stderr);
+    let lines = match format {
+        LogFormat::Json => lines.json().flatten_event(true).with_span_list(false).boxed(),
+        LogFormat::Text => lines.with_ansi(io::stderr().is_terminal()).boxed(),
+    };
+    tracing_subscriber::registry().with(lines.with_filter(filter_fn(may_log))).with(filter).init();
+}
+
+/// Below INFO the HTTP and AWS clients print bodies and authorization headers, so nobody but us logs there.
+fn may_log(metadata: &Metadata<'_>) -> bool {
+    let own = metadata.target() == "handler" || metadata.target().starts_with("handler::");
+    own || *metadata.level() <= Level::INFO
 }
 
 fn run(command: &Command) -> anyhow::Result<()> {

@@ -83,7 +83,11 @@ impl Store {
             put = put.acl(ObjectCannedAcl::PublicRead);
         }
         put.body(ByteStream::from(bytes)).send().await.map_err(|error| {
-            StoreError::Transient(format!("picture upload to s3://{}/{key}: {}", self.bucket, DisplayErrorContext(&error)))
+            StoreError::Transient(format!(
+                "picture upload to s3://{}/{key}: {}",
+                self.bucket,
+                DisplayErrorContext(&error)
+            ))
         })?;
         Ok(format!("{}/{key}", self.base_url))
     }
@@ -128,7 +132,11 @@ impl Store {
         parse(&path).await.map_err(|error| {
             let LoraRef { bucket, key, .. } = wanted;
             let reason = format!("`lora_model_url` s3://{bucket}/{key}: {error}");
-            if matches!(error, LoraError::Device(_)) { StoreError::Transient(reason) } else { StoreError::Permanent(reason) }
+            if matches!(error, LoraError::Device(_)) {
+                StoreError::Transient(reason)
+            } else {
+                StoreError::Permanent(reason)
+            }
         })
     }
 
@@ -144,9 +152,12 @@ impl Store {
             let mut file = fs::File::create(&partial).await.map_err(io)?;
             let mut room = self.max_lora_bytes;
             while let Some(chunk) = body.next().await {
-                let chunk = chunk.map_err(|error| StoreError::Transient(format!("LoRA s3://{bucket}/{key}: {error}")))?;
+                let chunk =
+                    chunk.map_err(|error| StoreError::Transient(format!("LoRA s3://{bucket}/{key}: {error}")))?;
                 room = room.checked_sub(chunk.len() as u64).ok_or_else(|| {
-                    StoreError::Permanent(format!("`lora_model_url` s3://{bucket}/{key} grew over the limit while it was read"))
+                    StoreError::Permanent(format!(
+                        "`lora_model_url` s3://{bucket}/{key} grew over the limit while it was read"
+                    ))
                 })?;
                 file.write_all(&chunk).await.map_err(io)?;
             }

@@ -104,8 +104,8 @@ impl Task {
     ///
     /// # Errors
     /// The first field that breaks the contract.
-    pub fn parse(body: &str) -> std::result::Result<Self, BadTask> {
-        let unknown = |reason: String| BadTask { reason, generation_id: None, webhook_url: None };
+    pub fn parse(body: &str) -> std::result::Result<Self, Box<BadTask>> {
+        let unknown = |reason: String| Box::new(BadTask { reason, generation_id: None, webhook_url: None });
         let value: Value = serde_json::from_str(body).map_err(|error| {
             let place = format!("line {} column {}", error.line(), error.column());
             unknown(format!("the message is no JSON: it breaks off at {place}"))
@@ -114,10 +114,9 @@ impl Task {
             return Err(unknown(format!("the message is {}, must be a JSON object", fields::kind(&value))));
         };
         let fields = Fields::new(map);
-        Self::from_fields(&fields).map_err(|reason| BadTask {
-            reason,
-            generation_id: map.get("generation_id").and_then(Value::as_i64),
-            webhook_url: fields.webhook_url("webhook_url").ok(),
+        Self::from_fields(&fields).map_err(|reason| {
+            let generation_id = map.get("generation_id").and_then(Value::as_i64);
+            Box::new(BadTask { reason, generation_id, webhook_url: fields.webhook_url("webhook_url").ok() })
         })
     }
 

@@ -129,7 +129,8 @@ impl Backend {
             .bearer_auth(self.token.expose())
             .header("X-Request-Source", "inference-server")
             .json(body);
-        let answer = request.send().await.map_err(|source| WebhookError::Unreachable { path, source: source.without_url() })?;
+        let answer =
+            request.send().await.map_err(|source| WebhookError::Unreachable { path, source: source.without_url() })?;
         match answer.status() {
             status if status.is_success() => Ok(()),
             status => Err(WebhookError::Refused { path, status }),

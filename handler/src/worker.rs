@@ -47,7 +47,8 @@ pub async fn serve(config: &WorkerConfig) -> anyhow::Result<()> {
 }
 
 async fn poll(queue: &Queue, workshop: &Workshop, stop: &CancellationToken) {
-    let delays = ExponentialBuilder::default().with_max_delay(Duration::from_secs(30)).without_max_times().with_jitter();
+    let delays =
+        ExponentialBuilder::default().with_max_delay(Duration::from_secs(30)).without_max_times().with_jitter();
     let mut delay = delays.build();
     while !stop.is_cancelled() {
         let received = tokio::select! {

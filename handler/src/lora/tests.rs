@@ -14,7 +14,8 @@ fn tensor(values: &[f32], shape: &[usize]) -> Tensor {
 
 fn base() -> (Weights, Weights) {
     let identity = tensor(&[1., 0., 0., 1.], &[2, 2]);
-    let unet = Tensors::from([(format!("{QUERY}.weight"), identity.clone()), (format!("{OUT}.weight"), identity.clone())]);
+    let unet =
+        Tensors::from([(format!("{QUERY}.weight"), identity.clone()), (format!("{OUT}.weight"), identity.clone())]);
     let text = Tensors::from([("text_model.encoder.layers.0.self_attn.q_proj.weight".to_string(), identity)]);
     let weights = |tensors| Weights::new(tensors, DType::F32, &Device::Cpu);
     (weights(unet), weights(text))
@@ -83,7 +84,8 @@ fn alpha_scale_and_metadata_multiply() {
 #[test]
 fn the_text_encoder_is_reached() {
     let (down, up) = pair();
-    let keys = ["lora_down", "lora_up"].map(|p| format!("lora_te_text_model_encoder_layers_0_self_attn_q_proj.{p}.weight"));
+    let keys =
+        ["lora_down", "lora_up"].map(|p| format!("lora_te_text_model_encoder_layers_0_self_attn_q_proj.{p}.weight"));
     assert_eq!(merged(&file(&[(&keys[0], down), (&keys[1], up)], None), 1.0).unwrap().text_encoder.len(), 1);
 }
 
@@ -102,7 +104,10 @@ fn what_does_not_fit_is_named() {
         (file(&[(&a, down.clone()), (&b, tensor(&[1.; 4], &[2, 2]))], None), "share no rank"),
         (file(&[(&a, tensor(&[f32::NAN, 1.], &[1, 2])), (&b, up.clone())], None), "NaN"),
         (file(&[(&a, down.clone()), (&b, zero)], None), "changes nothing"),
-        (file(&[("unet.nowhere.lora_A.weight", down.clone()), ("unet.nowhere.lora_B.weight", up.clone())], None), "nowhere"),
+        (
+            file(&[("unet.nowhere.lora_A.weight", down.clone()), ("unet.nowhere.lora_B.weight", up.clone())], None),
+            "nowhere",
+        ),
         (file(&[("unet.x.hada_w1_a", down.clone())], None), "LoHa"),
         (file(&[("something.else", down.clone())], None), "something.else"),
         (file(&[(&a, tensor(&[1.; 3], &[1, 3])), (&b, up)], None), "do not fit"),

@@ -113,7 +113,8 @@ impl Pipeline {
         let merged = lora::merge(wanted, &self.unet_weights, &self.text_weights);
         let failed = merged.as_ref().err().is_some();
         let overlays = merged.as_ref().map(Clone::clone).unwrap_or_default();
-        self.text_encoder = TextEncoder::new(&self.text_weights.with_overlay(overlays.text_encoder), &self.text_config)?;
+        self.text_encoder =
+            TextEncoder::new(&self.text_weights.with_overlay(overlays.text_encoder), &self.text_config)?;
         self.unet = Unet::new(&self.unet_config, self.unet_weights.with_overlay(overlays.unet).builder())?;
         if !failed {
             self.applied = wanted.to_vec();

@@ -1,11 +1,6 @@
 //! CLIP's text encoder: token ids to the embedding that steers the UNet.
 
-use super::{
-    config::TextEncoderConfig,
-    error::Result,
-    tokenizer::Tokens,
-    weights::Weights,
-};
+use super::{config::TextEncoderConfig, error::Result, tokenizer::Tokens, weights::Weights};
 use candle_core::{Device, Tensor};
 use candle_nn::VarBuilder;
 use candle_transformers::models::clip::text_model::{Activation, ClipTextConfig, ClipTextTransformer};

@@ -227,4 +227,3 @@ fn run(
     let xs = resnet.forward(xs, Some(time))?;
     transformer.map_or(Ok(xs.clone()), |transformer| transformer.forward(&xs, context))
 }
-

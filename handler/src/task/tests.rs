@@ -10,7 +10,7 @@ fn seed_task() -> Value {
     })
 }
 
-fn with(field: &str, value: Value) -> std::result::Result<Task, BadTask> {
+fn with(field: &str, value: Value) -> std::result::Result<Task, Box<BadTask>> {
     let mut task = seed_task();
     task[field] = value;
     Task::parse(&task.to_string())
@@ -55,9 +55,17 @@ fn bad_fields_are_named_with_kind_and_limit() {
         ("prompt_tags", json!(["cat", 3]), "`prompt_tags[1]` is an integer"),
         ("prompt_tags", json!([" "]), "`prompt_tags[0]` is an empty string"),
         ("prompt_tags", json!(["x".repeat(10_001)]), "at most 10000 characters in all"),
-        ("artist_name", json!("x".repeat(10_000)), "`artist_name` is a string of 10000 characters, must be a string of at most 200"),
+        (
+            "artist_name",
+            json!("x".repeat(10_000)),
+            "`artist_name` is a string of 10000 characters, must be a string of at most 200",
+        ),
         ("artist_name", json!(""), "`artist_name` is empty"),
-        ("lora_model_url", json!("https://x/y"), "`lora_model_url` is another string, must be an address of the form s3://"),
+        (
+            "lora_model_url",
+            json!("https://x/y"),
+            "`lora_model_url` is another string, must be an address of the form s3://",
+        ),
         ("lora_model_url", json!("s3://bucket/"), "`lora_model_url`"),
         ("webhook_url", json!("ftp://x"), "`webhook_url` is another address"),
         ("webhook_url", json!("http://user:word@x"), "`webhook_url` is another address"),

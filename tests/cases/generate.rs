@@ -1,0 +1,76 @@
+//! `handler generate`: a picture from the shell.
+
+use crate::scene::{PATIENCE, case, lora_file, model};
+use anyhow::Result;
+use e2e::{
+    paths::{RunDir, binary},
+    process::{Spec, output},
+};
+use image::{GenericImageView, ImageFormat};
+use std::{fs, path::Path};
+
+async fn generate(run: &RunDir, name: &str, out: &Path, more: &[&str]) -> Result<(bool, String)> {
+    let (model, out) = (model().display().to_string(), out.display().to_string());
+    let given = ["generate", "--model", &model, "--prompt", "red circle", "--steps", "2", "--out", &out];
+    let spec = Spec::new(name, binary("handler")?).args(given.iter().chain(more));
+    let (status, text) = output(run, spec, PATIENCE).await?;
+    Ok((status.success(), text))
+}
+
+#[test]
+fn the_same_command_writes_the_same_bytes() {
+    case(|scene| async move {
+        let run = &scene.stack.run;
+        let folder = run.folder("generate")?;
+        let lora = format!("{}=0.5", lora_file().display());
+        let mut files = Vec::new();
+        for (name, seed) in [("one", "7"), ("two", "7"), ("three", "8")] {
+            let out = folder.join(format!("{name}.jpg"));
+            let more = ["--seed", seed, "--signature", "Ada Kowalska", "--lora", &lora];
+            let (fine, text) = generate(run, &format!("generate-{name}"), &out, &more).await?;
+            assert!(fine, "{text}");
+            files.push(fs::read(out)?);
+        }
+        assert_eq!(image::guess_format(&files[0])?, ImageFormat::Jpeg);
+        assert_eq!(image::load_from_memory(&files[0])?.dimensions(), (512, 512));
+        assert!(files[0] == files[1], "the same seed gave two pictures");
+        assert!(files[0] != files[2], "two seeds gave the same picture");
+        Ok(())
+    });
+}
+
+#[test]
+fn a_png_of_another_shape_by_the_other_scheduler() {
+    case(|scene| async move {
+        let run = &scene.stack.run;
+        let out = run.folder("generate")?.join("tall.png");
+        let (fine, text) =
+            generate(run, "generate-tall", &out, &["--aspect-ratio", "1:2", "--scheduler", "euler"]).await?;
+        assert!(fine, "{text}");
+        let file = fs::read(out)?;
+        assert_eq!(image::guess_format(&file)?, ImageFormat::Png);
+        assert_eq!(image::load_from_memory(&file)?.dimensions(), (512, 1024));
+        Ok(())
+    });
+}
+
+#[test]
+fn what_is_wrong_is_said_and_nothing_is_written() {
+    case(|scene| async move {
+        let run = &scene.stack.run;
+        let folder = run.folder("generate")?;
+        let no_lora = folder.join("none.safetensors").display().to_string();
+        for (name, out, more, said) in [
+            ("no-lora", "a.jpg", vec!["--lora", no_lora.as_str()], "none.safetensors"),
+            ("no-format", "a.gif", vec![], ".gif"),
+            ("no-steps", "b.jpg", vec!["--steps", "0"], "--steps"),
+        ] {
+            let out = folder.join(out);
+            let (fine, text) = generate(run, &format!("generate-{name}"), &out, &more).await?;
+            assert!(!fine && text.contains(said), "{name}: {text}");
+            assert!(!text.contains("panicked"), "{text}");
+            assert!(!out.exists(), "{name} wrote a picture");
+        }
+        Ok(())
+    });
+}

@@ -1,0 +1,14 @@
+//! End-to-end cases: the real relay and handler, a real RabbitMQ, SQS, S3 and the Lambda Runtime API over HTTP.
+//!
+//! One stack serves all cases; each has its own webhook receiver, so that they do not see each other. Cases that break
+//! a part bring that part along.
+
+mod backend_down;
+mod batch;
+mod generate;
+mod happy;
+mod picture;
+mod refused;
+mod relay;
+mod scene;
+mod worker;

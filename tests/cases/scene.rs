@@ -1,0 +1,131 @@
+//! What the cases share: the stack, one runtime for all of them, and a scene, which is a webhook receiver and the way to
+//! send a task.
+
+use anyhow::{Context, Result, ensure};
+use e2e::{
+    aws::IMAGES,
+    backend::{Backend, COMPLETE, Call, PROGRESS},
+    line::LineOptions,
+    paths::repo,
+    stack::{QUEUE, Stack},
+    task::Task,
+};
+use image::DynamicImage;
+use std::{
+    fs,
+    future::Future,
+    path::PathBuf,
+    sync::{LazyLock, OnceLock},
+    time::Duration,
+};
+use tokio::runtime::Runtime;
+
+/// For anything that waits its turn behind other cases' paintings on two cores.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(180);
+/// The main line: nothing that it carries may come back while other cases keep the function busy.
+const LINE: LineOptions = LineOptions { visibility: Duration::from_secs(600), max_receive_count: 3, batch_size: 1 };
+
+static RUNTIME: LazyLock<Runtime> =
+    LazyLock::new(|| tokio::runtime::Builder::new_multi_thread().enable_all().build().expect("a runtime"));
+static STACK: OnceLock<Result<Shared, String>> = OnceLock::new();
+
+struct Shared {
+    stack: Stack,
+    lora: String,
+}
+
+/// A case's own receiver in front of the shared stack.
+pub(crate) struct Scene {
+    pub(crate) stack: &'static Stack,
+    pub(crate) backend: Backend,
+    /// A LoRA that fits.
+    pub(crate) lora: &'static str,
+}
+
+/// A finished painting.
+pub(crate) struct Painting {
+    pub(crate) file: Vec<u8>,
+    pub(crate) picture: DynamicImage,
+    pub(crate) complete: Call,
+    pub(crate) progress: Vec<Call>,
+}
+
+/// Runs a case. All share one runtime, because connections belong to the runtime that opened them.
+pub(crate) fn case<F: Future<Output = Result<()>>>(body: impl FnOnce(Scene) -> F) {
+    let ended = RUNTIME.block_on(async {
+        let scene = Scene::open().await?;
+        let stack = scene.stack;
+        stack.alive(body(scene)).await
+    });
+    if let Err(error) = ended {
+        panic!("{error:#}");
+    }
+}
+
+/// The model that the cases paint with.
+pub(crate) fn model() -> PathBuf {
+    repo().join(".cache/toy-model")
+}
+
+/// The LoRA file for it.
+pub(crate) fn lora_file() -> PathBuf {
+    model().join("lora.safetensors")
+}
+
+async fn shared() -> Result<&'static Shared> {
+    let start = || {
+        RUNTIME.block_on(async {
+            let lora = fs::read(lora_file()).context("no toy model: run infra/local/test")?;
+            let stack = Stack::start(&model(), LINE, |_, _| {}).await?;
+            let lora = stack.put_lora("models/style_10/lora_weights.safetensors", lora).await?;
+            anyhow::Ok(Shared { stack, lora })
+        })
+    };
+    // On a thread that may block: the first case starts the stack, the others wait for it.
+    let started = tokio::task::spawn_blocking(move || {
+        STACK.get_or_init(|| start().map_err(|error| format!("the stack did not start: {error:#}")))
+    });
+    started.await?.as_ref().map_err(|error| anyhow::anyhow!("{error}"))
+}
+
+impl Scene {
+    async fn open() -> Result<Self> {
+        let Shared { stack, lora } = shared().await?;
+        Ok(Self { stack, backend: Backend::start().await?, lora })
+    }
+
+    /// A good task of few steps.
+    pub(crate) fn task(&self) -> Task {
+        Task::new(&self.backend.url(), self.lora).with("num_inference_steps", 2)
+    }
+
+    /// Publishes a body to RabbitMQ.
+    pub(crate) async fn publish(&self, body: &str) -> Result<()> {
+        self.stack.publisher.publish(QUEUE, body.as_bytes()).await
+    }
+
+    /// Sends a task through everything and waits for its picture.
+    pub(crate) async fn paint(&self, task: &Task) -> Result<Painting> {
+        self.publish(&task.body()).await?;
+        self.painting(task).await
+    }
+
+    /// Waits for the picture of a task that was sent.
+    pub(crate) async fn painting(&self, task: &Task) -> Result<Painting> {
+        let complete = self.backend.end_of(task.id(), PATIENCE).await?;
+        ensure!(complete.path == COMPLETE, "not painted: {}", complete.line());
+        let url = complete.body["result_url"].as_str().context("no result_url")?;
+        let answer = reqwest::Client::builder().no_proxy().build()?.get(url).send().await?;
+        ensure!(answer.status().is_success(), "{url}: {}", answer.status());
+        let file = answer.bytes().await?.to_vec();
+        let picture = image::load_from_memory(&file)?;
+        let mut progress = self.backend.calls_of(task.id());
+        progress.retain(|call| call.path == PROGRESS);
+        Ok(Painting { file, picture, complete, progress })
+    }
+
+    /// The entity tag of a task's picture, if there is one.
+    pub(crate) async fn etag(&self, task: &Task) -> Option<String> {
+        self.stack.aws.etag(IMAGES, &task.key()).await
+    }
+}

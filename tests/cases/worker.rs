@@ -1,0 +1,86 @@
+//! `handler worker`: the same job without Lambda, on a queue of its own.
+
+use crate::scene::{PATIENCE, Scene, case, model};
+use anyhow::Result;
+use e2e::{
+    aws::Queue,
+    backend::{COMPLETE, FAILED, PROGRESS},
+    paths::binary,
+    process::{Process, Spec},
+    stack::function_env,
+};
+use std::time::Duration;
+
+/// Short, so that it must be extended while a task is painted, and a dead worker's task comes soon to the next.
+const VISIBILITY: Duration = Duration::from_secs(3);
+
+fn worker(scene: &Scene, name: &str, queue: &Queue) -> Result<Process> {
+    let stack = scene.stack;
+    Spec::new(name, binary("handler")?)
+        .args(["worker"])
+        .envs(function_env(&stack.aws, &stack.run, name, &model())?)
+        .env("SQS_QUEUE_URL", &queue.url)
+        .env("EASEL_VISIBILITY_TIMEOUT", VISIBILITY.as_secs().to_string())
+        .start(&stack.run)
+}
+
+#[test]
+fn it_paints_tells_deletes_and_ends_in_order() {
+    case(|scene| async move {
+        let aws = &scene.stack.aws;
+        let queue = aws.queue("worker", VISIBILITY, 3).await?;
+        let worker = worker(&scene, "worker", &queue)?;
+        let (good, bad) = (scene.task().with("num_inference_steps", 20), scene.task().with("prompt_tags", 1));
+        for task in [&good, &bad] {
+            aws.send(&queue.url, &task.body()).await?;
+        }
+        let painting = scene.painting(&good).await?;
+        assert_eq!(painting.progress.len(), 5, "painted more than once");
+        assert_eq!(scene.backend.end_of(bad.id(), PATIENCE).await?.path, FAILED);
+        aws.has_depth(&queue.url, (0, 0), PATIENCE).await?;
+        assert_eq!(aws.depth(&queue.dead_letter_url).await?, (0, 0));
+        let status = worker.terminate(PATIENCE).await?;
+        assert!(status.success(), "{}", worker.fault(&status.to_string()));
+        Ok(())
+    });
+}
+
+#[test]
+fn sigterm_lets_the_task_in_work_finish() {
+    case(|scene| async move {
+        let aws = &scene.stack.aws;
+        let queue = aws.queue("worker-term", VISIBILITY, 3).await?;
+        let worker = worker(&scene, "worker-term", &queue)?;
+        let (first, second) = (scene.task().with("num_inference_steps", 7), scene.task());
+        for task in [&first, &second] {
+            aws.send(&queue.url, &task.body()).await?;
+        }
+        let id = Some(first.id());
+        scene.backend.call("progress", PATIENCE, |call| call.path == PROGRESS && call.generation_id() == id).await?;
+        let status = worker.terminate(PATIENCE).await?;
+        assert!(status.success(), "{}", worker.fault(&status.to_string()));
+        assert_eq!(scene.backend.end_of(first.id(), Duration::ZERO).await?.path, COMPLETE);
+        assert_eq!(scene.backend.calls_of(second.id()), [], "it took another task after SIGTERM");
+        // Nothing of the first is left; the second waits for the next worker.
+        assert_eq!(aws.empty(&queue.url).await?, [second.body()]);
+        Ok(())
+    });
+}
+
+#[test]
+fn a_worker_killed_while_it_paints_loses_nothing() {
+    case(|scene| async move {
+        let aws = &scene.stack.aws;
+        let queue = aws.queue("worker-kill", VISIBILITY, 3).await?;
+        let task = scene.task().with("num_inference_steps", 7);
+        aws.send(&queue.url, &task.body()).await?;
+        let first = worker(&scene, "worker-kill-1", &queue)?;
+        scene.backend.call("progress", PATIENCE, |call| call.path == PROGRESS).await?;
+        first.kill().await;
+        assert_eq!(scene.etag(&task).await, None, "it had finished already");
+        let _second = worker(&scene, "worker-kill-2", &queue)?;
+        assert_eq!(scene.painting(&task).await?.picture.width(), 512);
+        aws.has_depth(&queue.url, (0, 0), PATIENCE).await?;
+        Ok(())
+    });
+}

@@ -1,0 +1,179 @@
+//! Networks and whole pictures against golden values from transformers, diffusers and peft (`README.md`).
+//!
+//! `toy-model` writes the same models here as it did for the golden values: one with SD1.5's own block structure at reduced
+//! width, and a smaller one. Everything is f32 on the CPU.
+
+use anyhow::{Context, Result};
+use candle_core::{DType, Device, Tensor};
+use handler::{
+    lora::{AppliedLora, Lora},
+    pipeline::{
+        Pipeline, Request,
+        config::{TextEncoderConfig, UnetConfig, VaeConfig},
+        scheduler::Kind,
+        text_encoder::TextEncoder,
+        tokenizer::Tokenizer,
+        unet::Unet,
+        vae::VaeDecoder,
+        weights::Weights,
+    },
+};
+use serde::Deserialize;
+use std::{collections::HashMap, fs, ops::ControlFlow, path::Path, process::Command, sync::Arc};
+use tempfile::TempDir;
+
+/// Largest error of a network's output, relative to the output's largest value.
+const NETWORK_TOLERANCE: f64 = 1e-4;
+/// Least likeness of a picture, in dB.
+const LEAST_PSNR: f64 = 40.0;
+const UNET: [&str; 1] = ["diffusion_pytorch_model.safetensors"];
+const ENCODER: [&str; 1] = ["model.safetensors"];
+
+/// One model and what diffusers computes with it.
+struct Case {
+    model: TempDir,
+    tensors: HashMap<String, Tensor>,
+    inputs: Inputs,
+}
+
+/// The file's metadata.
+#[derive(Deserialize)]
+struct About {
+    inputs: Inputs,
+}
+
+/// What went into the golden values.
+#[derive(Deserialize)]
+struct Inputs {
+    prompts: Vec<String>,
+    negative_prompt: String,
+    guidance_scale: f64,
+    steps: usize,
+    lora_scale: f64,
+}
+
+impl Case {
+    fn load(size: &str) -> Result<Self> {
+        let model = tempfile::tempdir()?;
+        let status =
+            Command::new(env!("CARGO_BIN_EXE_toy-model")).args(["--size", size, "--out"]).arg(model.path()).status()?;
+        anyhow::ensure!(status.success(), "toy-model failed");
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("goldens/model-{size}.safetensors"));
+        let bytes = fs::read(&path)?;
+        let (_, header) = safetensors::SafeTensors::read_metadata(&bytes)?;
+        let about = header.metadata().as_ref().and_then(|texts| texts.get("about")).context("no metadata")?;
+        let tensors = candle_core::safetensors::load_buffer(&bytes, &Device::Cpu)?;
+        let About { inputs } = serde_json::from_str(about)?;
+        Ok(Self { model, tensors, inputs })
+    }
+
+    fn golden(&self, name: &str) -> Result<&Tensor> {
+        self.tensors.get(name).with_context(|| format!("no golden value {name}"))
+    }
+
+    fn weights(&self, part: &str, names: &[&str]) -> Result<Weights> {
+        Ok(Weights::load(&self.model.path().join(part), names, DType::F32, &Device::Cpu)?)
+    }
+
+    /// Fails when the output is too far from the golden value.
+    fn check(&self, name: &str, ours: &Tensor) -> Result<()> {
+        let error = relative_error(ours, self.golden(name)?)?;
+        println!("{name}: relative error {error:.1e}");
+        anyhow::ensure!(error <= NETWORK_TOLERANCE, "{name}: relative error {error:.1e}");
+        Ok(())
+    }
+
+    /// Fails when the final latents or the picture are too far from the golden ones.
+    fn same_picture(&self, pipeline: &Pipeline, kind: Kind, key: &str, size: (usize, usize)) -> Result<()> {
+        let (error, likeness) = self.paint(pipeline, kind, key, size)?;
+        anyhow::ensure!(error <= NETWORK_TOLERANCE && likeness >= LEAST_PSNR, "{key}: {error:.1e}, {likeness:.1} dB");
+        Ok(())
+    }
+
+    /// Paints from the golden noise and gives the relative error of the final latents and the picture's likeness in dB.
+    fn paint(&self, pipeline: &Pipeline, kind: Kind, key: &str, size: (usize, usize)) -> Result<(f64, f64)> {
+        let request = Request {
+            prompt: self.inputs.prompts[1].clone(),
+            negative_prompt: self.inputs.negative_prompt.clone(),
+            width: size.0,
+            height: size.1,
+            seed: 0,
+            steps: self.inputs.steps,
+            guidance_scale: self.inputs.guidance_scale,
+            scheduler: kind,
+        };
+        let noise = self.golden(&format!("noise/{}x{}", size.0, size.1))?.clone();
+        let latents = pipeline.denoise(&request, noise, &mut |_| ControlFlow::Continue(()))?;
+        let error = relative_error(&latents, self.golden(&format!("{key}/latents"))?)?;
+        let pictures = pipeline.decode(&latents)?;
+        let theirs = self.golden(&format!("{key}/picture"))?.flatten_all()?.to_vec1::<u8>()?;
+        let likeness = psnr(pictures[0].as_raw(), &theirs);
+        println!("{key}: latents' relative error {error:.1e}, PSNR {likeness:.1} dB");
+        Ok((error, likeness))
+    }
+}
+
+/// The largest difference as a share of the largest value.
+fn relative_error(ours: &Tensor, theirs: &Tensor) -> Result<f64> {
+    assert_eq!(ours.dims(), theirs.dims());
+    let most = theirs.abs()?.flatten_all()?.max(0)?.to_scalar::<f32>()?;
+    let off = (ours - theirs)?.abs()?.flatten_all()?.max(0)?.to_scalar::<f32>()?;
+    Ok(f64::from(off / most))
+}
+
+fn psnr(ours: &[u8], theirs: &[u8]) -> f64 {
+    assert_eq!(ours.len(), theirs.len());
+    let squares = ours.iter().zip(theirs).map(|(a, b)| f64::from(a.abs_diff(*b)).powi(2)).sum::<f64>();
+    10.0 * (255.0f64.powi(2) * ours.len() as f64 / squares).log10()
+}
+
+fn networks_agree(size: &str) -> Result<()> {
+    let case = Case::load(size)?;
+    let folder = case.model.path();
+    let tokenizer = Tokenizer::load(folder, 77)?;
+    let weights = case.weights("text_encoder", &ENCODER)?;
+    let encoder = TextEncoder::new(&weights, &TextEncoderConfig::load(folder)?)?;
+    for (index, prompt) in case.inputs.prompts.iter().enumerate() {
+        case.check(&format!("text_encoder/{index}"), &encoder.encode(&[&tokenizer.encode(prompt)?])?)?;
+    }
+    let unet = Unet::new(&UnetConfig::load(folder)?, case.weights("unet", &UNET)?.builder())?;
+    let (latents, context) = (case.golden("latents")?, case.golden("text_encoder/1")?);
+    // Euler's timesteps are fractions.
+    for timestep in ["1", "500", "978.6122", "981", "999"] {
+        case.check(&format!("unet/{timestep}"), &unet.forward(latents, timestep.parse()?, context)?)?;
+    }
+    let vae = VaeDecoder::new(&VaeConfig::load(folder)?, case.weights("vae", &UNET)?.builder())?;
+    case.check("vae", &vae.decode(latents)?)
+}
+
+fn pictures_agree(size: &str) -> Result<()> {
+    let case = Case::load(size)?;
+    let mut pipeline = Pipeline::load(case.model.path(), DType::F32, &Device::Cpu)?;
+    for (name, kind) in Kind::NAMES {
+        for (width, height) in [(64, 64), (64, 128)] {
+            let key = format!("{name}/{width}x{height}");
+            case.same_picture(&pipeline, kind, &key, (width, height))?;
+        }
+    }
+    let lora = Arc::new(Lora::read(&case.model.path().join("lora.safetensors"))?);
+    let (_, plain) = case.paint(&pipeline, Kind::DpmSolverPlusPlus, "lora/64x64", (64, 64))?;
+    anyhow::ensure!(plain < LEAST_PSNR, "the LoRA changes too little for a comparison: {plain:.1} dB");
+    pipeline.set_loras(&[AppliedLora { lora, scale: case.inputs.lora_scale }])?;
+    case.same_picture(&pipeline, Kind::DpmSolverPlusPlus, "lora/64x64", (64, 64))
+}
+
+#[test]
+fn networks_compute_what_diffusers_does() -> Result<()> {
+    networks_agree("tiny")?;
+    networks_agree("sd15")
+}
+
+#[test]
+fn pictures_of_the_small_model_are_those_of_diffusers() -> Result<()> {
+    pictures_agree("tiny")
+}
+
+#[test]
+fn pictures_of_the_structure_of_sd15_are_those_of_diffusers() -> Result<()> {
+    pictures_agree("sd15")
+}

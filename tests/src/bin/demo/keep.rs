@@ -1,0 +1,91 @@
+//! `--keep` and `--to`: a stack that stays, and further tasks for it.
+
+use crate::{
+    options::Options,
+    screen::{Screen, short, summary},
+    task,
+};
+use anyhow::{Context, Result};
+use e2e::{
+    backend::Backend,
+    broker::Publisher,
+    stack::{QUEUE, Stack},
+};
+use serde::{Deserialize, Serialize};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
+
+/// Where the parts of a kept stack are.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct Addresses {
+    amqp_url: String,
+    amqp_queue: String,
+    sqs_queue_url: String,
+    sqs_dead_letter_queue_url: String,
+    s3_endpoint: String,
+    webhook: String,
+    lora: String,
+}
+
+impl Addresses {
+    /// Of a running stack.
+    pub(crate) fn of(stack: &Stack, backend: &Backend, lora: &str) -> Self {
+        Self {
+            amqp_url: stack.broker.url(),
+            amqp_queue: QUEUE.to_string(),
+            sqs_queue_url: stack.line.queue.url.clone(),
+            sqs_dead_letter_queue_url: stack.line.queue.dead_letter_url.clone(),
+            s3_endpoint: stack.aws.endpoint().to_string(),
+            webhook: backend.url(),
+            lora: lora.to_string(),
+        }
+    }
+}
+
+/// Tells the addresses and shows webhooks; never ends by itself.
+pub(crate) async fn wait(addresses: &Addresses, stack: &Stack, backend: &Backend, out: &Path) -> Result<()> {
+    let file = StackFile(out.join("stack.json"));
+    fs::write(&file.0, serde_json::to_string_pretty(addresses)? + "\n")?;
+    println!("\nThe stack stays until ctrl-C.");
+    println!("  RabbitMQ  {}, queue {}", addresses.amqp_url, addresses.amqp_queue);
+    println!("  SQS       {}", addresses.sqs_queue_url);
+    println!("  S3        {} (any access key)", addresses.s3_endpoint);
+    println!("  webhooks  {}", addresses.webhook);
+    println!("  logs      {}", stack.run.path().display());
+    println!("Another task, from another shell:\n  infra/local/demo --to {} --task FILE.json", file.0.display());
+    let mut calls = backend.follow();
+    let mut shown = calls.borrow_and_update().len();
+    let mut screen = Screen::new();
+    loop {
+        calls.changed().await.context("the webhook receiver has ended")?;
+        let came = calls.borrow_and_update().clone();
+        for call in &came[shown..] {
+            let id = call.generation_id().unwrap_or_default();
+            screen.line(&format!("generation {id}: webhook {}: {}", short(&call.path), summary(call)));
+        }
+        shown = came.len();
+    }
+}
+
+/// Publishes a task to a kept stack.
+pub(crate) async fn publish(stack: &Path, options: &Options) -> Result<()> {
+    let text = fs::read(stack).with_context(|| format!("--to {}: does that demo still run?", stack.display()))?;
+    let addresses: Addresses = serde_json::from_slice(&text).with_context(|| format!("--to {}", stack.display()))?;
+    let body = task::body(options.task.as_deref(), &addresses.webhook, &addresses.lora)?;
+    let publisher = Publisher::connect(&addresses.amqp_url).await?;
+    publisher.publish(&addresses.amqp_queue, body.as_bytes()).await?;
+    println!("task published to RabbitMQ ({} bytes); the demo that runs with --keep shows its webhooks", body.len());
+    Ok(())
+}
+
+/// The file that leads to the stack, gone when the stack is.
+struct StackFile(PathBuf);
+
+impl Drop for StackFile {
+    fn drop(&mut self) {
+        // Whoever finds it later is told that nothing listens there.
+        let _ = fs::remove_file(&self.0);
+    }
+}

@@ -1,0 +1,142 @@
+//! What the demo leaves behind: image.jpg, report.json, and a table on the screen. The token is in none of them.
+
+use crate::{
+    outcome::Outcome,
+    screen::{short, summary},
+};
+use anyhow::{Context, Result, ensure};
+use e2e::{
+    aws::IMAGES,
+    backend::{Backend, Call, PROGRESS},
+    stack::Stack,
+};
+use serde::{Serialize, Serializer};
+use serde_json::Value;
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+const IMAGE: &str = "image.jpg";
+const REPORT: &str = "report.json";
+
+/// The report.
+#[derive(Debug, Serialize)]
+pub(crate) struct Report {
+    /// In order of arrival; times from the publishing of the task.
+    webhooks: Vec<Call>,
+    #[serde(serialize_with = "as_object")]
+    timings_ms: Vec<(String, u64)>,
+    image: Option<Picture>,
+}
+
+/// The picture that was fetched.
+#[derive(Debug, Serialize)]
+struct Picture {
+    path: PathBuf,
+    result_url: String,
+    content_type: String,
+    width: u32,
+    height: u32,
+    bytes: usize,
+}
+
+impl Report {
+    /// From what has come in so far.
+    pub(crate) fn new(stack: &Stack, backend: &Backend, body: &str, published_ms: u64, started: Duration) -> Self {
+        let mut webhooks = backend.calls();
+        for call in &mut webhooks {
+            call.at_ms = call.at_ms.saturating_sub(published_ms);
+            if let Some(value) = call.headers.get_mut("authorization") {
+                *value = "Bearer ***".to_string();
+            }
+        }
+        let mut timings_ms = vec![("start the stack".to_string(), started.as_millis() as u64)];
+        let first = webhooks.iter().find(|call| call.path == PROGRESS);
+        timings_ms.extend(first.map(|call| ("publish to first webhook".to_string(), call.at_ms)));
+        timings_ms.extend(stages(&stack.function.process().log_text(), crate::task::id(body)));
+        let end = webhooks.iter().find(|call| call.is_end());
+        timings_ms.extend(end.map(|call| ("publish to last webhook".to_string(), call.at_ms)));
+        Self { webhooks, timings_ms, image: None }
+    }
+
+    /// Downloads the picture as anybody can; `None` if nobody knows where it is.
+    pub(crate) async fn fetch_picture(
+        &mut self,
+        stack: &Stack,
+        outcome: &Outcome,
+        out: &Path,
+        id: Option<i64>,
+    ) -> Result<Option<PathBuf>> {
+        let url = match (outcome, id) {
+            (Outcome::Complete(url), _) => url.clone(),
+            (Outcome::ToldElsewhere, Some(id)) => {
+                format!("{}/{IMAGES}/generations/gen_{id}.jpg", stack.aws.endpoint())
+            }
+            _ => return Ok(None),
+        };
+        let http = reqwest::Client::builder().no_proxy().build()?;
+        let answer = http.get(&url).send().await.with_context(|| format!("the picture at {url}"))?;
+        if matches!(outcome, Outcome::ToldElsewhere) && !answer.status().is_success() {
+            return Ok(None);
+        }
+        ensure!(answer.status().is_success(), "the picture at {url}: S3 answered {}", answer.status());
+        let content_type = answer.headers().get("content-type").and_then(|value| value.to_str().ok());
+        let content_type = content_type.unwrap_or_default().to_string();
+        let content = answer.bytes().await?;
+        let picture = image::load_from_memory(&content).context("what S3 holds is no picture")?;
+        let path = out.join(IMAGE);
+        fs::write(&path, &content).with_context(|| path.display().to_string())?;
+        let (width, height, bytes) = (picture.width(), picture.height(), content.len());
+        self.image = Some(Picture { path: path.clone(), result_url: url, content_type, width, height, bytes });
+        Ok(Some(path))
+    }
+
+    /// Writes report.json.
+    pub(crate) fn write(&self, out: &Path) -> Result<()> {
+        let path = out.join(REPORT);
+        fs::write(&path, serde_json::to_string_pretty(self)? + "\n").with_context(|| path.display().to_string())
+    }
+
+    /// The tables.
+    pub(crate) fn print(&self) {
+        println!("\nwebhooks received\n{:>9}  {:>8}  {:<6}  {:<8}  says", "at ms", "answered", "method", "path");
+        for call in &self.webhooks {
+            let Call { at_ms, status, method, path, .. } = call;
+            println!("{at_ms:>9}  {status:>8}  {method:<6}  {:<8}  {}", short(path), summary(call));
+        }
+        println!("\ntimings in ms");
+        for (name, ms) in &self.timings_ms {
+            println!("{ms:>9}  {name}");
+        }
+        if let Some(Picture { width, height, bytes, content_type, .. }) = &self.image {
+            println!("\n{content_type}, {width}x{height}, {bytes} bytes");
+        }
+    }
+}
+
+/// Removes what an earlier run left, so that nobody takes it for this one's.
+pub(crate) fn remove_old(out: &Path) -> Result<()> {
+    for name in [IMAGE, REPORT] {
+        match fs::remove_file(out.join(name)) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                return Err(error).with_context(|| out.join(name).display().to_string());
+            }
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+/// The stages that the function logged for a generation.
+fn stages(log: &str, id: Option<i64>) -> Vec<(String, u64)> {
+    let lines = log.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+    let ours = lines.filter(|line| id.is_none() || line["span"]["generation_id"].as_i64() == id);
+    ours.filter_map(|line| Some((format!("stage {}", line["stage"].as_str()?), line["duration_ms"].as_u64()?)))
+        .collect()
+}
+
+fn as_object<S: Serializer>(pairs: &[(String, u64)], serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_map(pairs.iter().map(|(key, value)| (key, value)))
+}

@@ -1,0 +1,220 @@
+//! Writes a tiny Stable Diffusion model with random weights in the diffusers layout, and a LoRA for it.
+//!
+//! For tests and for the demo before a trained model exists: it has every class and file of SD1.5 and paints noise. The
+//! weights are drawn from a seeded stream per tensor name, so the same command always writes the same bytes.
+
+use anyhow::Context;
+use candle_core::{DType, Device, Result as CandleResult, Shape, Tensor};
+use candle_nn::{Init, VarBuilder, var_builder::SimpleBackend};
+use clap::Parser;
+use handler::pipeline::{
+    config::{TextEncoderConfig, UnetConfig, VaeConfig},
+    noise::Noise,
+    text_encoder::TextEncoder,
+    unet::Unet,
+    vae::VaeDecoder,
+};
+use serde_json::{Value, json};
+use std::{
+    collections::{BTreeMap, HashMap},
+    fs,
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex},
+};
+
+/// Rank of the LoRA.
+const LORA_RANK: usize = 4;
+
+#[derive(Parser)]
+struct Options {
+    /// Folder to write.
+    #[arg(long)]
+    out: PathBuf,
+    /// The layout, at sizes that paint 50 steps in seconds on a CPU, or SD1.5's own block structure at reduced width.
+    #[arg(long, value_enum, default_value = "tiny")]
+    size: Size,
+}
+
+#[derive(Clone, Copy, clap::ValueEnum)]
+enum Size {
+    /// Three levels, attention at the lowest; for end-to-end tests.
+    Tiny,
+    /// Four levels with two layers each, as SD1.5; for comparison with diffusers.
+    Sd15,
+}
+
+fn main() -> anyhow::Result<()> {
+    let Options { out, size } = Options::parse();
+    let files = configs(size);
+    for (name, value) in &files {
+        write(&out.join(name), serde_json::to_vec_pretty(value)?)?;
+    }
+    write(&out.join("tokenizer/vocab.json"), serde_json::to_vec(&vocabulary())?)?;
+    write(&out.join("tokenizer/merges.txt"), b"#version: 0.2\n".to_vec())?;
+
+    let text_encoder = Recorder::default();
+    TextEncoder::with_builder(text_encoder.builder(), &TextEncoderConfig::load(&out)?)?;
+    text_encoder.save(&out.join("text_encoder/model.safetensors"))?;
+    let unet = Recorder::default();
+    Unet::new(&UnetConfig::load(&out)?, unet.builder())?;
+    unet.save(&out.join("unet/diffusion_pytorch_model.safetensors"))?;
+    let vae = Recorder::default();
+    VaeDecoder::new(&VaeConfig::load(&out)?, vae.builder())?;
+    vae.save(&out.join("vae/diffusion_pytorch_model.safetensors"))?;
+    lora(&unet)?.save(&out.join("lora.safetensors"))
+}
+
+/// The JSON files of the folder, by name.
+fn configs(size: Size) -> BTreeMap<&'static str, Value> {
+    let (channels, layers, cross) = match size {
+        Size::Tiny => (vec![4, 8, 16], 1, vec![false, false, true]),
+        Size::Sd15 => (vec![32, 64, 128, 128], 2, vec![true, true, true, false]),
+    };
+    let down: Vec<_> = cross.iter().map(|&c| if c { "CrossAttnDownBlock2D" } else { "DownBlock2D" }).collect();
+    let up: Vec<_> = cross.iter().rev().map(|&c| if c { "CrossAttnUpBlock2D" } else { "UpBlock2D" }).collect();
+    BTreeMap::from([
+        (
+            "model_index.json",
+            json!({
+                "_class_name": "StableDiffusionPipeline", "_diffusers_version": "0.42.1", "_easel_random_weights": true,
+                "feature_extractor": [null, null], "requires_safety_checker": false, "safety_checker": [null, null],
+                "scheduler": ["diffusers", "PNDMScheduler"], "text_encoder": ["transformers", "CLIPTextModel"],
+                "tokenizer": ["transformers", "CLIPTokenizer"], "unet": ["diffusers", "UNet2DConditionModel"],
+                "vae": ["diffusers", "AutoencoderKL"],
+            }),
+        ),
+        (
+            "tokenizer/tokenizer_config.json",
+            json!({
+                "tokenizer_class": "CLIPTokenizer", "model_max_length": 77, "bos_token": "<|startoftext|>",
+                "eos_token": "<|endoftext|>", "unk_token": "<|endoftext|>", "pad_token": "<|endoftext|>",
+            }),
+        ),
+        (
+            "text_encoder/config.json",
+            json!({
+                "architectures": ["CLIPTextModel"], "model_type": "clip_text_model", "vocab_size": 514, "hidden_size": 32,
+                "intermediate_size": 64, "projection_dim": 32, "num_hidden_layers": 2, "num_attention_heads": 4,
+                "max_position_embeddings": 77, "hidden_act": "quick_gelu", "layer_norm_eps": 1e-5,
+                "bos_token_id": 512, "eos_token_id": 513, "pad_token_id": 513, "torch_dtype": "float32",
+            }),
+        ),
+        (
+            "unet/config.json",
+            json!({
+                "_class_name": "UNet2DConditionModel", "act_fn": "silu", "attention_head_dim": 4,
+                "block_out_channels": channels, "center_input_sample": false, "cross_attention_dim": 32,
+                "down_block_types": down, "up_block_types": up, "downsample_padding": 1, "flip_sin_to_cos": true,
+                "freq_shift": 0, "in_channels": 4, "out_channels": 4, "layers_per_block": layers,
+                "mid_block_scale_factor": 1, "norm_eps": 1e-5, "norm_num_groups": 4, "sample_size": 64,
+            }),
+        ),
+        (
+            "vae/config.json",
+            json!({
+                "_class_name": "AutoencoderKL", "act_fn": "silu", "block_out_channels": [4, 4, 8, 8],
+                "down_block_types": ["DownEncoderBlock2D", "DownEncoderBlock2D", "DownEncoderBlock2D", "DownEncoderBlock2D"],
+                "up_block_types": ["UpDecoderBlock2D", "UpDecoderBlock2D", "UpDecoderBlock2D", "UpDecoderBlock2D"],
+                "in_channels": 3, "out_channels": 3, "latent_channels": 4, "layers_per_block": 1, "norm_num_groups": 4,
+                "sample_size": 512, "scaling_factor": 0.18215,
+            }),
+        ),
+        (
+            "scheduler/scheduler_config.json",
+            json!({
+                "_class_name": "PNDMScheduler", "beta_end": 0.012, "beta_schedule": "scaled_linear", "beta_start": 0.00085,
+                "clip_sample": false, "num_train_timesteps": 1000, "set_alpha_to_one": false, "skip_prk_steps": true,
+                "steps_offset": 1, "trained_betas": null,
+            }),
+        ),
+    ])
+}
+
+/// CLIP's vocabulary without a single merge: the 256 bytes, the same at the end of a word, and two special tokens.
+fn vocabulary() -> BTreeMap<String, usize> {
+    let plain = |byte: &u8| matches!(byte, b'!'..=b'~' | 0xA1..=0xAC | 0xAE..=0xFF);
+    let shown = (0..=255u8).filter(plain).map(char::from);
+    // Bytes that cannot be shown stand as the characters from U+0100 on, in order.
+    let hidden = (0..=255u8).filter(|byte| !plain(byte)).count() as u32;
+    let letters: Vec<String> =
+        shown.chain((0x100..0x100 + hidden).filter_map(char::from_u32)).map(String::from).collect();
+    let ends = letters.iter().map(|letter| format!("{letter}</w>"));
+    let special = ["<|startoftext|>", "<|endoftext|>"].map(String::from);
+    letters.iter().cloned().chain(ends).chain(special).enumerate().map(|(id, token)| (token, id)).collect()
+}
+
+/// Answers every request for a tensor with random values that suit its name, and remembers them.
+#[derive(Clone, Default)]
+struct Recorder(Arc<Mutex<HashMap<String, Tensor>>>);
+
+impl Recorder {
+    fn builder(&self) -> VarBuilder<'static> {
+        VarBuilder::from_backend(Box::new(self.clone()), DType::F32, Device::Cpu)
+    }
+
+    fn tensors(&self) -> HashMap<String, Tensor> {
+        self.0.lock().map(|tensors| tensors.clone()).unwrap_or_default()
+    }
+
+    fn add(&self, name: &str, tensor: &Tensor) {
+        if let Ok(mut tensors) = self.0.lock() {
+            tensors.insert(name.to_string(), tensor.clone());
+        }
+    }
+
+    fn save(&self, path: &Path) -> anyhow::Result<()> {
+        write(path, Vec::new())?;
+        candle_core::safetensors::save(&self.tensors(), path).with_context(|| path.display().to_string())
+    }
+}
+
+impl SimpleBackend for Recorder {
+    fn get(&self, shape: Shape, name: &str, _: Init, dtype: DType, device: &Device) -> CandleResult<Tensor> {
+        let fan_in = shape.dims().iter().skip(1).product::<usize>().max(1) as f64;
+        let draw = Noise::new(seed(name)).randn(shape.clone(), dtype, device)?;
+        let is_norm = name.contains("norm");
+        let tensor = match (name.ends_with("bias"), is_norm && shape.rank() == 1) {
+            (true, _) => (draw * 0.02)?,
+            (false, true) => ((draw * 0.05)? + 1.0)?,
+            (false, false) => (draw * fan_in.powf(-0.5))?,
+        };
+        self.add(name, &tensor);
+        Ok(tensor)
+    }
+
+    fn get_unchecked(&self, name: &str, _: DType, _: &Device) -> CandleResult<Tensor> {
+        candle_core::bail!("{name} is asked for without a shape")
+    }
+
+    fn contains_tensor(&self, _: &str) -> bool {
+        true
+    }
+}
+
+/// A LoRA in peft's layout over every attention projection.
+fn lora(unet: &Recorder) -> anyhow::Result<Recorder> {
+    let lora = Recorder::default();
+    let projections = ["to_q.weight", "to_k.weight", "to_v.weight", "to_out.0.weight"];
+    for (name, tensor) in unet.tensors() {
+        if !projections.iter().any(|ending| name.ends_with(ending)) {
+            continue;
+        }
+        let (out, channels_in) = tensor.dims2()?;
+        for (part, shape) in [("lora_A", (LORA_RANK, channels_in)), ("lora_B", (out, LORA_RANK))] {
+            let key = format!("unet.{}.{part}.weight", name.trim_end_matches(".weight"));
+            let draw = Noise::new(seed(&key)).randn(shape, DType::F32, &Device::Cpu)?;
+            lora.add(&key, &(draw * 0.3)?);
+        }
+    }
+    Ok(lora)
+}
+
+/// FNV-1a of the name: a seed of its own for each tensor.
+fn seed(name: &str) -> u64 {
+    name.bytes().fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3))
+}
+
+fn write(path: &Path, bytes: Vec<u8>) -> anyhow::Result<()> {
+    let folder = path.parent().context("a file in a folder")?;
+    fs::create_dir_all(folder).and_then(|()| fs::write(path, bytes)).with_context(|| path.display().to_string())
+}

@@ -1,0 +1,214 @@
+//! A private RabbitMQ node: its own name, ports, data folder, cookie and port mapper, all on loopback. It never touches a
+//! broker that already runs on this machine.
+
+use crate::{
+    paths::RunDir,
+    ports,
+    process::{Process, Spec},
+    wait,
+};
+use anyhow::{Context, Result, ensure};
+use lapin::{
+    BasicProperties, Channel, Confirmation, Connection, ConnectionProperties,
+    message::BasicGetMessage,
+    options::{BasicGetOptions, BasicPublishOptions, ConfirmSelectOptions, QueueDeclareOptions},
+    types::FieldTable,
+};
+use std::{fs, path::PathBuf, time::Duration};
+use tokio::net::TcpStream;
+
+/// Beside Debian's wrapper, which insists on the system's user and folders.
+const SERVER: &str = "/usr/lib/rabbitmq/bin/rabbitmq-server";
+const START: Duration = Duration::from_secs(120);
+const STOP: Duration = Duration::from_secs(60);
+const PERSISTENT: u8 = 2;
+
+/// The node.
+#[derive(Debug)]
+pub struct Broker {
+    name: String,
+    folder: PathBuf,
+    port: u16,
+    distribution_port: u16,
+    mapper_port: u16,
+    _mapper: Process,
+    node: Process,
+}
+
+/// A channel that publishes persistent messages and waits until the broker has them.
+#[derive(Debug)]
+pub struct Publisher {
+    _connection: Connection,
+    channel: Channel,
+}
+
+impl Broker {
+    /// Starts a node with an empty data folder.
+    ///
+    /// # Errors
+    /// RabbitMQ is missing or does not come up.
+    pub async fn start(run: &RunDir, name: &str) -> Result<Self> {
+        let folder = run.folder(&format!("{name}-data"))?;
+        let (port, distribution_port, mapper_port) = (ports::free()?, ports::free()?, ports::free()?);
+        // RabbitMQ would start a port mapper that stays behind: ours is a child like all others.
+        let mapper = Spec::new(&format!("{name}-epmd"), "epmd")
+            .args(["-address", "127.0.0.1", "-port", &mapper_port.to_string()])
+            .start(run)?;
+        mapper.ready(START, async || listens(mapper_port).await).await?;
+        fs::write(
+            folder.join("rabbitmq.conf"),
+            format!(
+                "listeners.tcp.1 = 127.0.0.1:{port}\nlog.console = true\nlog.console.level = info\nlog.file = false\n\
+                 disk_free_limit.absolute = 1MB\n"
+            ),
+        )?;
+        fs::write(folder.join("enabled_plugins"), "[].\n")?;
+        fs::write(folder.join("env.conf"), "")?;
+        let spec = spec(name, &folder, distribution_port, mapper_port);
+        let (name, node) = (name.to_string(), spec.start(run)?);
+        let broker = Self { name, folder, port, distribution_port, mapper_port, _mapper: mapper, node };
+        broker.ready().await?;
+        Ok(broker)
+    }
+
+    /// Stops the node in order; its data stays.
+    ///
+    /// # Errors
+    /// It does not stop.
+    pub async fn stop(&self) -> Result<()> {
+        self.node.terminate(STOP).await.map(drop)
+    }
+
+    /// Starts it again on its data.
+    ///
+    /// # Errors
+    /// It does not come up.
+    pub async fn start_again(&mut self, run: &RunDir) -> Result<()> {
+        ensure!(!self.node.is_running(), "{} still runs", self.name);
+        self.node = spec(&self.name, &self.folder, self.distribution_port, self.mapper_port).start(run)?;
+        self.ready().await
+    }
+
+    /// The address.
+    pub fn url(&self) -> String {
+        format!("amqp://guest:guest@127.0.0.1:{}/%2f", self.port)
+    }
+
+    /// The node's process.
+    pub fn process(&self) -> &Process {
+        &self.node
+    }
+
+    /// Opens a channel for publishing.
+    ///
+    /// # Errors
+    /// The broker refuses.
+    pub async fn publisher(&self) -> Result<Publisher> {
+        Publisher::connect(&self.url()).await
+    }
+
+    async fn ready(&self) -> Result<()> {
+        let answers = async || Connection::connect(&self.url(), ConnectionProperties::default()).await.is_ok();
+        // A client that comes too early waits long for its answer: first the port, then the protocol.
+        self.node.ready(START, async || listens(self.port).await).await?;
+        self.node.ready(START, answers).await
+    }
+}
+
+fn spec(name: &str, folder: &std::path::Path, distribution_port: u16, mapper_port: u16) -> Spec {
+    Spec::new(name, SERVER)
+        .folder(folder)
+        .env("HOME", folder)
+        .env("ERL_EPMD_ADDRESS", "127.0.0.1")
+        .env("ERL_EPMD_PORT", mapper_port.to_string())
+        .env("RABBITMQ_NODENAME", format!("{name}@localhost"))
+        .env("RABBITMQ_DIST_PORT", distribution_port.to_string())
+        .env("RABBITMQ_CONF_ENV_FILE", folder.join("env.conf"))
+        .env("RABBITMQ_CONFIG_FILE", folder.join("rabbitmq.conf"))
+        .env("RABBITMQ_ENABLED_PLUGINS_FILE", folder.join("enabled_plugins"))
+        .env("RABBITMQ_MNESIA_BASE", folder.join("mnesia"))
+        .env("RABBITMQ_LOG_BASE", folder.join("log"))
+        .env("RABBITMQ_LOGS", "-")
+        .env("RABBITMQ_PID_FILE", folder.join("pid"))
+        // Otherwise the script stays in between, and the broker outlives it when it is killed. `-noinput` below makes up
+        // for what this switches off.
+        .env("RABBITMQ_ALLOW_INPUT", "1")
+        .env(
+            "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS",
+            "-noinput -start_epmd false -kernel inet_dist_use_interface {127,0,0,1}",
+        )
+}
+
+async fn listens(port: u16) -> bool {
+    TcpStream::connect(("127.0.0.1", port)).await.is_ok()
+}
+
+impl Publisher {
+    /// Connects to a broker's address.
+    ///
+    /// # Errors
+    /// The broker refuses.
+    pub async fn connect(url: &str) -> Result<Self> {
+        let connection = Connection::connect(url, ConnectionProperties::default()).await.context("RabbitMQ")?;
+        let channel = connection.create_channel().await?;
+        channel.confirm_select(ConfirmSelectOptions::default()).await?;
+        Ok(Self { _connection: connection, channel })
+    }
+
+    /// Creates a durable queue.
+    ///
+    /// # Errors
+    /// The broker refuses.
+    pub async fn declare(&self, queue: &str) -> Result<()> {
+        self.channel.queue_declare(queue.into(), QueueDeclareOptions::durable(), FieldTable::default()).await?;
+        Ok(())
+    }
+
+    /// Publishes one message.
+    ///
+    /// # Errors
+    /// The broker does not take it.
+    pub async fn publish(&self, queue: &str, body: &[u8]) -> Result<()> {
+        self.publish_all(queue, [body]).await
+    }
+
+    /// Publishes messages one behind the other, then waits for all confirmations.
+    ///
+    /// # Errors
+    /// The broker does not take one of them.
+    pub async fn publish_all<'a>(&self, queue: &str, bodies: impl IntoIterator<Item = &'a [u8]>) -> Result<()> {
+        let options = BasicPublishOptions { mandatory: true, ..Default::default() };
+        let properties =
+            BasicProperties::default().with_delivery_mode(PERSISTENT).with_content_type("application/json".into());
+        let mut sent = Vec::new();
+        for body in bodies {
+            sent.push(self.channel.basic_publish("".into(), queue.into(), options, body, properties.clone()).await?);
+        }
+        for confirmation in sent {
+            let confirmation = confirmation.await?;
+            ensure!(matches!(confirmation, Confirmation::Ack(None)), "queue {queue} did not take a message");
+        }
+        Ok(())
+    }
+
+    /// How many messages lie ready in a queue.
+    ///
+    /// # Errors
+    /// The queue is not there.
+    pub async fn ready_count(&self, queue: &str) -> Result<u32> {
+        let options = QueueDeclareOptions::durable().passive();
+        Ok(self.channel.queue_declare(queue.into(), options, FieldTable::default()).await?.message_count())
+    }
+
+    /// Takes the next message of a queue, acknowledged at once.
+    ///
+    /// # Errors
+    /// None came in time.
+    pub async fn take(&self, queue: &str, within: Duration) -> Result<BasicGetMessage> {
+        let get = async || {
+            let options = BasicGetOptions { no_ack: true };
+            self.channel.basic_get(queue.into(), options).await.ok().flatten()
+        };
+        wait::until(&format!("message in {queue}"), within, get).await
+    }
+}

@@ -1,0 +1,99 @@
+//! The function as AWS runs it: the real handler binary behind a Lambda Runtime API (cargo-lambda's), invoked over HTTP.
+
+use crate::{
+    paths::{self, RunDir, binary},
+    ports,
+    process::{Process, Spec},
+};
+use anyhow::{Context, Result, bail};
+use serde_json::{Value, json};
+use std::{fs, path::PathBuf, time::Duration};
+use tokio::net::TcpStream;
+
+const START: Duration = Duration::from_secs(120);
+/// AWS's longest.
+const TIMEOUT: Duration = Duration::from_secs(900);
+
+/// One execution environment of the function.
+#[derive(Debug)]
+pub struct Function {
+    http: reqwest::Client,
+    invoke_url: String,
+    api: Process,
+    handler: Process,
+}
+
+impl Function {
+    /// Starts the Runtime API and the handler, and waits until the handler answers an empty event.
+    ///
+    /// # Errors
+    /// Something is missing, or does not come up.
+    pub async fn start(run: &RunDir, name: &str, env: &[(&'static str, String)]) -> Result<Self> {
+        let port = ports::free()?;
+        let api = Spec::new(&format!("{name}-runtime-api"), paths::tool("cargo-lambda")?)
+            .args(["lambda", "watch", "--only-lambda-apis", "--disable-cors"])
+            .args(["--invoke-address", "127.0.0.1", "--invoke-port", &port.to_string()])
+            .folder(&manifest(run)?)
+            .env("RUST_LOG", "warn")
+            .start(run)?;
+        api.ready(START, async || TcpStream::connect(("127.0.0.1", port)).await.is_ok()).await?;
+        let handler = Spec::new(name, binary("handler")?)
+            .env("AWS_LAMBDA_RUNTIME_API", format!("http://127.0.0.1:{port}/.rt"))
+            .env("AWS_LAMBDA_FUNCTION_NAME", "_")
+            .env("AWS_LAMBDA_FUNCTION_VERSION", "1")
+            .env("AWS_LAMBDA_FUNCTION_MEMORY_SIZE", "4096")
+            .envs(env.iter().map(|(key, value)| (key, value)))
+            .start(run)?;
+        let http = reqwest::Client::builder().no_proxy().build()?;
+        let invoke_url = format!("http://127.0.0.1:{port}/2015-03-31/functions/_/invocations");
+        let function = Self { http, invoke_url, api, handler };
+        let answer = tokio::time::timeout(START, function.invoke(&json!({ "Records": [] }))).await;
+        answer.map_err(|_| function.handler.fault("did not answer its first event"))??;
+        Ok(function)
+    }
+
+    /// Invokes it and waits for its answer.
+    ///
+    /// # Errors
+    /// The function answered with an error, or its process ended.
+    pub async fn invoke(&self, event: &Value) -> Result<Value> {
+        let request = self.http.post(&self.invoke_url).timeout(TIMEOUT).json(event);
+        let answered = async {
+            let answer = request.send().await.context("invoke")?;
+            let status = answer.status();
+            let text = answer.text().await.context("invoke")?;
+            if !status.is_success() {
+                bail!("the function answered {status}: {text}");
+            }
+            serde_json::from_str(&text).with_context(|| format!("the function's answer is no JSON: {text}"))
+        };
+        tokio::select! {
+            // The Runtime API does not notice when the function's process is gone.
+            error = self.handler.died() => Err(error),
+            error = self.api.died() => Err(error),
+            answer = answered => answer,
+        }
+    }
+
+    /// The handler's process.
+    pub fn process(&self) -> &Process {
+        &self.handler
+    }
+
+    /// The Runtime API's process.
+    pub fn api(&self) -> &Process {
+        &self.api
+    }
+}
+
+/// cargo-lambda wants to see a package before it starts. An empty one spares it the workspace, and the network.
+fn manifest(run: &RunDir) -> Result<PathBuf> {
+    let folder = run.folder("runtime-api")?;
+    fs::create_dir_all(folder.join("src"))?;
+    fs::write(
+        folder.join("Cargo.toml"),
+        "[package]\nname = \"function\"\nversion = \"0.0.0\"\nedition = \"2024\"\n\n[workspace]\n",
+    )?;
+    fs::write(folder.join("src/main.rs"), "fn main() {}\n")?;
+    Ok(folder)
+}

@@ -1,0 +1,17 @@
+//! Harness for the demo and the end-to-end cases: the real binaries on a real broker, with SQS, S3 and the Lambda Runtime
+//! API over HTTP. Everything listens on loopback only, and nothing outlives the process that started it.
+//!
+//! Knows nothing of the inside of `relay` and `handler`: it sees them as the outside world does.
+
+pub mod aws;
+pub mod backend;
+pub mod broker;
+pub mod lambda;
+pub mod line;
+pub mod mapping;
+pub mod paths;
+pub mod ports;
+pub mod process;
+pub mod stack;
+pub mod task;
+pub mod wait;

@@ -1,0 +1,31 @@
+//! Free ports on loopback for processes that cannot choose one themselves.
+
+use anyhow::{Result, bail};
+use std::{
+    net::{Ipv4Addr, TcpListener},
+    sync::atomic::{AtomicU16, Ordering},
+};
+
+/// Below the range that Linux takes for outgoing connections, so that none of those can take a port in between.
+const FIRST: u16 = 20_000;
+const COUNT: u16 = 12_000;
+/// How far apart two runs begin.
+const STRIDE: u32 = 61;
+
+static NEXT: AtomicU16 = AtomicU16::new(0);
+
+/// A port that nobody listens on now and that this process has not given out before.
+///
+/// # Errors
+/// None is free.
+pub fn free() -> Result<u16> {
+    let start = std::process::id().wrapping_mul(STRIDE);
+    for _ in 0..COUNT {
+        let offset = u32::from(NEXT.fetch_add(1, Ordering::Relaxed)).wrapping_add(start) % u32::from(COUNT);
+        let port = FIRST + offset as u16;
+        if TcpListener::bind((Ipv4Addr::LOCALHOST, port)).is_ok() {
+            return Ok(port);
+        }
+    }
+    bail!("no free port on 127.0.0.1 from {FIRST} to {}", FIRST + COUNT - 1)
+}
