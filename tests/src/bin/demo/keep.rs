@@ -74,7 +74,7 @@ pub(crate) async fn publish(stack: &Path, options: &Options) -> Result<()> {
     let text = fs::read(stack).with_context(|| format!("--to {}: does that demo still run?", stack.display()))?;
     let addresses: Addresses = serde_json::from_slice(&text).with_context(|| format!("--to {}", stack.display()))?;
     let body = task::body(options.task.as_deref(), &addresses.webhook, &addresses.lora)?;
-    let publisher = Publisher::connect(&addresses.amqp_url).await?;
+    let publisher = Publisher::connect(&addresses.amqp_url).await.context("does that demo still run?")?;
     publisher.publish(&addresses.amqp_queue, body.as_bytes()).await?;
     println!("task published to RabbitMQ ({} bytes); the demo that runs with --keep shows its webhooks", body.len());
     Ok(())

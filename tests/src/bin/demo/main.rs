@@ -8,7 +8,7 @@ mod report;
 mod screen;
 mod task;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow, bail};
 use clap::Parser;
 use e2e::{
     backend::Backend,
@@ -91,7 +91,8 @@ async fn run(options: &Options) -> Result<()> {
     let lora_url = stack.put_lora("models/style_10/lora_weights.safetensors", content).await?;
     let body = task::body(options.task.as_deref(), &backend.url(), &lora_url)?;
     let ended = stack.alive(follow(options, &stack, &backend, &body, started)).await;
-    let ended = ended.with_context(|| format!("the logs are in {}", stack.run.path().display()));
+    let logs = stack.run.path().display();
+    let ended = ended.map_err(|error| anyhow!("{error:#}\ndemo: the logs are in {logs}; begin with function.log"));
     if !options.keep {
         return ended;
     }

@@ -7,6 +7,10 @@ use e2e::{
     mapping::{Batch, Record},
     stack::Stack,
 };
+use std::time::Duration;
+
+/// From the last webhook to the function's answer.
+const ANSWER: Duration = Duration::from_secs(60);
 
 /// How the task ended.
 #[derive(Debug)]
@@ -31,6 +35,8 @@ pub(crate) async fn of(screen: &mut Screen, stack: &Stack, backend: &Backend, bo
         for call in &came[shown..] {
             screen.webhook(call);
             if call.is_end() && (id.is_none() || call.generation_id() == id) {
+                // The function has still to answer, and to log its timings.
+                stack.line.mapping.handled(body, receives + 1, ANSWER).await?;
                 return Ok(told(call));
             }
         }

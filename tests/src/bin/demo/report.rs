@@ -101,7 +101,8 @@ impl Report {
 
     /// The tables.
     pub(crate) fn print(&self) {
-        println!("\nwebhooks received\n{:>9}  {:>8}  {:<6}  {:<8}  says", "at ms", "answered", "method", "path");
+        let none = if self.webhooks.is_empty() { ": none" } else { "" };
+        println!("\nwebhooks received{none}\n{:>9}  {:>8}  {:<6}  {:<8}  says", "at ms", "answered", "method", "path");
         for call in &self.webhooks {
             let Call { at_ms, status, method, path, .. } = call;
             println!("{at_ms:>9}  {status:>8}  {method:<6}  {:<8}  {}", short(path), summary(call));
@@ -118,7 +119,7 @@ impl Report {
 
 /// Removes what an earlier run left, so that nobody takes it for this one's.
 pub(crate) fn remove_old(out: &Path) -> Result<()> {
-    for name in [IMAGE, REPORT] {
+    for name in [IMAGE, REPORT, "stack.json"] {
         match fs::remove_file(out.join(name)) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => {
                 return Err(error).with_context(|| out.join(name).display().to_string());
