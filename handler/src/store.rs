@@ -132,11 +132,7 @@ impl Store {
         parse(&path).await.map_err(|error| {
             let LoraRef { bucket, key, .. } = wanted;
             let reason = format!("`lora_model_url` s3://{bucket}/{key}: {error}");
-            if matches!(error, LoraError::Device(_)) {
-                StoreError::Transient(reason)
-            } else {
-                StoreError::Permanent(reason)
-            }
+            if !error.is_permanent() { StoreError::Transient(reason) } else { StoreError::Permanent(reason) }
         })
     }
 

@@ -59,9 +59,9 @@ impl StudioError {
     /// Whether the commission itself is at fault, so that trying again would end the same way.
     pub fn is_permanent(&self) -> bool {
         match self {
-            Self::Lora(LoraError::Device(_)) | Self::Pipeline(PipelineError::Candle(_)) | Self::Encode(_) => false,
-            Self::Lora(_) | Self::Signature(_) | Self::Pipeline(PipelineError::Request { .. }) => true,
-            Self::Pipeline(_) => false,
+            Self::Lora(error) => error.is_permanent(),
+            Self::Signature(_) | Self::Pipeline(PipelineError::Request { .. }) => true,
+            Self::Pipeline(_) | Self::Encode(_) => false,
         }
     }
 }

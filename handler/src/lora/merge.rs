@@ -6,7 +6,7 @@ use candle_core::{DType, Device, Tensor};
 use std::collections::HashMap;
 
 /// Merged tensors of each component, to be laid over the base.
-#[derive(Clone, Default)]
+#[derive(Default)]
 pub struct Overlays {
     /// Tensors of the UNet, by name.
     pub unet: Tensors,

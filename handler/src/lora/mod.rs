@@ -12,7 +12,7 @@ use candle_core::{Device, Tensor};
 use keys::{Component, Part};
 use std::{collections::BTreeMap, path::Path, sync::Arc};
 
-/// Why a LoRA cannot be used. All but `Device` are faults of the file: the task fails and is not tried again.
+/// Why a LoRA cannot be used. All but `File` and `Device` are faults of the LoRA: the task fails and is not tried again.
 #[derive(Debug, thiserror::Error)]
 pub enum LoraError {
     /// The bytes are no safetensors file.
@@ -29,9 +29,19 @@ pub enum LoraError {
     /// Every layer was read, and none changes anything.
     #[error("the LoRA changes nothing: {0}")]
     NoEffect(&'static str),
+    /// The file cannot be read.
+    #[error("the LoRA file cannot be read: {0}")]
+    File(#[from] std::io::Error),
     /// Arithmetic, memory or device failed.
     #[error(transparent)]
     Device(#[from] candle_core::Error),
+}
+
+impl LoraError {
+    /// Whether the LoRA itself is at fault, so that trying again would end the same way.
+    pub fn is_permanent(&self) -> bool {
+        !matches!(self, Self::File(_) | Self::Device(_))
+    }
 }
 
 impl From<crate::pipeline::error::PipelineError> for LoraError {
@@ -83,8 +93,7 @@ impl Lora {
     /// # Errors
     /// The file cannot be read, or [`Lora::from_bytes`] refuses it.
     pub fn read(path: &Path) -> Result<Self, LoraError> {
-        let bytes = std::fs::read(path).map_err(|error| LoraError::NotSafetensors(error.to_string()))?;
-        Self::from_bytes(&bytes)
+        Self::from_bytes(&std::fs::read(path)?)
     }
 
     /// Reads a safetensors file that is in memory.
@@ -92,10 +101,12 @@ impl Lora {
     /// # Errors
     /// See [`LoraError`]; every key is accounted for.
     pub fn from_bytes(bytes: &[u8]) -> Result<Self, LoraError> {
-        let not = |error: safetensors::SafeTensorError| LoraError::NotSafetensors(error.to_string());
-        let (_, header) = safetensors::SafeTensors::read_metadata(bytes).map_err(not)?;
+        let header = safetensors::SafeTensors::read_metadata(bytes);
+        let (_, header) = header.map_err(|error| LoraError::NotSafetensors(error.to_string()))?;
         let alphas = keys::metadata_alphas(header.metadata());
-        let tensors = candle_core::safetensors::load_buffer(bytes, &Device::Cpu)?;
+        // What fails here is the file's: data cut short, or a dtype that no LoRA has.
+        let tensors = candle_core::safetensors::load_buffer(bytes, &Device::Cpu)
+            .map_err(|error| LoraError::NotSafetensors(error.to_string()))?;
         let mut parts: BTreeMap<(Component, String), Parts> = BTreeMap::new();
         for (key, tensor) in tensors {
             let refused = |reason: String| LoraError::Key { key: key.clone(), reason };

@@ -95,7 +95,10 @@ fn what_does_not_fit_is_named() {
     let query = |part: &str| format!("unet.{QUERY}.{part}.weight");
     let (a, b) = (query("lora_A"), query("lora_B"));
     let zero = tensor(&[0., 0.], &[2, 1]);
+    let mut cut_short = file(&[(&a, down.clone()), (&b, up.clone())], None);
+    cut_short.pop();
     let cases: Vec<(Vec<u8>, &str)> = vec![
+        (cut_short, "not a safetensors file"),
         (b"PK\x03\x04 a pickle".to_vec(), "not a safetensors file"),
         (Vec::new(), "not a safetensors file"),
         (file(&[], None), "changes nothing"),

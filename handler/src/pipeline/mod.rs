@@ -15,7 +15,7 @@ pub mod unet;
 pub mod vae;
 pub mod weights;
 
-use crate::lora::{self, AppliedLora, LoraError};
+use crate::lora::{self, AppliedLora, LoraError, Overlays};
 use candle_core::{DType, Device, Tensor};
 use config::{ModelIndex, TextEncoderConfig, UnetConfig, VaeConfig};
 use error::{PipelineError, Result};
@@ -111,15 +111,15 @@ impl Pipeline {
         }
         self.applied.clear();
         let merged = lora::merge(wanted, &self.unet_weights, &self.text_weights);
-        let failed = merged.as_ref().err().is_some();
-        let overlays = merged.as_ref().map(Clone::clone).unwrap_or_default();
-        self.text_encoder =
-            TextEncoder::new(&self.text_weights.with_overlay(overlays.text_encoder), &self.text_config)?;
+        let (overlays, result) = match merged {
+            Ok(overlays) => (overlays, Ok(wanted.to_vec())),
+            Err(error) => (Overlays::default(), Err(error)),
+        };
+        let text_weights = self.text_weights.with_overlay(overlays.text_encoder);
+        self.text_encoder = TextEncoder::new(&text_weights, &self.text_config)?;
         self.unet = Unet::new(&self.unet_config, self.unet_weights.with_overlay(overlays.unet).builder())?;
-        if !failed {
-            self.applied = wanted.to_vec();
-        }
-        merged.map(|_| ())
+        self.applied = result?;
+        Ok(())
     }
 
     /// Unit noise of the request's seed in f32, `[images, channels, height / 8, width / 8]`, drawn at once as diffusers
