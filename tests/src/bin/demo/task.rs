@@ -9,7 +9,7 @@ use std::{fs, path::Path};
 /// The message's body.
 pub(crate) fn body(file: Option<&Path>, webhook: &str, lora: &str) -> Result<String> {
     let Some(file) = file else {
-        let tags = json!(["red circle", "blue background", "simple shapes"]);
+        let tags = json!(["lighthouse", "sunset", "sea"]);
         return Ok(Task::new(webhook, lora).with("prompt_tags", tags).with("aspect_ratio", "1:1").body());
     };
     let text = fs::read_to_string(file).with_context(|| format!("--task {}", file.display()))?;
