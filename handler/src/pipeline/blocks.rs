@@ -1,17 +1,17 @@
 //! What UNet and VAE share: the ResNet block, up- and downsampling.
 
-use super::ops::{conv1x1, conv3x3, norm_silu};
+use super::ops::{Conv, GroupNorm};
 use candle_core::{Result, Tensor};
-use candle_nn::{Conv2d, Conv2dConfig, GroupNorm, Linear, Module, VarBuilder, conv2d, group_norm, linear};
+use candle_nn::{Linear, Module, VarBuilder, linear};
 
 /// `ResnetBlock2D`: two normalised 3x3 convolutions, the timestep added between them, and a shortcut.
 pub(super) struct ResnetBlock {
     norm1: GroupNorm,
-    conv1: Conv2d,
+    conv1: Conv,
     time: Option<Linear>,
     norm2: GroupNorm,
-    conv2: Conv2d,
-    shortcut: Option<Conv2d>,
+    conv2: Conv,
+    shortcut: Option<Conv>,
 }
 
 /// GroupNorm settings of a model.
@@ -31,27 +31,27 @@ impl ResnetBlock {
         vb: VarBuilder,
     ) -> Result<Self> {
         let shortcut = (channels_in != channels_out)
-            .then(|| conv1x1(channels_in, channels_out, vb.pp("conv_shortcut")))
+            .then(|| Conv::pointwise(channels_in, channels_out, vb.pp("conv_shortcut")))
             .transpose()?;
         let time = time_channels.map(|width| linear(width, channels_out, vb.pp("time_emb_proj"))).transpose()?;
         Ok(Self {
-            norm1: group_norm(norm.groups, channels_in, norm.eps, vb.pp("norm1"))?,
-            conv1: conv3x3(channels_in, channels_out, vb.pp("conv1"))?,
+            norm1: GroupNorm::new(norm.groups, channels_in, norm.eps, vb.pp("norm1"))?,
+            conv1: Conv::same3x3(channels_in, channels_out, vb.pp("conv1"))?,
             time,
-            norm2: group_norm(norm.groups, channels_out, norm.eps, vb.pp("norm2"))?,
-            conv2: conv3x3(channels_out, channels_out, vb.pp("conv2"))?,
+            norm2: GroupNorm::new(norm.groups, channels_out, norm.eps, vb.pp("norm2"))?,
+            conv2: Conv::same3x3(channels_out, channels_out, vb.pp("conv2"))?,
             shortcut,
         })
     }
 
     /// `time` is the timestep embedding after SiLU, `[batch, time_channels]`.
     pub(super) fn forward(&self, xs: &Tensor, time: Option<&Tensor>) -> Result<Tensor> {
-        let mut hidden = self.conv1.forward(&norm_silu(&self.norm1, xs)?)?;
+        let mut hidden = self.conv1.forward(&self.norm1.forward_silu(xs)?)?;
         if let (Some(projection), Some(time)) = (&self.time, time) {
             let shift = projection.forward(time)?.unsqueeze(2)?.unsqueeze(3)?;
             hidden = hidden.broadcast_add(&shift)?;
         }
-        let hidden = self.conv2.forward(&norm_silu(&self.norm2, &hidden)?)?;
+        let hidden = self.conv2.forward(&self.norm2.forward_silu(&hidden)?)?;
         match &self.shortcut {
             Some(shortcut) => shortcut.forward(xs)? + hidden,
             None => xs + hidden,
@@ -60,12 +60,11 @@ impl ResnetBlock {
 }
 
 /// Halves height and width with a strided 3x3 convolution.
-pub(super) struct Downsample(Conv2d);
+pub(super) struct Downsample(Conv);
 
 impl Downsample {
     pub(super) fn new(channels: usize, vb: VarBuilder) -> Result<Self> {
-        let config = Conv2dConfig { padding: 1, stride: 2, ..Default::default() };
-        Ok(Self(conv2d(channels, channels, 3, config, vb.pp("downsamplers.0.conv"))?))
+        Ok(Self(Conv::half3x3(channels, channels, vb.pp("downsamplers.0.conv"))?))
     }
 
     pub(super) fn forward(&self, xs: &Tensor) -> Result<Tensor> {
@@ -74,11 +73,11 @@ impl Downsample {
 }
 
 /// Doubles height and width by repeating pixels, then a 3x3 convolution.
-pub(super) struct Upsample(Conv2d);
+pub(super) struct Upsample(Conv);
 
 impl Upsample {
     pub(super) fn new(channels: usize, vb: VarBuilder) -> Result<Self> {
-        Ok(Self(conv3x3(channels, channels, vb.pp("upsamplers.0.conv"))?))
+        Ok(Self(Conv::same3x3(channels, channels, vb.pp("upsamplers.0.conv"))?))
     }
 
     /// `size` is the height and width to reach: the skip's, which may be odd.

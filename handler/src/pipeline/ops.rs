@@ -1,40 +1,112 @@
-//! The operations UNet and VAE are made of, each behind one function, so that a faster form is put in at one place.
+//! The operations UNet and VAE are made of, each behind one name, so that a faster form is put in at one place.
 //!
-//! Activations are `[batch, channels, height, width]` or `[batch, tokens, channels]`, all contiguous.
+//! Activations are `[batch, channels, height, width]` or `[batch, tokens, channels]`, all contiguous. On the CPU in f32
+//! [`cpu`] does the work; everything else is candle's.
+
+mod cpu;
 
 use candle_core::{D, DType, Result, Tensor};
-use candle_nn::{Conv2d, Conv2dConfig, GroupNorm, Module, VarBuilder, conv2d, ops::softmax_last_dim};
+use candle_nn::{Module, VarBuilder, ops::softmax_last_dim};
 
 /// Attention scores held at once, in elements: 64 MiB of f32.
 const SCORES_AT_ONCE: usize = 16 << 20;
 
-/// A 3x3 convolution that keeps height and width.
-pub(super) fn conv3x3(channels_in: usize, channels_out: usize, vb: VarBuilder) -> Result<Conv2d> {
-    conv2d(channels_in, channels_out, 3, Conv2dConfig { padding: 1, ..Default::default() }, vb)
+/// A convolution with bias over `[batch, channels, height, width]`.
+pub(super) struct Conv {
+    weight: Tensor,
+    bias: Tensor,
+    window: Window,
 }
 
-/// A 1x1 convolution.
-pub(super) fn conv1x1(channels_in: usize, channels_out: usize, vb: VarBuilder) -> Result<Conv2d> {
-    conv2d(channels_in, channels_out, 1, Conv2dConfig::default(), vb)
+/// How a square kernel moves over the picture.
+#[derive(Debug, Clone, Copy)]
+struct Window {
+    stride: usize,
+    padding: usize,
 }
 
-/// GroupNorm, then SiLU.
-pub(super) fn norm_silu(norm: &GroupNorm, xs: &Tensor) -> Result<Tensor> {
-    norm.forward(xs)?.silu()
+impl Conv {
+    /// A 3x3 convolution that keeps height and width.
+    pub(super) fn same3x3(channels_in: usize, channels_out: usize, vb: VarBuilder) -> Result<Self> {
+        Self::new(channels_in, channels_out, 3, Window { stride: 1, padding: 1 }, vb)
+    }
+
+    /// A 3x3 convolution that halves height and width.
+    pub(super) fn half3x3(channels_in: usize, channels_out: usize, vb: VarBuilder) -> Result<Self> {
+        Self::new(channels_in, channels_out, 3, Window { stride: 2, padding: 1 }, vb)
+    }
+
+    /// A 1x1 convolution.
+    pub(super) fn pointwise(channels_in: usize, channels_out: usize, vb: VarBuilder) -> Result<Self> {
+        Self::new(channels_in, channels_out, 1, Window { stride: 1, padding: 0 }, vb)
+    }
+
+    fn new(channels_in: usize, channels_out: usize, side: usize, window: Window, vb: VarBuilder) -> Result<Self> {
+        let weight = vb.get((channels_out, channels_in, side, side), "weight")?.contiguous()?;
+        Ok(Self { weight, bias: vb.get(channels_out, "bias")?, window })
+    }
+
+    pub(super) fn forward(&self, xs: &Tensor) -> Result<Tensor> {
+        if on_cpu(xs) {
+            return xs.apply_op3_no_bwd(&self.weight, &self.bias, &cpu::Conv(self.window));
+        }
+        let Window { stride, padding } = self.window;
+        let out = xs.conv2d(&self.weight, padding, stride, 1, 1)?;
+        out.broadcast_add(&self.bias.reshape((1, (), 1, 1))?)
+    }
+}
+
+/// Group normalisation (Wu & He, "Group normalization", 2018) over `[batch, channels, height, width]`.
+pub(super) struct GroupNorm {
+    plain: candle_nn::GroupNorm,
+    weight: Tensor,
+    bias: Tensor,
+    groups: usize,
+    eps: f64,
+}
+
+impl GroupNorm {
+    pub(super) fn new(groups: usize, channels: usize, eps: f64, vb: VarBuilder) -> Result<Self> {
+        let (weight, bias) = (vb.get(channels, "weight")?, vb.get(channels, "bias")?);
+        let plain = candle_nn::GroupNorm::new(weight.clone(), bias.clone(), channels, groups, eps)?;
+        Ok(Self { plain, weight, bias, groups, eps })
+    }
+
+    pub(super) fn forward(&self, xs: &Tensor) -> Result<Tensor> {
+        if on_cpu(xs) { self.on_cpu(xs, false) } else { self.plain.forward(xs) }
+    }
+
+    /// The norm, then SiLU.
+    pub(super) fn forward_silu(&self, xs: &Tensor) -> Result<Tensor> {
+        if on_cpu(xs) { self.on_cpu(xs, true) } else { self.plain.forward(xs)?.silu() }
+    }
+
+    fn on_cpu(&self, xs: &Tensor, silu: bool) -> Result<Tensor> {
+        let norm = cpu::GroupNorm { groups: self.groups, eps: self.eps, silu };
+        xs.apply_op3_no_bwd(&self.weight, &self.bias, &norm)
+    }
 }
 
 /// Gated GELU (Shazeer, "GLU variants improve transformer", 2020): the last dimension is halved.
 ///
 /// The exact GELU, as diffusers has it.
 pub(super) fn geglu(xs: &Tensor) -> Result<Tensor> {
+    if on_cpu(xs) {
+        return xs.apply_op1_no_bwd(&cpu::Geglu);
+    }
     let halves = xs.chunk(2, D::Minus1)?;
     &halves[0].contiguous()? * halves[1].contiguous()?.gelu_erf()?
 }
 
 /// Scaled dot-product attention over `heads` heads. `q` is `[batch, tokens, channels]`, `k` and `v` `[batch, others, channels]`.
 ///
-/// Scores and softmax are f32. Queries are taken in slices, so that large pictures don't need the whole score matrix.
+/// Scores and softmax are f32.
 pub(super) fn attention(q: &Tensor, k: &Tensor, v: &Tensor, heads: usize) -> Result<Tensor> {
+    if on_cpu(q) { q.apply_op3_no_bwd(k, v, &cpu::Attention { heads }) } else { sliced_attention(q, k, v, heads) }
+}
+
+/// Queries are taken in slices, so that large pictures don't need the whole score matrix.
+fn sliced_attention(q: &Tensor, k: &Tensor, v: &Tensor, heads: usize) -> Result<Tensor> {
     let (batch, tokens, channels) = q.dims3()?;
     let others = k.dim(1)?;
     let split = |xs: &Tensor, length: usize| {
@@ -65,24 +137,9 @@ pub(super) fn to_map(xs: &Tensor, height: usize, width: usize) -> Result<Tensor>
     xs.transpose(1, 2)?.contiguous()?.reshape((batch, channels, height, width))
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use candle_core::Device;
-
-    #[test]
-    fn sliced_attention_is_whole_attention() {
-        let draw = |shape: (usize, usize, usize)| Tensor::randn(0f32, 1., shape, &Device::Cpu).unwrap();
-        let (q, k, v) = (draw((2, 2100, 8)), draw((2, 2100, 8)), draw((2, 2100, 8)));
-        const { assert!(2 * 2 * 2100 * 2100 > SCORES_AT_ONCE, "the case must need slices") };
-        let sliced = attention(&q, &k, &v, 2).unwrap();
-        let one = |head: usize| {
-            let part = |xs: &Tensor| xs.narrow(2, head * 4, 4).unwrap().contiguous().unwrap();
-            let scores = (part(&q).matmul(&part(&k).t().unwrap().contiguous().unwrap()).unwrap() * 0.5).unwrap();
-            candle_nn::ops::softmax(&scores, 2).unwrap().matmul(&part(&v)).unwrap()
-        };
-        let whole = Tensor::cat(&[one(0), one(1)], 2).unwrap();
-        let error = (sliced - whole).unwrap().abs().unwrap().max_all().unwrap().to_scalar::<f32>().unwrap();
-        assert!(error < 1e-5, "{error}");
-    }
+fn on_cpu(xs: &Tensor) -> bool {
+    xs.device().is_cpu() && xs.dtype() == DType::F32
 }
+
+#[cfg(test)]
+mod tests;

@@ -2,12 +2,10 @@
 
 use super::{
     blocks::Norm,
-    ops::{attention, conv1x1, geglu, to_map, to_tokens},
+    ops::{Conv, GroupNorm, attention, geglu, to_map, to_tokens},
 };
 use candle_core::{Result, Tensor};
-use candle_nn::{
-    Conv2d, GroupNorm, LayerNorm, Linear, Module, VarBuilder, group_norm, layer_norm, linear, linear_no_bias,
-};
+use candle_nn::{LayerNorm, Linear, Module, VarBuilder, layer_norm, linear, linear_no_bias};
 
 /// Attention over a feature map, residual included.
 pub(super) struct Transformer {
@@ -29,7 +27,7 @@ pub(super) struct Shape {
 
 /// SD1 projects the map with a 1x1 convolution, SD2 the tokens with a linear layer.
 enum Projection {
-    Map(Conv2d),
+    Map(Conv),
     Tokens(Linear),
 }
 
@@ -58,12 +56,12 @@ impl Transformer {
             Ok(if shape.linear_projection {
                 Projection::Tokens(linear(channels, channels, vb)?)
             } else {
-                Projection::Map(conv1x1(channels, channels, vb)?)
+                Projection::Map(Conv::pointwise(channels, channels, vb)?)
             })
         };
         let blocks = (0..shape.layers).map(|layer| Block::new(shape, vb.pp("transformer_blocks").pp(layer)));
         Ok(Self {
-            norm: group_norm(norm.groups, channels, 1e-6, vb.pp("norm"))?,
+            norm: GroupNorm::new(norm.groups, channels, 1e-6, vb.pp("norm"))?,
             project_in: projection(vb.pp("proj_in"))?,
             blocks: blocks.collect::<Result<_>>()?,
             project_out: projection(vb.pp("proj_out"))?,

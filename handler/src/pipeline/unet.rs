@@ -6,21 +6,21 @@ use super::{
     blocks::{Downsample, Norm, ResnetBlock, Upsample},
     config::UnetConfig,
     error::Result,
-    ops::{conv3x3, norm_silu},
+    ops::{Conv, GroupNorm},
     transformer::{Shape, Transformer},
 };
 use candle_core::{Result as CandleResult, Tensor};
-use candle_nn::{Conv2d, GroupNorm, Linear, Module, VarBuilder, group_norm, linear};
+use candle_nn::{Linear, Module, VarBuilder, linear};
 
 /// The UNet of one model.
 pub struct Unet {
     time: TimeEmbedding,
-    conv_in: Conv2d,
+    conv_in: Conv,
     down: Vec<DownBlock>,
     mid: (ResnetBlock, Transformer, ResnetBlock),
     up: Vec<UpBlock>,
     norm_out: GroupNorm,
-    conv_out: Conv2d,
+    conv_out: Conv,
 }
 
 struct TimeEmbedding {
@@ -56,7 +56,7 @@ impl Unet {
         let mid_attention = vb.pp("mid_block.attentions.0");
         Ok(Self {
             time: TimeEmbedding::new(config, first, vb.pp("time_embedding"))?,
-            conv_in: conv3x3(config.in_channels, first, vb.pp("conv_in"))?,
+            conv_in: Conv::same3x3(config.in_channels, first, vb.pp("conv_in"))?,
             down: (0..channels.len())
                 .map(|level| DownBlock::new(config, level, vb.pp("down_blocks").pp(level)))
                 .collect::<CandleResult<_>>()?,
@@ -68,8 +68,8 @@ impl Unet {
             up: (0..channels.len())
                 .map(|level| UpBlock::new(config, level, vb.pp("up_blocks").pp(level)))
                 .collect::<CandleResult<_>>()?,
-            norm_out: group_norm(norm.groups, first, norm.eps, vb.pp("conv_norm_out"))?,
-            conv_out: conv3x3(first, config.out_channels, vb.pp("conv_out"))?,
+            norm_out: GroupNorm::new(norm.groups, first, norm.eps, vb.pp("conv_norm_out"))?,
+            conv_out: Conv::same3x3(first, config.out_channels, vb.pp("conv_out"))?,
         })
     }
 
@@ -91,7 +91,7 @@ impl Unet {
         for block in &self.up {
             xs = block.forward(&xs, &time, context, &mut skips)?;
         }
-        Ok(self.conv_out.forward(&norm_silu(&self.norm_out, &xs)?)?)
+        Ok(self.conv_out.forward(&self.norm_out.forward_silu(&xs)?)?)
     }
 }
 

@@ -4,20 +4,20 @@ use super::{
     blocks::{Norm, ResnetBlock, Upsample},
     config::VaeConfig,
     error::Result,
-    ops::{attention, conv1x1, conv3x3, norm_silu, to_map, to_tokens},
+    ops::{Conv, GroupNorm, attention, to_map, to_tokens},
 };
 use candle_core::{Result as CandleResult, Tensor};
-use candle_nn::{Conv2d, GroupNorm, Linear, Module, VarBuilder, group_norm, linear};
+use candle_nn::{Linear, Module, VarBuilder, linear};
 
 /// A VAE decoder.
 pub struct VaeDecoder {
     scaling_factor: f64,
-    post_quant: Option<Conv2d>,
-    conv_in: Conv2d,
+    post_quant: Option<Conv>,
+    conv_in: Conv,
     mid: (ResnetBlock, Option<SpatialAttention>, ResnetBlock),
     up: Vec<(Vec<ResnetBlock>, Option<Upsample>)>,
     norm_out: GroupNorm,
-    conv_out: Conv2d,
+    conv_out: Conv,
 }
 
 /// Single-head self-attention over all positions, residual included.
@@ -60,13 +60,13 @@ impl VaeDecoder {
             scaling_factor: config.scaling_factor,
             post_quant: config
                 .use_post_quant_conv
-                .then(|| conv1x1(latent, latent, vb.pp("post_quant_conv")))
+                .then(|| Conv::pointwise(latent, latent, vb.pp("post_quant_conv")))
                 .transpose()?,
-            conv_in: conv3x3(latent, top, decoder.pp("conv_in"))?,
+            conv_in: Conv::same3x3(latent, top, decoder.pp("conv_in"))?,
             mid: (resnet("resnets.0")?, attention, resnet("resnets.1")?),
             up: (0..inner.len()).map(up).collect::<CandleResult<_>>()?,
-            norm_out: group_norm(norm.groups, last, norm.eps, decoder.pp("conv_norm_out"))?,
-            conv_out: conv3x3(last, config.out_channels, decoder.pp("conv_out"))?,
+            norm_out: GroupNorm::new(norm.groups, last, norm.eps, decoder.pp("conv_norm_out"))?,
+            conv_out: Conv::same3x3(last, config.out_channels, decoder.pp("conv_out"))?,
         })
     }
 
@@ -94,7 +94,7 @@ impl VaeDecoder {
                 xs = upsample.forward(&xs, None)?;
             }
         }
-        Ok(self.conv_out.forward(&norm_silu(&self.norm_out, &xs)?)?)
+        Ok(self.conv_out.forward(&self.norm_out.forward_silu(&xs)?)?)
     }
 }
 
@@ -102,7 +102,7 @@ impl SpatialAttention {
     fn new(channels: usize, norm: Norm, vb: VarBuilder) -> CandleResult<Self> {
         let projection = |name: &str| linear(channels, channels, vb.pp(name));
         Ok(Self {
-            norm: group_norm(norm.groups, channels, norm.eps, vb.pp("group_norm"))?,
+            norm: GroupNorm::new(norm.groups, channels, norm.eps, vb.pp("group_norm"))?,
             to_q: projection("to_q")?,
             to_k: projection("to_k")?,
             to_v: projection("to_v")?,
