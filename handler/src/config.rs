@@ -56,6 +56,9 @@ pub struct ModelConfig {
     /// Where to compute.
     #[arg(long, env = "EASEL_DEVICE", default_value = "auto")]
     pub device: DeviceKind,
+    /// Floating-point type of weights and activations.
+    #[arg(long, env = "EASEL_DTYPE", default_value = "auto")]
+    pub dtype: Precision,
 }
 
 /// Where pictures go and LoRAs come from.
@@ -193,6 +196,19 @@ pub enum DeviceKind {
     Cpu,
     /// The first CUDA GPU.
     Cuda,
+}
+
+/// Floating-point type of weights and activations. Sums, norms, softmax and the scheduler are f32 in any case.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Precision {
+    /// f16 on a GPU, f32 on the CPU.
+    Auto,
+    /// 32 bits.
+    F32,
+    /// 16 bits, of which 5 exponent. On a GPU only.
+    F16,
+    /// 16 bits, of which 8 exponent. On a GPU only.
+    Bf16,
 }
 
 /// Canned ACL of a picture.

@@ -3,7 +3,7 @@
 //! Every entry point paints here. It blocks its thread while it paints and knows nothing of queues, S3 or webhooks.
 
 use crate::{
-    config::{DeviceKind, ModelConfig},
+    config::{DeviceKind, ModelConfig, Precision},
     lora::{AppliedLora, LoraError},
     pipeline::{Pipeline, Request, error::PipelineError},
     signature::{Signature, SignatureError, sign},
@@ -72,14 +72,14 @@ pub struct Studio {
 }
 
 impl Studio {
-    /// Loads the model: f16 on a GPU, f32 on the CPU.
+    /// Loads the model.
     ///
     /// # Errors
-    /// No such device in this build or machine, or a model folder that cannot be used.
+    /// No such device in this build or machine, a dtype it does not have, or a model folder that cannot be used.
     pub fn open(config: &ModelConfig) -> Result<Self, PipelineError> {
         let started = Instant::now();
         let device = device(config.device)?;
-        let dtype = if device.is_cpu() { DType::F32 } else { DType::F16 };
+        let dtype = dtype(config.dtype, &device)?;
         let pipeline = Pipeline::load(&config.dir, dtype, &device)?;
         let on = if device.is_cpu() { "cpu" } else { "cuda" };
         tracing::info!(device = on, duration_ms = started.elapsed().as_millis() as u64, "model loaded");
@@ -118,6 +118,20 @@ impl Studio {
         lap(&mut stages, "encode");
         Ok(Delivery { files, stages })
     }
+}
+
+fn dtype(precision: Precision, device: &Device) -> Result<DType, PipelineError> {
+    let dtype = match precision {
+        Precision::Auto if device.is_cpu() => DType::F32,
+        Precision::Auto | Precision::F16 => DType::F16,
+        Precision::Bf16 => DType::BF16,
+        Precision::F32 => DType::F32,
+    };
+    if device.is_cpu() && dtype != DType::F32 {
+        let (value, limit) = (dtype.as_str().to_string(), "the CPU computes in f32 only".to_string());
+        return Err(PipelineError::Request { field: "dtype", value, limit });
+    }
+    Ok(dtype)
 }
 
 fn device(kind: DeviceKind) -> Result<Device, PipelineError> {

@@ -17,7 +17,7 @@ use std::{
 use tokio::sync::watch;
 
 /// What a child may see of our environment. No credentials, no proxies, no settings of a broker that already runs.
-const HANDED_DOWN: [&str; 10] = [
+const HANDED_DOWN: [&str; 11] = [
     "PATH",
     "HOME",
     "TMPDIR",
@@ -28,6 +28,7 @@ const HANDED_DOWN: [&str; 10] = [
     "RUST_BACKTRACE",
     "RAYON_NUM_THREADS",
     "EASEL_DEVICE",
+    "EASEL_DTYPE",
 ];
 /// How many lines of a log an error shows.
 const TAIL: usize = 12;

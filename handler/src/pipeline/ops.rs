@@ -1,9 +1,11 @@
 //! The operations UNet and VAE are made of, each behind one name, so that a faster form is put in at one place.
 //!
 //! Activations are `[batch, channels, height, width]` or `[batch, tokens, channels]`, all contiguous. On the CPU in f32
-//! [`cpu`] does the work; everything else is candle's.
+//! [`cpu`] does the work; everything else is candle's, with sums and norms in f32 whatever the dtype, as PyTorch has it.
 
 mod cpu;
+#[cfg(feature = "cuda")]
+mod cuda;
 
 use candle_core::{D, DType, Result, Tensor};
 use candle_nn::{Module, VarBuilder, ops::softmax_last_dim};
@@ -50,9 +52,17 @@ impl Conv {
         if on_cpu(xs) {
             return xs.apply_op3_no_bwd(&self.weight, &self.bias, &cpu::Conv(self.window));
         }
-        let Window { stride, padding } = self.window;
-        let out = xs.conv2d(&self.weight, padding, stride, 1, 1)?;
-        out.broadcast_add(&self.bias.reshape((1, (), 1, 1))?)
+        self.without_bias(xs)?.broadcast_add(&self.bias.reshape((1, (), 1, 1))?)
+    }
+
+    #[cfg(feature = "cuda")]
+    fn without_bias(&self, xs: &Tensor) -> Result<Tensor> {
+        xs.apply_op2_no_bwd(&self.weight, &cuda::Conv(self.window))
+    }
+
+    #[cfg(not(feature = "cuda"))]
+    fn without_bias(&self, xs: &Tensor) -> Result<Tensor> {
+        xs.conv2d(&self.weight, self.window.padding, self.window.stride, 1, 1)
     }
 }
 
@@ -67,18 +77,23 @@ pub(super) struct GroupNorm {
 
 impl GroupNorm {
     pub(super) fn new(groups: usize, channels: usize, eps: f64, vb: VarBuilder) -> Result<Self> {
-        let (weight, bias) = (vb.get(channels, "weight")?, vb.get(channels, "bias")?);
+        let tensor = |name: &str| vb.get(channels, name)?.to_dtype(DType::F32);
+        let (weight, bias) = (tensor("weight")?, tensor("bias")?);
         let plain = candle_nn::GroupNorm::new(weight.clone(), bias.clone(), channels, groups, eps)?;
         Ok(Self { plain, weight, bias, groups, eps })
     }
 
     pub(super) fn forward(&self, xs: &Tensor) -> Result<Tensor> {
-        if on_cpu(xs) { self.on_cpu(xs, false) } else { self.plain.forward(xs) }
+        if on_cpu(xs) { self.on_cpu(xs, false) } else { self.exact(xs)?.to_dtype(xs.dtype()) }
     }
 
     /// The norm, then SiLU.
     pub(super) fn forward_silu(&self, xs: &Tensor) -> Result<Tensor> {
-        if on_cpu(xs) { self.on_cpu(xs, true) } else { self.plain.forward(xs)?.silu() }
+        if on_cpu(xs) { self.on_cpu(xs, true) } else { self.exact(xs)?.silu()?.to_dtype(xs.dtype()) }
+    }
+
+    fn exact(&self, xs: &Tensor) -> Result<Tensor> {
+        self.plain.forward(&xs.to_dtype(DType::F32)?)
     }
 
     fn on_cpu(&self, xs: &Tensor, silu: bool) -> Result<Tensor> {
@@ -94,8 +109,8 @@ pub(super) fn geglu(xs: &Tensor) -> Result<Tensor> {
     if on_cpu(xs) {
         return xs.apply_op1_no_bwd(&cpu::Geglu);
     }
-    let halves = xs.chunk(2, D::Minus1)?;
-    &halves[0].contiguous()? * halves[1].contiguous()?.gelu_erf()?
+    let halves = xs.to_dtype(DType::F32)?.chunk(2, D::Minus1)?;
+    (&halves[0].contiguous()? * halves[1].contiguous()?.gelu_erf()?)?.to_dtype(xs.dtype())
 }
 
 /// Scaled dot-product attention over `heads` heads. `q` is `[batch, tokens, channels]`, `k` and `v` `[batch, others, channels]`.
