@@ -3,6 +3,7 @@
 use crate::{
     options::Options,
     screen::{Screen, short, summary},
+    styles::Styles,
     task,
 };
 use anyhow::{Context, Result};
@@ -26,12 +27,12 @@ pub(crate) struct Addresses {
     sqs_dead_letter_queue_url: String,
     s3_endpoint: String,
     webhook: String,
-    lora: String,
+    styles: Styles,
 }
 
 impl Addresses {
     /// Of a running stack.
-    pub(crate) fn of(stack: &Stack, backend: &Backend, lora: &str) -> Self {
+    pub(crate) fn of(stack: &Stack, backend: &Backend, styles: &Styles) -> Self {
         Self {
             amqp_url: stack.broker.url(),
             amqp_queue: QUEUE.to_string(),
@@ -39,7 +40,7 @@ impl Addresses {
             sqs_dead_letter_queue_url: stack.line.queue.dead_letter_url.clone(),
             s3_endpoint: stack.aws.endpoint().to_string(),
             webhook: backend.url(),
-            lora: lora.to_string(),
+            styles: styles.clone(),
         }
     }
 }
@@ -73,7 +74,7 @@ pub(crate) async fn wait(addresses: &Addresses, stack: &Stack, backend: &Backend
 pub(crate) async fn publish(stack: &Path, options: &Options) -> Result<()> {
     let text = fs::read(stack).with_context(|| format!("--to {}: does that demo still run?", stack.display()))?;
     let addresses: Addresses = serde_json::from_slice(&text).with_context(|| format!("--to {}", stack.display()))?;
-    let body = task::body(options.task.as_deref(), &addresses.webhook, &addresses.lora)?;
+    let body = task::body(options, &addresses.webhook, &addresses.styles)?;
     let publisher = Publisher::connect(&addresses.amqp_url).await.context("does that demo still run?")?;
     publisher.publish(&addresses.amqp_queue, body.as_bytes()).await?;
     println!("task published to RabbitMQ ({} bytes); the demo that runs with --keep shows its webhooks", body.len());

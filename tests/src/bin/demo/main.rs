@@ -6,6 +6,7 @@ mod options;
 mod outcome;
 mod report;
 mod screen;
+mod styles;
 mod task;
 
 use anyhow::{Context, Result, anyhow, bail};
@@ -25,6 +26,7 @@ use std::{
     process::ExitCode,
     time::{Duration, Instant},
 };
+use styles::Styles;
 use tokio::signal::unix::{SignalKind, signal};
 
 /// A task that was given back comes again after this time, so that a hopeless one ends soon in the dead-letter queue.
@@ -74,7 +76,7 @@ async fn run(options: &Options) -> Result<()> {
     if let Some(stack) = &options.to {
         return keep::publish(stack, options).await;
     }
-    let (model, lora) = (options.model()?, options.lora()?);
+    let (model, folder) = (options.model()?, options.styles()?);
     let out = &options.out;
     fs::create_dir_all(out).with_context(|| format!("--out {}", out.display()))?;
     report::remove_old(out)?;
@@ -87,10 +89,9 @@ async fn run(options: &Options) -> Result<()> {
     let stack = Stack::start(model, LINE, |part, ms| println!("  {part} ready after {:.1} s", ms as f64 / 1000.0));
     let stack = stack.await?;
     let started = clock.elapsed();
-    let content = fs::read(lora).with_context(|| format!("--lora {}", lora.display()))?;
-    let lora_url = stack.put_lora("models/style_10/lora_weights.safetensors", content).await?;
-    let body = task::body(options.task.as_deref(), &backend.url(), &lora_url)?;
-    let ended = stack.alive(follow(options, &stack, &backend, &body, started)).await;
+    let styles = styles::store(&stack, folder, options.lora.as_deref()).await?;
+    let body = task::body(options, &backend.url(), &styles)?;
+    let ended = stack.alive(follow(options, &stack, &backend, &styles, &body, started)).await;
     let logs = stack.run.path().display();
     let ended = ended.map_err(|error| anyhow!("{error:#}\ndemo: the logs are in {logs}; begin with function.log"));
     if !options.keep {
@@ -99,12 +100,19 @@ async fn run(options: &Options) -> Result<()> {
     if let Err(error) = ended {
         eprintln!("\ndemo: {error:#}");
     }
-    let addresses = keep::Addresses::of(&stack, &backend, &lora_url);
+    let addresses = keep::Addresses::of(&stack, &backend, &styles);
     stack.alive(keep::wait(&addresses, &stack, &backend, out)).await
 }
 
 /// Publishes the task, shows what happens to it, and reports.
-async fn follow(options: &Options, stack: &Stack, backend: &Backend, body: &str, started: Duration) -> Result<()> {
+async fn follow(
+    options: &Options,
+    stack: &Stack,
+    backend: &Backend,
+    styles: &Styles,
+    body: &str,
+    started: Duration,
+) -> Result<()> {
     let published_ms = backend.now_ms();
     stack.publisher.publish(QUEUE, body.as_bytes()).await?;
     println!("task published to RabbitMQ ({} bytes)", body.len());
@@ -129,7 +137,7 @@ async fn follow(options: &Options, stack: &Stack, backend: &Backend, body: &str,
         Outcome::Complete(_) | Outcome::ToldElsewhere => {}
     }
     match picture? {
-        Some(path) => println!("picture: {}", path.display()),
+        Some(path) => println!("{}\npicture: {}", task::title(body, styles), path.display()),
         None => println!("no picture: the task's webhooks went to another address than $WEBHOOK"),
     }
     Ok(())

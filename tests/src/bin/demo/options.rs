@@ -1,5 +1,6 @@
 //! The demo's command line.
 
+use crate::styles;
 use anyhow::{Context, Result, ensure};
 use clap::Parser;
 use serde_json::Value;
@@ -12,7 +13,20 @@ use std::{
 #[derive(Debug, Parser)]
 #[command(name = "infra/local/demo", args_override_self = true)]
 pub(crate) struct Options {
-    /// Your own task; $WEBHOOK and $LORA in it stand for the demo's webhook address and its LoRA's s3 URL
+    /// Whose style: the name of a LoRA in --styles
+    #[arg(long, value_name = "NAME", default_value = "stained-glass", conflicts_with = "lora")]
+    style: String,
+    /// What the picture shows, tags with commas between them
+    #[arg(
+        long,
+        value_name = "TAGS",
+        default_value = "lighthouse,sunset,sea",
+        value_delimiter = ',',
+        conflicts_with = "task"
+    )]
+    pub(crate) tags: Vec<String>,
+    /// Your own task; $WEBHOOK in it stands for the demo's webhook address, $LORA for the chosen style's s3 URL and
+    /// $LORA(NAME) for another's
     #[arg(long, value_name = "FILE.json")]
     pub(crate) task: Option<PathBuf>,
     /// Folder for image.jpg and report.json
@@ -24,11 +38,14 @@ pub(crate) struct Options {
     /// Model folder in the diffusers layout
     #[arg(long, value_name = "DIR")]
     model: Option<PathBuf>,
-    /// The LoRA that $LORA stands for
+    /// Folder of the styles
+    #[arg(long, value_name = "DIR")]
+    styles: Option<PathBuf>,
+    /// A LoRA of your own, as a further style, and the one that is used
     #[arg(long, value_name = "FILE")]
-    lora: Option<PathBuf>,
-    /// Only publish --task, to a demo that runs with --keep: its stack.json
-    #[arg(long, value_name = "stack.json", requires = "task")]
+    pub(crate) lora: Option<PathBuf>,
+    /// Only publish the task, to a demo that runs with --keep: its stack.json
+    #[arg(long, value_name = "stack.json")]
     pub(crate) to: Option<PathBuf>,
     /// How long the task may take, in seconds
     #[arg(long, value_name = "SECONDS", default_value_t = 1800)]
@@ -43,11 +60,14 @@ impl Options {
         Ok(model)
     }
 
-    /// The LoRA file.
-    pub(crate) fn lora(&self) -> Result<&Path> {
-        let lora = self.lora.as_deref().context("--lora is missing; infra/local/demo chooses one")?;
-        ensure!(lora.is_file(), "--lora {}: no such file", lora.display());
-        Ok(lora)
+    /// The folder of the styles.
+    pub(crate) fn styles(&self) -> Result<&Path> {
+        self.styles.as_deref().context("--styles is missing; infra/local/demo chooses one")
+    }
+
+    /// The name of the style that is used.
+    pub(crate) fn style(&self) -> String {
+        self.lora.as_deref().map_or_else(|| self.style.clone(), styles::name)
     }
 }
 
