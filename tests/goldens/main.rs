@@ -1,7 +1,9 @@
 //! Networks and whole pictures against golden values from transformers, diffusers and peft (`README.md`).
 //!
-//! `toy-model` writes the same models here as it did for the golden values: one with SD1.5's own block structure at reduced
-//! width, and a smaller one. Everything is f32 on the CPU.
+//! Three models: easel-tiny, and two with random weights that `toy-model` writes here as it did for the golden values, one of
+//! them with SD1.5's own block structure at reduced width. Everything is f32 on the CPU.
+
+mod pictures;
 
 use anyhow::{Context, Result};
 use candle_core::{DType, Device, Tensor};
@@ -19,7 +21,14 @@ use handler::{
     },
 };
 use serde::Deserialize;
-use std::{collections::HashMap, fs, ops::ControlFlow, path::Path, process::Command, sync::Arc};
+use std::{
+    collections::HashMap,
+    fs,
+    ops::ControlFlow,
+    path::{Path, PathBuf},
+    process::Command,
+    sync::Arc,
+};
 use tempfile::TempDir;
 
 /// Largest error of a network's output, relative to the output's largest value.
@@ -31,7 +40,9 @@ const ENCODER: [&str; 1] = ["model.safetensors"];
 
 /// One model and what diffusers computes with it.
 struct Case {
-    model: TempDir,
+    folder: PathBuf,
+    /// Removes the folder of a random model.
+    _random: Option<TempDir>,
     tensors: HashMap<String, Tensor>,
     inputs: Inputs,
 }
@@ -53,18 +64,17 @@ struct Inputs {
 }
 
 impl Case {
-    fn load(size: &str) -> Result<Self> {
-        let model = tempfile::tempdir()?;
-        let status =
-            Command::new(env!("CARGO_BIN_EXE_toy-model")).args(["--size", size, "--out"]).arg(model.path()).status()?;
-        anyhow::ensure!(status.success(), "toy-model failed");
-        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("goldens/model-{size}.safetensors"));
+    fn load(name: &str) -> Result<Self> {
+        let here = Path::new(env!("CARGO_MANIFEST_DIR"));
+        let random = (name != "easel-tiny").then(|| random_model(name)).transpose()?;
+        let folder = random.as_ref().map_or(here.join("model/easel-tiny"), |folder| folder.path().to_path_buf());
+        let path = here.join(format!("goldens/model-{name}.safetensors"));
         let bytes = fs::read(&path)?;
         let (_, header) = safetensors::SafeTensors::read_metadata(&bytes)?;
         let about = header.metadata().as_ref().and_then(|texts| texts.get("about")).context("no metadata")?;
         let tensors = candle_core::safetensors::load_buffer(&bytes, &Device::Cpu)?;
         let About { inputs } = serde_json::from_str(about)?;
-        Ok(Self { model, tensors, inputs })
+        Ok(Self { folder, _random: random, tensors, inputs })
     }
 
     fn golden(&self, name: &str) -> Result<&Tensor> {
@@ -72,7 +82,7 @@ impl Case {
     }
 
     fn weights(&self, part: &str, names: &[&str]) -> Result<Weights> {
-        Ok(Weights::load(&self.model.path().join(part), names, DType::F32, &Device::Cpu)?)
+        Ok(Weights::load(&self.folder.join(part), names, DType::F32, &Device::Cpu)?)
     }
 
     /// Fails when the output is too far from the golden value.
@@ -113,6 +123,14 @@ impl Case {
     }
 }
 
+fn random_model(size: &str) -> Result<TempDir> {
+    let model = tempfile::tempdir()?;
+    let command = &mut Command::new(env!("CARGO_BIN_EXE_toy-model"));
+    let status = command.args(["--size", size, "--out"]).arg(model.path()).status()?;
+    anyhow::ensure!(status.success(), "toy-model failed");
+    Ok(model)
+}
+
 /// The largest difference as a share of the largest value.
 fn relative_error(ours: &Tensor, theirs: &Tensor) -> Result<f64> {
     assert_eq!(ours.dims(), theirs.dims());
@@ -129,7 +147,7 @@ fn psnr(ours: &[u8], theirs: &[u8]) -> f64 {
 
 fn networks_agree(size: &str) -> Result<()> {
     let case = Case::load(size)?;
-    let folder = case.model.path();
+    let folder = &case.folder;
     let tokenizer = Tokenizer::load(folder, 77)?;
     let weights = case.weights("text_encoder", &ENCODER)?;
     let encoder = TextEncoder::new(&weights, &TextEncoderConfig::load(folder)?)?;
@@ -148,14 +166,14 @@ fn networks_agree(size: &str) -> Result<()> {
 
 fn pictures_agree(size: &str) -> Result<()> {
     let case = Case::load(size)?;
-    let mut pipeline = Pipeline::load(case.model.path(), DType::F32, &Device::Cpu)?;
+    let mut pipeline = Pipeline::load(&case.folder, DType::F32, &Device::Cpu)?;
     for (name, kind) in Kind::NAMES {
         for (width, height) in [(64, 64), (64, 128)] {
             let key = format!("{name}/{width}x{height}");
             case.same_picture(&pipeline, kind, &key, (width, height))?;
         }
     }
-    let lora = Arc::new(Lora::read(&case.model.path().join("lora.safetensors"))?);
+    let lora = Arc::new(Lora::read(&case.folder.join("lora.safetensors"))?);
     let (_, plain) = case.paint(&pipeline, Kind::DpmSolverPlusPlus, "lora/64x64", (64, 64))?;
     anyhow::ensure!(plain < LEAST_PSNR, "the LoRA changes too little for a comparison: {plain:.1} dB");
     pipeline.set_loras(&[AppliedLora { lora, scale: case.inputs.lora_scale }])?;
@@ -164,6 +182,7 @@ fn pictures_agree(size: &str) -> Result<()> {
 
 #[test]
 fn networks_compute_what_diffusers_does() -> Result<()> {
+    networks_agree("easel-tiny")?;
     networks_agree("tiny")?;
     networks_agree("sd15")
 }

@@ -1,9 +1,10 @@
 #!/usr/bin/env python3
 """Makes the golden values: what torch, transformers, diffusers and peft themselves compute.
 
-    tests/goldens/make.py [--venv DIR] [schedulers|noise|tokenizer|models ...]
+    tests/goldens/make.py [--venv DIR] [PART ...]
+    python3 tests/goldens/make.py --here PART ...
 
-Creates the virtual environment if it is missing, installs requirements.txt and open_clip_torch (only for CLIP's vocabulary,
+The second form takes the Python that runs it as it is: for parts that need a CUDA GPU, on a machine that has torch. The first creates the virtual environment if it is missing, installs requirements.txt and open_clip_torch (only for CLIP's vocabulary,
 without its dependencies) and writes the files beside this one. Nothing but this script needs torch: the Rust tests read the files.
 """
 
@@ -17,18 +18,21 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 PARTS = ["schedulers", "noise", "tokenizer", "models"]
+# Only made when asked for: they need a CUDA GPU.
+GPU_PARTS = ["pictures"]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--venv", type=Path, default=HERE.parents[1] / "target" / "goldens-venv")
-    parser.add_argument("parts", nargs="*", metavar="PART", help=f"any of {', '.join(PARTS)}; default: all")
+    parser.add_argument("parts", nargs="*", metavar="PART", help=f"any of {', '.join(PARTS + GPU_PARTS)}; default: {', '.join(PARTS)}")
+    parser.add_argument("--here", action="store_true", help="no virtual environment")
     options = parser.parse_args()
-    unknown = set(options.parts) - set(PARTS)
+    unknown = set(options.parts) - set(PARTS + GPU_PARTS)
     if unknown:
         parser.error(f"no such part: {', '.join(sorted(unknown))}")
     python = options.venv / "bin" / "python"
-    if Path(sys.prefix).resolve() != options.venv.resolve():
+    if not options.here and Path(sys.prefix).resolve() != options.venv.resolve():
         prepare(options.venv, python)
         os.execv(python, [str(python), *sys.argv])
     sys.dont_write_bytecode = True

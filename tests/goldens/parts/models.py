@@ -1,4 +1,4 @@
-"""What transformers, diffusers and peft compute with the two models that `toy-model` writes, in f32 on the CPU."""
+"""What transformers, diffusers and peft compute with easel-tiny and the two models that `toy-model` writes, in f32 on the CPU."""
 
 import subprocess
 import tempfile
@@ -11,6 +11,7 @@ from safetensors.torch import save_file
 
 from . import made_with, metadata
 
+EASEL_TINY = Path(__file__).resolve().parents[2] / "model" / "easel-tiny"
 SIZES = ["tiny", "sd15"]
 PROMPTS = ["", "red circle on blue, halftone", "Ein schöner Tag; " + "very " * 20 + "猫 🐱"]
 NEGATIVE = "blurry, grey"
@@ -25,23 +26,30 @@ PICTURES = [(64, 64), (128, 64)]
 def make(folder: Path) -> None:
     torch.set_num_threads(1)
     for size in SIZES:
-        torch.manual_seed(0)
         with tempfile.TemporaryDirectory() as model:
             command = ["cargo", "run", "--quiet", "-p", "e2e", "--bin", "toy-model", "--", "--out", model, "--size", size]
             subprocess.run(command, check=True, cwd=folder)
-            tensors = compute(Path(model))
-        inputs = {"prompts": PROMPTS, "negative_prompt": NEGATIVE, "guidance_scale": GUIDANCE, "steps": STEPS}
-        inputs |= {"lora_scale": LORA_SCALE}
-        versions = made_with("torch", "diffusers", "transformers", "peft")
-        tensors = {name: tensor.contiguous() for name, tensor in tensors.items()}
-        save_file(tensors, folder / f"model-{size}.safetensors", metadata(made_with=versions, inputs=inputs))
+            write(folder / f"model-{size}.safetensors", Path(model), with_pictures=True)
+    # Its pictures, at the sizes of tasks, are a part of their own.
+    write(folder / "model-easel-tiny.safetensors", EASEL_TINY, with_pictures=False)
+
+
+def write(file: Path, model: Path, with_pictures: bool) -> None:
+    torch.manual_seed(0)
+    tensors = compute(model, with_pictures)
+    inputs = {"prompts": PROMPTS, "negative_prompt": NEGATIVE, "guidance_scale": GUIDANCE, "steps": STEPS, "lora_scale": LORA_SCALE}
+    versions = made_with("torch", "diffusers", "transformers", "peft")
+    tensors = {name: tensor.contiguous() for name, tensor in tensors.items()}
+    save_file(tensors, file, metadata(made_with=versions, inputs=inputs))
 
 
 @torch.no_grad()
-def compute(model: Path) -> dict[str, torch.Tensor]:
+def compute(model: Path, with_pictures: bool) -> dict[str, torch.Tensor]:
     pipeline = StableDiffusionPipeline.from_pretrained(model, dtype=torch.float32, safety_checker=None)
     pipeline.set_progress_bar_config(disable=True)
     tensors = parts(pipeline)
+    if not with_pictures:
+        return tensors
     for height, width in PICTURES:
         tensors[f"noise/{width}x{height}"] = torch.randn(1, 4, height // 8, width // 8)
     for name, scheduler in SCHEDULERS.items():

@@ -1,0 +1,99 @@
+"""Whole pictures of easel-tiny as diffusers paints them on a CUDA GPU, from a seed, in f32: the reference for every device.
+
+Also how far diffusers' own f16 and bf16 pictures are from them.
+"""
+
+import json
+from pathlib import Path
+
+import diffusers
+import numpy as np
+import torch
+from PIL import Image
+
+from . import made_with
+
+REPOSITORY = Path(__file__).resolve().parents[3]
+MODEL = REPOSITORY / "tests" / "model" / "easel-tiny"
+STYLES = REPOSITORY / "tests" / "model" / "styles"
+SIZES = {"1:1": (512, 512), "2:2": (768, 768), "1:2": (512, 1024)}
+SCHEDULERS = {
+    "dpmsolver++": diffusers.DPMSolverMultistepScheduler,
+    "euler": diffusers.EulerDiscreteScheduler,
+    "euler_ancestral": diffusers.EulerAncestralDiscreteScheduler,
+    "ddim": diffusers.DDIMScheduler,
+    "unipc": diffusers.UniPCMultistepScheduler,
+    "lcm": diffusers.LCMScheduler,
+}
+DTYPES = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16}
+DEFAULTS = {
+    "negative_prompt": "", "aspect_ratio": "1:1", "scheduler": "dpmsolver++", "steps": 50, "guidance_scale": 7.5, "seed": 42, "lora": None,
+    "lora_scale": 1.0, "num_images": 1,
+}
+
+
+def cases() -> list[dict]:
+    """Every aspect ratio with and without a LoRA, every scheduler with and without, and the rest of a task's choices."""
+    lighthouse, meadow = "lighthouse sunset sea", "meadow red flowers blue sky sun"
+    rows = []
+    for ratio, shape in {"1:1": "square", "2:2": "large", "1:2": "tall"}.items():
+        rows.append({"name": shape, "prompt": lighthouse, "aspect_ratio": ratio})
+        rows.append({"name": f"{shape}-halftone", "prompt": meadow, "aspect_ratio": ratio, "lora": "halftone.safetensors", "seed": 7})
+    for scheduler in list(SCHEDULERS)[1:]:
+        name, steps = scheduler.replace("_", "-"), 8 if scheduler == "lcm" else 50
+        rows.append({"name": name, "prompt": "mountains snow lake blue sky", "scheduler": scheduler, "seed": 3, "steps": steps})
+        glass = {"lora": "stained-glass-kohya.safetensors", "scheduler": scheduler, "steps": steps, "seed": 0}
+        rows.append({"name": f"{name}-stained-glass", "prompt": "red circle blue background"} | glass)
+    rows.append({"name": "half-scale", "prompt": "house", "negative_prompt": "tree night", "lora": "stained-glass.safetensors", "lora_scale": 0.5, "steps": 20, "seed": 2**33 + 1})
+    rows.append({"name": "pair", "prompt": "yellow star dark blue background", "num_images": 2, "steps": 20})
+    return [DEFAULTS | row for row in rows]
+
+
+def make(folder: Path) -> None:
+    assert torch.cuda.is_available(), "these golden values need a CUDA GPU"
+    torch.backends.cudnn.allow_tf32 = False
+    target = folder / "pictures"
+    target.mkdir(exist_ok=True)
+    rows = cases()
+    truth: dict[str, list[np.ndarray]] = {}
+    for dtype in DTYPES:
+        pipeline = load(dtype)
+        for row in rows:
+            images = paint(pipeline, row)
+            if dtype == "f32":
+                truth[row["name"]] = [np.array(image) for image in images]
+                row["files"] = [f"{row['name']}{f'-{index + 1}' if index else ''}.png" for index in range(len(images))]
+                for file, image in zip(row["files"], images):
+                    image.save(target / file, optimize=True)
+            else:
+                row[f"diffusers_{dtype}_psnr"] = min(psnr(np.array(image), reference) for image, reference in zip(images, truth[row["name"]]))
+    about = {"made_with": made_with("torch", "diffusers", "transformers", "peft"), "device": torch.cuda.get_device_name(), "cases": rows}
+    (target / "pictures.json").write_text(json.dumps(about, indent=1) + "\n")
+
+
+def load(dtype: str) -> diffusers.StableDiffusionPipeline:
+    pipeline = diffusers.StableDiffusionPipeline.from_pretrained(MODEL, torch_dtype=DTYPES[dtype], safety_checker=None)
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline.to("cuda")
+
+
+def paint(pipeline: diffusers.StableDiffusionPipeline, row: dict) -> list[Image.Image]:
+    """The pictures of one case, before JPEG."""
+    width, height = SIZES[row["aspect_ratio"]]
+    pipeline.scheduler = SCHEDULERS[row["scheduler"]].from_config(diffusers.PNDMScheduler.from_pretrained(MODEL / "scheduler").config)
+    if row["lora"]:
+        pipeline.load_lora_weights(STYLES, weight_name=row["lora"], adapter_name="style")
+        pipeline.set_adapters(["style"], [row["lora_scale"]])
+    with torch.no_grad():
+        images = pipeline(
+            row["prompt"], negative_prompt=row["negative_prompt"], width=width, height=height, num_inference_steps=row["steps"],
+            guidance_scale=row["guidance_scale"], num_images_per_prompt=row["num_images"], generator=torch.Generator("cuda").manual_seed(row["seed"]),
+        ).images
+    if row["lora"]:
+        pipeline.unload_lora_weights()
+    return images
+
+
+def psnr(ours: np.ndarray, theirs: np.ndarray) -> float:
+    error = np.mean((ours.astype(np.float64) - theirs.astype(np.float64)) ** 2)
+    return round(float(10 * np.log10(255**2 / max(error, 1e-10))), 2)

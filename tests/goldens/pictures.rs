@@ -1,0 +1,92 @@
+//! easel-tiny's whole pictures, from a seed, at the sizes of tasks, against diffusers' on a CUDA GPU in f32.
+
+use super::{LEAST_PSNR, psnr};
+use anyhow::{Context, Result, ensure};
+use candle_core::{DType, Device};
+use handler::{
+    lora::{AppliedLora, Lora},
+    pipeline::{Pipeline, Request, scheduler::Kind},
+    task,
+};
+use serde::Deserialize;
+use std::{fs, ops::ControlFlow, path::Path, sync::Arc};
+
+/// `pictures/pictures.json`.
+#[derive(Deserialize)]
+struct About {
+    cases: Vec<Case>,
+}
+
+#[derive(Deserialize)]
+struct Case {
+    name: String,
+    prompt: String,
+    negative_prompt: String,
+    aspect_ratio: String,
+    scheduler: Kind,
+    steps: usize,
+    guidance_scale: f64,
+    seed: u64,
+    lora: Option<String>,
+    lora_scale: f64,
+    num_images: usize,
+    /// One for each image.
+    files: Vec<String>,
+}
+
+impl Case {
+    fn request(&self) -> Request {
+        let (width, height) = task::size(Some(&self.aspect_ratio));
+        Request {
+            prompt: self.prompt.clone(),
+            negative_prompt: self.negative_prompt.clone(),
+            width,
+            height,
+            seed: self.seed,
+            steps: self.steps,
+            guidance_scale: self.guidance_scale,
+            scheduler: self.scheduler,
+        }
+    }
+
+    /// The least likeness of its pictures, in dB.
+    fn likeness(&self, pipeline: &mut Pipeline, here: &Path) -> Result<f64> {
+        let loras = self.lora.iter().map(|file| {
+            let lora = Lora::read(&here.join("model/styles").join(file))?;
+            Ok(AppliedLora { lora: Arc::new(lora), scale: self.lora_scale })
+        });
+        pipeline.set_loras(&loras.collect::<Result<Vec<_>>>()?)?;
+        let request = self.request();
+        let noise = pipeline.first_noise(&request, self.num_images)?;
+        let latents = pipeline.denoise(&request, noise, &mut |_| ControlFlow::Continue(()))?;
+        let pictures = pipeline.decode(&latents)?;
+        ensure!(pictures.len() == self.files.len(), "{}: {} pictures", self.name, pictures.len());
+        let mut least = f64::INFINITY;
+        for (picture, file) in pictures.iter().zip(&self.files) {
+            let theirs = image::open(here.join("goldens/pictures").join(file)).with_context(|| file.clone())?;
+            least = least.min(psnr(picture.as_raw(), theirs.into_rgb8().as_raw()));
+        }
+        Ok(least)
+    }
+}
+
+#[test]
+fn easel_tiny_paints_from_a_seed_what_diffusers_paints() -> Result<()> {
+    let here = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let About { cases } = serde_json::from_slice(&fs::read(here.join("goldens/pictures/pictures.json"))?)?;
+    let mut pipeline = Pipeline::load(&here.join("model/easel-tiny"), DType::F32, &Device::Cpu)?;
+    ensure!(
+        Kind::NAMES.iter().all(|(_, kind)| cases.iter().any(|case| case.scheduler == *kind)),
+        "a scheduler has no picture"
+    );
+    let mut failed = Vec::new();
+    for case in &cases {
+        let likeness = case.likeness(&mut pipeline, here)?;
+        println!("{}: PSNR {likeness:.1} dB", case.name);
+        if likeness < LEAST_PSNR {
+            failed.push(format!("{} {likeness:.1} dB", case.name));
+        }
+    }
+    ensure!(failed.is_empty(), "less than {LEAST_PSNR} dB: {}", failed.join(", "));
+    Ok(())
+}
