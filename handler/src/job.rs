@@ -218,6 +218,8 @@ fn commission(task: &Task, loras: Vec<AppliedLora>) -> Commission {
             steps: task.steps,
             guidance_scale: task.guidance_scale,
             scheduler: task.scheduler,
+            karras_sigmas: task.karras_sigmas,
+            noise_source: task.noise_source,
         },
         images: task.num_images,
         loras,
