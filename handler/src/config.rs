@@ -1,6 +1,6 @@
 //! The command line and the environment of the handler. Tests build these structs; nothing else reads the environment.
 
-use crate::pipeline::{noise, scheduler};
+use crate::pipeline::{noise, prompt, scheduler};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use std::{fmt, path::PathBuf, str::FromStr, time::Duration};
 use url::Url;
@@ -120,6 +120,9 @@ pub struct GenerateConfig {
     /// What the picture must not show.
     #[arg(long, default_value = "")]
     pub negative_prompt: String,
+    /// What brackets in the prompts mean: text (none), or weights as in AUTOMATIC1111's web UI (a1111).
+    #[arg(long, default_value_t)]
+    pub prompt_weighting: prompt::Weighting,
     /// Seed of the noise.
     #[arg(long, default_value_t = 42, allow_negative_numbers = true)]
     pub seed: i128,

@@ -66,6 +66,7 @@ fn commission(config: &GenerateConfig) -> anyhow::Result<Commission> {
         request: Request {
             prompt: config.prompt.clone(),
             negative_prompt: config.negative_prompt.clone(),
+            prompt_weighting: config.prompt_weighting,
             width,
             height,
             seed: seed as u64,

@@ -212,6 +212,7 @@ fn commission(task: &Task, loras: Vec<AppliedLora>) -> Commission {
         request: Request {
             prompt: task.prompt.clone(),
             negative_prompt: task.negative_prompt.clone(),
+            prompt_weighting: task.prompt_weighting,
             width: task.width,
             height: task.height,
             seed: task.seed_bits(),

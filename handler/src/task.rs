@@ -6,7 +6,7 @@
 mod fields;
 
 use crate::{
-    pipeline::{noise, scheduler},
+    pipeline::{noise, prompt, scheduler},
     signature::Signature,
 };
 use fields::{Fields, Result};
@@ -45,6 +45,8 @@ pub struct Task {
     pub prompt: String,
     /// What the picture must not show; empty by default.
     pub negative_prompt: String,
+    /// Whether brackets in both prompts mean weights.
+    pub prompt_weighting: prompt::Weighting,
     /// What the signature says.
     pub artist_name: String,
     /// Base address of the backend's webhooks.
@@ -142,6 +144,7 @@ impl Task {
             loras,
             prompt: fields.tags("prompt_tags")?,
             negative_prompt: fields.optional_text("negative_prompt", MAX_PROMPT)?.unwrap_or_default().to_string(),
+            prompt_weighting: fields.name("prompt_weighting", prompt::Weighting::NAMES)?,
             artist_name: artist_name(fields)?,
             webhook_url: fields.webhook_url("webhook_url")?,
             seed: fields.integer("seed", Some(42), i128::from(i64::MIN), i128::from(u64::MAX))?,

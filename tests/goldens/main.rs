@@ -3,6 +3,8 @@
 //! `toy-model` writes the same models here as it did for the golden values: one with SD1.5's own block structure at reduced
 //! width, and a smaller one. Everything is f32 on the CPU.
 
+mod seeds;
+
 use anyhow::{Context, Result};
 use candle_core::{DType, Device, Tensor};
 use handler::{
@@ -11,6 +13,7 @@ use handler::{
         Pipeline, Request,
         config::{TextEncoderConfig, UnetConfig, VaeConfig},
         noise::{Noise, Source},
+        prompt::Weighting,
         scheduler::Kind,
         text_encoder::TextEncoder,
         tokenizer::Tokenizer,
@@ -87,6 +90,7 @@ impl Case {
         let request = Request {
             prompt: self.inputs.prompts[1].clone(),
             negative_prompt: self.inputs.negative_prompt.clone(),
+            prompt_weighting: Weighting::None,
             width: size.0,
             height: size.1,
             seed: 0,

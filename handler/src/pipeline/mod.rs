@@ -7,6 +7,7 @@ pub mod config;
 pub mod error;
 pub mod noise;
 mod ops;
+pub mod prompt;
 pub mod scheduler;
 pub mod text_encoder;
 pub mod tokenizer;
@@ -41,6 +42,8 @@ pub struct Request {
     pub prompt: String,
     /// What the picture must not show; empty for nothing.
     pub negative_prompt: String,
+    /// Whether brackets in both prompts mean weights.
+    pub prompt_weighting: prompt::Weighting,
     /// Pixels, a multiple of 8.
     pub width: usize,
     /// Pixels, a multiple of 8.
@@ -208,8 +211,9 @@ impl Pipeline {
 
     /// The embedding the UNet sees: negative prompt and prompt with guidance, the prompt alone without.
     fn embed(&self, request: &Request, guided: bool) -> Result<Tensor> {
-        let prompt = self.tokenizer.encode(&request.prompt)?;
-        let negative = self.tokenizer.encode(&request.negative_prompt)?;
+        let tokens = |field, text: &str| request.prompt_weighting.tokens(&self.tokenizer, field, text);
+        let prompt = tokens("prompt", &request.prompt)?;
+        let negative = tokens("negative_prompt", &request.negative_prompt)?;
         for (field, tokens) in [("prompt", &prompt), ("negative_prompt", &negative)] {
             if tokens.truncated > 0 {
                 tracing::warn!(field, truncated_tokens = tokens.truncated, "the text is longer than the encoder reads");

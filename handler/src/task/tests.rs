@@ -25,7 +25,7 @@ fn the_seeds_message_gets_the_seeds_defaults() {
     assert_eq!(task.result_keys(), ["generations/gen_500.jpg"]);
     let key = "models/style_10/lora_weights.safetensors".to_string();
     assert_eq!((task.scheduler, task.karras_sigmas), (scheduler::Kind::DpmSolverPlusPlus, None));
-    assert_eq!(task.noise_source, noise::Source::Cuda);
+    assert_eq!((task.noise_source, task.prompt_weighting), (noise::Source::Cuda, prompt::Weighting::None));
     assert_eq!(task.loras, [LoraRef { bucket: "bucket".into(), key, scale: 1.0 }]);
 }
 
@@ -41,6 +41,7 @@ fn optional_fields_are_taken() {
     assert_eq!(with("karras_sigmas", json!(true)).unwrap().karras_sigmas, Some(true));
     assert_eq!(with("karras_sigmas", json!(null)).unwrap().karras_sigmas, None);
     assert_eq!(with("noise_source", json!("cpu")).unwrap().noise_source, noise::Source::Cpu);
+    assert_eq!(with("prompt_weighting", json!("a1111")).unwrap().prompt_weighting, prompt::Weighting::A1111);
     assert_eq!(with("a_field_of_tomorrow", json!([1])).unwrap().generation_id, 500);
     for (ratio, size) in [("1:1", (512, 512)), ("2:2", (768, 768)), ("1:2", (512, 1024)), ("16:9", (512, 512))] {
         let task = with("aspect_ratio", json!(ratio)).unwrap();
@@ -85,6 +86,8 @@ fn bad_fields_are_named_with_kind_and_limit() {
         ("scheduler", json!(1), "`scheduler` is an integer, must be a string"),
         ("karras_sigmas", json!("yes"), "`karras_sigmas` is a string, must be a boolean"),
         ("noise_source", json!("gpu"), "`noise_source` is an unknown name, must be one of cuda, cpu"),
+        ("prompt_weighting", json!(true), "`prompt_weighting` is a boolean, must be a string"),
+        ("prompt_weighting", json!("compel"), "`prompt_weighting` is an unknown name, must be one of none, a1111"),
         ("lora_scale", json!("big"), "`lora_scale` is a string"),
         ("loras", json!([{"scale": 1}]), "`loras[0].lora_model_url` is missing"),
         ("num_images", json!(5), "`num_images` is 5"),
