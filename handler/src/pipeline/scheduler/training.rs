@@ -19,6 +19,9 @@ pub(super) const DDPM: Betas = Betas(0.0001, 0.02, BetaSchedule::Linear);
 /// What LCM takes if the file does not say.
 pub(super) const STABLE_DIFFUSION: Betas = Betas(0.00085, 0.012, BetaSchedule::ScaledLinear);
 
+/// Where nothing of the picture is left, sigma would be infinite. diffusers takes 2^-24 of it.
+const MOST: f32 = 4096.0;
+
 impl SchedulerConfig {
     /// How much of the picture is left at each training timestep: the cumulative product of `1 - beta`.
     ///
@@ -30,22 +33,26 @@ impl SchedulerConfig {
 
     /// The noise level sigma of each training timestep: `sqrt((1 - a) / a)`, `a` of [`SchedulerConfig::alphas`].
     pub(super) fn sigmas(&self) -> Vec<f32> {
-        // Where nothing of the picture is left, sigma would be infinite: diffusers takes f16's smallest number.
-        let alphas = self.alphas(DDPM).into_iter().map(|alpha| if alpha == 0.0 { 2f32.powi(-24) } else { alpha });
-        alphas.map(|alpha| ((1.0 - alpha) / alpha).sqrt()).collect()
+        let sigma = |alpha: f32| ((1.0 - alpha) / alpha).sqrt();
+        self.alphas(DDPM).into_iter().map(|alpha| if alpha == 0.0 { MOST } else { sigma(alpha) }).collect()
     }
 
     fn betas(&self, Betas(start, end, schedule): Betas) -> Vec<f32> {
         let (start, end) = (self.beta_start.unwrap_or(start), self.beta_end.unwrap_or(end));
-        let line = |start: f64, end: f64| {
-            let step = (end - start) / (self.num_train_timesteps - 1) as f64;
-            (0..self.num_train_timesteps).map(move |index| (start + step * index as f64) as f32)
-        };
+        let line = |start: f64, end: f64| line(start as f32, end as f32, self.num_train_timesteps);
         match self.beta_schedule.unwrap_or(schedule) {
-            BetaSchedule::Linear => line(start, end).collect(),
-            BetaSchedule::ScaledLinear => line(start.sqrt(), end.sqrt()).map(|root| root * root).collect(),
+            BetaSchedule::Linear => line(start, end),
+            BetaSchedule::ScaledLinear => line(start.sqrt(), end.sqrt()).into_iter().map(|root| root * root).collect(),
         }
     }
+}
+
+/// `count` numbers in equal steps, as torch's linspace rounds them: from the nearer end.
+fn line(start: f32, end: f32, count: usize) -> Vec<f32> {
+    let step = (end - start) / (count - 1) as f32;
+    let from_start = (0..count / 2).map(|index| step.mul_add(index as f32, start));
+    let from_end = (count / 2..count).map(|index| step.mul_add(-((count - 1 - index) as f32), end));
+    from_start.chain(from_end).collect()
 }
 
 /// As torch multiplies on the CPU: in f64, each product rounded.
