@@ -1,6 +1,6 @@
 //! The command line and the environment of the handler. Tests build these structs; nothing else reads the environment.
 
-use crate::pipeline::scheduler;
+use crate::pipeline::{noise, prompt, scheduler};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use std::{fmt, path::PathBuf, str::FromStr, time::Duration};
 use url::Url;
@@ -59,6 +59,15 @@ pub struct ModelConfig {
     /// Floating-point type of weights and activations.
     #[arg(long, env = "EASEL_DTYPE", default_value = "auto")]
     pub dtype: Precision,
+    /// Threads at a time of the GPU whose noise is drawn: multiprocessors times threads of each, a multiple of 256. H100 SXM
+    /// and H200 270336, A100 221184, L40S 218112, A10G 122880, L4 89088, T4 40960. Only several large pictures at once depend on it.
+    #[arg(long, env = "EASEL_NOISE_THREADS", default_value_t = noise::DEFAULT_THREADS, value_name = "COUNT", value_parser = noise_threads)]
+    pub noise_threads: u32,
+}
+
+fn noise_threads(text: &str) -> Result<u32, String> {
+    let count = text.parse().ok().filter(|count: &u32| *count > 0 && count.is_multiple_of(256));
+    count.ok_or_else(|| "must be a multiple of 256 and not 0".into())
 }
 
 /// Where pictures go and LoRAs come from.
@@ -114,6 +123,9 @@ pub struct GenerateConfig {
     /// What the picture must not show.
     #[arg(long, default_value = "")]
     pub negative_prompt: String,
+    /// What brackets in the prompts mean: text (none), or weights as in AUTOMATIC1111's web UI (a1111).
+    #[arg(long, default_value_t)]
+    pub prompt_weighting: prompt::Weighting,
     /// Seed of the noise.
     #[arg(long, default_value_t = 42, allow_negative_numbers = true)]
     pub seed: i128,
@@ -126,9 +138,18 @@ pub struct GenerateConfig {
     /// 1:1 is 512x512, 2:2 is 768x768, 1:2 is 512x1024.
     #[arg(long, default_value = "1:1", value_parser = ["1:1", "2:2", "1:2"])]
     pub aspect_ratio: String,
-    /// dpmsolver++ or euler.
+    /// dpmsolver++, euler, euler_ancestral, ddim, unipc or lcm.
     #[arg(long, default_value_t)]
     pub scheduler: scheduler::Kind,
+    /// Use the noise levels of Karras et al., or not, whatever the model's file says; dpmsolver++, euler and unipc have them.
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    pub karras_sigmas: Option<bool>,
+    /// Whose generator draws the noise: torch's on a GPU (cuda) or on the CPU (cpu).
+    #[arg(long, default_value_t)]
+    pub noise_source: noise::Source,
+    /// How many pictures of the seed, from 1 to 4; the second is written to the name given by --out with -2 before the ending.
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=4))]
+    pub num_images: u8,
     /// Sign the picture with this name.
     #[arg(long, value_name = "NAME")]
     pub signature: Option<String>,

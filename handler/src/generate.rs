@@ -10,7 +10,12 @@ use crate::{
 };
 use anyhow::{Context, bail, ensure};
 use indicatif::{ProgressBar, ProgressStyle};
-use std::{fs, ops::ControlFlow, path::Path, sync::Arc};
+use std::{
+    fs,
+    ops::ControlFlow,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 /// Paints and writes the picture.
 ///
@@ -27,13 +32,25 @@ pub fn run(config: &GenerateConfig) -> anyhow::Result<()> {
     });
     bar.finish_and_clear();
     let delivery = delivery?;
-    for file in &delivery.files {
-        fs::write(&config.out, file).with_context(|| format!("--out {}", config.out.display()))?;
+    let names: Vec<PathBuf> = (1..).map(|number| numbered(&config.out, number)).take(delivery.files.len()).collect();
+    for (name, file) in names.iter().zip(&delivery.files) {
+        fs::write(name, file).with_context(|| format!("--out {}", name.display()))?;
     }
     let stages = delivery.stages.iter().map(|(name, time)| format!("{name} {} ms", time.as_millis()));
     eprintln!("{}", stages.collect::<Vec<_>>().join(", "));
-    println!("{}", config.out.display());
+    for name in &names {
+        println!("{}", name.display());
+    }
     Ok(())
+}
+
+/// `picture.png`, `picture-2.png` and so on.
+fn numbered(out: &Path, number: usize) -> PathBuf {
+    let (stem, ending) = (out.file_stem().unwrap_or_default(), out.extension().unwrap_or_default());
+    match number {
+        1 => out.into(),
+        _ => out.with_file_name(format!("{}-{number}.{}", stem.to_string_lossy(), ending.to_string_lossy())),
+    }
 }
 
 fn commission(config: &GenerateConfig) -> anyhow::Result<Commission> {
@@ -49,14 +66,17 @@ fn commission(config: &GenerateConfig) -> anyhow::Result<Commission> {
         request: Request {
             prompt: config.prompt.clone(),
             negative_prompt: config.negative_prompt.clone(),
+            prompt_weighting: config.prompt_weighting,
             width,
             height,
             seed: seed as u64,
             steps: usize::from(config.steps),
             guidance_scale: config.guidance_scale,
             scheduler: config.scheduler,
+            karras_sigmas: config.karras_sigmas,
+            noise_source: config.noise_source,
         },
-        images: 1,
+        images: usize::from(config.num_images),
         loras: loras.collect::<anyhow::Result<_>>()?,
         signature: config.signature.clone().map(|name| (name, Signature::default())),
         format: format(&config.out)?,
@@ -68,5 +88,20 @@ fn format(out: &Path) -> anyhow::Result<Format> {
         Some("jpg" | "jpeg") => Ok(Format::Jpeg),
         Some("png") => Ok(Format::Png),
         _ => bail!("--out {}: the name must end in .jpg, .jpeg or .png", out.display()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn further_pictures_are_numbered_before_the_ending() {
+        let name = |out: &str, number| numbered(Path::new(out), number).display().to_string();
+        assert_eq!(
+            [1, 2, 3].map(|number| name("a/b.c/cat.png", number)),
+            ["a/b.c/cat.png", "a/b.c/cat-2.png", "a/b.c/cat-3.png"]
+        );
+        assert_eq!(name("cat.v2.JPG", 4), "cat.v2-4.JPG");
     }
 }

@@ -69,6 +69,7 @@ impl StudioError {
 /// A loaded model.
 pub struct Studio {
     pipeline: Pipeline,
+    noise_threads: u32,
 }
 
 impl Studio {
@@ -83,7 +84,7 @@ impl Studio {
         let pipeline = Pipeline::load(&config.dir, dtype, &device)?;
         let on = if device.is_cpu() { "cpu" } else { "cuda" };
         tracing::info!(device = on, duration_ms = started.elapsed().as_millis() as u64, "model loaded");
-        Ok(Self { pipeline })
+        Ok(Self { pipeline, noise_threads: config.noise_threads })
     }
 
     /// Paints, signs and encodes. `on_step` is called with the number of finished steps and may stop the painting.
@@ -103,8 +104,10 @@ impl Studio {
         };
         self.pipeline.set_loras(&commission.loras)?;
         lap(&mut stages, "lora");
-        let noise = self.pipeline.first_noise(&commission.request, commission.images)?;
-        let latents = self.pipeline.denoise(&commission.request, noise, on_step)?;
+        let request = &commission.request;
+        let mut stream = self.pipeline.noise(request, self.noise_threads);
+        let noise = self.pipeline.first_noise(request, commission.images, &mut stream)?;
+        let latents = self.pipeline.denoise(request, noise, &mut stream, on_step)?;
         lap(&mut stages, "denoise");
         let mut pictures = self.pipeline.decode(&latents)?;
         lap(&mut stages, "decode");

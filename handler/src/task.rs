@@ -5,7 +5,10 @@
 
 mod fields;
 
-use crate::{pipeline::scheduler, signature::Signature};
+use crate::{
+    pipeline::{noise, prompt, scheduler},
+    signature::Signature,
+};
 use fields::{Fields, Result};
 use serde_json::Value;
 use url::Url;
@@ -42,6 +45,8 @@ pub struct Task {
     pub prompt: String,
     /// What the picture must not show; empty by default.
     pub negative_prompt: String,
+    /// Whether brackets in both prompts mean weights.
+    pub prompt_weighting: prompt::Weighting,
     /// What the signature says.
     pub artist_name: String,
     /// Base address of the backend's webhooks.
@@ -58,6 +63,10 @@ pub struct Task {
     pub guidance_scale: f64,
     /// Scheduler.
     pub scheduler: scheduler::Kind,
+    /// The noise levels of Karras et al., or not; if nothing is asked for, the model's file decides.
+    pub karras_sigmas: Option<bool>,
+    /// Whose generator draws the noise.
+    pub noise_source: noise::Source,
     /// How many pictures.
     pub num_images: usize,
     /// File format of the pictures.
@@ -122,6 +131,7 @@ impl Task {
 
     fn from_fields(fields: &Fields) -> Result<Self> {
         let (width, height) = size(fields.optional_text("aspect_ratio", 100)?);
+        let scheduler = fields.name("scheduler", &scheduler::Kind::names())?;
         let lora_scale = fields.number("lora_scale", 1.0, -MAX_LORA_SCALE, MAX_LORA_SCALE)?;
         let mut loras = vec![fields.lora_url("lora_model_url", lora_scale)?];
         for extra in fields.objects("loras", MAX_EXTRA_LORAS)? {
@@ -134,6 +144,7 @@ impl Task {
             loras,
             prompt: fields.tags("prompt_tags")?,
             negative_prompt: fields.optional_text("negative_prompt", MAX_PROMPT)?.unwrap_or_default().to_string(),
+            prompt_weighting: fields.name("prompt_weighting", prompt::Weighting::NAMES)?,
             artist_name: artist_name(fields)?,
             webhook_url: fields.webhook_url("webhook_url")?,
             seed: fields.integer("seed", Some(42), i128::from(i64::MIN), i128::from(u64::MAX))?,
@@ -141,7 +152,9 @@ impl Task {
             height,
             steps: fields.integer("num_inference_steps", Some(50), 1, MAX_STEPS)? as usize,
             guidance_scale: fields.number("guidance_scale", 7.5, 0.0, MAX_GUIDANCE)?,
-            scheduler: scheduler_kind(fields)?,
+            scheduler,
+            karras_sigmas: karras_sigmas(fields, scheduler)?,
+            noise_source: fields.name("noise_source", noise::Source::NAMES)?,
             num_images: fields.integer("num_images", Some(1), 1, MAX_IMAGES)? as usize,
             format: format(fields)?,
             signature: fields.parsed("signature")?.unwrap_or_default(),
@@ -203,10 +216,13 @@ fn artist_name<'a>(fields: &Fields<'a>) -> Result<String> {
     Ok(name.to_string())
 }
 
-fn scheduler_kind(fields: &Fields) -> Result<scheduler::Kind> {
-    let name = fields.optional_text("scheduler", 100)?;
-    let refused = |_| format!("`scheduler` is an unknown name, must be one of {}", scheduler::Kind::names());
-    name.map_or(Ok(scheduler::Kind::default()), |name| name.parse().map_err(refused))
+fn karras_sigmas(fields: &Fields, scheduler: scheduler::Kind) -> Result<Option<bool>> {
+    match fields.boolean("karras_sigmas")? {
+        Some(true) if !scheduler.has_karras_sigmas() => {
+            Err(format!("`karras_sigmas` is true, must be false or absent with the scheduler {scheduler}"))
+        }
+        wish => Ok(wish),
+    }
 }
 
 fn format(fields: &Fields) -> Result<Format> {

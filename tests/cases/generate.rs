@@ -55,12 +55,34 @@ fn a_png_of_another_shape_by_the_other_scheduler() {
 }
 
 #[test]
+fn several_pictures_of_one_seed_are_several_files() {
+    case(|scene| async move {
+        let run = &scene.stack.run;
+        let folder = run.folder("generate")?;
+        let more = ["--num-images", "2", "--scheduler", "euler_ancestral", "--noise-source", "cpu"];
+        let (fine, text) = generate(run, "generate-two", &folder.join("pair.jpg"), &more).await?;
+        assert!(fine, "{text}");
+        let files = ["pair.jpg", "pair-2.jpg"].map(|name| fs::read(folder.join(name)));
+        let [one, two] = files;
+        assert!(one? != two?, "two pictures of one seed are the same");
+        Ok(())
+    });
+}
+
+#[test]
 fn what_is_wrong_is_said_and_nothing_is_written() {
     case(|scene| async move {
         let run = &scene.stack.run;
         let folder = run.folder("generate")?;
         let no_lora = folder.join("none.safetensors").display().to_string();
         for (name, out, more, said) in [
+            ("no-karras", "c.jpg", vec!["--scheduler", "ddim", "--karras-sigmas"], "`karras_sigmas` is true"),
+            (
+                "no-weight",
+                "d.jpg",
+                vec!["--prompt-weighting", "a1111", "--negative-prompt", "(a:1.2.3)"],
+                "`negative_prompt`",
+            ),
             ("no-lora", "a.jpg", vec!["--lora", no_lora.as_str()], "none.safetensors"),
             ("no-format", "a.gif", vec![], ".gif"),
             ("no-steps", "b.jpg", vec!["--steps", "0"], "--steps"),

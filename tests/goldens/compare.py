@@ -47,7 +47,7 @@ def likeness(options: argparse.Namespace, row: dict) -> float:
         command = [options.handler, "generate", "--model", MODEL / "easel-tiny", "--device", options.device, "--dtype", options.dtype]
         command += ["--prompt", row["prompt"], "--negative-prompt", row["negative_prompt"], "--aspect-ratio", row["aspect_ratio"]]
         command += ["--scheduler", row["scheduler"], "--steps", row["steps"], "--guidance-scale", row["guidance_scale"]]
-        command += ["--seed", row["seed"], "--num-images", row["num_images"], "--out", out]
+        command += ["--seed", row["seed"], "--num-images", row["num_images"], "--noise-source", row["noise_source"], "--out", out]
         if row["lora"]:
             command += ["--lora", f"{MODEL / 'styles' / row['lora']}={row['lora_scale']}"]
         subprocess.run([str(word) for word in command], check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)

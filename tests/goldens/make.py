@@ -4,8 +4,9 @@
     tests/goldens/make.py [--venv DIR] [PART ...]
     python3 tests/goldens/make.py --here PART ...
 
-The second form takes the Python that runs it as it is: for parts that need a CUDA GPU, on a machine that has torch. The first creates the virtual environment if it is missing, installs requirements.txt and open_clip_torch (only for CLIP's vocabulary,
-without its dependencies) and writes the files beside this one. Nothing but this script needs torch: the Rust tests read the files.
+Creates the virtual environment if it is missing, installs requirements.txt and open_clip_torch (only for CLIP's vocabulary,
+without its dependencies) and writes the files beside this one. With --here it takes the Python that runs it as it is. Nothing
+but this script needs torch: the Rust tests read the files.
 """
 
 import argparse
@@ -17,18 +18,16 @@ import venv
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
-PARTS = ["schedulers", "noise", "tokenizer", "models"]
-# Only made when asked for: they need a CUDA GPU.
-GPU_PARTS = ["pictures"]
+PARTS = ["schedulers", "noise", "tokenizer", "models", "prompts", "seeds", "pictures"]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--venv", type=Path, default=HERE.parents[1] / "target" / "goldens-venv")
-    parser.add_argument("parts", nargs="*", metavar="PART", help=f"any of {', '.join(PARTS + GPU_PARTS)}; default: {', '.join(PARTS)}")
+    parser.add_argument("parts", nargs="*", metavar="PART", help=f"any of {', '.join(PARTS)}; default: all")
     parser.add_argument("--here", action="store_true", help="no virtual environment")
     options = parser.parse_args()
-    unknown = set(options.parts) - set(PARTS + GPU_PARTS)
+    unknown = set(options.parts) - set(PARTS)
     if unknown:
         parser.error(f"no such part: {', '.join(sorted(unknown))}")
     python = options.venv / "bin" / "python"

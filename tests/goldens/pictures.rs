@@ -1,11 +1,16 @@
-//! easel-tiny's whole pictures, from a seed, at the sizes of tasks, against diffusers' on a CUDA GPU in f32.
+//! easel-tiny's whole pictures, from a seed, at the sizes of tasks, against diffusers' in f32.
 
 use super::{LEAST_PSNR, psnr};
 use anyhow::{Context, Result, ensure};
 use candle_core::{DType, Device};
 use handler::{
     lora::{AppliedLora, Lora},
-    pipeline::{Pipeline, Request, scheduler::Kind},
+    pipeline::{
+        Pipeline, Request,
+        noise::{DEFAULT_THREADS, Source},
+        prompt::Weighting,
+        scheduler::Kind,
+    },
     task,
 };
 use serde::Deserialize;
@@ -30,6 +35,7 @@ struct Case {
     lora: Option<String>,
     lora_scale: f64,
     num_images: usize,
+    noise_source: Source,
     /// One for each image.
     files: Vec<String>,
 }
@@ -40,12 +46,15 @@ impl Case {
         Request {
             prompt: self.prompt.clone(),
             negative_prompt: self.negative_prompt.clone(),
+            prompt_weighting: Weighting::None,
             width,
             height,
             seed: self.seed,
             steps: self.steps,
             guidance_scale: self.guidance_scale,
             scheduler: self.scheduler,
+            karras_sigmas: None,
+            noise_source: self.noise_source,
         }
     }
 
@@ -57,8 +66,9 @@ impl Case {
         });
         pipeline.set_loras(&loras.collect::<Result<Vec<_>>>()?)?;
         let request = self.request();
-        let noise = pipeline.first_noise(&request, self.num_images)?;
-        let latents = pipeline.denoise(&request, noise, &mut |_| ControlFlow::Continue(()))?;
+        let mut stream = pipeline.noise(&request, DEFAULT_THREADS);
+        let noise = pipeline.first_noise(&request, self.num_images, &mut stream)?;
+        let latents = pipeline.denoise(&request, noise, &mut stream, &mut |_| ControlFlow::Continue(()))?;
         let pictures = pipeline.decode(&latents)?;
         ensure!(pictures.len() == self.files.len(), "{}: {} pictures", self.name, pictures.len());
         let mut least = f64::INFINITY;

@@ -9,8 +9,16 @@ use std::path::Path;
 /// # Errors
 /// [`PipelineError::File`] or [`PipelineError::Json`], naming the file.
 pub fn read_json<T: DeserializeOwned>(path: &Path) -> Result<T> {
-    let text = std::fs::read(path).map_err(|source| PipelineError::File { path: path.into(), source })?;
-    serde_json::from_slice(&text).map_err(|source| PipelineError::Json { path: path.into(), source })
+    let text = read_text(path)?;
+    serde_json::from_str(&text).map_err(|source| PipelineError::Json { path: path.into(), source })
+}
+
+/// Reads one text file of a model folder.
+///
+/// # Errors
+/// [`PipelineError::File`], naming the file.
+pub(super) fn read_text(path: &Path) -> Result<String> {
+    std::fs::read_to_string(path).map_err(|source| PipelineError::File { path: path.into(), source })
 }
 
 /// A number, or one number per block, as diffusers writes `attention_head_dim` and the like.

@@ -7,6 +7,7 @@ pub mod config;
 pub mod error;
 pub mod noise;
 mod ops;
+pub mod prompt;
 pub mod scheduler;
 pub mod text_encoder;
 pub mod tokenizer;
@@ -41,6 +42,8 @@ pub struct Request {
     pub prompt: String,
     /// What the picture must not show; empty for nothing.
     pub negative_prompt: String,
+    /// Whether brackets in both prompts mean weights.
+    pub prompt_weighting: prompt::Weighting,
     /// Pixels, a multiple of 8.
     pub width: usize,
     /// Pixels, a multiple of 8.
@@ -53,6 +56,10 @@ pub struct Request {
     pub guidance_scale: f64,
     /// How the latents move from noise to picture.
     pub scheduler: scheduler::Kind,
+    /// The noise levels of Karras et al., or not; if nothing is asked for, the model's file decides.
+    pub karras_sigmas: Option<bool>,
+    /// Whose generator draws the noise.
+    pub noise_source: noise::Source,
 }
 
 /// A loaded model with the LoRAs that are applied to it at present.
@@ -122,12 +129,22 @@ impl Pipeline {
         Ok(())
     }
 
-    /// Unit noise of the request's seed in f32, `[images, channels, height / 8, width / 8]`, drawn at once as diffusers
-    /// draws it for several images of one generator.
+    /// The stream of the request's seed, rounded to the model's dtype as diffusers draws it. `threads` is how many the GPU
+    /// holds whose noise it is, see [`Noise::cuda`].
+    pub fn noise(&self, request: &Request, threads: u32) -> Noise {
+        let noise = match request.noise_source {
+            noise::Source::Cuda => Noise::cuda(request.seed, threads),
+            noise::Source::Cpu => Noise::cpu(request.seed),
+        };
+        noise.in_dtype(self.unet_weights.dtype())
+    }
+
+    /// The stream's next draw as f32, `[images, channels, height / 8, width / 8]`, drawn at once as diffusers draws it for
+    /// several images of one generator.
     ///
     /// # Errors
     /// A size that is no multiple of the VAE's factor.
-    pub fn first_noise(&self, request: &Request, images: usize) -> Result<Tensor> {
+    pub fn first_noise(&self, request: &Request, images: usize, noise: &mut Noise) -> Result<Tensor> {
         let factor = self.vae_config.factor();
         for (field, pixels) in [("width", request.width), ("height", request.height)] {
             if pixels == 0 || !pixels.is_multiple_of(factor) {
@@ -136,11 +153,12 @@ impl Pipeline {
             }
         }
         let shape = (images, self.unet_config.in_channels, request.height / factor, request.width / factor);
-        Ok(Noise::new(request.seed).randn(shape, DType::F32, self.unet_weights.device())?)
+        Ok(noise.unit(shape, self.unet_weights.device())?)
     }
 
-    /// Runs the scheduler from unit noise to the final latents, both f32 and of the same shape. `on_step` is called with the
-    /// number of finished steps, before the first (0) and after each, and may stop the run.
+    /// Runs the scheduler from unit noise to the final latents, both f32 and of the same shape. A stochastic scheduler goes
+    /// on drawing from `stream`. `on_step` is called with the number of finished steps, before the first (0) and after each,
+    /// and may stop the run.
     ///
     /// # Errors
     /// A step count the model cannot do, a stop, or the device.
@@ -148,9 +166,11 @@ impl Pipeline {
         &self,
         request: &Request,
         noise: Tensor,
+        stream: &mut Noise,
         on_step: &mut dyn FnMut(usize) -> ControlFlow<()>,
     ) -> Result<Tensor> {
-        let mut scheduler = scheduler::build(request.scheduler, &self.scheduler_config, request.steps)?;
+        let (kind, karras_sigmas) = (request.scheduler, request.karras_sigmas);
+        let mut scheduler = scheduler::build(kind, karras_sigmas, &self.scheduler_config, request.steps)?;
         let guided = request.guidance_scale > 1.0;
         let context = repeat_rows(&self.embed(request, guided)?, noise.dim(0)?)?;
         let dtype = self.unet_weights.dtype();
@@ -164,7 +184,7 @@ impl Pipeline {
             let input = if guided { Tensor::cat(&[&input, &input], 0)? } else { input };
             let output = self.unet.forward(&input, timestep, &context)?.to_dtype(DType::F32)?;
             let output = if guided { guide(&output, request.guidance_scale)? } else { output };
-            latents = scheduler.step(&output, step, &latents)?;
+            latents = scheduler.step(&output, step, &latents, stream)?;
         }
         // The last call tells of completion; there is nothing left to stop.
         let _ = on_step(request.steps);
@@ -191,8 +211,9 @@ impl Pipeline {
 
     /// The embedding the UNet sees: negative prompt and prompt with guidance, the prompt alone without.
     fn embed(&self, request: &Request, guided: bool) -> Result<Tensor> {
-        let prompt = self.tokenizer.encode(&request.prompt)?;
-        let negative = self.tokenizer.encode(&request.negative_prompt)?;
+        let tokens = |field, text: &str| request.prompt_weighting.tokens(&self.tokenizer, field, text);
+        let prompt = tokens("prompt", &request.prompt)?;
+        let negative = tokens("negative_prompt", &request.negative_prompt)?;
         for (field, tokens) in [("prompt", &prompt), ("negative_prompt", &negative)] {
             if tokens.truncated > 0 {
                 tracing::warn!(field, truncated_tokens = tokens.truncated, "the text is longer than the encoder reads");

@@ -3,6 +3,7 @@
 use super::{
     config::read_json,
     error::{PipelineError, Result},
+    prompt::Fragment,
 };
 use serde::Deserialize;
 use serde_json::Value;
@@ -31,12 +32,14 @@ pub struct Tokenizer {
 }
 
 /// One prompt as ids.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Tokens {
     /// Exactly `max_length` ids: start, text, end, padding.
     pub ids: Vec<u32>,
     /// How many text tokens did not fit and were cut off.
     pub truncated: usize,
+    /// How much each id counts; 1 for start, end and padding.
+    pub weights: Vec<f32>,
 }
 
 #[derive(Deserialize)]
@@ -85,14 +88,31 @@ impl Tokenizer {
     /// None that a prompt can cause; a broken vocabulary may.
     pub fn encode(&self, prompt: &str) -> Result<Tokens> {
         let encoding = self.bpe.encode_fast(prompt, false).map_err(fault)?;
-        let room = self.length - 2;
-        let text = encoding.get_ids();
-        let truncated = text.len().saturating_sub(room);
-        let mut ids = vec![self.bos];
-        ids.extend(text.iter().take(room));
-        ids.push(self.eos);
-        ids.resize(self.length, self.pad);
-        Ok(Tokens { ids, truncated })
+        Ok(self.framed(encoding.get_ids().iter().map(|&id| (id, 1.0)).collect()))
+    }
+
+    /// Tokenizes a prompt in fragments, each on its own and with a weight for all its tokens; then as [`Tokenizer::encode`].
+    ///
+    /// # Errors
+    /// None that a prompt can cause; a broken vocabulary may.
+    pub fn encode_weighted(&self, fragments: &[Fragment]) -> Result<Tokens> {
+        let mut text = Vec::new();
+        for (fragment, weight) in fragments {
+            let encoding = self.bpe.encode_fast(fragment.as_str(), false).map_err(fault)?;
+            text.extend(encoding.get_ids().iter().map(|&id| (id, *weight as f32)));
+        }
+        Ok(self.framed(text))
+    }
+
+    /// Between start and end, cut and padded.
+    fn framed(&self, mut text: Vec<(u32, f32)>) -> Tokens {
+        let truncated = text.len().saturating_sub(self.length - 2);
+        text.truncate(self.length - 2);
+        text.insert(0, (self.bos, 1.0));
+        text.push((self.eos, 1.0));
+        text.resize(self.length, (self.pad, 1.0));
+        let (ids, weights) = text.into_iter().unzip();
+        Tokens { ids, truncated, weights }
     }
 }
 

@@ -4,6 +4,7 @@
 use super::{LoraRef, MAX_PROMPT, MAX_TAGS, MAX_URL};
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
+use std::str::FromStr;
 use url::Url;
 
 pub(super) type Result<T> = std::result::Result<T, String>;
@@ -62,6 +63,18 @@ impl<'a> Fields<'a> {
             length if length > most => Err(self.wrong(name, &format!("a string of {length} characters"), &wanted)),
             _ => Ok(Some(text)),
         }
+    }
+
+    /// An optional boolean.
+    pub(super) fn boolean(&self, name: &str) -> Result<Option<bool>> {
+        let Some(value) = self.get(name) else { return Ok(None) };
+        value.as_bool().map(Some).ok_or_else(|| self.wrong(name, kind(value), "a boolean"))
+    }
+
+    /// An optional name out of `known`, a list for the error; absent is the default.
+    pub(super) fn name<T: Default + FromStr>(&self, name: &str, known: &str) -> Result<T> {
+        let Some(text) = self.optional_text(name, 100)? else { return Ok(T::default()) };
+        text.parse().map_err(|_| self.wrong(name, "an unknown name", &format!("one of {known}")))
     }
 
     /// The prompt: strings joined by one space.

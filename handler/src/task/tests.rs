@@ -24,6 +24,8 @@ fn the_seeds_message_gets_the_seeds_defaults() {
     assert_eq!((task.width, task.height, task.format), (512, 512, Format::Jpeg));
     assert_eq!(task.result_keys(), ["generations/gen_500.jpg"]);
     let key = "models/style_10/lora_weights.safetensors".to_string();
+    assert_eq!((task.scheduler, task.karras_sigmas), (scheduler::Kind::DpmSolverPlusPlus, None));
+    assert_eq!((task.noise_source, task.prompt_weighting), (noise::Source::Cuda, prompt::Weighting::None));
     assert_eq!(task.loras, [LoraRef { bucket: "bucket".into(), key, scale: 1.0 }]);
 }
 
@@ -35,6 +37,11 @@ fn optional_fields_are_taken() {
     assert_eq!(with("seed", json!(u64::MAX)).unwrap().seed_bits(), u64::MAX);
     assert_eq!(with("num_images", json!(2)).unwrap().result_keys()[1], "generations/gen_500_2.jpg");
     assert_eq!(with("loras", json!([{"lora_model_url": "s3://b/k", "scale": -0.5}])).unwrap().loras[1].scale, -0.5);
+    assert_eq!(with("scheduler", json!("lcm")).unwrap().scheduler, scheduler::Kind::Lcm);
+    assert_eq!(with("karras_sigmas", json!(true)).unwrap().karras_sigmas, Some(true));
+    assert_eq!(with("karras_sigmas", json!(null)).unwrap().karras_sigmas, None);
+    assert_eq!(with("noise_source", json!("cpu")).unwrap().noise_source, noise::Source::Cpu);
+    assert_eq!(with("prompt_weighting", json!("a1111")).unwrap().prompt_weighting, prompt::Weighting::A1111);
     assert_eq!(with("a_field_of_tomorrow", json!([1])).unwrap().generation_id, 500);
     for (ratio, size) in [("1:1", (512, 512)), ("2:2", (768, 768)), ("1:2", (512, 1024)), ("16:9", (512, 512))] {
         let task = with("aspect_ratio", json!(ratio)).unwrap();
@@ -71,7 +78,16 @@ fn bad_fields_are_named_with_kind_and_limit() {
         ("webhook_url", json!("http://user:word@x"), "`webhook_url` is another address"),
         ("num_inference_steps", json!(0), "`num_inference_steps` is 0, must be an integer from 1 to 150"),
         ("guidance_scale", json!(51), "`guidance_scale` is 51, must be a number from 0 to 50"),
-        ("scheduler", json!("magic"), "`scheduler` is an unknown name, must be one of dpmsolver++, euler"),
+        (
+            "scheduler",
+            json!("magic"),
+            "`scheduler` is an unknown name, must be one of dpmsolver++, euler, euler_ancestral, ddim, unipc, lcm",
+        ),
+        ("scheduler", json!(1), "`scheduler` is an integer, must be a string"),
+        ("karras_sigmas", json!("yes"), "`karras_sigmas` is a string, must be a boolean"),
+        ("noise_source", json!("gpu"), "`noise_source` is an unknown name, must be one of cuda, cpu"),
+        ("prompt_weighting", json!(true), "`prompt_weighting` is a boolean, must be a string"),
+        ("prompt_weighting", json!("compel"), "`prompt_weighting` is an unknown name, must be one of none, a1111"),
         ("lora_scale", json!("big"), "`lora_scale` is a string"),
         ("loras", json!([{"scale": 1}]), "`loras[0].lora_model_url` is missing"),
         ("num_images", json!(5), "`num_images` is 5"),
@@ -82,6 +98,24 @@ fn bad_fields_are_named_with_kind_and_limit() {
         let bad = with(field, value).unwrap_err();
         assert!(bad.reason.contains(expected), "`{}` does not say `{expected}`", bad.reason);
         assert_eq!(bad.webhook_url.is_some(), field != "webhook_url", "{field}");
+    }
+}
+
+#[test]
+fn karras_sigmas_need_a_scheduler_that_has_them() {
+    for (name, kind) in scheduler::Kind::NAMES {
+        let mut task = seed_task();
+        task["scheduler"] = json!(name);
+        task["karras_sigmas"] = json!(false);
+        assert_eq!(Task::parse(&task.to_string()).unwrap().karras_sigmas, Some(false), "{name}");
+        task["karras_sigmas"] = json!(true);
+        match Task::parse(&task.to_string()) {
+            Ok(task) => assert!(kind.has_karras_sigmas() && task.karras_sigmas == Some(true), "{name}"),
+            Err(bad) => {
+                let expected = format!("`karras_sigmas` is true, must be false or absent with the scheduler {name}");
+                assert!(!kind.has_karras_sigmas() && bad.reason == expected, "{}", bad.reason);
+            }
+        }
     }
 }
 

@@ -1,7 +1,12 @@
 """One module for each group of golden values; each has `make(folder)`."""
 
 import json
+import os
+import subprocess
 from importlib.metadata import version
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[3]
 
 
 def made_with(*packages: str) -> dict[str, str]:
@@ -12,3 +17,10 @@ def made_with(*packages: str) -> dict[str, str]:
 def metadata(**about: dict) -> dict[str, str]:
     """Metadata of a safetensors file under one key; with several, their order would change from run to run."""
     return {"about": json.dumps(about)}
+
+
+def toy_model(folder: str, size: str) -> None:
+    """Writes the model with random weights that the tests use. Builds all programs: one alone would build everything anew."""
+    subprocess.run(["cargo", "build", "--quiet", "--workspace", "--bins"], check=True, cwd=ROOT)
+    target = Path(os.environ.get("CARGO_TARGET_DIR", "target"))
+    subprocess.run([target / "debug" / "toy-model", "--out", folder, "--size", size], check=True, cwd=ROOT)

@@ -171,7 +171,7 @@ impl Recorder {
 impl SimpleBackend for Recorder {
     fn get(&self, shape: Shape, name: &str, _: Init, dtype: DType, device: &Device) -> CandleResult<Tensor> {
         let fan_in = shape.dims().iter().skip(1).product::<usize>().max(1) as f64;
-        let draw = Noise::new(seed(name)).randn(shape.clone(), dtype, device)?;
+        let draw = noise(name).randn(shape.clone(), dtype, device)?;
         let is_norm = name.contains("norm");
         let tensor = match (name.ends_with("bias"), is_norm && shape.rank() == 1) {
             (true, _) => (draw * 0.02)?,
@@ -202,14 +202,19 @@ fn lora(unet: &Recorder) -> anyhow::Result<Recorder> {
         let (out, channels_in) = tensor.dims2()?;
         for (part, shape) in [("lora_A", (LORA_RANK, channels_in)), ("lora_B", (out, LORA_RANK))] {
             let key = format!("unet.{}.{part}.weight", name.trim_end_matches(".weight"));
-            let draw = Noise::new(seed(&key)).randn(shape, DType::F32, &Device::Cpu)?;
+            let draw = noise(&key).randn(shape, DType::F32, &Device::Cpu)?;
             lora.add(&key, &(draw * 0.3)?);
         }
     }
     Ok(lora)
 }
 
-/// FNV-1a of the name: a seed of its own for each tensor.
+/// A stream of its own for each tensor, one number of the generator per element however large the tensor is.
+fn noise(name: &str) -> Noise {
+    Noise::cuda(seed(name), u32::MAX)
+}
+
+/// FNV-1a of the name.
 fn seed(name: &str) -> u64 {
     name.bytes().fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3))
 }

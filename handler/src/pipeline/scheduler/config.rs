@@ -1,11 +1,33 @@
-//! `scheduler/scheduler_config.json`, read for any scheduler as diffusers' `from_config` does, and the noise schedule in it.
+//! `scheduler/scheduler_config.json`, read for any scheduler as diffusers' `from_config` does, with what is not supported.
+//!
+//! A field that is absent or null has the default of the scheduler that reads it. Fields that a scheduler does not know are
+//! ignored; a field that it knows, and that asks for something not supported here, is an error.
 
+use super::{
+    arithmetic::{over, times},
+    training::BetaSchedule,
+};
 use crate::pipeline::{
-    config::read_json,
+    config::read_text,
     error::{PipelineError, Result},
 };
+use candle_core::Tensor;
 use serde::Deserialize;
+use serde_json::{Map, Value};
 use std::path::Path;
+
+/// The file inside the model folder.
+const FILE: &str = "scheduler/scheduler_config.json";
+/// What every scheduler supports.
+const COMMON: [Limit; 4] = [
+    ("prediction_type", "epsilon, v_prediction"),
+    ("beta_schedule", "linear, scaled_linear"),
+    ("timestep_spacing", "linspace, leading, trailing"),
+    ("trained_betas", "null"),
+];
+
+/// A field and the values it may have, if it is given.
+pub(super) type Limit = (&'static str, &'static str);
 
 /// What the UNet predicts.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
@@ -27,15 +49,7 @@ pub(super) enum TimestepSpacing {
     Trailing,
 }
 
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "snake_case")]
-enum BetaSchedule {
-    #[default]
-    Linear,
-    ScaledLinear,
-}
-
-/// The scheduler settings of a model folder. Fields that only other schedulers know are ignored.
+/// The scheduler settings of a model folder.
 #[derive(Debug, Clone, Deserialize)]
 pub struct SchedulerConfig {
     /// Timesteps of training, 1000 for SD1.5.
@@ -44,102 +58,94 @@ pub struct SchedulerConfig {
     /// What the UNet predicts.
     #[serde(default)]
     pub prediction_type: PredictionType,
-    #[serde(default = "beta_start")]
-    beta_start: f64,
-    #[serde(default = "beta_end")]
-    beta_end: f64,
+    pub(super) beta_start: Option<f64>,
+    pub(super) beta_end: Option<f64>,
+    pub(super) beta_schedule: Option<BetaSchedule>,
+    pub(super) rescale_betas_zero_snr: Option<bool>,
+    pub(super) timestep_spacing: Option<TimestepSpacing>,
     #[serde(default)]
-    beta_schedule: BetaSchedule,
-    #[serde(default)]
-    timestep_spacing: Option<TimestepSpacing>,
-    #[serde(default)]
-    steps_offset: usize,
+    pub(super) steps_offset: usize,
+    pub(super) use_karras_sigmas: Option<bool>,
+    pub(super) set_alpha_to_one: Option<bool>,
+    clip_sample: Option<bool>,
+    clip_sample_range: Option<f64>,
+    pub(super) original_inference_steps: Option<usize>,
+    pub(super) timestep_scaling: Option<f64>,
+    #[serde(flatten)]
+    others: Map<String, Value>,
 }
 
 impl SchedulerConfig {
     /// Reads the file of a model folder.
     ///
     /// # Errors
-    /// File, JSON, or a setting no scheduler here supports.
+    /// File, JSON, or a setting that no scheduler here supports.
     pub fn load(model: &Path) -> Result<Self> {
-        let config: Self = read_json(&model.join("scheduler/scheduler_config.json"))?;
-        if config.num_train_timesteps < 2 {
-            return Err(PipelineError::Unsupported {
-                file: "scheduler/scheduler_config.json",
-                field: "num_train_timesteps",
-                value: config.num_train_timesteps.to_string(),
-                supported: "2 and more",
-            });
-        }
-        Ok(config)
+        let path = model.join(FILE);
+        // Python writes minus infinity, the default of a field that only limits it, as no JSON may.
+        let text = read_text(&path)?.replace("-Infinity", "null");
+        let value = serde_json::from_str(&text).map_err(|source| PipelineError::Json { path, source })?;
+        Self::from_json(value)
     }
 
-    /// The noise level sigma of each training timestep: `sqrt((1 - a) / a)`, `a` the cumulative product of `1 - beta`.
+    /// Reads the content of the file.
     ///
-    /// Rounded to f32 where torch rounds.
-    pub(super) fn train_sigmas(&self) -> Vec<f64> {
-        let mut product = 1f32;
-        let alphas = self.betas().into_iter().map(|beta| {
-            product *= 1.0 - beta;
-            product
-        });
-        alphas.map(|alpha| f64::from(((1.0 - alpha) / alpha).sqrt())).collect()
-    }
-
-    fn betas(&self) -> Vec<f32> {
-        let line = |start: f64, end: f64| {
-            let step = (end - start) / (self.num_train_timesteps - 1) as f64;
-            (0..self.num_train_timesteps).map(move |index| (start + step * index as f64) as f32)
-        };
-        match self.beta_schedule {
-            BetaSchedule::Linear => line(self.beta_start, self.beta_end).collect(),
-            BetaSchedule::ScaledLinear => {
-                line(self.beta_start.sqrt(), self.beta_end.sqrt()).map(|root| root * root).collect()
-            }
+    /// # Errors
+    /// As [`SchedulerConfig::load`].
+    pub fn from_json(value: Value) -> Result<Self> {
+        if let Some(fields) = value.as_object() {
+            check(fields, &COMMON)?;
+        }
+        let config: Self =
+            serde_json::from_value(value).map_err(|source| PipelineError::Json { path: FILE.into(), source })?;
+        match config.num_train_timesteps {
+            0 | 1 => Err(unsupported("num_train_timesteps", config.num_train_timesteps.to_string(), "2 and more")),
+            _ => Ok(config),
         }
     }
 
-    /// The timesteps of a run, noisiest first. `points` is the number of parts that linspace and leading divide into:
-    /// `steps` for most schedulers, one more for DPM-Solver, which drops the last.
-    pub(super) fn timesteps(&self, steps: usize, points: usize, default: TimestepSpacing) -> Vec<f64> {
-        let train = self.num_train_timesteps;
-        let spaced: Vec<f64> = match self.timestep_spacing.unwrap_or(default) {
-            TimestepSpacing::Linspace => {
-                let gap = (train - 1) as f64 / (points - 1).max(1) as f64;
-                (0..points).rev().map(|index| index as f64 * gap).collect()
-            }
-            TimestepSpacing::Leading => {
-                let gap = train / points;
-                (0..points).rev().map(|index| (index * gap + self.steps_offset) as f64).collect()
-            }
-            TimestepSpacing::Trailing => {
-                let gap = train as f64 / steps as f64;
-                (0..steps).map(|index| (train as f64 - index as f64 * gap).round_ties_even() - 1.0).collect()
-            }
-        };
-        spaced.into_iter().take(steps).collect()
+    /// Refuses what the scheduler that asks does not support.
+    pub(super) fn check(&self, limits: &[Limit]) -> Result<()> {
+        check(&self.others, limits)
     }
 
-    /// Whether the first latents are scaled by the largest sigma itself.
-    pub(super) fn starts_at_max_sigma(&self, default: TimestepSpacing) -> bool {
-        self.timestep_spacing.unwrap_or(default) != TimestepSpacing::Leading
+    /// The clean picture's bound, if it has one.
+    pub(super) fn clip(&self, default: bool) -> Option<f64> {
+        self.clip_sample.unwrap_or(default).then(|| self.clip_sample_range.unwrap_or(1.0))
     }
 }
 
-/// The value at a fractional index, between its two neighbours.
-pub(super) fn interpolate(values: &[f64], at: f64) -> f64 {
-    let last = values.len() - 1;
-    let below = (at.max(0.0) as usize).min(last);
-    let above = (below + 1).min(last);
-    values[below] + (values[above] - values[below]) * (at - below as f64).clamp(0.0, 1.0)
+impl PredictionType {
+    /// The clean picture that the UNet's output means, where the sample is `alpha` of it and `sigma` of noise.
+    pub(super) fn clean(
+        self,
+        output: &Tensor,
+        sample: &Tensor,
+        (alpha, sigma): (f32, f32),
+    ) -> candle_core::Result<Tensor> {
+        match self {
+            Self::Epsilon => over(&(sample - times(output, sigma)?)?, alpha),
+            Self::VPrediction => times(sample, alpha)? - times(output, sigma)?,
+        }
+    }
+}
+
+/// An error about a field of the file.
+pub(super) fn unsupported(field: &'static str, value: String, supported: &'static str) -> PipelineError {
+    PipelineError::Unsupported { file: FILE, field, value, supported }
+}
+
+fn check(fields: &Map<String, Value>, limits: &[Limit]) -> Result<()> {
+    for (field, supported) in limits {
+        let value = fields.get(*field).filter(|value| !value.is_null());
+        let text = value.map(|value| value.as_str().map_or_else(|| value.to_string(), str::to_string));
+        if let Some(text) = text.filter(|text| !supported.split(", ").any(|known| known == text)) {
+            return Err(unsupported(field, text, supported));
+        }
+    }
+    Ok(())
 }
 
 fn thousand() -> usize {
     1000
-}
-fn beta_start() -> f64 {
-    0.0001
-}
-fn beta_end() -> f64 {
-    0.02
 }

@@ -3,66 +3,62 @@
 //! As diffusers' `DPMSolverMultistepScheduler` with order 2, midpoint, a final sigma of zero and a first-order last step.
 
 use super::{
-    Scheduler,
-    config::{PredictionType, SchedulerConfig, TimestepSpacing, interpolate},
+    Scheduler, Setup,
+    arithmetic::times,
+    config::{Limit, PredictionType},
+    spacing::Levels,
 };
+use crate::pipeline::{error, noise::Noise};
 use candle_core::{DType, Result, Tensor};
 
-pub(super) struct DpmSolver {
-    timesteps: Vec<f64>,
-    /// One more than steps; the last is zero.
-    sigmas: Vec<f64>,
+pub(super) const KARRAS_SIGMAS: bool = true;
+
+const LIMITS: [Limit; 12] = [
+    ("thresholding", "false"),
+    ("solver_order", "2"),
+    ("algorithm_type", "dpmsolver++, deis"),
+    ("solver_type", "midpoint, logrho, bh1, bh2"),
+    ("final_sigmas_type", "zero"),
+    ("use_exponential_sigmas", "false"),
+    ("use_beta_sigmas", "false"),
+    ("use_lu_lambdas", "false"),
+    ("use_flow_sigmas", "false"),
+    ("use_dynamic_shifting", "false"),
+    ("lambda_min_clipped", "null"),
+    ("variance_type", "null"),
+];
+
+struct DpmSolver {
+    levels: Levels,
     prediction: PredictionType,
     /// The clean picture predicted one step earlier.
     previous: Option<Tensor>,
 }
 
-impl DpmSolver {
-    pub(super) fn new(config: &SchedulerConfig, steps: usize) -> Self {
-        let spaced = config.timesteps(steps, steps + 1, TimestepSpacing::Linspace);
-        let timesteps: Vec<f64> = spaced.into_iter().map(f64::round_ties_even).collect();
-        let train = config.train_sigmas();
-        let mut sigmas: Vec<f64> = timesteps.iter().map(|&at| f64::from(interpolate(&train, at) as f32)).collect();
-        sigmas.push(0.0);
-        Self { timesteps, sigmas, prediction: config.prediction_type, previous: None }
-    }
-
-    /// The clean picture that the model's output means.
-    fn predicted(&self, output: &Tensor, step: usize, sample: &Tensor) -> Result<Tensor> {
-        let (alpha, sigma) = alpha_sigma(self.sigmas[step]);
-        match self.prediction {
-            PredictionType::Epsilon => (sample - (output * sigma)?)? / alpha,
-            PredictionType::VPrediction => (sample * alpha)? - (output * sigma)?,
-        }
-    }
+pub(super) fn build(setup: &Setup) -> error::Result<Box<dyn Scheduler>> {
+    setup.config.check(&LIMITS)?;
+    let (levels, prediction) = (Levels::multistep(setup)?, setup.config.prediction_type);
+    Ok(Box::new(DpmSolver { levels, prediction, previous: None }))
 }
 
 impl Scheduler for DpmSolver {
     fn timesteps(&self) -> &[f64] {
-        &self.timesteps
+        &self.levels.timesteps
     }
 
-    fn init_noise_sigma(&self) -> f64 {
-        1.0
-    }
-
-    fn scale_model_input(&self, sample: &Tensor, _: usize) -> Result<Tensor> {
-        Ok(sample.clone())
-    }
-
-    fn step(&mut self, model_output: &Tensor, step: usize, sample: &Tensor) -> Result<Tensor> {
-        let now = self.predicted(&model_output.to_dtype(DType::F32)?, step, sample)?;
-        let (alpha_to, sigma_to) = alpha_sigma(self.sigmas[step + 1]);
-        let (alpha_from, sigma_from) = alpha_sigma(self.sigmas[step]);
-        let h = lambda(alpha_to, sigma_to) - lambda(alpha_from, sigma_from);
-        let drift = alpha_to * (-h).exp_m1();
-        let last = step + 1 == self.timesteps.len();
-        let mut next = ((sample * (sigma_to / sigma_from))? - (&now * drift)?)?;
+    fn step(&mut self, model_output: &Tensor, step: usize, sample: &Tensor, _: &mut Noise) -> Result<Tensor> {
+        let sigmas = &self.levels.sigmas;
+        let from = alpha_sigma(sigmas[step]);
+        let to = alpha_sigma(sigmas[step + 1]);
+        let now = self.prediction.clean(&model_output.to_dtype(DType::F32)?, sample, from)?;
+        let h = lambda(to) - lambda(from);
+        let drift = to.0 * ((-h).exp() - 1.0);
+        let last = step + 1 == self.levels.timesteps.len();
+        let mut next = (times(sample, to.1 / from.1)? - times(&now, drift)?)?;
         if let (Some(before), false) = (&self.previous, last) {
-            let (alpha_before, sigma_before) = alpha_sigma(self.sigmas[step - 1]);
-            let r = (lambda(alpha_from, sigma_from) - lambda(alpha_before, sigma_before)) / h;
-            let slope = ((&now - before)? / r)?;
-            next = (next - (slope * (0.5 * drift))?)?;
+            let r = (lambda(from) - lambda(alpha_sigma(sigmas[step - 1]))) / h;
+            let slope = times(&(&now - before)?, 1.0 / r)?;
+            next = (next - times(&slope, 0.5 * drift)?)?;
         }
         self.previous = Some(now);
         Ok(next)
@@ -70,12 +66,12 @@ impl Scheduler for DpmSolver {
 }
 
 /// Splits a noise level into the factors of picture and noise: `alpha^2 + sigma^2 = 1`.
-fn alpha_sigma(level: f64) -> (f64, f64) {
+pub(super) fn alpha_sigma(level: f32) -> (f32, f32) {
     let alpha = 1.0 / (level * level + 1.0).sqrt();
     (alpha, level * alpha)
 }
 
 /// Half the log of the signal-to-noise ratio.
-fn lambda(alpha: f64, sigma: f64) -> f64 {
+pub(super) fn lambda((alpha, sigma): (f32, f32)) -> f32 {
     alpha.ln() - sigma.ln()
 }

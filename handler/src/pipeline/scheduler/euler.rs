@@ -2,36 +2,42 @@
 //! models", 2022, algorithm 2 without churn. As diffusers' `EulerDiscreteScheduler`.
 
 use super::{
-    Scheduler,
-    config::{PredictionType, SchedulerConfig, TimestepSpacing, interpolate},
+    Scheduler, Setup,
+    arithmetic::{over, times},
+    config::{Limit, PredictionType},
+    spacing::Levels,
 };
+use crate::pipeline::{error, noise::Noise};
 use candle_core::{DType, Result, Tensor};
 
-pub(super) struct Euler {
-    timesteps: Vec<f64>,
-    /// One more than steps; the last is zero.
-    sigmas: Vec<f64>,
+pub(super) const KARRAS_SIGMAS: bool = true;
+
+const LIMITS: [Limit; 7] = [
+    ("interpolation_type", "linear"),
+    ("timestep_type", "discrete"),
+    ("final_sigmas_type", "zero"),
+    ("use_exponential_sigmas", "false"),
+    ("use_beta_sigmas", "false"),
+    ("sigma_min", "null"),
+    ("sigma_max", "null"),
+];
+
+struct Euler {
+    levels: Levels,
     init_noise_sigma: f64,
     prediction: PredictionType,
 }
 
-impl Euler {
-    pub(super) fn new(config: &SchedulerConfig, steps: usize) -> Self {
-        let spacing = TimestepSpacing::Linspace;
-        let spaced = config.timesteps(steps, steps, spacing);
-        let timesteps: Vec<f64> = spaced.into_iter().map(|at| f64::from(at as f32)).collect();
-        let train = config.train_sigmas();
-        let mut sigmas: Vec<f64> = timesteps.iter().map(|&at| f64::from(interpolate(&train, at) as f32)).collect();
-        sigmas.push(0.0);
-        let most = sigmas.iter().copied().fold(0.0, f64::max);
-        let init_noise_sigma = if config.starts_at_max_sigma(spacing) { most } else { most.hypot(1.0) };
-        Self { timesteps, sigmas, init_noise_sigma, prediction: config.prediction_type }
-    }
+pub(super) fn build(setup: &Setup) -> error::Result<Box<dyn Scheduler>> {
+    setup.config.check(&LIMITS)?;
+    let levels = Levels::euler(setup)?;
+    let init_noise_sigma = levels.init_noise_sigma(setup.config);
+    Ok(Box::new(Euler { levels, init_noise_sigma, prediction: setup.config.prediction_type }))
 }
 
 impl Scheduler for Euler {
     fn timesteps(&self) -> &[f64] {
-        &self.timesteps
+        &self.levels.timesteps
     }
 
     fn init_noise_sigma(&self) -> f64 {
@@ -39,20 +45,28 @@ impl Scheduler for Euler {
     }
 
     fn scale_model_input(&self, sample: &Tensor, step: usize) -> Result<Tensor> {
-        sample / self.sigmas[step].hypot(1.0)
+        scaled(sample, self.levels.sigmas[step])
     }
 
-    fn step(&mut self, model_output: &Tensor, step: usize, sample: &Tensor) -> Result<Tensor> {
+    fn step(&mut self, model_output: &Tensor, step: usize, sample: &Tensor, _: &mut Noise) -> Result<Tensor> {
         let output = model_output.to_dtype(DType::F32)?;
-        let sigma = self.sigmas[step];
-        let derivative = match self.prediction {
-            PredictionType::Epsilon => output,
-            PredictionType::VPrediction => {
-                let squared = sigma * sigma + 1.0;
-                let clean = ((output * (-sigma / squared.sqrt()))? + (sample / squared)?)?;
-                ((sample - clean)? / sigma)?
-            }
-        };
-        sample + (derivative * (self.sigmas[step + 1] - sigma))?
+        let sigmas = &self.levels.sigmas;
+        let slope = derivative(self.prediction, &output, sample, sigmas[step])?;
+        sample + times(&slope, sigmas[step + 1] - sigmas[step])?
     }
+}
+
+/// The sample as the UNet wants to see it, with a variance of about 1.
+pub(super) fn scaled(sample: &Tensor, sigma: f32) -> Result<Tensor> {
+    over(sample, (sigma * sigma + 1.0).sqrt())
+}
+
+/// How the sample changes with sigma: the noise in it, by way of the clean picture that the model's output means.
+pub(super) fn derivative(prediction: PredictionType, output: &Tensor, sample: &Tensor, sigma: f32) -> Result<Tensor> {
+    let squared = sigma * sigma + 1.0;
+    let clean = match prediction {
+        PredictionType::Epsilon => (sample - times(output, sigma)?)?,
+        PredictionType::VPrediction => (times(output, -sigma / squared.sqrt())? + over(sample, squared)?)?,
+    };
+    over(&(sample - clean)?, sigma)
 }

@@ -1,15 +1,24 @@
-//! Schedulers: how the latents move from noise to picture. One file each; a new one is added in [`Kind`] and [`build`].
+//! Schedulers: how the latents move from noise to picture. One file each; a new one is one more file, and one more line in
+//! `schedulers!` below.
 
+mod arithmetic;
 mod config;
+mod ddim;
 mod dpm_solver;
 mod euler;
+mod euler_ancestral;
+mod lcm;
+mod spacing;
+mod training;
+mod unipc;
 
 pub use config::{PredictionType, SchedulerConfig};
 
-use super::error::{PipelineError, Result};
+use super::{
+    error::{PipelineError, Result},
+    noise::Noise,
+};
 use candle_core::Tensor;
-use dpm_solver::DpmSolver;
-use euler::Euler;
 use serde::{Deserialize, Serialize};
 use std::{fmt, str::FromStr};
 
@@ -19,39 +28,96 @@ pub trait Scheduler: Send {
     fn timesteps(&self) -> &[f64];
 
     /// What unit noise is multiplied with to make the first latents.
-    fn init_noise_sigma(&self) -> f64;
+    fn init_noise_sigma(&self) -> f64 {
+        1.0
+    }
 
     /// The latents as the UNet wants to see them at `step`; same shape and dtype.
     ///
     /// # Errors
     /// Device or memory.
-    fn scale_model_input(&self, sample: &Tensor, step: usize) -> candle_core::Result<Tensor>;
+    fn scale_model_input(&self, sample: &Tensor, _step: usize) -> candle_core::Result<Tensor> {
+        Ok(sample.clone())
+    }
 
-    /// The latents after `step`, from the UNet's output (same shape) and the f32 latents before it.
+    /// The latents after `step`, from the UNet's output (same shape) and the f32 latents before it. A stochastic scheduler
+    /// draws from `noise`, the stream that drew the first latents: once per step, for all pictures of the batch.
     ///
     /// # Errors
     /// Device or memory.
-    fn step(&mut self, model_output: &Tensor, step: usize, sample: &Tensor) -> candle_core::Result<Tensor>;
+    fn step(
+        &mut self,
+        model_output: &Tensor,
+        step: usize,
+        sample: &Tensor,
+        noise: &mut Noise,
+    ) -> candle_core::Result<Tensor>;
 }
 
-/// Which scheduler a task asks for.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(into = "String", try_from = "String")]
-pub enum Kind {
+/// What a scheduler is built from.
+struct Setup<'a> {
+    config: &'a SchedulerConfig,
+    /// At least 1, at most as many as training had.
+    steps: usize,
+    karras_sigmas: bool,
+}
+
+/// Makes [`Kind`] of lines `Variant = "name of a task" in module`. The first line is the default. A module has a function
+/// `build` and a constant `KARRAS_SIGMAS`: whether it has the noise levels of Karras et al. as an option.
+macro_rules! schedulers {
+    ($($(#[$doc:meta])* $kind:ident = $name:literal in $module:ident;)+) => {
+        /// Which scheduler a task asks for.
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+        #[serde(into = "String", try_from = "String")]
+        pub enum Kind {
+            $($(#[$doc])* $kind,)+
+        }
+
+        impl Kind {
+            /// Every scheduler with the name a task uses.
+            pub const NAMES: &[(&str, Self)] = &[$(($name, Self::$kind)),+];
+
+            /// Whether it has the noise levels of Karras et al. as an option.
+            pub fn has_karras_sigmas(self) -> bool {
+                match self {
+                    $(Self::$kind => $module::KARRAS_SIGMAS,)+
+                }
+            }
+
+            fn build(self, setup: &Setup) -> Result<Box<dyn Scheduler>> {
+                match self {
+                    $(Self::$kind => $module::build(setup),)+
+                }
+            }
+        }
+    };
+}
+
+schedulers! {
     /// DPM-Solver++ of order 2, multistep, midpoint.
-    #[default]
-    DpmSolverPlusPlus,
+    DpmSolverPlusPlus = "dpmsolver++" in dpm_solver;
     /// Euler, deterministic.
-    Euler,
+    Euler = "euler" in euler;
+    /// Euler with new noise at each step.
+    EulerAncestral = "euler_ancestral" in euler_ancestral;
+    /// DDIM without noise.
+    Ddim = "ddim" in ddim;
+    /// UniPC of order 2.
+    UniPc = "unipc" in unipc;
+    /// Latent consistency models: few steps, new noise at each.
+    Lcm = "lcm" in lcm;
 }
 
 impl Kind {
-    /// Every scheduler with the name a task uses.
-    pub const NAMES: [(&'static str, Self); 2] = [("dpmsolver++", Self::DpmSolverPlusPlus), ("euler", Self::Euler)];
-
     /// The names, for an error or a help text.
     pub fn names() -> String {
-        Self::NAMES.map(|(name, _)| name).join(", ")
+        Self::NAMES.iter().map(|(name, _)| *name).collect::<Vec<_>>().join(", ")
+    }
+}
+
+impl Default for Kind {
+    fn default() -> Self {
+        Self::NAMES[0].1
     }
 }
 
@@ -85,18 +151,28 @@ impl fmt::Display for Kind {
     }
 }
 
-/// Sets a scheduler up for `steps` steps.
+/// Sets a scheduler up for `steps` steps. `karras_sigmas` asks for the noise levels of Karras et al. or against them; without
+/// it the model's file decides, where the scheduler has them.
 ///
 /// # Errors
-/// More steps than the model was trained with, or none.
-pub fn build(kind: Kind, config: &SchedulerConfig, steps: usize) -> Result<Box<dyn Scheduler>> {
-    let most = config.num_train_timesteps;
-    if steps == 0 || steps > most {
-        let (value, limit) = (steps.to_string(), format!("the model allows 1 to {most}"));
-        return Err(PipelineError::Request { field: "num_inference_steps", value, limit });
+/// No step, more than the model or the scheduler allows, a wish for Karras's noise levels that the scheduler does not have, or
+/// a setting in the model's file that it does not support.
+pub fn build(
+    kind: Kind,
+    karras_sigmas: Option<bool>,
+    config: &SchedulerConfig,
+    steps: usize,
+) -> Result<Box<dyn Scheduler>> {
+    if steps == 0 || steps > config.num_train_timesteps {
+        return Err(spacing::too_many_steps(steps, config.num_train_timesteps));
     }
-    Ok(match kind {
-        Kind::DpmSolverPlusPlus => Box::new(DpmSolver::new(config, steps)),
-        Kind::Euler => Box::new(Euler::new(config, steps)),
-    })
+    if karras_sigmas == Some(true) && !kind.has_karras_sigmas() {
+        let limit = format!("the scheduler {kind} has none");
+        return Err(PipelineError::Request { field: "karras_sigmas", value: "true".into(), limit });
+    }
+    let karras_sigmas = kind.has_karras_sigmas() && karras_sigmas.or(config.use_karras_sigmas).unwrap_or(false);
+    kind.build(&Setup { config, steps, karras_sigmas })
 }
+
+#[cfg(test)]
+mod tests;

@@ -7,7 +7,7 @@ use candle_core::{
     cuda_backend::{
         CudaDType, DeviceId,
         cudarc::{
-            cudnn::{ConvForward, Cudnn, CudnnDataType, sys},
+            cudnn::{ConvForward, Cudnn, CudnnDataType, CudnnError, sys},
             driver::{CudaSlice, DeviceRepr, ValidAsZeroBits},
         },
     },
@@ -89,7 +89,7 @@ impl Conv {
                 }
             };
             let cudnn = &context.cudnn;
-            let wrap = Error::wrap::<candle_core::cuda_backend::cudarc::cudnn::CudnnError>;
+            let wrap = |error: CudnnError| Error::wrap(error);
             let sizes = |dims: &[usize]| -> [i32; 4] { std::array::from_fn(|index| dims[index] as i32) };
             let both = |length: usize| [length as i32; 2];
             let mode = sys::cudnnConvolutionMode_t::CUDNN_CROSS_CORRELATION;

@@ -1,0 +1,104 @@
+//! What a model's file and a task may ask for.
+
+use super::*;
+use serde_json::{Value, json};
+
+fn config(fields: &Value) -> Result<SchedulerConfig> {
+    SchedulerConfig::from_json(fields.clone())
+}
+
+fn refused(kind: Kind, karras_sigmas: Option<bool>, fields: &Value, steps: usize) -> String {
+    match config(fields).and_then(|config| build(kind, karras_sigmas, &config, steps)) {
+        Ok(_) => String::new(),
+        Err(error) => error.to_string(),
+    }
+}
+
+#[test]
+fn every_scheduler_has_a_name_of_its_own() {
+    for (name, kind) in Kind::NAMES {
+        assert_eq!((kind.to_string().as_str(), name.parse()), (*name, Ok(*kind)));
+    }
+    assert_eq!(Kind::names(), "dpmsolver++, euler, euler_ancestral, ddim, unipc, lcm");
+    assert!("magic".parse::<Kind>().unwrap_err().contains("unipc"));
+}
+
+#[test]
+fn what_the_file_asks_for_and_a_scheduler_does_not_have_is_refused() {
+    let cases = [
+        (
+            Kind::Euler,
+            json!({"prediction_type": "sample"}),
+            "`prediction_type` is sample, supported: epsilon, v_prediction",
+        ),
+        (Kind::Ddim, json!({"beta_schedule": "squaredcos_cap_v2"}), "`beta_schedule` is squaredcos_cap_v2"),
+        (Kind::Ddim, json!({"trained_betas": [0.1]}), "`trained_betas` is [0.1], supported: null"),
+        (Kind::Ddim, json!({"thresholding": true}), "`thresholding` is true, supported: false"),
+        (Kind::Lcm, json!({"thresholding": true}), "`thresholding`"),
+        (Kind::Lcm, json!({"original_inference_steps": 1001}), "`original_inference_steps` is 1001"),
+        (Kind::Lcm, json!({"rescale_betas_zero_snr": true}), "`rescale_betas_zero_snr` is true"),
+        (Kind::DpmSolverPlusPlus, json!({"solver_order": 3}), "`solver_order` is 3, supported: 2"),
+        (Kind::DpmSolverPlusPlus, json!({"algorithm_type": "sde-dpmsolver++"}), "`algorithm_type` is sde-dpmsolver++"),
+        (Kind::DpmSolverPlusPlus, json!({"final_sigmas_type": "sigma_min"}), "`final_sigmas_type` is sigma_min"),
+        (Kind::UniPc, json!({"disable_corrector": [0]}), "`disable_corrector` is [0], supported: []"),
+        (Kind::UniPc, json!({"solver_type": "bh1"}), "`solver_type` is bh1"),
+        (Kind::Euler, json!({"use_beta_sigmas": true}), "`use_beta_sigmas` is true"),
+        (Kind::Euler, json!({"num_train_timesteps": 1}), "`num_train_timesteps` is 1"),
+    ];
+    for (kind, fields, expected) in cases {
+        let said = refused(kind, None, &fields, 20);
+        assert!(said.contains(expected), "{kind} {fields}: `{said}`");
+    }
+}
+
+#[test]
+fn what_a_scheduler_does_not_know_or_what_is_its_default_is_no_fault() {
+    let cases = [
+        (Kind::Euler, json!({"thresholding": true, "solver_order": 3})),
+        (Kind::Ddim, json!({"use_karras_sigmas": true})),
+        (Kind::UniPc, json!({"solver_type": "midpoint", "disable_corrector": [], "solver_p": null})),
+        (Kind::DpmSolverPlusPlus, json!({"solver_type": "bh2", "use_karras_sigmas": null, "trained_betas": null})),
+    ];
+    for (kind, fields) in cases {
+        assert_eq!(refused(kind, None, &fields, 20), "", "{kind} {fields}");
+    }
+}
+
+#[test]
+fn steps_have_limits() {
+    let limit = |kind, fields: Value, steps| refused(kind, None, &fields, steps);
+    assert!(limit(Kind::Euler, json!({}), 0).contains("`num_inference_steps` is 0"));
+    assert!(limit(Kind::Euler, json!({}), 1001).contains("`num_inference_steps` is 1001"));
+    assert_eq!(limit(Kind::Euler, json!({}), 1000), "");
+    assert_eq!(limit(Kind::Lcm, json!({}), 50), "");
+    let said = limit(Kind::Lcm, json!({}), 51);
+    assert_eq!(said, "`num_inference_steps` is 51, the model and its scheduler allow 1 to 50");
+    assert_eq!(limit(Kind::Lcm, json!({"original_inference_steps": 100}), 100), "");
+    assert_eq!(limit(Kind::DpmSolverPlusPlus, json!({}), 1000), "");
+    assert!(limit(Kind::UniPc, json!({"timestep_spacing": "leading"}), 1000).contains("allow 1 to 999"));
+    assert!(limit(Kind::Ddim, json!({"steps_offset": 1}), 1000).contains("allow 1 to 999"));
+}
+
+#[test]
+fn a_task_overrides_the_files_karras_sigmas() {
+    let timesteps =
+        |asked, fields: Value| build(Kind::Euler, asked, &config(&fields).unwrap(), 7).unwrap().timesteps().to_vec();
+    let (plain, karras) = (json!({}), json!({"use_karras_sigmas": true}));
+    assert_eq!(timesteps(Some(true), plain.clone()), timesteps(None, karras.clone()));
+    assert_eq!(timesteps(Some(false), karras), timesteps(None, plain.clone()));
+    assert_ne!(timesteps(Some(true), plain.clone()), timesteps(None, plain.clone()));
+    let said = refused(Kind::Ddim, Some(true), &plain, 20);
+    assert_eq!(said, "`karras_sigmas` is true, the scheduler ddim has none");
+    assert_eq!(refused(Kind::Ddim, Some(false), &plain, 20), "");
+}
+
+#[test]
+fn a_file_as_python_writes_it_is_read() {
+    let model = tempfile::tempdir().unwrap();
+    std::fs::create_dir(model.path().join("scheduler")).unwrap();
+    let file = model.path().join("scheduler/scheduler_config.json");
+    std::fs::write(&file, r#"{"lambda_min_clipped": -Infinity, "num_train_timesteps": 500}"#).unwrap();
+    let config = SchedulerConfig::load(model.path()).unwrap();
+    assert_eq!(config.num_train_timesteps, 500);
+    assert!(build(Kind::DpmSolverPlusPlus, None, &config, 20).is_ok());
+}
