@@ -1,6 +1,6 @@
 //! The command line and the environment of the handler. Tests build these structs; nothing else reads the environment.
 
-use crate::pipeline::scheduler;
+use crate::{lora::Dora, pipeline::scheduler};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use std::{fmt, path::PathBuf, str::FromStr, time::Duration};
 use url::Url;
@@ -25,6 +25,26 @@ pub enum Command {
     Worker(WorkerConfig),
     /// Paint one picture from the shell.
     Generate(GenerateConfig),
+    /// Look at LoRA files.
+    #[command(subcommand)]
+    Lora(LoraCommand),
+    /// Measure what something costs here.
+    #[command(subcommand)]
+    Bench(BenchCommand),
+}
+
+/// What to do with LoRA files.
+#[derive(Debug, Subcommand)]
+pub enum LoraCommand {
+    /// Say what a LoRA file is, and whether it would load. The exit code is 0 if it would, else 1.
+    Inspect(InspectConfig),
+}
+
+/// What to measure.
+#[derive(Debug, Subcommand)]
+pub enum BenchCommand {
+    /// What reading a LoRA and swapping it in and out costs.
+    Lora(BenchLoraConfig),
 }
 
 /// What function and worker share.
@@ -56,6 +76,9 @@ pub struct ModelConfig {
     /// Where to compute.
     #[arg(long, env = "EASEL_DEVICE", default_value = "auto")]
     pub device: DeviceKind,
+    /// What becomes of the lengths a DoRA file has: ignore drops `dora_scale`, as diffusers does.
+    #[arg(long, env = "EASEL_DORA", default_value = "apply")]
+    pub dora: Dora,
 }
 
 /// Where pictures go and LoRAs come from.
@@ -132,6 +155,37 @@ pub struct GenerateConfig {
     /// The picture, .jpg or .png.
     #[arg(long, value_name = "FILE")]
     pub out: PathBuf,
+}
+
+/// Settings of `handler lora inspect`.
+#[derive(Debug, Clone, Args)]
+pub struct InspectConfig {
+    /// The LoRA.
+    #[arg(value_name = "FILE")]
+    pub file: PathBuf,
+    /// Check it against this model folder; only the headers of its files are read.
+    #[arg(long, value_name = "DIR")]
+    pub model: Option<PathBuf>,
+    /// Print JSON.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Settings of `handler bench lora`.
+#[derive(Debug, Clone, Args)]
+pub struct BenchLoraConfig {
+    /// The model.
+    #[command(flatten)]
+    pub model: ModelConfig,
+    /// The LoRA.
+    #[arg(long, value_name = "FILE")]
+    pub lora: PathBuf,
+    /// How often each part is measured.
+    #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    pub repeat: u32,
+    /// Print JSON.
+    #[arg(long)]
+    pub json: bool,
 }
 
 /// A text that no log and no Debug shows.
