@@ -2,6 +2,9 @@
 //!
 //! Needs none of them. The networks and whole pictures are compared in the package `e2e`, which has the model for it.
 
+#[path = "goldens/lora.rs"]
+mod lora;
+
 use anyhow::{Context, Result};
 use candle_core::{DType, Device, Tensor};
 use handler::pipeline::{

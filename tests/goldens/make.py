@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
-"""Makes the golden values: what torch, transformers, diffusers and peft themselves compute.
+"""Makes the golden values: what torch, transformers, diffusers, peft and LyCORIS themselves compute.
 
-    tests/goldens/make.py [--venv DIR] [schedulers|noise|tokenizer|models ...]
+    tests/goldens/make.py [--venv DIR] [schedulers|noise|tokenizer|models|lora ...]
 
 Creates the virtual environment if it is missing, installs requirements.txt and open_clip_torch (only for CLIP's vocabulary,
 without its dependencies) and writes the files beside this one. Nothing but this script needs torch: the Rust tests read the files.
@@ -16,7 +16,7 @@ import venv
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
-PARTS = ["schedulers", "noise", "tokenizer", "models"]
+PARTS = ["schedulers", "noise", "tokenizer", "models", "lora"]
 
 
 def main() -> None:

@@ -20,14 +20,13 @@ pub enum BaseModel {
 }
 
 /// Marks in keys that no LoRA for SD1 or SD2 has.
-const MARKS: [(&str, BaseModel); 14] = [
+const MARKS: [(&str, BaseModel); 13] = [
     ("double_blocks", BaseModel::Flux),
     ("single_blocks", BaseModel::Flux),
     ("single_transformer_blocks", BaseModel::Flux),
     ("joint_blocks", BaseModel::Sd3),
     ("lora_te3_", BaseModel::Sd3),
     ("text_encoder_3.", BaseModel::Sd3),
-    ("lora_te1_", BaseModel::Sdxl),
     ("lora_te2_", BaseModel::Sdxl),
     ("text_encoder_2.", BaseModel::Sdxl),
     ("add_embedding", BaseModel::Sdxl),

@@ -77,9 +77,11 @@ impl Key {
 }
 
 /// Prefixes and their components, longest first where one begins another; none: the path tells.
-const PREFIXES: [(&str, Option<Component>); 8] = [
+const PREFIXES: [(&str, Option<Component>); 9] = [
     ("lora_unet_", Some(Component::Unet)),
     ("lora_te_", Some(Component::TextEncoder)),
+    // SDXL's first encoder is SD1's, and diffusers' converter writes this for both.
+    ("lora_te1_", Some(Component::TextEncoder)),
     ("lycoris_", Some(Component::Unet)),
     ("unet.", Some(Component::Unet)),
     ("text_encoder.", Some(Component::TextEncoder)),
@@ -166,7 +168,7 @@ pub(super) fn parse(key: &str) -> Result<Key, String> {
     let prefix =
         PREFIXES.iter().find_map(|(prefix, component)| Some((path.strip_prefix(prefix)?, *prefix, *component)));
     let (path, prefix, component) = prefix.ok_or("it names no component")?;
-    let kohya = matches!(prefix, "lora_unet_" | "lora_te_" | "lycoris_");
+    let kohya = matches!(prefix, "lora_unet_" | "lora_te_" | "lora_te1_" | "lycoris_");
     if part == Part::Ia3Weight && !kohya {
         return Err(unknown.into());
     }
