@@ -2,8 +2,12 @@
 //!
 //! Needs none of them. The networks and whole pictures are compared in the package `e2e`, which has the model for it.
 
+#[path = "goldens/inspect.rs"]
+mod inspect;
 #[path = "goldens/lora.rs"]
 mod lora;
+#[path = "goldens/swap.rs"]
+mod swap;
 
 use anyhow::{Context, Result};
 use candle_core::{DType, Device, Tensor};

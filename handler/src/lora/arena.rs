@@ -113,13 +113,9 @@ fn append<T: Copy, const N: usize>(
     read: impl Fn([u8; N]) -> T,
     is_finite: impl Fn(T) -> bool,
 ) -> bool {
-    let mut finite = true;
-    to.extend(bytes.as_chunks().0.iter().map(|&chunk| {
-        let value = read(chunk);
-        finite &= is_finite(value);
-        value
-    }));
-    finite
+    let from = to.len();
+    to.extend(bytes.as_chunks().0.iter().map(|&chunk| read(chunk)));
+    to[from..].iter().fold(true, |finite, &value| finite & is_finite(value))
 }
 
 /// All matrices of one file on one device.
