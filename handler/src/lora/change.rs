@@ -8,6 +8,7 @@ use super::{
     base_model::BaseModel,
     error::Misfit,
     half::Half,
+    vector::{Magnitude, Vector},
 };
 use candle_core::{Result, Tensor};
 
@@ -42,57 +43,6 @@ pub(super) enum Kind {
     Scaled(Vector),
     /// The difference itself.
     Difference(Matrix),
-}
-
-/// The numbers of an IA3 layer.
-#[derive(Debug, Clone)]
-pub(super) struct Vector {
-    pub numbers: Matrix,
-    pub side: Side,
-    /// What leaves a channel as it is: 0 in LyCORIS, 1 in peft.
-    pub neutral: f64,
-}
-
-/// Length of each row or column after the change (DoRA).
-#[derive(Debug)]
-pub(super) struct Magnitude {
-    pub key: String,
-    pub numbers: Matrix,
-    /// By the shape in LyCORIS; by output in peft.
-    pub side: Side,
-    /// Whether diffusers drops it: LyCORIS' `dora_scale`.
-    pub dropped_by_diffusers: bool,
-}
-
-/// Which channels a vector has numbers for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Side {
-    Output,
-    Input,
-    /// `[1, n]` and `[1, n, 1, 1]` run along the inputs, all others along the outputs.
-    ByShape,
-    /// The one that has as many channels as the vector numbers.
-    ByCount,
-}
-
-impl Side {
-    /// The dimension of a weight of shape `base` that a vector of shape `dims` runs along.
-    pub(super) fn dimension(self, dims: &[usize], base: &[usize]) -> std::result::Result<usize, String> {
-        let count = dims.iter().product::<usize>();
-        let (output, input) = (count == base[0], base.len() > 1 && count == base[1]);
-        let first_alone = dims.len() > 1 && dims[0] == 1 && count > 1;
-        match self {
-            Self::Output if output => Ok(0),
-            Self::Input if input => Ok(1),
-            Self::ByShape if output && !first_alone => Ok(0),
-            Self::ByShape if input && first_alone => Ok(1),
-            Self::ByCount if output && input => Err(format!(
-                "its {dims:?} may run along outputs or inputs of the model's {base:?}: peft keeps in another file which"
-            )),
-            Self::ByCount if output || input => Ok(usize::from(input)),
-            _ => Err(format!("its {dims:?} runs along no side of the model's {base:?}")),
-        }
-    }
 }
 
 impl Change {
@@ -188,13 +138,13 @@ impl Change {
         }
     }
 
-    /// Whether it adds exactly nothing to any base. `arena` is on the CPU.
+    /// Whether it adds exactly nothing to any base, but for DoRA's lengths. `arena` is on the CPU.
     pub(super) fn is_idle(&self, arena: &Arena) -> Result<bool> {
         let size = self.shape().iter().fold(1u128, |size, &side| size.saturating_mul(side as u128));
         if size == 0 {
             return Ok(true);
         }
-        if self.magnitude.is_some() || size > LARGEST_LAYER as u128 {
+        if size > LARGEST_LAYER as u128 {
             return Ok(false);
         }
         Ok(self.product(arena, self.factor)?.abs()?.flatten_all()?.max(0)?.to_scalar::<f32>()? == 0.0)

@@ -2,11 +2,12 @@
 
 use super::{
     arena::Matrix,
-    change::{Change, Kind, Magnitude, Side, Vector},
+    change::{Change, Kind},
     error::Misfit,
     half::Half,
     keys::{Component, Factor, Part},
     settings::Settings,
+    vector::{Magnitude, Side, Vector},
 };
 use std::collections::HashMap;
 

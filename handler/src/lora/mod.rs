@@ -17,6 +17,7 @@ mod merge;
 mod reading;
 mod settings;
 mod target;
+mod vector;
 
 pub use base_model::BaseModel;
 pub use error::{LoraError, Misfit};

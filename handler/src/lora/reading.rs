@@ -92,6 +92,10 @@ fn held(
             None => Err(format!("it is {:?}, not a number a LoRA has", info.dtype)),
         });
     }
+    // Also keeps products of the other sides from overflowing later.
+    if info.shape.contains(&0) {
+        return Ok(Err(format!("its {:?} holds no numbers: rank 0", info.shape)));
+    }
     let Some(matrix) = arena.begin(info) else {
         return Ok(Err(format!("it is {:?}; F64, F32, F16 and BF16 are supported", info.dtype)));
     };

@@ -143,13 +143,20 @@ fn several_loras_add_up_in_any_order() {
     assert_eq!(sums[0], sums[1]);
 }
 
+/// Refuses each with an error that is the LoRA's fault and says what is expected.
+fn all_refused(cases: Vec<(Vec<u8>, &str)>) {
+    for (bytes, expected) in cases {
+        let error = merged(&bytes, 1.0).map(|_| ()).unwrap_err();
+        assert!(error.to_string().contains(expected), "`{error}` does not say `{expected}`");
+        assert!(error.is_permanent(), "{error}");
+    }
+}
+
 #[test]
-fn what_does_not_fit_is_named() {
+fn what_is_no_safetensors_file_is_refused_before_it_is_believed() {
     let (down, up) = pair();
-    let query = |part: &str| format!("unet.{QUERY}.{part}.weight");
-    let (a, b) = (query("lora_A"), query("lora_B"));
-    let zero = tensor(&[0., 0.], &[2, 1]);
-    let mut cut_short = file(&[(&a, down.clone()), (&b, up.clone())], None);
+    let (a, b) = (format!("unet.{QUERY}.lora_A.weight"), format!("unet.{QUERY}.lora_B.weight"));
+    let mut cut_short = file(&[(&a, down), (&b, up)], None);
     cut_short.pop();
     let cases: Vec<(Vec<u8>, &str)> = vec![
         (cut_short, "not a safetensors file"),
@@ -171,7 +178,71 @@ fn what_does_not_fit_is_named() {
             ),
             "`a` stands twice",
         ),
-        (Vec::new(), "not a safetensors file"),
+        (Vec::new(), "it has 0 bytes"),
+    ];
+    all_refused(cases);
+}
+
+/// Header metadata beside a pair that fits.
+fn with_metadata(field: &str, text: &str) -> Vec<u8> {
+    let ((down, up), keys) = (pair(), ["lora_A", "lora_B"].map(|part| format!("unet.{QUERY}.{part}.weight")));
+    let metadata = HashMap::from([(field.to_string(), text.to_string())]);
+    safetensors::serialize([(&keys[0], &down), (&keys[1], &up)], Some(metadata)).unwrap()
+}
+
+#[test]
+fn loras_of_other_base_models_are_told_by_name() {
+    let context = "down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_k";
+    let unet = Tensors::from([
+        (format!("{context}.weight"), tensor(&[0.5; 2 * 768], &[2, 768])),
+        (format!("{QUERY}.weight"), tensor(&[1., 0., 0., 1.], &[2, 2])),
+    ]);
+    let (unet, text) = (Weights::new(unet, DType::F32, &Device::Cpu), base().1);
+    let target = Target::of_weights(&unet, &text);
+    let onto_sd1 = |bytes: &[u8]| {
+        let lora = Arc::new(Lora::from_bytes(bytes)?);
+        merge(&[AppliedLora { lora, scale: 0.0 }], &target, &unet, &text, Dora::Apply).map(|_| ())
+    };
+    let keys = ["lora_A", "lora_B"].map(|part| format!("unet.{context}.{part}.weight"));
+    let of_width = |width: usize| {
+        let down = tensor(&vec![0.5; width], &[1, width]);
+        file(&[(&keys[0], down), (&keys[1], tensor(&[3., 5.], &[2, 1]))], None)
+    };
+    onto_sd1(&of_width(768)).unwrap();
+    onto_sd1(&with_metadata("ss_base_model_version", "sd_v1")).unwrap();
+    let cases = [
+        (of_width(1024), "made for SD2"),
+        (of_width(2048), "made for SDXL"),
+        (with_metadata("ss_base_model_version", "sd_v2_768_v"), "made for SD2"),
+        (with_metadata("ss_base_model_version", "sdxl_base_v1-0"), "made for SDXL"),
+        (with_metadata("modelspec.architecture", "Flux-1-dev/lora"), "made for Flux"),
+    ];
+    for (bytes, expected) in cases {
+        let error = onto_sd1(&bytes).unwrap_err();
+        assert!(matches!(error, LoraError::OtherBase { .. }) && error.to_string().contains(expected), "{error}");
+    }
+}
+
+#[test]
+fn an_untrained_dora_changes_nothing() {
+    let keys = ["lora_A.weight", "lora_B.weight", "lora_magnitude_vector"].map(|part| format!("unet.{QUERY}.{part}"));
+    let zero = tensor(&[0., 0.], &[2, 1]);
+    let with = |lengths: [f32; 2]| {
+        file(&[(&keys[0], pair().0), (&keys[1], zero.clone()), (&keys[2], tensor(&lengths, &[2]))], None)
+    };
+    let error = merged(&with([1.0, 1.0]), 1.0).map(|_| ()).unwrap_err();
+    assert!(matches!(error, LoraError::NoEffect(_)), "{error}");
+    let sum = merged(&with([1.0, 1.5]), 1.0).unwrap().unet[&format!("{QUERY}.weight")].to_vec2::<f32>().unwrap();
+    assert!((sum[1][1] - 1.5).abs() < 1e-6, "{sum:?}");
+}
+
+#[test]
+fn what_does_not_fit_is_named() {
+    let (down, up) = pair();
+    let query = |part: &str| format!("unet.{QUERY}.{part}.weight");
+    let (a, b) = (query("lora_A"), query("lora_B"));
+    let zero = tensor(&[0., 0.], &[2, 1]);
+    let cases: Vec<(Vec<u8>, &str)> = vec![
         (file(&[], None), "changes nothing"),
         (file(&[(&a, down.clone())], None), "up (lora_B)"),
         (file(&[(&b, up.clone())], None), "down (lora_A)"),
@@ -221,8 +292,5 @@ fn what_does_not_fit_is_named() {
         (file(&[("something.else", down.clone())], None), "something.else"),
         (file(&[(&a, tensor(&[1.; 3], &[1, 3])), (&b, up)], None), "does not fit"),
     ];
-    for (bytes, expected) in cases {
-        let error = merged(&bytes, 1.0).map(|_| ()).unwrap_err().to_string();
-        assert!(error.contains(expected), "`{error}` does not say `{expected}`");
-    }
+    all_refused(cases);
 }
