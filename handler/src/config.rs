@@ -1,6 +1,9 @@
 //! The command line and the environment of the handler. Tests build these structs; nothing else reads the environment.
 
-use crate::pipeline::{noise, prompt, scheduler};
+use crate::{
+    lora::Dora,
+    pipeline::{noise, prompt, scheduler},
+};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use std::{fmt, path::PathBuf, str::FromStr, time::Duration};
 use url::Url;
@@ -25,6 +28,26 @@ pub enum Command {
     Worker(WorkerConfig),
     /// Paint one picture from the shell.
     Generate(GenerateConfig),
+    /// Look at LoRA files.
+    #[command(subcommand)]
+    Lora(LoraCommand),
+    /// Measure what something costs here.
+    #[command(subcommand)]
+    Bench(BenchCommand),
+}
+
+/// What to do with LoRA files.
+#[derive(Debug, Subcommand)]
+pub enum LoraCommand {
+    /// Say what a LoRA file is, and whether it would load. The exit code is 0 if it would, else 1.
+    Inspect(InspectConfig),
+}
+
+/// What to measure.
+#[derive(Debug, Subcommand)]
+pub enum BenchCommand {
+    /// What reading a LoRA and swapping it in and out costs.
+    Lora(BenchLoraConfig),
 }
 
 /// What function and worker share.
@@ -63,6 +86,9 @@ pub struct ModelConfig {
     /// and H200 270336, A100 221184, L40S 218112, A10G 122880, L4 89088, T4 40960. Only several large pictures at once depend on it.
     #[arg(long, env = "EASEL_NOISE_THREADS", default_value_t = noise::DEFAULT_THREADS, value_name = "COUNT", value_parser = noise_threads)]
     pub noise_threads: u32,
+    /// What becomes of the lengths a DoRA file has: ignore drops `dora_scale`, as diffusers does.
+    #[arg(long, env = "EASEL_DORA", default_value = "apply")]
+    pub dora: Dora,
 }
 
 fn noise_threads(text: &str) -> Result<u32, String> {
@@ -156,6 +182,37 @@ pub struct GenerateConfig {
     /// The picture, .jpg or .png.
     #[arg(long, value_name = "FILE")]
     pub out: PathBuf,
+}
+
+/// Settings of `handler lora inspect`.
+#[derive(Debug, Clone, Args)]
+pub struct InspectConfig {
+    /// The LoRA.
+    #[arg(value_name = "FILE")]
+    pub file: PathBuf,
+    /// Check it against this model folder; only the headers of its files are read.
+    #[arg(long, value_name = "DIR")]
+    pub model: Option<PathBuf>,
+    /// Print JSON.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Settings of `handler bench lora`.
+#[derive(Debug, Clone, Args)]
+pub struct BenchLoraConfig {
+    /// The model.
+    #[command(flatten)]
+    pub model: ModelConfig,
+    /// The LoRA.
+    #[arg(long, value_name = "FILE")]
+    pub lora: PathBuf,
+    /// How often each part is measured.
+    #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    pub repeat: u32,
+    /// Print JSON.
+    #[arg(long)]
+    pub json: bool,
 }
 
 /// A text that no log and no Debug shows.

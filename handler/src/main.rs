@@ -2,8 +2,9 @@
 
 use clap::Parser;
 use handler::{
-    config::{Cli, Command, LogFormat},
-    generate, runtime, worker,
+    bench,
+    config::{BenchCommand, Cli, Command, LogFormat, LoraCommand},
+    generate, lora, runtime, worker,
 };
 use std::{
     ffi::OsString,
@@ -27,7 +28,8 @@ fn main() -> ExitCode {
     };
     log(&cli.command);
     match run(&cli.command) {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
         Err(error) => {
             eprintln!("handler: {error:#}");
             ExitCode::FAILURE
@@ -48,9 +50,10 @@ fn log(command: &Command) {
     let format = match command {
         Command::Function(config) => config.log_format,
         Command::Worker(config) => config.service.log_format,
-        Command::Generate(_) => LogFormat::Text,
+        Command::Generate(_) | Command::Lora(_) | Command::Bench(_) => LogFormat::Text,
     };
-    let default = if matches!(command, Command::Generate(_)) { "warn" } else { "warn,handler=info" };
+    let serves = matches!(command, Command::Function(_) | Command::Worker(_));
+    let default = if serves { "warn,handler=info" } else { "warn" };
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(default));
     let lines = fmt::layer().with_writer(io::stderr);
     let lines = match format {
@@ -66,15 +69,18 @@ fn may_log(metadata: &Metadata<'_>) -> bool {
     own || *metadata.level() <= Level::INFO
 }
 
-fn run(command: &Command) -> anyhow::Result<()> {
-    if let Command::Generate(config) = command {
-        return generate::run(config);
+/// Runs the command; false is its answer "no", which the output has explained.
+fn run(command: &Command) -> anyhow::Result<bool> {
+    match command {
+        Command::Function(config) => serve(runtime::serve(config))?,
+        Command::Worker(config) => serve(worker::serve(config))?,
+        Command::Generate(config) => generate::run(config)?,
+        Command::Lora(LoraCommand::Inspect(config)) => return lora::inspect(config),
+        Command::Bench(BenchCommand::Lora(config)) => bench::lora(config)?,
     }
-    tokio::runtime::Builder::new_multi_thread().enable_all().build()?.block_on(async {
-        match command {
-            Command::Function(config) => runtime::serve(config).await,
-            Command::Worker(config) => worker::serve(config).await,
-            Command::Generate(_) => Ok(()),
-        }
-    })
+    Ok(true)
+}
+
+fn serve(service: impl Future<Output = anyhow::Result<()>>) -> anyhow::Result<()> {
+    tokio::runtime::Builder::new_multi_thread().enable_all().build()?.block_on(service)
 }

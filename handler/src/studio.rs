@@ -70,6 +70,7 @@ impl StudioError {
 pub struct Studio {
     pipeline: Pipeline,
     noise_threads: u32,
+    device: Device,
 }
 
 impl Studio {
@@ -81,10 +82,27 @@ impl Studio {
         let started = Instant::now();
         let device = device(config.device)?;
         let dtype = dtype(config.dtype, &device)?;
-        let pipeline = Pipeline::load(&config.dir, dtype, &device)?;
-        let on = if device.is_cpu() { "cpu" } else { "cuda" };
-        tracing::info!(device = on, duration_ms = started.elapsed().as_millis() as u64, "model loaded");
-        Ok(Self { pipeline, noise_threads: config.noise_threads })
+        let pipeline = Pipeline::load(&config.dir, dtype, &device)?.with_dora(config.dora);
+        let studio = Self { pipeline, noise_threads: config.noise_threads, device };
+        let duration_ms = started.elapsed().as_millis() as u64;
+        tracing::info!(device = studio.device_name(), duration_ms, "model loaded");
+        Ok(studio)
+    }
+
+    /// What it computes on.
+    pub fn device_name(&self) -> &'static str {
+        if self.device.is_cpu() { "cpu" } else { "cuda" }
+    }
+
+    /// Applies these LoRAs and no others, waits for the device, and says how long that took.
+    ///
+    /// # Errors
+    /// A LoRA that does not fit.
+    pub fn swap(&mut self, loras: &[AppliedLora]) -> Result<Duration, StudioError> {
+        let clock = Instant::now();
+        self.pipeline.set_loras(loras)?;
+        self.device.synchronize().map_err(PipelineError::from)?;
+        Ok(clock.elapsed())
     }
 
     /// Paints, signs and encodes. `on_step` is called with the number of finished steps and may stop the painting.

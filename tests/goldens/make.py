@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Makes the golden values: what torch, transformers, diffusers and peft themselves compute.
+"""Makes the golden values: what torch, transformers, diffusers, peft and LyCORIS themselves compute.
 
     tests/goldens/make.py [--venv DIR] [PART ...]
     python3 tests/goldens/make.py --here PART ...
@@ -18,7 +18,7 @@ import venv
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
-PARTS = ["schedulers", "noise", "tokenizer", "models", "prompts", "seeds", "pictures"]
+PARTS = ["schedulers", "noise", "tokenizer", "models", "prompts", "seeds", "pictures", "lora"]
 
 
 def main() -> None:

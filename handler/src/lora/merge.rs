@@ -1,9 +1,19 @@
-//! Merging: `W + scale * alpha / rank * up @ down` for every module a LoRA names, as an overlay over the base weights.
+//! Merging: what LoRAs add to the tensors they name, as an overlay over the base weights. No other tensor is touched.
 
-use super::{AppliedLora, Layer, LoraError, keys::Component};
+use super::{
+    AppliedLora, Dora, Lora, LoraError,
+    base_model::BaseModel,
+    change::{Change, Kind},
+    error::Misfit,
+    keys::Component,
+    target::Target,
+};
 use crate::pipeline::weights::{Tensors, Weights};
-use candle_core::{DType, Device, Tensor};
-use std::collections::HashMap;
+use candle_core::{DType, Tensor};
+use std::collections::{BTreeMap, HashMap};
+
+/// Below this relative change, DoRA's lengths are those of the base but for their rounding to bf16.
+const UNTRAINED: f32 = 4e-3;
 
 /// Merged tensors of each component, to be laid over the base.
 #[derive(Default)]
@@ -14,66 +24,139 @@ pub struct Overlays {
     pub text_encoder: Tensors,
 }
 
-/// Merges LoRAs in order. The sum is formed in f32 and rounded once to the base's dtype.
+/// A tensor of the model, by component and name.
+type Place = (Component, String);
+
+/// Merges LoRAs. Each adds to the base what it would add alone, so their order does not matter. Per tensor the sum is formed in
+/// f32 on the base's device and rounded once to the base's dtype; nothing waits for the device.
 ///
 /// # Errors
-/// A key that fits no module, a shape that does not fit, or LoRAs that change nothing though their scale is not zero.
-pub fn merge(loras: &[AppliedLora], unet: &Weights, text_encoder: &Weights) -> Result<Overlays, LoraError> {
-    let names = [(Component::Unet, unet), (Component::TextEncoder, text_encoder)]
-        .into_iter()
-        .flat_map(|(component, weights)| weights.names().map(move |name| (component, name)))
-        .filter_map(|(component, name)| Some(((component, name.strip_suffix(".weight")?.replace('.', "_")), name)));
-    let names: HashMap<(Component, String), &str> = names.collect();
-    let mut overlays = Overlays::default();
-    for AppliedLora { lora, scale } in loras {
-        let mut effect = false;
-        for ((component, module), layer) in &lora.layers {
-            let weights = if *component == Component::Unet { unet } else { text_encoder };
-            let overlay = match component {
-                Component::Unet => &mut overlays.unet,
-                Component::TextEncoder => &mut overlays.text_encoder,
-            };
-            let refused = |reason: String| LoraError::Key { key: layer.key.clone(), reason };
-            let name = *names
-                .get(&(*component, module.clone()))
-                .ok_or_else(|| refused(format!("the model has no module `{module}`")))?;
-            let base = overlay.get(name).or_else(|| weights.base(name));
-            let base = base.ok_or_else(|| refused(format!("the model has no module `{module}`")))?;
-            let delta = layer.delta(base).map_err(refused)?;
-            effect |= delta.abs()?.max_all()?.to_scalar::<f32>()? > 0.0;
-            if *scale == 0.0 {
-                continue;
-            }
-            let sum = (base.to_device(&Device::Cpu)?.to_dtype(DType::F32)? + (delta * *scale)?)?;
-            overlay.insert(name.to_string(), sum.to_dtype(base.dtype())?.to_device(base.device())?);
-        }
-        if !effect {
+/// A LoRA that does not fit `target`, or that changes nothing even at scale 1.
+pub fn merge(
+    loras: &[AppliedLora],
+    target: &Target,
+    unet: &Weights,
+    text_encoder: &Weights,
+    dora: Dora,
+) -> Result<Overlays, LoraError> {
+    let dora = dora == Dora::Apply;
+    let mut places: BTreeMap<Place, Vec<(usize, &Change)>> = BTreeMap::new();
+    for (index, AppliedLora { lora, scale }) in loras.iter().enumerate() {
+        let placed = lora.place(target)?;
+        if !lora.active && !lengths_matter(lora, &placed, unet, text_encoder, dora)? {
             return Err(LoraError::NoEffect("every product of its matrices is zero"));
         }
+        for (place, change) in placed.into_iter().filter(|_| *scale != 0.0) {
+            places.entry(place).or_default().push((index, change));
+        }
+    }
+    let on_device = loras.iter().map(|applied| {
+        let wanted = (applied.scale != 0.0).then(|| applied.lora.arena.on(unet.device()));
+        wanted.transpose()
+    });
+    let arenas = on_device.collect::<candle_core::Result<Vec<_>>>()?;
+    let mut overlays = Overlays::default();
+    for ((component, name), changes) in places {
+        let (weights, overlay) = match component {
+            Component::Unet => (unet, &mut overlays.unet),
+            Component::TextEncoder => (text_encoder, &mut overlays.text_encoder),
+        };
+        let base = tensor(weights, &name)?;
+        let base_f32 = base.to_dtype(DType::F32)?;
+        let mut sum = base_f32.clone();
+        for (index, change) in changes {
+            if let Some(arena) = &arenas[index] {
+                sum = (sum + change.contribution(arena, &base_f32, loras[index].scale, dora)?)?;
+            }
+        }
+        overlay.insert(name, sum.to_dtype(base.dtype())?);
     }
     Ok(overlays)
 }
 
-impl Layer {
-    /// `alpha / rank * up @ down` in the shape of `base`, f32 on the CPU.
-    fn delta(&self, base: &Tensor) -> Result<Tensor, String> {
-        let rank = self.down.dims()[0];
-        let out = self.up.dims()[0];
-        let fits = out * self.down.elem_count() / rank == base.elem_count() && out == base.dims()[0];
-        if !fits || self.up.elem_count() != out * rank {
-            let (down, up, base) = (self.down.dims(), self.up.dims(), base.dims());
-            let made_for = match down.get(1) {
-                Some(1024) if base.get(1) == Some(&768) => ": it was made for SD2",
-                Some(2048) if base.get(1) == Some(&768) => ": it was made for SDXL",
-                _ => "",
-            };
-            return Err(format!("down {down:?} and up {up:?} do not fit the model's {base:?}{made_for}"));
+impl Lora {
+    /// Where each change goes.
+    ///
+    /// # Errors
+    /// Another base model, or every key that fits nowhere.
+    pub(super) fn place(&self, target: &Target) -> Result<Vec<(Place, &Change)>, LoraError> {
+        if let (Some((made_for, sign)), Some(model)) = (&self.about.base, target.base())
+            && *made_for != model
+        {
+            return Err(LoraError::OtherBase { made_for: *made_for, sign: sign.clone(), model: model.name() });
         }
-        let product = || -> candle_core::Result<Tensor> {
-            let up = self.up.reshape((out, rank))?;
-            let down = self.down.reshape((rank, ()))?;
-            (up.matmul(&down)? * (self.alpha / rank as f64))?.reshape(base.dims())
-        };
-        product().map_err(|error| error.to_string())
+        let (placed, misfits) = self.try_place(target);
+        if misfits.is_empty() { Ok(placed) } else { Err(LoraError::Misfits(misfits)) }
     }
+
+    /// Where each change goes, and what fits nowhere.
+    pub(super) fn try_place(&self, target: &Target) -> (Vec<(Place, &Change)>, Vec<Misfit>) {
+        let (mut placed, mut misfits) = (Vec::new(), Vec::new());
+        let mut taken: HashMap<(Component, &str), &str> = HashMap::new();
+        for layer in &self.layers {
+            let any_key = layer.weight.as_ref().or(layer.bias.as_ref()).map_or("", |change| change.key.as_str());
+            let Some(module) = target.module(layer.component, &layer.module) else {
+                misfits.push(Misfit::new(any_key, format!("the model has no module `{}`", layer.module)));
+                continue;
+            };
+            if let Some(other) = taken.insert((module.component, &module.path), any_key) {
+                misfits.push(Misfit::new(any_key, format!("`{other}` is for the same module")));
+            }
+            for (change, shape, part) in
+                [(&layer.weight, &module.weight, "weight"), (&layer.bias, &module.bias, "bias")]
+            {
+                let Some(change) = change else { continue };
+                match shape {
+                    // peft's IA3 on the inputs leaves the bias alone.
+                    _ if change.optional && scales_inputs(layer.weight.as_ref(), module.weight.as_deref()) => {}
+                    Some(dims) => match change.fits(&layer.module, dims) {
+                        Ok(()) => placed.push(((module.component, format!("{}.{part}", module.path)), change)),
+                        Err(misfit) => misfits.push(misfit),
+                    },
+                    None if change.optional => {}
+                    None => {
+                        misfits.push(Misfit::new(&change.key, format!("the model's `{}` has no {part}", module.path)))
+                    }
+                }
+            }
+        }
+        (placed, misfits)
+    }
+
+    /// The base model it was made for, if that is one no UNet of this function can be of.
+    pub(super) fn foreign(&self) -> Option<LoraError> {
+        let (made_for, sign) = self.about.base.as_ref().filter(|(model, _)| !model.is_paintable())?;
+        Some(LoraError::OtherBase { made_for: *made_for, sign: sign.clone(), model: BaseModel::Sd1.name() })
+    }
+}
+
+fn scales_inputs(weight: Option<&Change>, dims: Option<&[usize]>) -> bool {
+    match (weight.map(|change| &change.kind), dims) {
+        (Some(Kind::Scaled(vector)), Some(dims)) => vector.side.dimension(&vector.numbers.dims, dims) == Ok(1),
+        _ => false,
+    }
+}
+
+/// Whether DoRA's lengths alone change something, for a LoRA whose products are all zero. Waits for the device.
+fn lengths_matter(
+    lora: &Lora,
+    placed: &[(Place, &Change)],
+    unet: &Weights,
+    text_encoder: &Weights,
+    dora: bool,
+) -> Result<bool, LoraError> {
+    let arena = lora.arena.on(unet.device())?;
+    for ((component, name), change) in placed.iter().filter(|(_, change)| change.magnitude.is_some()) {
+        let base = tensor(if *component == Component::Unet { unet } else { text_encoder }, name)?;
+        let base = base.to_dtype(DType::F32)?;
+        let largest = |tensor: &Tensor| tensor.abs()?.flatten_all()?.max(0)?.to_scalar::<f32>();
+        if largest(&change.contribution(&arena, &base, 1.0, dora)?)? > UNTRAINED * largest(&base)? {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
+fn tensor<'a>(weights: &'a Weights, name: &str) -> candle_core::Result<&'a Tensor> {
+    weights.base(name).ok_or_else(|| candle_core::Error::msg(format!("the model has lost its {name}")))
 }

@@ -1,75 +1,52 @@
 //! An artist's LoRA: read from a safetensors file, checked key by key, merged over the base weights.
 //!
-//! Hu et al., "LoRA: low-rank adaptation of large language models", 2021. Knows peft, diffusers and kohya files with linear
-//! and convolutional layers. A file that fits nothing or changes nothing is an error, never a silent no-op.
+//! Knows what peft, diffusers (three generations), kohya's scripts and LyCORIS write for SD1.5: LoRA, LoCon, LoHa, LoKr, IA3, full
+//! differences and DoRA. A file that fits nothing or changes nothing is an error, never a silent no-op.
 
+mod arena;
+mod base_model;
+mod change;
+mod error;
+mod file;
+mod half;
+mod inspect;
 mod keys;
+mod layer;
+mod ldm;
 mod merge;
+mod reading;
+mod settings;
+mod target;
+mod vector;
 
+pub use base_model::BaseModel;
+pub use error::{LoraError, Misfit};
+pub use inspect::{Modules, Range, Report, run as inspect};
+pub use keys::Layout;
 pub use merge::{Overlays, merge};
+pub use target::Target;
 
-use candle_core::{Device, Tensor};
-use keys::{Component, Part};
-use std::{collections::BTreeMap, path::Path, sync::Arc};
+use arena::Arena;
+use layer::Layer;
+use std::{fs::File, io::Cursor, path::Path, sync::Arc};
 
-/// Why a LoRA cannot be used. All but `File` and `Device` are faults of the LoRA: the task fails and is not tried again.
-#[derive(Debug, thiserror::Error)]
-pub enum LoraError {
-    /// The bytes are no safetensors file.
-    #[error("the LoRA is not a safetensors file: {0}")]
-    NotSafetensors(String),
-    /// A key of a format or layer this function does not know.
-    #[error("LoRA key `{key}`: {reason}")]
-    Key {
-        /// The key as it stands in the file.
-        key: String,
-        /// What is wrong with it.
-        reason: String,
-    },
-    /// Every layer was read, and none changes anything.
-    #[error("the LoRA changes nothing: {0}")]
-    NoEffect(&'static str),
-    /// The file cannot be read.
-    #[error("the LoRA file cannot be read: {0}")]
-    File(#[from] std::io::Error),
-    /// Arithmetic, memory or device failed.
-    #[error(transparent)]
-    Device(#[from] candle_core::Error),
-}
-
-impl LoraError {
-    /// Whether the LoRA itself is at fault, so that trying again would end the same way.
-    pub fn is_permanent(&self) -> bool {
-        !matches!(self, Self::File(_) | Self::Device(_))
-    }
-}
-
-impl From<crate::pipeline::error::PipelineError> for LoraError {
-    fn from(error: crate::pipeline::error::PipelineError) -> Self {
-        match error {
-            crate::pipeline::error::PipelineError::Candle(error) => Self::Device(error),
-            other => Self::Device(candle_core::Error::msg(other)),
-        }
-    }
-}
-
-/// One LoRA file in memory.
+/// One LoRA file in memory, in the dtypes it has on disk.
 #[derive(Debug)]
 pub struct Lora {
-    layers: BTreeMap<(Component, String), Layer>,
+    arena: Arena,
+    layers: Vec<Layer>,
+    misfits: Vec<Misfit>,
+    about: About,
+    /// Whether anything but DoRA's lengths changes a weight.
+    active: bool,
 }
 
-/// The pair of matrices for one module, in f32 on the CPU.
+/// What is known of a file beside its layers.
 #[derive(Debug)]
-struct Layer {
-    /// A key of the file, for errors.
-    key: String,
-    /// `[rank, in]`, or `[rank, in, height, width]` for a convolution.
-    down: Tensor,
-    /// `[out, rank]`, or `[out, rank, 1, 1]`.
-    up: Tensor,
-    /// Numerator of the scale; the rank where the file has none.
-    alpha: f64,
+struct About {
+    layouts: Vec<Layout>,
+    base: Option<(BaseModel, String)>,
+    tensors: usize,
 }
 
 /// A LoRA and how strongly it is applied.
@@ -87,13 +64,23 @@ impl PartialEq for AppliedLora {
     }
 }
 
+/// What becomes of DoRA's lengths.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, clap::ValueEnum)]
+pub enum Dora {
+    /// They are applied, as LyCORIS and peft do.
+    #[default]
+    Apply,
+    /// LyCORIS' `dora_scale` is dropped, as diffusers does; peft's `lora_magnitude_vector` is applied, as diffusers does.
+    Ignore,
+}
+
 impl Lora {
     /// Reads a file.
     ///
     /// # Errors
-    /// The file cannot be read, or [`Lora::from_bytes`] refuses it.
+    /// The file cannot be read, or is refused as by [`Lora::from_bytes`].
     pub fn read(path: &Path) -> Result<Self, LoraError> {
-        Self::from_bytes(&std::fs::read(path)?)
+        Self::examine(&mut File::open(path)?)?.sound()
     }
 
     /// Reads a safetensors file that is in memory.
@@ -101,80 +88,28 @@ impl Lora {
     /// # Errors
     /// See [`LoraError`]; every key is accounted for.
     pub fn from_bytes(bytes: &[u8]) -> Result<Self, LoraError> {
-        let header = safetensors::SafeTensors::read_metadata(bytes);
-        let (_, header) = header.map_err(|error| LoraError::NotSafetensors(error.to_string()))?;
-        let alphas = keys::metadata_alphas(header.metadata());
-        // What fails here is the file's: data cut short, or a dtype that no LoRA has.
-        let tensors = candle_core::safetensors::load_buffer(bytes, &Device::Cpu)
-            .map_err(|error| LoraError::NotSafetensors(error.to_string()))?;
-        let mut parts: BTreeMap<(Component, String), Parts> = BTreeMap::new();
-        for (key, tensor) in tensors {
-            let refused = |reason: String| LoraError::Key { key: key.clone(), reason };
-            let parsed = keys::parse(&key).map_err(refused)?;
-            let tensor = tensor.to_dtype(candle_core::DType::F32)?;
-            if !tensor.sum_all()?.to_scalar::<f32>()?.is_finite() {
-                return Err(refused("it holds NaN or infinity".into()));
-            }
-            let module = parts.entry((parsed.component, parsed.module)).or_default();
-            let slot = match parsed.part {
-                Part::Down => &mut module.down,
-                Part::Up => &mut module.up,
-                Part::Alpha => &mut module.alpha,
-            };
-            if let Some((other, _)) = slot.replace((key.clone(), tensor)) {
-                return Err(refused(format!("`{other}` is for the same module")));
-            }
-        }
-        let layers = parts.into_iter().map(|(module, parts)| {
-            let alpha = alphas.get(&module.0).copied();
-            parts.layer(alpha).map(|layer| (module, layer))
-        });
-        let layers: BTreeMap<_, _> = layers.collect::<Result<_, _>>()?;
-        if layers.is_empty() {
-            return Err(LoraError::NoEffect("the file has no keys"));
-        }
-        Ok(Self { layers })
+        Self::examine(&mut Cursor::new(bytes))?.sound()
     }
 
     /// How many modules the file has matrices for.
     pub fn modules(&self) -> usize {
         self.layers.len()
     }
-}
 
-/// What the file has for one module, each with its key.
-#[derive(Default)]
-struct Parts {
-    down: Option<(String, Tensor)>,
-    up: Option<(String, Tensor)>,
-    alpha: Option<(String, Tensor)>,
-}
-
-impl Parts {
-    fn layer(self, metadata_alpha: Option<f64>) -> Result<Layer, LoraError> {
-        let alone = |key: String, missing: &str| LoraError::Key { key, reason: format!("its `{missing}` is missing") };
-        let ((key, down), up) = match (self.down, self.up, self.alpha.as_ref()) {
-            (Some(down), Some((_, up)), _) => (down, up),
-            (Some((key, _)), None, _) => return Err(alone(key, "up (lora_B)")),
-            (None, Some((key, _)), _) => return Err(alone(key, "down (lora_A)")),
-            (None, None, alpha) => {
-                return Err(alone(alpha.map(|(key, _)| key.clone()).unwrap_or_default(), "down and up"));
-            }
-        };
-        let rank = down.dims().first().copied().unwrap_or(0);
-        let paired = down.rank() >= 2 && up.rank() >= 2 && rank > 0 && up.dims()[1] == rank;
-        if !paired {
-            let reason = format!("down {:?} and up {:?} share no rank", down.dims(), up.dims());
-            return Err(LoraError::Key { key, reason });
+    fn sound(self) -> Result<Self, LoraError> {
+        if let Some(error) = self.foreign() {
+            return Err(error);
         }
-        let alpha = match self.alpha {
-            Some((key, tensor)) if tensor.elem_count() != 1 => {
-                return Err(LoraError::Key { key, reason: format!("alpha is {:?}, not one number", tensor.dims()) });
-            }
-            Some((_, tensor)) => f64::from(tensor.flatten_all()?.get(0)?.to_scalar::<f32>()?),
-            None => metadata_alpha.unwrap_or(rank as f64),
-        };
-        Ok(Layer { key, down, up, alpha })
+        if !self.misfits.is_empty() {
+            return Err(LoraError::Misfits(self.misfits));
+        }
+        if self.layers.is_empty() {
+            return Err(LoraError::NoEffect("the file has no keys"));
+        }
+        if !self.active && self.layers.iter().all(|layer| layer.weight.as_ref().is_none_or(|w| w.magnitude.is_none())) {
+            return Err(LoraError::NoEffect("every product of its matrices is zero"));
+        }
+        Ok(self)
     }
 }
 

@@ -1,8 +1,10 @@
 //! Keys, shapes and arithmetic of LoRA files, on a model of two layers.
 
+mod refused;
+
 use super::*;
 use crate::pipeline::weights::{Tensors, Weights};
-use candle_core::{DType, Device};
+use candle_core::{DType, Device, Tensor};
 use std::collections::HashMap;
 
 const QUERY: &str = "down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q";
@@ -29,7 +31,7 @@ fn file(tensors: &[(&str, Tensor)], metadata: Option<&str>) -> Vec<u8> {
 fn merged(bytes: &[u8], scale: f64) -> Result<Overlays, LoraError> {
     let lora = Arc::new(Lora::from_bytes(bytes)?);
     let (unet, text) = base();
-    merge(&[AppliedLora { lora, scale }], &unet, &text)
+    merge(&[AppliedLora { lora, scale }], &Target::of_weights(&unet, &text), &unet, &text, Dora::Apply)
 }
 
 fn pair() -> (Tensor, Tensor) {
@@ -44,6 +46,11 @@ fn every_naming_reaches_the_same_module() {
         (format!("base_model.model.{QUERY}.lora_A.weight"), format!("base_model.model.{QUERY}.lora_B.weight")),
         (format!("unet.{QUERY}.lora.down.weight"), format!("unet.{QUERY}.lora.up.weight")),
         (format!("lora_unet_{kohya}.lora_down.weight"), format!("lora_unet_{kohya}.lora_up.weight")),
+        (format!("unet.{QUERY}.lora_A.default.weight"), format!("unet.{QUERY}.lora_B.default.weight")),
+        (
+            "lora_unet_input_blocks_1_1_transformer_blocks_0_attn1_to_q.lora_down.weight".into(),
+            "lora_unet_input_blocks_1_1_transformer_blocks_0_attn1_to_q.lora_up.weight".into(),
+        ),
         (
             format!("unet.{}.processor.to_q_lora.down.weight", QUERY.trim_end_matches(".to_q")),
             format!("unet.{}.processor.to_q_lora.up.weight", QUERY.trim_end_matches(".to_q")),
@@ -90,33 +97,45 @@ fn the_text_encoder_is_reached() {
 }
 
 #[test]
-fn what_does_not_fit_is_named() {
+fn adapter_settings_reach_single_modules() {
     let (down, up) = pair();
-    let query = |part: &str| format!("unet.{QUERY}.{part}.weight");
-    let (a, b) = (query("lora_A"), query("lora_B"));
-    let zero = tensor(&[0., 0.], &[2, 1]);
-    let mut cut_short = file(&[(&a, down.clone()), (&b, up.clone())], None);
-    cut_short.pop();
-    let cases: Vec<(Vec<u8>, &str)> = vec![
-        (cut_short, "not a safetensors file"),
-        (b"PK\x03\x04 a pickle".to_vec(), "not a safetensors file"),
-        (Vec::new(), "not a safetensors file"),
-        (file(&[], None), "changes nothing"),
-        (file(&[(&a, down.clone())], None), "up (lora_B)"),
-        (file(&[(&b, up.clone())], None), "down (lora_A)"),
-        (file(&[(&a, down.clone()), (&b, tensor(&[1.; 4], &[2, 2]))], None), "share no rank"),
-        (file(&[(&a, tensor(&[f32::NAN, 1.], &[1, 2])), (&b, up.clone())], None), "NaN"),
-        (file(&[(&a, down.clone()), (&b, zero)], None), "changes nothing"),
-        (
-            file(&[("unet.nowhere.lora_A.weight", down.clone()), ("unet.nowhere.lora_B.weight", up.clone())], None),
-            "nowhere",
-        ),
-        (file(&[("unet.x.hada_w1_a", down.clone())], None), "LoHa"),
-        (file(&[("something.else", down.clone())], None), "something.else"),
-        (file(&[(&a, tensor(&[1.; 3], &[1, 3])), (&b, up)], None), "do not fit"),
+    let keys = ["lora_A", "lora_B"].map(|part| format!("unet.{QUERY}.{part}.weight"));
+    let cases = [
+        (r#"{"unet.lora_alpha": 9, "unet.alpha_pattern": {"to_q": 2}}"#, 2.0),
+        (r#"{"unet.lora_alpha": 9, "unet.alpha_pattern": {"attn.\\.to_[qk]": 2}}"#, 2.0),
+        (r#"{"unet.lora_alpha": 9, "unet.alpha_pattern": {"o_q": 2}}"#, 9.0),
+        (r#"{"unet.lora_alpha": 4, "unet.use_rslora": true}"#, 4.0),
     ];
-    for (bytes, expected) in cases {
-        let error = merged(&bytes, 1.0).map(|_| ()).unwrap_err().to_string();
-        assert!(error.contains(expected), "`{error}` does not say `{expected}`");
+    for (settings, factor) in cases {
+        let overlay = merged(&file(&[(&keys[0], down.clone()), (&keys[1], up.clone())], Some(settings)), 1.0).unwrap();
+        let sum = overlay.unet[&format!("{QUERY}.weight")].to_vec2::<f32>().unwrap();
+        assert_eq!(sum[0], [1.0 + 3.0 * factor, 6.0 * factor], "{settings}");
     }
+    let rank_2 = [tensor(&[1., 0., 0., 1.], &[2, 2]), tensor(&[1., 0., 0., 1.], &[2, 2])];
+    let bytes = file(&[(&keys[0], rank_2[0].clone()), (&keys[1], rank_2[1].clone())], Some(cases[3].0));
+    let sum = merged(&bytes, 1.0).unwrap().unet[&format!("{QUERY}.weight")].to_vec2::<f32>().unwrap();
+    assert!((f64::from(sum[0][0]) - 1.0 - 4.0 / 2f64.sqrt()).abs() < 1e-6, "{sum:?}");
+}
+
+#[test]
+fn several_loras_add_up_in_any_order() {
+    let keys = ["lora_A", "lora_B"].map(|part| format!("unet.{QUERY}.{part}.weight"));
+    let (down, up) = pair();
+    let plain = file(&[(&keys[0], down), (&keys[1], up)], None);
+    let vector = format!("base_model.model.{QUERY}.ia3_l");
+    let scaled = file(&[(&vector, tensor(&[3., 0.5], &[2, 1]))], None);
+    let loras = [(plain, 0.5), (scaled, -1.0)].map(|(bytes, scale)| {
+        let lora = Arc::new(Lora::from_bytes(&bytes).unwrap());
+        AppliedLora { lora, scale }
+    });
+    let (unet, text) = base();
+    let target = Target::of_weights(&unet, &text);
+    let mut sums = Vec::new();
+    for order in [[0, 1], [1, 0]] {
+        let loras = order.map(|index: usize| loras[index].clone());
+        let overlay = merge(&loras, &target, &unet, &text, Dora::Apply).unwrap();
+        sums.push(overlay.unet[&format!("{QUERY}.weight")].to_vec2::<f32>().unwrap());
+    }
+    assert_eq!(sums[0], [[1. + 1.5 - 2., 3.], [2.5, 1. + 5. + 0.5]]);
+    assert_eq!(sums[0], sums[1]);
 }

@@ -16,7 +16,7 @@ pub mod unet;
 pub mod vae;
 pub mod weights;
 
-use crate::lora::{self, AppliedLora, LoraError, Overlays};
+use crate::lora::{self, AppliedLora, Dora, LoraError, Overlays, Target};
 use candle_core::{DType, Device, Tensor};
 use config::{ModelIndex, TextEncoderConfig, UnetConfig, VaeConfig};
 use error::{PipelineError, Result};
@@ -31,9 +31,10 @@ use vae::VaeDecoder;
 use weights::Weights;
 
 /// Names a diffusers folder uses for the weights of UNet and VAE, in order of preference.
-const DIFFUSION_FILES: [&str; 2] = ["diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.fp16.safetensors"];
+pub(crate) const DIFFUSION_FILES: [&str; 2] =
+    ["diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.fp16.safetensors"];
 /// Names a diffusers folder uses for the weights of the text encoder, in order of preference.
-const ENCODER_FILES: [&str; 2] = ["model.safetensors", "model.fp16.safetensors"];
+pub(crate) const ENCODER_FILES: [&str; 2] = ["model.safetensors", "model.fp16.safetensors"];
 
 /// What to paint.
 #[derive(Debug, Clone)]
@@ -74,6 +75,8 @@ pub struct Pipeline {
     vae_config: VaeConfig,
     vae: VaeDecoder,
     scheduler_config: SchedulerConfig,
+    target: Target,
+    dora: Dora,
     applied: Vec<AppliedLora>,
 }
 
@@ -92,6 +95,7 @@ impl Pipeline {
         let unet_weights = Weights::load(&model.join("unet"), &DIFFUSION_FILES, dtype, device)?;
         let vae_weights =
             Weights::load(&model.join("vae"), &DIFFUSION_FILES, dtype, device)?.renamed(vae::canonical_name);
+        let target = Target::of_weights(&unet_weights, &text_weights);
         Ok(Self {
             tokenizer: Tokenizer::load(model, text_config.max_position_embeddings)?,
             text_encoder: TextEncoder::new(&text_weights, &text_config)?,
@@ -103,8 +107,15 @@ impl Pipeline {
             vae: VaeDecoder::new(&vae_config, vae_weights.builder())?,
             vae_config,
             scheduler_config: SchedulerConfig::load(model)?,
+            target,
+            dora: Dora::default(),
             applied: Vec::new(),
         })
+    }
+
+    /// The same with another rule for DoRA.
+    pub fn with_dora(self, dora: Dora) -> Self {
+        Self { dora, ..self }
     }
 
     /// Applies these LoRAs with their scales, and no others. The same list again costs nothing; an empty one restores the
@@ -117,7 +128,7 @@ impl Pipeline {
             return Ok(());
         }
         self.applied.clear();
-        let merged = lora::merge(wanted, &self.unet_weights, &self.text_weights);
+        let merged = lora::merge(wanted, &self.target, &self.unet_weights, &self.text_weights, self.dora);
         let (overlays, result) = match merged {
             Ok(overlays) => (overlays, Ok(wanted.to_vec())),
             Err(error) => (Overlays::default(), Err(error)),

@@ -2,8 +2,11 @@
 //!
 //! Needs none of them. The networks and whole pictures are compared in the package `e2e`, which has the model for it.
 
+mod inspect;
+mod lora;
 mod noise;
 mod schedulers;
+mod swap;
 mod tokenizer;
 
 use anyhow::Result;

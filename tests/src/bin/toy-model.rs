@@ -22,9 +22,6 @@ use std::{
     sync::{Arc, Mutex},
 };
 
-/// Rank of the LoRA.
-const LORA_RANK: usize = 4;
-
 #[derive(Parser)]
 struct Options {
     /// Folder to write.
@@ -41,35 +38,82 @@ enum Size {
     Tiny,
     /// Four levels with two layers each, as SD1.5; for comparison with diffusers.
     Sd15,
+    /// SD1.5's own UNet in f16, 1.7 GB, behind a small text encoder and VAE; for measurements.
+    Sd15Full,
+}
+
+/// What sizes differ in.
+struct Widths {
+    /// Channels of the UNet's levels, outermost first.
+    channels: [usize; 4],
+    levels: usize,
+    layers: usize,
+    /// Whether each level has attention to the prompt.
+    cross: [bool; 4],
+    /// Width of the prompt's embedding.
+    context: usize,
+    heads: usize,
+    groups: usize,
+    dtype: DType,
+    lora_rank: usize,
+}
+
+impl Size {
+    fn widths(self) -> Widths {
+        let small = Widths {
+            channels: [4, 8, 16, 0],
+            levels: 3,
+            layers: 1,
+            cross: [false, false, true, false],
+            context: 32,
+            heads: 4,
+            groups: 4,
+            dtype: DType::F32,
+            lora_rank: 4,
+        };
+        let structure = Widths { levels: 4, layers: 2, cross: [true, true, true, false], ..small };
+        match self {
+            Self::Tiny => small,
+            Self::Sd15 => Widths { channels: [32, 64, 128, 128], ..structure },
+            Self::Sd15Full => Widths {
+                channels: [320, 640, 1280, 1280],
+                context: 768,
+                heads: 8,
+                groups: 32,
+                dtype: DType::F16,
+                lora_rank: 16,
+                ..structure
+            },
+        }
+    }
 }
 
 fn main() -> anyhow::Result<()> {
     let Options { out, size } = Options::parse();
-    let files = configs(size);
+    let widths = size.widths();
+    let files = configs(&widths);
     for (name, value) in &files {
         write(&out.join(name), serde_json::to_vec_pretty(value)?)?;
     }
     write(&out.join("tokenizer/vocab.json"), serde_json::to_vec(&vocabulary())?)?;
     write(&out.join("tokenizer/merges.txt"), b"#version: 0.2\n".to_vec())?;
 
-    let text_encoder = Recorder::default();
+    let text_encoder = Recorder::new(widths.dtype);
     TextEncoder::with_builder(text_encoder.builder(), &TextEncoderConfig::load(&out)?)?;
     text_encoder.save(&out.join("text_encoder/model.safetensors"))?;
-    let unet = Recorder::default();
+    let unet = Recorder::new(widths.dtype);
     Unet::new(&UnetConfig::load(&out)?, unet.builder())?;
     unet.save(&out.join("unet/diffusion_pytorch_model.safetensors"))?;
-    let vae = Recorder::default();
+    let vae = Recorder::new(widths.dtype);
     VaeDecoder::new(&VaeConfig::load(&out)?, vae.builder())?;
     vae.save(&out.join("vae/diffusion_pytorch_model.safetensors"))?;
-    lora(&unet)?.save(&out.join("lora.safetensors"))
+    lora(&unet, &widths)?.save(&out.join("lora.safetensors"))
 }
 
 /// The JSON files of the folder, by name.
-fn configs(size: Size) -> BTreeMap<&'static str, Value> {
-    let (channels, layers, cross) = match size {
-        Size::Tiny => (vec![4, 8, 16], 1, vec![false, false, true]),
-        Size::Sd15 => (vec![32, 64, 128, 128], 2, vec![true, true, true, false]),
-    };
+fn configs(widths: &Widths) -> BTreeMap<&'static str, Value> {
+    let Widths { levels, layers, context, heads, groups, .. } = *widths;
+    let (channels, cross) = (&widths.channels[..levels], &widths.cross[..levels]);
     let down: Vec<_> = cross.iter().map(|&c| if c { "CrossAttnDownBlock2D" } else { "DownBlock2D" }).collect();
     let up: Vec<_> = cross.iter().rev().map(|&c| if c { "CrossAttnUpBlock2D" } else { "UpBlock2D" }).collect();
     BTreeMap::from([
@@ -93,8 +137,8 @@ fn configs(size: Size) -> BTreeMap<&'static str, Value> {
         (
             "text_encoder/config.json",
             json!({
-                "architectures": ["CLIPTextModel"], "model_type": "clip_text_model", "vocab_size": 514, "hidden_size": 32,
-                "intermediate_size": 64, "projection_dim": 32, "num_hidden_layers": 2, "num_attention_heads": 4,
+                "architectures": ["CLIPTextModel"], "model_type": "clip_text_model", "vocab_size": 514, "hidden_size": context,
+                "intermediate_size": 2 * context, "projection_dim": context, "num_hidden_layers": 2, "num_attention_heads": 4,
                 "max_position_embeddings": 77, "hidden_act": "quick_gelu", "layer_norm_eps": 1e-5,
                 "bos_token_id": 512, "eos_token_id": 513, "pad_token_id": 513, "torch_dtype": "float32",
             }),
@@ -102,11 +146,11 @@ fn configs(size: Size) -> BTreeMap<&'static str, Value> {
         (
             "unet/config.json",
             json!({
-                "_class_name": "UNet2DConditionModel", "act_fn": "silu", "attention_head_dim": 4,
-                "block_out_channels": channels, "center_input_sample": false, "cross_attention_dim": 32,
+                "_class_name": "UNet2DConditionModel", "act_fn": "silu", "attention_head_dim": heads,
+                "block_out_channels": channels, "center_input_sample": false, "cross_attention_dim": context,
                 "down_block_types": down, "up_block_types": up, "downsample_padding": 1, "flip_sin_to_cos": true,
                 "freq_shift": 0, "in_channels": 4, "out_channels": 4, "layers_per_block": layers,
-                "mid_block_scale_factor": 1, "norm_eps": 1e-5, "norm_num_groups": 4, "sample_size": 64,
+                "mid_block_scale_factor": 1, "norm_eps": 1e-5, "norm_num_groups": groups, "sample_size": 64,
             }),
         ),
         (
@@ -144,20 +188,27 @@ fn vocabulary() -> BTreeMap<String, usize> {
 }
 
 /// Answers every request for a tensor with random values that suit its name, and remembers them.
-#[derive(Clone, Default)]
-struct Recorder(Arc<Mutex<HashMap<String, Tensor>>>);
+#[derive(Clone)]
+struct Recorder {
+    tensors: Arc<Mutex<HashMap<String, Tensor>>>,
+    dtype: DType,
+}
 
 impl Recorder {
+    fn new(dtype: DType) -> Self {
+        Self { tensors: Arc::default(), dtype }
+    }
+
     fn builder(&self) -> VarBuilder<'static> {
-        VarBuilder::from_backend(Box::new(self.clone()), DType::F32, Device::Cpu)
+        VarBuilder::from_backend(Box::new(self.clone()), self.dtype, Device::Cpu)
     }
 
     fn tensors(&self) -> HashMap<String, Tensor> {
-        self.0.lock().map(|tensors| tensors.clone()).unwrap_or_default()
+        self.tensors.lock().map(|tensors| tensors.clone()).unwrap_or_default()
     }
 
     fn add(&self, name: &str, tensor: &Tensor) {
-        if let Ok(mut tensors) = self.0.lock() {
+        if let Ok(mut tensors) = self.tensors.lock() {
             tensors.insert(name.to_string(), tensor.clone());
         }
     }
@@ -192,17 +243,17 @@ impl SimpleBackend for Recorder {
 }
 
 /// A LoRA in peft's layout over every attention projection.
-fn lora(unet: &Recorder) -> anyhow::Result<Recorder> {
-    let lora = Recorder::default();
+fn lora(unet: &Recorder, widths: &Widths) -> anyhow::Result<Recorder> {
+    let (lora, rank) = (Recorder::new(widths.dtype), widths.lora_rank);
     let projections = ["to_q.weight", "to_k.weight", "to_v.weight", "to_out.0.weight"];
     for (name, tensor) in unet.tensors() {
         if !projections.iter().any(|ending| name.ends_with(ending)) {
             continue;
         }
         let (out, channels_in) = tensor.dims2()?;
-        for (part, shape) in [("lora_A", (LORA_RANK, channels_in)), ("lora_B", (out, LORA_RANK))] {
+        for (part, shape) in [("lora_A", (rank, channels_in)), ("lora_B", (out, rank))] {
             let key = format!("unet.{}.{part}.weight", name.trim_end_matches(".weight"));
-            let draw = noise(&key).randn(shape, DType::F32, &Device::Cpu)?;
+            let draw = noise(&key).randn(shape, widths.dtype, &Device::Cpu)?;
             lora.add(&key, &(draw * 0.3)?);
         }
     }

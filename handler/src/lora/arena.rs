@@ -1,0 +1,137 @@
+//! The matrices of one file, end to end in one tensor per dtype: they go to a device in one copy, in the dtype they have.
+
+use candle_core::{DType, Device, Result, Tensor};
+use half::{bf16, f16};
+use safetensors::{Dtype, tensor::TensorInfo};
+
+/// Where in the arena a matrix lies.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct Matrix {
+    dtype: DType,
+    start: usize,
+    /// Its shape.
+    pub dims: Vec<usize>,
+}
+
+impl Matrix {
+    /// Number of elements.
+    pub(super) fn count(&self) -> usize {
+        self.dims.iter().product()
+    }
+
+    /// Elements per row: what the first dimension is a list of.
+    pub(super) fn width(&self) -> usize {
+        self.dims[1..].iter().product()
+    }
+}
+
+/// The matrices while the file is read.
+#[derive(Default)]
+pub(super) struct Builder {
+    f32: Vec<f32>,
+    f16: Vec<f16>,
+    bf16: Vec<bf16>,
+    finite: bool,
+}
+
+impl Builder {
+    /// Reserves what these tensors need, and no more.
+    ///
+    /// # Errors
+    /// Memory is short.
+    pub(super) fn for_tensors<'a>(tensors: impl Iterator<Item = &'a TensorInfo>) -> Result<Self> {
+        let mut builder = Self::default();
+        let mut counts = [0; 3];
+        for info in tensors {
+            let slot = match info.dtype {
+                Dtype::F32 | Dtype::F64 => 0,
+                Dtype::F16 => 1,
+                Dtype::BF16 => 2,
+                _ => continue,
+            };
+            counts[slot] += info.shape.iter().product::<usize>();
+        }
+        let reserved = builder
+            .f32
+            .try_reserve_exact(counts[0])
+            .and_then(|()| builder.f16.try_reserve_exact(counts[1]))
+            .and_then(|()| builder.bf16.try_reserve_exact(counts[2]));
+        reserved.map_err(candle_core::Error::msg)?;
+        Ok(builder)
+    }
+
+    /// Begins a matrix and says where it will lie; none for a dtype that no LoRA has.
+    pub(super) fn begin(&mut self, info: &TensorInfo) -> Option<Matrix> {
+        // What f64 has over f32 is lost on any device.
+        let (dtype, start) = match info.dtype {
+            Dtype::F32 | Dtype::F64 => (DType::F32, self.f32.len()),
+            Dtype::F16 => (DType::F16, self.f16.len()),
+            Dtype::BF16 => (DType::BF16, self.bf16.len()),
+            _ => return None,
+        };
+        self.finite = true;
+        Some(Matrix { dtype, start, dims: info.shape.clone() })
+    }
+
+    /// Appends little-endian numbers to the matrix begun last.
+    pub(super) fn push(&mut self, dtype: Dtype, bytes: &[u8]) {
+        self.finite &= match dtype {
+            Dtype::F64 => append(&mut self.f32, bytes, |b| f64::from_le_bytes(b) as f32, |value| value.is_finite()),
+            Dtype::F32 => append(&mut self.f32, bytes, f32::from_le_bytes, |value| value.is_finite()),
+            Dtype::F16 => append(&mut self.f16, bytes, f16::from_le_bytes, |value| value.is_finite()),
+            _ => append(&mut self.bf16, bytes, bf16::from_le_bytes, |value| value.is_finite()),
+        };
+    }
+
+    /// Whether the matrix begun last holds neither NaN nor infinity so far.
+    pub(super) fn is_finite(&self) -> bool {
+        self.finite
+    }
+
+    /// The arena, on the CPU; nothing is copied.
+    pub(super) fn build(self) -> Result<Arena> {
+        let Self { f32, f16, bf16, .. } = self;
+        let mut tensors = Vec::new();
+        let (lengths, cpu) = ([f32.len(), f16.len(), bf16.len()], &Device::Cpu);
+        if lengths[0] > 0 {
+            tensors.push(Tensor::from_vec(f32, lengths[0], cpu)?);
+        }
+        if lengths[1] > 0 {
+            tensors.push(Tensor::from_vec(f16, lengths[1], cpu)?);
+        }
+        if lengths[2] > 0 {
+            tensors.push(Tensor::from_vec(bf16, lengths[2], cpu)?);
+        }
+        Ok(Arena(tensors))
+    }
+}
+
+/// Appends what `read` makes of each `N` bytes, and says whether all of it is finite.
+fn append<T: Copy, const N: usize>(
+    to: &mut Vec<T>,
+    bytes: &[u8],
+    read: impl Fn([u8; N]) -> T,
+    is_finite: impl Fn(T) -> bool,
+) -> bool {
+    let from = to.len();
+    to.extend(bytes.as_chunks().0.iter().map(|&chunk| read(chunk)));
+    to[from..].iter().fold(true, |finite, &value| finite & is_finite(value))
+}
+
+/// All matrices of one file on one device.
+#[derive(Debug, Clone)]
+pub(super) struct Arena(Vec<Tensor>);
+
+impl Arena {
+    /// The same on `device`: one copy per dtype, none if it is there already.
+    pub(super) fn on(&self, device: &Device) -> Result<Self> {
+        Ok(Self(self.0.iter().map(|tensor| tensor.to_device(device)).collect::<Result<_>>()?))
+    }
+
+    /// A matrix in its own shape, as f32.
+    pub(super) fn get(&self, matrix: &Matrix) -> Result<Tensor> {
+        let tensor = self.0.iter().find(|tensor| tensor.dtype() == matrix.dtype);
+        let tensor = tensor.ok_or_else(|| candle_core::Error::msg("a matrix of another arena"))?;
+        tensor.narrow(0, matrix.start, matrix.count())?.reshape(matrix.dims.as_slice())?.to_dtype(DType::F32)
+    }
+}

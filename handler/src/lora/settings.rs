@@ -1,0 +1,64 @@
+//! peft's settings of an adapter, which diffusers keeps in the file's metadata under `lora_adapter_metadata`.
+
+use super::keys::Component;
+use regex::Regex;
+use serde_json::Value;
+use std::collections::HashMap;
+
+/// Longest pattern for module names that is looked at, in bytes.
+const LONGEST_PATTERN: usize = 1000;
+
+/// The settings of both components; empty where the file has none.
+#[derive(Default)]
+pub(super) struct Settings(HashMap<Component, Adapter>);
+
+/// What changes the scale, of one component.
+#[derive(Default)]
+struct Adapter {
+    alpha: Option<f64>,
+    /// Alphas of single modules, by a pattern for the end of their name.
+    patterns: Vec<(Regex, f64)>,
+    /// Rank-stabilised LoRA (Kalajdzievski, 2023): the divisor is the root of the rank.
+    rank_stabilised: bool,
+}
+
+impl Settings {
+    /// Reads them from a file's metadata.
+    ///
+    /// # Errors
+    /// The JSON does not parse, or names a pattern that is no regular expression.
+    pub(super) fn read(metadata: &HashMap<String, String>) -> Result<Self, String> {
+        let Some(text) = metadata.get("lora_adapter_metadata") else { return Ok(Self::default()) };
+        let fault = |reason: String| format!("its metadata `lora_adapter_metadata`: {reason}");
+        let settings: Value = serde_json::from_str(text).map_err(|error| fault(error.to_string()))?;
+        let mut found = HashMap::new();
+        for (name, component) in [("unet", Component::Unet), ("text_encoder", Component::TextEncoder)] {
+            let field = |field: &str| {
+                let nested = settings.get(name).and_then(|adapter| adapter.get(field));
+                settings.get(format!("{name}.{field}")).or(nested)
+            };
+            let mut patterns = Vec::new();
+            for (pattern, alpha) in field("alpha_pattern").and_then(Value::as_object).into_iter().flatten() {
+                if pattern.len() > LONGEST_PATTERN {
+                    return Err(fault(format!("a pattern of {} bytes, the limit is {LONGEST_PATTERN}", pattern.len())));
+                }
+                // As peft looks modules up: the pattern must reach the end, and begin the name or follow a dot.
+                let regex = Regex::new(&format!(r"^(?:.*\.)?(?:{pattern})$")).map_err(|e| fault(e.to_string()))?;
+                patterns.push((regex, alpha.as_f64().ok_or_else(|| fault(format!("`{pattern}` has no number")))?));
+            }
+            let rank_stabilised = field("use_rslora").and_then(Value::as_bool).unwrap_or(false);
+            let alpha = field("lora_alpha").and_then(Value::as_f64);
+            found.insert(component, Adapter { alpha, patterns, rank_stabilised });
+        }
+        Ok(Self(found))
+    }
+
+    /// The scale of a module's `up @ down`: alpha / rank, or alpha / sqrt(rank); none where the file says nothing.
+    pub(super) fn scale(&self, component: Component, path: &str, rank: usize) -> Option<f64> {
+        let adapter = self.0.get(&component)?;
+        let own = adapter.patterns.iter().find(|(pattern, _)| pattern.is_match(path)).map(|(_, alpha)| *alpha);
+        let alpha = own.or(adapter.alpha)?;
+        let rank = rank as f64;
+        Some(if adapter.rank_stabilised { alpha / rank.sqrt() } else { alpha / rank })
+    }
+}

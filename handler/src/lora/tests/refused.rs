@@ -1,0 +1,160 @@
+//! LoRA files that must be refused, and what the error must say.
+
+use super::*;
+
+/// A safetensors file with that header and as many bytes of data.
+fn header(json: &str, data: usize) -> Vec<u8> {
+    [&(json.len() as u64).to_le_bytes()[..], json.as_bytes(), &vec![0; data]].concat()
+}
+
+/// Refuses each with an error that is the LoRA's fault and says what is expected.
+fn all_refused(cases: Vec<(Vec<u8>, &str)>) {
+    for (bytes, expected) in cases {
+        let error = merged(&bytes, 1.0).map(|_| ()).unwrap_err();
+        assert!(error.to_string().contains(expected), "`{error}` does not say `{expected}`");
+        assert!(error.is_permanent(), "{error}");
+    }
+}
+
+#[test]
+fn what_is_no_safetensors_file_is_refused_before_it_is_believed() {
+    let (down, up) = pair();
+    let (a, b) = (format!("unet.{QUERY}.lora_A.weight"), format!("unet.{QUERY}.lora_B.weight"));
+    let mut cut_short = file(&[(&a, down), (&b, up)], None);
+    cut_short.pop();
+    let cases: Vec<(Vec<u8>, &str)> = vec![
+        (cut_short, "not a safetensors file"),
+        (b"PK\x03\x04\x00\x00\x08\x08 a zip".to_vec(), "pickled"),
+        (b"\x80\x02\x8a\x0al\xfc\x9cF an old pickle".to_vec(), "pickled"),
+        ([&(2u64 << 30).to_le_bytes()[..], b"{}"].concat(), "claims 2147483648 bytes"),
+        ([&9u64.to_le_bytes()[..], b"{\"a\":[]} "].concat(), "header"),
+        (
+            header(r#"{"a":{"dtype":"F32","shape":[2],"data_offsets":[0,8]}}"#, 4),
+            "describes 8 bytes of data, the file holds 4",
+        ),
+        (header(r#"{"a":{"dtype":"F32","shape":[3],"data_offsets":[0,8]}}"#, 8), "header"),
+        (header(r#"{"a":{"dtype":"F32","shape":[9223372036854775807,4],"data_offsets":[0,8]}}"#, 8), "header"),
+        (header(r#"{"a":{"dtype":"F32","shape":[1],"data_offsets":[4,8]}}"#, 8), "header"),
+        (
+            header(
+                r#"{"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]},"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}"#,
+                4,
+            ),
+            "`a` stands twice",
+        ),
+        (Vec::new(), "it has 0 bytes"),
+    ];
+    all_refused(cases);
+}
+
+/// Header metadata beside a pair that fits.
+fn with_metadata(field: &str, text: &str) -> Vec<u8> {
+    let ((down, up), keys) = (pair(), ["lora_A", "lora_B"].map(|part| format!("unet.{QUERY}.{part}.weight")));
+    let metadata = HashMap::from([(field.to_string(), text.to_string())]);
+    safetensors::serialize([(&keys[0], &down), (&keys[1], &up)], Some(metadata)).unwrap()
+}
+
+#[test]
+fn loras_of_other_base_models_are_told_by_name() {
+    let context = "down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_k";
+    let unet = Tensors::from([
+        (format!("{context}.weight"), tensor(&[0.5; 2 * 768], &[2, 768])),
+        (format!("{QUERY}.weight"), tensor(&[1., 0., 0., 1.], &[2, 2])),
+    ]);
+    let (unet, text) = (Weights::new(unet, DType::F32, &Device::Cpu), base().1);
+    let target = Target::of_weights(&unet, &text);
+    let onto_sd1 = |bytes: &[u8]| {
+        let lora = Arc::new(Lora::from_bytes(bytes)?);
+        merge(&[AppliedLora { lora, scale: 0.0 }], &target, &unet, &text, Dora::Apply).map(|_| ())
+    };
+    let keys = ["lora_A", "lora_B"].map(|part| format!("unet.{context}.{part}.weight"));
+    let of_width = |width: usize| {
+        let down = tensor(&vec![0.5; width], &[1, width]);
+        file(&[(&keys[0], down), (&keys[1], tensor(&[3., 5.], &[2, 1]))], None)
+    };
+    onto_sd1(&of_width(768)).unwrap();
+    onto_sd1(&with_metadata("ss_base_model_version", "sd_v1")).unwrap();
+    let cases = [
+        (of_width(1024), "made for SD2"),
+        (of_width(2048), "made for SDXL"),
+        (with_metadata("ss_base_model_version", "sd_v2_768_v"), "made for SD2"),
+        (with_metadata("ss_base_model_version", "sdxl_base_v1-0"), "made for SDXL"),
+        (with_metadata("modelspec.architecture", "Flux-1-dev/lora"), "made for Flux"),
+    ];
+    for (bytes, expected) in cases {
+        let error = onto_sd1(&bytes).unwrap_err();
+        assert!(matches!(error, LoraError::OtherBase { .. }) && error.to_string().contains(expected), "{error}");
+    }
+}
+
+#[test]
+fn an_untrained_dora_changes_nothing() {
+    let keys = ["lora_A.weight", "lora_B.weight", "lora_magnitude_vector"].map(|part| format!("unet.{QUERY}.{part}"));
+    let zero = tensor(&[0., 0.], &[2, 1]);
+    let with = |lengths: [f32; 2]| {
+        file(&[(&keys[0], pair().0), (&keys[1], zero.clone()), (&keys[2], tensor(&lengths, &[2]))], None)
+    };
+    let error = merged(&with([1.0, 1.0]), 1.0).map(|_| ()).unwrap_err();
+    assert!(matches!(error, LoraError::NoEffect(_)), "{error}");
+    let sum = merged(&with([1.0, 1.5]), 1.0).unwrap().unet[&format!("{QUERY}.weight")].to_vec2::<f32>().unwrap();
+    assert!((sum[1][1] - 1.5).abs() < 1e-6, "{sum:?}");
+}
+
+#[test]
+fn what_does_not_fit_is_named() {
+    let (down, up) = pair();
+    let query = |part: &str| format!("unet.{QUERY}.{part}.weight");
+    let (a, b) = (query("lora_A"), query("lora_B"));
+    let zero = tensor(&[0., 0.], &[2, 1]);
+    let cases: Vec<(Vec<u8>, &str)> = vec![
+        (file(&[], None), "changes nothing"),
+        (file(&[(&a, down.clone())], None), "up (lora_B)"),
+        (file(&[(&b, up.clone())], None), "down (lora_A)"),
+        (file(&[(&a, down.clone()), (&b, tensor(&[1.; 4], &[2, 2]))], None), "share no rank"),
+        (file(&[(&a, tensor(&[f32::NAN, 1.], &[1, 2])), (&b, up.clone())], None), "NaN"),
+        (file(&[(&a, down.clone()), (&b, zero)], None), "changes nothing"),
+        (
+            file(&[("unet.nowhere.lora_A.weight", down.clone()), ("unet.nowhere.lora_B.weight", up.clone())], None),
+            "nowhere",
+        ),
+        (file(&[("unet.x.hada_w1_a", down.clone())], None), "hada_w1_b"),
+        (file(&[("bundle_emb.style.string_to_param.*", down.clone())], None), "embedding"),
+        (file(&[("model.diffusion_model.out.2.weight", down.clone())], None), "whole checkpoint"),
+        (file(&[("lora_te2_text_model_x.lora_down.weight", down.clone())], None), "made for SDXL"),
+        (
+            file(&[("transformer.single_transformer_blocks.0.attn.to_q.lora_A.weight", down.clone())], None),
+            "made for Flux",
+        ),
+        (file(&[(&a, tensor(&[], &[0, 2])), (&b, tensor(&[], &[2, 0]))], None), "rank 0"),
+        (
+            file(&[(&a, tensor(&[0.5; 20_482], &[10_241, 2])), (&b, tensor(&[0.5; 20_482], &[2, 10_241]))], None),
+            "limit is 10240",
+        ),
+        (file(&[(&a, Tensor::zeros((1, 2), DType::U8, &Device::Cpu).unwrap()), (&b, up.clone())], None), "U8"),
+        (
+            file(
+                &[(&a, down.clone()), (&b, up.clone()), (&query("lora_magnitude_vector"), tensor(&[1.; 3], &[3]))],
+                None,
+            ),
+            "no side",
+        ),
+        (
+            file(
+                &[(&a, down.clone()), (&b, up.clone()), (&format!("unet.{QUERY}.diff_b"), tensor(&[1.; 2], &[2]))],
+                None,
+            ),
+            "no bias",
+        ),
+        (
+            file(
+                &[(&a, down.clone()), (&b, up.clone()), (&format!("unet.{QUERY}.hada_t1"), tensor(&[1.; 2], &[2]))],
+                None,
+            ),
+            "no use for it",
+        ),
+        (file(&[(&a, down.clone()), (&b, up.clone())], Some("{")), "lora_adapter_metadata"),
+        (file(&[("something.else", down.clone())], None), "something.else"),
+        (file(&[(&a, tensor(&[1.; 3], &[1, 3])), (&b, up)], None), "does not fit"),
+    ];
+    all_refused(cases);
+}
