@@ -19,7 +19,7 @@ def words(name: str) -> str:
     return name.split("|")[0]
 
 
-def backdrop(canvas: Canvas, dice: Dice, names: list[str], colour: Tensor, patterned: float = 0.25) -> list[str]:
+def backdrop(canvas: Canvas, dice: Dice, names: list[str], colour: Tensor, patterned: float = 0.15) -> list[str]:
     """A plain, striped, dotted or checkered ground; returns its tag."""
     canvas.gradient(lighter(colour, 0.08), colour * 0.93)
     kinds = dice.weighted([1 - patterned, patterned / 3, patterned / 3, patterned / 3])
@@ -59,7 +59,7 @@ def spot(canvas: Canvas, dice: Dice, sizes: list[int]) -> tuple[Tensor, Tensor, 
     low = [(0.40, 0.56), (0.18, 0.28), (0.68, 0.82)]
     radius = dice.put([low[s][0] for s in sizes]) + dice.between(0, 1) * dice.put([low[s][1] - low[s][0] for s in sizes])
     places = ["", "left", "right", "top", "bottom", "top left", "top right", "bottom left", "bottom right"]
-    choice = [i if s != 2 else 0 for i, s in zip(dice.weighted([9.0, 1, 1, 1, 1, 0.7, 0.7, 0.7, 0.7]), sizes)]
+    choice = [i if s != 2 else 0 for i, s in zip(dice.weighted([14.0, 1, 1, 1, 1, 0.7, 0.7, 0.7, 0.7]), sizes)]
     across = dice.put([("right" in places[i]) - ("left" in places[i]) for i in choice])
     down = dice.put([("bottom" in places[i]) - ("top" in places[i]) for i in choice])
     room_x, room_y = canvas.half_width - radius - 0.06, canvas.half_height - radius - 0.06
@@ -589,8 +589,8 @@ def lighthouse(canvas: Canvas, dice: Dice) -> Tags:
 
 # What is drawn, and how often.
 FAMILIES = {
-    single: 24, pair: 7, many: 6, thing: 20, sea: 7, mountains: 7, hills: 7, forest: 5, night: 4, desert: 4, city: 4, meadow: 4,
-    balloons: 4, lighthouse: 4,
+    single: 44, pair: 6, many: 5, thing: 24, sea: 5, mountains: 5, hills: 5, forest: 3, night: 3, desert: 3, city: 3, meadow: 3,
+    balloons: 3, lighthouse: 3,
 }
 
 

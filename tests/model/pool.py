@@ -1,6 +1,7 @@
 """Pools of latents and captions to train on, drawn by several processes at once."""
 
 import math
+import queue
 import tempfile
 import time
 from pathlib import Path
@@ -20,6 +21,8 @@ SHAPES = {(64, 64): 0.6, (96, 96): 0.2, (128, 64): 0.2}
 # Most of the training is on squares, so most of the pictures are.
 POOL_SHARES = {(64, 64): 0.74, (96, 96): 0.13, (128, 64): 0.13}
 CAPTIONS_EACH = 4
+# Files that each drawing process writes.
+PARTS_EACH = 6
 
 
 def say(*words) -> None:
@@ -48,6 +51,9 @@ class Pool:
     def __init__(self, latents: Tensor, ids: Tensor):
         self.latents, self.ids = latents, ids
 
+    def with_more(self, other: "Pool") -> "Pool":
+        return Pool(torch.cat([self.latents, other.latents]), torch.cat([self.ids, other.ids]))
+
     def batch(self, size: int) -> tuple[Tensor, Tensor]:
         device = self.latents.device
         picks = torch.randint(len(self.latents), (size,), device=device)
@@ -56,49 +62,70 @@ class Pool:
 
 
 @torch.no_grad()
-def fill(folder: Path, device: str, counts: dict, seed: int, hand: str | None, out: Path) -> None:
-    """Draws one process's share and writes it to a file."""
-    if device == "cpu":
-        torch.set_num_threads(1)
+def fill(folder: Path, device: str, counts: dict, seed: int, hand: str | None, place: Path, done: processes.Queue) -> None:
+    """Draws one process's share, in parts of equal size, and tells the name of each part's file."""
+    torch.set_num_threads(1)
     captions = Captions(CLIPTokenizer.from_pretrained(folder / "tokenizer"), seed)
-    vae, result = load_vae(folder, device), {}
-    for shape, count in counts.items():
-        latents, ids = [], []
-        # As many pixels in every chunk, and few enough that ten processes fit on one GPU.
-        chunk = max(1, min(count, 32 * 4096 // (shape[0] * shape[1])))
-        for index, (rgb, tags) in enumerate(draw_many(count, shape[0] * 8, shape[1] * 8, device, seed * 31 + shape[0], chunk, False)):
-            if hand:
-                rgb = HANDS[hand](rgb, seed + index)
-            truth = (rgb * 2 - 1).to(vae.dtype).contiguous(memory_format=torch.channels_last)
-            mean = vae.quant_conv(vae.encoder(truth)).float().chunk(2, 1)[0]
-            latents.append((mean * vae.config.scaling_factor).to("cpu", torch.float16))
-            ids += [[captions.caption(row) for _ in range(CAPTIONS_EACH)] for row in tags]
-        result[shape] = (torch.cat(latents), torch.tensor(ids, dtype=torch.int32))
-    torch.save({"pools": result, "seen": captions.seen}, out)
+    vae = load_vae(folder, device)
+    for part in range(PARTS_EACH):
+        result = {}
+        for shape, count in counts.items():
+            latents, ids = [], []
+            # As many pixels in every chunk, and few enough that ten processes fit on one GPU.
+            chunk = max(1, min(count, 32 * 4096 // (shape[0] * shape[1])))
+            first = seed * 31 + shape[0] + 7_919 * part
+            for index, (rgb, tags) in enumerate(draw_many(count, shape[0] * 8, shape[1] * 8, device, first, chunk, False)):
+                if hand:
+                    rgb = HANDS[hand](rgb, seed + index)
+                truth = (rgb * 2 - 1).to(vae.dtype).contiguous(memory_format=torch.channels_last)
+                mean = vae.quant_conv(vae.encoder(truth)).float().chunk(2, 1)[0]
+                latents.append((mean * vae.config.scaling_factor).to("cpu", torch.float16))
+                ids += [[captions.caption(row) for _ in range(CAPTIONS_EACH)] for row in tags]
+            result[shape] = (torch.cat(latents), torch.tensor(ids, dtype=torch.int32))
+        file = place / f"{seed}-{part}.pt"
+        torch.save({"pools": result, "seen": captions.seen}, file)
+        done.put(file)
 
 
 class Drawing:
-    """Processes that fill the pools while the caller compiles."""
+    """Processes that fill the pools while the caller compiles, and trains on what is there."""
 
     def __init__(self, folder: Path, device: str, count: int, seed: int, workers: int, hand: str | None = None):
         self.device, self.place = device, tempfile.TemporaryDirectory()
-        self.files = [Path(self.place.name) / f"{index}.pt" for index in range(workers)]
-        counts = {shape: max(2, int(count * share / workers)) for shape, share in POOL_SHARES.items()}
+        self.pools: dict[tuple[int, int], Pool] = {}
+        self.seen: set[int] = set()
+        self.awaited = workers * PARTS_EACH
+        counts = {shape: max(2, int(count * share / self.awaited)) for shape, share in POOL_SHARES.items()}
         spawn = processes.get_context("spawn")
+        self.done = spawn.Queue()
         self.workers = [
-            spawn.Process(target=fill, args=(folder, device, counts, seed * 100 + index, hand, file)) for index, file in enumerate(self.files)
+            spawn.Process(target=fill, args=(folder, device, counts, seed * 100 + index, hand, Path(self.place.name), self.done), daemon=True)
+            for index in range(workers)
         ]
         for worker in self.workers:
             worker.start()
 
-    def pools(self) -> tuple[dict[tuple[int, int], Pool], set[int]]:
-        """Waits for the processes; the pools, and the tokens that their captions hold."""
-        for worker in self.workers:
-            worker.join()
-            assert worker.exitcode == 0, "a drawing process failed"
-        parts = [torch.load(file, weights_only=False) for file in self.files]
-        pools = {
-            shape: Pool(*(torch.cat([part["pools"][shape][i] for part in parts]).to(self.device) for i in (0, 1))) for shape in SHAPES
-        }
-        self.place.cleanup()
-        return pools, set().union(*(part["seen"] for part in parts))
+    def take(self, wait: bool) -> None:
+        """Adds what has been drawn since; with `wait`, at least one part of all."""
+        while self.awaited:
+            try:
+                file = self.done.get(wait, timeout=5)
+            except queue.Empty:
+                assert all(worker.exitcode in (None, 0) for worker in self.workers), "a drawing process failed"
+                if wait:
+                    continue
+                return
+            part = torch.load(file, weights_only=False)
+            file.unlink()
+            for shape, tensors in part["pools"].items():
+                fresh = Pool(*(tensor.to(self.device) for tensor in tensors))
+                self.pools[shape] = self.pools[shape].with_more(fresh) if shape in self.pools else fresh
+            self.seen |= part["seen"]
+            self.awaited -= 1
+            wait = False
+
+    def finish(self) -> dict[tuple[int, int], Pool]:
+        """Waits for all parts."""
+        while self.awaited:
+            self.take(wait=True)
+        return self.pools

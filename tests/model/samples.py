@@ -55,7 +55,7 @@ def grid(images: list[Image.Image], labels: list[str], columns: int, cell: int) 
     return sheet
 
 
-def contact_sheet(folder: Path, out: Path, device: str, styles: list[Path] = (), cell: int = 256) -> None:
+def contact_sheet(folder: Path, out: Path, device: str, cell: int = 256) -> None:
     """Square pictures in OUT, the other two shapes beside it."""
     pipe = load_pipeline(folder, device)
     grid(paint(pipe, SQUARE), SQUARE, 6, cell).save(out, quality=92)

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import torch
 from peft import LoraConfig
-from peft.utils import get_peft_model_state_dict
-from safetensors.torch import save_file
+from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import CLIPTokenizer
 
@@ -27,6 +27,9 @@ TARGETS = {
     "blocks": [*ATTENTION, "proj_in", "proj_out", "ff.net.0.proj", "ff.net.2"],
     "all": [*ATTENTION, "proj_in", "proj_out", "ff.net.0.proj", "ff.net.2", "conv1", "conv2", "conv_in", "conv_out"],
 }
+# With --crop: how often a whole picture is trained on, and the latest timestep of the crops. A hand is mostly texture, which
+# small squares and the later steps show, and that makes training on a CPU possible.
+WHOLE_EVERY, CROP_LATEST = 8, 650
 SHOWN = [SQUARE[i] for i in (0, 3, 12, 13, 14, 16, 18, 19, 20, 21, 11, 17)]
 
 
@@ -51,6 +54,12 @@ def write(state: dict[str, Tensor], name: str, out: Path) -> None:
         file.chmod(0o644)
 
 
+def crop(latents: Tensor, side: int) -> Tensor:
+    """A square of the latents, at an even place: the halftone's dots repeat every second latent."""
+    down, across = (2 * int(torch.randint((length - side) // 2 + 1, (1,))) for length in latents.shape[-2:])
+    return latents[:, :, down : down + side, across : across + side]
+
+
 def train_style(args, name: str, targets: str, pools: dict, device: str, out: Path) -> None:
     folder = args.folder
     captions = Captions(CLIPTokenizer.from_pretrained(folder / "tokenizer"), args.seed)
@@ -60,6 +69,9 @@ def train_style(args, name: str, targets: str, pools: dict, device: str, out: Pa
     unet = unet.to(device, memory_format=torch.channels_last).requires_grad_(False)
     text_encoder = text_encoder.to(device).requires_grad_(False)
     unet.add_adapter(LoraConfig(r=RANK, lora_alpha=RANK, target_modules=TARGETS[targets], init_lora_weights="gaussian"))
+    if args.start:
+        before = load_file(args.start / f"{name}.safetensors")
+        set_peft_model_state_dict(unet, {key.removeprefix("unet."): value.float() for key, value in before.items()})
     trained = [p for p in unet.parameters() if p.requires_grad]
     say(f"{name}: {sum(p.numel() for p in trained)} weights on {targets}")
     nothing = torch.tensor([captions.empty()], device=device)
@@ -69,10 +81,13 @@ def train_style(args, name: str, targets: str, pools: dict, device: str, out: Pa
     clock, step, total = Clock(args.seconds), 0, 0.0
     while not clock.over():
         shape = shapes[int(torch.multinomial(shares, 1))]
-        size = max(1, args.batch * 4096 // (shape[0] * shape[1]))
+        cropped = args.crop and step % WHOLE_EVERY
+        size = max(1, args.batch * 4096 // (args.crop**2 if cropped else shape[0] * shape[1]))
         latents, ids = pools[shape].batch(size)
+        if cropped:
+            latents = crop(latents, args.crop)
         ids = torch.where(torch.rand(size, 1, device=device) < EMPTY_CAPTION, nothing, ids)
-        loss = denoising_loss(unet, text_encoder, latents, ids, alphas, args.amp)
+        loss = denoising_loss(unet, text_encoder, latents, ids, alphas, args.amp, CROP_LATEST if cropped else 1000)
         optim.param_groups[0]["lr"] = clock.rate(args.rate, step, 30)
         optim.zero_grad(set_to_none=True)
         loss.backward()
@@ -100,6 +115,8 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=96)
     parser.add_argument("--rate", type=float, default=4e-3)
     parser.add_argument("--no-amp", dest="amp", action="store_false")
+    parser.add_argument("--crop", type=int, default=0, help="train mostly on squares of so many latents")
+    parser.add_argument("--start", type=Path, help="go on from the styles in this folder, trained with the same targets")
     parser.add_argument("--sheet", type=Path, help="paint a contact sheet of each style beside this name")
     args = parser.parse_args()
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -108,7 +125,7 @@ def main() -> None:
     names = [args.only] if args.only else list(HANDS)
     drawings = {name: Drawing(args.folder, device, args.pool, args.seed, args.workers, name) for name in names}
     for name in names:
-        pools, _ = drawings[name].pools()
+        pools = drawings[name].finish()
         for targets in args.targets:
             out = args.out / targets if len(args.targets) > 1 else args.out
             train_style(args, name, targets, pools, device, out)

@@ -24,11 +24,17 @@ from samples import contact_sheet
 
 EMPTY_CAPTION = 0.12
 BORN = time.time()
-# A shift of the whole picture's noise, so that the model does not read brightness off it at the first step.
-NOISE_OFFSET = 0.08
+# Noise that is the same over large patches hides from the model, while it trains, what it will not see when it paints: at
+# the last timestep SD1.5's schedule still leaves 7 % of the picture, and over a patch of many latents that shows a shape or
+# a background clearly. Deviations of each scale: at timestep 0, and what is added at the last.
+COARSE_SIDES, COARSE_LEAST, COARSE_MORE = (1, 2, 4, 8), 0.03, 0.15
 # The weight of the error of the clean picture is the signal to noise ratio, between these. The floor is for the first
 # steps, which choose colours and places: without it they hardly count, and the text is learnt late.
-LEAST_SNR, MOST_SNR = 0.15, 5.0
+LEAST_SNR, MOST_SNR = 0.4, 5.0
+# Below 1, noisier timesteps are drawn more often: a shape is decided there.
+TIMES_POWER = 0.65
+# Beside the weights: what the next call on the same machine goes on from.
+STATE = "state.pt"
 # The last part of the training paints all three shapes; before, squares only, which are compiled and so twice as fast.
 ALL_SHAPES_FROM = 0.74
 
@@ -190,11 +196,24 @@ def rescale(vae, mean: Tensor, deviation: Tensor) -> None:
 # --- UNet and text encoder -------------------------------------------------------------------------------------------
 
 
-def denoising_loss(unet, text_encoder, latents: Tensor, ids: Tensor, alphas: Tensor, amp: bool) -> Tensor:
-    """The error of the predicted noise, weighted by the ratio of signal to noise."""
+def coarse_noise(latents: Tensor) -> Tensor:
+    """Noise over the whole picture and over halves, quarters and eighths of its sides, added up."""
+    height, width = latents.shape[-2:]
+    total = torch.zeros_like(latents)
+    for side in COARSE_SIDES:
+        patches = torch.randn(len(latents), 4, side * height // min(height, width), side, device=latents.device)
+        total += F.interpolate(patches, size=(height, width), mode="bilinear" if side > 1 else "nearest")
+    return total
+
+
+def denoising_loss(unet, text_encoder, latents: Tensor, ids: Tensor, alphas: Tensor, amp: bool, latest: int = 1000) -> Tensor:
+    """The error of the predicted noise at timesteps below `latest`, weighted by the ratio of signal to noise."""
     size, device = len(latents), latents.device.type
-    noise = torch.randn_like(latents) + NOISE_OFFSET * torch.randn(size, 4, 1, 1, device=device)
-    times = torch.randint(1000, (size,), device=device)
+    # Evenly spread over the batch, which makes the gradient steadier.
+    spread = (torch.rand(1, device=device) + torch.arange(size, device=device) / size) % 1
+    times = (spread**TIMES_POWER * latest).long().clamp(max=latest - 1)
+    depth = (COARSE_LEAST + COARSE_MORE * (times / 1000) ** 3).view(-1, 1, 1, 1)
+    noise = torch.randn_like(latents) + depth * coarse_noise(latents)
     alpha = alphas[times].view(-1, 1, 1, 1)
     noisy = alpha.sqrt() * latents + (1 - alpha).sqrt() * noise
     with torch.autocast(device, torch.bfloat16, enabled=amp):
@@ -214,6 +233,16 @@ def forget_unknown(text_encoder, seen: set[int]) -> None:
         table[unseen] = table[UNKNOWN_ID].clone()
 
 
+def restore(state: Path, trained: list[Tensor], optim: torch.optim.Optimizer, average: Average, device: str) -> None:
+    """Goes on where an earlier call on the same machine stopped: the weights before averaging, and the optimizer."""
+    saved = torch.load(state, map_location=device, weights_only=False)
+    with torch.no_grad():
+        torch._foreach_copy_(trained, saved["live"])
+    optim.load_state_dict(saved["optimizer"])
+    average.kept, average.steps = saved["average"], saved["steps"]
+    say(f"unet: goes on after {average.steps} steps")
+
+
 def train_unet(args, device: str, folder: Path) -> None:
     drawing = Drawing(folder, device, args.pool, args.seed, args.workers)
     tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer")
@@ -226,6 +255,7 @@ def train_unet(args, device: str, folder: Path) -> None:
     nothing = torch.tensor([captions.empty(), captions.strangers()], device=device)
     trained = [*unet.parameters(), *text_encoder.parameters()]
     optim, average = optimizer(trained, args.rate, device), Average(trained)
+    state = folder / STATE
     alphas = model.noise_schedule(device)
     square, shapes = (64, 64), list(SHAPES)
     run = torch.compile(unet) if args.compile else unet
@@ -248,8 +278,11 @@ def train_unet(args, device: str, folder: Path) -> None:
         step_on(torch.randn(args.batch, 4, *square, device=device), nothing[:1].repeat(args.batch, 1), 0.0)
         optim.state.clear()
         say("unet: compiled")
-    pools, seen = drawing.pools()
-    say(f"unet: {sum(len(p.latents) for p in pools.values())} pictures, {len(seen)} tokens, latent std {pools[square].latents[:999].float().std().item():.3f}")
+    if args.done and state.exists():
+        restore(state, trained, optim, average, device)
+    drawing.take(wait=True)
+    pools = drawing.pools
+    say(f"unet: starts with {sum(len(p.latents) for p in pools.values())} pictures, latent std {pools[square].latents[:999].float().std().item():.3f}")
     say("caption:", tokenizer.decode(pools[square].ids[0, 0].tolist(), skip_special_tokens=True))
     seconds = min(args.unet, BORN + args.stop_after - time.time())
     clock, step, total, painted, window = Clock(seconds, args.of or args.done + seconds, args.done), 0, 0.0, 0, 0
@@ -260,12 +293,17 @@ def train_unet(args, device: str, folder: Path) -> None:
         total += step_on(*pools[shape].batch(size), clock.rate(args.rate, step))
         average.update()
         step, window, painted = step + 1, window + 1, painted + size
+        if step % 50 == 0:
+            drawing.take(wait=False)
         if step % 250 == 0:
             say(f"unet step {step} progress {clock.progress():.3f} loss {float(total) / window:.4f} pictures {painted} ({painted / (time.time() - clock.start):.0f}/s)")
             total, window = 0.0, 0
+    drawing.take(wait=False)
+    say(f"unet: {sum(len(p.latents) for p in pools.values())} pictures drawn, {len(drawing.seen)} tokens")
     say(f"unet: {step} steps, {painted} pictures; {args.done + time.time() - clock.start:.0f} seconds done in all")
+    torch.save({"live": trained, "optimizer": optim.state_dict(), "average": average.kept, "steps": average.steps}, state)
     average.store()
-    forget_unknown(text_encoder, seen)
+    forget_unknown(text_encoder, drawing.seen)
     for name, part in (("unet", unet), ("text_encoder", text_encoder)):
         model.save(part, name, folder)
         keep(folder, name, args.keep)
