@@ -1,13 +1,17 @@
 //! `handler bench`: what something costs here, measured. Each figure is the median of its repeats.
 
 use crate::{
-    config::BenchLoraConfig,
+    config::{BenchLoraConfig, BenchPictureConfig},
     lora::{AppliedLora, Lora},
-    studio::Studio,
+    pipeline::{Request, noise::Source, prompt::Weighting, scheduler::Kind},
+    studio::{Commission, Studio},
+    task::{self, Format},
 };
-use anyhow::Context;
-use serde_json::json;
+use anyhow::{Context, ensure};
+use serde_json::{Value, json};
 use std::{
+    fs,
+    ops::ControlFlow,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -44,16 +48,85 @@ pub fn lora(config: &BenchLoraConfig) -> anyhow::Result<()> {
         ("swap_in", median(swap_in)),
         ("swap_out", median(swap_out)),
     ];
-    if config.json {
-        let mut report = json!({ "device": device, "modules": modules, "repeat": config.repeat });
+    let about = json!({ "device": device, "modules": modules, "repeat": config.repeat });
+    print(config.json, about, &format!("{modules} modules, {device}, median of {}", config.repeat), &figures)
+}
+
+/// Measures loading the model and painting pictures with it, stage by stage, from the prompt's text to the encoded file.
+///
+/// The first painting is told apart: it warms allocators and kernels up.
+///
+/// # Errors
+/// The model cannot be used, or an option is off.
+pub fn picture(config: &BenchPictureConfig) -> anyhow::Result<()> {
+    ensure!(config.guidance_scale.is_finite(), "--guidance-scale must be a finite number");
+    let clock = Instant::now();
+    let mut studio = Studio::open(&config.model)?;
+    let load = clock.elapsed();
+    let (width, height) = task::size(Some(&config.aspect_ratio));
+    let commission = Commission {
+        request: Request {
+            prompt: config.prompt.clone(),
+            negative_prompt: String::new(),
+            prompt_weighting: Weighting::None,
+            width,
+            height,
+            seed: 42,
+            steps: usize::from(config.steps),
+            guidance_scale: config.guidance_scale,
+            scheduler: Kind::default(),
+            karras_sigmas: None,
+            noise_source: Source::default(),
+        },
+        images: usize::from(config.num_images),
+        loras: Vec::new(),
+        signature: None,
+        format: Format::Jpeg,
+    };
+    let mut paint = || -> anyhow::Result<_> {
+        let clock = Instant::now();
+        let delivery = studio.paint(&commission, &mut |_| ControlFlow::Continue(()))?;
+        Ok((clock.elapsed(), delivery.stages))
+    };
+    let (first, _) = paint()?;
+    let runs = (0..config.repeat).map(|_| paint()).collect::<anyhow::Result<Vec<_>>>()?;
+    let mut figures = vec![("load", load), ("first_picture", first)];
+    figures.push(("picture", median(runs.iter().map(|(whole, _)| *whole).collect())));
+    for (index, (name, _)) in runs[0].1.iter().enumerate() {
+        figures.push((name, median(runs.iter().map(|(_, stages)| stages[index].1).collect())));
+    }
+    let device = studio.device_name();
+    let about = json!({
+        "device": device, "width": width, "height": height, "steps": config.steps, "images": config.num_images,
+        "repeat": config.repeat, "peak_memory_mib": peak_memory_mib(),
+    });
+    let title = format!(
+        "{} x {width}x{height}, {} steps, {device}, median of {}, peak memory {} MiB",
+        config.num_images,
+        config.steps,
+        config.repeat,
+        peak_memory_mib().unwrap_or_default(),
+    );
+    print(config.json, about, &title, &figures)
+}
+
+/// The most memory of the host that this process has held.
+fn peak_memory_mib() -> Option<u64> {
+    let status = fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
+    line.split_whitespace().next()?.parse::<u64>().ok().map(|kib| kib / 1024)
+}
+
+fn print(as_json: bool, mut about: Value, title: &str, figures: &[(&str, Duration)]) -> anyhow::Result<()> {
+    if as_json {
         for (name, duration) in figures {
-            report[format!("{name}_ms")] = json!(millis(duration));
+            about[format!("{name}_ms")] = json!(millis(*duration));
         }
-        println!("{}", serde_json::to_string_pretty(&report)?);
+        println!("{}", serde_json::to_string_pretty(&about)?);
     } else {
-        println!("{modules} modules, {device}, median of {}", config.repeat);
+        println!("{title}");
         for (name, duration) in figures {
-            println!("{:<13}  {:>9.2} ms", name.replace('_', " "), millis(duration));
+            println!("{:<13}  {:>9.2} ms", name.replace('_', " "), millis(*duration));
         }
     }
     Ok(())

@@ -48,6 +48,8 @@ pub enum LoraCommand {
 pub enum BenchCommand {
     /// What reading a LoRA and swapping it in and out costs.
     Lora(BenchLoraConfig),
+    /// What a picture costs, stage by stage.
+    Picture(BenchPictureConfig),
 }
 
 /// What function and worker share.
@@ -208,6 +210,35 @@ pub struct BenchLoraConfig {
     #[arg(long, value_name = "FILE")]
     pub lora: PathBuf,
     /// How often each part is measured.
+    #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    pub repeat: u32,
+    /// Print JSON.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Settings of `handler bench picture`.
+#[derive(Debug, Clone, Args)]
+pub struct BenchPictureConfig {
+    /// The model.
+    #[command(flatten)]
+    pub model: ModelConfig,
+    /// What the picture shows.
+    #[arg(long, default_value = "lighthouse sunset sea")]
+    pub prompt: String,
+    /// 1:1 is 512x512, 2:2 is 768x768, 1:2 is 512x1024.
+    #[arg(long, default_value = "1:1", value_parser = ["1:1", "2:2", "1:2"])]
+    pub aspect_ratio: String,
+    /// Denoising steps.
+    #[arg(long, default_value_t = 50, value_parser = clap::value_parser!(u16).range(1..=1000))]
+    pub steps: u16,
+    /// Classifier-free guidance; none at 1 and below.
+    #[arg(long, default_value_t = 7.5)]
+    pub guidance_scale: f64,
+    /// How many pictures at once.
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=16))]
+    pub num_images: u8,
+    /// How often, after a first time that is told apart.
     #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=1000))]
     pub repeat: u32,
     /// Print JSON.

@@ -77,6 +77,7 @@ fn run(command: &Command) -> anyhow::Result<bool> {
         Command::Generate(config) => generate::run(config)?,
         Command::Lora(LoraCommand::Inspect(config)) => return lora::inspect(config),
         Command::Bench(BenchCommand::Lora(config)) => bench::lora(config)?,
+        Command::Bench(BenchCommand::Picture(config)) => bench::picture(config)?,
     }
     Ok(true)
 }

@@ -6,6 +6,7 @@
 mod pictures;
 
 mod seeds;
+mod semantics;
 
 use anyhow::{Context, Result};
 use candle_core::{DType, Device, Tensor};

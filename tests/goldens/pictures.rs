@@ -13,8 +13,14 @@ use handler::{
     },
     task,
 };
+use image::RgbImage;
 use serde::Deserialize;
-use std::{fs, ops::ControlFlow, path::Path, sync::Arc};
+use std::{
+    fs,
+    ops::ControlFlow,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 /// `pictures/pictures.json`.
 #[derive(Deserialize)]
@@ -60,16 +66,8 @@ impl Case {
 
     /// The least likeness of its pictures, in dB.
     fn likeness(&self, pipeline: &mut Pipeline, here: &Path) -> Result<f64> {
-        let loras = self.lora.iter().map(|file| {
-            let lora = Lora::read(&here.join("model/styles").join(file))?;
-            Ok(AppliedLora { lora: Arc::new(lora), scale: self.lora_scale })
-        });
-        pipeline.set_loras(&loras.collect::<Result<Vec<_>>>()?)?;
-        let request = self.request();
-        let mut stream = pipeline.noise(&request, DEFAULT_THREADS);
-        let noise = pipeline.first_noise(&request, self.num_images, &mut stream)?;
-        let latents = pipeline.denoise(&request, noise, &mut stream, &mut |_| ControlFlow::Continue(()))?;
-        let pictures = pipeline.decode(&latents)?;
+        let lora = self.lora.as_ref().map(|file| (here.join("model/styles").join(file), self.lora_scale));
+        let pictures = paint(pipeline, &self.request(), self.num_images, lora)?;
         ensure!(pictures.len() == self.files.len(), "{}: {} pictures", self.name, pictures.len());
         let mut least = f64::INFINITY;
         for (picture, file) in pictures.iter().zip(&self.files) {
@@ -78,6 +76,21 @@ impl Case {
         }
         Ok(least)
     }
+}
+
+/// What the request asks for, from its seed, with a LoRA file at a scale.
+pub(super) fn paint(
+    pipeline: &mut Pipeline,
+    request: &Request,
+    num_images: usize,
+    lora: Option<(PathBuf, f64)>,
+) -> Result<Vec<RgbImage>> {
+    let loras = lora.map(|(file, scale)| Ok(AppliedLora { lora: Arc::new(Lora::read(&file)?), scale }));
+    pipeline.set_loras(&loras.into_iter().collect::<Result<Vec<_>>>()?)?;
+    let mut stream = pipeline.noise(request, DEFAULT_THREADS);
+    let noise = pipeline.first_noise(request, num_images, &mut stream)?;
+    let latents = pipeline.denoise(request, noise, &mut stream, &mut |_| ControlFlow::Continue(()))?;
+    Ok(pipeline.decode(&latents)?)
 }
 
 #[test]
