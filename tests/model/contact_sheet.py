@@ -14,12 +14,12 @@ from PIL import Image, ImageDraw
 HERE = Path(__file__).resolve().parent
 HANDS = [None, "halftone", "stained-glass"]
 SQUARE = [
-    "red circle blue background", "purple diamond orange background", "white ring green background", "many yellow stars blue background",
+    "red triangle white background", "purple diamond orange background", "yellow star blue background", "white crescent black background",
     "meadow red flowers blue sky sun", "red house on hill blue sky trees", "night sky crescent moon stars", "lighthouse sunset sea",
 ]
 SHAPED = ["mountains snow lake blue sky", "red hot air balloon blue sky clouds"]
 SCALED = "sea sunset sun sailboat"
-CELL, LABEL, GAP = 160, 14, 6
+CELL, LABEL, GAP = 200, 14, 6
 
 
 class Painter:
@@ -78,7 +78,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=50)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        sheet(Painter(options.handler.resolve(), Path(folder), options.steps)).save(options.out, quality=90)
+        sheet(Painter(options.handler.resolve(), Path(folder), options.steps)).save(options.out, quality=88)
     print(options.out)
 
 

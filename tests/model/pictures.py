@@ -59,7 +59,7 @@ def spot(canvas: Canvas, dice: Dice, sizes: list[int]) -> tuple[Tensor, Tensor, 
     low = [(0.40, 0.56), (0.18, 0.28), (0.68, 0.82)]
     radius = dice.put([low[s][0] for s in sizes]) + dice.between(0, 1) * dice.put([low[s][1] - low[s][0] for s in sizes])
     places = ["", "left", "right", "top", "bottom", "top left", "top right", "bottom left", "bottom right"]
-    choice = [i if s != 2 else 0 for i, s in zip(dice.weighted([14.0, 1, 1, 1, 1, 0.7, 0.7, 0.7, 0.7]), sizes)]
+    choice = [i if s != 2 else 0 for i, s in zip(dice.weighted([30.0, 1, 1, 1, 1, 0.7, 0.7, 0.7, 0.7]), sizes)]
     across = dice.put([("right" in places[i]) - ("left" in places[i]) for i in choice])
     down = dice.put([("bottom" in places[i]) - ("top" in places[i]) for i in choice])
     room_x, room_y = canvas.half_width - radius - 0.06, canvas.half_height - radius - 0.06
@@ -83,10 +83,10 @@ def single(canvas: Canvas, dice: Dice) -> Tags:
     ground_names, ground = pick_colours(dice)
     names, colour = pick_colours(dice, ground_names)
     ground_tags = backdrop(canvas, dice, ground_names, ground)
-    sizes = dice.weighted([0.6, 0.2, 0.2])
+    sizes = dice.weighted([0.76, 0.1, 0.14])
     x, y, radius, places = spot(canvas, dice, sizes)
-    outlined = dice.chance(0.12)
-    turn = dice.between(-0.25, 0.25) * dice.put([float(c) for c in dice.chance(0.3)])
+    outlined = dice.chance(0.06)
+    turn = dice.between(-0.25, 0.25) * dice.put([float(c) for c in dice.chance(0.12)])
     draw_shape(canvas, dice, canvas.frame(x, y, radius).turned(turn), shape, colour, dice.put([float(o) for o in outlined]))
     return [
         [thing_tag(name, shape, size), ground_tag, *([place] if place else []), *(["outlined|outline"] if line else [])]
@@ -589,7 +589,7 @@ def lighthouse(canvas: Canvas, dice: Dice) -> Tags:
 
 # What is drawn, and how often.
 FAMILIES = {
-    single: 44, pair: 6, many: 5, thing: 24, sea: 5, mountains: 5, hills: 5, forest: 3, night: 3, desert: 3, city: 3, meadow: 3,
+    single: 48, pair: 3, many: 5, thing: 24, sea: 5, mountains: 5, hills: 5, forest: 3, night: 3, desert: 3, city: 3, meadow: 3,
     balloons: 3, lighthouse: 3,
 }
 
