@@ -1,8 +1,8 @@
 //! What UNet and VAE share: the ResNet block, up- and downsampling.
 
-use super::ops::{Conv, GroupNorm};
+use super::ops::{Conv, GroupNorm, Linear};
 use candle_core::{Result, Tensor};
-use candle_nn::{Linear, Module, VarBuilder, linear};
+use candle_nn::VarBuilder;
 
 /// `ResnetBlock2D`: two normalised 3x3 convolutions, the timestep added between them, and a shortcut.
 pub(super) struct ResnetBlock {
@@ -33,7 +33,7 @@ impl ResnetBlock {
         let shortcut = (channels_in != channels_out)
             .then(|| Conv::pointwise(channels_in, channels_out, vb.pp("conv_shortcut")))
             .transpose()?;
-        let time = time_channels.map(|width| linear(width, channels_out, vb.pp("time_emb_proj"))).transpose()?;
+        let time = time_channels.map(|width| Linear::new(width, channels_out, vb.pp("time_emb_proj"))).transpose()?;
         Ok(Self {
             norm1: GroupNorm::new(norm.groups, channels_in, norm.eps, vb.pp("norm1"))?,
             conv1: Conv::same3x3(channels_in, channels_out, vb.pp("conv1"))?,
@@ -46,15 +46,15 @@ impl ResnetBlock {
 
     /// `time` is the timestep embedding after SiLU, `[batch, time_channels]`.
     pub(super) fn forward(&self, xs: &Tensor, time: Option<&Tensor>) -> Result<Tensor> {
-        let mut hidden = self.conv1.forward(&self.norm1.forward_silu(xs)?)?;
-        if let (Some(projection), Some(time)) = (&self.time, time) {
-            let shift = projection.forward(time)?.unsqueeze(2)?.unsqueeze(3)?;
-            hidden = hidden.broadcast_add(&shift)?;
-        }
-        let hidden = self.conv2.forward(&self.norm2.forward_silu(&hidden)?)?;
+        let normed = self.norm1.forward_silu(xs)?;
+        let hidden = match (&self.time, time) {
+            (Some(projection), Some(time)) => self.conv1.forward_shifted(&normed, &projection.forward(time)?)?,
+            _ => self.conv1.forward(&normed)?,
+        };
+        let normed = self.norm2.forward_silu(&hidden)?;
         match &self.shortcut {
-            Some(shortcut) => shortcut.forward(xs)? + hidden,
-            None => xs + hidden,
+            Some(shortcut) => self.conv2.forward_onto(&normed, &shortcut.forward(xs)?),
+            None => self.conv2.forward_onto(&normed, xs),
         }
     }
 }

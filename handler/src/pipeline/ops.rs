@@ -2,6 +2,8 @@
 //!
 //! Activations are `[batch, channels, height, width]` or `[batch, tokens, channels]`, all contiguous. On the CPU in f32
 //! [`cpu`] does the work; everything else is candle's, with sums and norms in f32 whatever the dtype, as PyTorch has it.
+//!
+//! What comes right after an operation (a residual, the timestep's shift) is part of it, which saves a pass over memory.
 
 mod cpu;
 #[cfg(feature = "cuda")]
@@ -18,6 +20,8 @@ pub(super) struct Conv {
     weight: Tensor,
     bias: Tensor,
     window: Window,
+    /// For the CPU, where the window and the channels suit.
+    kernels: Option<cpu::Kernels>,
 }
 
 /// How a square kernel moves over the picture.
@@ -45,14 +49,40 @@ impl Conv {
 
     fn new(channels_in: usize, channels_out: usize, side: usize, window: Window, vb: VarBuilder) -> Result<Self> {
         let weight = vb.get((channels_out, channels_in, side, side), "weight")?.contiguous()?;
-        Ok(Self { weight, bias: vb.get(channels_out, "bias")?, window })
+        Self::of(weight, vb.get(channels_out, "bias")?, window)
+    }
+
+    fn of(weight: Tensor, bias: Tensor, window: Window) -> Result<Self> {
+        let (out, channels, side, _) = weight.dims4()?;
+        let fits = on_cpu(&weight) && (side, window.stride, window.padding) == (3, 1, 1);
+        let kernels = (fits && cpu::Kernels::suit(channels, out)).then(|| cpu::Kernels::new(&weight)).transpose()?;
+        Ok(Self { weight, bias, window, kernels })
     }
 
     pub(super) fn forward(&self, xs: &Tensor) -> Result<Tensor> {
+        self.run(xs, None, None)
+    }
+
+    /// Plus `shift`, `[batch, channels_out]`, the same at every place.
+    pub(super) fn forward_shifted(&self, xs: &Tensor, shift: &Tensor) -> Result<Tensor> {
+        self.run(xs, Some(shift), None)
+    }
+
+    /// Plus `onto`, which has the output's shape.
+    pub(super) fn forward_onto(&self, xs: &Tensor, onto: &Tensor) -> Result<Tensor> {
+        self.run(xs, None, Some(onto))
+    }
+
+    fn run(&self, xs: &Tensor, shift: Option<&Tensor>, onto: Option<&Tensor>) -> Result<Tensor> {
         if on_cpu(xs) {
-            return xs.apply_op3_no_bwd(&self.weight, &self.bias, &cpu::Conv(self.window));
+            let after = cpu::After { bias: &self.bias, shift, onto };
+            return cpu::conv(xs, &self.weight, self.window, self.kernels.as_ref(), after);
         }
-        self.without_bias(xs)?.broadcast_add(&self.bias.reshape((1, (), 1, 1))?)
+        let mut sums = self.without_bias(xs)?.broadcast_add(&self.bias.reshape((1, (), 1, 1))?)?;
+        if let Some(shift) = shift {
+            sums = sums.broadcast_add(&shift.unsqueeze(2)?.unsqueeze(3)?)?;
+        }
+        onto.map_or(Ok(sums.clone()), |onto| onto + sums)
     }
 
     #[cfg(feature = "cuda")]
@@ -63,6 +93,50 @@ impl Conv {
     #[cfg(not(feature = "cuda"))]
     fn without_bias(&self, xs: &Tensor) -> Result<Tensor> {
         xs.conv2d(&self.weight, self.window.padding, self.window.stride, 1, 1)
+    }
+}
+
+/// A linear layer over the last dimension.
+pub(super) struct Linear(candle_nn::Linear);
+
+impl Linear {
+    pub(super) fn new(channels_in: usize, channels_out: usize, vb: VarBuilder) -> Result<Self> {
+        candle_nn::linear(channels_in, channels_out, vb).map(Self)
+    }
+
+    pub(super) fn no_bias(channels_in: usize, channels_out: usize, vb: VarBuilder) -> Result<Self> {
+        candle_nn::linear_no_bias(channels_in, channels_out, vb).map(Self)
+    }
+
+    pub(super) fn forward(&self, xs: &Tensor) -> Result<Tensor> {
+        if on_cpu(xs) { cpu::linear(xs, self.0.weight(), self.0.bias(), None) } else { self.0.forward(xs) }
+    }
+
+    /// Plus `onto`, which has the output's shape.
+    pub(super) fn forward_onto(&self, xs: &Tensor, onto: &Tensor) -> Result<Tensor> {
+        if on_cpu(xs) {
+            return cpu::linear(xs, self.0.weight(), self.0.bias(), Some(onto));
+        }
+        onto + self.0.forward(xs)?
+    }
+}
+
+/// Layer normalisation (Ba et al., 2016) over the last dimension.
+pub(super) struct LayerNorm {
+    plain: candle_nn::LayerNorm,
+    eps: f64,
+}
+
+impl LayerNorm {
+    pub(super) fn new(channels: usize, eps: f64, vb: VarBuilder) -> Result<Self> {
+        Ok(Self { plain: candle_nn::layer_norm(channels, eps, vb)?, eps })
+    }
+
+    pub(super) fn forward(&self, xs: &Tensor) -> Result<Tensor> {
+        match self.plain.bias() {
+            Some(bias) if on_cpu(xs) => cpu::layer_norm(xs, self.plain.weight(), bias, self.eps),
+            _ => self.plain.forward(xs),
+        }
     }
 }
 
@@ -97,8 +171,7 @@ impl GroupNorm {
     }
 
     fn on_cpu(&self, xs: &Tensor, silu: bool) -> Result<Tensor> {
-        let norm = cpu::GroupNorm { groups: self.groups, eps: self.eps, silu };
-        xs.apply_op3_no_bwd(&self.weight, &self.bias, &norm)
+        cpu::group_norm(xs, &self.weight, &self.bias, self.groups, self.eps, silu)
     }
 }
 
@@ -107,7 +180,7 @@ impl GroupNorm {
 /// The exact GELU, as diffusers has it.
 pub(super) fn geglu(xs: &Tensor) -> Result<Tensor> {
     if on_cpu(xs) {
-        return xs.apply_op1_no_bwd(&cpu::Geglu);
+        return cpu::geglu(xs);
     }
     let halves = xs.to_dtype(DType::F32)?.chunk(2, D::Minus1)?;
     (&halves[0].contiguous()? * halves[1].contiguous()?.gelu_erf()?)?.to_dtype(xs.dtype())
@@ -117,7 +190,7 @@ pub(super) fn geglu(xs: &Tensor) -> Result<Tensor> {
 ///
 /// Scores and softmax are f32.
 pub(super) fn attention(q: &Tensor, k: &Tensor, v: &Tensor, heads: usize) -> Result<Tensor> {
-    if on_cpu(q) { q.apply_op3_no_bwd(k, v, &cpu::Attention { heads }) } else { sliced_attention(q, k, v, heads) }
+    if on_cpu(q) { cpu::attention(q, k, v, heads) } else { sliced_attention(q, k, v, heads) }
 }
 
 /// Queries are taken in slices, so that large pictures don't need the whole score matrix.

@@ -2,10 +2,10 @@
 
 use super::{
     blocks::Norm,
-    ops::{Conv, GroupNorm, attention, geglu, to_map, to_tokens},
+    ops::{Conv, GroupNorm, LayerNorm, Linear, attention, geglu, to_map, to_tokens},
 };
 use candle_core::{Result, Tensor};
-use candle_nn::{LayerNorm, Linear, Module, VarBuilder, layer_norm, linear, linear_no_bias};
+use candle_nn::VarBuilder;
 
 /// Attention over a feature map, residual included.
 pub(super) struct Transformer {
@@ -54,7 +54,7 @@ impl Transformer {
         let channels = shape.channels;
         let projection = |vb: VarBuilder| -> Result<Projection> {
             Ok(if shape.linear_projection {
-                Projection::Tokens(linear(channels, channels, vb)?)
+                Projection::Tokens(Linear::new(channels, channels, vb)?)
             } else {
                 Projection::Map(Conv::pointwise(channels, channels, vb)?)
             })
@@ -79,11 +79,10 @@ impl Transformer {
         for block in &self.blocks {
             tokens = block.forward(&tokens, context)?;
         }
-        let out = match &self.project_out {
-            Projection::Map(conv) => conv.forward(&to_map(&tokens, height, width)?)?,
-            Projection::Tokens(linear) => to_map(&linear.forward(&tokens)?, height, width)?,
-        };
-        xs + out
+        match &self.project_out {
+            Projection::Map(conv) => conv.forward_onto(&to_map(&tokens, height, width)?, xs),
+            Projection::Tokens(linear) => xs + to_map(&linear.forward(&tokens)?, height, width)?,
+        }
     }
 }
 
@@ -91,38 +90,39 @@ impl Block {
     fn new(shape: Shape, vb: VarBuilder) -> Result<Self> {
         let Shape { channels, heads, context, .. } = shape;
         Ok(Self {
-            norm1: layer_norm(channels, 1e-5, vb.pp("norm1"))?,
+            norm1: LayerNorm::new(channels, 1e-5, vb.pp("norm1"))?,
             attn1: Attention::new(channels, channels, heads, vb.pp("attn1"))?,
-            norm2: layer_norm(channels, 1e-5, vb.pp("norm2"))?,
+            norm2: LayerNorm::new(channels, 1e-5, vb.pp("norm2"))?,
             attn2: Attention::new(channels, context, heads, vb.pp("attn2"))?,
-            norm3: layer_norm(channels, 1e-5, vb.pp("norm3"))?,
-            widen: linear(channels, channels * 8, vb.pp("ff.net.0.proj"))?,
-            narrow: linear(channels * 4, channels, vb.pp("ff.net.2"))?,
+            norm3: LayerNorm::new(channels, 1e-5, vb.pp("norm3"))?,
+            widen: Linear::new(channels, channels * 8, vb.pp("ff.net.0.proj"))?,
+            narrow: Linear::new(channels * 4, channels, vb.pp("ff.net.2"))?,
         })
     }
 
     fn forward(&self, xs: &Tensor, context: &Tensor) -> Result<Tensor> {
         let normed = self.norm1.forward(xs)?;
-        let xs = (xs + self.attn1.forward(&normed, &normed)?)?;
-        let xs = (&xs + self.attn2.forward(&self.norm2.forward(&xs)?, context)?)?;
+        let xs = self.attn1.forward_onto(&normed, &normed, xs)?;
+        let xs = self.attn2.forward_onto(&self.norm2.forward(&xs)?, context, &xs)?;
         let wide = self.widen.forward(&self.norm3.forward(&xs)?)?;
-        &xs + self.narrow.forward(&geglu(&wide)?)?
+        self.narrow.forward_onto(&geglu(&wide)?, &xs)
     }
 }
 
 impl Attention {
     fn new(channels: usize, context: usize, heads: usize, vb: VarBuilder) -> Result<Self> {
         Ok(Self {
-            to_q: linear_no_bias(channels, channels, vb.pp("to_q"))?,
-            to_k: linear_no_bias(context, channels, vb.pp("to_k"))?,
-            to_v: linear_no_bias(context, channels, vb.pp("to_v"))?,
-            to_out: linear(channels, channels, vb.pp("to_out.0"))?,
+            to_q: Linear::no_bias(channels, channels, vb.pp("to_q"))?,
+            to_k: Linear::no_bias(context, channels, vb.pp("to_k"))?,
+            to_v: Linear::no_bias(context, channels, vb.pp("to_v"))?,
+            to_out: Linear::new(channels, channels, vb.pp("to_out.0"))?,
             heads,
         })
     }
 
-    fn forward(&self, xs: &Tensor, context: &Tensor) -> Result<Tensor> {
+    /// Plus `onto`, of the shape of `xs`.
+    fn forward_onto(&self, xs: &Tensor, context: &Tensor, onto: &Tensor) -> Result<Tensor> {
         let (q, k, v) = (self.to_q.forward(xs)?, self.to_k.forward(context)?, self.to_v.forward(context)?);
-        self.to_out.forward(&attention(&q, &k, &v, self.heads)?)
+        self.to_out.forward_onto(&attention(&q, &k, &v, self.heads)?, onto)
     }
 }

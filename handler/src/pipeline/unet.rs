@@ -6,11 +6,11 @@ use super::{
     blocks::{Downsample, Norm, ResnetBlock, Upsample},
     config::UnetConfig,
     error::Result,
-    ops::{Conv, GroupNorm},
+    ops::{Conv, GroupNorm, Linear},
     transformer::{Shape, Transformer},
 };
 use candle_core::{Result as CandleResult, Tensor};
-use candle_nn::{Linear, Module, VarBuilder, linear};
+use candle_nn::VarBuilder;
 
 /// The UNet of one model.
 pub struct Unet {
@@ -101,8 +101,8 @@ impl TimeEmbedding {
             channels,
             cosines_first: config.flip_sin_to_cos,
             shift: config.freq_shift,
-            linear_1: linear(channels, channels * 4, vb.pp("linear_1"))?,
-            linear_2: linear(channels * 4, channels * 4, vb.pp("linear_2"))?,
+            linear_1: Linear::new(channels, channels * 4, vb.pp("linear_1"))?,
+            linear_2: Linear::new(channels * 4, channels * 4, vb.pp("linear_2"))?,
         })
     }
 

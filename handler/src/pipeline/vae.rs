@@ -4,10 +4,10 @@ use super::{
     blocks::{Norm, ResnetBlock, Upsample},
     config::VaeConfig,
     error::Result,
-    ops::{Conv, GroupNorm, attention, to_map, to_tokens},
+    ops::{Conv, GroupNorm, Linear, attention, to_map, to_tokens},
 };
 use candle_core::{Result as CandleResult, Tensor};
-use candle_nn::{Linear, Module, VarBuilder, linear};
+use candle_nn::VarBuilder;
 
 /// A VAE decoder.
 pub struct VaeDecoder {
@@ -100,7 +100,7 @@ impl VaeDecoder {
 
 impl SpatialAttention {
     fn new(channels: usize, norm: Norm, vb: VarBuilder) -> CandleResult<Self> {
-        let projection = |name: &str| linear(channels, channels, vb.pp(name));
+        let projection = |name: &str| Linear::new(channels, channels, vb.pp(name));
         Ok(Self {
             norm: GroupNorm::new(norm.groups, channels, norm.eps, vb.pp("group_norm"))?,
             to_q: projection("to_q")?,

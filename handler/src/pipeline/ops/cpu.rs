@@ -1,25 +1,60 @@
-//! Kernels for the CPU in f32. Candle's own convolution gathers its input element by element, and its GroupNorm and attention
-//! pass over memory many times: these do the same arithmetic in one pass, on all threads.
+//! Kernels for the CPU in f32. Candle's own convolution gathers its input element by element, and its norms and attention pass
+//! over memory many times: these do the same arithmetic in one pass, on all threads, in the widest vectors that the CPU has.
 
 mod attention;
 mod conv;
 mod geglu;
+mod linear;
 mod norm;
+mod winograd;
 
-pub(super) use attention::Attention;
-pub(super) use conv::Conv;
-pub(super) use geglu::Geglu;
-pub(super) use norm::GroupNorm;
+pub(super) use attention::attention;
+pub(super) use conv::{After, conv};
+pub(super) use geglu::geglu;
+pub(super) use linear::linear;
+pub(super) use norm::{group_norm, layer_norm};
+pub(super) use winograd::Kernels;
 
-use candle_core::{CpuStorage, Error, Layout, Result};
+use candle_core::{CpuStorage, Device, Error, Result, Shape, Storage, Tensor};
+use std::ops::Deref;
 
-/// The elements of a contiguous f32 tensor.
-fn slice<'a>(storage: &'a CpuStorage, layout: &Layout, op: &'static str) -> Result<&'a [f32]> {
-    let (from, to) = layout.contiguous_offsets().ok_or_else(|| Error::RequiresContiguous { op }.bt())?;
-    match storage {
-        CpuStorage::F32(values) => Ok(&values[from..to]),
-        other => Err(Error::UnsupportedDTypeForOp(candle_core::backend::BackendStorage::dtype(other), op).bt()),
+/// The elements of a contiguous f32 tensor on the CPU, borrowed by the guard of its storage.
+struct View<Guard> {
+    storage: Guard,
+    from: usize,
+    to: usize,
+}
+
+fn view(xs: &Tensor) -> Result<impl Deref<Target = [f32]> + Sync> {
+    let (storage, layout) = xs.storage_and_layout();
+    let (from, to) = layout.contiguous_offsets().ok_or_else(|| Error::RequiresContiguous { op: "view" }.bt())?;
+    if !matches!(&*storage, Storage::Cpu(CpuStorage::F32(_))) {
+        return Err(Error::UnsupportedDTypeForOp(xs.dtype(), "a kernel for f32 on the CPU").bt());
     }
+    Ok(View { storage, from, to })
+}
+
+impl<Guard: Deref<Target = Storage>> Deref for View<Guard> {
+    type Target = [f32];
+
+    fn deref(&self) -> &[f32] {
+        match &*self.storage {
+            Storage::Cpu(CpuStorage::F32(values)) => &values[self.from..self.to],
+            // Refused by `view`.
+            _ => &[],
+        }
+    }
+}
+
+fn tensor(values: Vec<f32>, shape: impl Into<Shape>) -> Result<Tensor> {
+    Tensor::from_vec(values, shape.into(), &Device::Cpu)
+}
+
+/// Runs loops compiled for the widest vectors of this CPU. What they call must be inlined into them: a `for` always is, a closure
+/// given to an iterator not.
+#[inline(always)]
+fn vectorised<R>(work: impl FnOnce() -> R) -> R {
+    pulp::Arch::new().dispatch(work)
 }
 
 /// A matrix inside a slice: the element of row `r` and column `c` is at `r * row_stride + c * column_stride`.

@@ -1,10 +1,14 @@
 //! Convolution: the windows of some rows of the picture as columns of a matrix, times the weights.
 //!
 //! Chellapilla et al., "High performance convolutional neural networks for document processing", 2006; here in pieces that
-//! stay in the cache, one thread to a piece.
+//! stay in the cache, one thread to a piece. Large maps with few channels go by [`winograd`] instead.
 
-use super::{super::Window, Strides, matmul, slice};
-use candle_core::{CpuStorage, CustomOp3, Layout, Result, Shape};
+use super::{
+    super::Window,
+    Strides, matmul, tensor, vectorised, view,
+    winograd::{self, Kernels},
+};
+use candle_core::{Result, Tensor};
 use rayon::prelude::*;
 use std::cell::RefCell;
 
@@ -12,98 +16,153 @@ use std::cell::RefCell;
 const PIECE: usize = 128 << 10;
 
 thread_local! {
-    static COLUMNS: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
+    static ROOM: RefCell<[Vec<f32>; 2]> = const { RefCell::new([const { Vec::new() }; 2]) };
 }
 
-/// Input `[batch, in, height, width]`, weight `[out, in, side, side]`, bias `[out]`.
-pub(in super::super) struct Conv(pub(in super::super) Window);
+/// What is added to the sums.
+#[derive(Clone, Copy)]
+pub(in super::super) struct After<'a> {
+    /// `[out]`
+    pub(in super::super) bias: &'a Tensor,
+    /// `[batch, out]`
+    pub(in super::super) shift: Option<&'a Tensor>,
+    /// As the output.
+    pub(in super::super) onto: Option<&'a Tensor>,
+}
 
 /// Sizes of one convolution.
-struct Sizes {
-    channels: usize,
+pub(super) struct Sizes {
+    pub(super) channels: usize,
+    pub(super) out: usize,
     side: usize,
     /// Height and width of the input.
-    input: (usize, usize),
+    pub(super) input: (usize, usize),
     /// Height and width of the output.
-    output: (usize, usize),
+    pub(super) output: (usize, usize),
     window: Window,
 }
 
-impl CustomOp3 for Conv {
-    fn name(&self) -> &'static str {
-        "conv-cpu"
-    }
+/// Input `[batch, in, height, width]`, weight `[out, in, side, side]`. `kernels` are the weights as Winograd's algorithm has them, if
+/// the window allows it.
+pub(in super::super) fn conv(
+    xs: &Tensor,
+    weight: &Tensor,
+    window: Window,
+    kernels: Option<&Kernels>,
+    after: After,
+) -> Result<Tensor> {
+    let (batch, channels, height, width) = xs.dims4()?;
+    let (out, _, side, _) = weight.dims4()?;
+    let reach = |length: usize| (length + 2 * window.padding - side) / window.stride + 1;
+    let output = (reach(height), reach(width));
+    let sizes = Sizes { channels, out, side, input: (height, width), output, window };
+    let kernels = kernels.filter(|_| winograd::suits(output));
+    let (input, weight) = (view(xs)?, view(weight)?);
+    let offsets = offsets(batch, after)?;
+    let onto = after.onto.map(view).transpose()?;
 
-    fn cpu_fwd(
-        &self,
-        input: &CpuStorage,
-        input_layout: &Layout,
-        weight: &CpuStorage,
-        weight_layout: &Layout,
-        bias: &CpuStorage,
-        bias_layout: &Layout,
-    ) -> Result<(CpuStorage, Shape)> {
-        let (batch, channels, height, width) = input_layout.shape().dims4()?;
-        let (out, _, side, _) = weight_layout.shape().dims4()?;
-        let after = |length: usize| (length + 2 * self.0.padding - side) / self.0.stride + 1;
-        let output = (after(height), after(width));
-        let sizes = Sizes { channels, side, input: (height, width), output, window: self.0 };
-        let input = slice(input, input_layout, self.name())?;
-        let weight = slice(weight, weight_layout, self.name())?;
-        let bias = slice(bias, bias_layout, self.name())?;
-        let values = sizes.convolve(batch, out, input, weight, bias);
-        Ok((CpuStorage::F32(values), (batch, out, output.0, output.1).into()))
+    let plane = output.0 * output.1;
+    let rows = if kernels.is_some() { winograd::rows(&sizes, batch) } else { sizes.rows() };
+    let pieces = output.0.div_ceil(rows);
+    let mut values = vec![0f32; batch * out * plane];
+    let parts = split(&mut values, batch, plane, rows * output.1);
+    parts.into_par_iter().enumerate().for_each(|(index, mut lines)| {
+        let (item, from) = (index / pieces, index % pieces * rows);
+        let input = &input[item * channels * height * width..][..channels * height * width];
+        let offsets = &offsets[item * out..][..out];
+        ROOM.with_borrow_mut(|[before, after]| match kernels {
+            Some(kernels) => winograd::piece(&sizes, kernels, input, from, offsets, &mut lines, (before, after)),
+            None => sizes.piece(input, &weight, from, offsets, &mut lines, (before, after)),
+        });
+        if let Some(onto) = &onto {
+            let first = item * out * plane + from * output.1;
+            for (channel, line) in lines.iter_mut().enumerate() {
+                let onto = &onto[first + channel * plane..][..line.len()];
+                vectorised(
+                    #[inline(always)]
+                    || {
+                        for (value, onto) in line.iter_mut().zip(onto) {
+                            *value += onto;
+                        }
+                    },
+                );
+            }
+        }
+    });
+    tensor(values, (batch, out, output.0, output.1))
+}
+
+/// Bias and shift, `[batch, out]`.
+fn offsets(batch: usize, after: After) -> Result<Vec<f32>> {
+    let bias = view(after.bias)?;
+    let mut offsets = bias.repeat(batch);
+    if let Some(shift) = after.shift {
+        offsets.iter_mut().zip(view(shift)?.iter()).for_each(|(offset, shift)| *offset += shift);
     }
+    Ok(offsets)
+}
+
+/// The parts of all planes that each piece writes: of each channel, `piece` elements, or what is left.
+fn split(values: &mut [f32], batch: usize, plane: usize, piece: usize) -> Vec<Vec<&mut [f32]>> {
+    let (pieces, out) = (plane.div_ceil(piece), values.len() / plane / batch);
+    let mut parts: Vec<_> = (0..batch * pieces).map(|_| Vec::with_capacity(out)).collect();
+    for (index, plane) in values.chunks_mut(plane).enumerate() {
+        for (part, line) in plane.chunks_mut(piece).enumerate() {
+            parts[index / out * pieces + part].push(line);
+        }
+    }
+    parts
+}
+
+/// At least so many elements.
+pub(super) fn room(buffer: &mut Vec<f32>, length: usize) -> &mut [f32] {
+    buffer.resize(buffer.len().max(length), 0.0);
+    &mut buffer[..length]
 }
 
 impl Sizes {
-    fn convolve(&self, batch: usize, out: usize, input: &[f32], weight: &[f32], bias: &[f32]) -> Vec<f32> {
-        let (height, width) = self.output;
-        let depth = self.channels * self.side * self.side;
-        let rows = (PIECE / (depth * width)).clamp(1, height);
-        let pieces = height.div_ceil(rows);
-        let picture = self.channels * self.input.0 * self.input.1;
-        let results: Vec<Vec<f32>> = (0..batch * pieces)
-            .into_par_iter()
-            .map(|index| {
-                let from = index % pieces * rows;
-                let taken = rows.min(height - from);
-                let input = &input[index / pieces * picture..][..picture];
-                self.piece(input, weight, out, from, taken)
-            })
-            .collect();
-        let mut values = vec![0f32; batch * out * height * width];
-        values.par_chunks_mut(height * width).enumerate().for_each(|(plane, values)| {
-            let (item, channel) = (plane / out, plane % out);
-            for (piece, values) in values.chunks_mut(rows * width).enumerate() {
-                let result = &results[item * pieces + piece];
-                let line = &result[channel * values.len()..][..values.len()];
-                values.iter_mut().zip(line).for_each(|(value, sum)| *value = sum + bias[channel]);
-            }
-        });
-        values
+    fn depth(&self) -> usize {
+        self.channels * self.side * self.side
     }
 
-    /// Rows `from..from + taken` of every output channel, without bias: `[out, taken x width]`.
-    fn piece(&self, input: &[f32], weight: &[f32], out: usize, from: usize, taken: usize) -> Vec<f32> {
-        let count = taken * self.output.1;
-        let depth = self.channels * self.side * self.side;
-        let mut result = vec![0f32; out * count];
-        let shape = (out, count, depth);
+    /// Output rows of a piece.
+    fn rows(&self) -> usize {
+        (PIECE / (self.depth() * self.output.1)).clamp(1, self.output.0)
+    }
+
+    /// Rows of the output from `from` on: `lines` are those of each output channel.
+    fn piece(
+        &self,
+        input: &[f32],
+        weight: &[f32],
+        from: usize,
+        offsets: &[f32],
+        lines: &mut [&mut [f32]],
+        (columns, sums): (&mut Vec<f32>, &mut Vec<f32>),
+    ) {
+        let count = lines[0].len();
+        let shape = (self.out, count, self.depth());
+        let sums = room(sums, self.out * count);
+        let weight = (weight, Strides::rows(self.depth()));
         if self.side == 1 && self.window.stride == 1 {
             let plane = self.input.0 * self.input.1;
             let columns = (&input[from * self.input.1..], Strides::rows(plane));
-            matmul(shape, &mut result, Strides::rows(count), (weight, Strides::rows(depth)), columns);
-            return result;
-        }
-        COLUMNS.with_borrow_mut(|columns| {
-            columns.resize(columns.len().max(depth * count), 0.0);
-            let columns = &mut columns[..depth * count];
+            matmul(shape, sums, Strides::rows(count), weight, columns);
+        } else {
+            let columns = room(columns, self.depth() * count);
             self.gather(input, from, columns);
-            let columns = (&*columns, Strides::rows(count));
-            matmul(shape, &mut result, Strides::rows(count), (weight, Strides::rows(depth)), columns);
-        });
-        result
+            matmul(shape, sums, Strides::rows(count), weight, (&*columns, Strides::rows(count)));
+        }
+        vectorised(
+            #[inline(always)]
+            || {
+                for ((line, sums), offset) in lines.iter_mut().zip(sums.chunks(count)).zip(offsets) {
+                    for (value, sum) in line.iter_mut().zip(sums) {
+                        *value = sum + offset;
+                    }
+                }
+            },
+        );
     }
 
     /// Fills `[channels x side x side, rows x width]`: what each weight sees at each place, zero outside the picture.

@@ -1,32 +1,29 @@
 //! Gated GELU in one pass.
 
-use super::{exp, slice};
-use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape};
+use super::{exp, tensor, vectorised, view};
+use candle_core::{Result, Tensor};
 use rayon::prelude::*;
 
 /// Input `[..., 2 x width]`, output `[..., width]`: the first half times the GELU of the second.
-pub(in super::super) struct Geglu;
-
-impl CustomOp1 for Geglu {
-    fn name(&self) -> &'static str {
-        "geglu-cpu"
-    }
-
-    fn cpu_fwd(&self, input: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
-        let input = slice(input, layout, self.name())?;
-        let mut dims = layout.shape().dims().to_vec();
-        let last = dims.len() - 1;
-        dims[last] /= 2;
-        let width = dims[last];
-        let mut values = vec![0f32; input.len() / 2];
-        values.par_chunks_mut(width).zip(input.par_chunks(2 * width)).for_each(|(values, input)| {
-            let (kept, gate) = input.split_at(width);
-            for ((value, kept), gate) in values.iter_mut().zip(kept).zip(gate) {
-                *value = kept * gelu(*gate);
-            }
-        });
-        Ok((CpuStorage::F32(values), dims.into()))
-    }
+pub(in super::super) fn geglu(xs: &Tensor) -> Result<Tensor> {
+    let mut dims = xs.dims().to_vec();
+    let last = dims.len() - 1;
+    dims[last] /= 2;
+    let width = dims[last];
+    let input = view(xs)?;
+    let mut values = vec![0f32; input.len() / 2];
+    values.par_chunks_mut(width).zip(input.par_chunks(2 * width)).for_each(|(values, input)| {
+        vectorised(
+            #[inline(always)]
+            || {
+                let (kept, gate) = input.split_at(width);
+                for ((value, kept), gate) in values.iter_mut().zip(kept).zip(gate) {
+                    *value = kept * gelu(*gate);
+                }
+            },
+        );
+    });
+    tensor(values, dims)
 }
 
 /// `x` times the normal distribution up to `x`. The error function is 7.1.26 of Abramowitz & Stegun, "Handbook of mathematical

@@ -1,77 +1,104 @@
-//! GroupNorm with SiLU after it, in two passes over each group.
+//! GroupNorm with SiLU after it, and LayerNorm, each in two passes over what is normalised together.
 
-use super::{exp, slice};
-use candle_core::{CpuStorage, CustomOp3, Layout, Result, Shape};
+use super::{exp, tensor, vectorised, view};
+use candle_core::{Result, Tensor};
 use rayon::prelude::*;
 
 /// Elements summed in f32 before the sum goes on in f64.
 const RUN: usize = 1024;
+/// Elements summed beside each other.
+const LANES: usize = 16;
+/// Rows of a LayerNorm that a thread takes at a time.
+const ROWS: usize = 64;
 
-/// Input `[batch, channels, ...]`, weight and bias `[channels]`.
-pub(in super::super) struct GroupNorm {
-    pub(in super::super) groups: usize,
-    pub(in super::super) eps: f64,
-    /// Whether SiLU follows.
-    pub(in super::super) silu: bool,
-}
-
-impl CustomOp3 for GroupNorm {
-    fn name(&self) -> &'static str {
-        "group-norm-cpu"
-    }
-
-    fn cpu_fwd(
-        &self,
-        input: &CpuStorage,
-        input_layout: &Layout,
-        weight: &CpuStorage,
-        weight_layout: &Layout,
-        bias: &CpuStorage,
-        bias_layout: &Layout,
-    ) -> Result<(CpuStorage, Shape)> {
-        let dims = input_layout.shape().dims();
-        let (channels, plane) = (dims[1], dims[2..].iter().product::<usize>());
-        let input = slice(input, input_layout, self.name())?;
-        let weight = slice(weight, weight_layout, self.name())?;
-        let bias = slice(bias, bias_layout, self.name())?;
-        let in_group = channels / self.groups;
-        let mut values = vec![0f32; input.len()];
-        let groups = values.par_chunks_mut(in_group * plane).zip(input.par_chunks(in_group * plane));
-        groups.enumerate().for_each(|(index, (values, input))| {
-            let (mean, scale) = self.statistics(input);
-            let first = index % self.groups * in_group;
-            for (offset, (values, input)) in values.chunks_mut(plane).zip(input.chunks(plane)).enumerate() {
-                let factor = weight[first + offset] * scale;
-                let shift = bias[first + offset] - mean * factor;
-                let normed = input.iter().map(|x| x * factor + shift);
-                if self.silu {
-                    values.iter_mut().zip(normed).for_each(|(value, x)| *value = x / (1.0 + exp(-x)));
-                } else {
-                    values.iter_mut().zip(normed).for_each(|(value, x)| *value = x);
+/// Input `[batch, channels, ...]`, weight and bias `[channels]`; `silu` says whether SiLU follows.
+pub(in super::super) fn group_norm(
+    xs: &Tensor,
+    weight: &Tensor,
+    bias: &Tensor,
+    groups: usize,
+    eps: f64,
+    silu: bool,
+) -> Result<Tensor> {
+    let dims = xs.dims();
+    let (channels, plane) = (dims[1], dims[2..].iter().product::<usize>());
+    let (input, weight, bias) = (view(xs)?, view(weight)?, view(bias)?);
+    let in_group = channels / groups;
+    let mut values = vec![0f32; input.len()];
+    let pairs = values.par_chunks_mut(in_group * plane).zip(input.par_chunks(in_group * plane));
+    pairs.enumerate().for_each(|(index, (values, input))| {
+        vectorised(
+            #[inline(always)]
+            || {
+                let (mean, scale) = statistics(input, eps);
+                let first = index % groups * in_group;
+                for (offset, (values, input)) in values.chunks_mut(plane).zip(input.chunks(plane)).enumerate() {
+                    let factor = weight[first + offset] * scale;
+                    let shift = bias[first + offset] - mean * factor;
+                    for (value, x) in values.iter_mut().zip(input) {
+                        let x = x * factor + shift;
+                        *value = if silu { x / (1.0 + exp(-x)) } else { x };
+                    }
                 }
-            }
-        });
-        Ok((CpuStorage::F32(values), input_layout.shape().clone()))
-    }
+            },
+        );
+    });
+    tensor(values, xs.shape())
 }
 
-impl GroupNorm {
-    /// The mean, and one over the standard deviation.
-    fn statistics(&self, input: &[f32]) -> (f32, f32) {
-        let count = input.len() as f64;
-        let mean = input.chunks(RUN).map(|run| f64::from(sum(run, |x| x))).sum::<f64>() / count;
-        let middle = mean as f32;
-        let squares = input.chunks(RUN).map(|run| f64::from(sum(run, |x| (x - middle) * (x - middle)))).sum::<f64>();
-        (middle, (1.0 / (squares / count + self.eps).sqrt()) as f32)
-    }
+/// Input `[..., width]`, weight and bias `[width]`.
+pub(in super::super) fn layer_norm(xs: &Tensor, weight: &Tensor, bias: &Tensor, eps: f64) -> Result<Tensor> {
+    let (input, weight, bias) = (view(xs)?, view(weight)?, view(bias)?);
+    let width = weight.len();
+    let mut values = vec![0f32; input.len()];
+    values.par_chunks_mut(width * ROWS).zip(input.par_chunks(width * ROWS)).for_each(|(values, input)| {
+        vectorised(
+            #[inline(always)]
+            || {
+                for (values, input) in values.chunks_mut(width).zip(input.chunks(width)) {
+                    let (mean, scale) = statistics(input, eps);
+                    let factors = weight.iter().zip(bias.iter());
+                    for ((value, x), (weight, bias)) in values.iter_mut().zip(input).zip(factors) {
+                        *value = (x - mean) * scale * weight + bias;
+                    }
+                }
+            },
+        );
+    });
+    tensor(values, xs.shape())
 }
 
-/// Sums in eight lanes, which is what lets the compiler use vectors.
-fn sum(run: &[f32], of: impl Fn(f32) -> f32) -> f32 {
-    let mut lanes = [0f32; 8];
-    let (eights, rest) = run.as_chunks::<8>();
-    for eight in eights {
-        lanes.iter_mut().zip(eight).for_each(|(lane, &x)| *lane += of(x));
+/// The mean, and one over the standard deviation.
+#[inline(always)]
+fn statistics(input: &[f32], eps: f64) -> (f32, f32) {
+    let count = input.len() as f64;
+    let mut total = 0.0;
+    for run in input.chunks(RUN) {
+        total += f64::from(sum(run, 0.0, false));
     }
-    lanes.iter().sum::<f32>() + rest.iter().map(|&x| of(x)).sum::<f32>()
+    let mean = (total / count) as f32;
+    let mut squares = 0.0;
+    for run in input.chunks(RUN) {
+        squares += f64::from(sum(run, mean, true));
+    }
+    (mean, (1.0 / (squares / count + eps).sqrt()) as f32)
+}
+
+/// The sum of the distances from `middle`, or of their squares, in lanes, which is what lets the compiler use vectors.
+#[inline(always)]
+fn sum(run: &[f32], middle: f32, squared: bool) -> f32 {
+    let (chunks, rest) = run.as_chunks::<LANES>();
+    let mut lanes = [0f32; LANES];
+    let mut last = 0.0;
+    for chunk in chunks {
+        for (lane, x) in lanes.iter_mut().zip(chunk) {
+            let x = x - middle;
+            *lane += if squared { x * x } else { x };
+        }
+    }
+    for x in rest {
+        let x = x - middle;
+        last += if squared { x * x } else { x };
+    }
+    lanes.iter().sum::<f32>() + last
 }
