@@ -1,6 +1,6 @@
 //! Attention over a few queries at a time, so that their scores stay in the cache.
 
-use super::{Strides, exp, matmul, tensor, vectorised, view};
+use super::{Strides, exp2_of_negative, matmul, room, tensor, vectorised, view};
 use candle_core::{Result, Tensor};
 use rayon::prelude::*;
 use std::cell::RefCell;
@@ -12,7 +12,7 @@ const SCORES: usize = 128 << 10;
 const LANES: usize = 16;
 
 thread_local! {
-    static ROOM: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
+    static ROOM: RefCell<[Vec<f32>; 2]> = const { RefCell::new([const { Vec::new() }; 2]) };
 }
 
 /// Queries `[batch, tokens, channels]`, keys and values `[batch, others, channels]`.
@@ -42,29 +42,33 @@ fn block(values: &mut [f32], q: &[f32], k: &[f32], v: &[f32], others: usize, cha
     let queries = q.len() / channels;
     let rows = Strides::rows(channels);
     let scale = (width as f32).powf(-0.5);
-    ROOM.with_borrow_mut(|room| {
-        room.resize(room.len().max(queries * others), 0.0);
-        let scores = &mut room[..queries * others];
+    ROOM.with_borrow_mut(|[scores, wholes]| {
+        let (scores, wholes) = (room(scores, queries * others), room(wholes, queries));
         for head in (0..channels).step_by(width) {
             let keys = (&k[head..], rows.transposed());
             matmul((queries, others, width), scores, Strides::rows(others), (&q[head..], rows), keys);
             vectorised(
                 #[inline(always)]
                 || {
-                    for row in scores.chunks_mut(others) {
-                        softmax(row, scale);
+                    for (row, whole) in scores.chunks_mut(others).zip(&mut *wholes) {
+                        *whole = softmax(row, scale);
                     }
                 },
             );
             let scores = (&*scores, Strides::rows(others));
             matmul((queries, width, others), &mut values[head..], rows, scores, (&v[head..], rows));
+            for (row, whole) in values.chunks_mut(channels).zip(&*wholes) {
+                for value in &mut row[head..head + width] {
+                    *value /= whole;
+                }
+            }
         }
     });
 }
 
-/// Softmax of `scale * row`, in place.
+/// Softmax of `scale * row`, in place, but for the division by the sum, which is returned.
 #[inline(always)]
-fn softmax(row: &mut [f32], scale: f32) {
+fn softmax(row: &mut [f32], scale: f32) -> f32 {
     let (chunks, rest) = row.as_chunks::<LANES>();
     let mut most = [f32::NEG_INFINITY; LANES];
     for chunk in chunks {
@@ -76,20 +80,18 @@ fn softmax(row: &mut [f32], scale: f32) {
     for &x in most.iter().chain(rest) {
         highest = highest.max(x);
     }
+    let factor = scale * std::f32::consts::LOG2_E;
     let (chunks, rest) = row.as_chunks_mut::<LANES>();
     let mut sums = [0f32; LANES];
     for chunk in chunks {
         for (x, sum) in chunk.iter_mut().zip(&mut sums) {
-            *x = exp((*x - highest) * scale);
+            *x = exp2_of_negative((*x - highest) * factor);
             *sum += *x;
         }
     }
     for x in rest {
-        *x = exp((*x - highest) * scale);
+        *x = exp2_of_negative((*x - highest) * factor);
         sums[0] += *x;
     }
-    let whole = 1.0 / sums.iter().sum::<f32>();
-    for x in row {
-        *x *= whole;
-    }
+    sums.iter().sum()
 }

@@ -5,7 +5,7 @@
 
 use super::{
     super::Window,
-    Strides, matmul, tensor, vectorised, view,
+    Strides, matmul, room, tensor, vectorised, view,
     winograd::{self, Kernels},
 };
 use candle_core::{Result, Tensor};
@@ -112,12 +112,6 @@ fn split(values: &mut [f32], batch: usize, plane: usize, piece: usize) -> Vec<Ve
         }
     }
     parts
-}
-
-/// At least so many elements.
-pub(super) fn room(buffer: &mut Vec<f32>, length: usize) -> &mut [f32] {
-    buffer.resize(buffer.len().max(length), 0.0);
-    &mut buffer[..length]
 }
 
 impl Sizes {

@@ -4,7 +4,7 @@ use super::{Strides, matmul, tensor, vectorised, view};
 use candle_core::{Result, Tensor};
 use rayon::prelude::*;
 
-/// Output elements that a thread computes at a time: 256 KiB.
+/// Output elements that a thread computes at a time, at most: 256 KiB.
 const PIECE: usize = 64 << 10;
 
 /// `xs @ weight^T`, plus the bias, plus `onto`. Input `[..., in]`, weight `[out, in]`, bias `[out]`; `onto` has the output's shape.
@@ -22,7 +22,10 @@ pub(in super::super) fn linear(
     let bias = bias.map(view).transpose()?;
     let onto = onto.map(view).transpose()?;
     let count = input.len() / depth;
-    let at_once = (PIECE / out).clamp(1, count.div_ceil(rayon::current_num_threads()));
+    // Equal pieces, as many for one thread as for another.
+    let threads = rayon::current_num_threads();
+    let rounds = (count * out).div_ceil(PIECE * threads).max(1);
+    let at_once = count.div_ceil(rounds * threads).max(1);
     let mut values = vec![0f32; count * out];
     values.par_chunks_mut(at_once * out).enumerate().for_each(|(index, values)| {
         let (rows, first) = (values.len() / out, index * at_once);

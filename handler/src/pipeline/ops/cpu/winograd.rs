@@ -4,11 +4,7 @@
 //! transformed; the products of all channels are then 36 matrix multiplications, whose results are transformed back.
 //! Eight tiles beside each other are worked on at once.
 
-use super::{
-    Strides,
-    conv::{Sizes, room},
-    matmul, vectorised, view,
-};
+use super::{Strides, conv::Sizes, matmul, room, vectorised, view};
 use candle_core::{Result, Tensor};
 use std::{
     array,
