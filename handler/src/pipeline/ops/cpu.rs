@@ -158,7 +158,8 @@ fn exp2_of_negative(x: f32) -> f32 {
     let shifted = x + ROUNDER;
     let r = x - (shifted - ROUNDER);
     let [a, b, c, d, e, f] = SERIES;
-    scaled(1.0 + r * (a + r * (b + r * (c + r * (d + r * (e + r * f))))), shifted)
+    let series = f.mul_add(r, e).mul_add(r, d).mul_add(r, c).mul_add(r, b).mul_add(r, a).mul_add(r, 1.0);
+    scaled(series, shifted)
 }
 
 /// `value` times 2 to the whole number in the low bits of `shifted`.

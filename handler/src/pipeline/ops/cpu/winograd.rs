@@ -18,6 +18,8 @@ const SIDE: usize = 6;
 const POINTS: usize = SIDE * SIDE;
 /// Tiles worked on at once.
 const LANES: usize = 8;
+/// Rows of the block in which AVX-512 multiplies matrices.
+const BLOCK: usize = 64;
 /// Elements of a piece's transformed windows and products: 2 MiB.
 const PIECE: usize = 512 << 10;
 /// Pairs of channels up to which weights are kept transformed, which takes 9 MiB: with more, the plain way is as fast.
@@ -57,12 +59,15 @@ pub(super) fn suits((_, width): (usize, usize)) -> bool {
     width >= LANES * TILE
 }
 
-/// Output rows of a piece: whole tiles, and at least a piece for each thread.
+/// Output rows of a piece: whole tiles, at least a piece for each thread, and as many tiles as matrices multiply best.
 pub(super) fn rows(sizes: &Sizes, batch: usize) -> usize {
-    let in_row = POINTS * (sizes.channels + sizes.out) * across(sizes.output.1);
+    let across = across(sizes.output.1);
+    let in_row = POINTS * (sizes.channels + sizes.out) * across;
     let down = sizes.output.0.div_ceil(TILE);
     let share = (down * batch).div_ceil(rayon::current_num_threads()).min(down);
-    (PIECE / in_row).clamp(1, share) * TILE
+    let rows = (PIECE / in_row).clamp(1, share);
+    let full = BLOCK.div_ceil(across);
+    (if rows > full { rows / full * full } else { rows }) * TILE
 }
 
 /// Tiles in a row, a whole number of lanes.
