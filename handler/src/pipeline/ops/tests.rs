@@ -1,11 +1,20 @@
 //! Each fast form against candle's plain one.
 
 use super::*;
+use crate::pipeline::noise::Noise;
 use candle_core::{Device, IndexOp};
 use candle_nn::VarMap;
+use std::cell::Cell;
 
+thread_local! {
+    static DRAWS: Cell<u64> = const { Cell::new(0) };
+}
+
+/// The same in every run: each test has a thread of its own.
 fn draw(shape: &[usize]) -> Tensor {
-    Tensor::randn(0f32, 1., shape, &Device::Cpu).unwrap()
+    let seed = DRAWS.get();
+    DRAWS.set(seed + 1);
+    Noise::cpu(seed).randn(shape, DType::F32, &Device::Cpu).unwrap()
 }
 
 /// The largest difference over the largest value.
@@ -39,11 +48,12 @@ fn convolution_is_candles() {
         let xs = draw(&[batch, channels_in, height, width]);
         let plain = xs.conv2d(&conv.weight, padding, stride, 1, 1).unwrap();
         let plain = plain.broadcast_add(&conv.bias.reshape((1, (), 1, 1)).unwrap()).unwrap();
-        // Transformed windows lose about a digit.
-        let limit = if conv.kernels.is_some() && width >= 32 { 2e-5 } else { 2e-6 };
+        // Transformed windows lose a digit or more, the more so with many channels.
+        let limit = if conv.kernels.is_some() && width >= 32 { 4e-5 } else { 2e-6 };
         let name = format!("{channels_in}x{side}x{side} stride {stride} on {height}x{width}");
         let check = |ours: Tensor, plain: &Tensor| {
             let error = difference(&ours, plain);
+            println!("{name}: {error:e} of {limit:e}");
             assert!(error < limit, "{name}: {error}");
         };
         check(conv.forward(&xs).unwrap(), &plain);
@@ -58,7 +68,7 @@ fn convolution_is_candles() {
 fn linear_and_layer_norm_are_candles() {
     let vars = VarMap::new();
     let vb = VarBuilder::from_varmap(&vars, DType::F32, &Device::Cpu);
-    for (rows, channels_in, channels_out) in [(1, 3, 5), (77, 128, 96), (1024, 96, 768)] {
+    for (rows, channels_in, channels_out) in [(1, 20, 5), (77, 128, 96), (1024, 96, 768)] {
         let bias = draw(&[channels_out]);
         for bias in [None, Some(bias)] {
             let linear = Linear(candle_nn::Linear::new(draw(&[channels_out, channels_in]), bias));
@@ -71,8 +81,19 @@ fn linear_and_layer_norm_are_candles() {
         let norm =
             LayerNorm { plain: candle_nn::LayerNorm::new(draw(&[channels_in]), draw(&[channels_in]), 1e-5), ..norm };
         let xs = (draw(&[2, rows, channels_in]) + 1.0).unwrap();
-        assert!(difference(&norm.forward(&xs).unwrap(), &norm.plain.forward(&xs).unwrap()) < 1e-5);
+        assert!(difference(&norm.forward(&xs).unwrap(), &exact_layer_norm(&xs, &norm)) < 1e-5);
     }
+}
+
+/// In f64: candle's own takes the variance from the mean of squares, which loses digits where the mean is not zero.
+fn exact_layer_norm(xs: &Tensor, norm: &LayerNorm) -> Tensor {
+    let wide = |xs: &Tensor| xs.to_dtype(DType::F64).unwrap();
+    let xs = wide(xs);
+    let centred = xs.broadcast_sub(&xs.mean_keepdim(2).unwrap()).unwrap();
+    let variance = centred.sqr().unwrap().mean_keepdim(2).unwrap();
+    let unit = centred.broadcast_div(&(variance + norm.eps).unwrap().sqrt().unwrap()).unwrap();
+    let scaled = unit.broadcast_mul(&wide(norm.plain.weight())).unwrap();
+    scaled.broadcast_add(&wide(norm.plain.bias().unwrap())).unwrap().to_dtype(DType::F32).unwrap()
 }
 
 #[test]
