@@ -11,6 +11,7 @@ mod cuda;
 
 use candle_core::{D, DType, Result, Tensor};
 use candle_nn::{Module, VarBuilder, ops::softmax_last_dim};
+use std::sync::Arc;
 
 /// Attention scores held at once, in elements: 64 MiB of f32.
 const SCORES_AT_ONCE: usize = 16 << 20;
@@ -21,7 +22,7 @@ pub(super) struct Conv {
     bias: Tensor,
     window: Window,
     /// For the CPU, where the window and the channels suit.
-    kernels: Option<cpu::Kernels>,
+    kernels: Option<Arc<cpu::Kernels>>,
 }
 
 /// How a square kernel moves over the picture.
@@ -55,7 +56,7 @@ impl Conv {
     fn of(weight: Tensor, bias: Tensor, window: Window) -> Result<Self> {
         let (out, channels, side, _) = weight.dims4()?;
         let fits = on_cpu(&weight) && (side, window.stride, window.padding) == (3, 1, 1);
-        let kernels = (fits && cpu::Kernels::suit(channels, out)).then(|| cpu::Kernels::new(&weight)).transpose()?;
+        let kernels = (fits && cpu::Kernels::suit(channels, out)).then(|| cpu::Kernels::of(&weight)).transpose()?;
         Ok(Self { weight, bias, window, kernels })
     }
 
@@ -76,7 +77,7 @@ impl Conv {
     fn run(&self, xs: &Tensor, shift: Option<&Tensor>, onto: Option<&Tensor>) -> Result<Tensor> {
         if on_cpu(xs) {
             let after = cpu::After { bias: &self.bias, shift, onto };
-            return cpu::conv(xs, &self.weight, self.window, self.kernels.as_ref(), after);
+            return cpu::conv(xs, &self.weight, self.window, self.kernels.as_deref(), after);
         }
         let mut sums = self.without_bias(xs)?.broadcast_add(&self.bias.reshape((1, (), 1, 1))?)?;
         if let Some(shift) = shift {

@@ -5,10 +5,12 @@
 //! Eight tiles beside each other are worked on at once.
 
 use super::{Strides, conv::Sizes, matmul, room, vectorised, view};
-use candle_core::{Result, Tensor};
+use candle_core::{Result, Tensor, TensorId};
 use std::{
     array,
+    collections::HashMap,
     ops::{Add, Mul, Sub},
+    sync::{Arc, LazyLock, Mutex, PoisonError, Weak},
 };
 
 /// Sides of a tile and of its window.
@@ -28,6 +30,9 @@ const PAIRS: usize = 1 << 16;
 /// Transformed weights, `[36, out, in]`.
 pub(in super::super) struct Kernels(Vec<f32>);
 
+/// Those in use, by the tensor they are of: when a LoRA is swapped, the layers it leaves alone keep theirs.
+static IN_USE: LazyLock<Mutex<HashMap<TensorId, Weak<Kernels>>>> = LazyLock::new(Mutex::default);
+
 impl Kernels {
     /// Whether a convolution of 3x3 should have them.
     pub(in super::super) fn suit(channels_in: usize, channels_out: usize) -> bool {
@@ -35,7 +40,18 @@ impl Kernels {
     }
 
     /// `weight` is `[out, in, 3, 3]`.
-    pub(in super::super) fn new(weight: &Tensor) -> Result<Self> {
+    pub(in super::super) fn of(weight: &Tensor) -> Result<Arc<Self>> {
+        let mut in_use = IN_USE.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(kernels) = in_use.get(&weight.id()).and_then(Weak::upgrade) {
+            return Ok(kernels);
+        }
+        in_use.retain(|_, kernels| kernels.strong_count() > 0);
+        let kernels = Arc::new(Self::new(weight)?);
+        in_use.insert(weight.id(), Arc::downgrade(&kernels));
+        Ok(kernels)
+    }
+
+    fn new(weight: &Tensor) -> Result<Self> {
         let weight = view(weight)?;
         let (kernels, _) = weight.as_chunks::<9>();
         let mut values = vec![0f32; POINTS * kernels.len()];
