@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""The contact sheet of the docs, every picture painted by `handler generate`. Needs Pillow; takes about 20 minutes on two cores.
+"""The contact sheet of the docs, every picture painted by `handler generate`. Needs Pillow; takes about ten minutes on two cores.
 
     python tests/model/contact_sheet.py target/debug/handler docs/contact-sheet.jpg
 """

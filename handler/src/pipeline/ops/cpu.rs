@@ -154,7 +154,8 @@ fn exp2_of_negative(x: f32) -> f32 {
         (LN_2 * LN_2 * LN_2 * LN_2 * LN_2 / 120.0) as f32,
         (LN_2 * LN_2 * LN_2 * LN_2 * LN_2 * LN_2 / 720.0) as f32,
     ];
-    let x = if x > -126.0 { x } else { -126.0 };
+    // In this order, so that no number stays none.
+    let x = if x < -126.0 { -126.0 } else { x };
     let shifted = x + ROUNDER;
     let r = x - (shifted - ROUNDER);
     let [a, b, c, d, e, f] = SERIES;
@@ -191,6 +192,7 @@ mod tests {
             let error = (f64::from(exp2_of_negative(x)) - truth).abs() / truth;
             assert!(error < 2.5e-7, "2^{x} is off by {error}");
         }
+        assert!(exp2_of_negative(f32::NAN).is_nan());
         assert!(exp2_of_negative(-1e30) < 1e-37 && exp2_of_negative(f32::NEG_INFINITY) < 1e-37);
     }
 }
