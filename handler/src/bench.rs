@@ -1,6 +1,7 @@
 //! `handler bench`: what something costs here, measured. Each figure is the median of its repeats.
 
 use crate::{
+    gpu::Gpu,
     config::{BenchLoraConfig, BenchPictureConfig},
     lora::{AppliedLora, Lora},
     pipeline::{Request, noise::Source, prompt::Weighting, scheduler::Kind},
@@ -41,7 +42,7 @@ pub fn lora(config: &BenchLoraConfig) -> anyhow::Result<()> {
         swap_in.push(studio.swap(&applied)?);
         swap_out.push(studio.swap(&[])?);
     }
-    let device = studio.device_name();
+    let device = studio.device_name().to_string();
     let figures = [
         ("read", median(read)),
         ("first_swap_in", first),
@@ -90,22 +91,25 @@ pub fn picture(config: &BenchPictureConfig) -> anyhow::Result<()> {
     };
     let (first, _) = paint()?;
     let runs = (0..config.repeat).map(|_| paint()).collect::<anyhow::Result<Vec<_>>>()?;
-    let mut figures = vec![("load", load), ("first_picture", first)];
+    let mut figures: Vec<(&str, Duration)> = studio.gpu().map(Gpu::opening).unwrap_or_default();
+    figures.extend([("load", load), ("first_picture", first)]);
     figures.push(("picture", median(runs.iter().map(|(whole, _)| *whole).collect())));
     for (index, (name, _)) in runs[0].1.iter().enumerate() {
         figures.push((name, median(runs.iter().map(|(_, stages)| stages[index].1).collect())));
     }
-    let device = studio.device_name();
+    let device = studio.device_name().to_string();
+    let gpu_memory_mib = studio.gpu().map(|gpu| gpu.peak_bytes() >> 20);
     let about = json!({
         "device": device, "width": width, "height": height, "steps": config.steps, "images": config.num_images,
-        "repeat": config.repeat, "peak_memory_mib": peak_memory_mib(),
+        "repeat": config.repeat, "peak_memory_mib": peak_memory_mib(), "gpu_memory_mib": gpu_memory_mib,
     });
     let title = format!(
-        "{} x {width}x{height}, {} steps, {device}, median of {}, peak memory {} MiB",
+        "{} x {width}x{height}, {} steps, {device}, median of {}, peak memory {} MiB{}",
         config.num_images,
         config.steps,
         config.repeat,
         peak_memory_mib().unwrap_or_default(),
+        gpu_memory_mib.map_or(String::new(), |mib| format!(", of the GPU {mib} MiB")),
     );
     print(config.json, about, &title, &figures)
 }

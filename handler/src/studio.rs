@@ -4,12 +4,12 @@
 
 use crate::{
     config::{DeviceKind, ModelConfig, Precision},
+    gpu::{Dtype, Gpu, GpuError},
     lora::{AppliedLora, LoraError},
-    pipeline::{Pipeline, Request, error::PipelineError},
+    pipeline::{Compute, Pipeline, Request, error::PipelineError},
     signature::{Signature, SignatureError, sign},
     task::Format,
 };
-use candle_core::{DType, Device};
 use image::{ExtendedColorType, ImageEncoder, RgbImage, codecs::jpeg::JpegEncoder, codecs::png::PngEncoder};
 use std::{ops::ControlFlow, time::Duration, time::Instant};
 
@@ -70,7 +70,7 @@ impl StudioError {
 pub struct Studio {
     pipeline: Pipeline,
     noise_threads: u32,
-    device: Device,
+    compute: Compute,
 }
 
 impl Studio {
@@ -80,18 +80,25 @@ impl Studio {
     /// No such device in this build or machine, a dtype it does not have, or a model folder that cannot be used.
     pub fn open(config: &ModelConfig) -> Result<Self, PipelineError> {
         let started = Instant::now();
-        let device = device(config.device)?;
-        let dtype = dtype(config.dtype, &device)?;
-        let pipeline = Pipeline::load(&config.dir, dtype, &device)?.with_dora(config.dora);
-        let studio = Self { pipeline, noise_threads: config.noise_threads, device };
+        let compute = compute(config.device, config.dtype)?;
+        let pipeline = Pipeline::load(&config.dir, &compute)?.with_dora(config.dora);
+        let studio = Self { pipeline, noise_threads: config.noise_threads, compute };
         let duration_ms = started.elapsed().as_millis() as u64;
         tracing::info!(device = studio.device_name(), duration_ms, "model loaded");
         Ok(studio)
     }
 
     /// What it computes on.
-    pub fn device_name(&self) -> &'static str {
-        if self.device.is_cpu() { "cpu" } else { "cuda" }
+    pub fn device_name(&self) -> &str {
+        self.gpu().map_or("cpu", Gpu::name)
+    }
+
+    /// The GPU, if it computes on one.
+    pub fn gpu(&self) -> Option<&Gpu> {
+        match &self.compute {
+            Compute::Cpu => None,
+            Compute::Gpu(gpu, _) => Some(gpu),
+        }
     }
 
     /// Applies these LoRAs and no others, waits for the device, and says how long that took.
@@ -101,7 +108,9 @@ impl Studio {
     pub fn swap(&mut self, loras: &[AppliedLora]) -> Result<Duration, StudioError> {
         let clock = Instant::now();
         self.pipeline.set_loras(loras)?;
-        self.device.synchronize().map_err(PipelineError::from)?;
+        if let Some(gpu) = self.gpu() {
+            gpu.synchronize().map_err(PipelineError::from)?;
+        }
         Ok(clock.elapsed())
     }
 
@@ -141,26 +150,29 @@ impl Studio {
     }
 }
 
-fn dtype(precision: Precision, device: &Device) -> Result<DType, PipelineError> {
-    let dtype = match precision {
-        Precision::Auto if device.is_cpu() => DType::F32,
-        Precision::Auto | Precision::F16 => DType::F16,
-        Precision::Bf16 => DType::BF16,
-        Precision::F32 => DType::F32,
+fn compute(kind: DeviceKind, precision: Precision) -> Result<Compute, PipelineError> {
+    let gpu = match kind {
+        DeviceKind::Cpu => None,
+        DeviceKind::Cuda => Some(Gpu::open(0)?),
+        DeviceKind::Auto => Gpu::open(0).inspect_err(why_not).ok(),
     };
-    if device.is_cpu() && dtype != DType::F32 {
-        let (value, limit) = (dtype.as_str().to_string(), "the CPU computes in f32 only".to_string());
-        return Err(PipelineError::Request { field: "dtype", value, limit });
-    }
-    Ok(dtype)
+    let Some(gpu) = gpu else {
+        if matches!(precision, Precision::Auto | Precision::F32) {
+            return Ok(Compute::Cpu);
+        }
+        let value = if precision == Precision::F16 { "f16" } else { "bf16" }.to_string();
+        return Err(PipelineError::Request { field: "dtype", value, limit: "the CPU computes in f32 only".into() });
+    };
+    let dtype = match precision {
+        Precision::Auto | Precision::F16 => Dtype::F16,
+        Precision::Bf16 => Dtype::BF16,
+        Precision::F32 => Dtype::F32,
+    };
+    Ok(Compute::Gpu(gpu, dtype))
 }
 
-fn device(kind: DeviceKind) -> Result<Device, PipelineError> {
-    Ok(match kind {
-        DeviceKind::Cpu => Device::Cpu,
-        DeviceKind::Cuda => Device::new_cuda(0)?,
-        DeviceKind::Auto => Device::cuda_if_available(0)?,
-    })
+fn why_not(error: &GpuError) {
+    tracing::info!(reason = %error, "no GPU is used");
 }
 
 fn encode(picture: &RgbImage, format: Format) -> Result<Vec<u8>, image::ImageError> {

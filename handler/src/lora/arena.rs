@@ -1,4 +1,4 @@
-//! The matrices of one file, end to end in one tensor per dtype: they go to a device in one copy, in the dtype they have.
+//! The matrices of one file, end to end in one tensor per dtype, in the dtype they have.
 
 use candle_core::{DType, Device, Result, Tensor};
 use half::{bf16, f16};
@@ -118,16 +118,11 @@ fn append<T: Copy, const N: usize>(
     to[from..].iter().fold(true, |finite, &value| finite & is_finite(value))
 }
 
-/// All matrices of one file on one device.
+/// All matrices of one file.
 #[derive(Debug, Clone)]
 pub(super) struct Arena(Vec<Tensor>);
 
 impl Arena {
-    /// The same on `device`: one copy per dtype, none if it is there already.
-    pub(super) fn on(&self, device: &Device) -> Result<Self> {
-        Ok(Self(self.0.iter().map(|tensor| tensor.to_device(device)).collect::<Result<_>>()?))
-    }
-
     /// A matrix in its own shape, as f32.
     pub(super) fn get(&self, matrix: &Matrix) -> Result<Tensor> {
         let tensor = self.0.iter().find(|tensor| tensor.dtype() == matrix.dtype);

@@ -19,13 +19,13 @@ const MAX_TENSORS: usize = 65_536;
 const CHUNK: usize = 1 << 20;
 
 /// The header of a safetensors file, checked against the file's length.
-pub(super) struct Header {
+pub(crate) struct Header {
     /// Free texts of the file.
     pub metadata: HashMap<String, String>,
     /// Names with dtype, shape and place, in the order of the data.
     pub tensors: Vec<(String, TensorInfo)>,
     /// Where the data begins.
-    data: u64,
+    pub data: u64,
 }
 
 impl Header {
@@ -33,7 +33,7 @@ impl Header {
     ///
     /// # Errors
     /// `NotSafetensors` or `Pickled` with what was found; `File` when the disk is at fault.
-    pub(super) fn read(source: &mut (impl Read + Seek)) -> Result<Self, LoraError> {
+    pub(crate) fn read(source: &mut (impl Read + Seek)) -> Result<Self, LoraError> {
         let refused = |reason: String| LoraError::NotSafetensors(reason);
         let length = source.seek(SeekFrom::End(0))?;
         source.seek(SeekFrom::Start(0))?;

@@ -10,6 +10,7 @@ use super::{
 };
 use crate::pipeline::weights::{Tensors, Weights};
 use candle_core::{DType, Tensor};
+use rayon::prelude::*;
 use std::collections::{BTreeMap, HashMap};
 
 /// Below this relative change, DoRA's lengths are those of the base but for their rounding to bf16.
@@ -28,7 +29,7 @@ pub struct Overlays {
 type Place = (Component, String);
 
 /// Merges LoRAs. Each adds to the base what it would add alone, so their order does not matter. Per tensor the sum is formed in
-/// f32 on the base's device and rounded once to the base's dtype; nothing waits for the device.
+/// f32 and rounded once to the base's dtype.
 ///
 /// # Errors
 /// A LoRA that does not fit `target`, or that changes nothing even at scale 1.
@@ -50,26 +51,22 @@ pub fn merge(
             places.entry(place).or_default().push((index, change));
         }
     }
-    let on_device = loras.iter().map(|applied| {
-        let wanted = (applied.scale != 0.0).then(|| applied.lora.arena.on(unet.device()));
-        wanted.transpose()
-    });
-    let arenas = on_device.collect::<candle_core::Result<Vec<_>>>()?;
-    let mut overlays = Overlays::default();
-    for ((component, name), changes) in places {
-        let (weights, overlay) = match component {
-            Component::Unet => (unet, &mut overlays.unet),
-            Component::TextEncoder => (text_encoder, &mut overlays.text_encoder),
-        };
-        let base = tensor(weights, &name)?;
+    let merged = places.into_par_iter().map(|((component, name), changes)| {
+        let base = if component == Component::Unet { unet } else { text_encoder }.base(&name)?;
         let base_f32 = base.to_dtype(DType::F32)?;
         let mut sum = base_f32.clone();
         for (index, change) in changes {
-            if let Some(arena) = &arenas[index] {
-                sum = (sum + change.contribution(arena, &base_f32, loras[index].scale, dora)?)?;
-            }
+            let AppliedLora { lora, scale } = &loras[index];
+            sum = (sum + change.contribution(&lora.arena, &base_f32, *scale, dora)?)?;
         }
-        overlay.insert(name, sum.to_dtype(base.dtype())?);
+        Ok((component, name, sum.to_dtype(base.dtype())?))
+    });
+    let mut overlays = Overlays::default();
+    for (component, name, tensor) in merged.collect::<Result<Vec<_>, LoraError>>()? {
+        match component {
+            Component::Unet => overlays.unet.insert(name, tensor),
+            Component::TextEncoder => overlays.text_encoder.insert(name, tensor),
+        };
     }
     Ok(overlays)
 }
@@ -137,7 +134,7 @@ fn scales_inputs(weight: Option<&Change>, dims: Option<&[usize]>) -> bool {
     }
 }
 
-/// Whether DoRA's lengths alone change something, for a LoRA whose products are all zero. Waits for the device.
+/// Whether DoRA's lengths alone change something, for a LoRA whose products are all zero.
 fn lengths_matter(
     lora: &Lora,
     placed: &[(Place, &Change)],
@@ -145,18 +142,13 @@ fn lengths_matter(
     text_encoder: &Weights,
     dora: bool,
 ) -> Result<bool, LoraError> {
-    let arena = lora.arena.on(unet.device())?;
     for ((component, name), change) in placed.iter().filter(|(_, change)| change.magnitude.is_some()) {
-        let base = tensor(if *component == Component::Unet { unet } else { text_encoder }, name)?;
+        let base = if *component == Component::Unet { unet } else { text_encoder }.base(name)?;
         let base = base.to_dtype(DType::F32)?;
         let largest = |tensor: &Tensor| tensor.abs()?.flatten_all()?.max(0)?.to_scalar::<f32>();
-        if largest(&change.contribution(&arena, &base, 1.0, dora)?)? > UNTRAINED * largest(&base)? {
+        if largest(&change.contribution(&lora.arena, &base, 1.0, dora)?)? > UNTRAINED * largest(&base)? {
             return Ok(true);
         }
     }
     Ok(false)
-}
-
-fn tensor<'a>(weights: &'a Weights, name: &str) -> candle_core::Result<&'a Tensor> {
-    weights.base(name).ok_or_else(|| candle_core::Error::msg(format!("the model has lost its {name}")))
 }

@@ -26,6 +26,8 @@ pub use keys::Layout;
 pub use merge::{Overlays, merge};
 pub use target::Target;
 
+pub(crate) use file::Header;
+
 use arena::Arena;
 use layer::Layer;
 use std::{fs::File, io::Cursor, path::Path, sync::Arc};

@@ -32,9 +32,8 @@ impl Target {
     /// The modules of loaded weights.
     pub fn of_weights(unet: &Weights, text_encoder: &Weights) -> Self {
         let shapes = |weights: &Weights| -> Vec<(String, Vec<usize>)> {
-            let named =
-                weights.names().filter_map(|name| Some((name.to_string(), weights.base(name)?.dims().to_vec())));
-            named.collect()
+            let named = weights.names().into_iter();
+            named.filter_map(|name| Some((name.to_string(), weights.dims(name)?.to_vec()))).collect()
         };
         Self::new(shapes(unet), shapes(text_encoder))
     }

@@ -19,7 +19,7 @@ fn base() -> (Weights, Weights) {
     let unet =
         Tensors::from([(format!("{QUERY}.weight"), identity.clone()), (format!("{OUT}.weight"), identity.clone())]);
     let text = Tensors::from([("text_model.encoder.layers.0.self_attn.q_proj.weight".to_string(), identity)]);
-    let weights = |tensors| Weights::new(tensors, DType::F32, &Device::Cpu);
+    let weights = |tensors| Weights::new(tensors);
     (weights(unet), weights(text))
 }
 

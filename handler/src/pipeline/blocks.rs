@@ -1,8 +1,10 @@
 //! What UNet and VAE share: the ResNet block, up- and downsampling.
 
-use super::ops::{Conv, GroupNorm, Linear};
-use candle_core::{Result, Tensor};
-use candle_nn::VarBuilder;
+use super::{
+    ops::{Array, Conv, GroupNorm, Linear, Step, upsample},
+    params::Params,
+};
+use candle_core::Result;
 
 /// `ResnetBlock2D`: two normalised 3x3 convolutions, the timestep added between them, and a shortcut.
 pub(super) struct ResnetBlock {
@@ -28,28 +30,33 @@ impl ResnetBlock {
         channels_out: usize,
         time_channels: Option<usize>,
         norm: Norm,
-        vb: VarBuilder,
+        params: Params,
     ) -> Result<Self> {
         let shortcut = (channels_in != channels_out)
-            .then(|| Conv::pointwise(channels_in, channels_out, vb.pp("conv_shortcut")))
+            .then(|| Conv::pointwise(channels_in, channels_out, params.pp("conv_shortcut")))
             .transpose()?;
-        let time = time_channels.map(|width| Linear::new(width, channels_out, vb.pp("time_emb_proj"))).transpose()?;
+        let time = time_channels.map(|width| Linear::new(width, channels_out, params.pp("time_emb_proj"))).transpose()?;
         Ok(Self {
-            norm1: GroupNorm::new(norm.groups, channels_in, norm.eps, vb.pp("norm1"))?,
-            conv1: Conv::same3x3(channels_in, channels_out, vb.pp("conv1"))?,
+            norm1: GroupNorm::new(norm.groups, channels_in, norm.eps, params.pp("norm1"))?,
+            conv1: Conv::same3x3(channels_in, channels_out, params.pp("conv1"))?,
             time,
-            norm2: GroupNorm::new(norm.groups, channels_out, norm.eps, vb.pp("norm2"))?,
-            conv2: Conv::same3x3(channels_out, channels_out, vb.pp("conv2"))?,
+            norm2: GroupNorm::new(norm.groups, channels_out, norm.eps, params.pp("norm2"))?,
+            conv2: Conv::same3x3(channels_out, channels_out, params.pp("conv2"))?,
             shortcut,
         })
     }
 
-    /// `time` is the timestep embedding after SiLU, `[batch, time_channels]`.
-    pub(super) fn forward(&self, xs: &Tensor, time: Option<&Tensor>) -> Result<Tensor> {
+    /// What it adds at each step, `[steps, channels_out]`. `time` is the timesteps' embedding after SiLU, `[steps, time_channels]`.
+    pub(super) fn shifts(&self, time: &Array) -> Result<Option<Array>> {
+        self.time.as_ref().map(|projection| projection.forward(time)).transpose()
+    }
+
+    /// `shifts` is what [`ResnetBlock::shifts`] gave, and the step.
+    pub(super) fn forward(&self, xs: &Array, shifts: Option<(&Array, &Step)>) -> Result<Array> {
         let normed = self.norm1.forward_silu(xs)?;
-        let hidden = match (&self.time, time) {
-            (Some(projection), Some(time)) => self.conv1.forward_shifted(&normed, &projection.forward(time)?)?,
-            _ => self.conv1.forward(&normed)?,
+        let hidden = match shifts {
+            Some((shifts, step)) => self.conv1.forward_shifted(&normed, shifts, step)?,
+            None => self.conv1.forward(&normed)?,
         };
         let normed = self.norm2.forward_silu(&hidden)?;
         match &self.shortcut {
@@ -63,11 +70,11 @@ impl ResnetBlock {
 pub(super) struct Downsample(Conv);
 
 impl Downsample {
-    pub(super) fn new(channels: usize, vb: VarBuilder) -> Result<Self> {
-        Ok(Self(Conv::half3x3(channels, channels, vb.pp("downsamplers.0.conv"))?))
+    pub(super) fn new(channels: usize, params: Params) -> Result<Self> {
+        Ok(Self(Conv::half3x3(channels, channels, params.pp("downsamplers.0.conv"))?))
     }
 
-    pub(super) fn forward(&self, xs: &Tensor) -> Result<Tensor> {
+    pub(super) fn forward(&self, xs: &Array) -> Result<Array> {
         self.0.forward(xs)
     }
 }
@@ -76,14 +83,14 @@ impl Downsample {
 pub(super) struct Upsample(Conv);
 
 impl Upsample {
-    pub(super) fn new(channels: usize, vb: VarBuilder) -> Result<Self> {
-        Ok(Self(Conv::same3x3(channels, channels, vb.pp("upsamplers.0.conv"))?))
+    pub(super) fn new(channels: usize, params: Params) -> Result<Self> {
+        Ok(Self(Conv::same3x3(channels, channels, params.pp("upsamplers.0.conv"))?))
     }
 
     /// `size` is the height and width to reach: the skip's, which may be odd.
-    pub(super) fn forward(&self, xs: &Tensor, size: Option<(usize, usize)>) -> Result<Tensor> {
-        let (_, _, height, width) = xs.dims4()?;
+    pub(super) fn forward(&self, xs: &Array, size: Option<(usize, usize)>) -> Result<Array> {
+        let (height, width) = xs.size()?;
         let (height, width) = size.unwrap_or((height * 2, width * 2));
-        self.0.forward(&xs.upsample_nearest2d(height, width)?)
+        self.0.forward(&upsample(xs, height, width)?)
     }
 }

@@ -1,5 +1,6 @@
 //! What can go wrong between a model folder and a picture, told apart by who has to act.
 
+use crate::gpu::GpuError;
 use std::path::PathBuf;
 
 /// A failure of the pipeline.
@@ -52,6 +53,9 @@ pub enum PipelineError {
         /// Finished steps.
         step: usize,
     },
+    /// There is no GPU, or it failed.
+    #[error(transparent)]
+    Gpu(#[from] GpuError),
     /// Arithmetic, memory or device failed.
     #[error(transparent)]
     Candle(#[from] candle_core::Error),

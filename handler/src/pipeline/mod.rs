@@ -3,31 +3,35 @@
 //! Knows nothing of tasks, S3 or webhooks. Everything it needs to know about the model is read from the folder's JSON files.
 
 mod blocks;
+mod compute;
 pub mod config;
 pub mod error;
+mod graphs;
+mod networks;
 pub mod noise;
 mod ops;
+mod params;
 pub mod prompt;
 pub mod scheduler;
 pub mod text_encoder;
 pub mod tokenizer;
 mod transformer;
-pub mod unet;
+mod unet;
 pub mod vae;
 pub mod weights;
+
+pub use compute::Compute;
 
 use crate::lora::{self, AppliedLora, Dora, LoraError, Overlays, Target};
 use candle_core::{DType, Device, Tensor};
 use config::{ModelIndex, TextEncoderConfig, UnetConfig, VaeConfig};
 use error::{PipelineError, Result};
 use image::RgbImage;
+use networks::{Model, Networks};
 use noise::Noise;
 use scheduler::SchedulerConfig;
 use std::{ops::ControlFlow, path::Path};
-use text_encoder::TextEncoder;
 use tokenizer::Tokenizer;
-use unet::Unet;
-use vae::VaeDecoder;
 use weights::Weights;
 
 /// Names a diffusers folder uses for the weights of UNet and VAE, in order of preference.
@@ -66,14 +70,8 @@ pub struct Request {
 /// A loaded model with the LoRAs that are applied to it at present.
 pub struct Pipeline {
     tokenizer: Tokenizer,
-    text_config: TextEncoderConfig,
-    text_weights: Weights,
-    text_encoder: TextEncoder,
-    unet_config: UnetConfig,
-    unet_weights: Weights,
-    unet: Unet,
-    vae_config: VaeConfig,
-    vae: VaeDecoder,
+    networks: Networks,
+    dtype: DType,
     scheduler_config: SchedulerConfig,
     target: Target,
     dora: Dora,
@@ -81,31 +79,31 @@ pub struct Pipeline {
 }
 
 impl Pipeline {
-    /// Loads a model folder onto a device, converting floating-point weights to `dtype`.
+    /// Loads a model folder where it is to compute, in that dtype.
     ///
     /// # Errors
     /// A missing or broken file, or a model of another kind; the error names the file and the field or tensor.
-    pub fn load(model: &Path, dtype: DType, device: &Device) -> Result<Self> {
+    pub fn load(model: &Path, compute: &Compute) -> Result<Self> {
         ModelIndex::load(model)?;
         let text_config = TextEncoderConfig::load(model)?;
-        let unet_config = UnetConfig::load(model)?;
-        let vae_config = VaeConfig::load(model)?;
-        let text_weights = Weights::load(&model.join("text_encoder"), &ENCODER_FILES, dtype, device)?
-            .renamed(text_encoder::canonical_name);
-        let unet_weights = Weights::load(&model.join("unet"), &DIFFUSION_FILES, dtype, device)?;
-        let vae_weights =
-            Weights::load(&model.join("vae"), &DIFFUSION_FILES, dtype, device)?.renamed(vae::canonical_name);
-        let target = Target::of_weights(&unet_weights, &text_weights);
-        Ok(Self {
-            tokenizer: Tokenizer::load(model, text_config.max_position_embeddings)?,
-            text_encoder: TextEncoder::new(&text_weights, &text_config)?,
+        let weights = |folder: &str, names: &[&str]| match compute {
+            Compute::Cpu => Weights::load(&model.join(folder), names),
+            Compute::Gpu(..) => Weights::open(&model.join(folder), names),
+        };
+        let tokenizer = Tokenizer::load(model, text_config.max_position_embeddings)?;
+        let parts = Model {
             text_config,
-            text_weights,
-            unet: Unet::new(&unet_config, unet_weights.builder())?,
-            unet_config,
-            unet_weights,
-            vae: VaeDecoder::new(&vae_config, vae_weights.builder())?,
-            vae_config,
+            text_weights: weights("text_encoder", &ENCODER_FILES)?.renamed(text_encoder::canonical_name),
+            unet_config: UnetConfig::load(model)?,
+            unet_weights: weights("unet", &DIFFUSION_FILES)?,
+            vae_config: VaeConfig::load(model)?,
+            vae_weights: weights("vae", &DIFFUSION_FILES)?.renamed(vae::canonical_name),
+        };
+        let target = Target::of_weights(&parts.unet_weights, &parts.text_weights);
+        Ok(Self {
+            tokenizer,
+            networks: Networks::new(parts, compute)?,
+            dtype: compute.dtype(),
             scheduler_config: SchedulerConfig::load(model)?,
             target,
             dora: Dora::default(),
@@ -128,14 +126,13 @@ impl Pipeline {
             return Ok(());
         }
         self.applied.clear();
-        let merged = lora::merge(wanted, &self.target, &self.unet_weights, &self.text_weights, self.dora);
+        let model = self.networks.model();
+        let merged = lora::merge(wanted, &self.target, &model.unet_weights, &model.text_weights, self.dora);
         let (overlays, result) = match merged {
             Ok(overlays) => (overlays, Ok(wanted.to_vec())),
             Err(error) => (Overlays::default(), Err(error)),
         };
-        let text_weights = self.text_weights.with_overlay(overlays.text_encoder);
-        self.text_encoder = TextEncoder::new(&text_weights, &self.text_config)?;
-        self.unet = Unet::new(&self.unet_config, self.unet_weights.with_overlay(overlays.unet).builder())?;
+        self.networks.overlay(overlays)?;
         self.applied = result?;
         Ok(())
     }
@@ -147,7 +144,7 @@ impl Pipeline {
             noise::Source::Cuda => Noise::cuda(request.seed, threads),
             noise::Source::Cpu => Noise::cpu(request.seed),
         };
-        noise.in_dtype(self.unet_weights.dtype())
+        noise.in_dtype(self.dtype)
     }
 
     /// The stream's next draw as f32, `[images, channels, height / 8, width / 8]`, drawn at once as diffusers draws it for
@@ -156,15 +153,15 @@ impl Pipeline {
     /// # Errors
     /// A size that is no multiple of the VAE's factor.
     pub fn first_noise(&self, request: &Request, images: usize, noise: &mut Noise) -> Result<Tensor> {
-        let factor = self.vae_config.factor();
+        let factor = self.networks.model().vae_config.factor();
         for (field, pixels) in [("width", request.width), ("height", request.height)] {
             if pixels == 0 || !pixels.is_multiple_of(factor) {
                 let limit = format!("it must be a multiple of {factor} and not 0");
                 return Err(PipelineError::Request { field, value: pixels.to_string(), limit });
             }
         }
-        let shape = (images, self.unet_config.in_channels, request.height / factor, request.width / factor);
-        Ok(noise.unit(shape, self.unet_weights.device())?)
+        let channels = self.networks.model().unet_config.in_channels;
+        Ok(noise.unit((images, channels, request.height / factor, request.width / factor), &Device::Cpu)?)
     }
 
     /// Runs the scheduler from unit noise to the final latents, both f32 and of the same shape. A stochastic scheduler goes
@@ -182,19 +179,16 @@ impl Pipeline {
     ) -> Result<Tensor> {
         let (kind, karras_sigmas) = (request.scheduler, request.karras_sigmas);
         let mut scheduler = scheduler::build(kind, karras_sigmas, &self.scheduler_config, request.steps)?;
-        let guided = request.guidance_scale > 1.0;
-        let context = repeat_rows(&self.embed(request, guided)?, noise.dim(0)?)?;
-        let dtype = self.unet_weights.dtype();
+        let guidance_scale = Some(request.guidance_scale).filter(|&scale| scale > 1.0);
+        let context = self.embed(request, guidance_scale.is_some())?;
         let mut latents = (noise * scheduler.init_noise_sigma())?;
         let timesteps = scheduler.timesteps().to_vec();
-        for (step, timestep) in timesteps.into_iter().enumerate() {
+        let mut steps = self.networks.steps(&timesteps, &context, guidance_scale, &latents)?;
+        for step in 0..timesteps.len() {
             if on_step(step).is_break() {
                 return Err(PipelineError::Stopped { step });
             }
-            let input = scheduler.scale_model_input(&latents, step)?.to_dtype(dtype)?;
-            let input = if guided { Tensor::cat(&[&input, &input], 0)? } else { input };
-            let output = self.unet.forward(&input, timestep, &context)?.to_dtype(DType::F32)?;
-            let output = if guided { guide(&output, request.guidance_scale)? } else { output };
+            let output = steps.predict(&scheduler.scale_model_input(&latents, step)?, step)?;
             latents = scheduler.step(&output, step, &latents, stream)?;
         }
         // The last call tells of completion; there is nothing left to stop.
@@ -211,17 +205,13 @@ impl Pipeline {
     }
 
     fn decode_one(&self, latents: &Tensor) -> Result<RgbImage> {
-        let pixels = self.vae.decode(&latents.to_dtype(self.unet_weights.dtype())?)?.to_dtype(DType::F32)?;
-        let pixels = ((pixels / 2.0)? + 0.5)?.clamp(0f32, 1f32)?.squeeze(0)?.permute((1, 2, 0))?;
-        let (height, width, _) = pixels.dims3()?;
-        let bytes = pixels.flatten_all()?.to_vec1::<f32>()?;
-        let bytes = bytes.into_iter().map(|level| (level * 255.0).round_ties_even() as u8).collect();
+        let (bytes, height, width) = self.networks.pixels(&latents.contiguous()?)?;
         RgbImage::from_raw(width as u32, height as u32, bytes)
             .ok_or_else(|| candle_core::Error::msg("the decoder did not give three channels").into())
     }
 
     /// The embedding the UNet sees: negative prompt and prompt with guidance, the prompt alone without.
-    fn embed(&self, request: &Request, guided: bool) -> Result<Tensor> {
+    fn embed(&self, request: &Request, guided: bool) -> Result<ops::Array> {
         let tokens = |field, text: &str| request.prompt_weighting.tokens(&self.tokenizer, field, text);
         let prompt = tokens("prompt", &request.prompt)?;
         let negative = tokens("negative_prompt", &request.negative_prompt)?;
@@ -230,18 +220,6 @@ impl Pipeline {
                 tracing::warn!(field, truncated_tokens = tokens.truncated, "the text is longer than the encoder reads");
             }
         }
-        if guided { self.text_encoder.encode(&[&negative, &prompt]) } else { self.text_encoder.encode(&[&prompt]) }
+        if guided { self.networks.embed(&[&negative, &prompt]) } else { self.networks.embed(&[&prompt]) }
     }
-}
-
-/// Classifier-free guidance over `[negative, positive]` halves of the batch.
-fn guide(output: &Tensor, scale: f64) -> candle_core::Result<Tensor> {
-    let halves = output.chunk(2, 0)?;
-    &halves[0] + ((&halves[1] - &halves[0])? * scale)?
-}
-
-/// Each row `times` times in a row: the order in which diffusers pairs prompts and images.
-fn repeat_rows(rows: &Tensor, times: usize) -> candle_core::Result<Tensor> {
-    let (count, tokens, width) = rows.dims3()?;
-    rows.unsqueeze(1)?.repeat((1, times, 1, 1))?.reshape((count * times, tokens, width))
 }

@@ -1,234 +1,287 @@
-//! The operations UNet and VAE are made of, each behind one name, so that a faster form is put in at one place.
-//!
-//! Activations are `[batch, channels, height, width]` or `[batch, tokens, channels]`, all contiguous. On the CPU in f32
-//! [`cpu`] does the work; everything else is candle's, with sums and norms in f32 whatever the dtype, as PyTorch has it.
+//! The operations the networks are made of. Each has one seam here, a form for the CPU ([`cpu`], f32, on candle's tensors) and
+//! one for the GPU ([`gpu`], f16, bf16 or f32); what calls them reads the same for both.
 //!
 //! What comes right after an operation (a residual, the timestep's shift) is part of it, which saves a pass over memory.
 
+mod array;
 mod cpu;
-#[cfg(feature = "cuda")]
-mod cuda;
+mod gpu;
 
-use candle_core::{D, DType, Result, Tensor};
-use candle_nn::{Module, VarBuilder, ops::softmax_last_dim};
-use std::sync::Arc;
+pub(super) use array::{Array, Step};
+pub(super) use gpu::LANES;
 
-/// Attention scores held at once, in elements: 64 MiB of f32.
-const SCORES_AT_ONCE: usize = 16 << 20;
+use super::params::Params;
+use candle_core::{Error, Result};
 
-/// A convolution with bias over `[batch, channels, height, width]`.
-pub(super) struct Conv {
-    weight: Tensor,
-    bias: Tensor,
-    window: Window,
-    /// For the CPU, where the window and the channels suit.
-    kernels: Option<Arc<cpu::Kernels>>,
+/// The form of an operation on the device it was made for.
+enum Form<C, G> {
+    Cpu(C),
+    Gpu(G),
 }
 
 /// How a square kernel moves over the picture.
 #[derive(Debug, Clone, Copy)]
 struct Window {
+    side: usize,
     stride: usize,
     padding: usize,
 }
 
+/// A convolution with bias over a map.
+pub(super) struct Conv(Form<cpu::Conv, gpu::Conv>);
+
 impl Conv {
     /// A 3x3 convolution that keeps height and width.
-    pub(super) fn same3x3(channels_in: usize, channels_out: usize, vb: VarBuilder) -> Result<Self> {
-        Self::new(channels_in, channels_out, 3, Window { stride: 1, padding: 1 }, vb)
+    pub(super) fn same3x3(channels_in: usize, channels_out: usize, params: Params) -> Result<Self> {
+        Self::new(channels_in, channels_out, Window { side: 3, stride: 1, padding: 1 }, params)
     }
 
     /// A 3x3 convolution that halves height and width.
-    pub(super) fn half3x3(channels_in: usize, channels_out: usize, vb: VarBuilder) -> Result<Self> {
-        Self::new(channels_in, channels_out, 3, Window { stride: 2, padding: 1 }, vb)
+    pub(super) fn half3x3(channels_in: usize, channels_out: usize, params: Params) -> Result<Self> {
+        Self::new(channels_in, channels_out, Window { side: 3, stride: 2, padding: 1 }, params)
     }
 
     /// A 1x1 convolution.
-    pub(super) fn pointwise(channels_in: usize, channels_out: usize, vb: VarBuilder) -> Result<Self> {
-        Self::new(channels_in, channels_out, 1, Window { stride: 1, padding: 0 }, vb)
+    pub(super) fn pointwise(channels_in: usize, channels_out: usize, params: Params) -> Result<Self> {
+        Self::new(channels_in, channels_out, Window { side: 1, stride: 1, padding: 0 }, params)
     }
 
-    fn new(channels_in: usize, channels_out: usize, side: usize, window: Window, vb: VarBuilder) -> Result<Self> {
-        let weight = vb.get((channels_out, channels_in, side, side), "weight")?.contiguous()?;
-        Self::of(weight, vb.get(channels_out, "bias")?, window)
+    fn new(channels_in: usize, channels_out: usize, window: Window, params: Params) -> Result<Self> {
+        Ok(Self(match params.placed() {
+            None => Form::Cpu(cpu::Conv::new(channels_in, channels_out, window, &params)?),
+            Some(placed) => Form::Gpu(gpu::Conv::new(channels_in, channels_out, window, &params, placed)?),
+        }))
     }
 
-    fn of(weight: Tensor, bias: Tensor, window: Window) -> Result<Self> {
-        let (out, channels, side, _) = weight.dims4()?;
-        let fits = on_cpu(&weight) && (side, window.stride, window.padding) == (3, 1, 1);
-        let kernels = (fits && cpu::Kernels::suit(channels, out)).then(|| cpu::Kernels::of(&weight)).transpose()?;
-        Ok(Self { weight, bias, window, kernels })
-    }
-
-    pub(super) fn forward(&self, xs: &Tensor) -> Result<Tensor> {
+    pub(super) fn forward(&self, xs: &Array) -> Result<Array> {
         self.run(xs, None, None)
     }
 
-    /// Plus `shift`, `[batch, channels_out]`, the same at every place.
-    pub(super) fn forward_shifted(&self, xs: &Tensor, shift: &Tensor) -> Result<Tensor> {
-        self.run(xs, Some(shift), None)
+    /// Plus a row of `shifts`, the one of that step, at every place.
+    pub(super) fn forward_shifted(&self, xs: &Array, shifts: &Array, step: &Step) -> Result<Array> {
+        self.run(xs, Some((shifts, step)), None)
     }
 
     /// Plus `onto`, which has the output's shape.
-    pub(super) fn forward_onto(&self, xs: &Tensor, onto: &Tensor) -> Result<Tensor> {
+    pub(super) fn forward_onto(&self, xs: &Array, onto: &Array) -> Result<Array> {
         self.run(xs, None, Some(onto))
     }
 
-    fn run(&self, xs: &Tensor, shift: Option<&Tensor>, onto: Option<&Tensor>) -> Result<Tensor> {
-        if on_cpu(xs) {
-            let after = cpu::After { bias: &self.bias, shift, onto };
-            return cpu::conv(xs, &self.weight, self.window, self.kernels.as_deref(), after);
+    fn run(&self, xs: &Array, shift: Option<(&Array, &Step)>, onto: Option<&Array>) -> Result<Array> {
+        match (&self.0, xs) {
+            (Form::Cpu(conv), Array::Cpu(xs)) => {
+                let shift = shift.map(|(shifts, step)| step.row_of(shifts.cpu()?)).transpose()?;
+                let onto = onto.map(Array::cpu).transpose()?;
+                conv.forward(xs, shift.as_ref(), onto).map(Array::Cpu)
+            }
+            (Form::Gpu(conv), Array::Gpu(xs)) => {
+                let shift = shift.map(|(shifts, step)| Ok::<_, Error>((shifts.gpu()?, step.counter()?)));
+                let onto = onto.map(Array::gpu).transpose()?;
+                conv.forward(xs, shift.transpose()?, onto).map(Array::Gpu)
+            }
+            _ => Err(mixed()),
         }
-        let mut sums = self.without_bias(xs)?.broadcast_add(&self.bias.reshape((1, (), 1, 1))?)?;
-        if let Some(shift) = shift {
-            sums = sums.broadcast_add(&shift.unsqueeze(2)?.unsqueeze(3)?)?;
-        }
-        onto.map_or(Ok(sums.clone()), |onto| onto + sums)
-    }
-
-    #[cfg(feature = "cuda")]
-    fn without_bias(&self, xs: &Tensor) -> Result<Tensor> {
-        xs.apply_op2_no_bwd(&self.weight, &cuda::Conv(self.window))
-    }
-
-    #[cfg(not(feature = "cuda"))]
-    fn without_bias(&self, xs: &Tensor) -> Result<Tensor> {
-        xs.conv2d(&self.weight, self.window.padding, self.window.stride, 1, 1)
     }
 }
 
-/// A linear layer over the last dimension.
-pub(super) struct Linear(candle_nn::Linear);
+/// Linear layers over the last dimension, all of the same input.
+pub(super) struct Linear(Form<Vec<cpu::Linear>, gpu::Linear>);
 
 impl Linear {
-    pub(super) fn new(channels_in: usize, channels_out: usize, vb: VarBuilder) -> Result<Self> {
-        candle_nn::linear(channels_in, channels_out, vb).map(Self)
+    pub(super) fn new(channels_in: usize, channels_out: usize, params: Params) -> Result<Self> {
+        Self::packed(channels_in, channels_out, true, &[params])
     }
 
-    pub(super) fn no_bias(channels_in: usize, channels_out: usize, vb: VarBuilder) -> Result<Self> {
-        candle_nn::linear_no_bias(channels_in, channels_out, vb).map(Self)
+    pub(super) fn no_bias(channels_in: usize, channels_out: usize, params: Params) -> Result<Self> {
+        Self::packed(channels_in, channels_out, false, &[params])
     }
 
-    pub(super) fn forward(&self, xs: &Tensor) -> Result<Tensor> {
-        if on_cpu(xs) { cpu::linear(xs, self.0.weight(), self.0.bias(), None) } else { self.0.forward(xs) }
+    /// One per element of `params`, each with that many channels.
+    pub(super) fn packed(channels_in: usize, channels_out: usize, bias: bool, params: &[Params]) -> Result<Self> {
+        let on_gpu = params.first().and_then(Params::placed);
+        Ok(Self(match on_gpu {
+            None => {
+                let each = params.iter().map(|params| cpu::Linear::new(channels_in, channels_out, bias, params));
+                Form::Cpu(each.collect::<Result<_>>()?)
+            }
+            Some(placed) => Form::Gpu(gpu::Linear::new(channels_in, channels_out, bias, params, placed)?),
+        }))
+    }
+
+    /// What the first, mostly the only one, makes of `xs`.
+    pub(super) fn forward(&self, xs: &Array) -> Result<Array> {
+        self.run(xs, None)
     }
 
     /// Plus `onto`, which has the output's shape.
-    pub(super) fn forward_onto(&self, xs: &Tensor, onto: &Tensor) -> Result<Tensor> {
-        if on_cpu(xs) {
-            return cpu::linear(xs, self.0.weight(), self.0.bias(), Some(onto));
+    pub(super) fn forward_onto(&self, xs: &Array, onto: &Array) -> Result<Array> {
+        self.run(xs, Some(onto))
+    }
+
+    /// What each makes of `xs`.
+    pub(super) fn forward_each(&self, xs: &Array) -> Result<Vec<Array>> {
+        match (&self.0, xs) {
+            (Form::Cpu(layers), Array::Cpu(xs)) => {
+                layers.iter().map(|layer| layer.forward(xs, None).map(Array::Cpu)).collect()
+            }
+            (Form::Gpu(layers), Array::Gpu(xs)) => Ok(layers.forward_each(xs)?.into_iter().map(Array::Gpu).collect()),
+            _ => Err(mixed()),
         }
-        onto + self.0.forward(xs)?
+    }
+
+    fn run(&self, xs: &Array, onto: Option<&Array>) -> Result<Array> {
+        match (&self.0, xs) {
+            (Form::Cpu(layers), Array::Cpu(xs)) => {
+                layers[0].forward(xs, onto.map(Array::cpu).transpose()?).map(Array::Cpu)
+            }
+            (Form::Gpu(layer), Array::Gpu(xs)) => {
+                layer.forward(xs, onto.map(Array::gpu).transpose()?).map(Array::Gpu)
+            }
+            _ => Err(mixed()),
+        }
     }
 }
 
 /// Layer normalisation (Ba et al., 2016) over the last dimension.
-pub(super) struct LayerNorm {
-    plain: candle_nn::LayerNorm,
-    eps: f64,
-}
+pub(super) struct LayerNorm(Form<cpu::LayerNorm, gpu::LayerNorm>);
 
 impl LayerNorm {
-    pub(super) fn new(channels: usize, eps: f64, vb: VarBuilder) -> Result<Self> {
-        Ok(Self { plain: candle_nn::layer_norm(channels, eps, vb)?, eps })
+    pub(super) fn new(channels: usize, eps: f64, params: Params) -> Result<Self> {
+        Ok(Self(match params.placed() {
+            None => Form::Cpu(cpu::LayerNorm::new(channels, eps, &params)?),
+            Some(placed) => Form::Gpu(gpu::LayerNorm::new(channels, eps, &params, placed)?),
+        }))
     }
 
-    pub(super) fn forward(&self, xs: &Tensor) -> Result<Tensor> {
-        match self.plain.bias() {
-            Some(bias) if on_cpu(xs) => cpu::layer_norm(xs, self.plain.weight(), bias, self.eps),
-            _ => self.plain.forward(xs),
+    pub(super) fn forward(&self, xs: &Array) -> Result<Array> {
+        match (&self.0, xs) {
+            (Form::Cpu(norm), Array::Cpu(xs)) => norm.forward(xs).map(Array::Cpu),
+            (Form::Gpu(norm), Array::Gpu(xs)) => norm.forward(xs).map(Array::Gpu),
+            _ => Err(mixed()),
         }
     }
 }
 
-/// Group normalisation (Wu & He, "Group normalization", 2018) over `[batch, channels, height, width]`.
-pub(super) struct GroupNorm {
-    plain: candle_nn::GroupNorm,
-    weight: Tensor,
-    bias: Tensor,
-    groups: usize,
-    eps: f64,
-}
+/// Group normalisation (Wu & He, "Group normalization", 2018) over a map.
+pub(super) struct GroupNorm(Form<cpu::GroupNorm, gpu::GroupNorm>);
 
 impl GroupNorm {
-    pub(super) fn new(groups: usize, channels: usize, eps: f64, vb: VarBuilder) -> Result<Self> {
-        let tensor = |name: &str| vb.get(channels, name)?.to_dtype(DType::F32);
-        let (weight, bias) = (tensor("weight")?, tensor("bias")?);
-        let plain = candle_nn::GroupNorm::new(weight.clone(), bias.clone(), channels, groups, eps)?;
-        Ok(Self { plain, weight, bias, groups, eps })
+    pub(super) fn new(groups: usize, channels: usize, eps: f64, params: Params) -> Result<Self> {
+        Ok(Self(match params.placed() {
+            None => Form::Cpu(cpu::GroupNorm::new(groups, channels, eps, &params)?),
+            Some(placed) => Form::Gpu(gpu::GroupNorm::new(groups, channels, eps, &params, placed)?),
+        }))
     }
 
-    pub(super) fn forward(&self, xs: &Tensor) -> Result<Tensor> {
-        if on_cpu(xs) { self.on_cpu(xs, false) } else { self.exact(xs)?.to_dtype(xs.dtype()) }
+    pub(super) fn forward(&self, xs: &Array) -> Result<Array> {
+        self.run(xs, false)
     }
 
     /// The norm, then SiLU.
-    pub(super) fn forward_silu(&self, xs: &Tensor) -> Result<Tensor> {
-        if on_cpu(xs) { self.on_cpu(xs, true) } else { self.exact(xs)?.silu()?.to_dtype(xs.dtype()) }
+    pub(super) fn forward_silu(&self, xs: &Array) -> Result<Array> {
+        self.run(xs, true)
     }
 
-    fn exact(&self, xs: &Tensor) -> Result<Tensor> {
-        self.plain.forward(&xs.to_dtype(DType::F32)?)
-    }
-
-    fn on_cpu(&self, xs: &Tensor, silu: bool) -> Result<Tensor> {
-        cpu::group_norm(xs, &self.weight, &self.bias, self.groups, self.eps, silu)
+    fn run(&self, xs: &Array, silu: bool) -> Result<Array> {
+        match (&self.0, xs) {
+            (Form::Cpu(norm), Array::Cpu(xs)) => norm.forward(xs, silu).map(Array::Cpu),
+            (Form::Gpu(norm), Array::Gpu(xs)) => norm.forward(xs, silu).map(Array::Gpu),
+            _ => Err(mixed()),
+        }
     }
 }
 
 /// Gated GELU (Shazeer, "GLU variants improve transformer", 2020): the last dimension is halved.
 ///
 /// The exact GELU, as diffusers has it.
-pub(super) fn geglu(xs: &Tensor) -> Result<Tensor> {
-    if on_cpu(xs) {
-        return cpu::geglu(xs);
+pub(super) fn geglu(xs: &Array) -> Result<Array> {
+    match xs {
+        Array::Cpu(xs) => cpu::geglu(xs).map(Array::Cpu),
+        Array::Gpu(xs) => gpu::geglu(xs).map(Array::Gpu),
     }
-    let halves = xs.to_dtype(DType::F32)?.chunk(2, D::Minus1)?;
-    (&halves[0].contiguous()? * halves[1].contiguous()?.gelu_erf()?)?.to_dtype(xs.dtype())
 }
 
 /// Scaled dot-product attention over `heads` heads. `q` is `[batch, tokens, channels]`, `k` and `v` `[batch, others, channels]`.
 ///
 /// Scores and softmax are f32.
-pub(super) fn attention(q: &Tensor, k: &Tensor, v: &Tensor, heads: usize) -> Result<Tensor> {
-    if on_cpu(q) { cpu::attention(q, k, v, heads) } else { sliced_attention(q, k, v, heads) }
-}
-
-/// Queries are taken in slices, so that large pictures don't need the whole score matrix.
-fn sliced_attention(q: &Tensor, k: &Tensor, v: &Tensor, heads: usize) -> Result<Tensor> {
-    let (batch, tokens, channels) = q.dims3()?;
-    let others = k.dim(1)?;
-    let split = |xs: &Tensor, length: usize| {
-        xs.reshape((batch, length, heads, channels / heads))?.transpose(1, 2)?.contiguous()?.to_dtype(DType::F32)
-    };
-    let scale = ((channels / heads) as f64).powf(-0.5);
-    let q = (split(q, tokens)? * scale)?;
-    let k = split(k, others)?.transpose(2, 3)?;
-    let (dtype, v) = (v.dtype(), split(v, others)?);
-    let at_once = (SCORES_AT_ONCE / (batch * heads * others)).clamp(1, tokens);
-    let mut slices = Vec::with_capacity(tokens.div_ceil(at_once));
-    for from in (0..tokens).step_by(at_once) {
-        let part = q.narrow(2, from, at_once.min(tokens - from))?.contiguous()?;
-        slices.push(softmax_last_dim(&part.matmul(&k)?)?.matmul(&v)?);
+pub(super) fn attention(q: &Array, k: &Array, v: &Array, heads: usize) -> Result<Array> {
+    match (q, k, v) {
+        (Array::Cpu(q), Array::Cpu(k), Array::Cpu(v)) => cpu::attention(q, k, v, heads).map(Array::Cpu),
+        (Array::Gpu(q), Array::Gpu(k), Array::Gpu(v)) => gpu::attention(q, k, v, heads).map(Array::Gpu),
+        _ => Err(mixed()),
     }
-    let mixed = Tensor::cat(&slices, 2)?.transpose(1, 2)?;
-    mixed.reshape((batch, tokens, channels))?.to_dtype(dtype)
 }
 
-/// `[batch, channels, height, width]` to `[batch, height x width, channels]`.
-pub(super) fn to_tokens(xs: &Tensor) -> Result<Tensor> {
-    xs.flatten_from(2)?.transpose(1, 2)?.contiguous()
+/// The same where a token sees itself and those before it.
+pub(super) fn causal_attention(q: &Array, k: &Array, v: &Array, heads: usize) -> Result<Array> {
+    match (q, k, v) {
+        (Array::Cpu(q), Array::Cpu(k), Array::Cpu(v)) => cpu::causal_attention(q, k, v, heads).map(Array::Cpu),
+        (Array::Gpu(q), Array::Gpu(k), Array::Gpu(v)) => gpu::causal_attention(q, k, v, heads).map(Array::Gpu),
+        _ => Err(mixed()),
+    }
 }
 
-/// `[batch, height x width, channels]` back to `[batch, channels, height, width]`.
-pub(super) fn to_map(xs: &Tensor, height: usize, width: usize) -> Result<Tensor> {
-    let (batch, _, channels) = xs.dims3()?;
-    xs.transpose(1, 2)?.contiguous()?.reshape((batch, channels, height, width))
+/// SiLU, or swish: `x * sigmoid(x)`.
+pub(super) fn silu(xs: &Array) -> Result<Array> {
+    match xs {
+        Array::Cpu(xs) => xs.silu().map(Array::Cpu),
+        Array::Gpu(xs) => gpu::silu(xs).map(Array::Gpu),
+    }
 }
 
-fn on_cpu(xs: &Tensor) -> bool {
-    xs.device().is_cpu() && xs.dtype() == DType::F32
+/// CLIP's GELU: `x * sigmoid(1.702 x)`.
+pub(super) fn quick_gelu(xs: &Array) -> Result<Array> {
+    match xs {
+        Array::Cpu(xs) => (xs * candle_nn::ops::sigmoid(&(xs * 1.702)?)?).map(Array::Cpu),
+        Array::Gpu(xs) => gpu::quick_gelu(xs).map(Array::Gpu),
+    }
 }
 
-#[cfg(test)]
-mod tests;
+/// The sum of two of one shape.
+pub(super) fn add(a: &Array, b: &Array) -> Result<Array> {
+    match (a, b) {
+        (Array::Cpu(a), Array::Cpu(b)) => (a + b).map(Array::Cpu),
+        (Array::Gpu(a), Array::Gpu(b)) => gpu::add(a, b).map(Array::Gpu),
+        _ => Err(mixed()),
+    }
+}
+
+/// The channels of two maps, one after the other.
+pub(super) fn join(a: &Array, b: &Array) -> Result<Array> {
+    match (a, b) {
+        (Array::Cpu(a), Array::Cpu(b)) => candle_core::Tensor::cat(&[a, b], 1).map(Array::Cpu),
+        (Array::Gpu(a), Array::Gpu(b)) => gpu::join(a, b).map(Array::Gpu),
+        _ => Err(mixed()),
+    }
+}
+
+/// A map of that height and width, each of its places the nearest one's value.
+pub(super) fn upsample(xs: &Array, height: usize, width: usize) -> Result<Array> {
+    match xs {
+        Array::Cpu(xs) => xs.upsample_nearest2d(height, width).map(Array::Cpu),
+        Array::Gpu(xs) => gpu::upsample(xs, height, width).map(Array::Gpu),
+    }
+}
+
+/// A map as `[batch, height x width, channels]`.
+pub(super) fn to_tokens(xs: &Array) -> Result<Array> {
+    Ok(match xs {
+        Array::Cpu(xs) => Array::Cpu(xs.flatten_from(2)?.transpose(1, 2)?.contiguous()?),
+        Array::Gpu(xs) => Array::Gpu(gpu::to_tokens(xs)),
+    })
+}
+
+/// `[batch, height x width, channels]` back to a map.
+pub(super) fn to_map(xs: &Array, height: usize, width: usize) -> Result<Array> {
+    Ok(match xs {
+        Array::Cpu(xs) => {
+            let (batch, _, channels) = xs.dims3()?;
+            Array::Cpu(xs.transpose(1, 2)?.contiguous()?.reshape((batch, channels, height, width))?)
+        }
+        Array::Gpu(xs) => Array::Gpu(gpu::to_map(xs, height, width)),
+    })
+}
+
+fn mixed() -> Error {
+    Error::Msg("an operation on one device met an array of another".into()).bt()
+}

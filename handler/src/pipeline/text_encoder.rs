@@ -1,79 +1,129 @@
-//! CLIP's text encoder: token ids to the embedding that steers the UNet.
+//! CLIP's text encoder (Radford et al., 2021): token ids to the prompt's embedding. Names and shapes are transformers'.
 
 use super::{
     config::TextEncoderConfig,
     error::{PipelineError, Result},
+    ops::{Array, LayerNorm, Linear, causal_attention, quick_gelu},
+    params::Params,
     tokenizer::Tokens,
     weights::Weights,
 };
-use candle_core::{DType, Device, Tensor};
-use candle_nn::VarBuilder;
-use candle_transformers::models::clip::text_model::{Activation, ClipTextConfig, ClipTextTransformer};
+use candle_core::{DType, Error, Result as CandleResult, Tensor};
 
 /// A `CLIPTextModel`; its last hidden state after the final LayerNorm is the prompt's embedding.
-pub struct TextEncoder {
-    transformer: ClipTextTransformer,
-    device: Device,
+pub(super) struct TextEncoder {
+    params: Params,
+    layers: Vec<Layer>,
+    final_layer_norm: LayerNorm,
+}
+
+struct Layer {
+    layer_norm1: LayerNorm,
+    qkv: Linear,
+    out: Linear,
+    heads: usize,
+    layer_norm2: LayerNorm,
+    fc1: Linear,
+    fc2: Linear,
 }
 
 impl TextEncoder {
-    /// Takes its tensors from `weights`.
+    /// Takes its tensors from `params`.
     ///
     /// # Errors
     /// A tensor that is missing or has another shape than the config says.
-    pub fn new(weights: &Weights, config: &TextEncoderConfig) -> Result<Self> {
-        Self::with_builder(weights.builder(), config)
+    pub(super) fn new(config: &TextEncoderConfig, params: Params) -> Result<Self> {
+        let params = params.pp("text_model");
+        let embeddings = params.pp("embeddings");
+        let width = config.hidden_size;
+        embeddings.checked(&[config.vocab_size, width], "token_embedding.weight")?;
+        embeddings.checked(&[config.max_position_embeddings, width], "position_embedding.weight")?;
+        let layers = (0..config.num_hidden_layers).map(|layer| Layer::new(config, params.pp("encoder.layers").pp(layer)));
+        Ok(Self {
+            layers: layers.collect::<CandleResult<_>>()?,
+            final_layer_norm: LayerNorm::new(width, 1e-5, params.pp("final_layer_norm"))?,
+            params: embeddings,
+        })
     }
 
-    /// Takes its tensors from `vb`.
-    ///
-    /// # Errors
-    /// A tensor that is missing or has another shape than the config says.
-    pub fn with_builder(vb: VarBuilder, config: &TextEncoderConfig) -> Result<Self> {
-        let config = ClipTextConfig {
-            vocab_size: config.vocab_size,
-            embed_dim: config.hidden_size,
-            activation: Activation::QuickGelu,
-            intermediate_size: config.intermediate_size,
-            max_position_embeddings: config.max_position_embeddings,
-            pad_with: None,
-            num_hidden_layers: config.num_hidden_layers,
-            num_attention_heads: config.num_attention_heads,
-            projection_dim: config.hidden_size,
-        };
-        let device = vb.device().clone();
-        Ok(Self { transformer: ClipTextTransformer::new(vb.pp("text_model"), &config)?, device })
+    /// Takes the embeddings of tokens and positions from other weights.
+    pub(super) fn embed_from(&mut self, weights: &Weights) {
+        self.params = self.params.with(weights);
     }
 
-    /// Embeds prompts: `[prompts, tokens, hidden_size]`. Where a token has a weight other than 1, its hidden state is
+    /// Embeds prompts of one length: `[prompts, tokens, hidden_size]`. Where a token has a weight other than 1, its hidden state is
     /// multiplied with it and the mean of the prompt's embedding restored, as AUTOMATIC1111's web UI does.
     ///
     /// # Errors
     /// Weights that leave no mean to restore; device or memory.
-    pub fn encode(&self, prompts: &[&Tokens]) -> Result<Tensor> {
-        let rows = prompts.iter().map(|tokens| Tensor::new(tokens.ids.as_slice(), &self.device));
-        let ids = Tensor::stack(&rows.collect::<candle_core::Result<Vec<_>>>()?, 0)?;
-        let hidden = self.transformer.forward_with_mask(&ids, usize::MAX)?;
+    pub(super) fn encode(&self, prompts: &[&Tokens]) -> Result<Array> {
+        let mut xs = self.embed(prompts)?;
+        for layer in &self.layers {
+            xs = layer.forward(&xs)?;
+        }
+        let hidden = self.final_layer_norm.forward(&xs)?;
+        if prompts.iter().all(|tokens| tokens.weights.iter().all(|&weight| weight == 1.0)) {
+            return Ok(hidden);
+        }
+        let plain = hidden.to_tensor()?;
         let rows =
-            prompts.iter().enumerate().map(|(index, tokens)| weighted(hidden.narrow(0, index, 1)?, &tokens.weights));
-        Ok(Tensor::cat(&rows.collect::<Result<Vec<_>>>()?, 0)?)
+            prompts.iter().enumerate().map(|(index, tokens)| weighted(plain.narrow(0, index, 1)?, &tokens.weights));
+        Ok(Array::like(&Tensor::cat(&rows.collect::<Result<Vec<_>>>()?, 0)?, &hidden)?)
+    }
+
+    /// Tokens' and positions' embeddings; only their rows are read.
+    fn embed(&self, prompts: &[&Tokens]) -> CandleResult<Array> {
+        let length = prompts.first().map_or(0, |tokens| tokens.ids.len());
+        if prompts.iter().any(|tokens| tokens.ids.len() != length) {
+            return Err(Error::Msg("prompts of several lengths".into()).bt());
+        }
+        let ids: Vec<u32> = prompts.iter().flat_map(|tokens| tokens.ids.iter().copied()).collect();
+        let tokens = self.params.rows("token_embedding.weight", &ids)?.reshape((prompts.len(), length, ()))?;
+        let places: Vec<u32> = (0..length as u32).collect();
+        let positions = self.params.rows("position_embedding.weight", &places)?;
+        self.params.on_device(&tokens.broadcast_add(&positions)?)
     }
 }
 
-/// One prompt's hidden states, `[1, tokens, hidden_size]`, with weights.
+impl Layer {
+    fn new(config: &TextEncoderConfig, params: Params) -> CandleResult<Self> {
+        let (width, inner) = (config.hidden_size, config.intermediate_size);
+        let parts = ["q_proj", "k_proj", "v_proj"].map(|part| params.pp("self_attn").pp(part));
+        Ok(Self {
+            layer_norm1: LayerNorm::new(width, 1e-5, params.pp("layer_norm1"))?,
+            qkv: Linear::packed(width, width, true, &parts)?,
+            out: Linear::new(width, width, params.pp("self_attn.out_proj"))?,
+            heads: config.num_attention_heads,
+            layer_norm2: LayerNorm::new(width, 1e-5, params.pp("layer_norm2"))?,
+            fc1: Linear::new(width, inner, params.pp("mlp.fc1"))?,
+            fc2: Linear::new(inner, width, params.pp("mlp.fc2"))?,
+        })
+    }
+
+    fn forward(&self, xs: &Array) -> CandleResult<Array> {
+        let parts = self.qkv.forward_each(&self.layer_norm1.forward(xs)?)?;
+        let [q, k, v] = parts.as_slice() else {
+            return Err(Error::Msg("an attention lacks queries, keys or values".into()).bt());
+        };
+        let xs = self.out.forward_onto(&causal_attention(q, k, v, self.heads)?, xs)?;
+        let wide = self.fc1.forward(&self.layer_norm2.forward(&xs)?)?;
+        self.fc2.forward_onto(&quick_gelu(&wide)?, &xs)
+    }
+}
+
+/// One prompt's hidden states, `[1, tokens, hidden_size]` in f32, with weights.
 fn weighted(hidden: Tensor, weights: &[f32]) -> Result<Tensor> {
     if weights.iter().all(|&weight| weight == 1.0) {
         return Ok(hidden);
     }
     let mean = |tensor: &Tensor| tensor.to_dtype(DType::F64)?.mean_all()?.to_scalar::<f64>();
-    let plain = hidden.to_dtype(DType::F32)?;
-    let scaled = plain.broadcast_mul(&Tensor::new(weights, hidden.device())?.reshape((1, weights.len(), 1))?)?;
-    let restore = mean(&plain)? / mean(&scaled)?;
+    let scaled = hidden.broadcast_mul(&Tensor::new(weights, hidden.device())?.reshape((1, weights.len(), 1))?)?;
+    let restore = mean(&hidden)? / mean(&scaled)?;
     if !restore.is_finite() {
         let limit = "the prompt's weights are too large, or cancel each other".to_string();
         return Err(PipelineError::Request { field: "prompt_weighting", value: "a1111".into(), limit });
     }
-    Ok((scaled * restore)?.to_dtype(hidden.dtype())?)
+    Ok((scaled * restore)?)
 }
 
 /// transformers 5 writes a `CLIPTextModel` without the `text_model.` that older files have in every name.

@@ -4,14 +4,13 @@ use super::{
     blocks::{Norm, ResnetBlock, Upsample},
     config::VaeConfig,
     error::Result,
-    ops::{Conv, GroupNorm, Linear, attention, to_map, to_tokens},
+    ops::{Array, Conv, GroupNorm, Linear, add, attention, to_map, to_tokens},
+    params::Params,
 };
-use candle_core::{Result as CandleResult, Tensor};
-use candle_nn::VarBuilder;
+use candle_core::{Error, Result as CandleResult};
 
 /// A VAE decoder.
-pub struct VaeDecoder {
-    scaling_factor: f64,
+pub(super) struct VaeDecoder {
     post_quant: Option<Conv>,
     conv_in: Conv,
     mid: (ResnetBlock, Option<SpatialAttention>, ResnetBlock),
@@ -23,22 +22,20 @@ pub struct VaeDecoder {
 /// Single-head self-attention over all positions, residual included.
 struct SpatialAttention {
     norm: GroupNorm,
-    to_q: Linear,
-    to_k: Linear,
-    to_v: Linear,
+    to_qkv: Linear,
     to_out: Linear,
 }
 
 impl VaeDecoder {
-    /// Takes its tensors from `vb`.
+    /// Takes its tensors from `params`.
     ///
     /// # Errors
     /// A tensor that is missing or has another shape than the config says.
-    pub fn new(config: &VaeConfig, vb: VarBuilder) -> Result<Self> {
+    pub(super) fn new(config: &VaeConfig, params: Params) -> Result<Self> {
         let norm = Norm { groups: config.norm_num_groups, eps: 1e-6 };
         let inner: Vec<usize> = config.block_out_channels.iter().rev().copied().collect();
         let (top, latent) = (inner[0], config.latent_channels);
-        let decoder = vb.pp("decoder");
+        let decoder = params.pp("decoder");
         let resnet = |name: &str| ResnetBlock::new(top, top, None, norm, decoder.pp("mid_block").pp(name));
         let attention = config
             .mid_block_add_attention
@@ -46,21 +43,20 @@ impl VaeDecoder {
             .transpose()?;
         let up = |index: usize| -> CandleResult<_> {
             let (before, out) = (inner[index.saturating_sub(1)], inner[index]);
-            let vb = decoder.pp("up_blocks").pp(index);
+            let params = decoder.pp("up_blocks").pp(index);
             let layer = |layer: usize| {
                 let channels_in = if layer == 0 { before } else { out };
-                ResnetBlock::new(channels_in, out, None, norm, vb.pp("resnets").pp(layer))
+                ResnetBlock::new(channels_in, out, None, norm, params.pp("resnets").pp(layer))
             };
             let resnets = (0..=config.layers_per_block).map(layer).collect::<CandleResult<Vec<_>>>()?;
-            let upsample = (index + 1 < inner.len()).then(|| Upsample::new(out, vb.clone())).transpose()?;
+            let upsample = (index + 1 < inner.len()).then(|| Upsample::new(out, params.clone())).transpose()?;
             Ok((resnets, upsample))
         };
         let last = inner[inner.len() - 1];
         Ok(Self {
-            scaling_factor: config.scaling_factor,
             post_quant: config
                 .use_post_quant_conv
-                .then(|| Conv::pointwise(latent, latent, vb.pp("post_quant_conv")))
+                .then(|| Conv::pointwise(latent, latent, params.pp("post_quant_conv")))
                 .transpose()?,
             conv_in: Conv::same3x3(latent, top, decoder.pp("conv_in"))?,
             mid: (resnet("resnets.0")?, attention, resnet("resnets.1")?),
@@ -70,12 +66,13 @@ impl VaeDecoder {
         })
     }
 
-    /// Pixels of `latents` `[batch, latent_channels, height, width]`: `[batch, 3, 8 x height, 8 x width]` for SD1.5, about -1 to 1.
+    /// Pixels of `latents` `[batch, latent_channels, height, width]`, which are divided by the scaling factor:
+    /// `[batch, 3, 8 x height, 8 x width]` for SD1.5, about -1 to 1.
     ///
     /// # Errors
     /// Device or memory.
-    pub fn decode(&self, latents: &Tensor) -> Result<Tensor> {
-        let mut xs = (latents / self.scaling_factor)?;
+    pub(super) fn decode(&self, latents: &Array) -> Result<Array> {
+        let mut xs = latents.clone();
         if let Some(conv) = &self.post_quant {
             xs = conv.forward(&xs)?;
         }
@@ -99,23 +96,24 @@ impl VaeDecoder {
 }
 
 impl SpatialAttention {
-    fn new(channels: usize, norm: Norm, vb: VarBuilder) -> CandleResult<Self> {
-        let projection = |name: &str| Linear::new(channels, channels, vb.pp(name));
+    fn new(channels: usize, norm: Norm, params: Params) -> CandleResult<Self> {
+        let parts = ["to_q", "to_k", "to_v"].map(|part| params.pp(part));
         Ok(Self {
-            norm: GroupNorm::new(norm.groups, channels, norm.eps, vb.pp("group_norm"))?,
-            to_q: projection("to_q")?,
-            to_k: projection("to_k")?,
-            to_v: projection("to_v")?,
-            to_out: projection("to_out.0")?,
+            norm: GroupNorm::new(norm.groups, channels, norm.eps, params.pp("group_norm"))?,
+            to_qkv: Linear::packed(channels, channels, true, &parts)?,
+            to_out: Linear::new(channels, channels, params.pp("to_out.0"))?,
         })
     }
 
-    fn forward(&self, xs: &Tensor) -> CandleResult<Tensor> {
-        let (_, _, height, width) = xs.dims4()?;
+    fn forward(&self, xs: &Array) -> CandleResult<Array> {
+        let (height, width) = xs.size()?;
         let tokens = to_tokens(&self.norm.forward(xs)?)?;
-        let [q, k, v] = [&self.to_q, &self.to_k, &self.to_v].map(|projection| projection.forward(&tokens));
-        let mixed = self.to_out.forward(&attention(&q?, &k?, &v?, 1)?)?;
-        xs + to_map(&mixed, height, width)?
+        let parts = self.to_qkv.forward_each(&tokens)?;
+        let [q, k, v] = parts.as_slice() else {
+            return Err(Error::Msg("an attention lacks queries, keys or values".into()).bt());
+        };
+        let mixed = self.to_out.forward(&attention(q, k, v, 1)?)?;
+        add(xs, &to_map(&mixed, height, width)?)
     }
 }
 

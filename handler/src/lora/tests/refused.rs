@@ -61,7 +61,7 @@ fn loras_of_other_base_models_are_told_by_name() {
         (format!("{context}.weight"), tensor(&[0.5; 2 * 768], &[2, 768])),
         (format!("{QUERY}.weight"), tensor(&[1., 0., 0., 1.], &[2, 2])),
     ]);
-    let (unet, text) = (Weights::new(unet, DType::F32, &Device::Cpu), base().1);
+    let (unet, text) = (Weights::new(unet), base().1);
     let target = Target::of_weights(&unet, &text);
     let onto_sd1 = |bytes: &[u8]| {
         let lora = Arc::new(Lora::from_bytes(bytes)?);

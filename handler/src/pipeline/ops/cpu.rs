@@ -4,16 +4,14 @@
 mod attention;
 mod conv;
 mod geglu;
+mod layers;
 mod linear;
 mod norm;
 mod winograd;
 
-pub(super) use attention::attention;
-pub(super) use conv::{After, conv};
+pub(super) use attention::{attention, causal_attention};
 pub(super) use geglu::geglu;
-pub(super) use linear::linear;
-pub(super) use norm::{group_norm, layer_norm};
-pub(super) use winograd::Kernels;
+pub(super) use layers::{Conv, GroupNorm, LayerNorm, Linear};
 
 use candle_core::{CpuStorage, Device, Error, Result, Shape, Storage, Tensor};
 use std::ops::Deref;
@@ -170,7 +168,10 @@ fn scaled(value: f32, shifted: f32) -> f32 {
 }
 
 #[cfg(test)]
-mod tests {
+mod tests;
+
+#[cfg(test)]
+mod arithmetic_tests {
     use super::*;
 
     #[test]

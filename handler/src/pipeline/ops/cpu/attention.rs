@@ -36,6 +36,20 @@ pub(in super::super) fn attention(q: &Tensor, k: &Tensor, v: &Tensor, heads: usi
     tensor(values, shape)
 }
 
+/// The same where a token sees itself and those before it. Plainly, for the few tokens of a prompt.
+pub(in super::super) fn causal_attention(q: &Tensor, k: &Tensor, v: &Tensor, heads: usize) -> Result<Tensor> {
+    let (batch, tokens, channels) = q.dims3()?;
+    let width = channels / heads;
+    let split = |xs: &Tensor| xs.reshape((batch, tokens, heads, width))?.transpose(1, 2)?.contiguous();
+    let later: Vec<f32> = (0..tokens * tokens)
+        .map(|index| if index % tokens > index / tokens { f32::NEG_INFINITY } else { 0.0 })
+        .collect();
+    let scores = (split(q)?.matmul(&split(k)?.t()?.contiguous()?)? * (width as f64).powf(-0.5))?;
+    let scores = scores.broadcast_add(&Tensor::from_vec(later, (tokens, tokens), q.device())?)?;
+    let mixed = candle_nn::ops::softmax_last_dim(&scores)?.matmul(&split(v)?)?;
+    mixed.transpose(1, 2)?.contiguous()?.reshape((batch, tokens, channels))
+}
+
 /// All heads of some queries of one picture.
 fn block(values: &mut [f32], q: &[f32], k: &[f32], v: &[f32], others: usize, channels: usize, heads: usize) {
     let width = channels / heads;

@@ -21,13 +21,13 @@ thread_local! {
 
 /// What is added to the sums.
 #[derive(Clone, Copy)]
-pub(in super::super) struct After<'a> {
+pub(super) struct After<'a> {
     /// `[out]`
-    pub(in super::super) bias: &'a Tensor,
-    /// `[batch, out]`
-    pub(in super::super) shift: Option<&'a Tensor>,
+    pub(super) bias: &'a Tensor,
+    /// `[batch, out]`, or `[1, out]` for all.
+    pub(super) shift: Option<&'a Tensor>,
     /// As the output.
-    pub(in super::super) onto: Option<&'a Tensor>,
+    pub(super) onto: Option<&'a Tensor>,
 }
 
 /// Sizes of one convolution.
@@ -44,7 +44,7 @@ pub(super) struct Sizes {
 
 /// Input `[batch, in, height, width]`, weight `[out, in, side, side]`. `kernels` are the weights as Winograd's algorithm has them, if
 /// the window allows it.
-pub(in super::super) fn conv(
+pub(super) fn conv(
     xs: &Tensor,
     weight: &Tensor,
     window: Window,
@@ -97,7 +97,7 @@ fn offsets(batch: usize, after: After) -> Result<Vec<f32>> {
     let bias = view(after.bias)?;
     let mut offsets = bias.repeat(batch);
     if let Some(shift) = after.shift {
-        offsets.iter_mut().zip(view(shift)?.iter()).for_each(|(offset, shift)| *offset += shift);
+        offsets.iter_mut().zip(view(shift)?.iter().cycle()).for_each(|(offset, shift)| *offset += shift);
     }
     Ok(offsets)
 }
@@ -161,7 +161,7 @@ impl Sizes {
 
     /// Fills `[channels x side x side, rows x width]`: what each weight sees at each place, zero outside the picture.
     fn gather(&self, input: &[f32], from: usize, columns: &mut [f32]) {
-        let ((height, width), Window { stride, padding }) = (self.input, self.window);
+        let ((height, width), Window { stride, padding, .. }) = (self.input, self.window);
         let taps = self.side * self.side;
         let count = columns.len() / (self.channels * taps);
         for (tap, columns) in columns.chunks_mut(count).enumerate() {

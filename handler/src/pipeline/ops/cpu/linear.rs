@@ -8,7 +8,7 @@ use rayon::prelude::*;
 const PIECE: usize = 64 << 10;
 
 /// `xs @ weight^T`, plus the bias, plus `onto`. Input `[..., in]`, weight `[out, in]`, bias `[out]`; `onto` has the output's shape.
-pub(in super::super) fn linear(
+pub(super) fn linear(
     xs: &Tensor,
     weight: &Tensor,
     bias: Option<&Tensor>,

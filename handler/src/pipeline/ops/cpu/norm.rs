@@ -12,7 +12,7 @@ const LANES: usize = 16;
 const ROWS: usize = 64;
 
 /// Input `[batch, channels, ...]`, weight and bias `[channels]`; `silu` says whether SiLU follows.
-pub(in super::super) fn group_norm(
+pub(super) fn group_norm(
     xs: &Tensor,
     weight: &Tensor,
     bias: &Tensor,
@@ -47,7 +47,7 @@ pub(in super::super) fn group_norm(
 }
 
 /// Input `[..., width]`, weight and bias `[width]`.
-pub(in super::super) fn layer_norm(xs: &Tensor, weight: &Tensor, bias: &Tensor, eps: f64) -> Result<Tensor> {
+pub(super) fn layer_norm(xs: &Tensor, weight: &Tensor, bias: &Tensor, eps: f64) -> Result<Tensor> {
     let (input, weight, bias) = (view(xs)?, view(weight)?, view(bias)?);
     let width = weight.len();
     let mut values = vec![0f32; input.len()];

@@ -28,19 +28,19 @@ const PIECE: usize = 512 << 10;
 const PAIRS: usize = 1 << 16;
 
 /// Transformed weights, `[36, out, in]`.
-pub(in super::super) struct Kernels(Vec<f32>);
+pub(super) struct Kernels(Vec<f32>);
 
 /// Those in use, by the tensor they are of: when a LoRA is swapped, the layers it leaves alone keep theirs.
 static IN_USE: LazyLock<Mutex<HashMap<TensorId, Weak<Kernels>>>> = LazyLock::new(Mutex::default);
 
 impl Kernels {
     /// Whether a convolution of 3x3 should have them.
-    pub(in super::super) fn suit(channels_in: usize, channels_out: usize) -> bool {
+    pub(super) fn suit(channels_in: usize, channels_out: usize) -> bool {
         channels_in * channels_out <= PAIRS
     }
 
     /// `weight` is `[out, in, 3, 3]`.
-    pub(in super::super) fn of(weight: &Tensor) -> Result<Arc<Self>> {
+    pub(super) fn of(weight: &Tensor) -> Result<Arc<Self>> {
         let mut in_use = IN_USE.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(kernels) = in_use.get(&weight.id()).and_then(Weak::upgrade) {
             return Ok(kernels);

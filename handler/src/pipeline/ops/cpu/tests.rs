@@ -1,9 +1,9 @@
 //! Each fast form against candle's plain one.
 
 use super::*;
-use crate::pipeline::noise::Noise;
-use candle_core::{Device, IndexOp};
-use candle_nn::VarMap;
+use crate::pipeline::{noise::Noise, ops::Window};
+use candle_core::{D, DType, IndexOp};
+use candle_nn::{Module, ops::softmax_last_dim};
 use std::cell::Cell;
 
 thread_local! {
@@ -44,7 +44,7 @@ fn convolution_is_candles() {
     ];
     for (batch, channels_in, channels_out, side, stride, padding, height, width) in cases {
         let weight = draw(&[channels_out, channels_in, side, side]);
-        let conv = Conv::of(weight, draw(&[channels_out]), Window { stride, padding }).unwrap();
+        let conv = Conv::of(weight, draw(&[channels_out]), Window { side, stride, padding }).unwrap();
         let xs = draw(&[batch, channels_in, height, width]);
         let plain = xs.conv2d(&conv.weight, padding, stride, 1, 1).unwrap();
         let plain = plain.broadcast_add(&conv.bias.reshape((1, (), 1, 1)).unwrap()).unwrap();
@@ -56,30 +56,28 @@ fn convolution_is_candles() {
             println!("{name}: {error:e} of {limit:e}");
             assert!(error < limit, "{name}: {error}");
         };
-        check(conv.forward(&xs).unwrap(), &plain);
+        check(conv.forward(&xs, None, None).unwrap(), &plain);
         let (shift, onto) = (draw(&[batch, channels_out]), draw(plain.dims()));
         let moved = plain.broadcast_add(&shift.reshape((batch, channels_out, 1, 1)).unwrap()).unwrap();
-        check(conv.forward_shifted(&xs, &shift).unwrap(), &moved);
-        check(conv.forward_onto(&xs, &onto).unwrap(), &(&plain + &onto).unwrap());
+        check(conv.forward(&xs, Some(&shift), None).unwrap(), &moved);
+        let (first, rest) = (shift.narrow(0, 0, 1).unwrap(), moved.narrow(0, 0, 1).unwrap());
+        check(conv.forward(&xs, Some(&first), None).unwrap().narrow(0, 0, 1).unwrap(), &rest);
+        check(conv.forward(&xs, None, Some(&onto)).unwrap(), &(&plain + &onto).unwrap());
     }
 }
 
 #[test]
 fn linear_and_layer_norm_are_candles() {
-    let vars = VarMap::new();
-    let vb = VarBuilder::from_varmap(&vars, DType::F32, &Device::Cpu);
     for (rows, channels_in, channels_out) in [(1, 20, 5), (77, 128, 96), (1024, 96, 768)] {
         let bias = draw(&[channels_out]);
         for bias in [None, Some(bias)] {
-            let linear = Linear(candle_nn::Linear::new(draw(&[channels_out, channels_in]), bias));
+            let linear = Linear { weight: draw(&[channels_out, channels_in]), bias };
             let (xs, onto) = (draw(&[2, rows, channels_in]), draw(&[2, rows, channels_out]));
-            let plain = linear.0.forward(&xs).unwrap();
-            assert!(difference(&linear.forward(&xs).unwrap(), &plain) < 1e-6);
-            assert!(difference(&linear.forward_onto(&xs, &onto).unwrap(), &(plain + &onto).unwrap()) < 1e-6);
+            let plain = candle_nn::Linear::new(linear.weight.clone(), linear.bias.clone()).forward(&xs).unwrap();
+            assert!(difference(&linear.forward(&xs, None).unwrap(), &plain) < 1e-6);
+            assert!(difference(&linear.forward(&xs, Some(&onto)).unwrap(), &(plain + &onto).unwrap()) < 1e-6);
         }
-        let norm = LayerNorm::new(channels_in, 1e-5, vb.pp(rows)).unwrap();
-        let norm =
-            LayerNorm { plain: candle_nn::LayerNorm::new(draw(&[channels_in]), draw(&[channels_in]), 1e-5), ..norm };
+        let norm = LayerNorm { weight: draw(&[channels_in]), bias: draw(&[channels_in]), eps: 1e-5 };
         let xs = (draw(&[2, rows, channels_in]) + 1.0).unwrap();
         assert!(difference(&norm.forward(&xs).unwrap(), &exact_layer_norm(&xs, &norm)) < 1e-5);
     }
@@ -92,22 +90,19 @@ fn exact_layer_norm(xs: &Tensor, norm: &LayerNorm) -> Tensor {
     let centred = xs.broadcast_sub(&xs.mean_keepdim(2).unwrap()).unwrap();
     let variance = centred.sqr().unwrap().mean_keepdim(2).unwrap();
     let unit = centred.broadcast_div(&(variance + norm.eps).unwrap().sqrt().unwrap()).unwrap();
-    let scaled = unit.broadcast_mul(&wide(norm.plain.weight())).unwrap();
-    scaled.broadcast_add(&wide(norm.plain.bias().unwrap())).unwrap().to_dtype(DType::F32).unwrap()
+    let scaled = unit.broadcast_mul(&wide(&norm.weight)).unwrap();
+    scaled.broadcast_add(&wide(&norm.bias)).unwrap().to_dtype(DType::F32).unwrap()
 }
 
 #[test]
 fn group_norm_is_candles() {
-    let vars = VarMap::new();
-    let vb = VarBuilder::from_varmap(&vars, DType::F32, &Device::Cpu);
-    let norm = GroupNorm::new(4, 12, 1e-5, vb).unwrap();
-    let norm = GroupNorm { weight: draw(&[12]), bias: draw(&[12]), ..norm };
+    let norm = GroupNorm { weight: draw(&[12]), bias: draw(&[12]), groups: 4, eps: 1e-5 };
     let plain = candle_nn::GroupNorm::new(norm.weight.clone(), norm.bias.clone(), 12, 4, 1e-5).unwrap();
     // A mean far from zero, which is what a careless variance gets wrong.
     let xs = (draw(&[2, 12, 21, 17]) + 30.0).unwrap();
-    assert!(difference(&norm.forward(&xs).unwrap(), &plain.forward(&xs).unwrap()) < 1e-5);
+    assert!(difference(&norm.forward(&xs, false).unwrap(), &plain.forward(&xs).unwrap()) < 1e-5);
     let silu = plain.forward(&xs).unwrap().silu().unwrap();
-    assert!(difference(&norm.forward_silu(&xs).unwrap(), &silu) < 1e-5);
+    assert!(difference(&norm.forward(&xs, true).unwrap(), &silu) < 1e-5);
 }
 
 #[test]
@@ -124,16 +119,21 @@ fn attention_is_candles() {
     for (tokens, others, heads, channels) in [(5, 77, 2, 16), (9, 9, 1, 4), (2100, 2100, 2, 8)] {
         let q = draw(&[2, tokens, channels]);
         let (k, v) = (draw(&[2, others, channels]), draw(&[2, others, channels]));
-        let sliced = sliced_attention(&q, &k, &v, heads).unwrap();
-        assert!(difference(&attention(&q, &k, &v, heads).unwrap(), &sliced) < 3e-6);
         let width = channels / heads;
-        let one = |head: usize| {
-            let part = |xs: &Tensor| xs.narrow(2, head * width, width).unwrap().contiguous().unwrap();
-            let scores = part(&q).matmul(&part(&k).t().unwrap().contiguous().unwrap()).unwrap();
-            let scores = (scores * (width as f64).powf(-0.5)).unwrap();
-            candle_nn::ops::softmax(&scores, 2).unwrap().matmul(&part(&v)).unwrap()
+        let part = |xs: &Tensor, head: usize| xs.narrow(2, head * width, width).unwrap().contiguous().unwrap();
+        let scores = |head: usize| {
+            let scores = part(&q, head).matmul(&part(&k, head).t().unwrap().contiguous().unwrap()).unwrap();
+            (scores * (width as f64).powf(-0.5)).unwrap()
         };
-        let whole: Vec<Tensor> = (0..heads).map(one).collect();
-        assert!(difference(&sliced, &Tensor::cat(&whole, 2).unwrap()) < 3e-6);
+        let all = |mixed: &dyn Fn(usize) -> Tensor| Tensor::cat(&(0..heads).map(mixed).collect::<Vec<_>>(), D::Minus1);
+        let plain = all(&|head| softmax_last_dim(&scores(head)).unwrap().matmul(&part(&v, head)).unwrap());
+        assert!(difference(&attention(&q, &k, &v, heads).unwrap(), &plain.unwrap()) < 3e-6);
+        if tokens == others && tokens < 100 {
+            let seen = Tensor::tril2(tokens, DType::U8, &Device::Cpu).unwrap().broadcast_as((2, tokens, tokens)).unwrap();
+            let none = Tensor::full(f32::NEG_INFINITY, (2, tokens, tokens), &Device::Cpu).unwrap();
+            let masked = |head| softmax_last_dim(&seen.where_cond(&scores(head), &none).unwrap()).unwrap();
+            let plain = all(&|head| masked(head).matmul(&part(&v, head)).unwrap());
+            assert!(difference(&causal_attention(&q, &k, &v, heads).unwrap(), &plain.unwrap()) < 3e-6);
+        }
     }
 }

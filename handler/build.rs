@@ -1,0 +1,77 @@
+//! Compiles the GPU kernels of feature `cuda`: each `kernels/NAME.cu` to `OUT_DIR/NAME.fatbin`.
+//!
+//! `NVCC` names the compiler, else `$CUDA_HOME/bin/nvcc`, else `nvcc` on the PATH. `EASEL_CUDA_ARCHS` (such as `90` or
+//! `80,90`) limits the architectures for a quick build.
+
+use std::env;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+use std::thread;
+
+const KERNELS: [&str; 4] = ["attention", "norm", "place", "pointwise"];
+const ARCHITECTURES: &str = "75,80,86,89,90";
+const NO_COMPILER: &str = "the feature cuda needs nvcc 12.8 or later: set NVCC or CUDA_HOME";
+
+fn main() {
+    println!("cargo:rerun-if-changed=build.rs");
+    if env::var_os("CARGO_FEATURE_CUDA").is_none() {
+        return;
+    }
+    println!("cargo:rerun-if-changed=kernels/common.cuh");
+    for name in KERNELS {
+        println!("cargo:rerun-if-changed=kernels/{name}.cu");
+    }
+    for name in ["NVCC", "CUDA_HOME", "EASEL_CUDA_ARCHS"] {
+        println!("cargo:rerun-if-env-changed={name}");
+    }
+    let Some(out) = env::var_os("OUT_DIR").map(PathBuf::from) else { panic!("OUT_DIR is not set") };
+    let compiler = compiler();
+    let options = options(&compiler);
+    thread::scope(|scope| {
+        for name in KERNELS {
+            let (compiler, options, out) = (&compiler, &options, &out);
+            scope.spawn(move || compile(compiler, options, name, out));
+        }
+    });
+}
+
+/// The nvcc to run.
+fn compiler() -> PathBuf {
+    let set = |name| env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+    set("NVCC").or_else(|| set("CUDA_HOME").map(|home| home.join("bin").join("nvcc"))).unwrap_or_else(|| "nvcc".into())
+}
+
+/// Options common to all files: machine code for each architecture, and PTX of the last for newer ones.
+fn options(compiler: &Path) -> Vec<String> {
+    let mut options: Vec<String> = ["-fatbin", "-O3", "-std=c++17"].map(String::from).into();
+    let chosen = env::var("EASEL_CUDA_ARCHS").ok().filter(|list| !list.trim().is_empty());
+    let chosen = chosen.as_deref().unwrap_or(ARCHITECTURES);
+    let architectures: Vec<&str> = chosen.split([',', ' ']).map(str::trim).filter(|name| !name.is_empty()).collect();
+    for name in &architectures {
+        options.push(format!("-gencode=arch=compute_{name},code=sm_{name}"));
+    }
+    if let Some(name) = architectures.last() {
+        options.push(format!("-gencode=arch=compute_{name},code=compute_{name}"));
+    }
+    let help = run(Command::new(compiler).arg("--help"));
+    if String::from_utf8_lossy(&help.stdout).contains("--compress-mode") {
+        options.push("--compress-mode=size".into());
+    }
+    options
+}
+
+/// Compiles one file.
+fn compile(compiler: &Path, options: &[String], name: &str, out: &Path) {
+    let source = format!("kernels/{name}.cu");
+    let target = out.join(format!("{name}.fatbin"));
+    let output = run(Command::new(compiler).args(options).arg(&source).arg("-o").arg(&target));
+    if !output.status.success() {
+        let (stdout, stderr) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+        panic!("nvcc failed on {source} ({}):\n{stdout}{stderr}", output.status);
+    }
+}
+
+/// Runs the compiler to its end.
+fn run(command: &mut Command) -> Output {
+    command.output().unwrap_or_else(|error| panic!("{NO_COMPILER} ({}: {error})", command.get_program().display()))
+}

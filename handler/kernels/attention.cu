@@ -1,0 +1,619 @@
+// Attention kernels: fused attention for f16 and bf16, and a row softmax for the unfused path.
+//
+// Fused: the forward pass of FlashAttention-2 (Dao 2023), non-causal. Tensor-core products with f32 sums
+// (mma.m16n8k16), K and V tiles of 64 keys double-buffered in shared memory by cp.async (sm_75: one buffer, plain
+// loads). Softmax statistics in f32, in base 2. The running maximum is only raised when a score passes it by more
+// than 2^8 (the result is the same, since the sum is scaled alike; probabilities before division stay <= 256).
+//
+// q(b, t, h, d) = q[b * q_batch + t * q_row + h * D + d], and likewise k and v (kv_row, kv_batch), out (out_row,
+// out_batch). Strides in elements; pointers, rows and batches aligned to 16 bytes; others >= 1; scale > 0.
+// grid = (ceil(tokens / BM), heads, batch), block = (threads).
+//
+// name (T = f16, bf16)    threads   BM   dynamic shared bytes: sm_80 and later   sm_75
+// attention_T_40              128  128                                       0       0
+// attention_T_40_small        128   64                                       0       0
+// attention_T_40_large        256  256                                       0       0
+// attention_T_64              128  128                                       0       0
+// attention_T_64_small        128   64                                       0       0
+// attention_T_80              256  128                                       0       0
+// attention_T_80_small        128   64                                       0       0
+// attention_T_128             128   64                                   69632       0
+// attention_T_128_small       128   32                                   69632       0
+// attention_T_160             128   64                                   86016       0
+// attention_T_160_small       128   32                                   86016       0
+//
+// The bf16 kernels trap below sm_80.
+
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+#include <stdint.h>
+
+#ifndef __CUDA_ARCH__
+#define ARCH 0
+#else
+#define ARCH __CUDA_ARCH__
+#endif
+
+namespace {
+
+constexpr float LOG2_E = 1.4426950408889634f;
+/// Keys per tile in shared memory.
+constexpr int BN = 64;
+/// Keys per softmax step of one warp.
+constexpr int STEP = 32;
+/// How far (in powers of two) a score may pass the running maximum before that is raised.
+constexpr float SLACK = 8.0f;
+constexpr int STAGES = ARCH >= 800 ? 2 : 1;
+constexpr int STATIC_LIMIT = 48 * 1024;
+
+__device__ __forceinline__ float exp2_approx(float x) {
+    float y;
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+}
+
+__device__ __forceinline__ uint32_t shared_address(const void* pointer) {
+    return static_cast<uint32_t>(__cvta_generic_to_shared(pointer));
+}
+
+/// Four 8x8 matrices of 16-bit elements; lane i gives the address of row i % 8 of matrix i / 8.
+__device__ __forceinline__ void load_matrices(uint32_t (&r)[4], uint32_t address) {
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
+                 : "r"(address)
+                 : "memory");
+}
+
+__device__ __forceinline__ void load_matrices_transposed(uint32_t (&r)[4], uint32_t address) {
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
+                 : "r"(address)
+                 : "memory");
+}
+
+/// 16 bytes from global to shared memory, or zeros (the source is then not read).
+__device__ __forceinline__ void copy_chunk(uint32_t to, const void* from, bool valid) {
+#if ARCH >= 800
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(__cvta_generic_to_global(from)),
+                 "r"(valid ? 16 : 0)
+                 : "memory");
+#else
+    uint4 x = make_uint4(0, 0, 0, 0);
+    if (valid) x = *static_cast<const uint4*>(from);
+    asm volatile("st.shared.v4.b32 [%0], {%1, %2, %3, %4};" ::"r"(to), "r"(x.x), "r"(x.y), "r"(x.z), "r"(x.w)
+                 : "memory");
+#endif
+}
+
+__device__ __forceinline__ void commit_copies() {
+#if ARCH >= 800
+    asm volatile("cp.async.commit_group;" ::: "memory");
+#endif
+}
+
+__device__ __forceinline__ void wait_copies() {
+#if ARCH >= 800
+    asm volatile("cp.async.wait_group 0;" ::: "memory");
+#endif
+}
+
+template <typename T>
+struct Element;
+
+template <>
+struct Element<__half> {
+    static __device__ __forceinline__ uint32_t pack(float low, float high) {
+        const __half2 x = __floats2half2_rn(low, high);
+        return *reinterpret_cast<const uint32_t*>(&x);
+    }
+    /// c += a b, shapes 16x8 and 8x8.
+    static __device__ __forceinline__ void mma8(float (&c)[4], uint32_t a0, uint32_t a1, uint32_t b0) {
+        asm("mma.sync.aligned.m16n8k8.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5}, {%6}, {%0, %1, %2, %3};"
+            : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+            : "r"(a0), "r"(a1), "r"(b0));
+    }
+    /// c += a b, shapes 16x16 and 16x8.
+    static __device__ __forceinline__ void mma16(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
+#if ARCH >= 800
+        asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 "
+            "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+            : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+            : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+#else
+        mma8(c, a[0], a[1], b0);
+        mma8(c, a[2], a[3], b1);
+#endif
+    }
+};
+
+template <>
+struct Element<__nv_bfloat16> {
+    static __device__ __forceinline__ uint32_t pack(float low, float high) {
+        const __nv_bfloat162 x = __floats2bfloat162_rn(low, high);
+        return *reinterpret_cast<const uint32_t*>(&x);
+    }
+#if ARCH >= 800
+    static __device__ __forceinline__ void mma8(float (&c)[4], uint32_t a0, uint32_t a1, uint32_t b0) {
+        asm("mma.sync.aligned.m16n8k8.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5}, {%6}, {%0, %1, %2, %3};"
+            : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+            : "r"(a0), "r"(a1), "r"(b0));
+    }
+    static __device__ __forceinline__ void mma16(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
+        asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 "
+            "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+            : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+            : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+    }
+#endif
+};
+
+constexpr int larger(int a, int b) { return a > b ? a : b; }
+
+/// Sizes of one kernel: head size D, MT tiles of 16 rows per warp, WM warps over the rows, WK (1 or 2) over the keys.
+template <int D, int MT, int WM, int WK>
+struct Shape {
+    static constexpr int THREADS = WM * WK * 32;
+    static constexpr int BM = WM * MT * 16;
+    /// 16-byte chunks per row of a head.
+    static constexpr int CHUNKS = D / 8;
+    /// Bytes per row in shared memory: an odd number of chunks, so that 8 rows fall on different banks.
+    static constexpr int STRIDE = (CHUNKS | 1) * 16;
+    static constexpr int TILE = BN * STRIDE;
+    /// Bytes for the partial results of the second half of the keys.
+    static constexpr int MERGE = WK == 2 ? WM * 32 * (MT * CHUNKS * 4 + MT * 4) * 4 : 0;
+    static constexpr int BYTES = larger(larger(STAGES * 2 * TILE, MERGE), BM * STRIDE);
+};
+
+template <int BYTES>
+__device__ __forceinline__ unsigned char* shared_buffer() {
+    if constexpr (BYTES <= STATIC_LIMIT) {
+        __shared__ __align__(128) unsigned char buffer[BYTES];
+        return buffer;
+    } else {
+        extern __shared__ __align__(128) unsigned char dynamic_buffer[];
+        return dynamic_buffer;
+    }
+}
+
+/// Copies `left` rows (at most BN; the rest zeros) of K and of V to shared memory, V behind K.
+template <typename S, typename T>
+__device__ __forceinline__ void copy_tile(uint32_t to, const T* k, const T* v, int row_stride, int left) {
+    constexpr int COUNT = BN * S::CHUNKS;
+#pragma unroll
+    for (int base = 0; base < COUNT; base += S::THREADS) {
+        const int chunk = base + static_cast<int>(threadIdx.x);
+        if (COUNT % S::THREADS != 0 && base + S::THREADS > COUNT && chunk >= COUNT) break;
+        const int row = chunk / S::CHUNKS;
+        const int column = chunk - row * S::CHUNKS;
+        const bool valid = row < left;
+        const int offset = valid ? row * row_stride + column * 8 : 0;
+        const uint32_t place = to + row * S::STRIDE + column * 16;
+        copy_chunk(place, k + offset, valid);
+        copy_chunk(place + S::TILE, v + offset, valid);
+    }
+}
+
+template <typename T>
+__device__ __forceinline__ uint32_t load_pair(const T* q, bool valid) {
+    return valid ? __ldg(reinterpret_cast<const unsigned int*>(q)) : 0u;
+}
+
+template <typename T, int D, int MT, int WM, int WK>
+__device__ __forceinline__ void attention(const T* q, const T* k, const T* v, T* out, int tokens, int others,
+                                          int q_row, int kv_row, int out_row, long long q_batch, long long kv_batch,
+                                          long long out_batch, float scale) {
+    using S = Shape<D, MT, WM, WK>;
+    using E = Element<T>;
+    static_assert(D % 8 == 0 && STEP == 32 && BN % (STEP * WK) == 0, "sizes");
+    constexpr int KT = D / 16;            // steps of 16 along the head in Q K^T
+    constexpr bool TAIL = D % 16 != 0;    // and one of 8
+    constexpr int NT = D / 8;             // column tiles of the output
+    constexpr int NS = STEP / 8;          // column tiles of the scores
+    const int lane = threadIdx.x & 31;
+    const int warp = threadIdx.x >> 5;
+    const int warp_row = warp % WM;
+    const int warp_key = warp / WM;
+    const int group = lane >> 2;          // row within a fragment
+    const int pair = (lane & 3) * 2;      // first column within a fragment
+
+    unsigned char* buffer = shared_buffer<S::BYTES>();
+    const uint32_t shared = shared_address(buffer);
+    const long long head = static_cast<long long>(blockIdx.y) * D;
+    k += blockIdx.z * kv_batch + head;
+    v += blockIdx.z * kv_batch + head;
+    const int tiles = (others + BN - 1) / BN;
+    if constexpr (STAGES == 2) {
+        copy_tile<S>(shared, k, v, kv_row, others);
+        commit_copies();
+    }
+
+    // Q fragments, kept in registers.
+    const int row0 = blockIdx.x * S::BM + warp_row * MT * 16;
+    uint32_t qf[MT][KT][4];
+    uint32_t qt[MT][2];
+#pragma unroll
+    for (int m = 0; m < MT; ++m) {
+        const int low = row0 + m * 16 + group;
+        const int high = low + 8;
+        const T* from = q + blockIdx.z * q_batch + head + pair;
+        const T* from_low = from + static_cast<long long>(low) * q_row;
+        const T* from_high = from + static_cast<long long>(high) * q_row;
+#pragma unroll
+        for (int i = 0; i < KT; ++i) {
+            qf[m][i][0] = load_pair(from_low + i * 16, low < tokens);
+            qf[m][i][1] = load_pair(from_high + i * 16, high < tokens);
+            qf[m][i][2] = load_pair(from_low + i * 16 + 8, low < tokens);
+            qf[m][i][3] = load_pair(from_high + i * 16 + 8, high < tokens);
+        }
+        if constexpr (TAIL) {
+            qt[m][0] = load_pair(from_low + KT * 16, low < tokens);
+            qt[m][1] = load_pair(from_high + KT * 16, high < tokens);
+        }
+    }
+
+    float o[MT][NT][4];
+    float top[MT][2];    // running maximum of the scores, times scale * log2(e)
+    float sum[MT][2];    // this lane's part of the row sums
+#pragma unroll
+    for (int m = 0; m < MT; ++m) {
+#pragma unroll
+        for (int n = 0; n < NT; ++n) {
+#pragma unroll
+            for (int i = 0; i < 4; ++i) o[m][n][i] = 0.0f;
+        }
+        top[m][0] = top[m][1] = -1e30f;
+        sum[m][0] = sum[m][1] = 0.0f;
+    }
+
+    const float factor = scale * LOG2_E;
+    // Where this lane's ldmatrix rows start: K two by two tiles (keys, head), V likewise, and 32 keys of one chunk.
+    const uint32_t k_lane = ((lane >> 4) * 8 + (lane & 7)) * S::STRIDE + ((lane >> 3) & 1) * 16;
+    const uint32_t v_lane = S::TILE + (lane & 15) * S::STRIDE + (lane >> 4) * 16;
+    const uint32_t tail_lane = lane * S::STRIDE + (S::CHUNKS - 1) * 16;
+
+#pragma unroll 1
+    for (int tile = 0; tile < tiles; ++tile) {
+        uint32_t stage = shared;
+        if constexpr (STAGES == 2) {
+            wait_copies();
+            __syncthreads();
+            if (tile + 1 < tiles) {
+                const long long next = static_cast<long long>(tile + 1) * BN;
+                copy_tile<S>(shared + ((tile + 1) & 1) * 2 * S::TILE, k + next * kv_row, v + next * kv_row, kv_row,
+                             others - (tile + 1) * BN);
+                commit_copies();
+            }
+            stage += (tile & 1) * 2 * S::TILE;
+        } else {
+            const long long from = static_cast<long long>(tile) * BN;
+            __syncthreads();
+            copy_tile<S>(shared, k + from * kv_row, v + from * kv_row, kv_row, others - tile * BN);
+            __syncthreads();
+        }
+
+#pragma unroll 1
+        for (int step = warp_key; step < BN / STEP; step += WK) {
+            const int key0 = tile * BN + step * STEP;
+            if (key0 >= others) break;
+            const uint32_t place = stage + step * (STEP * S::STRIDE);
+
+            // Scores: Q K^T.
+            float s[MT][NS][4];
+#pragma unroll
+            for (int m = 0; m < MT; ++m) {
+#pragma unroll
+                for (int n = 0; n < NS; ++n) {
+#pragma unroll
+                    for (int i = 0; i < 4; ++i) s[m][n][i] = 0.0f;
+                }
+            }
+#pragma unroll
+            for (int i = 0; i < KT; ++i) {
+                uint32_t b[NS / 2][4];
+#pragma unroll
+                for (int n = 0; n < NS / 2; ++n) {
+                    load_matrices(b[n], place + k_lane + n * (16 * S::STRIDE) + i * 32);
+                }
+#pragma unroll
+                for (int n = 0; n < NS; ++n) {
+#pragma unroll
+                    for (int m = 0; m < MT; ++m) {
+                        E::mma16(s[m][n], qf[m][i], b[n / 2][(n & 1) * 2], b[n / 2][(n & 1) * 2 + 1]);
+                    }
+                }
+            }
+            if constexpr (TAIL) {
+                uint32_t b[4];
+                load_matrices(b, place + tail_lane);
+#pragma unroll
+                for (int n = 0; n < NS; ++n) {
+#pragma unroll
+                    for (int m = 0; m < MT; ++m) E::mma8(s[m][n], qt[m][0], qt[m][1], b[n]);
+                }
+            }
+            if (key0 + STEP > others) {
+                const int left = others - key0 - pair;
+#pragma unroll
+                for (int m = 0; m < MT; ++m) {
+#pragma unroll
+                    for (int n = 0; n < NS; ++n) {
+#pragma unroll
+                        for (int i = 0; i < 4; ++i) {
+                            if (n * 8 + (i & 1) >= left) s[m][n][i] = -INFINITY;
+                        }
+                    }
+                }
+            }
+
+            // Raise the running maximum where a score passes it by far, and scale what was summed so far.
+            float most[MT][2];
+            bool raise = false;
+#pragma unroll
+            for (int m = 0; m < MT; ++m) {
+#pragma unroll
+                for (int r = 0; r < 2; ++r) {
+                    float x = fmaxf(s[m][0][r * 2], s[m][0][r * 2 + 1]);
+#pragma unroll
+                    for (int n = 1; n < NS; ++n) x = fmaxf(x, fmaxf(s[m][n][r * 2], s[m][n][r * 2 + 1]));
+                    most[m][r] = x;
+                    raise |= fmaf(x, factor, -top[m][r]) > SLACK;
+                }
+            }
+            if (__any_sync(0xffffffffu, raise)) {
+#pragma unroll
+                for (int m = 0; m < MT; ++m) {
+#pragma unroll
+                    for (int r = 0; r < 2; ++r) {
+                        float x = most[m][r];
+                        x = fmaxf(x, __shfl_xor_sync(0xffffffffu, x, 1));
+                        x = fmaxf(x, __shfl_xor_sync(0xffffffffu, x, 2));
+                        x = fmaxf(top[m][r], x * factor);
+                        const float shrink = exp2_approx(top[m][r] - x);
+                        top[m][r] = x;
+                        sum[m][r] *= shrink;
+#pragma unroll
+                        for (int n = 0; n < NT; ++n) {
+                            o[m][n][r * 2] *= shrink;
+                            o[m][n][r * 2 + 1] *= shrink;
+                        }
+                    }
+                }
+            }
+
+            // Probabilities, as the left operand of the second product.
+            uint32_t p[MT][STEP / 16][4];
+#pragma unroll
+            for (int n = 0; n < NS; ++n) {
+#pragma unroll
+                for (int m = 0; m < MT; ++m) {
+#pragma unroll
+                    for (int r = 0; r < 2; ++r) {
+                        const float x = exp2_approx(fmaf(s[m][n][r * 2], factor, -top[m][r]));
+                        const float y = exp2_approx(fmaf(s[m][n][r * 2 + 1], factor, -top[m][r]));
+                        sum[m][r] += x;
+                        sum[m][r] += y;
+                        p[m][n / 2][(n & 1) * 2 + r] = E::pack(x, y);
+                    }
+                }
+            }
+
+            // Output: P V.
+            uint32_t last[4];
+            if constexpr (TAIL) load_matrices_transposed(last, place + S::TILE + tail_lane);
+#pragma unroll
+            for (int i = 0; i < STEP / 16; ++i) {
+#pragma unroll
+                for (int n = 0; n < NT / 2; ++n) {
+                    uint32_t b[4];
+                    load_matrices_transposed(b, place + v_lane + i * (16 * S::STRIDE) + n * 32);
+#pragma unroll
+                    for (int m = 0; m < MT; ++m) {
+                        E::mma16(o[m][n * 2], p[m][i], b[0], b[1]);
+                        E::mma16(o[m][n * 2 + 1], p[m][i], b[2], b[3]);
+                    }
+                }
+                if constexpr (TAIL) {
+#pragma unroll
+                    for (int m = 0; m < MT; ++m) E::mma16(o[m][NT - 1], p[m][i], last[i * 2], last[i * 2 + 1]);
+                }
+            }
+        }
+    }
+    __syncthreads();
+
+    // The two halves of the keys become one: the same lane of the partner warp holds the same elements.
+    if constexpr (WK == 2) {
+        constexpr int VALUES = MT * NT * 4 + MT * 4;
+        float* part = reinterpret_cast<float*>(buffer) + warp_row * VALUES * 32 + lane;
+        if (warp_key == 1) {
+#pragma unroll
+            for (int m = 0; m < MT; ++m) {
+#pragma unroll
+                for (int n = 0; n < NT; ++n) {
+#pragma unroll
+                    for (int i = 0; i < 4; ++i) part[((m * NT + n) * 4 + i) * 32] = o[m][n][i];
+                }
+#pragma unroll
+                for (int r = 0; r < 2; ++r) {
+                    part[(MT * NT * 4 + m * 4 + r) * 32] = top[m][r];
+                    part[(MT * NT * 4 + m * 4 + 2 + r) * 32] = sum[m][r];
+                }
+            }
+        }
+        __syncthreads();
+        if (warp_key == 0) {
+#pragma unroll
+            for (int m = 0; m < MT; ++m) {
+#pragma unroll
+                for (int r = 0; r < 2; ++r) {
+                    const float other_top = part[(MT * NT * 4 + m * 4 + r) * 32];
+                    const float other_sum = part[(MT * NT * 4 + m * 4 + 2 + r) * 32];
+                    const float x = fmaxf(top[m][r], other_top);
+                    const float mine = exp2_approx(top[m][r] - x);
+                    const float theirs = exp2_approx(other_top - x);
+                    sum[m][r] = sum[m][r] * mine + other_sum * theirs;
+#pragma unroll
+                    for (int n = 0; n < NT; ++n) {
+#pragma unroll
+                        for (int i = r * 2; i < r * 2 + 2; ++i) {
+                            o[m][n][i] = o[m][n][i] * mine + part[((m * NT + n) * 4 + i) * 32] * theirs;
+                        }
+                    }
+                }
+            }
+        }
+        __syncthreads();
+        if (warp_key == 1) return;
+    }
+
+    // Divide by the row sums and write whole chunks, by way of this warp's part of shared memory.
+    unsigned char* rows = buffer + warp_row * MT * 16 * S::STRIDE;
+#pragma unroll
+    for (int m = 0; m < MT; ++m) {
+#pragma unroll
+        for (int r = 0; r < 2; ++r) {
+            float total = sum[m][r];
+            total += __shfl_xor_sync(0xffffffffu, total, 1);
+            total += __shfl_xor_sync(0xffffffffu, total, 2);
+            const float inverse = __fdividef(1.0f, total);  // total >= 1
+            unsigned char* to = rows + (m * 16 + r * 8 + group) * S::STRIDE + pair * 2;
+#pragma unroll
+            for (int n = 0; n < NT; ++n) {
+                *reinterpret_cast<uint32_t*>(to + n * 16) =
+                    E::pack(o[m][n][r * 2] * inverse, o[m][n][r * 2 + 1] * inverse);
+            }
+        }
+    }
+    __syncwarp();
+    out += blockIdx.z * out_batch + head;
+#pragma unroll
+    for (int chunk = lane; chunk < MT * 16 * S::CHUNKS; chunk += 32) {
+        const int row = chunk / S::CHUNKS;
+        const int column = chunk - row * S::CHUNKS;
+        if (row0 + row < tokens) {
+            *reinterpret_cast<uint4*>(out + static_cast<long long>(row0 + row) * out_row + column * 8) =
+                *reinterpret_cast<const uint4*>(rows + row * S::STRIDE + column * 16);
+        }
+    }
+}
+
+__device__ __forceinline__ void store_value(float* out, float x) { *out = x; }
+__device__ __forceinline__ void store_value(__half* out, float x) { *out = __float2half_rn(x); }
+__device__ __forceinline__ void store_value(__nv_bfloat16* out, float x) { *out = __float2bfloat16_rn(x); }
+
+__device__ __forceinline__ void store_four(float* out, float4 x) { *reinterpret_cast<float4*>(out) = x; }
+template <typename T>
+__device__ __forceinline__ void store_four(T* out, float4 x) {
+    *reinterpret_cast<uint2*>(out) = make_uint2(Element<T>::pack(x.x, x.y), Element<T>::pack(x.z, x.w));
+}
+
+constexpr int SOFTMAX_THREADS = 256;
+
+/// Maximum (or sum) over the block of 256 threads; `scratch` holds 8 values and is free again afterwards.
+template <bool MAXIMUM>
+__device__ __forceinline__ float reduce(float x, float* scratch) {
+#pragma unroll
+    for (int step = 16; step > 0; step >>= 1) {
+        const float y = __shfl_xor_sync(0xffffffffu, x, step);
+        x = MAXIMUM ? fmaxf(x, y) : x + y;
+    }
+    if ((threadIdx.x & 31) == 0) scratch[threadIdx.x >> 5] = x;
+    __syncthreads();
+    x = scratch[0];
+#pragma unroll
+    for (int i = 1; i < SOFTMAX_THREADS / 32; ++i) x = MAXIMUM ? fmaxf(x, scratch[i]) : x + scratch[i];
+    __syncthreads();
+    return x;
+}
+
+/// Softmax of one row of f32 scores; columns past `visible` get probability 0. May run in place when T is f32.
+template <typename T>
+__device__ __forceinline__ void softmax_row(const float* scores, T* out, int columns, int causal, int rows_per_head) {
+    __shared__ float scratch[SOFTMAX_THREADS / 32];
+    const int thread = threadIdx.x;
+    scores += static_cast<long long>(blockIdx.x) * columns;
+    out += static_cast<long long>(blockIdx.x) * columns;
+    int visible = columns;
+    if (causal != 0) visible = min(columns, static_cast<int>(blockIdx.x % rows_per_head) + 1);
+    // Four columns at a time where rows are aligned for it.
+    const bool aligned = columns % 4 == 0 && (reinterpret_cast<uintptr_t>(scores) & 15) == 0 &&
+                         (reinterpret_cast<uintptr_t>(out) & (4 * sizeof(T) - 1)) == 0;
+    const int wide = aligned ? visible & ~3 : 0;
+
+    float most = -INFINITY;
+    for (int i = thread * 4; i < wide; i += SOFTMAX_THREADS * 4) {
+        const float4 x = *reinterpret_cast<const float4*>(scores + i);
+        most = fmaxf(most, fmaxf(fmaxf(x.x, x.y), fmaxf(x.z, x.w)));
+    }
+    for (int i = wide + thread; i < visible; i += SOFTMAX_THREADS) most = fmaxf(most, scores[i]);
+    most = reduce<true>(most, scratch);
+
+    float sum = 0.0f;
+    for (int i = thread * 4; i < wide; i += SOFTMAX_THREADS * 4) {
+        const float4 x = *reinterpret_cast<const float4*>(scores + i);
+        sum += exp2_approx((x.x - most) * LOG2_E) + exp2_approx((x.y - most) * LOG2_E);
+        sum += exp2_approx((x.z - most) * LOG2_E) + exp2_approx((x.w - most) * LOG2_E);
+    }
+    for (int i = wide + thread; i < visible; i += SOFTMAX_THREADS) sum += exp2_approx((scores[i] - most) * LOG2_E);
+    const float inverse = 1.0f / reduce<false>(sum, scratch);
+
+    for (int i = thread * 4; i < wide; i += SOFTMAX_THREADS * 4) {
+        float4 x = *reinterpret_cast<const float4*>(scores + i);
+        x.x = exp2_approx((x.x - most) * LOG2_E) * inverse;
+        x.y = exp2_approx((x.y - most) * LOG2_E) * inverse;
+        x.z = exp2_approx((x.z - most) * LOG2_E) * inverse;
+        x.w = exp2_approx((x.w - most) * LOG2_E) * inverse;
+        store_four(out + i, x);
+    }
+    for (int i = wide + thread; i < columns; i += SOFTMAX_THREADS) {
+        store_value(out + i, i < visible ? exp2_approx((scores[i] - most) * LOG2_E) * inverse : 0.0f);
+    }
+}
+
+}  // namespace
+
+#define ATTENTION_KERNEL(NAME, T, D, MT, WM, WK, BLOCKS)                                                              \
+    extern "C" __global__ void __launch_bounds__((WM) * (WK) * 32, BLOCKS)                                            \
+        NAME(const T* q, const T* k, const T* v, T* out, int tokens, int others, int heads, int q_row, int kv_row,    \
+             int out_row, long long q_batch, long long kv_batch, long long out_batch, float scale) {                  \
+        (void)heads;                                                                                                  \
+        attention<T, D, MT, WM, WK>(q, k, v, out, tokens, others, q_row, kv_row, out_row, q_batch, kv_batch,          \
+                                    out_batch, scale);                                                                \
+    }
+
+#if ARCH == 0 || ARCH >= 800
+#define BF16_KERNEL(NAME, D, MT, WM, WK, BLOCKS) ATTENTION_KERNEL(NAME, __nv_bfloat16, D, MT, WM, WK, BLOCKS)
+#else
+#define BF16_KERNEL(NAME, D, MT, WM, WK, BLOCKS)                                                                      \
+    extern "C" __global__ void NAME(const __nv_bfloat16*, const __nv_bfloat16*, const __nv_bfloat16*, __nv_bfloat16*, \
+                                    int, int, int, int, int, int, long long, long long, long long, float) {           \
+        __trap();                                                                                                     \
+    }
+#endif
+
+// Name ending, head size, row tiles per warp, warps over rows, warps over keys, blocks per multiprocessor aimed at.
+#define ATTENTION_KERNELS(ENDING, D, MT, WM, WK, BLOCKS)                                                              \
+    ATTENTION_KERNEL(attention_f16_##ENDING, __half, D, MT, WM, WK, BLOCKS)                                           \
+    BF16_KERNEL(attention_bf16_##ENDING, D, MT, WM, WK, BLOCKS)
+
+ATTENTION_KERNELS(40, 40, 2, 4, 1, ARCH >= 800 ? 4 : 3)
+ATTENTION_KERNELS(40_small, 40, 1, 4, 1, 6)
+ATTENTION_KERNELS(40_large, 40, 2, 8, 1, ARCH >= 800 ? 2 : 1)
+ATTENTION_KERNELS(64, 64, 2, 4, 1, ARCH >= 900 ? 3 : 2)
+ATTENTION_KERNELS(64_small, 64, 1, 4, 1, 4)
+ATTENTION_KERNELS(80, 80, 2, 4, 2, 1)
+ATTENTION_KERNELS(80_small, 80, 1, 4, 1, 4)
+ATTENTION_KERNELS(128, 128, 1, 4, 1, 2)
+ATTENTION_KERNELS(128_small, 128, 1, 2, 2, 2)
+ATTENTION_KERNELS(160, 160, 1, 4, 1, 2)
+ATTENTION_KERNELS(160_small, 160, 1, 2, 2, 2)
+
+#define SOFTMAX_KERNEL(NAME, T)                                                                                       \
+    extern "C" __global__ void __launch_bounds__(SOFTMAX_THREADS)                                                     \
+        NAME(const float* scores, T* out, int columns, int causal, int rows_per_head) {                               \
+        softmax_row<T>(scores, out, columns, causal, rows_per_head);                                                  \
+    }
+
+SOFTMAX_KERNEL(softmax_f16, __half)
+SOFTMAX_KERNEL(softmax_bf16, __nv_bfloat16)
+SOFTMAX_KERNEL(softmax_f32, float)

@@ -1,0 +1,174 @@
+//! Memory by offsets into one range of addresses, which is backed piece by piece as it fills: addresses stay valid for good.
+//!
+//! First fit at the lowest address, so that one sequence of requests always gets the same addresses.
+
+use super::{GpuError, Meter, Result, check};
+use cudarc::driver::sys::{
+    self, CUmemAccess_flags, CUmemAccessDesc, CUmemAllocationHandleType, CUmemAllocationProp,
+    CUmemAllocationProp_st__bindgen_ty_1, CUmemAllocationType, CUmemLocation, CUmemLocationType,
+};
+use std::{collections::BTreeMap, ptr::null_mut, sync::Arc};
+
+/// Every piece starts at a multiple of it.
+const ALIGNMENT: usize = 512;
+/// Memory is taken from the driver in multiples of it.
+const PAGE: usize = 16 << 20;
+/// Addresses reserved; far more than any GPU has memory.
+const RESERVED: usize = 1 << 38;
+
+pub(super) struct Arena {
+    base: u64,
+    free: Free,
+    /// Lengths of what is backed, in order of address.
+    backed: Vec<usize>,
+    properties: CUmemAllocationProp,
+    meter: Arc<Meter>,
+}
+
+// SAFETY: plain data; the properties hold no pointer that is used.
+unsafe impl Send for Arena {}
+
+impl Arena {
+    pub(super) fn new(device: i32, meter: Arc<Meter>) -> Result<Self> {
+        let mut base = 0;
+        // SAFETY: reserves addresses, no memory.
+        check("cuMemAddressReserve", unsafe { sys::cuMemAddressReserve(&mut base, RESERVED, PAGE, 0, 0) })?;
+        let properties = CUmemAllocationProp {
+            type_: CUmemAllocationType::CU_MEM_ALLOCATION_TYPE_PINNED,
+            requestedHandleTypes: CUmemAllocationHandleType::CU_MEM_HANDLE_TYPE_NONE,
+            location: CUmemLocation { type_: CUmemLocationType::CU_MEM_LOCATION_TYPE_DEVICE, id: device },
+            win32HandleMetaData: null_mut(),
+            allocFlags: CUmemAllocationProp_st__bindgen_ty_1 {
+                compressionType: 0,
+                gpuDirectRDMACapable: 0,
+                usage: 0,
+                reserved: [0; 4],
+            },
+        };
+        Ok(Self { base, free: Free::default(), backed: Vec::new(), properties, meter })
+    }
+
+    /// Takes `bytes`, at least one piece of the alignment.
+    pub(super) fn take(&mut self, bytes: usize) -> Result<u64> {
+        let bytes = bytes.max(1).next_multiple_of(ALIGNMENT);
+        if let Some(offset) = self.free.take(bytes) {
+            return Ok(self.base + offset as u64);
+        }
+        let end: usize = self.backed.iter().sum();
+        let missing = (bytes - self.free.tail(end)).next_multiple_of(PAGE);
+        self.back(end, missing)?;
+        self.free.give(end, missing);
+        let offset = self.free.take(bytes).ok_or_else(|| GpuError::Unavailable("an arena lost its memory".into()))?;
+        Ok(self.base + offset as u64)
+    }
+
+    /// Takes back what [`Arena::take`] gave.
+    pub(super) fn give(&mut self, address: u64, bytes: usize) {
+        self.free.give((address - self.base) as usize, bytes.max(1).next_multiple_of(ALIGNMENT));
+    }
+
+    /// Gives free memory at the end back to the driver.
+    pub(super) fn trim(&mut self) -> Result<()> {
+        let mut end: usize = self.backed.iter().sum();
+        while let Some(&last) = self.backed.last().filter(|&&last| self.free.tail(end) >= last) {
+            end -= last;
+            self.free.cut(end, last);
+            self.backed.pop();
+            // SAFETY: exactly one range that was mapped, and nothing lies in it.
+            check("cuMemUnmap", unsafe { sys::cuMemUnmap(self.base + end as u64, last) })?;
+            self.meter.remove(last);
+        }
+        Ok(())
+    }
+
+    fn back(&mut self, offset: usize, bytes: usize) -> Result<()> {
+        let (address, mut handle) = (self.base + offset as u64, 0);
+        // SAFETY: new memory, mapped into addresses that are reserved and not yet backed. The mapping keeps it alive.
+        unsafe {
+            check("cuMemCreate", sys::cuMemCreate(&mut handle, bytes, &self.properties, 0))?;
+            let mapped = check("cuMemMap", sys::cuMemMap(address, bytes, 0, handle, 0));
+            check("cuMemRelease", sys::cuMemRelease(handle))?;
+            mapped?;
+            let flags = CUmemAccess_flags::CU_MEM_ACCESS_FLAGS_PROT_READWRITE;
+            let access = CUmemAccessDesc { location: self.properties.location, flags };
+            check("cuMemSetAccess", sys::cuMemSetAccess(address, bytes, &access, 1))?;
+        }
+        self.backed.push(bytes);
+        self.meter.add(bytes);
+        Ok(())
+    }
+}
+
+/// Free pieces by offset; no two touch.
+#[derive(Default)]
+struct Free(BTreeMap<usize, usize>);
+
+impl Free {
+    fn take(&mut self, bytes: usize) -> Option<usize> {
+        let (&offset, &length) = self.0.iter().find(|(_, length)| **length >= bytes)?;
+        self.0.remove(&offset);
+        if length > bytes {
+            self.0.insert(offset + bytes, length - bytes);
+        }
+        Some(offset)
+    }
+
+    fn give(&mut self, mut offset: usize, mut bytes: usize) {
+        if let Some((&before, &length)) = self.0.range(..offset).next_back()
+            && before + length == offset
+        {
+            self.0.remove(&before);
+            (offset, bytes) = (before, length + bytes);
+        }
+        if let Some(length) = self.0.remove(&(offset + bytes)) {
+            bytes += length;
+        }
+        self.0.insert(offset, bytes);
+    }
+
+    /// How much is free right before `end`.
+    fn tail(&self, end: usize) -> usize {
+        self.0.last_key_value().filter(|(offset, length)| **offset + **length == end).map_or(0, |(_, &length)| length)
+    }
+
+    /// Forgets the last `bytes` before `start + bytes`, which are free.
+    fn cut(&mut self, start: usize, bytes: usize) {
+        if let Some((&offset, _)) = self.0.last_key_value().filter(|(offset, length)| *offset + *length == start + bytes) {
+            self.0.remove(&offset);
+            if offset < start {
+                self.0.insert(offset, start - offset);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Free;
+
+    #[test]
+    fn free_pieces_are_taken_from_below_and_join_again() {
+        let mut free = Free::default();
+        free.give(0, 4096);
+        assert_eq!(free.take(1024), Some(0));
+        assert_eq!(free.take(1024), Some(1024));
+        assert_eq!(free.take(4096), None);
+        free.give(0, 1024);
+        assert_eq!(free.take(2048), Some(2048), "the hole at the start is too small");
+        assert_eq!(free.tail(4096), 0);
+        free.give(2048, 2048);
+        free.give(1024, 1024);
+        assert_eq!(free.tail(4096), 4096);
+        assert_eq!(free.take(4096), Some(0));
+    }
+
+    #[test]
+    fn the_tail_can_be_cut_off() {
+        let mut free = Free::default();
+        free.give(512, 1536);
+        free.cut(1024, 1024);
+        assert_eq!(free.tail(1024), 512);
+        free.cut(512, 512);
+        assert_eq!(free.take(1), None);
+    }
+}

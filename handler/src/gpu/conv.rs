@@ -1,0 +1,900 @@
+//! Convolutions of NHWC activations, through the graph API of cuDNN 9.
+//!
+//! Each shape is one operation graph with a single forward convolution. cuDNN's heuristics rank engine configurations
+//! for it; the first that keeps full sums and needs no compiling at run time becomes the shape's plan, unless tuning or
+//! an earlier choice says another. Running a plan enqueues kernels only, so it can be captured into a CUDA graph; run
+//! each shape once before capturing, so that its kernels are loaded.
+
+// Everything here is calls into cuDNN and the CUDA driver, whose interfaces are unsafe.
+#![allow(unsafe_code)]
+
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
+use std::ffi::{CStr, c_void};
+use std::fmt;
+use std::ptr;
+
+use cudarc::cudnn::sys::{
+    self, cudnnBackendAttributeName_t as Name, cudnnBackendAttributeType_t as Kind,
+    cudnnBackendBehaviorNote_t as Behaviour, cudnnBackendDescriptor_t as RawDescriptor,
+    cudnnBackendDescriptorType_t as Type, cudnnBackendHeurMode_t as HeuristicsMode,
+    cudnnBackendNumericalNote_t as Numerical, cudnnConvolutionMode_t as ConvolutionMode, cudnnDataType_t as DataType,
+    cudnnHandle_t as RawHandle, cudnnStatus_t as Status,
+};
+use cudarc::driver::sys::{self as driver, CUevent, CUresult, CUstream};
+
+use super::Dtype;
+use super::error::{GpuError, Result};
+
+/// Workspace a plan may need when nothing was tuned, in bytes.
+const WORKSPACE_LIMIT: usize = 256 << 20;
+/// Alignment promised to cuDNN of x, w and y, in bytes.
+const ALIGNMENT: u64 = 16;
+/// Oldest cuDNN whose status codes and calls the bindings know, as `cudnnGetVersion` counts.
+const OLDEST: usize = 90_000;
+/// Names of x, w and y in the operation graph and in the variant pack.
+const UIDS: [i64; 3] = [1, 2, 3];
+/// Runs before timing, which also load the kernels.
+const WARM_UPS: usize = 3;
+/// Timed batches, of which the fastest counts.
+const BATCHES: usize = 3;
+/// Runs in a timed batch.
+const RUNS: u16 = 5;
+/// Errors told when no configuration fits.
+const ERRORS_TOLD: usize = 4;
+
+/// A convolution's shape: square kernel, cross-correlation, the same padding on all four sides, no dilation.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) struct Case {
+    /// Type of x, w and y; sums are f32.
+    pub(crate) dtype: Dtype,
+    /// Images.
+    pub(crate) batch: usize,
+    /// Height of x.
+    pub(crate) height: usize,
+    /// Width of x.
+    pub(crate) width: usize,
+    /// Channels of x.
+    pub(crate) channels_in: usize,
+    /// Channels of y.
+    pub(crate) channels_out: usize,
+    /// Height and width of the kernel.
+    pub(crate) side: usize,
+    /// Step of the kernel, down and across.
+    pub(crate) stride: usize,
+    /// Zeros around x, on each side.
+    pub(crate) padding: usize,
+}
+
+impl Case {
+    /// Height of y; 0 where the kernel does not fit.
+    pub(crate) fn out_height(&self) -> usize {
+        self.out(self.height)
+    }
+
+    /// Width of y; 0 where the kernel does not fit.
+    pub(crate) fn out_width(&self) -> usize {
+        self.out(self.width)
+    }
+
+    fn out(&self, size: usize) -> usize {
+        let rest = (size + 2 * self.padding).checked_sub(self.side);
+        rest.and_then(|rest| rest.checked_div(self.stride)).map_or(0, |steps| steps + 1)
+    }
+
+    /// Dimensions (N, C, H, W) of x, w (as K, C, R, S) and y.
+    fn dimensions(&self) -> Result<[[i64; 4]; 3]> {
+        let x = [self.batch, self.channels_in, self.height, self.width];
+        let w = [self.channels_out, self.channels_in, self.side, self.side];
+        let y = [self.batch, self.channels_out, self.out_height(), self.out_width()];
+        let mut dimensions = [[0; 4]; 3];
+        for (to, from) in dimensions.iter_mut().zip([x, w, y]) {
+            for (to, from) in to.iter_mut().zip(from) {
+                *to = int(from)?;
+                if from == 0 {
+                    return Err(GpuError::Unavailable(format!("there is no convolution of this shape: {self:?}")));
+                }
+            }
+        }
+        Ok(dimensions)
+    }
+}
+
+fn int(size: usize) -> Result<i64> {
+    i64::try_from(size).map_err(|_| GpuError::Unavailable(format!("{size} is too large for a convolution")))
+}
+
+/// Strides, in elements, of dimensions (N, C, H, W) stored channels last.
+fn channels_last([_, c, h, w]: [i64; 4]) -> [i64; 4] {
+    [h * w * c, 1, w * c, c]
+}
+
+/// Convolutions on one stream, each shape's plan built on first use.
+///
+/// The CUDA context of the stream must be current on the calling thread, here and in every method.
+pub(crate) struct Convolutions {
+    // Before the handle, which must outlive them.
+    plans: HashMap<Case, Plan>,
+    preferred: HashMap<Case, u32>,
+    stream: CUstream,
+    version: usize,
+    handle: Handle,
+}
+
+// SAFETY: a cuDNN handle and its descriptors may be used from any thread, one at a time, and `&mut self` sees to that:
+// what takes `&self` only reads fields of our own. Nothing of it is shared with another value.
+unsafe impl Send for Convolutions {}
+
+impl Convolutions {
+    /// Opens cuDNN for work on `stream`.
+    pub(crate) fn new(stream: CUstream) -> Result<Self> {
+        // SAFETY: opening the library runs its initialisers alone.
+        if !unsafe { sys::is_culib_present() } {
+            return Err(GpuError::Unavailable(
+                "cuDNN cannot be opened: install cuDNN 9 for this CUDA version, and put the folder of libcudnn.so.9 \
+                 on the library path (LD_LIBRARY_PATH)"
+                    .into(),
+            ));
+        }
+        // SAFETY: takes nothing, and the library is there.
+        let version = unsafe { sys::cudnnGetVersion() };
+        if version < OLDEST {
+            return Err(GpuError::Unavailable(format!("cuDNN 9 is needed, and this one has version {version}")));
+        }
+        let handle = Handle::new(stream)?;
+        Ok(Self { plans: HashMap::new(), preferred: HashMap::new(), stream, version, handle })
+    }
+
+    /// Version of cuDNN, such as 91301 for 9.13.1: a choice holds for one version and one kind of card only.
+    pub(crate) fn version(&self) -> usize {
+        self.version
+    }
+
+    /// Bytes of workspace that `run` needs for this shape.
+    pub(crate) fn workspace(&mut self, case: &Case) -> Result<usize> {
+        Ok(self.plan(case)?.prepared.workspace)
+    }
+
+    /// Enqueues y = conv(x, w), without bias; sums are f32. May be captured.
+    ///
+    /// x is NHWC `[batch, height, width, channels_in]`, w is OHWI `[channels_out, side, side, channels_in]` and y is
+    /// NHWC `[batch, out_height, out_width, channels_out]`, dense and in the case's dtype.
+    ///
+    /// # Safety
+    ///
+    /// x, w and y are device addresses of so many elements, y and the workspace overlap nothing else, the workspace
+    /// has at least `workspace(case)` bytes, aligned as an allocation is, and all stay valid until the work is done:
+    /// if it is captured, until the graph has run for the last time.
+    pub(crate) unsafe fn run(&mut self, case: &Case, x: u64, w: u64, y: u64, workspace: u64) -> Result<()> {
+        let handle = self.handle.0;
+        let plan = self.plan(case)?;
+        let pack = variant_pack(x, w, y, workspace, plan.prepared.workspace)?;
+        // SAFETY: the buffers are as the plan needs them, by this function's own contract.
+        unsafe { execute(handle, &plan.prepared.plan, &pack) }
+    }
+
+    /// Times up to `at_most` configurations and keeps the fastest as the shape's plan; never while capturing.
+    ///
+    /// Returns the times in ms, ranked as the heuristics rank, of the configurations that could be run within `room`
+    /// bytes of workspace: the first is that of the plan that would have been used untuned, where `room` allows it.
+    ///
+    /// # Safety
+    ///
+    /// As for `run`, with `room` bytes of workspace. y is overwritten.
+    #[allow(clippy::too_many_arguments)]
+    pub(crate) unsafe fn tune(
+        &mut self,
+        case: &Case,
+        x: u64,
+        w: u64,
+        y: u64,
+        workspace: u64,
+        room: usize,
+        at_most: usize,
+    ) -> Result<Vec<f32>> {
+        let mut candidates = Candidates::list(&self.handle, case)?;
+        let mut times = Vec::new();
+        let mut best: Option<(f32, usize, Prepared)> = None;
+        for index in 0..candidates.configurations.len() {
+            if times.len() >= at_most {
+                break;
+            }
+            let timed = candidates.prepare(&self.handle, index, room).and_then(|prepared| {
+                let pack = variant_pack(x, w, y, workspace, prepared.workspace)?;
+                // SAFETY: the buffers are as the plan needs them, by this function's own contract.
+                let time = unsafe { time(self.handle.0, self.stream, &prepared.plan, &pack)? };
+                Ok((time, prepared))
+            });
+            match timed {
+                Ok((time, prepared)) => {
+                    times.push(time);
+                    if best.as_ref().is_none_or(|(fastest, ..)| time < *fastest) {
+                        best = Some((time, index, prepared));
+                    }
+                }
+                Err(error) => candidates.errors.push(error.to_string()),
+            }
+        }
+        let Some((_, index, prepared)) = best else { return Err(candidates.none_fits(case)) };
+        self.plans.insert(*case, candidates.into_plan(index, prepared));
+        Ok(times)
+    }
+
+    /// Which of the acceptable configurations, ranked as the heuristics rank, the shape's plan has; none before its
+    /// first use.
+    pub(crate) fn choice(&self, case: &Case) -> Option<u32> {
+        self.plans.get(case).and_then(|plan| u32::try_from(plan.index).ok())
+    }
+
+    /// Makes the shape's plan try this configuration first, and the others in their order if that fails. A plan of
+    /// another configuration is dropped, so ask for the workspace afterwards.
+    pub(crate) fn prefer(&mut self, case: Case, index: u32) {
+        if self.choice(&case) != Some(index) {
+            self.plans.remove(&case);
+        }
+        self.preferred.insert(case, index);
+    }
+
+    /// Where the shape's plan comes from, for logs; none before its first use.
+    pub(crate) fn describe(&self, case: &Case) -> Option<String> {
+        self.plans.get(case).map(Plan::to_string)
+    }
+
+    fn plan(&mut self, case: &Case) -> Result<&Plan> {
+        match self.plans.entry(*case) {
+            Entry::Occupied(entry) => Ok(entry.into_mut()),
+            Entry::Vacant(entry) => {
+                let preferred = self.preferred.get(case).copied();
+                Ok(entry.insert(Plan::build(&self.handle, case, preferred)?))
+            }
+        }
+    }
+}
+
+/// An owned cuDNN handle, bound to a stream.
+struct Handle(RawHandle);
+
+impl Handle {
+    fn new(stream: CUstream) -> Result<Self> {
+        let mut raw = ptr::null_mut();
+        // SAFETY: `raw` outlives the call.
+        check(unsafe { sys::cudnnCreate(&mut raw) }, || "cudnnCreate".into())?;
+        let handle = Self(raw);
+        // SAFETY: the handle was just created; both stream types name the driver's opaque one.
+        check(unsafe { sys::cudnnSetStream(handle.0, stream.cast()) }, || "cudnnSetStream".into())?;
+        Ok(handle)
+    }
+}
+
+impl Drop for Handle {
+    fn drop(&mut self) {
+        // SAFETY: created by `new` and destroyed once; what was built with it is gone. A failure leaves nothing to do.
+        let _ = unsafe { sys::cudnnDestroy(self.0) };
+    }
+}
+
+/// What runs one shape.
+struct Plan {
+    // In the order of dropping: each refers to those below.
+    prepared: Prepared,
+    configuration: Configuration,
+    _graph: Graph,
+    index: usize,
+    acceptable: usize,
+    offered: usize,
+}
+
+impl Plan {
+    fn build(handle: &Handle, case: &Case, preferred: Option<u32>) -> Result<Self> {
+        let mut candidates = Candidates::list(handle, case)?;
+        for index in order(candidates.configurations.len(), preferred) {
+            match candidates.prepare(handle, index, WORKSPACE_LIMIT) {
+                Ok(prepared) => return Ok(candidates.into_plan(index, prepared)),
+                Err(error) => candidates.errors.push(error.to_string()),
+            }
+        }
+        Err(candidates.none_fits(case))
+    }
+}
+
+impl fmt::Display for Plan {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "configuration {} of {} acceptable, ranked {} of {} offered; engine {}, workspace {} bytes",
+            self.index,
+            self.acceptable,
+            self.configuration.rank,
+            self.offered,
+            self.configuration.engine,
+            self.prepared.workspace
+        )
+    }
+}
+
+/// The order in which to try `count` configurations: the preferred one first, if there is such a one.
+fn order(count: usize, preferred: Option<u32>) -> impl Iterator<Item = usize> {
+    let first = preferred.and_then(|index| usize::try_from(index).ok()).filter(|index| *index < count);
+    first.into_iter().chain((0..count).filter(move |index| Some(*index) != first))
+}
+
+/// A finalised execution plan and the workspace it needs, in bytes.
+struct Prepared {
+    plan: Descriptor,
+    workspace: usize,
+}
+
+/// An engine with its knobs set, as a heuristic offers it.
+struct Configuration {
+    descriptor: Descriptor,
+    engine: i64,
+    /// Place among all that were offered, refused ones too, from 1.
+    rank: usize,
+}
+
+/// The acceptable configurations for one shape.
+struct Candidates {
+    // Before the graph, to which they refer.
+    configurations: Vec<Configuration>,
+    graph: Graph,
+    offered: usize,
+    errors: Vec<String>,
+}
+
+impl Candidates {
+    fn list(handle: &Handle, case: &Case) -> Result<Self> {
+        let graph = Graph::new(handle, case)?;
+        let (mut configurations, mut offered, mut errors) = (Vec::new(), 0, Vec::new());
+        for mode in [HeuristicsMode::CUDNN_HEUR_MODE_A, HeuristicsMode::CUDNN_HEUR_MODE_FALLBACK] {
+            match graph.offers(mode) {
+                Ok(offers) => {
+                    for descriptor in offers {
+                        offered += 1;
+                        match inspect(case.dtype, &descriptor) {
+                            Ok(Some(engine)) => {
+                                configurations.push(Configuration { descriptor, engine, rank: offered });
+                            }
+                            Ok(None) => {}
+                            Err(error) => errors.push(error.to_string()),
+                        }
+                    }
+                }
+                Err(error) => errors.push(error.to_string()),
+            }
+        }
+        Ok(Self { configurations, graph, offered, errors })
+    }
+
+    fn prepare(&self, handle: &Handle, index: usize, room: usize) -> Result<Prepared> {
+        let Some(configuration) = self.configurations.get(index) else {
+            return Err(GpuError::Unavailable(format!("there is no configuration {index}")));
+        };
+        let plan = Descriptor::new(Type::CUDNN_BACKEND_EXECUTION_PLAN_DESCRIPTOR, "execution plan")?;
+        plan.set(Name::CUDNN_ATTR_EXECUTION_PLAN_HANDLE, &[handle.0])?;
+        plan.set(Name::CUDNN_ATTR_EXECUTION_PLAN_ENGINE_CONFIG, &[configuration.descriptor.raw])?;
+        plan.finalise()?;
+        let mut workspace = [0_i64];
+        plan.get(Name::CUDNN_ATTR_EXECUTION_PLAN_WORKSPACE_SIZE, &mut workspace)?;
+        let [workspace] = workspace;
+        match usize::try_from(workspace) {
+            Ok(workspace) if workspace <= room => Ok(Prepared { plan, workspace }),
+            _ => Err(GpuError::Unavailable(format!(
+                "engine {} needs {workspace} bytes of workspace, and has {room}",
+                configuration.engine
+            ))),
+        }
+    }
+
+    /// `index` must be that of a configuration here.
+    fn into_plan(mut self, index: usize, prepared: Prepared) -> Plan {
+        let (acceptable, offered) = (self.configurations.len(), self.offered);
+        let configuration = self.configurations.swap_remove(index);
+        Plan { prepared, configuration, _graph: self.graph, index, acceptable, offered }
+    }
+
+    fn none_fits(&self, case: &Case) -> GpuError {
+        let mut told: Vec<&str> = Vec::new();
+        for error in &self.errors {
+            if told.len() < ERRORS_TOLD && !told.contains(&error.as_str()) {
+                told.push(error);
+            }
+        }
+        GpuError::Unavailable(format!(
+            "no convolution of cuDNN fits {case:?}: {} configurations offered, {} acceptable; {}",
+            self.offered,
+            self.configurations.len(),
+            told.join("; ")
+        ))
+    }
+}
+
+/// The engine's number, if it computes as it should for this dtype.
+fn inspect(dtype: Dtype, configuration: &Descriptor) -> Result<Option<i64>> {
+    let engine = Descriptor::new(Type::CUDNN_BACKEND_ENGINE_DESCRIPTOR, "engine")?;
+    // Filled in place: the configuration's engine is copied into the descriptor given.
+    configuration.get(Name::CUDNN_ATTR_ENGINECFG_ENGINE, &mut [engine.raw])?;
+    let mut number = [-1_i64];
+    engine.get(Name::CUDNN_ATTR_ENGINE_GLOBAL_INDEX, &mut number)?;
+    let mut numerical = [NumericalNote(u32::MAX); Numerical::CUDNN_NUMERICAL_NOTE_TYPE_COUNT as usize];
+    let numericals = engine.get(Name::CUDNN_ATTR_ENGINE_NUMERICAL_NOTE, &mut numerical)?;
+    let mut behaviour = [BehaviourNote(u32::MAX); Behaviour::CUDNN_BEHAVIOR_NOTE_TYPE_COUNT as usize];
+    let behaviours = engine.get(Name::CUDNN_ATTR_ENGINE_BEHAVIOR_NOTE, &mut behaviour)?;
+    let [number] = number;
+    Ok(acceptable(dtype, &numerical[..numericals], &behaviour[..behaviours]).then_some(number))
+}
+
+/// Whether sums stay f32 with nothing rounded or transformed on the way, f32 products are exact (tensor cores would
+/// round to TF32), and no kernel is compiled at run time.
+fn acceptable(dtype: Dtype, numerical: &[NumericalNote], behaviour: &[BehaviourNote]) -> bool {
+    let has = |note: Numerical| numerical.contains(&NumericalNote(note as u32));
+    let refused = [
+        Numerical::CUDNN_NUMERICAL_NOTE_DOWN_CONVERT_INPUTS,
+        // One seed must give one picture.
+        Numerical::CUDNN_NUMERICAL_NOTE_NONDETERMINISTIC,
+        Numerical::CUDNN_NUMERICAL_NOTE_REDUCED_PRECISION_REDUCTION,
+        Numerical::CUDNN_NUMERICAL_NOTE_FFT,
+        Numerical::CUDNN_NUMERICAL_NOTE_WINOGRAD,
+        Numerical::CUDNN_NUMERICAL_NOTE_WINOGRAD_TILE_4x4,
+        Numerical::CUDNN_NUMERICAL_NOTE_WINOGRAD_TILE_6x6,
+        Numerical::CUDNN_NUMERICAL_NOTE_WINOGRAD_TILE_13x13,
+    ];
+    let rounded = dtype == Dtype::F32 && has(Numerical::CUDNN_NUMERICAL_NOTE_TENSOR_CORE);
+    let compiled = behaviour.contains(&BehaviourNote(Behaviour::CUDNN_BEHAVIOR_NOTE_RUNTIME_COMPILATION as u32));
+    !rounded && !compiled && !refused.into_iter().any(has)
+}
+
+/// The operation graph of one convolution.
+struct Graph {
+    // In the order of dropping: each refers to those below.
+    graph: Descriptor,
+    _operation: Descriptor,
+    _convolution: Descriptor,
+    _tensors: [Descriptor; 3],
+}
+
+impl Graph {
+    fn new(handle: &Handle, case: &Case) -> Result<Self> {
+        let [x, w, y] = case.dimensions()?;
+        let [x_uid, w_uid, y_uid] = UIDS;
+        let x = tensor(x_uid, case.dtype, x)?;
+        let w = tensor(w_uid, case.dtype, w)?;
+        let y = tensor(y_uid, case.dtype, y)?;
+        let convolution = convolution(case)?;
+
+        let kind = Type::CUDNN_BACKEND_OPERATION_CONVOLUTION_FORWARD_DESCRIPTOR;
+        let operation = Descriptor::new(kind, "convolution operation")?;
+        operation.set(Name::CUDNN_ATTR_OPERATION_CONVOLUTION_FORWARD_X, &[x.raw])?;
+        operation.set(Name::CUDNN_ATTR_OPERATION_CONVOLUTION_FORWARD_W, &[w.raw])?;
+        operation.set(Name::CUDNN_ATTR_OPERATION_CONVOLUTION_FORWARD_Y, &[y.raw])?;
+        operation.set(Name::CUDNN_ATTR_OPERATION_CONVOLUTION_FORWARD_CONV_DESC, &[convolution.raw])?;
+        operation.set(Name::CUDNN_ATTR_OPERATION_CONVOLUTION_FORWARD_ALPHA, &[1.0_f32])?;
+        operation.set(Name::CUDNN_ATTR_OPERATION_CONVOLUTION_FORWARD_BETA, &[0.0_f32])?;
+        operation.finalise()?;
+
+        let graph = Descriptor::new(Type::CUDNN_BACKEND_OPERATIONGRAPH_DESCRIPTOR, "operation graph")?;
+        graph.set(Name::CUDNN_ATTR_OPERATIONGRAPH_OPS, &[operation.raw])?;
+        graph.set(Name::CUDNN_ATTR_OPERATIONGRAPH_HANDLE, &[handle.0])?;
+        graph.finalise()?;
+        Ok(Self { graph, _operation: operation, _convolution: convolution, _tensors: [x, w, y] })
+    }
+
+    /// Engine configurations that a heuristic offers, best first.
+    fn offers(&self, mode: HeuristicsMode) -> Result<Vec<Descriptor>> {
+        let heuristics = Descriptor::new(Type::CUDNN_BACKEND_ENGINEHEUR_DESCRIPTOR, "engine heuristics")?;
+        heuristics.set(Name::CUDNN_ATTR_ENGINEHEUR_OPERATION_GRAPH, &[self.graph.raw])?;
+        heuristics.set(Name::CUDNN_ATTR_ENGINEHEUR_MODE, &[mode])?;
+        heuristics.finalise()?;
+        let mut offers = Vec::new();
+        for _ in 0..heuristics.count::<RawDescriptor>(Name::CUDNN_ATTR_ENGINEHEUR_RESULTS)? {
+            offers.push(Descriptor::new(Type::CUDNN_BACKEND_ENGINECFG_DESCRIPTOR, "engine configuration")?);
+        }
+        let mut raw: Vec<RawDescriptor> = offers.iter().map(|offer| offer.raw).collect();
+        if !raw.is_empty() {
+            let filled = heuristics.get(Name::CUDNN_ATTR_ENGINEHEUR_RESULTS, &mut raw)?;
+            offers.truncate(filled);
+        }
+        Ok(offers)
+    }
+}
+
+/// A tensor stored channels last, of dimensions (N, C, H, W).
+fn tensor(uid: i64, dtype: Dtype, dimensions: [i64; 4]) -> Result<Descriptor> {
+    let data_type = match dtype {
+        Dtype::F16 => DataType::CUDNN_DATA_HALF,
+        Dtype::BF16 => DataType::CUDNN_DATA_BFLOAT16,
+        Dtype::F32 => DataType::CUDNN_DATA_FLOAT,
+    };
+    let tensor = Descriptor::new(Type::CUDNN_BACKEND_TENSOR_DESCRIPTOR, "tensor")?;
+    tensor.set(Name::CUDNN_ATTR_TENSOR_DATA_TYPE, &[data_type])?;
+    tensor.set(Name::CUDNN_ATTR_TENSOR_DIMENSIONS, &dimensions)?;
+    tensor.set(Name::CUDNN_ATTR_TENSOR_STRIDES, &channels_last(dimensions))?;
+    tensor.set(Name::CUDNN_ATTR_TENSOR_UNIQUE_ID, &[uid])?;
+    tensor.set(Name::CUDNN_ATTR_TENSOR_BYTE_ALIGNMENT, &[ALIGNMENT.cast_signed()])?;
+    tensor.finalise()?;
+    Ok(tensor)
+}
+
+/// How the kernel moves over the image, summing in f32.
+fn convolution(case: &Case) -> Result<Descriptor> {
+    let (padding, stride) = (int(case.padding)?, int(case.stride)?);
+    let convolution = Descriptor::new(Type::CUDNN_BACKEND_CONVOLUTION_DESCRIPTOR, "convolution")?;
+    convolution.set(Name::CUDNN_ATTR_CONVOLUTION_COMP_TYPE, &[DataType::CUDNN_DATA_FLOAT])?;
+    convolution.set(Name::CUDNN_ATTR_CONVOLUTION_CONV_MODE, &[ConvolutionMode::CUDNN_CROSS_CORRELATION])?;
+    convolution.set(Name::CUDNN_ATTR_CONVOLUTION_SPATIAL_DIMS, &[2_i64])?;
+    convolution.set(Name::CUDNN_ATTR_CONVOLUTION_PRE_PADDINGS, &[padding; 2])?;
+    convolution.set(Name::CUDNN_ATTR_CONVOLUTION_POST_PADDINGS, &[padding; 2])?;
+    convolution.set(Name::CUDNN_ATTR_CONVOLUTION_DILATIONS, &[1_i64; 2])?;
+    convolution.set(Name::CUDNN_ATTR_CONVOLUTION_FILTER_STRIDES, &[stride; 2])?;
+    convolution.finalise()?;
+    Ok(convolution)
+}
+
+/// The addresses of one run; `needed` is the plan's workspace in bytes.
+fn variant_pack(x: u64, w: u64, y: u64, workspace: u64, needed: usize) -> Result<Descriptor> {
+    let missing = needed > 0 && workspace == 0;
+    if missing || [x, w, y].into_iter().any(|address| address == 0 || !address.is_multiple_of(ALIGNMENT)) {
+        return Err(GpuError::Unavailable(format!(
+            "a convolution needs addresses aligned to {ALIGNMENT} bytes and {needed} bytes of workspace: \
+             x {x:#x}, w {w:#x}, y {y:#x}, workspace {workspace:#x}"
+        )));
+    }
+    let pack = Descriptor::new(Type::CUDNN_BACKEND_VARIANT_PACK_DESCRIPTOR, "variant pack")?;
+    pack.set(Name::CUDNN_ATTR_VARIANT_PACK_UNIQUE_IDS, &UIDS)?;
+    pack.set(Name::CUDNN_ATTR_VARIANT_PACK_DATA_POINTERS, &[x, w, y].map(Address))?;
+    pack.set(Name::CUDNN_ATTR_VARIANT_PACK_WORKSPACE, &[Address(workspace)])?;
+    pack.finalise()?;
+    Ok(pack)
+}
+
+/// Enqueues the plan's work on the handle's stream.
+///
+/// # Safety
+///
+/// The pack's addresses are those of buffers as large as the plan needs, which stay valid until the work is done.
+unsafe fn execute(handle: RawHandle, plan: &Descriptor, pack: &Descriptor) -> Result<()> {
+    // SAFETY: both descriptors are finalised and the handle is the one the plan was built with; the rest is the
+    // caller's promise.
+    let status = unsafe { sys::cudnnBackendExecute(handle, plan.raw, pack.raw) };
+    check(status, || "cudnnBackendExecute: convolution".into())
+}
+
+/// Time of one run in ms: the mean of the fastest batch. `stream` is the handle's.
+///
+/// # Safety
+///
+/// As for `execute`.
+unsafe fn time(handle: RawHandle, stream: CUstream, plan: &Descriptor, pack: &Descriptor) -> Result<f32> {
+    let mut marks = Vec::new();
+    for _ in 0..=BATCHES {
+        marks.push(Event::new()?);
+    }
+    for _ in 0..WARM_UPS {
+        // SAFETY: the caller's promise.
+        unsafe { execute(handle, plan, pack)? };
+    }
+    // No waiting between batches, so that the queue stays filled and launching is not timed.
+    let mut first = true;
+    for mark in &marks {
+        if !std::mem::take(&mut first) {
+            for _ in 0..RUNS {
+                // SAFETY: the caller's promise.
+                unsafe { execute(handle, plan, pack)? };
+            }
+        }
+        mark.record(stream)?;
+    }
+    let mut fastest = f32::INFINITY;
+    for pair in marks.windows(2) {
+        if let [start, end] = pair {
+            end.wait()?;
+            fastest = fastest.min(end.since(start)? / f32::from(RUNS));
+        }
+    }
+    Ok(fastest)
+}
+
+/// A mark in a stream, with its time.
+struct Event(CUevent);
+
+impl Event {
+    fn new() -> Result<Self> {
+        let mut raw = ptr::null_mut();
+        // SAFETY: `raw` outlives the call; 0 is CU_EVENT_DEFAULT, which keeps the time.
+        driver_check(unsafe { driver::cuEventCreate(&mut raw, 0) }, "cuEventCreate: timing a convolution")?;
+        Ok(Self(raw))
+    }
+
+    fn record(&self, stream: CUstream) -> Result<()> {
+        // SAFETY: the event lives, and so does the stream of the convolutions.
+        driver_check(unsafe { driver::cuEventRecord(self.0, stream) }, "cuEventRecord: timing a convolution")
+    }
+
+    fn wait(&self) -> Result<()> {
+        // SAFETY: the event lives.
+        driver_check(unsafe { driver::cuEventSynchronize(self.0) }, "cuEventSynchronize: timing a convolution")
+    }
+
+    /// Milliseconds from `start` to this event, both done.
+    fn since(&self, start: &Self) -> Result<f32> {
+        let mut elapsed = 0.0;
+        // SAFETY: both events live, and `elapsed` outlives the call.
+        let code = unsafe { driver::cuEventElapsedTime_v2(&mut elapsed, start.0, self.0) };
+        driver_check(code, "cuEventElapsedTime: timing a convolution")?;
+        Ok(elapsed)
+    }
+}
+
+impl Drop for Event {
+    fn drop(&mut self) {
+        // SAFETY: created by `new` and destroyed once; the driver keeps what pending work needs.
+        let _ = unsafe { driver::cuEventDestroy_v2(self.0) };
+    }
+}
+
+fn driver_check(code: CUresult, call: &str) -> Result<()> {
+    if code == CUresult::CUDA_SUCCESS { Ok(()) } else { Err(GpuError::call(call, code)) }
+}
+
+/// A status with the library's own last words.
+struct Failure {
+    status: Status,
+    message: String,
+}
+
+impl fmt::Debug for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:?}", self.status)?;
+        if self.message.is_empty() { Ok(()) } else { write!(f, " ({})", self.message) }
+    }
+}
+
+fn check(status: Status, call: impl FnOnce() -> String) -> Result<()> {
+    if status == Status::CUDNN_STATUS_SUCCESS {
+        return Ok(());
+    }
+    let mut text = [0_u8; 512];
+    // SAFETY: the buffer has one byte more than cuDNN is told of, which stays the closing zero.
+    unsafe { sys::cudnnGetLastErrorString(text.as_mut_ptr().cast(), text.len() - 1) };
+    let message = CStr::from_bytes_until_nul(&text).map(|text| text.to_string_lossy().trim().replace('\n', " "));
+    Err(GpuError::call(call(), Failure { status, message: message.unwrap_or_default() }))
+}
+
+/// Address on the device, as an attribute's value.
+#[derive(Clone, Copy)]
+#[repr(transparent)]
+struct Address(u64);
+
+/// A `cudnnBackendNumericalNote_t` read from cuDNN, which may know more notes than the bindings.
+#[derive(Clone, Copy, PartialEq, Eq)]
+#[repr(transparent)]
+struct NumericalNote(u32);
+
+/// A `cudnnBackendBehaviorNote_t` read from cuDNN, which may know more notes than the bindings.
+#[derive(Clone, Copy, PartialEq, Eq)]
+#[repr(transparent)]
+struct BehaviourNote(u32);
+
+// An address fills a pointer.
+const _: () = assert!(size_of::<Address>() == size_of::<*mut c_void>());
+
+/// A type of attribute values.
+///
+/// # Safety
+///
+/// The type has the layout of the C type that `KIND` stands for.
+unsafe trait Value: Copy {
+    /// cuDNN's name of the type.
+    const KIND: Kind;
+}
+
+/// A value that cuDNN may write.
+///
+/// # Safety
+///
+/// Any bits are valid.
+unsafe trait Readable: Value {}
+
+// SAFETY: `int64_t`.
+unsafe impl Value for i64 {
+    const KIND: Kind = Kind::CUDNN_TYPE_INT64;
+}
+// SAFETY: an integer.
+unsafe impl Readable for i64 {}
+
+// SAFETY: `float`.
+unsafe impl Value for f32 {
+    const KIND: Kind = Kind::CUDNN_TYPE_FLOAT;
+}
+
+// SAFETY: `void *`, as wide as an address on the device.
+unsafe impl Value for Address {
+    const KIND: Kind = Kind::CUDNN_TYPE_VOID_PTR;
+}
+
+// SAFETY: the bindings' own type.
+unsafe impl Value for RawDescriptor {
+    const KIND: Kind = Kind::CUDNN_TYPE_BACKEND_DESCRIPTOR;
+}
+// SAFETY: a pointer.
+unsafe impl Readable for RawDescriptor {}
+
+// SAFETY: the bindings' own type.
+unsafe impl Value for RawHandle {
+    const KIND: Kind = Kind::CUDNN_TYPE_HANDLE;
+}
+
+// SAFETY: the bindings' own type.
+unsafe impl Value for DataType {
+    const KIND: Kind = Kind::CUDNN_TYPE_DATA_TYPE;
+}
+
+// SAFETY: the bindings' own type.
+unsafe impl Value for ConvolutionMode {
+    const KIND: Kind = Kind::CUDNN_TYPE_CONVOLUTION_MODE;
+}
+
+// SAFETY: the bindings' own type.
+unsafe impl Value for HeuristicsMode {
+    const KIND: Kind = Kind::CUDNN_TYPE_HEUR_MODE;
+}
+
+// SAFETY: a C enumeration, four bytes.
+unsafe impl Value for NumericalNote {
+    const KIND: Kind = Kind::CUDNN_TYPE_NUMERICAL_NOTE;
+}
+// SAFETY: an integer.
+unsafe impl Readable for NumericalNote {}
+
+// SAFETY: a C enumeration, four bytes.
+unsafe impl Value for BehaviourNote {
+    const KIND: Kind = Kind::CUDNN_TYPE_BEHAVIOR_NOTE;
+}
+// SAFETY: an integer.
+unsafe impl Readable for BehaviourNote {}
+
+/// An owned backend descriptor; `what` names it in errors.
+struct Descriptor {
+    raw: RawDescriptor,
+    what: &'static str,
+}
+
+impl Descriptor {
+    fn new(kind: Type, what: &'static str) -> Result<Self> {
+        let mut raw = ptr::null_mut();
+        // SAFETY: `raw` outlives the call.
+        let status = unsafe { sys::cudnnBackendCreateDescriptor(kind, &mut raw) };
+        check(status, || format!("cudnnBackendCreateDescriptor: {what}"))?;
+        Ok(Self { raw, what })
+    }
+
+    fn set<T: Value>(&self, name: Name, values: &[T]) -> Result<()> {
+        let count = int(values.len())?;
+        // SAFETY: `values` has `count` elements of the type told, and cuDNN copies them.
+        let status =
+            unsafe { sys::cudnnBackendSetAttribute(self.raw, name, T::KIND, count, values.as_ptr().cast::<c_void>()) };
+        check(status, || format!("cudnnBackendSetAttribute: {name:?} of {}", self.what))
+    }
+
+    fn finalise(&self) -> Result<()> {
+        // SAFETY: the descriptor lives.
+        check(unsafe { sys::cudnnBackendFinalize(self.raw) }, || format!("cudnnBackendFinalize: {}", self.what))
+    }
+
+    /// How many values the attribute has.
+    fn count<T: Readable>(&self, name: Name) -> Result<usize> {
+        self.read::<T>(name, 0, ptr::null_mut())
+    }
+
+    /// Fills `values` as far as the attribute goes, and says how far; there is at least one value of room.
+    fn get<T: Readable>(&self, name: Name, values: &mut [T]) -> Result<usize> {
+        let count = self.read(name, int(values.len())?, values.as_mut_ptr())?;
+        Ok(count.min(values.len()))
+    }
+
+    /// `values` must have room for `room` values, or be null and `room` 0.
+    fn read<T: Readable>(&self, name: Name, room: i64, values: *mut T) -> Result<usize> {
+        let mut count = 0_i64;
+        // SAFETY: `values` has room for as many elements of the type told as cuDNN is asked for, and any bits are
+        // valid in it; `count` outlives the call.
+        let status = unsafe {
+            sys::cudnnBackendGetAttribute(self.raw, name, T::KIND, room, &mut count, values.cast::<c_void>())
+        };
+        check(status, || format!("cudnnBackendGetAttribute: {name:?} of {}", self.what))?;
+        Ok(usize::try_from(count).unwrap_or(0))
+    }
+}
+
+impl Drop for Descriptor {
+    fn drop(&mut self) {
+        // SAFETY: created by `new` and destroyed once. A failure leaves nothing to do.
+        let _ = unsafe { sys::cudnnBackendDestroyDescriptor(self.raw) };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn case() -> Case {
+        Case {
+            dtype: Dtype::F16,
+            batch: 2,
+            height: 64,
+            width: 48,
+            channels_in: 320,
+            channels_out: 640,
+            side: 3,
+            stride: 1,
+            padding: 1,
+        }
+    }
+
+    #[test]
+    fn output_sizes() {
+        assert_eq!((case().out_height(), case().out_width()), (64, 48));
+        let halved = Case { stride: 2, ..case() };
+        assert_eq!((halved.out_height(), halved.out_width()), (32, 24));
+        let odd = Case { stride: 2, height: 65, padding: 0, ..case() };
+        assert_eq!((odd.out_height(), odd.out_width()), (32, 23));
+        let point = Case { side: 1, padding: 0, ..case() };
+        assert_eq!((point.out_height(), point.out_width()), (64, 48));
+    }
+
+    #[test]
+    fn impossible_shapes_have_no_output() {
+        assert_eq!(Case { height: 1, padding: 0, ..case() }.out_height(), 0);
+        assert_eq!(Case { stride: 0, ..case() }.out_width(), 0);
+        assert!(Case { height: 1, padding: 0, ..case() }.dimensions().is_err());
+        assert!(Case { channels_in: 0, ..case() }.dimensions().is_err());
+    }
+
+    #[test]
+    fn dimensions_and_strides() {
+        let [x, w, y] = Case { stride: 2, ..case() }.dimensions().unwrap();
+        assert_eq!(x, [2, 320, 64, 48]);
+        assert_eq!(w, [640, 320, 3, 3]);
+        assert_eq!(y, [2, 640, 32, 24]);
+        assert_eq!(channels_last(x), [64 * 48 * 320, 1, 48 * 320, 320]);
+        assert_eq!(channels_last(w), [3 * 3 * 320, 1, 3 * 320, 320]);
+    }
+
+    #[test]
+    fn notes() {
+        let note = |note: Numerical| [NumericalNote(note as u32)];
+        let cores = note(Numerical::CUDNN_NUMERICAL_NOTE_TENSOR_CORE);
+        assert!(acceptable(Dtype::F16, &cores, &[]));
+        assert!(acceptable(Dtype::BF16, &cores, &[]));
+        assert!(!acceptable(Dtype::F32, &cores, &[]));
+        assert!(acceptable(Dtype::F32, &[], &[]));
+        for refused in [
+            Numerical::CUDNN_NUMERICAL_NOTE_DOWN_CONVERT_INPUTS,
+            // One seed must give one picture.
+        Numerical::CUDNN_NUMERICAL_NOTE_NONDETERMINISTIC,
+        Numerical::CUDNN_NUMERICAL_NOTE_REDUCED_PRECISION_REDUCTION,
+            Numerical::CUDNN_NUMERICAL_NOTE_FFT,
+            Numerical::CUDNN_NUMERICAL_NOTE_WINOGRAD,
+        ] {
+            assert!(!acceptable(Dtype::F16, &note(refused), &[]));
+        }
+        let unknown = [NumericalNote(99)];
+        assert!(acceptable(Dtype::F16, &unknown, &[BehaviourNote(3)]));
+        assert!(!acceptable(Dtype::F16, &cores, &[BehaviourNote(0)]));
+    }
+
+    #[test]
+    fn the_preferred_comes_first() {
+        assert_eq!(order(4, None).collect::<Vec<_>>(), [0, 1, 2, 3]);
+        assert_eq!(order(4, Some(2)).collect::<Vec<_>>(), [2, 0, 1, 3]);
+        assert_eq!(order(4, Some(4)).collect::<Vec<_>>(), [0, 1, 2, 3]);
+        assert_eq!(order(0, Some(0)).count(), 0);
+    }
+
+    #[test]
+    fn failures_say_what_cudnn_said() {
+        let status = Status::CUDNN_STATUS_BAD_PARAM;
+        let silent = Failure { status, message: String::new() };
+        assert_eq!(format!("{silent:?}"), "CUDNN_STATUS_BAD_PARAM");
+        let told = Failure { status, message: "stride".into() };
+        assert_eq!(format!("{told:?}"), "CUDNN_STATUS_BAD_PARAM (stride)");
+    }
+}

@@ -1,0 +1,34 @@
+//! What can go wrong on a GPU.
+
+use std::fmt::Debug;
+
+/// A failed call of a GPU library, or no usable GPU.
+#[derive(Debug, thiserror::Error)]
+pub enum GpuError {
+    /// A library's function did not succeed.
+    #[error("{call}: {code}")]
+    Call {
+        /// The function, and for what.
+        call: String,
+        /// The library's own code, such as `CUDA_ERROR_OUT_OF_MEMORY`.
+        code: String,
+    },
+    /// Nothing to compute on, or something it cannot do; says what and what helps.
+    #[error("{0}")]
+    Unavailable(String),
+}
+
+/// Result of everything in this module.
+pub type Result<T> = std::result::Result<T, GpuError>;
+
+impl GpuError {
+    pub(crate) fn call(call: impl Into<String>, code: impl Debug) -> Self {
+        Self::Call { call: call.into(), code: format!("{code:?}") }
+    }
+}
+
+impl From<GpuError> for candle_core::Error {
+    fn from(error: GpuError) -> Self {
+        Self::wrap(error)
+    }
+}

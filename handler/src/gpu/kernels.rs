@@ -1,0 +1,125 @@
+//! Our own kernels: compiled into the binary by the build script, loaded once, found by name.
+
+use super::{GpuError, Result, check};
+use cudarc::driver::sys::{self, CUfunction, CUfunction_attribute, CUstream};
+use std::{
+    collections::HashMap,
+    ffi::{CString, c_void},
+    ptr::null_mut,
+    sync::{Mutex, PoisonError},
+};
+
+#[cfg(feature = "cuda")]
+static IMAGES: [&[u8]; 4] = [
+    include_bytes!(concat!(env!("OUT_DIR"), "/attention.fatbin")),
+    include_bytes!(concat!(env!("OUT_DIR"), "/norm.fatbin")),
+    include_bytes!(concat!(env!("OUT_DIR"), "/place.fatbin")),
+    include_bytes!(concat!(env!("OUT_DIR"), "/pointwise.fatbin")),
+];
+#[cfg(not(feature = "cuda"))]
+static IMAGES: [&[u8]; 0] = [];
+
+/// Shared memory that every kernel may have without asking.
+const SHARED_UNASKED: u32 = 48 << 10;
+
+/// Whether this build has kernels.
+pub(super) fn built() -> bool {
+    !IMAGES.is_empty()
+}
+
+/// What to run, and on how much.
+#[derive(Debug, Clone)]
+pub(crate) struct Launch {
+    /// The kernel's name, dtype included.
+    pub name: String,
+    /// Blocks.
+    pub grid: [usize; 3],
+    /// Threads of each block.
+    pub block: usize,
+    /// Dynamic shared memory of each block, in bytes.
+    pub shared: usize,
+}
+
+/// An argument of a kernel, in C's type.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Arg {
+    /// A pointer.
+    At(u64),
+    /// `int`.
+    Int(usize),
+    /// `long long`.
+    Long(usize),
+    /// `float`.
+    Float(f32),
+}
+
+pub(super) struct Kernels {
+    modules: Vec<sys::CUmodule>,
+    found: Mutex<HashMap<String, (CUfunction, u32)>>,
+}
+
+impl Kernels {
+    /// Loads the images that fit this GPU; nothing is compiled where one was built for it.
+    pub(super) fn load() -> Result<Self> {
+        let load = |image: &&[u8]| {
+            let mut module = null_mut();
+            // SAFETY: an image that nvcc made, whole in memory.
+            check("cuModuleLoadData", unsafe { sys::cuModuleLoadData(&mut module, image.as_ptr().cast()) })?;
+            Ok(module)
+        };
+        Ok(Self { modules: IMAGES.iter().map(load).collect::<Result<_>>()?, found: Mutex::default() })
+    }
+
+    pub(super) fn launch(&self, stream: CUstream, launch: Launch, args: &[Arg]) -> Result<()> {
+        let Launch { name, grid, block, shared } = launch;
+        let function = self.function(&name, shared as u32)?;
+        let mut words: Vec<u64> = args.iter().map(|arg| arg.word()).collect();
+        let mut pointers: Vec<*mut c_void> = words.iter_mut().map(|word| std::ptr::from_mut(word).cast()).collect();
+        let [x, y, z] = grid.map(|count| count as u32);
+        // SAFETY: the arguments are those of the kernel's signature; each word holds one, little end first.
+        let code = unsafe {
+            let (args, extra) = (pointers.as_mut_ptr(), null_mut());
+            sys::cuLaunchKernel(function, x, y, z, block as u32, 1, 1, shared as u32, stream, args, extra)
+        };
+        check(&name, code)
+    }
+
+    fn function(&self, name: &str, shared: u32) -> Result<CUfunction> {
+        let mut found = self.found.lock().unwrap_or_else(PoisonError::into_inner);
+        let (function, allowed) = match found.get(name) {
+            Some(known) => *known,
+            None => (self.find(name)?, SHARED_UNASKED),
+        };
+        if shared > allowed {
+            let attribute = CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
+            // SAFETY: a function of a loaded module.
+            let code = unsafe { sys::cuFuncSetAttribute(function, attribute, shared as i32) };
+            check(&format!("cuFuncSetAttribute: {shared} bytes of shared memory for {name}"), code)?;
+        }
+        found.insert(name.to_string(), (function, allowed.max(shared)));
+        Ok(function)
+    }
+
+    fn find(&self, name: &str) -> Result<CUfunction> {
+        let text = CString::new(name).map_err(|error| GpuError::call("a kernel's name", error))?;
+        for &module in &self.modules {
+            let mut function = null_mut();
+            // SAFETY: a loaded module and a terminated name.
+            if check(name, unsafe { sys::cuModuleGetFunction(&mut function, module, text.as_ptr()) }).is_ok() {
+                return Ok(function);
+            }
+        }
+        Err(GpuError::Unavailable(format!("there is no kernel {name}")))
+    }
+}
+
+impl Arg {
+    fn word(self) -> u64 {
+        match self {
+            Self::At(address) => address,
+            Self::Int(value) => u64::from(value as i32 as u32),
+            Self::Long(value) => value as u64,
+            Self::Float(value) => u64::from(value.to_bits()),
+        }
+    }
+}

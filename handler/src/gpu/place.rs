@@ -1,0 +1,223 @@
+//! Weights on their way to the GPU: read by several threads into pinned memory, copied, and put into dtype and layout there.
+
+use super::{Arg, Array, Dtype, Gpu, GpuError, Launch, Result, check, lock};
+use cudarc::driver::sys::{self, CUevent, CUstream};
+use std::{
+    collections::{BTreeMap, HashMap},
+    ffi::c_void,
+    ptr::null_mut,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicUsize, Ordering},
+    },
+    thread,
+};
+
+/// Bytes that travel at once.
+const CHUNK: usize = 4 << 20;
+/// More threads than this gain nothing: the bus is full.
+const MOST_THREADS: usize = 8;
+
+/// Where numbers come from, by the name of their tensor.
+pub(crate) trait Source: Sync {
+    /// The dtype they have there.
+    fn dtype(&self, name: &str) -> Result<Dtype>;
+    /// Fills `into` from `from` bytes into the tensor.
+    fn read(&self, name: &str, from: usize, into: &mut [u8]) -> Result<()>;
+}
+
+/// A tensor of `[rows, inner, area]`, a filter for example, that becomes `[rows, area, inner]`, with zeros up to
+/// `inner_out` and `rows_out`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Layout {
+    /// Rows of the tensor.
+    pub rows: usize,
+    /// Second dimension of the tensor.
+    pub inner: usize,
+    /// Product of the other dimensions.
+    pub area: usize,
+    /// Rows here, at least as many.
+    pub rows_out: usize,
+    /// Last dimension here, at least as long.
+    pub inner_out: usize,
+}
+
+/// One tensor's place.
+#[derive(Clone)]
+struct Place {
+    target: Array,
+    first_row: usize,
+    layout: Layout,
+}
+
+/// Where the tensors of one component lie.
+pub(crate) struct Placed {
+    gpu: Gpu,
+    dtype: Dtype,
+    places: Mutex<HashMap<String, Vec<Place>>>,
+}
+
+/// What one thread needs: a stream and two buffers on either side.
+pub(super) struct Lane {
+    stream: CUstream,
+    pinned: [*mut u8; 2],
+    staged: [Array; 2],
+    free: [CUevent; 2],
+}
+
+// SAFETY: handles and buffers that one thread at a time uses.
+unsafe impl Send for Lane {}
+
+/// Some rows of one tensor.
+struct Piece<'a> {
+    name: &'a str,
+    place: &'a Place,
+    from: usize,
+    rows: usize,
+}
+
+impl Placed {
+    /// Nothing placed yet.
+    pub(crate) fn new(gpu: &Gpu, dtype: Dtype) -> Arc<Self> {
+        Arc::new(Self { gpu: gpu.clone(), dtype, places: Mutex::default() })
+    }
+
+    pub(crate) fn gpu(&self) -> &Gpu {
+        &self.gpu
+    }
+
+    pub(crate) fn dtype(&self) -> Dtype {
+        self.dtype
+    }
+
+    /// Makes room for tensors of one width, row under row: `[rows of all, area x inner_out]`.
+    pub(crate) fn place(&self, tensors: &[(String, Layout)]) -> Result<Array> {
+        let rows = tensors.iter().map(|(_, layout)| layout.rows_out).sum();
+        let width = tensors.first().map_or(0, |(_, layout)| layout.area * layout.inner_out);
+        let target = self.gpu.resident(&[rows, width], self.dtype)?;
+        if tensors.iter().any(|(_, layout)| layout.rows_out > layout.rows) {
+            self.gpu.clear(&target)?;
+        }
+        let (mut places, mut first_row) = (lock(&self.places), 0);
+        for (name, layout) in tensors {
+            let place = Place { target: target.clone(), first_row, layout: *layout };
+            places.entry(name.clone()).or_default().push(place);
+            first_row += layout.rows_out;
+        }
+        Ok(target)
+    }
+
+    /// Whether a tensor of that name has a place.
+    pub(crate) fn has(&self, name: &str) -> bool {
+        lock(&self.places).contains_key(name)
+    }
+
+    /// Fills every place, or those of some names. Returns when the numbers are there.
+    pub(crate) fn fill(&self, source: &dyn Source, only: Option<&[String]>) -> Result<()> {
+        self.gpu.synchronize()?;
+        let places = lock(&self.places);
+        let wanted: BTreeMap<&String, &Vec<Place>> = match only {
+            Some(names) => names.iter().filter_map(|name| places.get_key_value(name)).collect(),
+            None => places.iter().collect(),
+        };
+        let mut pieces = Vec::new();
+        for (name, places) in wanted {
+            let dtype = source.dtype(name)?;
+            for place in places {
+                let row = place.layout.inner * place.layout.area * dtype.bytes();
+                if row > CHUNK {
+                    return Err(GpuError::Unavailable(format!("{name} has rows of {row} bytes, the limit is {CHUNK}")));
+                }
+                let at_once = CHUNK / row.max(1);
+                let pieces_of = (0..place.layout.rows).step_by(at_once);
+                pieces.extend(pieces_of.map(|from| {
+                    let rows = at_once.min(place.layout.rows - from);
+                    Piece { name: name.as_str(), place, from, rows }
+                }));
+            }
+        }
+        self.carry(source, &pieces)
+    }
+
+    fn carry(&self, source: &dyn Source, pieces: &[Piece]) -> Result<()> {
+        let cores = thread::available_parallelism().map_or(1, usize::from);
+        let threads = cores.min(MOST_THREADS).min(pieces.len());
+        let mut lanes = std::mem::take(&mut *lock(&self.gpu.0.lanes));
+        while lanes.len() < threads {
+            lanes.push(Lane::new(&self.gpu)?);
+        }
+        let next = AtomicUsize::new(0);
+        let run = |lane: &mut Lane| -> Result<()> {
+            self.gpu.enter()?;
+            let mut turn = 0;
+            while let Some(piece) = pieces.get(next.fetch_add(1, Ordering::Relaxed)) {
+                lane.carry(self, source, piece, turn)?;
+                turn = 1 - turn;
+            }
+            // SAFETY: the lane's own stream.
+            check("cuStreamSynchronize", unsafe { sys::cuStreamSynchronize(lane.stream) })
+        };
+        let carried = thread::scope(|scope| {
+            let running: Vec<_> = lanes.iter_mut().take(threads).map(|lane| scope.spawn(|| run(lane))).collect();
+            let stopped = |_| Err(GpuError::Unavailable("a thread that carries weights stopped".into()));
+            running.into_iter().map(|thread| thread.join().unwrap_or_else(stopped)).collect::<Vec<_>>()
+        });
+        *lock(&self.gpu.0.lanes) = lanes;
+        carried.into_iter().collect()
+    }
+}
+
+impl Lane {
+    fn new(gpu: &Gpu) -> Result<Self> {
+        let mut stream = null_mut();
+        let flags = sys::CUstream_flags::CU_STREAM_NON_BLOCKING as u32;
+        // SAFETY: writes the stream's handle.
+        check("cuStreamCreate", unsafe { sys::cuStreamCreate(&mut stream, flags) })?;
+        let mut pinned = [null_mut(); 2];
+        let mut free = [null_mut(); 2];
+        for index in 0..2 {
+            let mut memory: *mut c_void = null_mut();
+            // SAFETY: writes the address of new pinned memory; it lives as long as the process.
+            check("cuMemAllocHost", unsafe { sys::cuMemAllocHost_v2(&mut memory, CHUNK) })?;
+            pinned[index] = memory.cast();
+            let flags = sys::CUevent_flags::CU_EVENT_DISABLE_TIMING as u32;
+            // SAFETY: writes the event's handle.
+            check("cuEventCreate", unsafe { sys::cuEventCreate(&mut free[index], flags) })?;
+        }
+        let staged = || gpu.resident(&[CHUNK / 4], Dtype::F32);
+        Ok(Self { stream, pinned, staged: [staged()?, staged()?], free })
+    }
+
+    fn carry(&mut self, placed: &Placed, source: &dyn Source, piece: &Piece, turn: usize) -> Result<()> {
+        let Layout { inner, area, inner_out, .. } = piece.place.layout;
+        let from = source.dtype(piece.name)?;
+        let row = inner * area * from.bytes();
+        let bytes = piece.rows * row;
+        // SAFETY: an event of this lane; one that was never recorded counts as done.
+        check("cuEventSynchronize", unsafe { sys::cuEventSynchronize(self.free[turn]) })?;
+        // SAFETY: pinned memory of at least that length, which no copy reads any more.
+        let pinned = unsafe { std::slice::from_raw_parts_mut(self.pinned[turn], bytes) };
+        source.read(piece.name, piece.from * row, pinned)?;
+        let target = &piece.place.target;
+        let first_row = piece.place.first_row + piece.from;
+        let plain = from == placed.dtype && area == 1 && inner == inner_out;
+        let to = if plain {
+            target.address() + (first_row * row) as u64
+        } else {
+            self.staged[turn].address()
+        };
+        // SAFETY: the pinned buffer above; the target, or this lane's own staging buffer, is at least as long.
+        let code = unsafe { sys::cuMemcpyHtoDAsync_v2(to, pinned.as_ptr().cast(), bytes, self.stream) };
+        check("cuMemcpyHtoDAsync", code)?;
+        if !plain {
+            let name = format!("place_{}_{}", from.name(), placed.dtype.name());
+            let blocks = (piece.rows * area * inner_out).div_ceil(8 * 256).max(1);
+            let (grid, block) = ([blocks, 1, 1], 256);
+            let numbers = [Arg::Long(first_row), Arg::Long(piece.rows), Arg::Int(inner), Arg::Int(area), Arg::Int(inner_out)];
+            let args = [&[Arg::At(to), Arg::At(target.address())], numbers.as_slice()].concat();
+            placed.gpu.0.kernels.launch(self.stream, Launch { name, grid, block, shared: 0 }, &args)?;
+        }
+        // SAFETY: an event and a stream of this lane.
+        check("cuEventRecord", unsafe { sys::cuEventRecord(self.free[turn], self.stream) })
+    }
+}

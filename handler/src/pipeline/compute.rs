@@ -1,0 +1,24 @@
+//! What the networks compute on.
+
+use crate::gpu::{Dtype, Gpu};
+use candle_core::DType;
+
+/// The CPU in f32, or a GPU.
+#[derive(Clone)]
+pub enum Compute {
+    /// All cores.
+    Cpu,
+    /// One GPU, with the dtype of weights and activations.
+    Gpu(Gpu, Dtype),
+}
+
+impl Compute {
+    /// The dtype of weights and activations.
+    pub fn dtype(&self) -> DType {
+        match self {
+            Self::Cpu | Self::Gpu(_, Dtype::F32) => DType::F32,
+            Self::Gpu(_, Dtype::F16) => DType::F16,
+            Self::Gpu(_, Dtype::BF16) => DType::BF16,
+        }
+    }
+}

@@ -1,5 +1,0 @@
-//! Kernels for CUDA GPUs, where candle's own are less exact than PyTorch's.
-
-mod conv;
-
-pub(super) use conv::Conv;

@@ -1,0 +1,94 @@
+//! Where modules take their parameters from: by path, from the CPU's memory or with a place on the GPU.
+
+use super::{ops, weights::Weights};
+use crate::gpu::{Array, Layout, Placed};
+use candle_core::{DType, Error, Result, Tensor};
+use std::sync::Arc;
+
+/// The parameters under one path.
+#[derive(Clone)]
+pub(super) struct Params {
+    weights: Weights,
+    placed: Option<Arc<Placed>>,
+    path: String,
+}
+
+impl Params {
+    /// Of modules that compute on the CPU.
+    pub(super) fn on_cpu(weights: &Weights) -> Self {
+        Self { weights: weights.clone(), placed: None, path: String::new() }
+    }
+
+    /// Of modules that compute on a GPU. They get room there; [`Placed::fill`] brings the numbers.
+    pub(super) fn on_gpu(weights: &Weights, placed: &Arc<Placed>) -> Self {
+        Self { weights: weights.clone(), placed: Some(placed.clone()), path: String::new() }
+    }
+
+    /// Those of a part.
+    pub(super) fn pp(&self, part: impl ToString) -> Self {
+        let part = part.to_string();
+        let path = if self.path.is_empty() { part } else { format!("{}.{part}", self.path) };
+        Self { path, ..self.clone() }
+    }
+
+    /// Where they are to be placed, if on a GPU.
+    pub(super) fn placed(&self) -> Option<&Arc<Placed>> {
+        self.placed.as_ref()
+    }
+
+    /// The tensor on the CPU, in f32.
+    ///
+    /// # Errors
+    /// There is none, or it has another shape.
+    pub(super) fn tensor(&self, dims: &[usize], leaf: &str) -> Result<Tensor> {
+        self.weights.tensor(&self.checked(dims, leaf)?)?.to_dtype(DType::F32)?.contiguous()
+    }
+
+    /// Its full name.
+    ///
+    /// # Errors
+    /// There is none, or it has another shape.
+    pub(super) fn checked(&self, dims: &[usize], leaf: &str) -> Result<String> {
+        let name = format!("{}.{leaf}", self.path);
+        match self.weights.dims(&name) {
+            Some(found) if found == dims => Ok(name),
+            Some(found) => {
+                let msg = format!("shape mismatch for {name}");
+                Err(Error::UnexpectedShape { msg, expected: dims.into(), got: found.into() }.bt())
+            }
+            None => Err(Error::CannotFindTensor { path: name }.bt()),
+        }
+    }
+
+    /// A place on the GPU for one tensor.
+    ///
+    /// # Errors
+    /// There is no such tensor, it has another shape, or memory is short.
+    pub(super) fn place(&self, placed: &Placed, dims: &[usize], leaf: &str, layout: Layout) -> Result<Array> {
+        Ok(placed.place(&[(self.checked(dims, leaf)?, layout)])?)
+    }
+
+    /// The same with other weights.
+    pub(super) fn with(&self, weights: &Weights) -> Self {
+        Self { weights: weights.clone(), ..self.clone() }
+    }
+
+    /// Some rows of a matrix, on the CPU in f32.
+    ///
+    /// # Errors
+    /// There is no such matrix or row.
+    pub(super) fn rows(&self, leaf: &str, rows: &[u32]) -> Result<Tensor> {
+        self.weights.rows(&format!("{}.{leaf}", self.path), rows)
+    }
+
+    /// A tensor of the CPU where the modules compute.
+    ///
+    /// # Errors
+    /// Device or memory.
+    pub(super) fn on_device(&self, tensor: &Tensor) -> Result<ops::Array> {
+        Ok(match &self.placed {
+            None => ops::Array::Cpu(tensor.contiguous()?),
+            Some(placed) => ops::Array::Gpu(Array::from_tensor(placed.gpu(), tensor, placed.dtype())?),
+        })
+    }
+}
