@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::thread;
 
-const KERNELS: [&str; 4] = ["attention", "norm", "place", "pointwise"];
+const KERNELS: [&str; 5] = ["attention", "norm", "place", "pointwise", "steps"];
 const ARCHITECTURES: &str = "75,80,86,89,90";
 const NO_COMPILER: &str = "the feature cuda needs nvcc 12.8 or later: set NVCC or CUDA_HOME";
 

@@ -33,7 +33,7 @@ pub fn lora(config: &BenchLoraConfig) -> anyhow::Result<()> {
         read.push(clock.elapsed());
     }
     let modules = lora.modules();
-    let mut studio = Studio::open(&config.model)?;
+    let mut studio = Studio::open(&config.model, task::size(None))?;
     let applied = [AppliedLora { lora: Arc::new(lora), scale: 1.0 }];
     let first = studio.swap(&applied)?;
     studio.swap(&[])?;
@@ -62,9 +62,9 @@ pub fn lora(config: &BenchLoraConfig) -> anyhow::Result<()> {
 pub fn picture(config: &BenchPictureConfig) -> anyhow::Result<()> {
     ensure!(config.guidance_scale.is_finite(), "--guidance-scale must be a finite number");
     let clock = Instant::now();
-    let mut studio = Studio::open(&config.model)?;
-    let load = clock.elapsed();
     let (width, height) = task::size(Some(&config.aspect_ratio));
+    let mut studio = Studio::open(&config.model, (width, height))?;
+    let load = clock.elapsed();
     let commission = Commission {
         request: Request {
             prompt: config.prompt.clone(),

@@ -23,7 +23,7 @@ use std::{
 /// The first file, option or model fault, in words for the person at the shell.
 pub fn run(config: &GenerateConfig) -> anyhow::Result<()> {
     let commission = commission(config)?;
-    let mut studio = Studio::open(&config.model)?;
+    let mut studio = Studio::open(&config.model, (commission.request.width, commission.request.height))?;
     let style = ProgressStyle::with_template("{bar:40} step {pos}/{len}  {elapsed} elapsed, {eta} to go")?;
     let bar = ProgressBar::new(u64::from(config.steps)).with_style(style);
     let delivery = studio.paint(&commission, &mut |finished| {

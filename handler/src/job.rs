@@ -69,7 +69,7 @@ impl Workshop {
     /// A model folder that cannot be used, or no TLS.
     pub async fn open(config: &ServiceConfig, aws: &SdkConfig) -> anyhow::Result<Self> {
         let model = config.model.clone();
-        let studio = tokio::task::spawn_blocking(move || Studio::open(&model)).await??;
+        let studio = tokio::task::spawn_blocking(move || Studio::open(&model, crate::task::size(None))).await??;
         Ok(Self {
             studio: Arc::new(Mutex::new(studio)),
             store: Arc::new(Store::new(&config.store, aws)),

@@ -6,7 +6,7 @@ use crate::{
     config::{DeviceKind, ModelConfig, Precision},
     gpu::{Dtype, Gpu, GpuError},
     lora::{AppliedLora, LoraError},
-    pipeline::{Compute, Pipeline, Request, error::PipelineError},
+    pipeline::{self, Compute, Pipeline, Request, error::PipelineError},
     signature::{Signature, SignatureError, sign},
     task::Format,
 };
@@ -74,14 +74,17 @@ pub struct Studio {
 }
 
 impl Studio {
-    /// Loads the model.
+    /// Loads the model. `size` is the width and height of the pictures that are expected first.
     ///
     /// # Errors
     /// No such device in this build or machine, a dtype it does not have, or a model folder that cannot be used.
-    pub fn open(config: &ModelConfig) -> Result<Self, PipelineError> {
+    pub fn open(config: &ModelConfig, size: (usize, usize)) -> Result<Self, PipelineError> {
         let started = Instant::now();
+        if config.device != DeviceKind::Cpu {
+            pipeline::read_ahead(&config.dir);
+        }
         let compute = compute(config.device, config.dtype)?;
-        let pipeline = Pipeline::load(&config.dir, &compute)?.with_dora(config.dora);
+        let pipeline = Pipeline::load(&config.dir, &compute, size)?.with_dora(config.dora);
         let studio = Self { pipeline, noise_threads: config.noise_threads, compute };
         let duration_ms = started.elapsed().as_millis() as u64;
         tracing::info!(device = studio.device_name(), duration_ms, "model loaded");

@@ -151,7 +151,12 @@ impl Array {
         }
         let room = pinned.numbers(numbers.len())?;
         room.copy_from_slice(numbers);
-        let (gpu, from) = (self.gpu(), room.as_ptr().cast());
+        self.fill_from(pinned)
+    }
+
+    /// Fills an f32 array from the beginning of pinned memory, without a wait.
+    pub(crate) fn fill_from(&self, pinned: &mut Pinned) -> Result<()> {
+        let (gpu, from) = (self.gpu(), pinned.numbers(self.count())?.as_ptr().cast());
         // SAFETY: both ranges are that long, and the pinned one is kept until the stream has passed.
         let code = unsafe { sys::cuMemcpyHtoDAsync_v2(self.address(), from, self.bytes(), gpu.stream()) };
         check("cuMemcpyHtoDAsync", code)
@@ -246,7 +251,12 @@ impl Pinned {
         Ok(Self { memory: memory.cast(), count: bytes / 4 })
     }
 
-    fn numbers(&mut self, count: usize) -> Result<&mut [f32]> {
+    /// Whether there is room for so many numbers.
+    pub(super) fn holds(&self, count: usize) -> bool {
+        count <= self.count
+    }
+
+    pub(super) fn numbers(&mut self, count: usize) -> Result<&mut [f32]> {
         if count > self.count {
             return Err(GpuError::Unavailable(format!("{count} numbers through memory for {}", self.count)));
         }

@@ -19,7 +19,7 @@ pub enum GpuError {
 }
 
 /// Result of everything in this module.
-pub type Result<T> = std::result::Result<T, GpuError>;
+pub(crate) type Result<T> = std::result::Result<T, GpuError>;
 
 impl GpuError {
     pub(crate) fn call(call: impl Into<String>, code: impl Debug) -> Self {

@@ -10,11 +10,12 @@ use std::{
 };
 
 #[cfg(feature = "cuda")]
-static IMAGES: [&[u8]; 4] = [
+static IMAGES: [&[u8]; 5] = [
     include_bytes!(concat!(env!("OUT_DIR"), "/attention.fatbin")),
     include_bytes!(concat!(env!("OUT_DIR"), "/norm.fatbin")),
     include_bytes!(concat!(env!("OUT_DIR"), "/place.fatbin")),
     include_bytes!(concat!(env!("OUT_DIR"), "/pointwise.fatbin")),
+    include_bytes!(concat!(env!("OUT_DIR"), "/steps.fatbin")),
 ];
 #[cfg(not(feature = "cuda"))]
 static IMAGES: [&[u8]; 0] = [];

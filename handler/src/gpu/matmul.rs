@@ -4,6 +4,7 @@
 //! with `ld` elements from row to row is a column-major `[c, r]` matrix with leading dimension `ld`.
 #![allow(unsafe_code)] // Calls of a C library, on device addresses.
 
+use serde::{Deserialize, Serialize};
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::ffi::c_void;
@@ -29,13 +30,15 @@ const CANDIDATES: usize = 16;
 const ALIGNMENT: u32 = 16;
 /// Bytes that the workspace's start is rounded up to.
 const WORKSPACE_ALIGNMENT: u64 = 256;
+/// How many of them are timed at a case's first run.
+const TUNED: usize = 8;
 /// Runs before those that are timed, and those that are.
 const WARM_UPS: u32 = 3;
 const TIMED: u32 = 10;
 
 /// One product: `out[i] = alpha * a[i] @ w[i]^T (+ bias per column) (+ onto[i])` for `i` in `0..batch`, all row-major.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub struct Case {
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub(crate) struct Case {
     /// Of `a` and `w`. Sums are in f32, and never in TF32.
     pub dtype: Dtype,
     /// Of `out`, `onto` and `bias`: `dtype`, or f32.
@@ -72,7 +75,7 @@ pub struct Case {
 
 impl Case {
     /// A linear layer without bias: tight `[rows, inner]` by `[columns, inner]`, all of `dtype`.
-    pub fn linear(dtype: Dtype, rows: usize, columns: usize, inner: usize) -> Self {
+    pub(crate) fn linear(dtype: Dtype, rows: usize, columns: usize, inner: usize) -> Self {
         Self {
             dtype,
             out: dtype,
@@ -159,9 +162,11 @@ struct Queue {
 
 /// The products of one stream, which share a workspace.
 #[derive(Debug)]
-pub struct Matmuls {
+pub(crate) struct Matmuls {
     plans: HashMap<Case, Plan>,
     preferred: HashMap<Case, u32>,
+    /// Whether a case without preference is tuned at its first run.
+    tunes: bool,
     queue: Queue,
     _handle: Handle, // Owns `queue.handle`; last, as fields are dropped in order.
 }
@@ -174,7 +179,7 @@ impl Matmuls {
     /// Opens cuBLASLt for `stream`, whose context must be current here and wherever this is used. The `workspace` on
     /// the device (NVIDIA advises 32 MiB on Hopper, 4 MiB elsewhere) must live as long as this and the graphs captured
     /// from it, and belong to nothing else on another stream.
-    pub fn new(stream: CUstream, workspace: u64, workspace_bytes: usize) -> Result<Self> {
+    pub(crate) fn new(stream: CUstream, workspace: u64, workspace_bytes: usize) -> Result<Self> {
         // SAFETY: it only tries to open the library.
         if !unsafe { lt::is_culib_present() } {
             return Err(GpuError::Unavailable(
@@ -187,7 +192,7 @@ impl Matmuls {
         let start = workspace.next_multiple_of(WORKSPACE_ALIGNMENT);
         let workspace_bytes = workspace_bytes.saturating_sub((start - workspace) as usize);
         let queue = Queue { handle: handle.0, stream, workspace: start, workspace_bytes };
-        Ok(Self { plans: HashMap::new(), preferred: HashMap::new(), queue, _handle: handle })
+        Ok(Self { plans: HashMap::new(), preferred: HashMap::new(), tunes: false, queue, _handle: handle })
     }
 
     /// Enqueues one product. Legal while the stream is being captured; a case's first run plans it (on the host) and
@@ -196,7 +201,7 @@ impl Matmuls {
     /// # Safety
     /// The stream and the workspace must be alive and the addresses those of device memory that holds what `case` says,
     /// until the stream gets there. `out` must overlap no other operand, but may be `onto`.
-    pub unsafe fn run(
+    pub(crate) unsafe fn run(
         &mut self,
         case: &Case,
         a: u64,
@@ -206,10 +211,24 @@ impl Matmuls {
         onto: Option<u64>,
     ) -> Result<()> {
         let at = Operands { a, w, out, bias, onto };
+        if self.tunes && !self.preferred.contains_key(case) {
+            // SAFETY: as the caller promises.
+            unsafe { self.tune(case, a, w, out, bias, onto, TUNED)? };
+        }
         let queue = self.queue;
         let plan = self.plan(case, &at)?;
         // SAFETY: as the caller promises.
         unsafe { plan.run(&queue, plan.index, &at) }
+    }
+
+    /// From now on a case for which nothing is preferred is tuned at its first run, which must not be captured.
+    pub(super) fn tune_at_first(&mut self) {
+        self.tunes = true;
+    }
+
+    /// What is preferred, by case.
+    pub(super) fn choices(&self) -> Vec<(Case, u32)> {
+        self.preferred.iter().map(|(case, index)| (*case, *index)).collect()
     }
 
     /// Times up to `at_most` of the heuristics' results for a case, back to back with the same operands, and prefers
@@ -219,7 +238,7 @@ impl Matmuls {
     /// # Safety
     /// As for [`Matmuls::run`].
     #[allow(clippy::too_many_arguments)]
-    pub unsafe fn tune(
+    pub(crate) unsafe fn tune(
         &mut self,
         case: &Case,
         a: u64,
@@ -252,16 +271,9 @@ impl Matmuls {
         Ok(times)
     }
 
-    /// Which of the heuristics' results, by position, is used for a case; none before its first run unless one is
-    /// preferred.
-    pub fn choice(&self, case: &Case) -> Option<u32> {
-        let planned = self.plans.get(case).map(|plan| plan.index as u32);
-        planned.or_else(|| self.preferred.get(case).copied())
-    }
-
-    /// Uses the heuristics' result at a position for a case, as `choice` gave it on such a GPU with this library; the
+    /// Uses the heuristics' result at a position for a case, as `choices` gave it on such a GPU with this library; the
     /// first where there are too few. Graphs that were captured keep theirs.
-    pub fn prefer(&mut self, case: Case, index: u32) {
+    pub(crate) fn prefer(&mut self, case: Case, index: u32) {
         self.preferred.insert(case, index);
         if let Some(plan) = self.plans.get_mut(&case) {
             plan.prefer(index);

@@ -9,24 +9,30 @@ mod arena;
 mod array;
 pub(crate) mod conv;
 mod error;
+mod event;
 mod graph;
 mod kernels;
+mod library;
 pub(crate) mod matmul;
 mod place;
+mod tuned;
 
 pub(crate) use array::{Array, Moments, Pinned};
 pub use error::GpuError;
 pub(crate) use error::Result;
+pub(crate) use event::Event;
 pub(crate) use graph::Graph;
 pub(crate) use kernels::{Arg, Launch};
-pub(crate) use place::{Layout, Placed, Source};
+pub(crate) use place::{Layout, Placed, Product, Source};
 
 use arena::Arena;
 use conv::Convolutions;
 use cudarc::driver::sys::{self, CUcontext, CUdevice_attribute, CUmemorytype, CUresult, CUstream};
 use kernels::Kernels;
 use matmul::Matmuls;
+use serde::{Deserialize, Serialize};
 use place::Lane;
+use tuned::Tuned;
 use std::{
     ffi::c_char,
     ptr::{null, null_mut},
@@ -43,7 +49,7 @@ const MATMUL_WORKSPACE: usize = 32 << 20;
 const COUNTERS: usize = 256;
 
 /// Floating-point type of weights and activations.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum Dtype {
     /// IEEE half.
     F16,
@@ -91,7 +97,10 @@ struct Inner {
     matmuls: OnceLock<Mutex<Matmuls>>,
     convolutions: OnceLock<Mutex<Convolutions>>,
     lanes: Mutex<Vec<Lane>>,
+    /// A LoRA's factors on their way.
+    factors: Mutex<Option<Pinned>>,
     counters: OnceLock<Array>,
+    tuned: Mutex<Tuned>,
     meter: Arc<Meter>,
     opening: Mutex<Vec<(&'static str, Duration)>>,
 }
@@ -134,6 +143,7 @@ impl Gpu {
         if !kernels::built() {
             return Err(GpuError::Unavailable("this build has no GPU kernels: build with `--features cuda`".into()));
         }
+        library::open_ahead();
         // SAFETY: looks for the library and calls nothing.
         if !unsafe { sys::is_culib_present() } {
             return Err(GpuError::Unavailable("no NVIDIA driver: libcuda.so.1 cannot be opened".into()));
@@ -169,7 +179,9 @@ impl Gpu {
             matmuls: OnceLock::new(),
             convolutions: OnceLock::new(),
             lanes: Mutex::default(),
+            factors: Mutex::default(),
             counters: OnceLock::new(),
+            tuned: Mutex::default(),
             meter: meter.clone(),
             opening: Mutex::default(),
         }));
@@ -189,11 +201,16 @@ impl Gpu {
         self.enter()?;
         let clock = Instant::now();
         drop(self.matmuls()?);
-        lock(&self.0.opening).push(("cublaslt", clock.elapsed()));
+        self.note("cublaslt", clock);
         let clock = Instant::now();
         drop(self.convolutions()?);
-        lock(&self.0.opening).push(("cudnn", clock.elapsed()));
+        self.note("cudnn", clock);
         Ok(())
+    }
+
+    /// Notes how long a part of getting ready took.
+    pub(crate) fn note(&self, what: &'static str, since: Instant) {
+        lock(&self.0.opening).push((what, since.elapsed()));
     }
 
     /// How long each part of opening took.
@@ -276,8 +293,13 @@ impl Gpu {
 
     /// Fills an array with zeros.
     pub(crate) fn clear(&self, array: &Array) -> Result<()> {
+        self.fill(array, 0)
+    }
+
+    /// Fills an array with a byte.
+    pub(crate) fn fill(&self, array: &Array, byte: u8) -> Result<()> {
         // SAFETY: the array's own range.
-        check("cuMemsetD8Async", unsafe { sys::cuMemsetD8Async(array.address(), 0, array.bytes(), self.0.stream) })
+        check("cuMemsetD8Async", unsafe { sys::cuMemsetD8Async(array.address(), byte, array.bytes(), self.0.stream) })
     }
 
     /// Copies `from`, which may be some columns of something, to the contiguous `to` of the same dims.

@@ -1,7 +1,8 @@
 //! Weights on their way to the GPU: read by several threads into pinned memory, copied, and put into dtype and layout there.
 
-use super::{Arg, Array, Dtype, Gpu, GpuError, Launch, Result, check, lock};
+use super::{Arg, Array, Dtype, Gpu, GpuError, Launch, Pinned, Result, check, lock};
 use cudarc::driver::sys::{self, CUevent, CUstream};
+use rayon::prelude::*;
 use std::{
     collections::{BTreeMap, HashMap},
     ffi::c_void,
@@ -14,7 +15,7 @@ use std::{
 };
 
 /// Bytes that travel at once.
-const CHUNK: usize = 4 << 20;
+const CHUNK: usize = 2 << 20;
 /// More threads than this gain nothing: the bus is full.
 const MOST_THREADS: usize = 8;
 
@@ -41,6 +42,21 @@ pub(crate) struct Layout {
     /// Last dimension here, at least as long.
     pub inner_out: usize,
 }
+
+/// A product of `[rows, rank]` and `[rank, columns]`, to be added to a tensor.
+pub(crate) struct Product {
+    /// The tensor's name.
+    pub name: String,
+    /// Rows of the left factor.
+    pub rows: usize,
+    /// Columns of the right factor.
+    pub columns: usize,
+    /// Columns of the left factor and rows of the right one.
+    pub rank: usize,
+}
+
+/// Writes both factors of the product of that number.
+pub(crate) type WriteFactors<'a> = dyn Fn(usize, &mut [f32], &mut [f32]) -> Result<()> + Sync + 'a;
 
 /// One tensor's place.
 #[derive(Clone)]
@@ -112,9 +128,60 @@ impl Placed {
         lock(&self.places).contains_key(name)
     }
 
-    /// Fills every place, or those of some names. Returns when the numbers are there.
-    pub(crate) fn fill(&self, source: &dyn Source, only: Option<&[String]>) -> Result<()> {
+    /// Whether a tensor lies here as the plain matrix that it is.
+    pub(crate) fn takes_products(&self, name: &str) -> bool {
+        let plain = |layout: Layout| layout.area == 1 && layout.inner == layout.inner_out;
+        lock(&self.places).get(name).is_some_and(|places| places.iter().all(|place| plain(place.layout)))
+    }
+
+    /// Adds products to tensors where they lie, in f32, and rounds once. All factors go to the GPU in one copy.
+    pub(crate) fn add_products(&self, products: &[Product], write: &WriteFactors) -> Result<()> {
+        let sizes = products.iter().map(|product| (product.rows * product.rank, product.rank * product.columns));
+        let count = sizes.clone().map(|(left, right)| left + right).sum::<usize>();
+        if count == 0 {
+            return Ok(());
+        }
+        let mut kept = lock(&self.gpu.0.factors);
+        let pinned = match kept.take().filter(|pinned| pinned.holds(count)) {
+            Some(pinned) => kept.insert(pinned),
+            None => kept.insert(Pinned::new(4 * count)?),
+        };
+        // The last copy from it is long done: every swap ends with a wait, or a picture.
         self.gpu.synchronize()?;
+        let mut rest = &mut pinned.numbers(count)?[..];
+        let mut factors = Vec::with_capacity(products.len());
+        for (left, right) in sizes {
+            let (first, more) = std::mem::take(&mut rest).split_at_mut(left);
+            let (second, more) = more.split_at_mut(right);
+            factors.push((first, second));
+            rest = more;
+        }
+        let written = factors.into_par_iter().enumerate().map(|(index, (left, right))| write(index, left, right));
+        written.collect::<Result<()>>()?;
+        let on_gpu = self.gpu.scratch(&[count], Dtype::F32)?;
+        on_gpu.fill_from(pinned)?;
+        let (places, mut at) = (lock(&self.places), on_gpu.address());
+        for Product { name, rows, columns, rank } in products {
+            let (left, right) = (at, at + 4 * (rows * rank) as u64);
+            at = right + 4 * (rank * columns) as u64;
+            for place in places.get(name).into_iter().flatten() {
+                if (place.layout.rows, place.layout.inner) != (*rows, *columns) {
+                    return Err(GpuError::Unavailable(format!("{name} is not {rows} x {columns}")));
+                }
+                let first = place.first_row * columns * self.dtype.bytes();
+                let target = Arg::At(place.target.address() + first as u64);
+                let sizes = [rows, columns, rank].map(|&size| Arg::Int(size));
+                let args = [&[target, target, Arg::At(left), Arg::At(right)], &sizes[..], &[Arg::Float(1.0)]].concat();
+                let name = format!("merge_low_rank_{}", self.dtype.name());
+                let grid = [columns.div_ceil(64), rows.div_ceil(64), 1];
+                self.gpu.launch(Launch { name, grid, block: 256, shared: 0 }, &args)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Fills every place, or those of some names, on streams of its own. Returns when the numbers are there.
+    pub(crate) fn fill(&self, source: &dyn Source, only: Option<&[String]>) -> Result<()> {
         let places = lock(&self.places);
         let wanted: BTreeMap<&String, &Vec<Place>> = match only {
             Some(names) => names.iter().filter_map(|name| places.get_key_value(name)).collect(),

@@ -1,6 +1,6 @@
 //! The matrices of one file, end to end in one tensor per dtype, in the dtype they have.
 
-use candle_core::{DType, Device, Result, Tensor};
+use candle_core::{CpuStorage, DType, Device, Result, Storage, Tensor};
 use half::{bf16, f16};
 use safetensors::{Dtype, tensor::TensorInfo};
 
@@ -123,6 +123,28 @@ fn append<T: Copy, const N: usize>(
 pub(super) struct Arena(Vec<Tensor>);
 
 impl Arena {
+    /// The numbers of a matrix as f32 times `gain`, to `into`: `width` of them to a row, rows `pitch` apart.
+    pub(super) fn write(&self, matrix: &Matrix, gain: f32, width: usize, pitch: usize, into: &mut [f32]) -> Result<()> {
+        fn rows<T: Copy>(from: &[T], width: usize, pitch: usize, into: &mut [f32], wide: impl Fn(T) -> f32) {
+            for (row, from) in from.chunks(width).enumerate() {
+                for (into, &number) in into[row * pitch..].iter_mut().zip(from) {
+                    *into = wide(number);
+                }
+            }
+        }
+        let tensor = self.0.iter().find(|tensor| tensor.dtype() == matrix.dtype);
+        let tensor = tensor.ok_or_else(|| candle_core::Error::msg("a matrix of another arena"))?;
+        let (storage, _) = tensor.storage_and_layout();
+        let range = matrix.start..matrix.start + matrix.count();
+        match &*storage {
+            Storage::Cpu(CpuStorage::F32(all)) => rows(&all[range], width, pitch, into, |x| x * gain),
+            Storage::Cpu(CpuStorage::F16(all)) => rows(&all[range], width, pitch, into, |x| x.to_f32() * gain),
+            Storage::Cpu(CpuStorage::BF16(all)) => rows(&all[range], width, pitch, into, |x| x.to_f32() * gain),
+            _ => return Err(candle_core::Error::msg("a matrix of no LoRA's dtype")),
+        }
+        Ok(())
+    }
+
     /// A matrix in its own shape, as f32.
     pub(super) fn get(&self, matrix: &Matrix) -> Result<Tensor> {
         let tensor = self.0.iter().find(|tensor| tensor.dtype() == matrix.dtype);

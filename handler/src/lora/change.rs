@@ -110,6 +110,20 @@ impl Change {
         (decomposed - base)? * scale
     }
 
+    /// Whether it is one product of two matrices, whatever the base.
+    pub(super) fn is_product(&self, dora: bool) -> bool {
+        let decomposed = self.magnitude.as_ref().is_some_and(|magnitude| dora || !magnitude.dropped_by_diffusers);
+        matches!(self.kind, Kind::LowRank(Half::Product { .. })) && !decomposed
+    }
+
+    /// The two matrices of a product, `[rows, rank]` and `[rank, columns]`.
+    pub(super) fn product_of(&self) -> Option<(&Matrix, &Matrix)> {
+        match &self.kind {
+            Kind::LowRank(Half::Product { a, b }) => Some((a, b)),
+            _ => None,
+        }
+    }
+
     /// The change at `gain`, in the shape of `base`.
     fn delta(&self, arena: &Arena, base: &Tensor, gain: f64) -> Result<Tensor> {
         match &self.kind {

@@ -2,6 +2,7 @@
 
 use super::{
     AppliedLora, Dora, Lora, LoraError,
+    arena::{Arena, Matrix},
     base_model::BaseModel,
     change::{Change, Kind},
     error::Misfit,
@@ -28,18 +29,55 @@ pub struct Overlays {
 /// A tensor of the model, by component and name.
 type Place = (Component, String);
 
-/// Merges LoRAs. Each adds to the base what it would add alone, so their order does not matter. Per tensor the sum is formed in
-/// f32 and rounded once to the base's dtype.
+/// What LoRAs change, tensor by tensor. Each adds to the base what it would add alone, so their order does not matter.
+pub struct Plan<'a> {
+    loras: &'a [AppliedLora],
+    places: BTreeMap<Place, Vec<(usize, &'a Change)>>,
+    dora: bool,
+}
+
+/// What is added to one matrix of the model: the product of two, each of several parts side by side.
+pub(crate) struct LowRank<'a> {
+    /// Whether it is one of the UNet, else of the text encoder.
+    pub of_unet: bool,
+    /// The tensor's name.
+    pub name: String,
+    /// Rows of the left factor.
+    pub rows: usize,
+    /// Columns of the right factor.
+    pub columns: usize,
+    /// Columns of the left factor and rows of the right one.
+    pub rank: usize,
+    parts: Vec<(&'a Arena, &'a Matrix, &'a Matrix, f64)>,
+}
+
+impl LowRank<'_> {
+    /// The factors, `[rows, rank]` with all scales and `[rank, columns]`, in f32.
+    ///
+    /// # Errors
+    /// None that a loaded LoRA can cause.
+    pub(crate) fn write(&self, left: &mut [f32], right: &mut [f32]) -> candle_core::Result<()> {
+        let mut done = 0;
+        for (arena, a, b, gain) in &self.parts {
+            arena.write(a, *gain as f32, a.width(), self.rank, &mut left[done..])?;
+            arena.write(b, 1.0, self.columns, self.columns, &mut right[done * self.columns..])?;
+            done += a.width();
+        }
+        Ok(())
+    }
+}
+
+/// Finds the place of every change.
 ///
 /// # Errors
 /// A LoRA that does not fit `target`, or that changes nothing even at scale 1.
-pub fn merge(
-    loras: &[AppliedLora],
+pub fn plan<'a>(
+    loras: &'a [AppliedLora],
     target: &Target,
     unet: &Weights,
     text_encoder: &Weights,
     dora: Dora,
-) -> Result<Overlays, LoraError> {
+) -> Result<Plan<'a>, LoraError> {
     let dora = dora == Dora::Apply;
     let mut places: BTreeMap<Place, Vec<(usize, &Change)>> = BTreeMap::new();
     for (index, AppliedLora { lora, scale }) in loras.iter().enumerate() {
@@ -51,24 +89,81 @@ pub fn merge(
             places.entry(place).or_default().push((index, change));
         }
     }
-    let merged = places.into_par_iter().map(|((component, name), changes)| {
-        let base = if component == Component::Unet { unet } else { text_encoder }.base(&name)?;
-        let base_f32 = base.to_dtype(DType::F32)?;
-        let mut sum = base_f32.clone();
-        for (index, change) in changes {
-            let AppliedLora { lora, scale } = &loras[index];
-            sum = (sum + change.contribution(&lora.arena, &base_f32, *scale, dora)?)?;
-        }
-        Ok((component, name, sum.to_dtype(base.dtype())?))
-    });
-    let mut overlays = Overlays::default();
-    for (component, name, tensor) in merged.collect::<Result<Vec<_>, LoraError>>()? {
-        match component {
-            Component::Unet => overlays.unet.insert(name, tensor),
-            Component::TextEncoder => overlays.text_encoder.insert(name, tensor),
-        };
+    Ok(Plan { loras, places, dora })
+}
+
+/// Merges LoRAs, see [`plan`] and [`Plan::merge`].
+///
+/// # Errors
+/// As those.
+pub fn merge(
+    loras: &[AppliedLora],
+    target: &Target,
+    unet: &Weights,
+    text_encoder: &Weights,
+    dora: Dora,
+) -> Result<Overlays, LoraError> {
+    plan(loras, target, unet, text_encoder, dora)?.merge(unet, text_encoder)
+}
+
+impl<'a> Plan<'a> {
+    /// A plan that changes nothing.
+    pub(crate) fn nothing() -> Self {
+        Self { loras: &[], places: BTreeMap::new(), dora: true }
     }
-    Ok(overlays)
+
+    /// Merges. Per tensor the sum is formed in f32 and rounded once to the base's dtype.
+    ///
+    /// # Errors
+    /// Memory, or the disk from which the base is read.
+    pub fn merge(self, unet: &Weights, text_encoder: &Weights) -> Result<Overlays, LoraError> {
+        let Self { loras, places, dora } = self;
+        let merged = places.into_par_iter().map(|((component, name), changes)| {
+            let base = if component == Component::Unet { unet } else { text_encoder }.base(&name)?;
+            let base_f32 = base.to_dtype(DType::F32)?;
+            let mut sum = base_f32.clone();
+            for (index, change) in changes {
+                let AppliedLora { lora, scale } = &loras[index];
+                sum = (sum + change.contribution(&lora.arena, &base_f32, *scale, dora)?)?;
+            }
+            Ok((component, name, sum.to_dtype(base.dtype())?))
+        });
+        let mut overlays = Overlays::default();
+        for (component, name, tensor) in merged.collect::<Result<Vec<_>, LoraError>>()? {
+            match component {
+                Component::Unet => overlays.unet.insert(name, tensor),
+                Component::TextEncoder => overlays.text_encoder.insert(name, tensor),
+            };
+        }
+        Ok(overlays)
+    }
+
+    /// Takes out of the plan what are products and goes to tensors for which `takes` says so, by component (whether the UNet)
+    /// and name: who takes them adds them.
+    pub(crate) fn take_low_rank(&mut self, takes: impl Fn(bool, &str) -> bool) -> Vec<LowRank<'a>> {
+        let (loras, dora) = (self.loras, self.dora);
+        let (mut taken, mut left) = (Vec::new(), BTreeMap::new());
+        for ((component, name), changes) in std::mem::take(&mut self.places) {
+            let of_unet = component == Component::Unet;
+            let parts = changes.iter().map(|(index, change)| {
+                let (a, b) = change.product_of().filter(|_| change.is_product(dora))?;
+                let AppliedLora { lora, scale } = &loras[*index];
+                Some((&lora.arena, a, b, change.factor * scale))
+            });
+            match parts.collect::<Option<Vec<_>>>().filter(|_| takes(of_unet, &name)) {
+                Some(parts) => {
+                    let (rows, columns) = (parts[0].1.dims[0], parts[0].2.width());
+                    let rank = parts.iter().map(|(_, a, ..)| a.width()).sum();
+                    taken.push(LowRank { of_unet, name, rows, columns, rank, parts });
+                }
+                None => {
+                    left.insert((component, name), changes);
+                }
+            }
+        }
+        self.places = left;
+        taken
+    }
 }
 
 impl Lora {

@@ -23,7 +23,8 @@ pub use base_model::BaseModel;
 pub use error::{LoraError, Misfit};
 pub use inspect::{Modules, Range, Report, run as inspect};
 pub use keys::Layout;
-pub use merge::{Overlays, merge};
+pub(crate) use merge::LowRank;
+pub use merge::{Overlays, Plan, merge, plan};
 pub use target::Target;
 
 pub(crate) use file::Header;

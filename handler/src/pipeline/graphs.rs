@@ -5,13 +5,15 @@
 
 use super::{
     ops::{self, LANES, Step},
+    scheduler::Sums,
     unet::{Prepared, Unet},
     vae::VaeDecoder,
 };
-use crate::gpu::{Arg, Array, Dtype, Gpu, Graph, Launch, Pinned};
+use crate::gpu::{Arg, Array, Dtype, Event, Gpu, Graph, Launch, Pinned};
 use candle_core::{Device, Error, Result, Tensor};
 use std::{
     collections::HashMap,
+    ops::ControlFlow,
     sync::{Mutex, MutexGuard, PoisonError},
 };
 
@@ -36,6 +38,8 @@ struct StepKey {
     guided: bool,
     /// Tokens of the prompt.
     tokens: usize,
+    /// Whether the scheduler's arithmetic is part of it.
+    advances: bool,
 }
 
 /// One size's step.
@@ -45,7 +49,11 @@ struct StepRecord {
     latents: Array,
     noise: Array,
     guidance: Array,
+    /// Number of the step, an `int`.
     step: Array,
+    /// The clean picture of the step before, and what each step's sums are made of.
+    before: Array,
+    sums: Array,
     prepared: Prepared,
     /// Steps that the tables hold.
     room: usize,
@@ -73,11 +81,13 @@ impl Recorded {
         count: usize,
         guidance_scale: Option<f64>,
         noise: &Tensor,
+        sums: Option<&[Sums]>,
     ) -> Result<Steps<'a>> {
         let (images, channels, height, width) = noise.dims4()?;
         let first = prepared.prompts.iter().flatten().flatten().next();
         let tokens = first.map(|keys| Ok::<_, Error>(keys.gpu()?.dims()[1])).transpose()?.unwrap_or(0);
-        let key = StepKey { images, channels, height, width, guided: guidance_scale.is_some(), tokens };
+        let (guided, advances) = (guidance_scale.is_some(), sums.is_some());
+        let key = StepKey { images, channels, height, width, guided, tokens, advances };
         let mut steps = lock(&self.steps);
         if steps.get(&key).is_none_or(|record| record.room < count) {
             if steps.len() >= MOST {
@@ -86,7 +96,7 @@ impl Recorded {
             steps.insert(key, StepRecord::new(&self.gpu, key, &prepared, count)?);
         }
         let record = steps.get(&key).ok_or_else(|| Error::Msg("a recording is gone".into()).bt())?;
-        record.begin(&prepared, count, guidance_scale.unwrap_or(1.0))?;
+        record.begin(&prepared, count, guidance_scale.unwrap_or(1.0), sums.unwrap_or_default())?;
         Ok(Steps { recorded: self, unet, key })
     }
 
@@ -123,6 +133,8 @@ impl StepRecord {
         Ok(Self {
             key,
             noise: gpu.resident(latents.dims(), Dtype::F32)?,
+            before: gpu.resident(latents.dims(), Dtype::F32)?,
+            sums: gpu.resident(&[room, 5], Dtype::F32)?,
             guidance: gpu.resident(&[1], Dtype::F32)?,
             step: gpu.resident(&[1], Dtype::F32)?,
             pinned: Pinned::new(latents.bytes())?,
@@ -134,7 +146,7 @@ impl StepRecord {
     }
 
     /// Fills what the steps share, from step 0 on.
-    fn begin(&self, fresh: &Prepared, count: usize, guidance_scale: f64) -> Result<()> {
+    fn begin(&self, fresh: &Prepared, count: usize, guidance_scale: f64, sums: &[Sums]) -> Result<()> {
         let gpu = self.latents.gpu();
         for (table, shifts) in self.prepared.shifts.iter().zip(&fresh.shifts) {
             gpu.copy(shifts.gpu()?, &table.gpu()?.part(0, count))?;
@@ -143,27 +155,58 @@ impl StepRecord {
         for (keys, fresh) in ours.zip(fresh.prompts.iter().flatten().flatten()) {
             gpu.copy(fresh.gpu()?, keys.gpu()?)?;
         }
-        gpu.clear(&self.step)?;
+        // The first step adds one and gets to 0.
+        gpu.fill(&self.step, 0xFF)?;
+        gpu.clear(&self.before)?;
+        let numbers = sums.iter().flat_map(|sums| {
+            [sums.clean_by_sample, sums.clean_by_output, sums.sample, sums.clean, sums.clean_before]
+        });
+        let bytes: Vec<u8> = numbers.flat_map(f32::to_le_bytes).collect();
+        if !sums.is_empty() {
+            self.sums.part(0, sums.len()).write(&bytes)?;
+        }
         Ok(self.guidance.write(&(guidance_scale as f32).to_le_bytes())?)
     }
 
-    /// From latents to noise, once.
+    /// One step: from latents to noise, or to the next latents.
     fn run(&self, unet: &Unet, dtype: Dtype) -> Result<()> {
         let (gpu, key) = (self.latents.gpu(), self.key);
         let copies = if key.guided { 2 } else { 1 };
         let dims = [copies * key.images, key.height, key.width, key.channels.next_multiple_of(LANES)];
         let xs = gpu.scratch(&dims, dtype)?;
-        enter(&self.latents, &xs, copies, 1.0)?;
-        let step = Step::Counter(self.step.clone());
-        let output = unet.forward(&ops::Array::Gpu(xs), &step, &self.prepared);
+        let sizes = [key.images, key.channels, key.height * key.width, copies].map(Arg::Int);
+        let step = Arg::At(self.step.address());
+        let launch = |name: &str, arrays: &[&Array], rest: &[Arg]| {
+            let arrays: Vec<Arg> = arrays.iter().map(|array| Arg::At(array.address())).collect();
+            let grid = [(key.images * key.height * key.width).div_ceil(256), 1, 1];
+            let name = format!("{name}_{}", dtype.name());
+            gpu.launch(Launch { name, grid, block: 256, shared: 0 }, &[&arrays, rest].concat())
+        };
+        launch("begin_step", &[&self.latents, &xs], &[&sizes[..], &[step]].concat())?;
+        let counter = Step::Counter(self.step.clone());
+        let output = unet.forward(&ops::Array::Gpu(xs), &counter, &self.prepared);
         let output = output.map_err(|error| Error::Msg(error.to_string()))?;
-        let arrays = [output.gpu()?, &self.noise, &self.guidance].map(|array| Arg::At(array.address()));
-        let area = key.height * key.width;
-        let sizes = [key.images, key.channels, area, copies].map(Arg::Int);
-        let args = [&arrays[..], &sizes, &[Arg::At(self.step.address())]].concat();
-        let blocks = (key.images * key.channels * area).div_ceil(256);
-        let name = format!("leave_noise_{}", dtype.name());
-        Ok(gpu.launch(Launch { name, grid: [blocks, 1, 1], block: 256, shared: 0 }, &args)?)
+        let output = output.gpu()?;
+        if key.advances {
+            let arrays = [output, &self.latents, &self.before, &self.sums, &self.guidance];
+            launch("advance", &arrays, &[&[step], &sizes[..]].concat())?;
+        } else {
+            launch("leave_noise", &[output, &self.noise, &self.guidance], &[&sizes[..], &[Arg::At(0)]].concat())?;
+        }
+        Ok(())
+    }
+
+    /// Runs a step, and records it if that has not been done.
+    fn go(&mut self, unet: &Unet, dtype: Dtype) -> Result<()> {
+        if let Some(graph) = &self.graph {
+            return Ok(graph.launch()?);
+        }
+        self.run(unet, dtype)?;
+        // Everything that is made on first use is there now.
+        let gpu = self.latents.gpu().clone();
+        let (graph, ()) = Graph::record(&gpu, || self.run(unet, dtype))?;
+        self.graph = Some(graph);
+        Ok(gpu.keep_tuned()?)
     }
 }
 
@@ -172,20 +215,43 @@ impl Steps<'_> {
     pub(super) fn predict(&mut self, latents: &Tensor) -> Result<Tensor> {
         let mut steps = lock(&self.recorded.steps);
         let record = steps.get_mut(&self.key).ok_or_else(|| Error::Msg("a recording is gone".into()).bt())?;
-        let dtype = self.recorded.dtype;
         record.latents.write_through(&mut record.pinned, &latents.flatten_all()?.to_vec1::<f32>()?)?;
-        match &record.graph {
-            Some(graph) => graph.launch()?,
-            None => record.run(self.unet, dtype)?,
-        }
+        record.go(self.unet, self.recorded.dtype)?;
         let noise = record.noise.read_through(&mut record.pinned)?;
-        let noise = Tensor::from_vec(noise, latents.dims(), &Device::Cpu)?;
-        if record.graph.is_none() {
-            // Everything that is made on first use is there now.
-            let (graph, ()) = Graph::record(&self.recorded.gpu, || record.run(self.unet, dtype))?;
-            record.graph = Some(graph);
+        Tensor::from_vec(noise, latents.dims(), &Device::Cpu)
+    }
+
+    /// All steps, from the first latents to the last. `on_step` is called with the number of finished steps, before the first (0)
+    /// and after each but the last, and may stop the run: then the number is given instead. The GPU is one step ahead of it.
+    pub(super) fn run(
+        &mut self,
+        latents: &Tensor,
+        count: usize,
+        on_step: &mut dyn FnMut(usize) -> ControlFlow<()>,
+    ) -> Result<std::result::Result<Tensor, usize>> {
+        let mut steps = lock(&self.recorded.steps);
+        let record = steps.get_mut(&self.key).ok_or_else(|| Error::Msg("a recording is gone".into()).bt())?;
+        let gpu = &self.recorded.gpu;
+        record.latents.write_through(&mut record.pinned, &latents.flatten_all()?.to_vec1::<f32>()?)?;
+        let mut marks = [Event::new()?, Event::new()?];
+        for step in 0..count {
+            if step > 0 {
+                record.go(self.unet, self.recorded.dtype)?;
+                marks[1].record(gpu)?;
+                marks[0].wait()?;
+                marks.swap(0, 1);
+            }
+            if on_step(step).is_break() {
+                gpu.synchronize()?;
+                return Ok(Err(step));
+            }
+            if step == 0 {
+                record.go(self.unet, self.recorded.dtype)?;
+                marks[0].record(gpu)?;
+            }
         }
-        Ok(noise)
+        let latents = Tensor::from_vec(record.latents.read_through(&mut record.pinned)?, latents.dims(), &Device::Cpu)?;
+        Ok(Ok(latents))
     }
 }
 

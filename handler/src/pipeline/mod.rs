@@ -22,12 +22,12 @@ pub mod weights;
 
 pub use compute::Compute;
 
-use crate::lora::{self, AppliedLora, Dora, LoraError, Overlays, Target};
+use crate::lora::{self, AppliedLora, Dora, LoraError, Target};
 use candle_core::{DType, Device, Tensor};
 use config::{ModelIndex, TextEncoderConfig, UnetConfig, VaeConfig};
 use error::{PipelineError, Result};
 use image::RgbImage;
-use networks::{Model, Networks};
+use networks::{Model, Networks, Steps};
 use noise::Noise;
 use scheduler::SchedulerConfig;
 use std::{ops::ControlFlow, path::Path};
@@ -39,6 +39,13 @@ pub(crate) const DIFFUSION_FILES: [&str; 2] =
     ["diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.fp16.safetensors"];
 /// Names a diffusers folder uses for the weights of the text encoder, in order of preference.
 pub(crate) const ENCODER_FILES: [&str; 2] = ["model.safetensors", "model.fp16.safetensors"];
+
+/// Asks the system to bring a model's weights into memory, and does not wait for it.
+pub fn read_ahead(model: &Path) {
+    weights::read_ahead(&model.join("unet"), &DIFFUSION_FILES);
+    weights::read_ahead(&model.join("text_encoder"), &ENCODER_FILES);
+    weights::read_ahead(&model.join("vae"), &DIFFUSION_FILES);
+}
 
 /// What to paint.
 #[derive(Debug, Clone)]
@@ -79,11 +86,12 @@ pub struct Pipeline {
 }
 
 impl Pipeline {
-    /// Loads a model folder where it is to compute, in that dtype.
+    /// Loads a model folder where it is to compute, in that dtype. `size` is the width and height in pixels of the pictures that
+    /// are expected first; others are painted as well, with a delay on a GPU.
     ///
     /// # Errors
     /// A missing or broken file, or a model of another kind; the error names the file and the field or tensor.
-    pub fn load(model: &Path, compute: &Compute) -> Result<Self> {
+    pub fn load(model: &Path, compute: &Compute, size: (usize, usize)) -> Result<Self> {
         ModelIndex::load(model)?;
         let text_config = TextEncoderConfig::load(model)?;
         let weights = |folder: &str, names: &[&str]| match compute {
@@ -92,6 +100,7 @@ impl Pipeline {
         };
         let tokenizer = Tokenizer::load(model, text_config.max_position_embeddings)?;
         let parts = Model {
+            folder: model.into(),
             text_config,
             text_weights: weights("text_encoder", &ENCODER_FILES)?.renamed(text_encoder::canonical_name),
             unet_config: UnetConfig::load(model)?,
@@ -99,10 +108,12 @@ impl Pipeline {
             vae_config: VaeConfig::load(model)?,
             vae_weights: weights("vae", &DIFFUSION_FILES)?.renamed(vae::canonical_name),
         };
+        let factor = parts.vae_config.factor();
+        let latents = (size.1.div_ceil(factor), size.0.div_ceil(factor));
         let target = Target::of_weights(&parts.unet_weights, &parts.text_weights);
         Ok(Self {
             tokenizer,
-            networks: Networks::new(parts, compute)?,
+            networks: Networks::new(parts, compute, latents)?,
             dtype: compute.dtype(),
             scheduler_config: SchedulerConfig::load(model)?,
             target,
@@ -127,12 +138,14 @@ impl Pipeline {
         }
         self.applied.clear();
         let model = self.networks.model();
-        let merged = lora::merge(wanted, &self.target, &model.unet_weights, &model.text_weights, self.dora);
-        let (overlays, result) = match merged {
-            Ok(overlays) => (overlays, Ok(wanted.to_vec())),
-            Err(error) => (Overlays::default(), Err(error)),
+        let planned = lora::plan(wanted, &self.target, &model.unet_weights, &model.text_weights, self.dora);
+        let result = match planned {
+            Ok(plan) => self.networks.apply(plan).map(|()| wanted.to_vec()),
+            Err(error) => Err(error),
         };
-        self.networks.overlay(overlays)?;
+        if result.is_err() {
+            self.networks.apply(lora::Plan::nothing())?;
+        }
         self.applied = result?;
         Ok(())
     }
@@ -183,13 +196,21 @@ impl Pipeline {
         let context = self.embed(request, guidance_scale.is_some())?;
         let mut latents = (noise * scheduler.init_noise_sigma())?;
         let timesteps = scheduler.timesteps().to_vec();
-        let mut steps = self.networks.steps(&timesteps, &context, guidance_scale, &latents)?;
-        for step in 0..timesteps.len() {
-            if on_step(step).is_break() {
-                return Err(PipelineError::Stopped { step });
+        let sums = scheduler.sums();
+        let mut steps = self.networks.steps(&timesteps, &context, guidance_scale, &latents, sums.as_deref())?;
+        match (&mut steps, sums) {
+            (Steps::Gpu(steps), Some(sums)) => {
+                latents = steps.run(&latents, sums.len(), on_step)?.map_err(|step| PipelineError::Stopped { step })?;
             }
-            let output = steps.predict(&scheduler.scale_model_input(&latents, step)?, step)?;
-            latents = scheduler.step(&output, step, &latents, stream)?;
+            _ => {
+                for step in 0..timesteps.len() {
+                    if on_step(step).is_break() {
+                        return Err(PipelineError::Stopped { step });
+                    }
+                    let output = steps.predict(&scheduler.scale_model_input(&latents, step)?, step)?;
+                    latents = scheduler.step(&output, step, &latents, stream)?;
+                }
+            }
         }
         // The last call tells of completion; there is nothing left to stop.
         let _ = on_step(request.steps);

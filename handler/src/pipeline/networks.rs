@@ -3,22 +3,30 @@
 use super::{
     compute::Compute,
     config::{TextEncoderConfig, UnetConfig, VaeConfig},
-    error::Result,
+    error::{PipelineError, Result},
     graphs::{self, Recorded},
     ops::{Array, Step},
     params::Params,
+    scheduler::Sums,
     text_encoder::TextEncoder,
     tokenizer::Tokens,
     unet::{Prepared, Unet},
     vae::VaeDecoder,
-    weights::{Tensors, Weights},
+    weights::Weights,
 };
-use crate::{gpu::Placed, lora::Overlays};
-use candle_core::Tensor;
-use std::sync::Arc;
+use crate::{
+    gpu::{Gpu, GpuError, Placed, Product},
+    lora::{LoraError, LowRank, Plan},
+};
+use candle_core::{DType, Device, Tensor};
+use std::{ops::ControlFlow, panic::resume_unwind, path::PathBuf, sync::Arc, thread, time::Instant};
+
+/// What was tuned for a GPU lies in this folder of the model.
+const TUNED: &str = "tuned";
 
 /// What the networks are made from. The base never changes.
 pub(super) struct Model {
+    pub folder: PathBuf,
     pub text_config: TextEncoderConfig,
     pub text_weights: Weights,
     pub unet_config: UnetConfig,
@@ -56,7 +64,9 @@ pub(super) enum Steps<'a> {
 }
 
 impl Networks {
-    pub(super) fn new(model: Model, compute: &Compute) -> Result<Self> {
+    /// On a GPU, `size` is the height and width of the latents that are expected first: a picture of them is rehearsed while the
+    /// weights are on their way, which brings everything up that is made on first use.
+    pub(super) fn new(model: Model, compute: &Compute, size: (usize, usize)) -> Result<Self> {
         match compute {
             Compute::Cpu => {
                 let [text, unet, vae] = [&model.text_weights, &model.unet_weights, &model.vae_weights].map(Params::on_cpu);
@@ -84,34 +94,78 @@ impl Networks {
                     model,
                 };
                 let weights = &networks.model;
-                let filled = std::thread::scope(|scope| {
-                    let libraries = scope.spawn(|| gpu.open_libraries());
-                    let sources = [(&unet, &weights.unet_weights), (&text, &weights.text_weights), (&vae, &weights.vae_weights)];
-                    let filled = sources.into_iter().try_for_each(|(placed, weights)| placed.fill(weights, None));
-                    filled.and(libraries.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
-                });
-                filled?;
+                gpu.synchronize()?;
+                thread::scope(|scope| {
+                    let filling = scope.spawn(|| {
+                        let clock = Instant::now();
+                        let sources =
+                            [(&unet, &weights.unet_weights), (&text, &weights.text_weights), (&vae, &weights.vae_weights)];
+                        gpu.enter()?;
+                        sources.into_iter().try_for_each(|(placed, weights)| placed.fill(weights, None))?;
+                        gpu.note("weights", clock);
+                        Ok::<_, GpuError>(())
+                    });
+                    gpu.open_libraries()?;
+                    let mut filling = Some(filling);
+                    let mut join = || match filling.take() {
+                        Some(filling) => filling.join().unwrap_or_else(|panic| resume_unwind(panic)),
+                        None => Ok(()),
+                    };
+                    if !gpu.tune_with(&networks.model.folder.join(TUNED))? {
+                        // Times are taken, which nothing must disturb.
+                        join()?;
+                    }
+                    networks.rehearse(gpu, size)?;
+                    join().map_err(PipelineError::from)
+                })?;
                 Ok(networks)
             }
         }
+    }
+
+    /// Paints nothing, with whatever lies where the weights will be.
+    fn rehearse(&self, gpu: &Gpu, (height, width): (usize, usize)) -> Result<()> {
+        let clock = Instant::now();
+        let length = self.model.text_config.max_position_embeddings;
+        let nothing = Tokens { ids: vec![0; length], truncated: 0, weights: vec![1.0; length] };
+        let context = self.embed(&[&nothing, &nothing])?;
+        let noise = Tensor::zeros((1, self.model.unet_config.in_channels, height, width), DType::F32, &Device::Cpu)?;
+        gpu.synchronize()?;
+        gpu.note("encode text", clock);
+        let clock = Instant::now();
+        let sums = Sums { clean_by_sample: 0.0, clean_by_output: 0.0, sample: 1.0, clean: 0.0, clean_before: 0.0 };
+        let mut steps = self.steps(&[0.0; 2], &context, Some(1.5), &noise, Some(&[sums; 2]))?;
+        if let Steps::Gpu(steps) = &mut steps {
+            let _ = steps.run(&noise, 2, &mut |_| ControlFlow::Continue(()))?;
+        }
+        gpu.note("record step", clock);
+        let clock = Instant::now();
+        self.pixels(&noise)?;
+        gpu.note("decode", clock);
+        Ok(())
     }
 
     pub(super) fn model(&self) -> &Model {
         &self.model
     }
 
-    /// Puts these tensors over the base, and no others.
-    pub(super) fn overlay(&mut self, overlays: Overlays) -> Result<()> {
-        let text_weights = self.model.text_weights.with_overlay(overlays.text_encoder);
-        let unet_weights = self.model.unet_weights.with_overlay(overlays.unet);
+    /// Brings the base's tensors as a plan wants them, and no others.
+    ///
+    /// # Errors
+    /// Memory, or the disk. What is in force then is for another plan to say.
+    pub(super) fn apply(&mut self, plan: Plan) -> std::result::Result<(), LoraError> {
+        let Model { text_weights, unet_weights, .. } = &self.model;
         match &mut self.place {
             Place::Cpu => {
-                self.text_encoder = TextEncoder::new(&self.model.text_config, Params::on_cpu(&text_weights))?;
-                self.unet = Unet::new(&self.model.unet_config, Params::on_cpu(&unet_weights))?;
+                let overlays = plan.merge(unet_weights, text_weights)?;
+                let (text, unet) =
+                    (text_weights.with_overlay(overlays.text_encoder), unet_weights.with_overlay(overlays.unet));
+                self.text_encoder = TextEncoder::new(&self.model.text_config, Params::on_cpu(&text)).map_err(arithmetic)?;
+                self.unet = Unet::new(&self.model.unet_config, Params::on_cpu(&unet)).map_err(arithmetic)?;
             }
             Place::Gpu(on_gpu) => {
-                on_gpu.overlay([&text_weights, &unet_weights])?;
-                self.text_encoder.embed_from(&text_weights);
+                let text = on_gpu.apply(plan, text_weights, unet_weights)?;
+                self.text_encoder.embed_from(&text);
             }
         }
         Ok(())
@@ -124,13 +178,14 @@ impl Networks {
     }
 
     /// Gets ready for the steps of `images` pictures of one size of latents. `context` is the prompts' embedding: negative and
-    /// positive with guidance, else the positive alone.
+    /// positive with guidance, else the positive alone. `sums` are those of the scheduler, if it has them.
     pub(super) fn steps(
         &self,
         timesteps: &[f64],
         context: &Array,
         guidance_scale: Option<f64>,
         noise: &Tensor,
+        sums: Option<&[Sums]>,
     ) -> Result<Steps<'_>> {
         let (images, ..) = noise.dims4()?;
         let context = context.repeat_rows(images)?;
@@ -138,7 +193,8 @@ impl Networks {
         Ok(match &self.place {
             Place::Cpu => Steps::Cpu { unet: &self.unet, prepared, guidance_scale },
             Place::Gpu(on_gpu) => {
-                Steps::Gpu(on_gpu.recorded.steps(&self.unet, prepared, timesteps.len(), guidance_scale, noise)?)
+                let recorded = &on_gpu.recorded;
+                Steps::Gpu(recorded.steps(&self.unet, prepared, timesteps.len(), guidance_scale, noise, sums)?)
             }
         })
     }
@@ -170,22 +226,59 @@ impl Networks {
 }
 
 impl OnGpu {
-    /// Writes what is new and what is no longer changed; every address stays, and so does what was recorded.
-    fn overlay(&mut self, weights: [&Weights; 2]) -> std::result::Result<(), crate::gpu::GpuError> {
-        self.unet.gpu().enter()?;
-        for ((placed, weights), changed) in [&self.text, &self.unet].into_iter().zip(weights).zip(&mut self.changed) {
-            let now: Vec<String> = names(weights.overlay()).into_iter().filter(|name| placed.has(name)).collect();
-            let mut all = now.clone();
-            all.extend(changed.iter().filter(|name| !weights.overlay().contains_key(*name)).cloned());
-            placed.fill(weights, Some(&all))?;
-            *changed = now;
+    /// Restores what the last plan changed, then changes what this one does; every address stays, and so does what was recorded.
+    /// Products are added on the GPU, the rest is merged on the CPU. Gives the text encoder's weights.
+    fn apply(&mut self, mut plan: Plan, text: &Weights, unet: &Weights) -> std::result::Result<Weights, LoraError> {
+        let gpu = self.unet.gpu();
+        gpu.enter().and_then(|()| gpu.synchronize()).map_err(on_device)?;
+        for ((placed, weights), changed) in [(&self.text, text), (&self.unet, unet)].into_iter().zip(&mut self.changed) {
+            placed.fill(weights, Some(changed)).map_err(on_device)?;
+            changed.clear();
         }
-        Ok(())
+        let low_rank = plan.take_low_rank(|of_unet, name| {
+            if of_unet { &self.unet } else { &self.text }.takes_products(name)
+        });
+        for (placed, of_unet) in [(&self.text, false), (&self.unet, true)] {
+            let ours: Vec<_> = low_rank.iter().filter(|product| product.of_unet == of_unet).collect();
+            self.changed[usize::from(of_unet)].extend(ours.iter().map(|product| product.name.clone()));
+            add_products(placed, &ours)?;
+        }
+        // What is left goes by other streams.
+        self.unet.gpu().synchronize().map_err(on_device)?;
+        let overlays = plan.merge(unet, text)?;
+        let (text, unet) = (text.with_overlay(overlays.text_encoder), unet.with_overlay(overlays.unet));
+        for ((placed, weights), changed) in [(&self.text, &text), (&self.unet, &unet)].into_iter().zip(&mut self.changed) {
+            let merged: Vec<String> = weights.overlay().keys().filter(|name| placed.has(name)).cloned().collect();
+            placed.fill(weights, Some(&merged)).map_err(on_device)?;
+            changed.extend(merged);
+        }
+        Ok(text)
     }
 }
 
-fn names(tensors: &Tensors) -> Vec<String> {
-    tensors.keys().cloned().collect()
+/// Adds products to matrices where they lie.
+fn add_products(placed: &Placed, products: &[&LowRank]) -> std::result::Result<(), LoraError> {
+    let of = |product: &&LowRank| Product {
+        name: product.name.clone(),
+        rows: product.rows,
+        columns: product.columns,
+        rank: product.rank,
+    };
+    let write = |index: usize, left: &mut [f32], right: &mut [f32]| {
+        products[index].write(left, right).map_err(|error| GpuError::Unavailable(error.to_string()))
+    };
+    placed.add_products(&products.iter().map(of).collect::<Vec<_>>(), &write).map_err(on_device)
+}
+
+fn on_device(error: GpuError) -> LoraError {
+    candle_core::Error::from(error).into()
+}
+
+fn arithmetic(error: PipelineError) -> LoraError {
+    match error {
+        PipelineError::Candle(error) => error.into(),
+        other => candle_core::Error::Msg(other.to_string()).into(),
+    }
 }
 
 impl Steps<'_> {

@@ -14,10 +14,15 @@ use std::{
     collections::HashMap,
     fs::File,
     io,
+    num::NonZeroU64,
     os::unix::fs::FileExt,
     path::{Path, PathBuf},
     sync::Arc,
+    thread,
 };
+
+/// How much is asked for ahead at once, in bytes.
+const AHEAD: u64 = 8 << 20;
 
 /// Tensors by name.
 pub type Tensors = HashMap<String, Tensor>;
@@ -153,6 +158,19 @@ impl Weights {
         let rows = Tensor::new(rows, &Device::Cpu)?;
         self.tensor(name)?.index_select(&rows, 0)?.to_dtype(DType::F32)
     }
+}
+
+/// Asks the system to bring a file into memory, on a thread of its own.
+pub(super) fn read_ahead(folder: &Path, names: &[&str]) {
+    let Ok(path) = existing(folder, names) else { return };
+    thread::spawn(move || {
+        let Ok(file) = File::open(path) else { return };
+        let length = file.metadata().map_or(0, |metadata| metadata.len());
+        for offset in (0..length).step_by(AHEAD as usize) {
+            // What cannot be had ahead is read when it is needed.
+            let _ = rustix::fs::fadvise(&file, offset, NonZeroU64::new(AHEAD), rustix::fs::Advice::WillNeed);
+        }
+    });
 }
 
 fn existing(folder: &Path, names: &[&str]) -> Result<PathBuf> {

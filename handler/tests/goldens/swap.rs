@@ -77,7 +77,7 @@ fn only_the_tensors_concerned_are_new() -> Result<()> {
 
 #[test]
 fn unloading_restores_every_bit() -> Result<()> {
-    let mut pipeline = Pipeline::load(&model().join("easel-tiny"), &Compute::Cpu)?;
+    let mut pipeline = Pipeline::load(&model().join("easel-tiny"), &Compute::Cpu, (512, 512))?;
     let base = latents(&pipeline)?;
     let glass = style("stained-glass", 0.8)?;
     pipeline.set_loras(std::slice::from_ref(&glass))?;

@@ -128,6 +128,14 @@ impl PredictionType {
             Self::VPrediction => times(sample, alpha)? - times(output, sigma)?,
         }
     }
+
+    /// What of sample and output is in the clean picture.
+    pub(super) fn clean_by(self, (alpha, sigma): (f32, f32)) -> (f32, f32) {
+        match self {
+            Self::Epsilon => (1.0 / alpha, -sigma / alpha),
+            Self::VPrediction => (alpha, -sigma),
+        }
+    }
 }
 
 /// An error about a field of the file.

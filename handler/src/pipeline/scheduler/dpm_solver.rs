@@ -3,7 +3,7 @@
 //! As diffusers' `DPMSolverMultistepScheduler` with order 2, midpoint, a final sigma of zero and a first-order last step.
 
 use super::{
-    Scheduler, Setup,
+    Scheduler, Setup, Sums,
     arithmetic::times,
     config::{Limit, PredictionType},
     spacing::Levels,
@@ -46,22 +46,50 @@ impl Scheduler for DpmSolver {
         &self.levels.timesteps
     }
 
+    fn sums(&self) -> Option<Vec<Sums>> {
+        let sums = |step| {
+            let Factors { sample, drift, slope, from } = self.factors(step);
+            let (clean_by_sample, clean_by_output) = self.prediction.clean_by(from);
+            let (clean, clean_before) = (-drift - slope.unwrap_or(0.0), slope.unwrap_or(0.0));
+            Sums { clean_by_sample, clean_by_output, sample, clean, clean_before }
+        };
+        Some((0..self.levels.timesteps.len()).map(sums).collect())
+    }
+
     fn step(&mut self, model_output: &Tensor, step: usize, sample: &Tensor, _: &mut Noise) -> Result<Tensor> {
-        let sigmas = &self.levels.sigmas;
-        let from = alpha_sigma(sigmas[step]);
-        let to = alpha_sigma(sigmas[step + 1]);
-        let now = self.prediction.clean(&model_output.to_dtype(DType::F32)?, sample, from)?;
-        let h = lambda(to) - lambda(from);
-        let drift = to.0 * ((-h).exp() - 1.0);
-        let last = step + 1 == self.levels.timesteps.len();
-        let mut next = (times(sample, to.1 / from.1)? - times(&now, drift)?)?;
-        if let (Some(before), false) = (&self.previous, last) {
-            let r = (lambda(from) - lambda(alpha_sigma(sigmas[step - 1]))) / h;
-            let slope = times(&(&now - before)?, 1.0 / r)?;
-            next = (next - times(&slope, 0.5 * drift)?)?;
+        let factors = self.factors(step);
+        let now = self.prediction.clean(&model_output.to_dtype(DType::F32)?, sample, factors.from)?;
+        let mut next = (times(sample, factors.sample)? - times(&now, factors.drift)?)?;
+        if let (Some(before), Some(slope)) = (&self.previous, factors.slope) {
+            next = (next - times(&(&now - before)?, slope)?)?;
         }
         self.previous = Some(now);
         Ok(next)
+    }
+}
+
+/// What a step multiplies with.
+struct Factors {
+    sample: f32,
+    drift: f32,
+    /// For the difference of the last two clean pictures; none at the first step and the last.
+    slope: Option<f32>,
+    /// Factors of picture and noise before the step.
+    from: (f32, f32),
+}
+
+impl DpmSolver {
+    fn factors(&self, step: usize) -> Factors {
+        let sigmas = &self.levels.sigmas;
+        let (from, to) = (alpha_sigma(sigmas[step]), alpha_sigma(sigmas[step + 1]));
+        let h = lambda(to) - lambda(from);
+        let drift = to.0 * ((-h).exp() - 1.0);
+        let inner = step > 0 && step + 1 < self.levels.timesteps.len();
+        let slope = inner.then(|| {
+            let r = (lambda(from) - lambda(alpha_sigma(sigmas[step - 1]))) / h;
+            0.5 * drift * (1.0 / r)
+        });
+        Factors { sample: to.1 / from.1, drift, slope, from }
     }
 }
 

@@ -32,6 +32,11 @@ pub trait Scheduler: Send {
         1.0
     }
 
+    /// Every step as sums, for a scheduler that sees the latents as they are, draws no noise and looks back one step at most.
+    fn sums(&self) -> Option<Vec<Sums>> {
+        None
+    }
+
     /// The latents as the UNet wants to see them at `step`; same shape and dtype.
     ///
     /// # Errors
@@ -52,6 +57,21 @@ pub trait Scheduler: Send {
         sample: &Tensor,
         noise: &mut Noise,
     ) -> candle_core::Result<Tensor>;
+}
+
+/// The arithmetic of one step: the clean picture from sample and output, and the next sample from sample and clean pictures.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Sums {
+    /// What of the sample is in the clean picture.
+    pub clean_by_sample: f32,
+    /// What of the UNet's output is in the clean picture.
+    pub clean_by_output: f32,
+    /// What of the sample is in the next.
+    pub sample: f32,
+    /// What of the clean picture is in the next sample.
+    pub clean: f32,
+    /// What of the clean picture of the step before is in the next sample.
+    pub clean_before: f32,
 }
 
 /// What a scheduler is built from.

@@ -73,6 +73,7 @@ fn both<M>(dtype: Dtype, tensors: &[(&str, Tensor)], make: impl Fn(Params) -> Re
     let cpu = make(Params::on_cpu(&weights).pp("m")).unwrap();
     let placed = GPU.with(|gpu| Placed::new(gpu, dtype));
     let gpu = make(Params::on_gpu(&weights, &placed).pp("m")).unwrap();
+    GPU.with(|gpu| gpu.synchronize().unwrap());
     placed.fill(&weights, None).unwrap();
     (cpu, gpu)
 }
@@ -218,6 +219,49 @@ fn gpu_pointwise_operations_are_the_cpus() {
             let map = draw(&[2, 16, 9, 7], dtype);
             let ours = upsample(&map_to_gpu(&map, dtype), height, width).unwrap();
             check("upsample", dtype, &map_to_cpu(&ours, 16), upsample(&Array::Cpu(map), height, width).unwrap().cpu().unwrap());
+        }
+    });
+}
+
+#[test]
+fn gpu_tuning_report() {
+    use crate::gpu::{conv, matmul};
+    GPU.with(|gpu| {
+        let dtype = Dtype::F16;
+        let big = 64 << 20;
+        let arrays: Vec<_> = (0..4).map(|_| gpu.resident(&[big], dtype).unwrap()).collect();
+        for array in &arrays {
+            gpu.clear(array).unwrap();
+        }
+        let small = draw(&[1 << 20], dtype);
+        for array in &arrays {
+            for part in 0..4 {
+                let one = crate::gpu::Array::from_tensor(gpu, &small, dtype).unwrap();
+                gpu.copy(&one, &array.reshaped(&[64, 1 << 20]).part(part, 1).reshaped(&[1 << 20])).unwrap();
+            }
+        }
+        let mut shapes = vec![];
+        for (rows, c) in [(8192usize, 320usize), (2048, 640), (512, 1280), (128, 1280)] {
+            shapes.extend([(rows, c, 3 * c, false, false), (rows, c, c, true, true), (rows, c, c, true, false), (rows, c, c, false, false), (rows, c, 8 * c, true, false), (rows, 4 * c, c, true, true)]);
+        }
+        for (rows, inner, columns, bias, onto) in shapes {
+            let case = matmul::Case { bias, onto, ..matmul::Case::linear(dtype, rows, columns, inner) };
+            let at = |index: usize| arrays[index].address();
+            #[allow(unsafe_code)]
+            let times = unsafe { gpu.matmuls().unwrap().tune(&case, at(0), at(1), at(2), bias.then(|| at(3)), onto.then(|| at(3)), 16).unwrap() };
+            let best = times.iter().copied().fold(f32::INFINITY, f32::min);
+            println!("{rows} x {inner} to {columns} {bias} {onto}: first {:.1} best {:.1} us of {}", times[0] * 1e3, best * 1e3, times.len());
+        }
+        for (side, inner, outer) in [(64usize, 320usize, 320usize), (64, 640, 320), (64, 960, 320), (32, 320, 640), (32, 640, 640), (32, 960, 640), (32, 1280, 640), (32, 1920, 640), (16, 640, 1280), (16, 1280, 1280), (16, 1920, 1280), (16, 2560, 1280), (8, 1280, 1280), (8, 2560, 1280)] {
+            let case = conv::Case { dtype, batch: 2, height: side, width: side, channels_in: inner, channels_out: outer, side: 3, stride: 1, padding: 1 };
+            let at = |index: usize| arrays[index].address();
+            let mut convolutions = gpu.convolutions().unwrap();
+            convolutions.workspace(&case).unwrap();
+            let first = convolutions.describe(&case).unwrap();
+            #[allow(unsafe_code)]
+            let times = unsafe { convolutions.tune(&case, at(0), at(1), at(2), at(3), 100 << 20, 16).unwrap() };
+            let best = times.iter().copied().fold(f32::INFINITY, f32::min);
+            println!("conv {inner} to {outer} at {side}: first {:.1} best {:.1} us of {}; {first}; chosen {:?}", times[0] * 1e3, best * 1e3, times.len(), convolutions.choice(&case));
         }
     });
 }

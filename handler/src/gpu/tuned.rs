@@ -1,0 +1,62 @@
+//! Which of cuBLASLt's algorithms was fastest for each product here, kept in a file for the next start.
+
+use super::{Gpu, Result, check, lock, matmul};
+use cudarc::{cublaslt::sys as lt, driver::sys};
+use serde::{Deserialize, Serialize};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process,
+};
+
+/// A file of choices. They hold for one kind of GPU, one driver and one version of the library.
+#[derive(Default)]
+pub(super) struct Tuned {
+    path: Option<PathBuf>,
+    known: usize,
+}
+
+#[derive(Serialize, Deserialize)]
+struct Choices {
+    matmuls: Vec<(matmul::Case, u32)>,
+}
+
+impl Gpu {
+    /// From now on a product is tuned when it is first made, unless `folder` has the choice; [`Gpu::keep_tuned`] adds it there.
+    /// Says whether there was a file.
+    pub(crate) fn tune_with(&self, folder: &Path) -> Result<bool> {
+        let mut driver = 0;
+        // SAFETY: writes one number.
+        check("cuDriverGetVersion", unsafe { sys::cuDriverGetVersion(&mut driver) })?;
+        let mut matmuls = self.matmuls()?;
+        // SAFETY: takes nothing, and the library is open.
+        let library = unsafe { lt::cublasLtGetVersion() };
+        let name = self.name().replace(|letter: char| !letter.is_ascii_alphanumeric(), "-");
+        let path = folder.join(format!("{name}-driver-{driver}-cublaslt-{library}.json"));
+        let choices: Option<Choices> = fs::read(&path).ok().and_then(|text| serde_json::from_slice(&text).ok());
+        let found = choices.is_some();
+        let known = choices.map_or(Vec::new(), |choices| choices.matmuls);
+        *lock(&self.0.tuned) = Tuned { path: Some(path), known: known.len() };
+        known.into_iter().for_each(|(case, index)| matmuls.prefer(case, index));
+        matmuls.tune_at_first();
+        Ok(found)
+    }
+
+    /// Writes the file anew if something was tuned since. A folder that cannot be written is no error: it is tuned again then.
+    pub(crate) fn keep_tuned(&self) -> Result<()> {
+        let choices = Choices { matmuls: self.matmuls()?.choices() };
+        let mut tuned = lock(&self.0.tuned);
+        let Some(path) = tuned.path.clone().filter(|_| choices.matmuls.len() > tuned.known) else { return Ok(()) };
+        tuned.known = choices.matmuls.len();
+        let write = || {
+            let aside = path.with_extension(process::id().to_string());
+            fs::create_dir_all(path.parent().unwrap_or(Path::new(".")))?;
+            fs::write(&aside, serde_json::to_vec(&choices)?)?;
+            fs::rename(&aside, &path)
+        };
+        if let Err(error) = write() {
+            tracing::info!(path = %path.display(), %error, "what was tuned cannot be kept");
+        }
+        Ok(())
+    }
+}
