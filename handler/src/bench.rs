@@ -2,7 +2,7 @@
 
 use crate::{
     gpu::Gpu,
-    config::{BenchLoraConfig, BenchPictureConfig},
+    config::{BenchLoraConfig, BenchPictureConfig, BenchSoakConfig},
     lora::{AppliedLora, Lora},
     pipeline::{Request, noise::Source, prompt::Weighting, scheduler::Kind},
     studio::{Commission, Studio},
@@ -16,6 +16,9 @@ use std::{
     sync::Arc,
     time::{Duration, Instant},
 };
+
+/// Tasks after which everything that is made on first use is there.
+const SETTLED: usize = 5;
 
 /// Measures reading a LoRA, swapping it in over the resident base, and swapping it out again.
 ///
@@ -65,25 +68,8 @@ pub fn picture(config: &BenchPictureConfig) -> anyhow::Result<()> {
     let (width, height) = task::size(Some(&config.aspect_ratio));
     let mut studio = Studio::open(&config.model, (width, height))?;
     let load = clock.elapsed();
-    let commission = Commission {
-        request: Request {
-            prompt: config.prompt.clone(),
-            negative_prompt: String::new(),
-            prompt_weighting: Weighting::None,
-            width,
-            height,
-            seed: 42,
-            steps: usize::from(config.steps),
-            guidance_scale: config.guidance_scale,
-            scheduler: Kind::default(),
-            karras_sigmas: None,
-            noise_source: Source::default(),
-        },
-        images: usize::from(config.num_images),
-        loras: Vec::new(),
-        signature: None,
-        format: Format::Jpeg,
-    };
+    let request = request(&config.prompt, (width, height), config.steps, config.guidance_scale);
+    let commission = commission(request, usize::from(config.num_images), Vec::new());
     let mut paint = || -> anyhow::Result<_> {
         let clock = Instant::now();
         let delivery = studio.paint(&commission, &mut |_| ControlFlow::Continue(()))?;
@@ -114,10 +100,80 @@ pub fn picture(config: &BenchPictureConfig) -> anyhow::Result<()> {
     print(config.json, about, &title, &figures)
 }
 
+/// Paints many tasks, with LoRAs and sizes in turns, and compares the last third with the first: time of each, and memory.
+///
+/// # Errors
+/// The model or a LoRA cannot be used.
+pub fn soak(config: &BenchSoakConfig) -> anyhow::Result<()> {
+    let loras = config.loras.iter().map(|path| {
+        let lora = Lora::read(path).with_context(|| format!("--lora {}", path.display()))?;
+        Ok(vec![AppliedLora { lora: Arc::new(lora), scale: 1.0 }])
+    });
+    let mut loras = loras.collect::<anyhow::Result<Vec<_>>>()?;
+    loras.push(Vec::new());
+    let sizes = ["1:1", "2:2", "1:2"].map(|ratio| task::size(Some(ratio)));
+    let mut studio = Studio::open(&config.model, sizes[0])?;
+    let mut times = Vec::new();
+    let mut memory = [(0, 0); 2];
+    for task in 0..config.tasks as usize {
+        let size = sizes[task % sizes.len()];
+        let lora = loras[task / sizes.len() % loras.len()].clone();
+        let commission = commission(request("lighthouse sunset sea", size, config.steps, 7.5), 1, lora);
+        let clock = Instant::now();
+        studio.paint(&commission, &mut |_| ControlFlow::Continue(()))?;
+        times.push(clock.elapsed());
+        let held = (studio.gpu().map_or(0, Gpu::bytes) >> 20, memory_mib("VmRSS:").unwrap_or_default());
+        if task + 1 == SETTLED {
+            memory[0] = held;
+        }
+        memory[1] = held;
+    }
+    // Whole turns of sizes and LoRAs, so that both thirds have the same work.
+    let turn = sizes.len() * loras.len();
+    let third = (times.len() / 3 / turn * turn).max(turn).min(times.len() / 2);
+    let device = studio.device_name().to_string();
+    let [(gpu_before, host_before), (gpu_after, host_after)] = memory;
+    let about = json!({
+        "device": device, "tasks": config.tasks, "steps": config.steps,
+        "gpu_memory_mib": [gpu_before, gpu_after], "memory_mib": [host_before, host_after],
+    });
+    let title = format!(
+        "{} tasks of {} steps, {device}; after {SETTLED} tasks and at the end: GPU {gpu_before} and {gpu_after} MiB, host {host_before} and {host_after} MiB",
+        config.tasks, config.steps
+    );
+    let rest = &times[SETTLED..];
+    let figures = [("first_third", median(rest[..third].to_vec())), ("last_third", median(rest[rest.len() - third..].to_vec()))];
+    print(config.json, about, &title, &figures)
+}
+
+fn request(prompt: &str, (width, height): (usize, usize), steps: u16, guidance_scale: f64) -> Request {
+    Request {
+        prompt: prompt.to_string(),
+        negative_prompt: String::new(),
+        prompt_weighting: Weighting::None,
+        width,
+        height,
+        seed: 42,
+        steps: usize::from(steps),
+        guidance_scale,
+        scheduler: Kind::default(),
+        karras_sigmas: None,
+        noise_source: Source::default(),
+    }
+}
+
+fn commission(request: Request, images: usize, loras: Vec<AppliedLora>) -> Commission {
+    Commission { request, images, loras, signature: None, format: Format::Jpeg }
+}
+
 /// The most memory of the host that this process has held.
 fn peak_memory_mib() -> Option<u64> {
+    memory_mib("VmHWM:")
+}
+
+fn memory_mib(field: &str) -> Option<u64> {
     let status = fs::read_to_string("/proc/self/status").ok()?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
+    let line = status.lines().find_map(|line| line.strip_prefix(field))?;
     line.split_whitespace().next()?.parse::<u64>().ok().map(|kib| kib / 1024)
 }
 

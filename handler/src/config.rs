@@ -50,6 +50,8 @@ pub enum BenchCommand {
     Lora(BenchLoraConfig),
     /// What a picture costs, stage by stage.
     Picture(BenchPictureConfig),
+    /// Whether many tasks in a row cost the same and leave nothing behind.
+    Soak(BenchSoakConfig),
 }
 
 /// What function and worker share.
@@ -241,6 +243,26 @@ pub struct BenchPictureConfig {
     /// How often, after a first time that is told apart.
     #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=1000))]
     pub repeat: u32,
+    /// Print JSON.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Settings of `handler bench soak`.
+#[derive(Debug, Clone, Args)]
+pub struct BenchSoakConfig {
+    /// The model.
+    #[command(flatten)]
+    pub model: ModelConfig,
+    /// LoRA files; tasks take them in turns, and none every now and then.
+    #[arg(long = "lora", value_name = "FILE")]
+    pub loras: Vec<PathBuf>,
+    /// How many tasks. Their sizes take turns, too.
+    #[arg(long, default_value_t = 200, value_parser = clap::value_parser!(u32).range(12..=100_000))]
+    pub tasks: u32,
+    /// Denoising steps of each.
+    #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u16).range(1..=1000))]
+    pub steps: u16,
     /// Print JSON.
     #[arg(long)]
     pub json: bool,

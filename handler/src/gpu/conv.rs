@@ -13,6 +13,7 @@ use std::collections::hash_map::Entry;
 use std::ffi::{CStr, c_void};
 use std::fmt;
 use std::ptr;
+use std::time::{Duration, Instant};
 
 use cudarc::cudnn::sys::{
     self, cudnnBackendAttributeName_t as Name, cudnnBackendAttributeType_t as Kind,
@@ -21,12 +22,12 @@ use cudarc::cudnn::sys::{
     cudnnBackendNumericalNote_t as Numerical, cudnnConvolutionMode_t as ConvolutionMode, cudnnDataType_t as DataType,
     cudnnHandle_t as RawHandle, cudnnStatus_t as Status,
 };
-use cudarc::driver::sys::{self as driver, CUevent, CUresult, CUstream};
+use cudarc::driver::sys::CUstream;
 
 use super::Dtype;
 use super::error::{GpuError, Result};
 
-/// Workspace a plan may need when nothing was tuned, in bytes.
+/// Workspace that a plan may need, in bytes.
 const WORKSPACE_LIMIT: usize = 256 << 20;
 /// Alignment promised to cuDNN of x, w and y, in bytes.
 const ALIGNMENT: u64 = 16;
@@ -34,12 +35,6 @@ const ALIGNMENT: u64 = 16;
 const OLDEST: usize = 90_000;
 /// Names of x, w and y in the operation graph and in the variant pack.
 const UIDS: [i64; 3] = [1, 2, 3];
-/// Runs before timing, which also load the kernels.
-const WARM_UPS: usize = 3;
-/// Timed batches, of which the fastest counts.
-const BATCHES: usize = 3;
-/// Runs in a timed batch.
-const RUNS: u16 = 5;
 /// Errors told when no configuration fits.
 const ERRORS_TOLD: usize = 4;
 
@@ -115,9 +110,8 @@ fn channels_last([_, c, h, w]: [i64; 4]) -> [i64; 4] {
 pub(crate) struct Convolutions {
     // Before the handle, which must outlive them.
     plans: HashMap<Case, Plan>,
-    preferred: HashMap<Case, u32>,
-    stream: CUstream,
-    version: usize,
+    /// Spent on what only a shape's first run needs: the plan, and loading its kernel.
+    firsts: [Duration; 2],
     handle: Handle,
 }
 
@@ -142,12 +136,7 @@ impl Convolutions {
             return Err(GpuError::Unavailable(format!("cuDNN 9 is needed, and this one has version {version}")));
         }
         let handle = Handle::new(stream)?;
-        Ok(Self { plans: HashMap::new(), preferred: HashMap::new(), stream, version, handle })
-    }
-
-    /// Version of cuDNN, such as 91301 for 9.13.1: a choice holds for one version and one kind of card only.
-    pub(crate) fn version(&self) -> usize {
-        self.version
+        Ok(Self { plans: HashMap::new(), firsts: Default::default(), handle })
     }
 
     /// Bytes of workspace that `run` needs for this shape.
@@ -166,86 +155,31 @@ impl Convolutions {
     /// has at least `workspace(case)` bytes, aligned as an allocation is, and all stay valid until the work is done:
     /// if it is captured, until the graph has run for the last time.
     pub(crate) unsafe fn run(&mut self, case: &Case, x: u64, w: u64, y: u64, workspace: u64) -> Result<()> {
-        let handle = self.handle.0;
+        let (handle, clock) = (self.handle.0, Instant::now());
         let plan = self.plan(case)?;
+        let first = !std::mem::replace(&mut plan.used, true);
         let pack = variant_pack(x, w, y, workspace, plan.prepared.workspace)?;
         // SAFETY: the buffers are as the plan needs them, by this function's own contract.
-        unsafe { execute(handle, &plan.prepared.plan, &pack) }
-    }
-
-    /// Times up to `at_most` configurations and keeps the fastest as the shape's plan; never while capturing.
-    ///
-    /// Returns the times in ms, ranked as the heuristics rank, of the configurations that could be run within `room`
-    /// bytes of workspace: the first is that of the plan that would have been used untuned, where `room` allows it.
-    ///
-    /// # Safety
-    ///
-    /// As for `run`, with `room` bytes of workspace. y is overwritten.
-    #[allow(clippy::too_many_arguments)]
-    pub(crate) unsafe fn tune(
-        &mut self,
-        case: &Case,
-        x: u64,
-        w: u64,
-        y: u64,
-        workspace: u64,
-        room: usize,
-        at_most: usize,
-    ) -> Result<Vec<f32>> {
-        let mut candidates = Candidates::list(&self.handle, case)?;
-        let mut times = Vec::new();
-        let mut best: Option<(f32, usize, Prepared)> = None;
-        for index in 0..candidates.configurations.len() {
-            if times.len() >= at_most {
-                break;
-            }
-            let timed = candidates.prepare(&self.handle, index, room).and_then(|prepared| {
-                let pack = variant_pack(x, w, y, workspace, prepared.workspace)?;
-                // SAFETY: the buffers are as the plan needs them, by this function's own contract.
-                let time = unsafe { time(self.handle.0, self.stream, &prepared.plan, &pack)? };
-                Ok((time, prepared))
-            });
-            match timed {
-                Ok((time, prepared)) => {
-                    times.push(time);
-                    if best.as_ref().is_none_or(|(fastest, ..)| time < *fastest) {
-                        best = Some((time, index, prepared));
-                    }
-                }
-                Err(error) => candidates.errors.push(error.to_string()),
-            }
+        unsafe { execute(handle, &plan.prepared.plan, &pack)? };
+        if first {
+            self.firsts[1] += clock.elapsed();
         }
-        let Some((_, index, prepared)) = best else { return Err(candidates.none_fits(case)) };
-        self.plans.insert(*case, candidates.into_plan(index, prepared));
-        Ok(times)
+        Ok(())
     }
 
-    /// Which of the acceptable configurations, ranked as the heuristics rank, the shape's plan has; none before its
-    /// first use.
-    pub(crate) fn choice(&self, case: &Case) -> Option<u32> {
-        self.plans.get(case).and_then(|plan| u32::try_from(plan.index).ok())
+    /// How long first runs took so far: making plans, and loading kernels.
+    pub(crate) fn firsts(&self) -> [Duration; 2] {
+        self.firsts
     }
 
-    /// Makes the shape's plan try this configuration first, and the others in their order if that fails. A plan of
-    /// another configuration is dropped, so ask for the workspace afterwards.
-    pub(crate) fn prefer(&mut self, case: Case, index: u32) {
-        if self.choice(&case) != Some(index) {
-            self.plans.remove(&case);
-        }
-        self.preferred.insert(case, index);
-    }
-
-    /// Where the shape's plan comes from, for logs; none before its first use.
-    pub(crate) fn describe(&self, case: &Case) -> Option<String> {
-        self.plans.get(case).map(Plan::to_string)
-    }
-
-    fn plan(&mut self, case: &Case) -> Result<&Plan> {
+    fn plan(&mut self, case: &Case) -> Result<&mut Plan> {
         match self.plans.entry(*case) {
             Entry::Occupied(entry) => Ok(entry.into_mut()),
             Entry::Vacant(entry) => {
-                let preferred = self.preferred.get(case).copied();
-                Ok(entry.insert(Plan::build(&self.handle, case, preferred)?))
+                let clock = Instant::now();
+                let plan = entry.insert(Plan::build(&self.handle, case)?);
+                self.firsts[0] += clock.elapsed();
+                Ok(plan)
             }
         }
     }
@@ -277,45 +211,10 @@ impl Drop for Handle {
 struct Plan {
     // In the order of dropping: each refers to those below.
     prepared: Prepared,
-    configuration: Configuration,
+    _configuration: Descriptor,
     _graph: Graph,
-    index: usize,
-    acceptable: usize,
-    offered: usize,
-}
-
-impl Plan {
-    fn build(handle: &Handle, case: &Case, preferred: Option<u32>) -> Result<Self> {
-        let mut candidates = Candidates::list(handle, case)?;
-        for index in order(candidates.configurations.len(), preferred) {
-            match candidates.prepare(handle, index, WORKSPACE_LIMIT) {
-                Ok(prepared) => return Ok(candidates.into_plan(index, prepared)),
-                Err(error) => candidates.errors.push(error.to_string()),
-            }
-        }
-        Err(candidates.none_fits(case))
-    }
-}
-
-impl fmt::Display for Plan {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(
-            f,
-            "configuration {} of {} acceptable, ranked {} of {} offered; engine {}, workspace {} bytes",
-            self.index,
-            self.acceptable,
-            self.configuration.rank,
-            self.offered,
-            self.configuration.engine,
-            self.prepared.workspace
-        )
-    }
-}
-
-/// The order in which to try `count` configurations: the preferred one first, if there is such a one.
-fn order(count: usize, preferred: Option<u32>) -> impl Iterator<Item = usize> {
-    let first = preferred.and_then(|index| usize::try_from(index).ok()).filter(|index| *index < count);
-    first.into_iter().chain((0..count).filter(move |index| Some(*index) != first))
+    /// Whether it has been run.
+    used: bool,
 }
 
 /// A finalised execution plan and the workspace it needs, in bytes.
@@ -324,89 +223,55 @@ struct Prepared {
     workspace: usize,
 }
 
-/// An engine with its knobs set, as a heuristic offers it.
-struct Configuration {
-    descriptor: Descriptor,
-    engine: i64,
-    /// Place among all that were offered, refused ones too, from 1.
-    rank: usize,
-}
-
-/// The acceptable configurations for one shape.
-struct Candidates {
-    // Before the graph, to which they refer.
-    configurations: Vec<Configuration>,
-    graph: Graph,
-    offered: usize,
-    errors: Vec<String>,
-}
-
-impl Candidates {
-    fn list(handle: &Handle, case: &Case) -> Result<Self> {
+impl Plan {
+    /// The first that works of what the heuristics offer, best first.
+    fn build(handle: &Handle, case: &Case) -> Result<Self> {
         let graph = Graph::new(handle, case)?;
-        let (mut configurations, mut offered, mut errors) = (Vec::new(), 0, Vec::new());
+        let (mut offered, mut errors) = (0, Vec::new());
         for mode in [HeuristicsMode::CUDNN_HEUR_MODE_A, HeuristicsMode::CUDNN_HEUR_MODE_FALLBACK] {
-            match graph.offers(mode) {
-                Ok(offers) => {
-                    for descriptor in offers {
-                        offered += 1;
-                        match inspect(case.dtype, &descriptor) {
-                            Ok(Some(engine)) => {
-                                configurations.push(Configuration { descriptor, engine, rank: offered });
-                            }
-                            Ok(None) => {}
-                            Err(error) => errors.push(error.to_string()),
-                        }
+            let offers = graph.offers(mode).unwrap_or_else(|error| {
+                errors.push(error.to_string());
+                Vec::new()
+            });
+            for configuration in offers {
+                offered += 1;
+                let prepared = match inspect(case.dtype, &configuration) {
+                    Ok(None) => continue,
+                    Ok(Some(engine)) => prepare(handle, &configuration, engine),
+                    Err(error) => Err(error),
+                };
+                match prepared {
+                    Ok(prepared) => {
+                        return Ok(Self { prepared, _configuration: configuration, _graph: graph, used: false });
                     }
+                    Err(error) => errors.push(error.to_string()),
                 }
-                Err(error) => errors.push(error.to_string()),
             }
         }
-        Ok(Self { configurations, graph, offered, errors })
-    }
-
-    fn prepare(&self, handle: &Handle, index: usize, room: usize) -> Result<Prepared> {
-        let Some(configuration) = self.configurations.get(index) else {
-            return Err(GpuError::Unavailable(format!("there is no configuration {index}")));
-        };
-        let plan = Descriptor::new(Type::CUDNN_BACKEND_EXECUTION_PLAN_DESCRIPTOR, "execution plan")?;
-        plan.set(Name::CUDNN_ATTR_EXECUTION_PLAN_HANDLE, &[handle.0])?;
-        plan.set(Name::CUDNN_ATTR_EXECUTION_PLAN_ENGINE_CONFIG, &[configuration.descriptor.raw])?;
-        plan.finalise()?;
-        let mut workspace = [0_i64];
-        plan.get(Name::CUDNN_ATTR_EXECUTION_PLAN_WORKSPACE_SIZE, &mut workspace)?;
-        let [workspace] = workspace;
-        match usize::try_from(workspace) {
-            Ok(workspace) if workspace <= room => Ok(Prepared { plan, workspace }),
-            _ => Err(GpuError::Unavailable(format!(
-                "engine {} needs {workspace} bytes of workspace, and has {room}",
-                configuration.engine
-            ))),
-        }
-    }
-
-    /// `index` must be that of a configuration here.
-    fn into_plan(mut self, index: usize, prepared: Prepared) -> Plan {
-        let (acceptable, offered) = (self.configurations.len(), self.offered);
-        let configuration = self.configurations.swap_remove(index);
-        Plan { prepared, configuration, _graph: self.graph, index, acceptable, offered }
-    }
-
-    fn none_fits(&self, case: &Case) -> GpuError {
-        let mut told: Vec<&str> = Vec::new();
-        for error in &self.errors {
-            if told.len() < ERRORS_TOLD && !told.contains(&error.as_str()) {
-                told.push(error);
-            }
-        }
-        GpuError::Unavailable(format!(
-            "no convolution of cuDNN fits {case:?}: {} configurations offered, {} acceptable; {}",
-            self.offered,
-            self.configurations.len(),
-            told.join("; ")
-        ))
+        errors.dedup();
+        errors.truncate(ERRORS_TOLD);
+        let told = errors.join("; ");
+        Err(GpuError::Unavailable(format!("no convolution of cuDNN fits {case:?}: {offered} were offered; {told}")))
     }
 }
+
+fn prepare(handle: &Handle, configuration: &Descriptor, engine: i64) -> Result<Prepared> {
+    let plan = Descriptor::new(Type::CUDNN_BACKEND_EXECUTION_PLAN_DESCRIPTOR, "execution plan")?;
+    plan.set(Name::CUDNN_ATTR_EXECUTION_PLAN_HANDLE, &[handle.0])?;
+    plan.set(Name::CUDNN_ATTR_EXECUTION_PLAN_ENGINE_CONFIG, &[configuration.raw])?;
+    plan.finalise()?;
+    let mut workspace = [0_i64];
+    plan.get(Name::CUDNN_ATTR_EXECUTION_PLAN_WORKSPACE_SIZE, &mut workspace)?;
+    match usize::try_from(workspace[0]) {
+        Ok(workspace) if workspace <= WORKSPACE_LIMIT => Ok(Prepared { plan, workspace }),
+        _ => {
+            let [needed] = workspace;
+            let text = format!("engine {engine} needs {needed} bytes of workspace, the limit is {WORKSPACE_LIMIT}");
+            Err(GpuError::Unavailable(text))
+        }
+    }
+}
+
 
 /// The engine's number, if it computes as it should for this dtype.
 fn inspect(dtype: Dtype, configuration: &Descriptor) -> Result<Option<i64>> {
@@ -556,83 +421,6 @@ unsafe fn execute(handle: RawHandle, plan: &Descriptor, pack: &Descriptor) -> Re
     // caller's promise.
     let status = unsafe { sys::cudnnBackendExecute(handle, plan.raw, pack.raw) };
     check(status, || "cudnnBackendExecute: convolution".into())
-}
-
-/// Time of one run in ms: the mean of the fastest batch. `stream` is the handle's.
-///
-/// # Safety
-///
-/// As for `execute`.
-unsafe fn time(handle: RawHandle, stream: CUstream, plan: &Descriptor, pack: &Descriptor) -> Result<f32> {
-    let mut marks = Vec::new();
-    for _ in 0..=BATCHES {
-        marks.push(Event::new()?);
-    }
-    for _ in 0..WARM_UPS {
-        // SAFETY: the caller's promise.
-        unsafe { execute(handle, plan, pack)? };
-    }
-    // No waiting between batches, so that the queue stays filled and launching is not timed.
-    let mut first = true;
-    for mark in &marks {
-        if !std::mem::take(&mut first) {
-            for _ in 0..RUNS {
-                // SAFETY: the caller's promise.
-                unsafe { execute(handle, plan, pack)? };
-            }
-        }
-        mark.record(stream)?;
-    }
-    let mut fastest = f32::INFINITY;
-    for pair in marks.windows(2) {
-        if let [start, end] = pair {
-            end.wait()?;
-            fastest = fastest.min(end.since(start)? / f32::from(RUNS));
-        }
-    }
-    Ok(fastest)
-}
-
-/// A mark in a stream, with its time.
-struct Event(CUevent);
-
-impl Event {
-    fn new() -> Result<Self> {
-        let mut raw = ptr::null_mut();
-        // SAFETY: `raw` outlives the call; 0 is CU_EVENT_DEFAULT, which keeps the time.
-        driver_check(unsafe { driver::cuEventCreate(&mut raw, 0) }, "cuEventCreate: timing a convolution")?;
-        Ok(Self(raw))
-    }
-
-    fn record(&self, stream: CUstream) -> Result<()> {
-        // SAFETY: the event lives, and so does the stream of the convolutions.
-        driver_check(unsafe { driver::cuEventRecord(self.0, stream) }, "cuEventRecord: timing a convolution")
-    }
-
-    fn wait(&self) -> Result<()> {
-        // SAFETY: the event lives.
-        driver_check(unsafe { driver::cuEventSynchronize(self.0) }, "cuEventSynchronize: timing a convolution")
-    }
-
-    /// Milliseconds from `start` to this event, both done.
-    fn since(&self, start: &Self) -> Result<f32> {
-        let mut elapsed = 0.0;
-        // SAFETY: both events live, and `elapsed` outlives the call.
-        let code = unsafe { driver::cuEventElapsedTime_v2(&mut elapsed, start.0, self.0) };
-        driver_check(code, "cuEventElapsedTime: timing a convolution")?;
-        Ok(elapsed)
-    }
-}
-
-impl Drop for Event {
-    fn drop(&mut self) {
-        // SAFETY: created by `new` and destroyed once; the driver keeps what pending work needs.
-        let _ = unsafe { driver::cuEventDestroy_v2(self.0) };
-    }
-}
-
-fn driver_check(code: CUresult, call: &str) -> Result<()> {
-    if code == CUresult::CUDA_SUCCESS { Ok(()) } else { Err(GpuError::call(call, code)) }
 }
 
 /// A status with the library's own last words.
@@ -879,14 +667,6 @@ mod tests {
         let unknown = [NumericalNote(99)];
         assert!(acceptable(Dtype::F16, &unknown, &[BehaviourNote(3)]));
         assert!(!acceptable(Dtype::F16, &cores, &[BehaviourNote(0)]));
-    }
-
-    #[test]
-    fn the_preferred_comes_first() {
-        assert_eq!(order(4, None).collect::<Vec<_>>(), [0, 1, 2, 3]);
-        assert_eq!(order(4, Some(2)).collect::<Vec<_>>(), [2, 0, 1, 3]);
-        assert_eq!(order(4, Some(4)).collect::<Vec<_>>(), [0, 1, 2, 3]);
-        assert_eq!(order(0, Some(0)).count(), 0);
     }
 
     #[test]

@@ -1,7 +1,10 @@
 //! Our own kernels: compiled into the binary by the build script, loaded once, found by name.
 
 use super::{GpuError, Result, check};
-use cudarc::driver::sys::{self, CUfunction, CUfunction_attribute, CUstream};
+use cudarc::driver::sys::{
+    self, CUfunction, CUfunction_attribute, CUlaunchAttribute, CUlaunchAttributeID, CUlaunchAttributeValue, CUlaunchConfig,
+    CUstream,
+};
 use std::{
     collections::HashMap,
     ffi::{CString, c_void},
@@ -54,21 +57,27 @@ pub(crate) enum Arg {
     Float(f32),
 }
 
+/// Kernels that wait by themselves for the one before them (`griddepcontrol.wait`), so that they may be started early.
+const WAITING: [&str; 0] = [];
+
 pub(super) struct Kernels {
+    /// Whether the GPU starts kernels early: from Hopper on.
+    launches_ahead: bool,
     modules: Vec<sys::CUmodule>,
     found: Mutex<HashMap<String, (CUfunction, u32)>>,
 }
 
 impl Kernels {
     /// Loads the images that fit this GPU; nothing is compiled where one was built for it.
-    pub(super) fn load() -> Result<Self> {
+    pub(super) fn load(generation: usize) -> Result<Self> {
         let load = |image: &&[u8]| {
             let mut module = null_mut();
             // SAFETY: an image that nvcc made, whole in memory.
             check("cuModuleLoadData", unsafe { sys::cuModuleLoadData(&mut module, image.as_ptr().cast()) })?;
             Ok(module)
         };
-        Ok(Self { modules: IMAGES.iter().map(load).collect::<Result<_>>()?, found: Mutex::default() })
+        let launches_ahead = generation >= 9;
+        Ok(Self { launches_ahead, modules: IMAGES.iter().map(load).collect::<Result<_>>()?, found: Mutex::default() })
     }
 
     pub(super) fn launch(&self, stream: CUstream, launch: Launch, args: &[Arg]) -> Result<()> {
@@ -77,12 +86,24 @@ impl Kernels {
         let mut words: Vec<u64> = args.iter().map(|arg| arg.word()).collect();
         let mut pointers: Vec<*mut c_void> = words.iter_mut().map(|word| std::ptr::from_mut(word).cast()).collect();
         let [x, y, z] = grid.map(|count| count as u32);
-        // SAFETY: the arguments are those of the kernel's signature; each word holds one, little end first.
-        let code = unsafe {
-            let (args, extra) = (pointers.as_mut_ptr(), null_mut());
-            sys::cuLaunchKernel(function, x, y, z, block as u32, 1, 1, shared as u32, stream, args, extra)
+        let value = CUlaunchAttributeValue { programmaticStreamSerializationAllowed: 1 };
+        let id = CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION;
+        let mut attribute = CUlaunchAttribute { id, pad: [0; 4], value };
+        let ahead = self.launches_ahead && WAITING.iter().any(|waiting| name.starts_with(waiting));
+        let config = CUlaunchConfig {
+            gridDimX: x,
+            gridDimY: y,
+            gridDimZ: z,
+            blockDimX: block as u32,
+            blockDimY: 1,
+            blockDimZ: 1,
+            sharedMemBytes: shared as u32,
+            hStream: stream,
+            attrs: &mut attribute,
+            numAttrs: u32::from(ahead),
         };
-        check(&name, code)
+        // SAFETY: the arguments are those of the kernel's signature; each word holds one, little end first.
+        check(&name, unsafe { sys::cuLaunchKernelEx(&config, function, pointers.as_mut_ptr(), null_mut()) })
     }
 
     fn function(&self, name: &str, shared: u32) -> Result<CUfunction> {

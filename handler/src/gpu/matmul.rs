@@ -10,6 +10,7 @@ use std::collections::hash_map::Entry;
 use std::ffi::c_void;
 use std::mem::size_of;
 use std::ptr::{from_ref, null_mut};
+use std::time::{Duration, Instant};
 
 use cudarc::cublaslt::sys::{
     self as lt, cublasComputeType_t as Compute, cublasLtEpilogue_t as Epilogue, cublasLtMatmulDescAttributes_t as Desc,
@@ -167,6 +168,8 @@ pub(crate) struct Matmuls {
     preferred: HashMap<Case, u32>,
     /// Whether a case without preference is tuned at its first run.
     tunes: bool,
+    /// Spent on what only a case's first run needs: the plan, and loading its kernel.
+    firsts: [Duration; 2],
     queue: Queue,
     _handle: Handle, // Owns `queue.handle`; last, as fields are dropped in order.
 }
@@ -192,7 +195,7 @@ impl Matmuls {
         let start = workspace.next_multiple_of(WORKSPACE_ALIGNMENT);
         let workspace_bytes = workspace_bytes.saturating_sub((start - workspace) as usize);
         let queue = Queue { handle: handle.0, stream, workspace: start, workspace_bytes };
-        Ok(Self { plans: HashMap::new(), preferred: HashMap::new(), tunes: false, queue, _handle: handle })
+        Ok(Self { plans: HashMap::new(), preferred: HashMap::new(), tunes: false, firsts: Default::default(), queue, _handle: handle })
     }
 
     /// Enqueues one product. Legal while the stream is being captured; a case's first run plans it (on the host) and
@@ -215,10 +218,21 @@ impl Matmuls {
             // SAFETY: as the caller promises.
             unsafe { self.tune(case, a, w, out, bias, onto, TUNED)? };
         }
-        let queue = self.queue;
+        let (queue, clock, known) = (self.queue, Instant::now(), self.plans.contains_key(case));
         let plan = self.plan(case, &at)?;
+        let planned = clock.elapsed();
         // SAFETY: as the caller promises.
-        unsafe { plan.run(&queue, plan.index, &at) }
+        unsafe { plan.run(&queue, plan.index, &at)? };
+        if !known {
+            self.firsts[0] += planned;
+            self.firsts[1] += clock.elapsed() - planned;
+        }
+        Ok(())
+    }
+
+    /// How long first runs took so far: making plans, and loading kernels.
+    pub(super) fn firsts(&self) -> [Duration; 2] {
+        self.firsts
     }
 
     /// From now on a case for which nothing is preferred is tuned at its first run, which must not be captured.

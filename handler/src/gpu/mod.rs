@@ -163,7 +163,8 @@ impl Gpu {
         let flags = sys::CUstream_flags::CU_STREAM_NON_BLOCKING as u32;
         // SAFETY: writes the stream's handle.
         check("cuStreamCreate", unsafe { sys::cuStreamCreate(&mut stream, flags) })?;
-        let kernels = Kernels::load()?;
+        let generation = attribute(device, CUdevice_attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR)?;
+        let kernels = Kernels::load(generation)?;
         lap("kernels");
         let meter = Arc::new(Meter::default());
         let arena = || Arena::new(device, meter.clone()).map(Mutex::new);
@@ -172,7 +173,7 @@ impl Gpu {
             stream,
             name: device_name(device)?,
             multiprocessors: attribute(device, CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)?,
-            generation: attribute(device, CUdevice_attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR)?,
+            generation,
             kernels,
             resident: arena()?,
             scratch: arena()?,
@@ -211,6 +212,14 @@ impl Gpu {
     /// Notes how long a part of getting ready took.
     pub(crate) fn note(&self, what: &'static str, since: Instant) {
         lock(&self.0.opening).push((what, since.elapsed()));
+    }
+
+    /// Notes what first uses of the libraries cost, of what was noted before.
+    pub(crate) fn note_firsts(&self) -> Result<()> {
+        let ([product_plans, product_loads], [plans, loads]) = (self.matmuls()?.firsts(), self.convolutions()?.firsts());
+        let names = ["product plans", "product loads", "conv plans", "conv loads"];
+        lock(&self.0.opening).extend(names.into_iter().zip([product_plans, product_loads, plans, loads]));
+        Ok(())
     }
 
     /// How long each part of opening took.

@@ -92,6 +92,7 @@ impl Recorded {
         if steps.get(&key).is_none_or(|record| record.room < count) {
             if steps.len() >= MOST {
                 steps.clear();
+                self.gpu.trim()?;
             }
             steps.insert(key, StepRecord::new(&self.gpu, key, &prepared, count)?);
         }

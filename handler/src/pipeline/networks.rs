@@ -142,7 +142,7 @@ impl Networks {
         let clock = Instant::now();
         self.pixels(&noise)?;
         gpu.note("decode", clock);
-        Ok(())
+        Ok(gpu.note_firsts()?)
     }
 
     pub(super) fn model(&self) -> &Model {

@@ -1,6 +1,7 @@
 //! What a model's file and a task may ask for.
 
 use super::*;
+use candle_core::{DType, Device};
 use serde_json::{Value, json};
 
 fn config(fields: &Value) -> Result<SchedulerConfig> {
@@ -101,4 +102,32 @@ fn a_file_as_python_writes_it_is_read() {
     let config = SchedulerConfig::load(model.path()).unwrap();
     assert_eq!(config.num_train_timesteps, 500);
     assert!(build(Kind::DpmSolverPlusPlus, None, &config, 20).is_ok());
+}
+
+/// What the GPU computes a step by.
+#[test]
+fn sums_are_the_steps() {
+    let draw = |seed: u64| Noise::cpu(seed).randn((1, 4, 8, 8), DType::F32, &Device::Cpu).unwrap();
+    for fields in [json!({}), json!({"prediction_type": "v_prediction"}), json!({"use_karras_sigmas": true})] {
+        for steps in [1, 2, 3, 50] {
+            let mut scheduler = build(Kind::DpmSolverPlusPlus, None, &config(&fields).unwrap(), steps).unwrap();
+            let all = scheduler.sums().unwrap();
+            assert_eq!(all.len(), scheduler.timesteps().len());
+            let (mut sample, mut before) = (draw(0), (draw(0) * 0.0).unwrap());
+            for (step, sums) in all.into_iter().enumerate() {
+                let output = draw(step as u64 + 1);
+                let part = |tensor: &Tensor, by: f32| (tensor * f64::from(by)).unwrap();
+                let add = |a: Tensor, b: Tensor| (a + b).unwrap();
+                let clean = add(part(&sample, sums.clean_by_sample), part(&output, sums.clean_by_output));
+                let next = add(part(&sample, sums.sample), part(&clean, sums.clean));
+                let next = add(next, part(&before, sums.clean_before));
+                let theirs = scheduler.step(&output, step, &sample, &mut Noise::cpu(0)).unwrap();
+                let most = |tensor: Tensor| tensor.abs().unwrap().max_all().unwrap().to_scalar::<f32>().unwrap();
+                let error = most((&next - &theirs).unwrap()) / most(theirs.clone());
+                assert!(error < 2e-6, "{fields} step {step} of {steps}: {error:e}");
+                (sample, before) = (theirs, clean);
+            }
+        }
+    }
+    assert!(build(Kind::EulerAncestral, None, &config(&json!({})).unwrap(), 5).unwrap().sums().is_none());
 }

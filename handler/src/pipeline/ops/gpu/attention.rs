@@ -18,8 +18,7 @@ const fn fused(ending: &'static str, width: usize, threads: usize, queries: usiz
 }
 
 /// As `kernels/attention.cu` has them; for each head size the one for many tokens first.
-const FUSED: [Fused; 11] = [
-    fused("40_large", 40, 256, 256, 0),
+const FUSED: [Fused; 10] = [
     fused("40", 40, 128, 128, 0),
     fused("40_small", 40, 128, 64, 0),
     fused("64", 64, 128, 128, 0),
@@ -36,9 +35,9 @@ pub(in super::super) fn attention(q: &Array, k: &Array, v: &Array, heads: usize)
     let (shape, gpu) = (Shape::of(q, k, v, heads)?, q.gpu());
     let fits = |kernel: &&Fused| kernel.width == shape.width;
     let blocks = |kernel: &Fused| shape.tokens.div_ceil(kernel.queries) * heads * shape.batch;
-    // The first that gives every processor work, else the one with the most blocks.
+    // The first that gives three processors of four work, else the one with the most blocks.
     let mut kernels = FUSED.iter().filter(fits);
-    let busy = kernels.clone().find(|kernel| blocks(kernel) >= gpu.multiprocessors());
+    let busy = kernels.clone().find(|kernel| 4 * blocks(kernel) >= 3 * gpu.multiprocessors());
     match busy.or(kernels.next_back()).filter(|_| gpu.fuses(q.dtype())) {
         Some(kernel) => shape.fused(kernel, q, k, v),
         None => shape.whole(q, k, v, false),
