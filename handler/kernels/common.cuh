@@ -106,3 +106,18 @@ template <typename T> __device__ __forceinline__ float sigmoid_unit(float x, flo
 template <> __device__ __forceinline__ float sigmoid_unit<float>(float x, float scale) {
     return x / (1.0f + expf(-scale * x));
 }
+
+// Programmatic dependent launch (sm_90; elsewhere, and in a kernel launched plainly, neither does anything). A kernel
+// launched with programmatic stream serialization starts once every block of the kernel ahead has called
+// let_next_start or ended. Until wait_for_last returns, it may neither read what the kernel ahead writes nor write
+// anything. All threads call both.
+__device__ __forceinline__ void let_next_start() {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.launch_dependents;");
+#endif
+}
+__device__ __forceinline__ void wait_for_last() {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}

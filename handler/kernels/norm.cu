@@ -3,57 +3,78 @@
 // Activations are NHWC: xs[image][row][channel], a row being one pixel or token. C, Ca and Cb are multiples of 8 and
 // every base address a multiple of 16 bytes. groups divides C; C / groups is any number.
 //
-// Launch rule of after_conv, join, moments and group_norm, with V = C / 8 vectors (C <= 4096; C = Ca + Cb for join):
-//     lanes = max(1, 256 / V)                    rows that a block has in hand at once
-//     block = (lanes * V rounded up to a multiple of 32, 1, 1)
-//     grid  = (chunks, batch, 1)                 after_conv, join, moments: any chunks >= 1
-//     grid  = (blocks, batch, 1)                 group_norm: any blocks >= 1, such as
-//                                                ceil(rows_per_image / (4 * lanes))
-// No dynamic shared memory. A good number of chunks leaves about four rows to a thread and two blocks to a
-// multiprocessor: clamp(ceil(rows_per_image / (4 * lanes)), 1, max(1, 2 * multiprocessors / batch)).
+// after_conv, join and moments leave the moments of each chunk of rows in `partials`, and group_norm merges them: no
+// block waits for another. partials[image][group][chunk] is float2 (mean, sum of squared deviations); chunk k covers
+// the rows from k * height to min((k + 1) * height, rows_per_image). Sums run in a fixed order, so equal inputs and
+// launch shapes give equal bits.
 //
-// Scratch: partials has batch * chunks * groups float2. counters has batch unsigned, zero before the first launch;
-// every launch leaves them zero. stats has batch * groups float2 (mean, biased variance). Sums run in a fixed order, so
-// equal inputs and launch shapes give equal bits.
+// Launch rule of after_conv, join, moments and group_norm (C = Ca + Cb for join): a block has 8 * vectors channels, its
+// slice, and block / vectors rows in hand at once.
+//     slice = 8 * vectors  divides C, is a multiple of C / groups, at most 2560 and at most 128 groups
+//     block = (a multiple of 32, at least vectors, at most 320, but at most 64 if C / groups is below 7 and not 4; 1; 1)
+//     grid  = (chunks, C / slice, batch)  after_conv, join, moments: any height >= 1, chunks = ceil(rows / height)
+//     grid  = (blocks, C / slice, batch)  group_norm: any blocks >= 1; vectors and block need not be those of before
+// If partials is null, after_conv and join measure nothing and take any slice; groups is not used. No dynamic shared
+// memory. Slices of a multiple of 32 bytes are best, two to four blocks to a multiprocessor, and four rows to a thread.
+//
+// All may be launched with programmatic stream serialization (see common.cuh). bias, weight and *step are read before
+// the kernel ahead has ended, so it must not be the one that writes them.
 #include "common.cuh"
 
-constexpr int LARGEST_BLOCK = 512;
-constexpr int MEMBERS = 8;  // threads that reduce one group together
+constexpr int LARGEST_BLOCK = 320;
+constexpr int CELLS = LARGEST_BLOCK * 3;  // two of a thread, and what the odd pitch leaves unused
+constexpr int LARGEST_TABLE = 128;        // groups of a slice
+constexpr unsigned WARP = 0xffffffffu;
 
-struct Span {
-    int begin, end;
+// Rows that a thread has in flight.
+template <typename T> constexpr int AT_ONCE = sizeof(T) == 4 ? 2 : 4;
+
+// a / b for 0 <= a < 2^20 and b > 0, quickly: (a + 1/2) / b is at least 1 / (2 b) away from a whole number, more than
+// the rounding.
+__device__ __forceinline__ int quotient(int a, int b) { return int(__fdividef(float(a) + 0.5f, float(b))); }
+
+// What a thread works at: 8 channels of every lanes-th row. Threads with lane >= lanes have nothing.
+struct Place {
+    int vectors, lanes, lane, vector;
+    int channel;  // the first of its 8, counted in all C
+
+    __device__ __forceinline__ explicit Place(int vectors) : vectors(vectors) {
+        lanes = quotient(int(blockDim.x), vectors);
+        lane = quotient(int(threadIdx.x), vectors);
+        vector = int(threadIdx.x) - lane * vectors;
+        channel = (int(blockIdx.y) * vectors + vector) * 8;
+    }
+    __device__ __forceinline__ bool busy() const { return lane < lanes; }
 };
 
-// Rows of an image that chunk number `chunk` covers; empty for chunks past the end.
-__device__ __forceinline__ Span chunk_rows(int chunk, int chunks, int rows) {
-    const int each = (rows + chunks - 1) / chunks;
-    const int begin = min(chunk * each, rows);
-    return {begin, min(begin + each, rows)};
-}
+// Whether 8 channels from a multiple of 8 on lie in two groups at most.
+__device__ __forceinline__ bool wide(int channels) { return channels >= 7 || channels == 4; }
 
-// Sum over the 8 consecutive threads of a group's members, the same bits in each.
-__device__ __forceinline__ float sum_members(float x) {
-    const unsigned mask = 0xffu << (threadIdx.x & 24u);
+__device__ __forceinline__ float sum_warp(float x) {
 #pragma unroll
-    for (int offset = MEMBERS / 2; offset > 0; offset /= 2) x += __shfl_xor_sync(mask, x, offset, MEMBERS);
+    for (int offset = 16; offset > 0; offset /= 2) x += __shfl_xor_sync(WARP, x, offset, 32);
     return x;
 }
 
-// Sums of eight channels over the rows of one thread, of values shifted by each channel's first one: this keeps
-// sum-of-squares variance accurate (Chan, Golub, LeVeque 1983, "Algorithms for computing the sample variance").
+// Sums of eight channels over the rows of one thread, of values shifted by one of them: this keeps sum-of-squares
+// variance accurate (Chan, Golub, LeVeque 1983, "Algorithms for computing the sample variance"). The channels of a
+// group share a shift: the first `split` channels are of one group and the others of the next; split 0: each its own.
 struct Sums {
     float shift[8], sum[8], square[8];
-    int count;
+    int count, split;
+
+    __device__ __forceinline__ explicit Sums(int split) : count(0), split(split) {}
+
+    __device__ __forceinline__ void start(const float (&x)[8]) {
+#pragma unroll
+        for (int c = 0; c < 8; ++c) {
+            shift[c] = split == 0 ? x[c] : c < split ? x[0] : x[7];
+            sum[c] = 0.0f;
+            square[c] = 0.0f;
+        }
+    }
 
     __device__ __forceinline__ void add(const float (&x)[8]) {
-        if (count == 0) {
-#pragma unroll
-            for (int c = 0; c < 8; ++c) {
-                shift[c] = x[c];
-                sum[c] = 0.0f;
-                square[c] = 0.0f;
-            }
-        }
 #pragma unroll
         for (int c = 0; c < 8; ++c) {
             const float d = x[c] - shift[c];
@@ -63,236 +84,295 @@ struct Sums {
         ++count;
     }
 
-    // Mean and sum of squared deviations of channel c.
-    __device__ __forceinline__ float2 moments(int c) const {
-        if (count == 0) return make_float2(0.0f, 0.0f);
-        const float mean = sum[c] / float(count);
-        return make_float2(shift[c] + mean, fmaxf(square[c] - sum[c] * mean, 0.0f));
+    // Mean and sum of squared deviations of the channels from `from` to `to`.
+    __device__ __forceinline__ float2 moments(float shift, int from, int to) const {
+        float total = 0.0f, squares = 0.0f;
+#pragma unroll
+        for (int c = 0; c < 8; ++c) {
+            total += c >= from && c < to ? sum[c] : 0.0f;
+            squares += c >= from && c < to ? square[c] : 0.0f;
+        }
+        const float mean = __fdividef(total, float(count * (to - from)));
+        return make_float2(shift + mean, fmaxf(squares - total * mean, 0.0f));
     }
 };
 
-// Merges the sums of a block's threads into partials, and in the image's last block all chunks into stats.
-// Means merge by weights, squared deviations with the spread of the means added (Chan, Golub, LeVeque 1979).
-// Every thread of the block calls this; those with lane >= lanes own nothing.
-__device__ __forceinline__ void finish(const Sums& sums, int lane, int lanes, Span rows, float2* partials,
-                                       unsigned* counters, float2* stats, int rows_per_image, int C, int groups,
-                                       int chunks) {
-    // cell (c, thread): channel 8 * (thread % V) + c over the rows of one thread; the odd pitch spreads the banks
-    __shared__ float2 cells[8 * (LARGEST_BLOCK + 1)];
-    __shared__ bool last;
-    const int pitch = int(blockDim.x) + 1;
-    const int thread = int(threadIdx.x);
-    const int vectors = C / 8, channels = C / groups;
-    const int image = int(blockIdx.y), chunk = int(blockIdx.x);
-    if (lane < lanes) {
+// How a thread's 8 channels split into groups, as Sums wants it.
+__device__ __forceinline__ int split_at(const Place& place, int channels) {
+    return wide(channels) ? min((quotient(place.channel, channels) + 1) * channels - place.channel, 8) : 0;
+}
+
+// Merges the sums of a block's threads into the moments of its chunk. A cell is what a thread has of one group: its
+// shift is near the group's mean, so all are summed around the first one's. Every thread of the block calls this.
+__device__ __forceinline__ void finish(const Sums& sums, const Place& place, float2* partials, int rows, int channels,
+                                       int groups) {
+    __shared__ float2 cells[CELLS];  // cell (slot, vector, lane); the odd pitch spreads the banks
+    __shared__ float counts[LARGEST_BLOCK];
+    const int pitch = place.lanes | 1, step = place.vectors * pitch;
+    if (place.busy()) {
+        float2* const mine = cells + place.vector * pitch + place.lane;
+        if (place.vector == 0) counts[place.lane] = float(sums.count);
+        if (sums.count == 0) {
+            for (int slot = 0; slot < (sums.split == 0 ? 8 : 2); ++slot) mine[slot * step] = make_float2(0.0f, 0.0f);
+        } else if (sums.split == 0) {
 #pragma unroll
-        for (int c = 0; c < 8; ++c) cells[c * pitch + thread] = sums.moments(c);
+            for (int c = 0; c < 8; ++c) mine[c * step] = sums.moments(sums.shift[c], c, c + 1);
+        } else {
+            mine[0] = sums.moments(sums.shift[0], 0, sums.split);
+            if (sums.split < 8) mine[step] = sums.moments(sums.shift[7], sums.split, 8);
+        }
     }
     __syncthreads();
 
-    const int member = thread % MEMBERS, stride = int(blockDim.x) / MEMBERS;
-    const int height = rows.end - rows.begin;
-    const int each = height / lanes, more = height % lanes;  // lane l has each + (l < more) rows
-    for (int group = thread / MEMBERS; group < groups; group += stride) {
-        const int first = group * channels;
-        float total = 0.0f;
-        for (int l = 0; l < lanes; ++l) {
-            const float weight = float(each + (l < more ? 1 : 0));
-            for (int c = first + member; c < first + channels; c += MEMBERS) {
-                total += weight * cells[(c % 8) * pitch + l * vectors + c / 8].x;
+    const int member = int(threadIdx.x) % 32;
+    const int slice = place.vectors * 8, first = quotient(int(blockIdx.y) * slice, channels);
+    const int width = wide(channels) ? 8 : 1;  // channels that a cell may have
+    for (int group = int(threadIdx.x) / 32; group * channels < slice; group += int(blockDim.x) / 32) {
+        const int begin = group * channels, end = begin + channels;
+        const int start = begin & ~(width - 1);
+        const auto column = [&](int channel) {
+            const int slot = width == 1 ? channel % 8 : channel < begin ? 1 : 0;
+            return cells + slot * step + channel / 8 * pitch;
+        };
+        const float shift = column(start)[0].x;
+        float total = 0.0f, spread = 0.0f;
+        for (int lane = member; lane < place.lanes; lane += 32) {
+            const float count = counts[lane];
+            for (int channel = start; channel < end; channel += width) {
+                const float2 cell = column(channel)[lane];
+                const float d = cell.x - shift;
+                const float weighted = count * float(min(channel + width, end) - max(channel, begin)) * d;
+                total += weighted;
+                spread += fmaf(weighted, d, cell.y);
             }
         }
-        const float mean = height == 0 ? 0.0f : sum_members(total) / (float(height) * float(channels));
-        float spread = 0.0f;
-        for (int l = 0; l < lanes; ++l) {
-            const float weight = float(each + (l < more ? 1 : 0));
-            for (int c = first + member; c < first + channels; c += MEMBERS) {
-                const float2 cell = cells[(c % 8) * pitch + l * vectors + c / 8];
-                spread += cell.y + weight * (cell.x - mean) * (cell.x - mean);
-            }
-        }
-        spread = sum_members(spread);
-        if (member == 0) partials[(size_t(image) * chunks + chunk) * groups + group] = make_float2(mean, spread);
-    }
-
-    __threadfence();
-    __syncthreads();
-    // atomicInc wraps to 0 at the last block, ready for the next launch
-    if (thread == 0) last = atomicInc(&counters[image], unsigned(chunks - 1)) == unsigned(chunks - 1);
-    __syncthreads();
-    if (!last) return;
-    __threadfence();
-    for (int group = thread / MEMBERS; group < groups; group += stride) {
-        const float2* parts = partials + size_t(image) * chunks * groups + group;
-        float total = 0.0f;
-#pragma unroll 4
-        for (int k = member; k < chunks; k += MEMBERS) {
-            const Span part = chunk_rows(k, chunks, rows_per_image);
-            total += float(part.end - part.begin) * __ldcg(parts + size_t(k) * groups).x;
-        }
-        const float mean = sum_members(total) / float(rows_per_image);
-        float spread = 0.0f;
-#pragma unroll 4
-        for (int k = member; k < chunks; k += MEMBERS) {
-            const Span part = chunk_rows(k, chunks, rows_per_image);
-            const float2 moment = __ldcg(parts + size_t(k) * groups);
-            const float d = moment.x - mean;
-            spread += moment.y + float(part.end - part.begin) * float(channels) * d * d;
-        }
-        spread = sum_members(spread);
+        total = sum_warp(total);
+        spread = sum_warp(spread);
         if (member == 0) {
-            stats[size_t(image) * groups + group] =
-                make_float2(mean, spread / (float(rows_per_image) * float(channels)));
+            const float mean = total / (float(rows) * float(channels));
+            partials[(size_t(blockIdx.z) * groups + first + group) * gridDim.x + blockIdx.x] =
+                make_float2(shift + mean, fmaxf(spread - total * mean, 0.0f));
         }
     }
 }
 
 // after_conv: in place xs = xs + bias[c] + table[*step][c] + onto, with bias, table (rows of C) and onto (the shape of
-// xs) each left out when null; then the moments of the stored values. Without stats the sum alone.
+// xs) each left out when null; and the moments of the stored values.
 template <typename T>
 __device__ __forceinline__ void after_conv_body(T* xs, const T* bias, const T* table, const int* step, const T* onto,
-                                                float2* partials, unsigned* counters, float2* stats,
-                                                int rows_per_image, int C, int groups, int chunks) {
-    constexpr int AT_ONCE = sizeof(T) == 4 ? 2 : 4;
-    const int vectors = C / 8, lanes = int(blockDim.x) / vectors;
-    const int lane = int(threadIdx.x) / vectors, vector = int(threadIdx.x) % vectors;
-    const Span rows = chunk_rows(blockIdx.x, chunks, rows_per_image);
-    Sums sums;
-    sums.count = 0;
-    if (lane < lanes) {
-        float base[8] = {};
-        if (bias != nullptr) unpack8(load8(bias + vector * 8), base);
-        if (table != nullptr) {
-            float x[8];
-            unpack8(load8(table + size_t(*step) * C + vector * 8), x);
+                                                float2* partials, int rows_per_image, int C, int groups, int vectors,
+                                                int height) {
+    constexpr int N = AT_ONCE<T>;
+    let_next_start();
+    const Place place(vectors);
+    int row = int(blockIdx.x) * height + place.lane;
+    const int end = min((int(blockIdx.x) + 1) * height, rows_per_image);
+    const int rows = end - int(blockIdx.x) * height;
+    const size_t offset = size_t(blockIdx.z) * rows_per_image * C + place.channel;
+    Pack<T> fixed = {}, shifted = {};
+    int at_step = 0;
+    if (place.busy()) {
+        if (bias != nullptr) fixed = load8(bias + place.channel);
+        if (table != nullptr) at_step = *step;
+    } else {
+        row = end;
+    }
+    wait_for_last();
+
+    Pack<T> x[N], y[N];
+    const auto fetch = [&]() {
 #pragma unroll
-            for (int c = 0; c < 8; ++c) base[c] += x[c];
-        }
-        const size_t offset = size_t(blockIdx.y) * rows_per_image * C + vector * 8;
-        for (int row = rows.begin + lane; row < rows.end; row += lanes * AT_ONCE) {
-            Pack<T> x[AT_ONCE] = {}, y[AT_ONCE] = {};
-#pragma unroll
-            for (int u = 0; u < AT_ONCE; ++u) {
-                const size_t at = offset + size_t(row + u * lanes) * C;
-                if (row + u * lanes < rows.end) {
-                    x[u] = load8(xs + at);
-                    if (onto != nullptr) y[u] = load8(onto + at);
-                }
-            }
-#pragma unroll
-            for (int u = 0; u < AT_ONCE; ++u) {
-                if (row + u * lanes >= rows.end) break;
-                float value[8], other[8];
-                unpack8(x[u], value);
-                unpack8(y[u], other);
-#pragma unroll
-                for (int c = 0; c < 8; ++c) value[c] += base[c] + other[c];
-                const Pack<T> pack = pack8<T>(value);
-                store8(xs + offset + size_t(row + u * lanes) * C, pack);
-                if (stats != nullptr) {
-                    unpack8(pack, value);
-                    sums.add(value);
-                }
+        for (int u = 0; u < N; ++u) {
+            const size_t at = offset + size_t(row + u * place.lanes) * C;
+            x[u] = y[u] = Pack<T>{};
+            if (row + u * place.lanes < end) {
+                x[u] = load8(xs + at);
+                if (onto != nullptr) y[u] = load8(onto + at);
             }
         }
+    };
+    fetch();
+    if (table != nullptr && place.busy()) shifted = load8(table + size_t(at_step) * C + place.channel);
+    const int channels = quotient(C, groups);
+    Sums sums(split_at(place, channels));
+    float base[8], more[8];
+    unpack8(fixed, base);
+    unpack8(shifted, more);
+#pragma unroll
+    for (int c = 0; c < 8; ++c) base[c] += more[c];
+    while (row < end) {
+#pragma unroll
+        for (int u = 0; u < N; ++u) {
+            if (row + u * place.lanes >= end) break;
+            float value[8], other[8];
+            unpack8(x[u], value);
+            unpack8(y[u], other);
+#pragma unroll
+            for (int c = 0; c < 8; ++c) value[c] += base[c] + other[c];
+            const Pack<T> pack = pack8<T>(value);
+            store8(xs + offset + size_t(row + u * place.lanes) * C, pack);
+            unpack8(pack, value);
+            if (u == 0 && sums.count == 0) sums.start(value);
+            sums.add(value);
+        }
+        row += N * place.lanes;
+        fetch();
     }
-    if (stats != nullptr) {
-        finish(sums, lane, lanes, rows, partials, counters, stats, rows_per_image, C, groups, chunks);
-    }
+    if (partials != nullptr) finish(sums, place, partials, rows, channels, groups);
 }
 
-// Reads the rows of one chunk from `from` (`pitch` elements a row), copies them to `to` (C a row) unless null, and
-// measures them. Both start at the thread's channels in the image's first row.
+// Reads a block's rows from `from` (`pitch` elements a row), copies them to `to` (C a row) unless null, and measures
+// them. Both start at the thread's channels in the image's first row.
 template <typename T>
-__device__ __forceinline__ void copy_rows(const T* from, int pitch, T* to, int C, Span rows, int lane, int lanes,
-                                          bool measure, Sums& sums) {
-    constexpr int AT_ONCE = sizeof(T) == 4 ? 2 : 4;
-    for (int row = rows.begin + lane; row < rows.end; row += lanes * AT_ONCE) {
-        Pack<T> x[AT_ONCE] = {};
+__device__ __forceinline__ void copy_rows(const Place& place, const T* from, int pitch, T* to, int C,
+                                          int rows_per_image, int height, float2* partials, int groups) {
+    constexpr int N = AT_ONCE<T>;
+    int row = int(blockIdx.x) * height + place.lane;
+    const int end = min((int(blockIdx.x) + 1) * height, rows_per_image);
+    const int rows = end - int(blockIdx.x) * height;
+    if (!place.busy()) row = end;
+    Pack<T> x[N];
+    const auto fetch = [&]() {
 #pragma unroll
-        for (int u = 0; u < AT_ONCE; ++u) {
-            if (row + u * lanes < rows.end) x[u] = load8(from + size_t(row + u * lanes) * pitch);
+        for (int u = 0; u < N; ++u) {
+            x[u] = Pack<T>{};
+            if (row + u * place.lanes < end) x[u] = load8(from + size_t(row + u * place.lanes) * pitch);
         }
+    };
+    fetch();
+    const int channels = quotient(C, groups);
+    Sums sums(split_at(place, channels));
+    while (row < end) {
 #pragma unroll
-        for (int u = 0; u < AT_ONCE; ++u) {
-            if (row + u * lanes >= rows.end) break;
-            if (to != nullptr) store8(to + size_t(row + u * lanes) * C, x[u]);
-            if (measure) {
-                float value[8];
-                unpack8(x[u], value);
-                sums.add(value);
-            }
+        for (int u = 0; u < N; ++u) {
+            if (row + u * place.lanes >= end) break;
+            if (to != nullptr) store8(to + size_t(row + u * place.lanes) * C, x[u]);
+            float value[8];
+            unpack8(x[u], value);
+            if (u == 0 && sums.count == 0) sums.start(value);
+            sums.add(value);
         }
+        row += N * place.lanes;
+        fetch();
     }
+    if (partials != nullptr) finish(sums, place, partials, rows, channels, groups);
 }
 
 // join: out[image][row] = a[image][row] (Ca channels) followed by b[image][row] (Cb channels), and the moments of out.
-// Without stats the join alone.
 template <typename T>
-__device__ __forceinline__ void join_body(const T* a, const T* b, T* out, float2* partials, unsigned* counters,
-                                          float2* stats, int rows_per_image, int Ca, int Cb, int groups, int chunks) {
-    const int C = Ca + Cb, vectors = C / 8, lanes = int(blockDim.x) / vectors;
-    const int lane = int(threadIdx.x) / vectors, vector = int(threadIdx.x) % vectors;
-    const Span rows = chunk_rows(blockIdx.x, chunks, rows_per_image);
-    const size_t first = size_t(blockIdx.y) * rows_per_image;
-    Sums sums;
-    sums.count = 0;
-    if (lane < lanes) {
-        const bool left = vector * 8 < Ca;
-        const int pitch = left ? Ca : Cb;
-        const T* from = left ? a + first * Ca + vector * 8 : b + first * Cb + (vector * 8 - Ca);
-        copy_rows(from, pitch, out + first * C + vector * 8, C, rows, lane, lanes, stats != nullptr, sums);
-    }
-    if (stats != nullptr) {
-        finish(sums, lane, lanes, rows, partials, counters, stats, rows_per_image, C, groups, chunks);
-    }
+__device__ __forceinline__ void join_body(const T* a, const T* b, T* out, float2* partials, int rows_per_image, int Ca,
+                                          int Cb, int groups, int vectors, int height) {
+    let_next_start();
+    const Place place(vectors);
+    const int C = Ca + Cb;
+    const size_t first = size_t(blockIdx.z) * rows_per_image;
+    const bool left = place.channel < Ca;
+    const int pitch = left ? Ca : Cb;
+    const T* from = left ? a + first * Ca + place.channel : b + first * Cb + (place.channel - Ca);
+    wait_for_last();
+    copy_rows(place, from, pitch, out + first * C + place.channel, C, rows_per_image, height, partials, groups);
 }
 
-// moments: the mean and variance of each image's groups.
+// moments: those of each image's groups, chunk by chunk.
 template <typename T>
-__device__ __forceinline__ void moments_body(const T* xs, float2* partials, unsigned* counters, float2* stats,
-                                             int rows_per_image, int C, int groups, int chunks) {
-    const int vectors = C / 8, lanes = int(blockDim.x) / vectors;
-    const int lane = int(threadIdx.x) / vectors, vector = int(threadIdx.x) % vectors;
-    const Span rows = chunk_rows(blockIdx.x, chunks, rows_per_image);
-    Sums sums;
-    sums.count = 0;
-    if (lane < lanes) {
-        const T* from = xs + size_t(blockIdx.y) * rows_per_image * C + vector * 8;
-        copy_rows<T>(from, C, nullptr, C, rows, lane, lanes, true, sums);
-    }
-    finish(sums, lane, lanes, rows, partials, counters, stats, rows_per_image, C, groups, chunks);
+__device__ __forceinline__ void moments_body(const T* xs, float2* partials, int rows_per_image, int C, int groups,
+                                             int vectors, int height) {
+    let_next_start();
+    const Place place(vectors);
+    const T* from = xs + size_t(blockIdx.z) * rows_per_image * C + place.channel;
+    wait_for_last();
+    copy_rows<T>(place, from, C, nullptr, C, rows_per_image, height, partials, groups);
 }
 
-// group_norm: out = (x - mean) / sqrt(variance + eps) * weight[c] + bias[c] with the moments of the image's group
-// (Wu, He 2018, "Group normalization"), then x / (1 + exp(-x)) if silu. out may be xs.
-template <typename T>
-__device__ __forceinline__ void group_norm_body(const T* xs, const float2* stats, const T* weight, const T* bias,
-                                                T* out, int rows_per_image, int C, int groups, float eps, int silu) {
-    constexpr int AT_ONCE = sizeof(T) == 4 ? 2 : 4;
-    const int vectors = C / 8, lanes = int(blockDim.x) / vectors, channels = C / groups;
-    const int lane = int(threadIdx.x) / vectors, vector = int(threadIdx.x) % vectors;
-    const int stride = int(gridDim.x) * lanes;
-    if (lane >= lanes) return;
-    float mean[8], scale[8], shift[8];
-    unpack8(load8(weight + vector * 8), scale);
-    unpack8(load8(bias + vector * 8), shift);
+// Merges the chunks' moments of a slice's groups (Chan, Golub, LeVeque 1979) into mean and 1 / sqrt(variance + eps).
+__device__ __forceinline__ void merge(const float2* partials, float2* table, int rows_per_image, int slice,
+                                      int channels, int groups, int chunks, int height, float eps) {
+    constexpr int N = 4;
+    const int member = int(threadIdx.x) % 32, first = quotient(int(blockIdx.y) * slice, channels);
+    for (int group = int(threadIdx.x) / 32; group * channels < slice; group += int(blockDim.x) / 32) {
+        const float2* parts = partials + (size_t(blockIdx.z) * groups + first + group) * chunks;
+        const float shift = parts[0].x;
+        float total = 0.0f, spread = 0.0f;
+#pragma unroll 1
+        for (int k = member; k < chunks; k += 32 * N) {
+            float2 part[N];
 #pragma unroll
-    for (int c = 0; c < 8; ++c) {
-        const float2 moment = stats[size_t(blockIdx.y) * groups + (vector * 8 + c) / channels];
-        mean[c] = moment.x;
-        scale[c] *= 1.0f / sqrtf(moment.y + eps);
-    }
-    const size_t offset = size_t(blockIdx.y) * rows_per_image * C + vector * 8;
-    for (int row = int(blockIdx.x) * lanes + lane; row < rows_per_image; row += stride * AT_ONCE) {
-        Pack<T> x[AT_ONCE] = {};
+            for (int u = 0; u < N; ++u) {
+                part[u] = k + 32 * u < chunks ? parts[k + 32 * u] : make_float2(0.0f, 0.0f);
+            }
 #pragma unroll
-        for (int u = 0; u < AT_ONCE; ++u) {
-            if (row + u * stride < rows_per_image) x[u] = load8(xs + offset + size_t(row + u * stride) * C);
+            for (int u = 0; u < N; ++u) {
+                const int rows = min(height, rows_per_image - (k + 32 * u) * height);
+                const float count = k + 32 * u < chunks ? float(rows) * float(channels) : 0.0f;
+                const float d = part[u].x - shift;
+                total = fmaf(count, d, total);
+                spread += fmaf(count * d, d, part[u].y);
+            }
         }
+        total = sum_warp(total);
+        spread = sum_warp(spread);
+        if (member == 0) {
+            const float all = float(rows_per_image) * float(channels);
+            const float mean = total / all;
+            table[group] = make_float2(shift + mean, 1.0f / sqrtf(fmaxf(spread - total * mean, 0.0f) / all + eps));
+        }
+    }
+}
+
+// group_norm: out = (x - mean) / sqrt(variance + eps) * weight[c] + bias[c] with the biased moments of the image's group
+// (Wu, He 2018, "Group normalization"), then x / (1 + exp(-x)) if silu. chunks and height are those of the kernel that
+// left the partials. out may be xs.
+template <typename T>
+__device__ __forceinline__ void group_norm_body(const T* xs, const float2* partials, const T* weight, const T* bias,
+                                                T* out, int rows_per_image, int C, int groups, int chunks, int height,
+                                                int vectors, float eps, int silu) {
+    constexpr int N = AT_ONCE<T>;
+    __shared__ float2 table[LARGEST_TABLE];
+    let_next_start();
+    const Place place(vectors);
+    const int stride = int(gridDim.x) * place.lanes;
+    const int end = place.busy() ? rows_per_image : 0;
+    const size_t offset = size_t(blockIdx.z) * rows_per_image * C + place.channel;
+    int row = int(blockIdx.x) * place.lanes + place.lane;
+    Pack<T> scales = {}, shifts = {};
+    if (place.busy()) {
+        scales = load8(weight + place.channel);
+        shifts = load8(bias + place.channel);
+    }
+    const int channels = quotient(C, groups);
+    wait_for_last();
+
+    Pack<T> x[N];
+    const auto fetch = [&]() {
 #pragma unroll
-        for (int u = 0; u < AT_ONCE; ++u) {
-            if (row + u * stride >= rows_per_image) break;
+        for (int u = 0; u < N; ++u) {
+            x[u] = Pack<T>{};
+            if (row + u * stride < end) x[u] = load8(xs + offset + size_t(row + u * stride) * C);
+        }
+    };
+    fetch();
+    merge(partials, table, rows_per_image, vectors * 8, channels, groups, chunks, height, eps);
+    int group = quotient(place.vector * 8, channels), within = place.vector * 8 - group * channels;
+    __syncthreads();
+    float mean[8], scale[8], shift[8];
+    unpack8(scales, scale);
+    unpack8(shifts, shift);
+    if (place.busy()) {
+#pragma unroll
+        for (int c = 0; c < 8; ++c) {
+            const float2 moment = table[group];
+            mean[c] = moment.x;
+            scale[c] *= moment.y;
+            if (++within == channels) {
+                within = 0;
+                ++group;
+            }
+        }
+    }
+    while (row < end) {
+#pragma unroll
+        for (int u = 0; u < N; ++u) {
+            if (row + u * stride >= end) break;
             float value[8];
             unpack8(x[u], value);
 #pragma unroll
@@ -303,6 +383,8 @@ __device__ __forceinline__ void group_norm_body(const T* xs, const float2* stats
             }
             store8(out + offset + size_t(row + u * stride) * C, pack8<T>(value));
         }
+        row += N * stride;
+        fetch();
     }
 }
 
@@ -310,9 +392,20 @@ __device__ __forceinline__ void group_norm_body(const T* xs, const float2* stats
 template <typename T, int WIDTH, int HELD>
 __device__ __forceinline__ void layer_norm_rows(const T* xs, const T* weight, const T* bias, T* out, int rows, int C,
                                                 float eps) {
+    constexpr int KEPT = sizeof(T) == 4 || HELD > 5 ? 1 : HELD;  // weights and biases, while they fit into registers
     const int place = int(threadIdx.x) % WIDTH, vectors = C / 8;
     const unsigned mask = (0xffffffffu >> (32 - WIDTH)) << (threadIdx.x & 31u & ~unsigned(WIDTH - 1));
     const int each = int(blockDim.x) / WIDTH;
+    Pack<T> scales[KEPT], shifts[KEPT];
+    if (KEPT == HELD) {
+#pragma unroll
+        for (int i = 0; i < KEPT; ++i) {
+            const int vector = i * WIDTH + place;
+            scales[i] = vector < vectors ? load8(weight + vector * 8) : Pack<T>{};
+            shifts[i] = vector < vectors ? load8(bias + vector * 8) : Pack<T>{};
+        }
+    }
+    wait_for_last();
     for (long long row = (long long)blockIdx.x * each + threadIdx.x / WIDTH; row < rows;
          row += (long long)gridDim.x * each) {
         const T* from = xs + row * C;
@@ -336,10 +429,11 @@ __device__ __forceinline__ void layer_norm_rows(const T* xs, const T* weight, co
 #pragma unroll
         for (int i = 0; i < HELD; ++i) {
             if (i * WIDTH + place >= vectors) break;
-            float x[8];
+            float x[8], part = 0.0f;
             unpack8(held[i], x);
 #pragma unroll
-            for (int c = 0; c < 8; ++c) spread = fmaf(x[c] - mean, x[c] - mean, spread);
+            for (int c = 0; c < 8; ++c) part = fmaf(x[c] - mean, x[c] - mean, part);
+            spread += part;
         }
 #pragma unroll
         for (int offset = WIDTH / 2; offset > 0; offset /= 2) spread += __shfl_xor_sync(mask, spread, offset, WIDTH);
@@ -350,8 +444,8 @@ __device__ __forceinline__ void layer_norm_rows(const T* xs, const T* weight, co
             if (vector >= vectors) break;
             float x[8], scale[8], shift[8];
             unpack8(held[i], x);
-            unpack8(load8(weight + vector * 8), scale);
-            unpack8(load8(bias + vector * 8), shift);
+            unpack8(KEPT == HELD ? scales[i % KEPT] : load8(weight + vector * 8), scale);
+            unpack8(KEPT == HELD ? shifts[i % KEPT] : load8(bias + vector * 8), shift);
 #pragma unroll
             for (int c = 0; c < 8; ++c) x[c] = fmaf((x[c] - mean) * inverse, scale[c], shift[c]);
             store8(out + row * C + vector * 8, pack8<T>(x));
@@ -362,11 +456,12 @@ __device__ __forceinline__ void layer_norm_rows(const T* xs, const T* weight, co
 // layer_norm: each row of C <= 2048 channels to mean 0 and variance 1, times weight, plus bias (Ba, Kiros, Hinton 2016,
 // "Layer normalization"). out may be xs.
 //
-// Launch rule: block = (256, 1, 1); a row takes `width` threads: 8 for C <= 320, 16 for C <= 640, else 32;
-// grid = (ceil(rows * width / 256), 1, 1). Any grid and any block that is a multiple of 32 up to 256 is right.
+// Launch rule: a row takes `width` threads: 8 for C <= 320, 16 for C <= 640, else 32. block = (128, 1, 1), or 64 for few
+// rows; grid = (ceil(rows * width / block), 1, 1). Any grid and any block that is a multiple of 32 up to 128 is right.
 template <typename T>
 __device__ __forceinline__ void layer_norm_body(const T* xs, const T* weight, const T* bias, T* out, int rows, int C,
                                                 float eps) {
+    let_next_start();
     if (C <= 320) {
         layer_norm_rows<T, 8, 5>(xs, weight, bias, out, rows, C, eps);
     } else if (C <= 640) {
@@ -380,22 +475,21 @@ __device__ __forceinline__ void layer_norm_body(const T* xs, const T* weight, co
     }
 }
 
-EXPORT(after_conv, (LARGEST_BLOCK, 1),
-       (T * xs, const T* bias, const T* table, const int* step, const T* onto, float2* partials, unsigned* counters,
-        float2* stats, int rows_per_image, int C, int groups, int chunks),
-       (xs, bias, table, step, onto, partials, counters, stats, rows_per_image, C, groups, chunks))
-EXPORT(join, (LARGEST_BLOCK, 1),
-       (const T* a, const T* b, T* out, float2* partials, unsigned* counters, float2* stats, int rows_per_image, int Ca,
-        int Cb, int groups, int chunks),
-       (a, b, out, partials, counters, stats, rows_per_image, Ca, Cb, groups, chunks))
-EXPORT(moments, (LARGEST_BLOCK, 1),
-       (const T* xs, float2* partials, unsigned* counters, float2* stats, int rows_per_image, int C, int groups,
-        int chunks),
-       (xs, partials, counters, stats, rows_per_image, C, groups, chunks))
-EXPORT(group_norm, (LARGEST_BLOCK, 1),
-       (const T* xs, const float2* stats, const T* weight, const T* bias, T* out, int rows_per_image, int C, int groups,
-        float eps, int silu),
-       (xs, stats, weight, bias, out, rows_per_image, C, groups, eps, silu))
-EXPORT(layer_norm, (256, 1),
+EXPORT(after_conv, (LARGEST_BLOCK, 2),
+       (T * xs, const T* bias, const T* table, const int* step, const T* onto, float2* partials, int rows_per_image,
+        int C, int groups, int vectors, int height),
+       (xs, bias, table, step, onto, partials, rows_per_image, C, groups, vectors, height))
+EXPORT(join, (LARGEST_BLOCK, 3),
+       (const T* a, const T* b, T* out, float2* partials, int rows_per_image, int Ca, int Cb, int groups, int vectors,
+        int height),
+       (a, b, out, partials, rows_per_image, Ca, Cb, groups, vectors, height))
+EXPORT(moments, (LARGEST_BLOCK, 3),
+       (const T* xs, float2* partials, int rows_per_image, int C, int groups, int vectors, int height),
+       (xs, partials, rows_per_image, C, groups, vectors, height))
+EXPORT(group_norm, (LARGEST_BLOCK, 3),
+       (const T* xs, const float2* partials, const T* weight, const T* bias, T* out, int rows_per_image, int C,
+        int groups, int chunks, int height, int vectors, float eps, int silu),
+       (xs, partials, weight, bias, out, rows_per_image, C, groups, chunks, height, vectors, eps, silu))
+EXPORT(layer_norm, (128, 4),
        (const T* xs, const T* weight, const T* bias, T* out, int rows, int C, float eps),
        (xs, weight, bias, out, rows, C, eps))

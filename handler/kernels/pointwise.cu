@@ -2,7 +2,8 @@
 //
 // Launch rule unless said otherwise: block = (256, 1, 1), grid = (ceil(units / 256), 1, 1) with the kernel's units; any
 // grid and block is right, for threads walk over the units with the whole grid. No dynamic shared memory. Base
-// addresses are multiples of 16 bytes. Activations are NHWC, C a multiple of 8.
+// addresses are multiples of 16 bytes. Activations are NHWC, C a multiple of 8. geglu, silu, quick_gelu, add and
+// upsample_nearest may be launched with programmatic stream serialization (see common.cuh), the others may not.
 #include <string.h>
 
 #include "common.cuh"
@@ -15,26 +16,63 @@ __device__ __forceinline__ long long quotient(long long unit, int by) {
     return unit >> 32 ? unit / by : (long long)(unsigned(unit) / unsigned(by));
 }
 
+// x * gate * Phi(gate), Phi the normal distribution: the exact (erf) GELU as a gate.
+template <typename T> __device__ __forceinline__ float gated(float x, float gate) {
+    // log2 of Phi(-z) for 0 <= z <= 6 by least squares of the error of Phi; GELU is then right to 1.2e-7
+    const float z = fminf(fabsf(gate), 6.0f);
+    float power = -2.772052994e-06f;
+    power = fmaf(power, z, 3.862079393e-05f);
+    power = fmaf(power, z, -1.825478248e-04f);
+    power = fmaf(power, z, -1.458695916e-04f);
+    power = fmaf(power, z, 7.075470872e-03f);
+    power = fmaf(power, z, -5.250502750e-02f);
+    power = fmaf(power, z, -4.592049122e-01f);
+    power = fmaf(power, z, -1.151105762e+00f);
+    power = fmaf(power, z, -1.0f);
+    const float above = gate < 0.0f ? 0.0f : gate;  // keeps a NaN
+    return x * fmaf(-z, exp2f(power), above);
+}
+template <> __device__ __forceinline__ float gated<float>(float x, float gate) {
+    return x * (0.5f * gate * (1.0f + erff(gate * 0.70710678118654752f)));
+}
+
 // geglu: out[row][c] = xs[row][c] * gelu(xs[row][C + c]), with the exact (erf) GELU (Hendrycks, Gimpel 2016; Shazeer
-// 2020, "GLU variants improve transformer"). Units: rows * C / 8.
+// 2020, "GLU variants improve transformer"). Units: rows * C / 8, two to a thread: grid = (ceil(units / 512), 1, 1).
 template <typename T> __device__ __forceinline__ void geglu_body(const T* xs, T* out, long long rows, int C) {
+    constexpr int N = 2;
+    let_next_start();
     const int vectors = C / 8;
-    for (long long unit = first_unit(); unit < rows * vectors; unit += unit_stride()) {
-        const long long row = quotient(unit, vectors);
-        const int vector = int(unit - row * vectors);
-        const T* from = xs + row * 2 * C + vector * 8;
-        const Pack<T> left = load8(from), right = load8(from + C);
-        float x[8], gate[8];
-        unpack8(left, x);
-        unpack8(right, gate);
+    const long long units = rows * vectors, stride = unit_stride();
+    wait_for_last();
+    for (long long unit = first_unit(); unit < units; unit += N * stride) {
+        Pack<T> left[N], right[N];
 #pragma unroll
-        for (int c = 0; c < 8; ++c) x[c] *= 0.5f * gate[c] * (1.0f + erff(gate[c] * 0.70710678118654752f));
-        store8(out + unit * 8, pack8<T>(x));
+        for (int u = 0; u < N; ++u) {
+            left[u] = right[u] = Pack<T>{};
+            if (unit + u * stride >= units) break;
+            // Unit `unit` is the unit-th vector of out, and as many more rows of C are before it in xs.
+            const long long row = quotient(unit + u * stride, vectors);
+            const T* from = xs + (unit + u * stride) * 8 + row * C;
+            left[u] = load8(from);
+            right[u] = load8(from + C);
+        }
+#pragma unroll
+        for (int u = 0; u < N; ++u) {
+            if (unit + u * stride >= units) break;
+            float x[8], gate[8];
+            unpack8(left[u], x);
+            unpack8(right[u], gate);
+#pragma unroll
+            for (int c = 0; c < 8; ++c) x[c] = gated<T>(x[c], gate[c]);
+            store8(out + (unit + u * stride) * 8, pack8<T>(x));
+        }
     }
 }
 
 // silu: out = x / (1 + exp(-x)). count is a multiple of 8; units: count / 8. out may be xs.
 template <typename T> __device__ __forceinline__ void silu_body(const T* xs, T* out, long long count) {
+    let_next_start();
+    wait_for_last();
     for (long long unit = first_unit(); unit < count / 8; unit += unit_stride()) {
         float x[8];
         unpack8(load8(xs + unit * 8), x);
@@ -46,6 +84,8 @@ template <typename T> __device__ __forceinline__ void silu_body(const T* xs, T* 
 
 // quick_gelu: out = x / (1 + exp(-1.702 x)), CLIP's activation. Otherwise as silu.
 template <typename T> __device__ __forceinline__ void quick_gelu_body(const T* xs, T* out, long long count) {
+    let_next_start();
+    wait_for_last();
     for (long long unit = first_unit(); unit < count / 8; unit += unit_stride()) {
         float x[8];
         unpack8(load8(xs + unit * 8), x);
@@ -57,6 +97,8 @@ template <typename T> __device__ __forceinline__ void quick_gelu_body(const T* x
 
 // add: out = a + b. count is a multiple of 8; units: count / 8. out may be a or b.
 template <typename T> __device__ __forceinline__ void add_body(const T* a, const T* b, T* out, long long count) {
+    let_next_start();
+    wait_for_last();
     for (long long unit = first_unit(); unit < count / 8; unit += unit_stride()) {
         const Pack<T> left = load8(a + unit * 8), right = load8(b + unit * 8);
         float x[8], y[8];
@@ -72,10 +114,12 @@ template <typename T> __device__ __forceinline__ void add_body(const T* a, const
 // min(h - 1, floor(row * h / H)) in f32, columns alike. grid = (ceil(H * W * C / 8 / 256), batch, 1).
 template <typename T>
 __device__ __forceinline__ void upsample_nearest_body(const T* xs, T* out, int h, int w, int H, int W, int C) {
+    let_next_start();
     const int vectors = C / 8;
     const long long units = (long long)H * W * vectors;
     const T* from = xs + (long long)blockIdx.y * h * w * C;
     T* to = out + (long long)blockIdx.y * units * 8;
+    wait_for_last();
     for (long long unit = first_unit(); unit < units; unit += unit_stride()) {
         const long long pixel = quotient(unit, vectors);
         const int vector = int(unit - pixel * vectors);

@@ -1,8 +1,8 @@
 //! `handler bench`: what something costs here, measured. Each figure is the median of its repeats.
 
 use crate::{
-    gpu::Gpu,
     config::{BenchLoraConfig, BenchPictureConfig, BenchSoakConfig},
+    gpu::Gpu,
     lora::{AppliedLora, Lora},
     pipeline::{Request, noise::Source, prompt::Weighting, scheduler::Kind},
     studio::{Commission, Studio},
@@ -142,7 +142,8 @@ pub fn soak(config: &BenchSoakConfig) -> anyhow::Result<()> {
         config.tasks, config.steps
     );
     let rest = &times[SETTLED..];
-    let figures = [("first_third", median(rest[..third].to_vec())), ("last_third", median(rest[rest.len() - third..].to_vec()))];
+    let figures =
+        [("first_third", median(rest[..third].to_vec())), ("last_third", median(rest[rest.len() - third..].to_vec()))];
     print(config.json, about, &title, &figures)
 }
 

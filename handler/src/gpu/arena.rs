@@ -133,7 +133,9 @@ impl Free {
 
     /// Forgets the last `bytes` before `start + bytes`, which are free.
     fn cut(&mut self, start: usize, bytes: usize) {
-        if let Some((&offset, _)) = self.0.last_key_value().filter(|(offset, length)| *offset + *length == start + bytes) {
+        if let Some((&offset, _)) =
+            self.0.last_key_value().filter(|(offset, length)| *offset + *length == start + bytes)
+        {
             self.0.remove(&offset);
             if offset < start {
                 self.0.insert(offset, start - offset);

@@ -272,7 +272,6 @@ fn prepare(handle: &Handle, configuration: &Descriptor, engine: i64) -> Result<P
     }
 }
 
-
 /// The engine's number, if it computes as it should for this dtype.
 fn inspect(dtype: Dtype, configuration: &Descriptor) -> Result<Option<i64>> {
     let engine = Descriptor::new(Type::CUDNN_BACKEND_ENGINE_DESCRIPTOR, "engine")?;
@@ -657,8 +656,8 @@ mod tests {
         for refused in [
             Numerical::CUDNN_NUMERICAL_NOTE_DOWN_CONVERT_INPUTS,
             // One seed must give one picture.
-        Numerical::CUDNN_NUMERICAL_NOTE_NONDETERMINISTIC,
-        Numerical::CUDNN_NUMERICAL_NOTE_REDUCED_PRECISION_REDUCTION,
+            Numerical::CUDNN_NUMERICAL_NOTE_NONDETERMINISTIC,
+            Numerical::CUDNN_NUMERICAL_NOTE_REDUCED_PRECISION_REDUCTION,
             Numerical::CUDNN_NUMERICAL_NOTE_FFT,
             Numerical::CUDNN_NUMERICAL_NOTE_WINOGRAD,
         ] {

@@ -17,7 +17,10 @@ unsafe impl Sync for Graph {}
 
 impl Graph {
     /// Records what `work` asks for, without running it.
-    pub(crate) fn record<T>(gpu: &Gpu, work: impl FnOnce() -> candle_core::Result<T>) -> candle_core::Result<(Self, T)> {
+    pub(crate) fn record<T>(
+        gpu: &Gpu,
+        work: impl FnOnce() -> candle_core::Result<T>,
+    ) -> candle_core::Result<(Self, T)> {
         let mode = CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_RELAXED;
         // SAFETY: our own stream, which no other thread uses now.
         check("cuStreamBeginCapture", unsafe { sys::cuStreamBeginCapture_v2(gpu.stream(), mode) })?;

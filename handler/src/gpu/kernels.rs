@@ -2,8 +2,8 @@
 
 use super::{GpuError, Result, check};
 use cudarc::driver::sys::{
-    self, CUfunction, CUfunction_attribute, CUlaunchAttribute, CUlaunchAttributeID, CUlaunchAttributeValue, CUlaunchConfig,
-    CUstream,
+    self, CUfunction, CUfunction_attribute, CUlaunchAttribute, CUlaunchAttributeID, CUlaunchAttributeValue,
+    CUlaunchConfig, CUstream,
 };
 use std::{
     collections::HashMap,

@@ -195,7 +195,14 @@ impl Matmuls {
         let start = workspace.next_multiple_of(WORKSPACE_ALIGNMENT);
         let workspace_bytes = workspace_bytes.saturating_sub((start - workspace) as usize);
         let queue = Queue { handle: handle.0, stream, workspace: start, workspace_bytes };
-        Ok(Self { plans: HashMap::new(), preferred: HashMap::new(), tunes: false, firsts: Default::default(), queue, _handle: handle })
+        Ok(Self {
+            plans: HashMap::new(),
+            preferred: HashMap::new(),
+            tunes: false,
+            firsts: Default::default(),
+            queue,
+            _handle: handle,
+        })
     }
 
     /// Enqueues one product. Legal while the stream is being captured; a case's first run plans it (on the host) and

@@ -30,9 +30,8 @@ use conv::Convolutions;
 use cudarc::driver::sys::{self, CUcontext, CUdevice_attribute, CUmemorytype, CUresult, CUstream};
 use kernels::Kernels;
 use matmul::Matmuls;
-use serde::{Deserialize, Serialize};
 use place::Lane;
-use tuned::Tuned;
+use serde::{Deserialize, Serialize};
 use std::{
     ffi::c_char,
     ptr::{null, null_mut},
@@ -42,6 +41,7 @@ use std::{
     },
     time::{Duration, Instant},
 };
+use tuned::Tuned;
 
 /// What cuBLASLt may use to sum in parts.
 const MATMUL_WORKSPACE: usize = 32 << 20;
@@ -216,7 +216,8 @@ impl Gpu {
 
     /// Notes what first uses of the libraries cost, of what was noted before.
     pub(crate) fn note_firsts(&self) -> Result<()> {
-        let ([product_plans, product_loads], [plans, loads]) = (self.matmuls()?.firsts(), self.convolutions()?.firsts());
+        let ([product_plans, product_loads], [plans, loads]) =
+            (self.matmuls()?.firsts(), self.convolutions()?.firsts());
         let names = ["product plans", "product loads", "conv plans", "conv loads"];
         lock(&self.0.opening).extend(names.into_iter().zip([product_plans, product_loads, plans, loads]));
         Ok(())

@@ -268,11 +268,7 @@ impl Lane {
         let target = &piece.place.target;
         let first_row = piece.place.first_row + piece.from;
         let plain = from == placed.dtype && area == 1 && inner == inner_out;
-        let to = if plain {
-            target.address() + (first_row * row) as u64
-        } else {
-            self.staged[turn].address()
-        };
+        let to = if plain { target.address() + (first_row * row) as u64 } else { self.staged[turn].address() };
         // SAFETY: the pinned buffer above; the target, or this lane's own staging buffer, is at least as long.
         let code = unsafe { sys::cuMemcpyHtoDAsync_v2(to, pinned.as_ptr().cast(), bytes, self.stream) };
         check("cuMemcpyHtoDAsync", code)?;
@@ -280,7 +276,8 @@ impl Lane {
             let name = format!("place_{}_{}", from.name(), placed.dtype.name());
             let blocks = (piece.rows * area * inner_out).div_ceil(8 * 256).max(1);
             let (grid, block) = ([blocks, 1, 1], 256);
-            let numbers = [Arg::Long(first_row), Arg::Long(piece.rows), Arg::Int(inner), Arg::Int(area), Arg::Int(inner_out)];
+            let numbers =
+                [Arg::Long(first_row), Arg::Long(piece.rows), Arg::Int(inner), Arg::Int(area), Arg::Int(inner_out)];
             let args = [&[Arg::At(to), Arg::At(target.address())], numbers.as_slice()].concat();
             placed.gpu.0.kernels.launch(self.stream, Launch { name, grid, block, shared: 0 }, &args)?;
         }

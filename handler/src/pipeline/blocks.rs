@@ -35,7 +35,8 @@ impl ResnetBlock {
         let shortcut = (channels_in != channels_out)
             .then(|| Conv::pointwise(channels_in, channels_out, params.pp("conv_shortcut")))
             .transpose()?;
-        let time = time_channels.map(|width| Linear::new(width, channels_out, params.pp("time_emb_proj"))).transpose()?;
+        let time =
+            time_channels.map(|width| Linear::new(width, channels_out, params.pp("time_emb_proj"))).transpose()?;
         Ok(Self {
             norm1: GroupNorm::new(norm.groups, channels_in, norm.eps, params.pp("norm1"))?,
             conv1: Conv::same3x3(channels_in, channels_out, params.pp("conv1"))?,

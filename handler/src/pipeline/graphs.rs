@@ -159,9 +159,9 @@ impl StepRecord {
         // The first step adds one and gets to 0.
         gpu.fill(&self.step, 0xFF)?;
         gpu.clear(&self.before)?;
-        let numbers = sums.iter().flat_map(|sums| {
-            [sums.clean_by_sample, sums.clean_by_output, sums.sample, sums.clean, sums.clean_before]
-        });
+        let numbers = sums
+            .iter()
+            .flat_map(|sums| [sums.clean_by_sample, sums.clean_by_output, sums.sample, sums.clean, sums.clean_before]);
         let bytes: Vec<u8> = numbers.flat_map(f32::to_le_bytes).collect();
         if !sums.is_empty() {
             self.sums.part(0, sums.len()).write(&bytes)?;

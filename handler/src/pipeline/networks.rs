@@ -69,7 +69,8 @@ impl Networks {
     pub(super) fn new(model: Model, compute: &Compute, size: (usize, usize)) -> Result<Self> {
         match compute {
             Compute::Cpu => {
-                let [text, unet, vae] = [&model.text_weights, &model.unet_weights, &model.vae_weights].map(Params::on_cpu);
+                let [text, unet, vae] =
+                    [&model.text_weights, &model.unet_weights, &model.vae_weights].map(Params::on_cpu);
                 Ok(Self {
                     text_encoder: TextEncoder::new(&model.text_config, text)?,
                     unet: Unet::new(&model.unet_config, unet)?,
@@ -98,8 +99,11 @@ impl Networks {
                 thread::scope(|scope| {
                     let filling = scope.spawn(|| {
                         let clock = Instant::now();
-                        let sources =
-                            [(&unet, &weights.unet_weights), (&text, &weights.text_weights), (&vae, &weights.vae_weights)];
+                        let sources = [
+                            (&unet, &weights.unet_weights),
+                            (&text, &weights.text_weights),
+                            (&vae, &weights.vae_weights),
+                        ];
                         gpu.enter()?;
                         sources.into_iter().try_for_each(|(placed, weights)| placed.fill(weights, None))?;
                         gpu.note("weights", clock);
@@ -160,7 +164,8 @@ impl Networks {
                 let overlays = plan.merge(unet_weights, text_weights)?;
                 let (text, unet) =
                     (text_weights.with_overlay(overlays.text_encoder), unet_weights.with_overlay(overlays.unet));
-                self.text_encoder = TextEncoder::new(&self.model.text_config, Params::on_cpu(&text)).map_err(arithmetic)?;
+                self.text_encoder =
+                    TextEncoder::new(&self.model.text_config, Params::on_cpu(&text)).map_err(arithmetic)?;
                 self.unet = Unet::new(&self.model.unet_config, Params::on_cpu(&unet)).map_err(arithmetic)?;
             }
             Place::Gpu(on_gpu) => {
@@ -231,13 +236,13 @@ impl OnGpu {
     fn apply(&mut self, mut plan: Plan, text: &Weights, unet: &Weights) -> std::result::Result<Weights, LoraError> {
         let gpu = self.unet.gpu();
         gpu.enter().and_then(|()| gpu.synchronize()).map_err(on_device)?;
-        for ((placed, weights), changed) in [(&self.text, text), (&self.unet, unet)].into_iter().zip(&mut self.changed) {
+        for ((placed, weights), changed) in [(&self.text, text), (&self.unet, unet)].into_iter().zip(&mut self.changed)
+        {
             placed.fill(weights, Some(changed)).map_err(on_device)?;
             changed.clear();
         }
-        let low_rank = plan.take_low_rank(|of_unet, name| {
-            if of_unet { &self.unet } else { &self.text }.takes_products(name)
-        });
+        let low_rank =
+            plan.take_low_rank(|of_unet, name| if of_unet { &self.unet } else { &self.text }.takes_products(name));
         for (placed, of_unet) in [(&self.text, false), (&self.unet, true)] {
             let ours: Vec<_> = low_rank.iter().filter(|product| product.of_unet == of_unet).collect();
             self.changed[usize::from(of_unet)].extend(ours.iter().map(|product| product.name.clone()));
@@ -247,7 +252,9 @@ impl OnGpu {
         self.unet.gpu().synchronize().map_err(on_device)?;
         let overlays = plan.merge(unet, text)?;
         let (text, unet) = (text.with_overlay(overlays.text_encoder), unet.with_overlay(overlays.unet));
-        for ((placed, weights), changed) in [(&self.text, &text), (&self.unet, &unet)].into_iter().zip(&mut self.changed) {
+        for ((placed, weights), changed) in
+            [(&self.text, &text), (&self.unet, &unet)].into_iter().zip(&mut self.changed)
+        {
             let merged: Vec<String> = weights.overlay().keys().filter(|name| placed.has(name)).cloned().collect();
             placed.fill(weights, Some(&merged)).map_err(on_device)?;
             changed.extend(merged);
@@ -286,7 +293,11 @@ impl Steps<'_> {
     pub(super) fn predict(&mut self, latents: &Tensor, step: usize) -> Result<Tensor> {
         match self {
             Self::Cpu { unet, prepared, guidance_scale } => {
-                let input = if guidance_scale.is_some() { Tensor::cat(&[latents, latents], 0)? } else { latents.contiguous()? };
+                let input = if guidance_scale.is_some() {
+                    Tensor::cat(&[latents, latents], 0)?
+                } else {
+                    latents.contiguous()?
+                };
                 let output = unet.forward(&Array::Cpu(input), &Step::Index(step), prepared)?;
                 let output = output.to_tensor()?;
                 Ok(guidance_scale.map_or(Ok(output.clone()), |scale| guide(&output, scale))?)

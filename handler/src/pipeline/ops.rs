@@ -134,9 +134,7 @@ impl Linear {
             (Form::Cpu(layers), Array::Cpu(xs)) => {
                 layers[0].forward(xs, onto.map(Array::cpu).transpose()?).map(Array::Cpu)
             }
-            (Form::Gpu(layer), Array::Gpu(xs)) => {
-                layer.forward(xs, onto.map(Array::gpu).transpose()?).map(Array::Gpu)
-            }
+            (Form::Gpu(layer), Array::Gpu(xs)) => layer.forward(xs, onto.map(Array::gpu).transpose()?).map(Array::Gpu),
             _ => Err(mixed()),
         }
     }

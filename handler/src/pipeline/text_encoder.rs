@@ -38,7 +38,8 @@ impl TextEncoder {
         let width = config.hidden_size;
         embeddings.checked(&[config.vocab_size, width], "token_embedding.weight")?;
         embeddings.checked(&[config.max_position_embeddings, width], "position_embedding.weight")?;
-        let layers = (0..config.num_hidden_layers).map(|layer| Layer::new(config, params.pp("encoder.layers").pp(layer)));
+        let layers =
+            (0..config.num_hidden_layers).map(|layer| Layer::new(config, params.pp("encoder.layers").pp(layer)));
         Ok(Self {
             layers: layers.collect::<CandleResult<_>>()?,
             final_layer_norm: LayerNorm::new(width, 1e-5, params.pp("final_layer_norm"))?,

@@ -52,7 +52,8 @@ impl Unet {
         let time_channels = first * 4;
         let norm = Norm { groups: config.norm_num_groups, eps: config.norm_eps };
         let bottom = channels.len() - 1;
-        let resnet = |name: &str| ResnetBlock::new(last, last, Some(time_channels), norm, params.pp("mid_block").pp(name));
+        let resnet =
+            |name: &str| ResnetBlock::new(last, last, Some(time_channels), norm, params.pp("mid_block").pp(name));
         let mid_attention = params.pp("mid_block.attentions.0");
         Ok(Self {
             time: TimeEmbedding::new(config, first, params.pp("time_embedding"))?,

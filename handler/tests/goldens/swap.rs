@@ -5,12 +5,11 @@ use anyhow::{Context, Result};
 use handler::{
     lora::{AppliedLora, Dora, Lora, Target, merge},
     pipeline::{
-        Pipeline, Request,
+        Compute, Pipeline, Request,
         noise::{DEFAULT_THREADS, Source},
         prompt::Weighting,
         scheduler::Kind,
         weights::Weights,
-        Compute,
     },
 };
 use std::{
@@ -51,9 +50,7 @@ fn latents(pipeline: &Pipeline) -> Result<Vec<f64>> {
 
 #[test]
 fn only_the_tensors_concerned_are_new() -> Result<()> {
-    let load = |part: &str, file: &str| {
-        anyhow::Ok(Weights::load(&model().join("easel-tiny").join(part), &[file])?)
-    };
+    let load = |part: &str, file: &str| anyhow::Ok(Weights::load(&model().join("easel-tiny").join(part), &[file])?);
     let unet = load("unet", "diffusion_pytorch_model.safetensors")?;
     let text_encoder = load("text_encoder", "model.safetensors")?;
     let target = Target::of_weights(&unet, &text_encoder);

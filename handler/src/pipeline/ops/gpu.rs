@@ -131,28 +131,64 @@ fn measured(out: Array, kernel: &str, first: &[Arg], sizes: impl Fn(usize) -> Ve
     let (batch, channels) = (out.dims()[0], out.columns());
     let rows = out.rows() / batch.max(1);
     let grouped = channels.is_multiple_of(USUAL_GROUPS);
-    let groups = if grouped { USUAL_GROUPS } else { 1 };
-    let (block, chunks) = over_rows(&gpu, batch, rows, channels);
-    let stats = gpu.scratch(&[batch, groups, 2], Dtype::F32)?;
-    let partials = gpu.scratch(&[batch, chunks, groups, 2], Dtype::F32)?;
-    let at = if grouped { stats.address() } else { 0 };
+    let groups = if grouped { USUAL_GROUPS } else { channels / LANES };
+    let resident = if kernel == "after_conv" { 2 } else { 3 };
+    let share = Share::new(&gpu, [batch, rows, channels, groups], resident)?;
+    let partials = if grouped { Some(gpu.scratch(&[batch, groups, share.chunks, 2], Dtype::F32)?) } else { None };
     let mut args = first.to_vec();
-    args.extend([Arg::At(partials.address()), Arg::At(gpu.counters()), Arg::At(at), Arg::Int(rows)]);
+    args.extend([Arg::At(partials.as_ref().map_or(0, Array::address)), Arg::Int(rows)]);
     let own = sizes(channels);
     args.extend(if own.is_empty() { vec![Arg::Int(channels)] } else { own });
-    args.extend([Arg::Int(groups), Arg::Int(chunks)]);
-    let name = format!("{kernel}_{}", out.dtype().name());
-    gpu.launch(Launch { name, grid: [chunks, batch, 1], block, shared: 0 }, &args)?;
-    Ok(if grouped { out.with_moments(Moments { array: stats.into(), groups }) } else { out })
+    args.extend([groups, share.vectors, share.height].map(Arg::Int));
+    gpu.launch(share.launch(format!("{kernel}_{}", out.dtype().name())), &args)?;
+    Ok(match partials {
+        Some(array) => out.with_moments(Moments { array: array.into(), groups }),
+        None => out,
+    })
 }
 
-/// Threads of a block in which each has 8 channels of some rows, and how many blocks share an image's rows.
-fn over_rows(gpu: &Gpu, batch: usize, rows: usize, channels: usize) -> (usize, usize) {
-    let vectors = channels / LANES;
-    let lanes = if vectors <= 256 { (256 / vectors).max(1) } else { 1 };
-    let block = (vectors * lanes).next_multiple_of(32);
-    let most = (2 * gpu.multiprocessors() / batch).max(1);
-    (block, rows.div_ceil(4 * lanes).clamp(1, most))
+/// How a map is shared out among the blocks of a kernel that measures or normalises groups: each has a slice of the
+/// channels, whole groups of them, and a chunk of an image's rows.
+struct Share {
+    batch: usize,
+    /// Eights of channels in a slice, and how many slices there are.
+    vectors: usize,
+    slices: usize,
+    /// Threads of a block: each has 8 channels of some rows.
+    block: usize,
+    /// Rows of a chunk, and how many chunks there are.
+    height: usize,
+    chunks: usize,
+}
+
+impl Share {
+    /// For two blocks to a multiprocessor, or as many as `resident` while their threads would have more than four rows.
+    fn new(gpu: &Gpu, [batch, rows, channels, groups]: [usize; 4], resident: usize) -> Result<Self> {
+        let each = channels / groups;
+        // The fewest channels that are whole groups and whole sectors of memory, or at least whole vectors.
+        let whole = |unit: u32| each << unit.saturating_sub(each.trailing_zeros());
+        let bundle = if channels.is_multiple_of(whole(4)) { whole(4) } else { whole(3) };
+        let bundles = channels / bundle;
+        let count = (1..bundles).find(|count| count * bundle >= 64 && bundles.is_multiple_of(*count));
+        let slice = bundle * count.unwrap_or(bundles);
+        let (vectors, slices) = (slice / LANES, channels / slice);
+        let threads = if each >= 7 || each == 4 { 320 } else { 64 };
+        if vectors > threads || slice / each > 128 {
+            return refused(format!("{groups} groups of {each} channels"));
+        }
+        let busy = |blocks: usize| (blocks * gpu.multiprocessors()).div_ceil((batch * slices).max(1));
+        let most = threads / vectors;
+        let lanes = rows.div_ceil(busy(2)).clamp((128 / vectors).clamp(1, most), most);
+        let least = busy(2).min(rows.div_ceil(lanes)).max(1);
+        let chunks = rows.div_ceil(4 * lanes).clamp(least, busy(resident).max(least));
+        let height = rows.div_ceil(chunks).max(1);
+        let block = (vectors * lanes).next_multiple_of(32);
+        Ok(Self { batch, vectors, slices, block, height, chunks: rows.div_ceil(height) })
+    }
+
+    fn launch(&self, name: String) -> Launch {
+        Launch { name, grid: [self.chunks, self.slices, self.batch], block: self.block, shared: 0 }
+    }
 }
 
 impl Linear {
@@ -232,8 +268,10 @@ impl LayerNorm {
             ..=640 => 16,
             _ => 32,
         };
-        let (block, name) = (256, format!("layer_norm_{}", xs.dtype().name()));
-        gpu.launch(Launch { name, grid: [(xs.rows() * sharing).div_ceil(block), 1, 1], block, shared: 0 }, &args)?;
+        let threads = xs.rows() * sharing;
+        let block = if threads < 128 * gpu.multiprocessors() { 64 } else { 128 };
+        let name = format!("layer_norm_{}", xs.dtype().name());
+        gpu.launch(Launch { name, grid: [threads.div_ceil(block), 1, 1], block, shared: 0 }, &args)?;
         Ok(out)
     }
 }
@@ -254,40 +292,28 @@ impl GroupNorm {
         };
         let out = gpu.scratch(xs.dims(), xs.dtype())?;
         let arrays = [xs, &*moments, &self.weight, &self.bias, &out].map(|array| Arg::At(array.address()));
-        let numbers = [
-            Arg::Int(rows),
-            Arg::Int(channels),
-            Arg::Int(self.groups),
-            Arg::Float(self.eps as f32),
-            Arg::Int(usize::from(silu)),
-        ];
-        let (block, chunks) = over_rows(gpu, batch, rows, channels);
-        let name = format!("group_norm_{}", xs.dtype().name());
-        gpu.launch(Launch { name, grid: [chunks, batch, 1], block, shared: 0 }, &[&arrays[..], &numbers].concat())?;
+        // In as many chunks as they were taken in.
+        let chunks = moments.dims()[2];
+        let share = Share::new(gpu, [batch, rows, channels, self.groups], 3)?;
+        let mut args = arrays.to_vec();
+        args.extend([rows, channels, self.groups, chunks, rows.div_ceil(chunks.max(1)), share.vectors].map(Arg::Int));
+        args.extend([Arg::Float(self.eps as f32), Arg::Int(usize::from(silu))]);
+        gpu.launch(share.launch(format!("group_norm_{}", xs.dtype().name())), &args)?;
         Ok(out)
     }
 }
 
+/// Moments of each image's groups, chunk by chunk of its rows: `[batch, groups, chunks, 2]`.
 fn moments(xs: &Array, groups: usize) -> Result<Array> {
     let gpu = xs.gpu();
     let (batch, channels) = (xs.dims()[0], xs.columns());
     let rows = xs.rows() / batch.max(1);
-    let (block, chunks) = over_rows(gpu, batch, rows, channels);
-    let stats = gpu.scratch(&[batch, groups, 2], Dtype::F32)?;
-    let partials = gpu.scratch(&[batch, chunks, groups, 2], Dtype::F32)?;
-    let args = [
-        Arg::At(xs.address()),
-        Arg::At(partials.address()),
-        Arg::At(gpu.counters()),
-        Arg::At(stats.address()),
-        Arg::Int(rows),
-        Arg::Int(channels),
-        Arg::Int(groups),
-        Arg::Int(chunks),
-    ];
-    let name = format!("moments_{}", xs.dtype().name());
-    gpu.launch(Launch { name, grid: [chunks, batch, 1], block, shared: 0 }, &args)?;
-    Ok(stats)
+    let share = Share::new(gpu, [batch, rows, channels, groups], 3)?;
+    let partials = gpu.scratch(&[batch, groups, share.chunks, 2], Dtype::F32)?;
+    let mut args = [xs, &partials].map(|array| Arg::At(array.address())).to_vec();
+    args.extend([rows, channels, groups, share.vectors, share.height].map(Arg::Int));
+    gpu.launch(share.launch(format!("moments_{}", xs.dtype().name())), &args)?;
+    Ok(partials)
 }
 
 /// A kernel over all elements, 8 at a time.
@@ -307,7 +333,10 @@ pub(super) fn geglu(xs: &Array) -> Result<Array> {
         *last = width;
     }
     let out = xs.gpu().scratch(&dims, xs.dtype())?;
-    each("geglu", &[xs], &out, &[Arg::Long(xs.rows()), Arg::Int(width)])?;
+    let args = [Arg::At(xs.address()), Arg::At(out.address()), Arg::Long(xs.rows()), Arg::Int(width)];
+    // Two vectors to a thread.
+    let (blocks, name) = (out.count().div_ceil(2 * LANES * 256), format!("geglu_{}", out.dtype().name()));
+    out.gpu().launch(Launch { name, grid: [blocks, 1, 1], block: 256, shared: 0 }, &args)?;
     Ok(out)
 }
 
@@ -352,7 +381,8 @@ pub(super) fn upsample(xs: &Array, height: usize, width: usize) -> Result<Array>
     let sizes = [from_height, from_width, height, width, channels].map(Arg::Int);
     let blocks = (height * width * channels / LANES).div_ceil(256);
     let name = format!("upsample_nearest_{}", xs.dtype().name());
-    xs.gpu().launch(Launch { name, grid: [blocks, batch, 1], block: 256, shared: 0 }, &[&arrays[..], &sizes].concat())?;
+    xs.gpu()
+        .launch(Launch { name, grid: [blocks, batch, 1], block: 256, shared: 0 }, &[&arrays[..], &sizes].concat())?;
     Ok(out)
 }
 

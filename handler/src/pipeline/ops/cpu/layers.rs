@@ -53,7 +53,12 @@ impl Conv {
     }
 
     /// Plus `shift`, `[1, out]` or `[batch, out]`, at every place, and `onto`.
-    pub(in super::super) fn forward(&self, xs: &Tensor, shift: Option<&Tensor>, onto: Option<&Tensor>) -> Result<Tensor> {
+    pub(in super::super) fn forward(
+        &self,
+        xs: &Tensor,
+        shift: Option<&Tensor>,
+        onto: Option<&Tensor>,
+    ) -> Result<Tensor> {
         let after = After { bias: &self.bias, shift, onto };
         conv::conv(xs, &self.weight, self.window, self.kernels.as_deref(), after)
     }

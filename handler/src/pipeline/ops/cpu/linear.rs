@@ -8,12 +8,7 @@ use rayon::prelude::*;
 const PIECE: usize = 64 << 10;
 
 /// `xs @ weight^T`, plus the bias, plus `onto`. Input `[..., in]`, weight `[out, in]`, bias `[out]`; `onto` has the output's shape.
-pub(super) fn linear(
-    xs: &Tensor,
-    weight: &Tensor,
-    bias: Option<&Tensor>,
-    onto: Option<&Tensor>,
-) -> Result<Tensor> {
+pub(super) fn linear(xs: &Tensor, weight: &Tensor, bias: Option<&Tensor>, onto: Option<&Tensor>) -> Result<Tensor> {
     let (out, depth) = weight.dims2()?;
     let mut dims = xs.dims().to_vec();
     let last = dims.len() - 1;

@@ -129,7 +129,8 @@ fn attention_is_candles() {
         let plain = all(&|head| softmax_last_dim(&scores(head)).unwrap().matmul(&part(&v, head)).unwrap());
         assert!(difference(&attention(&q, &k, &v, heads).unwrap(), &plain.unwrap()) < 3e-6);
         if tokens == others && tokens < 100 {
-            let seen = Tensor::tril2(tokens, DType::U8, &Device::Cpu).unwrap().broadcast_as((2, tokens, tokens)).unwrap();
+            let seen =
+                Tensor::tril2(tokens, DType::U8, &Device::Cpu).unwrap().broadcast_as((2, tokens, tokens)).unwrap();
             let none = Tensor::full(f32::NEG_INFINITY, (2, tokens, tokens), &Device::Cpu).unwrap();
             let masked = |head| softmax_last_dim(&seen.where_cond(&scores(head), &none).unwrap()).unwrap();
             let plain = all(&|head| masked(head).matmul(&part(&v, head)).unwrap());

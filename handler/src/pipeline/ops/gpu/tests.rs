@@ -86,7 +86,13 @@ fn in_each_dtype(test: impl Fn(Dtype)) {
 fn gpu_convolution_is_the_cpus() {
     in_each_dtype(|dtype| {
         // Batch, channels in and out, height, width; the last are narrow on purpose.
-        let cases = [(2, 320, 320, 64, 64), (2, 1280, 640, 16, 24), (1, 4, 320, 64, 64), (2, 320, 4, 32, 32), (1, 64, 96, 9, 7)];
+        let cases = [
+            (2, 320, 320, 64, 64),
+            (2, 1280, 640, 16, 24),
+            (1, 4, 320, 64, 64),
+            (2, 320, 4, 32, 32),
+            (1, 64, 96, 9, 7),
+        ];
         for (batch, inner, outer, height, width) in cases {
             let gain = (inner as f64 * 9.0).powf(-0.5);
             let weight = |side: usize| rounded(&(draw(&[outer, inner, side, side], dtype) * gain).unwrap(), dtype);
@@ -94,7 +100,8 @@ fn gpu_convolution_is_the_cpus() {
             let on_gpu = map_to_gpu(&xs, dtype);
             let bias = draw(&[outer], dtype);
             let name = format!("{inner} to {outer} at {height}x{width}");
-            let (cpu, gpu) = both(dtype, &[("weight", weight(3)), ("bias", bias.clone())], |p| Conv::same3x3(inner, outer, p));
+            let (cpu, gpu) =
+                both(dtype, &[("weight", weight(3)), ("bias", bias.clone())], |p| Conv::same3x3(inner, outer, p));
             let plain = cpu.forward(&Array::Cpu(xs.clone())).unwrap().to_tensor().unwrap();
             check(&format!("3x3 {name}"), dtype, &map_to_cpu(&gpu.forward(&on_gpu).unwrap(), outer), &plain);
             let onto = draw(plain.dims(), dtype);
@@ -106,12 +113,19 @@ fn gpu_convolution_is_the_cpus() {
                 counter.write(&2i32.to_le_bytes()).unwrap();
                 let shifted = gpu.forward_shifted(&on_gpu, &to_gpu(&table, dtype), &Step::Counter(counter)).unwrap();
                 let row = table.narrow(0, 2, 1).unwrap().reshape((1, outer, 1, 1)).unwrap();
-                check(&format!("3x3 shifted {name}"), dtype, &map_to_cpu(&shifted, outer), &plain.broadcast_add(&row).unwrap());
+                check(
+                    &format!("3x3 shifted {name}"),
+                    dtype,
+                    &map_to_cpu(&shifted, outer),
+                    &plain.broadcast_add(&row).unwrap(),
+                );
             }
-            let (cpu, gpu) = both(dtype, &[("weight", weight(3)), ("bias", bias.clone())], |p| Conv::half3x3(inner, outer, p));
+            let (cpu, gpu) =
+                both(dtype, &[("weight", weight(3)), ("bias", bias.clone())], |p| Conv::half3x3(inner, outer, p));
             let plain = cpu.forward(&Array::Cpu(xs.clone())).unwrap().to_tensor().unwrap();
             check(&format!("half {name}"), dtype, &map_to_cpu(&gpu.forward(&on_gpu).unwrap(), outer), &plain);
-            let (cpu, gpu) = both(dtype, &[("weight", weight(1)), ("bias", bias)], |p| Conv::pointwise(inner, outer, p));
+            let (cpu, gpu) =
+                both(dtype, &[("weight", weight(1)), ("bias", bias)], |p| Conv::pointwise(inner, outer, p));
             let plain = cpu.forward(&Array::Cpu(xs)).unwrap().to_tensor().unwrap();
             let onto = draw(plain.dims(), dtype);
             let sum = gpu.forward_onto(&on_gpu, &map_to_gpu(&onto, dtype)).unwrap();
@@ -128,12 +142,14 @@ fn gpu_linear_layers_are_the_cpus() {
             let tensors = [("weight", rounded(&weight, dtype)), ("bias", draw(&[outer], dtype))];
             let (xs, onto) = (draw(&[2, rows, inner], dtype), draw(&[2, rows, outer], dtype));
             let (cpu, gpu) = both(dtype, &tensors, |p| Linear::new(inner, outer, p));
-            let plain = cpu.forward_onto(&Array::Cpu(xs.clone()), &Array::Cpu(onto.clone())).unwrap().to_tensor().unwrap();
+            let plain =
+                cpu.forward_onto(&Array::Cpu(xs.clone()), &Array::Cpu(onto.clone())).unwrap().to_tensor().unwrap();
             let ours = gpu.forward_onto(&to_gpu(&xs, dtype), &to_gpu(&onto, dtype)).unwrap().to_tensor().unwrap();
             check(&format!("linear {rows} x {inner} to {outer}"), dtype, &ours, &plain);
         }
         let parts = ["a.weight", "b.weight", "c.weight"].map(|name| (name, draw(&[64, 40], dtype)));
-        let (cpu, gpu) = both(dtype, &parts, |p| Linear::packed(40, 64, false, &["a", "b", "c"].map(|part| p.pp(part))));
+        let (cpu, gpu) =
+            both(dtype, &parts, |p| Linear::packed(40, 64, false, &["a", "b", "c"].map(|part| p.pp(part))));
         let xs = draw(&[2, 9, 40], dtype);
         let plain = cpu.forward_each(&Array::Cpu(xs.clone())).unwrap();
         for (index, (ours, plain)) in gpu.forward_each(&to_gpu(&xs, dtype)).unwrap().iter().zip(&plain).enumerate() {
@@ -163,14 +179,24 @@ fn gpu_norms_are_the_cpus() {
             let joined = join(&map_to_gpu(&halves[0], dtype), &map_to_gpu(&halves[1], dtype)).unwrap();
             check(&format!("join {name}"), dtype, &map_to_cpu(&joined, channels), &xs);
             let ours = map_to_cpu(&gpu.forward_silu(&joined).unwrap(), channels);
-            check(&format!("joined norm {name}"), dtype, &ours, &cpu.forward_silu(&plain).unwrap().to_tensor().unwrap());
+            check(
+                &format!("joined norm {name}"),
+                dtype,
+                &ours,
+                &cpu.forward_silu(&plain).unwrap().to_tensor().unwrap(),
+            );
         }
         for (rows, channels) in [(4096, 320), (77, 768), (64, 1280), (3, 64)] {
             let xs = rounded(&(draw(&[2, rows, channels], dtype) + 1.0).unwrap(), dtype);
             let tensors = [("weight", draw(&[channels], dtype)), ("bias", draw(&[channels], dtype))];
             let (cpu, gpu) = both(dtype, &tensors, |p| LayerNorm::new(channels, 1e-5, p));
             let ours = gpu.forward(&to_gpu(&xs, dtype)).unwrap().to_tensor().unwrap();
-            check(&format!("layer norm {rows} x {channels}"), dtype, &ours, cpu.forward(&Array::Cpu(xs)).unwrap().cpu().unwrap());
+            check(
+                &format!("layer norm {rows} x {channels}"),
+                dtype,
+                &ours,
+                cpu.forward(&Array::Cpu(xs)).unwrap().cpu().unwrap(),
+            );
         }
     });
 }
@@ -191,16 +217,23 @@ fn gpu_attention_is_the_cpus() {
         ];
         for (tokens, others, heads, channels) in cases {
             let [q, k, v] = [tokens, others, others].map(|length| draw(&[2, length, channels], dtype));
-            let plain = attention(&Array::Cpu(q.clone()), &Array::Cpu(k.clone()), &Array::Cpu(v.clone()), heads).unwrap();
+            let plain =
+                attention(&Array::Cpu(q.clone()), &Array::Cpu(k.clone()), &Array::Cpu(v.clone()), heads).unwrap();
             let [q, k, v] = [q, k, v].map(|tensor| to_gpu(&tensor, dtype));
             let ours = attention(&q, &k, &v, heads).unwrap().to_tensor().unwrap();
             let name = format!("attention {tokens} x {others} of {channels} in {heads}");
             check(&name, dtype, &ours, plain.cpu().unwrap());
         }
         let [q, k, v] = [0; 3].map(|_| draw(&[2, 77, 768], dtype));
-        let plain = causal_attention(&Array::Cpu(q.clone()), &Array::Cpu(k.clone()), &Array::Cpu(v.clone()), 12).unwrap();
+        let plain =
+            causal_attention(&Array::Cpu(q.clone()), &Array::Cpu(k.clone()), &Array::Cpu(v.clone()), 12).unwrap();
         let [q, k, v] = [q, k, v].map(|tensor| to_gpu(&tensor, dtype));
-        check("causal attention", dtype, &causal_attention(&q, &k, &v, 12).unwrap().to_tensor().unwrap(), plain.cpu().unwrap());
+        check(
+            "causal attention",
+            dtype,
+            &causal_attention(&q, &k, &v, 12).unwrap().to_tensor().unwrap(),
+            plain.cpu().unwrap(),
+        );
     });
 }
 
@@ -218,7 +251,12 @@ fn gpu_pointwise_operations_are_the_cpus() {
         for (height, width) in [(18, 14), (17, 13)] {
             let map = draw(&[2, 16, 9, 7], dtype);
             let ours = upsample(&map_to_gpu(&map, dtype), height, width).unwrap();
-            check("upsample", dtype, &map_to_cpu(&ours, 16), upsample(&Array::Cpu(map), height, width).unwrap().cpu().unwrap());
+            check(
+                "upsample",
+                dtype,
+                &map_to_cpu(&ours, 16),
+                upsample(&Array::Cpu(map), height, width).unwrap().cpu().unwrap(),
+            );
         }
     });
 }
