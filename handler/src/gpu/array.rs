@@ -19,10 +19,10 @@ pub(crate) struct Array {
     moments: Option<Moments>,
 }
 
-/// Mean and variance of each group of channels of each image.
+/// Mean and sum of squared deviations of each group of channels of each image, in parts.
 #[derive(Clone)]
 pub(crate) struct Moments {
-    /// f32, `[images, groups, 2]`.
+    /// f32, `[images, groups, chunks of rows, 2]`.
     pub array: Arc<Array>,
     /// Groups of channels.
     pub groups: usize,

@@ -58,7 +58,20 @@ pub(crate) enum Arg {
 }
 
 /// Kernels that wait by themselves for the one before them (`griddepcontrol.wait`), so that they may be started early.
-const WAITING: [&str; 0] = [];
+const WAITING: [&str; 12] = [
+    "after_conv_",
+    "join_",
+    "moments_",
+    "group_norm_",
+    "layer_norm_",
+    "silu_",
+    "quick_gelu_",
+    "add_",
+    "upsample_nearest_",
+    "geglu_f16",
+    "geglu_bf16",
+    "geglu_f32",
+];
 
 pub(super) struct Kernels {
     /// Whether the GPU starts kernels early: from Hopper on.

@@ -45,8 +45,6 @@ use tuned::Tuned;
 
 /// What cuBLASLt may use to sum in parts.
 const MATMUL_WORKSPACE: usize = 32 << 20;
-/// Images whose moments can be taken at once.
-const COUNTERS: usize = 256;
 
 /// Floating-point type of weights and activations.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -99,7 +97,6 @@ struct Inner {
     lanes: Mutex<Vec<Lane>>,
     /// A LoRA's factors on their way.
     factors: Mutex<Option<Pinned>>,
-    counters: OnceLock<Array>,
     tuned: Mutex<Tuned>,
     meter: Arc<Meter>,
     opening: Mutex<Vec<(&'static str, Duration)>>,
@@ -181,14 +178,10 @@ impl Gpu {
             convolutions: OnceLock::new(),
             lanes: Mutex::default(),
             factors: Mutex::default(),
-            counters: OnceLock::new(),
             tuned: Mutex::default(),
             meter: meter.clone(),
             opening: Mutex::default(),
         }));
-        let counters = gpu.resident(&[COUNTERS], Dtype::F32)?;
-        gpu.clear(&counters)?;
-        let _ = gpu.0.counters.set(counters);
         lap("memory");
         *lock(&gpu.0.opening) = opening;
         Ok(gpu)
@@ -338,10 +331,6 @@ impl Gpu {
         };
         // SAFETY: rows of arrays that are alive until the stream has passed them.
         check("cuMemcpy2DAsync", unsafe { sys::cuMemcpy2DAsync_v2(&copy, self.0.stream) })
-    }
-
-    pub(crate) fn counters(&self) -> u64 {
-        self.0.counters.get().map_or(0, Array::address)
     }
 
     pub(crate) fn matmuls(&self) -> Result<MutexGuard<'_, Matmuls>> {

@@ -264,8 +264,8 @@ impl LayerNorm {
         let args = [&[xs_at, weight, bias, out_at], sizes.as_slice()].concat();
         // Threads that share a row, as the kernel has them.
         let sharing = match xs.columns() {
-            ..=320 => 8,
-            ..=640 => 16,
+            0..=320 => 8,
+            321..=640 => 16,
             _ => 32,
         };
         let threads = xs.rows() * sharing;
