@@ -9,6 +9,8 @@ use std::process::{Command, Output};
 use std::thread;
 
 const KERNELS: [&str; 5] = ["attention", "norm", "place", "pointwise", "steps"];
+/// Those for Hopper alone, whose instructions no other architecture has.
+const HOPPER_KERNELS: [&str; 1] = ["geglu_hopper"];
 const ARCHITECTURES: &str = "75,80,86,89,90";
 const NO_COMPILER: &str = "the feature cuda needs nvcc 12.8 or later: set NVCC or CUDA_HOME";
 
@@ -18,7 +20,7 @@ fn main() {
         return;
     }
     println!("cargo:rerun-if-changed=kernels/common.cuh");
-    for name in KERNELS {
+    for name in KERNELS.iter().chain(&HOPPER_KERNELS) {
         println!("cargo:rerun-if-changed=kernels/{name}.cu");
     }
     for name in ["NVCC", "CUDA_HOME", "EASEL_CUDA_ARCHS"] {
@@ -26,11 +28,13 @@ fn main() {
     }
     let Some(out) = env::var_os("OUT_DIR").map(PathBuf::from) else { panic!("OUT_DIR is not set") };
     let compiler = compiler();
-    let options = options(&compiler);
+    let (common, architectures) = (common(&compiler), architectures());
+    let hopper = vec!["-gencode=arch=compute_90a,code=sm_90a".to_string()];
     thread::scope(|scope| {
-        for name in KERNELS {
-            let (compiler, options, out) = (&compiler, &options, &out);
-            scope.spawn(move || compile(compiler, options, name, out));
+        let all = KERNELS.iter().map(|name| (name, &architectures));
+        for (name, architectures) in all.chain(HOPPER_KERNELS.iter().map(|name| (name, &hopper))) {
+            let (compiler, out, options) = (&compiler, &out, [common.as_slice(), architectures].concat());
+            scope.spawn(move || compile(compiler, &options, name, out));
         }
     });
 }
@@ -41,21 +45,25 @@ fn compiler() -> PathBuf {
     set("NVCC").or_else(|| set("CUDA_HOME").map(|home| home.join("bin").join("nvcc"))).unwrap_or_else(|| "nvcc".into())
 }
 
-/// Options common to all files: machine code for each architecture, and PTX of the last for newer ones.
-fn options(compiler: &Path) -> Vec<String> {
+/// Options common to all files.
+fn common(compiler: &Path) -> Vec<String> {
     let mut options: Vec<String> = ["-fatbin", "-O3", "-std=c++17"].map(String::from).into();
-    let chosen = env::var("EASEL_CUDA_ARCHS").ok().filter(|list| !list.trim().is_empty());
-    let chosen = chosen.as_deref().unwrap_or(ARCHITECTURES);
-    let architectures: Vec<&str> = chosen.split([',', ' ']).map(str::trim).filter(|name| !name.is_empty()).collect();
-    for name in &architectures {
-        options.push(format!("-gencode=arch=compute_{name},code=sm_{name}"));
-    }
-    if let Some(name) = architectures.last() {
-        options.push(format!("-gencode=arch=compute_{name},code=compute_{name}"));
-    }
     let help = run(Command::new(compiler).arg("--help"));
     if String::from_utf8_lossy(&help.stdout).contains("--compress-mode") {
         options.push("--compress-mode=size".into());
+    }
+    options
+}
+
+/// Machine code for each architecture, and PTX of the last for newer ones.
+fn architectures() -> Vec<String> {
+    let chosen = env::var("EASEL_CUDA_ARCHS").ok().filter(|list| !list.trim().is_empty());
+    let chosen = chosen.as_deref().unwrap_or(ARCHITECTURES);
+    let names: Vec<&str> = chosen.split([',', ' ']).map(str::trim).filter(|name| !name.is_empty()).collect();
+    let mut options: Vec<String> =
+        names.iter().map(|name| format!("-gencode=arch=compute_{name},code=sm_{name}")).collect();
+    if let Some(name) = names.last() {
+        options.push(format!("-gencode=arch=compute_{name},code=compute_{name}"));
     }
     options
 }

@@ -4,7 +4,7 @@
 //
 // with the exact (erf) GELU (Hendrycks, Gimpel 2016; Shazeer 2020, "GLU variants improve transformer"). x [rows, K],
 // w [2C, K], bias [2C] and out [rows, C] are f16 or bf16, row-major; sums and the GELU are in f32, and a value is
-// rounded once. K is a multiple of 64, C of the tile's columns (40, 80, 128 or 160); any number of rows from 1. Base
+// rounded once. K is a multiple of 64, C of the tile's columns (128 or 160); any number of rows from 1. Base
 // addresses are multiples of 16 bytes.
 //
 // A block makes a tile of 128 rows by BC columns: the BC rows of w's value half and the BC matching rows of its gate
@@ -12,16 +12,9 @@
 // multiply, 64 rows each; the third fills a ring of stages of 64 k. Blocks are persistent: they walk over the tiles,
 // rows fastest, with the whole grid.
 //
-// Entries (T: f16, bf16; block = (384, 1, 1)); dynamic shared memory, tiles = ceil(rows / 128) * (C / BC):
+// Entries (T: f16, bf16; block = (384, 1, 1)), with dynamic shared memory:
 //   linear_geglu_T        BC 128, 197760 bytes      linear_geglu_T_160    BC 160, 230528 bytes
-//   linear_geglu_T_80     BC  80, 222336 bytes      linear_geglu_T_40     BC  40, 214144 bytes
-//     cp.async; no tensor maps. grid = (min(tiles, multiprocessors), 1, 1).
-//   the same with _tma    bulk tensor copies; two more arguments, tensor maps of x and w. Same grid and bytes.
-//   linear_geglu_T_pair, linear_geglu_T_160_pair
-//     bulk tensor copies, clusters of two blocks that hold tiles of different rows and share w's tile by multicast.
-//     grid = (2 * min(ceil(rows / 256) * (C / BC), multiprocessors / 2), 1, 1). Same bytes.
-// Tensor maps: two dimensions, element type T, dimensions {K, rows} for x and {K, 2C} for w, stride {2K bytes}, boxes
-// {64, 128} for x and {64, BC} for w, element strides {1, 1}, no interleave, swizzle of 128 bytes, zeros outside.
+// grid = (min(tiles, multiprocessors), 1, 1) with tiles = ceil(rows / 128) * (C / BC); any grid is right.
 #include <stdint.h>
 
 #include "common.cuh"
@@ -35,16 +28,10 @@ constexpr int THREADS = 384;      // two multiplying warpgroups and one that loa
 constexpr int LEAD = 2;           // steps by which the first warpgroup starts ahead of the second
 constexpr int NAMED_BARRIER = 1;  // for that start
 
-enum Loader { CP_ASYNC, TMA, TMA_PAIR };
-
-struct alignas(64) TensorMap {
-    unsigned char bytes[128];
-};
-
 template <int BC> struct Shape {
     static constexpr int A_BYTES = BM * ROW, HALF_BYTES = BC * ROW, STAGE = A_BYTES + 2 * HALF_BYTES;
-    static constexpr int STAGES = BC == 40 ? 8 : BC == 80 ? 6 : 4;
-    static_assert(BC % 8 == 0 && STAGE % 1024 == 0 && HALF_BYTES % 1024 == 0);
+    static constexpr int STAGES = 4;
+    static_assert(BC % 16 == 0 && STAGE % 1024 == 0 && HALF_BYTES % 1024 == 0);
 };
 
 // ---- barriers in shared memory
@@ -73,50 +60,12 @@ __device__ __forceinline__ void barrier_arrive(uint32_t barrier) {
     asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(barrier) : "memory");
 }
 
-// Arrives at the barrier of the same place in block `rank` of the cluster.
-__device__ __forceinline__ void barrier_arrive_at(uint32_t barrier, int rank) {
-    asm volatile(
-        "{\n"
-        ".reg .b32 there;\n"
-        "mapa.shared::cluster.u32 there, %0, %1;\n"
-        "mbarrier.arrive.release.cluster.shared::cluster.b64 _, [there];\n"
-        "}\n" ::"r"(barrier),
-        "r"(rank)
-        : "memory");
-}
-
-__device__ __forceinline__ void barrier_arrive_expect(uint32_t barrier, int bytes) {
-    asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes) : "memory");
-}
-
-__device__ __forceinline__ void cluster_sync() {
-    asm volatile("barrier.cluster.arrive.release;\nbarrier.cluster.wait.acquire;" ::: "memory");
-}
-
 // ---- copies into shared memory
 
 // 16 bytes, or 16 zero bytes.
 __device__ __forceinline__ void copy16(uint32_t to, const char* from, bool inside) {
     const int bytes = inside ? 16 : 0;
     asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(bytes) : "memory");
-}
-
-// One box at element (k, row) of the tensor; its bytes count at the barrier.
-__device__ __forceinline__ void copy_box(uint32_t to, const TensorMap& map, int k, int row, uint32_t barrier) {
-    asm volatile(
-        "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%2, %3}], [%4];" ::"r"(
-            to),
-        "l"(reinterpret_cast<uint64_t>(&map)), "r"(k), "r"(row), "r"(barrier)
-        : "memory");
-}
-
-// The same box to the same place in both blocks of the cluster, and its bytes at the barrier of each.
-__device__ __forceinline__ void copy_box_to_both(uint32_t to, const TensorMap& map, int k, int row, uint32_t barrier) {
-    asm volatile(
-        "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster [%0], "
-        "[%1, {%2, %3}], [%4], %5;" ::"r"(to),
-        "l"(reinterpret_cast<uint64_t>(&map)), "r"(k), "r"(row), "r"(barrier), "h"(static_cast<uint16_t>(3))
-        : "memory");
 }
 
 // ---- wgmma
@@ -159,9 +108,7 @@ template <int PENDING> __device__ __forceinline__ void wgmma_wait() {
                  : "l"(a), "l"(b), "r"(add))
 
 #define WGMMA_SIZES(TYPE)                                                                                      \
-    if constexpr (N == 80) {                                                                                   \
-        WGMMA("80", TYPE, NAMES_0, "%40", "%41", "%42", SUMS_40(0));                                           \
-    } else if constexpr (N == 160) {                                                                           \
+    if constexpr (N == 160) {                                                                                  \
         WGMMA("160", TYPE, NAMES_0 NAMES_40, "%80", "%81", "%82", SUMS_40(0), SUMS_40(40));                    \
     } else {                                                                                                   \
         static_assert(N == 256);                                                                               \
@@ -254,7 +201,7 @@ __device__ __forceinline__ void load_by_threads(const Problem<T>& p, uint32_t ri
         const int row = tile % row_tiles * BM + first, column = tile / row_tiles * BC + first;
         const char* x = reinterpret_cast<const char*>(p.x) + row * pitch + piece * 16;
         const char* value = reinterpret_cast<const char*>(p.w) + column * pitch + piece * 16;
-        const long long to_gate = (p.C - (BC % 16 ? BC : 0)) * pitch;
+        const long long to_gate = p.C * pitch;
         for (int k = 0; k < p.K; k += BK) {
             barrier_wait(empty + 8 * at.stage, at.parity ^ 1);
             uint32_t to = ring + at.stage * S::STAGE + place;
@@ -262,18 +209,11 @@ __device__ __forceinline__ void load_by_threads(const Problem<T>& p, uint32_t ri
 #pragma unroll
             for (int i = 0; i < BM / 16; ++i, to += 16 * ROW, from += hop) copy16(to, from, row + 16 * i < p.rows);
             from = value;
-            if constexpr (BC % 16 == 0) {
 #pragma unroll 1
-                for (int half = 0; half < 2; ++half) {
+            for (int half = 0; half < 2; ++half) {
 #pragma unroll
-                    for (int i = 0; i < BC / 16; ++i, to += 16 * ROW, from += hop) copy16(to, from, true);
-                    from = value + to_gate;
-                }
-            } else {
-#pragma unroll
-                for (int i = 0; i < 2 * BC / 16; ++i, to += 16 * ROW, from += hop) {
-                    copy16(to, from + (first + 16 * i < BC ? 0 : to_gate), true);
-                }
+                for (int i = 0; i < BC / 16; ++i, to += 16 * ROW, from += hop) copy16(to, from, true);
+                from = value + to_gate;
             }
             asm volatile("cp.async.mbarrier.arrive.noinc.shared::cta.b64 [%0];" ::"r"(full + 8 * at.stage) : "memory");
             x += ROW;
@@ -282,32 +222,6 @@ __device__ __forceinline__ void load_by_threads(const Problem<T>& p, uint32_t ri
         }
     }
     asm volatile("cp.async.wait_all;" ::: "memory");
-}
-
-// Fills stages with bulk tensor copies, one thread. In a pair, block 0 copies w's value rows to both, 1 the gate rows.
-template <typename T, int BC, bool PAIR>
-__device__ __forceinline__ void load_by_boxes(const Problem<T>& p, const TensorMap& map_x, const TensorMap& map_w,
-                                              uint32_t ring, uint32_t full, uint32_t empty, int tiles, int row_tiles) {
-    using S = Shape<BC>;
-    constexpr int BLOCKS = PAIR ? 2 : 1;
-    const int rank = int(blockIdx.x) % BLOCKS;
-    Place<S::STAGES> at;
-    for (int tile = int(blockIdx.x) / BLOCKS; tile < tiles; tile += int(gridDim.x) / BLOCKS) {
-        const int row = (tile % row_tiles * BLOCKS + rank) * BM, column = tile / row_tiles * BC;
-        for (int k = 0; k < p.K; k += BK) {
-            barrier_wait(empty + 8 * at.stage, at.parity ^ 1);
-            const uint32_t to = ring + at.stage * S::STAGE, barrier = full + 8 * at.stage;
-            barrier_arrive_expect(barrier, S::STAGE);
-            copy_box(to, map_x, k, row, barrier);
-            if constexpr (PAIR) {
-                copy_box_to_both(to + S::A_BYTES + rank * S::HALF_BYTES, map_w, k, column + rank * p.C, barrier);
-            } else {
-                copy_box(to + S::A_BYTES, map_w, k, column, barrier);
-                copy_box(to + S::A_BYTES + S::HALF_BYTES, map_w, k, column + p.C, barrier);
-            }
-            at.next();
-        }
-    }
 }
 
 // Gates 64 rows by BC columns of sums, and stores them. row, column: those of the thread's first sum.
@@ -347,34 +261,29 @@ __device__ __forceinline__ void store_tile(const Problem<T>& p, const float (&su
 
 // Multiplies and stores the tiles' rows of one warpgroup. Its lead over the other lets one multiply while the other
 // stores.
-template <typename T, int BC, Loader LOADER>
+template <typename T, int BC>
 __device__ __forceinline__ void multiply(const Problem<T>& p, uint32_t ring, uint32_t full, uint32_t empty, int tiles,
                                          int row_tiles) {
     using S = Shape<BC>;
-    constexpr int BLOCKS = LOADER == TMA_PAIR ? 2 : 1;
     constexpr bool SPLIT = 2 * BC > 256;  // more columns than one wgmma has
     const int group = int(threadIdx.x) >> 7, lane = int(threadIdx.x) & 31, t = lane & 3;
-    const int rank = int(blockIdx.x) % BLOCKS, steps = p.K / BK, lead = min(LEAD, steps);
+    const int steps = p.K / BK, lead = min(LEAD, steps);
     const int my_row = group * 64 + ((int(threadIdx.x) >> 5) & 3) * 16 + (lane >> 2);
     const uint64_t a_0 = descriptor(ring + group * 64 * ROW), b_0 = descriptor(ring + S::A_BYTES);
     const auto release = [&](int stage) {
-        if constexpr (LOADER == TMA_PAIR) {
-            if (lane < 2) barrier_arrive_at(empty + 8 * stage, lane);
-        } else {
-            if (lane == 0) barrier_arrive(empty + 8 * stage);
-        }
+        if (lane == 0) barrier_arrive(empty + 8 * stage);
     };
 
     if (group == 1) asm volatile("bar.sync %0, 256;" ::"n"(NAMED_BARRIER) : "memory");
     bool ahead = group == 0;
     float sums[BC];  // values, then gates; d[4 j + i]: row + 8 (i / 2), column 8 j + 2 t + i % 2
     Place<S::STAGES> at;
-    for (int tile = int(blockIdx.x) / BLOCKS; tile < tiles; tile += int(gridDim.x) / BLOCKS) {
-        const int row = (tile % row_tiles * BLOCKS + rank) * BM + my_row, column = tile / row_tiles * BC;
+    for (int tile = int(blockIdx.x); tile < tiles; tile += int(gridDim.x)) {
+        const int row = tile % row_tiles * BM + my_row, column = tile / row_tiles * BC;
         int before = 0;
         for (int step = 0; step < steps; ++step) {
             barrier_wait(full + 8 * at.stage, at.parity);
-            if constexpr (LOADER == CP_ASYNC) asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+            asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
             const uint64_t hop = uint64_t(at.stage * (S::STAGE >> 4)), a = a_0 + hop, b = b_0 + hop;
             wgmma_fence();
 #pragma unroll
@@ -415,67 +324,40 @@ __device__ __forceinline__ void multiply(const Problem<T>& p, uint32_t ring, uin
     if (ahead) asm volatile("bar.arrive %0, 256;" ::"n"(NAMED_BARRIER) : "memory");  // no tile
 }
 
-template <typename T, int BC, Loader LOADER>
-__device__ __forceinline__ void linear_geglu_body(const Problem<T>& p, const TensorMap& map_x, const TensorMap& map_w) {
+template <typename T, int BC>
+__device__ __forceinline__ void linear_geglu_body(const Problem<T>& p) {
     using S = Shape<BC>;
-    constexpr int BLOCKS = LOADER == TMA_PAIR ? 2 : 1;
     extern __shared__ unsigned char shared[];
     const uint32_t ring = (uint32_t(__cvta_generic_to_shared(shared)) + 1023u) & ~1023u;
     const uint32_t full = ring + S::STAGES * S::STAGE, empty = full + 8 * S::STAGES;
-    const int row_tiles = (p.rows + BM * BLOCKS - 1) / (BM * BLOCKS), tiles = row_tiles * (p.C / BC);
+    const int row_tiles = (p.rows + BM - 1) / BM, tiles = row_tiles * (p.C / BC);
 
     if (threadIdx.x == 0) {
         for (int i = 0; i < S::STAGES; ++i) {
-            barrier_init(full + 8 * i, LOADER == CP_ASYNC ? 128 : 1);
-            barrier_init(empty + 8 * i, 8 * BLOCKS);  // the multiplying warps
+            barrier_init(full + 8 * i, 128);
+            barrier_init(empty + 8 * i, 8);  // the multiplying warps
         }
         asm volatile("fence.mbarrier_init.release.cluster;\nfence.proxy.async.shared::cta;" ::: "memory");
     }
     __syncthreads();
-    if constexpr (LOADER == TMA_PAIR) cluster_sync();
-
     if (threadIdx.x >= 256) {
         asm volatile("setmaxnreg.dec.sync.aligned.u32 40;");
-        if constexpr (LOADER == CP_ASYNC) {
-            load_by_threads<T, BC>(p, ring, full, empty, tiles, row_tiles);
-        } else {
-            if (threadIdx.x == 256) {
-                load_by_boxes<T, BC, LOADER == TMA_PAIR>(p, map_x, map_w, ring, full, empty, tiles, row_tiles);
-            }
-            __syncwarp();
-        }
+        load_by_threads<T, BC>(p, ring, full, empty, tiles, row_tiles);
     } else {
         asm volatile("setmaxnreg.inc.sync.aligned.u32 232;");
-        multiply<T, BC, LOADER>(p, ring, full, empty, tiles, row_tiles);
+        multiply<T, BC>(p, ring, full, empty, tiles, row_tiles);
     }
-    // Neither block ends while the other may write to its memory.
-    if constexpr (LOADER == TMA_PAIR) cluster_sync();
 }
 
 }  // namespace
 
-#define ENTRY(NAME, T, BC)                                                                                            \
-    extern "C" __global__ void __launch_bounds__(THREADS, 1)                                                          \
-        NAME(const T* x, const T* w, const T* bias, T* out, int rows, int K, int C) {                                 \
-        linear_geglu_body<T, BC, CP_ASYNC>({x, w, bias, out, rows, K, C}, TensorMap(), TensorMap());                  \
+#define ENTRY(NAME, T, BC)                                                            \
+    extern "C" __global__ void __launch_bounds__(THREADS, 1)                          \
+        NAME(const T* x, const T* w, const T* bias, T* out, int rows, int K, int C) { \
+        linear_geglu_body<T, BC>({x, w, bias, out, rows, K, C});                      \
     }
-#define ENTRY_TMA(NAME, T, BC, LOADER, CLUSTER)                                                                       \
-    extern "C" __global__ void CLUSTER __launch_bounds__(THREADS, 1)                                                  \
-        NAME(const T* x, const T* w, const T* bias, T* out, int rows, int K, int C,                                   \
-             const __grid_constant__ TensorMap map_x, const __grid_constant__ TensorMap map_w) {                      \
-        linear_geglu_body<T, BC, LOADER>({x, w, bias, out, rows, K, C}, map_x, map_w);                                \
-    }
-#define ENTRIES(SUFFIX, T)                                                                                            \
-    ENTRY(linear_geglu_##SUFFIX, T, 128)                                                                              \
-    ENTRY(linear_geglu_##SUFFIX##_160, T, 160)                                                                        \
-    ENTRY(linear_geglu_##SUFFIX##_80, T, 80)                                                                          \
-    ENTRY(linear_geglu_##SUFFIX##_40, T, 40)                                                                          \
-    ENTRY_TMA(linear_geglu_##SUFFIX##_tma, T, 128, TMA, )                                                             \
-    ENTRY_TMA(linear_geglu_##SUFFIX##_160_tma, T, 160, TMA, )                                                         \
-    ENTRY_TMA(linear_geglu_##SUFFIX##_80_tma, T, 80, TMA, )                                                           \
-    ENTRY_TMA(linear_geglu_##SUFFIX##_40_tma, T, 40, TMA, )                                                           \
-    ENTRY_TMA(linear_geglu_##SUFFIX##_pair, T, 128, TMA_PAIR, __cluster_dims__(2, 1, 1))                              \
-    ENTRY_TMA(linear_geglu_##SUFFIX##_160_pair, T, 160, TMA_PAIR, __cluster_dims__(2, 1, 1))
 
-ENTRIES(f16, half)
-ENTRIES(bf16, __nv_bfloat16)
+ENTRY(linear_geglu_f16, half, 128)
+ENTRY(linear_geglu_f16_160, half, 160)
+ENTRY(linear_geglu_bf16, __nv_bfloat16, 128)
+ENTRY(linear_geglu_bf16_160, __nv_bfloat16, 160)

@@ -24,6 +24,8 @@ use cudarc::cudnn::sys::{
 };
 use cudarc::driver::sys::CUstream;
 
+use serde::{Deserialize, Serialize};
+
 use super::Dtype;
 use super::error::{GpuError, Result};
 
@@ -39,7 +41,7 @@ const UIDS: [i64; 3] = [1, 2, 3];
 const ERRORS_TOLD: usize = 4;
 
 /// A convolution's shape: square kernel, cross-correlation, the same padding on all four sides, no dilation.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub(crate) struct Case {
     /// Type of x, w and y; sums are f32.
     pub(crate) dtype: Dtype,
@@ -137,6 +139,11 @@ impl Convolutions {
         }
         let handle = Handle::new(stream)?;
         Ok(Self { plans: HashMap::new(), firsts: Default::default(), handle })
+    }
+
+    /// Those that there are plans for.
+    pub(super) fn cases(&self) -> Vec<Case> {
+        self.plans.keys().copied().collect()
     }
 
     /// Bytes of workspace that `run` needs for this shape.

@@ -22,6 +22,11 @@ static IMAGES: [&[u8]; 5] = [
 ];
 #[cfg(not(feature = "cuda"))]
 static IMAGES: [&[u8]; 0] = [];
+/// For compute capability 9.0 alone.
+#[cfg(feature = "cuda")]
+static HOPPER_IMAGES: [&[u8]; 1] = [include_bytes!(concat!(env!("OUT_DIR"), "/geglu_hopper.fatbin"))];
+#[cfg(not(feature = "cuda"))]
+static HOPPER_IMAGES: [&[u8]; 0] = [];
 
 /// Shared memory that every kernel may have without asking.
 const SHARED_UNASKED: u32 = 48 << 10;
@@ -82,7 +87,7 @@ pub(super) struct Kernels {
 
 impl Kernels {
     /// Loads the images that fit this GPU; nothing is compiled where one was built for it.
-    pub(super) fn load(generation: usize) -> Result<Self> {
+    pub(super) fn load(generation: usize, is_hopper: bool) -> Result<Self> {
         let load = |image: &&[u8]| {
             let mut module = null_mut();
             // SAFETY: an image that nvcc made, whole in memory.
@@ -90,7 +95,8 @@ impl Kernels {
             Ok(module)
         };
         let launches_ahead = generation >= 9;
-        Ok(Self { launches_ahead, modules: IMAGES.iter().map(load).collect::<Result<_>>()?, found: Mutex::default() })
+        let images = IMAGES.iter().chain(HOPPER_IMAGES.iter().filter(|_| is_hopper));
+        Ok(Self { launches_ahead, modules: images.map(load).collect::<Result<_>>()?, found: Mutex::default() })
     }
 
     pub(super) fn launch(&self, stream: CUstream, launch: Launch, args: &[Arg]) -> Result<()> {

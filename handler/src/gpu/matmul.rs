@@ -161,11 +161,14 @@ struct Queue {
     workspace_bytes: usize,
 }
 
+/// An algorithm as the library keeps it.
+pub(super) type Algorithm = [u64; 8];
+
 /// The products of one stream, which share a workspace.
 #[derive(Debug)]
 pub(crate) struct Matmuls {
     plans: HashMap<Case, Plan>,
-    preferred: HashMap<Case, u32>,
+    preferred: HashMap<Case, Algorithm>,
     /// Whether a case without preference is tuned at its first run.
     tunes: bool,
     /// Spent on what only a case's first run needs: the plan, and loading its kernel.
@@ -248,8 +251,8 @@ impl Matmuls {
     }
 
     /// What is preferred, by case.
-    pub(super) fn choices(&self) -> Vec<(Case, u32)> {
-        self.preferred.iter().map(|(case, index)| (*case, *index)).collect()
+    pub(super) fn choices(&self) -> Vec<(Case, Algorithm)> {
+        self.preferred.iter().map(|(case, algorithm)| (*case, *algorithm)).collect()
     }
 
     /// Times up to `at_most` of the heuristics' results for a case, back to back with the same operands, and prefers
@@ -286,19 +289,21 @@ impl Matmuls {
         let fastest = times.iter().enumerate().min_by(|x, y| x.1.total_cmp(y.1));
         match (fastest, failure) {
             (Some((_, time)), Some(error)) if time.is_infinite() => return Err(error),
-            (Some((index, _)), _) => self.prefer(*case, index as u32),
+            (Some((index, _)), _) => {
+                if let Some(plan) = self.plans.get_mut(case) {
+                    plan.index = index;
+                    self.preferred.insert(*case, plan.algorithms[index].data);
+                }
+            }
             (None, _) => {}
         }
         Ok(times)
     }
 
-    /// Uses the heuristics' result at a position for a case, as `choices` gave it on such a GPU with this library; the
-    /// first where there are too few. Graphs that were captured keep theirs.
-    pub(crate) fn prefer(&mut self, case: Case, index: u32) {
-        self.preferred.insert(case, index);
-        if let Some(plan) = self.plans.get_mut(&case) {
-            plan.prefer(index);
-        }
+    /// Uses an algorithm for a case that has not been run, as `choices` gave it on such a GPU with this library. No heuristics are
+    /// asked then.
+    pub(super) fn prefer(&mut self, case: Case, algorithm: Algorithm) {
+        self.preferred.insert(case, algorithm);
     }
 
     /// The case's plan, made where there is none yet or where it asks more of the addresses than these give.
@@ -308,18 +313,15 @@ impl Matmuls {
         }
         let given = case.alignments(at);
         let (queue, preferred) = (self.queue, self.preferred.get(case).copied());
-        let make = |alignments| {
-            let mut plan = Plan::new(&queue, case, alignments)?;
-            plan.prefer(preferred.unwrap_or(0));
-            Ok(plan)
-        };
+        let make = |alignments, preferred| Plan::new(&queue, case, alignments, preferred);
         Ok(match self.plans.entry(*case) {
-            Entry::Vacant(entry) => entry.insert(make(given)?),
+            Entry::Vacant(entry) => entry.insert(make(given, preferred)?),
             Entry::Occupied(entry) => {
                 let plan = entry.into_mut();
                 let needed = plan.alignments.both(given);
                 if needed != plan.alignments {
-                    *plan = make(needed)?;
+                    // What was preferred may not do with less.
+                    *plan = make(needed, None)?;
                 }
                 plan
             }
@@ -343,7 +345,7 @@ struct Plan {
 }
 
 impl Plan {
-    fn new(queue: &Queue, case: &Case, alignments: Alignments) -> Result<Self> {
+    fn new(queue: &Queue, case: &Case, alignments: Alignments, preferred: Option<Algorithm>) -> Result<Self> {
         let out = data_type(case.out);
         let product = Product::new()?;
         product.set(Desc::CUBLASLT_MATMUL_DESC_TRANSA, if case.w_transposed { &AS_IS } else { &TRANSPOSED })?;
@@ -367,7 +369,10 @@ impl Plan {
             algorithms: Vec::new(),
             index: 0,
         };
-        plan.algorithms = plan.ask(queue)?;
+        plan.algorithms = match preferred {
+            Some(data) => vec![lt::cublasLtMatmulAlgo_t { data }],
+            None => plan.ask(queue)?,
+        };
         Ok(plan)
     }
 
@@ -416,11 +421,6 @@ impl Plan {
             return Err(GpuError::call(call, "no algorithm fits"));
         }
         Ok(algorithms)
-    }
-
-    fn prefer(&mut self, index: u32) {
-        let index = index as usize;
-        self.index = if index < self.algorithms.len() { index } else { 0 };
     }
 
     /// Enqueues the product with the algorithm at a position.

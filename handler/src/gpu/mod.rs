@@ -87,6 +87,7 @@ struct Inner {
     multiprocessors: usize,
     /// First number of the compute capability: 7 Turing, 8 Ampere and Ada, 9 Hopper.
     generation: usize,
+    is_hopper: bool,
     kernels: Kernels,
     /// Arrays that live for a while: weights, what graphs read and write.
     resident: Mutex<Arena>,
@@ -161,7 +162,9 @@ impl Gpu {
         // SAFETY: writes the stream's handle.
         check("cuStreamCreate", unsafe { sys::cuStreamCreate(&mut stream, flags) })?;
         let generation = attribute(device, CUdevice_attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR)?;
-        let kernels = Kernels::load(generation)?;
+        let minor = attribute(device, CUdevice_attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)?;
+        let is_hopper = (generation, minor) == (9, 0);
+        let kernels = Kernels::load(generation, is_hopper)?;
         lap("kernels");
         let meter = Arc::new(Meter::default());
         let arena = || Arena::new(device, meter.clone()).map(Mutex::new);
@@ -171,6 +174,7 @@ impl Gpu {
             name: device_name(device)?,
             multiprocessors: attribute(device, CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)?,
             generation,
+            is_hopper,
             kernels,
             resident: arena()?,
             scratch: arena()?,
@@ -247,6 +251,11 @@ impl Gpu {
             Dtype::BF16 => self.copies_ahead(),
             Dtype::F32 => false,
         }
+    }
+
+    /// Whether it has what kernels for Hopper need.
+    pub(crate) fn is_hopper(&self) -> bool {
+        self.0.is_hopper
     }
 
     /// Whether memory can be copied to a block while it computes: from Ampere on.

@@ -1,12 +1,12 @@
-//! Which of cuBLASLt's algorithms was fastest for each product here, kept in a file for the next start.
+//! Which of cuBLASLt's algorithms was fastest for each product here, kept in a file for the next start; and which convolutions there were.
 
-use super::{Gpu, Result, check, lock, matmul};
+use super::{Gpu, Result, check, conv, lock, matmul};
 use cudarc::{cublaslt::sys as lt, driver::sys};
 use serde::{Deserialize, Serialize};
 use std::{
     fs,
     path::{Path, PathBuf},
-    process,
+    process, thread,
 };
 
 /// A file of choices. They hold for one kind of GPU, one driver and one version of the library.
@@ -18,7 +18,9 @@ pub(super) struct Tuned {
 
 #[derive(Serialize, Deserialize)]
 struct Choices {
-    matmuls: Vec<(matmul::Case, u32)>,
+    matmuls: Vec<(matmul::Case, matmul::Algorithm)>,
+    /// Convolutions are not tuned; to know them is to plan them ahead.
+    convolutions: Vec<conv::Case>,
 }
 
 impl Gpu {
@@ -35,16 +37,23 @@ impl Gpu {
         let path = folder.join(format!("{name}-driver-{driver}-cublaslt-{library}.json"));
         let choices: Option<Choices> = fs::read(&path).ok().and_then(|text| serde_json::from_slice(&text).ok());
         let found = choices.is_some();
-        let known = choices.map_or(Vec::new(), |choices| choices.matmuls);
+        let (known, convolutions) = choices.map_or_else(Default::default, |known| (known.matmuls, known.convolutions));
         *lock(&self.0.tuned) = Tuned { path: Some(path), known: known.len() };
         known.into_iter().for_each(|(case, index)| matmuls.prefer(case, index));
         matmuls.tune_at_first();
+        drop(matmuls);
+        let gpu = self.clone();
+        thread::spawn(move || {
+            // Who needs one that cannot be planned hears of it.
+            let plan = |case: &conv::Case| gpu.convolutions()?.workspace(case).map(drop);
+            gpu.enter().and_then(|()| convolutions.iter().try_for_each(plan))
+        });
         Ok(found)
     }
 
     /// Writes the file anew if something was tuned since. A folder that cannot be written is no error: it is tuned again then.
     pub(crate) fn keep_tuned(&self) -> Result<()> {
-        let choices = Choices { matmuls: self.matmuls()?.choices() };
+        let choices = Choices { matmuls: self.matmuls()?.choices(), convolutions: self.convolutions()?.cases() };
         let mut tuned = lock(&self.0.tuned);
         let Some(path) = tuned.path.clone().filter(|_| choices.matmuls.len() > tuned.known) else { return Ok(()) };
         tuned.known = choices.matmuls.len();

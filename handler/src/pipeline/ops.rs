@@ -118,6 +118,14 @@ impl Linear {
         self.run(xs, Some(onto))
     }
 
+    /// Then the gated GELU, see [`geglu`].
+    pub(super) fn forward_geglu(&self, xs: &Array) -> Result<Array> {
+        match (&self.0, xs) {
+            (Form::Gpu(layer), Array::Gpu(xs)) => layer.forward_geglu(xs).map(Array::Gpu),
+            _ => geglu(&self.forward(xs)?),
+        }
+    }
+
     /// What each makes of `xs`.
     pub(super) fn forward_each(&self, xs: &Array) -> Result<Vec<Array>> {
         match (&self.0, xs) {

@@ -2,7 +2,7 @@
 
 use super::{
     blocks::Norm,
-    ops::{Array, Conv, GroupNorm, LayerNorm, Linear, add, attention, geglu, to_map, to_tokens},
+    ops::{Array, Conv, GroupNorm, LayerNorm, Linear, add, attention, to_map, to_tokens},
     params::Params,
 };
 use candle_core::{Error, Result};
@@ -116,8 +116,8 @@ impl Block {
     fn forward(&self, xs: &Array, prompt: &Prompt) -> Result<Array> {
         let xs = self.attn1.forward_onto(&self.norm1.forward(xs)?, xs)?;
         let xs = self.attn2.forward_onto(&self.norm2.forward(&xs)?, prompt, &xs)?;
-        let wide = self.widen.forward(&self.norm3.forward(&xs)?)?;
-        self.narrow.forward_onto(&geglu(&wide)?, &xs)
+        let gated = self.widen.forward_geglu(&self.norm3.forward(&xs)?)?;
+        self.narrow.forward_onto(&gated, &xs)
     }
 }
 

@@ -147,6 +147,17 @@ fn gpu_linear_layers_are_the_cpus() {
             let ours = gpu.forward_onto(&to_gpu(&xs, dtype), &to_gpu(&onto, dtype)).unwrap().to_tensor().unwrap();
             check(&format!("linear {rows} x {inner} to {outer}"), dtype, &ours, &plain);
         }
+        for (rows, inner, outer) in
+            [(4096, 320, 1280), (500, 640, 2560), (333, 1280, 5120), (20, 320, 1280), (300, 40, 64)]
+        {
+            let weight = (draw(&[2 * outer, inner], dtype) * (inner as f64).powf(-0.5)).unwrap();
+            let tensors = [("weight", rounded(&weight, dtype)), ("bias", draw(&[2 * outer], dtype))];
+            let xs = draw(&[1, rows, inner], dtype);
+            let (cpu, gpu) = both(dtype, &tensors, |p| Linear::new(inner, 2 * outer, p));
+            let plain = cpu.forward_geglu(&Array::Cpu(xs.clone())).unwrap().to_tensor().unwrap();
+            let ours = gpu.forward_geglu(&to_gpu(&xs, dtype)).unwrap().to_tensor().unwrap();
+            check(&format!("linear geglu {rows} x {inner} to {outer}"), dtype, &ours, &plain);
+        }
         let parts = ["a.weight", "b.weight", "c.weight"].map(|name| (name, draw(&[64, 40], dtype)));
         let (cpu, gpu) =
             both(dtype, &parts, |p| Linear::packed(40, 64, false, &["a", "b", "c"].map(|part| p.pp(part))));
