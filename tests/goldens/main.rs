@@ -9,20 +9,15 @@ mod seeds;
 mod semantics;
 
 use anyhow::{Context, Result};
-use candle_core::{DType, Device, Tensor};
+use candle_core::{Device, Tensor};
 use handler::{
     lora::{AppliedLora, Lora},
     pipeline::{
-        Pipeline, Request,
-        config::{TextEncoderConfig, UnetConfig, VaeConfig},
+        Compute, Pipeline, Request,
         noise::{Noise, Source},
         prompt::Weighting,
         scheduler::Kind,
-        text_encoder::TextEncoder,
         tokenizer::Tokenizer,
-        unet::Unet,
-        vae::VaeDecoder,
-        weights::Weights,
     },
 };
 use serde::{Deserialize, de::DeserializeOwned};
@@ -40,8 +35,6 @@ use tempfile::TempDir;
 const NETWORK_TOLERANCE: f64 = 1e-4;
 /// Least likeness of a picture, in dB.
 const LEAST_PSNR: f64 = 40.0;
-const UNET: [&str; 1] = ["diffusion_pytorch_model.safetensors"];
-const ENCODER: [&str; 1] = ["model.safetensors"];
 
 /// One model and what diffusers computes with it.
 struct Case {
@@ -79,10 +72,6 @@ impl Case {
 
     fn golden(&self, name: &str) -> Result<&Tensor> {
         self.tensors.get(name).with_context(|| format!("no golden value {name}"))
-    }
-
-    fn weights(&self, part: &str, names: &[&str]) -> Result<Weights> {
-        Ok(Weights::load(&self.folder.join(part), names, DType::F32, &Device::Cpu)?)
     }
 
     /// Fails when the output is too far from the golden value.
@@ -162,24 +151,21 @@ fn networks_agree(size: &str) -> Result<()> {
     let case = Case::load(size)?;
     let folder = &case.folder;
     let tokenizer = Tokenizer::load(folder, 77)?;
-    let weights = case.weights("text_encoder", &ENCODER)?;
-    let encoder = TextEncoder::new(&weights, &TextEncoderConfig::load(folder)?)?;
+    let pipeline = Pipeline::load(folder, &Compute::Cpu, (512, 512))?;
     for (index, prompt) in case.inputs.prompts.iter().enumerate() {
-        case.check(&format!("text_encoder/{index}"), &encoder.encode(&[&tokenizer.encode(prompt)?])?)?;
+        case.check(&format!("text_encoder/{index}"), &pipeline.embed(&[&tokenizer.encode(prompt)?])?)?;
     }
-    let unet = Unet::new(&UnetConfig::load(folder)?, case.weights("unet", &UNET)?.builder())?;
     let (latents, context) = (case.golden("latents")?, case.golden("text_encoder/1")?);
     // Euler's timesteps are fractions.
     for timestep in ["1", "500", "978.6122", "981", "999"] {
-        case.check(&format!("unet/{timestep}"), &unet.forward(latents, timestep.parse()?, context)?)?;
+        case.check(&format!("unet/{timestep}"), &pipeline.output(latents, timestep.parse()?, context)?)?;
     }
-    let vae = VaeDecoder::new(&VaeConfig::load(folder)?, case.weights("vae", &UNET)?.builder())?;
-    case.check("vae", &vae.decode(latents)?)
+    case.check("vae", &pipeline.decoded(latents)?)
 }
 
 fn pictures_agree(size: &str) -> Result<()> {
     let case = Case::load(size)?;
-    let mut pipeline = Pipeline::load(&case.folder, DType::F32, &Device::Cpu)?;
+    let mut pipeline = Pipeline::load(&case.folder, &Compute::Cpu, (512, 512))?;
     for (name, kind) in [("dpmsolver++", Kind::DpmSolverPlusPlus), ("euler", Kind::Euler)] {
         for (width, height) in [(64, 64), (64, 128)] {
             let key = format!("{name}/{width}x{height}");

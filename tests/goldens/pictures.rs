@@ -2,11 +2,10 @@
 
 use super::{LEAST_PSNR, psnr};
 use anyhow::{Context, Result, ensure};
-use candle_core::{DType, Device};
 use handler::{
     lora::{AppliedLora, Lora},
     pipeline::{
-        Pipeline, Request,
+        Compute, Pipeline, Request,
         noise::{DEFAULT_THREADS, Source},
         prompt::Weighting,
         scheduler::Kind,
@@ -97,7 +96,7 @@ pub(super) fn paint(
 fn easel_tiny_paints_from_a_seed_what_diffusers_paints() -> Result<()> {
     let here = Path::new(env!("CARGO_MANIFEST_DIR"));
     let About { cases } = serde_json::from_slice(&fs::read(here.join("goldens/pictures/pictures.json"))?)?;
-    let mut pipeline = Pipeline::load(&here.join("model/easel-tiny"), DType::F32, &Device::Cpu)?;
+    let mut pipeline = Pipeline::load(&here.join("model/easel-tiny"), &Compute::Cpu, (512, 512))?;
     ensure!(
         Kind::NAMES.iter().all(|(_, kind)| cases.iter().any(|case| case.scheduler == *kind)),
         "a scheduler has no picture"

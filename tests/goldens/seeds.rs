@@ -1,17 +1,14 @@
 //! Pictures from nothing but a seed, by every scheduler, and prompts with weights: against diffusers and transformers.
 
-use super::{ENCODER, LEAST_PSNR, NETWORK_TOLERANCE, goldens, psnr, relative_error, toy_model};
+use super::{LEAST_PSNR, NETWORK_TOLERANCE, goldens, psnr, relative_error, toy_model};
 use anyhow::{Context, Result};
-use candle_core::{DType, Device, Tensor};
+use candle_core::Tensor;
 use handler::pipeline::{
-    Pipeline, Request,
-    config::TextEncoderConfig,
+    Compute, Pipeline, Request,
     noise::{DEFAULT_THREADS, Source},
     prompt::Weighting,
     scheduler::Kind,
-    text_encoder::TextEncoder,
     tokenizer::Tokenizer,
-    weights::Weights,
 };
 use serde::Deserialize;
 use std::{collections::HashMap, ops::ControlFlow};
@@ -79,7 +76,7 @@ fn same_from_seed(pipeline: &Pipeline, tensors: &Tensors, inputs: &Inputs, key: 
 #[test]
 fn a_seed_paints_what_it_paints_in_diffusers() -> Result<()> {
     let (tensors, Seeds { inputs }) = goldens("seeds-tiny")?;
-    let pipeline = Pipeline::load(toy_model("tiny")?.path(), DType::F32, &Device::Cpu)?;
+    let pipeline = Pipeline::load(toy_model("tiny")?.path(), &Compute::Cpu, (512, 512))?;
     for (name, kind) in Kind::NAMES {
         same_from_seed(&pipeline, &tensors, &inputs, name)?;
         if kind.has_karras_sigmas() {
@@ -94,8 +91,7 @@ fn weights_in_a_prompt_do_what_they_do_in_the_web_ui() -> Result<()> {
     let (tensors, Prompts { prompts }) = goldens("prompts-tiny")?;
     let model = toy_model("tiny")?;
     let tokenizer = Tokenizer::load(model.path(), 77)?;
-    let weights = Weights::load(&model.path().join("text_encoder"), &ENCODER, DType::F32, &Device::Cpu)?;
-    let encoder = TextEncoder::new(&weights, &TextEncoderConfig::load(model.path())?)?;
+    let pipeline = Pipeline::load(model.path(), &Compute::Cpu, (512, 512))?;
     let check = |name: &str, ours: &Tensor| {
         let error = relative_error(ours, golden(&tensors, name)?)?;
         println!("prompt {name}: relative error {error:.1e}");
@@ -105,12 +101,12 @@ fn weights_in_a_prompt_do_what_they_do_in_the_web_ui() -> Result<()> {
     let mut all = Vec::new();
     for (index, prompt) in prompts.iter().enumerate() {
         let tokens = Weighting::A1111.tokens(&tokenizer, "prompt", prompt)?;
-        check(&index.to_string(), &encoder.encode(&[&tokens])?)?;
+        check(&index.to_string(), &pipeline.embed(&[&tokens])?)?;
         all.push(tokens);
     }
     anyhow::ensure!(all.last().context("a prompt")?.truncated == 21, "75 of its 96 letters fit");
     // Each prompt of a batch has a mean of its own.
-    let pair = encoder.encode(&[&all[2], &all[1]])?;
+    let pair = pipeline.embed(&[&all[2], &all[1]])?;
     check("2", &pair.narrow(0, 0, 1)?)?;
     check("1", &pair.narrow(0, 1, 1)?)?;
     // Without weighting, brackets are text.

@@ -4,8 +4,7 @@
 
 use super::pictures;
 use anyhow::{Context, Result, ensure};
-use candle_core::{DType, Device};
-use handler::pipeline::{Pipeline, Request, noise::Source, prompt::Weighting, scheduler::Kind};
+use handler::pipeline::{Compute, Pipeline, Request, noise::Source, prompt::Weighting, scheduler::Kind};
 use image::RgbImage;
 use serde::Deserialize;
 use std::{collections::BTreeMap, f64::consts::TAU, fs, path::Path};
@@ -146,7 +145,7 @@ impl Measures {
 fn pictures_show_what_was_asked_for() -> Result<()> {
     let here = Path::new(env!("CARGO_MANIFEST_DIR"));
     let about: About = serde_json::from_slice(&fs::read(here.join("goldens/semantics.json"))?)?;
-    let mut pipeline = Pipeline::load(&here.join("model/easel-tiny"), DType::F32, &Device::Cpu)?;
+    let mut pipeline = Pipeline::load(&here.join("model/easel-tiny"), &Compute::Cpu, (512, 512))?;
     let mut ours = Vec::new();
     for case in &about.cases {
         let measures = about.measure(&about.paint(&mut pipeline, case, &here.join("model/styles"))?)?;

@@ -21,6 +21,8 @@ pub mod vae;
 pub mod weights;
 
 pub use compute::Compute;
+pub use networks::parameters;
+pub use params::Shapes;
 
 use crate::lora::{self, AppliedLora, Dora, LoraError, Target};
 use candle_core::{DType, Device, Tensor};
@@ -31,7 +33,7 @@ use networks::{Model, Networks, Steps};
 use noise::Noise;
 use scheduler::SchedulerConfig;
 use std::{ops::ControlFlow, path::Path};
-use tokenizer::Tokenizer;
+use tokenizer::{Tokenizer, Tokens};
 use weights::Weights;
 
 /// Names a diffusers folder uses for the weights of UNet and VAE, in order of preference.
@@ -193,7 +195,7 @@ impl Pipeline {
         let (kind, karras_sigmas) = (request.scheduler, request.karras_sigmas);
         let mut scheduler = scheduler::build(kind, karras_sigmas, &self.scheduler_config, request.steps)?;
         let guidance_scale = Some(request.guidance_scale).filter(|&scale| scale > 1.0);
-        let context = self.embed(request, guidance_scale.is_some())?;
+        let context = self.context(request, guidance_scale.is_some())?;
         let mut latents = (noise * scheduler.init_noise_sigma())?;
         let timesteps = scheduler.timesteps().to_vec();
         let sums = scheduler.sums();
@@ -217,6 +219,31 @@ impl Pipeline {
         Ok(latents)
     }
 
+    /// The text encoder by itself: the embeddings of prompts of one length, `[prompts, tokens, hidden_size]`, f32 on the CPU.
+    ///
+    /// # Errors
+    /// Weights in a prompt that leave no mean to restore; device or memory.
+    pub fn embed(&self, prompts: &[&Tokens]) -> Result<Tensor> {
+        Ok(self.networks.embed(prompts)?.to_tensor()?)
+    }
+
+    /// The UNet by itself: its output for latents `[batch, channels, height, width]`, all at one timestep, with the embedding
+    /// `[batch, tokens, hidden_size]`. f32 on the CPU.
+    ///
+    /// # Errors
+    /// Shapes that do not fit the model; device or memory.
+    pub fn output(&self, latents: &Tensor, timestep: f64, context: &Tensor) -> Result<Tensor> {
+        self.networks.output(latents, timestep, context)
+    }
+
+    /// The VAE decoder by itself: `[batch, 3, height, width]`, about -1 to 1, f32 on the CPU.
+    ///
+    /// # Errors
+    /// Device or memory.
+    pub fn decoded(&self, latents: &Tensor) -> Result<Tensor> {
+        self.networks.decoded(latents)
+    }
+
     /// Pixels of the final latents, rounded to the nearest of 256 levels. One picture at a time, which bounds memory.
     ///
     /// # Errors
@@ -232,7 +259,7 @@ impl Pipeline {
     }
 
     /// The embedding the UNet sees: negative prompt and prompt with guidance, the prompt alone without.
-    fn embed(&self, request: &Request, guided: bool) -> Result<ops::Array> {
+    fn context(&self, request: &Request, guided: bool) -> Result<ops::Array> {
         let tokens = |field, text: &str| request.prompt_weighting.tokens(&self.tokenizer, field, text);
         let prompt = tokens("prompt", &request.prompt)?;
         let negative = tokens("negative_prompt", &request.negative_prompt)?;

@@ -6,7 +6,7 @@ use super::{
     error::{PipelineError, Result},
     graphs::{self, Recorded},
     ops::{Array, Step},
-    params::Params,
+    params::{Asked, Params, Shapes},
     scheduler::Sums,
     text_encoder::TextEncoder,
     tokenizer::Tokens,
@@ -15,14 +15,35 @@ use super::{
     weights::Weights,
 };
 use crate::{
-    gpu::{Gpu, GpuError, Placed, Product},
+    gpu::{Dtype, Gpu, GpuError, Placed, Product},
     lora::{LoraError, LowRank, Plan},
 };
 use candle_core::{DType, Device, Tensor};
-use std::{ops::ControlFlow, panic::resume_unwind, path::PathBuf, sync::Arc, thread, time::Instant};
+use std::{
+    ops::ControlFlow,
+    panic::resume_unwind,
+    path::{Path, PathBuf},
+    sync::{Arc, PoisonError},
+    thread,
+    time::Instant,
+};
 
 /// What was tuned for a GPU lies in this folder of the model.
 const TUNED: &str = "tuned";
+
+/// Names and shapes of the tensors that text encoder, UNet and VAE decoder of a model folder take, in diffusers' names. Only JSON
+/// files are read.
+///
+/// # Errors
+/// A missing or broken JSON file, or a model of another kind.
+pub fn parameters(model: &Path) -> Result<[Shapes; 3]> {
+    let asked = [(); 3].map(|()| Asked::default());
+    let [text, unet, vae] = asked.each_ref().map(Params::listed);
+    TextEncoder::new(&TextEncoderConfig::load(model)?, text)?;
+    Unet::new(&UnetConfig::load(model)?, unet)?;
+    VaeDecoder::new(&VaeConfig::load(model)?, vae)?;
+    Ok(asked.map(|asked| std::mem::take(&mut *asked.lock().unwrap_or_else(PoisonError::into_inner))))
+}
 
 /// What the networks are made from. The base never changes.
 pub(super) struct Model {
@@ -41,6 +62,8 @@ pub(super) struct Networks {
     text_encoder: TextEncoder,
     unet: Unet,
     vae: VaeDecoder,
+    /// Brings tensors where the networks compute.
+    device: Params,
     place: Place,
 }
 
@@ -72,6 +95,7 @@ impl Networks {
                 let [text, unet, vae] =
                     [&model.text_weights, &model.unet_weights, &model.vae_weights].map(Params::on_cpu);
                 Ok(Self {
+                    device: text.clone(),
                     text_encoder: TextEncoder::new(&model.text_config, text)?,
                     unet: Unet::new(&model.unet_config, unet)?,
                     vae: VaeDecoder::new(&model.vae_config, vae)?,
@@ -83,6 +107,7 @@ impl Networks {
                 gpu.enter()?;
                 let [text, unet, vae] = [(); 3].map(|()| Placed::new(gpu, *dtype));
                 let networks = Self {
+                    device: Params::on_gpu(&model.text_weights, &text),
                     text_encoder: TextEncoder::new(&model.text_config, Params::on_gpu(&model.text_weights, &text))?,
                     unet: Unet::new(&model.unet_config, Params::on_gpu(&model.unet_weights, &unet))?,
                     vae: VaeDecoder::new(&model.vae_config, Params::on_gpu(&model.vae_weights, &vae))?,
@@ -182,6 +207,33 @@ impl Networks {
         self.text_encoder.encode(prompts)
     }
 
+    /// The UNet's output for latents at one timestep, `context` the prompts' embedding for each of them; f32 on the CPU.
+    pub(super) fn output(&self, latents: &Tensor, timestep: f64, context: &Tensor) -> Result<Tensor> {
+        self.enter()?;
+        let prepared = self.unet.prepare(&[timestep], &self.device.on_device(context)?)?;
+        let step = self.first_step()?;
+        let output = self.unet.forward(&self.device.map_on_device(latents)?, &step, &prepared)?;
+        Ok(output.to_map(self.model.unet_config.out_channels)?)
+    }
+
+    /// The VAE decoder's output for latents: `[batch, 3, height, width]`, about -1 to 1, f32 on the CPU.
+    pub(super) fn decoded(&self, latents: &Tensor) -> Result<Tensor> {
+        self.enter()?;
+        let latents = (latents / self.model.vae_config.scaling_factor)?;
+        Ok(self.vae.decode(&self.device.map_on_device(&latents)?)?.to_map(self.model.vae_config.out_channels)?)
+    }
+
+    fn first_step(&self) -> Result<Step> {
+        Ok(match &self.place {
+            Place::Cpu => Step::Index(0),
+            Place::Gpu(on_gpu) => {
+                let counter = on_gpu.unet.gpu().scratch(&[1], Dtype::F32)?;
+                on_gpu.unet.gpu().clear(&counter)?;
+                Step::Counter(counter)
+            }
+        })
+    }
+
     /// Gets ready for the steps of `images` pictures of one size of latents. `context` is the prompts' embedding: negative and
     /// positive with guidance, else the positive alone. `sums` are those of the scheduler, if it has them.
     pub(super) fn steps(
@@ -209,7 +261,7 @@ impl Networks {
         let factor = self.model.vae_config.scaling_factor;
         match &self.place {
             Place::Cpu => {
-                let pixels = self.vae.decode(&Array::Cpu((latents / factor)?))?.to_tensor()?;
+                let pixels = self.decoded(latents)?;
                 let pixels = ((pixels / 2.0)? + 0.5)?.clamp(0f32, 1f32)?.squeeze(0)?.permute((1, 2, 0))?;
                 let (height, width, _) = pixels.dims3()?;
                 let levels = pixels.flatten_all()?.to_vec1::<f32>()?;

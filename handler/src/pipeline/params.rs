@@ -2,26 +2,39 @@
 
 use super::{ops, weights::Weights};
 use crate::gpu::{Array, Layout, Placed};
-use candle_core::{DType, Error, Result, Tensor};
-use std::sync::Arc;
+use candle_core::{DType, Device, Error, Result, Tensor};
+use std::sync::{Arc, Mutex, PoisonError};
 
 /// The parameters under one path.
 #[derive(Clone)]
 pub(super) struct Params {
     weights: Weights,
     placed: Option<Arc<Placed>>,
+    asked: Option<Asked>,
     path: String,
 }
+
+/// Names and shapes of tensors.
+pub type Shapes = Vec<(String, Vec<usize>)>;
+
+/// What modules ask for.
+pub(super) type Asked = Arc<Mutex<Shapes>>;
 
 impl Params {
     /// Of modules that compute on the CPU.
     pub(super) fn on_cpu(weights: &Weights) -> Self {
-        Self { weights: weights.clone(), placed: None, path: String::new() }
+        Self { weights: weights.clone(), placed: None, asked: None, path: String::new() }
     }
 
     /// Of modules that compute on a GPU. They get room there; [`Placed::fill`] brings the numbers.
     pub(super) fn on_gpu(weights: &Weights, placed: &Arc<Placed>) -> Self {
-        Self { weights: weights.clone(), placed: Some(placed.clone()), path: String::new() }
+        Self { weights: weights.clone(), placed: Some(placed.clone()), asked: None, path: String::new() }
+    }
+
+    /// Of modules of which nothing is wanted but what they ask for; they get zeros.
+    pub(super) fn listed(asked: &Asked) -> Self {
+        let weights = Weights::new(Default::default());
+        Self { weights, placed: None, asked: Some(asked.clone()), path: String::new() }
     }
 
     /// Those of a part.
@@ -41,7 +54,11 @@ impl Params {
     /// # Errors
     /// There is none, or it has another shape.
     pub(super) fn tensor(&self, dims: &[usize], leaf: &str) -> Result<Tensor> {
-        self.weights.tensor(&self.checked(dims, leaf)?)?.to_dtype(DType::F32)?.contiguous()
+        let name = self.checked(dims, leaf)?;
+        if self.asked.is_some() {
+            return Tensor::zeros(dims, DType::F32, &Device::Cpu);
+        }
+        self.weights.tensor(&name)?.to_dtype(DType::F32)?.contiguous()
     }
 
     /// Its full name.
@@ -50,6 +67,10 @@ impl Params {
     /// There is none, or it has another shape.
     pub(super) fn checked(&self, dims: &[usize], leaf: &str) -> Result<String> {
         let name = format!("{}.{leaf}", self.path);
+        if let Some(asked) = &self.asked {
+            asked.lock().unwrap_or_else(PoisonError::into_inner).push((name.clone(), dims.to_vec()));
+            return Ok(name);
+        }
         match self.weights.dims(&name) {
             Some(found) if found == dims => Ok(name),
             Some(found) => {
@@ -90,5 +111,18 @@ impl Params {
             None => ops::Array::Cpu(tensor.contiguous()?),
             Some(placed) => ops::Array::Gpu(Array::from_tensor(placed.gpu(), tensor, placed.dtype())?),
         })
+    }
+
+    /// A map `[batch, channels, height, width]` of the CPU where the modules compute.
+    ///
+    /// # Errors
+    /// Device or memory.
+    pub(super) fn map_on_device(&self, map: &Tensor) -> Result<ops::Array> {
+        if self.placed.is_none() {
+            return Ok(ops::Array::Cpu(map.contiguous()?));
+        }
+        let channels = map.dim(1)?;
+        let map = map.pad_with_zeros(1, 0, channels.next_multiple_of(ops::LANES) - channels)?;
+        self.on_device(&map.permute((0, 2, 3, 1))?.contiguous()?)
     }
 }

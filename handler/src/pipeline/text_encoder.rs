@@ -131,3 +131,59 @@ fn weighted(hidden: Tensor, weights: &[f32]) -> Result<Tensor> {
 pub fn canonical_name(name: &str) -> String {
     if name.starts_with("text_model.") { name.to_string() } else { format!("text_model.{name}") }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::pipeline::{noise::Noise, params::Asked};
+    use candle_core::Device;
+    use candle_nn::VarBuilder;
+    use candle_transformers::models::clip::text_model::{Activation, ClipTextConfig, ClipTextTransformer};
+    use std::collections::HashMap;
+
+    const WIDTH: usize = 64;
+
+    /// An independent implementation on the same weights.
+    #[test]
+    fn hidden_states_are_those_of_candle_transformers() {
+        let config = TextEncoderConfig {
+            vocab_size: 50,
+            hidden_size: WIDTH,
+            intermediate_size: 4 * WIDTH,
+            num_hidden_layers: 3,
+            num_attention_heads: 4,
+            max_position_embeddings: 12,
+            hidden_act: "quick_gelu".into(),
+        };
+        let asked = Asked::default();
+        TextEncoder::new(&config, Params::listed(&asked)).unwrap();
+        let asked = asked.lock().unwrap();
+        let draw = |(index, (name, dims)): (usize, &(String, Vec<usize>))| {
+            let draw = Noise::cpu(index as u64).randn(dims.as_slice(), DType::F32, &Device::Cpu).unwrap();
+            (name.clone(), (draw * 0.2).unwrap())
+        };
+        let tensors: HashMap<String, Tensor> = asked.iter().enumerate().map(draw).collect();
+        let theirs = ClipTextConfig {
+            vocab_size: config.vocab_size,
+            embed_dim: WIDTH,
+            activation: Activation::QuickGelu,
+            intermediate_size: config.intermediate_size,
+            max_position_embeddings: config.max_position_embeddings,
+            pad_with: None,
+            num_hidden_layers: config.num_hidden_layers,
+            num_attention_heads: config.num_attention_heads,
+            projection_dim: WIDTH,
+        };
+        let builder = VarBuilder::from_tensors(tensors.clone(), DType::F32, &Device::Cpu);
+        let theirs = ClipTextTransformer::new(builder.pp("text_model"), &theirs).unwrap();
+        let ours = TextEncoder::new(&config, Params::on_cpu(&Weights::new(tensors))).unwrap();
+        let ids: Vec<Vec<u32>> = vec![(0..12).collect(), (20..32).rev().collect()];
+        let prompts = ids.iter().map(|ids| Tokens { ids: ids.clone(), truncated: 0, weights: vec![1.0; 12] });
+        let prompts: Vec<Tokens> = prompts.collect();
+        let ours = ours.encode(&prompts.iter().collect::<Vec<_>>()).unwrap().to_tensor().unwrap();
+        let theirs = theirs.forward_with_mask(&Tensor::new(ids, &Device::Cpu).unwrap(), usize::MAX).unwrap();
+        let most = |tensor: &Tensor| tensor.abs().unwrap().max_all().unwrap().to_scalar::<f32>().unwrap();
+        let error = most(&(&ours - &theirs).unwrap()) / most(&theirs);
+        assert!(error < 1e-5, "{error:e}");
+    }
+}

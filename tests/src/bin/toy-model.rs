@@ -4,22 +4,14 @@
 //! weights are drawn from a seeded stream per tensor name, so the same command always writes the same bytes.
 
 use anyhow::Context;
-use candle_core::{DType, Device, Result as CandleResult, Shape, Tensor};
-use candle_nn::{Init, VarBuilder, var_builder::SimpleBackend};
+use candle_core::{DType, Device, Tensor};
 use clap::Parser;
-use handler::pipeline::{
-    config::{TextEncoderConfig, UnetConfig, VaeConfig},
-    noise::Noise,
-    text_encoder::TextEncoder,
-    unet::Unet,
-    vae::VaeDecoder,
-};
+use handler::pipeline::{noise::Noise, parameters};
 use serde_json::{Value, json};
 use std::{
     collections::{BTreeMap, HashMap},
     fs,
     path::{Path, PathBuf},
-    sync::{Arc, Mutex},
 };
 
 #[derive(Parser)]
@@ -98,16 +90,12 @@ fn main() -> anyhow::Result<()> {
     write(&out.join("tokenizer/vocab.json"), serde_json::to_vec(&vocabulary())?)?;
     write(&out.join("tokenizer/merges.txt"), b"#version: 0.2\n".to_vec())?;
 
-    let text_encoder = Recorder::new(widths.dtype);
-    TextEncoder::with_builder(text_encoder.builder(), &TextEncoderConfig::load(&out)?)?;
-    text_encoder.save(&out.join("text_encoder/model.safetensors"))?;
-    let unet = Recorder::new(widths.dtype);
-    Unet::new(&UnetConfig::load(&out)?, unet.builder())?;
-    unet.save(&out.join("unet/diffusion_pytorch_model.safetensors"))?;
-    let vae = Recorder::new(widths.dtype);
-    VaeDecoder::new(&VaeConfig::load(&out)?, vae.builder())?;
-    vae.save(&out.join("vae/diffusion_pytorch_model.safetensors"))?;
-    lora(&unet, &widths)?.save(&out.join("lora.safetensors"))
+    let [text_encoder, unet, vae] = parameters(&out)?.map(|asked| drawn(&asked, widths.dtype));
+    let unet = unet?;
+    save(&text_encoder?, &out.join("text_encoder/model.safetensors"))?;
+    save(&unet, &out.join("unet/diffusion_pytorch_model.safetensors"))?;
+    save(&vae?, &out.join("vae/diffusion_pytorch_model.safetensors"))?;
+    save(&lora(&unet, &widths)?, &out.join("lora.safetensors"))
 }
 
 /// The JSON files of the folder, by name.
@@ -187,66 +175,33 @@ fn vocabulary() -> BTreeMap<String, usize> {
     letters.iter().cloned().chain(ends).chain(special).enumerate().map(|(id, token)| (token, id)).collect()
 }
 
-/// Answers every request for a tensor with random values that suit its name, and remembers them.
-#[derive(Clone)]
-struct Recorder {
-    tensors: Arc<Mutex<HashMap<String, Tensor>>>,
-    dtype: DType,
-}
+type Tensors = HashMap<String, Tensor>;
 
-impl Recorder {
-    fn new(dtype: DType) -> Self {
-        Self { tensors: Arc::default(), dtype }
-    }
-
-    fn builder(&self) -> VarBuilder<'static> {
-        VarBuilder::from_backend(Box::new(self.clone()), self.dtype, Device::Cpu)
-    }
-
-    fn tensors(&self) -> HashMap<String, Tensor> {
-        self.tensors.lock().map(|tensors| tensors.clone()).unwrap_or_default()
-    }
-
-    fn add(&self, name: &str, tensor: &Tensor) {
-        if let Ok(mut tensors) = self.tensors.lock() {
-            tensors.insert(name.to_string(), tensor.clone());
-        }
-    }
-
-    fn save(&self, path: &Path) -> anyhow::Result<()> {
-        write(path, Vec::new())?;
-        candle_core::safetensors::save(&self.tensors(), path).with_context(|| path.display().to_string())
-    }
-}
-
-impl SimpleBackend for Recorder {
-    fn get(&self, shape: Shape, name: &str, _: Init, dtype: DType, device: &Device) -> CandleResult<Tensor> {
-        let fan_in = shape.dims().iter().skip(1).product::<usize>().max(1) as f64;
-        let draw = noise(name).randn(shape.clone(), dtype, device)?;
-        let is_norm = name.contains("norm");
-        let tensor = match (name.ends_with("bias"), is_norm && shape.rank() == 1) {
+/// Random tensors of these names and shapes.
+fn drawn(asked: &[(String, Vec<usize>)], dtype: DType) -> anyhow::Result<Tensors> {
+    let draw = |(name, dims): &(String, Vec<usize>)| {
+        let fan_in = dims.iter().skip(1).product::<usize>().max(1) as f64;
+        let draw = noise(name).randn(dims.as_slice(), dtype, &Device::Cpu)?;
+        let tensor = match (name.ends_with("bias"), name.contains("norm") && dims.len() == 1) {
             (true, _) => (draw * 0.02)?,
             (false, true) => ((draw * 0.05)? + 1.0)?,
             (false, false) => (draw * fan_in.powf(-0.5))?,
         };
-        self.add(name, &tensor);
-        Ok(tensor)
-    }
+        Ok((name.clone(), tensor))
+    };
+    asked.iter().map(draw).collect()
+}
 
-    fn get_unchecked(&self, name: &str, _: DType, _: &Device) -> CandleResult<Tensor> {
-        candle_core::bail!("{name} is asked for without a shape")
-    }
-
-    fn contains_tensor(&self, _: &str) -> bool {
-        true
-    }
+fn save(tensors: &Tensors, path: &Path) -> anyhow::Result<()> {
+    write(path, Vec::new())?;
+    candle_core::safetensors::save(tensors, path).with_context(|| path.display().to_string())
 }
 
 /// A LoRA in peft's layout over every attention projection.
-fn lora(unet: &Recorder, widths: &Widths) -> anyhow::Result<Recorder> {
-    let (lora, rank) = (Recorder::new(widths.dtype), widths.lora_rank);
+fn lora(unet: &Tensors, widths: &Widths) -> anyhow::Result<Tensors> {
+    let (mut lora, rank) = (Tensors::new(), widths.lora_rank);
     let projections = ["to_q.weight", "to_k.weight", "to_v.weight", "to_out.0.weight"];
-    for (name, tensor) in unet.tensors() {
+    for (name, tensor) in unet {
         if !projections.iter().any(|ending| name.ends_with(ending)) {
             continue;
         }
@@ -254,7 +209,7 @@ fn lora(unet: &Recorder, widths: &Widths) -> anyhow::Result<Recorder> {
         for (part, shape) in [("lora_A", (rank, channels_in)), ("lora_B", (out, rank))] {
             let key = format!("unet.{}.{part}.weight", name.trim_end_matches(".weight"));
             let draw = noise(&key).randn(shape, widths.dtype, &Device::Cpu)?;
-            lora.add(&key, &(draw * 0.3)?);
+            lora.insert(key, (draw * 0.3)?);
         }
     }
     Ok(lora)

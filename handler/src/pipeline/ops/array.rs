@@ -40,6 +40,14 @@ impl Array {
         }
     }
 
+    /// A copy of a map on the CPU, `[batch, channels, height, width]` in f32, without what channels were filled up with.
+    pub(in super::super) fn to_map(&self, channels: usize) -> Result<Tensor> {
+        match self {
+            Self::Cpu(map) => Ok(map.clone()),
+            Self::Gpu(map) => map.to_tensor()?.permute((0, 3, 1, 2))?.narrow(1, 0, channels)?.contiguous(),
+        }
+    }
+
     /// A copy on the CPU, in f32.
     pub(in super::super) fn to_tensor(&self) -> Result<Tensor> {
         match self {
