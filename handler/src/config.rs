@@ -2,7 +2,7 @@
 
 use crate::{
     lora::Dora,
-    pipeline::{noise, prompt, scheduler},
+    pipeline::{Offload, noise, prompt, scheduler},
 };
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use std::{fmt, path::PathBuf, str::FromStr, time::Duration};
@@ -86,6 +86,9 @@ pub struct ModelConfig {
     /// Floating-point type of weights and activations.
     #[arg(long, env = "EASEL_DTYPE", default_value = "auto")]
     pub dtype: Precision,
+    /// Whether text encoder and VAE leave the GPU while the UNet works: auto does so if memory is short.
+    #[arg(long, env = "EASEL_OFFLOAD", default_value = "auto")]
+    pub offload: Offload,
     /// Threads at a time of the GPU whose noise is drawn: multiprocessors times threads of each, a multiple of 256. H100 SXM
     /// and H200 270336, A100 221184, L40S 218112, A10G 122880, L4 89088, T4 40960. Only several large pictures at once depend on it.
     #[arg(long, env = "EASEL_NOISE_THREADS", default_value_t = noise::DEFAULT_THREADS, value_name = "COUNT", value_parser = noise_threads)]

@@ -84,7 +84,7 @@ impl Studio {
             pipeline::read_ahead(&config.dir);
         }
         let compute = compute(config.device, config.dtype)?;
-        let pipeline = Pipeline::load(&config.dir, &compute, size)?.with_dora(config.dora);
+        let pipeline = Pipeline::load_with(&config.dir, &compute, config.offload, size)?.with_dora(config.dora);
         let studio = Self { pipeline, noise_threads: config.noise_threads, compute };
         let duration_ms = started.elapsed().as_millis() as u64;
         tracing::info!(device = studio.device_name(), duration_ms, "model loaded");

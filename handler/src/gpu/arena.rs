@@ -11,8 +11,8 @@ use std::{collections::BTreeMap, ptr::null_mut, sync::Arc};
 
 /// Every piece starts at a multiple of it.
 const ALIGNMENT: usize = 512;
-/// Memory is taken from the driver in multiples of it.
-const PAGE: usize = 16 << 20;
+/// Memory is taken from the driver in multiples of it, or of a smaller page that an arena has.
+pub(super) const PAGE: usize = 16 << 20;
 /// Addresses reserved; far more than any GPU has memory.
 const RESERVED: usize = 1 << 38;
 
@@ -21,6 +21,9 @@ pub(super) struct Arena {
     free: Free,
     /// Lengths of what is backed, in order of address.
     backed: Vec<usize>,
+    /// Whether the driver has the memory back for now.
+    away: bool,
+    page: usize,
     properties: CUmemAllocationProp,
     meter: Arc<Meter>,
 }
@@ -29,7 +32,7 @@ pub(super) struct Arena {
 unsafe impl Send for Arena {}
 
 impl Arena {
-    pub(super) fn new(device: i32, meter: Arc<Meter>) -> Result<Self> {
+    pub(super) fn new(device: i32, page: usize, meter: Arc<Meter>) -> Result<Self> {
         let mut base = 0;
         // SAFETY: reserves addresses, no memory.
         check("cuMemAddressReserve", unsafe { sys::cuMemAddressReserve(&mut base, RESERVED, PAGE, 0, 0) })?;
@@ -45,7 +48,7 @@ impl Arena {
                 reserved: [0; 4],
             },
         };
-        Ok(Self { base, free: Free::default(), backed: Vec::new(), properties, meter })
+        Ok(Self { base, free: Free::default(), backed: Vec::new(), away: false, page, properties, meter })
     }
 
     /// Takes `bytes`, at least one piece of the alignment.
@@ -55,8 +58,9 @@ impl Arena {
             return Ok(self.base + offset as u64);
         }
         let end: usize = self.backed.iter().sum();
-        let missing = (bytes - self.free.tail(end)).next_multiple_of(PAGE);
+        let missing = (bytes - self.free.tail(end)).next_multiple_of(self.page);
         self.back(end, missing)?;
+        self.backed.push(missing);
         self.free.give(end, missing);
         let offset = self.free.take(bytes).ok_or_else(|| GpuError::Unavailable("an arena lost its memory".into()))?;
         Ok(self.base + offset as u64)
@@ -93,9 +97,38 @@ impl Arena {
             let access = CUmemAccessDesc { location: self.properties.location, flags };
             check("cuMemSetAccess", sys::cuMemSetAccess(address, bytes, &access, 1))?;
         }
-        self.backed.push(bytes);
         self.meter.add(bytes);
         Ok(())
+    }
+
+    /// Gives all memory back to the driver; addresses stay taken. What lay there is lost.
+    pub(super) fn leave(&mut self) -> Result<()> {
+        if self.away {
+            return Ok(());
+        }
+        let mut offset = 0;
+        for &bytes in &self.backed {
+            // SAFETY: exactly one range that was mapped; the caller has seen to it that nothing uses it.
+            check("cuMemUnmap", unsafe { sys::cuMemUnmap(self.base + offset as u64, bytes) })?;
+            self.meter.remove(bytes);
+            offset += bytes;
+        }
+        self.away = true;
+        Ok(())
+    }
+
+    /// Takes memory for the same addresses again, with anything in it. Says whether it was away.
+    pub(super) fn come(&mut self) -> Result<bool> {
+        if !self.away {
+            return Ok(false);
+        }
+        let mut offset = 0;
+        for bytes in self.backed.clone() {
+            self.back(offset, bytes)?;
+            offset += bytes;
+        }
+        self.away = false;
+        Ok(true)
     }
 }
 

@@ -1,10 +1,13 @@
 //! Arrays in the GPU's memory, and the way there and back.
 
-use super::{Dtype, Gpu, GpuError, Result, check};
+use super::{Dtype, Gpu, GpuError, Result, arena::Arena, check, lock};
 use candle_core::{DType, Device, Tensor};
 use cudarc::driver::sys;
 use half::{bf16, f16};
-use std::{ptr::null_mut, sync::Arc};
+use std::{
+    ptr::null_mut,
+    sync::{Arc, Mutex},
+};
 
 /// Numbers in a grid, row after row. A view of some columns has rows that are further apart. Cheap to clone.
 #[derive(Clone)]
@@ -28,10 +31,10 @@ pub(crate) struct Moments {
     pub groups: usize,
 }
 
-/// A piece of one of the GPU's arenas.
+/// A piece of an arena.
 struct Memory {
     gpu: Gpu,
-    scratch: bool,
+    arena: Arc<Mutex<Arena>>,
     address: u64,
     bytes: usize,
 }
@@ -39,15 +42,15 @@ struct Memory {
 impl Drop for Memory {
     fn drop(&mut self) {
         // Whoever gets it next comes later on the same stream.
-        self.gpu.arena(self.scratch).give(self.address, self.bytes);
+        lock(&self.arena).give(self.address, self.bytes);
     }
 }
 
 impl Array {
-    pub(super) fn new(gpu: &Gpu, scratch: bool, dims: &[usize], dtype: Dtype) -> Result<Self> {
+    pub(super) fn new(gpu: &Gpu, arena: &Arc<Mutex<Arena>>, dims: &[usize], dtype: Dtype) -> Result<Self> {
         let bytes = dims.iter().product::<usize>() * dtype.bytes();
-        let address = gpu.arena(scratch).take(bytes)?;
-        let memory = Arc::new(Memory { gpu: gpu.clone(), scratch, address, bytes });
+        let address = lock(arena).take(bytes)?;
+        let memory = Arc::new(Memory { gpu: gpu.clone(), arena: arena.clone(), address, bytes });
         let row = dims.last().copied().unwrap_or(1);
         Ok(Self { memory, start: 0, dims: dims.to_vec(), row, dtype, moments: None })
     }

@@ -81,6 +81,7 @@ impl Dtype {
 pub struct Gpu(Arc<Inner>);
 
 struct Inner {
+    device: i32,
     context: CUcontext,
     stream: CUstream,
     name: String,
@@ -90,9 +91,9 @@ struct Inner {
     is_hopper: bool,
     kernels: Kernels,
     /// Arrays that live for a while: weights, what graphs read and write.
-    resident: Mutex<Arena>,
+    resident: Arc<Mutex<Arena>>,
     /// Arrays between one operation and the next. Graphs use it too: what lives across a graph's run must not lie here.
-    scratch: Mutex<Arena>,
+    scratch: Arc<Mutex<Arena>>,
     matmuls: OnceLock<Mutex<Matmuls>>,
     convolutions: OnceLock<Mutex<Convolutions>>,
     lanes: Mutex<Vec<Lane>>,
@@ -167,8 +168,9 @@ impl Gpu {
         let kernels = Kernels::load(generation, is_hopper)?;
         lap("kernels");
         let meter = Arc::new(Meter::default());
-        let arena = || Arena::new(device, meter.clone()).map(Mutex::new);
+        let arena = || Ok::<_, GpuError>(Arc::new(Mutex::new(Arena::new(device, arena::PAGE, meter.clone())?)));
         let gpu = Self(Arc::new(Inner {
+            device,
             context,
             stream,
             name: device_name(device)?,
@@ -289,12 +291,12 @@ impl Gpu {
 
     /// A new array that lives for a while; not cleared.
     pub(crate) fn resident(&self, dims: &[usize], dtype: Dtype) -> Result<Array> {
-        Array::new(self, false, dims, dtype)
+        Array::new(self, &self.0.resident, dims, dtype)
     }
 
     /// A new array between operations; not cleared.
     pub(crate) fn scratch(&self, dims: &[usize], dtype: Dtype) -> Result<Array> {
-        Array::new(self, true, dims, dtype)
+        Array::new(self, &self.0.scratch, dims, dtype)
     }
 
     /// Gives unused scratch memory back to the driver. Graphs that were captured before must not run afterwards.
@@ -370,8 +372,17 @@ impl Gpu {
         self.0.stream
     }
 
-    fn arena(&self, scratch: bool) -> MutexGuard<'_, Arena> {
-        lock(if scratch { &self.0.scratch } else { &self.0.resident })
+    /// An arena of its own, for what may leave.
+    fn arena(&self, page: usize) -> Result<Arc<Mutex<Arena>>> {
+        Ok(Arc::new(Mutex::new(Arena::new(self.0.device, page, self.0.meter.clone())?)))
+    }
+
+    /// Bytes that the driver can still give.
+    pub(crate) fn free_bytes(&self) -> Result<usize> {
+        let (mut free, mut total) = (0, 0);
+        // SAFETY: writes two numbers.
+        check("cuMemGetInfo", unsafe { sys::cuMemGetInfo_v2(&mut free, &mut total) })?;
+        Ok(free)
     }
 }
 

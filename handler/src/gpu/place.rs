@@ -1,6 +1,6 @@
 //! Weights on their way to the GPU: read by several threads into pinned memory, copied, and put into dtype and layout there.
 
-use super::{Arg, Array, Dtype, Gpu, GpuError, Launch, Pinned, Result, check, lock};
+use super::{Arg, Array, Dtype, Gpu, GpuError, Launch, Pinned, Result, arena::Arena, check, lock};
 use cudarc::driver::sys::{self, CUevent, CUstream};
 use rayon::prelude::*;
 use std::{
@@ -16,6 +16,8 @@ use std::{
 
 /// Bytes that travel at once.
 const CHUNK: usize = 2 << 20;
+/// Memory of a component comes in such pieces.
+const PAGE: usize = 8 << 20;
 /// More threads than this gain nothing: the bus is full.
 const MOST_THREADS: usize = 8;
 
@@ -70,6 +72,7 @@ struct Place {
 pub(crate) struct Placed {
     gpu: Gpu,
     dtype: Dtype,
+    arena: Arc<Mutex<Arena>>,
     places: Mutex<HashMap<String, Vec<Place>>>,
 }
 
@@ -94,8 +97,29 @@ struct Piece<'a> {
 
 impl Placed {
     /// Nothing placed yet.
-    pub(crate) fn new(gpu: &Gpu, dtype: Dtype) -> Arc<Self> {
-        Arc::new(Self { gpu: gpu.clone(), dtype, places: Mutex::default() })
+    pub(crate) fn new(gpu: &Gpu, dtype: Dtype) -> Result<Arc<Self>> {
+        let arena = gpu.arena(PAGE)?;
+        Ok(Arc::new(Self { gpu: gpu.clone(), dtype, arena, places: Mutex::default() }))
+    }
+
+    /// Gives the memory back until [`Placed::come`]; nothing may use the tensors meanwhile.
+    pub(crate) fn leave(&self) -> Result<()> {
+        self.gpu.synchronize()?;
+        lock(&self.arena).leave()
+    }
+
+    /// Brings the tensors back if they left, to the same addresses.
+    pub(crate) fn come(&self, source: &dyn Source) -> Result<()> {
+        if lock(&self.arena).come()? {
+            for place in lock(&self.places).values().flatten() {
+                if place.layout.rows_out > place.layout.rows {
+                    self.gpu.clear(&place.target)?;
+                }
+            }
+            self.gpu.synchronize()?;
+            self.fill(source, None)?;
+        }
+        Ok(())
     }
 
     pub(crate) fn gpu(&self) -> &Gpu {
@@ -110,7 +134,7 @@ impl Placed {
     pub(crate) fn place(&self, tensors: &[(String, Layout)]) -> Result<Array> {
         let rows = tensors.iter().map(|(_, layout)| layout.rows_out).sum();
         let width = tensors.first().map_or(0, |(_, layout)| layout.area * layout.inner_out);
-        let target = self.gpu.resident(&[rows, width], self.dtype)?;
+        let target = Array::new(&self.gpu, &self.arena, &[rows, width], self.dtype)?;
         if tensors.iter().any(|(_, layout)| layout.rows_out > layout.rows) {
             self.gpu.clear(&target)?;
         }

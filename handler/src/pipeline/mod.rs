@@ -20,7 +20,7 @@ mod unet;
 pub mod vae;
 pub mod weights;
 
-pub use compute::Compute;
+pub use compute::{Compute, Offload};
 pub use networks::parameters;
 pub use params::Shapes;
 
@@ -94,6 +94,14 @@ impl Pipeline {
     /// # Errors
     /// A missing or broken file, or a model of another kind; the error names the file and the field or tensor.
     pub fn load(model: &Path, compute: &Compute, size: (usize, usize)) -> Result<Self> {
+        Self::load_with(model, compute, Offload::Auto, size)
+    }
+
+    /// The same with a rule for what leaves a GPU.
+    ///
+    /// # Errors
+    /// As [`Pipeline::load`].
+    pub fn load_with(model: &Path, compute: &Compute, offload: Offload, size: (usize, usize)) -> Result<Self> {
         ModelIndex::load(model)?;
         let text_config = TextEncoderConfig::load(model)?;
         let weights = |folder: &str, names: &[&str]| match compute {
@@ -115,7 +123,7 @@ impl Pipeline {
         let target = Target::of_weights(&parts.unet_weights, &parts.text_weights);
         Ok(Self {
             tokenizer,
-            networks: Networks::new(parts, compute, latents)?,
+            networks: Networks::new(parts, compute, offload, latents)?,
             dtype: compute.dtype(),
             scheduler_config: SchedulerConfig::load(model)?,
             target,

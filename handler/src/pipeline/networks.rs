@@ -1,7 +1,7 @@
 //! The three networks of a model where they compute, and how each is run: the prompt's embedding, the noise of one step, pixels.
 
 use super::{
-    compute::Compute,
+    compute::{Compute, Offload},
     config::{TextEncoderConfig, UnetConfig, VaeConfig},
     error::{PipelineError, Result},
     graphs::{self, Recorded},
@@ -27,6 +27,9 @@ use std::{
     thread,
     time::Instant,
 };
+
+/// With less memory left than this once the weights are there, in bytes, networks take turns: a picture of 768x768 needs 1.1 GiB.
+const SPARE: usize = 1536 << 20;
 
 /// What was tuned for a GPU lies in this folder of the model.
 const TUNED: &str = "tuned";
@@ -76,6 +79,9 @@ enum Place {
 struct OnGpu {
     text: Arc<Placed>,
     unet: Arc<Placed>,
+    vae: Arc<Placed>,
+    /// Whether text encoder and VAE leave the GPU while they have nothing to do.
+    offloads: bool,
     changed: [Vec<String>; 2],
     recorded: Recorded,
 }
@@ -89,7 +95,7 @@ pub(super) enum Steps<'a> {
 impl Networks {
     /// On a GPU, `size` is the height and width of the latents that are expected first: a picture of them is rehearsed while the
     /// weights are on their way, which brings everything up that is made on first use.
-    pub(super) fn new(model: Model, compute: &Compute, size: (usize, usize)) -> Result<Self> {
+    pub(super) fn new(model: Model, compute: &Compute, offload: Offload, size: (usize, usize)) -> Result<Self> {
         match compute {
             Compute::Cpu => {
                 let [text, unet, vae] =
@@ -106,7 +112,8 @@ impl Networks {
             Compute::Gpu(gpu, dtype) => {
                 gpu.enter()?;
                 let [text, unet, vae] = [(); 3].map(|()| Placed::new(gpu, *dtype));
-                let networks = Self {
+                let (text, unet, vae) = (text?, unet?, vae?);
+                let mut networks = Self {
                     device: Params::on_gpu(&model.text_weights, &text),
                     text_encoder: TextEncoder::new(&model.text_config, Params::on_gpu(&model.text_weights, &text))?,
                     unet: Unet::new(&model.unet_config, Params::on_gpu(&model.unet_weights, &unet))?,
@@ -114,6 +121,9 @@ impl Networks {
                     place: Place::Gpu(OnGpu {
                         text: text.clone(),
                         unet: unet.clone(),
+                        vae: vae.clone(),
+                        // Nothing leaves while it is still on its way.
+                        offloads: false,
                         changed: Default::default(),
                         recorded: Recorded::new(gpu, *dtype),
                     }),
@@ -147,6 +157,14 @@ impl Networks {
                     networks.rehearse(gpu, size)?;
                     join().map_err(PipelineError::from)
                 })?;
+                if let Place::Gpu(on_gpu) = &mut networks.place {
+                    on_gpu.offloads = match offload {
+                        Offload::Auto => gpu.free_bytes()? < SPARE,
+                        Offload::Always => true,
+                        Offload::Never => false,
+                    };
+                }
+                networks.spare()?;
                 Ok(networks)
             }
         }
@@ -204,7 +222,25 @@ impl Networks {
     /// The prompts' embeddings, `[prompts, tokens, hidden_size]`.
     pub(super) fn embed(&self, prompts: &[&Tokens]) -> Result<Array> {
         self.enter()?;
-        self.text_encoder.encode(prompts)
+        if let Place::Gpu(on_gpu) = &self.place {
+            on_gpu.text.come(&self.model.text_weights)?;
+        }
+        let embedded = self.text_encoder.encode(prompts)?;
+        self.spare()?;
+        Ok(embedded)
+    }
+
+    /// Lets go of what has nothing to do, where memory is short. A text encoder that a LoRA has changed stays.
+    fn spare(&self) -> Result<()> {
+        if let Place::Gpu(on_gpu) = &self.place
+            && on_gpu.offloads
+        {
+            on_gpu.vae.leave()?;
+            if on_gpu.changed[0].is_empty() {
+                on_gpu.text.leave()?;
+            }
+        }
+        Ok(())
     }
 
     /// The UNet's output for latents at one timestep, `context` the prompts' embedding for each of them; f32 on the CPU.
@@ -219,6 +255,9 @@ impl Networks {
     /// The VAE decoder's output for latents: `[batch, 3, height, width]`, about -1 to 1, f32 on the CPU.
     pub(super) fn decoded(&self, latents: &Tensor) -> Result<Tensor> {
         self.enter()?;
+        if let Place::Gpu(on_gpu) = &self.place {
+            on_gpu.vae.come(&self.model.vae_weights)?;
+        }
         let latents = (latents / self.model.vae_config.scaling_factor)?;
         Ok(self.vae.decode(&self.device.map_on_device(&latents)?)?.to_map(self.model.vae_config.out_channels)?)
     }
@@ -269,7 +308,10 @@ impl Networks {
             }
             Place::Gpu(on_gpu) => {
                 self.enter()?;
-                Ok(on_gpu.recorded.pixels(&self.vae, latents, factor)?)
+                on_gpu.vae.come(&self.model.vae_weights)?;
+                let pixels = on_gpu.recorded.pixels(&self.vae, latents, factor)?;
+                self.spare()?;
+                Ok(pixels)
             }
         }
     }
@@ -288,6 +330,7 @@ impl OnGpu {
     fn apply(&mut self, mut plan: Plan, text: &Weights, unet: &Weights) -> std::result::Result<Weights, LoraError> {
         let gpu = self.unet.gpu();
         gpu.enter().and_then(|()| gpu.synchronize()).map_err(on_device)?;
+        self.text.come(text).map_err(on_device)?;
         for ((placed, weights), changed) in [(&self.text, text), (&self.unet, unet)].into_iter().zip(&mut self.changed)
         {
             placed.fill(weights, Some(changed)).map_err(on_device)?;

@@ -71,7 +71,7 @@ fn both<M>(dtype: Dtype, tensors: &[(&str, Tensor)], make: impl Fn(Params) -> Re
     let named = tensors.iter().map(|(name, tensor)| (format!("m.{name}"), tensor.clone()));
     let weights = Weights::new(named.collect());
     let cpu = make(Params::on_cpu(&weights).pp("m")).unwrap();
-    let placed = GPU.with(|gpu| Placed::new(gpu, dtype));
+    let placed = GPU.with(|gpu| Placed::new(gpu, dtype)).unwrap();
     let gpu = make(Params::on_gpu(&weights, &placed).pp("m")).unwrap();
     GPU.with(|gpu| gpu.synchronize().unwrap());
     placed.fill(&weights, None).unwrap();
