@@ -5,8 +5,7 @@
 // In each, Q K^T of a tile and P V of the tile before are under way together, and P V goes on during the softmax; the
 // products of one warpgroup hide behind the exponentials of the others. Statistics in f32, in base 2. The running
 // maximum is only raised when a score passes it by more than 2^8, as in attention.cu. Where D leaves room (40), a
-// column of ones behind V makes the row sums. Where POLY is set, each POLY-th exponential is a polynomial on the FMA
-// units, to relieve the special function units (as in FlashAttention-4).
+// column of ones behind V makes the row sums.
 //
 // q(b, t, h, d) = q[b * q_batch + t * q_row + h * D + d], and likewise k and v (kv_row, kv_batch), out (out_row,
 // out_batch). Strides in elements; pointers, rows and batches aligned to 16 bytes; others >= 1; scale > 0.
@@ -14,16 +13,10 @@
 //
 // name (T = f16, bf16)           threads   BM   dynamic shared bytes
 // attention_hopper_T_40              640  256                 164992
-// attention_hopper_T_40_poly8        640  256                 164992
-// attention_hopper_T_40_poly4        640  256                 164992
 // attention_hopper_T_40_small        640  128                 148608
-// attention_hopper_T_40_two          384  128                  99408
-// attention_hopper_T_40_three        512  192                 173152
 // attention_hopper_T_64              640  256                 164992
 // attention_hopper_T_80              640  256                 214112
 // attention_hopper_T_80_small        640  128                 230528
-// attention_hopper_T_80_tiny         640   64                 214144
-// attention_hopper_T_80_three        512   64                 214112
 
 #include <stdint.h>
 
@@ -41,7 +34,7 @@ constexpr int START_BARRIER = 1, MERGE_BARRIER = 2, LOAD_BARRIER = 3;
 __host__ __device__ constexpr int smaller(int a, int b) { return a < b ? a : b; }
 
 /// Sizes of one kernel: head size D, WM warpgroups over the rows, WK over the tiles of BN keys, STAGES of the ring.
-template <int D_, int WM_, int WK_, int BN_, int STAGES_, int BLOCKS_PER_SM> struct Shape {
+template <int D_, int WM_, int WK_, int BN_, int STAGES_> struct Shape {
     static constexpr int D = D_, WM = WM_, WK = WK_, BN = BN_, STAGES = STAGES_;
     static constexpr int BM = 64 * WM, GROUPS = WM * WK, WORKERS = GROUPS * 128, THREADS = WORKERS + 128;
     static constexpr int CHUNKS = D / 8;                // 16-byte chunks of a row
@@ -54,7 +47,7 @@ template <int D_, int WM_, int WK_, int BN_, int STAGES_, int BLOCKS_PER_SM> str
     static constexpr int SUMS = WIDTH / 2;              // registers of a thread for the output
     static constexpr int LAG = smaller(3, STAGES - 1 - WK);  // tiles under way while the next are asked for
     // Registers of a thread: as launched (512 for the threads of a lane, in steps of 8), and after they are shared out.
-    static constexpr int START = 512 / ((GROUPS + 1) * BLOCKS_PER_SM) / 8 * 8, LOAD = 32;
+    static constexpr int START = 512 / (GROUPS + 1) / 8 * 8, LOAD = 32;
     static constexpr int WORK = smaller((START * (GROUPS + 1) - LOAD) / GROUPS / 8 * 8, 240);
     static constexpr int PART = SUMS + 4;               // values of a thread to merge
     static constexpr int RING = STAGES * STAGE;
@@ -170,14 +163,12 @@ template <int N> __device__ __forceinline__ void settle(float (&x)[N]) {
     "%22, %23"
 #define NAMES_32 NAMES_24 ", %24, %25, %26, %27, %28, %29, %30, %31"
 #define NAMES_40 NAMES_32 ", %32, %33, %34, %35, %36, %37, %38, %39"
-#define NAMES_48 NAMES_40 ", %40, %41, %42, %43, %44, %45, %46, %47"
 #define SUMS_8(I)                                                                                                \
     "+f"(d[I]), "+f"(d[I + 1]), "+f"(d[I + 2]), "+f"(d[I + 3]), "+f"(d[I + 4]), "+f"(d[I + 5]), "+f"(d[I + 6]),  \
         "+f"(d[I + 7])
 #define SUMS_24 SUMS_8(0), SUMS_8(8), SUMS_8(16)
 #define SUMS_32 SUMS_24, SUMS_8(24)
 #define SUMS_40 SUMS_32, SUMS_8(32)
-#define SUMS_48 SUMS_40, SUMS_8(40)
 
 // d = A B^T, or d += A B^T if ADD is 1: A 64 x 16 and B N x 16 in shared memory, both with k contiguous.
 #define SCORES(N, TYPE, NAMES, A, B, ADD, ...)                                                                \
@@ -200,9 +191,6 @@ template <int N> __device__ __forceinline__ void settle(float (&x)[N]) {
     template <bool FIRST> __device__ __forceinline__ void scores(float (&d)[32], uint64_t a, uint64_t b, T) {     \
         SCORES("64", TYPE, NAMES_32, "%32", "%33", "%34", SUMS_32);                                               \
     }                                                                                                             \
-    template <bool FIRST> __device__ __forceinline__ void scores(float (&d)[48], uint64_t a, uint64_t b, T) {     \
-        SCORES("96", TYPE, NAMES_48, "%48", "%49", "%50", SUMS_48);                                               \
-    }                                                                                                             \
     __device__ __forceinline__ void values(float (&d)[24], const uint32_t* a, uint64_t b, T) {                    \
         VALUES("48", TYPE, NAMES_24, "%24", "%25", "%26", "%27", "%28", SUMS_24);                                 \
     }                                                                                                             \
@@ -221,19 +209,6 @@ __device__ __forceinline__ float exp2_special(float x) {
     float y;
     asm volatile("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
     return y;
-}
-
-/// 2^(128 y - 120): y is the score's distance from the maximum, scaled and clamped to [0, 1]. Relative error below
-/// 8e-5: a cubic for the fraction, the whole part added to the exponent.
-__device__ __forceinline__ float exp2_cubic(float y) {
-    constexpr float SHIFT = 12582912.0f - 120.0f;  // rounds to whole numbers; its low bits are then the exponent
-    const float whole = fmaf(y, 128.0f, SHIFT);
-    const float f = fmaf(y, 128.0f, -(whole - SHIFT));
-    float p = 0.0551713221f;
-    p = fmaf(p, f, 0.242610544f);
-    p = fmaf(p, f, 0.693260968f);
-    p = fmaf(p, f, 0.999928117f);
-    return __int_as_float(__float_as_int(p) + (__float_as_int(whole) << 23));
 }
 
 // ---- the kernel
@@ -361,7 +336,7 @@ template <typename S> struct State {
 };
 
 /// Scores to probabilities, in place. Returns whether the sums so far are to be scaled, by `shrink`.
-template <typename S, int POLY, int N>
+template <typename S, int N>
 __device__ __forceinline__ bool softmax(float (&s)[N], State<S>& state, float factor, int left, float (&shrink)[2]) {
     if (left < S::BN) {
         const int mine = left - (int(threadIdx.x) & 3) * 2;
@@ -396,18 +371,10 @@ __device__ __forceinline__ bool softmax(float (&s)[N], State<S>& state, float fa
             if constexpr (!S::ONES) state.sum[r] *= shrink[r];
         }
     }
-    const float narrow_factor = factor * (1.0f / 128.0f);
-    float start[2];
-#pragma unroll
-    for (int r = 0; r < 2; ++r) start[r] = fmaf(state.top[r], -1.0f / 128.0f, 120.0f / 128.0f);
 #pragma unroll
     for (int i = 0; i < N; ++i) {
         const int r = (i >> 1) & 1;
-        if (POLY != 0 && (i % (POLY + (POLY == 0))) == POLY - 1) {
-            s[i] = exp2_cubic(__saturatef(fmaf(s[i], narrow_factor, start[r])));
-        } else {
-            s[i] = exp2_special(fmaf(s[i], factor, -state.top[r]));
-        }
+        s[i] = exp2_special(fmaf(s[i], factor, -state.top[r]));
         if constexpr (!S::ONES) state.sum[r] += s[i];
     }
     return raise;
@@ -434,7 +401,7 @@ __device__ __forceinline__ void begin_values(State<S>& state, const uint32_t (&p
 }
 
 /// The tiles of one warpgroup.
-template <typename S, int POLY, typename T>
+template <typename S, typename T>
 __device__ __forceinline__ void multiply(const Problem<T>& p, State<S>& state, uint32_t q_shared, uint32_t ring,
                                          uint32_t full, uint32_t empty, int first, int tiles) {
     const bool speaks = (threadIdx.x & 31) == 0;
@@ -456,7 +423,7 @@ __device__ __forceinline__ void multiply(const Problem<T>& p, State<S>& state, u
     begin_scores<S, T>(s, q, k + at.stage * (S::STAGE >> 4));
     wgmma_wait<0>();
     settle(s);
-    softmax<S, POLY>(s, state, p.factor, left, shrink);
+    softmax<S>(s, state, p.factor, left, shrink);
     pack();
     int before = at.stage;
 #pragma unroll 1
@@ -469,7 +436,7 @@ __device__ __forceinline__ void multiply(const Problem<T>& p, State<S>& state, u
         begin_values<S, T>(state, prob, v + before * (S::STAGE >> 4));
         wgmma_wait<1>();
         settle(s);
-        const bool raise = softmax<S, POLY>(s, state, p.factor, left, shrink);
+        const bool raise = softmax<S>(s, state, p.factor, left, shrink);
         // The wait stands twice, so that it is not moved ahead of the exponentials.
         if (raise) {
             wgmma_wait<0>();
@@ -560,7 +527,7 @@ __device__ __forceinline__ void finish(const Problem<T>& p, const State<S>& stat
     }
 }
 
-template <typename S, int POLY, typename T> __device__ __forceinline__ void attention(const Problem<T>& p) {
+template <typename S, typename T> __device__ __forceinline__ void attention(const Problem<T>& p) {
     extern __shared__ unsigned char shared[];
     const uint32_t q_shared = (uint32_t(__cvta_generic_to_shared(shared)) + 1023u) & ~1023u;
     const uint32_t ring = q_shared + S::WM * S::Q_BYTES;
@@ -594,7 +561,7 @@ template <typename S, int POLY, typename T> __device__ __forceinline__ void atte
     for (int i = 0; i < S::SUMS; ++i) state.out[i] = 0.0f;
     state.top[0] = state.top[1] = -1e30f;
     state.sum[0] = state.sum[1] = 0.0f;
-    if (over_keys < tiles) multiply<S, POLY>(p, state, my_q, ring, full, empty, over_keys, tiles);
+    if (over_keys < tiles) multiply<S>(p, state, my_q, ring, full, empty, over_keys, tiles);
 
     // From here on nothing is read by wgmma.
     named_sync<MERGE_BARRIER, S::WORKERS>();
@@ -608,8 +575,8 @@ template <typename S, int POLY, typename T> __device__ __forceinline__ void atte
 
 }  // namespace
 
-#define ENTRY(NAME, T, D, WM, WK, BN, STAGES, POLY, PER_SM)                                                         \
-    extern "C" __global__ void __launch_bounds__((WM) * (WK) * 128 + 128, PER_SM)                                   \
+#define ENTRY(NAME, T, D, WM, WK, BN, STAGES)                                                         \
+    extern "C" __global__ void __launch_bounds__((WM) * (WK) * 128 + 128, 1)                                   \
         NAME(const T* q, const T* k, const T* v, T* out, int tokens, int others, int heads, int q_row, int kv_row,  \
              int out_row, long long q_batch, long long kv_batch, long long out_batch, float scale) {                \
         (void)heads;                                                                                                \
@@ -617,22 +584,15 @@ template <typename S, int POLY, typename T> __device__ __forceinline__ void atte
         const Problem<T> p = {q + batch * q_batch + head,   k + batch * kv_batch + head,                            \
                               v + batch * kv_batch + head,  out + batch * out_batch + head,                         \
                               tokens, others, q_row, kv_row, out_row, scale * LOG2_E};                              \
-        attention<Shape<D, WM, WK, BN, STAGES, PER_SM>, POLY>(p);                                                   \
+        attention<Shape<D, WM, WK, BN, STAGES>>(p);                                                   \
     }
-#define ENTRIES(ENDING, D, WM, WK, BN, STAGES, POLY, PER_SM)                                        \
-    ENTRY(attention_hopper_f16_##ENDING, half, D, WM, WK, BN, STAGES, POLY, PER_SM)                 \
-    ENTRY(attention_hopper_bf16_##ENDING, __nv_bfloat16, D, WM, WK, BN, STAGES, POLY, PER_SM)
+#define ENTRIES(ENDING, D, WM, WK, BN, STAGES)                                        \
+    ENTRY(attention_hopper_f16_##ENDING, half, D, WM, WK, BN, STAGES)                 \
+    ENTRY(attention_hopper_bf16_##ENDING, __nv_bfloat16, D, WM, WK, BN, STAGES)
 
-// Name ending, head size, warpgroups over rows (BM = 64 of each) and over keys, keys per tile, stages, which
-// exponentials are polynomials (0: none), blocks per multiprocessor.
-ENTRIES(40, 40, 4, 1, 64, 8, 0, 1)
-ENTRIES(40_poly8, 40, 4, 1, 64, 8, 8, 1)
-ENTRIES(40_poly4, 40, 4, 1, 64, 8, 4, 1)
-ENTRIES(40_small, 40, 2, 2, 64, 8, 0, 1)
-ENTRIES(40_two, 40, 2, 1, 64, 5, 0, 2)
-ENTRIES(40_three, 40, 3, 1, 96, 6, 0, 1)
-ENTRIES(64, 64, 4, 1, 64, 8, 0, 1)
-ENTRIES(80, 80, 4, 1, 48, 6, 0, 1)
-ENTRIES(80_small, 80, 2, 2, 48, 8, 0, 1)
-ENTRIES(80_tiny, 80, 1, 4, 48, 8, 0, 1)
-ENTRIES(80_three, 80, 1, 3, 64, 6, 0, 1)
+// Name ending, head size, warpgroups over rows (BM = 64 of each) and over keys, keys per tile, stages.
+ENTRIES(40, 40, 4, 1, 64, 8)
+ENTRIES(40_small, 40, 2, 2, 64, 8)
+ENTRIES(64, 64, 4, 1, 64, 8)
+ENTRIES(80, 80, 4, 1, 48, 6)
+ENTRIES(80_small, 80, 2, 2, 48, 8)

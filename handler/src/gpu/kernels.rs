@@ -24,7 +24,10 @@ static IMAGES: [&[u8]; 5] = [
 static IMAGES: [&[u8]; 0] = [];
 /// For compute capability 9.0 alone.
 #[cfg(feature = "cuda")]
-static HOPPER_IMAGES: [&[u8]; 1] = [include_bytes!(concat!(env!("OUT_DIR"), "/geglu_hopper.fatbin"))];
+static HOPPER_IMAGES: [&[u8]; 2] = [
+    include_bytes!(concat!(env!("OUT_DIR"), "/attention_hopper.fatbin")),
+    include_bytes!(concat!(env!("OUT_DIR"), "/geglu_hopper.fatbin")),
+];
 #[cfg(not(feature = "cuda"))]
 static HOPPER_IMAGES: [&[u8]; 0] = [];
 

@@ -5,6 +5,7 @@ use crate::gpu::{Arg, Array, Dtype, Launch, matmul};
 use candle_core::Result;
 
 /// A fused kernel: the ending of its name, head size, threads, queries of a block, and dynamic shared memory.
+#[derive(Clone, Copy)]
 struct Fused {
     ending: &'static str,
     width: usize,
@@ -31,15 +32,35 @@ const FUSED: [Fused; 10] = [
     fused("160_small", 160, 128, 32, 86_016),
 ];
 
+/// As `kernels/attention_hopper.cu` has them.
+const HOPPER: [Fused; 5] = [
+    fused("40", 40, 640, 256, 164_992),
+    fused("40_small", 40, 640, 128, 148_608),
+    fused("64", 64, 640, 256, 164_992),
+    fused("80", 80, 640, 256, 214_112),
+    fused("80_small", 80, 640, 128, 230_528),
+];
+/// With fewer keys, Hopper's own kernels take longer to fill than the others to end (measured on an H100).
+const MANY_KEYS: usize = 256;
+
 pub(in super::super) fn attention(q: &Array, k: &Array, v: &Array, heads: usize) -> Result<Array> {
     let (shape, gpu) = (Shape::of(q, k, v, heads)?, q.gpu());
-    let fits = |kernel: &&Fused| kernel.width == shape.width;
+    if !gpu.fuses(q.dtype()) {
+        return shape.whole(q, k, v, false);
+    }
     let blocks = |kernel: &Fused| shape.tokens.div_ceil(kernel.queries) * heads * shape.batch;
+    if gpu.is_hopper() && shape.others >= MANY_KEYS {
+        // The one with which the busiest processor has the least to do.
+        let work = |kernel: &&Fused| blocks(kernel).div_ceil(gpu.multiprocessors()) * kernel.queries;
+        if let Some(kernel) = HOPPER.iter().filter(|kernel| kernel.width == shape.width).min_by_key(work) {
+            return shape.fused("attention_hopper", kernel, q, k, v);
+        }
+    }
     // The first that gives three processors of four work, else the one with the most blocks.
-    let mut kernels = FUSED.iter().filter(fits);
+    let mut kernels = FUSED.iter().filter(|kernel| kernel.width == shape.width);
     let busy = kernels.clone().find(|kernel| 4 * blocks(kernel) >= 3 * gpu.multiprocessors());
-    match busy.or(kernels.next_back()).filter(|_| gpu.fuses(q.dtype())) {
-        Some(kernel) => shape.fused(kernel, q, k, v),
+    match busy.or(kernels.next_back()) {
+        Some(kernel) => shape.fused("attention", kernel, q, k, v),
         None => shape.whole(q, k, v, false),
     }
 }
@@ -78,7 +99,7 @@ impl Shape {
         Ok(q.gpu().scratch(&[self.batch, self.tokens, self.heads * self.width], q.dtype())?)
     }
 
-    fn fused(&self, kernel: &Fused, q: &Array, k: &Array, v: &Array) -> Result<Array> {
+    fn fused(&self, name: &str, kernel: &Fused, q: &Array, k: &Array, v: &Array) -> Result<Array> {
         if k.row() != v.row() {
             return refused("keys and values with rows of two lengths".into());
         }
@@ -88,7 +109,7 @@ impl Shape {
         let strides = [self.tokens * q.row(), self.others * k.row(), self.tokens * out.row()].map(Arg::Long);
         let args = [&arrays[..], &sizes, &strides, &[Arg::Float(self.scale())]].concat();
         let launch = Launch {
-            name: format!("attention_{}_{}", q.dtype().name(), kernel.ending),
+            name: format!("{name}_{}_{}", q.dtype().name(), kernel.ending),
             grid: [self.tokens.div_ceil(kernel.queries), self.heads, self.batch],
             block: kernel.threads,
             shared: if q.gpu().copies_ahead() { kernel.shared } else { 0 },
