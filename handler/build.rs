@@ -19,7 +19,9 @@ fn main() {
     if env::var_os("CARGO_FEATURE_CUDA").is_none() {
         return;
     }
-    println!("cargo:rerun-if-changed=kernels/common.cuh");
+    for name in ["common", "hopper"] {
+        println!("cargo:rerun-if-changed=kernels/{name}.cuh");
+    }
     for name in KERNELS.iter().chain(&HOPPER_KERNELS) {
         println!("cargo:rerun-if-changed=kernels/{name}.cu");
     }

@@ -18,9 +18,8 @@
 // attention_hopper_T_80              640  256                 214112
 // attention_hopper_T_80_small        640  128                 230528
 
-#include <stdint.h>
-
 #include "common.cuh"
+#include "hopper.cuh"
 
 namespace {
 
@@ -59,41 +58,12 @@ template <int D_, int WM_, int WK_, int BN_, int STAGES_> struct Shape {
     static_assert((WK - 1) * WM * PART * 512 <= RING && BYTES <= 232448, "shared memory");
 };
 
-// ---- barriers
-
-__device__ __forceinline__ void barrier_init(uint32_t barrier, int count) {
-    asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(barrier), "r"(count) : "memory");
-}
-
-/// Waits until the phase of this parity has completed.
-__device__ __forceinline__ void barrier_wait(uint32_t barrier, int parity) {
-    uint32_t done;
-    do {
-        asm volatile(
-            "{\n"
-            ".reg .pred p;\n"
-            "mbarrier.try_wait.parity.shared::cta.b64 p, [%1], %2;\n"
-            "selp.u32 %0, 1, 0, p;\n"
-            "}\n"
-            : "=r"(done)
-            : "r"(barrier), "r"(parity)
-            : "memory");
-    } while (!done);
-}
-
-__device__ __forceinline__ void barrier_arrive(uint32_t barrier) {
-    asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(barrier) : "memory");
-}
-
 template <int ID, int COUNT> __device__ __forceinline__ void named_sync() {
     asm volatile("bar.sync %0, %1;" ::"n"(ID), "n"(COUNT) : "memory");
 }
 template <int ID, int COUNT> __device__ __forceinline__ void named_arrive() {
     asm volatile("bar.arrive %0, %1;" ::"n"(ID), "n"(COUNT) : "memory");
 }
-
-/// Makes this thread's writes to shared memory visible to wgmma.
-__device__ __forceinline__ void fence_async() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
 
 // ---- shared memory
 
@@ -138,19 +108,6 @@ __device__ __forceinline__ uint32_t place_of(int row, int chunk, int block_bytes
 }
 
 // ---- wgmma
-
-/// Operand in blocks of 64 columns swizzled by 128 bytes. Bits: 0-13 address / 16; 16-29 distance of blocks / 16 of a
-/// transposed operand, else unused and 1; 32-45 distance of groups of 8 rows / 16; 62-63 swizzle, 1 for 128 bytes.
-__device__ __forceinline__ uint64_t descriptor(uint32_t address, int leading) {
-    return uint64_t((address & 0x3ffffu) >> 4) | uint64_t(leading >> 4) << 16 | uint64_t(1024 >> 4) << 32 |
-           uint64_t(1) << 62;
-}
-
-__device__ __forceinline__ void wgmma_fence() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
-__device__ __forceinline__ void wgmma_commit() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
-template <int PENDING> __device__ __forceinline__ void wgmma_wait() {
-    asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(PENDING) : "memory");
-}
 
 /// Keeps the compiler from moving uses of products ahead of the wait for them.
 template <int N> __device__ __forceinline__ void settle(float (&x)[N]) {

@@ -15,9 +15,8 @@
 // Entries (T: f16, bf16; block = (384, 1, 1)), with dynamic shared memory:
 //   linear_geglu_T        BC 128, 197760 bytes      linear_geglu_T_160    BC 160, 230528 bytes
 // grid = (min(tiles, multiprocessors), 1, 1) with tiles = ceil(rows / 128) * (C / BC); any grid is right.
-#include <stdint.h>
-
 #include "common.cuh"
+#include "hopper.cuh"
 
 namespace {
 
@@ -34,32 +33,6 @@ template <int BC> struct Shape {
     static_assert(BC % 16 == 0 && STAGE % 1024 == 0 && HALF_BYTES % 1024 == 0);
 };
 
-// ---- barriers in shared memory
-
-__device__ __forceinline__ void barrier_init(uint32_t barrier, int count) {
-    asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(barrier), "r"(count) : "memory");
-}
-
-// Waits until the phase of this parity has completed.
-__device__ __forceinline__ void barrier_wait(uint32_t barrier, int parity) {
-    uint32_t done;
-    do {
-        asm volatile(
-            "{\n"
-            ".reg .pred p;\n"
-            "mbarrier.try_wait.parity.shared::cta.b64 p, [%1], %2;\n"
-            "selp.u32 %0, 1, 0, p;\n"
-            "}\n"
-            : "=r"(done)
-            : "r"(barrier), "r"(parity)
-            : "memory");
-    } while (!done);
-}
-
-__device__ __forceinline__ void barrier_arrive(uint32_t barrier) {
-    asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(barrier) : "memory");
-}
-
 // ---- copies into shared memory
 
 // 16 bytes, or 16 zero bytes.
@@ -69,19 +42,6 @@ __device__ __forceinline__ void copy16(uint32_t to, const char* from, bool insid
 }
 
 // ---- wgmma
-
-// Descriptor of an operand whose rows are 128 bytes of k, swizzled by 128 bytes: groups of eight rows (1024 bytes,
-// aligned so) follow one another. Bits: 0-13 address / 16; 16-29 leading offset, unused in this layout; 32-45 distance
-// of groups / 16; 62-63 swizzle, 1 for 128 bytes. 16 k further is 32 bytes further: the swizzle acts on the address.
-__device__ __forceinline__ uint64_t descriptor(uint32_t address) {
-    return uint64_t((address & 0x3ffffu) >> 4) | uint64_t(1) << 16 | uint64_t(1024 >> 4) << 32 | uint64_t(1) << 62;
-}
-
-__device__ __forceinline__ void wgmma_fence() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
-__device__ __forceinline__ void wgmma_commit() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
-template <int PENDING> __device__ __forceinline__ void wgmma_wait() {
-    asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(PENDING) : "memory");
-}
 
 // Names of operands 0-39, 40-79 and 80-127, and operands themselves.
 #define NAMES_0                                                                                             \
@@ -283,7 +243,7 @@ __device__ __forceinline__ void multiply(const Problem<T>& p, uint32_t ring, uin
         int before = 0;
         for (int step = 0; step < steps; ++step) {
             barrier_wait(full + 8 * at.stage, at.parity);
-            asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+            fence_async();
             const uint64_t hop = uint64_t(at.stage * (S::STAGE >> 4)), a = a_0 + hop, b = b_0 + hop;
             wgmma_fence();
 #pragma unroll

@@ -1,8 +1,7 @@
 //! Convolutions of NHWC activations, through the graph API of cuDNN 9.
 //!
 //! Each shape is one operation graph with a single forward convolution. cuDNN's heuristics rank engine configurations
-//! for it; the first that keeps full sums and needs no compiling at run time becomes the shape's plan, unless tuning or
-//! an earlier choice says another. Running a plan enqueues kernels only, so it can be captured into a CUDA graph; run
+//! for it; the first that keeps full sums and needs no compiling at run time becomes the shape's plan. Running a plan enqueues kernels only, so it can be captured into a CUDA graph; run
 //! each shape once before capturing, so that its kernels are loaded.
 
 // Everything here is calls into cuDNN and the CUDA driver, whose interfaces are unsafe.
@@ -10,24 +9,23 @@
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
-use std::ffi::{CStr, c_void};
-use std::fmt;
-use std::ptr;
 use std::time::{Duration, Instant};
 
 use cudarc::cudnn::sys::{
-    self, cudnnBackendAttributeName_t as Name, cudnnBackendAttributeType_t as Kind,
-    cudnnBackendBehaviorNote_t as Behaviour, cudnnBackendDescriptor_t as RawDescriptor,
-    cudnnBackendDescriptorType_t as Type, cudnnBackendHeurMode_t as HeuristicsMode,
-    cudnnBackendNumericalNote_t as Numerical, cudnnConvolutionMode_t as ConvolutionMode, cudnnDataType_t as DataType,
-    cudnnHandle_t as RawHandle, cudnnStatus_t as Status,
+    self, cudnnBackendAttributeName_t as Name, cudnnBackendBehaviorNote_t as Behaviour,
+    cudnnBackendDescriptor_t as RawDescriptor, cudnnBackendDescriptorType_t as Type,
+    cudnnBackendHeurMode_t as HeuristicsMode, cudnnBackendNumericalNote_t as Numerical,
+    cudnnConvolutionMode_t as ConvolutionMode, cudnnDataType_t as DataType, cudnnHandle_t as RawHandle,
 };
 use cudarc::driver::sys::CUstream;
 
 use serde::{Deserialize, Serialize};
 
-use super::Dtype;
-use super::error::{GpuError, Result};
+use super::{
+    Dtype,
+    cudnn::{Address, BehaviourNote, Descriptor, Handle, NumericalNote, check, int},
+    error::{GpuError, Result},
+};
 
 /// Workspace that a plan may need, in bytes.
 const WORKSPACE_LIMIT: usize = 256 << 20;
@@ -95,10 +93,6 @@ impl Case {
         }
         Ok(dimensions)
     }
-}
-
-fn int(size: usize) -> Result<i64> {
-    i64::try_from(size).map_err(|_| GpuError::Unavailable(format!("{size} is too large for a convolution")))
 }
 
 /// Strides, in elements, of dimensions (N, C, H, W) stored channels last.
@@ -189,28 +183,6 @@ impl Convolutions {
                 Ok(plan)
             }
         }
-    }
-}
-
-/// An owned cuDNN handle, bound to a stream.
-struct Handle(RawHandle);
-
-impl Handle {
-    fn new(stream: CUstream) -> Result<Self> {
-        let mut raw = ptr::null_mut();
-        // SAFETY: `raw` outlives the call.
-        check(unsafe { sys::cudnnCreate(&mut raw) }, || "cudnnCreate".into())?;
-        let handle = Self(raw);
-        // SAFETY: the handle was just created; both stream types name the driver's opaque one.
-        check(unsafe { sys::cudnnSetStream(handle.0, stream.cast()) }, || "cudnnSetStream".into())?;
-        Ok(handle)
-    }
-}
-
-impl Drop for Handle {
-    fn drop(&mut self) {
-        // SAFETY: created by `new` and destroyed once; what was built with it is gone. A failure leaves nothing to do.
-        let _ = unsafe { sys::cudnnDestroy(self.0) };
     }
 }
 
@@ -429,182 +401,6 @@ unsafe fn execute(handle: RawHandle, plan: &Descriptor, pack: &Descriptor) -> Re
     check(status, || "cudnnBackendExecute: convolution".into())
 }
 
-/// A status with the library's own last words.
-struct Failure {
-    status: Status,
-    message: String,
-}
-
-impl fmt::Debug for Failure {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{:?}", self.status)?;
-        if self.message.is_empty() { Ok(()) } else { write!(f, " ({})", self.message) }
-    }
-}
-
-fn check(status: Status, call: impl FnOnce() -> String) -> Result<()> {
-    if status == Status::CUDNN_STATUS_SUCCESS {
-        return Ok(());
-    }
-    let mut text = [0_u8; 512];
-    // SAFETY: the buffer has one byte more than cuDNN is told of, which stays the closing zero.
-    unsafe { sys::cudnnGetLastErrorString(text.as_mut_ptr().cast(), text.len() - 1) };
-    let message = CStr::from_bytes_until_nul(&text).map(|text| text.to_string_lossy().trim().replace('\n', " "));
-    Err(GpuError::call(call(), Failure { status, message: message.unwrap_or_default() }))
-}
-
-/// Address on the device, as an attribute's value.
-#[derive(Clone, Copy)]
-#[repr(transparent)]
-struct Address(u64);
-
-/// A `cudnnBackendNumericalNote_t` read from cuDNN, which may know more notes than the bindings.
-#[derive(Clone, Copy, PartialEq, Eq)]
-#[repr(transparent)]
-struct NumericalNote(u32);
-
-/// A `cudnnBackendBehaviorNote_t` read from cuDNN, which may know more notes than the bindings.
-#[derive(Clone, Copy, PartialEq, Eq)]
-#[repr(transparent)]
-struct BehaviourNote(u32);
-
-// An address fills a pointer.
-const _: () = assert!(size_of::<Address>() == size_of::<*mut c_void>());
-
-/// A type of attribute values.
-///
-/// # Safety
-///
-/// The type has the layout of the C type that `KIND` stands for.
-unsafe trait Value: Copy {
-    /// cuDNN's name of the type.
-    const KIND: Kind;
-}
-
-/// A value that cuDNN may write.
-///
-/// # Safety
-///
-/// Any bits are valid.
-unsafe trait Readable: Value {}
-
-// SAFETY: `int64_t`.
-unsafe impl Value for i64 {
-    const KIND: Kind = Kind::CUDNN_TYPE_INT64;
-}
-// SAFETY: an integer.
-unsafe impl Readable for i64 {}
-
-// SAFETY: `float`.
-unsafe impl Value for f32 {
-    const KIND: Kind = Kind::CUDNN_TYPE_FLOAT;
-}
-
-// SAFETY: `void *`, as wide as an address on the device.
-unsafe impl Value for Address {
-    const KIND: Kind = Kind::CUDNN_TYPE_VOID_PTR;
-}
-
-// SAFETY: the bindings' own type.
-unsafe impl Value for RawDescriptor {
-    const KIND: Kind = Kind::CUDNN_TYPE_BACKEND_DESCRIPTOR;
-}
-// SAFETY: a pointer.
-unsafe impl Readable for RawDescriptor {}
-
-// SAFETY: the bindings' own type.
-unsafe impl Value for RawHandle {
-    const KIND: Kind = Kind::CUDNN_TYPE_HANDLE;
-}
-
-// SAFETY: the bindings' own type.
-unsafe impl Value for DataType {
-    const KIND: Kind = Kind::CUDNN_TYPE_DATA_TYPE;
-}
-
-// SAFETY: the bindings' own type.
-unsafe impl Value for ConvolutionMode {
-    const KIND: Kind = Kind::CUDNN_TYPE_CONVOLUTION_MODE;
-}
-
-// SAFETY: the bindings' own type.
-unsafe impl Value for HeuristicsMode {
-    const KIND: Kind = Kind::CUDNN_TYPE_HEUR_MODE;
-}
-
-// SAFETY: a C enumeration, four bytes.
-unsafe impl Value for NumericalNote {
-    const KIND: Kind = Kind::CUDNN_TYPE_NUMERICAL_NOTE;
-}
-// SAFETY: an integer.
-unsafe impl Readable for NumericalNote {}
-
-// SAFETY: a C enumeration, four bytes.
-unsafe impl Value for BehaviourNote {
-    const KIND: Kind = Kind::CUDNN_TYPE_BEHAVIOR_NOTE;
-}
-// SAFETY: an integer.
-unsafe impl Readable for BehaviourNote {}
-
-/// An owned backend descriptor; `what` names it in errors.
-struct Descriptor {
-    raw: RawDescriptor,
-    what: &'static str,
-}
-
-impl Descriptor {
-    fn new(kind: Type, what: &'static str) -> Result<Self> {
-        let mut raw = ptr::null_mut();
-        // SAFETY: `raw` outlives the call.
-        let status = unsafe { sys::cudnnBackendCreateDescriptor(kind, &mut raw) };
-        check(status, || format!("cudnnBackendCreateDescriptor: {what}"))?;
-        Ok(Self { raw, what })
-    }
-
-    fn set<T: Value>(&self, name: Name, values: &[T]) -> Result<()> {
-        let count = int(values.len())?;
-        // SAFETY: `values` has `count` elements of the type told, and cuDNN copies them.
-        let status =
-            unsafe { sys::cudnnBackendSetAttribute(self.raw, name, T::KIND, count, values.as_ptr().cast::<c_void>()) };
-        check(status, || format!("cudnnBackendSetAttribute: {name:?} of {}", self.what))
-    }
-
-    fn finalise(&self) -> Result<()> {
-        // SAFETY: the descriptor lives.
-        check(unsafe { sys::cudnnBackendFinalize(self.raw) }, || format!("cudnnBackendFinalize: {}", self.what))
-    }
-
-    /// How many values the attribute has.
-    fn count<T: Readable>(&self, name: Name) -> Result<usize> {
-        self.read::<T>(name, 0, ptr::null_mut())
-    }
-
-    /// Fills `values` as far as the attribute goes, and says how far; there is at least one value of room.
-    fn get<T: Readable>(&self, name: Name, values: &mut [T]) -> Result<usize> {
-        let count = self.read(name, int(values.len())?, values.as_mut_ptr())?;
-        Ok(count.min(values.len()))
-    }
-
-    /// `values` must have room for `room` values, or be null and `room` 0.
-    fn read<T: Readable>(&self, name: Name, room: i64, values: *mut T) -> Result<usize> {
-        let mut count = 0_i64;
-        // SAFETY: `values` has room for as many elements of the type told as cuDNN is asked for, and any bits are
-        // valid in it; `count` outlives the call.
-        let status = unsafe {
-            sys::cudnnBackendGetAttribute(self.raw, name, T::KIND, room, &mut count, values.cast::<c_void>())
-        };
-        check(status, || format!("cudnnBackendGetAttribute: {name:?} of {}", self.what))?;
-        Ok(usize::try_from(count).unwrap_or(0))
-    }
-}
-
-impl Drop for Descriptor {
-    fn drop(&mut self) {
-        // SAFETY: created by `new` and destroyed once. A failure leaves nothing to do.
-        let _ = unsafe { sys::cudnnBackendDestroyDescriptor(self.raw) };
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -673,14 +469,5 @@ mod tests {
         let unknown = [NumericalNote(99)];
         assert!(acceptable(Dtype::F16, &unknown, &[BehaviourNote(3)]));
         assert!(!acceptable(Dtype::F16, &cores, &[BehaviourNote(0)]));
-    }
-
-    #[test]
-    fn failures_say_what_cudnn_said() {
-        let status = Status::CUDNN_STATUS_BAD_PARAM;
-        let silent = Failure { status, message: String::new() };
-        assert_eq!(format!("{silent:?}"), "CUDNN_STATUS_BAD_PARAM");
-        let told = Failure { status, message: "stride".into() };
-        assert_eq!(format!("{told:?}"), "CUDNN_STATUS_BAD_PARAM (stride)");
     }
 }

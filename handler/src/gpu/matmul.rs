@@ -8,19 +8,22 @@ use serde::{Deserialize, Serialize};
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::ffi::c_void;
-use std::mem::size_of;
-use std::ptr::{from_ref, null_mut};
+use std::ptr::from_ref;
 use std::time::{Duration, Instant};
 
 use cudarc::cublaslt::sys::{
-    self as lt, cublasComputeType_t as Compute, cublasLtEpilogue_t as Epilogue, cublasLtMatmulDescAttributes_t as Desc,
-    cublasLtMatmulPreferenceAttributes_t as Pref, cublasLtMatrixLayoutAttribute_t as LayoutAttribute,
-    cublasLtReductionScheme_t as Reduction, cublasStatus_t as Status, cudaDataType_t as DataType,
+    self as lt, cublasLtEpilogue_t as Epilogue, cublasLtMatmulDescAttributes_t as Desc,
+    cublasLtMatmulPreferenceAttributes_t as Pref, cublasLtReductionScheme_t as Reduction, cublasStatus_t as Status,
+    cudaDataType_t as DataType,
 };
-use cudarc::driver::sys::{self as cu, CUevent, CUresult, CUstream};
+use cudarc::driver::sys::CUstream;
 
-use super::Dtype;
-use super::error::{GpuError, Result};
+use super::{
+    Dtype,
+    cublaslt::{Handle, Layout, Preference, Product, check},
+    error::{GpuError, Result},
+    event::Event,
+};
 
 /// cuBLAS's `CUBLAS_OP_N` and `CUBLAS_OP_T`, which cublasLt's bindings lack.
 const AS_IS: i32 = 0;
@@ -275,7 +278,7 @@ impl Matmuls {
         let at = Operands { a, w, out, bias, onto };
         let queue = self.queue;
         let plan = self.plan(case, &at)?;
-        let (start, end) = (Event::new()?, Event::new()?);
+        let (start, end) = (Event::timed()?, Event::timed()?);
         let mut times = Vec::new();
         let mut failure = None;
         for index in 0..plan.algorithms.len().min(at_most) {
@@ -471,12 +474,12 @@ impl Plan {
             // SAFETY: as the caller promises.
             unsafe { self.run(queue, index, at) }?;
         }
-        start.record(queue.stream)?;
+        start.record_on(queue.stream)?;
         for _ in 0..TIMED {
             // SAFETY: as the caller promises.
             unsafe { self.run(queue, index, at) }?;
         }
-        end.record(queue.stream)?;
+        end.record_on(queue.stream)?;
         Ok(end.since(start)? / TIMED as f32)
     }
 }
@@ -486,164 +489,6 @@ fn data_type(dtype: Dtype) -> DataType {
         Dtype::F16 => DataType::CUDA_R_16F,
         Dtype::BF16 => DataType::CUDA_R_16BF,
         Dtype::F32 => DataType::CUDA_R_32F,
-    }
-}
-
-fn check(status: Status, call: impl FnOnce() -> String) -> Result<()> {
-    if status == Status::CUBLAS_STATUS_SUCCESS { Ok(()) } else { Err(GpuError::call(call(), status)) }
-}
-
-fn check_driver(result: CUresult, call: &str) -> Result<()> {
-    if result == CUresult::CUDA_SUCCESS { Ok(()) } else { Err(GpuError::call(call, result)) }
-}
-
-/// Owns the library's handle.
-#[derive(Debug)]
-struct Handle(lt::cublasLtHandle_t);
-
-impl Handle {
-    fn new() -> Result<Self> {
-        let mut handle = null_mut();
-        // SAFETY: there is room for the handle.
-        let status = unsafe { lt::cublasLtCreate(&mut handle) };
-        check(status, || "cublasLtCreate".into())?;
-        Ok(Self(handle))
-    }
-}
-
-impl Drop for Handle {
-    fn drop(&mut self) {
-        // SAFETY: it was created and nothing uses it any more.
-        unsafe { lt::cublasLtDestroy(self.0) };
-    }
-}
-
-/// Owns a product's descriptor.
-#[derive(Debug)]
-struct Product(lt::cublasLtMatmulDesc_t);
-
-impl Product {
-    /// Sums and scales in f32; for f32 matrices this is plain f32, as TF32 has a compute type of its own.
-    fn new() -> Result<Self> {
-        let mut product = null_mut();
-        // SAFETY: there is room for the descriptor.
-        let status =
-            unsafe { lt::cublasLtMatmulDescCreate(&mut product, Compute::CUBLAS_COMPUTE_32F, DataType::CUDA_R_32F) };
-        check(status, || "cublasLtMatmulDescCreate".into())?;
-        Ok(Self(product))
-    }
-
-    fn set<T: Copy>(&self, attribute: Desc, value: &T) -> Result<()> {
-        // SAFETY: the descriptor is alive, and the value is as long as is said and copied.
-        let status =
-            unsafe { lt::cublasLtMatmulDescSetAttribute(self.0, attribute, from_ref(value).cast(), size_of::<T>()) };
-        check(status, || format!("cublasLtMatmulDescSetAttribute: {attribute:?}"))
-    }
-}
-
-impl Drop for Product {
-    fn drop(&mut self) {
-        // SAFETY: it was created and nothing uses it any more.
-        unsafe { lt::cublasLtMatmulDescDestroy(self.0) };
-    }
-}
-
-/// Owns the description of a column-major matrix.
-#[derive(Debug)]
-struct Layout(lt::cublasLtMatrixLayout_t);
-
-impl Layout {
-    fn new(dtype: DataType, rows: usize, columns: usize, ld: usize, batch: usize, stride: usize) -> Result<Self> {
-        let mut layout = null_mut();
-        // SAFETY: there is room for the descriptor.
-        let status =
-            unsafe { lt::cublasLtMatrixLayoutCreate(&mut layout, dtype, rows as u64, columns as u64, ld as i64) };
-        check(status, || format!("cublasLtMatrixLayoutCreate: {rows} x {columns}, ld {ld}"))?;
-        let layout = Self(layout);
-        if batch > 1 {
-            layout.set(LayoutAttribute::CUBLASLT_MATRIX_LAYOUT_BATCH_COUNT, &(batch as i32))?;
-            layout.set(LayoutAttribute::CUBLASLT_MATRIX_LAYOUT_STRIDED_BATCH_OFFSET, &(stride as i64))?;
-        }
-        Ok(layout)
-    }
-
-    fn set<T: Copy>(&self, attribute: LayoutAttribute, value: &T) -> Result<()> {
-        // SAFETY: the descriptor is alive, and the value is as long as is said and copied.
-        let status =
-            unsafe { lt::cublasLtMatrixLayoutSetAttribute(self.0, attribute, from_ref(value).cast(), size_of::<T>()) };
-        check(status, || format!("cublasLtMatrixLayoutSetAttribute: {attribute:?}"))
-    }
-}
-
-impl Drop for Layout {
-    fn drop(&mut self) {
-        // SAFETY: it was created and nothing uses it any more.
-        unsafe { lt::cublasLtMatrixLayoutDestroy(self.0) };
-    }
-}
-
-/// Owns what the heuristics are told.
-#[derive(Debug)]
-struct Preference(lt::cublasLtMatmulPreference_t);
-
-impl Preference {
-    fn new() -> Result<Self> {
-        let mut preference = null_mut();
-        // SAFETY: there is room for the descriptor.
-        let status = unsafe { lt::cublasLtMatmulPreferenceCreate(&mut preference) };
-        check(status, || "cublasLtMatmulPreferenceCreate".into())?;
-        Ok(Self(preference))
-    }
-
-    fn set<T: Copy>(&self, attribute: Pref, value: &T) -> Result<()> {
-        // SAFETY: the descriptor is alive, and the value is as long as is said and copied.
-        let status = unsafe {
-            lt::cublasLtMatmulPreferenceSetAttribute(self.0, attribute, from_ref(value).cast(), size_of::<T>())
-        };
-        check(status, || format!("cublasLtMatmulPreferenceSetAttribute: {attribute:?}"))
-    }
-}
-
-impl Drop for Preference {
-    fn drop(&mut self) {
-        // SAFETY: it was created and nothing uses it any more.
-        unsafe { lt::cublasLtMatmulPreferenceDestroy(self.0) };
-    }
-}
-
-/// Owns a mark in a stream's time.
-#[derive(Debug)]
-struct Event(CUevent);
-
-impl Event {
-    fn new() -> Result<Self> {
-        let mut event = null_mut();
-        // SAFETY: there is room for the event.
-        check_driver(unsafe { cu::cuEventCreate(&mut event, 0) }, "cuEventCreate")?;
-        Ok(Self(event))
-    }
-
-    fn record(&self, stream: CUstream) -> Result<()> {
-        // SAFETY: the event is alive, and so is the stream whose products are timed.
-        check_driver(unsafe { cu::cuEventRecord(self.0, stream) }, "cuEventRecord")
-    }
-
-    /// Milliseconds from `start` to here, once the device has got here.
-    fn since(&self, start: &Self) -> Result<f32> {
-        let mut milliseconds = 0f32;
-        // SAFETY: both events are alive and recorded.
-        check_driver(unsafe { cu::cuEventSynchronize(self.0) }, "cuEventSynchronize")?;
-        // SAFETY: as above, and there is room for the time.
-        let result = unsafe { cu::cuEventElapsedTime_v2(&mut milliseconds, start.0, self.0) };
-        check_driver(result, "cuEventElapsedTime")?;
-        Ok(milliseconds)
-    }
-}
-
-impl Drop for Event {
-    fn drop(&mut self) {
-        // SAFETY: it was created and nothing uses it any more.
-        unsafe { cu::cuEventDestroy_v2(self.0) };
     }
 }
 

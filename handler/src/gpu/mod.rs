@@ -8,6 +8,8 @@
 mod arena;
 mod array;
 pub(crate) mod conv;
+mod cublaslt;
+mod cudnn;
 mod error;
 mod event;
 mod graph;

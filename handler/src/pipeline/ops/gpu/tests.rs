@@ -6,10 +6,21 @@ use super::super::{
 };
 use crate::{
     gpu::{Dtype, Gpu, Placed},
-    pipeline::noise::Noise,
+    lora::{AppliedLora, Lora},
+    pipeline::{
+        Compute, Pipeline, Request,
+        noise::{DEFAULT_THREADS, Noise, Source},
+        prompt::Weighting,
+        scheduler::Kind,
+    },
 };
 use candle_core::{DType, Device, Tensor};
-use std::cell::{Cell, LazyCell};
+use std::{
+    cell::{Cell, LazyCell},
+    ops::ControlFlow,
+    path::Path,
+    sync::Arc,
+};
 
 thread_local! {
     static DRAWS: Cell<u64> = const { Cell::new(1000) };
@@ -270,4 +281,64 @@ fn gpu_pointwise_operations_are_the_cpus() {
             );
         }
     });
+}
+
+/// Whole pictures of the model in the repository: the text encoder, both ways through the steps, a LoRA in and out, the pixels.
+#[test]
+fn gpu_pictures_are_the_cpus() {
+    let folder = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/model"));
+    let (model, size) = (folder.join("easel-tiny"), (256, 320));
+    let style = Lora::read(&folder.join("styles/halftone.safetensors")).unwrap();
+    let style = [AppliedLora { lora: Arc::new(style), scale: 0.9 }];
+    let mut cpu = Pipeline::load(&model, &Compute::Cpu, size).unwrap();
+    for (dtype, limit) in [(Dtype::F32, 1e-4), (Dtype::F16, 3e-2), (Dtype::BF16, 2e-1)] {
+        let compute = GPU.with(|gpu| Compute::Gpu(Gpu::clone(gpu), dtype));
+        let mut ours = Pipeline::load(&model, &compute, size).unwrap();
+        let runs: [(Kind, &[AppliedLora], f64); 4] = [
+            (Kind::DpmSolverPlusPlus, &[], 7.5),
+            (Kind::Euler, &[], 1.0),
+            (Kind::DpmSolverPlusPlus, &style, 7.5),
+            (Kind::DpmSolverPlusPlus, &[], 7.5),
+        ];
+        let mut first = None;
+        for (index, (scheduler, loras, guidance_scale)) in runs.into_iter().enumerate() {
+            let request = Request {
+                prompt: "red circle".into(),
+                negative_prompt: "blue".into(),
+                prompt_weighting: Weighting::None,
+                width: size.0,
+                height: size.1,
+                seed: 7,
+                steps: 4,
+                guidance_scale,
+                scheduler,
+                karras_sigmas: None,
+                noise_source: Source::Cuda,
+            };
+            let paint = |pipeline: &mut Pipeline| {
+                pipeline.set_loras(loras).unwrap();
+                let mut stream = Noise::cuda(7, DEFAULT_THREADS);
+                let noise = pipeline.first_noise(&request, 2, &mut stream).unwrap();
+                let latents =
+                    pipeline.denoise(&request, noise, &mut stream, &mut |_| ControlFlow::Continue(())).unwrap();
+                let pictures = pipeline.decode(&latents).unwrap();
+                (latents, pictures)
+            };
+            let (theirs, ours) = (paint(&mut cpu), paint(&mut ours));
+            let most = |tensor: &Tensor| tensor.abs().unwrap().max_all().unwrap().to_scalar::<f32>().unwrap();
+            let error = most(&(&theirs.0 - &ours.0).unwrap()) / most(&theirs.0);
+            println!("picture {index} {}: {error:.1e} of {limit:.1e}", dtype.name());
+            assert!(error < limit, "picture {index} {}: {error:e}", dtype.name());
+            for (theirs, ours) in theirs.1.iter().zip(&ours.1) {
+                let off = theirs.as_raw().iter().zip(ours.as_raw()).map(|(a, b)| f64::from(a.abs_diff(*b)));
+                let mean = off.sum::<f64>() / theirs.as_raw().len() as f64;
+                assert!(mean < 255.0 * f64::from(limit), "picture {index} {}: {mean} levels", dtype.name());
+            }
+            match &first {
+                None => first = Some(ours.1),
+                Some(first) if index == 3 => assert_eq!(first, &ours.1, "a LoRA leaves nothing behind"),
+                Some(_) => {}
+            }
+        }
+    }
 }
