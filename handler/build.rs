@@ -12,7 +12,7 @@ const KERNELS: [&str; 5] = ["attention", "norm", "place", "pointwise", "steps"];
 /// Those for Hopper alone, whose instructions no other architecture has.
 const HOPPER_KERNELS: [&str; 2] = ["attention_hopper", "geglu_hopper"];
 const ARCHITECTURES: &str = "75,80,86,89,90";
-const NO_COMPILER: &str = "the feature cuda needs nvcc 12.8 or later: set NVCC or CUDA_HOME";
+const NO_COMPILER: &str = "the feature cuda needs nvcc of CUDA 13: set NVCC or CUDA_HOME";
 
 fn main() {
     println!("cargo:rerun-if-changed=build.rs");

@@ -271,3 +271,84 @@ fn copy_bytes(tensor: &Tensor, from: usize, into: &mut [u8]) -> candle_core::Res
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::gpu::Source;
+    use std::path::PathBuf;
+
+    const NAMES: [&str; 1] = ["weights.safetensors"];
+
+    /// A folder with one file: a matrix in f16 and a vector in f32.
+    fn folder() -> (tempfile::TempDir, Tensors) {
+        let matrix = Tensor::arange(0f32, 60.0, &Device::Cpu).unwrap().reshape((12, 5)).unwrap();
+        let vector = Tensor::new(&[0.5f32, -2.0, 3.25], &Device::Cpu).unwrap();
+        let tensors = HashMap::from([
+            ("a.weight".to_string(), matrix.to_dtype(DType::F16).unwrap()),
+            ("a.bias".to_string(), vector),
+        ]);
+        let folder = tempfile::tempdir().unwrap();
+        candle_core::safetensors::save(&tensors, folder.path().join(NAMES[0])).unwrap();
+        (folder, tensors)
+    }
+
+    fn numbers(tensor: &Tensor) -> Vec<f32> {
+        tensor.to_dtype(DType::F32).unwrap().flatten_all().unwrap().to_vec1().unwrap()
+    }
+
+    #[test]
+    fn a_file_gives_the_tensors_rows_and_bytes_that_memory_gives() {
+        let (folder, tensors) = folder();
+        let open = Weights::open(folder.path(), &NAMES).unwrap().renamed(|name| name.replace("a.", "b."));
+        let loaded = Weights::load(folder.path(), &NAMES).unwrap();
+        assert_eq!(open.dims("b.weight"), Some([12, 5].as_slice()));
+        assert_eq!(open.dims("a.weight"), None);
+        assert_eq!(open.tensor("b.weight").unwrap().dtype(), DType::F16);
+        for part in ["weight", "bias"] {
+            let (ours, theirs) = (format!("b.{part}"), format!("a.{part}"));
+            assert_eq!(numbers(&open.base(&ours).unwrap()), numbers(&tensors[&theirs]));
+            assert_eq!(numbers(&loaded.base(&theirs).unwrap()), numbers(&tensors[&theirs]));
+        }
+        for weights in [open.rows("b.weight", &[11, 0, 3]), loaded.rows("a.weight", &[11, 0, 3])] {
+            let rows = numbers(&weights.unwrap());
+            assert_eq!((rows.len(), rows[0], rows[5], rows[14]), (15, 55.0, 0.0, 19.0));
+        }
+        // The second number of the vector, from the file and from memory.
+        for (weights, name) in [(&open, "b.bias"), (&loaded, "a.bias")] {
+            let mut bytes = [0; 4];
+            Source::read(weights, name, 4, &mut bytes).unwrap();
+            assert_eq!(f32::from_le_bytes(bytes), -2.0);
+        }
+    }
+
+    #[test]
+    fn an_overlay_stands_before_the_file() {
+        let (folder, _) = folder();
+        let over = Tensor::ones((12, 5), DType::BF16, &Device::Cpu).unwrap();
+        let open = Weights::open(folder.path(), &NAMES).unwrap();
+        let weights = open.with_overlay(HashMap::from([("a.weight".to_string(), over)]));
+        assert_eq!(weights.dtype("a.weight").unwrap(), Dtype::BF16);
+        assert_eq!(open.dtype("a.weight").unwrap(), Dtype::F16);
+        assert_eq!(numbers(&weights.rows("a.weight", &[2]).unwrap()), [1.0; 5]);
+        assert_eq!(numbers(&weights.base("a.weight").unwrap())[1], 1.0);
+        let mut bytes = [0; 2];
+        Source::read(&weights, "a.weight", 2, &mut bytes).unwrap();
+        assert_eq!(bf16::from_le_bytes(bytes), bf16::ONE);
+    }
+
+    #[test]
+    fn what_is_missing_or_cut_short_is_named() {
+        let (folder, _) = folder();
+        let open = Weights::open(folder.path(), &NAMES).unwrap();
+        assert!(open.rows("a.weight", &[12]).unwrap_err().to_string().contains("has 12 rows, no 12"));
+        assert!(open.tensor("c").is_err() && open.dtype("c").unwrap_err().to_string().contains("no c"));
+        let path: PathBuf = folder.path().join(NAMES[0]);
+        let bytes = std::fs::read(&path).unwrap();
+        std::fs::write(&path, &bytes[..bytes.len() - 1]).unwrap();
+        let error = Weights::open(folder.path(), &NAMES).err().unwrap().to_string();
+        assert!(error.contains("weights.safetensors"), "{error}");
+        let missing = Weights::open(folder.path(), &["none.safetensors"]).err().unwrap().to_string();
+        assert!(missing.contains("none.safetensors"), "{missing}");
+    }
+}

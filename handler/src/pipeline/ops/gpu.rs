@@ -440,5 +440,6 @@ pub(super) fn to_map(xs: &Array, height: usize, width: usize) -> Array {
     xs.reshaped(&[xs.dims()[0], height, width, xs.columns()])
 }
 
-#[cfg(all(test, feature = "cuda"))]
+#[cfg(test)]
+#[cfg(feature = "cuda")]
 mod tests;
