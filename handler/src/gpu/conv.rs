@@ -4,9 +4,6 @@
 //! for it; the first that keeps full sums and needs no compiling at run time becomes the shape's plan. Running a plan enqueues kernels only, so it can be captured into a CUDA graph; run
 //! each shape once before capturing, so that its kernels are loaded.
 
-// Everything here is calls into cuDNN and the CUDA driver, whose interfaces are unsafe.
-#![allow(unsafe_code)]
-
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::time::{Duration, Instant};

@@ -2,7 +2,6 @@
 //!
 //! cuBLASLt is column-major, so the transposed product is asked for: `out^T = w a^T`, where a row-major `[r, c]` matrix
 //! with `ld` elements from row to row is a column-major `[c, r]` matrix with leading dimension `ld`.
-#![allow(unsafe_code)] // Calls of a C library, on device addresses.
 
 use serde::{Deserialize, Serialize};
 use std::collections::HashMap;

@@ -45,6 +45,8 @@ use std::{
 };
 use tuned::Tuned;
 
+/// The oldest compute capability for which there are kernels: Turing's.
+const OLDEST: (usize, usize) = (7, 5);
 /// What cuBLASLt may use to sum in parts.
 const MATMUL_WORKSPACE: usize = 32 << 20;
 
@@ -166,6 +168,12 @@ impl Gpu {
         check("cuStreamCreate", unsafe { sys::cuStreamCreate(&mut stream, flags) })?;
         let generation = attribute(device, CUdevice_attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR)?;
         let minor = attribute(device, CUdevice_attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)?;
+        let name = device_name(device)?;
+        if (generation, minor) < OLDEST {
+            let text =
+                format!("{name} has compute capability {generation}.{minor}, the least is {}.{}", OLDEST.0, OLDEST.1);
+            return Err(GpuError::Unavailable(text));
+        }
         let is_hopper = (generation, minor) == (9, 0);
         let kernels = Kernels::load(generation, is_hopper)?;
         lap("kernels");
@@ -175,7 +183,7 @@ impl Gpu {
             device,
             context,
             stream,
-            name: device_name(device)?,
+            name,
             multiprocessors: attribute(device, CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)?,
             generation,
             is_hopper,
@@ -219,7 +227,7 @@ impl Gpu {
     pub(crate) fn note_firsts(&self) -> Result<()> {
         let ([product_plans, product_loads], [plans, loads]) =
             (self.matmuls()?.firsts(), self.convolutions()?.firsts());
-        let names = ["product plans", "product loads", "conv plans", "conv loads"];
+        let names = ["product_plans", "product_loads", "conv_plans", "conv_loads"];
         lock(&self.0.opening).extend(names.into_iter().zip([product_plans, product_loads, plans, loads]));
         Ok(())
     }
@@ -267,7 +275,7 @@ impl Gpu {
         self.0.generation >= 8
     }
 
-    /// The most bytes held at once since the last call of [`Gpu::forget_peak`]; without the driver's own.
+    /// The most bytes held at once; without the driver's own.
     pub fn peak_bytes(&self) -> usize {
         self.0.meter.peak.load(Ordering::Relaxed)
     }
@@ -275,11 +283,6 @@ impl Gpu {
     /// Bytes held now.
     pub fn bytes(&self) -> usize {
         self.0.meter.now.load(Ordering::Relaxed)
-    }
-
-    /// Counts the peak anew.
-    pub fn forget_peak(&self) {
-        self.0.meter.peak.store(self.bytes(), Ordering::Relaxed);
     }
 
     /// Waits until everything is done that was asked for.

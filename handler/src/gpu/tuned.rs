@@ -6,8 +6,9 @@ use serde::{Deserialize, Serialize};
 use std::{
     fs,
     path::{Path, PathBuf},
-    process, thread,
+    thread,
 };
+use uuid::Uuid;
 
 /// A file of choices. They hold for one kind of GPU, one driver and one version of the library.
 #[derive(Default)]
@@ -58,7 +59,7 @@ impl Gpu {
         let Some(path) = tuned.path.clone().filter(|_| choices.matmuls.len() > tuned.known) else { return Ok(()) };
         tuned.known = choices.matmuls.len();
         let write = || {
-            let aside = path.with_extension(process::id().to_string());
+            let aside = path.with_extension(Uuid::new_v4().to_string());
             fs::create_dir_all(path.parent().unwrap_or(Path::new(".")))?;
             fs::write(&aside, serde_json::to_vec(&choices)?)?;
             fs::rename(&aside, &path)

@@ -178,17 +178,17 @@ impl Networks {
         let context = self.embed(&[&nothing, &nothing])?;
         let noise = Tensor::zeros((1, self.model.unet_config.in_channels, height, width), DType::F32, &Device::Cpu)?;
         gpu.synchronize()?;
-        gpu.note("encode text", clock);
+        gpu.note("rehearse_text", clock);
         let clock = Instant::now();
         let sums = Sums { clean_by_sample: 0.0, clean_by_output: 0.0, sample: 1.0, clean: 0.0, clean_before: 0.0 };
         let mut steps = self.steps(&[0.0; 2], &context, Some(1.5), &noise, Some(&[sums; 2]))?;
         if let Steps::Gpu(steps) = &mut steps {
             let _ = steps.run(&noise, 2, &mut |_| ControlFlow::Continue(()))?;
         }
-        gpu.note("record step", clock);
+        gpu.note("rehearse_step", clock);
         let clock = Instant::now();
         self.pixels(&noise)?;
-        gpu.note("decode", clock);
+        gpu.note("rehearse_vae", clock);
         Ok(gpu.note_firsts()?)
     }
 
@@ -351,8 +351,9 @@ impl OnGpu {
             [(&self.text, &text), (&self.unet, &unet)].into_iter().zip(&mut self.changed)
         {
             let merged: Vec<String> = weights.overlay().keys().filter(|name| placed.has(name)).cloned().collect();
+            // First, so that what was half written is restored, too.
+            changed.extend(merged.iter().cloned());
             placed.fill(weights, Some(&merged)).map_err(on_device)?;
-            changed.extend(merged);
         }
         Ok(text)
     }
