@@ -128,9 +128,11 @@ pub fn soak(config: &BenchSoakConfig) -> anyhow::Result<()> {
         }
         memory[1] = held;
     }
-    // Whole turns of sizes and LoRAs, so that both thirds have the same work.
+    let rest = &times[SETTLED..];
+    // Whole turns of sizes and LoRAs, so that both thirds have the same work; with too few tasks for that, halves.
     let turn = sizes.len() * loras.len();
-    let third = (times.len() / 3 / turn * turn).max(turn).min(times.len() / 2);
+    let whole = rest.len() / 3 / turn * turn;
+    let third = if whole > 0 { whole } else { rest.len() / 2 };
     let device = studio.device_name().to_string();
     let [(gpu_before, host_before), (gpu_after, host_after)] = memory;
     let about = json!({
