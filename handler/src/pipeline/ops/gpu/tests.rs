@@ -291,7 +291,7 @@ fn gpu_pictures_are_the_cpus() {
     let style = Lora::read(&folder.join("styles/halftone.safetensors")).unwrap();
     let style = [AppliedLora { lora: Arc::new(style), scale: 0.9 }];
     let mut cpu = Pipeline::load(&model, &Compute::Cpu, size).unwrap();
-    for (dtype, limit) in [(Dtype::F32, 5e-4), (Dtype::F16, 3e-2), (Dtype::BF16, 2e-1)] {
+    for (dtype, limit) in [(Dtype::F32, 2e-4), (Dtype::F16, 5e-2), (Dtype::BF16, 4e-1)] {
         let compute = GPU.with(|gpu| Compute::Gpu(Gpu::clone(gpu), dtype));
         let mut ours = Pipeline::load(&model, &compute, size).unwrap();
         let runs: [(Kind, &[AppliedLora], f64); 4] = [
@@ -325,14 +325,16 @@ fn gpu_pictures_are_the_cpus() {
                 (latents, pictures)
             };
             let (theirs, ours) = (paint(&mut cpu), paint(&mut ours));
-            let most = |tensor: &Tensor| tensor.abs().unwrap().max_all().unwrap().to_scalar::<f32>().unwrap();
-            let error = most(&(&theirs.0 - &ours.0).unwrap()) / most(&theirs.0);
+            // Root of the mean square: guidance makes much of half a digit at a few places, and a maximum shows only those.
+            let rms =
+                |tensor: &Tensor| tensor.sqr().unwrap().mean_all().unwrap().sqrt().unwrap().to_scalar::<f32>().unwrap();
+            let error = rms(&(&theirs.0 - &ours.0).unwrap()) / rms(&theirs.0);
             println!("picture {index} {}: {error:.1e} of {limit:.1e}", dtype.name());
             assert!(error < limit, "picture {index} {}: {error:e}", dtype.name());
             for (theirs, ours) in theirs.1.iter().zip(&ours.1) {
                 let off = theirs.as_raw().iter().zip(ours.as_raw()).map(|(a, b)| f64::from(a.abs_diff(*b)));
                 let mean = off.sum::<f64>() / theirs.as_raw().len() as f64;
-                assert!(mean < 255.0 * f64::from(limit), "picture {index} {}: {mean} levels", dtype.name());
+                assert!(mean < 40.0 * f64::from(limit), "picture {index} {}: {mean} levels", dtype.name());
             }
             match &first {
                 None => first = Some(ours.1),
