@@ -121,6 +121,9 @@ pub struct StoreConfig {
     /// Folder in which LoRAs are kept between tasks.
     #[arg(long, env = "EASEL_CACHE_DIR", default_value = "/tmp/easel", value_name = "DIR")]
     pub cache_dir: PathBuf,
+    /// Bucket in which the relay leaves messages over SQS' limit; without it, a message that points into S3 is refused.
+    #[arg(long, env = "EASEL_PAYLOAD_BUCKET", value_name = "BUCKET")]
+    pub payload_bucket: Option<String>,
     /// Largest LoRA file accepted, in bytes.
     #[arg(long, env = "EASEL_MAX_LORA_BYTES", default_value_t = 1 << 30, value_name = "BYTES")]
     pub max_lora_bytes: u64,

@@ -3,6 +3,7 @@
 use crate::{
     config::ServiceConfig,
     lora::AppliedLora,
+    payload::Pointer,
     pipeline::{Request, error::PipelineError},
     progress::{Milestones, Progress},
     store::{Store, StoreError},
@@ -89,7 +90,17 @@ impl Workshop {
     async fn handle_in_span(&self, message: &Message) -> Outcome {
         let span = info_span!("task", generation_id = field::Empty, receive_count = message.receive_count);
         async {
-            match Task::parse(&message.body) {
+            let fetched = match Pointer::parse(&message.body) {
+                None => None,
+                Some(pointer) => match self.store.payload(&pointer).await {
+                    Ok(body) => Some(body),
+                    Err(error) => {
+                        warn!(%error, "no body, and so no backend to tell: given back to the queue");
+                        return Outcome::GivenBack;
+                    }
+                },
+            };
+            match Task::parse(fetched.as_ref().unwrap_or(&message.body)) {
                 Ok(task) => {
                     tracing::Span::current().record("generation_id", task.generation_id);
                     self.run(&task, message.receive_count).await

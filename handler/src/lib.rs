@@ -3,7 +3,8 @@
 //!
 //! The modules follow the life of a task: [`task`] (the contract) -> [`job`] (one task from start to end) -> [`lora`] ->
 //! [`pipeline`] -> [`signature`] -> [`store`] -> [`webhook`]. Around them: [`runtime`] (Lambda), [`worker`] (polls SQS) and
-//! [`generate`] (the shell) bring tasks in; [`bench`] measures; [`studio`] owns the model; [`gpu`] is CUDA without Stable Diffusion; [`config`] is the only reader of the environment.
+//! [`generate`] (the shell) bring tasks in; [`payload`] finds those that
+//! were too large for the queue; [`bench`] measures; [`studio`] owns the model; [`gpu`] is CUDA without Stable Diffusion; [`config`] is the only reader of the environment.
 
 pub mod bench;
 pub mod config;
@@ -11,6 +12,7 @@ pub mod generate;
 pub mod gpu;
 pub mod job;
 pub mod lora;
+pub mod payload;
 pub mod pipeline;
 pub mod progress;
 pub mod runtime;

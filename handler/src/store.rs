@@ -4,6 +4,7 @@
 use crate::{
     config::{ResultAcl, StoreConfig},
     lora::{Lora, LoraError},
+    payload::{self, Pointer},
     task::LoraRef,
 };
 use aws_config::{SdkConfig, timeout::TimeoutConfig};
@@ -45,6 +46,7 @@ pub struct Store {
     acl: ResultAcl,
     base_url: String,
     cache: PathBuf,
+    payload_bucket: Option<String>,
     max_lora_bytes: u64,
     parsed: Mutex<Vec<(String, Arc<Lora>)>>,
 }
@@ -68,6 +70,7 @@ impl Store {
             acl: config.acl,
             base_url: base.unwrap_or_else(|| format!("https://{}.s3.amazonaws.com", config.bucket)),
             cache: config.cache_dir.join("loras"),
+            payload_bucket: config.payload_bucket.clone(),
             max_lora_bytes: config.max_lora_bytes,
             parsed: Mutex::default(),
         }
@@ -90,6 +93,34 @@ impl Store {
             ))
         })?;
         Ok(format!("{}/{key}", self.base_url))
+    }
+
+    /// A message's body that was too large for the queue.
+    ///
+    /// # Errors
+    /// Permanent if the bucket is another than the configured one, or what lies there is too large or no text; else
+    /// transient, also if nothing lies there: it may be the bucket's or the permissions' fault.
+    pub async fn payload(&self, pointer: &Pointer) -> Result<String, StoreError> {
+        let Pointer { bucket, key } = pointer;
+        if self.payload_bucket.as_ref() != Some(bucket) {
+            let allowed =
+                self.payload_bucket.as_ref().map_or("none is allowed".into(), |name| format!("only {name} is allowed"));
+            return Err(StoreError::Permanent(format!(
+                "the message points to bucket {bucket}, {allowed} (--payload-bucket)"
+            )));
+        }
+        let lost = |error: String| StoreError::Transient(format!("the message's body, s3://{bucket}/{key}: {error}"));
+        let object = self.s3.get_object().bucket(bucket).key(key).send().await;
+        let object = object.map_err(|error| lost(DisplayErrorContext(&error).to_string()))?;
+        let (mut body, mut bytes) = (object.body, Vec::new());
+        while let Some(chunk) = body.next().await {
+            bytes.extend_from_slice(&chunk.map_err(|error| lost(error.to_string()))?);
+            if bytes.len() > payload::MAX_BYTES {
+                let limit = payload::MAX_BYTES;
+                return Err(StoreError::Permanent(format!("the message's body in S3 has more than {limit} bytes")));
+            }
+        }
+        String::from_utf8(bytes).map_err(|_| StoreError::Permanent("the message's body in S3 is not UTF-8".into()))
     }
 
     /// A LoRA, from memory, from the volume or from S3.

@@ -1,0 +1,60 @@
+//! Messages over SQS' limit: the relay leaves the body in S3, and a pointer to it is what comes through the queue.
+//!
+//! The pointer has the form of Amazon's Extended Client Libraries (github.com/awslabs/payload-offloading-java-common-lib-for-aws).
+//! Refuses every bucket but the configured one: a message must not choose what is read with our permissions.
+
+use serde_json::Value;
+
+/// Largest body that is fetched, in bytes: RabbitMQ's own limit of a message.
+pub const MAX_BYTES: usize = 16 * 1024 * 1024;
+
+/// What the libraries call the pointer: now, and in their first version.
+const CLASSES: [&str; 2] =
+    ["software.amazon.payloadoffloading.PayloadS3Pointer", "com.amazon.sqs.javamessaging.MessageS3Pointer"];
+
+/// Where a body lies.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Pointer {
+    /// Bucket.
+    pub bucket: String,
+    /// Key.
+    pub key: String,
+}
+
+impl Pointer {
+    /// The pointer that a body is; `None` if it is anything else, such as a task.
+    pub fn parse(body: &str) -> Option<Self> {
+        // A task is an object. Most bodies are told apart by one character.
+        if !body.trim_start().starts_with('[') {
+            return None;
+        }
+        let value: Value = serde_json::from_str(body).ok()?;
+        let [class, place] = value.as_array()?.as_slice() else { return None };
+        CLASSES.contains(&class.as_str()?).then_some(())?;
+        let text = |name: &str| place.get(name)?.as_str().map(str::to_string);
+        Some(Self { bucket: text("s3BucketName")?, key: text("s3Key")? })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_pointer_is_one() {
+        let place = r#"{"s3BucketName":"b","s3Key":"k"}"#;
+        let pointer = Some(Pointer { bucket: "b".into(), key: "k".into() });
+        for class in CLASSES {
+            assert_eq!(Pointer::parse(&format!(r#"["{class}",{place}]"#)), pointer);
+            assert_eq!(Pointer::parse(&format!(" [\n\"{class}\" , {place} ]\n")), pointer);
+            for other in [r#"{"s3BucketName":"b"}"#, r#"{"s3BucketName":1,"s3Key":"k"}"#, "[]", "null", "{}"] {
+                assert_eq!(Pointer::parse(&format!(r#"["{class}",{other}]"#)), None, "{other}");
+            }
+            assert_eq!(Pointer::parse(&format!(r#"["{class}",{place},1]"#)), None);
+        }
+        for body in ["", "{}", "[", "[]", "[1]", r#"["x",{"s3BucketName":"b","s3Key":"k"}]"#, r#"{"generation_id":1}"#]
+        {
+            assert_eq!(Pointer::parse(body), None, "{body}");
+        }
+    }
+}
