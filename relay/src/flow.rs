@@ -15,11 +15,12 @@ use tokio::{
 use tracing::{Instrument, info, info_span, warn};
 
 use crate::{
+    acker::Acks,
     backoff,
     batch::{Batcher, Weigh},
     dead_letter::DeadLetter,
     error::Stop,
-    flow::dispatch::{Outcome, bury, dispatch},
+    flow::dispatch::{Outcome, acknowledge, bury, dispatch},
     health::Readiness,
     message::{Message, Poison},
     sink::Sink,
@@ -34,9 +35,11 @@ pub struct Flow<S> {
     sink: Arc<S>,
     dead_letter: Arc<DeadLetter>,
     readiness: Readiness,
+    acks: Acks,
     batcher: Batcher<Message>,
     ready: VecDeque<Vec<Message>>,
     in_flight: usize,
+    acknowledging: usize,
     jobs: JoinSet<Done>,
 }
 
@@ -44,6 +47,7 @@ pub struct Flow<S> {
 #[derive(Debug)]
 enum Done {
     Sent(Outcome),
+    Acknowledged,
     Buried,
     Rested(Vec<Message>),
 }
@@ -64,16 +68,18 @@ impl<S: Sink> Flow<S> {
             sink,
             dead_letter,
             readiness,
+            acks: Acks::default(),
             batcher: Batcher::new(linger),
             ready: VecDeque::new(),
             in_flight: 0,
+            acknowledging: 0,
             jobs: JoinSet::new(),
         }
     }
 
     /// Takes a delivery over.
     pub fn accept(&mut self, delivery: Delivery) {
-        match Message::accept(delivery) {
+        match Message::accept(delivery, &self.acks) {
             Ok(message) => self.gather(message),
             Err(poison) => self.bury(poison),
         }
@@ -104,6 +110,10 @@ impl<S: Sink> Flow<S> {
         };
         match done {
             Done::Buried => Ok(()),
+            Done::Acknowledged => {
+                self.acknowledging -= 1;
+                Ok(())
+            }
             Done::Rested(messages) => {
                 for message in messages {
                     self.gather(message);
@@ -130,9 +140,9 @@ impl<S: Sink> Flow<S> {
         self.batcher.flush();
     }
 
-    /// Whether a batch is on its way.
+    /// Whether a batch is on its way, or the acknowledgement of one.
     pub fn is_sending(&self) -> bool {
-        self.in_flight > 0
+        self.in_flight + self.acknowledging > 0
     }
 
     fn gather(&mut self, message: Message) {
@@ -156,6 +166,12 @@ impl<S: Sink> Flow<S> {
         if self.readiness.note_sqs(outcome.answered) {
             info!("SQS answers again");
         }
+        // Beside the next batch: an acknowledgement waits a little for older ones.
+        self.jobs.spawn(async move {
+            acknowledge(outcome.accepted).await;
+            Done::Acknowledged
+        });
+        self.acknowledging += 1;
         for poison in outcome.poison {
             self.bury(poison);
         }

@@ -22,6 +22,7 @@ pub mod message;
 pub mod signal;
 pub mod sink;
 pub mod source;
+mod tags;
 pub mod telemetry;
 mod topology;
 

@@ -6,7 +6,7 @@ use lapin::{BasicProperties, message::Delivery};
 use tracing::{Span, info_span};
 
 use crate::{
-    acker::Acker,
+    acker::{Acker, Acks},
     batch::Weigh,
     entry::{Entry, Reason},
 };
@@ -51,12 +51,13 @@ impl Message {
     /// Takes a delivery over.
     // The error is the other of two ordinary outcomes, and it is moved only once.
     #[allow(clippy::result_large_err)]
-    pub fn accept(delivery: Delivery) -> Result<Self, Poison> {
+    pub(crate) fn accept(delivery: Delivery, acks: &Acks) -> Result<Self, Poison> {
+        let acker = acks.acker(&delivery);
         let message_id = delivery.properties.message_id().as_ref().map(|id| id.as_str());
         let span = info_span!("delivery", delivery.tag = delivery.delivery_tag, message.id = message_id);
         let checked = Entry::new(delivery.data, message_id);
         let ticket = Ticket {
-            acker: Acker::new(delivery.acker),
+            acker,
             origin: Box::new(Origin {
                 exchange: delivery.exchange.into(),
                 routing_key: delivery.routing_key.into(),

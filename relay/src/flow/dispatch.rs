@@ -2,12 +2,11 @@
 //!
 //! Refuses to acknowledge before the verdict on that very message is in.
 
-use futures_util::future::join_all;
 use tokio::time::{Instant, sleep};
 use tracing::{debug, warn};
 
 use crate::{
-    backoff,
+    acker, backoff,
     dead_letter::DeadLetter,
     entry::Entry,
     error::Stop,
@@ -15,9 +14,11 @@ use crate::{
     sink::{Sink, Verdict},
 };
 
-/// What is left of a batch after its accepted messages were acknowledged.
+/// What became of a batch.
 #[derive(Debug)]
 pub(super) struct Outcome {
+    /// To be acknowledged.
+    pub(super) accepted: Vec<Ticket>,
     /// To be sent again, each with its body.
     pub(super) retry: Vec<Message>,
     /// To be buried.
@@ -36,11 +37,11 @@ pub(super) async fn dispatch<S: Sink>(sink: &S, batch: Vec<Message>) -> Outcome 
     let entries: Vec<&Entry> = batch.iter().map(|message| &message.entry).collect();
     let verdicts = sink.send(&entries).await;
     debug_assert_eq!(verdicts.len(), batch.len(), "one verdict per entry");
-    let mut outcome = Outcome { retry: vec![], poison: vec![], stop: None, cause: None, answered: true };
-    let mut accepted = Vec::with_capacity(batch.len());
+    let mut outcome =
+        Outcome { accepted: vec![], retry: vec![], poison: vec![], stop: None, cause: None, answered: true };
     for (mut message, verdict) in batch.into_iter().zip(verdicts) {
         match verdict {
-            Verdict::Accepted => accepted.push(message.ticket),
+            Verdict::Accepted => outcome.accepted.push(message.ticket),
             Verdict::Retry { cause, answered } => {
                 message.attempts = message.attempts.saturating_add(1);
                 outcome.retry.push(message);
@@ -51,8 +52,7 @@ pub(super) async fn dispatch<S: Sink>(sink: &S, batch: Vec<Message>) -> Outcome 
             Verdict::Stop(stop) => outcome.stop = Some(stop),
         }
     }
-    debug!(accepted = accepted.len(), duration_ms = started.elapsed().as_millis(), "batch sent");
-    acknowledge(accepted).await;
+    debug!(accepted = outcome.accepted.len(), duration_ms = started.elapsed().as_millis(), "batch sent");
     outcome
 }
 
@@ -73,23 +73,19 @@ pub(super) async fn bury(dead_letter: &DeadLetter, poison: Poison) {
     acknowledge(vec![poison.ticket]).await;
 }
 
-/// Acknowledges each ticket. One that fails is delivered again, which makes a duplicate and loses nothing.
-async fn acknowledge(tickets: Vec<Ticket>) {
-    let acks = tickets.into_iter().map(|ticket| ticket.acker.ack());
-    let failures: Vec<_> = join_all(acks).await.into_iter().filter_map(Result::err).collect();
-    if let Some(first) = failures.first() {
-        warn!(
-            messages = failures.len(),
-            error = %first,
-            "accepted but not acknowledged, will be delivered again"
-        );
+/// Acknowledges messages. One that fails is delivered again, which makes a duplicate and loses nothing.
+pub(super) async fn acknowledge(tickets: Vec<Ticket>) {
+    let messages = tickets.len();
+    let ackers = tickets.into_iter().map(|ticket| ticket.acker).collect();
+    if let Err(error) = acker::acknowledge(ackers).await {
+        warn!(messages, %error, "accepted but not acknowledged, will be delivered again");
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{entry::Reason, sink::Probe};
+    use crate::{acker::Acks, entry::Reason, sink::Probe};
 
     /// Judges each entry by its body, and remembers nothing.
     struct Judge;
@@ -111,15 +107,12 @@ mod tests {
         }
     }
 
-    /// A batch, and for each message a second look at its delivery's acker.
-    fn batch(bodies: &[&str]) -> (Vec<Message>, Vec<lapin::Acker>) {
-        let deliver = |(tag, body): (usize, &&str)| {
-            let delivery =
-                lapin::message::Delivery::mock(tag as u64, "".into(), "".into(), false, body.as_bytes().to_vec());
-            let acker = delivery.acker.clone();
-            (Message::accept(delivery).unwrap(), acker)
+    fn batch(acks: &Acks, bodies: &[&str]) -> Vec<Message> {
+        let deliver = |(tag, body): (u64, &&str)| {
+            let delivery = lapin::message::Delivery::mock(tag, "".into(), "".into(), false, body.as_bytes().to_vec());
+            Message::accept(delivery, acks).unwrap()
         };
-        bodies.iter().enumerate().map(deliver).unzip()
+        (1..).zip(bodies).map(deliver).collect()
     }
 
     #[tokio::test]
@@ -131,10 +124,12 @@ mod tests {
             (vec!["poison", "ok"], vec![false, true], vec![], vec!["poison"], false, true),
             (vec!["stop", "ok", "retry"], vec![false, true, false], vec!["retry"], vec![], true, true),
         ] {
-            let (messages, ackers) = batch(&bodies);
-            let outcome = dispatch(&Judge, messages).await;
-            let used: Vec<bool> = ackers.iter().map(|acker| !acker.usable()).collect();
-            assert_eq!(used, acked, "{bodies:?}");
+            let acks = Acks::default();
+            let outcome = dispatch(&Judge, batch(&acks, &bodies)).await;
+            acknowledge(outcome.accepted).await;
+            for (tag, acked) in (1..).zip(acked) {
+                assert_eq!(acks.is_told(tag).await, acked, "{tag} of {bodies:?}");
+            }
             let bodies_again: Vec<&str> = outcome.retry.iter().map(|message| message.entry.body()).collect();
             assert_eq!(bodies_again, retried, "a retry keeps its body");
             assert!(outcome.retry.iter().all(|message| message.attempts == 1));
