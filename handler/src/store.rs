@@ -5,7 +5,7 @@ use crate::{
     config::{ResultAcl, StoreConfig},
     lora::{Lora, LoraError},
     payload::{self, Pointer},
-    task::LoraRef,
+    task::{Format, LoraRef},
 };
 use aws_config::{SdkConfig, timeout::TimeoutConfig};
 use aws_sdk_s3::{
@@ -25,6 +25,8 @@ use std::{
 use tokio::{fs, io::AsyncWriteExt, sync::Mutex};
 use uuid::Uuid;
 
+/// The picture's metadata that says for which task it was painted.
+const FINGERPRINT: &str = "easel-fingerprint";
 /// LoRAs kept parsed in memory.
 const PARSED_LORAS: usize = 4;
 
@@ -76,12 +78,46 @@ impl Store {
         }
     }
 
-    /// Stores a picture and returns its public address.
+    /// Whether every one of these pictures is there and was painted for the task with this fingerprint.
+    ///
+    /// # Errors
+    /// Transient, if S3 does not answer.
+    pub async fn stands(&self, keys: &[String], fingerprint: &str) -> Result<bool, StoreError> {
+        for key in keys {
+            let found = match self.s3.head_object().bucket(&self.bucket).key(key).send().await {
+                Ok(head) => head.metadata().and_then(|metadata| metadata.get(FINGERPRINT)).cloned(),
+                // S3 says "forbidden" for what is not there to those who may not list.
+                Err(error) if matches!(status(&error), Some(403 | 404)) => None,
+                Err(error) => {
+                    let cause = DisplayErrorContext(&error);
+                    return Err(StoreError::Transient(format!("picture s3://{}/{key}: {cause}", self.bucket)));
+                }
+            };
+            if found.as_deref() != Some(fingerprint) {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
+    /// The public address of a picture.
+    pub fn picture_url(&self, key: &str) -> String {
+        format!("{}/{key}", self.base_url)
+    }
+
+    /// Stores a picture, with the fingerprint of its task.
     ///
     /// # Errors
     /// Transient, always: a wrong bucket or missing permission is the operator's to mend, and the task is not lost meanwhile.
-    pub async fn put_picture(&self, key: &str, bytes: Vec<u8>, content_type: &str) -> Result<String, StoreError> {
-        let mut put = self.s3.put_object().bucket(&self.bucket).key(key).content_type(content_type);
+    pub async fn put_picture(
+        &self,
+        key: &str,
+        bytes: Vec<u8>,
+        format: Format,
+        fingerprint: &str,
+    ) -> Result<(), StoreError> {
+        let mut put = self.s3.put_object().bucket(&self.bucket).key(key);
+        put = put.content_type(format.content_type()).metadata(FINGERPRINT, fingerprint);
         if self.acl == ResultAcl::PublicRead {
             put = put.acl(ObjectCannedAcl::PublicRead);
         }
@@ -92,7 +128,7 @@ impl Store {
                 DisplayErrorContext(&error)
             ))
         })?;
-        Ok(format!("{}/{key}", self.base_url))
+        Ok(())
     }
 
     /// A message's body that was too large for the queue.
@@ -212,13 +248,16 @@ where
     E: ProvideErrorMetadata + Error + 'static,
 {
     let LoraRef { bucket, key, .. } = wanted;
-    let status = error.raw_response().map(|answer| answer.status().as_u16());
-    match status {
+    match status(error) {
         Some(404) => StoreError::Permanent(format!("`lora_model_url` s3://{bucket}/{key} does not exist")),
         Some(403) => StoreError::Permanent(format!("`lora_model_url` s3://{bucket}/{key} may not be read")),
         Some(400) => StoreError::Permanent(format!("`lora_model_url` s3://{bucket}/{key} is refused by S3")),
         _ => StoreError::Transient(format!("LoRA s3://{bucket}/{key}: {}", DisplayErrorContext(error))),
     }
+}
+
+fn status<E>(error: &SdkError<E>) -> Option<u16> {
+    error.raw_response().map(|answer| answer.status().as_u16())
 }
 
 fn hex(bytes: &[u8]) -> String {

@@ -100,6 +100,7 @@ fn complete_that_nobody_takes_brings_the_message_back_with_the_same_result() {
         let painting = scene.painting(&task).await?;
         assert_eq!(painting.complete.body["generation_id"], task.id());
         assert!(first.is_some() && scene.etag(&task).await == first, "another result");
+        assert_eq!(painting.progress.len(), 5, "a picture that stands is announced again, not painted again");
         let record = line.mapping.handled(&task.body(), 2, PATIENCE).await?;
         assert!(record.deleted && record.receive_count == 2, "{record:?}");
         Ok(())

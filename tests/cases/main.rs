@@ -3,6 +3,7 @@
 //! One stack serves all cases; each has its own webhook receiver, so that they do not see each other. Cases that break
 //! a part bring that part along.
 
+mod again;
 mod backend_down;
 mod batch;
 mod generate;

@@ -30,6 +30,41 @@ fn the_seeds_message_gets_the_seeds_defaults() {
 }
 
 #[test]
+fn the_fingerprint_is_that_of_the_picture() {
+    let plain = Task::parse(&seed_task().to_string()).unwrap().fingerprint();
+    assert_eq!(plain.len(), 64);
+    for (field, value) in [
+        ("generation_id", json!(7)),
+        ("style_id", json!(7)),
+        ("webhook_url", json!("https://elsewhere")),
+        ("seed", json!(42)),
+        ("not_a_field", json!(1)),
+    ] {
+        assert_eq!(with(field, value).unwrap().fingerprint(), plain, "{field}");
+    }
+    for (field, value) in [
+        ("lora_model_url", json!("s3://bucket/other")),
+        ("lora_scale", json!(0.5)),
+        ("prompt_tags", json!(["woman"])),
+        ("negative_prompt", json!("hat")),
+        ("prompt_weighting", json!("a1111")),
+        ("artist_name", json!("Bo")),
+        ("seed", json!(43)),
+        ("aspect_ratio", json!("2:2")),
+        ("num_inference_steps", json!(49)),
+        ("guidance_scale", json!(7.0)),
+        ("scheduler", json!("euler")),
+        ("karras_sigmas", json!(false)),
+        ("noise_source", json!("cpu")),
+        ("num_images", json!(2)),
+        ("output_format", json!("png")),
+        ("signature", json!({ "opacity": 127 })),
+    ] {
+        assert_ne!(with(field, value).unwrap().fingerprint(), plain, "{field}");
+    }
+}
+
+#[test]
 fn optional_fields_are_taken() {
     assert_eq!(with("seed", json!(0)).unwrap().seed, 0);
     assert_eq!(with("seed", json!(null)).unwrap().seed, 42);
