@@ -61,6 +61,9 @@ enum JobError {
     /// Something else is at fault. Give the message back.
     #[error("{0}")]
     Transient(String),
+    /// The backend wants the picture no more. Consume the message, tell nobody.
+    #[error("cancelled by the backend at step {0}")]
+    Cancelled(usize),
 }
 
 impl Workshop {
@@ -129,6 +132,10 @@ impl Workshop {
                 info!(duration_ms = started.elapsed().as_millis() as u64, "task complete");
                 Outcome::Consumed
             }
+            Err(JobError::Cancelled(step)) => {
+                info!(step, "cancelled by the backend");
+                Outcome::Consumed
+            }
             Err(JobError::Permanent(reason)) => {
                 self.give_up(&task.webhook_url, task.generation_id, &reason, receive_count).await
             }
@@ -179,14 +186,14 @@ impl Workshop {
     async fn paint(&self, task: &Task, loras: Vec<AppliedLora>) -> Result<Delivery, JobError> {
         let commission = commission(task, loras);
         let line = self.backend.progress(&task.webhook_url, task.generation_id);
-        let tell = line.teller();
+        let (tell, is_unwanted) = (line.teller(), line.is_unwanted());
         let (studio, step_time, steps) = (self.studio.clone(), self.step_time.clone(), task.steps);
         let span = tracing::Span::current();
         let painted = tokio::task::spawn_blocking(move || {
             let _entered = span.enter();
             // A panic in an earlier task leaves no half-made state behind that the next one would see.
             let mut studio = studio.lock().unwrap_or_else(PoisonError::into_inner);
-            studio.paint(&commission, &mut pace(steps, &step_time, tell))
+            studio.paint(&commission, &mut pace(steps, &step_time, tell, is_unwanted))
         });
         let painted = painted.await;
         line.finish().await;
@@ -206,11 +213,20 @@ impl Workshop {
     }
 }
 
-/// Measures steps and tells milestones. The mean step time of this painting serves the next one's first estimate.
-fn pace(steps: usize, step_time: &Mutex<Duration>, tell: impl Fn(Progress)) -> impl FnMut(usize) -> ControlFlow<()> {
+/// Measures steps, tells milestones, and stops when the picture is not wanted. The mean step time of this painting serves the
+/// next one's first estimate.
+fn pace(
+    steps: usize,
+    step_time: &Mutex<Duration>,
+    tell: impl Fn(Progress),
+    is_unwanted: impl Fn() -> bool,
+) -> impl FnMut(usize) -> ControlFlow<()> {
     let mut milestones = Milestones::new(steps);
     let mut first = None;
     move |finished| {
+        if is_unwanted() {
+            return ControlFlow::Break(());
+        }
         let started = *first.get_or_insert_with(Instant::now);
         let mut per_step = step_time.lock().unwrap_or_else(PoisonError::into_inner);
         if finished > 0 {
@@ -257,6 +273,7 @@ impl From<StoreError> for JobError {
 impl From<StudioError> for JobError {
     fn from(error: StudioError) -> Self {
         let reason = match &error {
+            StudioError::Pipeline(PipelineError::Stopped { step }) => return Self::Cancelled(*step),
             StudioError::Lora(error) => format!("`lora_model_url`: {error}"),
             StudioError::Pipeline(PipelineError::Candle(error)) => format!("painting: {error}"),
             error => error.to_string(),

@@ -11,7 +11,13 @@ use crate::{
 use backon::{ExponentialBuilder, Retryable};
 use reqwest::{Client, Method, StatusCode, redirect};
 use serde_json::{Value, json};
-use std::time::Duration;
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 use tokio::{sync::mpsc, task::JoinHandle, time::timeout};
 use url::Url;
 
@@ -66,19 +72,27 @@ impl Backend {
         Ok(Self { client, token })
     }
 
-    /// Starts telling the progress of a task, in order, beside the painting.
+    /// Starts telling the progress of a task, in order, beside the painting. An answer of 409 or 410 says that the picture is
+    /// not wanted any more.
     pub fn progress(&self, base: &Url, generation_id: i64) -> ProgressLine {
         let (sender, mut receiver) = mpsc::unbounded_channel::<Progress>();
         let (backend, base) = (self.clone(), base.clone());
+        let unwanted = Arc::new(AtomicBool::new(false));
+        let flag = unwanted.clone();
         let done = tokio::spawn(async move {
             while let Some(progress) = receiver.recv().await {
                 let body = progress_body(generation_id, progress);
-                if let Err(error) = backend.send(Method::PATCH, &base, "progress", &body).await {
-                    tracing::warn!(%error, generation_id, "progress was not delivered");
+                match backend.send(Method::PATCH, &base, "progress", &body).await {
+                    Ok(()) => {}
+                    Err(WebhookError::Refused { status: StatusCode::CONFLICT | StatusCode::GONE, .. }) => {
+                        flag.store(true, Ordering::Relaxed);
+                        return;
+                    }
+                    Err(error) => tracing::warn!(%error, generation_id, "progress was not delivered"),
                 }
             }
         });
-        ProgressLine { sender, done }
+        ProgressLine { sender, done, unwanted }
     }
 
     /// Tells that a task's pictures stand at `result_urls`.
@@ -142,6 +156,7 @@ impl Backend {
 pub struct ProgressLine {
     sender: mpsc::UnboundedSender<Progress>,
     done: JoinHandle<()>,
+    unwanted: Arc<AtomicBool>,
 }
 
 impl ProgressLine {
@@ -152,6 +167,12 @@ impl ProgressLine {
             // Nobody listens any more once the task is over.
             let _ = sender.send(progress);
         }
+    }
+
+    /// Says, from any thread, whether the backend wants the picture no more.
+    pub fn is_unwanted(&self) -> impl Fn() -> bool + Send + use<> {
+        let unwanted = self.unwanted.clone();
+        move || unwanted.load(Ordering::Relaxed)
     }
 
     /// Lets what was told go out, so that the backend hears of the end last; gives up on a slow backend.

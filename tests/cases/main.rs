@@ -6,6 +6,7 @@
 mod again;
 mod backend_down;
 mod batch;
+mod cancel;
 mod generate;
 mod happy;
 mod picture;
