@@ -15,6 +15,11 @@ pub const MAX_ENTRIES: usize = 10;
 pub trait Weigh {
     /// At most [`MAX_BYTES`].
     fn weight(&self) -> usize;
+
+    /// The group that it must keep its place in, if there is one.
+    fn lane(&self) -> Option<&str> {
+        None
+    }
 }
 
 /// The batch that is being filled.
@@ -32,13 +37,14 @@ impl<T: Weigh> Batcher<T> {
         Self { linger, pending: Vec::new(), bytes: 0, deadline: None }
     }
 
-    /// Adds an item; gives a batch when that made one ready.
-    pub fn push(&mut self, item: T, now: Instant) -> Option<Vec<T>> {
+    /// Adds an item that waits since the given time; gives a batch when that made one ready.
+    pub fn push(&mut self, item: T, since: Instant) -> Option<Vec<T>> {
         let weight = item.weight();
         debug_assert!(weight <= MAX_BYTES, "an entry is checked before it comes here");
         // A full batch leaves at once, so at most one of the two ways to be ready can happen in one call.
         let sealed = if self.bytes + weight > MAX_BYTES { self.flush() } else { None };
-        self.deadline.get_or_insert(now + self.linger);
+        let due = since + self.linger;
+        self.deadline = Some(self.deadline.map_or(due, |deadline| deadline.min(due)));
         self.bytes += weight;
         self.pending.push(item);
         if self.pending.len() == MAX_ENTRIES { self.flush() } else { sealed }
@@ -114,9 +120,12 @@ mod tests {
         batcher.push(Item(0, 1), start);
         batcher.push(Item(1, 1), start + Duration::from_millis(5));
         assert_eq!(batcher.deadline(), Some(start + linger));
+        // One that has waited elsewhere brings its own clock.
+        batcher.push(Item(2, 1), start - Duration::from_millis(5));
+        assert_eq!(batcher.deadline(), Some(start + linger - Duration::from_millis(5)));
         // The item that did not fit starts the next batch, and a clock of its own.
         let later = start + Duration::from_millis(7);
-        assert!(batcher.push(Item(2, MAX_BYTES), later).is_some());
+        assert!(batcher.push(Item(3, MAX_BYTES), later).is_some());
         assert_eq!(batcher.deadline(), Some(later + linger));
         assert!(batcher.flush().is_some());
         assert_eq!((batcher.deadline(), batcher.flush()), (None, None));

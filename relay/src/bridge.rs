@@ -14,8 +14,9 @@ use crate::{
     config::Config,
     dead_letter::DeadLetter,
     error::{BrokerError, Error, Stop},
-    flow::{Flow, Halt},
+    flow::{Flow, Halt, Terms},
     health::Readiness,
+    recipe::Recipe,
     sink::{Probe, Sink},
     source::{Generation, Intake, Source},
 };
@@ -36,7 +37,7 @@ pub struct Bridge<S> {
     sink: Arc<S>,
     dead_letter: Arc<DeadLetter>,
     readiness: Readiness,
-    linger: Duration,
+    terms: Arc<Terms>,
     shutdown_timeout: Duration,
 }
 
@@ -53,12 +54,14 @@ impl<S: Sink> Bridge<S> {
     /// A bridge as configured, to the broker at `uri`.
     pub fn new(config: &Config, uri: AMQPUri, sink: S, readiness: Readiness) -> Self {
         let exchange = config.dead_letter_exchange();
+        let terms =
+            Terms { recipe: Recipe::new(config), linger: config.linger(), max_in_flight: config.max_in_flight.into() };
         Self {
             source: Source::new(config, uri.clone()),
             sink: Arc::new(sink),
             dead_letter: Arc::new(DeadLetter::new(uri, exchange, config.queue.clone())),
             readiness,
-            linger: config.linger(),
+            terms: Arc::new(terms),
             shutdown_timeout: config.shutdown_timeout(),
         }
     }
@@ -122,8 +125,12 @@ impl<S: Sink> Bridge<S> {
 
     /// Serves one generation to its end; true when it was the last.
     async fn serve(&self, mut generation: Generation, shutdown: &CancellationToken) -> Result<bool, Stop> {
-        let mut flow =
-            Flow::new(Arc::clone(&self.sink), Arc::clone(&self.dead_letter), self.readiness.clone(), self.linger);
+        let mut flow = Flow::new(
+            Arc::clone(&self.sink),
+            Arc::clone(&self.dead_letter),
+            self.readiness.clone(),
+            Arc::clone(&self.terms),
+        );
         let end = pump(&mut generation, &mut flow, shutdown).await;
         let deadline = Instant::now() + self.shutdown_timeout;
         match end {

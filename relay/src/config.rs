@@ -8,6 +8,11 @@ use clap::{Parser, ValueEnum, builder::BoolishValueParser, value_parser};
 use lapin::uri::AMQPUri;
 use url::{Host, Url};
 
+use crate::{
+    attributes::{self, Attributes},
+    field::Field,
+};
+
 /// AMQP carries names as short strings.
 const MAX_NAME_BYTES: usize = 255;
 
@@ -36,6 +41,24 @@ pub struct Config {
     /// How long a message waits for others to share its batch, in milliseconds
     #[arg(long, env = "RELAY_LINGER_MS", default_value_t = 20, value_parser = value_parser!(u64).range(..=60_000))]
     pub linger_ms: u64,
+    /// How many batches may be on their way to SQS at once
+    #[arg(long, env = "RELAY_MAX_IN_FLIGHT", default_value_t = 16, value_parser = value_parser!(u16).range(1..=256))]
+    pub max_in_flight: u16,
+    /// Where the group id of a message comes from: message-id, routing-key, header:NAME, json:/pointer (RFC 6901) or
+    /// fixed:TEXT. A FIFO queue keeps the order inside a group and takes one message of a group at a time; without this
+    /// option all messages are one group, which is strict and slow. A message that has no such field gets a group of its
+    /// own. A standard queue is sent the group too (fair queues), when this is set
+    #[arg(long, env = "SQS_MESSAGE_GROUP_ID", value_name = "SOURCE", value_parser = Field::for_group)]
+    pub message_group_id: Option<Field>,
+    /// Where the deduplication id comes from, FIFO queues only: as for the group, or sha256 of the body. A message that
+    /// has no such field gets the hash. SQS drops a second message with the same id for five minutes [default: message-id]
+    #[arg(long, env = "SQS_MESSAGE_DEDUPLICATION_ID", value_name = "SOURCE")]
+    pub message_deduplication_id: Option<Field>,
+    /// What becomes an SQS message attribute, ten at most, separated by commas: message-id, correlation-id, timestamp,
+    /// traceparent, tracestate, routing-key, exchange, type, app-id, content-type, priority, header:NAME. When a message
+    /// is too large with them, the last ones are left out
+    #[arg(long, env = "RELAY_ATTRIBUTES", value_name = "LIST", default_value = attributes::DEFAULT)]
+    pub attributes: Attributes,
     /// Where /healthz and /readyz answer
     #[arg(long, env = "RELAY_HEALTH_ADDR", default_value = "127.0.0.1:9100")]
     pub health_addr: SocketAddr,
@@ -105,7 +128,16 @@ impl Config {
         if !matches!(sqs.scheme(), "http" | "https") || sqs.host().is_none() {
             return Err(invalid("--sqs-queue-url", "must be an http or https URL"));
         }
+        if self.message_deduplication_id.is_some() && !self.is_fifo() {
+            let problem = "only a FIFO queue takes one, and the URL of such a queue ends with .fifo";
+            return Err(invalid("--message-deduplication-id", problem));
+        }
         Ok(uri)
+    }
+
+    /// Whether the queue keeps an order. Its name says so.
+    pub fn is_fifo(&self) -> bool {
+        self.sqs_queue_url.ends_with(".fifo")
     }
 
     /// The exchange for poison.
@@ -192,6 +224,9 @@ mod tests {
         assert_eq!(config.queue, "image_generation");
         assert_eq!(config.dead_letter_exchange(), "image_generation.dead-letter");
         assert_eq!((config.prefetch, config.linger_ms, config.shutdown_timeout), (100, 20, 25));
+        assert_eq!((config.max_in_flight, config.is_fifo()), (16, false));
+        assert_eq!((&config.message_group_id, &config.message_deduplication_id), (&None, &None));
+        assert_eq!(config.attributes, attributes::DEFAULT.parse().unwrap());
         assert_eq!(config.health_addr.to_string(), "127.0.0.1:9100");
         assert_eq!(config.log_format, LogFormat::Json);
         assert!(!config.declare);
@@ -210,6 +245,19 @@ mod tests {
             ("--sqs-queue-url", "ftp://h/q"),
             ("--linger-ms", "60001"),
             ("--health-addr", "9100"),
+            ("--max-in-flight", "0"),
+            ("--max-in-flight", "257"),
+            ("--message-group-id", "style_id"),
+            ("--message-group-id", "sha256"),
+            ("--message-group-id", ""),
+            ("--message-deduplication-id", "json:id"),
+            ("--message-deduplication-id", "message-id"),
+            ("--attributes", "body"),
+            ("--attributes", "type,type"),
+            (
+                "--attributes",
+                "header:1,header:2,header:3,header:4,header:5,header:6,header:7,header:8,header:9,type,app-id",
+            ),
             ("--shutdown-timeout", "0"),
             ("--log-format", "xml"),
             ("--amqp-url", "http://u:secret@h"),
@@ -235,7 +283,7 @@ mod tests {
     fn every_option_has_a_flag_and_a_variable() {
         let command = Config::command();
         let options: Vec<_> = command.get_arguments().filter(|option| option.get_env().is_some()).collect();
-        assert_eq!(options.len(), 10);
+        assert_eq!(options.len(), 14);
         assert!(options.iter().all(|option| option.get_long().is_some()));
         let required = options.iter().filter(|option| option.is_required_set());
         assert_eq!(required.filter_map(|option| option.get_long()).collect::<Vec<_>>(), ["amqp-url", "sqs-queue-url"]);

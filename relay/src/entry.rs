@@ -1,24 +1,38 @@
 //! What one message becomes in SQS, and the rules that SQS sets for it.
 //!
 //! Refuses every body that SQS would refuse, with the reason, before a request is spent on it. It never changes a body
-//! to make it fit.
+//! to make it fit; attributes that do not fit beside it are left out.
 
 use std::fmt;
+
+use crate::attributes::Attribute;
 
 /// What SQS takes in one message and also in one batch, attributes counted.
 pub const MAX_BYTES: usize = 1024 * 1024;
 
-/// The SQS attribute that carries the AMQP message-id.
-pub const MESSAGE_ID: &str = "message_id";
-
-/// The type of every attribute so far. Its name counts into the size.
-pub(crate) const STRING_TYPE: &str = "String";
-
 /// One message as SQS can carry it.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Entry {
     body: String,
-    message_id: Option<String>,
+    attributes: Vec<Attribute>,
+    ids: Ids,
+}
+
+/// The ids that a queue takes with a message.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Ids {
+    /// For a standard queue. A group is fair to others there and orders nothing.
+    Standard {
+        /// The group id.
+        group: Option<String>,
+    },
+    /// For a FIFO queue, which asks for both.
+    Fifo {
+        /// The group id: messages of one group keep their order.
+        group: String,
+        /// The deduplication id.
+        deduplication: String,
+    },
 }
 
 /// Why SQS can never carry a message.
@@ -30,34 +44,44 @@ pub enum Reason {
     NotUtf8,
     /// A character that XML 1.0 does not have.
     IllegalCharacter,
-    /// Body and attributes together have this many bytes.
+    /// The body has this many bytes.
     TooLarge(usize),
-    /// The message-id holds a character that SQS does not carry.
-    IllegalMessageId,
     /// SQS itself refused this very entry with this code.
     Rejected(String),
 }
 
 impl Entry {
-    /// Checks a body; gives it back with the reason when SQS cannot carry it.
-    pub fn new(body: Vec<u8>, message_id: Option<&str>) -> Result<Self, (Vec<u8>, Reason)> {
+    /// Checks a body; gives it back with the reason when SQS cannot carry it. The entry has no attributes and no ids yet.
+    pub fn new(body: Vec<u8>) -> Result<Self, (Vec<u8>, Reason)> {
         if body.is_empty() {
             return Err((body, Reason::EmptyBody));
         }
-        // An empty id says nothing, and SQS has no empty attributes.
-        let message_id = message_id.filter(|id| !id.is_empty()).map(str::to_owned);
-        let size = body.len() + attribute_bytes(message_id.as_deref());
-        if size > MAX_BYTES {
+        if body.len() > MAX_BYTES {
+            let size = body.len();
             return Err((body, Reason::TooLarge(size)));
         }
         let body = String::from_utf8(body).map_err(|err| (err.into_bytes(), Reason::NotUtf8))?;
         if !body.chars().all(is_legal) {
             return Err((body.into_bytes(), Reason::IllegalCharacter));
         }
-        if message_id.as_deref().is_some_and(|id| !id.chars().all(is_legal)) {
-            return Err((body.into_bytes(), Reason::IllegalMessageId));
-        }
-        Ok(Self { body, message_id })
+        Ok(Self { body, attributes: vec![], ids: Ids::Standard { group: None } })
+    }
+
+    /// Adds attributes, without the last ones when all together are too large beside the body.
+    pub fn with_attributes(mut self, mut attributes: Vec<Attribute>) -> Self {
+        let mut size = self.size();
+        let fitting = attributes.iter().take_while(|attribute| {
+            size += attribute.size();
+            size <= MAX_BYTES
+        });
+        attributes.truncate(fitting.count());
+        self.attributes.append(&mut attributes);
+        self
+    }
+
+    /// Sets the ids.
+    pub fn with_ids(self, ids: Ids) -> Self {
+        Self { ids, ..self }
     }
 
     /// The body.
@@ -65,14 +89,38 @@ impl Entry {
         &self.body
     }
 
-    /// The AMQP message-id, if there was one.
-    pub fn message_id(&self) -> Option<&str> {
-        self.message_id.as_deref()
+    /// The attributes, in order.
+    pub fn attributes(&self) -> &[Attribute] {
+        &self.attributes
+    }
+
+    /// The group id.
+    pub fn group(&self) -> Option<&str> {
+        match &self.ids {
+            Ids::Standard { group } => group.as_deref(),
+            Ids::Fifo { group, .. } => Some(group),
+        }
+    }
+
+    /// The deduplication id.
+    pub fn deduplication(&self) -> Option<&str> {
+        match &self.ids {
+            Ids::Standard { .. } => None,
+            Ids::Fifo { deduplication, .. } => Some(deduplication),
+        }
+    }
+
+    /// The group whose order is kept, if there is one.
+    pub fn lane(&self) -> Option<&str> {
+        match &self.ids {
+            Ids::Standard { .. } => None,
+            Ids::Fifo { group, .. } => Some(group),
+        }
     }
 
     /// The bytes that SQS counts: the body, and name, type and value of each attribute.
     pub fn size(&self) -> usize {
-        self.body.len() + attribute_bytes(self.message_id())
+        self.body.len() + self.attributes.iter().map(Attribute::size).sum::<usize>()
     }
 
     /// Gives the body up.
@@ -89,7 +137,6 @@ impl Reason {
             Self::NotUtf8 => "not-utf8",
             Self::IllegalCharacter => "illegal-character",
             Self::TooLarge(_) => "too-large",
-            Self::IllegalMessageId => "illegal-message-id",
             Self::Rejected(_) => "rejected-by-sqs",
         }
     }
@@ -101,53 +148,45 @@ impl fmt::Display for Reason {
             Self::EmptyBody => f.write_str("the body is empty"),
             Self::NotUtf8 => f.write_str("the body is not UTF-8"),
             Self::IllegalCharacter => f.write_str("the body holds a character that SQS does not carry"),
-            Self::TooLarge(bytes) => write!(f, "{bytes} bytes with attributes, SQS takes {MAX_BYTES}"),
-            Self::IllegalMessageId => f.write_str("the message-id holds a character that SQS does not carry"),
+            Self::TooLarge(bytes) => write!(f, "the body has {bytes} bytes, SQS takes {MAX_BYTES}"),
             Self::Rejected(code) => write!(f, "SQS rejected the entry: {code}"),
         }
     }
 }
 
 /// The characters that SQS documents: `#x9 #xA #xD #x20-#xD7FF #xE000-#xFFFD #x10000-#x10FFFF`.
-fn is_legal(c: char) -> bool {
+pub(crate) fn is_legal(c: char) -> bool {
     matches!(c, '\t' | '\n' | '\r' | ' '..='\u{FFFD}' | '\u{10000}'..)
-}
-
-fn attribute_bytes(message_id: Option<&str>) -> usize {
-    message_id.map_or(0, |id| MESSAGE_ID.len() + STRING_TYPE.len() + id.len())
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::attributes::Value;
 
     #[test]
     fn bodies_are_taken_whole_or_refused_with_their_reason() {
         let full = vec![b'x'; MAX_BYTES];
         let over = vec![b'x'; MAX_BYTES + 1];
-        let cases: Vec<(&[u8], Option<&str>, Option<&str>)> = vec![
-            (b"x", None, None),
-            (b"{\"a\":1}\r\n\t", None, None),
-            ("\u{7f}\u{85}\u{d7ff}\u{e000}\u{fffd}\u{10000}\u{10ffff}".as_bytes(), None, None),
-            (&full, None, None),
-            (b"x", Some(""), None),
-            (b"x", Some("id"), None),
-            (b"", None, Some("empty-body")),
-            (b"\xff", None, Some("not-utf8")),
-            (b"\xed\xa0\x80", None, Some("not-utf8")),
-            (b"a\0b", None, Some("illegal-character")),
-            (b"\x08", None, Some("illegal-character")),
-            (b"\x0b", None, Some("illegal-character")),
-            (b"\x1f", None, Some("illegal-character")),
-            ("\u{fffe}".as_bytes(), None, Some("illegal-character")),
-            ("\u{ffff}".as_bytes(), None, Some("illegal-character")),
-            (&over, None, Some("too-large")),
-            (&full, Some("i"), Some("too-large")),
-            (b"x", Some("a\0b"), Some("illegal-message-id")),
+        let cases: Vec<(&[u8], Option<&str>)> = vec![
+            (b"x", None),
+            (b"{\"a\":1}\r\n\t", None),
+            ("\u{7f}\u{85}\u{d7ff}\u{e000}\u{fffd}\u{10000}\u{10ffff}".as_bytes(), None),
+            (&full, None),
+            (b"", Some("empty-body")),
+            (b"\xff", Some("not-utf8")),
+            (b"\xed\xa0\x80", Some("not-utf8")),
+            (b"a\0b", Some("illegal-character")),
+            (b"\x08", Some("illegal-character")),
+            (b"\x0b", Some("illegal-character")),
+            (b"\x1f", Some("illegal-character")),
+            ("\u{fffe}".as_bytes(), Some("illegal-character")),
+            ("\u{ffff}".as_bytes(), Some("illegal-character")),
+            (&over, Some("too-large")),
         ];
-        for (body, id, refused) in cases {
+        for (body, refused) in cases {
             let shown = String::from_utf8_lossy(&body[..body.len().min(16)]);
-            match Entry::new(body.to_vec(), id) {
+            match Entry::new(body.to_vec()) {
                 Ok(entry) => {
                     assert_eq!(refused, None, "{shown:?}");
                     assert_eq!(entry.into_body(), body);
@@ -161,11 +200,34 @@ mod tests {
     }
 
     #[test]
-    fn size_counts_attributes_as_sqs_does() {
-        assert_eq!(Entry::new(b"12345".to_vec(), None).unwrap().size(), 5);
-        assert_eq!(Entry::new(b"12345".to_vec(), Some("abc")).unwrap().size(), 5 + 10 + 6 + 3);
-        let rest = MAX_BYTES - 10 - 6 - 3;
-        assert_eq!(Entry::new(vec![b'x'; rest], Some("abc")).unwrap().size(), MAX_BYTES);
-        assert!(Entry::new(vec![b'x'; rest + 1], Some("abc")).is_err());
+    fn size_counts_attributes_as_sqs_does_and_the_last_ones_give_way() {
+        // Name, type and value: 2 + 6 + 3, 1 + 6 + 2 and 1 + 6 + 4 bytes.
+        let attributes = vec![
+            Attribute { name: "id".into(), value: Value::Text("abc".to_owned()) },
+            Attribute { name: "n".into(), value: Value::Number("12".to_owned()) },
+            Attribute { name: "b".into(), value: Value::Binary(vec![0xff; 4]) },
+        ];
+        for (room, kept, bytes) in
+            [(31, 3, 31), (30, 2, 20), (20, 2, 20), (19, 1, 11), (11, 1, 11), (10, 0, 0), (0, 0, 0)]
+        {
+            let body = vec![b'x'; MAX_BYTES - room];
+            let entry = Entry::new(body).unwrap().with_attributes(attributes.clone());
+            assert_eq!(entry.attributes(), &attributes[..kept], "{room}");
+            assert_eq!(entry.size(), MAX_BYTES - room + bytes, "{room}");
+        }
+    }
+
+    #[test]
+    fn only_a_fifo_queue_keeps_an_order() {
+        let entry = || Entry::new(b"x".to_vec()).unwrap();
+        let fifo = Ids::Fifo { group: "g".to_owned(), deduplication: "d".to_owned() };
+        for (ids, group, deduplication, lane) in [
+            (Ids::Standard { group: None }, None, None, None),
+            (Ids::Standard { group: Some("g".to_owned()) }, Some("g"), None, None),
+            (fifo, Some("g"), Some("d"), Some("g")),
+        ] {
+            let entry = entry().with_ids(ids);
+            assert_eq!((entry.group(), entry.deduplication(), entry.lane()), (group, deduplication, lane));
+        }
     }
 }

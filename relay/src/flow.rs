@@ -17,17 +17,27 @@ use tracing::{Instrument, info, info_span, warn};
 use crate::{
     acker::Acks,
     backoff,
-    batch::{Batcher, Weigh},
+    batch::Weigh,
     dead_letter::DeadLetter,
     error::Stop,
     flow::dispatch::{Outcome, acknowledge, bury, dispatch},
     health::Readiness,
+    lanes::Lanes,
     message::{Message, Poison},
+    recipe::Recipe,
     sink::Sink,
 };
 
-/// How many batches may be on their way to SQS at once.
-pub const MAX_IN_FLIGHT: usize = 4;
+/// How a flow is to work.
+#[derive(Debug, Clone)]
+pub struct Terms {
+    /// What becomes of a delivery.
+    pub recipe: Recipe,
+    /// How long a message waits for others to share its batch.
+    pub linger: Duration,
+    /// How many batches may be on their way to SQS at once.
+    pub max_in_flight: usize,
+}
 
 /// The messages of one generation.
 #[derive(Debug)]
@@ -36,7 +46,8 @@ pub struct Flow<S> {
     dead_letter: Arc<DeadLetter>,
     readiness: Readiness,
     acks: Acks,
-    batcher: Batcher<Message>,
+    terms: Arc<Terms>,
+    lanes: Lanes<Message>,
     ready: VecDeque<Vec<Message>>,
     in_flight: usize,
     acknowledging: usize,
@@ -63,13 +74,14 @@ pub enum Halt {
 
 impl<S: Sink> Flow<S> {
     /// An empty one.
-    pub fn new(sink: Arc<S>, dead_letter: Arc<DeadLetter>, readiness: Readiness, linger: Duration) -> Self {
+    pub fn new(sink: Arc<S>, dead_letter: Arc<DeadLetter>, readiness: Readiness, terms: Arc<Terms>) -> Self {
         Self {
             sink,
             dead_letter,
             readiness,
             acks: Acks::default(),
-            batcher: Batcher::new(linger),
+            lanes: Lanes::new(terms.linger),
+            terms,
             ready: VecDeque::new(),
             in_flight: 0,
             acknowledging: 0,
@@ -79,22 +91,25 @@ impl<S: Sink> Flow<S> {
 
     /// Takes a delivery over.
     pub fn accept(&mut self, delivery: Delivery) {
-        match Message::accept(delivery, &self.acks) {
-            Ok(message) => self.gather(message),
+        match Message::accept(delivery, &self.acks, &self.terms.recipe) {
+            Ok(message) => {
+                self.ready.extend(self.lanes.push(message, Instant::now()));
+                self.launch();
+            }
             Err(poison) => self.bury(poison),
         }
     }
 
     /// Sends what has gathered, ready or not.
     pub fn flush(&mut self) {
-        self.ready.extend(self.batcher.flush());
+        self.ready.extend(self.lanes.flush());
         self.launch();
     }
 
     /// Waits until a job ends, and settles what it leaves behind, or until the oldest message has waited long enough,
     /// and sends it. For ever when there is neither. Safe to cancel.
     pub async fn advance(&mut self) -> Result<(), Halt> {
-        let deadline = self.batcher.deadline();
+        let deadline = self.lanes.deadline();
         let lingered = async move {
             match deadline {
                 Some(deadline) => sleep_until(deadline).await,
@@ -116,8 +131,9 @@ impl<S: Sink> Flow<S> {
             }
             Done::Rested(messages) => {
                 for message in messages {
-                    self.gather(message);
+                    self.ready.extend(self.lanes.again(message, Instant::now()));
                 }
+                self.launch();
                 Ok(())
             }
             Done::Sent(outcome) => {
@@ -131,13 +147,13 @@ impl<S: Sink> Flow<S> {
 
     /// Whether every message is settled.
     pub fn is_idle(&self) -> bool {
-        self.jobs.is_empty() && self.ready.is_empty() && self.batcher.deadline().is_none()
+        self.jobs.is_empty() && self.ready.is_empty() && self.lanes.is_empty()
     }
 
     /// Sends nothing more; only what is on its way can still be settled.
     pub fn halt(&mut self) {
         self.ready.clear();
-        self.batcher.flush();
+        self.lanes.clear();
     }
 
     /// Whether a batch is on its way, or the acknowledgement of one.
@@ -145,13 +161,8 @@ impl<S: Sink> Flow<S> {
         self.in_flight + self.acknowledging > 0
     }
 
-    fn gather(&mut self, message: Message) {
-        self.ready.extend(self.batcher.push(message, Instant::now()));
-        self.launch();
-    }
-
     fn launch(&mut self) {
-        while self.in_flight < MAX_IN_FLIGHT {
+        while self.in_flight < self.terms.max_in_flight {
             let Some(batch) = self.ready.pop_front() else { return };
             let bytes: usize = batch.iter().map(Weigh::weight).sum();
             let span = info_span!("batch", batch.entries = batch.len(), batch.bytes = bytes);
@@ -177,6 +188,9 @@ impl<S: Sink> Flow<S> {
         }
         if let Some(stop) = outcome.stop {
             return Err(Halt::Stop(stop));
+        }
+        for lane in outcome.lanes {
+            self.ready.extend(self.lanes.settle(&lane));
         }
         if let Some(attempt) = outcome.retry.iter().map(|message| message.attempts).max() {
             let delay = backoff::delay(attempt.saturating_sub(1));

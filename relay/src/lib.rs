@@ -5,10 +5,14 @@
 //! delivery. A message that SQS can never carry goes to [`dead_letter`] instead. [`flow`] ties these together for one
 //! connection to the broker, [`bridge`] for the whole life of the process.
 //!
-//! This crate never looks into a body: it moves opaque bytes and knows nothing of the function behind the queue.
+//! [`recipe`] says which ids and attributes a message gets in SQS, and [`lanes`] keep the order inside a FIFO group.
+//!
+//! This crate knows nothing of the function behind the queue: it moves opaque bytes, and looks into a body only where an
+//! option names a JSON pointer.
 
 pub mod acker;
 mod amqp;
+pub mod attributes;
 mod backoff;
 pub mod batch;
 pub mod bridge;
@@ -16,9 +20,12 @@ pub mod config;
 pub mod dead_letter;
 pub mod entry;
 pub mod error;
+pub mod field;
 pub mod flow;
 pub mod health;
+pub mod lanes;
 pub mod message;
+pub mod recipe;
 pub mod signal;
 pub mod sink;
 pub mod source;

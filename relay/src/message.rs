@@ -9,6 +9,8 @@ use crate::{
     acker::{Acker, Acks},
     batch::Weigh,
     entry::{Entry, Reason},
+    field::Parts,
+    recipe::Recipe,
 };
 
 /// A message that SQS can carry.
@@ -51,11 +53,17 @@ impl Message {
     /// Takes a delivery over.
     // The error is the other of two ordinary outcomes, and it is moved only once.
     #[allow(clippy::result_large_err)]
-    pub(crate) fn accept(delivery: Delivery, acks: &Acks) -> Result<Self, Poison> {
+    pub(crate) fn accept(delivery: Delivery, acks: &Acks, recipe: &Recipe) -> Result<Self, Poison> {
         let acker = acks.acker(&delivery);
         let message_id = delivery.properties.message_id().as_ref().map(|id| id.as_str());
         let span = info_span!("delivery", delivery.tag = delivery.delivery_tag, message.id = message_id);
-        let checked = Entry::new(delivery.data, message_id);
+        let parts = Parts {
+            body: "",
+            exchange: delivery.exchange.as_str(),
+            routing_key: delivery.routing_key.as_str(),
+            properties: &delivery.properties,
+        };
+        let checked = span.in_scope(|| recipe.entry(delivery.data, parts));
         let ticket = Ticket {
             acker,
             origin: Box::new(Origin {
@@ -80,5 +88,9 @@ impl Message {
 impl Weigh for Message {
     fn weight(&self) -> usize {
         self.entry.size()
+    }
+
+    fn lane(&self) -> Option<&str> {
+        self.entry.lane()
     }
 }

@@ -12,13 +12,15 @@ use aws_sdk_sqs::{
     Client,
     error::{ProvideErrorMetadata, SdkError},
     operation::send_message_batch::SendMessageBatchOutput,
+    primitives::Blob,
     types::{MessageAttributeValue, QueueAttributeName, SendMessageBatchRequestEntry},
 };
 use tracing::{debug, warn};
 
 pub use crate::sink::verdict::Verdict;
 use crate::{
-    entry::{Entry, MESSAGE_ID, STRING_TYPE},
+    attributes::Value,
+    entry::Entry,
     error::Stop,
     sink::verdict::{Fault, classify, verdicts},
 };
@@ -130,14 +132,18 @@ impl Sink for SqsSink {
 fn to_sqs(id: usize, entry: &Entry) -> Result<SendMessageBatchRequestEntry, Stop> {
     let incomplete =
         |err: aws_sdk_sqs::error::BuildError| Stop { code: "InvalidRequest".to_owned(), message: err.to_string() };
-    let mut builder = SendMessageBatchRequestEntry::builder().id(id.to_string()).message_body(entry.body());
-    if let Some(message_id) = entry.message_id() {
-        let value = MessageAttributeValue::builder()
-            .data_type(STRING_TYPE)
-            .string_value(message_id)
-            .build()
-            .map_err(incomplete)?;
-        builder = builder.message_attributes(MESSAGE_ID, value);
+    let mut builder = SendMessageBatchRequestEntry::builder()
+        .id(id.to_string())
+        .message_body(entry.body())
+        .set_message_group_id(entry.group().map(str::to_owned))
+        .set_message_deduplication_id(entry.deduplication().map(str::to_owned));
+    for attribute in entry.attributes() {
+        let value = MessageAttributeValue::builder().data_type(attribute.value.type_name());
+        let value = match &attribute.value {
+            Value::Text(text) | Value::Number(text) => value.string_value(text),
+            Value::Binary(bytes) => value.binary_value(Blob::new(bytes.as_slice())),
+        };
+        builder = builder.message_attributes(&*attribute.name, value.build().map_err(incomplete)?);
     }
     builder.build().map_err(incomplete)
 }

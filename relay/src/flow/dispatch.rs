@@ -23,6 +23,8 @@ pub(super) struct Outcome {
     pub(super) retry: Vec<Message>,
     /// To be buried.
     pub(super) poison: Vec<Poison>,
+    /// The lanes of those that were accepted or are to be buried: the next of each may leave.
+    pub(super) lanes: Vec<String>,
     /// SQS refuses everything. The messages stay unacknowledged.
     pub(super) stop: Option<Stop>,
     /// Why the first of those to be sent again was not accepted.
@@ -37,9 +39,19 @@ pub(super) async fn dispatch<S: Sink>(sink: &S, batch: Vec<Message>) -> Outcome 
     let entries: Vec<&Entry> = batch.iter().map(|message| &message.entry).collect();
     let verdicts = sink.send(&entries).await;
     debug_assert_eq!(verdicts.len(), batch.len(), "one verdict per entry");
-    let mut outcome =
-        Outcome { accepted: vec![], retry: vec![], poison: vec![], stop: None, cause: None, answered: true };
+    let mut outcome = Outcome {
+        accepted: vec![],
+        retry: vec![],
+        poison: vec![],
+        lanes: vec![],
+        stop: None,
+        cause: None,
+        answered: true,
+    };
     for (mut message, verdict) in batch.into_iter().zip(verdicts) {
+        if matches!(verdict, Verdict::Accepted | Verdict::Poison(_)) {
+            outcome.lanes.extend(message.entry.lane().map(str::to_owned));
+        }
         match verdict {
             Verdict::Accepted => outcome.accepted.push(message.ticket),
             Verdict::Retry { cause, answered } => {
@@ -85,7 +97,12 @@ pub(super) async fn acknowledge(tickets: Vec<Ticket>) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{acker::Acks, entry::Reason, sink::Probe};
+    use crate::{
+        acker::Acks,
+        entry::{Ids, Reason},
+        recipe::Recipe,
+        sink::Probe,
+    };
 
     /// Judges each entry by its body, and remembers nothing.
     struct Judge;
@@ -110,7 +127,10 @@ mod tests {
     fn batch(acks: &Acks, bodies: &[&str]) -> Vec<Message> {
         let deliver = |(tag, body): (u64, &&str)| {
             let delivery = lapin::message::Delivery::mock(tag, "".into(), "".into(), false, body.as_bytes().to_vec());
-            Message::accept(delivery, acks).unwrap()
+            let mut message = Message::accept(delivery, acks, &Recipe::default()).unwrap();
+            let ids = Ids::Fifo { group: body.to_string(), deduplication: tag.to_string() };
+            message.entry = message.entry.with_ids(ids);
+            message
         };
         (1..).zip(bodies).map(deliver).collect()
     }
@@ -130,6 +150,8 @@ mod tests {
             for (tag, acked) in (1..).zip(acked) {
                 assert_eq!(acks.is_told(tag).await, acked, "{tag} of {bodies:?}");
             }
+            let left: Vec<&str> = bodies.iter().copied().filter(|body| matches!(*body, "ok" | "poison")).collect();
+            assert_eq!(outcome.lanes, left, "a retry keeps its lane: {bodies:?}");
             let bodies_again: Vec<&str> = outcome.retry.iter().map(|message| message.entry.body()).collect();
             assert_eq!(bodies_again, retried, "a retry keeps its body");
             assert!(outcome.retry.iter().all(|message| message.attempts == 1));

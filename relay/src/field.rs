@@ -1,0 +1,182 @@
+//! Where the ids of a message come from: one field of it, which an option names.
+//!
+//! Refuses to refuse a value: what SQS does not take as an id is replaced by its SHA-256, so that the same value always
+//! gives the same id. Looks into a body only when asked for a JSON pointer.
+
+use std::{borrow::Cow, collections::HashMap, fmt::Write, str::FromStr};
+
+use lapin::{BasicProperties, types::AMQPValue};
+use serde_json::value::RawValue;
+use sha2::{Digest, Sha256};
+
+/// The longest id that SQS takes, in bytes.
+const MAX_ID_BYTES: usize = 128;
+/// AMQP carries the names of headers as short strings.
+pub(crate) const MAX_HEADER_NAME_BYTES: usize = 255;
+
+/// What a message offers.
+#[derive(Debug, Clone, Copy)]
+pub struct Parts<'a> {
+    /// The body.
+    pub body: &'a str,
+    /// The exchange that it was published to.
+    pub exchange: &'a str,
+    /// The routing key that it was published with.
+    pub routing_key: &'a str,
+    /// Its properties, headers among them.
+    pub properties: &'a BasicProperties,
+}
+
+/// One field of a message.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Field {
+    /// The AMQP message-id.
+    MessageId,
+    /// The routing key.
+    RoutingKey,
+    /// The header of this name.
+    Header(String),
+    /// A string or a number in a JSON body; the unescaped tokens of an RFC 6901 pointer.
+    Json(Vec<String>),
+    /// The same text for every message.
+    Fixed(String),
+    /// The SHA-256 of the body.
+    Sha256,
+}
+
+impl Field {
+    /// Reads the option of the group id. A hash of the body is no group: no two messages would share it.
+    pub fn for_group(text: &str) -> Result<Self, String> {
+        match text.parse()? {
+            Self::Sha256 => Err("sha256 is for deduplication only".to_owned()),
+            field => Ok(field),
+        }
+    }
+
+    /// The field's value as an id that SQS takes; `None` when the message has no such field or an empty one.
+    pub fn id(&self, parts: &Parts<'_>) -> Option<String> {
+        let value = self.value(parts).filter(|value| !value.is_empty())?;
+        Some(fit(&value))
+    }
+
+    fn value<'a>(&'a self, parts: &Parts<'a>) -> Option<Cow<'a, [u8]>> {
+        Some(match self {
+            Self::MessageId => parts.properties.message_id().as_ref()?.as_str().as_bytes().into(),
+            Self::RoutingKey => parts.routing_key.as_bytes().into(),
+            Self::Header(name) => plain(parts.properties.headers().as_ref()?.inner().get(name.as_str())?)?,
+            Self::Json(pointer) => find(parts.body, pointer)?.into_bytes().into(),
+            Self::Fixed(text) => text.as_bytes().into(),
+            Self::Sha256 => sha256(parts.body.as_bytes()).into_bytes().into(),
+        })
+    }
+}
+
+impl FromStr for Field {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let (kind, rest) = text.split_once(':').map_or((text, None), |(kind, rest)| (kind, Some(rest)));
+        match (kind, rest) {
+            ("message-id", None) => Ok(Self::MessageId),
+            ("routing-key", None) => Ok(Self::RoutingKey),
+            ("sha256", None) => Ok(Self::Sha256),
+            ("header", Some(name)) => header_name(name).map(Self::Header),
+            ("json", Some(pointer)) => tokens(pointer).map(Self::Json),
+            ("fixed", Some("")) => Err("fixed: needs a text".to_owned()),
+            ("fixed", Some(text)) => Ok(Self::Fixed(text.to_owned())),
+            _ => Err("want message-id, routing-key, header:NAME, json:/pointer or fixed:TEXT \
+                 (for deduplication also sha256)"
+                .to_owned()),
+        }
+    }
+}
+
+/// Checks the name of a header that an option asks for.
+pub(crate) fn header_name(name: &str) -> Result<String, String> {
+    match name.len() {
+        0 => Err("header: needs a name".to_owned()),
+        1..=MAX_HEADER_NAME_BYTES => Ok(name.to_owned()),
+        bytes => Err(format!("the header's name has {bytes} bytes, AMQP takes {MAX_HEADER_NAME_BYTES}")),
+    }
+}
+
+/// The hex SHA-256, which SQS takes as an id.
+pub(crate) fn sha256(bytes: &[u8]) -> String {
+    Sha256::digest(bytes).iter().fold(String::with_capacity(64), |mut hex, byte| {
+        // Writing to a string cannot fail.
+        let _ = write!(hex, "{byte:02x}");
+        hex
+    })
+}
+
+/// SQS takes alphanumerics and ASCII punctuation.
+fn fit(value: &[u8]) -> String {
+    match std::str::from_utf8(value) {
+        Ok(text) if text.len() <= MAX_ID_BYTES && text.bytes().all(|byte| byte.is_ascii_graphic()) => text.to_owned(),
+        _ => sha256(value),
+    }
+}
+
+/// The value of a header that can be an id: one that has a plain text.
+fn plain(value: &AMQPValue) -> Option<Cow<'_, [u8]>> {
+    let text = match value {
+        AMQPValue::LongString(text) => return Some(text.as_bytes().into()),
+        AMQPValue::ShortString(text) => return Some(text.as_str().as_bytes().into()),
+        AMQPValue::ByteArray(bytes) => return Some(bytes.as_slice().into()),
+        AMQPValue::Boolean(flag) => flag.to_string(),
+        AMQPValue::ShortShortInt(number) => number.to_string(),
+        AMQPValue::ShortShortUInt(number) => number.to_string(),
+        AMQPValue::ShortInt(number) => number.to_string(),
+        AMQPValue::ShortUInt(number) => number.to_string(),
+        AMQPValue::LongInt(number) => number.to_string(),
+        AMQPValue::LongUInt(number) => number.to_string(),
+        AMQPValue::LongLongInt(number) => number.to_string(),
+        AMQPValue::Float(number) => number.to_string(),
+        AMQPValue::Double(number) => number.to_string(),
+        AMQPValue::DecimalValue(number) => format!("{}e-{}", number.value, number.scale),
+        AMQPValue::Timestamp(seconds) => seconds.to_string(),
+        AMQPValue::FieldArray(_) | AMQPValue::FieldTable(_) | AMQPValue::Void => return None,
+    };
+    Some(text.into_bytes().into())
+}
+
+/// The tokens of an RFC 6901 pointer.
+fn tokens(pointer: &str) -> Result<Vec<String>, String> {
+    if pointer.is_empty() {
+        return Ok(vec![]);
+    }
+    let rest = pointer.strip_prefix('/').ok_or("a JSON pointer starts with /")?;
+    let unescape = |token: &str| {
+        let bad = token.split('~').skip(1).any(|after| !after.starts_with(['0', '1']));
+        if bad {
+            return Err("in a JSON pointer ~ stands only as ~0 or ~1".to_owned());
+        }
+        Ok(token.replace("~1", "/").replace("~0", "~"))
+    };
+    rest.split('/').map(unescape).collect()
+}
+
+/// The string or number at a pointer. A number keeps its digits: two long ones must not become one by rounding.
+fn find(body: &str, pointer: &[String]) -> Option<String> {
+    let mut at: &RawValue = serde_json::from_str(body).ok()?;
+    for token in pointer {
+        at = match at.get().as_bytes().first()? {
+            b'{' => serde_json::from_str::<HashMap<String, &RawValue>>(at.get()).ok()?.remove(token)?,
+            b'[' => {
+                let index: usize = token.parse().ok()?;
+                // RFC 6901 has no leading zeros and no sign.
+                (index.to_string() == *token).then_some(())?;
+                serde_json::from_str::<Vec<&RawValue>>(at.get()).ok()?.get(index).copied()?
+            }
+            _ => return None,
+        };
+    }
+    match at.get().as_bytes().first()? {
+        b'"' => serde_json::from_str(at.get()).ok(),
+        b'-' | b'0'..=b'9' => Some(at.get().to_owned()),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests;
