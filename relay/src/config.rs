@@ -59,6 +59,9 @@ pub struct Config {
     /// is too large with them, the last ones are left out
     #[arg(long, env = "RELAY_ATTRIBUTES", value_name = "LIST", default_value = attributes::DEFAULT)]
     pub attributes: Attributes,
+    /// The S3 bucket for bodies over 1 MiB, of which SQS gets a pointer; without it such a message is dead-lettered
+    #[arg(long, env = "RELAY_PAYLOAD_BUCKET", value_name = "BUCKET")]
+    pub payload_bucket: Option<String>,
     /// Where /healthz and /readyz answer
     #[arg(long, env = "RELAY_HEALTH_ADDR", default_value = "127.0.0.1:9100")]
     pub health_addr: SocketAddr,
@@ -283,7 +286,7 @@ mod tests {
     fn every_option_has_a_flag_and_a_variable() {
         let command = Config::command();
         let options: Vec<_> = command.get_arguments().filter(|option| option.get_env().is_some()).collect();
-        assert_eq!(options.len(), 14);
+        assert_eq!(options.len(), 15);
         assert!(options.iter().all(|option| option.get_long().is_some()));
         let required = options.iter().filter(|option| option.is_required_set());
         assert_eq!(required.filter_map(|option| option.get_long()).collect::<Vec<_>>(), ["amqp-url", "sqs-queue-url"]);

@@ -5,7 +5,7 @@
 
 use std::fmt;
 
-use crate::attributes::Attribute;
+use crate::{attributes::Attribute, payload::Payload};
 
 /// What SQS takes in one message and also in one batch, attributes counted.
 pub const MAX_BYTES: usize = 1024 * 1024;
@@ -16,6 +16,7 @@ pub struct Entry {
     body: String,
     attributes: Vec<Attribute>,
     ids: Ids,
+    payload: Option<Payload>,
 }
 
 /// The ids that a queue takes with a message.
@@ -64,7 +65,13 @@ impl Entry {
         if !body.chars().all(is_legal) {
             return Err((body.into_bytes(), Reason::IllegalCharacter));
         }
-        Ok(Self { body, attributes: vec![], ids: Ids::Standard { group: None } })
+        Ok(Self { body, attributes: vec![], ids: Ids::Standard { group: None }, payload: None })
+    }
+
+    /// The entry of a body over the limit, which goes to S3: its own body is the pointer.
+    pub fn elsewhere(payload: Payload, bucket: &str) -> Self {
+        let body = payload.pointer(bucket);
+        Self { body, attributes: vec![], ids: Ids::Standard { group: None }, payload: Some(payload) }
     }
 
     /// Adds attributes, without the last ones when all together are too large beside the body.
@@ -87,6 +94,11 @@ impl Entry {
     /// The body.
     pub fn body(&self) -> &str {
         &self.body
+    }
+
+    /// What must be in S3 before this is sent.
+    pub fn payload(&self) -> Option<&Payload> {
+        self.payload.as_ref()
     }
 
     /// The attributes, in order.
@@ -123,9 +135,9 @@ impl Entry {
         self.body.len() + self.attributes.iter().map(Attribute::size).sum::<usize>()
     }
 
-    /// Gives the body up.
+    /// Gives the body up, as it came.
     pub fn into_body(self) -> Vec<u8> {
-        self.body.into_bytes()
+        self.payload.map_or_else(|| self.body.into_bytes(), |payload| payload.body)
     }
 }
 

@@ -25,6 +25,7 @@ pub mod flow;
 pub mod health;
 pub mod lanes;
 pub mod message;
+pub mod payload;
 pub mod recipe;
 pub mod signal;
 pub mod sink;
@@ -52,7 +53,7 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> Result<(), Erro
         health.addr = %health.addr,
         "relay started"
     );
-    let sink = SqsSink::connect(&config.sqs_queue_url).await;
+    let sink = SqsSink::connect(&config).await;
     let started = Instant::now();
     let result = Bridge::new(&config, uri, sink, readiness).run(&shutdown).await;
     info!(uptime_s = started.elapsed().as_secs(), "relay ended");

@@ -6,10 +6,11 @@
 use tracing::warn;
 
 use crate::{
-    attributes::Attributes,
+    attributes::{Attributes, MAX_ATTRIBUTES},
     config::Config,
     entry::{Entry, Ids, Reason},
     field::{Field, Parts},
+    payload::Payload,
 };
 
 /// The group of every message of a FIFO queue that was given no group option.
@@ -22,6 +23,7 @@ pub struct Recipe {
     group: Option<Field>,
     deduplication: Option<Field>,
     attributes: Attributes,
+    payload_bucket: Option<String>,
 }
 
 impl Recipe {
@@ -32,14 +34,22 @@ impl Recipe {
             group: config.message_group_id.clone(),
             deduplication: config.message_deduplication_id.clone(),
             attributes: config.attributes.clone(),
+            payload_bucket: config.payload_bucket.clone(),
         }
     }
 
     /// The entry of a body and of what came with it; the parts' own body is not looked at.
     pub fn entry(&self, body: Vec<u8>, with: Parts<'_>) -> Result<Entry, (Vec<u8>, Reason)> {
-        let entry = Entry::new(body)?;
-        let parts = Parts { body: entry.body(), ..with };
-        let (ids, attributes) = (self.ids(&parts), self.attributes.of(&parts));
+        let entry = Entry::new(body).or_else(|(body, reason)| self.elsewhere(body, reason))?;
+        // That of the message, wherever it goes.
+        let body =
+            entry.payload().map_or(entry.body(), |payload| std::str::from_utf8(&payload.body).unwrap_or_default());
+        let parts = Parts { body, ..with };
+        let (ids, mut attributes) = (self.ids(&parts), self.attributes.of(&parts));
+        if let Some(payload) = entry.payload() {
+            attributes.insert(0, payload.size_attribute());
+            attributes.truncate(MAX_ATTRIBUTES);
+        }
         let wanted = attributes.len();
         let entry = entry.with_ids(ids).with_attributes(attributes);
         let left_out = wanted - entry.attributes().len();
@@ -47,6 +57,15 @@ impl Recipe {
             warn!(attributes = left_out, "the message is too large to carry these attributes too, sent without them");
         }
         Ok(entry)
+    }
+
+    /// A second chance for a body over the limit. The function reads text, so that it must be text there as well.
+    fn elsewhere(&self, body: Vec<u8>, reason: Reason) -> Result<Entry, (Vec<u8>, Reason)> {
+        match (&self.payload_bucket, &reason) {
+            (Some(_), Reason::TooLarge(_)) if std::str::from_utf8(&body).is_err() => Err((body, Reason::NotUtf8)),
+            (Some(bucket), Reason::TooLarge(_)) => Ok(Entry::elsewhere(Payload::new(body), bucket)),
+            _ => Err((body, reason)),
+        }
     }
 
     fn ids(&self, parts: &Parts<'_>) -> Ids {
@@ -80,7 +99,8 @@ mod tests {
     fn recipe(fifo: bool, group: Option<&str>, deduplication: Option<&str>) -> Recipe {
         let field = |text: Option<&str>| text.map(|text| text.parse().unwrap());
         let attributes = "message-id,correlation-id".parse().unwrap();
-        Recipe { fifo, group: field(group), deduplication: field(deduplication), attributes }
+        let (group, deduplication) = (field(group), field(deduplication));
+        Recipe { fifo, group, deduplication, attributes, payload_bucket: None }
     }
 
     fn entry(recipe: &Recipe, body: &str, properties: &BasicProperties) -> Entry {
@@ -110,6 +130,26 @@ mod tests {
             let entry = entry(&recipe, body, properties);
             assert_eq!((entry.group(), entry.deduplication()), want, "{recipe:?} {body}");
         }
+    }
+
+    #[test]
+    fn a_body_over_the_limit_goes_elsewhere_if_there_is_a_bucket() {
+        let body = format!(r#"{{"style":7,"padding":"{}"}}"#, "x".repeat(MAX_BYTES));
+        let properties = BasicProperties::default().with_message_id("m".into());
+        let with = || Parts { body: "", exchange: "", routing_key: "", properties: &properties };
+        let plain = recipe(true, Some("json:/style"), None);
+        let (back, reason) = plain.entry(body.clone().into(), with()).unwrap_err();
+        assert!(back == body.as_bytes() && reason == Reason::TooLarge(body.len()));
+        let bucket = Recipe { payload_bucket: Some("b".to_owned()), ..plain };
+        let entry = bucket.entry(body.clone().into(), with()).unwrap();
+        assert!(entry.body().contains(r#""s3BucketName":"b""#) && entry.size() < 1_000, "{}", entry.body());
+        assert_eq!((entry.group(), entry.deduplication()), (Some("7"), Some("m")), "ids are those of the message");
+        let names: Vec<&str> = entry.attributes().iter().map(|attribute| &*attribute.name).collect();
+        assert_eq!(names, ["ExtendedPayloadSize", "message_id"]);
+        assert_eq!(entry.attributes()[0].value, Value::Number(body.len().to_string()));
+        assert!(entry.into_body() == body.as_bytes(), "a dead letter has the message's own body");
+        let (_, reason) = bucket.entry(vec![0xff; MAX_BYTES + 1], with()).unwrap_err();
+        assert_eq!(reason, Reason::NotUtf8);
     }
 
     #[test]

@@ -15,13 +15,16 @@ use aws_sdk_sqs::{
     primitives::Blob,
     types::{MessageAttributeValue, QueueAttributeName, SendMessageBatchRequestEntry},
 };
+use futures_util::future::join_all;
 use tracing::{debug, warn};
 
 pub use crate::sink::verdict::Verdict;
 use crate::{
     attributes::Value,
+    config::Config,
     entry::Entry,
     error::Stop,
+    payload::PayloadStore,
     sink::verdict::{Fault, classify, verdicts},
 };
 
@@ -56,11 +59,12 @@ pub enum Probe {
 pub struct SqsSink {
     client: Client,
     queue_url: String,
+    payloads: Option<PayloadStore>,
 }
 
 impl SqsSink {
     /// A client with the standard credentials chain. Sends nothing yet.
-    pub async fn connect(queue_url: &str) -> Self {
+    pub async fn connect(config: &Config) -> Self {
         let shared = aws_config::load_defaults(BehaviorVersion::latest()).await;
         let timeouts = TimeoutConfig::builder()
             .connect_timeout(CONNECT_TIMEOUT)
@@ -69,11 +73,39 @@ impl SqsSink {
             .operation_timeout(OPERATION_TIMEOUT)
             .build();
         // The flow retries without end and by entry; retries below it would only hide failures from it.
-        let config = aws_sdk_sqs::config::Builder::from(&shared)
+        let client = aws_sdk_sqs::config::Builder::from(&shared)
             .timeout_config(timeouts)
             .retry_config(RetryConfig::disabled())
             .build();
-        Self { client: Client::from_conf(config), queue_url: queue_url.to_owned() }
+        let payloads = config.payload_bucket.as_ref().map(|bucket| PayloadStore::new(bucket, &shared));
+        Self { client: Client::from_conf(client), queue_url: config.sqs_queue_url.clone(), payloads }
+    }
+
+    /// Puts an entry's payload into S3, if it has one; a verdict if that cannot be done now.
+    async fn store(&self, entry: &Entry) -> Option<Verdict> {
+        let (Some(payload), Some(payloads)) = (entry.payload(), &self.payloads) else { return None };
+        let err = payloads.put(payload).await.err()?;
+        let refusal = Stop { code: err.code, message: format!("--payload-bucket: {}", err.message) };
+        Some(if err.for_good { Fault::Stop } else { Fault::Transient }.verdict(refusal))
+    }
+
+    async fn deliver(&self, entries: &[&Entry]) -> Vec<Verdict> {
+        let (fault, refusal) = match self.request(entries).await {
+            Ok(output) => return verdicts(entries.len(), &output),
+            Err(failure) => failure,
+        };
+        if fault != Fault::Content || entries.len() == 1 {
+            return vec![fault.verdict(refusal); entries.len()];
+        }
+        warn!(error.code = refusal.code, "batch refused for its content, sending its entries one by one");
+        let mut all = Vec::with_capacity(entries.len());
+        for entry in entries {
+            all.push(match self.request(&[*entry]).await {
+                Ok(output) => verdicts(1, &output).remove(0),
+                Err((fault, refusal)) => fault.verdict(refusal),
+            });
+        }
+        all
     }
 
     async fn request(&self, entries: &[&Entry]) -> Result<SendMessageBatchOutput, (Fault, Stop)> {
@@ -109,22 +141,12 @@ impl Sink for SqsSink {
     }
 
     async fn send(&self, entries: &[&Entry]) -> Vec<Verdict> {
-        let (fault, refusal) = match self.request(entries).await {
-            Ok(output) => return verdicts(entries.len(), &output),
-            Err(failure) => failure,
-        };
-        if fault != Fault::Content || entries.len() == 1 {
-            return vec![fault.verdict(refusal); entries.len()];
-        }
-        warn!(error.code = refusal.code, "batch refused for its content, sending its entries one by one");
-        let mut all = Vec::with_capacity(entries.len());
-        for entry in entries {
-            all.push(match self.request(&[*entry]).await {
-                Ok(output) => verdicts(1, &output).remove(0),
-                Err((fault, refusal)) => fault.verdict(refusal),
-            });
-        }
-        all
+        let unstored = join_all(entries.iter().map(|entry| self.store(entry))).await;
+        let sent: Vec<&Entry> =
+            entries.iter().zip(&unstored).filter(|(_, no)| no.is_none()).map(|(entry, _)| *entry).collect();
+        let mut verdicts = if sent.is_empty() { vec![] } else { self.deliver(&sent).await }.into_iter();
+        let lost = || Verdict::Retry { cause: "no verdict".to_owned(), answered: true };
+        unstored.into_iter().map(|no| no.or_else(|| verdicts.next()).unwrap_or_else(lost)).collect()
     }
 }
 
