@@ -16,6 +16,7 @@ use crate::{
     error::{BrokerError, Error, Stop},
     flow::{Flow, Halt},
     health::Readiness,
+    metrics::Metrics,
     sink::{Probe, Sink},
     source::{Generation, Intake, Source},
 };
@@ -36,6 +37,7 @@ pub struct Bridge<S> {
     sink: Arc<S>,
     dead_letter: Arc<DeadLetter>,
     readiness: Readiness,
+    metrics: Metrics,
     linger: Duration,
     shutdown_timeout: Duration,
 }
@@ -51,13 +53,14 @@ enum End {
 
 impl<S: Sink> Bridge<S> {
     /// A bridge as configured, to the broker at `uri`.
-    pub fn new(config: &Config, uri: AMQPUri, sink: S, readiness: Readiness) -> Self {
+    pub fn new(config: &Config, uri: AMQPUri, sink: S, readiness: Readiness, metrics: Metrics) -> Self {
         let exchange = config.dead_letter_exchange();
         Self {
             source: Source::new(config, uri.clone()),
             sink: Arc::new(sink),
             dead_letter: Arc::new(DeadLetter::new(uri, exchange, config.queue.clone())),
             readiness,
+            metrics,
             linger: config.linger(),
             shutdown_timeout: config.shutdown_timeout(),
         }
@@ -76,6 +79,7 @@ impl<S: Sink> Bridge<S> {
             };
             let opened = Instant::now();
             self.readiness.set_broker(true);
+            self.metrics.consuming();
             info!("consuming");
             let ended = self.serve(generation, shutdown).await;
             self.readiness.set_broker(false);
@@ -122,8 +126,8 @@ impl<S: Sink> Bridge<S> {
 
     /// Serves one generation to its end; true when it was the last.
     async fn serve(&self, mut generation: Generation, shutdown: &CancellationToken) -> Result<bool, Stop> {
-        let mut flow =
-            Flow::new(Arc::clone(&self.sink), Arc::clone(&self.dead_letter), self.readiness.clone(), self.linger);
+        let (sink, dead_letter) = (Arc::clone(&self.sink), Arc::clone(&self.dead_letter));
+        let mut flow = Flow::new(sink, dead_letter, self.readiness.clone(), self.metrics.clone(), self.linger);
         let end = pump(&mut generation, &mut flow, shutdown).await;
         let deadline = Instant::now() + self.shutdown_timeout;
         match end {

@@ -23,6 +23,7 @@ use crate::{
     flow::dispatch::{Outcome, acknowledge, bury, dispatch},
     health::Readiness,
     message::{Message, Poison},
+    metrics::Metrics,
     sink::Sink,
 };
 
@@ -35,6 +36,7 @@ pub struct Flow<S> {
     sink: Arc<S>,
     dead_letter: Arc<DeadLetter>,
     readiness: Readiness,
+    metrics: Metrics,
     acks: Acks,
     batcher: Batcher<Message>,
     ready: VecDeque<Vec<Message>>,
@@ -63,11 +65,18 @@ pub enum Halt {
 
 impl<S: Sink> Flow<S> {
     /// An empty one.
-    pub fn new(sink: Arc<S>, dead_letter: Arc<DeadLetter>, readiness: Readiness, linger: Duration) -> Self {
+    pub fn new(
+        sink: Arc<S>,
+        dead_letter: Arc<DeadLetter>,
+        readiness: Readiness,
+        metrics: Metrics,
+        linger: Duration,
+    ) -> Self {
         Self {
             sink,
             dead_letter,
             readiness,
+            metrics,
             acks: Acks::default(),
             batcher: Batcher::new(linger),
             ready: VecDeque::new(),
@@ -79,7 +88,7 @@ impl<S: Sink> Flow<S> {
 
     /// Takes a delivery over.
     pub fn accept(&mut self, delivery: Delivery) {
-        match Message::accept(delivery, &self.acks) {
+        match Message::accept(delivery, &self.acks, &self.metrics) {
             Ok(message) => self.gather(message),
             Err(poison) => self.bury(poison),
         }
@@ -156,7 +165,12 @@ impl<S: Sink> Flow<S> {
             let bytes: usize = batch.iter().map(Weigh::weight).sum();
             let span = info_span!("batch", batch.entries = batch.len(), batch.bytes = bytes);
             let sink = Arc::clone(&self.sink);
-            let job = async move { Done::Sent(dispatch(&*sink, batch).await) };
+            let in_flight = self.metrics.batch(batch.len(), bytes);
+            let job = async move {
+                let outcome = dispatch(&*sink, batch).await;
+                in_flight.answered();
+                Done::Sent(outcome)
+            };
             self.jobs.spawn(job.instrument(span));
             self.in_flight += 1;
         }

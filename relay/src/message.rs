@@ -9,6 +9,8 @@ use crate::{
     acker::{Acker, Acks},
     batch::Weigh,
     entry::{Entry, Reason},
+    metrics::{Metrics, Unacked},
+    trace,
 };
 
 /// A message that SQS can carry.
@@ -35,6 +37,7 @@ pub struct Poison {
 #[derive(Debug)]
 pub(crate) struct Ticket {
     pub(crate) acker: Acker,
+    pub(crate) unacked: Unacked,
     pub(crate) origin: Box<Origin>,
     pub(crate) span: Span,
 }
@@ -51,13 +54,15 @@ impl Message {
     /// Takes a delivery over.
     // The error is the other of two ordinary outcomes, and it is moved only once.
     #[allow(clippy::result_large_err)]
-    pub(crate) fn accept(delivery: Delivery, acks: &Acks) -> Result<Self, Poison> {
+    pub(crate) fn accept(delivery: Delivery, acks: &Acks, metrics: &Metrics) -> Result<Self, Poison> {
         let acker = acks.acker(&delivery);
         let message_id = delivery.properties.message_id().as_ref().map(|id| id.as_str());
         let span = info_span!("delivery", delivery.tag = delivery.delivery_tag, message.id = message_id);
+        trace::adopt(&span, delivery.properties.headers());
         let checked = Entry::new(delivery.data, message_id);
         let ticket = Ticket {
             acker,
+            unacked: metrics.receive(*delivery.properties.timestamp()),
             origin: Box::new(Origin {
                 exchange: delivery.exchange.into(),
                 routing_key: delivery.routing_key.into(),

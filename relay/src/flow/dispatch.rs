@@ -11,6 +11,7 @@ use crate::{
     entry::Entry,
     error::Stop,
     message::{Message, Poison, Ticket},
+    metrics::Unacked,
     sink::{Sink, Verdict},
 };
 
@@ -41,8 +42,12 @@ pub(super) async fn dispatch<S: Sink>(sink: &S, batch: Vec<Message>) -> Outcome 
         Outcome { accepted: vec![], retry: vec![], poison: vec![], stop: None, cause: None, answered: true };
     for (mut message, verdict) in batch.into_iter().zip(verdicts) {
         match verdict {
-            Verdict::Accepted => outcome.accepted.push(message.ticket),
+            Verdict::Accepted => {
+                message.ticket.unacked.sent();
+                outcome.accepted.push(message.ticket);
+            }
             Verdict::Retry { cause, answered } => {
+                message.ticket.unacked.retried(&cause);
                 message.attempts = message.attempts.saturating_add(1);
                 outcome.retry.push(message);
                 outcome.cause.get_or_insert(cause);
@@ -70,22 +75,24 @@ pub(super) async fn bury(dead_letter: &DeadLetter, poison: Poison) {
         sleep(delay).await;
     }
     warn!(reason = poison.reason.as_str(), detail = %poison.reason, "dead-lettered");
+    poison.ticket.unacked.dead_lettered(&poison.reason);
     acknowledge(vec![poison.ticket]).await;
 }
 
 /// Acknowledges messages. One that fails is delivered again, which makes a duplicate and loses nothing.
 pub(super) async fn acknowledge(tickets: Vec<Ticket>) {
     let messages = tickets.len();
-    let ackers = tickets.into_iter().map(|ticket| ticket.acker).collect();
-    if let Err(error) = acker::acknowledge(ackers).await {
-        warn!(messages, %error, "accepted but not acknowledged, will be delivered again");
+    let (ackers, unacked): (_, Vec<_>) = tickets.into_iter().map(|ticket| (ticket.acker, ticket.unacked)).unzip();
+    match acker::acknowledge(ackers).await {
+        Ok(()) => unacked.into_iter().for_each(Unacked::acked),
+        Err(error) => warn!(messages, %error, "accepted but not acknowledged, will be delivered again"),
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{acker::Acks, entry::Reason, sink::Probe};
+    use crate::{acker::Acks, entry::Reason, metrics::Metrics, sink::Probe};
 
     /// Judges each entry by its body, and remembers nothing.
     struct Judge;
@@ -110,7 +117,7 @@ mod tests {
     fn batch(acks: &Acks, bodies: &[&str]) -> Vec<Message> {
         let deliver = |(tag, body): (u64, &&str)| {
             let delivery = lapin::message::Delivery::mock(tag, "".into(), "".into(), false, body.as_bytes().to_vec());
-            Message::accept(delivery, acks).unwrap()
+            Message::accept(delivery, acks, &Metrics::default()).unwrap()
         };
         (1..).zip(bodies).map(deliver).collect()
     }
