@@ -16,6 +16,7 @@ use crate::{
     error::{BrokerError, Error, Stop},
     flow::{Flow, Halt, Terms},
     health::Readiness,
+    metrics::Metrics,
     recipe::Recipe,
     sink::{Probe, Sink},
     source::{Generation, Intake, Source},
@@ -37,6 +38,7 @@ pub struct Bridge<S> {
     sink: Arc<S>,
     dead_letter: Arc<DeadLetter>,
     readiness: Readiness,
+    metrics: Metrics,
     terms: Arc<Terms>,
     shutdown_timeout: Duration,
 }
@@ -52,7 +54,7 @@ enum End {
 
 impl<S: Sink> Bridge<S> {
     /// A bridge as configured, to the broker at `uri`.
-    pub fn new(config: &Config, uri: AMQPUri, sink: S, readiness: Readiness) -> Self {
+    pub fn new(config: &Config, uri: AMQPUri, sink: S, readiness: Readiness, metrics: Metrics) -> Self {
         let exchange = config.dead_letter_exchange();
         let terms =
             Terms { recipe: Recipe::new(config), linger: config.linger(), max_in_flight: config.max_in_flight.into() };
@@ -61,6 +63,7 @@ impl<S: Sink> Bridge<S> {
             sink: Arc::new(sink),
             dead_letter: Arc::new(DeadLetter::new(uri, exchange, config.queue.clone())),
             readiness,
+            metrics,
             terms: Arc::new(terms),
             shutdown_timeout: config.shutdown_timeout(),
         }
@@ -79,6 +82,7 @@ impl<S: Sink> Bridge<S> {
             };
             let opened = Instant::now();
             self.readiness.set_broker(true);
+            self.metrics.consuming();
             info!("consuming");
             let ended = self.serve(generation, shutdown).await;
             self.readiness.set_broker(false);
@@ -125,12 +129,9 @@ impl<S: Sink> Bridge<S> {
 
     /// Serves one generation to its end; true when it was the last.
     async fn serve(&self, mut generation: Generation, shutdown: &CancellationToken) -> Result<bool, Stop> {
-        let mut flow = Flow::new(
-            Arc::clone(&self.sink),
-            Arc::clone(&self.dead_letter),
-            self.readiness.clone(),
-            Arc::clone(&self.terms),
-        );
+        let (sink, dead_letter) = (Arc::clone(&self.sink), Arc::clone(&self.dead_letter));
+        let (readiness, metrics) = (self.readiness.clone(), self.metrics.clone());
+        let mut flow = Flow::new(sink, dead_letter, readiness, metrics, Arc::clone(&self.terms));
         let end = pump(&mut generation, &mut flow, shutdown).await;
         let deadline = Instant::now() + self.shutdown_timeout;
         match end {

@@ -24,6 +24,7 @@ use crate::{
     health::Readiness,
     lanes::Lanes,
     message::{Message, Poison},
+    metrics::Metrics,
     recipe::Recipe,
     sink::Sink,
 };
@@ -45,6 +46,7 @@ pub struct Flow<S> {
     sink: Arc<S>,
     dead_letter: Arc<DeadLetter>,
     readiness: Readiness,
+    metrics: Metrics,
     acks: Acks,
     terms: Arc<Terms>,
     lanes: Lanes<Message>,
@@ -74,11 +76,18 @@ pub enum Halt {
 
 impl<S: Sink> Flow<S> {
     /// An empty one.
-    pub fn new(sink: Arc<S>, dead_letter: Arc<DeadLetter>, readiness: Readiness, terms: Arc<Terms>) -> Self {
+    pub fn new(
+        sink: Arc<S>,
+        dead_letter: Arc<DeadLetter>,
+        readiness: Readiness,
+        metrics: Metrics,
+        terms: Arc<Terms>,
+    ) -> Self {
         Self {
             sink,
             dead_letter,
             readiness,
+            metrics,
             acks: Acks::default(),
             lanes: Lanes::new(terms.linger),
             terms,
@@ -91,7 +100,7 @@ impl<S: Sink> Flow<S> {
 
     /// Takes a delivery over.
     pub fn accept(&mut self, delivery: Delivery) {
-        match Message::accept(delivery, &self.acks, &self.terms.recipe) {
+        match Message::accept(delivery, &self.acks, &self.metrics, &self.terms.recipe) {
             Ok(message) => {
                 self.ready.extend(self.lanes.push(message, Instant::now()));
                 self.launch();
@@ -167,7 +176,12 @@ impl<S: Sink> Flow<S> {
             let bytes: usize = batch.iter().map(Weigh::weight).sum();
             let span = info_span!("batch", batch.entries = batch.len(), batch.bytes = bytes);
             let sink = Arc::clone(&self.sink);
-            let job = async move { Done::Sent(dispatch(&*sink, batch).await) };
+            let in_flight = self.metrics.batch(batch.len(), bytes);
+            let job = async move {
+                let outcome = dispatch(&*sink, batch).await;
+                in_flight.answered();
+                Done::Sent(outcome)
+            };
             self.jobs.spawn(job.instrument(span));
             self.in_flight += 1;
         }

@@ -1,4 +1,5 @@
 //! `/healthz` says that the process lives, `/readyz` that it can relay now: consuming on one side, answered on the other.
+//! `/metrics` is for Prometheus.
 //!
 //! Refuses to test anything by itself: it shows what the bridge last saw.
 
@@ -10,12 +11,21 @@ use std::{
     },
 };
 
-use axum::{Json, Router, extract::State, http::StatusCode, routing::get};
+use axum::{
+    Json, Router,
+    extract::State,
+    http::{StatusCode, header::CONTENT_TYPE},
+    response::{IntoResponse, Response},
+    routing::get,
+};
 use serde_json::{Value, json};
 use tokio::{net::TcpListener, task::JoinHandle};
 use tracing::error;
 
-use crate::error::Error;
+use crate::{
+    error::Error,
+    metrics::{self, Metrics},
+};
 
 /// SQS counts as gone after this many requests in a row without an answer. One 500 among good answers is ordinary.
 const SQS_GONE: u32 = 3;
@@ -80,12 +90,15 @@ impl Drop for Health {
 }
 
 /// Listens on `addr` and answers in the background.
-pub async fn serve(addr: SocketAddr, readiness: Readiness) -> Result<Health, Error> {
+pub async fn serve(addr: SocketAddr, readiness: Readiness, metrics: Metrics) -> Result<Health, Error> {
     let listen = |source| Error::Listen { addr, source };
     let listener = TcpListener::bind(addr).await.map_err(listen)?;
     let addr = listener.local_addr().map_err(listen)?;
-    let router =
-        Router::new().route("/healthz", get(|| async { "ok\n" })).route("/readyz", get(ready)).with_state(readiness);
+    let router = Router::new()
+        .route("/healthz", get(|| async { "ok\n" }))
+        .route("/readyz", get(ready))
+        .with_state(readiness.clone());
+    let router = router.merge(Router::new().route("/metrics", get(scrape)).with_state((readiness, metrics)));
     let task = tokio::spawn(async move {
         if let Err(err) = axum::serve(listener, router).await {
             error!(error = %err, "the health endpoint ended");
@@ -98,6 +111,14 @@ async fn ready(State(readiness): State<Readiness>) -> (StatusCode, Json<Value>) 
     let (broker, sqs) = (readiness.broker(), readiness.sqs());
     let status = if broker && sqs { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
     (status, Json(json!({ "ready": broker && sqs, "broker": broker, "sqs": sqs })))
+}
+
+async fn scrape(State((readiness, metrics)): State<(Readiness, Metrics)>) -> Response {
+    match metrics.encode(readiness.broker(), readiness.sqs()) {
+        Ok(text) => ([(CONTENT_TYPE, metrics::CONTENT_TYPE)], text).into_response(),
+        // Writing to a string does not fail; if it ever does, the scraper must not see half of it.
+        Err(_) => StatusCode::INTERNAL_SERVER_ERROR.into_response(),
+    }
 }
 
 #[cfg(test)]
@@ -137,8 +158,8 @@ mod tests {
 
     #[tokio::test]
     async fn a_taken_address_names_the_option() {
-        let first = serve("127.0.0.1:0".parse().unwrap(), Readiness::default()).await.unwrap();
-        let err = serve(first.addr, Readiness::default()).await.unwrap_err();
+        let first = serve("127.0.0.1:0".parse().unwrap(), Readiness::default(), Metrics::default()).await.unwrap();
+        let err = serve(first.addr, Readiness::default(), Metrics::default()).await.unwrap_err();
         assert!(err.to_string().starts_with("--health-addr 127.0.0.1:"), "{err}");
         assert_eq!(err.exit_code(), 1);
     }

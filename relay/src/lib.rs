@@ -25,6 +25,7 @@ pub mod flow;
 pub mod health;
 pub mod lanes;
 pub mod message;
+pub mod metrics;
 pub mod payload;
 pub mod recipe;
 pub mod signal;
@@ -33,18 +34,20 @@ pub mod source;
 mod tags;
 pub mod telemetry;
 mod topology;
+pub mod trace;
 
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::info;
 
-use crate::{bridge::Bridge, config::Config, error::Error, health::Readiness, sink::SqsSink};
+use crate::{bridge::Bridge, config::Config, error::Error, health::Readiness, metrics::Metrics, sink::SqsSink};
 
 /// Relays messages until `shutdown` is cancelled or SQS says that no message can ever be accepted.
 pub async fn run(config: Config, shutdown: CancellationToken) -> Result<(), Error> {
     let uri = config.validate()?;
     let readiness = Readiness::default();
-    let health = health::serve(config.health_addr, readiness.clone()).await?;
+    let metrics = Metrics::default();
+    let health = health::serve(config.health_addr, readiness.clone(), metrics.clone()).await?;
     info!(
         amqp.host = %uri.authority.host,
         amqp.queue = %config.queue,
@@ -55,7 +58,7 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> Result<(), Erro
     );
     let sink = SqsSink::connect(&config).await;
     let started = Instant::now();
-    let result = Bridge::new(&config, uri, sink, readiness).run(&shutdown).await;
+    let result = Bridge::new(&config, uri, sink, readiness, metrics).run(&shutdown).await;
     info!(uptime_s = started.elapsed().as_secs(), "relay ended");
     result
 }

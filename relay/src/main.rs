@@ -5,26 +5,42 @@
 use std::{env, process::ExitCode};
 
 use anyhow::Context;
-use relay::{config::Config, error::Error, signal, telemetry};
+use relay::{
+    config::{Config, ConfigError},
+    error::Error,
+    signal, telemetry,
+    trace::Traces,
+};
 use tracing::error;
 
 fn main() -> ExitCode {
     let config = match Config::load(env::args_os()) {
         Ok(Some(config)) => config,
         Ok(None) => return ExitCode::SUCCESS,
-        Err(err) => {
-            eprintln!("{err}");
-            return ExitCode::from(Error::from(err).exit_code());
-        }
+        Err(err) => return refuse(err),
     };
-    telemetry::init(config.log_format);
-    match start(config) {
+    let traces = match Traces::from_env() {
+        Ok(traces) => traces,
+        Err(err) => return refuse(err),
+    };
+    telemetry::init(config.log_format, traces.as_ref());
+    let limit = config.shutdown_timeout();
+    let code = match start(config) {
         Ok(()) => ExitCode::SUCCESS,
         Err(err) => {
             error!(error = format!("{err:#}"), "relay stopped");
             ExitCode::from(err.downcast_ref::<Error>().map_or(1, Error::exit_code))
         }
+    };
+    if let Some(traces) = traces {
+        traces.end(limit);
     }
+    code
+}
+
+fn refuse(err: ConfigError) -> ExitCode {
+    eprintln!("{err}");
+    ExitCode::from(Error::from(err).exit_code())
 }
 
 fn start(config: Config) -> anyhow::Result<()> {

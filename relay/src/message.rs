@@ -2,7 +2,7 @@
 //!
 //! Refuses to part the acker from its message: whoever settles the one holds the other.
 
-use lapin::{BasicProperties, message::Delivery};
+use lapin::{BasicProperties, message::Delivery, types::AMQPValue};
 use tracing::{Span, info_span};
 
 use crate::{
@@ -10,7 +10,9 @@ use crate::{
     batch::Weigh,
     entry::{Entry, Reason},
     field::Parts,
+    metrics::{Metrics, Unacked},
     recipe::Recipe,
+    trace,
 };
 
 /// A message that SQS can carry.
@@ -37,6 +39,7 @@ pub struct Poison {
 #[derive(Debug)]
 pub(crate) struct Ticket {
     pub(crate) acker: Acker,
+    pub(crate) unacked: Unacked,
     pub(crate) origin: Box<Origin>,
     pub(crate) span: Span,
 }
@@ -53,19 +56,23 @@ impl Message {
     /// Takes a delivery over.
     // The error is the other of two ordinary outcomes, and it is moved only once.
     #[allow(clippy::result_large_err)]
-    pub(crate) fn accept(delivery: Delivery, acks: &Acks, recipe: &Recipe) -> Result<Self, Poison> {
+    pub(crate) fn accept(delivery: Delivery, acks: &Acks, metrics: &Metrics, recipe: &Recipe) -> Result<Self, Poison> {
         let acker = acks.acker(&delivery);
         let message_id = delivery.properties.message_id().as_ref().map(|id| id.as_str());
         let span = info_span!("delivery", delivery.tag = delivery.delivery_tag, message.id = message_id);
+        trace::adopt(&span, delivery.properties.headers());
+        // The function's spans are children of ours.
+        let traced = trace::outgoing_traceparent(&span).map(|parent| with_traceparent(&delivery.properties, parent));
         let parts = Parts {
             body: "",
             exchange: delivery.exchange.as_str(),
             routing_key: delivery.routing_key.as_str(),
-            properties: &delivery.properties,
+            properties: traced.as_ref().unwrap_or(&delivery.properties),
         };
         let checked = span.in_scope(|| recipe.entry(delivery.data, parts));
         let ticket = Ticket {
             acker,
+            unacked: metrics.receive(*delivery.properties.timestamp()),
             origin: Box::new(Origin {
                 exchange: delivery.exchange.into(),
                 routing_key: delivery.routing_key.into(),
@@ -83,6 +90,12 @@ impl Message {
     pub fn into_poison(self, reason: Reason) -> Poison {
         Poison { body: self.entry.into_body(), reason, ticket: self.ticket }
     }
+}
+
+fn with_traceparent(properties: &BasicProperties, traceparent: String) -> BasicProperties {
+    let mut headers = properties.headers().clone().unwrap_or_default();
+    headers.insert("traceparent".into(), AMQPValue::LongString(traceparent.into()));
+    properties.clone().with_headers(headers)
 }
 
 impl Weigh for Message {

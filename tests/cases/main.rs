@@ -12,5 +12,6 @@ mod happy;
 mod picture;
 mod refused;
 mod relay;
+mod relay_metrics;
 mod scene;
 mod worker;

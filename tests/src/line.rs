@@ -74,6 +74,21 @@ impl Relay {
     /// # Errors
     /// It is not built.
     pub async fn start(run: &RunDir, queue: &str, amqp_url: &str, aws: &Aws, sqs_url: &str) -> Result<Self> {
+        Self::start_with(run, queue, amqp_url, aws, sqs_url, &[]).await
+    }
+
+    /// The same with more environment.
+    ///
+    /// # Errors
+    /// It is not built.
+    pub async fn start_with(
+        run: &RunDir,
+        queue: &str,
+        amqp_url: &str,
+        aws: &Aws,
+        sqs_url: &str,
+        env: &[(&str, &str)],
+    ) -> Result<Self> {
         let addr = format!("127.0.0.1:{}", ports::free()?);
         let process = Spec::new(&format!("relay-{queue}"), binary("relay")?)
             .env("AMQP_URL", amqp_url)
@@ -82,8 +97,18 @@ impl Relay {
             .env("RELAY_HEALTH_ADDR", &addr)
             .env("SQS_QUEUE_URL", sqs_url)
             .envs(aws.env())
+            .envs(env.iter().copied())
             .start(run)?;
         Ok(Self { process, health: format!("http://{addr}"), amqp_queue: queue.to_string() })
+    }
+
+    /// What its health endpoint shows to Prometheus.
+    ///
+    /// # Errors
+    /// It does not answer, or not with success.
+    pub async fn metrics(&self) -> Result<String> {
+        let http = reqwest::Client::builder().no_proxy().build()?;
+        Ok(http.get(format!("{}/metrics", self.health)).send().await?.error_for_status()?.text().await?)
     }
 
     /// Waits until it consumes.

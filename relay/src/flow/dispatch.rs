@@ -11,6 +11,7 @@ use crate::{
     entry::Entry,
     error::Stop,
     message::{Message, Poison, Ticket},
+    metrics::Unacked,
     sink::{Sink, Verdict},
 };
 
@@ -53,8 +54,12 @@ pub(super) async fn dispatch<S: Sink>(sink: &S, batch: Vec<Message>) -> Outcome 
             outcome.lanes.extend(message.entry.lane().map(str::to_owned));
         }
         match verdict {
-            Verdict::Accepted => outcome.accepted.push(message.ticket),
+            Verdict::Accepted => {
+                message.ticket.unacked.sent();
+                outcome.accepted.push(message.ticket);
+            }
             Verdict::Retry { cause, answered } => {
+                message.ticket.unacked.retried(&cause);
                 message.attempts = message.attempts.saturating_add(1);
                 outcome.retry.push(message);
                 outcome.cause.get_or_insert(cause);
@@ -82,15 +87,17 @@ pub(super) async fn bury(dead_letter: &DeadLetter, poison: Poison) {
         sleep(delay).await;
     }
     warn!(reason = poison.reason.as_str(), detail = %poison.reason, "dead-lettered");
+    poison.ticket.unacked.dead_lettered(&poison.reason);
     acknowledge(vec![poison.ticket]).await;
 }
 
 /// Acknowledges messages. One that fails is delivered again, which makes a duplicate and loses nothing.
 pub(super) async fn acknowledge(tickets: Vec<Ticket>) {
     let messages = tickets.len();
-    let ackers = tickets.into_iter().map(|ticket| ticket.acker).collect();
-    if let Err(error) = acker::acknowledge(ackers).await {
-        warn!(messages, %error, "accepted but not acknowledged, will be delivered again");
+    let (ackers, unacked): (_, Vec<_>) = tickets.into_iter().map(|ticket| (ticket.acker, ticket.unacked)).unzip();
+    match acker::acknowledge(ackers).await {
+        Ok(()) => unacked.into_iter().for_each(Unacked::acked),
+        Err(error) => warn!(messages, %error, "accepted but not acknowledged, will be delivered again"),
     }
 }
 
@@ -100,6 +107,7 @@ mod tests {
     use crate::{
         acker::Acks,
         entry::{Ids, Reason},
+        metrics::Metrics,
         recipe::Recipe,
         sink::Probe,
     };
@@ -127,7 +135,7 @@ mod tests {
     fn batch(acks: &Acks, bodies: &[&str]) -> Vec<Message> {
         let deliver = |(tag, body): (u64, &&str)| {
             let delivery = lapin::message::Delivery::mock(tag, "".into(), "".into(), false, body.as_bytes().to_vec());
-            let mut message = Message::accept(delivery, acks, &Recipe::default()).unwrap();
+            let mut message = Message::accept(delivery, acks, &Metrics::default(), &Recipe::default()).unwrap();
             let ids = Ids::Fifo { group: body.to_string(), deduplication: tag.to_string() };
             message.entry = message.entry.with_ids(ids);
             message

@@ -1,0 +1,116 @@
+use super::*;
+
+/// The value of a line of the text.
+fn value(text: &str, name: &str) -> Option<f64> {
+    let line = text.lines().find(|line| line.strip_prefix(name).is_some_and(|rest| rest.starts_with(' ')))?;
+    line.rsplit(' ').next()?.parse().ok()
+}
+
+#[test]
+fn the_text_has_every_metric_and_every_line_can_be_read() {
+    let metrics = Metrics::default();
+    let text = metrics.encode(true, false).unwrap();
+    for name in [
+        "received_total",
+        "sent_total",
+        "acked_total",
+        "retries_total{cause=\"throttled\"}",
+        "reconnects_total",
+        "in_flight_batches",
+        "unacked_messages",
+        "batch_entries_count",
+        "batch_bytes_count",
+        "sqs_request_duration_seconds_count",
+        "oldest_unacked_age_seconds",
+        "delivery_to_ack_seconds_count",
+        "end_to_end_seconds_count",
+        "sqs_ready",
+    ] {
+        assert_eq!(value(&text, &format!("relay_{name}")), Some(0.0), "{name} in\n{text}");
+    }
+    assert_eq!(value(&text, "relay_broker_ready"), Some(1.0));
+    assert_eq!(value(&text, &format!("relay_build_info{{version=\"{}\"}}", env!("CARGO_PKG_VERSION"))), Some(1.0));
+    assert!(text.ends_with("# EOF\n"), "{text}");
+    for line in text.lines().filter(|line| !line.starts_with('#')) {
+        assert!(line.rsplit(' ').next().unwrap().parse::<f64>().is_ok(), "{line}");
+    }
+}
+
+#[test]
+fn a_message_is_counted_along_its_way() {
+    let metrics = Metrics::default();
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs();
+    let [first, second, third] = [Some(now - 60), None, Some(u64::MAX)].map(|published| metrics.receive(published));
+    let batch = metrics.batch(3, 300);
+    let text = metrics.encode(true, true).unwrap();
+    assert_eq!(value(&text, "relay_unacked_messages"), Some(3.0));
+    assert_eq!(value(&text, "relay_in_flight_batches"), Some(1.0));
+    assert!(value(&text, "relay_oldest_unacked_age_seconds").unwrap() > 0.0);
+    batch.answered();
+    first.sent();
+    first.acked();
+    second.retried("RequestThrottled");
+    second.dead_lettered(&Reason::Rejected("anything at all".to_owned()));
+    second.acked();
+    third.sent();
+    let text = metrics.encode(true, true).unwrap();
+    for (name, want) in [
+        ("received_total", 3.0),
+        ("sent_total", 2.0),
+        ("acked_total", 2.0),
+        ("dead_lettered_total{reason=\"rejected-by-sqs\"}", 1.0),
+        ("retries_total{cause=\"throttled\"}", 1.0),
+        ("in_flight_batches", 0.0),
+        ("unacked_messages", 1.0),
+        ("batch_entries_sum", 3.0),
+        ("batch_bytes_sum", 300.0),
+        ("sqs_request_duration_seconds_count", 1.0),
+        ("delivery_to_ack_seconds_count", 2.0),
+        // Of the two that SQS took one had no timestamp that can be right.
+        ("end_to_end_seconds_count", 1.0),
+    ] {
+        assert_eq!(value(&text, &format!("relay_{name}")), Some(want), "{name} in\n{text}");
+    }
+    // A message that is given up counts no longer, and was not acknowledged.
+    drop(third);
+    let text = metrics.encode(true, true).unwrap();
+    assert_eq!(value(&text, "relay_unacked_messages"), Some(0.0));
+    assert_eq!(value(&text, "relay_oldest_unacked_age_seconds"), Some(0.0));
+    assert_eq!(value(&text, "relay_acked_total"), Some(2.0));
+}
+
+#[test]
+fn a_batch_that_is_given_up_is_not_in_flight_and_has_no_duration() {
+    let metrics = Metrics::default();
+    drop(metrics.batch(1, 1));
+    let text = metrics.encode(true, true).unwrap();
+    assert_eq!(value(&text, "relay_in_flight_batches"), Some(0.0));
+    assert_eq!(value(&text, "relay_sqs_request_duration_seconds_count"), Some(0.0));
+}
+
+#[test]
+fn only_the_first_consumer_is_no_reconnect() {
+    let metrics = Metrics::default();
+    for want in [0.0, 1.0, 2.0] {
+        metrics.consuming();
+        assert_eq!(value(&metrics.encode(true, true).unwrap(), "relay_reconnects_total"), Some(want));
+    }
+}
+
+#[test]
+fn timestamps_that_cannot_be_right_have_no_age() {
+    let now = UNIX_EPOCH + Duration::from_secs(1_800_000_000);
+    for (published, want) in [
+        (1_800_000_000, Some(0)),
+        (1_799_999_990, Some(10)),
+        (1_800_000_005, Some(0)),
+        (1_800_000_006, None),
+        (1_800_000_000 - MAX_AGE.as_secs(), Some(MAX_AGE.as_secs())),
+        (1_800_000_000 - MAX_AGE.as_secs() - 1, None),
+        (0, None),
+        (1_800_000_000_000, None),
+    ] {
+        let got = age(UNIX_EPOCH + Duration::from_secs(published), now);
+        assert_eq!(got, want.map(Duration::from_secs), "{published}");
+    }
+}
