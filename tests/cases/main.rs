@@ -10,5 +10,6 @@ mod happy;
 mod picture;
 mod refused;
 mod relay;
+mod relay_fifo;
 mod scene;
 mod worker;

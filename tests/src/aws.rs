@@ -122,6 +122,14 @@ impl Aws {
         Ok(Queue { url, dead_letter_url, max_receive_count })
     }
 
+    /// Creates a FIFO queue without a dead-letter queue; gives its address. The name must end with `.fifo`.
+    ///
+    /// # Errors
+    /// SQS refuses.
+    pub async fn fifo_queue(&self, name: &str) -> Result<String> {
+        self.create_queue(name, &[(QueueAttributeName::FifoQueue, "true".to_string())]).await
+    }
+
     async fn create_queue(&self, name: &str, attributes: &[(QueueAttributeName, String)]) -> Result<String> {
         let mut request = self.sqs.create_queue().queue_name(name);
         for (key, value) in attributes {

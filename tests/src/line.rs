@@ -74,6 +74,21 @@ impl Relay {
     /// # Errors
     /// It is not built.
     pub async fn start(run: &RunDir, queue: &str, amqp_url: &str, aws: &Aws, sqs_url: &str) -> Result<Self> {
+        Self::start_with(run, queue, amqp_url, aws, sqs_url, &[]).await
+    }
+
+    /// As [`start`](Self::start), with more options, by their variables.
+    ///
+    /// # Errors
+    /// It is not built.
+    pub async fn start_with(
+        run: &RunDir,
+        queue: &str,
+        amqp_url: &str,
+        aws: &Aws,
+        sqs_url: &str,
+        options: &[(&str, &str)],
+    ) -> Result<Self> {
         let addr = format!("127.0.0.1:{}", ports::free()?);
         let process = Spec::new(&format!("relay-{queue}"), binary("relay")?)
             .env("AMQP_URL", amqp_url)
@@ -82,6 +97,7 @@ impl Relay {
             .env("RELAY_HEALTH_ADDR", &addr)
             .env("SQS_QUEUE_URL", sqs_url)
             .envs(aws.env())
+            .envs(options.iter().copied())
             .start(run)?;
         Ok(Self { process, health: format!("http://{addr}"), amqp_queue: queue.to_string() })
     }
