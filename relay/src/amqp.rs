@@ -17,6 +17,10 @@ const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
 /// In seconds. A silent connection is given up after twice this time; the broker's own wish is a minute.
 const HEARTBEAT_S: u16 = 10;
 
+/// For each thread. The client reads nested headers by recursion, on a thread of its own: with the system's 2 MiB, one header
+/// of a few thousand levels would end the process, again after each restart. Only what is used takes memory.
+pub const STACK_BYTES: usize = 64 * 1024 * 1024;
+
 const REPLY_SUCCESS: u16 = 200;
 const NOT_FOUND: u16 = 404;
 
@@ -39,4 +43,28 @@ pub(crate) async fn close(connection: Connection) {
 /// Whether the broker says that a queue or exchange is not there.
 pub(crate) fn is_not_found(err: &lapin::Error) -> bool {
     matches!(err.kind(), ErrorKind::ProtocolError(cause) if cause.get_id() == NOT_FOUND)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::STACK_BYTES;
+    use lapin::types::parsing::parse_field_array;
+
+    #[test]
+    fn the_deepest_header_of_a_frame_fits_the_stack() {
+        // An array is its length and what it holds; each level adds a letter and a length, until the frame is full.
+        let levels = 128 * 1024 / 5;
+        let mut bytes = 0_u32.to_be_bytes().to_vec();
+        for _ in 1..levels {
+            let mut outer = (bytes.len() as u32 + 1).to_be_bytes().to_vec();
+            outer.push(b'A');
+            outer.append(&mut bytes);
+            bytes = outer;
+        }
+        let read = std::thread::Builder::new().stack_size(STACK_BYTES).spawn(move || {
+            let (rest, array) = parse_field_array(bytes.as_slice()).unwrap();
+            (rest.is_empty(), array.as_slice().len(), array.clone() == array)
+        });
+        assert_eq!(read.unwrap().join().unwrap(), (true, 1, true));
+    }
 }

@@ -11,7 +11,7 @@
 //! option names a JSON pointer.
 
 pub mod acker;
-mod amqp;
+pub mod amqp;
 pub mod attributes;
 mod backoff;
 pub mod batch;

@@ -6,6 +6,7 @@ use std::{env, process::ExitCode};
 
 use anyhow::Context;
 use relay::{
+    amqp::STACK_BYTES,
     config::{Config, ConfigError},
     error::Error,
     signal, telemetry,
@@ -13,7 +14,10 @@ use relay::{
 };
 use tracing::error;
 
+const MIN_STACK: &str = "RUST_MIN_STACK";
+
 fn main() -> ExitCode {
+    deepen_stacks();
     let config = match Config::load(env::args_os()) {
         Ok(Some(config)) => config,
         Ok(None) => return ExitCode::SUCCESS,
@@ -36,6 +40,15 @@ fn main() -> ExitCode {
         traces.end(limit);
     }
     code
+}
+
+/// The client starts its thread itself, so that the stack of all threads is the only one that can be set.
+#[allow(unsafe_code)]
+fn deepen_stacks() {
+    if env::var_os(MIN_STACK).is_none() {
+        // SAFETY: no other thread runs yet.
+        unsafe { env::set_var(MIN_STACK, STACK_BYTES.to_string()) };
+    }
 }
 
 fn refuse(err: ConfigError) -> ExitCode {

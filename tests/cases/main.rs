@@ -12,6 +12,8 @@ mod happy;
 mod picture;
 mod refused;
 mod relay;
+mod relay_fifo;
 mod relay_metrics;
+mod relay_payload;
 mod scene;
 mod worker;

@@ -20,6 +20,8 @@ use std::time::Duration;
 pub const IMAGES: &str = "stylelicense-images";
 /// The bucket for LoRAs.
 pub const MODELS: &str = "stylelicense-models";
+/// The bucket for messages over SQS' limit.
+pub const PAYLOADS: &str = "stylelicense-payloads";
 const REGION: &str = "us-east-1";
 const START: Duration = Duration::from_secs(120);
 
@@ -47,7 +49,7 @@ pub struct Queue {
 }
 
 impl Aws {
-    /// Starts the stand-in and makes both buckets.
+    /// Starts the stand-in and makes the buckets.
     ///
     /// # Errors
     /// It is not installed or does not come up.
@@ -70,7 +72,7 @@ impl Aws {
         let s3 = aws_sdk_s3::config::Builder::from(&config).force_path_style(true).build();
         let sqs = aws_sdk_sqs::Client::new(&config);
         let aws = Self { process, endpoint, config, sqs, s3: aws_sdk_s3::Client::from_conf(s3) };
-        for bucket in [IMAGES, MODELS] {
+        for bucket in [IMAGES, MODELS, PAYLOADS] {
             aws.s3.create_bucket().bucket(bucket).send().await.context("create bucket")?;
         }
         Ok(aws)
@@ -120,6 +122,14 @@ impl Aws {
             [(QueueAttributeName::RedrivePolicy, policy), (QueueAttributeName::VisibilityTimeout, visibility)];
         let url = self.create_queue(name, &attributes).await?;
         Ok(Queue { url, dead_letter_url, max_receive_count })
+    }
+
+    /// Creates a FIFO queue without a dead-letter queue; gives its address. The name must end with `.fifo`.
+    ///
+    /// # Errors
+    /// SQS refuses.
+    pub async fn fifo_queue(&self, name: &str) -> Result<String> {
+        self.create_queue(name, &[(QueueAttributeName::FifoQueue, "true".to_string())]).await
     }
 
     async fn create_queue(&self, name: &str, attributes: &[(QueueAttributeName, String)]) -> Result<String> {

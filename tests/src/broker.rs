@@ -177,12 +177,24 @@ impl Publisher {
     /// # Errors
     /// The broker does not take one of them.
     pub async fn publish_all<'a>(&self, queue: &str, bodies: impl IntoIterator<Item = &'a [u8]>) -> Result<()> {
-        let options = BasicPublishOptions { mandatory: true, ..Default::default() };
         let properties =
             BasicProperties::default().with_delivery_mode(PERSISTENT).with_content_type("application/json".into());
+        self.publish_with(queue, bodies.into_iter().map(|body| (body, properties.clone()))).await
+    }
+
+    /// As [`publish_all`](Self::publish_all), each message with its own properties.
+    ///
+    /// # Errors
+    /// The broker does not take one of them.
+    pub async fn publish_with<'a>(
+        &self,
+        queue: &str,
+        messages: impl IntoIterator<Item = (&'a [u8], BasicProperties)>,
+    ) -> Result<()> {
+        let options = BasicPublishOptions { mandatory: true, ..Default::default() };
         let mut sent = Vec::new();
-        for body in bodies {
-            sent.push(self.channel.basic_publish("".into(), queue.into(), options, body, properties.clone()).await?);
+        for (body, properties) in messages {
+            sent.push(self.channel.basic_publish("".into(), queue.into(), options, body, properties).await?);
         }
         for confirmation in sent {
             let confirmation = confirmation.await?;

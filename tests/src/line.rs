@@ -77,7 +77,7 @@ impl Relay {
         Self::start_with(run, queue, amqp_url, aws, sqs_url, &[]).await
     }
 
-    /// The same with more environment.
+    /// As [`start`](Self::start), with more options, by their variables.
     ///
     /// # Errors
     /// It is not built.
@@ -87,7 +87,7 @@ impl Relay {
         amqp_url: &str,
         aws: &Aws,
         sqs_url: &str,
-        env: &[(&str, &str)],
+        options: &[(&str, &str)],
     ) -> Result<Self> {
         let addr = format!("127.0.0.1:{}", ports::free()?);
         let process = Spec::new(&format!("relay-{queue}"), binary("relay")?)
@@ -97,7 +97,7 @@ impl Relay {
             .env("RELAY_HEALTH_ADDR", &addr)
             .env("SQS_QUEUE_URL", sqs_url)
             .envs(aws.env())
-            .envs(env.iter().copied())
+            .envs(options.iter().copied())
             .start(run)?;
         Ok(Self { process, health: format!("http://{addr}"), amqp_queue: queue.to_string() })
     }

@@ -1,7 +1,7 @@
 //! Everything together: broker, SQS and S3, the function, and the main line between them.
 
 use crate::{
-    aws::{Aws, IMAGES, MODELS},
+    aws::{Aws, IMAGES, MODELS, PAYLOADS},
     broker::{Broker, Publisher},
     lambda::Function,
     line::{Line, LineOptions},
@@ -103,6 +103,7 @@ pub fn function_env(aws: &Aws, run: &RunDir, name: &str, model: &Path) -> Result
         ("EASEL_MODEL_DIR", model.display().to_string()),
         ("EASEL_CACHE_DIR", run.folder(&format!("{name}-cache"))?.display().to_string()),
         ("EASEL_RESULT_BASE_URL", format!("{}/{IMAGES}", aws.endpoint())),
+        ("EASEL_PAYLOAD_BUCKET", PAYLOADS.to_string()),
         ("S3_BUCKET", IMAGES.to_string()),
         ("INTERNAL_API_TOKEN", TOKEN.to_string()),
     ]);
