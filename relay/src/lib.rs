@@ -8,10 +8,11 @@
 //! This crate never looks into a body: it moves opaque bytes and knows nothing of the function behind the queue.
 
 pub mod acker;
-mod amqp;
+pub mod amqp;
 mod backoff;
 pub mod batch;
 pub mod bridge;
+pub mod check;
 pub mod config;
 pub mod dead_letter;
 pub mod entry;
@@ -21,6 +22,7 @@ pub mod health;
 pub mod message;
 pub mod signal;
 pub mod sink;
+mod size;
 pub mod source;
 mod tags;
 pub mod telemetry;
@@ -34,11 +36,11 @@ use crate::{bridge::Bridge, config::Config, error::Error, health::Readiness, sin
 
 /// Relays messages until `shutdown` is cancelled or SQS says that no message can ever be accepted.
 pub async fn run(config: Config, shutdown: CancellationToken) -> Result<(), Error> {
-    let uri = config.validate()?;
+    let broker = config.validate()?;
     let readiness = Readiness::default();
     let health = health::serve(config.health_addr, readiness.clone()).await?;
     info!(
-        amqp.host = %uri.authority.host,
+        amqp.hosts = %broker.addresses(),
         amqp.queue = %config.queue,
         amqp.prefetch = config.prefetch,
         sqs.queue_url = %config.sqs_queue_url,
@@ -47,7 +49,7 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> Result<(), Erro
     );
     let sink = SqsSink::connect(&config.sqs_queue_url).await;
     let started = Instant::now();
-    let result = Bridge::new(&config, uri, sink, readiness).run(&shutdown).await;
+    let result = Bridge::new(&config, broker, sink, readiness).run(&shutdown).await;
     info!(uptime_s = started.elapsed().as_secs(), "relay ended");
     result
 }
