@@ -26,7 +26,6 @@ const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
 const REPLY_SUCCESS: u16 = 200;
 const ACCESS_REFUSED: u16 = 403;
 const NOT_FOUND: u16 = 404;
-const PRECONDITION_FAILED: u16 = 406;
 const NOT_ALLOWED: u16 = 530;
 
 /// The hosts of one broker, and how to reach them.
@@ -127,11 +126,6 @@ pub(crate) async fn close(connection: Connection) {
 /// Whether the broker says that a queue or exchange is not there.
 pub(crate) fn is_not_found(err: &lapin::Error) -> bool {
     reply_code(err) == Some(NOT_FOUND)
-}
-
-/// Whether the broker does not take the arguments.
-pub(crate) fn is_precondition_failed(err: &lapin::Error) -> bool {
-    reply_code(err) == Some(PRECONDITION_FAILED)
 }
 
 /// Whether the broker knows this user, this virtual host or this right not at all. A limit of connections, or another

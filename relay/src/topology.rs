@@ -10,15 +10,16 @@ use lapin::{
 use tracing::{info, warn};
 
 use crate::{
-    amqp::{is_not_found, is_precondition_failed},
+    amqp::is_not_found,
     config::{Binding, Config, QueueType},
     error::BrokerError,
 };
 
 const QUEUE_TYPE: &str = "x-queue-type";
 const DELIVERY_LIMIT: &str = "x-delivery-limit";
-/// No limit, since RabbitMQ 4, which has one of 20 by itself and counts every lost connection.
-const UNLIMITED: i32 = -1;
+/// As good as none. RabbitMQ 4 sets 20 by itself, counts every lost connection and then drops the message. The -1 that it
+/// takes for "none" is no way out: 3.10.8 takes it too, and drops a message at its first redelivery.
+const UNLIMITED: i32 = i32::MAX;
 
 /// The names on the broker.
 #[derive(Debug, Clone)]
@@ -66,19 +67,12 @@ impl Topology {
         Ok(())
     }
 
-    /// A quorum queue of RabbitMQ 4 drops a message after 20 lost connections; ours must not. RabbitMQ 3 has no such limit
-    /// by itself and refuses -1 (3.10.8: 406 PRECONDITION_FAILED): there the queue is created without it.
     async fn create_queue(&self, connection: &Connection) -> Result<(), BrokerError> {
-        let plain = arguments(self.queue_type);
+        let mut arguments = arguments(self.queue_type);
         if self.queue_type == QueueType::Quorum {
-            let mut unlimited = plain.clone();
-            unlimited.insert(DELIVERY_LIMIT.into(), AMQPValue::LongInt(UNLIMITED));
-            match create_queue(&connection.create_channel().await?, &self.queue, &unlimited).await {
-                Err(BrokerError::Amqp(err)) if is_precondition_failed(&err) => {}
-                created => return created,
-            }
+            arguments.insert(DELIVERY_LIMIT.into(), AMQPValue::LongInt(UNLIMITED));
         }
-        create_queue(&connection.create_channel().await?, &self.queue, &plain).await
+        create_queue(&connection.create_channel().await?, &self.queue, &arguments).await
     }
 
     async fn bind(&self, connection: &Connection) -> Result<(), BrokerError> {
