@@ -1,36 +1,123 @@
-//! One way to connect to the broker, for the consuming and for the publishing side.
+//! One way to connect to the broker, for the consuming and for the publishing side: several hosts, plain or TLS.
 //!
 //! Refuses the client's own recovery: an acknowledgement must never reach a channel that did not bring the delivery,
 //! so a broken connection is thrown away and a new one is opened.
 
-use std::time::Duration;
+use std::{
+    net::SocketAddr,
+    sync::atomic::{AtomicUsize, Ordering},
+    time::Duration,
+};
 
-use lapin::{Connection, ConnectionProperties, ErrorKind, uri::AMQPUri};
-use tokio::time::timeout;
+use lapin::{
+    AsyncTcpStream, Connection, ConnectionProperties, ErrorKind,
+    runtime::default_runtime,
+    tcp::RustlsConnector,
+    uri::{AMQPScheme, AMQPUri},
+};
+use tokio::{net::lookup_host, time::timeout};
+use tracing::debug;
 
 use crate::error::BrokerError;
 
-/// The client waits without end for a broker that takes the connection and says nothing.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// A close that is not answered in this time does not matter any more.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
-/// In seconds. A silent connection is given up after twice this time; the broker's own wish is a minute.
-const HEARTBEAT_S: u16 = 10;
 
 /// For each thread. The client reads nested headers by recursion, on a thread of its own: with the system's 2 MiB, one header
 /// of a few thousand levels would end the process, again after each restart. Only what is used takes memory.
 pub const STACK_BYTES: usize = 64 * 1024 * 1024;
 
 const REPLY_SUCCESS: u16 = 200;
+const ACCESS_REFUSED: u16 = 403;
 const NOT_FOUND: u16 = 404;
+const NOT_ALLOWED: u16 = 530;
 
-/// Opens a connection that the broker shows under `name`.
-pub(crate) async fn connect(uri: &AMQPUri, name: &str) -> Result<Connection, BrokerError> {
-    let mut uri = uri.clone();
-    uri.query.heartbeat.get_or_insert(HEARTBEAT_S);
-    let properties = ConnectionProperties::default().with_connection_name(name.into());
-    let connection = timeout(CONNECT_TIMEOUT, Connection::connect_uri(uri, properties)).await;
-    Ok(connection.map_err(|_| BrokerError::Timeout(CONNECT_TIMEOUT))??)
+/// The hosts of one broker, and how to reach them.
+#[derive(Debug)]
+pub struct Broker {
+    hosts: Vec<AMQPUri>,
+    tls: Option<RustlsConnector>,
+    connect_timeout: Duration,
+    heartbeat: u16,
+    /// Where the last connection was opened.
+    good: AtomicUsize,
+}
+
+impl Broker {
+    /// The broker at `hosts`. `tls` stands in for the system's roots; a heartbeat in a URL goes before `heartbeat`, in
+    /// seconds: a silent connection is given up after twice this time.
+    pub(crate) fn new(
+        hosts: Vec<AMQPUri>,
+        tls: Option<RustlsConnector>,
+        connect_timeout: Duration,
+        heartbeat: u16,
+    ) -> Self {
+        Self { hosts, tls, connect_timeout, heartbeat, good: AtomicUsize::new(0) }
+    }
+
+    /// How many hosts there are.
+    pub(crate) fn len(&self) -> usize {
+        self.hosts.len()
+    }
+
+    /// All hosts with their ports, for people.
+    pub(crate) fn addresses(&self) -> String {
+        self.hosts.iter().map(address).collect::<Vec<_>>().join(",")
+    }
+
+    /// One host with its port, for people.
+    pub(crate) fn address(&self, host: usize) -> String {
+        self.hosts.get(host).map(address).unwrap_or_default()
+    }
+
+    /// Opens a connection that the broker shows under `name`: to the last good host, or to the next one that takes it.
+    pub(crate) async fn connect(&self, name: &str) -> Result<Connection, BrokerError> {
+        let first = self.good.load(Ordering::Relaxed);
+        let mut failures = Vec::new();
+        for host in (first..first + self.len()).map(|host| host % self.len()) {
+            match self.connect_to(host, name).await {
+                Ok(connection) => {
+                    self.good.store(host, Ordering::Relaxed);
+                    return Ok(connection);
+                }
+                Err(error) => {
+                    debug!(amqp.host = self.address(host), %error, "no connection");
+                    failures.push((self.address(host), error));
+                }
+            }
+        }
+        Err(BrokerError::Connect(failures))
+    }
+
+    /// Opens a connection to one host.
+    pub(crate) async fn connect_to(&self, host: usize, name: &str) -> Result<Connection, BrokerError> {
+        let mut uri = self.hosts.get(host).cloned().unwrap_or_default();
+        uri.query.heartbeat.get_or_insert(self.heartbeat);
+        let properties = ConnectionProperties::default().with_connection_name(name.into());
+        let tls = self.tls.clone().filter(|_| matches!(uri.scheme, AMQPScheme::AMQPS));
+        let opening = async {
+            let Some(tls) = tls else { return Connection::connect_uri(uri, properties).await };
+            // The client's own way adds the given roots to those of the system.
+            let dial = async move |uri: AMQPUri, runtime| {
+                let host = (uri.authority.host.clone(), uri.authority.port);
+                let addresses: Vec<SocketAddr> = lookup_host(host).await?.collect();
+                let stream = AsyncTcpStream::connect(&runtime, addresses).await?;
+                Ok(stream.into_rustls(&tls, &uri.authority.host).await?)
+            };
+            Connection::connector(uri, default_runtime()?, dial, properties).await
+        };
+        // The client waits without end for a broker that takes the connection and says nothing.
+        Ok(timeout(self.connect_timeout, opening).await.map_err(|_| BrokerError::Timeout(self.connect_timeout))??)
+    }
+}
+
+fn address(uri: &AMQPUri) -> String {
+    let host = &uri.authority.host;
+    if host.contains(':') {
+        format!("[{host}]:{}", uri.authority.port)
+    } else {
+        format!("{host}:{}", uri.authority.port)
+    }
 }
 
 /// Says goodbye. Unacknowledged deliveries go back to their queue, whether the broker answers or not.
@@ -42,7 +129,24 @@ pub(crate) async fn close(connection: Connection) {
 
 /// Whether the broker says that a queue or exchange is not there.
 pub(crate) fn is_not_found(err: &lapin::Error) -> bool {
-    matches!(err.kind(), ErrorKind::ProtocolError(cause) if cause.get_id() == NOT_FOUND)
+    reply_code(err) == Some(NOT_FOUND)
+}
+
+/// Whether the broker knows this user, this virtual host or this right not at all. A limit of connections, or another
+/// consumer that has the queue for itself, passes.
+pub(crate) fn is_refusal(err: &lapin::Error) -> bool {
+    match reply_code(err) {
+        Some(ACCESS_REFUSED) => !err.to_string().contains("exclusive use"),
+        Some(NOT_ALLOWED) => !err.to_string().contains("limit"),
+        _ => false,
+    }
+}
+
+fn reply_code(err: &lapin::Error) -> Option<u16> {
+    match err.kind() {
+        ErrorKind::ProtocolError(cause) => Some(cause.get_id()),
+        _ => None,
+    }
 }
 
 #[cfg(test)]

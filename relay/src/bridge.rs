@@ -4,12 +4,12 @@
 
 use std::{sync::Arc, time::Duration};
 
-use lapin::uri::AMQPUri;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep, timeout_at};
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
 use crate::{
+    amqp::Broker,
     backoff,
     config::Config,
     dead_letter::DeadLetter,
@@ -53,15 +53,15 @@ enum End {
 }
 
 impl<S: Sink> Bridge<S> {
-    /// A bridge as configured, to the broker at `uri`.
-    pub fn new(config: &Config, uri: AMQPUri, sink: S, readiness: Readiness, metrics: Metrics) -> Self {
-        let exchange = config.dead_letter_exchange();
+    /// A bridge as configured, to `broker`.
+    pub fn new(config: &Config, broker: Broker, sink: S, readiness: Readiness, metrics: Metrics) -> Self {
+        let broker = Arc::new(broker);
         let terms =
             Terms { recipe: Recipe::new(config), linger: config.linger(), max_in_flight: config.max_in_flight.into() };
         Self {
-            source: Source::new(config, uri.clone()),
+            source: Source::new(config, Arc::clone(&broker)),
             sink: Arc::new(sink),
-            dead_letter: Arc::new(DeadLetter::new(uri, exchange, config.queue.clone())),
+            dead_letter: Arc::new(DeadLetter::new(config, broker)),
             readiness,
             metrics,
             terms: Arc::new(terms),
@@ -69,17 +69,20 @@ impl<S: Sink> Bridge<S> {
         }
     }
 
-    /// Relays until `shutdown` is cancelled or SQS refuses for good.
+    /// Relays until `shutdown` is cancelled, SQS refuses for good, or the broker refuses the first generation.
     pub async fn run(&self, shutdown: &CancellationToken) -> Result<(), Error> {
         let mut failures = 0;
+        let mut consumed = false;
         loop {
             match shutdown.run_until_cancelled(self.await_sqs()).await {
                 None => return Ok(()),
                 Some(answer) => answer?,
             }
-            let Some(generation) = shutdown.run_until_cancelled(self.open(&mut failures)).await else {
+            let Some(generation) = shutdown.run_until_cancelled(self.open(&mut failures, consumed)).await else {
                 return Ok(());
             };
+            let generation = generation?;
+            consumed = true;
             let opened = Instant::now();
             self.readiness.set_broker(true);
             self.metrics.consuming();
@@ -117,10 +120,13 @@ impl<S: Sink> Bridge<S> {
         Ok(())
     }
 
-    async fn open(&self, failures: &mut u32) -> Generation {
+    /// Opens the next generation, however long that takes. A refusal ends the first one: then somebody is looking.
+    /// Later it is what a broker says in the middle of a restart or a failover, and it passes.
+    async fn open(&self, failures: &mut u32, consumed: bool) -> Result<Generation, Error> {
         loop {
             match self.source.open().await {
-                Ok(generation) => return generation,
+                Ok(generation) => return Ok(generation),
+                Err(err) if !consumed && err.is_refusal() => return Err(Error::Refused(err)),
                 Err(err) => warn!(error = %err, attempt = *failures + 1, "cannot consume, trying again"),
             }
             rest(failures).await;

@@ -2,11 +2,20 @@
 //!
 //! Refuses to show the AMQP password: not in `--help`, not in `Debug`, not in an error.
 
-use std::{ffi::OsString, fmt, net::SocketAddr, time::Duration};
+use std::{ffi::OsString, net::SocketAddr, time::Duration};
 
 use clap::{Parser, ValueEnum, builder::BoolishValueParser, value_parser};
-use lapin::uri::AMQPUri;
-use url::{Host, Url};
+use url::Url;
+
+mod broker;
+mod hosts;
+
+pub(crate) use broker::Binding;
+pub use broker::{BrokerOptions, QueueType};
+pub use hosts::AmqpUrl;
+use hosts::redact;
+
+use crate::amqp::Broker;
 
 use crate::{
     attributes::{self, Attributes},
@@ -20,7 +29,7 @@ const MAX_NAME_BYTES: usize = 255;
 #[derive(Debug, Clone, Parser)]
 #[command(name = "relay", version)]
 pub struct Config {
-    /// Where RabbitMQ is: amqp://user:password@host:port/vhost, or amqps://
+    /// Where RabbitMQ is: amqp://user:password@host:port/vhost, or amqps://; several with commas, later ones as host:port
     #[arg(long, env = "AMQP_URL", hide_env_values = true)]
     pub amqp_url: AmqpUrl,
     /// The queue to consume
@@ -29,6 +38,9 @@ pub struct Config {
     /// How many unacknowledged messages the broker may have out here; bounds the memory
     #[arg(long, env = "AMQP_PREFETCH", default_value_t = 100, value_parser = value_parser!(u16).range(1..))]
     pub prefetch: u16,
+    /// How to reach the broker, and what to create there.
+    #[command(flatten)]
+    pub broker: BrokerOptions,
     /// Create the durable queue, and the dead-letter exchange with its queue, where they are missing
     #[arg(long, env = "RELAY_DECLARE", value_parser = BoolishValueParser::new())]
     pub declare: bool,
@@ -68,6 +80,9 @@ pub struct Config {
     /// How long an ordered end may take after SIGTERM, in seconds
     #[arg(long, env = "RELAY_SHUTDOWN_TIMEOUT", default_value_t = 25, value_parser = value_parser!(u64).range(1..=3_600))]
     pub shutdown_timeout: u64,
+    /// Only look whether everything is as it must be, say so, and take no message
+    #[arg(long)]
+    pub check: bool,
     /// How log lines look
     #[arg(long, env = "RELAY_LOG_FORMAT", value_enum, default_value_t = LogFormat::Json)]
     pub log_format: LogFormat,
@@ -81,10 +96,6 @@ pub enum LogFormat {
     /// One JSON object a line.
     Json,
 }
-
-/// A URL with a password in it. It is checked after parsing, because the parser of options repeats a bad value.
-#[derive(Clone)]
-pub struct AmqpUrl(String);
 
 /// An option that a person must correct.
 #[derive(Debug, thiserror::Error)]
@@ -122,9 +133,10 @@ impl Config {
         Ok(Some(config))
     }
 
-    /// Checks what depends on more than one value or must not be repeated, and gives the broker's address.
-    pub fn validate(&self) -> Result<AMQPUri, ConfigError> {
-        let uri = self.amqp_url.parse()?;
+    /// Checks what depends on more than one value or must not be repeated, and gives the way to the broker.
+    pub fn validate(&self) -> Result<Broker, ConfigError> {
+        let broker = self.broker.broker(self.amqp_url.parse()?)?;
+        self.bindings()?;
         check_name("--queue", &self.queue)?;
         check_name("--dead-letter-exchange", &self.dead_letter_exchange())?;
         let sqs = Url::parse(&self.sqs_queue_url).map_err(|err| invalid("--sqs-queue-url", err.to_string()))?;
@@ -135,7 +147,7 @@ impl Config {
             let problem = "only a FIFO queue takes one, and the URL of such a queue ends with .fifo";
             return Err(invalid("--message-deduplication-id", problem));
         }
-        Ok(uri)
+        Ok(broker)
     }
 
     /// Whether the queue keeps an order. Its name says so.
@@ -148,6 +160,11 @@ impl Config {
         self.dead_letter_exchange.clone().unwrap_or_else(|| format!("{}.dead-letter", self.queue))
     }
 
+    /// What to bind the queue to.
+    pub(crate) fn bindings(&self) -> Result<Vec<Binding>, ConfigError> {
+        self.broker.bindings(self.declare)
+    }
+
     /// The linger time.
     pub fn linger(&self) -> Duration {
         Duration::from_millis(self.linger_ms)
@@ -156,45 +173,6 @@ impl Config {
     /// The time for an ordered end.
     pub fn shutdown_timeout(&self) -> Duration {
         Duration::from_secs(self.shutdown_timeout)
-    }
-}
-
-impl AmqpUrl {
-    fn parse(&self) -> Result<AMQPUri, ConfigError> {
-        let problem = |text: &str| invalid("--amqp-url", redact(text));
-        let url = Url::parse(&self.0).map_err(|err| problem(&err.to_string()))?;
-        let mut uri: AMQPUri = self.0.parse().map_err(|err: String| problem(&err))?;
-        // The client takes an IPv6 address for no host at all and would connect to localhost.
-        match url.host() {
-            Some(Host::Ipv6(address)) => uri.authority.host = address.to_string(),
-            Some(_) => {}
-            None => return Err(problem("names no host")),
-        }
-        // Read literally, a lone slash is the virtual host with the empty name. Nobody has one.
-        if uri.vhost.is_empty() {
-            uri.vhost = "/".to_owned();
-        }
-        Ok(uri)
-    }
-}
-
-impl From<String> for AmqpUrl {
-    fn from(url: String) -> Self {
-        Self(url)
-    }
-}
-
-impl fmt::Debug for AmqpUrl {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&redact(&self.0))
-    }
-}
-
-/// Hides everything from the first `://` to the last `@`: a password may hold any character.
-fn redact(text: &str) -> String {
-    match (text.find("://"), text.rfind('@')) {
-        (Some(start), Some(end)) if start < end => format!("{}://***{}", &text[..start], &text[end..]),
-        _ => text.to_owned(),
     }
 }
 
@@ -267,6 +245,17 @@ mod tests {
             ("--amqp-url", "amqp://u:secret@h:port"),
             ("--amqp-url", "amqp://u:secret@h?heartbeat=x"),
             ("--amqp-url", ""),
+            ("--amqp-url", "amqp://u:secret@h,amqp://u:secret@h:port"),
+            ("--amqp-ca", "/nowhere/ca.pem"),
+            ("--amqp-ca", "Cargo.toml"),
+            ("--amqp-client-key", "Cargo.toml"),
+            ("--amqp-client-cert", "Cargo.toml"),
+            ("--connect-timeout", "0"),
+            ("--heartbeat", "0"),
+            ("--heartbeat", "65536"),
+            ("--queue-type", "stream"),
+            ("--bind", "tasks:key"),
+            ("--bind", "tasks"),
             ("--nonsense", "amqp://u:secret word@h"),
         ] {
             let mut args: Vec<String> = REQUIRED.iter().map(ToString::to_string).collect();
@@ -286,10 +275,30 @@ mod tests {
     fn every_option_has_a_flag_and_a_variable() {
         let command = Config::command();
         let options: Vec<_> = command.get_arguments().filter(|option| option.get_env().is_some()).collect();
-        assert_eq!(options.len(), 15);
+        assert_eq!(options.len(), 22);
         assert!(options.iter().all(|option| option.get_long().is_some()));
         let required = options.iter().filter(|option| option.is_required_set());
         assert_eq!(required.filter_map(|option| option.get_long()).collect::<Vec<_>>(), ["amqp-url", "sqs-queue-url"]);
+    }
+
+    #[test]
+    fn bindings_need_declare_an_exchange_and_a_key() {
+        let bind = |value: &str| load(&["--declare", &format!("--bind={value}")]);
+        let got = bind("tasks:a.#,other:x:y,fan:").unwrap().unwrap().bindings().unwrap();
+        let got: Vec<_> = got.iter().map(|it| (it.exchange.as_str(), it.routing_key.as_str())).collect();
+        assert_eq!(got, [("tasks", "a.#"), ("other", "x:y"), ("fan", "")]);
+        for bad in ["tasks", ":key", ""] {
+            assert!(bind(bad).unwrap_err().to_string().contains("--bind"), "{bad}");
+        }
+        assert!(load(&["--bind=a:b"]).unwrap_err().to_string().contains("--bind: needs --declare"));
+    }
+
+    #[test]
+    fn a_client_certificate_needs_its_key() {
+        let text = load(&["--amqp-client-cert=Cargo.toml"]).unwrap_err().to_string();
+        assert!(text.contains("--amqp-client-key: is missing"), "{text}");
+        let text = load(&["--amqp-client-key=Cargo.toml"]).unwrap_err().to_string();
+        assert!(text.contains("--amqp-client-cert: is missing"), "{text}");
     }
 
     #[test]
@@ -297,20 +306,5 @@ mod tests {
         let config = load(&[]).unwrap().unwrap();
         let shown = format!("{config:?}");
         assert!(shown.contains("amqp://***@h") && !shown.contains("secret"), "{shown}");
-    }
-
-    #[test]
-    fn urls_mean_what_people_expect() {
-        for (url, host, vhost) in [
-            ("amqp://h", "h", "/"),
-            ("amqp://h/", "h", "/"),
-            ("amqp://h/%2f", "h", "/"),
-            ("amqp://h:1/v", "h", "v"),
-            ("amqp://127.0.0.1/v", "127.0.0.1", "v"),
-            ("amqp://[::1]:5672", "::1", "/"),
-        ] {
-            let uri = AmqpUrl::from(url.to_owned()).parse().expect(url);
-            assert_eq!((uri.authority.host.as_str(), uri.vhost.as_str()), (host, vhost), "{url}");
-        }
     }
 }

@@ -4,7 +4,7 @@
 
 use std::{io, net::SocketAddr};
 
-use crate::config::ConfigError;
+use crate::{amqp, config::ConfigError};
 
 /// `EX_USAGE` of sysexits.
 const EXIT_USAGE: u8 = 64;
@@ -26,6 +26,12 @@ pub enum Error {
         /// What the system said.
         source: io::Error,
     },
+    /// At the start the broker refuses what only a person can correct.
+    #[error("{0}")]
+    Refused(BrokerError),
+    /// `--check` found this many things wrong, and has printed them.
+    #[error("{0} of the checks failed")]
+    Check(usize),
     /// SQS refuses every message, and would refuse it again.
     #[error(transparent)]
     Stop(#[from] Stop),
@@ -36,7 +42,7 @@ impl Error {
     pub fn exit_code(&self) -> u8 {
         match self {
             Self::Config(_) => EXIT_USAGE,
-            Self::Stop(_) => EXIT_UNAVAILABLE,
+            Self::Refused(_) | Self::Check(_) | Self::Stop(_) => EXIT_UNAVAILABLE,
             Self::Listen { .. } => EXIT_FAILURE,
         }
     }
@@ -52,12 +58,21 @@ pub struct Stop {
     pub message: String,
 }
 
-/// Why the broker's side does not work now. Always tried again.
+/// Why the broker's side does not work now. Always tried again once the relay has consumed.
 #[derive(Debug, thiserror::Error)]
 pub enum BrokerError {
     /// The queue is not there, and the relay was not asked to create it.
     #[error("queue {0:?} does not exist; create it, or start the relay with --declare")]
     QueueMissing(String),
+    /// No host of the broker opened a connection: each with what it said.
+    #[error("{}", each(.0))]
+    Connect(Vec<(String, BrokerError)>),
+    /// An exchange to bind the queue to is not there.
+    #[error("exchange {0:?} of --bind does not exist; create it, or leave the binding out")]
+    ExchangeMissing(String),
+    /// The broker does not know the user, the virtual host or the right.
+    #[error("{0}; correct user, password and virtual host in --amqp-url, or give the user the right on the broker")]
+    Refused(lapin::Error),
     /// The broker took too long to answer.
     #[error("the broker did not answer within {0:?}")]
     Timeout(std::time::Duration),
@@ -71,6 +86,29 @@ pub enum BrokerError {
     #[error("the delivery's channel has ended")]
     ChannelGone,
     /// Anything that the client or the broker reports. It never holds the URI.
-    #[error(transparent)]
-    Amqp(#[from] lapin::Error),
+    #[error("{0}")]
+    Amqp(lapin::Error),
+}
+
+impl BrokerError {
+    /// Whether only a person can correct it. At the start that ends the relay; later the same is what a broker says that
+    /// is being restarted or has lost a queue's node, and it passes.
+    pub(crate) fn is_refusal(&self) -> bool {
+        match self {
+            Self::QueueMissing(_) | Self::ExchangeMissing(_) | Self::Refused(_) => true,
+            // A host that refuses speaks for the broker; one that does not answer may only be down.
+            Self::Connect(hosts) => hosts.iter().any(|(_, error)| error.is_refusal()),
+            _ => false,
+        }
+    }
+}
+
+impl From<lapin::Error> for BrokerError {
+    fn from(error: lapin::Error) -> Self {
+        if amqp::is_refusal(&error) { Self::Refused(error) } else { Self::Amqp(error) }
+    }
+}
+
+fn each(hosts: &[(String, BrokerError)]) -> String {
+    hosts.iter().map(|(host, error)| format!("{host}: {error}")).collect::<Vec<_>>().join("; ")
 }

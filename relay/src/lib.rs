@@ -16,6 +16,7 @@ pub mod attributes;
 mod backoff;
 pub mod batch;
 pub mod bridge;
+pub mod check;
 pub mod config;
 pub mod dead_letter;
 pub mod entry;
@@ -30,6 +31,7 @@ pub mod payload;
 pub mod recipe;
 pub mod signal;
 pub mod sink;
+mod size;
 pub mod source;
 mod tags;
 pub mod telemetry;
@@ -44,12 +46,12 @@ use crate::{bridge::Bridge, config::Config, error::Error, health::Readiness, met
 
 /// Relays messages until `shutdown` is cancelled or SQS says that no message can ever be accepted.
 pub async fn run(config: Config, shutdown: CancellationToken) -> Result<(), Error> {
-    let uri = config.validate()?;
+    let broker = config.validate()?;
     let readiness = Readiness::default();
     let metrics = Metrics::default();
     let health = health::serve(config.health_addr, readiness.clone(), metrics.clone()).await?;
     info!(
-        amqp.host = %uri.authority.host,
+        amqp.hosts = %broker.addresses(),
         amqp.queue = %config.queue,
         amqp.prefetch = config.prefetch,
         sqs.queue_url = %config.sqs_queue_url,
@@ -58,7 +60,7 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> Result<(), Erro
     );
     let sink = SqsSink::connect(&config).await;
     let started = Instant::now();
-    let result = Bridge::new(&config, uri, sink, readiness, metrics).run(&shutdown).await;
+    let result = Bridge::new(&config, broker, sink, readiness, metrics).run(&shutdown).await;
     info!(uptime_s = started.elapsed().as_secs(), "relay ended");
     result
 }

@@ -1,6 +1,7 @@
 //! The `relay` binary: reads the options, starts the logs, runs the relay and turns its end into an exit code.
 //!
-//! No logic lives here. Exit codes: 0 after a signal, 64 for a bad option, 69 when SQS refuses for good, 1 otherwise.
+//! No logic lives here. Exit codes: 0 after a signal, 64 for a bad option, 69 when SQS refuses for good, the broker
+//! refuses at the start, or a check fails, 1 otherwise.
 
 use std::{env, process::ExitCode};
 
@@ -60,6 +61,9 @@ fn start(config: Config) -> anyhow::Result<()> {
     let runtime =
         tokio::runtime::Builder::new_multi_thread().enable_all().build().context("cannot start the async runtime")?;
     let result = runtime.block_on(async {
+        if config.check {
+            return Ok(relay::check::run(&config).await?);
+        }
         let shutdown = signal::listen().context("cannot listen to signals")?;
         Ok(relay::run(config, shutdown).await?)
     });

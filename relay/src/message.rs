@@ -2,6 +2,8 @@
 //!
 //! Refuses to part the acker from its message: whoever settles the one holds the other.
 
+use std::time::SystemTime;
+
 use lapin::{BasicProperties, message::Delivery, types::AMQPValue};
 use tracing::{Span, info_span};
 
@@ -50,6 +52,7 @@ pub(crate) struct Origin {
     pub(crate) exchange: String,
     pub(crate) routing_key: String,
     pub(crate) properties: BasicProperties,
+    pub(crate) received_at: SystemTime,
 }
 
 impl Message {
@@ -77,6 +80,7 @@ impl Message {
                 exchange: delivery.exchange.into(),
                 routing_key: delivery.routing_key.into(),
                 properties: delivery.properties,
+                received_at: SystemTime::now(),
             }),
             span,
         };

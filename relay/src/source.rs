@@ -3,7 +3,7 @@
 //! Each connection is a generation. Refuses to carry anything from one generation to the next: what was delivered on a
 //! broken one will be delivered again, and its ackers cannot do harm.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use futures_util::StreamExt;
 use lapin::{
@@ -11,14 +11,18 @@ use lapin::{
     message::Delivery,
     options::{BasicCancelOptions, BasicConsumeOptions, BasicQosOptions},
     types::FieldTable,
-    uri::AMQPUri,
 };
 use tokio::time::timeout;
 use tracing::debug;
 
-use crate::{amqp, config::Config, error::BrokerError, topology::Topology};
+use crate::{
+    amqp::{self, Broker},
+    config::Config,
+    error::BrokerError,
+    topology::Topology,
+};
 
-/// From the first packet to the first delivery that may come.
+/// From the open connection to the first delivery that may come.
 const OPEN_TIMEOUT: Duration = Duration::from_secs(20);
 const CANCEL_TIMEOUT: Duration = Duration::from_secs(2);
 const CONSUMER_TAG: &str = "relay";
@@ -26,7 +30,7 @@ const CONSUMER_TAG: &str = "relay";
 /// Opens generations.
 #[derive(Debug)]
 pub struct Source {
-    uri: AMQPUri,
+    broker: Arc<Broker>,
     topology: Topology,
     prefetch: u16,
 }
@@ -52,23 +56,27 @@ pub enum Intake {
 
 impl Source {
     /// A source for the configured queue.
-    pub fn new(config: &Config, uri: AMQPUri) -> Self {
-        let topology = Topology {
-            queue: config.queue.clone(),
-            dead_letter_exchange: config.dead_letter_exchange(),
-            declare: config.declare,
-        };
-        Self { uri, topology, prefetch: config.prefetch }
+    pub fn new(config: &Config, broker: Arc<Broker>) -> Self {
+        let topology = Topology::new(config);
+        Self { broker, topology, prefetch: config.prefetch }
     }
 
     /// Connects and starts to consume. One try: the bridge repeats it.
     pub async fn open(&self) -> Result<Generation, BrokerError> {
-        timeout(OPEN_TIMEOUT, self.try_open()).await.map_err(|_| BrokerError::Timeout(OPEN_TIMEOUT))?
+        // Each host has a time of its own for this.
+        let connection = self.broker.connect("relay: consume").await?;
+        let consuming = timeout(OPEN_TIMEOUT, self.consume(&connection)).await;
+        match consuming.unwrap_or(Err(BrokerError::Timeout(OPEN_TIMEOUT))) {
+            Ok((channel, consumer)) => Ok(Generation { connection, channel, consumer }),
+            Err(err) => {
+                amqp::close(connection).await;
+                Err(err)
+            }
+        }
     }
 
-    async fn try_open(&self) -> Result<Generation, BrokerError> {
-        let connection = amqp::connect(&self.uri, "relay: consume").await?;
-        self.topology.ensure(&connection).await?;
+    async fn consume(&self, connection: &Connection) -> Result<(Channel, Consumer), BrokerError> {
+        self.topology.ensure(connection).await?;
         let channel = connection.create_channel().await?;
         // Without this the broker sends the whole queue at once. It must be answered before the consumer starts.
         channel.basic_qos(self.prefetch, BasicQosOptions::default()).await?;
@@ -80,7 +88,7 @@ impl Source {
                 FieldTable::default(),
             )
             .await?;
-        Ok(Generation { connection, channel, consumer })
+        Ok((channel, consumer))
     }
 }
 

@@ -75,8 +75,10 @@ pub(super) async fn dispatch<S: Sink>(sink: &S, batch: Vec<Message>) -> Outcome 
 
 /// Publishes a poisoned message to the dead-letter exchange, however long that takes, and then acknowledges it.
 pub(super) async fn bury(dead_letter: &DeadLetter, poison: Poison) {
+    let mut stuck = None;
     for attempt in 0.. {
         let Err(err) = dead_letter.publish(&poison).await else { break };
+        stuck.get_or_insert_with(|| dead_letter.stuck());
         let delay = backoff::delay(attempt);
         warn!(
             error = %err,

@@ -1,0 +1,110 @@
+//! `relay --check`: looks at everything that the relay needs and prints one line for each thing on standard output.
+//!
+//! Refuses to change anything: it takes no message and creates nothing.
+
+use std::time::Duration;
+
+use lapin::Connection;
+use tokio::time::timeout;
+
+use crate::{
+    amqp::{self, Broker},
+    config::Config,
+    error::{BrokerError, Error},
+    sink::{Probe, Sink, SqsSink},
+    topology::{find_exchange, find_queue},
+};
+
+/// For each question to a broker that is connected, and for the one to SQS.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// What was found about one thing.
+struct Finding {
+    what: String,
+    /// The problem and what to do about it.
+    wrong: Option<String>,
+}
+
+/// Checks and prints. An error says that something is wrong; what, is printed.
+pub async fn run(config: &Config) -> Result<(), Error> {
+    let broker = config.validate()?;
+    let mut findings = check_broker(config, &broker).await;
+    findings.push(check_sqs(config).await);
+    for Finding { what, wrong } in &findings {
+        match wrong {
+            None => println!("ok   {what}"),
+            Some(wrong) => println!("FAIL {what}: {wrong}"),
+        }
+    }
+    match findings.iter().filter(|finding| finding.wrong.is_some()).count() {
+        0 => Ok(()),
+        wrong => Err(Error::Check(wrong)),
+    }
+}
+
+async fn check_broker(config: &Config, broker: &Broker) -> Vec<Finding> {
+    let mut findings = Vec::new();
+    let mut open: Option<Connection> = None;
+    for host in 0..broker.len() {
+        let answer = broker.connect_to(host, "relay: check").await;
+        let wrong = answer.as_ref().err().map(advise);
+        findings.push(Finding { what: format!("amqp.connect {}", broker.address(host)), wrong });
+        match (answer, &open) {
+            (Ok(connection), None) => open = Some(connection),
+            (Ok(connection), Some(_)) => amqp::close(connection).await,
+            (Err(_), _) => {}
+        }
+    }
+    let Some(connection) = open else { return findings };
+    let exchange = config.dead_letter_exchange();
+    let queue_there = answer(find_queue(&connection, &config.queue)).await;
+    let wrong = existence(queue_there, config, "create it, or start the relay with --declare");
+    findings.push(Finding { what: format!("amqp.queue {}", config.queue), wrong });
+    let exchange_there = answer(find_exchange(&connection, &exchange)).await;
+    let wrong = existence(exchange_there, config, "create it with a queue, or start the relay with --declare");
+    findings.push(Finding { what: format!("amqp.dead-letter-exchange {exchange}"), wrong });
+    for binding in config.bindings().unwrap_or_default() {
+        let there = answer(find_exchange(&connection, &binding.exchange)).await;
+        let wrong = match there {
+            Ok(true) => None,
+            Ok(false) => Some("does not exist; create it, or leave the binding out".to_owned()),
+            Err(err) => Some(advise(&err)),
+        };
+        findings.push(Finding { what: format!("amqp.bind {}", binding.exchange), wrong });
+    }
+    amqp::close(connection).await;
+    findings
+}
+
+async fn answer(question: impl Future<Output = Result<bool, BrokerError>>) -> Result<bool, BrokerError> {
+    timeout(ANSWER_TIMEOUT, question).await.unwrap_or(Err(BrokerError::Timeout(ANSWER_TIMEOUT)))
+}
+
+/// With `--declare` what is missing will be created.
+fn existence(found: Result<bool, BrokerError>, config: &Config, advice: &str) -> Option<String> {
+    match found {
+        Ok(there) => (!there && !config.declare).then(|| format!("does not exist; {advice}")),
+        Err(err) => Some(advise(&err)),
+    }
+}
+
+fn advise(err: &BrokerError) -> String {
+    match err {
+        // These say it themselves.
+        BrokerError::Refused(_) => err.to_string(),
+        _ => format!("{err}; check that the broker runs there, and the network, port and TLS to it"),
+    }
+}
+
+async fn check_sqs(config: &Config) -> Finding {
+    let sink = SqsSink::connect(config).await;
+    let wrong = match timeout(ANSWER_TIMEOUT, sink.probe()).await {
+        Ok(Probe::Ready) => None,
+        Ok(Probe::Stop(stop)) => Some(format!("{stop}; check --sqs-queue-url, the region and the credentials")),
+        Ok(Probe::Unreachable(cause)) => Some(format!(
+            "no answer: {cause}; check the network, the credentials, and the endpoint if AWS_ENDPOINT_URL_SQS is set"
+        )),
+        Err(_) => Some(format!("no answer within {ANSWER_TIMEOUT:?}; check the network and the endpoint")),
+    };
+    Finding { what: format!("sqs.queue {}", config.sqs_queue_url), wrong }
+}
