@@ -7,6 +7,7 @@ mod backend_down;
 mod batch;
 mod generate;
 mod happy;
+mod ledger;
 mod picture;
 mod refused;
 mod relay;

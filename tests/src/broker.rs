@@ -58,14 +58,6 @@ impl Broker {
     /// # Errors
     /// RabbitMQ is missing or does not come up.
     pub async fn start(run: &RunDir, name: &str) -> Result<Self> {
-        Self::start_with(run, name, "").await
-    }
-
-    /// Starts one with more lines in its rabbitmq.conf.
-    ///
-    /// # Errors
-    /// RabbitMQ is missing, does not know a setting, or does not come up.
-    pub async fn start_with(run: &RunDir, name: &str, settings: &str) -> Result<Self> {
         let folder = run.folder(&format!("{name}-data"))?;
         let (port, distribution_port, mapper_port) = (ports::free()?, ports::free()?, ports::free()?);
         // RabbitMQ would start a port mapper that stays behind: ours is a child like all others.
@@ -77,7 +69,7 @@ impl Broker {
             folder.join("rabbitmq.conf"),
             format!(
                 "listeners.tcp.1 = 127.0.0.1:{port}\nlog.console = true\nlog.console.level = info\nlog.file = false\n\
-                 disk_free_limit.absolute = 1MB\n{settings}"
+                 disk_free_limit.absolute = 1MB\n"
             ),
         )?;
         fs::write(folder.join("enabled_plugins"), "[].\n")?;

@@ -27,7 +27,7 @@ async fn main() -> Result<ExitCode> {
     let folder = RunDir::create()?;
     eprintln!("logs: {}", folder.path().display());
     println!("fault: {}\nseed: {}", options.fault, options.seed);
-    let broker = RwLock::new(Broker::start_with(&folder, "rabbitmq-ledger", options.fault.settings()).await?);
+    let broker = RwLock::new(Broker::start(&folder, "rabbitmq-ledger").await?);
     let report = run(&folder, &broker, &options).await?;
     println!("{report}");
     let faults = report.faults();

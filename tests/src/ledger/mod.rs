@@ -27,6 +27,9 @@ use tokio::sync::{Mutex, RwLock};
 /// How many messages wait for their confirmation together: few while a fault is played, so that it hits many windows.
 const WINDOW: usize = 20;
 const BENCH_WINDOW: usize = 2_000;
+/// Acks must come within 3 s, and the broker looks every second.
+const IMPATIENT: &str = "application:set_env(rabbit, consumer_timeout, 3000), \
+                         application:set_env(rabbit, channel_tick_interval, 1000).";
 /// To put a bench's backlog into the queue.
 const PREFILL: Duration = Duration::from_secs(600);
 
@@ -39,6 +42,8 @@ pub struct Report {
     pub seed: u64,
     /// The sums.
     pub sums: Sums,
+    /// Requests to send that SQS saw, refused ones too.
+    pub requests: u64,
     /// Limits of SQS that the bridge broke.
     pub broken_limits: Vec<String>,
     /// Whether order had to be kept.
@@ -75,6 +80,10 @@ pub async fn run(run: &RunDir, broker: &RwLock<Broker>, options: &Options) -> Re
         let broker = broker.read().await;
         (broker.url(), broker.addr())
     };
+    if options.fault == Fault::BrokerAckTimeout {
+        // As rabbitmq.conf could not: the broker looks once a minute, and only new channels take the setting.
+        broker.read().await.control(run, &["eval", IMPATIENT]).await?;
+    }
     publisher::declare(&url, &options.name, options.queue_type.as_str()).await?;
     let window = if options.bench { BENCH_WINDOW } else { WINDOW };
     let (queue, groups, size) = (options.name.clone(), options.groups, options.size);
@@ -96,6 +105,7 @@ pub async fn run(run: &RunDir, broker: &RwLock<Broker>, options: &Options) -> Re
         fault: options.fault,
         seed: options.seed,
         sums: Sums::default(),
+        requests: 0,
         broken_limits: Vec::new(),
         fifo: options.fifo,
         trouble: None,
@@ -113,6 +123,7 @@ pub async fn run(run: &RunDir, broker: &RwLock<Broker>, options: &Options) -> Re
         Err(err) => report.trouble = Some(format!("{err:#}")),
     }
     report.sums = stage.tally.sums();
+    report.requests = stage.sqs.requests();
     report.broken_limits = stage.sqs.broken_limits();
     Ok(report)
 }
@@ -176,6 +187,8 @@ impl Stage<'_> {
             peak_mib: bridge::peak_mib(&process)?,
         };
         drop(process);
+        // The last arrival is seen before its bridge can acknowledge it.
+        self.settled(self.options.messages).await?;
         self.end().await?;
         Ok(cost)
     }

@@ -127,15 +127,6 @@ impl Fault {
                 | Self::BrokerBlocked
         )
     }
-
-    /// What rabbitmq.conf needs for it.
-    pub fn settings(self) -> &'static str {
-        match self {
-            // The broker looks once a minute unless told otherwise.
-            Self::BrokerAckTimeout => "consumer_timeout = 3000\nchannel_tick_interval = 1000\n",
-            _ => "",
-        }
-    }
 }
 
 impl fmt::Display for Fault {
