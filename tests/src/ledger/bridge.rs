@@ -71,7 +71,11 @@ impl Bridge {
     }
 
     fn python(&self, args: &[&str]) -> Result<Spec> {
-        ensure!(self.python.is_file(), "{} is missing: run tests/bench/relay.py, which makes it", self.python.display());
+        ensure!(
+            self.python.is_file(),
+            "{} is missing: run tests/bench/relay.py, which makes it",
+            self.python.display()
+        );
         let script = repo().join("tests/bench/bridge.py");
         Ok(Spec::new(&self.name, &self.python).args([script.as_os_str()]).args(args))
     }

@@ -137,6 +137,13 @@ impl Tally {
         Sums { lost: books.outstanding, ..books.sums }
     }
 
+    /// The first numbers that were confirmed and did not arrive.
+    pub(super) fn missing(&self) -> Vec<u64> {
+        let books = self.books();
+        let all = books.confirmed.iter().zip(&books.received).enumerate();
+        all.filter(|(_, (confirmed, received))| **confirmed && !**received).map(|(at, _)| at as u64).take(40).collect()
+    }
+
     /// Seconds from the first arrival to the last new one.
     pub(super) fn seconds(&self) -> f64 {
         let books = self.books();
@@ -177,8 +184,7 @@ mod tests {
             tally.arrive(&text);
         }
         tally.arrive("no JSON");
-        let want =
-            Sums { attempted: 5, confirmed: 3, received: 3, lost: 1, duplicated: 1, reordered: 1, foreign: 2 };
+        let want = Sums { attempted: 5, confirmed: 3, received: 3, lost: 1, duplicated: 1, reordered: 1, foreign: 2 };
         assert_eq!(tally.sums(), want);
         tally.confirm(3);
         tally.arrive(&text(2, 2, 1));

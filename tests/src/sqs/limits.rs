@@ -39,7 +39,10 @@ pub(super) fn batch(batch: &Batch<'_>, fifo: bool) -> Result<(), Refusal> {
         return refuse("MissingParameter", "The request must contain the parameter MessageGroupId.");
     }
     if fifo && batch.entries.iter().any(|entry| entry.deduplication.is_none()) {
-        return refuse("InvalidParameterValue", "The queue should either have ContentBasedDeduplication enabled or MessageDeduplicationId provided explicitly");
+        return refuse(
+            "InvalidParameterValue",
+            "The queue should either have ContentBasedDeduplication enabled or MessageDeduplicationId provided explicitly",
+        );
     }
     if !fifo && batch.entries.iter().any(|entry| entry.deduplication.is_some()) {
         return refuse("InvalidParameterValue", "MessageDeduplicationId is not valid for this queue type.");
@@ -56,11 +59,16 @@ pub(super) fn entry(entry: &Entry<'_>) -> Result<(), Refusal> {
     for (name, id) in [("MessageGroupId", &entry.group), ("MessageDeduplicationId", &entry.deduplication)] {
         let legal = |id: &str| (1..=MAX_GROUP_ID).contains(&id.len()) && id.chars().all(|c| c.is_ascii_graphic());
         if id.as_deref().is_some_and(|id| !legal(id)) {
-            return invalid(format!("{name} can only include alphanumeric and punctuation characters. 1 to 128 in length."));
+            return invalid(format!(
+                "{name} can only include alphanumeric and punctuation characters. 1 to 128 in length."
+            ));
         }
     }
     if entry.attributes.len() > MAX_ATTRIBUTES {
-        return invalid(format!("Number of message attributes [{}] exceeds the allowed maximum [10].", entry.attributes.len()));
+        return invalid(format!(
+            "Number of message attributes [{}] exceeds the allowed maximum [10].",
+            entry.attributes.len()
+        ));
     }
     for (name, attribute) in &entry.attributes {
         if !is_name(name) {
@@ -98,9 +106,10 @@ fn is_name(name: &str) -> bool {
 fn size(entry: &Entry<'_>) -> usize {
     let attributes = entry.attributes.iter().map(|(name, attribute)| {
         let text = attribute.string_value.as_ref().map_or(0, String::len);
-        let binary = attribute.binary_value.as_ref().map_or(0, |base64| {
-            base64.len() / 4 * 3 - base64.bytes().rev().take_while(|&byte| byte == b'=').count()
-        });
+        let binary = attribute
+            .binary_value
+            .as_ref()
+            .map_or(0, |base64| base64.len() / 4 * 3 - base64.bytes().rev().take_while(|&byte| byte == b'=').count());
         name.len() + attribute.data_type.len() + text + binary
     });
     entry.body.len() + attributes.sum::<usize>()

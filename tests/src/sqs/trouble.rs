@@ -50,7 +50,9 @@ impl Trouble {
     pub(super) fn refusal(&self) -> Option<Refusal> {
         match self.kind {
             // Two names are seen in the wild.
-            Kind::Throttle if self.every_second() => Some(Refusal::sender("RequestThrottled", "The request was denied.")),
+            Kind::Throttle if self.every_second() => {
+                Some(Refusal::sender("RequestThrottled", "The request was denied."))
+            }
             Kind::Throttle => Some(Refusal::sender("ThrottlingException", "Rate exceeded")),
             Kind::Internal if self.every_second() => {
                 Some(Refusal { status: 503, code: "ServiceUnavailable", ..Refusal::internal("try again later") })

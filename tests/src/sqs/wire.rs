@@ -134,8 +134,12 @@ impl Refusal {
         // For clients of the older protocol, which knew other names.
         let old = match self.code {
             "QueueDoesNotExist" => "AWS.SimpleQueueService.NonExistentQueue".to_string(),
-            "BatchRequestTooLong" | "BatchEntryIdsNotDistinct" | "TooManyEntriesInBatchRequest"
-            | "EmptyBatchRequest" | "InvalidBatchEntryId" | "UnsupportedOperation" => {
+            "BatchRequestTooLong"
+            | "BatchEntryIdsNotDistinct"
+            | "TooManyEntriesInBatchRequest"
+            | "EmptyBatchRequest"
+            | "InvalidBatchEntryId"
+            | "UnsupportedOperation" => {
                 format!("AWS.SimpleQueueService.{}", self.code)
             }
             code => code.to_string(),
