@@ -9,6 +9,7 @@ mod batch;
 mod cancel;
 mod generate;
 mod happy;
+mod ledger;
 mod picture;
 mod refused;
 mod relay;

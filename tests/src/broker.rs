@@ -4,7 +4,7 @@
 use crate::{
     paths::RunDir,
     ports,
-    process::{Process, Spec},
+    process::{Process, Spec, output},
     wait,
 };
 use anyhow::{Context, Result, ensure};
@@ -14,14 +14,24 @@ use lapin::{
     options::{BasicGetOptions, BasicPublishOptions, ConfirmSelectOptions, QueueDeclareOptions},
     types::FieldTable,
 };
-use std::{fs, path::PathBuf, time::Duration};
+use std::{
+    fs,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    sync::atomic::{AtomicU32, Ordering},
+    time::Duration,
+};
 use tokio::net::TcpStream;
 
 /// Beside Debian's wrapper, which insists on the system's user and folders.
 const SERVER: &str = "/usr/lib/rabbitmq/bin/rabbitmq-server";
+const CONTROL: &str = "/usr/lib/rabbitmq/bin/rabbitmqctl";
 const START: Duration = Duration::from_secs(120);
 const STOP: Duration = Duration::from_secs(60);
 const PERSISTENT: u8 = 2;
+
+/// Each run of `rabbitmqctl` has a log of its own.
+static CONTROLS: AtomicU32 = AtomicU32::new(0);
 
 /// The node.
 #[derive(Debug)]
@@ -79,6 +89,37 @@ impl Broker {
         self.node.terminate(STOP).await.map(drop)
     }
 
+    /// Ends the node with SIGKILL; its data stays as it happens to be.
+    pub async fn kill(&self) {
+        self.node.kill().await;
+    }
+
+    /// Runs `rabbitmqctl` on this node; gives what it printed.
+    ///
+    /// # Errors
+    /// It fails.
+    pub async fn control(&self, run: &RunDir, args: &[&str]) -> Result<String> {
+        let number = CONTROLS.fetch_add(1, Ordering::Relaxed);
+        let spec = at_node(Spec::new(&format!("{}-control-{number}", self.name), CONTROL), &self.name, &self.folder)
+            .env("ERL_EPMD_PORT", self.mapper_port.to_string())
+            .args(["--quiet", "--node", &format!("{}@localhost", self.name)])
+            .args(args);
+        let (status, text) = output(run, spec, STOP).await?;
+        ensure!(status.success(), "rabbitmqctl {args:?} of {}: {text}", self.name);
+        Ok(text)
+    }
+
+    /// How many messages a queue holds, those that a consumer has not acknowledged counted.
+    ///
+    /// # Errors
+    /// The node does not answer, or the queue is not there.
+    pub async fn depth(&self, run: &RunDir, queue: &str) -> Result<u64> {
+        let list = self.control(run, &["list_queues", "--no-table-headers", "name", "messages"]).await?;
+        let mut rows = list.lines().filter_map(|line| line.rsplit_once(char::is_whitespace));
+        let row = rows.find(|(name, _)| name.trim() == queue);
+        row.and_then(|(_, count)| count.parse().ok()).with_context(|| format!("no queue {queue}: {list}"))
+    }
+
     /// Starts it again on its data.
     ///
     /// # Errors
@@ -87,6 +128,11 @@ impl Broker {
         ensure!(!self.node.is_running(), "{} still runs", self.name);
         self.node = spec(&self.name, &self.folder, self.distribution_port, self.mapper_port).start(run)?;
         self.ready().await
+    }
+
+    /// Where it listens.
+    pub fn addr(&self) -> SocketAddr {
+        ([127, 0, 0, 1], self.port).into()
     }
 
     /// The address.
@@ -115,15 +161,19 @@ impl Broker {
     }
 }
 
-fn spec(name: &str, folder: &std::path::Path, distribution_port: u16, mapper_port: u16) -> Spec {
-    Spec::new(name, SERVER)
-        .folder(folder)
+/// What leads a program to a node: its folder, which has the cookie, and its settings instead of the system's.
+fn at_node(spec: Spec, name: &str, folder: &Path) -> Spec {
+    spec.folder(folder)
         .env("HOME", folder)
+        .env("RABBITMQ_NODENAME", format!("{name}@localhost"))
+        .env("RABBITMQ_CONF_ENV_FILE", folder.join("env.conf"))
+}
+
+fn spec(name: &str, folder: &Path, distribution_port: u16, mapper_port: u16) -> Spec {
+    at_node(Spec::new(name, SERVER), name, folder)
         .env("ERL_EPMD_ADDRESS", "127.0.0.1")
         .env("ERL_EPMD_PORT", mapper_port.to_string())
-        .env("RABBITMQ_NODENAME", format!("{name}@localhost"))
         .env("RABBITMQ_DIST_PORT", distribution_port.to_string())
-        .env("RABBITMQ_CONF_ENV_FILE", folder.join("env.conf"))
         .env("RABBITMQ_CONFIG_FILE", folder.join("rabbitmq.conf"))
         .env("RABBITMQ_ENABLED_PLUGINS_FILE", folder.join("enabled_plugins"))
         .env("RABBITMQ_MNESIA_BASE", folder.join("mnesia"))

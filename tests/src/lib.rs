@@ -6,12 +6,15 @@
 pub mod aws;
 pub mod backend;
 pub mod broker;
+pub mod fault;
 pub mod lambda;
+pub mod ledger;
 pub mod line;
 pub mod mapping;
 pub mod paths;
 pub mod ports;
 pub mod process;
+pub mod sqs;
 pub mod stack;
 pub mod task;
 pub mod wait;

@@ -1,0 +1,194 @@
+//! The books: what was published, what was confirmed, what arrived, and what that adds up to.
+//!
+//! Refuses to guess: an arrival that was never published is counted as foreign, which fails a run.
+
+use serde::{Deserialize, Serialize};
+use std::{
+    borrow::Cow,
+    collections::HashMap,
+    sync::{Mutex, MutexGuard, PoisonError},
+    time::Instant,
+};
+use tokio::sync::watch;
+
+/// What a message says about itself.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) struct Body<'a> {
+    /// The number that must arrive.
+    pub(super) number: u64,
+    /// The try to publish it.
+    pub(super) publish: u64,
+    /// The group.
+    pub(super) style_id: u64,
+    /// Fills it up to its size.
+    #[serde(borrow, default)]
+    pub(super) pad: Cow<'a, str>,
+}
+
+/// The sums of a run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Sums {
+    /// Tries to publish.
+    pub attempted: u64,
+    /// Numbers that the broker confirmed.
+    pub confirmed: u64,
+    /// Numbers that arrived.
+    pub received: u64,
+    /// Numbers that were confirmed and did not arrive.
+    pub lost: u64,
+    /// Arrivals of a try that had arrived already.
+    pub duplicated: u64,
+    /// First arrivals of a try behind a later one of the same group.
+    pub reordered: u64,
+    /// Arrivals of what was never published.
+    pub foreign: u64,
+}
+
+/// The books of one run.
+#[derive(Debug)]
+pub(super) struct Tally {
+    books: Mutex<Books>,
+    progress: watch::Sender<Progress>,
+}
+
+/// What others wait for.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Progress {
+    pub(super) confirmed: u64,
+    pub(super) outstanding: u64,
+    pub(super) received: u64,
+}
+
+#[derive(Debug, Default)]
+struct Books {
+    sums: Sums,
+    confirmed: Vec<bool>,
+    received: Vec<bool>,
+    arrivals: Vec<u8>,
+    latest: HashMap<u64, u64>,
+    outstanding: u64,
+    first: Option<Instant>,
+    last: Option<Instant>,
+}
+
+impl Tally {
+    pub(super) fn new(messages: u64) -> Self {
+        let flags = vec![false; messages as usize];
+        let books = Books { confirmed: flags.clone(), received: flags, ..Default::default() };
+        Self { books: Mutex::new(books), progress: watch::channel(Progress::default()).0 }
+    }
+
+    /// Notes a try to publish and gives its id.
+    pub(super) fn attempt(&self) -> u64 {
+        let mut books = self.books();
+        books.arrivals.push(0);
+        books.sums.attempted += 1;
+        books.sums.attempted - 1
+    }
+
+    /// Notes a confirmation.
+    pub(super) fn confirm(&self, number: u64) {
+        let mut books = self.books();
+        if !std::mem::replace(&mut books.confirmed[number as usize], true) {
+            books.sums.confirmed += 1;
+            books.outstanding += u64::from(!books.received[number as usize]);
+        }
+        self.tell(&books);
+    }
+
+    /// Notes an arrival; true when it was the first of its number.
+    pub(super) fn arrive(&self, text: &str) {
+        let mut guard = self.books();
+        let books = &mut *guard;
+        let now = Instant::now();
+        books.first.get_or_insert(now);
+        let body = serde_json::from_str::<Body<'_>>(text).ok();
+        let known = |body: &Body<'_>| {
+            (body.publish as usize) < books.arrivals.len() && (body.number as usize) < books.received.len()
+        };
+        let Some(body) = body.filter(known) else {
+            books.sums.foreign += 1;
+            return;
+        };
+        let arrivals = &mut books.arrivals[body.publish as usize];
+        *arrivals = arrivals.saturating_add(1);
+        if *arrivals > 1 {
+            books.sums.duplicated += 1;
+            return;
+        }
+        let latest = books.latest.entry(body.style_id).or_default();
+        books.sums.reordered += u64::from(body.publish < *latest);
+        *latest = body.publish.max(*latest);
+        if !std::mem::replace(&mut books.received[body.number as usize], true) {
+            books.sums.received += 1;
+            books.outstanding -= u64::from(books.confirmed[body.number as usize]);
+            books.last = Some(now);
+        }
+        self.tell(books);
+    }
+
+    pub(super) fn watch(&self) -> watch::Receiver<Progress> {
+        self.progress.subscribe()
+    }
+
+    /// The sums so far.
+    pub(super) fn sums(&self) -> Sums {
+        let books = self.books();
+        Sums { lost: books.outstanding, ..books.sums }
+    }
+
+    /// The first numbers that were confirmed and did not arrive.
+    pub(super) fn missing(&self) -> Vec<u64> {
+        let books = self.books();
+        let all = books.confirmed.iter().zip(&books.received).enumerate();
+        all.filter(|(_, (confirmed, received))| **confirmed && !**received).map(|(at, _)| at as u64).take(40).collect()
+    }
+
+    /// Seconds from the first arrival to the last new one.
+    pub(super) fn seconds(&self) -> f64 {
+        let books = self.books();
+        match (books.first, books.last) {
+            (Some(first), Some(last)) => last.duration_since(first).as_secs_f64(),
+            _ => 0.0,
+        }
+    }
+
+    fn tell(&self, books: &Books) {
+        let (confirmed, received) = (books.sums.confirmed, books.sums.received);
+        self.progress.send_replace(Progress { confirmed, received, outstanding: books.outstanding });
+    }
+
+    fn books(&self) -> MutexGuard<'_, Books> {
+        self.books.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn text(number: u64, publish: u64, style_id: u64) -> String {
+        serde_json::to_string(&Body { number, publish, style_id, pad: "".into() }).unwrap()
+    }
+
+    #[test]
+    fn each_kind_of_fault_is_seen() {
+        let tally = Tally::new(4);
+        for publish in 0..5 {
+            assert_eq!(tally.attempt(), publish);
+        }
+        // Number 0 was published twice, and number 3 only once and never confirmed.
+        [0, 1, 2].into_iter().for_each(|number| tally.confirm(number));
+        assert_eq!(tally.sums().lost, 3);
+        for text in [text(1, 1, 7), text(0, 0, 7), text(0, 0, 7), text(0, 4, 7), text(3, 3, 8), text(9, 9, 9)] {
+            tally.arrive(&text);
+        }
+        tally.arrive("no JSON");
+        let want = Sums { attempted: 5, confirmed: 3, received: 3, lost: 1, duplicated: 1, reordered: 1, foreign: 2 };
+        assert_eq!(tally.sums(), want);
+        tally.confirm(3);
+        tally.arrive(&text(2, 2, 1));
+        let sums = tally.sums();
+        assert_eq!((sums.confirmed, sums.received, sums.lost), (4, 4, 0));
+    }
+}

@@ -1,0 +1,220 @@
+//! An SQS of our own for load and for faults: one queue, AWS JSON 1.0 over HTTP, the limits of the real one.
+//!
+//! It is fast where moto is not, and it can misbehave on purpose (see [`Trouble`]). Refuses to deliver: what it took it only
+//! counts, keeps or shows to whoever watches. A sender that breaks a limit is refused as SQS would, and remembered.
+
+mod limits;
+mod line;
+mod queue;
+mod trouble;
+mod wire;
+
+pub use queue::{Accepted, Kept};
+pub use trouble::Trouble;
+
+use self::{
+    line::{Line, Lines},
+    queue::Queue,
+    wire::{Answer, Batch, Refusal},
+};
+use anyhow::{Context, Result};
+use axum::{
+    Router,
+    body::Bytes,
+    extract::{ConnectInfo, DefaultBodyLimit, State},
+    http::HeaderMap,
+    response::Response,
+};
+use std::{
+    net::SocketAddr,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+use tokio::{net::TcpListener, task::JoinHandle, time::sleep};
+
+/// More than any batch may have, escapes counted: what is too long shall get SQS's answer and not HTTP's.
+const MAX_REQUEST_BYTES: usize = 16 << 20;
+
+/// Sees every entry at the moment that it is accepted, in order.
+pub type Watcher = Box<dyn Fn(&Accepted<'_>) + Send + Sync>;
+
+/// The stand-in. It ends when this is dropped.
+#[derive(Debug)]
+pub struct Sqs {
+    addr: SocketAddr,
+    shared: Arc<Shared>,
+    task: JoinHandle<()>,
+}
+
+struct Shared {
+    name: String,
+    latency_us: AtomicU64,
+    requests: AtomicU64,
+    trouble: Mutex<Option<Trouble>>,
+    queue: Mutex<Queue>,
+    broken: Mutex<Vec<String>>,
+}
+
+impl Sqs {
+    /// Starts one with the queue `name`; a name that ends with `.fifo` makes a FIFO queue. With a watcher nothing is kept
+    /// beside what FIFO needs, so that a million messages need no memory.
+    ///
+    /// # Errors
+    /// No free port.
+    pub async fn start(name: &str, watcher: Option<Watcher>) -> Result<Self> {
+        let listener = TcpListener::bind(("127.0.0.1", 0)).await.context("SQS stand-in")?;
+        let addr = listener.local_addr()?;
+        let shared = Arc::new(Shared {
+            name: name.to_string(),
+            latency_us: AtomicU64::default(),
+            requests: AtomicU64::default(),
+            trouble: Mutex::default(),
+            queue: Mutex::new(Queue::new(name.ends_with(".fifo"), watcher)),
+            broken: Mutex::default(),
+        });
+        let app =
+            Router::new().fallback(serve).layer(DefaultBodyLimit::max(MAX_REQUEST_BYTES)).with_state(shared.clone());
+        let service = app.into_make_service_with_connect_info::<Line>();
+        let task = tokio::spawn(async move { drop(axum::serve(Lines::new(listener), service).await) });
+        Ok(Self { addr, shared, task })
+    }
+
+    /// Where it listens.
+    pub fn addr(&self) -> SocketAddr {
+        self.addr
+    }
+
+    /// The queue's address when the stand-in is reached at `addr`, which may be a proxy's.
+    pub fn queue_url(&self, addr: SocketAddr) -> String {
+        format!("http://{addr}/000000000000/{}", self.shared.name)
+    }
+
+    /// From now on every answer takes this long.
+    pub fn set_latency(&self, latency: Duration) {
+        self.shared.latency_us.store(latency.as_micros() as u64, Ordering::Relaxed);
+    }
+
+    /// Misbehaves from now on, or behaves again.
+    pub fn set_trouble(&self, trouble: Option<Trouble>) {
+        *lock(&self.shared.trouble) = trouble;
+    }
+
+    /// How many requests to send came in, refused ones too.
+    pub fn requests(&self) -> u64 {
+        self.shared.requests.load(Ordering::Relaxed)
+    }
+
+    /// How many entries were accepted.
+    pub fn count(&self) -> u64 {
+        lock(&self.shared.queue).count()
+    }
+
+    /// What was accepted, in order. Nothing where a watcher was given.
+    pub fn kept(&self) -> Vec<Kept> {
+        lock(&self.shared.queue).kept().to_vec()
+    }
+
+    /// The limits of SQS that senders broke.
+    pub fn broken_limits(&self) -> Vec<String> {
+        lock(&self.shared.broken).clone()
+    }
+}
+
+impl Drop for Sqs {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+impl std::fmt::Debug for Shared {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Shared").field("name", &self.name).finish_non_exhaustive()
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+async fn serve(
+    ConnectInfo(line): ConnectInfo<Line>,
+    State(shared): State<Arc<Shared>>,
+    headers: HeaderMap,
+    body: Bytes,
+) -> Response {
+    let latency = Duration::from_micros(shared.latency_us.load(Ordering::Relaxed));
+    let target = headers.get("x-amz-target").and_then(|value| value.to_str().ok()).unwrap_or_default();
+    let response = match target.strip_prefix("AmazonSQS.").unwrap_or_default() {
+        "SendMessageBatch" => shared.batch(&body, &line).map(|answer| wire::ok(&answer)),
+        "SendMessage" => shared.single(&body, &line).map(|answer| wire::ok(&answer)),
+        "GetQueueAttributes" => shared.attributes(&body).map(|answer| wire::ok(&answer)),
+        "GetQueueUrl" => Ok(wire::ok(&serde_json::json!({ "QueueUrl": shared.url(&headers) }))),
+        other => Err(Refusal::sender("UnsupportedOperation", format!("{other:?} is not played here"))),
+    };
+    if !latency.is_zero() {
+        sleep(latency).await;
+    }
+    response.unwrap_or_else(Refusal::into_response)
+}
+
+impl Shared {
+    fn batch(&self, body: &[u8], line: &Line) -> Result<Answer, Refusal> {
+        self.requests.fetch_add(1, Ordering::Relaxed);
+        let trouble = lock(&self.trouble);
+        if let Some(refusal) = trouble.as_ref().and_then(Trouble::refusal) {
+            return Err(refusal);
+        }
+        let batch: Batch<'_> = wire::read(body)?;
+        self.named(&batch.queue_url)?;
+        let mut queue = lock(&self.queue);
+        limits::batch(&batch, queue.fifo()).map_err(|refusal| self.remember(refusal))?;
+        let mut answer = Answer::default();
+        for entry in &batch.entries {
+            let failed = match limits::entry(entry) {
+                Err(refusal) => Some(self.remember(refusal)),
+                Ok(()) => trouble.as_ref().and_then(|trouble| trouble.of_entry(&entry.body)),
+            };
+            match failed {
+                Some(refusal) => answer.failed(&entry.id, refusal),
+                None => answer.accepted(&entry.id, queue.accept(entry)),
+            }
+        }
+        if trouble.as_ref().is_some_and(Trouble::loses_response) {
+            line.cut();
+        }
+        Ok(answer)
+    }
+
+    fn single(&self, body: &[u8], line: &Line) -> Result<serde_json::Value, Refusal> {
+        // A batch of one in all but its shape.
+        let mut answer = self.batch(&wire::as_batch(body)?, line)?;
+        answer.only()
+    }
+
+    fn attributes(&self, body: &[u8]) -> Result<serde_json::Value, Refusal> {
+        let asked: wire::QueueOnly<'_> = wire::read(body)?;
+        self.named(&asked.queue_url)?;
+        let arn = format!("arn:aws:sqs:us-east-1:000000000000:{}", self.name);
+        Ok(serde_json::json!({ "Attributes": { "QueueArn": arn } }))
+    }
+
+    fn url(&self, headers: &HeaderMap) -> String {
+        let host = headers.get("host").and_then(|value| value.to_str().ok()).unwrap_or("127.0.0.1");
+        format!("http://{host}/000000000000/{}", self.name)
+    }
+
+    fn named(&self, url: &str) -> Result<(), Refusal> {
+        if url.rsplit('/').next() == Some(&self.name) {
+            return Ok(());
+        }
+        Err(Refusal::sender("QueueDoesNotExist", "The specified queue does not exist.".to_string()))
+    }
+
+    fn remember(&self, refusal: Refusal) -> Refusal {
+        lock(&self.broken).push(format!("{}: {}", refusal.code, refusal.message));
+        refusal
+    }
+}
