@@ -13,6 +13,7 @@ mod ledger;
 mod picture;
 mod refused;
 mod relay;
+mod relay_check;
 mod relay_fifo;
 mod relay_metrics;
 mod relay_payload;

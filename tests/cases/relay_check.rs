@@ -1,0 +1,77 @@
+//! `relay --check`, and a start that the broker refuses: each says what is wrong, and takes nothing.
+
+use crate::scene::{PATIENCE, Scene, case};
+use anyhow::Result;
+use e2e::{
+    paths::binary,
+    ports,
+    process::{Spec, output},
+};
+use std::time::Duration;
+
+const VISIBILITY: Duration = Duration::from_secs(600);
+const UNAVAILABLE: i32 = 69;
+
+/// Runs the relay to its end; its exit code and all it wrote.
+async fn relay(scene: &Scene, name: &str, queue: &str, amqp: &str, sqs: &str, args: &[&str]) -> Result<(i32, String)> {
+    let health = format!("127.0.0.1:{}", ports::free()?);
+    let spec = Spec::new(&format!("check-{name}"), binary("relay")?)
+        .envs(scene.stack.aws.env())
+        .env("AMQP_URL", amqp)
+        .env("AMQP_QUEUE", queue)
+        .env("AMQP_CONNECT_TIMEOUT", "2")
+        .env("RELAY_HEALTH_ADDR", health)
+        .env("SQS_QUEUE_URL", sqs)
+        .args(args);
+    let (status, text) = output(&scene.stack.run, spec, PATIENCE).await?;
+    Ok((status.code().unwrap_or(-1), text))
+}
+
+#[test]
+fn a_check_names_what_is_wrong_and_takes_nothing() {
+    case(|scene| async move {
+        let (queue, stack) = ("check", scene.stack);
+        let good = stack.aws.queue(queue, VISIBILITY, 3).await?.url;
+        let broker = stack.broker.url();
+        stack.publisher.declare(queue).await?;
+        stack.publisher.publish(queue, b"{\"stays\":1}").await?;
+        let (nobody, no_sqs) = (ports::free()?, format!("http://127.0.0.1:{}/q", ports::free()?));
+        let down = format!("amqp://guest:hidden@127.0.0.1:{nobody}");
+        let wrong_password = broker.replace(":guest@", ":hidden@");
+        let gone = format!("{good}-gone");
+        let cases: [(&str, &str, &str, &str, &str); 5] = [
+            ("no-queue", "check-gone", &broker, &good, "FAIL amqp.queue check-gone: does not exist"),
+            ("password", queue, &wrong_password, &good, "ACCESS_REFUSED"),
+            ("broker-down", queue, &down, &good, "FAIL amqp.connect 127.0.0.1:"),
+            ("no-sqs-queue", queue, &broker, &gone, "FAIL sqs.queue "),
+            ("sqs-down", queue, &broker, &no_sqs, "FAIL sqs.queue "),
+        ];
+        for (name, queue, amqp, sqs, wanted) in cases {
+            let (code, text) = relay(&scene, name, queue, amqp, sqs, &["--check"]).await?;
+            assert!(code == UNAVAILABLE && text.contains(wanted), "{name}: {code}: {text}");
+            assert!(!text.contains("hidden"), "{name}: {text}");
+        }
+        let (code, text) = relay(&scene, "good", queue, &broker, &good, &["--check", "--declare"]).await?;
+        assert!(code == 0 && text.contains("ok   amqp.queue check") && text.contains("ok   sqs.queue "), "{text}");
+        assert_eq!((stack.publisher.ready_count(queue).await?, stack.aws.depth(&good).await?), (1, (0, 0)));
+        Ok(())
+    });
+}
+
+#[test]
+fn a_start_that_the_broker_refuses_ends_with_69_and_says_what_to_do() {
+    case(|scene| async move {
+        let sqs = scene.stack.aws.queue("refused-start", VISIBILITY, 3).await?.url;
+        let broker = scene.stack.broker.url();
+        for (name, amqp, wanted) in [
+            ("start-no-queue", broker.clone(), "--declare"),
+            ("start-password", broker.replace(":guest@", ":hidden@"), "--amqp-url"),
+            ("start-vhost", broker.replace("%2f", "nowhere"), "--amqp-url"),
+        ] {
+            let (code, text) = relay(&scene, name, "refused-gone", &amqp, &sqs, &[]).await?;
+            assert!(code == UNAVAILABLE && text.contains(wanted), "{name}: {code}: {text}");
+            assert!(!text.contains("hidden"), "{name}: {text}");
+        }
+        Ok(())
+    });
+}
