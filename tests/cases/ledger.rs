@@ -1,7 +1,7 @@
 //! Every fault that the ledger knows, with few messages: nothing is lost, nothing comes twice without need.
 //!
 //! Peers' known faults are among them; the comment at each case names whose. Left to the binary `ledger`: `random`, which
-//! takes its 60 s, and `broker-kill` of a quorum queue, whose loss on RabbitMQ 3.10 is not explained yet.
+//! takes its 60 s.
 
 use anyhow::{Result, ensure};
 use clap::Parser;
@@ -86,6 +86,27 @@ fn broker_restart() {
 #[test]
 fn broker_kill_classic() {
     case("ledger-kill-classic", Node::Own, &["--fault", "broker-kill"]);
+}
+
+#[test]
+fn broker_kill_quorum() {
+    case("ledger-kill-quorum", Node::Own, &["--fault", "broker-kill", "--queue-type", "quorum"]);
+}
+
+/// FIFO: what SQS refuses of a batch must not be overtaken by what follows it in its group.
+#[test]
+fn sqs_partial_fifo() {
+    case("ledger-partial-fifo", Node::Shared, &["--fault", "sqs-partial", "--fifo"]);
+}
+
+#[test]
+fn relay_kill_fifo() {
+    case("ledger-kill-fifo", Node::Shared, &["--fault", "relay-kill", "--fifo"]);
+}
+
+#[test]
+fn broker_cut_fifo() {
+    case("ledger-cut-fifo", Node::Shared, &["--fault", "broker-cut", "--fifo"]);
 }
 
 /// lapin: recovery gives up after 16 tries; an ack on a recovered channel hits another message.

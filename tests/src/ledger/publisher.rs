@@ -37,16 +37,13 @@ pub(super) async fn declare(url: &str, queue: &str, kind: &str) -> Result<()> {
     let connection = Connection::connect(url, ConnectionProperties::default()).await.context("RabbitMQ")?;
     let mut arguments = FieldTable::default();
     arguments.insert("x-queue-type".into(), AMQPValue::LongString(kind.into()));
-    let declared = async |arguments| {
-        let channel = connection.create_channel().await?;
-        channel.queue_declare(queue.into(), QueueDeclareOptions::durable(), arguments).await.map(drop)
-    };
-    let mut endless = arguments.clone();
-    endless.insert("x-delivery-limit".into(), AMQPValue::LongInt(-1));
-    // RabbitMQ 4 drops after 20 deliveries unless told otherwise; RabbitMQ 3 has no limit and does not know -1.
-    if kind != "quorum" || declared(endless).await.is_err() {
-        declared(arguments).await?;
+    if kind == "quorum" {
+        // RabbitMQ 4 drops after 20 deliveries unless told otherwise. Its -1 for "never" RabbitMQ 3 takes for a limit that
+        // the first redelivery exceeds, and drops: that looks as if the relay had lost the message.
+        arguments.insert("x-delivery-limit".into(), AMQPValue::LongInt(i32::MAX));
     }
+    let channel = connection.create_channel().await?;
+    channel.queue_declare(queue.into(), QueueDeclareOptions::durable(), arguments).await?;
     Ok(())
 }
 
