@@ -74,7 +74,7 @@ pub struct Config {
     /// The S3 bucket for bodies over 1 MiB, of which SQS gets a pointer; without it such a message is dead-lettered
     #[arg(long, env = "RELAY_PAYLOAD_BUCKET", value_name = "BUCKET")]
     pub payload_bucket: Option<String>,
-    /// Where /healthz and /readyz answer
+    /// Where /healthz, /readyz and /metrics answer
     #[arg(long, env = "RELAY_HEALTH_ADDR", default_value = "127.0.0.1:9100")]
     pub health_addr: SocketAddr,
     /// How long an ordered end may take after SIGTERM, in seconds

@@ -16,6 +16,7 @@ mod relay;
 mod relay_check;
 mod relay_fifo;
 mod relay_metrics;
+mod relay_odd;
 mod relay_payload;
 mod scene;
 mod worker;

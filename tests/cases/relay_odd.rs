@@ -1,0 +1,125 @@
+//! Messages that nobody should send: relayed as they are, or dead-lettered with the reason. None is lost, none blocks the next.
+
+use crate::scene::{PATIENCE, case};
+use anyhow::{Context, Result};
+use e2e::{
+    line::Relay,
+    sqs::{Sqs, Trouble},
+    wait,
+};
+use lapin::{
+    BasicProperties,
+    types::{AMQPValue, DecimalValue, FieldArray, FieldTable},
+};
+use std::collections::{BTreeMap, BTreeSet};
+
+const MIB: usize = 1024 * 1024;
+const MARK: &str = "sqs-says-no";
+
+/// A header of every type, and some inside one another.
+fn every_type() -> FieldTable {
+    let mut inner = FieldTable::default();
+    inner.insert("deep".into(), AMQPValue::Boolean(true));
+    let mut nested = AMQPValue::FieldTable(inner.clone());
+    for _ in 0..100 {
+        let mut array = FieldArray::default();
+        array.push(nested);
+        nested = AMQPValue::FieldArray(array);
+    }
+    let values = [
+        AMQPValue::Boolean(false),
+        AMQPValue::ShortShortInt(i8::MIN),
+        AMQPValue::ShortShortUInt(u8::MAX),
+        AMQPValue::ShortInt(i16::MIN),
+        AMQPValue::ShortUInt(u16::MAX),
+        AMQPValue::LongInt(i32::MIN),
+        AMQPValue::LongUInt(u32::MAX),
+        AMQPValue::LongLongInt(i64::MIN),
+        AMQPValue::Float(f32::NAN),
+        AMQPValue::Double(f64::INFINITY),
+        AMQPValue::DecimalValue(DecimalValue { scale: 255, value: u32::MAX }),
+        AMQPValue::LongString("text\0".into()),
+        AMQPValue::Timestamp(u64::MAX),
+        AMQPValue::FieldTable(inner),
+        nested,
+        AMQPValue::Void,
+    ];
+    let mut headers = FieldTable::default();
+    for (number, value) in values.into_iter().enumerate() {
+        headers.insert(format!("odd-{number}").into(), value);
+    }
+    headers
+}
+
+fn many_headers() -> FieldTable {
+    let mut headers = FieldTable::default();
+    for number in 0..200 {
+        headers.insert(format!("{number:0>255}").into(), AMQPValue::LongInt(number));
+    }
+    headers
+}
+
+/// Each body with its properties and, if SQS cannot carry it, the reason.
+fn messages() -> Vec<(Vec<u8>, BasicProperties, Option<&'static str>)> {
+    let plain = BasicProperties::default;
+    let random: Vec<u8> = (0..1024_u32).map(|n| (n.wrapping_mul(2_654_435_761) >> 24) as u8 | 0x80).collect();
+    let refused = format!("{{\"mark\":\"{MARK}\"}}");
+    vec![
+        (random, plain(), Some("not-utf8")),
+        (b"{\"nul\":\"\0\"}".to_vec(), plain(), Some("illegal-character")),
+        (b"{\"surrogate\":\"\xed\xa0\x80\"}".to_vec(), plain(), Some("not-utf8")),
+        (vec![], plain(), Some("empty-body")),
+        (vec![b'y'; MIB + 1], plain(), Some("too-large")),
+        (vec![b'x'; MIB], plain().with_message_id("full".into()), None),
+        (b"{\"types\":1}".to_vec(), plain().with_headers(every_type()), None),
+        (b"{\"headers\":200}".to_vec(), plain().with_headers(many_headers()), None),
+        (b"\xff with headers".to_vec(), plain().with_headers(many_headers()), Some("not-utf8")),
+        (b"{\"time\":1}".to_vec(), plain().with_timestamp(u64::MAX), None),
+        (b"{\"id\":1}".to_vec(), plain().with_message_id("\u{1}".repeat(255).into()), None),
+        (refused.into_bytes(), plain(), Some("rejected-by-sqs")),
+        (b"{\"the\":\"last\"}".to_vec(), plain(), None),
+    ]
+}
+
+#[test]
+fn odd_messages_are_relayed_or_dead_lettered_and_block_nobody() {
+    case(|scene| async move {
+        let (name, stack) = ("odd", scene.stack);
+        let sqs = Sqs::start(name, None).await?;
+        // Redpanda Connect: one entry's own fault fails its whole batch.
+        sqs.set_trouble(Some(Trouble::sender_fault(MARK)));
+        let (url, endpoint) = (sqs.queue_url(sqs.addr()), format!("http://{}", sqs.addr()));
+        let attributes = (0..6).map(|number| format!("header:odd-{}", number * 3)).collect::<Vec<_>>().join(",");
+        let attributes = format!("message-id,timestamp,{attributes}");
+        let env = [("AWS_ENDPOINT_URL_SQS", endpoint.as_str()), ("RELAY_ATTRIBUTES", &attributes)];
+        let relay = Relay::start_with(&stack.run, name, &stack.broker.url(), &stack.aws, &url, &env).await?;
+        relay.ready().await?;
+        let all = messages();
+        let sent = all.iter().map(|(body, properties, _)| (body.as_slice(), properties.clone()));
+        stack.publisher.publish_with(name, sent).await?;
+        let mut reasons = BTreeMap::new();
+        for _ in all.iter().filter(|(.., reason)| reason.is_some()) {
+            let dead = stack.publisher.take("odd.dead-letter", PATIENCE).await?;
+            let headers = dead.delivery.properties.headers().clone().context("no headers")?;
+            let reason = headers.inner().get("x-relay-reason").cloned();
+            let Some(AMQPValue::LongString(reason)) = reason else { anyhow::bail!("no reason: {reason:?}") };
+            if dead.delivery.data.ends_with(b"with headers") {
+                assert!(headers.inner().len() > 200, "only {} headers are left", headers.inner().len());
+            }
+            reasons.insert(dead.delivery.data, reason.to_string());
+        }
+        let wanted: BTreeSet<&[u8]> =
+            all.iter().filter(|(.., reason)| reason.is_none()).map(|(body, ..)| body.as_slice()).collect();
+        let arrived = async || (sqs.count() >= wanted.len() as u64).then_some(());
+        wait::until("the others in SQS", PATIENCE, arrived).await?;
+        let kept = sqs.kept();
+        assert_eq!(kept.iter().map(|kept| kept.body.as_bytes()).collect::<BTreeSet<_>>(), wanted);
+        for (body, _, reason) in all.iter().filter(|(.., reason)| reason.is_some()) {
+            assert_eq!(reasons.get(body).map(String::as_str), *reason, "{:?}", &body[..body.len().min(20)]);
+        }
+        assert_eq!(sqs.broken_limits(), [] as [String; 0]);
+        assert!(relay.process.terminate(PATIENCE).await?.success(), "{}", relay.process.log_text());
+        assert_eq!(stack.publisher.ready_count(name).await?, 0, "something was not acknowledged");
+        Ok(())
+    });
+}
