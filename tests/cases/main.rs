@@ -18,5 +18,6 @@ mod relay_fifo;
 mod relay_metrics;
 mod relay_odd;
 mod relay_payload;
+mod relay_tls;
 mod scene;
 mod worker;

@@ -2,6 +2,7 @@
 //! broker that already runs on this machine.
 
 use crate::{
+    certificates::Authority,
     paths::RunDir,
     ports,
     process::{Process, Spec, output},
@@ -58,6 +59,25 @@ impl Broker {
     /// # Errors
     /// RabbitMQ is missing or does not come up.
     pub async fn start(run: &RunDir, name: &str) -> Result<Self> {
+        Self::start_with(run, name, "").await
+    }
+
+    /// Starts a node that also listens with TLS, on the port given back, and asks clients for a certificate of `authority`.
+    ///
+    /// # Errors
+    /// As [`start`](Self::start).
+    pub async fn start_tls(run: &RunDir, name: &str, authority: &Authority) -> Result<(Self, u16)> {
+        let (port, (certificate, key)) = (ports::free()?, authority.sign(name)?);
+        let files = [("cacertfile", authority.file()), ("certfile", certificate), ("keyfile", key)];
+        let mut settings = format!("listeners.ssl.1 = 127.0.0.1:{port}\n");
+        for (option, file) in files {
+            settings.push_str(&format!("ssl_options.{option} = {}\n", file.display()));
+        }
+        settings.push_str("ssl_options.verify = verify_peer\nssl_options.fail_if_no_peer_cert = true\n");
+        Ok((Self::start_with(run, name, &settings).await?, port))
+    }
+
+    async fn start_with(run: &RunDir, name: &str, settings: &str) -> Result<Self> {
         let folder = run.folder(&format!("{name}-data"))?;
         let (port, distribution_port, mapper_port) = (ports::free()?, ports::free()?, ports::free()?);
         // RabbitMQ would start a port mapper that stays behind: ours is a child like all others.
@@ -69,7 +89,7 @@ impl Broker {
             folder.join("rabbitmq.conf"),
             format!(
                 "listeners.tcp.1 = 127.0.0.1:{port}\nlog.console = true\nlog.console.level = info\nlog.file = false\n\
-                 disk_free_limit.absolute = 1MB\n"
+                 disk_free_limit.absolute = 1MB\n{settings}"
             ),
         )?;
         fs::write(folder.join("enabled_plugins"), "[].\n")?;

@@ -6,6 +6,7 @@
 pub mod aws;
 pub mod backend;
 pub mod broker;
+pub mod certificates;
 pub mod fault;
 pub mod lambda;
 pub mod ledger;
