@@ -143,6 +143,9 @@ impl Config {
         if !matches!(sqs.scheme(), "http" | "https") || sqs.host().is_none() {
             return Err(invalid("--sqs-queue-url", "must be an http or https URL"));
         }
+        if self.payload_bucket.as_deref() == Some("") {
+            return Err(invalid("--payload-bucket", "must not be empty"));
+        }
         if self.message_deduplication_id.is_some() && !self.is_fifo() {
             let problem = "only a FIFO queue takes one, and the URL of such a queue ends with .fifo";
             return Err(invalid("--message-deduplication-id", problem));
@@ -225,6 +228,7 @@ mod tests {
             ("--sqs-queue-url", "queue"),
             ("--sqs-queue-url", "ftp://h/q"),
             ("--linger-ms", "60001"),
+            ("--payload-bucket", ""),
             ("--health-addr", "9100"),
             ("--max-in-flight", "0"),
             ("--max-in-flight", "257"),

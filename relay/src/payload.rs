@@ -9,9 +9,11 @@ use std::{env, time::Duration};
 use aws_config::{SdkConfig, retry::RetryConfig, timeout::TimeoutConfig};
 use aws_sdk_s3::{Client, error::ProvideErrorMetadata, primitives::ByteStream};
 use serde_json::json;
-use sha2::{Digest, Sha256};
 
-use crate::attributes::{Attribute, Value};
+use crate::{
+    attributes::{Attribute, Value},
+    field::sha256,
+};
 
 const CLASS: &str = "software.amazon.payloadoffloading.PayloadS3Pointer";
 
@@ -32,9 +34,7 @@ pub struct Payload {
 impl Payload {
     /// The payload of a body.
     pub fn new(body: Vec<u8>) -> Self {
-        let digest = Sha256::digest(&body);
-        let hex: String = digest.iter().map(|byte| format!("{byte:02x}")).collect();
-        Self { key: format!("payloads/{hex}"), body }
+        Self { key: format!("payloads/{}", sha256(&body)), body }
     }
 
     /// The attribute by which receivers know a pointer: the body's bytes.
