@@ -193,7 +193,7 @@ async fn pump<S: Sink>(generation: &mut Generation, flow: &mut Flow<S>, shutdown
                 return End::Halt(halt);
             },
             intake = generation.next() => match intake {
-                Intake::Delivery(delivery) => flow.accept(*delivery),
+                Intake::Delivery(delivery, mended) => flow.accept(*delivery, mended),
                 Intake::Cancelled => return End::Cancelled,
                 Intake::Broken(err) => return End::Broken(err),
             },

@@ -43,6 +43,8 @@ pub enum Reason {
     EmptyBody,
     /// SQS carries text.
     NotUtf8,
+    /// A message id, routing key, header name or the like is not UTF-8: which, with its bytes in hexadecimal.
+    PropertyNotUtf8(String),
     /// A character that XML 1.0 does not have.
     IllegalCharacter,
     /// The body has this many bytes.
@@ -147,6 +149,7 @@ impl Reason {
         match self {
             Self::EmptyBody => "empty-body",
             Self::NotUtf8 => "not-utf8",
+            Self::PropertyNotUtf8(_) => "property-not-utf8",
             Self::IllegalCharacter => "illegal-character",
             Self::TooLarge(_) => "too-large",
             Self::Rejected(_) => "rejected-by-sqs",
@@ -159,6 +162,7 @@ impl fmt::Display for Reason {
         match self {
             Self::EmptyBody => f.write_str("the body is empty"),
             Self::NotUtf8 => f.write_str("the body is not UTF-8"),
+            Self::PropertyNotUtf8(strings) => write!(f, "not UTF-8: {strings}"),
             Self::IllegalCharacter => f.write_str("the body holds a character that SQS does not carry"),
             Self::TooLarge(bytes) => write!(f, "the body has {bytes} bytes, SQS takes {MAX_BYTES}"),
             Self::Rejected(code) => write!(f, "SQS rejected the entry: {code}"),

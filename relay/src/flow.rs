@@ -19,6 +19,7 @@ use crate::{
     backoff,
     batch::Weigh,
     dead_letter::DeadLetter,
+    entry::Reason,
     error::Stop,
     flow::dispatch::{Outcome, acknowledge, bury, dispatch},
     health::Readiness,
@@ -98,9 +99,14 @@ impl<S: Sink> Flow<S> {
         }
     }
 
-    /// Takes a delivery over.
-    pub fn accept(&mut self, delivery: Delivery) {
-        match Message::accept(delivery, &self.acks, &self.metrics, &self.terms.recipe) {
+    /// Takes a delivery over. `mended` says which of its strings were not UTF-8: SQS gets no message that is not as it was sent.
+    pub fn accept(&mut self, delivery: Delivery, mended: Option<String>) {
+        let accepted = Message::accept(delivery, &self.acks, &self.metrics, &self.terms.recipe);
+        let accepted = accepted.and_then(|message| match mended {
+            None => Ok(message),
+            Some(strings) => Err(message.into_poison(Reason::PropertyNotUtf8(strings))),
+        });
+        match accepted {
             Ok(message) => {
                 self.ready.extend(self.lanes.push(message, Instant::now()));
                 self.launch();
