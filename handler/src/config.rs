@@ -8,6 +8,9 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use std::{fmt, path::PathBuf, str::FromStr, time::Duration};
 use url::Url;
 
+mod work;
+pub use work::{ErrorCodes, WorkConfig};
+
 /// Paints generation tasks with Stable Diffusion 1.5 and an artist's LoRA.
 ///
 /// Without a subcommand it is the AWS Lambda function, configured by the environment alone.
@@ -66,9 +69,9 @@ pub struct ServiceConfig {
     /// The token that every webhook carries as `Authorization: Bearer`.
     #[arg(long, env = "INTERNAL_API_TOKEN", hide_env_values = true, value_name = "TOKEN")]
     pub internal_api_token: Secret,
-    /// Receives after which a message is given up: the queue's maxReceiveCount. The backend is told on the last one.
-    #[arg(long, env = "EASEL_MAX_RECEIVE_COUNT", default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..))]
-    pub max_receive_count: u32,
+    /// How tasks are worked on.
+    #[command(flatten)]
+    pub work: WorkConfig,
     /// How log lines look.
     #[arg(long, env = "EASEL_LOG_FORMAT", default_value = "json")]
     pub log_format: LogFormat,

@@ -7,14 +7,18 @@
 //! were too large for the queue; [`bench`] measures; [`studio`] owns the model; [`gpu`] is CUDA without Stable Diffusion; [`config`] is the only reader of the environment.
 
 pub mod bench;
+pub mod claim;
 pub mod config;
+pub mod failure;
 pub mod generate;
 pub mod gpu;
 pub mod job;
 pub mod lora;
+pub mod pace;
 pub mod payload;
 pub mod pipeline;
 pub mod progress;
+pub mod queue;
 pub mod runtime;
 pub mod signature;
 pub mod store;

@@ -3,10 +3,14 @@
 use crate::{
     config::ServiceConfig,
     job::{Message, Outcome, Workshop},
+    queue::Queues,
 };
 use aws_lambda_events::sqs::{SqsBatchResponse, SqsEvent, SqsMessage};
 use lambda_runtime::{Error, LambdaEvent, service_fn};
-use std::collections::HashMap;
+use std::{
+    collections::HashMap,
+    time::{Duration, Instant, SystemTime},
+};
 use tokio::{
     signal::unix::{SignalKind, signal},
     sync::RwLock,
@@ -19,12 +23,14 @@ use tokio::{
 pub async fn serve(config: &ServiceConfig) -> anyhow::Result<()> {
     let aws = aws_config::load_from_env().await;
     let workshop = Workshop::open(config, &aws).await?;
+    let queues = Queues::new(&aws);
     let busy = RwLock::new(());
     let service = service_fn(|event: LambdaEvent<SqsEvent>| {
-        let (workshop, busy) = (&workshop, &busy);
+        let (workshop, queues, busy) = (&workshop, &queues, &busy);
         async move {
             let _busy = busy.read().await;
-            handle(workshop, event.payload).await
+            let deadline = instant(event.context.deadline());
+            handle(workshop, queues, event.payload, deadline).await
         }
     });
     let mut terminate = signal(SignalKind::terminate())?;
@@ -41,13 +47,21 @@ pub async fn serve(config: &ServiceConfig) -> anyhow::Result<()> {
 }
 
 /// One task after the other. Only what the queue must bring again is reported.
-async fn handle(workshop: &Workshop, event: SqsEvent) -> Result<SqsBatchResponse, Error> {
+async fn handle(
+    workshop: &Workshop,
+    queues: &Queues,
+    event: SqsEvent,
+    deadline: Option<Instant>,
+) -> Result<SqsBatchResponse, Error> {
     let mut response = SqsBatchResponse::default();
     let mut ordered_stop = false;
     for record in event.records {
-        if !ordered_stop && workshop.handle(&message(&record)).await == Outcome::Consumed {
-            continue;
-        }
+        let outcome = match ordered_stop {
+            false => workshop.handle(&message(&record, deadline)).await,
+            true => Outcome::GivenBack(Duration::ZERO),
+        };
+        let Outcome::GivenBack(wait) = outcome else { continue };
+        rest(queues, &record, wait).await;
         // A FIFO queue keeps its order only if everything after the first failure comes back as well.
         ordered_stop = is_fifo(&record);
         // An empty identifier would make Lambda bring the whole batch again, the finished ones too.
@@ -57,8 +71,26 @@ async fn handle(workshop: &Workshop, event: SqsEvent) -> Result<SqsBatchResponse
     Ok(response)
 }
 
-fn message(record: &SqsMessage) -> Message {
-    Message { body: record.body.clone().unwrap_or_default(), receive_count: receive_count(&record.attributes) }
+fn message(record: &SqsMessage, deadline: Option<Instant>) -> Message {
+    let body = record.body.clone().unwrap_or_default();
+    Message { body, receive_count: receive_count(&record.attributes), deadline }
+}
+
+/// Lets the queue bring a message again after `wait`. Otherwise that takes the queue's whole visibility timeout, which is several
+/// times the function's timeout.
+async fn rest(queues: &Queues, record: &SqsMessage, wait: Duration) {
+    let (Some(arn), Some(handle)) = (&record.event_source_arn, &record.receipt_handle) else { return };
+    let seconds = i32::try_from(wait.as_secs()).unwrap_or(i32::MAX);
+    let set = async { queues.by_arn(arn).await?.set_visibility(handle, seconds).await };
+    if let Err(error) = set.await {
+        tracing::warn!(error, "the message comes again only after the queue's visibility timeout");
+    }
+}
+
+/// When the invocation ends. A Runtime API that tells no time, or one that has passed, sets no limit.
+fn instant(deadline: SystemTime) -> Option<Instant> {
+    let left = deadline.duration_since(SystemTime::now()).ok()?;
+    Instant::now().checked_add(left)
 }
 
 /// The queue's own count of receives; 1 if it is absent.

@@ -21,8 +21,6 @@ use std::{
 use tokio::{sync::mpsc, task::JoinHandle, time::timeout};
 use url::Url;
 
-/// `error_code` of a failed generation.
-pub const GENERATION_FAILED: &str = "GENERATION_FAILED";
 /// Tries of complete and failed after the first one.
 const RETRIES: usize = 5;
 const FIRST_DELAY: Duration = Duration::from_millis(250);
@@ -112,13 +110,14 @@ impl Backend {
         &self,
         base: &Url,
         generation_id: i64,
+        code: &str,
         message: &str,
         retry_count: u32,
     ) -> Result<(), WebhookError> {
         let body = json!({
             "generation_id": generation_id,
             "error_message": message,
-            "error_code": GENERATION_FAILED,
+            "error_code": code,
             "retry_count": retry_count,
         });
         self.insist(base, "failed", &body).await

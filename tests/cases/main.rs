@@ -7,6 +7,8 @@ mod again;
 mod backend_down;
 mod batch;
 mod cancel;
+mod claim;
+mod deadline;
 mod generate;
 mod happy;
 mod ledger;

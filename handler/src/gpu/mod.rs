@@ -21,6 +21,7 @@ mod tuned;
 
 pub(crate) use array::{Array, Moments, Pinned};
 pub use error::GpuError;
+pub(crate) use error::OUT_OF_MEMORY;
 pub(crate) use error::Result;
 pub(crate) use event::Event;
 pub(crate) use graph::Graph;
