@@ -1,5 +1,9 @@
 //! The command line and the environment of the handler. Tests build these structs; nothing else reads the environment.
 
+mod picture;
+
+pub use picture::PictureConfig;
+
 use crate::{
     lora::Dora,
     pipeline::{Offload, noise, prompt, scheduler},
@@ -63,6 +67,9 @@ pub struct ServiceConfig {
     /// The storage.
     #[command(flatten)]
     pub store: StoreConfig,
+    /// The pictures' files.
+    #[command(flatten)]
+    pub picture: PictureConfig,
     /// The token that every webhook carries as `Authorization: Bearer`.
     #[arg(long, env = "INTERNAL_API_TOKEN", hide_env_values = true, value_name = "TOKEN")]
     pub internal_api_token: Secret,
@@ -189,7 +196,10 @@ pub struct GenerateConfig {
     /// Sign the picture with this name.
     #[arg(long, value_name = "NAME")]
     pub signature: Option<String>,
-    /// The picture, .jpg or .png.
+    /// How the file is written.
+    #[command(flatten)]
+    pub picture: PictureConfig,
+    /// The picture, .jpg, .png or .webp.
     #[arg(long, value_name = "FILE")]
     pub out: PathBuf,
 }

@@ -1,7 +1,7 @@
 //! One task from start to end: parse, fetch the LoRAs, paint, store, tell. Function and worker both run it.
 
 use crate::{
-    config::ServiceConfig,
+    config::{PictureConfig, ServiceConfig},
     lora::AppliedLora,
     payload::Pointer,
     pipeline::{Request, error::PipelineError},
@@ -50,6 +50,7 @@ pub struct Workshop {
     backend: Backend,
     step_time: Arc<Mutex<Duration>>,
     max_receive_count: u32,
+    file: PictureConfig,
 }
 
 /// A failure after parsing, by what is to be done.
@@ -80,6 +81,7 @@ impl Workshop {
             backend: Backend::new(config.internal_api_token.clone())?,
             step_time: Arc::new(Mutex::new(ASSUMED_STEP)),
             max_receive_count: config.max_receive_count,
+            file: config.picture,
         })
     }
 
@@ -184,7 +186,7 @@ impl Workshop {
 
     /// Paints on a thread of its own, so that webhooks and heartbeats go on, and tells the milestones.
     async fn paint(&self, task: &Task, loras: Vec<AppliedLora>) -> Result<Delivery, JobError> {
-        let commission = commission(task, loras);
+        let commission = commission(task, loras, self.file);
         let line = self.backend.progress(&task.webhook_url, task.generation_id);
         let (tell, is_unwanted) = (line.teller(), line.is_unwanted());
         let (studio, step_time, steps) = (self.studio.clone(), self.step_time.clone(), task.steps);
@@ -239,7 +241,7 @@ fn pace(
     }
 }
 
-fn commission(task: &Task, loras: Vec<AppliedLora>) -> Commission {
+fn commission(task: &Task, loras: Vec<AppliedLora>, file: PictureConfig) -> Commission {
     Commission {
         request: Request {
             prompt: task.prompt.clone(),
@@ -258,6 +260,7 @@ fn commission(task: &Task, loras: Vec<AppliedLora>) -> Commission {
         loras,
         signature: Some((task.artist_name.clone(), task.signature.clone())),
         format: task.format,
+        file,
     }
 }
 
