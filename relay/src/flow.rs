@@ -102,16 +102,13 @@ impl<S: Sink> Flow<S> {
     /// Takes a delivery over. `mended` says which of its strings were not UTF-8: SQS gets no message that is not as it was sent.
     pub fn accept(&mut self, delivery: Delivery, mended: Option<String>) {
         let accepted = Message::accept(delivery, &self.acks, &self.metrics, &self.terms.recipe);
-        let accepted = accepted.and_then(|message| match mended {
-            None => Ok(message),
-            Some(strings) => Err(message.into_poison(Reason::PropertyNotUtf8(strings))),
-        });
-        match accepted {
-            Ok(message) => {
+        match (accepted, mended) {
+            (Ok(message), Some(strings)) => self.bury(message.into_poison(Reason::PropertyNotUtf8(strings))),
+            (Ok(message), None) => {
                 self.ready.extend(self.lanes.push(message, Instant::now()));
                 self.launch();
             }
-            Err(poison) => self.bury(poison),
+            (Err(poison), _) => self.bury(poison),
         }
     }
 
