@@ -4,20 +4,13 @@
 //! it is. A connection of its own, because a broker short of memory stops reading from connections that publish, and
 //! acknowledgements must not wait behind that.
 
-use std::{
-    sync::{
-        Arc,
-        atomic::{AtomicBool, AtomicUsize, Ordering},
-    },
-    time::Duration,
-};
+use std::{future::Future, sync::Arc, time::Duration};
 
 use lapin::{
     Channel, Confirmation, Connection,
     options::{BasicPublishOptions, ConfirmSelectOptions},
 };
 use tokio::{sync::Mutex, time::timeout};
-use tracing::warn;
 
 use crate::{
     amqp::{self, Broker},
@@ -28,9 +21,21 @@ use crate::{
 };
 
 pub mod headers;
+mod stall;
+
+pub use stall::{Stall, Stuck};
 
 /// From the publish to the confirmation.
 const PUBLISH_TIMEOUT: Duration = Duration::from_secs(15);
+
+/// Where poison goes.
+pub trait PoisonSink: Send + Sync + 'static {
+    /// Publishes a copy; `Ok` only when that is confirmed.
+    fn publish(&self, poison: &Poison) -> impl Future<Output = Result<(), BrokerError>> + Send;
+
+    /// Counts a message that could not be buried, until the answer is dropped.
+    fn stuck(&self) -> Stuck<'_>;
+}
 
 /// The way to the dead-letter exchange. Connects when it is first needed.
 #[derive(Debug)]
@@ -38,15 +43,9 @@ pub struct DeadLetter {
     broker: Arc<Broker>,
     exchange: String,
     queue: String,
-    prefetch: usize,
     link: Mutex<Option<Link>>,
-    stuck: AtomicUsize,
-    stall_told: AtomicBool,
+    stall: Stall,
 }
-
-/// One message that could not be buried yet.
-#[derive(Debug)]
-pub(crate) struct Stuck<'a>(&'a AtomicUsize);
 
 #[derive(Debug)]
 struct Link {
@@ -61,46 +60,9 @@ impl DeadLetter {
             broker,
             exchange: config.dead_letter_exchange(),
             queue: config.queue.clone(),
-            prefetch: config.prefetch.into(),
             link: Mutex::new(None),
-            stuck: AtomicUsize::new(0),
-            stall_told: AtomicBool::new(false),
+            stall: Stall::new(config.dead_letter_exchange(), config.prefetch.into()),
         }
-    }
-
-    /// Counts a message that could not be buried, until the answer is dropped. When such messages fill the prefetch, the
-    /// broker delivers nothing more: they may be neither lost nor given back without an end, so that is told, once.
-    pub(crate) fn stuck(&self) -> Stuck<'_> {
-        let count = self.stuck.fetch_add(1, Ordering::Relaxed) + 1;
-        if count >= self.prefetch && !self.stall_told.swap(true, Ordering::Relaxed) {
-            warn!(
-                messages = count,
-                amqp.exchange = self.exchange,
-                "every message that the broker may have out here waits for the dead-letter exchange: the relay stands \
-                 still until the exchange takes them"
-            );
-        }
-        Stuck(&self.stuck)
-    }
-
-    /// Publishes a copy; `Ok` only when the broker has confirmed that a queue took it.
-    ///
-    /// One at a time: the client ties a returned message to whatever confirmation comes next, so with two on the way
-    /// the one that reached no queue could pass for the other.
-    pub async fn publish(&self, poison: &Poison) -> Result<(), BrokerError> {
-        let mut slot = self.link.lock().await;
-        let link = match slot.take() {
-            Some(link) if link.channel.status().connected() => link,
-            _ => self.connect().await?,
-        };
-        let sent = timeout(PUBLISH_TIMEOUT, self.send(&link, poison)).await;
-        let result = sent.unwrap_or(Err(BrokerError::Timeout(PUBLISH_TIMEOUT)));
-        // After a failure a late confirmation could be taken for the next message's: start anew.
-        match result {
-            Ok(()) => *slot = Some(link),
-            Err(_) => amqp::close(link.connection).await,
-        }
-        result
     }
 
     /// Ends the connection, if there is one.
@@ -143,8 +105,28 @@ impl DeadLetter {
     }
 }
 
-impl Drop for Stuck<'_> {
-    fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
+impl PoisonSink for DeadLetter {
+    /// `Ok` only when the broker has confirmed that a queue took the copy.
+    ///
+    /// One at a time: the client ties a returned message to whatever confirmation comes next, so with two on the way
+    /// the one that reached no queue could pass for the other.
+    async fn publish(&self, poison: &Poison) -> Result<(), BrokerError> {
+        let mut slot = self.link.lock().await;
+        let link = match slot.take() {
+            Some(link) if link.channel.status().connected() => link,
+            _ => self.connect().await?,
+        };
+        let sent = timeout(PUBLISH_TIMEOUT, self.send(&link, poison)).await;
+        let result = sent.unwrap_or(Err(BrokerError::Timeout(PUBLISH_TIMEOUT)));
+        // After a failure a late confirmation could be taken for the next message's: start anew.
+        match result {
+            Ok(()) => *slot = Some(link),
+            Err(_) => amqp::close(link.connection).await,
+        }
+        result
+    }
+
+    fn stuck(&self) -> Stuck<'_> {
+        self.stall.count()
     }
 }
