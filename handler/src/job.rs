@@ -4,6 +4,7 @@ use crate::{
     claim::Claims,
     config::{ErrorCodes, ServiceConfig, WorkConfig},
     failure::{Failure, Fault, GENERATION_FAILED},
+    gate::Gate,
     lora::AppliedLora,
     pace::{Pace, Times},
     payload::Pointer,
@@ -52,6 +53,7 @@ pub struct Workshop {
     studio: Arc<Mutex<Studio>>,
     store: Arc<Store>,
     backend: Backend,
+    gate: Gate,
     claims: Option<Claims>,
     times: Times,
     work: WorkConfig,
@@ -66,12 +68,14 @@ impl Workshop {
         let model = config.model.clone();
         let studio = tokio::task::spawn_blocking(move || Studio::open(&model, crate::task::size(None))).await??;
         let store = Store::new(&config.store, aws);
+        let gate = Gate::new(&config.safety);
         let lease = Duration::from_secs(config.work.claim_lease.into());
         Ok(Self {
             studio: Arc::new(Mutex::new(studio)),
             claims: (!lease.is_zero()).then(|| store.claims(lease)),
             store: Arc::new(store),
-            backend: Backend::new(config.internal_api_token.clone())?,
+            backend: Backend::new(config.internal_api_token.clone(), gate.guard().clone())?,
+            gate,
             times: Times::default(),
             work: config.work.clone(),
         })
@@ -97,7 +101,8 @@ impl Workshop {
                     }
                 },
             };
-            match Task::parse(fetched.as_ref().unwrap_or(&message.body)) {
+            let parsed = Task::parse(fetched.as_ref().unwrap_or(&message.body));
+            match self.gate.admit(parsed).await {
                 Ok(task) => {
                     tracing::Span::current().record("generation_id", task.generation_id);
                     self.run(&task, message).await
@@ -111,11 +116,11 @@ impl Workshop {
 
     /// A message that is no task: told if anybody can be told, else left for the dead-letter queue.
     async fn refuse(&self, bad: Box<BadTask>, message: &Message) -> Outcome {
+        tracing::Span::current().record("generation_id", bad.generation_id);
         let (Some(generation_id), Some(base)) = (bad.generation_id, &bad.webhook_url) else {
             warn!(error = %bad, "not a task, and no backend to tell: given back for the dead-letter queue");
             return message.given_back();
         };
-        tracing::Span::current().record("generation_id", generation_id);
         self.give_up(base, generation_id, Fault::Task, &bad.reason, message).await
     }
 

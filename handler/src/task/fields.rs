@@ -120,8 +120,9 @@ impl<'a> Fields<'a> {
     /// The base address of the webhooks.
     pub(super) fn webhook_url(&self, name: &str) -> Result<Url> {
         let wanted = "an http or https address without user, query or fragment";
-        let url = Url::parse(self.text(name, MAX_URL)?).map_err(|_| self.wrong(name, "another string", wanted))?;
-        let plain = url.username().is_empty() && url.password().is_none();
+        let text = self.text(name, MAX_URL)?;
+        let url = Url::parse(text).map_err(|_| self.wrong(name, "another string", wanted))?;
+        let plain = url.username().is_empty() && url.password().is_none() && reads_the_same_everywhere(text);
         let whole = url.query().is_none() && url.fragment().is_none();
         let web = matches!(url.scheme(), "http" | "https") && url.has_host();
         (web && plain && whole).then_some(url).ok_or_else(|| self.wrong(name, "another address", wanted))
@@ -160,6 +161,14 @@ impl<'a> Fields<'a> {
     fn wrong(&self, name: &str, what: &str, wanted: &str) -> String {
         format!("`{}{name}` is {what}, must be {wanted}", self.place)
     }
+}
+
+/// Whether others would take the same part of an address for its host. The URL standard drops tabs and line breaks, takes a
+/// backslash for a slash, and forgives missing slashes and an empty user.
+fn reads_the_same_everywhere(text: &str) -> bool {
+    let odd = |character: char| character == '\\' || character.is_whitespace() || character.is_control();
+    let authority = text.split_once("://").map(|(_, rest)| rest.split('/').next().unwrap_or_default());
+    !text.contains(odd) && authority.is_some_and(|authority| !authority.is_empty() && !authority.contains('@'))
 }
 
 /// What a JSON value is, in words.
