@@ -7,6 +7,7 @@
 //! were too large for the queue; [`bench`] measures; [`studio`] owns the model; [`gpu`] is CUDA without Stable Diffusion; [`config`] is the only reader of the environment.
 
 pub mod bench;
+pub mod buckets;
 pub mod claim;
 pub mod config;
 pub mod failure;

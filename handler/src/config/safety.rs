@@ -1,6 +1,6 @@
-//! What a task may reach: the hosts of its webhooks.
+//! What a task may reach: the hosts of its webhooks, and the buckets of its LoRAs.
 
-use crate::network::HostPattern;
+use crate::{buckets::BucketPattern, network::HostPattern};
 use clap::Args;
 
 /// What a task may reach.
@@ -13,4 +13,7 @@ pub struct SafetyConfig {
     /// Let webhooks go to private, loopback and link-local addresses too, if there is no --webhook-hosts.
     #[arg(long, env = "EASEL_ALLOW_PRIVATE_WEBHOOKS")]
     pub allow_private_webhooks: bool,
+    /// Buckets that LoRAs may come from, and no others; *-loras means all that end so [default: every bucket that may be read]
+    #[arg(long, env = "EASEL_LORA_BUCKETS", value_name = "BUCKET,…", value_delimiter = ',')]
+    pub lora_buckets: Vec<BucketPattern>,
 }

@@ -162,7 +162,8 @@ const AROUND_A_LIST: &[&str] = &[
 ];
 
 fn config(hosts: &[&str], allow_private_webhooks: bool) -> SafetyConfig {
-    SafetyConfig { webhook_hosts: hosts.iter().map(|host| host.parse().unwrap()).collect(), allow_private_webhooks }
+    let webhook_hosts = hosts.iter().map(|host| host.parse().unwrap()).collect();
+    SafetyConfig { webhook_hosts, allow_private_webhooks, ..SafetyConfig::default() }
 }
 
 /// The addresses of a name.

@@ -1,6 +1,8 @@
 //! Typed access to the fields of a JSON object. An error says which field, what kind of value it holds and what is allowed;
 //! never the value itself, since prompts and names must not reach a log.
 
+use crate::buckets::{is_bucket, is_key};
+
 use super::{LoraRef, MAX_PROMPT, MAX_TAGS, MAX_URL};
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
@@ -106,11 +108,11 @@ impl<'a> Fields<'a> {
 
     /// The address of a LoRA, `s3://bucket/key`.
     pub(super) fn lora_url(&self, name: &str, scale: f64) -> Result<LoraRef> {
-        let wanted = "an address of the form s3://bucket/key";
+        let wanted = "an address of the form s3://bucket/key, with names as S3 allows them";
         let text = self.text(name, MAX_URL)?;
         let parts = text.strip_prefix("s3://").and_then(|rest| rest.split_once('/'));
         match parts {
-            Some((bucket, key)) if !bucket.is_empty() && !key.is_empty() => {
+            Some((bucket, key)) if is_bucket(bucket) && is_key(key) => {
                 Ok(LoraRef { bucket: bucket.to_string(), key: key.to_string(), scale })
             }
             _ => Err(self.wrong(name, "another string", wanted)),
