@@ -12,7 +12,9 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use std::{fmt, net::SocketAddr, path::PathBuf, str::FromStr, time::Duration};
 use url::Url;
 
+mod safety;
 mod work;
+pub use safety::SafetyConfig;
 pub use work::{ErrorCodes, WorkConfig};
 
 /// Paints generation tasks with Stable Diffusion 1.5 and an artist's LoRA.
@@ -76,6 +78,9 @@ pub struct ServiceConfig {
     /// The token that every webhook carries as `Authorization: Bearer`.
     #[arg(long, env = "INTERNAL_API_TOKEN", hide_env_values = true, value_name = "TOKEN")]
     pub internal_api_token: Secret,
+    /// What a task may reach.
+    #[command(flatten)]
+    pub safety: SafetyConfig,
     /// How tasks are worked on.
     #[command(flatten)]
     pub work: WorkConfig,

@@ -4,6 +4,7 @@ use crate::{
     claim::Claims,
     config::{ErrorCodes, PictureConfig, ServiceConfig, WorkConfig},
     failure::{Failure, Fault, GENERATION_FAILED},
+    gate::Gate,
     lora::AppliedLora,
     metrics::Metrics,
     pace::{Pace, Times},
@@ -56,6 +57,7 @@ pub struct Workshop {
     studio: Arc<Mutex<Studio>>,
     store: Arc<Store>,
     backend: Backend,
+    gate: Gate,
     claims: Option<Claims>,
     times: Times,
     metrics: Metrics,
@@ -72,12 +74,14 @@ impl Workshop {
         let model = config.model.clone();
         let studio = tokio::task::spawn_blocking(move || Studio::open(&model, crate::task::size(None))).await??;
         let store = Store::new(&config.store, aws);
+        let gate = Gate::new(&config.safety);
         let lease = Duration::from_secs(config.work.claim_lease.into());
         Ok(Self {
             studio: Arc::new(Mutex::new(studio)),
             claims: (!lease.is_zero()).then(|| store.claims(lease)),
             store: Arc::new(store),
-            backend: Backend::new(config.internal_api_token.clone())?,
+            backend: Backend::new(config.internal_api_token.clone(), gate.guard().clone())?,
+            gate,
             times: Times::default(),
             metrics: Metrics::default(),
             work: config.work.clone(),
@@ -129,7 +133,8 @@ impl Workshop {
                 }
             },
         };
-        match Task::parse(fetched.as_ref().unwrap_or(&message.body)) {
+        let parsed = Task::parse(fetched.as_ref().unwrap_or(&message.body));
+        match self.gate.admit(parsed).await {
             Ok(task) => {
                 tracing::Span::current().record("generation_id", task.generation_id);
                 (report.generation_id, report.order) = (Some(task.generation_id), Some(Order::from(&task)));
@@ -141,13 +146,13 @@ impl Workshop {
 
     /// A message that is no task: told if anybody can be told, else left for the dead-letter queue.
     async fn refuse(&self, bad: Box<BadTask>, message: &Message, report: &mut Report) -> Outcome {
+        tracing::Span::current().record("generation_id", bad.generation_id);
         (report.generation_id, report.fault) = (bad.generation_id, Some(Fault::Task));
         let (Some(generation_id), Some(base)) = (bad.generation_id, &bad.webhook_url) else {
             warn!(error = %bad, "not a task, and no backend to tell: given back for the dead-letter queue");
             report.ending = Ending::Unreadable;
             return message.given_back();
         };
-        tracing::Span::current().record("generation_id", generation_id);
         self.give_up(base, generation_id, &bad.reason, message, report).await
     }
 

@@ -7,15 +7,18 @@
 //! were too large for the queue; [`bench`] measures; [`studio`] owns the model; [`gpu`] is CUDA without Stable Diffusion; [`config`] is the only reader of the environment.
 
 pub mod bench;
+pub mod buckets;
 pub mod claim;
 pub mod config;
 pub mod failure;
+pub mod gate;
 pub mod generate;
 pub mod gpu;
 pub mod health;
 pub mod job;
 pub mod lora;
 pub mod metrics;
+pub mod network;
 pub mod pace;
 pub mod payload;
 pub mod picture;

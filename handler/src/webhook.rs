@@ -1,10 +1,12 @@
 //! Webhooks to the backend: progress, complete and failed, as the Python worker sent them.
 //!
 //! Progress is told once and never waited for. Complete and failed are repeated with jitter until they are taken or tries
-//! run out. Answers are not read, redirects are not followed: the token goes to the task's address and nowhere else.
+//! run out. Answers are not read, redirects are not followed, proxies are not asked: the token goes to the task's address and
+//! nowhere else, and there only if the [`Guard`] lets it.
 
 use crate::{
     config::{Secret, WEBHOOK_TIMEOUT},
+    network::{Guard, Refused},
     progress::Progress,
     task::Task,
 };
@@ -12,6 +14,7 @@ use backon::{ExponentialBuilder, Retryable};
 use reqwest::{Client, Method, StatusCode, redirect};
 use serde_json::{Value, json};
 use std::{
+    error::Error,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -39,6 +42,14 @@ pub enum WebhookError {
         /// What the client said.
         source: reqwest::Error,
     },
+    /// It may not be called, and trying again would change nothing.
+    #[error("webhook {path}: {refused}")]
+    Forbidden {
+        /// Which webhook.
+        path: &'static str,
+        /// Why.
+        refused: Refused,
+    },
     /// The backend answered that it did not take it. Retried too: it may be starting or overloaded.
     #[error("webhook {path}: the backend answered {status}")]
     Refused {
@@ -54,6 +65,7 @@ pub enum WebhookError {
 pub struct Backend {
     client: Client,
     token: Secret,
+    guard: Guard,
 }
 
 impl Backend {
@@ -61,13 +73,16 @@ impl Backend {
     ///
     /// # Errors
     /// The machine's TLS setup is unusable.
-    pub fn new(token: Secret) -> Result<Self, reqwest::Error> {
+    pub fn new(token: Secret, guard: Guard) -> Result<Self, reqwest::Error> {
         let client = Client::builder()
             .timeout(WEBHOOK_TIMEOUT)
             .redirect(redirect::Policy::none())
+            // A proxy would resolve names itself, and nobody would check what it connects to.
+            .no_proxy()
+            .dns_resolver(guard.clone())
             .user_agent(concat!("easel/", env!("CARGO_PKG_VERSION")))
             .build()?;
-        Ok(Self { client, token })
+        Ok(Self { client, token, guard })
     }
 
     /// Starts telling the progress of a task, in order, beside the painting. An answer of 409 or 410 says that the picture is
@@ -131,19 +146,20 @@ impl Backend {
             .with_jitter();
         (|| self.send(Method::POST, base, path, body))
             .retry(delays)
+            .when(|error| !matches!(error, WebhookError::Forbidden { .. }))
             .notify(|error, delay| tracing::warn!(%error, ?delay, "webhook is tried again"))
             .await
     }
 
     async fn send(&self, method: Method, base: &Url, path: &'static str, body: &Value) -> Result<(), WebhookError> {
+        self.guard.check(base).map_err(|refused| WebhookError::Forbidden { path, refused })?;
         let request = self
             .client
             .request(method, address(base, path))
             .bearer_auth(self.token.expose())
             .header("X-Request-Source", "inference-server")
             .json(body);
-        let answer =
-            request.send().await.map_err(|source| WebhookError::Unreachable { path, source: source.without_url() })?;
+        let answer = request.send().await.map_err(|error| unanswered(path, error))?;
         match answer.status() {
             status if status.is_success() => Ok(()),
             status => Err(WebhookError::Refused { path, status }),
@@ -182,6 +198,18 @@ impl ProgressLine {
             abort.abort();
         }
     }
+}
+
+/// Why there is no answer. What the guard refused comes back inside the client's error.
+fn unanswered(path: &'static str, error: reqwest::Error) -> WebhookError {
+    let mut cause = error.source();
+    while let Some(inner) = cause {
+        if let Some(refused) = inner.downcast_ref::<Refused>() {
+            return WebhookError::Forbidden { path, refused: *refused };
+        }
+        cause = inner.source();
+    }
+    WebhookError::Unreachable { path, source: error.without_url() }
 }
 
 /// The base may have a path of its own.

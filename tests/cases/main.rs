@@ -21,5 +21,6 @@ mod relay_metrics;
 mod relay_odd;
 mod relay_payload;
 mod relay_tls;
+mod safety;
 mod scene;
 mod worker;
