@@ -19,5 +19,6 @@ mod relay_metrics;
 mod relay_odd;
 mod relay_payload;
 mod relay_tls;
+mod relay_traces;
 mod scene;
 mod worker;
