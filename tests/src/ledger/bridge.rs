@@ -34,6 +34,7 @@ pub(super) struct Bridge {
     pub(super) prefetch: u16,
     pub(super) sqs_url: String,
     pub(super) fifo: bool,
+    pub(super) linger_ms: Option<u64>,
 }
 
 impl Bridge {
@@ -63,6 +64,9 @@ impl Bridge {
             ("AWS_SHARED_CREDENTIALS_FILE", "/dev/null"),
         ] {
             spec = spec.env(key, value);
+        }
+        if let Some(linger) = self.linger_ms {
+            spec = spec.env("RELAY_LINGER_MS", linger.to_string());
         }
         if self.fifo {
             spec = spec.env("SQS_MESSAGE_GROUP_ID", "json:/style_id");
