@@ -18,6 +18,7 @@ mod relay_fifo;
 mod relay_metrics;
 mod relay_odd;
 mod relay_payload;
+mod relay_peers;
 mod relay_tls;
 mod relay_traces;
 mod scene;
