@@ -146,7 +146,7 @@ async fn relay(rounds: Vec<Vec<Drawn>>, fifo: bool) -> Result<(), TestCaseError>
         }
         let last = bodies.len() as u64;
         let tags = |set: &BTreeSet<String>| (1..=last).filter(|tag| set.contains(&bodies[*tag as usize - 1])).collect();
-        while !flow.is_idle() && (flow.is_sending() || !stopped) {
+        while (flow.is_sending() || !stopped) && !flow.is_idle() {
             if flow.advance().await.is_err() {
                 stopped = true;
             }
