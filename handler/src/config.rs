@@ -9,8 +9,10 @@ use std::{fmt, path::PathBuf, str::FromStr, time::Duration};
 use url::Url;
 
 mod safety;
+mod secrets;
 mod work;
 pub use safety::SafetyConfig;
+pub use secrets::{SecretsConfig, SigningConfig, TokenConfig};
 pub use work::{ErrorCodes, WorkConfig};
 
 /// Paints generation tasks with Stable Diffusion 1.5 and an artist's LoRA.
@@ -68,9 +70,9 @@ pub struct ServiceConfig {
     /// The storage.
     #[command(flatten)]
     pub store: StoreConfig,
-    /// The token that every webhook carries as `Authorization: Bearer`.
-    #[arg(long, env = "INTERNAL_API_TOKEN", hide_env_values = true, value_name = "TOKEN")]
-    pub internal_api_token: Secret,
+    /// The secrets.
+    #[command(flatten)]
+    pub secrets: SecretsConfig,
     /// What a task may reach.
     #[command(flatten)]
     pub safety: SafetyConfig,

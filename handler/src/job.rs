@@ -9,10 +9,11 @@ use crate::{
     pace::{Pace, Times},
     payload::Pointer,
     pipeline::{Request, error::PipelineError},
+    secrets::Secrets,
     store::{Store, StoreError},
     studio::{Commission, Delivery, Studio, StudioError},
     task::{BadTask, Task},
-    webhook::{Backend, WebhookError},
+    webhook::{Backend, Subject, WebhookError},
 };
 use aws_config::SdkConfig;
 use futures_util::{FutureExt, future::BoxFuture};
@@ -22,7 +23,6 @@ use std::{
 };
 use tokio::time::timeout_at;
 use tracing::{Instrument, field, info, info_span, warn};
-use url::Url;
 
 /// How long a message rests after a fault, for each time it was received: a fault gets time to pass.
 const REST: Duration = Duration::from_secs(5);
@@ -63,8 +63,9 @@ impl Workshop {
     /// Loads the model and sets up the clients.
     ///
     /// # Errors
-    /// A model folder that cannot be used, or no TLS.
+    /// A model folder that cannot be used, a secret that cannot be read, or no TLS.
     pub async fn open(config: &ServiceConfig, aws: &SdkConfig) -> anyhow::Result<Self> {
+        let secrets = Secrets::obtain(&config.secrets, aws).await?;
         let model = config.model.clone();
         let studio = tokio::task::spawn_blocking(move || Studio::open(&model, crate::task::size(None))).await??;
         let store = Store::new(&config.store, aws);
@@ -74,7 +75,7 @@ impl Workshop {
             studio: Arc::new(Mutex::new(studio)),
             claims: (!lease.is_zero()).then(|| store.claims(lease)),
             store: Arc::new(store),
-            backend: Backend::new(config.internal_api_token.clone(), gate.guard().clone())?,
+            backend: Backend::new(secrets, gate.guard().clone())?,
             gate,
             times: Times::default(),
             work: config.work.clone(),
@@ -121,7 +122,8 @@ impl Workshop {
             warn!(error = %bad, "not a task, and no backend to tell: given back for the dead-letter queue");
             return message.given_back();
         };
-        self.give_up(base, generation_id, Fault::Task, &bad.reason, message).await
+        let subject = Subject::message(base.clone(), generation_id, &message.body);
+        self.give_up(&subject, Fault::Task, &bad.reason, message).await
     }
 
     async fn run(&self, task: &Task, message: &Message) -> Outcome {
@@ -135,9 +137,7 @@ impl Workshop {
                 info!(step, "cancelled by the backend");
                 Outcome::Consumed
             }
-            Err(Failure::Permanent(fault, reason)) => {
-                self.give_up(&task.webhook_url, task.generation_id, fault, &reason, message).await
-            }
+            Err(Failure::Permanent(fault, reason)) => self.give_up(&Subject::task(task), fault, &reason, message).await,
             Err(failure) => {
                 let (fault, wait) = match &failure {
                     Failure::OutOfTime(_) => (Fault::Deadline, Duration::ZERO),
@@ -147,7 +147,7 @@ impl Workshop {
                 if message.receive_count >= self.work.max_receive_count {
                     warn!(reason = %failure, "out of tries");
                     // Stays in the queue's hands all the same: the dead-letter queue keeps it for a person to look at.
-                    self.give_up(&task.webhook_url, task.generation_id, fault, &failure.to_string(), message).await;
+                    self.give_up(&Subject::task(task), fault, &failure.to_string(), message).await;
                 } else {
                     warn!(reason = %failure, "task given back to the queue");
                 }
@@ -213,7 +213,7 @@ impl Workshop {
         deadline: Option<Instant>,
     ) -> Result<Delivery, Failure> {
         let commission = commission(task, loras);
-        let line = self.backend.progress(&task.webhook_url, task.generation_id);
+        let line = self.backend.progress(task);
         let out_of_time = Arc::new(OnceLock::new());
         let pace = Pace {
             steps: task.steps,
@@ -241,13 +241,13 @@ impl Workshop {
     }
 
     /// Tells the backend that a task failed for good. If that cannot be told now, the queue brings the message back.
-    async fn give_up(&self, base: &Url, generation_id: i64, fault: Fault, reason: &str, message: &Message) -> Outcome {
+    async fn give_up(&self, subject: &Subject, fault: Fault, reason: &str, message: &Message) -> Outcome {
         warn!(reason, code = fault.code(), "task failed");
         let code = match self.work.error_codes {
             ErrorCodes::Single => GENERATION_FAILED,
             ErrorCodes::Fine => fault.code(),
         };
-        match self.backend.failed(base, generation_id, code, reason, message.receive_count.saturating_sub(1)).await {
+        match self.backend.failed(subject, code, reason, message.receive_count.saturating_sub(1)).await {
             Ok(()) => Outcome::Consumed,
             Err(error) => {
                 warn!(%error, "the failure could not be told: given back to the queue");

@@ -23,6 +23,7 @@ pub mod pipeline;
 pub mod progress;
 pub mod queue;
 pub mod runtime;
+pub mod secrets;
 pub mod signature;
 pub mod store;
 pub mod studio;

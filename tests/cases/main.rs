@@ -23,4 +23,6 @@ mod relay_payload;
 mod relay_tls;
 mod safety;
 mod scene;
+mod secrets;
+mod signed;
 mod worker;
