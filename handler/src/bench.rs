@@ -1,7 +1,7 @@
 //! `handler bench`: what something costs here, measured. Each figure is the median of its repeats.
 
 use crate::{
-    config::{BenchLoraConfig, BenchPictureConfig, BenchSoakConfig},
+    config::{BenchLoraConfig, BenchPictureConfig, BenchSoakConfig, PictureConfig},
     gpu::Gpu,
     lora::{AppliedLora, Lora},
     pipeline::{Request, noise::Source, prompt::Weighting, scheduler::Kind},
@@ -166,7 +166,7 @@ fn request(prompt: &str, (width, height): (usize, usize), steps: u16, guidance_s
 }
 
 fn commission(request: Request, images: usize, loras: Vec<AppliedLora>) -> Commission {
-    Commission { request, images, loras, signature: None, format: Format::Jpeg }
+    Commission { request, images, loras, signature: None, format: Format::Jpeg, file: PictureConfig::default() }
 }
 
 /// The most memory of the host that this process has held.

@@ -1,11 +1,15 @@
 //! The command line and the environment of the handler. Tests build these structs; nothing else reads the environment.
 
+mod picture;
+
+pub use picture::PictureConfig;
+
 use crate::{
     lora::Dora,
     pipeline::{Offload, noise, prompt, scheduler},
 };
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use std::{fmt, path::PathBuf, str::FromStr, time::Duration};
+use std::{fmt, net::SocketAddr, path::PathBuf, str::FromStr, time::Duration};
 use url::Url;
 
 mod safety;
@@ -70,6 +74,9 @@ pub struct ServiceConfig {
     /// The storage.
     #[command(flatten)]
     pub store: StoreConfig,
+    /// The pictures' files.
+    #[command(flatten)]
+    pub picture: PictureConfig,
     /// The secrets.
     #[command(flatten)]
     pub secrets: SecretsConfig,
@@ -152,6 +159,12 @@ pub struct WorkerConfig {
     #[arg(long, env = "EASEL_VISIBILITY_TIMEOUT", default_value_t = 120, value_name = "SECONDS",
           value_parser = clap::value_parser!(i32).range(3..=43_200))]
     pub visibility_timeout: i32,
+    /// Seconds without a task after which the worker ends with exit code 0, for hosts that scale to zero; 0 for never.
+    #[arg(long, env = "EASEL_IDLE_EXIT", default_value_t = 0, value_name = "SECONDS")]
+    pub idle_exit: u32,
+    /// Where to answer /healthz, /readyz and /metrics [default: nowhere]
+    #[arg(long, env = "EASEL_HEALTH_ADDR", value_name = "IP:PORT")]
+    pub health_addr: Option<SocketAddr>,
 }
 
 /// Settings of `handler generate`.
@@ -199,7 +212,10 @@ pub struct GenerateConfig {
     /// Sign the picture with this name.
     #[arg(long, value_name = "NAME")]
     pub signature: Option<String>,
-    /// The picture, .jpg or .png.
+    /// How the file is written.
+    #[command(flatten)]
+    pub picture: PictureConfig,
+    /// The picture, .jpg, .png or .webp.
     #[arg(long, value_name = "FILE")]
     pub out: PathBuf,
 }

@@ -8,7 +8,7 @@ use crate::{
     studio::{Commission, Studio},
     task::{self, Format},
 };
-use anyhow::{Context, bail, ensure};
+use anyhow::{Context, ensure};
 use indicatif::{ProgressBar, ProgressStyle};
 use std::{
     fs,
@@ -80,15 +80,13 @@ fn commission(config: &GenerateConfig) -> anyhow::Result<Commission> {
         loras: loras.collect::<anyhow::Result<_>>()?,
         signature: config.signature.clone().map(|name| (name, Signature::default())),
         format: format(&config.out)?,
+        file: config.picture,
     })
 }
 
 fn format(out: &Path) -> anyhow::Result<Format> {
-    match out.extension().and_then(|extension| extension.to_str()).map(str::to_ascii_lowercase).as_deref() {
-        Some("jpg" | "jpeg") => Ok(Format::Jpeg),
-        Some("png") => Ok(Format::Png),
-        _ => bail!("--out {}: the name must end in .jpg, .jpeg or .png", out.display()),
-    }
+    let ending = out.extension().and_then(|extension| extension.to_str()).and_then(Format::of_extension);
+    ending.with_context(|| format!("--out {}: the name must end in .jpg, .jpeg, .png or .webp", out.display()))
 }
 
 #[cfg(test)]

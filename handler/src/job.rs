@@ -2,13 +2,15 @@
 
 use crate::{
     claim::Claims,
-    config::{ErrorCodes, ServiceConfig, WorkConfig},
+    config::{ErrorCodes, PictureConfig, ServiceConfig, WorkConfig},
     failure::{Failure, Fault, GENERATION_FAILED},
     gate::Gate,
     lora::AppliedLora,
+    metrics::Metrics,
     pace::{Pace, Times},
     payload::Pointer,
     pipeline::{Request, error::PipelineError},
+    report::{Ending, Order, Report},
     secrets::Secrets,
     store::{Store, StoreError},
     studio::{Commission, Delivery, Studio, StudioError},
@@ -19,7 +21,7 @@ use aws_config::SdkConfig;
 use futures_util::{FutureExt, future::BoxFuture};
 use std::{
     sync::{Arc, Mutex, OnceLock, PoisonError},
-    time::{Duration, Instant},
+    time::{Duration, Instant, SystemTime},
 };
 use tokio::time::timeout_at;
 use tracing::{Instrument, field, info, info_span, warn};
@@ -36,6 +38,8 @@ pub struct Message {
     pub receive_count: u32,
     /// When the invocation that brought it ends; `None` if there is no such limit.
     pub deadline: Option<Instant>,
+    /// When the queue got it, if it says so.
+    pub sent_at: Option<SystemTime>,
 }
 
 /// What becomes of the message.
@@ -56,7 +60,9 @@ pub struct Workshop {
     gate: Gate,
     claims: Option<Claims>,
     times: Times,
+    metrics: Metrics,
     work: WorkConfig,
+    file: PictureConfig,
 }
 
 impl Workshop {
@@ -78,7 +84,9 @@ impl Workshop {
             backend: Backend::new(secrets, gate.guard().clone())?,
             gate,
             times: Times::default(),
+            metrics: Metrics::default(),
             work: config.work.clone(),
+            file: config.picture,
         })
     }
 
@@ -89,76 +97,120 @@ impl Workshop {
         self.handle_in_span(message).boxed()
     }
 
+    /// What was measured so far.
+    pub fn metrics(&self) -> &Metrics {
+        &self.metrics
+    }
+
     async fn handle_in_span(&self, message: &Message) -> Outcome {
         let span = info_span!("task", generation_id = field::Empty, receive_count = message.receive_count);
         async {
-            let fetched = match Pointer::parse(&message.body) {
-                None => None,
-                Some(pointer) => match self.store.payload(&pointer).await {
-                    Ok(body) => Some(body),
-                    Err(error) => {
-                        warn!(%error, "no body, and so no backend to tell: given back to the queue");
-                        return message.given_back();
-                    }
-                },
-            };
-            let parsed = Task::parse(fetched.as_ref().unwrap_or(&message.body));
-            match self.gate.admit(parsed).await {
-                Ok(task) => {
-                    tracing::Span::current().record("generation_id", task.generation_id);
-                    self.run(&task, message).await
-                }
-                Err(bad) => self.refuse(bad, message).await,
+            let (started, _in_work) = (Instant::now(), self.metrics.begin());
+            let mut report = Report { receive_count: message.receive_count, ..Report::default() };
+            // A clock that is behind SQS' says nothing.
+            report.queue_age = message.sent_at.and_then(|sent_at| SystemTime::now().duration_since(sent_at).ok());
+            let outcome = self.work_on(message, &mut report).await;
+            report.total = started.elapsed();
+            report.log();
+            self.metrics.note(&report);
+            if self.work.embedded_metrics {
+                println!("{}", report.embedded_metrics());
             }
+            outcome
         }
         .instrument(span)
         .await
     }
 
+    async fn work_on(&self, message: &Message, report: &mut Report) -> Outcome {
+        let fetched = match Pointer::parse(&message.body) {
+            None => None,
+            Some(pointer) => match self.store.payload(&pointer).await {
+                Ok(body) => Some(body),
+                Err(error) => {
+                    warn!(%error, "no body, and so no backend to tell: given back to the queue");
+                    (report.ending, report.fault) = (Ending::GivenBack, Some(Fault::Storage));
+                    return message.given_back();
+                }
+            },
+        };
+        let parsed = Task::parse(fetched.as_ref().unwrap_or(&message.body));
+        match self.gate.admit(parsed).await {
+            Ok(task) => {
+                tracing::Span::current().record("generation_id", task.generation_id);
+                (report.generation_id, report.order) = (Some(task.generation_id), Some(Order::from(&task)));
+                self.run(&task, message, report).await
+            }
+            Err(bad) => self.refuse(bad, message, report).await,
+        }
+    }
+
     /// A message that is no task: told if anybody can be told, else left for the dead-letter queue.
-    async fn refuse(&self, bad: Box<BadTask>, message: &Message) -> Outcome {
+    async fn refuse(&self, bad: Box<BadTask>, message: &Message, report: &mut Report) -> Outcome {
+        (report.generation_id, report.fault) = (bad.generation_id, Some(Fault::Task));
         tracing::Span::current().record("generation_id", bad.generation_id);
         let (Some(generation_id), Some(base)) = (bad.generation_id, &bad.webhook_url) else {
             warn!(error = %bad, "not a task, and no backend to tell: given back for the dead-letter queue");
+            report.ending = Ending::Unreadable;
             return message.given_back();
         };
-        let subject = Subject::message(base.clone(), generation_id, &message.body);
-        self.give_up(&subject, Fault::Task, &bad.reason, message).await
+        self.give_up(&Subject::message(base.clone(), generation_id, &message.body), &bad.reason, message, report).await
     }
 
-    async fn run(&self, task: &Task, message: &Message) -> Outcome {
-        let started = Instant::now();
-        match self.claim_and_paint(task, message.deadline).await {
-            Ok(()) => {
-                info!(duration_ms = started.elapsed().as_millis() as u64, "task complete");
+    async fn run(&self, task: &Task, message: &Message, report: &mut Report) -> Outcome {
+        match self.claim_and_paint(task, message.deadline, report).await {
+            Ok(ending) => {
+                report.ending = ending;
                 Outcome::Consumed
             }
             Err(Failure::Cancelled(step)) => {
                 info!(step, "cancelled by the backend");
+                report.ending = Ending::Cancelled;
                 Outcome::Consumed
             }
-            Err(Failure::Permanent(fault, reason)) => self.give_up(&Subject::task(task), fault, &reason, message).await,
-            Err(failure) => {
-                let (fault, wait) = match &failure {
-                    Failure::OutOfTime(_) => (Fault::Deadline, Duration::ZERO),
-                    Failure::Transient(fault, _) | Failure::Permanent(fault, _) => (*fault, message.rest()),
-                    Failure::Cancelled(_) => (Fault::Painting, message.rest()),
-                };
-                if message.receive_count >= self.work.max_receive_count {
-                    warn!(reason = %failure, "out of tries");
-                    // Stays in the queue's hands all the same: the dead-letter queue keeps it for a person to look at.
-                    self.give_up(&Subject::task(task), fault, &failure.to_string(), message).await;
-                } else {
-                    warn!(reason = %failure, "task given back to the queue");
-                }
-                Outcome::GivenBack(wait)
+            Err(Failure::Permanent(fault, reason)) => {
+                report.fault = Some(fault);
+                self.give_up(&Subject::task(task), &reason, message, report).await
+            }
+            Err(Failure::Transient(fault, reason)) => {
+                report.fault = Some(fault);
+                self.give_back(task, &reason, message.rest(), message, report).await
+            }
+            Err(failure @ Failure::OutOfTime(_)) => {
+                report.fault = Some(Fault::Deadline);
+                self.give_back(task, &failure.to_string(), Duration::ZERO, message, report).await
             }
         }
     }
 
+    /// Back to the queue, to be seen again after `wait`. On the last receive the backend is told.
+    async fn give_back(
+        &self,
+        task: &Task,
+        reason: &str,
+        wait: Duration,
+        message: &Message,
+        report: &mut Report,
+    ) -> Outcome {
+        report.ending = Ending::GivenBack;
+        if message.receive_count >= self.work.max_receive_count {
+            warn!(reason, "out of tries");
+            // Stays in the queue's hands all the same: the dead-letter queue keeps it for a person to look at.
+            self.give_up(&Subject::task(task), reason, message, report).await;
+        } else {
+            warn!(reason, "task given back to the queue");
+        }
+        Outcome::GivenBack(wait)
+    }
+
     /// Paints while no other process does so.
-    async fn claim_and_paint(&self, task: &Task, deadline: Option<Instant>) -> Result<(), Failure> {
-        let Some(claims) = &self.claims else { return self.paint_and_tell(task, deadline).await };
+    async fn claim_and_paint(
+        &self,
+        task: &Task,
+        deadline: Option<Instant>,
+        report: &mut Report,
+    ) -> Result<Ending, Failure> {
+        let Some(claims) = &self.claims else { return self.paint_and_tell(task, deadline, report).await };
         let taking = claims.take(task.generation_id);
         let claim = match deadline {
             None => taking.await,
@@ -167,19 +219,24 @@ impl Workshop {
             }
         };
         let claim = claim.map_err(|error| Failure::Transient(Fault::Storage, format!("claim: {error}")))?;
-        let ended = self.paint_and_tell(task, deadline).await;
+        let ended = self.paint_and_tell(task, deadline, report).await;
         claim.release().await;
         ended
     }
 
-    async fn paint_and_tell(&self, task: &Task, deadline: Option<Instant>) -> Result<(), Failure> {
+    async fn paint_and_tell(
+        &self,
+        task: &Task,
+        deadline: Option<Instant>,
+        report: &mut Report,
+    ) -> Result<Ending, Failure> {
         let (keys, fingerprint) = (task.result_keys(), task.fingerprint());
         let urls: Vec<String> = keys.iter().map(|key| self.store.picture_url(key)).collect();
         if self.store.stands(&keys, &fingerprint).await.map_err(storage)? {
-            info!("painted already: announced again");
-            return Ok(self.backend.complete(task, &urls).await?);
+            self.backend.complete(task, &urls).await?;
+            return Ok(Ending::AnnouncedAgain);
         }
-        let mut stages = Vec::new();
+        let stages = &mut report.stages;
         let clock = Instant::now();
         let mut loras = Vec::with_capacity(task.loras.len());
         for wanted in &task.loras {
@@ -191,7 +248,10 @@ impl Workshop {
         stages.extend(delivery.stages);
         let clock = Instant::now();
         for (key, file) in keys.iter().zip(delivery.files) {
+            let bytes = file.len();
             self.store.put_picture(key, file, task.format, &fingerprint).await.map_err(storage)?;
+            report.images_stored += 1;
+            report.bytes_stored += bytes;
         }
         stages.push(("upload", clock.elapsed()));
         let clock = Instant::now();
@@ -199,10 +259,7 @@ impl Workshop {
         stages.push(("complete", clock.elapsed()));
         let after = stages.iter().skip_while(|(stage, _)| *stage != "denoise").skip(1);
         self.times.note_rest(after.map(|(_, duration)| *duration).sum());
-        for (stage, duration) in stages {
-            info!(stage, duration_ms = duration.as_millis() as u64, "stage");
-        }
-        Ok(())
+        Ok(Ending::Painted)
     }
 
     /// Paints on a thread of its own, so that webhooks and heartbeats go on, and tells the milestones.
@@ -212,7 +269,7 @@ impl Workshop {
         loras: Vec<AppliedLora>,
         deadline: Option<Instant>,
     ) -> Result<Delivery, Failure> {
-        let commission = commission(task, loras);
+        let commission = commission(task, loras, self.file);
         let line = self.backend.progress(task);
         let out_of_time = Arc::new(OnceLock::new());
         let pace = Pace {
@@ -241,16 +298,21 @@ impl Workshop {
     }
 
     /// Tells the backend that a task failed for good. If that cannot be told now, the queue brings the message back.
-    async fn give_up(&self, subject: &Subject, fault: Fault, reason: &str, message: &Message) -> Outcome {
-        warn!(reason, code = fault.code(), "task failed");
+    async fn give_up(&self, subject: &Subject, reason: &str, message: &Message, report: &mut Report) -> Outcome {
+        let fine = report.fault.map_or(GENERATION_FAILED, Fault::code);
+        warn!(reason, code = fine, "task failed");
         let code = match self.work.error_codes {
             ErrorCodes::Single => GENERATION_FAILED,
-            ErrorCodes::Fine => fault.code(),
+            ErrorCodes::Fine => fine,
         };
         match self.backend.failed(subject, code, reason, message.receive_count.saturating_sub(1)).await {
-            Ok(()) => Outcome::Consumed,
+            Ok(()) => {
+                report.ending = Ending::Failed;
+                Outcome::Consumed
+            }
             Err(error) => {
                 warn!(%error, "the failure could not be told: given back to the queue");
+                report.ending = Ending::GivenBack;
                 message.given_back()
             }
         }
@@ -268,7 +330,7 @@ impl Message {
     }
 }
 
-fn commission(task: &Task, loras: Vec<AppliedLora>) -> Commission {
+fn commission(task: &Task, loras: Vec<AppliedLora>, file: PictureConfig) -> Commission {
     Commission {
         request: Request {
             prompt: task.prompt.clone(),
@@ -287,6 +349,7 @@ fn commission(task: &Task, loras: Vec<AppliedLora>) -> Commission {
         loras,
         signature: Some((task.artist_name.clone(), task.signature.clone())),
         format: task.format,
+        file,
     }
 }
 

@@ -2,7 +2,7 @@
 //! backend how it goes.
 //!
 //! The modules follow the life of a task: [`task`] (the contract) -> [`job`] (one task from start to end) -> [`lora`] ->
-//! [`pipeline`] -> [`signature`] -> [`store`] -> [`webhook`]. Around them: [`runtime`] (Lambda), [`worker`] (polls SQS) and
+//! [`pipeline`] -> [`signature`] -> [`picture`] (the file) -> [`store`] -> [`webhook`]. Around them: [`runtime`] (Lambda), [`worker`] (polls SQS) and
 //! [`generate`] (the shell) bring tasks in; [`payload`] finds those that
 //! were too large for the queue; [`bench`] measures; [`studio`] owns the model; [`gpu`] is CUDA without Stable Diffusion; [`config`] is the only reader of the environment.
 
@@ -14,14 +14,18 @@ pub mod failure;
 pub mod gate;
 pub mod generate;
 pub mod gpu;
+pub mod health;
 pub mod job;
 pub mod lora;
+pub mod metrics;
 pub mod network;
 pub mod pace;
 pub mod payload;
+pub mod picture;
 pub mod pipeline;
 pub mod progress;
 pub mod queue;
+pub mod report;
 pub mod runtime;
 pub mod secrets;
 pub mod signature;

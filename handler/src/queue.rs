@@ -37,14 +37,17 @@ impl Queue {
         Self { sqs: client(aws), url: url.to_string() }
     }
 
-    /// Waits a while for a message, which stays invisible to others for `visibility` seconds.
+    /// Waits for a message for at most `wait`, in whole seconds, and never longer than SQS does. It stays invisible to others for
+    /// `visibility` seconds.
     ///
     /// # Errors
     /// SQS', in words.
-    pub async fn receive(&self, visibility: i32) -> Result<Option<Message>, String> {
+    pub async fn receive(&self, visibility: i32, wait: Duration) -> Result<Option<Message>, String> {
+        let seconds = i32::try_from(wait.as_secs()).unwrap_or(POLL_SECONDS).clamp(1, POLL_SECONDS);
         let request = self.sqs.receive_message().queue_url(&self.url).max_number_of_messages(1);
-        let request = request.wait_time_seconds(POLL_SECONDS).visibility_timeout(visibility);
+        let request = request.wait_time_seconds(seconds).visibility_timeout(visibility);
         let request = request.message_system_attribute_names(MessageSystemAttributeName::ApproximateReceiveCount);
+        let request = request.message_system_attribute_names(MessageSystemAttributeName::SentTimestamp);
         let answer = request.send().await.map_err(|error| DisplayErrorContext(error).to_string())?;
         Ok(answer.messages.unwrap_or_default().into_iter().next())
     }

@@ -7,10 +7,7 @@ use crate::{
 };
 use aws_lambda_events::sqs::{SqsBatchResponse, SqsEvent, SqsMessage};
 use lambda_runtime::{Error, LambdaEvent, service_fn};
-use std::{
-    collections::HashMap,
-    time::{Duration, Instant, SystemTime},
-};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use tokio::{
     signal::unix::{SignalKind, signal},
     sync::RwLock,
@@ -73,7 +70,13 @@ async fn handle(
 
 fn message(record: &SqsMessage, deadline: Option<Instant>) -> Message {
     let body = record.body.clone().unwrap_or_default();
-    Message { body, receive_count: receive_count(&record.attributes), deadline }
+    let number = |name: &str| record.attributes.get(name)?.parse::<u64>().ok();
+    Message {
+        body,
+        receive_count: number("ApproximateReceiveCount").and_then(|count| count.try_into().ok()).unwrap_or(1),
+        deadline,
+        sent_at: number("SentTimestamp").map(|ms| UNIX_EPOCH + Duration::from_millis(ms)),
+    }
 }
 
 /// Lets the queue bring a message again after `wait`. Otherwise that takes the queue's whole visibility timeout, which is several
@@ -91,11 +94,6 @@ async fn rest(queues: &Queues, record: &SqsMessage, wait: Duration) {
 fn instant(deadline: SystemTime) -> Option<Instant> {
     let left = deadline.duration_since(SystemTime::now()).ok()?;
     Instant::now().checked_add(left)
-}
-
-/// The queue's own count of receives; 1 if it is absent.
-fn receive_count(attributes: &HashMap<String, String>) -> u32 {
-    attributes.get("ApproximateReceiveCount").and_then(|count| count.parse().ok()).unwrap_or(1)
 }
 
 fn is_fifo(record: &SqsMessage) -> bool {

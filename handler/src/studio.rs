@@ -3,18 +3,15 @@
 //! Every entry point paints here. It blocks its thread while it paints and knows nothing of queues, S3 or webhooks.
 
 use crate::{
-    config::{DeviceKind, ModelConfig, Precision},
+    config::{DeviceKind, ModelConfig, PictureConfig, Precision},
     gpu::{Dtype, Gpu, GpuError},
     lora::{AppliedLora, LoraError},
+    picture::{self, EncodeError},
     pipeline::{self, Compute, Pipeline, Request, error::PipelineError},
     signature::{Signature, SignatureError, sign},
     task::Format,
 };
-use image::{ExtendedColorType, ImageEncoder, RgbImage, codecs::jpeg::JpegEncoder, codecs::png::PngEncoder};
 use std::{ops::ControlFlow, time::Duration, time::Instant};
-
-/// As the Python worker saved them.
-const JPEG_QUALITY: u8 = 95;
 
 /// What to paint, and how to deliver it.
 pub struct Commission {
@@ -28,6 +25,8 @@ pub struct Commission {
     pub signature: Option<(String, Signature)>,
     /// File format.
     pub format: Format,
+    /// How the file is written.
+    pub file: PictureConfig,
 }
 
 /// Encoded pictures and how long each stage took.
@@ -51,8 +50,8 @@ pub enum StudioError {
     #[error(transparent)]
     Signature(#[from] SignatureError),
     /// The picture could not be encoded.
-    #[error("encoding: {0}")]
-    Encode(#[from] image::ImageError),
+    #[error(transparent)]
+    Encode(#[from] EncodeError),
 }
 
 impl StudioError {
@@ -147,7 +146,8 @@ impl Studio {
             }
         }
         lap(&mut stages, "sign");
-        let files = pictures.iter().map(|picture| encode(picture, commission.format)).collect::<Result<_, _>>()?;
+        let encode = |picture| picture::encode(picture, commission.format, &commission.file);
+        let files = pictures.iter().map(encode).collect::<Result<_, _>>()?;
         lap(&mut stages, "encode");
         Ok(Delivery { files, stages })
     }
@@ -176,16 +176,4 @@ fn compute(kind: DeviceKind, precision: Precision) -> Result<Compute, PipelineEr
 
 fn why_not(error: &GpuError) {
     tracing::info!(reason = %error, "no GPU is used");
-}
-
-fn encode(picture: &RgbImage, format: Format) -> Result<Vec<u8>, image::ImageError> {
-    let mut file = Vec::new();
-    let (width, height, color) = (picture.width(), picture.height(), ExtendedColorType::Rgb8);
-    match format {
-        Format::Jpeg => {
-            JpegEncoder::new_with_quality(&mut file, JPEG_QUALITY).write_image(picture, width, height, color)?;
-        }
-        Format::Png => PngEncoder::new(&mut file).write_image(picture, width, height, color)?,
-    }
-    Ok(file)
 }

@@ -4,6 +4,9 @@
 //! Each error names the field, what it holds and what it may hold.
 
 mod fields;
+mod format;
+
+pub use format::Format;
 
 use crate::{
     pipeline::{noise, prompt, scheduler},
@@ -87,16 +90,6 @@ pub struct LoraRef {
     pub scale: f64,
 }
 
-/// File format of a picture.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub enum Format {
-    /// JPEG, quality 95.
-    #[default]
-    Jpeg,
-    /// PNG.
-    Png,
-}
-
 /// A message that is no valid task, with as much of it as is needed to tell the backend.
 #[derive(Debug, thiserror::Error)]
 #[error("{reason}")]
@@ -157,7 +150,7 @@ impl Task {
             karras_sigmas: karras_sigmas(fields, scheduler)?,
             noise_source: fields.name("noise_source", noise::Source::NAMES)?,
             num_images: fields.integer("num_images", Some(1), 1, MAX_IMAGES)? as usize,
-            format: format(fields)?,
+            format: fields.name("output_format", Format::NAMES)?,
             signature: fields.parsed("signature")?.unwrap_or_default(),
         })
     }
@@ -211,24 +204,6 @@ impl Task {
     }
 }
 
-impl Format {
-    /// The file name's ending.
-    pub fn extension(self) -> &'static str {
-        match self {
-            Self::Jpeg => "jpg",
-            Self::Png => "png",
-        }
-    }
-
-    /// The MIME type.
-    pub fn content_type(self) -> &'static str {
-        match self {
-            Self::Jpeg => "image/jpeg",
-            Self::Png => "image/png",
-        }
-    }
-}
-
 /// Width and height of an aspect ratio; 512x512 for none and, as in the Python worker, for an unknown one.
 pub fn size(aspect_ratio: Option<&str>) -> (usize, usize) {
     match aspect_ratio {
@@ -256,14 +231,6 @@ fn karras_sigmas(fields: &Fields, scheduler: scheduler::Kind) -> Result<Option<b
             Err(format!("`karras_sigmas` is true, must be false or absent with the scheduler {scheduler}"))
         }
         wish => Ok(wish),
-    }
-}
-
-fn format(fields: &Fields) -> Result<Format> {
-    match fields.optional_text("output_format", 100)? {
-        None | Some("jpeg") => Ok(Format::Jpeg),
-        Some("png") => Ok(Format::Png),
-        Some(_) => Err("`output_format` is an unknown name, must be one of jpeg, png".into()),
     }
 }
 

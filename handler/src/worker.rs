@@ -4,44 +4,62 @@
 
 use crate::{
     config::WorkerConfig,
+    health::Health,
     job::{Message, Outcome, Workshop},
     queue::Queue,
 };
 use aws_sdk_sqs::types::{Message as SqsMessage, MessageSystemAttributeName};
 use backon::{BackoffBuilder, ExponentialBuilder};
-use std::time::Duration;
+use std::time::{Duration, Instant, UNIX_EPOCH};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
-/// Polls until SIGTERM or SIGINT, then returns once the task in work is done.
+/// Polls until SIGTERM or SIGINT, or until there was nothing to do for as long as configured; returns once the task in work is done.
 ///
 /// # Errors
-/// The model cannot be loaded.
+/// The model cannot be loaded, or the health address is taken.
 pub async fn serve(config: &WorkerConfig) -> anyhow::Result<()> {
     let aws = aws_config::load_from_env().await;
     let workshop = Workshop::open(&config.service, &aws).await?;
+    let health = match config.health_addr {
+        Some(addr) => Some(Health::serve(addr, workshop.metrics().clone()).await?),
+        None => None,
+    };
+    let set_ready = |ready| health.iter().for_each(|health| health.set_ready(ready));
     let queue = Queue::new(&aws, &config.sqs_queue_url);
     let stop = stop_signal()?;
     tracing::info!(queue = queue.url, "polling");
-    poll(&queue, config.visibility_timeout, &workshop, &stop).await;
+    set_ready(true);
+    poll(&queue, config, &workshop, &stop).await;
+    set_ready(false);
     tracing::info!("stopped");
     Ok(())
 }
 
-async fn poll(queue: &Queue, visibility: i32, workshop: &Workshop, stop: &CancellationToken) {
+async fn poll(queue: &Queue, config: &WorkerConfig, workshop: &Workshop, stop: &CancellationToken) {
+    let idle_exit = Duration::from_secs(config.idle_exit.into());
     let delays =
         ExponentialBuilder::default().with_max_delay(Duration::from_secs(30)).without_max_times().with_jitter();
-    let mut delay = delays.build();
+    let (mut delay, mut idle_since) = (delays.build(), Instant::now());
     while !stop.is_cancelled() {
+        let patience = match idle_exit.is_zero() {
+            true => Duration::MAX,
+            false => idle_exit.saturating_sub(idle_since.elapsed()),
+        };
+        if patience.is_zero() {
+            tracing::info!(seconds = config.idle_exit, "nothing to do for so long: ending");
+            return;
+        }
         let received = tokio::select! {
             // A message that this poll was about to bring becomes visible again by itself.
             () = stop.cancelled() => break,
-            received = queue.receive(visibility) => received,
+            received = queue.receive(config.visibility_timeout, patience) => received,
         };
         match received {
             Ok(Some(message)) => {
                 delay = delays.build();
-                work(queue, visibility, workshop, &message).await;
+                work(queue, config.visibility_timeout, workshop, &message).await;
+                idle_since = Instant::now();
             }
             Ok(None) => delay = delays.build(),
             Err(error) => {
@@ -57,9 +75,14 @@ async fn poll(queue: &Queue, visibility: i32, workshop: &Workshop, stop: &Cancel
 
 /// Runs the job under a heartbeat, then deletes the message or gives it back.
 async fn work(queue: &Queue, visibility: i32, workshop: &Workshop, message: &SqsMessage) {
-    let attributes = message.attributes().and_then(|map| map.get(&MessageSystemAttributeName::ApproximateReceiveCount));
-    let receive_count: u32 = attributes.and_then(|count| count.parse().ok()).unwrap_or(1);
-    let job = Message { body: message.body().unwrap_or_default().to_string(), receive_count, deadline: None };
+    let number = |name| message.attributes()?.get(&name)?.parse::<u64>().ok();
+    let count = number(MessageSystemAttributeName::ApproximateReceiveCount);
+    let job = Message {
+        body: message.body().unwrap_or_default().to_string(),
+        receive_count: count.and_then(|count| count.try_into().ok()).unwrap_or(1),
+        deadline: None,
+        sent_at: number(MessageSystemAttributeName::SentTimestamp).map(|ms| UNIX_EPOCH + Duration::from_millis(ms)),
+    };
     let Some(handle) = message.receipt_handle() else {
         tracing::warn!("a message without receipt handle cannot be worked on");
         return;

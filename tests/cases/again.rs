@@ -7,7 +7,8 @@ use e2e::{
     wait,
 };
 
-async fn second_complete(scene: &Scene) -> Result<Vec<Call>> {
+/// Waits until the backend has heard of a second completion.
+pub(crate) async fn second_complete(scene: &Scene) -> Result<Vec<Call>> {
     let mut calls = scene.backend.follow();
     let twice = |calls: &Vec<Call>| calls.iter().filter(|call| call.path == COMPLETE).count() == 2;
     wait::at_most("second complete", PATIENCE, calls.wait_for(twice)).await??;
@@ -39,7 +40,7 @@ fn another_task_with_the_same_id_replaces_the_picture() {
         second_complete(&scene).await?;
         let second = scene.painting(&other).await?;
         assert_eq!(second.progress.len(), 2 * first.progress.len(), "not painted");
-        assert!(first.file != second.file, "the first task's picture still stands");
+        assert!(first.picture != second.picture, "the first task's picture still stands");
         Ok(())
     });
 }

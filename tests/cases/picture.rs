@@ -5,13 +5,13 @@ use image::GenericImageView;
 use serde_json::{Value, json};
 
 #[test]
-fn a_missing_seed_is_42_and_the_same_seed_paints_the_same_bytes() {
+fn a_missing_seed_is_42_and_the_same_seed_paints_the_same_picture() {
     case(|scene| async move {
         let (missing, explicit) = (scene.task(), scene.task().with("seed", 42));
         let (missing, explicit) = (scene.paint(&missing).await?, scene.paint(&explicit).await?);
         assert_eq!(missing.complete.body["metadata"]["seed"], 42);
         assert_eq!(explicit.complete.body["metadata"]["seed"], 42);
-        assert!(missing.file == explicit.file, "the same seed gave two pictures");
+        assert!(missing.picture == explicit.picture, "the same seed gave two pictures");
         Ok(())
     });
 }
@@ -22,7 +22,7 @@ fn seed_0_is_a_seed_of_its_own() {
         let (zero, other) = (scene.task().with("seed", 0), scene.task());
         let (zero, other) = (scene.paint(&zero).await?, scene.paint(&other).await?);
         assert_eq!(zero.complete.body["metadata"]["seed"], 0);
-        assert!(zero.file != other.file, "seed 0 painted what seed 42 paints");
+        assert!(zero.picture != other.picture, "seed 0 painted what seed 42 paints");
         Ok(())
     });
 }
@@ -61,7 +61,7 @@ fn unknown_fields_are_ignored() {
         let plain = scene.paint(&scene.task()).await?;
         let task = scene.task().with("priority", "high").with("tenant", json!({ "id": 7, "tags": [1, null] }));
         let painting = scene.paint(&task.with("callback", Value::Null)).await?;
-        assert!(painting.file == plain.file, "a field that nobody knows changed the picture");
+        assert!(painting.picture == plain.picture, "a field that nobody knows changed the picture");
         Ok(())
     });
 }
@@ -86,9 +86,9 @@ fn the_lora_changes_the_picture() {
     case(|scene| async move {
         let with = scene.paint(&scene.task()).await?;
         let without = scene.paint(&scene.task().with("lora_scale", 0)).await?;
-        assert!(with.file != without.file, "the LoRA changed nothing");
+        assert!(with.picture != without.picture, "the LoRA changed nothing");
         let again = scene.paint(&scene.task()).await?;
-        assert!(with.file == again.file, "an earlier task's scale is still in the model");
+        assert!(with.picture == again.picture, "an earlier task's scale is still in the model");
         Ok(())
     });
 }

@@ -221,6 +221,15 @@ impl Aws {
         Ok(format!("s3://{bucket}/{key}"))
     }
 
+    /// Deletes an object.
+    ///
+    /// # Errors
+    /// S3 does not answer.
+    pub async fn delete(&self, bucket: &str, key: &str) -> Result<()> {
+        self.s3.delete_object().bucket(bucket).key(key).send().await?;
+        Ok(())
+    }
+
     /// The entity tag of an object, if there is one.
     pub async fn etag(&self, bucket: &str, key: &str) -> Option<String> {
         self.s3.head_object().bucket(bucket).key(key).send().await.ok()?.e_tag

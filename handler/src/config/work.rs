@@ -16,6 +16,10 @@ pub struct WorkConfig {
     /// What `error_code` says: always GENERATION_FAILED (single), or what is at fault (fine).
     #[arg(long, env = "EASEL_ERROR_CODES", default_value = "single")]
     pub error_codes: ErrorCodes,
+    /// Write the measurements of each task to standard output in CloudWatch's embedded metric format.
+    #[arg(long, env = "EASEL_EMBEDDED_METRICS", default_value_t = false, num_args = 0..=1, default_missing_value = "true",
+          value_name = "BOOL", action = clap::ArgAction::Set)]
+    pub embedded_metrics: bool,
 }
 
 /// What `error_code` says of a failure.

@@ -80,6 +80,8 @@ fn optional_fields_are_taken() {
     assert_eq!(with("karras_sigmas", json!(null)).unwrap().karras_sigmas, None);
     assert_eq!(with("noise_source", json!("cpu")).unwrap().noise_source, noise::Source::Cpu);
     assert_eq!(with("prompt_weighting", json!("a1111")).unwrap().prompt_weighting, prompt::Weighting::A1111);
+    assert_eq!(with("output_format", json!("webp")).unwrap().result_keys(), ["generations/gen_500.webp"]);
+    assert_eq!(with("output_format", json!(null)).unwrap().format, Format::Jpeg);
     assert_eq!(with("a_field_of_tomorrow", json!([1])).unwrap().generation_id, 500);
     for (ratio, size) in [("1:1", (512, 512)), ("2:2", (768, 768)), ("1:2", (512, 1024)), ("16:9", (512, 512))] {
         let task = with("aspect_ratio", json!(ratio)).unwrap();
@@ -131,7 +133,8 @@ fn bad_fields_are_named_with_kind_and_limit() {
         ("lora_scale", json!("big"), "`lora_scale` is a string"),
         ("loras", json!([{"scale": 1}]), "`loras[0].lora_model_url` is missing"),
         ("num_images", json!(5), "`num_images` is 5"),
-        ("output_format", json!("bmp"), "`output_format`"),
+        ("output_format", json!("bmp"), "`output_format` is an unknown name, must be one of jpeg, png, webp"),
+        ("output_format", json!(1), "`output_format` is an integer, must be a string"),
         ("signature", json!({"position": "middle"}), "`signature`"),
     ];
     for (field, value, expected) in cases {
