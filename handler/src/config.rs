@@ -13,8 +13,10 @@ use std::{fmt, net::SocketAddr, path::PathBuf, str::FromStr, time::Duration};
 use url::Url;
 
 mod safety;
+mod secrets;
 mod work;
 pub use safety::SafetyConfig;
+pub use secrets::{SecretsConfig, SigningConfig, TokenConfig};
 pub use work::{ErrorCodes, WorkConfig};
 
 /// Paints generation tasks with Stable Diffusion 1.5 and an artist's LoRA.
@@ -75,9 +77,9 @@ pub struct ServiceConfig {
     /// The pictures' files.
     #[command(flatten)]
     pub picture: PictureConfig,
-    /// The token that every webhook carries as `Authorization: Bearer`.
-    #[arg(long, env = "INTERNAL_API_TOKEN", hide_env_values = true, value_name = "TOKEN")]
-    pub internal_api_token: Secret,
+    /// The secrets.
+    #[command(flatten)]
+    pub secrets: SecretsConfig,
     /// What a task may reach.
     #[command(flatten)]
     pub safety: SafetyConfig,

@@ -11,10 +11,11 @@ use crate::{
     payload::Pointer,
     pipeline::{Request, error::PipelineError},
     report::{Ending, Order, Report},
+    secrets::Secrets,
     store::{Store, StoreError},
     studio::{Commission, Delivery, Studio, StudioError},
     task::{BadTask, Task},
-    webhook::{Backend, WebhookError},
+    webhook::{Backend, Subject, WebhookError},
 };
 use aws_config::SdkConfig;
 use futures_util::{FutureExt, future::BoxFuture};
@@ -24,7 +25,6 @@ use std::{
 };
 use tokio::time::timeout_at;
 use tracing::{Instrument, field, info, info_span, warn};
-use url::Url;
 
 /// How long a message rests after a fault, for each time it was received: a fault gets time to pass.
 const REST: Duration = Duration::from_secs(5);
@@ -69,8 +69,9 @@ impl Workshop {
     /// Loads the model and sets up the clients.
     ///
     /// # Errors
-    /// A model folder that cannot be used, or no TLS.
+    /// A model folder that cannot be used, a secret that cannot be read, or no TLS.
     pub async fn open(config: &ServiceConfig, aws: &SdkConfig) -> anyhow::Result<Self> {
+        let secrets = Secrets::obtain(&config.secrets, aws).await?;
         let model = config.model.clone();
         let studio = tokio::task::spawn_blocking(move || Studio::open(&model, crate::task::size(None))).await??;
         let store = Store::new(&config.store, aws);
@@ -80,7 +81,7 @@ impl Workshop {
             studio: Arc::new(Mutex::new(studio)),
             claims: (!lease.is_zero()).then(|| store.claims(lease)),
             store: Arc::new(store),
-            backend: Backend::new(config.internal_api_token.clone(), gate.guard().clone())?,
+            backend: Backend::new(secrets, gate.guard().clone())?,
             gate,
             times: Times::default(),
             metrics: Metrics::default(),
@@ -153,7 +154,7 @@ impl Workshop {
             report.ending = Ending::Unreadable;
             return message.given_back();
         };
-        self.give_up(base, generation_id, &bad.reason, message, report).await
+        self.give_up(&Subject::message(base.clone(), generation_id, &message.body), &bad.reason, message, report).await
     }
 
     async fn run(&self, task: &Task, message: &Message, report: &mut Report) -> Outcome {
@@ -169,7 +170,7 @@ impl Workshop {
             }
             Err(Failure::Permanent(fault, reason)) => {
                 report.fault = Some(fault);
-                self.give_up(&task.webhook_url, task.generation_id, &reason, message, report).await
+                self.give_up(&Subject::task(task), &reason, message, report).await
             }
             Err(Failure::Transient(fault, reason)) => {
                 report.fault = Some(fault);
@@ -195,7 +196,7 @@ impl Workshop {
         if message.receive_count >= self.work.max_receive_count {
             warn!(reason, "out of tries");
             // Stays in the queue's hands all the same: the dead-letter queue keeps it for a person to look at.
-            self.give_up(&task.webhook_url, task.generation_id, reason, message, report).await;
+            self.give_up(&Subject::task(task), reason, message, report).await;
         } else {
             warn!(reason, "task given back to the queue");
         }
@@ -269,7 +270,7 @@ impl Workshop {
         deadline: Option<Instant>,
     ) -> Result<Delivery, Failure> {
         let commission = commission(task, loras, self.file);
-        let line = self.backend.progress(&task.webhook_url, task.generation_id);
+        let line = self.backend.progress(task);
         let out_of_time = Arc::new(OnceLock::new());
         let pace = Pace {
             steps: task.steps,
@@ -297,21 +298,14 @@ impl Workshop {
     }
 
     /// Tells the backend that a task failed for good. If that cannot be told now, the queue brings the message back.
-    async fn give_up(
-        &self,
-        base: &Url,
-        generation_id: i64,
-        reason: &str,
-        message: &Message,
-        report: &mut Report,
-    ) -> Outcome {
+    async fn give_up(&self, subject: &Subject, reason: &str, message: &Message, report: &mut Report) -> Outcome {
         let fine = report.fault.map_or(GENERATION_FAILED, Fault::code);
         warn!(reason, code = fine, "task failed");
         let code = match self.work.error_codes {
             ErrorCodes::Single => GENERATION_FAILED,
             ErrorCodes::Fine => fine,
         };
-        match self.backend.failed(base, generation_id, code, reason, message.receive_count.saturating_sub(1)).await {
+        match self.backend.failed(subject, code, reason, message.receive_count.saturating_sub(1)).await {
             Ok(()) => {
                 report.ending = Ending::Failed;
                 Outcome::Consumed

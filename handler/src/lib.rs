@@ -27,6 +27,7 @@ pub mod progress;
 pub mod queue;
 pub mod report;
 pub mod runtime;
+pub mod secrets;
 pub mod signature;
 pub mod store;
 pub mod studio;

@@ -25,4 +25,6 @@ mod relay_tls;
 mod relay_traces;
 mod safety;
 mod scene;
+mod secrets;
+mod signed;
 mod worker;

@@ -3,7 +3,8 @@
 use super::*;
 use crate::{
     config::SafetyConfig,
-    webhook::{Backend, WebhookError},
+    secrets::Secrets,
+    webhook::{Backend, Subject, WebhookError, WebhookSecrets},
 };
 use futures_util::FutureExt;
 use serde_json::json;
@@ -287,6 +288,14 @@ async fn receiver() -> (u16, Arc<AtomicUsize>) {
     (port, connections)
 }
 
+fn backend(guard: Guard) -> Backend {
+    Backend::new(Secrets { token: "token".parse().unwrap(), signing: WebhookSecrets::default() }, guard).unwrap()
+}
+
+fn subject(url: &Url) -> Subject {
+    Subject::message(url.clone(), 1, "{}")
+}
+
 /// The first answer is public, all later ones are not.
 fn rebinding(config: &SafetyConfig) -> Guard {
     let asked = AtomicUsize::new(0);
@@ -302,8 +311,8 @@ async fn what_is_connected_to_is_what_was_checked() {
     let url = Url::parse(&format!("http://rebinding.test:{port}")).unwrap();
     let guard = rebinding(&config(&[], false));
     assert_eq!(guard.check_ahead(&url).await, Ok(()), "the first answer is public");
-    let backend = Backend::new("token".parse().unwrap(), guard).unwrap();
-    let error = backend.failed(&url, 1, "CODE", "reason", 0).await.unwrap_err();
+    let backend = backend(guard);
+    let error = backend.failed(&subject(&url), "CODE", "reason", 0).await.unwrap_err();
     assert!(matches!(error, WebhookError::Forbidden { refused: Refused::Private("a loopback"), .. }), "{error}");
     assert_eq!(connections.load(Ordering::SeqCst), 0);
 }
@@ -311,10 +320,10 @@ async fn what_is_connected_to_is_what_was_checked() {
 #[tokio::test]
 async fn an_address_in_a_hosts_place_is_checked_on_every_webhook() {
     let (port, connections) = receiver().await;
-    let backend = Backend::new("token".parse().unwrap(), Guard::new(&config(&[], false))).unwrap();
+    let backend = backend(Guard::new(&config(&[], false)));
     for host in ["127.0.0.1", "[::ffff:127.0.0.1]", "localhost"] {
         let url = Url::parse(&format!("http://{host}:{port}")).unwrap();
-        let error = backend.failed(&url, 1, "CODE", "reason", 0).await.unwrap_err();
+        let error = backend.failed(&subject(&url), "CODE", "reason", 0).await.unwrap_err();
         assert!(matches!(error, WebhookError::Forbidden { .. }), "{host}: {error}");
     }
     assert_eq!(connections.load(Ordering::SeqCst), 0);
