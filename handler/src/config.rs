@@ -159,6 +159,11 @@ pub struct WorkerConfig {
     #[arg(long, env = "EASEL_VISIBILITY_TIMEOUT", default_value_t = 120, value_name = "SECONDS",
           value_parser = clap::value_parser!(i32).range(3..=43_200))]
     pub visibility_timeout: i32,
+    /// Tasks in work at a time. With more than one, those that wait for the GPU are fetched, and those that were painted are encoded and
+    /// uploaded, while it paints; tasks of one LoRA, size and number of steps are painted as one batch.
+    #[arg(long, env = "EASEL_CONCURRENCY", default_value_t = 1, value_name = "COUNT",
+          value_parser = clap::value_parser!(u16).range(1..=100))]
+    pub concurrency: u16,
     /// Seconds without a task after which the worker ends with exit code 0, for hosts that scale to zero; 0 for never.
     #[arg(long, env = "EASEL_IDLE_EXIT", default_value_t = 0, value_name = "SECONDS")]
     pub idle_exit: u32,

@@ -8,6 +8,7 @@ use crate::{
     lora::AppliedLora,
     metrics::Metrics,
     pace::{Pace, Times},
+    painter::{Painter, PainterError},
     payload::Pointer,
     pipeline::{Request, error::PipelineError},
     report::{Ending, Order, Report},
@@ -20,7 +21,7 @@ use crate::{
 use aws_config::SdkConfig;
 use futures_util::{FutureExt, future::BoxFuture};
 use std::{
-    sync::{Arc, Mutex, OnceLock, PoisonError},
+    sync::{Arc, OnceLock},
     time::{Duration, Instant, SystemTime},
 };
 use tokio::time::timeout_at;
@@ -54,7 +55,7 @@ pub enum Outcome {
 /// Everything a task needs. Shared by all tasks of a process.
 #[derive(Clone)]
 pub struct Workshop {
-    studio: Arc<Mutex<Studio>>,
+    painter: Painter,
     store: Arc<Store>,
     backend: Backend,
     gate: Gate,
@@ -78,7 +79,7 @@ impl Workshop {
         let gate = Gate::new(&config.safety);
         let lease = Duration::from_secs(config.work.claim_lease.into());
         Ok(Self {
-            studio: Arc::new(Mutex::new(studio)),
+            painter: Painter::start(studio, (config.work.batch > 0).then_some(config.work.batch.into()))?,
             claims: (!lease.is_zero()).then(|| store.claims(lease)),
             store: Arc::new(store),
             backend: Backend::new(secrets, gate.guard().clone())?,
@@ -262,14 +263,14 @@ impl Workshop {
         Ok(Ending::Painted)
     }
 
-    /// Paints on a thread of its own, so that webhooks and heartbeats go on, and tells the milestones.
+    /// Waits for the painter, and tells the milestones meanwhile; then signs and encodes while the painter goes on.
     async fn paint(
         &self,
         task: &Task,
         loras: Vec<AppliedLora>,
         deadline: Option<Instant>,
     ) -> Result<Delivery, Failure> {
-        let commission = commission(task, loras, self.file);
+        let commission = Arc::new(commission(task, loras, self.file));
         let line = self.backend.progress(task);
         let out_of_time = Arc::new(OnceLock::new());
         let pace = Pace {
@@ -281,20 +282,15 @@ impl Workshop {
             is_unwanted: line.is_unwanted(),
             out_of_time: out_of_time.clone(),
         };
-        let (studio, span) = (self.studio.clone(), tracing::Span::current());
-        let painted = tokio::task::spawn_blocking(move || {
-            let _entered = span.enter();
-            // A panic in an earlier task leaves no half-made state behind that the next one would see.
-            let mut studio = studio.lock().unwrap_or_else(PoisonError::into_inner);
-            studio.paint(&commission, &mut pace.into_callback())
-        });
-        let painted = painted.await;
+        let painted = self.painter.paint(commission.clone(), Box::new(pace.into_callback())).await;
         line.finish().await;
         if let Some(left) = out_of_time.get() {
             return Err(Failure::OutOfTime(*left));
         }
-        let broke_off = |panic| Failure::Transient(Fault::Painting, format!("painting broke off: {panic}"));
-        painted.map_err(broke_off)?.map_err(Failure::from)
+        let (painted, span) = (painted?, tracing::Span::current());
+        let finished = tokio::task::spawn_blocking(move || span.in_scope(|| commission.finish(painted)));
+        let broke_off = |panic| Failure::Transient(Fault::Painting, format!("signing broke off: {panic}"));
+        finished.await.map_err(broke_off)?.map_err(Failure::from)
     }
 
     /// Tells the backend that a task failed for good. If that cannot be told now, the queue brings the message back.
@@ -381,6 +377,15 @@ impl From<StudioError> for Failure {
             StudioError::Pipeline(_) | StudioError::Encode(_) => (Fault::Painting, error.to_string()),
         };
         if error.is_permanent() { Self::Permanent(fault, reason) } else { Self::Transient(fault, reason) }
+    }
+}
+
+impl From<PainterError> for Failure {
+    fn from(error: PainterError) -> Self {
+        match error {
+            PainterError::Studio(error) => error.into(),
+            PainterError::Panic(_) | PainterError::Ended => Self::Transient(Fault::Painting, error.to_string()),
+        }
     }
 }
 

@@ -20,6 +20,7 @@ pub mod lora;
 pub mod metrics;
 pub mod network;
 pub mod pace;
+pub mod painter;
 pub mod payload;
 pub mod picture;
 pub mod pipeline;

@@ -6,12 +6,22 @@ use crate::{
     queue::Queues,
 };
 use aws_lambda_events::sqs::{SqsBatchResponse, SqsEvent, SqsMessage};
+use futures_util::{StreamExt, stream};
 use lambda_runtime::{Error, LambdaEvent, service_fn};
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
+};
 use tokio::{
     signal::unix::{SignalKind, signal},
     sync::RwLock,
 };
+
+/// Tasks of one event in work at a time.
+const AT_ONCE: usize = 10;
 
 /// Serves events until the process is told to stop.
 ///
@@ -20,22 +30,23 @@ use tokio::{
 pub async fn serve(config: &ServiceConfig) -> anyhow::Result<()> {
     let aws = aws_config::load_from_env().await;
     let workshop = Workshop::open(config, &aws).await?;
-    let queues = Queues::new(&aws);
-    let busy = RwLock::new(());
-    let service = service_fn(|event: LambdaEvent<SqsEvent>| {
-        let (workshop, queues, busy) = (&workshop, &queues, &busy);
+    let (queues, busy) = (Arc::new(Queues::new(&aws)), Arc::new(RwLock::new(())));
+    let shared = (workshop.clone(), queues, busy.clone());
+    let service = service_fn(move |event: LambdaEvent<SqsEvent>| {
+        let (workshop, queues, busy) = shared.clone();
         async move {
             let _busy = busy.read().await;
             let deadline = instant(event.context.deadline());
-            handle(workshop, queues, event.payload, deadline).await
+            handle(&workshop, &queues, event.payload, deadline).await
         }
     });
     let mut terminate = signal(SignalKind::terminate())?;
-    let runtime = lambda_runtime::run(service);
+    // As many at a time as AWS_LAMBDA_MAX_CONCURRENCY says, which Managed Instances set; else one.
+    let runtime = lambda_runtime::run_concurrent(service);
     tokio::pin!(runtime);
     tokio::select! {
         ended = &mut runtime => return ended.map_err(|error| anyhow::anyhow!("Lambda Runtime API: {error}")),
-        _ = terminate.recv() => tracing::info!("terminating: the event in work is finished first"),
+        _ = terminate.recv() => tracing::info!("terminating: the events in work are finished first"),
     }
     tokio::select! {
         ended = &mut runtime => ended.map_err(|error| anyhow::anyhow!("Lambda Runtime API: {error}")),
@@ -43,24 +54,29 @@ pub async fn serve(config: &ServiceConfig) -> anyhow::Result<()> {
     }
 }
 
-/// One task after the other. Only what the queue must bring again is reported.
+/// All tasks of an event at once; of a FIFO queue one after the other. Only what the queue must bring again is reported.
 async fn handle(
     workshop: &Workshop,
     queues: &Queues,
     event: SqsEvent,
     deadline: Option<Instant>,
 ) -> Result<SqsBatchResponse, Error> {
-    let mut response = SqsBatchResponse::default();
-    let mut ordered_stop = false;
-    for record in event.records {
-        let outcome = match ordered_stop {
+    let at_once = if event.records.iter().any(is_fifo) { 1 } else { AT_ONCE };
+    let stopped = &AtomicBool::new(false);
+    let works = event.records.into_iter().map(async |record| {
+        let outcome = match stopped.load(Ordering::Relaxed) {
             false => workshop.handle(&message(&record, deadline)).await,
             true => Outcome::GivenBack(Duration::ZERO),
         };
-        let Outcome::GivenBack(wait) = outcome else { continue };
-        rest(queues, &record, wait).await;
+        let Outcome::GivenBack(wait) = outcome else { return None };
         // A FIFO queue keeps its order only if everything after the first failure comes back as well.
-        ordered_stop = is_fifo(&record);
+        stopped.fetch_or(is_fifo(&record), Ordering::Relaxed);
+        rest(queues, &record, wait).await;
+        Some(record)
+    });
+    let given_back: Vec<Option<SqsMessage>> = stream::iter(works).buffered(at_once).collect().await;
+    let mut response = SqsBatchResponse::default();
+    for record in given_back.into_iter().flatten() {
         // An empty identifier would make Lambda bring the whole batch again, the finished ones too.
         let id = record.message_id.filter(|id| !id.is_empty());
         response.add_failure(id.ok_or("a record without messageId cannot be reported on its own")?);

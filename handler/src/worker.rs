@@ -1,6 +1,6 @@
 //! The worker: long-polls SQS itself, for GPU hosts that are not Lambda. Runs the same job as the function.
 //!
-//! A message's visibility is extended for as long as the work on it goes on. SIGTERM ends polling, not the task in work.
+//! A message's visibility is extended for as long as the work on it goes on. SIGTERM ends polling, not the tasks in work.
 
 use crate::{
     config::WorkerConfig,
@@ -11,10 +11,13 @@ use crate::{
 use aws_sdk_sqs::types::{Message as SqsMessage, MessageSystemAttributeName};
 use backon::{BackoffBuilder, ExponentialBuilder};
 use std::time::{Duration, Instant, UNIX_EPOCH};
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::{
+    signal::unix::{SignalKind, signal},
+    task::{JoinError, JoinSet},
+};
 use tokio_util::sync::CancellationToken;
 
-/// Polls until SIGTERM or SIGINT, or until there was nothing to do for as long as configured; returns once the task in work is done.
+/// Polls until SIGTERM or SIGINT, or until there was nothing to do for as long as configured; returns once the tasks in work are done.
 ///
 /// # Errors
 /// The model cannot be loaded, or the health address is taken.
@@ -41,14 +44,28 @@ async fn poll(queue: &Queue, config: &WorkerConfig, workshop: &Workshop, stop: &
     let delays =
         ExponentialBuilder::default().with_max_delay(Duration::from_secs(30)).without_max_times().with_jitter();
     let (mut delay, mut idle_since) = (delays.build(), Instant::now());
+    let mut works = JoinSet::new();
     while !stop.is_cancelled() {
-        let patience = match idle_exit.is_zero() {
+        // Never beside a poll: one that is broken off may have been given a message, which then stays invisible for a while.
+        while let Some(ended) = works.try_join_next() {
+            tell(ended);
+            idle_since = Instant::now();
+        }
+        if works.len() >= usize::from(config.concurrency) {
+            tokio::select! {
+                () = stop.cancelled() => break,
+                ended = works.join_next() => ended.into_iter().for_each(tell),
+            }
+            idle_since = Instant::now();
+            continue;
+        }
+        let patience = match idle_exit.is_zero() || !works.is_empty() {
             true => Duration::MAX,
             false => idle_exit.saturating_sub(idle_since.elapsed()),
         };
         if patience.is_zero() {
             tracing::info!(seconds = config.idle_exit, "nothing to do for so long: ending");
-            return;
+            break;
         }
         let received = tokio::select! {
             // A message that this poll was about to bring becomes visible again by itself.
@@ -58,8 +75,7 @@ async fn poll(queue: &Queue, config: &WorkerConfig, workshop: &Workshop, stop: &
         match received {
             Ok(Some(message)) => {
                 delay = delays.build();
-                work(queue, config.visibility_timeout, workshop, &message).await;
-                idle_since = Instant::now();
+                works.spawn(work(queue.clone(), config.visibility_timeout, workshop.clone(), message));
             }
             Ok(None) => delay = delays.build(),
             Err(error) => {
@@ -71,10 +87,19 @@ async fn poll(queue: &Queue, config: &WorkerConfig, workshop: &Workshop, stop: &
             }
         }
     }
+    while let Some(ended) = works.join_next().await {
+        tell(ended);
+    }
+}
+
+fn tell(ended: Result<(), JoinError>) {
+    if let Err(error) = ended {
+        tracing::error!(%error, "the work on a task broke off: its message will come again");
+    }
 }
 
 /// Runs the job under a heartbeat, then deletes the message or gives it back.
-async fn work(queue: &Queue, visibility: i32, workshop: &Workshop, message: &SqsMessage) {
+async fn work(queue: Queue, visibility: i32, workshop: Workshop, message: SqsMessage) {
     let number = |name| message.attributes()?.get(&name)?.parse::<u64>().ok();
     let count = number(MessageSystemAttributeName::ApproximateReceiveCount);
     let job = Message {
@@ -105,7 +130,7 @@ fn stop_signal() -> std::io::Result<CancellationToken> {
     let token = stop.clone();
     tokio::spawn(async move {
         tokio::select! { _ = terminate.recv() => {}, _ = interrupt.recv() => {} }
-        tracing::info!("stopping: the task in work is finished first");
+        tracing::info!("stopping: the tasks in work are finished first");
         token.cancel();
     });
     Ok(stop)

@@ -384,7 +384,7 @@ impl Gpu {
     }
 
     /// Bytes that the driver can still give.
-    pub(crate) fn free_bytes(&self) -> Result<usize> {
+    pub fn free_bytes(&self) -> Result<usize> {
         let (mut free, mut total) = (0, 0);
         // SAFETY: writes two numbers.
         check("cuMemGetInfo", unsafe { sys::cuMemGetInfo_v2(&mut free, &mut total) })?;
