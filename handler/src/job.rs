@@ -147,8 +147,8 @@ impl Workshop {
 
     /// A message that is no task: told if anybody can be told, else left for the dead-letter queue.
     async fn refuse(&self, bad: Box<BadTask>, message: &Message, report: &mut Report) -> Outcome {
-        (report.generation_id, report.fault) = (bad.generation_id, Some(Fault::Task));
         tracing::Span::current().record("generation_id", bad.generation_id);
+        (report.generation_id, report.fault) = (bad.generation_id, Some(Fault::Task));
         let (Some(generation_id), Some(base)) = (bad.generation_id, &bad.webhook_url) else {
             warn!(error = %bad, "not a task, and no backend to tell: given back for the dead-letter queue");
             report.ending = Ending::Unreadable;

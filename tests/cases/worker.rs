@@ -1,15 +1,18 @@
 //! `handler worker`: the same job without Lambda, on a queue of its own.
 
 use crate::scene::{PATIENCE, Scene, case, model};
-use anyhow::Result;
+use anyhow::{Context, Result};
 use e2e::{
     aws::Queue,
     backend::{COMPLETE, FAILED, PROGRESS},
     paths::binary,
+    ports,
     process::{Process, Spec},
     stack::function_env,
+    wait,
 };
-use serde_json::json;
+use handler::report::STAGES;
+use serde_json::{Value, json};
 use std::time::Duration;
 
 /// Short, so that it must be extended while a task is painted, and a dead worker's task comes soon to the next.
@@ -105,6 +108,42 @@ fn failures_have_finer_codes_where_they_are_asked_for() {
             assert_eq!((failed.path.as_str(), &failed.body["error_code"]), (FAILED, &json!(code)));
         }
         aws.has_depth(&queue.url, (0, 0), PATIENCE).await?;
+        Ok(())
+    });
+}
+
+#[test]
+fn it_says_when_it_is_ready_and_what_it_did_and_ends_when_there_is_nothing_to_do() {
+    case(|scene| async move {
+        let aws = &scene.stack.aws;
+        let queue = aws.queue("worker-idle", VISIBILITY, 3).await?;
+        let addr = format!("127.0.0.1:{}", ports::free()?);
+        let options =
+            [("EASEL_HEALTH_ADDR", addr.as_str()), ("EASEL_IDLE_EXIT", "10"), ("EASEL_EMBEDDED_METRICS", "true")];
+        let worker = worker(&scene, "worker-idle", &queue, &options)?;
+        let http = reqwest::Client::builder().no_proxy().build()?;
+        let get = async |path: &str| http.get(format!("http://{addr}{path}")).send().await?.error_for_status();
+        worker.ready(PATIENCE, async || get("/readyz").await.is_ok()).await?;
+        let task = scene.task();
+        aws.send(&queue.url, &task.body()).await?;
+        scene.painting(&task).await?;
+        let counted = async || {
+            get("/metrics").await.ok()?.text().await.ok().filter(|text| text.contains("{ending=\"painted\"} 1"))
+        };
+        let text = wait::until("the task is counted", PATIENCE, counted).await?;
+        for line in
+            ["easel_images_total 1", "easel_stage_seconds_count{stage=\"upload\"} 1", "easel_queue_age_seconds_count 1"]
+        {
+            assert!(text.lines().any(|shown| shown == line), "{line} is not in\n{text}");
+        }
+        let status = wait::at_most("idle exit", PATIENCE, worker.exited()).await?;
+        assert!(status.success(), "{}", worker.fault(&status.to_string()));
+        let lines: Vec<Value> = worker.log_text().lines().filter_map(|line| serde_json::from_str(line).ok()).collect();
+        let end = lines.iter().find(|line| line["message"] == "task ended").context("no line at the end")?;
+        assert_eq!((&end["ending"], &end["span"]["generation_id"]), (&json!("painted"), &json!(task.id())));
+        assert!(STAGES.iter().all(|stage| end[format!("{stage}_ms")].is_u64()), "{end}");
+        let embedded = lines.iter().find(|line| line["_aws"].is_object()).context("no embedded metrics")?;
+        assert_eq!((&embedded["Ending"], &embedded["Images"]), (&json!("painted"), &json!(1)));
         Ok(())
     });
 }

@@ -36,6 +36,7 @@ fn bodies_are_taken_whole_or_refused_with_their_reason() {
     }
 }
 
+/// The SDK counts nothing: what is too large comes back from SQS.
 #[test]
 fn size_counts_attributes_as_sqs_does_and_the_last_ones_give_way() {
     // Name, type and value: 2 + 6 + 3, 1 + 6 + 2 and 1 + 6 + 4 bytes.

@@ -142,11 +142,11 @@ async fn relay(rounds: Vec<Vec<Drawn>>, fifo: bool) -> Result<(), TestCaseError>
             world.with(|said| said.script.insert(body.clone(), script));
             bodies.push(body.clone());
             let tag = bodies.len() as u64;
-            flow.accept(Delivery::mock(tag, "".into(), lane.to_string().into(), false, body.into_bytes()));
+            flow.accept(Delivery::mock(tag, "".into(), lane.to_string().into(), false, body.into_bytes()), None);
         }
         let last = bodies.len() as u64;
         let tags = |set: &BTreeSet<String>| (1..=last).filter(|tag| set.contains(&bodies[*tag as usize - 1])).collect();
-        while !flow.is_idle() && !(stopped && !flow.is_sending()) {
+        while (flow.is_sending() || !stopped) && !flow.is_idle() {
             if flow.advance().await.is_err() {
                 stopped = true;
             }
