@@ -15,6 +15,9 @@ use aws_sdk_secretsmanager::{
 use serde_json::Value;
 use std::{str::FromStr, time::Duration};
 
+const TOKEN_ARN: &str = "--internal-api-token-arn (INTERNAL_API_TOKEN_ARN)";
+const SIGNING_ARN: &str = "--webhook-secret-arn (EASEL_WEBHOOK_SECRET_ARN)";
+
 /// What the service must not show.
 #[derive(Debug, Clone)]
 pub struct Secrets {
@@ -47,24 +50,20 @@ impl Secrets {
     /// Secrets Manager does not give it, or what it gives cannot be used.
     pub async fn obtain(config: &SecretsConfig, aws: &SdkConfig) -> Result<Self, SecretError> {
         let (token, signing) = (&config.token, &config.signing);
-        let token = one("internal-api-token", &token.internal_api_token, &token.internal_api_token_arn, aws).await?;
-        let signing = one("webhook-secret", &signing.webhook_secret, &signing.webhook_secret_arn, aws).await?;
-        let missing = || SecretError { option: "--internal-api-token", reason: "is missing".into() };
+        let token = one(TOKEN_ARN, &token.internal_api_token, &token.internal_api_token_arn, aws).await?;
+        let signing = one(SIGNING_ARN, &signing.webhook_secret, &signing.webhook_secret_arn, aws).await?;
+        let missing = || SecretError { option: TOKEN_ARN, reason: "neither this nor the token itself is given".into() };
         Ok(Self { token: token.ok_or_else(missing)?, signing: signing.unwrap_or_default() })
     }
 }
 
 async fn one<T: Clone + FromStr<Err = String>>(
-    name: &'static str,
+    option: &'static str,
     given: &Option<T>,
     arn: &Option<SecretArn>,
     aws: &SdkConfig,
 ) -> Result<Option<T>, SecretError> {
     let Some(arn) = arn else { return Ok(given.clone()) };
-    let option = match name {
-        "internal-api-token" => "--internal-api-token-arn (INTERNAL_API_TOKEN_ARN)",
-        _ => "--webhook-secret-arn (EASEL_WEBHOOK_SECRET_ARN)",
-    };
     let value = arn.read(aws).await.and_then(|text| text.parse().map_err(|error| format!("the secret {error}")));
     value.map(Some).map_err(|reason| SecretError { option, reason })
 }
