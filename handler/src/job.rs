@@ -4,6 +4,7 @@ use crate::{
     config::{PictureConfig, ServiceConfig},
     lora::AppliedLora,
     payload::Pointer,
+    picture::Origin,
     pipeline::{Request, error::PipelineError},
     progress::{Milestones, Progress},
     store::{Store, StoreError},
@@ -261,6 +262,7 @@ fn commission(task: &Task, loras: Vec<AppliedLora>, file: PictureConfig) -> Comm
         signature: Some((task.artist_name.clone(), task.signature.clone())),
         format: task.format,
         file,
+        origin: Origin { generation_id: Some(task.generation_id), created_at: task.created_at, seed: task.seed },
     }
 }
 

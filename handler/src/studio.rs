@@ -1,4 +1,5 @@
-//! The studio: one model on one device that paints commissions one after the other, signs and encodes them.
+//! The studio: one model on one device that paints commissions one after the other, signs and encodes them,
+//! and writes into the files what they are.
 //!
 //! Every entry point paints here. It blocks its thread while it paints and knows nothing of queues, S3 or webhooks.
 
@@ -6,9 +7,9 @@ use crate::{
     config::{DeviceKind, ModelConfig, PictureConfig, Precision},
     gpu::{Dtype, Gpu, GpuError},
     lora::{AppliedLora, LoraError},
-    picture::{self, EncodeError},
+    picture::{self, EmbedError, EncodeError, ModelName, Origin, Provenance},
     pipeline::{self, Compute, Pipeline, Request, error::PipelineError},
-    signature::{Signature, SignatureError, sign},
+    signature::{self, Signature, SignatureError, sign},
     task::Format,
 };
 use std::{ops::ControlFlow, time::Duration, time::Instant};
@@ -27,6 +28,8 @@ pub struct Commission {
     pub format: Format,
     /// How the file is written.
     pub file: PictureConfig,
+    /// What the file says beside that.
+    pub origin: Origin,
 }
 
 /// Encoded pictures and how long each stage took.
@@ -52,6 +55,9 @@ pub enum StudioError {
     /// The picture could not be encoded.
     #[error(transparent)]
     Encode(#[from] EncodeError),
+    /// The picture's file could not be told where it comes from.
+    #[error(transparent)]
+    Embed(#[from] EmbedError),
 }
 
 impl StudioError {
@@ -60,7 +66,7 @@ impl StudioError {
         match self {
             Self::Lora(error) => error.is_permanent(),
             Self::Signature(_) | Self::Pipeline(PipelineError::Request { .. }) => true,
-            Self::Pipeline(_) | Self::Encode(_) => false,
+            Self::Pipeline(_) | Self::Encode(_) | Self::Embed(_) => false,
         }
     }
 }
@@ -68,6 +74,7 @@ impl StudioError {
 /// A loaded model.
 pub struct Studio {
     pipeline: Pipeline,
+    model: ModelName,
     noise_threads: u32,
     compute: Compute,
 }
@@ -84,7 +91,8 @@ impl Studio {
         }
         let compute = compute(config.device, config.dtype)?;
         let pipeline = Pipeline::load_with(&config.dir, &compute, config.offload, size)?.with_dora(config.dora);
-        let studio = Self { pipeline, noise_threads: config.noise_threads, compute };
+        let model = ModelName::of(&config.dir);
+        let studio = Self { pipeline, model, noise_threads: config.noise_threads, compute };
         let duration_ms = started.elapsed().as_millis() as u64;
         tracing::info!(device = studio.device_name(), duration_ms, "model loaded");
         Ok(studio)
@@ -116,7 +124,7 @@ impl Studio {
         Ok(clock.elapsed())
     }
 
-    /// Paints, signs and encodes. `on_step` is called with the number of finished steps and may stop the painting.
+    /// Paints, signs, encodes and writes the metadata. `on_step` is called with the number of finished steps and may stop the painting.
     ///
     /// # Errors
     /// See [`StudioError`]; the studio stays usable after each.
@@ -131,9 +139,12 @@ impl Studio {
             stages.push((name, clock.elapsed()));
             clock = Instant::now();
         };
+        let request = &commission.request;
+        if let Some((name, options)) = &commission.signature {
+            signature::check((request.width as u32, request.height as u32), name, options)?;
+        }
         self.pipeline.set_loras(&commission.loras)?;
         lap(&mut stages, "lora");
-        let request = &commission.request;
         let mut stream = self.pipeline.noise(request, self.noise_threads);
         let noise = self.pipeline.first_noise(request, commission.images, &mut stream)?;
         let latents = self.pipeline.denoise(request, noise, &mut stream, on_step)?;
@@ -147,8 +158,23 @@ impl Studio {
         }
         lap(&mut stages, "sign");
         let encode = |picture| picture::encode(picture, commission.format, &commission.file);
-        let files = pictures.iter().map(encode).collect::<Result<_, _>>()?;
+        let files = pictures.iter().map(encode).collect::<Result<Vec<_>, _>>()?;
         lap(&mut stages, "encode");
+        let images = files.len();
+        let told = files.into_iter().enumerate().map(|(index, file)| {
+            let provenance = Provenance {
+                origin: &commission.origin,
+                artist: commission.signature.as_ref().map(|(name, _)| name.as_str()),
+                model: &self.model,
+                loras: &commission.loras,
+                request,
+                image: (index + 1, images),
+                prompts: commission.file.metadata_prompt,
+            };
+            picture::embed(file, commission.format, &provenance)
+        });
+        let files = told.collect::<Result<_, _>>()?;
+        lap(&mut stages, "metadata");
         Ok(Delivery { files, stages })
     }
 }
