@@ -1,9 +1,14 @@
 //! `handler bench`: what something costs here, measured. Each figure is the median of its repeats.
 
+mod file;
+
+pub use file::file;
+
 use crate::{
     config::{BenchLoraConfig, BenchPictureConfig, BenchSoakConfig, PictureConfig},
     gpu::Gpu,
     lora::{AppliedLora, Lora},
+    picture::Origin,
     pipeline::{Request, noise::Source, prompt::Weighting, scheduler::Kind},
     studio::{Commission, Studio},
     task::{self, Format},
@@ -166,7 +171,8 @@ fn request(prompt: &str, (width, height): (usize, usize), steps: u16, guidance_s
 }
 
 fn commission(request: Request, images: usize, loras: Vec<AppliedLora>) -> Commission {
-    Commission { request, images, loras, signature: None, format: Format::Jpeg, file: PictureConfig::default() }
+    let (file, origin) = (PictureConfig::default(), Origin { seed: request.seed.into(), ..Origin::default() });
+    Commission { request, images, loras, signature: None, format: Format::Jpeg, file, origin }
 }
 
 /// The most memory of the host that this process has held.

@@ -1,8 +1,10 @@
 //! The command line and the environment of the handler. Tests build these structs; nothing else reads the environment.
 
 mod picture;
+mod signature;
 
 pub use picture::PictureConfig;
+pub use signature::SignatureConfig;
 
 use crate::{
     lora::Dora,
@@ -61,6 +63,8 @@ pub enum BenchCommand {
     Lora(BenchLoraConfig),
     /// What a picture costs, stage by stage.
     Picture(BenchPictureConfig),
+    /// What it costs to sign a picture, to encode it and to write its metadata. Needs no model.
+    File(BenchFileConfig),
     /// Whether many tasks in a row cost the same and leave nothing behind.
     Soak(BenchSoakConfig),
 }
@@ -214,9 +218,9 @@ pub struct GenerateConfig {
     /// How many pictures of the seed, from 1 to 4; the second is written to the name given by --out with -2 before the ending.
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=4))]
     pub num_images: u8,
-    /// Sign the picture with this name.
-    #[arg(long, value_name = "NAME")]
-    pub signature: Option<String>,
+    /// Whose signature it gets, and how.
+    #[command(flatten)]
+    pub signature: SignatureConfig,
     /// How the file is written.
     #[command(flatten)]
     pub picture: PictureConfig,
@@ -279,6 +283,26 @@ pub struct BenchPictureConfig {
     pub num_images: u8,
     /// How often, after a first time that is told apart.
     #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    pub repeat: u32,
+    /// Print JSON.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Settings of `handler bench file`.
+#[derive(Debug, Clone, Args)]
+pub struct BenchFileConfig {
+    /// A picture, JPEG or PNG, cropped to the size [default: soft waves]
+    #[arg(long, value_name = "FILE")]
+    pub picture: Option<PathBuf>,
+    /// The name to sign with.
+    #[arg(long, value_name = "NAME", default_value = "Ada Kowalska")]
+    pub signature: String,
+    /// 1:1 is 512x512, 2:2 is 768x768, 1:2 is 512x1024.
+    #[arg(long, default_value = "1:1", value_parser = ["1:1", "2:2", "1:2"])]
+    pub aspect_ratio: String,
+    /// How often each part is measured.
+    #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..=10_000))]
     pub repeat: u32,
     /// Print JSON.
     #[arg(long)]

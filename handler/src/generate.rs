@@ -3,8 +3,8 @@
 use crate::{
     config::GenerateConfig,
     lora::{AppliedLora, Lora},
+    picture::Origin,
     pipeline::Request,
-    signature::Signature,
     studio::{Commission, Studio},
     task::{self, Format},
 };
@@ -78,9 +78,10 @@ fn commission(config: &GenerateConfig) -> anyhow::Result<Commission> {
         },
         images: usize::from(config.num_images),
         loras: loras.collect::<anyhow::Result<_>>()?,
-        signature: config.signature.clone().map(|name| (name, Signature::default())),
+        signature: config.signature.name.clone().map(|name| (name, config.signature.options())),
         format: format(&config.out)?,
         file: config.picture,
+        origin: Origin { seed, ..Origin::default() },
     })
 }
 

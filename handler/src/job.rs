@@ -10,6 +10,7 @@ use crate::{
     pace::{Pace, Times},
     painter::{Painter, PainterError},
     payload::Pointer,
+    picture::Origin,
     pipeline::{Request, error::PipelineError},
     report::{Ending, Order, Report},
     secrets::Secrets,
@@ -271,6 +272,7 @@ impl Workshop {
         deadline: Option<Instant>,
     ) -> Result<Delivery, Failure> {
         let commission = Arc::new(commission(task, loras, self.file));
+        commission.check().map_err(StudioError::from)?;
         let line = self.backend.progress(task);
         let out_of_time = Arc::new(OnceLock::new());
         let pace = Pace {
@@ -346,6 +348,7 @@ fn commission(task: &Task, loras: Vec<AppliedLora>, file: PictureConfig) -> Comm
         signature: Some((task.artist_name.clone(), task.signature.clone())),
         format: task.format,
         file,
+        origin: Origin { generation_id: Some(task.generation_id), created_at: task.created_at, seed: task.seed },
     }
 }
 
@@ -374,7 +377,9 @@ impl From<StudioError> for Failure {
                 (Fault::Picture, error.to_string())
             }
             StudioError::Pipeline(PipelineError::Candle(error)) => (Fault::Painting, format!("painting: {error}")),
-            StudioError::Pipeline(_) | StudioError::Encode(_) => (Fault::Painting, error.to_string()),
+            StudioError::Pipeline(_) | StudioError::Encode(_) | StudioError::Embed(_) => {
+                (Fault::Painting, error.to_string())
+            }
         };
         if error.is_permanent() { Self::Permanent(fault, reason) } else { Self::Transient(fault, reason) }
     }

@@ -78,6 +78,7 @@ fn run(command: &Command) -> anyhow::Result<bool> {
         Command::Lora(LoraCommand::Inspect(config)) => return lora::inspect(config),
         Command::Bench(BenchCommand::Lora(config)) => bench::lora(config)?,
         Command::Bench(BenchCommand::Picture(config)) => bench::picture(config)?,
+        Command::Bench(BenchCommand::File(config)) => bench::file(config)?,
         Command::Bench(BenchCommand::Soak(config)) => bench::soak(config)?,
     }
     Ok(true)

@@ -1,5 +1,16 @@
-//! From signed pixels to the file that an artist gets. Paints nothing, and changes no pixel but by the format's own loss.
+//! From signed pixels to the file that an artist gets, with what it says of how it came to be. Paints nothing, and changes no
+//! pixel but by the format's own loss.
 
+mod embed;
 mod encode;
+mod exif;
+mod model;
+mod provenance;
+#[cfg(test)]
+mod tests;
+mod xmp;
 
+pub use embed::{EmbedError, embed};
 pub use encode::{EncodeError, encode};
+pub use model::ModelName;
+pub use provenance::{Origin, Provenance};

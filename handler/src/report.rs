@@ -6,7 +6,8 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use tracing::info;
 
 /// What a task goes through, in order.
-pub const STAGES: [&str; 8] = ["fetch", "lora", "denoise", "decode", "sign", "encode", "upload", "complete"];
+pub const STAGES: [&str; 9] =
+    ["fetch", "lora", "denoise", "decode", "sign", "encode", "metadata", "upload", "complete"];
 /// Every way to end.
 pub const ENDINGS: [Ending; 6] =
     [Ending::Painted, Ending::AnnouncedAgain, Ending::Failed, Ending::GivenBack, Ending::Cancelled, Ending::Unreadable];
@@ -116,6 +117,7 @@ impl Report {
             decode_ms = stage("decode"),
             sign_ms = stage("sign"),
             encode_ms = stage("encode"),
+            metadata_ms = stage("metadata"),
             upload_ms = stage("upload"),
             complete_ms = stage("complete"),
             duration_ms = ms(self.total),

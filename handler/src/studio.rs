@@ -1,4 +1,5 @@
-//! The studio: one model on one device that paints commissions one after the other, signs and encodes them.
+//! The studio: one model on one device that paints commissions one after the other, signs and encodes them,
+//! and writes into the files what they are.
 //!
 //! Every entry point paints here. It blocks its thread while it paints and knows nothing of queues, S3 or webhooks.
 
@@ -6,9 +7,9 @@ use crate::{
     config::{DeviceKind, ModelConfig, PictureConfig, Precision},
     gpu::{Dtype, Gpu, GpuError},
     lora::{AppliedLora, LoraError},
-    picture::{self, EncodeError},
+    picture::{self, EmbedError, EncodeError, ModelName, Origin, Provenance},
     pipeline::{self, Compute, Pipeline, Request, error::PipelineError},
-    signature::{Signature, SignatureError, sign},
+    signature::{self, Signature, SignatureError, sign},
     task::Format,
 };
 use candle_core::Tensor;
@@ -33,6 +34,8 @@ pub struct Commission {
     pub format: Format,
     /// How the file is written.
     pub file: PictureConfig,
+    /// What the file says beside that.
+    pub origin: Origin,
 }
 
 /// A commission, and what is called with the number of its finished steps.
@@ -42,6 +45,8 @@ pub type Order<'a> = (&'a Commission, &'a mut dyn FnMut(usize) -> ControlFlow<()
 pub struct Painted {
     /// The pictures.
     pub pictures: Vec<RgbImage>,
+    /// What painted them.
+    pub model: ModelName,
     /// Stages in order, with their names.
     pub stages: Vec<(&'static str, Duration)>,
 }
@@ -69,6 +74,9 @@ pub enum StudioError {
     /// The picture could not be encoded.
     #[error(transparent)]
     Encode(#[from] EncodeError),
+    /// The picture's file could not be told where it comes from.
+    #[error(transparent)]
+    Embed(#[from] EmbedError),
 }
 
 impl StudioError {
@@ -77,7 +85,7 @@ impl StudioError {
         match self {
             Self::Lora(error) => error.is_permanent(),
             Self::Signature(_) | Self::Pipeline(PipelineError::Request { .. }) => true,
-            Self::Pipeline(_) | Self::Encode(_) => false,
+            Self::Pipeline(_) | Self::Encode(_) | Self::Embed(_) => false,
         }
     }
 }
@@ -85,6 +93,7 @@ impl StudioError {
 /// A loaded model.
 pub struct Studio {
     pipeline: Pipeline,
+    model: ModelName,
     noise_threads: u32,
     compute: Compute,
 }
@@ -101,7 +110,8 @@ impl Studio {
         }
         let compute = compute(config.device, config.dtype)?;
         let pipeline = Pipeline::load_with(&config.dir, &compute, config.offload, size)?.with_dora(config.dora);
-        let studio = Self { pipeline, noise_threads: config.noise_threads, compute };
+        let model = ModelName::of(&config.dir);
+        let studio = Self { pipeline, model, noise_threads: config.noise_threads, compute };
         let duration_ms = started.elapsed().as_millis() as u64;
         tracing::info!(device = studio.device_name(), duration_ms, "model loaded");
         Ok(studio)
@@ -133,7 +143,7 @@ impl Studio {
         Ok(clock.elapsed())
     }
 
-    /// Paints, signs and encodes. `on_step` is called with the number of finished steps and may stop the painting.
+    /// Paints, signs, encodes and writes the metadata. `on_step` is called with the number of finished steps and may stop the painting.
     ///
     /// # Errors
     /// See [`StudioError`]; the studio stays usable after each.
@@ -142,6 +152,7 @@ impl Studio {
         commission: &Commission,
         on_step: &mut dyn FnMut(usize) -> ControlFlow<()>,
     ) -> Result<Delivery, StudioError> {
+        commission.check()?;
         commission.finish(self.paint_alone(commission, on_step)?)
     }
 
@@ -201,7 +212,7 @@ impl Studio {
                 let own = latents.narrow(0, index * images, images).map_err(PipelineError::from)?;
                 let pictures = self.pipeline.decode(&own)?;
                 watch.lap("decode");
-                Ok(Painted { pictures, stages: watch.stages })
+                Ok(Painted { pictures, model: self.model.clone(), stages: watch.stages })
             }
             (stopped, _) => Err(PipelineError::Stopped { step: stopped.unwrap_or_default() }.into()),
         });
@@ -249,7 +260,7 @@ impl Studio {
             pictures.extend(self.pipeline.decode(latents)?);
         }
         watch.lap("decode");
-        Ok(Painted { pictures, stages: watch.stages })
+        Ok(Painted { pictures, model: self.model.clone(), stages: watch.stages })
     }
 }
 
@@ -259,12 +270,21 @@ impl Commission {
         self.images == other.images && self.loras == other.loras && self.request.goes_with(&other.request)
     }
 
-    /// Signs and encodes, which needs no model.
+    /// Whether the picture can be signed, to be known before it is painted.
+    ///
+    /// # Errors
+    /// A name that cannot be drawn.
+    pub fn check(&self) -> Result<(), SignatureError> {
+        let Some((name, options)) = &self.signature else { return Ok(()) };
+        signature::check((self.request.width as u32, self.request.height as u32), name, options)
+    }
+
+    /// Signs, encodes and writes the metadata, which needs no model.
     ///
     /// # Errors
     /// A name that cannot be drawn, or a picture that cannot be encoded.
     pub fn finish(&self, painted: Painted) -> Result<Delivery, StudioError> {
-        let Painted { mut pictures, stages } = painted;
+        let Painted { mut pictures, model, stages } = painted;
         let mut watch = Watch { stages, ..Watch::default() };
         if let Some((name, options)) = &self.signature {
             for picture in &mut pictures {
@@ -273,8 +293,23 @@ impl Commission {
         }
         watch.lap("sign");
         let encode = |picture| picture::encode(picture, self.format, &self.file);
-        let files = pictures.iter().map(encode).collect::<Result<_, _>>()?;
+        let files = pictures.iter().map(encode).collect::<Result<Vec<_>, _>>()?;
         watch.lap("encode");
+        let images = files.len();
+        let told = files.into_iter().enumerate().map(|(index, file)| {
+            let provenance = Provenance {
+                origin: &self.origin,
+                artist: self.signature.as_ref().map(|(name, _)| name.as_str()),
+                model: &model,
+                loras: &self.loras,
+                request: &self.request,
+                image: (index + 1, images),
+                prompts: self.file.metadata_prompt,
+            };
+            picture::embed(file, self.format, &provenance)
+        });
+        let files = told.collect::<Result<_, _>>()?;
+        watch.lap("metadata");
         Ok(Delivery { files, stages: watch.stages })
     }
 }

@@ -10,8 +10,9 @@ pub use format::Format;
 
 use crate::{
     pipeline::{noise, prompt, scheduler},
-    signature::Signature,
+    signature::{MAX_MARGIN, Position, SIZES, Signature},
 };
+use aws_sdk_s3::primitives::DateTime;
 use fields::{Fields, Result};
 use serde_json::Value;
 use sha2::{Digest, Sha256};
@@ -75,8 +76,10 @@ pub struct Task {
     pub num_images: usize,
     /// File format of the pictures.
     pub format: Format,
-    /// Place and strength of the signature.
+    /// Place, strength and size of the signature.
     pub signature: Signature,
+    /// When the backend made the task; the date of the pictures.
+    pub created_at: Option<DateTime>,
 }
 
 /// A LoRA in S3 and how strongly it is applied.
@@ -151,7 +154,8 @@ impl Task {
             noise_source: fields.name("noise_source", noise::Source::NAMES)?,
             num_images: fields.integer("num_images", Some(1), 1, MAX_IMAGES)? as usize,
             format: fields.name("output_format", Format::NAMES)?,
-            signature: fields.parsed("signature")?.unwrap_or_default(),
+            signature: signature(fields)?,
+            created_at: fields.instant("created_at")?,
         })
     }
 
@@ -160,8 +164,8 @@ impl Task {
         self.seed as u64
     }
 
-    /// Says in 64 hex digits what is to be painted: two tasks with the same one give the same pictures. Where the backend is
-    /// and which style it names are no part of it.
+    /// Says in 64 hex digits what is to be painted: two tasks with the same one give the same pictures. Where the backend is,
+    /// which style it names and when are no part of it.
     ///
     /// A release that adds a field changes it. A task redelivered across that release is painted again, which is safe.
     pub fn fingerprint(&self) -> String {
@@ -170,6 +174,7 @@ impl Task {
             generation_id: _,
             style_id: _,
             webhook_url: _,
+            created_at: _,
             loras,
             prompt,
             negative_prompt,
@@ -232,6 +237,18 @@ fn karras_sigmas(fields: &Fields, scheduler: scheduler::Kind) -> Result<Option<b
         }
         wish => Ok(wish),
     }
+}
+
+fn signature(fields: &Fields) -> Result<Signature> {
+    let default = Signature::default();
+    let Some(wish) = fields.object("signature")? else { return Ok(default) };
+    let size = wish.number("size", SIZES.0, SIZES.0, SIZES.1)?;
+    Ok(Signature {
+        position: wish.name("position", Position::NAMES)?,
+        opacity: wish.integer("opacity", Some(default.opacity.into()), 0, 255)? as u8,
+        size: wish.has("size").then_some(size),
+        margin: wish.number("margin", default.margin, 0.0, MAX_MARGIN)?,
+    })
 }
 
 #[cfg(test)]

@@ -13,6 +13,7 @@ mod generate;
 mod happy;
 mod ledger;
 mod picture;
+mod provenance;
 mod refused;
 mod relay;
 mod relay_check;

@@ -64,6 +64,7 @@ refused! {
     a_negative_style: "style_id", |task| task.with("style_id", -1);
     empty_tags: "prompt_tags", |task| task.with("prompt_tags", json!([]));
     an_artist_name_of_10_000_characters: "artist_name", |task| task.with("artist_name", "x".repeat(10_000));
+    an_artist_name_of_emoji_alone: "artist_name", |task| task.with("artist_name", "🦀 ❤\u{fe0f}");
     a_lora_address_that_is_not_s3: "lora_model_url", |task| task.with("lora_model_url", "https://h/lora.safetensors");
     zero_steps: "num_inference_steps", |task| task.with("num_inference_steps", 0);
     a_missing_lora_object: "lora_model_url", |task| task.with("lora_model_url", format!("s3://{MODELS}/none"));

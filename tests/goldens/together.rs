@@ -5,6 +5,7 @@ use anyhow::{Context, Result, ensure};
 use handler::{
     config::{DeviceKind, ModelConfig, PictureConfig, Precision},
     lora::Dora,
+    picture::Origin,
     pipeline::{
         Offload, Request,
         noise::{DEFAULT_THREADS, Source},
@@ -42,7 +43,15 @@ fn commission(prompt: &str, seed: u64, images: usize, scheduler: Kind) -> Commis
         karras_sigmas: None,
         noise_source: Source::Cuda,
     };
-    Commission { request, images, loras: vec![], signature: None, format: Format::Png, file: PictureConfig::default() }
+    Commission {
+        request,
+        images,
+        loras: vec![],
+        signature: None,
+        format: Format::Png,
+        file: PictureConfig::default(),
+        origin: Origin { generation_id: None, created_at: None, seed: seed.into() },
+    }
 }
 
 fn alike(alone: &Painted, together: &Painted) -> Result<()> {

@@ -6,6 +6,7 @@
 mod arena;
 mod base_model;
 mod change;
+mod digest;
 mod error;
 mod file;
 mod half;
@@ -42,6 +43,7 @@ pub struct Lora {
     about: About,
     /// Whether anything but DoRA's lengths changes a weight.
     active: bool,
+    sha256: String,
 }
 
 /// What is known of a file beside its layers.
@@ -83,7 +85,11 @@ impl Lora {
     /// # Errors
     /// The file cannot be read, or is refused as by [`Lora::from_bytes`].
     pub fn read(path: &Path) -> Result<Self, LoraError> {
-        Self::examine(&mut File::open(path)?)?.sound()
+        let mut file = File::open(path)?;
+        let same = file.try_clone()?;
+        // Reading takes longer than hashing, so hashing beside it costs no time.
+        let (lora, sha256) = rayon::join(|| Self::examine(&mut file), || digest::of_file(&same));
+        Ok(Self { sha256: sha256?, ..lora?.sound()? })
     }
 
     /// Reads a safetensors file that is in memory.
@@ -91,12 +97,18 @@ impl Lora {
     /// # Errors
     /// See [`LoraError`]; every key is accounted for.
     pub fn from_bytes(bytes: &[u8]) -> Result<Self, LoraError> {
-        Self::examine(&mut Cursor::new(bytes))?.sound()
+        let lora = Self::examine(&mut Cursor::new(bytes))?.sound()?;
+        Ok(Self { sha256: digest::of_bytes(bytes), ..lora })
     }
 
     /// How many modules the file has matrices for.
     pub fn modules(&self) -> usize {
         self.layers.len()
+    }
+
+    /// The SHA-256 of the whole file, in hex digits.
+    pub fn sha256(&self) -> &str {
+        &self.sha256
     }
 
     fn sound(self) -> Result<Self, LoraError> {

@@ -64,7 +64,7 @@ impl Lora {
         let about = About { layouts, base, tensors: header.tensors.len() };
         let arena = arena.build()?;
         let active = is_active(&layers, &arena)?;
-        Ok(Self { arena, layers, misfits, about, active })
+        Ok(Self { arena, layers, misfits, about, active, sha256: String::new() })
     }
 }
 

@@ -80,7 +80,7 @@ mod tests {
         let picture = picture();
         for format in [Format::Jpeg, Format::WebP] {
             let [low, high] = [30, 95].map(|quality| {
-                let config = PictureConfig { jpeg_quality: quality, webp_quality: quality };
+                let config = PictureConfig { jpeg_quality: quality, webp_quality: quality, ..PictureConfig::default() };
                 let file = encode(&picture, format, &config).unwrap();
                 (file.len(), difference(&image::load_from_memory(&file).unwrap().to_rgb8(), &picture))
             });

@@ -1,25 +1,29 @@
-//! Sets a name on one line: a font for each character, right-to-left order, joined and combined letters. In em, at no size.
+//! Sets a line of a name: a font for each character, right-to-left order, joined and combined letters. In em, at no size.
 
-use super::{SignatureError, faces::Face};
+use super::{
+    SignatureError,
+    faces::Face,
+    text::{self, Drawable, is_mark},
+};
 use ab_glyph::GlyphId;
 use rustybuzz::{Direction, UnicodeBuffer};
 use std::ops::Range;
-use unicode_bidi::BidiInfo;
+use unicode_bidi::{BidiInfo, Level};
 
-/// Room above the baseline, in em.
+/// Room above the baseline that every line has, in em.
 pub(super) const ASCENT: f32 = 0.8;
-/// Room below the baseline, in em.
+/// Room below the baseline that every line has, in em.
 pub(super) const DESCENT: f32 = 0.22;
-/// Characters of a name that are looked at. No picture has room for more.
-const MOST_CHARACTERS: usize = 1000;
-/// Marks on one letter that are drawn; text that stacks more is meant to spill.
-const MOST_MARKS: usize = 4;
+/// How much more than that the marks of a script may take.
+const TALL: f32 = 1.5;
 
 /// A name with only characters that can be drawn.
 pub(super) struct Name<'a> {
     faces: &'a [Face],
     text: String,
+    level: Option<Level>,
     cut: bool,
+    dropped: usize,
 }
 
 /// Glyphs of a line and how far their ink reaches from the starting point, in em.
@@ -28,6 +32,10 @@ pub(super) struct Line {
     pub(super) glyphs: Vec<Placed>,
     pub(super) left: f32,
     pub(super) right: f32,
+    /// Above the baseline; what is higher is cut off.
+    pub(super) ascent: f32,
+    /// Below the baseline; what is lower is cut off.
+    pub(super) descent: f32,
     /// Byte positions at which the text may be cut without splitting a letter from its marks.
     pub(super) ends: Vec<usize>,
 }
@@ -42,31 +50,11 @@ pub(super) struct Placed {
 }
 
 impl<'a> Name<'a> {
-    /// Collapses spaces and drops what cannot be drawn: control characters, and what no font covers.
+    /// Collapses spaces and drops what cannot be drawn.
     pub(super) fn read(name: &str, faces: &'a [Face]) -> Result<Self, SignatureError> {
-        let mut characters = name.trim().chars();
-        let (mut text, mut dropped, mut marks) = (String::new(), 0_usize, 0_usize);
-        for character in characters.by_ref().take(MOST_CHARACTERS) {
-            marks = if is_mark(character) { marks + 1 } else { 0 };
-            if character.is_whitespace() {
-                if !text.is_empty() && !text.ends_with(' ') {
-                    text.push(' ');
-                }
-            } else if is_drawable(character) && marks <= MOST_MARKS && faces.iter().any(|face| face.covers(character)) {
-                text.push(character);
-            } else {
-                dropped += 1;
-            }
-        }
-        if dropped > 0 {
-            tracing::warn!(dropped, "the signature leaves out characters that cannot be drawn");
-        }
-        text.truncate(text.trim_end().len());
-        match (text.is_empty(), name.trim().is_empty()) {
-            (false, _) => Ok(Self { faces, text, cut: characters.next().is_some() }),
-            (true, false) => Err(SignatureError::NothingDrawable),
-            (true, true) => Err(SignatureError::Empty),
-        }
+        let Drawable { text, dropped, cut } = text::drawable(name, faces)?;
+        let level = BidiInfo::new(&text, None).paragraphs.first().map(|paragraph| paragraph.level);
+        Ok(Self { faces, text, level, cut, dropped })
     }
 
     /// Whether there was more than could be looked at.
@@ -74,25 +62,50 @@ impl<'a> Name<'a> {
         self.cut
     }
 
-    /// The whole name, or its first `end` bytes and an ellipsis.
-    pub(super) fn line(&self, end: Option<usize>) -> Result<Line, SignatureError> {
-        let text = match end.and_then(|end| self.text.get(..end)) {
-            Some(start) => format!("{}…", start.trim_end()),
-            None => self.text.clone(),
+    /// How many characters were left out.
+    pub(super) fn dropped(&self) -> usize {
+        self.dropped
+    }
+
+    /// How many bytes the text has.
+    pub(super) fn length(&self) -> usize {
+        self.text.len()
+    }
+
+    /// Where the text after a space begins.
+    pub(super) fn words(&self) -> Vec<usize> {
+        self.text.match_indices(' ').map(|(index, _)| index + 1).collect()
+    }
+
+    /// A part of the name, with an ellipsis if it is cut short.
+    pub(super) fn line(&self, part: Range<usize>, ellipsis: bool) -> Result<Line, SignatureError> {
+        let mut text = self.text.get(part.clone()).unwrap_or_default().trim_end().to_string();
+        if ellipsis {
+            text.push('…');
+        }
+        let mut line = Line {
+            glyphs: Vec::new(),
+            left: f32::MAX,
+            right: f32::MIN,
+            ascent: ASCENT,
+            descent: DESCENT,
+            ends: vec![],
         };
-        let mut line = Line { glyphs: Vec::new(), left: f32::MAX, right: f32::MIN, ends: Vec::new() };
         let mut pen = 0.0;
-        for (run, direction) in visual_runs(&text) {
+        for (run, direction) in visual_runs(&text, self.level) {
             let mut pieces = self.by_face(&text, run);
             if direction == Direction::RightToLeft {
                 pieces.reverse();
             }
             for (face, range) in pieces {
-                pen = self.shape(&text[range.clone()], range.start, face, direction, pen, &mut line);
+                pen = self.shape(&text[range.clone()], part.start + range.start, face, direction, pen, &mut line);
             }
         }
+        line.ends.retain(|end| *end > part.start && *end < part.end);
         line.ends.sort_unstable();
         line.ends.dedup();
+        line.ascent = line.ascent.min(TALL * ASCENT);
+        line.descent = line.descent.min(TALL * DESCENT);
         if line.left < line.right { Ok(line) } else { Err(SignatureError::NothingDrawable) }
     }
 
@@ -124,14 +137,18 @@ impl<'a> Name<'a> {
         let unit = font.unit();
         for (info, place) in shaped.glyph_infos().iter().zip(shaped.glyph_positions()) {
             let glyph = GlyphId(info.glyph_id as u16);
-            let x = pen + place.x_offset as f32 * unit;
+            let (x, y) = (pen + place.x_offset as f32 * unit, -(place.y_offset as f32) * unit);
             if let Some(outline) = font.outline(glyph) {
+                // Which of an outline's corners is the upper one differs between font formats.
+                let heights = [outline.bounds.min.y * unit - y, outline.bounds.max.y * unit - y];
                 line.left = line.left.min(x + outline.bounds.min.x * unit);
                 line.right = line.right.max(x + outline.bounds.max.x * unit);
+                line.ascent = line.ascent.max(heights[0]).max(heights[1]);
+                line.descent = line.descent.max(-heights[0]).max(-heights[1]);
             }
-            line.glyphs.push(Placed { face, glyph, x, y: -(place.y_offset as f32) * unit });
+            line.glyphs.push(Placed { face, glyph, x, y });
             // A cluster's start is a place where the text before it may end.
-            line.ends.extend(Some(start + info.cluster as usize).filter(|end| *end > 0));
+            line.ends.push(start + info.cluster as usize);
             pen += place.x_advance as f32 * unit;
         }
         pen
@@ -146,28 +163,13 @@ impl Line {
 }
 
 /// Runs of one direction, in the order in which they stand on the line.
-fn visual_runs(text: &str) -> Vec<(Range<usize>, Direction)> {
-    let info = BidiInfo::new(text, None);
+fn visual_runs(text: &str, level: Option<Level>) -> Vec<(Range<usize>, Direction)> {
+    let info = BidiInfo::new(text, level);
     let Some(paragraph) = info.paragraphs.first() else { return Vec::new() };
     let (levels, runs) = info.visual_runs(paragraph, paragraph.range.clone());
-    let direction = |level: unicode_bidi::Level| match level.is_rtl() {
+    let direction = |level: Level| match level.is_rtl() {
         true => Direction::RightToLeft,
         false => Direction::LeftToRight,
     };
     runs.into_iter().map(|run| (run.clone(), direction(levels[run.start]))).collect()
-}
-
-/// Neither a control character nor one that only steers layout. The joiners of Persian and Indic names are kept.
-fn is_drawable(character: char) -> bool {
-    let steers = matches!(character, '\u{ad}' | '\u{34f}' | '\u{61c}' | '\u{200b}' | '\u{200e}' | '\u{200f}'
-        | '\u{202a}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{fe00}'..='\u{fe0f}' | '\u{feff}' | '\u{fff0}'..='\u{fffd}');
-    !character.is_control() && !steers
-}
-
-/// A combining mark of the scripts that the fonts cover.
-fn is_mark(character: char) -> bool {
-    matches!(character, '\u{300}'..='\u{36f}' | '\u{483}'..='\u{489}' | '\u{591}'..='\u{5bd}' | '\u{5bf}'..='\u{5c7}'
-        | '\u{610}'..='\u{61a}' | '\u{64b}'..='\u{65f}' | '\u{670}' | '\u{6d6}'..='\u{6ed}' | '\u{1ab0}'..='\u{1aff}'
-        | '\u{1dc0}'..='\u{1dff}' | '\u{20d0}'..='\u{20ff}' | '\u{302a}'..='\u{302f}' | '\u{3099}' | '\u{309a}'
-        | '\u{fe20}'..='\u{fe2f}')
 }

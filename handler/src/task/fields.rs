@@ -4,7 +4,7 @@
 use crate::buckets::{is_bucket, is_key};
 
 use super::{LoraRef, MAX_PROMPT, MAX_TAGS, MAX_URL};
-use serde::de::DeserializeOwned;
+use aws_sdk_s3::primitives::{DateTime, DateTimeFormat};
 use serde_json::{Map, Value};
 use std::str::FromStr;
 use url::Url;
@@ -71,6 +71,14 @@ impl<'a> Fields<'a> {
     pub(super) fn boolean(&self, name: &str) -> Result<Option<bool>> {
         let Some(value) = self.get(name) else { return Ok(None) };
         value.as_bool().map(Some).ok_or_else(|| self.wrong(name, kind(value), "a boolean"))
+    }
+
+    /// An optional date with its time and time zone, as RFC 3339 writes it.
+    pub(super) fn instant(&self, name: &str) -> Result<Option<DateTime>> {
+        let wanted = "a date like 2026-11-25T14:00:00Z";
+        let Some(text) = self.optional_text(name, 100)? else { return Ok(None) };
+        let instant = DateTime::from_str(text, DateTimeFormat::DateTimeWithOffset);
+        instant.map(Some).map_err(|_| self.wrong(name, "another string", wanted))
     }
 
     /// An optional name out of `known`, a list for the error; absent is the default.
@@ -146,10 +154,16 @@ impl<'a> Fields<'a> {
         array.iter().enumerate().map(object).collect()
     }
 
-    /// An optional value that serde reads whole.
-    pub(super) fn parsed<T: DeserializeOwned>(&self, name: &str) -> Result<Option<T>> {
+    /// An optional object.
+    pub(super) fn object(&self, name: &str) -> Result<Option<Fields<'a>>> {
         let Some(value) = self.get(name) else { return Ok(None) };
-        T::deserialize(value).map(Some).map_err(|error| self.wrong(name, "not usable", &error.to_string()))
+        let map = value.as_object().ok_or_else(|| self.wrong(name, kind(value), "an object"))?;
+        Ok(Some(Fields { map, place: format!("{}{name}.", self.place) }))
+    }
+
+    /// Whether the field is there and not `null`.
+    pub(super) fn has(&self, name: &str) -> bool {
+        self.get(name).is_some()
     }
 
     fn get(&self, name: &str) -> Option<&'a Value> {

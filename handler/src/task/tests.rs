@@ -37,6 +37,7 @@ fn the_fingerprint_is_that_of_the_picture() {
         ("generation_id", json!(7)),
         ("style_id", json!(7)),
         ("webhook_url", json!("https://elsewhere")),
+        ("created_at", json!("2026-11-25T14:00:00Z")),
         ("seed", json!(42)),
         ("not_a_field", json!(1)),
     ] {
@@ -82,6 +83,14 @@ fn optional_fields_are_taken() {
     assert_eq!(with("prompt_weighting", json!("a1111")).unwrap().prompt_weighting, prompt::Weighting::A1111);
     assert_eq!(with("output_format", json!("webp")).unwrap().result_keys(), ["generations/gen_500.webp"]);
     assert_eq!(with("output_format", json!(null)).unwrap().format, Format::Jpeg);
+    assert_eq!(with("signature", json!(null)).unwrap().signature, Signature::default());
+    assert_eq!(with("signature", json!({ "new": 1 })).unwrap().signature, Signature::default());
+    let signature = json!({ "position": "top", "opacity": 0, "size": 0.1, "margin": 0 });
+    let wished = Signature { position: Position::Top, opacity: 0, size: Some(0.1), margin: 0.0 };
+    assert_eq!(with("signature", signature).unwrap().signature, wished);
+    let instant = with("created_at", json!("2026-11-25T15:00:00.25+01:00")).unwrap().created_at.unwrap();
+    assert_eq!(instant.secs(), 1_795_615_200);
+    assert_eq!(with("created_at", json!(null)).unwrap().created_at, None);
     assert_eq!(with("a_field_of_tomorrow", json!([1])).unwrap().generation_id, 500);
     for (ratio, size) in [("1:1", (512, 512)), ("2:2", (768, 768)), ("1:2", (512, 1024)), ("16:9", (512, 512))] {
         let task = with("aspect_ratio", json!(ratio)).unwrap();
@@ -135,7 +144,19 @@ fn bad_fields_are_named_with_kind_and_limit() {
         ("num_images", json!(5), "`num_images` is 5"),
         ("output_format", json!("bmp"), "`output_format` is an unknown name, must be one of jpeg, png, webp"),
         ("output_format", json!(1), "`output_format` is an integer, must be a string"),
-        ("signature", json!({"position": "middle"}), "`signature`"),
+        (
+            "signature",
+            json!({"position": "middle"}),
+            "`signature.position` is an unknown name, must be one of top-left, top, top-right, left, center, right, \
+             bottom-left, bottom, bottom-right",
+        ),
+        ("signature", json!({"opacity": 256}), "`signature.opacity` is 256, must be an integer from 0 to 255"),
+        ("signature", json!({"opacity": 0.5}), "`signature.opacity` is a fraction"),
+        ("signature", json!({"size": 0.3}), "`signature.size` is 0.3, must be a number from 0.02 to 0.25"),
+        ("signature", json!({"margin": -1}), "`signature.margin` is -1, must be a number from 0 to 0.25"),
+        ("signature", json!("Ada"), "`signature` is a string, must be an object"),
+        ("created_at", json!("yesterday"), "`created_at` is another string, must be a date like 2026-11-25T14:00:00Z"),
+        ("created_at", json!(1_764_000_000), "`created_at` is an integer, must be a string"),
     ];
     for (field, value, expected) in cases {
         let bad = with(field, value).unwrap_err();

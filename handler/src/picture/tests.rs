@@ -1,0 +1,132 @@
+//! What a file says of its picture, that it is the same picture, and what it keeps to itself.
+
+use super::{embed::XMP_SEGMENT, *};
+use crate::{
+    config::PictureConfig,
+    lora::{AppliedLora, Lora},
+    pipeline::{Request, noise, prompt, scheduler},
+    task::Format,
+};
+use image::{Rgb, RgbImage};
+use std::sync::Arc;
+
+fn request() -> Request {
+    Request {
+        prompt: "a \"secret\" <lake> & more".into(),
+        negative_prompt: String::new(),
+        prompt_weighting: prompt::Weighting::None,
+        width: 512,
+        height: 512,
+        seed: 7,
+        steps: 20,
+        guidance_scale: 7.5,
+        scheduler: scheduler::Kind::Euler,
+        karras_sigmas: None,
+        noise_source: noise::Source::Cuda,
+    }
+}
+
+fn holds(file: &[u8], text: &str) -> bool {
+    file.windows(text.len()).any(|window| window == text.as_bytes())
+}
+
+/// A file of each format with that provenance in it, and the file without it.
+fn files(change: impl Fn(&mut Provenance)) -> Vec<(Format, Vec<u8>, Vec<u8>)> {
+    let picture = RgbImage::from_fn(33, 20, |x, y| Rgb([x as u8 * 7, y as u8 * 12, 90]));
+    let (origin, request) = (Origin { generation_id: Some(500), created_at: None, seed: -1 }, request());
+    let model = ModelName { name: "sd15".into(), revision: Some("451f4fe1".into()) };
+    let mut provenance = Provenance {
+        origin: &origin,
+        artist: Some("Ada\u{0} Ł <&>"),
+        model: &model,
+        loras: &[],
+        request: &request,
+        image: (2, 3),
+        prompts: false,
+    };
+    change(&mut provenance);
+    let write = |format| {
+        let plain = encode(&picture, format, &PictureConfig::default()).unwrap();
+        (format, embed(plain.clone(), format, &provenance).unwrap(), plain)
+    };
+    Format::ALL.into_iter().map(write).collect()
+}
+
+#[test]
+fn the_pixels_are_those_of_the_file_without() {
+    for (format, told, plain) in files(|_| ()) {
+        let pixels = |file: &[u8]| image::load_from_memory(file).unwrap().to_rgb8();
+        assert!(pixels(&told) == pixels(&plain), "{format}");
+        assert!(told.len() > plain.len() + 1000, "{format}");
+    }
+}
+
+#[test]
+fn the_facts_are_in_every_format() {
+    for (format, told, _) in files(|_| ()) {
+        for text in [
+            "<Iptc4xmpExt:DigitalSourceType>http://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithmicMedia<",
+            "<easel:GenerationId>500<",
+            "<easel:Seed>-1<",
+            "<easel:Scheduler>euler<",
+            "<easel:Image>2 of 3<",
+            "<Iptc4xmpExt:AISystemVersionUsed>451f4fe1<",
+            "<rdf:li>Ada Ł &lt;&amp;&gt;</rdf:li>",
+            "Task: 500, Model: sd15, Model revision: 451f4fe1, Seed: -1, Steps: 20, CFG scale: 7.5, Sampler: euler",
+        ] {
+            assert!(holds(&told, text), "{format} lacks {text}");
+        }
+        assert!(!holds(&told, "CreateDate") && !holds(&told, "Loras"), "{format}");
+    }
+}
+
+#[test]
+fn each_lora_is_named_by_the_digest_of_its_file() {
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/model/styles/halftone.safetensors");
+    let lora = Arc::new(Lora::read(path.as_ref()).unwrap());
+    let in_memory = Lora::from_bytes(&std::fs::read(path).unwrap()).unwrap();
+    assert_eq!((lora.sha256().len(), lora.sha256()), (64, in_memory.sha256()));
+    let said = format!("<easel:Sha256>{}</easel:Sha256><easel:Scale>-0.5<", lora.sha256());
+    let applied = [AppliedLora { lora, scale: -0.5 }];
+    let request = request();
+    let (origin, model) = (Origin::default(), ModelName { name: "sd15".into(), revision: None });
+    let provenance = Provenance {
+        origin: &origin,
+        artist: None,
+        model: &model,
+        loras: &applied,
+        request: &request,
+        image: (1, 1),
+        prompts: false,
+    };
+    assert!(xmp::packet(&provenance).contains(&said));
+}
+
+#[test]
+fn prompts_are_written_only_if_wanted() {
+    for wanted in [false, true] {
+        for (format, told, _) in files(|provenance| provenance.prompts = wanted) {
+            assert_eq!(holds(&told, "secret"), wanted, "{format}");
+            let said = "<Iptc4xmpExt:AIPromptInformation>a &quot;secret&quot; &lt;lake&gt; &amp; more<";
+            assert_eq!(holds(&told, said), wanted, "{format}");
+        }
+    }
+}
+
+#[test]
+fn the_longest_prompts_fit_a_jpeg() {
+    let long = Request { prompt: "\"".repeat(10_000), negative_prompt: "🦀".repeat(10_000), ..request() };
+    let (origin, model) = (Origin::default(), ModelName { name: "sd15".into(), revision: None });
+    let loras = [];
+    let provenance = Provenance {
+        origin: &origin,
+        artist: Some(&"&".repeat(200)),
+        model: &model,
+        loras: &loras,
+        request: &long,
+        image: (1, 1),
+        prompts: true,
+    };
+    assert!(xmp::packet(&provenance).len() + XMP_SEGMENT.len() < 65_533);
+    assert!(exif::block(&provenance, Format::Jpeg).unwrap().len() + 6 < 65_533);
+}
