@@ -30,6 +30,8 @@ use tracing::{Instrument, field, info, info_span, warn};
 
 /// How long a message rests after a fault, for each time it was received: a fault gets time to pass.
 const REST: Duration = Duration::from_secs(5);
+/// Kept back of an invocation, to give a task back in.
+const MARGIN: Duration = Duration::from_secs(1);
 
 /// A message as it came from the queue.
 #[derive(Debug, Clone)]
@@ -284,11 +286,16 @@ impl Workshop {
             is_unwanted: line.is_unwanted(),
             out_of_time: out_of_time.clone(),
         };
-        let painted = self.painter.paint(commission.clone(), Box::new(pace.into_callback())).await;
+        let painting = self.painter.paint(commission.clone(), Box::new(pace.into_callback()));
+        let painted = match deadline.and_then(|deadline| deadline.checked_sub(MARGIN)) {
+            None => Some(painting.await),
+            // The turn may come too late.
+            Some(latest) => timeout_at(latest.into(), painting).await.ok(),
+        };
         line.finish().await;
-        if let Some(left) = out_of_time.get() {
-            return Err(Failure::OutOfTime(*left));
-        }
+        let (Some(painted), None) = (painted, out_of_time.get()) else {
+            return Err(Failure::OutOfTime(out_of_time.get().copied().unwrap_or(MARGIN)));
+        };
         let (painted, span) = (painted?, tracing::Span::current());
         let finished = tokio::task::spawn_blocking(move || span.in_scope(|| commission.finish(painted)));
         let broke_off = |panic| Failure::Transient(Fault::Painting, format!("signing broke off: {panic}"));

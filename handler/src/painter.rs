@@ -73,6 +73,8 @@ fn work(mut studio: Studio, most: Option<usize>, jobs: &mpsc::Receiver<Job>) {
             waiting.push_back(job);
         }
         waiting.extend(jobs.try_iter());
+        // Whoever asked has given up, for want of time.
+        waiting.retain(|job: &Job| !job.reply.is_closed());
         let Some(first) = waiting.pop_front() else { continue };
         let most = most.unwrap_or_else(|| studio.most_at_once(&first.commission.request));
         let batch = gather(first, &mut waiting, most);

@@ -28,4 +28,5 @@ mod safety;
 mod scene;
 mod secrets;
 mod signed;
+mod together;
 mod worker;
