@@ -11,8 +11,15 @@ use crate::{
     pipeline::{Offload, noise, prompt, scheduler},
 };
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use std::{fmt, path::PathBuf, str::FromStr, time::Duration};
+use std::{fmt, net::SocketAddr, path::PathBuf, str::FromStr, time::Duration};
 use url::Url;
+
+mod safety;
+mod secrets;
+mod work;
+pub use safety::SafetyConfig;
+pub use secrets::{SecretsConfig, SigningConfig, TokenConfig};
+pub use work::{ErrorCodes, WorkConfig};
 
 /// Paints generation tasks with Stable Diffusion 1.5 and an artist's LoRA.
 ///
@@ -74,12 +81,15 @@ pub struct ServiceConfig {
     /// The pictures' files.
     #[command(flatten)]
     pub picture: PictureConfig,
-    /// The token that every webhook carries as `Authorization: Bearer`.
-    #[arg(long, env = "INTERNAL_API_TOKEN", hide_env_values = true, value_name = "TOKEN")]
-    pub internal_api_token: Secret,
-    /// Receives after which a message is given up: the queue's maxReceiveCount. The backend is told on the last one.
-    #[arg(long, env = "EASEL_MAX_RECEIVE_COUNT", default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..))]
-    pub max_receive_count: u32,
+    /// The secrets.
+    #[command(flatten)]
+    pub secrets: SecretsConfig,
+    /// What a task may reach.
+    #[command(flatten)]
+    pub safety: SafetyConfig,
+    /// How tasks are worked on.
+    #[command(flatten)]
+    pub work: WorkConfig,
     /// How log lines look.
     #[arg(long, env = "EASEL_LOG_FORMAT", default_value = "json")]
     pub log_format: LogFormat,
@@ -153,6 +163,17 @@ pub struct WorkerConfig {
     #[arg(long, env = "EASEL_VISIBILITY_TIMEOUT", default_value_t = 120, value_name = "SECONDS",
           value_parser = clap::value_parser!(i32).range(3..=43_200))]
     pub visibility_timeout: i32,
+    /// Tasks in work at a time. With more than one, those that wait for the GPU are fetched, and those that were painted are encoded and
+    /// uploaded, while it paints; tasks of one LoRA, size and number of steps are painted as one batch.
+    #[arg(long, env = "EASEL_CONCURRENCY", default_value_t = 1, value_name = "COUNT",
+          value_parser = clap::value_parser!(u16).range(1..=100))]
+    pub concurrency: u16,
+    /// Seconds without a task after which the worker ends with exit code 0, for hosts that scale to zero; 0 for never.
+    #[arg(long, env = "EASEL_IDLE_EXIT", default_value_t = 0, value_name = "SECONDS")]
+    pub idle_exit: u32,
+    /// Where to answer /healthz, /readyz and /metrics [default: nowhere]
+    #[arg(long, env = "EASEL_HEALTH_ADDR", value_name = "IP:PORT")]
+    pub health_addr: Option<SocketAddr>,
 }
 
 /// Settings of `handler generate`.

@@ -1,29 +1,35 @@
 //! One task from start to end: parse, fetch the LoRAs, paint, store, tell. Function and worker both run it.
 
 use crate::{
-    config::{PictureConfig, ServiceConfig},
+    claim::Claims,
+    config::{ErrorCodes, PictureConfig, ServiceConfig, WorkConfig},
+    failure::{Failure, Fault, GENERATION_FAILED},
+    gate::Gate,
     lora::AppliedLora,
+    metrics::Metrics,
+    pace::{Pace, Times},
+    painter::{Painter, PainterError},
     payload::Pointer,
     picture::Origin,
     pipeline::{Request, error::PipelineError},
-    progress::{Milestones, Progress},
+    report::{Ending, Order, Report},
+    secrets::Secrets,
     store::{Store, StoreError},
     studio::{Commission, Delivery, Studio, StudioError},
     task::{BadTask, Task},
-    webhook::{Backend, WebhookError},
+    webhook::{Backend, Subject, WebhookError},
 };
 use aws_config::SdkConfig;
 use futures_util::{FutureExt, future::BoxFuture};
 use std::{
-    ops::ControlFlow,
-    sync::{Arc, Mutex, PoisonError},
-    time::{Duration, Instant},
+    sync::{Arc, OnceLock},
+    time::{Duration, Instant, SystemTime},
 };
+use tokio::time::timeout_at;
 use tracing::{Instrument, field, info, info_span, warn};
-use url::Url;
 
-/// What the backend is told a step takes before one was measured: the Python worker's assumption.
-const ASSUMED_STEP: Duration = Duration::from_millis(100);
+/// How long a message rests after a fault, for each time it was received: a fault gets time to pass.
+const REST: Duration = Duration::from_secs(5);
 
 /// A message as it came from the queue.
 #[derive(Debug, Clone)]
@@ -32,6 +38,10 @@ pub struct Message {
     pub body: String,
     /// How often the queue has handed it out, this time included; 1 if the queue did not say.
     pub receive_count: u32,
+    /// When the invocation that brought it ends; `None` if there is no such limit.
+    pub deadline: Option<Instant>,
+    /// When the queue got it, if it says so.
+    pub sent_at: Option<SystemTime>,
 }
 
 /// What becomes of the message.
@@ -39,49 +49,45 @@ pub struct Message {
 pub enum Outcome {
     /// Done with: painted, or failed for good and the backend knows.
     Consumed,
-    /// Back to the queue, to be tried again or dead-lettered.
-    GivenBack,
+    /// Back to the queue, to be tried again or dead-lettered; to become visible again after this time.
+    GivenBack(Duration),
 }
 
 /// Everything a task needs. Shared by all tasks of a process.
 #[derive(Clone)]
 pub struct Workshop {
-    studio: Arc<Mutex<Studio>>,
+    painter: Painter,
     store: Arc<Store>,
     backend: Backend,
-    step_time: Arc<Mutex<Duration>>,
-    max_receive_count: u32,
+    gate: Gate,
+    claims: Option<Claims>,
+    times: Times,
+    metrics: Metrics,
+    work: WorkConfig,
     file: PictureConfig,
-}
-
-/// A failure after parsing, by what is to be done.
-#[derive(Debug, thiserror::Error)]
-enum JobError {
-    /// The task is at fault. Tell the backend, consume the message.
-    #[error("{0}")]
-    Permanent(String),
-    /// Something else is at fault. Give the message back.
-    #[error("{0}")]
-    Transient(String),
-    /// The backend wants the picture no more. Consume the message, tell nobody.
-    #[error("cancelled by the backend at step {0}")]
-    Cancelled(usize),
 }
 
 impl Workshop {
     /// Loads the model and sets up the clients.
     ///
     /// # Errors
-    /// A model folder that cannot be used, or no TLS.
+    /// A model folder that cannot be used, a secret that cannot be read, or no TLS.
     pub async fn open(config: &ServiceConfig, aws: &SdkConfig) -> anyhow::Result<Self> {
+        let secrets = Secrets::obtain(&config.secrets, aws).await?;
         let model = config.model.clone();
         let studio = tokio::task::spawn_blocking(move || Studio::open(&model, crate::task::size(None))).await??;
+        let store = Store::new(&config.store, aws);
+        let gate = Gate::new(&config.safety);
+        let lease = Duration::from_secs(config.work.claim_lease.into());
         Ok(Self {
-            studio: Arc::new(Mutex::new(studio)),
-            store: Arc::new(Store::new(&config.store, aws)),
-            backend: Backend::new(config.internal_api_token.clone())?,
-            step_time: Arc::new(Mutex::new(ASSUMED_STEP)),
-            max_receive_count: config.max_receive_count,
+            painter: Painter::start(studio, (config.work.batch > 0).then_some(config.work.batch.into()))?,
+            claims: (!lease.is_zero()).then(|| store.claims(lease)),
+            store: Arc::new(store),
+            backend: Backend::new(secrets, gate.guard().clone())?,
+            gate,
+            times: Times::default(),
+            metrics: Metrics::default(),
+            work: config.work.clone(),
             file: config.picture,
         })
     }
@@ -93,152 +99,231 @@ impl Workshop {
         self.handle_in_span(message).boxed()
     }
 
+    /// What was measured so far.
+    pub fn metrics(&self) -> &Metrics {
+        &self.metrics
+    }
+
     async fn handle_in_span(&self, message: &Message) -> Outcome {
         let span = info_span!("task", generation_id = field::Empty, receive_count = message.receive_count);
         async {
-            let fetched = match Pointer::parse(&message.body) {
-                None => None,
-                Some(pointer) => match self.store.payload(&pointer).await {
-                    Ok(body) => Some(body),
-                    Err(error) => {
-                        warn!(%error, "no body, and so no backend to tell: given back to the queue");
-                        return Outcome::GivenBack;
-                    }
-                },
-            };
-            match Task::parse(fetched.as_ref().unwrap_or(&message.body)) {
-                Ok(task) => {
-                    tracing::Span::current().record("generation_id", task.generation_id);
-                    self.run(&task, message.receive_count).await
-                }
-                Err(bad) => self.refuse(bad, message.receive_count).await,
+            let (started, _in_work) = (Instant::now(), self.metrics.begin());
+            let mut report = Report { receive_count: message.receive_count, ..Report::default() };
+            // A clock that is behind SQS' says nothing.
+            report.queue_age = message.sent_at.and_then(|sent_at| SystemTime::now().duration_since(sent_at).ok());
+            let outcome = self.work_on(message, &mut report).await;
+            report.total = started.elapsed();
+            report.log();
+            self.metrics.note(&report);
+            if self.work.embedded_metrics {
+                println!("{}", report.embedded_metrics());
             }
+            outcome
         }
         .instrument(span)
         .await
     }
 
+    async fn work_on(&self, message: &Message, report: &mut Report) -> Outcome {
+        let fetched = match Pointer::parse(&message.body) {
+            None => None,
+            Some(pointer) => match self.store.payload(&pointer).await {
+                Ok(body) => Some(body),
+                Err(error) => {
+                    warn!(%error, "no body, and so no backend to tell: given back to the queue");
+                    (report.ending, report.fault) = (Ending::GivenBack, Some(Fault::Storage));
+                    return message.given_back();
+                }
+            },
+        };
+        let parsed = Task::parse(fetched.as_ref().unwrap_or(&message.body));
+        match self.gate.admit(parsed).await {
+            Ok(task) => {
+                tracing::Span::current().record("generation_id", task.generation_id);
+                (report.generation_id, report.order) = (Some(task.generation_id), Some(Order::from(&task)));
+                self.run(&task, message, report).await
+            }
+            Err(bad) => self.refuse(bad, message, report).await,
+        }
+    }
+
     /// A message that is no task: told if anybody can be told, else left for the dead-letter queue.
-    async fn refuse(&self, bad: Box<BadTask>, receive_count: u32) -> Outcome {
+    async fn refuse(&self, bad: Box<BadTask>, message: &Message, report: &mut Report) -> Outcome {
+        tracing::Span::current().record("generation_id", bad.generation_id);
+        (report.generation_id, report.fault) = (bad.generation_id, Some(Fault::Task));
         let (Some(generation_id), Some(base)) = (bad.generation_id, &bad.webhook_url) else {
             warn!(error = %bad, "not a task, and no backend to tell: given back for the dead-letter queue");
-            return Outcome::GivenBack;
+            report.ending = Ending::Unreadable;
+            return message.given_back();
         };
-        tracing::Span::current().record("generation_id", generation_id);
-        self.give_up(base, generation_id, &bad.reason, receive_count).await
+        self.give_up(&Subject::message(base.clone(), generation_id, &message.body), &bad.reason, message, report).await
     }
 
-    async fn run(&self, task: &Task, receive_count: u32) -> Outcome {
-        let started = Instant::now();
-        match self.paint_and_tell(task).await {
-            Ok(()) => {
-                info!(duration_ms = started.elapsed().as_millis() as u64, "task complete");
+    async fn run(&self, task: &Task, message: &Message, report: &mut Report) -> Outcome {
+        match self.claim_and_paint(task, message.deadline, report).await {
+            Ok(ending) => {
+                report.ending = ending;
                 Outcome::Consumed
             }
-            Err(JobError::Cancelled(step)) => {
+            Err(Failure::Cancelled(step)) => {
                 info!(step, "cancelled by the backend");
+                report.ending = Ending::Cancelled;
                 Outcome::Consumed
             }
-            Err(JobError::Permanent(reason)) => {
-                self.give_up(&task.webhook_url, task.generation_id, &reason, receive_count).await
+            Err(Failure::Permanent(fault, reason)) => {
+                report.fault = Some(fault);
+                self.give_up(&Subject::task(task), &reason, message, report).await
             }
-            Err(JobError::Transient(reason)) if receive_count >= self.max_receive_count => {
-                warn!(reason, "out of tries");
-                // Stays in the queue's hands all the same: the dead-letter queue keeps it for a person to look at.
-                self.give_up(&task.webhook_url, task.generation_id, &reason, receive_count).await;
-                Outcome::GivenBack
+            Err(Failure::Transient(fault, reason)) => {
+                report.fault = Some(fault);
+                self.give_back(task, &reason, message.rest(), message, report).await
             }
-            Err(JobError::Transient(reason)) => {
-                warn!(reason, "task given back to the queue");
-                Outcome::GivenBack
+            Err(failure @ Failure::OutOfTime(_)) => {
+                report.fault = Some(Fault::Deadline);
+                self.give_back(task, &failure.to_string(), Duration::ZERO, message, report).await
             }
         }
     }
 
-    async fn paint_and_tell(&self, task: &Task) -> Result<(), JobError> {
+    /// Back to the queue, to be seen again after `wait`. On the last receive the backend is told.
+    async fn give_back(
+        &self,
+        task: &Task,
+        reason: &str,
+        wait: Duration,
+        message: &Message,
+        report: &mut Report,
+    ) -> Outcome {
+        report.ending = Ending::GivenBack;
+        if message.receive_count >= self.work.max_receive_count {
+            warn!(reason, "out of tries");
+            // Stays in the queue's hands all the same: the dead-letter queue keeps it for a person to look at.
+            self.give_up(&Subject::task(task), reason, message, report).await;
+        } else {
+            warn!(reason, "task given back to the queue");
+        }
+        Outcome::GivenBack(wait)
+    }
+
+    /// Paints while no other process does so.
+    async fn claim_and_paint(
+        &self,
+        task: &Task,
+        deadline: Option<Instant>,
+        report: &mut Report,
+    ) -> Result<Ending, Failure> {
+        let Some(claims) = &self.claims else { return self.paint_and_tell(task, deadline, report).await };
+        let taking = claims.take(task.generation_id);
+        let claim = match deadline {
+            None => taking.await,
+            Some(deadline) => {
+                timeout_at(deadline.into(), taking).await.map_err(|_| Failure::OutOfTime(Duration::ZERO))?
+            }
+        };
+        let claim = claim.map_err(|error| Failure::Transient(Fault::Storage, format!("claim: {error}")))?;
+        let ended = self.paint_and_tell(task, deadline, report).await;
+        claim.release().await;
+        ended
+    }
+
+    async fn paint_and_tell(
+        &self,
+        task: &Task,
+        deadline: Option<Instant>,
+        report: &mut Report,
+    ) -> Result<Ending, Failure> {
         let (keys, fingerprint) = (task.result_keys(), task.fingerprint());
         let urls: Vec<String> = keys.iter().map(|key| self.store.picture_url(key)).collect();
-        if self.store.stands(&keys, &fingerprint).await? {
-            info!("painted already: announced again");
-            return Ok(self.backend.complete(task, &urls).await?);
+        if self.store.stands(&keys, &fingerprint).await.map_err(storage)? {
+            self.backend.complete(task, &urls).await?;
+            return Ok(Ending::AnnouncedAgain);
         }
-        let mut stages = Vec::new();
+        let stages = &mut report.stages;
         let clock = Instant::now();
         let mut loras = Vec::with_capacity(task.loras.len());
         for wanted in &task.loras {
-            loras.push(AppliedLora { lora: self.store.lora(wanted).await?, scale: wanted.scale });
+            let lora = self.store.lora(wanted).await.map_err(lora_fault)?;
+            loras.push(AppliedLora { lora, scale: wanted.scale });
         }
         stages.push(("fetch", clock.elapsed()));
-        let delivery = self.paint(task, loras).await?;
+        let delivery = self.paint(task, loras, deadline).await?;
         stages.extend(delivery.stages);
         let clock = Instant::now();
         for (key, file) in keys.iter().zip(delivery.files) {
-            self.store.put_picture(key, file, task.format, &fingerprint).await?;
+            let bytes = file.len();
+            self.store.put_picture(key, file, task.format, &fingerprint).await.map_err(storage)?;
+            report.images_stored += 1;
+            report.bytes_stored += bytes;
         }
         stages.push(("upload", clock.elapsed()));
         let clock = Instant::now();
         self.backend.complete(task, &urls).await?;
         stages.push(("complete", clock.elapsed()));
-        for (stage, duration) in stages {
-            info!(stage, duration_ms = duration.as_millis() as u64, "stage");
-        }
-        Ok(())
+        let after = stages.iter().skip_while(|(stage, _)| *stage != "denoise").skip(1);
+        self.times.note_rest(after.map(|(_, duration)| *duration).sum());
+        Ok(Ending::Painted)
     }
 
-    /// Paints on a thread of its own, so that webhooks and heartbeats go on, and tells the milestones.
-    async fn paint(&self, task: &Task, loras: Vec<AppliedLora>) -> Result<Delivery, JobError> {
-        let commission = commission(task, loras, self.file);
-        let line = self.backend.progress(&task.webhook_url, task.generation_id);
-        let (tell, is_unwanted) = (line.teller(), line.is_unwanted());
-        let (studio, step_time, steps) = (self.studio.clone(), self.step_time.clone(), task.steps);
-        let span = tracing::Span::current();
-        let painted = tokio::task::spawn_blocking(move || {
-            let _entered = span.enter();
-            // A panic in an earlier task leaves no half-made state behind that the next one would see.
-            let mut studio = studio.lock().unwrap_or_else(PoisonError::into_inner);
-            studio.paint(&commission, &mut pace(steps, &step_time, tell, is_unwanted))
-        });
-        let painted = painted.await;
+    /// Waits for the painter, and tells the milestones meanwhile; then signs and encodes while the painter goes on.
+    async fn paint(
+        &self,
+        task: &Task,
+        loras: Vec<AppliedLora>,
+        deadline: Option<Instant>,
+    ) -> Result<Delivery, Failure> {
+        let commission = Arc::new(commission(task, loras, self.file));
+        let line = self.backend.progress(task);
+        let out_of_time = Arc::new(OnceLock::new());
+        let pace = Pace {
+            steps: task.steps,
+            load: (task.width, task.height, task.num_images),
+            times: self.times.clone(),
+            deadline,
+            tell: line.teller(),
+            is_unwanted: line.is_unwanted(),
+            out_of_time: out_of_time.clone(),
+        };
+        let painted = self.painter.paint(commission.clone(), Box::new(pace.into_callback())).await;
         line.finish().await;
-        painted.map_err(|panic| JobError::Transient(format!("painting broke off: {panic}")))?.map_err(JobError::from)
+        if let Some(left) = out_of_time.get() {
+            return Err(Failure::OutOfTime(*left));
+        }
+        let (painted, span) = (painted?, tracing::Span::current());
+        let finished = tokio::task::spawn_blocking(move || span.in_scope(|| commission.finish(painted)));
+        let broke_off = |panic| Failure::Transient(Fault::Painting, format!("signing broke off: {panic}"));
+        finished.await.map_err(broke_off)?.map_err(Failure::from)
     }
 
     /// Tells the backend that a task failed for good. If that cannot be told now, the queue brings the message back.
-    async fn give_up(&self, base: &Url, generation_id: i64, reason: &str, receive_count: u32) -> Outcome {
-        warn!(reason, "task failed");
-        match self.backend.failed(base, generation_id, reason, receive_count.saturating_sub(1)).await {
-            Ok(()) => Outcome::Consumed,
+    async fn give_up(&self, subject: &Subject, reason: &str, message: &Message, report: &mut Report) -> Outcome {
+        let fine = report.fault.map_or(GENERATION_FAILED, Fault::code);
+        warn!(reason, code = fine, "task failed");
+        let code = match self.work.error_codes {
+            ErrorCodes::Single => GENERATION_FAILED,
+            ErrorCodes::Fine => fine,
+        };
+        match self.backend.failed(subject, code, reason, message.receive_count.saturating_sub(1)).await {
+            Ok(()) => {
+                report.ending = Ending::Failed;
+                Outcome::Consumed
+            }
             Err(error) => {
                 warn!(%error, "the failure could not be told: given back to the queue");
-                Outcome::GivenBack
+                report.ending = Ending::GivenBack;
+                message.given_back()
             }
         }
     }
 }
 
-/// Measures steps, tells milestones, and stops when the picture is not wanted. The mean step time of this painting serves the
-/// next one's first estimate.
-fn pace(
-    steps: usize,
-    step_time: &Mutex<Duration>,
-    tell: impl Fn(Progress),
-    is_unwanted: impl Fn() -> bool,
-) -> impl FnMut(usize) -> ControlFlow<()> {
-    let mut milestones = Milestones::new(steps);
-    let mut first = None;
-    move |finished| {
-        if is_unwanted() {
-            return ControlFlow::Break(());
-        }
-        let started = *first.get_or_insert_with(Instant::now);
-        let mut per_step = step_time.lock().unwrap_or_else(PoisonError::into_inner);
-        if finished > 0 {
-            *per_step = started.elapsed() / finished as u32;
-        }
-        if let Some(progress) = milestones.reach(finished, *per_step) {
-            tell(progress);
-        }
-        ControlFlow::Continue(())
+impl Message {
+    /// How long it rests before it is tried again.
+    fn rest(&self) -> Duration {
+        REST.saturating_mul(self.receive_count)
+    }
+
+    fn given_back(&self) -> Outcome {
+        Outcome::GivenBack(self.rest())
     }
 }
 
@@ -266,29 +351,50 @@ fn commission(task: &Task, loras: Vec<AppliedLora>, file: PictureConfig) -> Comm
     }
 }
 
-impl From<StoreError> for JobError {
-    fn from(error: StoreError) -> Self {
+fn storage(error: StoreError) -> Failure {
+    by_class(Fault::Storage, Fault::Storage, error)
+}
+
+fn lora_fault(error: StoreError) -> Failure {
+    by_class(Fault::Lora, Fault::Storage, error)
+}
+
+fn by_class(permanent: Fault, transient: Fault, error: StoreError) -> Failure {
+    match error {
+        StoreError::Permanent(reason) => Failure::Permanent(permanent, reason),
+        StoreError::Transient(reason) => Failure::Transient(transient, reason),
+    }
+}
+
+impl From<StudioError> for Failure {
+    fn from(error: StudioError) -> Self {
+        let (fault, reason) = match &error {
+            StudioError::Pipeline(PipelineError::Stopped { step }) => return Self::Cancelled(*step),
+            StudioError::Lora(error) => (Fault::Lora, format!("`lora_model_url`: {error}")),
+            StudioError::Pipeline(error) if error.is_out_of_memory() => (Fault::Memory, format!("painting: {error}")),
+            StudioError::Pipeline(PipelineError::Request { .. }) | StudioError::Signature(_) => {
+                (Fault::Picture, error.to_string())
+            }
+            StudioError::Pipeline(PipelineError::Candle(error)) => (Fault::Painting, format!("painting: {error}")),
+            StudioError::Pipeline(_) | StudioError::Encode(_) | StudioError::Embed(_) => {
+                (Fault::Painting, error.to_string())
+            }
+        };
+        if error.is_permanent() { Self::Permanent(fault, reason) } else { Self::Transient(fault, reason) }
+    }
+}
+
+impl From<PainterError> for Failure {
+    fn from(error: PainterError) -> Self {
         match error {
-            StoreError::Permanent(reason) => Self::Permanent(reason),
-            StoreError::Transient(reason) => Self::Transient(reason),
+            PainterError::Studio(error) => error.into(),
+            PainterError::Panic(_) | PainterError::Ended => Self::Transient(Fault::Painting, error.to_string()),
         }
     }
 }
 
-impl From<StudioError> for JobError {
-    fn from(error: StudioError) -> Self {
-        let reason = match &error {
-            StudioError::Pipeline(PipelineError::Stopped { step }) => return Self::Cancelled(*step),
-            StudioError::Lora(error) => format!("`lora_model_url`: {error}"),
-            StudioError::Pipeline(PipelineError::Candle(error)) => format!("painting: {error}"),
-            error => error.to_string(),
-        };
-        if error.is_permanent() { Self::Permanent(reason) } else { Self::Transient(reason) }
-    }
-}
-
-impl From<WebhookError> for JobError {
+impl From<WebhookError> for Failure {
     fn from(error: WebhookError) -> Self {
-        Self::Transient(error.to_string())
+        Self::Transient(Fault::Backend, error.to_string())
     }
 }

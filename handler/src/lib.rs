@@ -7,16 +7,28 @@
 //! were too large for the queue; [`bench`] measures; [`studio`] owns the model; [`gpu`] is CUDA without Stable Diffusion; [`config`] is the only reader of the environment.
 
 pub mod bench;
+pub mod buckets;
+pub mod claim;
 pub mod config;
+pub mod failure;
+pub mod gate;
 pub mod generate;
 pub mod gpu;
+pub mod health;
 pub mod job;
 pub mod lora;
+pub mod metrics;
+pub mod network;
+pub mod pace;
+pub mod painter;
 pub mod payload;
 pub mod picture;
 pub mod pipeline;
 pub mod progress;
+pub mod queue;
+pub mod report;
 pub mod runtime;
+pub mod secrets;
 pub mod signature;
 pub mod store;
 pub mod studio;

@@ -3,14 +3,25 @@
 use crate::{
     config::ServiceConfig,
     job::{Message, Outcome, Workshop},
+    queue::Queues,
 };
 use aws_lambda_events::sqs::{SqsBatchResponse, SqsEvent, SqsMessage};
+use futures_util::{StreamExt, stream};
 use lambda_runtime::{Error, LambdaEvent, service_fn};
-use std::collections::HashMap;
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
+};
 use tokio::{
     signal::unix::{SignalKind, signal},
     sync::RwLock,
 };
+
+/// Tasks of one event in work at a time.
+const AT_ONCE: usize = 10;
 
 /// Serves events until the process is told to stop.
 ///
@@ -19,20 +30,23 @@ use tokio::{
 pub async fn serve(config: &ServiceConfig) -> anyhow::Result<()> {
     let aws = aws_config::load_from_env().await;
     let workshop = Workshop::open(config, &aws).await?;
-    let busy = RwLock::new(());
-    let service = service_fn(|event: LambdaEvent<SqsEvent>| {
-        let (workshop, busy) = (&workshop, &busy);
+    let (queues, busy) = (Arc::new(Queues::new(&aws)), Arc::new(RwLock::new(())));
+    let shared = (workshop.clone(), queues, busy.clone());
+    let service = service_fn(move |event: LambdaEvent<SqsEvent>| {
+        let (workshop, queues, busy) = shared.clone();
         async move {
             let _busy = busy.read().await;
-            handle(workshop, event.payload).await
+            let deadline = instant(event.context.deadline());
+            handle(&workshop, &queues, event.payload, deadline).await
         }
     });
     let mut terminate = signal(SignalKind::terminate())?;
-    let runtime = lambda_runtime::run(service);
+    // As many at a time as AWS_LAMBDA_MAX_CONCURRENCY says, which Managed Instances set; else one.
+    let runtime = lambda_runtime::run_concurrent(service);
     tokio::pin!(runtime);
     tokio::select! {
         ended = &mut runtime => return ended.map_err(|error| anyhow::anyhow!("Lambda Runtime API: {error}")),
-        _ = terminate.recv() => tracing::info!("terminating: the event in work is finished first"),
+        _ = terminate.recv() => tracing::info!("terminating: the events in work are finished first"),
     }
     tokio::select! {
         ended = &mut runtime => ended.map_err(|error| anyhow::anyhow!("Lambda Runtime API: {error}")),
@@ -40,16 +54,29 @@ pub async fn serve(config: &ServiceConfig) -> anyhow::Result<()> {
     }
 }
 
-/// One task after the other. Only what the queue must bring again is reported.
-async fn handle(workshop: &Workshop, event: SqsEvent) -> Result<SqsBatchResponse, Error> {
-    let mut response = SqsBatchResponse::default();
-    let mut ordered_stop = false;
-    for record in event.records {
-        if !ordered_stop && workshop.handle(&message(&record)).await == Outcome::Consumed {
-            continue;
-        }
+/// All tasks of an event at once; of a FIFO queue one after the other. Only what the queue must bring again is reported.
+async fn handle(
+    workshop: &Workshop,
+    queues: &Queues,
+    event: SqsEvent,
+    deadline: Option<Instant>,
+) -> Result<SqsBatchResponse, Error> {
+    let at_once = if event.records.iter().any(is_fifo) { 1 } else { AT_ONCE };
+    let stopped = &AtomicBool::new(false);
+    let works = event.records.into_iter().map(async |record| {
+        let outcome = match stopped.load(Ordering::Relaxed) {
+            false => workshop.handle(&message(&record, deadline)).await,
+            true => Outcome::GivenBack(Duration::ZERO),
+        };
+        let Outcome::GivenBack(wait) = outcome else { return None };
         // A FIFO queue keeps its order only if everything after the first failure comes back as well.
-        ordered_stop = is_fifo(&record);
+        stopped.fetch_or(is_fifo(&record), Ordering::Relaxed);
+        rest(queues, &record, wait).await;
+        Some(record)
+    });
+    let given_back: Vec<Option<SqsMessage>> = stream::iter(works).buffered(at_once).collect().await;
+    let mut response = SqsBatchResponse::default();
+    for record in given_back.into_iter().flatten() {
         // An empty identifier would make Lambda bring the whole batch again, the finished ones too.
         let id = record.message_id.filter(|id| !id.is_empty());
         response.add_failure(id.ok_or("a record without messageId cannot be reported on its own")?);
@@ -57,13 +84,32 @@ async fn handle(workshop: &Workshop, event: SqsEvent) -> Result<SqsBatchResponse
     Ok(response)
 }
 
-fn message(record: &SqsMessage) -> Message {
-    Message { body: record.body.clone().unwrap_or_default(), receive_count: receive_count(&record.attributes) }
+fn message(record: &SqsMessage, deadline: Option<Instant>) -> Message {
+    let body = record.body.clone().unwrap_or_default();
+    let number = |name: &str| record.attributes.get(name)?.parse::<u64>().ok();
+    Message {
+        body,
+        receive_count: number("ApproximateReceiveCount").and_then(|count| count.try_into().ok()).unwrap_or(1),
+        deadline,
+        sent_at: number("SentTimestamp").map(|ms| UNIX_EPOCH + Duration::from_millis(ms)),
+    }
 }
 
-/// The queue's own count of receives; 1 if it is absent.
-fn receive_count(attributes: &HashMap<String, String>) -> u32 {
-    attributes.get("ApproximateReceiveCount").and_then(|count| count.parse().ok()).unwrap_or(1)
+/// Lets the queue bring a message again after `wait`. Otherwise that takes the queue's whole visibility timeout, which is several
+/// times the function's timeout.
+async fn rest(queues: &Queues, record: &SqsMessage, wait: Duration) {
+    let (Some(arn), Some(handle)) = (&record.event_source_arn, &record.receipt_handle) else { return };
+    let seconds = i32::try_from(wait.as_secs()).unwrap_or(i32::MAX);
+    let set = async { queues.by_arn(arn).await?.set_visibility(handle, seconds).await };
+    if let Err(error) = set.await {
+        tracing::warn!(error, "the message comes again only after the queue's visibility timeout");
+    }
+}
+
+/// When the invocation ends. A Runtime API that tells no time, or one that has passed, sets no limit.
+fn instant(deadline: SystemTime) -> Option<Instant> {
+    let left = deadline.duration_since(SystemTime::now()).ok()?;
+    Instant::now().checked_add(left)
 }
 
 fn is_fifo(record: &SqsMessage) -> bool {

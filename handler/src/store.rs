@@ -2,6 +2,7 @@
 //! one file name never meet and a replaced file is fetched again.
 
 use crate::{
+    claim::Claims,
     config::{ResultAcl, StoreConfig},
     lora::{Lora, LoraError},
     payload::{self, Pointer},
@@ -76,6 +77,11 @@ impl Store {
             max_lora_bytes: config.max_lora_bytes,
             parsed: Mutex::default(),
         }
+    }
+
+    /// The claims on generations, in the bucket of their pictures.
+    pub fn claims(&self, lease: Duration) -> Claims {
+        Claims::new(self.s3.clone(), self.bucket.clone(), lease)
     }
 
     /// Whether every one of these pictures is there and was painted for the task with this fingerprint.

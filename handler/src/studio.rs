@@ -12,7 +12,13 @@ use crate::{
     signature::{self, Signature, SignatureError, sign},
     task::Format,
 };
+use candle_core::Tensor;
+use image::RgbImage;
 use std::{ops::ControlFlow, time::Duration, time::Instant};
+
+/// What a picture of 512x512 needs on a GPU beside the weights, in bytes, with guidance: measured, and rounded up.
+const BYTES_FOR_A_PICTURE: usize = 512 << 20;
+const MOST_AT_ONCE: usize = 8;
 
 /// What to paint, and how to deliver it.
 pub struct Commission {
@@ -30,6 +36,19 @@ pub struct Commission {
     pub file: PictureConfig,
     /// What the file says beside that.
     pub origin: Origin,
+}
+
+/// A commission, and what is called with the number of its finished steps.
+pub type Order<'a> = (&'a Commission, &'a mut dyn FnMut(usize) -> ControlFlow<()>);
+
+/// Pictures of a commission, neither signed nor encoded, and how long each stage took.
+pub struct Painted {
+    /// The pictures.
+    pub pictures: Vec<RgbImage>,
+    /// What painted them.
+    pub model: ModelName,
+    /// Stages in order, with their names.
+    pub stages: Vec<(&'static str, Duration)>,
 }
 
 /// Encoded pictures and how long each stage took.
@@ -124,7 +143,8 @@ impl Studio {
         Ok(clock.elapsed())
     }
 
-    /// Paints, signs, encodes and writes the metadata. `on_step` is called with the number of finished steps and may stop the painting.
+    /// Paints, signs, encodes and writes the metadata. `on_step` is called with the number of finished steps and may stop the
+    /// painting.
     ///
     /// # Errors
     /// See [`StudioError`]; the studio stays usable after each.
@@ -133,49 +153,183 @@ impl Studio {
         commission: &Commission,
         on_step: &mut dyn FnMut(usize) -> ControlFlow<()>,
     ) -> Result<Delivery, StudioError> {
-        let mut stages = Vec::new();
-        let mut clock = Instant::now();
-        let mut lap = |stages: &mut Vec<_>, name: &'static str| {
-            stages.push((name, clock.elapsed()));
-            clock = Instant::now();
-        };
-        let request = &commission.request;
-        if let Some((name, options)) = &commission.signature {
-            signature::check((request.width as u32, request.height as u32), name, options)?;
+        commission.finish(self.paint_alone(commission, on_step)?)
+    }
+
+    /// How many pictures of this request can be painted at once. Eight gain little over four, and a CPU gains nothing.
+    pub fn most_at_once(&self, request: &Request) -> usize {
+        let Some(free) = self.gpu().and_then(|gpu| gpu.free_bytes().ok()) else { return 1 };
+        let each = BYTES_FOR_A_PICTURE * request.width * request.height / (512 * 512);
+        (free / each.max(1)).clamp(1, MOST_AT_ONCE)
+    }
+
+    /// Paints commissions at once that go together, see [`Commission::goes_with`]. Each has its own `on_step`; one that stops does not
+    /// stop the others. If that fails, each is painted on its own, so that every one gets its own error.
+    pub fn paint_together(&mut self, orders: &mut [Order<'_>]) -> Vec<Result<Painted, StudioError>> {
+        if orders.len() > 1 {
+            match self.try_together(orders) {
+                Ok(painted) => return painted,
+                Err(error) => {
+                    tracing::warn!(%error, pictures = orders.len(), "not painted together: one after the other")
+                }
+            }
         }
+        orders.iter_mut().map(|(commission, on_step)| self.paint_alone(commission, on_step)).collect()
+    }
+
+    fn try_together(&mut self, orders: &mut [Order<'_>]) -> Result<Vec<Result<Painted, StudioError>>, StudioError> {
+        let mut watch = Watch::default();
+        let Some((first, _)) = orders.first() else { return Ok(vec![]) };
+        orders.iter().try_for_each(|(commission, _)| commission.check())?;
+        self.pipeline.set_loras(&first.loras)?;
+        watch.lap("lora");
+        let images = first.images;
+        let mut stream = self.pipeline.noise(&first.request, self.noise_threads);
+        let mut noises = Vec::new();
+        for (commission, _) in orders.iter() {
+            let mut own = self.pipeline.noise(&commission.request, self.noise_threads);
+            noises.push(self.pipeline.first_noise(&commission.request, images, &mut own)?);
+        }
+        let noise = Tensor::cat(&noises, 0).map_err(PipelineError::from)?;
+        let (requests, mut callbacks): (Vec<&Request>, Vec<_>) =
+            orders.iter_mut().map(|(commission, on_step)| (&commission.request, on_step)).unzip();
+        let mut stopped: Vec<Option<usize>> = vec![None; callbacks.len()];
+        let latents = self.pipeline.denoise_together(&requests, noise, &mut stream, &mut |step| {
+            for (on_step, stopped) in callbacks.iter_mut().zip(&mut stopped) {
+                if stopped.is_none() && on_step(step).is_break() {
+                    *stopped = Some(step);
+                }
+            }
+            if stopped.iter().all(Option::is_some) { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+        });
+        watch.lap("denoise");
+        let latents = match latents {
+            Err(PipelineError::Stopped { .. }) => None,
+            latents => Some(latents?),
+        };
+        let painted = (0..).zip(stopped).map(|(index, stopped)| match (stopped, &latents) {
+            (None, Some(latents)) => {
+                let mut watch = watch.clone();
+                let own = latents.narrow(0, index * images, images).map_err(PipelineError::from)?;
+                let pictures = self.pipeline.decode(&own)?;
+                watch.lap("decode");
+                Ok(Painted { pictures, model: self.model.clone(), stages: watch.stages })
+            }
+            (stopped, _) => Err(PipelineError::Stopped { step: stopped.unwrap_or_default() }.into()),
+        });
+        Ok(painted.collect())
+    }
+
+    /// Where memory does not suffice, it is made, and the pictures are painted one by one.
+    fn paint_alone(
+        &mut self,
+        commission: &Commission,
+        on_step: &mut dyn FnMut(usize) -> ControlFlow<()>,
+    ) -> Result<Painted, StudioError> {
+        match self.try_alone(commission, commission.images, on_step) {
+            Err(StudioError::Pipeline(error)) if error.is_out_of_memory() => {
+                tracing::warn!(%error, "out of memory: once more, with less");
+                self.pipeline.shrink()?;
+                self.try_alone(commission, 1, on_step)
+            }
+            ended => ended,
+        }
+    }
+
+    fn try_alone(
+        &mut self,
+        commission: &Commission,
+        at_once: usize,
+        on_step: &mut dyn FnMut(usize) -> ControlFlow<()>,
+    ) -> Result<Painted, StudioError> {
+        commission.check()?;
+        let mut watch = Watch::default();
         self.pipeline.set_loras(&commission.loras)?;
-        lap(&mut stages, "lora");
+        watch.lap("lora");
+        let request = &commission.request;
         let mut stream = self.pipeline.noise(request, self.noise_threads);
         let noise = self.pipeline.first_noise(request, commission.images, &mut stream)?;
-        let latents = self.pipeline.denoise(request, noise, &mut stream, on_step)?;
-        lap(&mut stages, "denoise");
-        let mut pictures = self.pipeline.decode(&latents)?;
-        lap(&mut stages, "decode");
-        if let Some((name, options)) = &commission.signature {
+        // What is drawn at each step is drawn for all pictures.
+        let at_once = if request.scheduler.draws() { commission.images } else { at_once.max(1) };
+        let mut latents = Vec::new();
+        for first in (0..commission.images).step_by(at_once) {
+            let part = noise.narrow(0, first, at_once.min(commission.images - first)).map_err(PipelineError::from)?;
+            latents.push(self.pipeline.denoise(request, part, &mut stream, on_step)?);
+        }
+        watch.lap("denoise");
+        let mut pictures = Vec::new();
+        for latents in &latents {
+            pictures.extend(self.pipeline.decode(latents)?);
+        }
+        watch.lap("decode");
+        Ok(Painted { pictures, model: self.model.clone(), stages: watch.stages })
+    }
+}
+
+impl Commission {
+    /// Whether both can be painted at once.
+    pub fn goes_with(&self, other: &Self) -> bool {
+        self.images == other.images && self.loras == other.loras && self.request.goes_with(&other.request)
+    }
+
+    /// Whether it can be signed, before it is painted.
+    fn check(&self) -> Result<(), SignatureError> {
+        let Some((name, options)) = &self.signature else { return Ok(()) };
+        signature::check((self.request.width as u32, self.request.height as u32), name, options)
+    }
+
+    /// Signs, encodes and writes the metadata, which needs no model.
+    ///
+    /// # Errors
+    /// A name that cannot be drawn, or a picture that cannot be encoded.
+    pub fn finish(&self, painted: Painted) -> Result<Delivery, StudioError> {
+        let Painted { mut pictures, model, stages } = painted;
+        let mut watch = Watch { stages, ..Watch::default() };
+        if let Some((name, options)) = &self.signature {
             for picture in &mut pictures {
                 sign(picture, name, options)?;
             }
         }
-        lap(&mut stages, "sign");
-        let encode = |picture| picture::encode(picture, commission.format, &commission.file);
+        watch.lap("sign");
+        let encode = |picture| picture::encode(picture, self.format, &self.file);
         let files = pictures.iter().map(encode).collect::<Result<Vec<_>, _>>()?;
-        lap(&mut stages, "encode");
+        watch.lap("encode");
         let images = files.len();
         let told = files.into_iter().enumerate().map(|(index, file)| {
             let provenance = Provenance {
-                origin: &commission.origin,
-                artist: commission.signature.as_ref().map(|(name, _)| name.as_str()),
-                model: &self.model,
-                loras: &commission.loras,
-                request,
+                origin: &self.origin,
+                artist: self.signature.as_ref().map(|(name, _)| name.as_str()),
+                model: &model,
+                loras: &self.loras,
+                request: &self.request,
                 image: (index + 1, images),
-                prompts: commission.file.metadata_prompt,
+                prompts: self.file.metadata_prompt,
             };
-            picture::embed(file, commission.format, &provenance)
+            picture::embed(file, self.format, &provenance)
         });
         let files = told.collect::<Result<_, _>>()?;
-        lap(&mut stages, "metadata");
-        Ok(Delivery { files, stages })
+        watch.lap("metadata");
+        Ok(Delivery { files, stages: watch.stages })
+    }
+}
+
+/// Measures stages.
+#[derive(Clone)]
+struct Watch {
+    clock: Instant,
+    stages: Vec<(&'static str, Duration)>,
+}
+
+impl Default for Watch {
+    fn default() -> Self {
+        Self { clock: Instant::now(), stages: Vec::new() }
+    }
+}
+
+impl Watch {
+    fn lap(&mut self, stage: &'static str) {
+        self.stages.push((stage, self.clock.elapsed()));
+        self.clock = Instant::now();
     }
 }
 

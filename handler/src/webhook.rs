@@ -1,28 +1,36 @@
 //! Webhooks to the backend: progress, complete and failed, as the Python worker sent them.
 //!
 //! Progress is told once and never waited for. Complete and failed are repeated with jitter until they are taken or tries
-//! run out. Answers are not read, redirects are not followed: the token goes to the task's address and nowhere else.
+//! run out. Answers are not read, redirects are not followed, proxies are not asked: the token goes to the task's address and
+//! nowhere else, and there only if the [`Guard`] lets it.
+
+mod event;
+mod signing;
+
+pub use event::Subject;
+pub use signing::WebhookSecrets;
 
 use crate::{
     config::{Secret, WEBHOOK_TIMEOUT},
+    network::{Guard, Refused},
     progress::Progress,
+    secrets::Secrets,
     task::Task,
 };
 use backon::{ExponentialBuilder, Retryable};
-use reqwest::{Client, Method, StatusCode, redirect};
-use serde_json::{Value, json};
+use event::Event;
+use reqwest::{Client, Method, StatusCode, header::CONTENT_TYPE, redirect};
 use std::{
+    error::Error,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
     },
-    time::Duration,
+    time::{Duration, SystemTime, UNIX_EPOCH},
 };
 use tokio::{sync::mpsc, task::JoinHandle, time::timeout};
 use url::Url;
 
-/// `error_code` of a failed generation.
-pub const GENERATION_FAILED: &str = "GENERATION_FAILED";
 /// Tries of complete and failed after the first one.
 const RETRIES: usize = 5;
 const FIRST_DELAY: Duration = Duration::from_millis(250);
@@ -41,6 +49,14 @@ pub enum WebhookError {
         /// What the client said.
         source: reqwest::Error,
     },
+    /// It may not be called, and trying again would change nothing.
+    #[error("webhook {path}: {refused}")]
+    Forbidden {
+        /// Which webhook.
+        path: &'static str,
+        /// Why.
+        refused: Refused,
+    },
     /// The backend answered that it did not take it. Retried too: it may be starting or overloaded.
     #[error("webhook {path}: the backend answered {status}")]
     Refused {
@@ -56,6 +72,8 @@ pub enum WebhookError {
 pub struct Backend {
     client: Client,
     token: Secret,
+    signing: WebhookSecrets,
+    guard: Guard,
 }
 
 impl Backend {
@@ -63,32 +81,37 @@ impl Backend {
     ///
     /// # Errors
     /// The machine's TLS setup is unusable.
-    pub fn new(token: Secret) -> Result<Self, reqwest::Error> {
+    pub fn new(secrets: Secrets, guard: Guard) -> Result<Self, reqwest::Error> {
         let client = Client::builder()
             .timeout(WEBHOOK_TIMEOUT)
             .redirect(redirect::Policy::none())
+            // A proxy would resolve names itself, and nobody would check what it connects to.
+            .no_proxy()
+            .dns_resolver(guard.clone())
             .user_agent(concat!("easel/", env!("CARGO_PKG_VERSION")))
             .build()?;
-        Ok(Self { client, token })
+        Ok(Self { client, token: secrets.token, signing: secrets.signing, guard })
     }
 
     /// Starts telling the progress of a task, in order, beside the painting. An answer of 409 or 410 says that the picture is
     /// not wanted any more.
-    pub fn progress(&self, base: &Url, generation_id: i64) -> ProgressLine {
+    pub fn progress(&self, task: &Task) -> ProgressLine {
         let (sender, mut receiver) = mpsc::unbounded_channel::<Progress>();
-        let (backend, base) = (self.clone(), base.clone());
+        let (backend, subject) = (self.clone(), Subject::task(task));
         let unwanted = Arc::new(AtomicBool::new(false));
         let flag = unwanted.clone();
         let done = tokio::spawn(async move {
             while let Some(progress) = receiver.recv().await {
-                let body = progress_body(generation_id, progress);
-                match backend.send(Method::PATCH, &base, "progress", &body).await {
+                match backend.send(Method::PATCH, &subject.base, &subject.progress(progress)).await {
                     Ok(()) => {}
                     Err(WebhookError::Refused { status: StatusCode::CONFLICT | StatusCode::GONE, .. }) => {
                         flag.store(true, Ordering::Relaxed);
                         return;
                     }
-                    Err(error) => tracing::warn!(%error, generation_id, "progress was not delivered"),
+                    Err(error) => {
+                        let generation_id = subject.generation_id;
+                        tracing::warn!(%error, generation_id, "progress was not delivered");
+                    }
                 }
             }
         });
@@ -100,8 +123,7 @@ impl Backend {
     /// # Errors
     /// The last try's, when none was taken.
     pub async fn complete(&self, task: &Task, result_urls: &[String]) -> Result<(), WebhookError> {
-        let body = complete_body(task, result_urls);
-        self.insist(&task.webhook_url, "complete", &body).await
+        self.insist(&task.webhook_url, &Subject::task(task).complete(task, result_urls)).await
     }
 
     /// Tells that a task failed for good.
@@ -110,41 +132,43 @@ impl Backend {
     /// The last try's, when none was taken.
     pub async fn failed(
         &self,
-        base: &Url,
-        generation_id: i64,
+        subject: &Subject,
+        code: &str,
         message: &str,
         retry_count: u32,
     ) -> Result<(), WebhookError> {
-        let body = json!({
-            "generation_id": generation_id,
-            "error_message": message,
-            "error_code": GENERATION_FAILED,
-            "retry_count": retry_count,
-        });
-        self.insist(base, "failed", &body).await
+        self.insist(&subject.base, &subject.failed(code, message, retry_count)).await
     }
 
-    async fn insist(&self, base: &Url, path: &'static str, body: &Value) -> Result<(), WebhookError> {
+    async fn insist(&self, base: &Url, event: &Event) -> Result<(), WebhookError> {
         let delays = ExponentialBuilder::default()
             .with_min_delay(FIRST_DELAY)
             .with_max_delay(LONGEST_DELAY)
             .with_max_times(RETRIES)
             .with_jitter();
-        (|| self.send(Method::POST, base, path, body))
+        (|| self.send(Method::POST, base, event))
             .retry(delays)
+            .when(|error| !matches!(error, WebhookError::Forbidden { .. }))
             .notify(|error, delay| tracing::warn!(%error, ?delay, "webhook is tried again"))
             .await
     }
 
-    async fn send(&self, method: Method, base: &Url, path: &'static str, body: &Value) -> Result<(), WebhookError> {
-        let request = self
+    /// One try. The time in the signature is that of the try; the bytes that are signed are those that are sent.
+    async fn send(&self, method: Method, base: &Url, event: &Event) -> Result<(), WebhookError> {
+        let path = event.path;
+        self.guard.check(base).map_err(|refused| WebhookError::Forbidden { path, refused })?;
+        let mut request = self
             .client
             .request(method, address(base, path))
             .bearer_auth(self.token.expose())
             .header("X-Request-Source", "inference-server")
-            .json(body);
-        let answer =
-            request.send().await.map_err(|source| WebhookError::Unreachable { path, source: source.without_url() })?;
+            .header(CONTENT_TYPE, "application/json")
+            .header("webhook-id", &event.id);
+        let timestamp = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+        if let Some(signature) = self.signing.sign(&event.id, timestamp, &event.body) {
+            request = request.header("webhook-timestamp", timestamp).header("webhook-signature", signature);
+        }
+        let answer = request.body(event.body.clone()).send().await.map_err(|error| unanswered(path, error))?;
         match answer.status() {
             status if status.is_success() => Ok(()),
             status => Err(WebhookError::Refused { path, status }),
@@ -185,6 +209,18 @@ impl ProgressLine {
     }
 }
 
+/// Why there is no answer. What the guard refused comes back inside the client's error.
+fn unanswered(path: &'static str, error: reqwest::Error) -> WebhookError {
+    let mut cause = error.source();
+    while let Some(inner) = cause {
+        if let Some(refused) = inner.downcast_ref::<Refused>() {
+            return WebhookError::Forbidden { path, refused: *refused };
+        }
+        cause = inner.source();
+    }
+    WebhookError::Unreachable { path, source: error.without_url() }
+}
+
 /// The base may have a path of its own.
 fn address(base: &Url, path: &str) -> Url {
     let mut address = base.clone();
@@ -192,34 +228,42 @@ fn address(base: &Url, path: &str) -> Url {
     address
 }
 
-fn progress_body(generation_id: i64, progress: Progress) -> Value {
-    json!({
-        "generation_id": generation_id,
-        "progress": {
-            "current_step": progress.current_step,
-            "total_steps": progress.total_steps,
-            "progress_percent": progress.progress_percent,
-            "estimated_seconds": progress.estimated_seconds,
-        },
-    })
-}
-
-fn complete_body(task: &Task, result_urls: &[String]) -> Value {
-    let seed = i64::try_from(task.seed).map(Value::from).unwrap_or_else(|_| Value::from(task.seed_bits()));
-    let mut body = json!({
-        "generation_id": task.generation_id,
-        "result_url": result_urls.first(),
-        "metadata": { "seed": seed, "steps": task.steps, "guidance_scale": task.guidance_scale },
-    });
-    if result_urls.len() > 1 {
-        body["result_urls"] = json!(result_urls);
-    }
-    body
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::SafetyConfig;
+    use tokio::{
+        io::{AsyncReadExt, AsyncWriteExt},
+        net::TcpListener,
+        sync::oneshot,
+        time::Instant,
+    };
+
+    #[tokio::test]
+    async fn an_endless_answer_is_not_read() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let base = Url::parse(&format!("http://{}", listener.local_addr().unwrap())).unwrap();
+        let (dropped, was_dropped) = oneshot::channel();
+        tokio::spawn(async move {
+            let (mut socket, _) = listener.accept().await.unwrap();
+            socket.read_buf(&mut Vec::with_capacity(4096)).await.unwrap();
+            socket.write_all(b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n").await.unwrap();
+            let chunk = [b"10000\r\n", [b'x'; 0x10000].as_slice(), b"\r\n"].concat();
+            let mut sent = 0;
+            while socket.write_all(&chunk).await.is_ok() {
+                sent += chunk.len();
+            }
+            dropped.send(sent).unwrap();
+        });
+        let guard = Guard::new(&SafetyConfig { allow_private_webhooks: true, ..SafetyConfig::default() });
+        let secrets = Secrets { token: "token".parse().unwrap(), signing: WebhookSecrets::default() };
+        let backend = Backend::new(secrets, guard).unwrap();
+        let told = Instant::now();
+        backend.failed(&Subject::message(base, 1, "{}"), "CODE", "reason", 0).await.unwrap();
+        assert!(told.elapsed() < WEBHOOK_TIMEOUT, "it waited for the end of the answer");
+        let sent = timeout(WEBHOOK_TIMEOUT, was_dropped).await.expect("the connection is kept").unwrap();
+        assert!(sent < 64 << 20, "{sent} bytes were taken");
+    }
 
     #[test]
     fn the_base_may_end_in_a_slash_or_have_a_path() {

@@ -1,65 +1,81 @@
 //! The worker: long-polls SQS itself, for GPU hosts that are not Lambda. Runs the same job as the function.
 //!
-//! A message's visibility is extended for as long as the work on it goes on. SIGTERM ends polling, not the task in work.
+//! A message's visibility is extended for as long as the work on it goes on. SIGTERM ends polling, not the tasks in work.
 
 use crate::{
     config::WorkerConfig,
+    health::Health,
     job::{Message, Outcome, Workshop},
+    queue::Queue,
 };
-use aws_config::timeout::TimeoutConfig;
-use aws_sdk_sqs::{
-    Client,
-    config::Builder,
-    error::DisplayErrorContext,
-    types::{Message as SqsMessage, MessageSystemAttributeName},
-};
+use aws_sdk_sqs::types::{Message as SqsMessage, MessageSystemAttributeName};
 use backon::{BackoffBuilder, ExponentialBuilder};
-use std::{future::Future, time::Duration};
+use std::time::{Duration, Instant, UNIX_EPOCH};
 use tokio::{
     signal::unix::{SignalKind, signal},
-    time::{MissedTickBehavior, interval},
+    task::{JoinError, JoinSet},
 };
 use tokio_util::sync::CancellationToken;
 
-/// Longest wait of one poll, SQS' maximum.
-const POLL_SECONDS: i32 = 20;
-/// Visibility of a message that was given back, per receive so far: a fault gets time to pass.
-const GIVE_BACK_SECONDS: i32 = 5;
-
-/// Polls until SIGTERM or SIGINT, then returns once the task in work is done.
+/// Polls until SIGTERM or SIGINT, or until there was nothing to do for as long as configured; returns once the tasks in work are done.
 ///
 /// # Errors
-/// The model cannot be loaded.
+/// The model cannot be loaded, or the health address is taken.
 pub async fn serve(config: &WorkerConfig) -> anyhow::Result<()> {
     let aws = aws_config::load_from_env().await;
     let workshop = Workshop::open(&config.service, &aws).await?;
-    let timeouts = TimeoutConfig::builder()
-        .connect_timeout(Duration::from_secs(5))
-        .operation_attempt_timeout(Duration::from_secs(POLL_SECONDS as u64 + 10))
-        .build();
-    let sqs = Client::from_conf(Builder::from(&aws).timeout_config(timeouts).build());
-    let queue = Queue { sqs, url: config.sqs_queue_url.clone(), visibility: config.visibility_timeout };
+    let health = match config.health_addr {
+        Some(addr) => Some(Health::serve(addr, workshop.metrics().clone()).await?),
+        None => None,
+    };
+    let set_ready = |ready| health.iter().for_each(|health| health.set_ready(ready));
+    let queue = Queue::new(&aws, &config.sqs_queue_url);
     let stop = stop_signal()?;
     tracing::info!(queue = queue.url, "polling");
-    poll(&queue, &workshop, &stop).await;
+    set_ready(true);
+    poll(&queue, config, &workshop, &stop).await;
+    set_ready(false);
     tracing::info!("stopped");
     Ok(())
 }
 
-async fn poll(queue: &Queue, workshop: &Workshop, stop: &CancellationToken) {
+async fn poll(queue: &Queue, config: &WorkerConfig, workshop: &Workshop, stop: &CancellationToken) {
+    let idle_exit = Duration::from_secs(config.idle_exit.into());
     let delays =
         ExponentialBuilder::default().with_max_delay(Duration::from_secs(30)).without_max_times().with_jitter();
-    let mut delay = delays.build();
+    let (mut delay, mut idle_since) = (delays.build(), Instant::now());
+    let mut works = JoinSet::new();
     while !stop.is_cancelled() {
+        // Never beside a poll: one that is broken off may have been given a message, which then stays invisible for a while.
+        while let Some(ended) = works.try_join_next() {
+            tell(ended);
+            idle_since = Instant::now();
+        }
+        if works.len() >= usize::from(config.concurrency) {
+            tokio::select! {
+                () = stop.cancelled() => break,
+                ended = works.join_next() => ended.into_iter().for_each(tell),
+            }
+            idle_since = Instant::now();
+            continue;
+        }
+        let patience = match idle_exit.is_zero() || !works.is_empty() {
+            true => Duration::MAX,
+            false => idle_exit.saturating_sub(idle_since.elapsed()),
+        };
+        if patience.is_zero() {
+            tracing::info!(seconds = config.idle_exit, "nothing to do for so long: ending");
+            break;
+        }
         let received = tokio::select! {
             // A message that this poll was about to bring becomes visible again by itself.
             () = stop.cancelled() => break,
-            received = queue.receive() => received,
+            received = queue.receive(config.visibility_timeout, patience) => received,
         };
         match received {
             Ok(Some(message)) => {
                 delay = delays.build();
-                work(queue, workshop, &message).await;
+                works.spawn(work(queue.clone(), config.visibility_timeout, workshop.clone(), message));
             }
             Ok(None) => delay = delays.build(),
             Err(error) => {
@@ -71,71 +87,40 @@ async fn poll(queue: &Queue, workshop: &Workshop, stop: &CancellationToken) {
             }
         }
     }
+    while let Some(ended) = works.join_next().await {
+        tell(ended);
+    }
+}
+
+fn tell(ended: Result<(), JoinError>) {
+    if let Err(error) = ended {
+        tracing::error!(%error, "the work on a task broke off: its message will come again");
+    }
 }
 
 /// Runs the job under a heartbeat, then deletes the message or gives it back.
-async fn work(queue: &Queue, workshop: &Workshop, message: &SqsMessage) {
-    let attributes = message.attributes().and_then(|map| map.get(&MessageSystemAttributeName::ApproximateReceiveCount));
-    let receive_count: u32 = attributes.and_then(|count| count.parse().ok()).unwrap_or(1);
-    let job = Message { body: message.body().unwrap_or_default().to_string(), receive_count };
+async fn work(queue: Queue, visibility: i32, workshop: Workshop, message: SqsMessage) {
+    let number = |name| message.attributes()?.get(&name)?.parse::<u64>().ok();
+    let count = number(MessageSystemAttributeName::ApproximateReceiveCount);
+    let job = Message {
+        body: message.body().unwrap_or_default().to_string(),
+        receive_count: count.and_then(|count| count.try_into().ok()).unwrap_or(1),
+        deadline: None,
+        sent_at: number(MessageSystemAttributeName::SentTimestamp).map(|ms| UNIX_EPOCH + Duration::from_millis(ms)),
+    };
     let Some(handle) = message.receipt_handle() else {
         tracing::warn!("a message without receipt handle cannot be worked on");
         return;
     };
-    let ended = match queue.keep_invisible(handle, workshop.handle(&job)).await {
+    let ended = match queue.keep_invisible(handle, visibility, workshop.handle(&job)).await {
         Outcome::Consumed => queue.delete(handle).await,
-        Outcome::GivenBack => {
-            let wait = GIVE_BACK_SECONDS.saturating_mul(receive_count.min(100) as i32).min(queue.visibility);
-            queue.set_visibility(handle, wait).await
+        Outcome::GivenBack(wait) => {
+            let seconds = i32::try_from(wait.as_secs()).unwrap_or(i32::MAX);
+            queue.set_visibility(handle, seconds.min(visibility)).await
         }
     };
     if let Err(error) = ended {
         tracing::warn!(error, "the queue did not hear of the outcome: the message will come again");
-    }
-}
-
-struct Queue {
-    sqs: Client,
-    url: String,
-    visibility: i32,
-}
-
-impl Queue {
-    async fn receive(&self) -> Result<Option<SqsMessage>, String> {
-        let request = self.sqs.receive_message().queue_url(&self.url).max_number_of_messages(1);
-        let request = request.wait_time_seconds(POLL_SECONDS).visibility_timeout(self.visibility);
-        let request = request.message_system_attribute_names(MessageSystemAttributeName::ApproximateReceiveCount);
-        let answer = request.send().await.map_err(|error| DisplayErrorContext(error).to_string())?;
-        Ok(answer.messages.unwrap_or_default().into_iter().next())
-    }
-
-    async fn keep_invisible<T>(&self, handle: &str, work: impl Future<Output = T>) -> T {
-        let mut beat = interval(Duration::from_secs(self.visibility as u64) / 3);
-        beat.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        // The first tick comes at once, and the message has just been received.
-        beat.tick().await;
-        tokio::pin!(work);
-        loop {
-            tokio::select! {
-                done = &mut work => return done,
-                _ = beat.tick() => {
-                    if let Err(error) = self.set_visibility(handle, self.visibility).await {
-                        tracing::warn!(error, "the visibility timeout was not extended");
-                    }
-                }
-            }
-        }
-    }
-
-    async fn set_visibility(&self, handle: &str, seconds: i32) -> Result<(), String> {
-        let request = self.sqs.change_message_visibility().queue_url(&self.url).receipt_handle(handle);
-        let sent = request.visibility_timeout(seconds).send().await;
-        sent.map(|_| ()).map_err(|error| DisplayErrorContext(error).to_string())
-    }
-
-    async fn delete(&self, handle: &str) -> Result<(), String> {
-        let sent = self.sqs.delete_message().queue_url(&self.url).receipt_handle(handle).send().await;
-        sent.map(|_| ()).map_err(|error| DisplayErrorContext(error).to_string())
     }
 }
 
@@ -145,7 +130,7 @@ fn stop_signal() -> std::io::Result<CancellationToken> {
     let token = stop.clone();
     tokio::spawn(async move {
         tokio::select! { _ = terminate.recv() => {}, _ = interrupt.recv() => {} }
-        tracing::info!("stopping: the task in work is finished first");
+        tracing::info!("stopping: the tasks in work are finished first");
         token.cancel();
     });
     Ok(stop)

@@ -147,6 +147,7 @@ mod tests {
         Delivery::mock(tag, "".into(), "".into(), false, vec![])
     }
 
+    /// lapin: an ack that is not sent because the channel has ended is no error.
     #[tokio::test]
     async fn an_ack_that_did_not_happen_is_an_error() {
         let (acks, first) = (Acks::default(), delivery(1));

@@ -11,14 +11,16 @@ use std::{
 
 use lapin::{
     AsyncTcpStream, Connection, ConnectionProperties, ErrorKind,
-    runtime::default_runtime,
-    tcp::RustlsConnector,
+    tcp::{AMQPUriTcpExt, RustlsConnector},
     uri::{AMQPScheme, AMQPUri},
 };
 use tokio::{net::lookup_host, time::timeout};
 use tracing::debug;
 
-use crate::error::BrokerError;
+use crate::{
+    error::BrokerError,
+    wire::{Notes, Wire, WireKit},
+};
 
 /// A close that is not answered in this time does not matter any more.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
@@ -72,10 +74,15 @@ impl Broker {
 
     /// Opens a connection that the broker shows under `name`: to the last good host, or to the next one that takes it.
     pub(crate) async fn connect(&self, name: &str) -> Result<Connection, BrokerError> {
+        self.connect_noting(name, &Notes::default()).await
+    }
+
+    /// The same; `notes` will say which of the connection's deliveries had strings that are not UTF-8.
+    pub(crate) async fn connect_noting(&self, name: &str, notes: &Notes) -> Result<Connection, BrokerError> {
         let first = self.good.load(Ordering::Relaxed);
         let mut failures = Vec::new();
         for host in (first..first + self.len()).map(|host| host % self.len()) {
-            match self.connect_to(host, name).await {
+            match self.open(host, name, notes).await {
                 Ok(connection) => {
                     self.good.store(host, Ordering::Relaxed);
                     return Ok(connection);
@@ -91,21 +98,29 @@ impl Broker {
 
     /// Opens a connection to one host.
     pub(crate) async fn connect_to(&self, host: usize, name: &str) -> Result<Connection, BrokerError> {
+        self.open(host, name, &Notes::default()).await
+    }
+
+    async fn open(&self, host: usize, name: &str, notes: &Notes) -> Result<Connection, BrokerError> {
         let mut uri = self.hosts.get(host).cloned().unwrap_or_default();
         uri.query.heartbeat.get_or_insert(self.heartbeat);
         let properties = ConnectionProperties::default().with_connection_name(name.into());
         let tls = self.tls.clone().filter(|_| matches!(uri.scheme, AMQPScheme::AMQPS));
-        let opening = async {
-            let Some(tls) = tls else { return Connection::connect_uri(uri, properties).await };
-            // The client's own way adds the given roots to those of the system.
-            let dial = async move |uri: AMQPUri, runtime| {
-                let host = (uri.authority.host.clone(), uri.authority.port);
-                let addresses: Vec<SocketAddr> = lookup_host(host).await?.collect();
-                let stream = AsyncTcpStream::connect(&runtime, addresses).await?;
-                Ok(stream.into_rustls(&tls, &uri.authority.host).await?)
+        let (notes, sockets) = (notes.clone(), WireKit::sockets());
+        let dial = async move |uri: AMQPUri, _| {
+            let socket = match &tls {
+                None => uri.connect_async(&sockets).await?,
+                // The client's own way adds the given roots to those of the system.
+                Some(tls) => {
+                    let host = (uri.authority.host.clone(), uri.authority.port);
+                    let addresses: Vec<SocketAddr> = lookup_host(host).await?.collect();
+                    let stream = AsyncTcpStream::connect(&sockets, addresses).await?;
+                    stream.into_rustls(tls, &uri.authority.host).await?
+                }
             };
-            Connection::connector(uri, default_runtime()?, dial, properties).await
+            Ok(AsyncTcpStream::Plain(Wire::new(socket, notes.clone())))
         };
+        let opening = Connection::connector(uri, WireKit::runtime(), dial, properties);
         // The client waits without end for a broker that takes the connection and says nothing.
         Ok(timeout(self.connect_timeout, opening).await.map_err(|_| BrokerError::Timeout(self.connect_timeout))??)
     }

@@ -56,8 +56,12 @@ impl<S: Sink> Bridge<S> {
     /// A bridge as configured, to `broker`.
     pub fn new(config: &Config, broker: Broker, sink: S, readiness: Readiness, metrics: Metrics) -> Self {
         let broker = Arc::new(broker);
-        let terms =
-            Terms { recipe: Recipe::new(config), linger: config.linger(), max_in_flight: config.max_in_flight.into() };
+        let terms = Terms {
+            recipe: Recipe::new(config),
+            linger: config.linger(),
+            max_in_flight: config.max_in_flight.into(),
+            backoff: backoff::delay,
+        };
         Self {
             source: Source::new(config, Arc::clone(&broker)),
             sink: Arc::new(sink),
@@ -193,7 +197,7 @@ async fn pump<S: Sink>(generation: &mut Generation, flow: &mut Flow<S>, shutdown
                 return End::Halt(halt);
             },
             intake = generation.next() => match intake {
-                Intake::Delivery(delivery) => flow.accept(*delivery),
+                Intake::Delivery(delivery, mended) => flow.accept(*delivery, mended),
                 Intake::Cancelled => return End::Cancelled,
                 Intake::Broken(err) => return End::Broken(err),
             },

@@ -29,7 +29,9 @@ struct Finding {
 pub async fn run(config: &Config) -> Result<(), Error> {
     let broker = config.validate()?;
     let mut findings = check_broker(config, &broker).await;
-    findings.push(check_sqs(config).await);
+    let sink = SqsSink::connect(config).await;
+    findings.push(check_sqs(config, &sink).await);
+    findings.extend(check_payloads(config, &sink).await);
     for Finding { what, wrong } in &findings {
         match wrong {
             None => println!("ok   {what}"),
@@ -96,8 +98,7 @@ fn advise(err: &BrokerError) -> String {
     }
 }
 
-async fn check_sqs(config: &Config) -> Finding {
-    let sink = SqsSink::connect(config).await;
+async fn check_sqs(config: &Config, sink: &SqsSink) -> Finding {
     let wrong = match timeout(ANSWER_TIMEOUT, sink.probe()).await {
         Ok(Probe::Ready) => None,
         Ok(Probe::Stop(stop)) => Some(format!("{stop}; check --sqs-queue-url, the region and the credentials")),
@@ -107,4 +108,17 @@ async fn check_sqs(config: &Config) -> Finding {
         Err(_) => Some(format!("no answer within {ANSWER_TIMEOUT:?}; check the network and the endpoint")),
     };
     Finding { what: format!("sqs.queue {}", config.sqs_queue_url), wrong }
+}
+
+async fn check_payloads(config: &Config, sink: &SqsSink) -> Option<Finding> {
+    let (bucket, payloads) = (config.payload_bucket.as_ref()?, sink.payloads()?);
+    let wrong = match timeout(ANSWER_TIMEOUT, payloads.probe()).await {
+        Ok(Ok(())) => None,
+        Ok(Err(err)) if err.for_good => Some("does not exist; create it, or correct --payload-bucket".to_owned()),
+        Ok(Err(err)) => {
+            Some(format!("no answer: {}: {}; check the network and the credentials", err.code, err.message))
+        }
+        Err(_) => Some(format!("no answer within {ANSWER_TIMEOUT:?}; check the network and the endpoint")),
+    };
+    Some(Finding { what: format!("s3.payload-bucket {bucket}"), wrong })
 }

@@ -8,10 +8,13 @@ use clap::{Parser, ValueEnum, builder::BoolishValueParser, value_parser};
 use url::Url;
 
 mod broker;
+mod error;
 mod hosts;
 
 pub(crate) use broker::Binding;
 pub use broker::{BrokerOptions, QueueType};
+pub use error::ConfigError;
+use error::{check_name, invalid};
 pub use hosts::AmqpUrl;
 use hosts::redact;
 
@@ -21,9 +24,6 @@ use crate::{
     attributes::{self, Attributes},
     field::Field,
 };
-
-/// AMQP carries names as short strings.
-const MAX_NAME_BYTES: usize = 255;
 
 /// Moves messages from a RabbitMQ queue to an SQS queue, and acknowledges each one only after SQS has accepted it.
 #[derive(Debug, Clone, Parser)]
@@ -97,22 +97,6 @@ pub enum LogFormat {
     Json,
 }
 
-/// An option that a person must correct.
-#[derive(Debug, thiserror::Error)]
-pub enum ConfigError {
-    /// The command line or the environment cannot be read as options.
-    #[error("{0}")]
-    Usage(String),
-    /// One option has a value that cannot work.
-    #[error("error: {option}: {problem}")]
-    Invalid {
-        /// The option's name as on the command line.
-        option: &'static str,
-        /// What is wrong with it.
-        problem: String,
-    },
-}
-
 impl Config {
     /// Reads the options; `None` when the person asked for help or the version and has it.
     pub fn load<I>(args: I) -> Result<Option<Self>, ConfigError>
@@ -179,136 +163,5 @@ impl Config {
     }
 }
 
-fn check_name(option: &'static str, name: &str) -> Result<(), ConfigError> {
-    match name.len() {
-        0 => Err(invalid(option, "must not be empty")),
-        1..=MAX_NAME_BYTES => Ok(()),
-        bytes => Err(invalid(option, format!("has {bytes} bytes, AMQP takes {MAX_NAME_BYTES}"))),
-    }
-}
-
-fn invalid(option: &'static str, problem: impl Into<String>) -> ConfigError {
-    ConfigError::Invalid { option, problem: problem.into() }
-}
-
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use clap::CommandFactory;
-
-    const REQUIRED: [&str; 3] = ["relay", "--amqp-url=amqp://u:secret@h", "--sqs-queue-url=http://h/q"];
-
-    fn load(extra: &[&str]) -> Result<Option<Config>, ConfigError> {
-        Config::load(REQUIRED.iter().chain(extra))
-    }
-
-    #[test]
-    fn defaults_are_those_of_the_manual() {
-        let config = load(&[]).unwrap().unwrap();
-        assert_eq!(config.queue, "image_generation");
-        assert_eq!(config.dead_letter_exchange(), "image_generation.dead-letter");
-        assert_eq!((config.prefetch, config.linger_ms, config.shutdown_timeout), (100, 20, 25));
-        assert_eq!((config.max_in_flight, config.is_fifo()), (16, false));
-        assert_eq!((&config.message_group_id, &config.message_deduplication_id), (&None, &None));
-        assert_eq!(config.attributes, attributes::DEFAULT.parse().unwrap());
-        assert_eq!(config.health_addr.to_string(), "127.0.0.1:9100");
-        assert_eq!(config.log_format, LogFormat::Json);
-        assert!(!config.declare);
-    }
-
-    #[test]
-    fn a_bad_option_is_named_and_exits_64() {
-        let long = "q".repeat(250);
-        for (option, value) in [
-            ("--prefetch", "0"),
-            ("--prefetch", "65536"),
-            ("--prefetch", "-1"),
-            ("--queue", ""),
-            ("--dead-letter-exchange", ""),
-            ("--sqs-queue-url", "queue"),
-            ("--sqs-queue-url", "ftp://h/q"),
-            ("--linger-ms", "60001"),
-            ("--payload-bucket", ""),
-            ("--health-addr", "9100"),
-            ("--max-in-flight", "0"),
-            ("--max-in-flight", "257"),
-            ("--message-group-id", "style_id"),
-            ("--message-group-id", "sha256"),
-            ("--message-group-id", ""),
-            ("--message-deduplication-id", "json:id"),
-            ("--message-deduplication-id", "message-id"),
-            ("--attributes", "body"),
-            ("--attributes", "type,type"),
-            (
-                "--attributes",
-                "header:1,header:2,header:3,header:4,header:5,header:6,header:7,header:8,header:9,type,app-id",
-            ),
-            ("--shutdown-timeout", "0"),
-            ("--log-format", "xml"),
-            ("--amqp-url", "http://u:secret@h"),
-            ("--amqp-url", "amqp://u:secret@h:port"),
-            ("--amqp-url", "amqp://u:secret@h?heartbeat=x"),
-            ("--amqp-url", ""),
-            ("--amqp-url", "amqp://u:secret@h,amqp://u:secret@h:port"),
-            ("--amqp-ca", "/nowhere/ca.pem"),
-            ("--amqp-ca", "Cargo.toml"),
-            ("--amqp-client-key", "Cargo.toml"),
-            ("--amqp-client-cert", "Cargo.toml"),
-            ("--connect-timeout", "0"),
-            ("--heartbeat", "0"),
-            ("--heartbeat", "65536"),
-            ("--queue-type", "stream"),
-            ("--bind", "tasks:key"),
-            ("--bind", "tasks"),
-            ("--nonsense", "amqp://u:secret word@h"),
-        ] {
-            let mut args: Vec<String> = REQUIRED.iter().map(ToString::to_string).collect();
-            args.retain(|arg| !arg.starts_with(option));
-            args.push(format!("{option}={value}"));
-            let err = Config::load(args).expect_err(value);
-            let text = err.to_string();
-            assert!(text.contains(option), "{option}={value}: {text}");
-            assert!(!text.contains("secret"), "{text}");
-            assert_eq!(crate::error::Error::from(err).exit_code(), 64);
-        }
-        let text = load(&[&format!("--queue={long}")]).unwrap_err().to_string();
-        assert!(text.contains("--dead-letter-exchange: has 262 bytes"), "{text}");
-    }
-
-    #[test]
-    fn every_option_has_a_flag_and_a_variable() {
-        let command = Config::command();
-        let options: Vec<_> = command.get_arguments().filter(|option| option.get_env().is_some()).collect();
-        assert_eq!(options.len(), 22);
-        assert!(options.iter().all(|option| option.get_long().is_some()));
-        let required = options.iter().filter(|option| option.is_required_set());
-        assert_eq!(required.filter_map(|option| option.get_long()).collect::<Vec<_>>(), ["amqp-url", "sqs-queue-url"]);
-    }
-
-    #[test]
-    fn bindings_need_declare_an_exchange_and_a_key() {
-        let bind = |value: &str| load(&["--declare", &format!("--bind={value}")]);
-        let got = bind("tasks:a.#,other:x:y,fan:").unwrap().unwrap().bindings().unwrap();
-        let got: Vec<_> = got.iter().map(|it| (it.exchange.as_str(), it.routing_key.as_str())).collect();
-        assert_eq!(got, [("tasks", "a.#"), ("other", "x:y"), ("fan", "")]);
-        for bad in ["tasks", ":key", ""] {
-            assert!(bind(bad).unwrap_err().to_string().contains("--bind"), "{bad}");
-        }
-        assert!(load(&["--bind=a:b"]).unwrap_err().to_string().contains("--bind: needs --declare"));
-    }
-
-    #[test]
-    fn a_client_certificate_needs_its_key() {
-        let text = load(&["--amqp-client-cert=Cargo.toml"]).unwrap_err().to_string();
-        assert!(text.contains("--amqp-client-key: is missing"), "{text}");
-        let text = load(&["--amqp-client-key=Cargo.toml"]).unwrap_err().to_string();
-        assert!(text.contains("--amqp-client-cert: is missing"), "{text}");
-    }
-
-    #[test]
-    fn the_password_is_never_shown() {
-        let config = load(&[]).unwrap().unwrap();
-        let shown = format!("{config:?}");
-        assert!(shown.contains("amqp://***@h") && !shown.contains("secret"), "{shown}");
-    }
-}
+mod tests;

@@ -5,6 +5,10 @@
 
 use std::fmt;
 
+mod ids;
+
+pub use ids::Ids;
+
 use crate::{attributes::Attribute, payload::Payload};
 
 /// What SQS takes in one message and also in one batch, attributes counted.
@@ -19,23 +23,6 @@ pub struct Entry {
     payload: Option<Payload>,
 }
 
-/// The ids that a queue takes with a message.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Ids {
-    /// For a standard queue. A group is fair to others there and orders nothing.
-    Standard {
-        /// The group id.
-        group: Option<String>,
-    },
-    /// For a FIFO queue, which asks for both.
-    Fifo {
-        /// The group id: messages of one group keep their order.
-        group: String,
-        /// The deduplication id.
-        deduplication: String,
-    },
-}
-
 /// Why SQS can never carry a message.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Reason {
@@ -43,6 +30,8 @@ pub enum Reason {
     EmptyBody,
     /// SQS carries text.
     NotUtf8,
+    /// A message id, routing key, header name or the like is not UTF-8: which, with its bytes in hexadecimal.
+    PropertyNotUtf8(String),
     /// A character that XML 1.0 does not have.
     IllegalCharacter,
     /// The body has this many bytes.
@@ -147,6 +136,7 @@ impl Reason {
         match self {
             Self::EmptyBody => "empty-body",
             Self::NotUtf8 => "not-utf8",
+            Self::PropertyNotUtf8(_) => "property-not-utf8",
             Self::IllegalCharacter => "illegal-character",
             Self::TooLarge(_) => "too-large",
             Self::Rejected(_) => "rejected-by-sqs",
@@ -159,6 +149,7 @@ impl fmt::Display for Reason {
         match self {
             Self::EmptyBody => f.write_str("the body is empty"),
             Self::NotUtf8 => f.write_str("the body is not UTF-8"),
+            Self::PropertyNotUtf8(strings) => write!(f, "not UTF-8: {strings}"),
             Self::IllegalCharacter => f.write_str("the body holds a character that SQS does not carry"),
             Self::TooLarge(bytes) => write!(f, "the body has {bytes} bytes, SQS takes {MAX_BYTES}"),
             Self::Rejected(code) => write!(f, "SQS rejected the entry: {code}"),
@@ -172,74 +163,4 @@ pub(crate) fn is_legal(c: char) -> bool {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::attributes::Value;
-
-    #[test]
-    fn bodies_are_taken_whole_or_refused_with_their_reason() {
-        let full = vec![b'x'; MAX_BYTES];
-        let over = vec![b'x'; MAX_BYTES + 1];
-        let cases: Vec<(&[u8], Option<&str>)> = vec![
-            (b"x", None),
-            (b"{\"a\":1}\r\n\t", None),
-            ("\u{7f}\u{85}\u{d7ff}\u{e000}\u{fffd}\u{10000}\u{10ffff}".as_bytes(), None),
-            (&full, None),
-            (b"", Some("empty-body")),
-            (b"\xff", Some("not-utf8")),
-            (b"\xed\xa0\x80", Some("not-utf8")),
-            (b"a\0b", Some("illegal-character")),
-            (b"\x08", Some("illegal-character")),
-            (b"\x0b", Some("illegal-character")),
-            (b"\x1f", Some("illegal-character")),
-            ("\u{fffe}".as_bytes(), Some("illegal-character")),
-            ("\u{ffff}".as_bytes(), Some("illegal-character")),
-            (&over, Some("too-large")),
-        ];
-        for (body, refused) in cases {
-            let shown = String::from_utf8_lossy(&body[..body.len().min(16)]);
-            match Entry::new(body.to_vec()) {
-                Ok(entry) => {
-                    assert_eq!(refused, None, "{shown:?}");
-                    assert_eq!(entry.into_body(), body);
-                }
-                Err((back, reason)) => {
-                    assert_eq!(Some(reason.as_str()), refused, "{shown:?}");
-                    assert_eq!(back, body, "the body must come back unchanged");
-                }
-            }
-        }
-    }
-
-    #[test]
-    fn size_counts_attributes_as_sqs_does_and_the_last_ones_give_way() {
-        // Name, type and value: 2 + 6 + 3, 1 + 6 + 2 and 1 + 6 + 4 bytes.
-        let attributes = vec![
-            Attribute { name: "id".into(), value: Value::Text("abc".to_owned()) },
-            Attribute { name: "n".into(), value: Value::Number("12".to_owned()) },
-            Attribute { name: "b".into(), value: Value::Binary(vec![0xff; 4]) },
-        ];
-        for (room, kept, bytes) in
-            [(31, 3, 31), (30, 2, 20), (20, 2, 20), (19, 1, 11), (11, 1, 11), (10, 0, 0), (0, 0, 0)]
-        {
-            let body = vec![b'x'; MAX_BYTES - room];
-            let entry = Entry::new(body).unwrap().with_attributes(attributes.clone());
-            assert_eq!(entry.attributes(), &attributes[..kept], "{room}");
-            assert_eq!(entry.size(), MAX_BYTES - room + bytes, "{room}");
-        }
-    }
-
-    #[test]
-    fn only_a_fifo_queue_keeps_an_order() {
-        let entry = || Entry::new(b"x".to_vec()).unwrap();
-        let fifo = Ids::Fifo { group: "g".to_owned(), deduplication: "d".to_owned() };
-        for (ids, group, deduplication, lane) in [
-            (Ids::Standard { group: None }, None, None, None),
-            (Ids::Standard { group: Some("g".to_owned()) }, Some("g"), None, None),
-            (fifo, Some("g"), Some("d"), Some("g")),
-        ] {
-            let entry = entry().with_ids(ids);
-            assert_eq!((entry.group(), entry.deduplication(), entry.lane()), (group, deduplication, lane));
-        }
-    }
-}
+mod tests;

@@ -112,3 +112,38 @@ impl From<lapin::Error> for BrokerError {
 fn each(hosts: &[(String, BrokerError)]) -> String {
     hosts.iter().map(|(host, error)| format!("{host}: {error}")).collect::<Vec<_>>().join("; ")
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use lapin::{
+        ErrorKind,
+        protocol::{AMQPError, AMQPErrorKind},
+    };
+
+    #[test]
+    fn at_the_start_only_what_a_person_must_correct_is_final() {
+        for (code, text, refusal) in [
+            (403, "ACCESS_REFUSED - Login was refused", true),
+            (403, "ACCESS_REFUSED - queue 'q' in vhost '/' in exclusive use", false),
+            (530, "NOT_ALLOWED - vhost nowhere not found", true),
+            (530, "NOT_ALLOWED - connection limit (1) is reached", false),
+            // What a broker cannot do with this queue it may do after its upgrade, which the relay outlives.
+            (540, "NOT_IMPLEMENTED - queue 'q' in vhost '/' does not support this", false),
+            (541, "INTERNAL_ERROR", false),
+            (406, "PRECONDITION_FAILED - inequivalent arg", false),
+            (320, "CONNECTION_FORCED - broker forced connection closure", false),
+        ] {
+            let kind = AMQPErrorKind::from_id(code).unwrap();
+            let error =
+                BrokerError::from(lapin::Error::from(ErrorKind::ProtocolError(AMQPError::new(kind, text.into()))));
+            assert_eq!(error.is_refusal(), refusal, "{code} {text}");
+            assert!(error.to_string().contains(text), "the broker's own words are kept: {error}");
+            let hosts = BrokerError::Connect(vec![
+                ("one:5672".to_owned(), BrokerError::Unconfirmed),
+                ("two:5672".to_owned(), error),
+            ]);
+            assert_eq!(hosts.is_refusal(), refusal, "one host speaks for all: {hosts}");
+        }
+    }
+}

@@ -16,9 +16,9 @@ use tracing::{Instrument, info, info_span, warn};
 
 use crate::{
     acker::Acks,
-    backoff,
     batch::Weigh,
-    dead_letter::DeadLetter,
+    dead_letter::{DeadLetter, PoisonSink},
+    entry::Reason,
     error::Stop,
     flow::dispatch::{Outcome, acknowledge, bury, dispatch},
     health::Readiness,
@@ -29,6 +29,9 @@ use crate::{
     sink::Sink,
 };
 
+/// The wait after so many failures in a row, counted from 0.
+pub type Backoff = fn(u32) -> Duration;
+
 /// How a flow is to work.
 #[derive(Debug, Clone)]
 pub struct Terms {
@@ -38,13 +41,15 @@ pub struct Terms {
     pub linger: Duration,
     /// How many batches may be on their way to SQS at once.
     pub max_in_flight: usize,
+    /// How long what failed rests.
+    pub backoff: Backoff,
 }
 
 /// The messages of one generation.
 #[derive(Debug)]
-pub struct Flow<S> {
+pub struct Flow<S, D = DeadLetter> {
     sink: Arc<S>,
-    dead_letter: Arc<DeadLetter>,
+    dead_letter: Arc<D>,
     readiness: Readiness,
     metrics: Metrics,
     acks: Acks,
@@ -74,15 +79,9 @@ pub enum Halt {
     Lost(JoinError),
 }
 
-impl<S: Sink> Flow<S> {
+impl<S: Sink, D: PoisonSink> Flow<S, D> {
     /// An empty one.
-    pub fn new(
-        sink: Arc<S>,
-        dead_letter: Arc<DeadLetter>,
-        readiness: Readiness,
-        metrics: Metrics,
-        terms: Arc<Terms>,
-    ) -> Self {
+    pub fn new(sink: Arc<S>, dead_letter: Arc<D>, readiness: Readiness, metrics: Metrics, terms: Arc<Terms>) -> Self {
         Self {
             sink,
             dead_letter,
@@ -98,14 +97,16 @@ impl<S: Sink> Flow<S> {
         }
     }
 
-    /// Takes a delivery over.
-    pub fn accept(&mut self, delivery: Delivery) {
-        match Message::accept(delivery, &self.acks, &self.metrics, &self.terms.recipe) {
-            Ok(message) => {
+    /// Takes a delivery over. `mended` says which of its strings were not UTF-8: SQS gets no message that is not as it was sent.
+    pub fn accept(&mut self, delivery: Delivery, mended: Option<String>) {
+        let accepted = Message::accept(delivery, &self.acks, &self.metrics, &self.terms.recipe);
+        match (accepted, mended) {
+            (Ok(message), Some(strings)) => self.bury(message.into_poison(Reason::PropertyNotUtf8(strings))),
+            (Ok(message), None) => {
                 self.ready.extend(self.lanes.push(message, Instant::now()));
                 self.launch();
             }
-            Err(poison) => self.bury(poison),
+            (Err(poison), _) => self.bury(poison),
         }
     }
 
@@ -207,7 +208,7 @@ impl<S: Sink> Flow<S> {
             self.ready.extend(self.lanes.settle(&lane));
         }
         if let Some(attempt) = outcome.retry.iter().map(|message| message.attempts).max() {
-            let delay = backoff::delay(attempt.saturating_sub(1));
+            let delay = (self.terms.backoff)(attempt.saturating_sub(1));
             warn!(
                 messages = outcome.retry.len(),
                 attempt,
@@ -226,11 +227,14 @@ impl<S: Sink> Flow<S> {
 
     fn bury(&mut self, poison: Poison) {
         let span = poison.ticket.span.clone();
-        let dead_letter = Arc::clone(&self.dead_letter);
+        let (dead_letter, backoff) = (Arc::clone(&self.dead_letter), self.terms.backoff);
         let job = async move {
-            bury(&dead_letter, poison).await;
+            bury(&*dead_letter, poison, backoff).await;
             Done::Buried
         };
         self.jobs.spawn(job.instrument(span));
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -37,6 +37,7 @@ mod tags;
 pub mod telemetry;
 mod topology;
 pub mod trace;
+mod wire;
 
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;

@@ -3,14 +3,15 @@
 //! No logic lives here. Exit codes: 0 after a signal, 64 for a bad option, 69 when SQS refuses for good, the broker
 //! refuses at the start, or a check fails, 1 otherwise.
 
-use std::{env, process::ExitCode};
+use std::{env, process::ExitCode, time::Duration};
 
 use anyhow::Context;
 use relay::{
     amqp::STACK_BYTES,
     config::{Config, ConfigError},
     error::Error,
-    signal, telemetry,
+    signal::{self, Asked},
+    telemetry,
     trace::Traces,
 };
 use tracing::error;
@@ -30,7 +31,8 @@ fn main() -> ExitCode {
     };
     telemetry::init(config.log_format, traces.as_ref());
     let limit = config.shutdown_timeout();
-    let code = match start(config) {
+    let asked = Asked::default();
+    let code = match start(config, &asked) {
         Ok(()) => ExitCode::SUCCESS,
         Err(err) => {
             error!(error = format!("{err:#}"), "relay stopped");
@@ -38,7 +40,9 @@ fn main() -> ExitCode {
         }
     };
     if let Some(traces) = traces {
-        traces.end(limit);
+        // The ended relay has used up a part of it.
+        let used = asked.get().map_or(Duration::ZERO, |asked| asked.elapsed());
+        traces.end(limit.saturating_sub(used));
     }
     code
 }
@@ -57,14 +61,14 @@ fn refuse(err: ConfigError) -> ExitCode {
     ExitCode::from(Error::from(err).exit_code())
 }
 
-fn start(config: Config) -> anyhow::Result<()> {
+fn start(config: Config, asked: &Asked) -> anyhow::Result<()> {
     let runtime =
         tokio::runtime::Builder::new_multi_thread().enable_all().build().context("cannot start the async runtime")?;
     let result = runtime.block_on(async {
         if config.check {
             return Ok(relay::check::run(&config).await?);
         }
-        let shutdown = signal::listen().context("cannot listen to signals")?;
+        let shutdown = signal::listen(asked).context("cannot listen to signals")?;
         Ok(relay::run(config, shutdown).await?)
     });
     // A lookup of a name may still block a helper thread; it holds no message, so nobody waits for it.

@@ -7,58 +7,30 @@ use std::{
     fmt,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicBool, AtomicU64, Ordering},
+        atomic::{AtomicBool, Ordering},
     },
-    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
+    time::{Duration, Instant, UNIX_EPOCH},
 };
 
-use prometheus_client::{
-    encoding::text,
-    metrics::{counter::Counter, family::Family, gauge::Gauge, histogram::Histogram, info::Info},
-    registry::{Metric, Registry},
-};
-
-use crate::{entry::Reason, metrics::cause::CAUSES};
+use prometheus_client::encoding::text;
 
 mod cause;
+mod series;
+mod unacked;
+
+use series::Series;
+pub use unacked::{InFlight, Unacked};
 
 /// What [`Metrics::encode`] gives.
 pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
-/// A message that claims to be older has a wrong clock or another unit in its timestamp.
-const MAX_AGE: Duration = Duration::from_secs(30 * 24 * 3600);
-/// How far ahead a publisher's clock may be; AMQP counts in whole seconds.
-const MAX_SKEW: Duration = Duration::from_secs(5);
-
-const SECONDS: [f64; 14] = [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 60.0];
-const LONG_SECONDS: [f64; 12] = [0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 15.0, 60.0, 300.0, 1_800.0, 7_200.0, 86_400.0];
-const ENTRIES: [f64; 10] = [1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 9.0, 10.0];
-const BYTES: [f64; 7] = [256.0, 1_024.0, 4_096.0, 16_384.0, 65_536.0, 262_144.0, 1_048_576.0];
-
-type Label = [(&'static str, &'static str); 1];
 
 /// The measurements of the process. Clones are the same ones.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 pub struct Metrics(Arc<Inner>);
 
-#[derive(Debug)]
+#[derive(Debug, Default)]
 struct Inner {
-    registry: Registry,
-    received: Counter,
-    sent: Counter,
-    acked: Counter,
-    dead_lettered: Family<Label, Counter>,
-    retries: Family<Label, Counter>,
-    reconnects: Counter,
-    in_flight: Gauge,
-    unacked: Gauge,
-    batch_entries: Histogram,
-    batch_bytes: Histogram,
-    request: Histogram,
-    oldest: Gauge<f64, AtomicU64>,
-    to_ack: Histogram,
-    end_to_end: Histogram,
-    broker_ready: Gauge,
-    sqs_ready: Gauge,
+    series: Series,
     consumed_before: AtomicBool,
     open: Mutex<Open>,
 }
@@ -70,77 +42,10 @@ struct Open {
     since: BTreeMap<u64, Instant>,
 }
 
-/// One unacknowledged message. It counts as gone when this is dropped, however that happens.
-pub struct Unacked {
-    metrics: Metrics,
-    number: u64,
-    since: Instant,
-    published: Option<SystemTime>,
-}
-
-/// One batch on its way to SQS.
-#[derive(Debug)]
-pub struct InFlight {
-    metrics: Metrics,
-    since: Instant,
-}
-
-impl Default for Metrics {
-    /// All at zero.
-    fn default() -> Self {
-        let mut all = Registry::with_prefix("relay");
-        let r = &mut all;
-        r.register("build", "The version of the relay", Info::new([("version", env!("CARGO_PKG_VERSION"))]));
-        let mut inner = Inner {
-            received: Counter::default().register(r, "received", "Messages taken from the broker"),
-            sent: Counter::default().register(r, "sent", "Entries that SQS accepted"),
-            acked: Counter::default().register(r, "acked", "Messages acknowledged to the broker"),
-            dead_lettered: Family::default().register(r, "dead_lettered", "Messages moved to the dead-letter exchange"),
-            retries: Family::default().register(
-                r,
-                "retries",
-                "Entries that SQS did not accept and that are sent again",
-            ),
-            reconnects: Counter::default().register(r, "reconnects", "Times that consuming began again"),
-            in_flight: Gauge::default().register(r, "in_flight_batches", "Batches on their way to SQS"),
-            unacked: Gauge::default().register(r, "unacked_messages", "Messages held and not acknowledged"),
-            batch_entries: Histogram::new(ENTRIES).register(r, "batch_entries", "Entries in a batch"),
-            batch_bytes: Histogram::new(BYTES).register(r, "batch_bytes", "Bytes in a batch as SQS counts them"),
-            request: Histogram::new(SECONDS).register(
-                r,
-                "sqs_request_duration_seconds",
-                "From sending a batch to the verdicts on its entries",
-            ),
-            oldest: Gauge::default().register(r, "oldest_unacked_age_seconds", "Age of the oldest message held, or 0"),
-            to_ack: Histogram::new(SECONDS).register(
-                r,
-                "delivery_to_ack_seconds",
-                "From a message's delivery to its acknowledgement",
-            ),
-            end_to_end: Histogram::new(LONG_SECONDS).register(
-                r,
-                "end_to_end_seconds",
-                "From a message's AMQP timestamp to its acceptance by SQS",
-            ),
-            broker_ready: Gauge::default().register(r, "broker_ready", "Whether the relay consumes"),
-            sqs_ready: Gauge::default().register(r, "sqs_ready", "Whether SQS answers"),
-            registry: Registry::default(),
-            consumed_before: AtomicBool::new(false),
-            open: Mutex::default(),
-        };
-        // A rate of a counter that is not there yet is nothing, not zero.
-        for cause in CAUSES {
-            drop(inner.retries.get_or_create(&[("cause", cause)]));
-        }
-        inner.registry = all;
-        Self(Arc::new(inner))
-    }
-}
-
 impl Metrics {
     /// A message came; `published` is its AMQP timestamp.
     pub(crate) fn receive(&self, published: Option<u64>) -> Unacked {
-        self.0.received.inc();
+        self.0.series.received.inc();
         let published = published.and_then(|seconds| UNIX_EPOCH.checked_add(Duration::from_secs(seconds)));
         let mut open = self.open();
         let (number, since) = (open.next, Instant::now());
@@ -152,16 +57,16 @@ impl Metrics {
 
     /// A batch leaves for SQS.
     pub(crate) fn batch(&self, entries: usize, bytes: usize) -> InFlight {
-        self.0.batch_entries.observe(entries as f64);
-        self.0.batch_bytes.observe(bytes as f64);
-        self.0.in_flight.inc();
+        self.0.series.batch_entries.observe(entries as f64);
+        self.0.series.batch_bytes.observe(bytes as f64);
+        self.0.series.in_flight.inc();
         InFlight { metrics: self.clone(), since: Instant::now() }
     }
 
     /// Consuming begins, for the first time or again.
     pub(crate) fn consuming(&self) {
         if self.0.consumed_before.swap(true, Ordering::Relaxed) {
-            self.0.reconnects.inc();
+            self.0.series.reconnects.inc();
         }
     }
 
@@ -171,12 +76,12 @@ impl Metrics {
         let age = open.since.first_key_value().map_or(Duration::ZERO, |(_, since)| since.elapsed());
         let held = open.since.len();
         drop(open);
-        self.0.oldest.set(age.as_secs_f64());
-        self.0.unacked.set(i64::try_from(held).unwrap_or(i64::MAX));
-        self.0.broker_ready.set(broker_ready.into());
-        self.0.sqs_ready.set(sqs_ready.into());
+        self.0.series.oldest.set(age.as_secs_f64());
+        self.0.series.unacked.set(i64::try_from(held).unwrap_or(i64::MAX));
+        self.0.series.broker_ready.set(broker_ready.into());
+        self.0.series.sqs_ready.set(sqs_ready.into());
         let mut text = String::new();
-        text::encode(&mut text, &self.0.registry)?;
+        text::encode(&mut text, &self.0.series.registry)?;
         Ok(text)
     }
 
@@ -185,75 +90,6 @@ impl Metrics {
         self.0.open.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
-
-impl Unacked {
-    /// SQS accepted it.
-    pub(crate) fn sent(&self) {
-        self.metrics.0.sent.inc();
-        if let Some(age) = self.published.and_then(|published| age(published, SystemTime::now())) {
-            self.metrics.0.end_to_end.observe(age.as_secs_f64());
-        }
-    }
-
-    /// SQS did not accept it, and it will be sent again.
-    pub(crate) fn retried(&self, cause: &str) {
-        self.metrics.0.retries.get_or_create(&[("cause", cause::of(cause))]).inc();
-    }
-
-    /// The dead-letter exchange has it.
-    pub(crate) fn dead_lettered(&self, reason: &Reason) {
-        self.metrics.0.dead_lettered.get_or_create(&[("reason", reason.as_str())]).inc();
-    }
-
-    /// The broker was told to forget it.
-    pub(crate) fn acked(self) {
-        self.metrics.0.acked.inc();
-        self.metrics.0.to_ack.observe(self.since.elapsed().as_secs_f64());
-    }
-}
-
-impl fmt::Debug for Unacked {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_tuple("Unacked").field(&self.number).finish()
-    }
-}
-
-impl Drop for Unacked {
-    fn drop(&mut self) {
-        self.metrics.open().since.remove(&self.number);
-    }
-}
-
-impl InFlight {
-    /// The verdicts are in.
-    pub(crate) fn answered(self) {
-        self.metrics.0.request.observe(self.since.elapsed().as_secs_f64());
-    }
-}
-
-impl Drop for InFlight {
-    fn drop(&mut self) {
-        self.metrics.0.in_flight.dec();
-    }
-}
-
-/// How old a message is, if its timestamp can be right.
-fn age(published: SystemTime, now: SystemTime) -> Option<Duration> {
-    match now.duration_since(published) {
-        Ok(age) => (age <= MAX_AGE).then_some(age),
-        Err(ahead) => (ahead.duration() <= MAX_SKEW).then_some(Duration::ZERO),
-    }
-}
-
-/// Registers a metric and gives it back.
-trait Register: Metric + Clone {
-    fn register(self, registry: &mut Registry, name: &str, help: &str) -> Self {
-        registry.register(name, help, self.clone());
-        self
-    }
-}
-
-impl<M: Metric + Clone> Register for M {}
 
 #[cfg(test)]
 mod tests;

@@ -4,10 +4,14 @@
 //! so that their receivers find the body too. Refuses to delete: a message may be delivered again; the bucket's lifecycle
 //! rule is for that.
 
-use std::{env, time::Duration};
+use std::{env, error::Error, time::Duration};
 
 use aws_config::{SdkConfig, retry::RetryConfig, timeout::TimeoutConfig};
-use aws_sdk_s3::{Client, error::ProvideErrorMetadata, primitives::ByteStream};
+use aws_sdk_s3::{
+    Client,
+    error::{ProvideErrorMetadata, SdkError},
+    primitives::ByteStream,
+};
 use serde_json::json;
 
 use crate::{
@@ -86,17 +90,32 @@ impl PayloadStore {
         Self { s3: Client::from_conf(config), bucket: bucket.to_owned() }
     }
 
+    /// Whether payloads could be stored: the bucket is there.
+    pub async fn probe(&self) -> Result<(), Unstored> {
+        match self.s3.head_bucket().bucket(&self.bucket).send().await {
+            Ok(_) => Ok(()),
+            // A role may be allowed to write objects and nothing else. The first large body will tell.
+            Err(err) if status(&err) == Some(403) => Ok(()),
+            Err(err) => Err(unstored(&err)),
+        }
+    }
+
     /// Stores a payload.
     pub async fn put(&self, payload: &Payload) -> Result<(), Unstored> {
         let body = ByteStream::from(payload.body.clone());
         let sent = self.s3.put_object().bucket(&self.bucket).key(&payload.key).body(body).send().await;
-        sent.map(drop).map_err(|err| {
-            let status = err.raw_response().map(|response| response.status().as_u16());
-            let code = err.code().unwrap_or("Unreachable").to_owned();
-            let message = err.message().map_or_else(|| err.to_string(), str::to_owned);
-            Unstored { for_good: matches!(status, Some(403 | 404)), code, message }
-        })
+        sent.map(drop).map_err(|err| unstored(&err))
     }
+}
+
+fn status<E>(err: &SdkError<E>) -> Option<u16> {
+    err.raw_response().map(|response| response.status().as_u16())
+}
+
+fn unstored<E: Error + ProvideErrorMetadata + 'static>(err: &SdkError<E>) -> Unstored {
+    let code = err.code().unwrap_or("Unreachable").to_owned();
+    let message = err.message().map_or_else(|| err.to_string(), str::to_owned);
+    Unstored { for_good: matches!(status(err), Some(403 | 404)), code, message }
 }
 
 #[cfg(test)]

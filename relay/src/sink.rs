@@ -81,6 +81,11 @@ impl SqsSink {
         Self { client: Client::from_conf(client), queue_url: config.sqs_queue_url.clone(), payloads }
     }
 
+    /// The bucket for payloads, if one is configured.
+    pub(crate) fn payloads(&self) -> Option<&PayloadStore> {
+        self.payloads.as_ref()
+    }
+
     /// Puts an entry's payload into S3, if it has one; a verdict if that cannot be done now.
     async fn store(&self, entry: &Entry) -> Option<Verdict> {
         let (Some(payload), Some(payloads)) = (entry.payload(), &self.payloads) else { return None };

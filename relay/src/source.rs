@@ -20,6 +20,7 @@ use crate::{
     config::Config,
     error::BrokerError,
     topology::Topology,
+    wire::Notes,
 };
 
 /// From the open connection to the first delivery that may come.
@@ -41,13 +42,14 @@ pub struct Generation {
     connection: Connection,
     channel: Channel,
     consumer: Consumer,
+    notes: Notes,
 }
 
 /// What a generation gives next.
 #[derive(Debug)]
 pub enum Intake {
-    /// A message.
-    Delivery(Box<Delivery>),
+    /// A message, and which of its strings are not UTF-8 and were mended, in words.
+    Delivery(Box<Delivery>, Option<String>),
     /// No more messages, but the channel may still take acknowledgements.
     Cancelled,
     /// The channel has ended.
@@ -64,10 +66,11 @@ impl Source {
     /// Connects and starts to consume. One try: the bridge repeats it.
     pub async fn open(&self) -> Result<Generation, BrokerError> {
         // Each host has a time of its own for this.
-        let connection = self.broker.connect("relay: consume").await?;
+        let notes = Notes::default();
+        let connection = self.broker.connect_noting("relay: consume", &notes).await?;
         let consuming = timeout(OPEN_TIMEOUT, self.consume(&connection)).await;
         match consuming.unwrap_or(Err(BrokerError::Timeout(OPEN_TIMEOUT))) {
-            Ok((channel, consumer)) => Ok(Generation { connection, channel, consumer }),
+            Ok((channel, consumer)) => Ok(Generation { connection, channel, consumer, notes }),
             Err(err) => {
                 amqp::close(connection).await;
                 Err(err)
@@ -96,7 +99,10 @@ impl Generation {
     /// Waits for the next delivery. Safe to cancel.
     pub async fn next(&mut self) -> Intake {
         match self.consumer.next().await {
-            Some(Ok(delivery)) => Intake::Delivery(Box::new(delivery)),
+            Some(Ok(delivery)) => {
+                let mended = self.notes.take(self.channel.id(), delivery.delivery_tag);
+                Intake::Delivery(Box::new(delivery), mended)
+            }
             Some(Err(err)) => Intake::Broken(err.into()),
             // The broker cancels a consumer, for instance when its queue moves or goes, only by ending the stream.
             None if self.is_open() => Intake::Cancelled,

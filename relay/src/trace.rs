@@ -22,6 +22,7 @@ use opentelemetry_sdk::{
 };
 use tracing::Span;
 use tracing_opentelemetry::OpenTelemetrySpanExt;
+use url::Url;
 
 use crate::{config::ConfigError, trace::client::Client};
 
@@ -49,6 +50,10 @@ impl Traces {
         let set = |name: &&str| env::var_os(name).is_some_and(|value| !value.is_empty());
         let Some(option) = ENDPOINTS.into_iter().find(|name| set(name)) else { return Ok(None) };
         let invalid = |problem: String| ConfigError::Invalid { option, problem };
+        // The exporter takes more than it can reach, such as a port that is no number.
+        if !env::var(option).is_ok_and(|value| is_endpoint(&value)) {
+            return Err(invalid("must be an http or https URL".into()));
+        }
         let client = Client::new().map_err(|err| invalid(format!("no HTTP client: {err}")))?;
         let exporter = SpanExporter::builder()
             .with_http()
@@ -56,9 +61,7 @@ impl Traces {
             .with_protocol(Protocol::HttpBinary)
             .build()
             // The error's own words would repeat the value.
-            .map_err(|_| {
-                invalid("must be an http or https URL, and the other OTEL_EXPORTER_OTLP_ variables fit".into())
-            })?;
+            .map_err(|_| invalid("the exporter refuses it, or another of the OTEL_EXPORTER_OTLP_ variables".into()))?;
         let mut resource = Resource::builder();
         if !set(&SERVICE_NAME_VARIABLE) {
             resource = resource.with_service_name(SERVICE_NAME);
@@ -78,6 +81,10 @@ impl Traces {
         // Spans that cannot be sent now are lost, and the client has told why.
         let _ = self.0.shutdown_with_timeout(limit.min(FLUSH_TIMEOUT));
     }
+}
+
+fn is_endpoint(value: &str) -> bool {
+    Url::parse(value).is_ok_and(|url| matches!(url.scheme(), "http" | "https") && url.has_host())
 }
 
 /// Ties a message's span to the trace that its headers name. Must come before anything else is done with the span.

@@ -50,6 +50,7 @@ async fn all_arrive(scene: &Scene, queue: &Queue, bodies: &[String]) -> Result<u
     Ok(count)
 }
 
+/// Vector: a body that is not UTF-8 ends the process.
 #[test]
 fn poison_goes_to_the_dead_letter_exchange_and_the_rest_goes_on() {
     case(|scene| async move {

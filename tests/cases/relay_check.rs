@@ -3,13 +3,17 @@
 use crate::scene::{PATIENCE, Scene, case};
 use anyhow::Result;
 use e2e::{
+    aws::PAYLOADS,
+    line::Relay,
     paths::binary,
     ports,
     process::{Spec, output},
+    wait,
 };
-use std::time::Duration;
+use std::{net::TcpListener, time::Duration};
 
 const VISIBILITY: Duration = Duration::from_secs(600);
+const USAGE: i32 = 64;
 const UNAVAILABLE: i32 = 69;
 
 /// Runs the relay to its end; its exit code and all it wrote.
@@ -38,11 +42,15 @@ fn a_check_names_what_is_wrong_and_takes_nothing() {
         let (nobody, no_sqs) = (ports::free()?, format!("http://127.0.0.1:{}/q", ports::free()?));
         let down = format!("amqp://guest:hidden@127.0.0.1:{nobody}");
         let wrong_password = broker.replace(":guest@", ":hidden@");
+        // lapin: a broker that takes the connection and says nothing is waited for without end.
+        let listener = TcpListener::bind("127.0.0.1:0")?;
+        let silent = format!("amqp://guest:hidden@{}", listener.local_addr()?);
         let gone = format!("{good}-gone");
-        let cases: [(&str, &str, &str, &str, &str); 5] = [
+        let cases: [(&str, &str, &str, &str, &str); 6] = [
             ("no-queue", "check-gone", &broker, &good, "FAIL amqp.queue check-gone: does not exist"),
             ("password", queue, &wrong_password, &good, "ACCESS_REFUSED"),
             ("broker-down", queue, &down, &good, "FAIL amqp.connect 127.0.0.1:"),
+            ("broker-silent", queue, &silent, &good, "did not answer within 2s"),
             ("no-sqs-queue", queue, &broker, &gone, "FAIL sqs.queue "),
             ("sqs-down", queue, &broker, &no_sqs, "FAIL sqs.queue "),
         ];
@@ -53,6 +61,14 @@ fn a_check_names_what_is_wrong_and_takes_nothing() {
         }
         let (code, text) = relay(&scene, "good", queue, &broker, &good, &["--check", "--declare"]).await?;
         assert!(code == 0 && text.contains("ok   amqp.queue check") && text.contains("ok   sqs.queue "), "{text}");
+        for (name, bucket, wanted_code, wanted) in [
+            ("bucket", PAYLOADS, 0, "ok   s3.payload-bucket stylelicense-payloads"),
+            ("no-bucket", "not-a-bucket", UNAVAILABLE, "FAIL s3.payload-bucket not-a-bucket: does not exist"),
+        ] {
+            let args = ["--check", "--declare", "--payload-bucket", bucket];
+            let (code, text) = relay(&scene, name, queue, &broker, &good, &args).await?;
+            assert!(code == wanted_code && text.contains(wanted), "{name}: {code}: {text}");
+        }
         assert_eq!((stack.publisher.ready_count(queue).await?, stack.aws.depth(&good).await?), (1, (0, 0)));
         Ok(())
     });
@@ -71,6 +87,54 @@ fn a_start_that_the_broker_refuses_ends_with_69_and_says_what_to_do() {
             let (code, text) = relay(&scene, name, "refused-gone", &amqp, &sqs, &[]).await?;
             assert!(code == UNAVAILABLE && text.contains(wanted), "{name}: {code}: {text}");
             assert!(!text.contains("hidden"), "{name}: {text}");
+        }
+        Ok(())
+    });
+}
+
+#[test]
+fn a_refusal_after_the_first_consume_is_tried_again() {
+    case(|scene| async move {
+        let (name, stack) = ("refused-later", scene.stack);
+        let queue = stack.aws.queue(name, VISIBILITY, 3).await?;
+        stack.publisher.declare(name).await?;
+        let env = [("RELAY_DECLARE", "false")];
+        let relay = Relay::start_with(&stack.run, name, &stack.broker.url(), &stack.aws, &queue.url, &env).await?;
+        relay.ready().await?;
+        stack.broker.control(&stack.run, &["delete_queue", name]).await?;
+        let refused = async || {
+            let log = relay.process.log_text();
+            log.lines().any(|line| line.contains("does not exist") && line.contains("trying again")).then_some(())
+        };
+        wait::until("refusal in the log", PATIENCE, refused).await?;
+        assert!(relay.process.is_running(), "{}", relay.process.log_text());
+        assert_eq!((relay.status("/healthz").await, relay.status("/readyz").await), (Some(200), Some(503)));
+        stack.publisher.declare(name).await?;
+        relay.ready().await?;
+        stack.publisher.publish(name, b"{}").await?;
+        stack.aws.has_depth(&queue.url, (1, 0), PATIENCE).await?;
+        assert!(relay.process.terminate(PATIENCE).await?.success());
+        Ok(())
+    });
+}
+
+#[test]
+fn an_endpoint_for_traces_that_is_no_url_ends_with_64_and_is_named() {
+    case(|scene| async move {
+        let cases = [
+            ("OTEL_EXPORTER_OTLP_ENDPOINT", "http://user:hidden@host:port"),
+            ("OTEL_EXPORTER_OTLP_ENDPOINT", "hidden:4318"),
+            ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "grpc://hidden:4317"),
+        ];
+        for (number, (variable, value)) in cases.into_iter().enumerate() {
+            let spec = Spec::new(&format!("otlp-{number}"), binary("relay")?)
+                .envs(scene.stack.aws.env())
+                .env("AMQP_URL", scene.stack.broker.url())
+                .env("SQS_QUEUE_URL", "http://127.0.0.1/q")
+                .env(variable, value);
+            let (status, text) = output(&scene.stack.run, spec, PATIENCE).await?;
+            assert_eq!(status.code(), Some(USAGE), "{text}");
+            assert!(text.contains(variable) && !text.contains("hidden"), "{text}");
         }
         Ok(())
     });

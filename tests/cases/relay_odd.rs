@@ -1,9 +1,10 @@
 //! Messages that nobody should send: relayed as they are, or dead-lettered with the reason. None is lost, none blocks the next.
 
 use crate::scene::{PATIENCE, case};
-use anyhow::Context;
+use anyhow::{Context, ensure};
 use e2e::{
     line::Relay,
+    paths,
     sqs::{Sqs, Trouble},
     wait,
 };
@@ -12,6 +13,7 @@ use lapin::{
     types::{AMQPValue, DecimalValue, FieldArray, FieldTable},
 };
 use std::collections::{BTreeMap, BTreeSet};
+use tokio::process::Command;
 
 const MIB: usize = 1024 * 1024;
 const MARK: &str = "sqs-says-no";
@@ -118,6 +120,53 @@ fn odd_messages_are_relayed_or_dead_lettered_and_block_nobody() {
             assert_eq!(reasons.get(body).map(String::as_str), *reason, "{:?}", &body[..body.len().min(20)]);
         }
         assert_eq!(sqs.broken_limits(), [] as [String; 0]);
+        assert!(relay.process.terminate(PATIENCE).await?.success(), "{}", relay.process.log_text());
+        assert_eq!(stack.publisher.ready_count(name).await?, 0, "something was not acknowledged");
+        Ok(())
+    });
+}
+
+/// What is wrong with each of the messages of `odd_strings.py`.
+const ODD_STRINGS: [&str; 6] = [
+    "not UTF-8: message-id fffe",
+    "not UTF-8: correlation-id 618062",
+    "not UTF-8: header name fffe",
+    "not UTF-8: header name fffe",
+    "not UTF-8: header name 303030ff, header name 303031ff, header name 303032ff, 197 more",
+    "not UTF-8: routing key fffe",
+];
+
+#[test]
+fn strings_that_are_not_utf8_are_dead_lettered_and_block_nobody() {
+    case(|scene| async move {
+        let (name, stack) = ("odd-strings", scene.stack);
+        let sqs = Sqs::start(name, None).await?;
+        let (url, endpoint) = (sqs.queue_url(sqs.addr()), format!("http://{}", sqs.addr()));
+        let env = [("AWS_ENDPOINT_URL_SQS", endpoint.as_str())];
+        let relay = Relay::start_with(&stack.run, name, &stack.broker.url(), &stack.aws, &url, &env).await?;
+        relay.ready().await?;
+        let script = paths::repo().join("tests/cases/odd_strings.py");
+        let published =
+            Command::new(paths::tool("python")?).arg(script).args([&stack.broker.url(), name]).output().await?;
+        ensure!(published.status.success(), "{}", String::from_utf8_lossy(&published.stderr));
+        let mut details = BTreeMap::new();
+        for _ in ODD_STRINGS {
+            let dead = stack.publisher.take(&format!("{name}.dead-letter"), PATIENCE).await?;
+            let headers = dead.delivery.properties.headers().clone().context("no headers")?;
+            let text = |header: &str| match headers.inner().get(header) {
+                Some(AMQPValue::LongString(text)) => Ok(text.to_string()),
+                other => Err(anyhow::anyhow!("{header}: {other:?}")),
+            };
+            assert_eq!(text("x-relay-reason")?, "property-not-utf8");
+            details.insert(String::from_utf8(dead.delivery.data)?, text("x-relay-detail")?);
+        }
+        let expected =
+            (0..).zip(ODD_STRINGS).map(|(number, detail)| (format!("{{\"odd\":{number}}}"), detail.to_owned()));
+        assert_eq!(details, expected.collect());
+        let arrived = async || (sqs.count() >= ODD_STRINGS.len() as u64).then_some(());
+        wait::until("the good ones in SQS", PATIENCE, arrived).await?;
+        assert!(sqs.kept().iter().all(|kept| kept.body.starts_with("{\"good\"")), "{:?}", sqs.kept());
+        assert!(!relay.process.log_text().contains("cannot consume"), "a connection broke");
         assert!(relay.process.terminate(PATIENCE).await?.success(), "{}", relay.process.log_text());
         assert_eq!(stack.publisher.ready_count(name).await?, 0, "something was not acknowledged");
         Ok(())

@@ -1,26 +1,33 @@
 //! `handler worker`: the same job without Lambda, on a queue of its own.
 
 use crate::scene::{PATIENCE, Scene, case, model};
-use anyhow::Result;
+use anyhow::{Context, Result};
 use e2e::{
     aws::Queue,
     backend::{COMPLETE, FAILED, PROGRESS},
     paths::binary,
+    ports,
     process::{Process, Spec},
     stack::function_env,
+    wait,
 };
+use handler::report::STAGES;
+use serde_json::{Value, json};
 use std::time::Duration;
 
 /// Short, so that it must be extended while a task is painted, and a dead worker's task comes soon to the next.
-const VISIBILITY: Duration = Duration::from_secs(3);
+pub(crate) const VISIBILITY: Duration = Duration::from_secs(3);
 
-fn worker(scene: &Scene, name: &str, queue: &Queue) -> Result<Process> {
+/// A worker on a queue of its own, with more options by their variables.
+pub(crate) fn worker(scene: &Scene, name: &str, queue: &Queue, options: &[(&str, &str)]) -> Result<Process> {
     let stack = scene.stack;
     Spec::new(name, binary("handler")?)
         .args(["worker"])
         .envs(function_env(&stack.aws, &stack.run, name, &model())?)
         .env("SQS_QUEUE_URL", &queue.url)
         .env("EASEL_VISIBILITY_TIMEOUT", VISIBILITY.as_secs().to_string())
+        .env("EASEL_CLAIM_LEASE", "5")
+        .envs(options.iter().copied())
         .start(&stack.run)
 }
 
@@ -29,7 +36,7 @@ fn it_paints_tells_deletes_and_ends_in_order() {
     case(|scene| async move {
         let aws = &scene.stack.aws;
         let queue = aws.queue("worker", VISIBILITY, 3).await?;
-        let worker = worker(&scene, "worker", &queue)?;
+        let worker = worker(&scene, "worker", &queue, &[])?;
         let (good, bad) = (scene.task().with("num_inference_steps", 20), scene.task().with("prompt_tags", 1));
         for task in [&good, &bad] {
             aws.send(&queue.url, &task.body()).await?;
@@ -50,7 +57,7 @@ fn sigterm_lets_the_task_in_work_finish() {
     case(|scene| async move {
         let aws = &scene.stack.aws;
         let queue = aws.queue("worker-term", VISIBILITY, 3).await?;
-        let worker = worker(&scene, "worker-term", &queue)?;
+        let worker = worker(&scene, "worker-term", &queue, &[])?;
         let (first, second) = (scene.task().with("num_inference_steps", 7), scene.task());
         for task in [&first, &second] {
             aws.send(&queue.url, &task.body()).await?;
@@ -74,13 +81,69 @@ fn a_worker_killed_while_it_paints_loses_nothing() {
         let queue = aws.queue("worker-kill", VISIBILITY, 3).await?;
         let task = scene.task().with("num_inference_steps", 7);
         aws.send(&queue.url, &task.body()).await?;
-        let first = worker(&scene, "worker-kill-1", &queue)?;
+        let first = worker(&scene, "worker-kill-1", &queue, &[])?;
         scene.backend.call("progress", PATIENCE, |call| call.path == PROGRESS).await?;
         first.kill().await;
         assert_eq!(scene.etag(&task).await, None, "it had finished already");
-        let _second = worker(&scene, "worker-kill-2", &queue)?;
+        let _second = worker(&scene, "worker-kill-2", &queue, &[])?;
         assert_eq!(scene.painting(&task).await?.picture.width(), 512);
         aws.has_depth(&queue.url, (0, 0), PATIENCE).await?;
+        Ok(())
+    });
+}
+
+#[test]
+fn failures_have_finer_codes_where_they_are_asked_for() {
+    case(|scene| async move {
+        let aws = &scene.stack.aws;
+        let queue = aws.queue("worker-codes", VISIBILITY, 3).await?;
+        let _worker = worker(&scene, "worker-codes", &queue, &[("EASEL_ERROR_CODES", "fine")])?;
+        for (field, value, code) in [
+            ("prompt_tags", json!(1), "TASK_INVALID"),
+            ("lora_model_url", json!("s3://stylelicense-models/none.safetensors"), "LORA_UNUSABLE"),
+        ] {
+            let task = scene.task().with(field, value);
+            aws.send(&queue.url, &task.body()).await?;
+            let failed = scene.backend.end_of(task.id(), PATIENCE).await?;
+            assert_eq!((failed.path.as_str(), &failed.body["error_code"]), (FAILED, &json!(code)));
+        }
+        aws.has_depth(&queue.url, (0, 0), PATIENCE).await?;
+        Ok(())
+    });
+}
+
+#[test]
+fn it_says_when_it_is_ready_and_what_it_did_and_ends_when_there_is_nothing_to_do() {
+    case(|scene| async move {
+        let aws = &scene.stack.aws;
+        let queue = aws.queue("worker-idle", VISIBILITY, 3).await?;
+        let addr = format!("127.0.0.1:{}", ports::free()?);
+        let options =
+            [("EASEL_HEALTH_ADDR", addr.as_str()), ("EASEL_IDLE_EXIT", "10"), ("EASEL_EMBEDDED_METRICS", "true")];
+        let worker = worker(&scene, "worker-idle", &queue, &options)?;
+        let http = reqwest::Client::builder().no_proxy().build()?;
+        let get = async |path: &str| http.get(format!("http://{addr}{path}")).send().await?.error_for_status();
+        worker.ready(PATIENCE, async || get("/readyz").await.is_ok()).await?;
+        let task = scene.task();
+        aws.send(&queue.url, &task.body()).await?;
+        scene.painting(&task).await?;
+        let counted = async || {
+            get("/metrics").await.ok()?.text().await.ok().filter(|text| text.contains("{ending=\"painted\"} 1"))
+        };
+        let text = wait::until("the task is counted", PATIENCE, counted).await?;
+        for line in
+            ["easel_images_total 1", "easel_stage_seconds_count{stage=\"upload\"} 1", "easel_queue_age_seconds_count 1"]
+        {
+            assert!(text.lines().any(|shown| shown == line), "{line} is not in\n{text}");
+        }
+        let status = wait::at_most("idle exit", PATIENCE, worker.exited()).await?;
+        assert!(status.success(), "{}", worker.fault(&status.to_string()));
+        let lines: Vec<Value> = worker.log_text().lines().filter_map(|line| serde_json::from_str(line).ok()).collect();
+        let end = lines.iter().find(|line| line["message"] == "task ended").context("no line at the end")?;
+        assert_eq!((&end["ending"], &end["span"]["generation_id"]), (&json!("painted"), &json!(task.id())));
+        assert!(STAGES.iter().all(|stage| end[format!("{stage}_ms")].is_u64()), "{end}");
+        let embedded = lines.iter().find(|line| line["_aws"].is_object()).context("no embedded metrics")?;
+        assert_eq!((&embedded["Ending"], &embedded["Images"]), (&json!("painted"), &json!(1)));
         Ok(())
     });
 }

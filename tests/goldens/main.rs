@@ -7,6 +7,7 @@ mod pictures;
 
 mod seeds;
 mod semantics;
+mod together;
 
 use anyhow::{Context, Result};
 use candle_core::{Device, Tensor};

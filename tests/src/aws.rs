@@ -48,6 +48,13 @@ pub struct Queue {
     pub max_receive_count: u32,
 }
 
+impl Queue {
+    /// Its ARN.
+    pub fn arn(&self) -> String {
+        format!("arn:aws:sqs:us-east-1:123456789012:{}", self.url.rsplit('/').next().unwrap_or_default())
+    }
+}
+
 impl Aws {
     /// Starts the stand-in and makes the buckets.
     ///

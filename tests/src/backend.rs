@@ -46,6 +46,9 @@ pub struct Call {
     pub headers: BTreeMap<String, String>,
     /// The JSON body; as a string if it is none.
     pub body: Value,
+    /// The body as it came.
+    #[serde(skip)]
+    pub text: String,
     /// Milliseconds since the receiver was started.
     pub at_ms: u64,
     /// What it was answered.
@@ -214,6 +217,7 @@ async fn receive(
         path: uri.to_string(),
         headers: headers.iter().map(|(name, value)| (name.to_string(), text(value))).collect(),
         body: serde_json::from_slice(&body).unwrap_or_else(|_| String::from_utf8_lossy(&body).into_owned().into()),
+        text: String::from_utf8_lossy(&body).into_owned(),
         at_ms: shared.started.elapsed().as_millis() as u64,
         status,
     };

@@ -162,3 +162,6 @@ async fn pump(mut from: OwnedReadHalf, mut to: OwnedWriteHalf, mut state: watch:
     // The end of one direction. The other may still have something to say.
     let _ = to.shutdown().await;
 }
+
+#[cfg(test)]
+mod tests;

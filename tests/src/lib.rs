@@ -15,6 +15,7 @@ pub mod mapping;
 pub mod paths;
 pub mod ports;
 pub mod process;
+pub mod runtime_api;
 pub mod sqs;
 pub mod stack;
 pub mod task;

@@ -103,7 +103,7 @@ async fn step(aws: &Aws, queue: &Queue, function: &Function, batch_size: i32) ->
     if messages.is_empty() {
         return Ok(None);
     }
-    let answer = function.invoke(&event(&messages)).await.map_err(|error| format!("{error:#}"));
+    let answer = function.invoke(&event(&messages, &queue.arn())).await.map_err(|error| format!("{error:#}"));
     let ids = messages.iter().filter_map(Message::message_id).collect();
     let failed = answer.as_ref().ok().and_then(|answer| reported(answer, &ids));
     let done = |message: &Message| failed.as_ref().is_some_and(|ids| !ids.contains(message.message_id().unwrap_or("")));
@@ -140,8 +140,8 @@ fn reported(answer: &Value, ids: &BTreeSet<&str>) -> Option<BTreeSet<String>> {
     failures.iter().map(known).collect()
 }
 
-/// The event that AWS makes of messages.
-pub fn event(messages: &[Message]) -> Value {
+/// The event that AWS makes of messages of the queue with this ARN.
+pub fn event(messages: &[Message], queue_arn: &str) -> Value {
     let record = |message: &Message| {
         let attributes: Map<String, Value> = message.attributes().map_or_else(Map::new, |attributes| {
             attributes.iter().map(|(key, value)| (key.as_str().to_string(), json!(value))).collect()
@@ -161,7 +161,7 @@ pub fn event(messages: &[Message]) -> Value {
             "messageAttributes": message_attributes,
             "md5OfBody": message.md5_of_body(),
             "eventSource": "aws:sqs",
-            "eventSourceARN": "arn:aws:sqs:us-east-1:123456789012:queue",
+            "eventSourceARN": queue_arn,
             "awsRegion": "us-east-1",
         })
     };

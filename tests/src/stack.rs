@@ -103,6 +103,8 @@ pub fn function_env(aws: &Aws, run: &RunDir, name: &str, model: &Path) -> Result
         ("EASEL_MODEL_DIR", model.display().to_string()),
         ("EASEL_CACHE_DIR", run.folder(&format!("{name}-cache"))?.display().to_string()),
         ("EASEL_RESULT_BASE_URL", format!("{}/{IMAGES}", aws.endpoint())),
+        // Every receiver of webhooks here listens on a loopback address.
+        ("EASEL_ALLOW_PRIVATE_WEBHOOKS", "true".to_string()),
         ("EASEL_PAYLOAD_BUCKET", PAYLOADS.to_string()),
         ("S3_BUCKET", IMAGES.to_string()),
         ("INTERNAL_API_TOKEN", TOKEN.to_string()),

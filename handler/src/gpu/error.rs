@@ -2,6 +2,9 @@
 
 use std::fmt::Debug;
 
+/// What CUDA calls it when its memory does not suffice.
+pub(crate) const OUT_OF_MEMORY: &str = "OUT_OF_MEMORY";
+
 /// A failed call of a GPU library, or no usable GPU.
 #[derive(Debug, thiserror::Error)]
 pub enum GpuError {
@@ -22,6 +25,11 @@ pub enum GpuError {
 pub(crate) type Result<T> = std::result::Result<T, GpuError>;
 
 impl GpuError {
+    /// Whether the GPU's memory did not suffice.
+    pub fn is_out_of_memory(&self) -> bool {
+        matches!(self, Self::Call { code, .. } if code.contains(OUT_OF_MEMORY))
+    }
+
     pub(crate) fn call(call: impl Into<String>, code: impl Debug) -> Self {
         Self::Call { call: call.into(), code: format!("{code:?}") }
     }

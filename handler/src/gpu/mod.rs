@@ -21,6 +21,7 @@ mod tuned;
 
 pub(crate) use array::{Array, Moments, Pinned};
 pub use error::GpuError;
+pub(crate) use error::OUT_OF_MEMORY;
 pub(crate) use error::Result;
 pub(crate) use event::Event;
 pub(crate) use graph::Graph;
@@ -383,7 +384,7 @@ impl Gpu {
     }
 
     /// Bytes that the driver can still give.
-    pub(crate) fn free_bytes(&self) -> Result<usize> {
+    pub fn free_bytes(&self) -> Result<usize> {
         let (mut free, mut total) = (0, 0);
         // SAFETY: writes two numbers.
         check("cuMemGetInfo", unsafe { sys::cuMemGetInfo_v2(&mut free, &mut total) })?;

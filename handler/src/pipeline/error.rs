@@ -1,6 +1,6 @@
 //! What can go wrong between a model folder and a picture, told apart by who has to act.
 
-use crate::gpu::GpuError;
+use crate::gpu::{GpuError, OUT_OF_MEMORY};
 use std::path::PathBuf;
 
 /// A failure of the pipeline.
@@ -63,3 +63,14 @@ pub enum PipelineError {
 
 /// Shorthand used inside the pipeline.
 pub type Result<T> = std::result::Result<T, PipelineError>;
+
+impl PipelineError {
+    /// Whether the device's memory did not suffice: fewer pictures at once might.
+    pub fn is_out_of_memory(&self) -> bool {
+        match self {
+            Self::Gpu(error) => error.is_out_of_memory(),
+            Self::Candle(error) => error.to_string().contains(OUT_OF_MEMORY),
+            _ => false,
+        }
+    }
+}

@@ -73,6 +73,12 @@ impl Recorded {
         Self { gpu: gpu.clone(), dtype, steps: Mutex::default() }
     }
 
+    /// Gives the memory of all recordings back.
+    pub(super) fn forget(&self) -> Result<()> {
+        lock(&self.steps).clear();
+        Ok(self.gpu.trim()?)
+    }
+
     /// Gets the arrays of a recording ready for one picture's steps.
     pub(super) fn steps<'a>(
         &'a self,

@@ -160,6 +160,14 @@ impl Pipeline {
         Ok(())
     }
 
+    /// Gives back what memory it can, at the price of speed.
+    ///
+    /// # Errors
+    /// The device.
+    pub fn shrink(&mut self) -> Result<()> {
+        self.networks.shrink()
+    }
+
     /// The stream of the request's seed, rounded to the model's dtype as diffusers draws it. `threads` is how many the GPU
     /// holds whose noise it is, see [`Noise::cuda`].
     pub fn noise(&self, request: &Request, threads: u32) -> Noise {
@@ -200,10 +208,27 @@ impl Pipeline {
         stream: &mut Noise,
         on_step: &mut dyn FnMut(usize) -> ControlFlow<()>,
     ) -> Result<Tensor> {
+        self.denoise_together(&[request], noise, stream, on_step)
+    }
+
+    /// The same for several requests at once that differ in prompts and seeds only, see [`Request::goes_with`]. `noise` has as many
+    /// pictures for each, in their order.
+    ///
+    /// # Errors
+    /// As [`Pipeline::denoise`], and no request at all.
+    pub fn denoise_together(
+        &self,
+        requests: &[&Request],
+        noise: Tensor,
+        stream: &mut Noise,
+        on_step: &mut dyn FnMut(usize) -> ControlFlow<()>,
+    ) -> Result<Tensor> {
+        let [request, ..] = requests else { return Err(candle_core::Error::msg("nothing to paint").into()) };
         let (kind, karras_sigmas) = (request.scheduler, request.karras_sigmas);
         let mut scheduler = scheduler::build(kind, karras_sigmas, &self.scheduler_config, request.steps)?;
         let guidance_scale = Some(request.guidance_scale).filter(|&scale| scale > 1.0);
-        let context = self.context(request, guidance_scale.is_some())?;
+        let images = noise.dim(0)? / requests.len();
+        let context = self.context(requests, guidance_scale.is_some())?.repeat_rows(images)?;
         let mut latents = (noise * scheduler.init_noise_sigma())?;
         let timesteps = scheduler.timesteps().to_vec();
         let sums = scheduler.sums();
@@ -266,16 +291,34 @@ impl Pipeline {
             .ok_or_else(|| candle_core::Error::msg("the decoder did not give three channels").into())
     }
 
-    /// The embedding the UNet sees: negative prompt and prompt with guidance, the prompt alone without.
-    fn context(&self, request: &Request, guided: bool) -> Result<ops::Array> {
-        let tokens = |field, text: &str| request.prompt_weighting.tokens(&self.tokenizer, field, text);
-        let prompt = tokens("prompt", &request.prompt)?;
-        let negative = tokens("negative_prompt", &request.negative_prompt)?;
-        for (field, tokens) in [("prompt", &prompt), ("negative_prompt", &negative)] {
-            if tokens.truncated > 0 {
-                tracing::warn!(field, truncated_tokens = tokens.truncated, "the text is longer than the encoder reads");
-            }
+    /// The embedding the UNet sees: the negative prompts and then the prompts with guidance, the prompts alone without.
+    fn context(&self, requests: &[&Request], guided: bool) -> Result<ops::Array> {
+        let (mut negatives, mut prompts) = (Vec::new(), Vec::new());
+        for request in requests {
+            negatives.push(self.tokens(request, "negative_prompt", &request.negative_prompt)?);
+            prompts.push(self.tokens(request, "prompt", &request.prompt)?);
         }
-        if guided { self.networks.embed(&[&negative, &prompt]) } else { self.networks.embed(&[&prompt]) }
+        let seen = negatives.iter().filter(|_| guided).chain(&prompts);
+        self.networks.embed(&seen.collect::<Vec<_>>())
+    }
+
+    fn tokens(&self, request: &Request, field: &'static str, text: &str) -> Result<Tokens> {
+        let tokens = request.prompt_weighting.tokens(&self.tokenizer, field, text)?;
+        if tokens.truncated > 0 {
+            tracing::warn!(field, truncated_tokens = tokens.truncated, "the text is longer than the encoder reads");
+        }
+        Ok(tokens)
+    }
+}
+
+impl Request {
+    /// Whether both can be painted at once, as one batch. A scheduler that draws noise at each step cannot: it would draw it for all
+    /// from one stream.
+    pub fn goes_with(&self, other: &Self) -> bool {
+        let rules = |request: &Self| {
+            let Self { width, height, steps, scheduler, karras_sigmas, .. } = *request;
+            (width, height, steps, scheduler, karras_sigmas, request.guidance_scale.to_bits())
+        };
+        !self.scheduler.draws() && rules(self) == rules(other)
     }
 }

@@ -230,6 +230,15 @@ impl Networks {
         Ok(embedded)
     }
 
+    /// Gives back what memory it can: recordings, scratch memory, and from now on each network that has nothing to do.
+    pub(super) fn shrink(&mut self) -> Result<()> {
+        if let Place::Gpu(on_gpu) = &mut self.place {
+            on_gpu.recorded.forget()?;
+            on_gpu.offloads = true;
+        }
+        self.spare()
+    }
+
     /// Lets go of what has nothing to do, where memory is short. A text encoder that a LoRA has changed stays.
     fn spare(&self) -> Result<()> {
         if let Place::Gpu(on_gpu) = &self.place
@@ -273,8 +282,8 @@ impl Networks {
         })
     }
 
-    /// Gets ready for the steps of `images` pictures of one size of latents. `context` is the prompts' embedding: negative and
-    /// positive with guidance, else the positive alone. `sums` are those of the scheduler, if it has them.
+    /// Gets ready for the steps of pictures of one size of latents. `context` is the prompts' embedding for each of them: the
+    /// negatives and then the positives with guidance, else the positives alone. `sums` are those of the scheduler, if it has them.
     pub(super) fn steps(
         &self,
         timesteps: &[f64],
@@ -283,9 +292,7 @@ impl Networks {
         noise: &Tensor,
         sums: Option<&[Sums]>,
     ) -> Result<Steps<'_>> {
-        let (images, ..) = noise.dims4()?;
-        let context = context.repeat_rows(images)?;
-        let prepared = self.unet.prepare(timesteps, &context)?;
+        let prepared = self.unet.prepare(timesteps, context)?;
         Ok(match &self.place {
             Place::Cpu => Steps::Cpu { unet: &self.unet, prepared, guidance_scale },
             Place::Gpu(on_gpu) => {

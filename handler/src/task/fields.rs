@@ -1,6 +1,8 @@
 //! Typed access to the fields of a JSON object. An error says which field, what kind of value it holds and what is allowed;
 //! never the value itself, since prompts and names must not reach a log.
 
+use crate::buckets::{is_bucket, is_key};
+
 use super::{LoraRef, MAX_PROMPT, MAX_TAGS, MAX_URL};
 use aws_sdk_s3::primitives::{DateTime, DateTimeFormat};
 use serde_json::{Map, Value};
@@ -114,11 +116,11 @@ impl<'a> Fields<'a> {
 
     /// The address of a LoRA, `s3://bucket/key`.
     pub(super) fn lora_url(&self, name: &str, scale: f64) -> Result<LoraRef> {
-        let wanted = "an address of the form s3://bucket/key";
+        let wanted = "an address of the form s3://bucket/key, with names as S3 allows them";
         let text = self.text(name, MAX_URL)?;
         let parts = text.strip_prefix("s3://").and_then(|rest| rest.split_once('/'));
         match parts {
-            Some((bucket, key)) if !bucket.is_empty() && !key.is_empty() => {
+            Some((bucket, key)) if is_bucket(bucket) && is_key(key) => {
                 Ok(LoraRef { bucket: bucket.to_string(), key: key.to_string(), scale })
             }
             _ => Err(self.wrong(name, "another string", wanted)),
@@ -128,8 +130,9 @@ impl<'a> Fields<'a> {
     /// The base address of the webhooks.
     pub(super) fn webhook_url(&self, name: &str) -> Result<Url> {
         let wanted = "an http or https address without user, query or fragment";
-        let url = Url::parse(self.text(name, MAX_URL)?).map_err(|_| self.wrong(name, "another string", wanted))?;
-        let plain = url.username().is_empty() && url.password().is_none();
+        let text = self.text(name, MAX_URL)?;
+        let url = Url::parse(text).map_err(|_| self.wrong(name, "another string", wanted))?;
+        let plain = url.username().is_empty() && url.password().is_none() && reads_the_same_everywhere(text);
         let whole = url.query().is_none() && url.fragment().is_none();
         let web = matches!(url.scheme(), "http" | "https") && url.has_host();
         (web && plain && whole).then_some(url).ok_or_else(|| self.wrong(name, "another address", wanted))
@@ -174,6 +177,14 @@ impl<'a> Fields<'a> {
     fn wrong(&self, name: &str, what: &str, wanted: &str) -> String {
         format!("`{}{name}` is {what}, must be {wanted}", self.place)
     }
+}
+
+/// Whether others would take the same part of an address for its host. The URL standard drops tabs and line breaks, takes a
+/// backslash for a slash, and forgives missing slashes and an empty user.
+fn reads_the_same_everywhere(text: &str) -> bool {
+    let odd = |character: char| character == '\\' || character.is_whitespace() || character.is_control();
+    let authority = text.split_once("://").map(|(_, rest)| rest.split('/').next().unwrap_or_default());
+    !text.contains(odd) && authority.is_some_and(|authority| !authority.is_empty() && !authority.contains('@'))
 }
 
 /// What a JSON value is, in words.

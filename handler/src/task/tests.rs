@@ -72,7 +72,10 @@ fn optional_fields_are_taken() {
     assert_eq!(with("seed", json!(-1)).unwrap().seed_bits(), u64::MAX);
     assert_eq!(with("seed", json!(u64::MAX)).unwrap().seed_bits(), u64::MAX);
     assert_eq!(with("num_images", json!(2)).unwrap().result_keys()[1], "generations/gen_500_2.jpg");
-    assert_eq!(with("loras", json!([{"lora_model_url": "s3://b/k", "scale": -0.5}])).unwrap().loras[1].scale, -0.5);
+    assert_eq!(
+        with("loras", json!([{"lora_model_url": "s3://bucket/k", "scale": -0.5}])).unwrap().loras[1].scale,
+        -0.5
+    );
     assert_eq!(with("scheduler", json!("lcm")).unwrap().scheduler, scheduler::Kind::Lcm);
     assert_eq!(with("karras_sigmas", json!(true)).unwrap().karras_sigmas, Some(true));
     assert_eq!(with("karras_sigmas", json!(null)).unwrap().karras_sigmas, None);
@@ -120,6 +123,8 @@ fn bad_fields_are_named_with_kind_and_limit() {
             "`lora_model_url` is another string, must be an address of the form s3://",
         ),
         ("lora_model_url", json!("s3://bucket/"), "`lora_model_url`"),
+        ("lora_model_url", json!("s3://Bucket/k"), "`lora_model_url`"),
+        ("lora_model_url", json!("s3://bucket/../other/k"), "`lora_model_url`"),
         ("webhook_url", json!("ftp://x"), "`webhook_url` is another address"),
         ("webhook_url", json!("http://user:word@x"), "`webhook_url` is another address"),
         ("num_inference_steps", json!(0), "`num_inference_steps` is 0, must be an integer from 1 to 150"),

@@ -6,10 +6,11 @@ use tokio::time::{Instant, sleep};
 use tracing::{debug, warn};
 
 use crate::{
-    acker, backoff,
-    dead_letter::DeadLetter,
+    acker,
+    dead_letter::PoisonSink,
     entry::Entry,
     error::Stop,
+    flow::Backoff,
     message::{Message, Poison, Ticket},
     metrics::Unacked,
     sink::{Sink, Verdict},
@@ -74,12 +75,12 @@ pub(super) async fn dispatch<S: Sink>(sink: &S, batch: Vec<Message>) -> Outcome 
 }
 
 /// Publishes a poisoned message to the dead-letter exchange, however long that takes, and then acknowledges it.
-pub(super) async fn bury(dead_letter: &DeadLetter, poison: Poison) {
+pub(super) async fn bury<D: PoisonSink>(dead_letter: &D, poison: Poison, backoff: Backoff) {
     let mut stuck = None;
     for attempt in 0.. {
         let Err(err) = dead_letter.publish(&poison).await else { break };
         stuck.get_or_insert_with(|| dead_letter.stuck());
-        let delay = backoff::delay(attempt);
+        let delay = backoff(attempt);
         warn!(
             error = %err,
             reason = poison.reason.as_str(),

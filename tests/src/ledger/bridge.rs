@@ -1,6 +1,7 @@
 //! The process between the broker and SQS: the relay, or a Python bridge to compare it with.
 
 use crate::{
+    ledger::options::QueueType,
     paths::{RunDir, binary, repo},
     ports,
     process::{Process, Spec},
@@ -31,9 +32,11 @@ pub(super) struct Bridge {
     pub(super) name: String,
     pub(super) amqp_url: String,
     pub(super) amqp_queue: String,
+    pub(super) queue_type: QueueType,
     pub(super) prefetch: u16,
     pub(super) sqs_url: String,
     pub(super) fifo: bool,
+    pub(super) linger_ms: Option<u64>,
 }
 
 impl Bridge {
@@ -50,6 +53,8 @@ impl Bridge {
             .env("AMQP_QUEUE", &self.amqp_queue)
             .env("AMQP_PREFETCH", self.prefetch.to_string())
             .env("RELAY_DECLARE", "true")
+            // Whoever comes first after the queue is gone makes the same one.
+            .env("AMQP_QUEUE_TYPE", self.queue_type.as_str())
             .env("RELAY_HEALTH_ADDR", format!("127.0.0.1:{}", ports::free()?))
             .env("SQS_QUEUE_URL", &self.sqs_url)
             .env("AWS_ENDPOINT_URL_SQS", endpoint);
@@ -63,6 +68,9 @@ impl Bridge {
             ("AWS_SHARED_CREDENTIALS_FILE", "/dev/null"),
         ] {
             spec = spec.env(key, value);
+        }
+        if let Some(linger) = self.linger_ms {
+            spec = spec.env("RELAY_LINGER_MS", linger.to_string());
         }
         if self.fifo {
             spec = spec.env("SQS_MESSAGE_GROUP_ID", "json:/style_id");

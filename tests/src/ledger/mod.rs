@@ -5,13 +5,16 @@
 
 mod bridge;
 mod chance;
+mod graves;
 mod options;
+mod pace;
 mod publisher;
 mod script;
 mod tally;
 
 pub use bridge::Kind;
 pub use options::{Fault, Options, QueueType};
+pub use pace::Delay;
 pub use tally::Sums;
 
 use self::{bridge::Bridge, publisher::Publishing, script::Stage, tally::Tally};
@@ -55,6 +58,8 @@ pub struct Report {
     pub trouble: Option<String>,
     /// Speed and cost, of a bench.
     pub cost: Option<Cost>,
+    /// Time on the way, at a steady pace.
+    pub delay: Option<Delay>,
 }
 
 /// What a bridge took for its work.
@@ -95,17 +100,20 @@ pub async fn run(run: &RunDir, broker: &RwLock<Broker>, options: &Options) -> Re
     let (queue, groups, size) = (options.name.clone(), options.groups, options.size);
     let publishing = Publishing { url, queue, groups, size, window };
     let (amqp, aws) = (Proxy::start(target).await?, Proxy::start(sqs.addr()).await?);
-    // A bench shall not pay for the proxies.
-    let (amqp_addr, aws_addr) = if options.bench { (target, sqs.addr()) } else { (amqp.addr(), aws.addr()) };
+    // What is measured shall not pay for the proxies.
+    let (amqp_addr, aws_addr) =
+        if options.bench || options.pace.is_some() { (target, sqs.addr()) } else { (amqp.addr(), aws.addr()) };
     let bridge = Bridge {
         kind: options.bridge,
         python: options.python.clone(),
         name: format!("bridge-{}", options.name),
         amqp_url: format!("amqp://guest:guest@{amqp_addr}/%2f?heartbeat={}", options.heartbeat),
         amqp_queue: options.name.clone(),
+        queue_type: options.queue_type,
         prefetch: options.prefetch,
         sqs_url: sqs.queue_url(aws_addr),
         fifo: options.fifo,
+        linger_ms: options.linger_ms,
     };
     let mut report = Report {
         fault: options.fault,
@@ -116,6 +124,7 @@ pub async fn run(run: &RunDir, broker: &RwLock<Broker>, options: &Options) -> Re
         fifo: options.fifo,
         trouble: None,
         cost: None,
+        delay: None,
     };
     if options.bench {
         let filled = publishing.run(&tally, 0..options.messages, Duration::ZERO);
@@ -123,9 +132,13 @@ pub async fn run(run: &RunDir, broker: &RwLock<Broker>, options: &Options) -> Re
     }
     let process = Mutex::new(bridge.start(run)?);
     let stage = Stage { run, broker, amqp, aws, sqs, bridge, process, publishing, tally, options };
-    let played = if options.bench { stage.bench().await.map(Some) } else { stage.play().await.map(|()| None) };
+    let played = match options.pace {
+        Some(rate) => stage.pace(rate).await.map(|delay| (None, Some(delay))),
+        None if options.bench => stage.bench().await.map(|cost| (Some(cost), None)),
+        None => stage.play().await.map(|()| (None, None)),
+    };
     match played {
-        Ok(cost) => report.cost = cost,
+        Ok((cost, delay)) => (report.cost, report.delay) = (cost, delay),
         Err(err) => {
             let held = broker.read().await.depth(run, &options.name).await;
             let held = held.map_or_else(|err| format!("{err:#}"), |held| held.to_string());
@@ -164,11 +177,15 @@ impl Stage<'_> {
     /// Waits until `count` numbers are confirmed and have arrived, and the queue holds nothing, acknowledged or not.
     async fn settled(&self, count: u64) -> Result<()> {
         let started = Instant::now();
+        let graves = self.graves();
         let mut watch = self.tally.watch();
         let arrived = watch.wait_for(|progress| progress.confirmed >= count && progress.outstanding == 0);
-        wait::at_most("arrival of every message", self.options.patience(), arrived)
-            .await?
-            .context("the books closed")?;
+        tokio::select! {
+            err = graves => return Err(err),
+            arrived = wait::at_most("arrival of every message", self.options.patience(), arrived) => {
+                drop(arrived?.context("the books closed")?);
+            }
+        }
         let left = self.options.patience().saturating_sub(started.elapsed());
         let empty = async || {
             let broker = self.broker.read().await;
@@ -227,9 +244,15 @@ impl Report {
 
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Sums { attempted, confirmed, received, lost, duplicated, reordered, .. } = self.sums;
+        let Sums { attempted, confirmed, received, dead_lettered, lost, duplicated, reordered, .. } = self.sums;
         writeln!(f, "attempted: {attempted}\nconfirmed: {confirmed}\nreceived: {received}")?;
+        writeln!(f, "dead-lettered: {dead_lettered}")?;
         write!(f, "lost: {lost}\nduplicated: {duplicated}\nreordered-in-group: {reordered}")?;
+        if let Some(delay) = self.delay {
+            for (name, time) in [("p50", delay.p50), ("p99", delay.p99), ("max", delay.max)] {
+                write!(f, "\n{name}-ms: {:.1}", time.as_secs_f64() * 1_000.0)?;
+            }
+        }
         if let Some(cost) = self.cost {
             write!(f, "\nmessages/s: {:.0}", cost.messages_a_second)?;
             write!(f, "\ncpu-us/message: {:.1}\nrss-mib: {:.1}", cost.cpu_us_a_message, cost.peak_mib)?;

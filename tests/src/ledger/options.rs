@@ -41,6 +41,8 @@ pub enum Fault {
     Sqs500,
     /// SQS accepts only half of each batch
     SqsPartial,
+    /// SQS refuses the entries of one group for their own fault: they are dead-lettered, and the others arrive
+    SqsSenderFault,
     /// SQS takes batches and the answers are lost
     SqsLostResponse,
     /// All of them at random, on both sides and the relay at once, for --seconds
@@ -101,6 +103,12 @@ pub struct Options {
     /// Fill the queue first, use no proxies, and measure
     #[arg(long, conflicts_with_all = ["fault", "fifo"])]
     pub bench: bool,
+    /// Publish so many messages a second, use no proxies, and measure how long each is on its way
+    #[arg(long, conflicts_with_all = ["fault", "bench"], value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    pub pace: Option<u32>,
+    /// The relay's --linger-ms, if it is not to be its own default
+    #[arg(long)]
+    pub linger_ms: Option<u64>,
     /// What moves the messages
     #[arg(long, value_enum, default_value_t = Kind::Relay)]
     pub bridge: Kind,
@@ -121,6 +129,7 @@ impl Fault {
                 | Self::SqsThrottle
                 | Self::Sqs500
                 | Self::SqsPartial
+                | Self::SqsSenderFault
                 | Self::SqsSlow
                 | Self::BrokerSlow
                 | Self::BrokerCancel

@@ -5,7 +5,7 @@
 use super::tally::{Body, Tally};
 use anyhow::{Context, Result, ensure};
 use lapin::{
-    BasicProperties, Channel, Confirmation, Connection, ConnectionProperties,
+    BasicProperties, Channel, Confirmation, Connection, ConnectionProperties, PublisherConfirm,
     options::{BasicPublishOptions, ConfirmSelectOptions, QueueDeclareOptions},
     types::{AMQPValue, FieldTable, ShortString},
 };
@@ -80,7 +80,7 @@ impl Publishing {
         }
     }
 
-    async fn connect(&self) -> Result<(Connection, Channel)> {
+    pub(super) async fn connect(&self) -> Result<(Connection, Channel)> {
         let connection = Connection::connect(&self.url, ConnectionProperties::default()).await?;
         let channel = connection.create_channel().await?;
         channel.confirm_select(ConfirmSelectOptions::default()).await?;
@@ -89,17 +89,9 @@ impl Publishing {
 
     /// Publishes what is pending in order; what is confirmed leaves it.
     async fn window(&self, tally: &Tally, channel: &Channel, pending: &mut Vec<u64>) -> Result<u32> {
-        let options = BasicPublishOptions { mandatory: true, ..Default::default() };
         let mut waiting = Vec::with_capacity(pending.len());
         for &number in pending.iter() {
-            let publish = tally.attempt();
-            let properties = BasicProperties::default()
-                .with_delivery_mode(PERSISTENT)
-                .with_content_type("application/json".into())
-                .with_message_id(ShortString::from(format!("p{publish}")));
-            let body = self.body(number, publish);
-            let sent = channel.basic_publish("".into(), self.queue.as_str().into(), options, &body, properties);
-            match timeout(CONFIRM, sent).await {
+            match timeout(CONFIRM, self.publish(tally, channel, number)).await {
                 Ok(Ok(confirmation)) => waiting.push((number, confirmation)),
                 _ => break,
             }
@@ -116,6 +108,18 @@ impl Publishing {
         pending.extend(unsent);
         ensure!(pending.is_empty(), "not all were confirmed");
         Ok(sent)
+    }
+
+    /// Publishes one number; gives what will be its confirmation.
+    pub(super) async fn publish(&self, tally: &Tally, channel: &Channel, number: u64) -> Result<PublisherConfirm> {
+        let options = BasicPublishOptions { mandatory: true, ..Default::default() };
+        let publish = tally.attempt();
+        let properties = BasicProperties::default()
+            .with_delivery_mode(PERSISTENT)
+            .with_content_type("application/json".into())
+            .with_message_id(ShortString::from(format!("p{publish}")));
+        let body = self.body(number, publish);
+        Ok(channel.basic_publish("".into(), self.queue.as_str().into(), options, &body, properties).await?)
     }
 
     fn body(&self, number: u64, publish: u64) -> Vec<u8> {

@@ -27,6 +27,8 @@ const WATERMARK: &str = "0.4";
 /// Less memory than any node needs.
 const NO_MEMORY: &str = "0.00001";
 const CUTS: u32 = 3;
+/// In the body of every message of the first group, and of no other.
+const REFUSED: &str = "\"style_id\":0,";
 
 const AT_BROKER: [Fault; 6] = [
     Fault::BrokerRestart,
@@ -124,6 +126,7 @@ impl Stage<'_> {
             Fault::SqsThrottle => self.trouble(Trouble::throttle(), hold).await,
             Fault::Sqs500 => self.trouble(Trouble::internal(), hold).await,
             Fault::SqsPartial => self.trouble(Trouble::partial(), hold).await,
+            Fault::SqsSenderFault => self.trouble(Trouble::sender_fault(REFUSED), hold).await,
             Fault::SqsLostResponse => self.trouble(Trouble::lost_response(), hold).await,
         }
     }

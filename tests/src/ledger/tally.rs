@@ -7,7 +7,7 @@ use std::{
     borrow::Cow,
     collections::HashMap,
     sync::{Mutex, MutexGuard, PoisonError},
-    time::Instant,
+    time::{Duration, Instant},
 };
 use tokio::sync::watch;
 
@@ -34,7 +34,9 @@ pub struct Sums {
     pub confirmed: u64,
     /// Numbers that arrived.
     pub received: u64,
-    /// Numbers that were confirmed and did not arrive.
+    /// Numbers that the dead-letter queue holds instead.
+    pub dead_lettered: u64,
+    /// Numbers that were confirmed and neither arrived nor were dead-lettered.
     pub lost: u64,
     /// Arrivals of a try that had arrived already.
     pub duplicated: u64,
@@ -63,10 +65,14 @@ pub(super) struct Progress {
 struct Books {
     sums: Sums,
     confirmed: Vec<bool>,
+    /// Arrived or dead-lettered.
     received: Vec<bool>,
     arrivals: Vec<u8>,
     latest: HashMap<u64, u64>,
     outstanding: u64,
+    /// When each try was published, from the first that is timed on.
+    clock: Option<(u64, Vec<Instant>)>,
+    delays: Vec<Duration>,
     first: Option<Instant>,
     last: Option<Instant>,
 }
@@ -83,6 +89,9 @@ impl Tally {
         let mut books = self.books();
         books.arrivals.push(0);
         books.sums.attempted += 1;
+        if let Some((_, published)) = &mut books.clock {
+            published.push(Instant::now());
+        }
         books.sums.attempted - 1
     }
 
@@ -102,11 +111,7 @@ impl Tally {
         let books = &mut *guard;
         let now = Instant::now();
         books.first.get_or_insert(now);
-        let body = serde_json::from_str::<Body<'_>>(text).ok();
-        let known = |body: &Body<'_>| {
-            (body.publish as usize) < books.arrivals.len() && (body.number as usize) < books.received.len()
-        };
-        let Some(body) = body.filter(known) else {
+        let Some(body) = books.known(text) else {
             books.sums.foreign += 1;
             return;
         };
@@ -116,6 +121,10 @@ impl Tally {
             books.sums.duplicated += 1;
             return;
         }
+        if let Some((from, published)) = &books.clock {
+            let at = body.publish.checked_sub(*from).and_then(|index| published.get(index as usize));
+            books.delays.extend(at.map(|at| now.duration_since(*at)));
+        }
         let latest = books.latest.entry(body.style_id).or_default();
         books.sums.reordered += u64::from(body.publish < *latest);
         *latest = body.publish.max(*latest);
@@ -123,6 +132,36 @@ impl Tally {
             books.sums.received += 1;
             books.outstanding -= u64::from(books.confirmed[body.number as usize]);
             books.last = Some(now);
+        }
+        self.tell(books);
+    }
+
+    /// From now on each try is timed.
+    pub(super) fn start_clock(&self) {
+        let mut books = self.books();
+        books.clock = Some((books.sums.attempted, Vec::new()));
+    }
+
+    /// How long each timed try was on its way.
+    pub(super) fn delays(&self) -> Vec<Duration> {
+        self.books().delays.clone()
+    }
+
+    /// Notes a message in the dead-letter queue. If it arrives as well, it came twice.
+    pub(super) fn bury(&self, text: &str) {
+        let mut guard = self.books();
+        let books = &mut *guard;
+        let Some(body) = books.known(text) else {
+            books.sums.foreign += 1;
+            return;
+        };
+        let arrivals = &mut books.arrivals[body.publish as usize];
+        *arrivals = arrivals.saturating_add(1);
+        if std::mem::replace(&mut books.received[body.number as usize], true) {
+            books.sums.duplicated += 1;
+        } else {
+            books.sums.dead_lettered += 1;
+            books.outstanding -= u64::from(books.confirmed[body.number as usize]);
         }
         self.tell(books);
     }
@@ -163,6 +202,15 @@ impl Tally {
     }
 }
 
+impl Books {
+    /// A message of this run.
+    fn known<'a>(&self, text: &'a str) -> Option<Body<'a>> {
+        let body = serde_json::from_str::<Body<'_>>(text).ok()?;
+        let known = (body.publish as usize) < self.arrivals.len() && (body.number as usize) < self.received.len();
+        known.then_some(body)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -184,11 +232,36 @@ mod tests {
             tally.arrive(&text);
         }
         tally.arrive("no JSON");
-        let want = Sums { attempted: 5, confirmed: 3, received: 3, lost: 1, duplicated: 1, reordered: 1, foreign: 2 };
+        let want = Sums {
+            attempted: 5,
+            confirmed: 3,
+            received: 3,
+            dead_lettered: 0,
+            lost: 1,
+            duplicated: 1,
+            reordered: 1,
+            foreign: 2,
+        };
         assert_eq!(tally.sums(), want);
         tally.confirm(3);
         tally.arrive(&text(2, 2, 1));
         let sums = tally.sums();
         assert_eq!((sums.confirmed, sums.received, sums.lost), (4, 4, 0));
+    }
+
+    #[test]
+    fn what_is_dead_lettered_is_not_lost_and_must_not_arrive_too() {
+        let tally = Tally::new(2);
+        assert_eq!([tally.attempt(), tally.attempt()], [0, 1]);
+        tally.confirm(0);
+        tally.bury(&text(0, 0, 0));
+        tally.bury(&text(1, 1, 0));
+        assert_eq!((tally.sums().dead_lettered, tally.sums().lost, tally.sums().duplicated), (2, 0, 0));
+        tally.confirm(1);
+        assert_eq!(tally.sums().lost, 0, "its confirmation came later");
+        tally.arrive(&text(0, 0, 0));
+        tally.bury("no JSON");
+        let sums = tally.sums();
+        assert_eq!((sums.received, sums.duplicated, sums.foreign), (0, 1, 1));
     }
 }

@@ -118,3 +118,6 @@ fn size(entry: &Entry<'_>) -> usize {
 fn is_legal(c: char) -> bool {
     matches!(c, '\t' | '\n' | '\r' | ' '..='\u{FFFD}' | '\u{10000}'..)
 }
+
+#[cfg(test)]
+mod tests;

@@ -98,3 +98,38 @@ impl Queue {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn entry<'a>(body: &'a str, deduplication: Option<&'a str>) -> Entry<'a> {
+        Entry {
+            id: "0".into(),
+            body: body.into(),
+            group: Some("g".into()),
+            deduplication: deduplication.map(Into::into),
+            attributes: BTreeMap::new(),
+        }
+    }
+
+    #[test]
+    fn a_fifo_queue_keeps_the_order_and_takes_an_id_once() {
+        let mut queue = Queue::new(true, None);
+        let numbers = [("a", "1"), ("b", "2"), ("other body", "1"), ("c", "3")];
+        assert_eq!(numbers.map(|(body, id)| queue.accept(&entry(body, Some(id)))), [0, 1, 0, 2]);
+        let bodies: Vec<&str> = queue.kept().iter().map(|kept| kept.body.as_str()).collect();
+        assert_eq!((queue.count(), bodies), (3, vec!["a", "b", "c"]));
+        queue.forget(Instant::now() + REMEMBERED - Duration::from_secs(1));
+        assert_eq!(queue.accept(&entry("a", Some("1"))), 0);
+        queue.forget(Instant::now() + REMEMBERED);
+        assert_eq!(queue.accept(&entry("a", Some("1"))), 3, "five minutes later it is new");
+    }
+
+    #[test]
+    fn a_standard_queue_takes_everything_again() {
+        let mut queue = Queue::new(false, None);
+        assert_eq!([queue.accept(&entry("a", None)), queue.accept(&entry("a", None))], [0, 1]);
+        assert_eq!(queue.count(), 2);
+    }
+}

@@ -87,3 +87,37 @@ impl From<Kind> for Trouble {
         Self { kind, asked: Cell::new(0) }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The codes of four requests, each with one entry, and whether its response is lost.
+    fn four(trouble: &Trouble, body: &str) -> [(&'static str, &'static str, bool); 4] {
+        let code = |refusal: Option<Refusal>| refusal.map_or("", |refusal| refusal.code);
+        [(); 4].map(|()| (code(trouble.refusal()), code(trouble.of_entry(body)), trouble.loses_response()))
+    }
+
+    #[test]
+    fn each_trouble_hits_what_it_says_and_nothing_else() {
+        let good = ("", "", false);
+        let (throttled, slow) = (("RequestThrottled", "", false), ("ThrottlingException", "", false));
+        assert_eq!(four(&Trouble::throttle(), "x"), [throttled, slow, throttled, slow]);
+        let (unavailable, internal) = (("ServiceUnavailable", "", false), ("InternalFailure", "", false));
+        assert_eq!(four(&Trouble::internal(), "x"), [unavailable, internal, unavailable, internal]);
+        let failed = ("", "InternalFailure", false);
+        assert_eq!(four(&Trouble::partial(), "x"), [failed, good, failed, good]);
+        assert_eq!(four(&Trouble::lost_response(), "x"), [("", "", true), good, ("", "", true), good]);
+        let refused = ("", "InvalidMessageContents", false);
+        assert_eq!(four(&Trouble::sender_fault("mark"), "a mark"), [refused; 4]);
+        assert_eq!(four(&Trouble::sender_fault("mark"), "x"), [good; 4]);
+    }
+
+    #[test]
+    fn only_a_sender_fault_says_that_it_is_the_senders() {
+        let of_entry = |trouble: Trouble| trouble.of_entry("mark").map(|refusal| refusal.sender_fault);
+        assert_eq!((of_entry(Trouble::sender_fault("mark")), of_entry(Trouble::partial())), (Some(true), Some(false)));
+        let status = |trouble: Trouble| trouble.refusal().map(|refusal| refusal.status);
+        assert_eq!((status(Trouble::throttle()), status(Trouble::internal())), (Some(400), Some(503)));
+    }
+}

@@ -129,6 +129,11 @@ schedulers! {
 }
 
 impl Kind {
+    /// Whether it draws noise at each step.
+    pub fn draws(self) -> bool {
+        matches!(self, Self::EulerAncestral | Self::Lcm)
+    }
+
     /// The names, for an error or a help text.
     pub fn names() -> String {
         Self::NAMES.iter().map(|(name, _)| *name).collect::<Vec<_>>().join(", ")

@@ -10,6 +10,7 @@ use e2e::{
     backend::{Backend, Call, PROGRESS},
     stack::Stack,
 };
+use handler::report::STAGES;
 use serde::{Serialize, Serializer};
 use serde_json::Value;
 use std::{
@@ -133,9 +134,12 @@ pub(crate) fn remove_old(out: &Path) -> Result<()> {
 /// The stages that the function logged for a generation.
 fn stages(log: &str, id: Option<i64>) -> Vec<(String, u64)> {
     let lines = log.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
-    let ours = lines.filter(|line| id.is_none() || line["span"]["generation_id"].as_i64() == id);
-    ours.filter_map(|line| Some((format!("stage {}", line["stage"].as_str()?), line["duration_ms"].as_u64()?)))
-        .collect()
+    let ends = lines.filter(|line| line["message"] == "task ended");
+    let Some(end) = ends.into_iter().find(|line| id.is_none() || line["span"]["generation_id"].as_i64() == id) else {
+        return vec![];
+    };
+    let stage = |name: &&str| Some((format!("stage {name}"), end[format!("{name}_ms")].as_u64()?));
+    STAGES.iter().filter_map(stage).collect()
 }
 
 fn as_object<S: Serializer>(pairs: &[(String, u64)], serializer: S) -> Result<S::Ok, S::Error> {

@@ -1,0 +1,94 @@
+//! Names in S3: what a bucket and a key may look like, and which buckets LoRAs may come from.
+//!
+//! Refuses names that S3 would take but that lead elsewhere when a server tidies up paths, such as keys with `..` in them.
+
+use std::{net::Ipv4Addr, str::FromStr};
+
+/// Longest key, in bytes.
+const MAX_KEY: usize = 1024;
+
+/// A bucket, or with `*` in front all buckets whose names end so.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum BucketPattern {
+    /// This one.
+    Named(String),
+    /// All with this ending.
+    Ending(String),
+}
+
+impl BucketPattern {
+    /// Whether a bucket is meant.
+    pub fn matches(&self, bucket: &str) -> bool {
+        match self {
+            Self::Named(name) => bucket == name,
+            Self::Ending(ending) => bucket.len() > ending.len() && bucket.ends_with(ending),
+        }
+    }
+}
+
+impl FromStr for BucketPattern {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let text = text.trim();
+        let usable = match text.strip_prefix('*') {
+            // With any letter in front it must be able to be a name.
+            Some(ending) => is_bucket(&format!("aaa{ending}")).then(|| Self::Ending(ending.to_string())),
+            None => is_bucket(text).then(|| Self::Named(text.to_string())),
+        };
+        usable
+            .filter(|_| text != "*")
+            .ok_or_else(|| "must be a bucket's name, or * and the end of one as in *-loras".into())
+    }
+}
+
+/// Whether S3 allows this as the name of a bucket: 3 to 63 of a-z, 0-9, dots and hyphens, and no IP address.
+pub fn is_bucket(name: &str) -> bool {
+    let plain = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit();
+    let ends = name.bytes().next().is_some_and(plain) && name.bytes().next_back().is_some_and(plain);
+    let inside = name.bytes().all(|byte| plain(byte) || byte == b'-' || byte == b'.');
+    (3..=63).contains(&name.len()) && ends && inside && !name.contains("..") && name.parse::<Ipv4Addr>().is_err()
+}
+
+/// Whether a key is of 1 to 1024 bytes, without control characters and without `.` and `..` between its slashes.
+pub fn is_key(key: &str) -> bool {
+    let straight = key.split('/').all(|part| part != "." && part != "..");
+    (1..=MAX_KEY).contains(&key.len()) && straight && !key.chars().any(char::is_control)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_follow_the_rules_of_s3() {
+        for name in ["abc", "a-b.c", "0a0", "stylelicense-models", &"a".repeat(63)] {
+            assert!(is_bucket(name), "{name}");
+        }
+        for name in
+            ["", "ab", "Abc", "a_b", "-abc", "abc-", ".abc", "a..b", "10.0.0.7", "a/b", "ä-b", "a b", &"a".repeat(64)]
+        {
+            assert!(!is_bucket(name), "{name}");
+        }
+        for key in ["k", "models/style 10/ü.safetensors", "a//b", "...", &"k".repeat(1024)] {
+            assert!(is_key(key), "{key}");
+        }
+        for key in ["", "a\nb", "a\0", "..", "../other/k", "a/../../other/k", "a/./b", "a/..", &"k".repeat(1025)] {
+            assert!(!is_key(key), "{key:?}");
+        }
+    }
+
+    #[test]
+    fn a_pattern_is_a_name_or_an_ending() {
+        let matches = |pattern: &str, bucket| pattern.parse::<BucketPattern>().unwrap().matches(bucket);
+        assert!(matches("styles", "styles") && matches("*-loras", "anna-loras") && matches(" *.eu", "styles.eu"));
+        for (pattern, bucket) in
+            [("styles", "styles2"), ("styles", "my-styles"), ("*-loras", "-loras"), ("*-loras", "x-loras2")]
+        {
+            assert!(!matches(pattern, bucket), "{pattern} {bucket}");
+        }
+        for pattern in ["", "*", "-loras", "*-", "a*b", "**-loras", "Styles", "*Loras"] {
+            assert!(pattern.parse::<BucketPattern>().is_err(), "{pattern}");
+        }
+    }
+}

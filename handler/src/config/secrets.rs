@@ -1,0 +1,61 @@
+//! Secrets: each is given itself, or by the ARN of a secret in AWS Secrets Manager, never both.
+
+use super::Secret;
+use crate::{secrets::SecretArn, webhook::WebhookSecrets};
+use clap::{Arg, Args, Command, builder::TypedValueParser, error::ErrorKind};
+use std::{ffi::OsStr, marker::PhantomData, str::FromStr};
+
+/// The secrets.
+#[derive(Debug, Clone, Args)]
+pub struct SecretsConfig {
+    /// The token.
+    #[command(flatten)]
+    pub token: TokenConfig,
+    /// What signs webhooks.
+    #[command(flatten)]
+    pub signing: SigningConfig,
+}
+
+/// The token of the webhooks: one of the two.
+#[derive(Debug, Clone, Args)]
+#[group(required = true, multiple = false)]
+pub struct TokenConfig {
+    /// The token that every webhook carries as `Authorization: Bearer`.
+    #[arg(long, env = "INTERNAL_API_TOKEN", hide_env_values = true, value_name = "TOKEN", value_parser = hidden::<Secret>())]
+    pub internal_api_token: Option<Secret>,
+    /// The secret in AWS Secrets Manager that holds the token; #KEY picks a key of a JSON secret.
+    #[arg(long, env = "INTERNAL_API_TOKEN_ARN", value_name = "ARN[#KEY]")]
+    pub internal_api_token_arn: Option<SecretArn>,
+}
+
+/// What signs webhooks: one of the two, or nothing.
+#[derive(Debug, Clone, Default, Args)]
+#[group(multiple = false)]
+pub struct SigningConfig {
+    /// Sign webhooks as standardwebhooks.com says with this secret, whsec_…, or with several, separated by a space or comma.
+    #[arg(long, env = "EASEL_WEBHOOK_SECRET", hide_env_values = true, value_name = "SECRET…", value_parser = hidden::<WebhookSecrets>())]
+    pub webhook_secret: Option<WebhookSecrets>,
+    /// The secret in AWS Secrets Manager that holds them; #KEY picks a key of a JSON secret.
+    #[arg(long, env = "EASEL_WEBHOOK_SECRET_ARN", value_name = "ARN[#KEY]")]
+    pub webhook_secret_arn: Option<SecretArn>,
+}
+
+/// Reads a secret's value. The message of clap's own parser would show what cannot be used.
+#[derive(Debug, Clone, Copy)]
+struct Hidden<T>(PhantomData<T>);
+
+fn hidden<T>() -> Hidden<T> {
+    Hidden(PhantomData)
+}
+
+impl<T: FromStr<Err = String> + Clone + Send + Sync + 'static> TypedValueParser for Hidden<T> {
+    type Value = T;
+
+    fn parse_ref(&self, command: &Command, argument: Option<&Arg>, value: &OsStr) -> Result<T, clap::Error> {
+        let parsed = value.to_str().ok_or_else(|| "must be UTF-8".to_string()).and_then(str::parse);
+        parsed.map_err(|reason| {
+            let name = argument.map(ToString::to_string).unwrap_or_default();
+            clap::Error::raw(ErrorKind::InvalidValue, format!("the value of {name} {reason}\n")).with_cmd(command)
+        })
+    }
+}

@@ -1,0 +1,36 @@
+//! How tasks are worked on.
+
+use clap::{Args, ValueEnum};
+
+/// How tasks are worked on, by function and worker alike.
+#[derive(Debug, Clone, Args)]
+pub struct WorkConfig {
+    /// Receives after which a message is given up: the queue's maxReceiveCount. The backend is told on the last one.
+    #[arg(long, env = "EASEL_MAX_RECEIVE_COUNT", default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..))]
+    pub max_receive_count: u32,
+    /// Seconds after which a task that another process works on is taken over, if that process shows no sign of life; 0 to paint
+    /// a task twice if it is delivered twice at once.
+    #[arg(long, env = "EASEL_CLAIM_LEASE", default_value_t = 60, value_name = "SECONDS",
+          value_parser = clap::value_parser!(u32).range(..=3_600))]
+    pub claim_lease: u32,
+    /// What `error_code` says: always GENERATION_FAILED (single), or what is at fault (fine).
+    #[arg(long, env = "EASEL_ERROR_CODES", default_value = "single")]
+    pub error_codes: ErrorCodes,
+    /// Pictures painted at once at most, where several tasks wait that differ in prompt and seed only; 0 for as many as the GPU's
+    /// memory allows, up to 8. A CPU gains nothing by it.
+    #[arg(long, env = "EASEL_BATCH", default_value_t = 0, value_name = "COUNT", value_parser = clap::value_parser!(u16).range(..=64))]
+    pub batch: u16,
+    /// Write the measurements of each task to standard output in CloudWatch's embedded metric format.
+    #[arg(long, env = "EASEL_EMBEDDED_METRICS", default_value_t = false, num_args = 0..=1, default_missing_value = "true",
+          value_name = "BOOL", action = clap::ArgAction::Set)]
+    pub embedded_metrics: bool,
+}
+
+/// What `error_code` says of a failure.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum ErrorCodes {
+    /// Always `GENERATION_FAILED`, as the Python worker did.
+    Single,
+    /// What is at fault.
+    Fine,
+}

@@ -1,0 +1,60 @@
+//! Why a task was not painted: what is at fault, by what is to be done about it, and the code that the backend gets.
+
+use std::time::Duration;
+
+/// `error_code` of every failure, unless finer ones are asked for.
+pub const GENERATION_FAILED: &str = "GENERATION_FAILED";
+
+/// What is at fault. Each has a code of its own for backends that ask for it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fault {
+    /// The message: no task, or a field outside its limits.
+    Task,
+    /// The LoRA: missing, forbidden, too large, or unfit for the model.
+    Lora,
+    /// The picture that was asked for: a size, scheduler or name that cannot be painted.
+    Picture,
+    /// The painting itself broke off.
+    Painting,
+    /// The GPU's memory did not suffice.
+    Memory,
+    /// S3 did not answer, or refused the upload.
+    Storage,
+    /// The backend did not take the webhook.
+    Backend,
+    /// The invocation's time was too short.
+    Deadline,
+}
+
+impl Fault {
+    /// The finer code.
+    pub fn code(self) -> &'static str {
+        match self {
+            Self::Task => "TASK_INVALID",
+            Self::Lora => "LORA_UNUSABLE",
+            Self::Picture => "PICTURE_REFUSED",
+            Self::Painting => "PAINTING_FAILED",
+            Self::Memory => "OUT_OF_MEMORY",
+            Self::Storage => "STORAGE_UNAVAILABLE",
+            Self::Backend => "BACKEND_UNAVAILABLE",
+            Self::Deadline => "DEADLINE_EXCEEDED",
+        }
+    }
+}
+
+/// A failure after parsing, by what is to be done.
+#[derive(Debug, thiserror::Error)]
+pub enum Failure {
+    /// The task is at fault. Tell the backend, consume the message.
+    #[error("{1}")]
+    Permanent(Fault, String),
+    /// Something else is at fault. Give the message back.
+    #[error("{1}")]
+    Transient(Fault, String),
+    /// The backend wants the picture no more. Consume the message, tell nobody.
+    #[error("cancelled by the backend at step {0}")]
+    Cancelled(usize),
+    /// What is left of the invocation does not suffice. Give the message back at once.
+    #[error("the invocation ends in {0:?}, too soon to finish the picture")]
+    OutOfTime(Duration),
+}

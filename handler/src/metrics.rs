@@ -1,0 +1,160 @@
+//! What `/metrics` of a worker shows, and what the function writes into its log for CloudWatch: counters and histograms of tasks.
+//!
+//! Refuses labels without bounds: an ending, a fault or a stage is one of a few words, never what a task or a service said.
+
+use crate::report::{ENDINGS, Report, STAGES};
+use prometheus_client::{
+    encoding::text,
+    metrics::{counter::Counter, family::Family, gauge::Gauge, histogram::Histogram, info::Info},
+    registry::Registry,
+};
+use std::{fmt, sync::Arc};
+
+/// What [`Metrics::encode`] gives.
+pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+
+const SECONDS: [f64; 14] = [0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0];
+const LONG_SECONDS: [f64; 11] = [0.1, 0.5, 1.0, 2.5, 5.0, 15.0, 60.0, 300.0, 1_800.0, 7_200.0, 86_400.0];
+
+type Label = [(&'static str, &'static str); 1];
+
+/// The measurements of the process. Clones are the same ones.
+#[derive(Debug, Clone)]
+pub struct Metrics(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    registry: Registry,
+    tasks: Family<Label, Counter>,
+    faults: Family<Label, Counter>,
+    images: Counter,
+    bytes: Counter,
+    stages: Family<Label, Histogram, fn() -> Histogram>,
+    total: Histogram,
+    queue_age: Histogram,
+    in_work: Gauge,
+}
+
+/// A task in work. It counts as over when this is dropped.
+#[derive(Debug)]
+pub struct InWork(Gauge);
+
+impl Default for Metrics {
+    /// All at zero.
+    fn default() -> Self {
+        let stages: fn() -> Histogram = || Histogram::new(SECONDS);
+        let mut inner = Inner {
+            registry: Registry::with_prefix("easel"),
+            tasks: Family::default(),
+            faults: Family::default(),
+            images: Counter::default(),
+            bytes: Counter::default(),
+            stages: Family::new_with_constructor(stages),
+            total: Histogram::new(SECONDS),
+            queue_age: Histogram::new(LONG_SECONDS),
+            in_work: Gauge::default(),
+        };
+        let all = &mut inner.registry;
+        all.register("build", "The version of the handler", Info::new([("version", env!("CARGO_PKG_VERSION"))]));
+        all.register("tasks", "Tasks by how they ended", inner.tasks.clone());
+        all.register("faults", "Tasks that were not painted, by what was at fault", inner.faults.clone());
+        all.register("images", "Pictures stored", inner.images.clone());
+        all.register("image_bytes", "Bytes of the pictures stored", inner.bytes.clone());
+        all.register("stage_seconds", "Duration of each stage of a task", inner.stages.clone());
+        all.register("task_seconds", "From a task's receipt to its end", inner.total.clone());
+        all.register("queue_age_seconds", "From SQS' receipt of a task to ours", inner.queue_age.clone());
+        all.register("in_work", "Tasks in work", inner.in_work.clone());
+        // A rate of a counter that is not there yet is nothing, not zero.
+        for ending in ENDINGS {
+            drop(inner.tasks.get_or_create(&[("ending", ending.name())]));
+        }
+        for stage in STAGES {
+            drop(inner.stages.get_or_create(&[("stage", stage)]));
+        }
+        Self(Arc::new(inner))
+    }
+}
+
+impl Metrics {
+    /// Counts a task as in work until the answer is dropped.
+    pub fn begin(&self) -> InWork {
+        self.0.in_work.inc();
+        InWork(self.0.in_work.clone())
+    }
+
+    /// Counts a task that has ended.
+    pub fn note(&self, report: &Report) {
+        let all = &self.0;
+        all.tasks.get_or_create(&[("ending", report.ending.name())]).inc();
+        if let Some(fault) = report.fault {
+            all.faults.get_or_create(&[("fault", fault.code())]).inc();
+        }
+        all.images.inc_by(report.images_stored as u64);
+        all.bytes.inc_by(report.bytes_stored as u64);
+        for (stage, duration) in &report.stages {
+            all.stages.get_or_create(&[("stage", *stage)]).observe(duration.as_secs_f64());
+        }
+        all.total.observe(report.total.as_secs_f64());
+        if let Some(age) = report.queue_age {
+            all.queue_age.observe(age.as_secs_f64());
+        }
+    }
+
+    /// All of it as OpenMetrics text.
+    ///
+    /// # Errors
+    /// None that is known; the encoder may fail.
+    pub fn encode(&self) -> Result<String, fmt::Error> {
+        let mut out = String::new();
+        text::encode(&mut out, &self.0.registry)?;
+        Ok(out)
+    }
+}
+
+impl Drop for InWork {
+    fn drop(&mut self) {
+        self.0.dec();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{failure::Fault, report::Ending};
+    use std::time::Duration;
+
+    #[test]
+    fn a_task_is_counted_by_its_ending_its_fault_and_its_stages() {
+        let metrics = Metrics::default();
+        let painted = Report {
+            ending: Ending::Painted,
+            images_stored: 2,
+            bytes_stored: 1000,
+            stages: vec![("denoise", Duration::from_millis(400))],
+            queue_age: Some(Duration::from_secs(3)),
+            ..Report::default()
+        };
+        metrics.note(&painted);
+        metrics.note(&Report { ending: Ending::Failed, fault: Some(Fault::Lora), ..Report::default() });
+        let in_work = metrics.begin();
+        let text = metrics.encode().unwrap();
+        for line in [
+            "easel_tasks_total{ending=\"painted\"} 1",
+            "easel_tasks_total{ending=\"failed\"} 1",
+            "easel_tasks_total{ending=\"cancelled\"} 0",
+            "easel_faults_total{fault=\"LORA_UNUSABLE\"} 1",
+            "easel_images_total 2",
+            "easel_image_bytes_total 1000",
+            "easel_stage_seconds_count{stage=\"denoise\"} 1",
+            "easel_stage_seconds_bucket{le=\"0.25\",stage=\"denoise\"} 0",
+            "easel_stage_seconds_bucket{le=\"0.5\",stage=\"denoise\"} 1",
+            "easel_queue_age_seconds_count 1",
+            "easel_task_seconds_count 2",
+            "easel_in_work 1",
+        ] {
+            assert!(text.lines().any(|shown| shown == line), "{line} is not in\n{text}");
+        }
+        drop(in_work);
+        assert!(metrics.encode().unwrap().contains("easel_in_work 0"));
+    }
+}

@@ -1,0 +1,75 @@
+//! Which IP addresses lie on the public internet, after IANA's registries of special-purpose addresses.
+//!
+//! Refuses to guess: an IPv6 address outside the blocks that are handed out today is not public, and one that carries an IPv4
+//! address is what that one is.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+/// Base address, length of the prefix, what it is.
+type Block<T> = (T, u32, &'static str);
+
+const V4: [Block<Ipv4Addr>; 17] = [
+    // Azure's platform address looks public, answers every machine there and has credentials to give.
+    (Ipv4Addr::new(168, 63, 129, 16), 32, "a metadata"),
+    (Ipv4Addr::new(100, 100, 100, 200), 32, "a metadata"),
+    (Ipv4Addr::new(0, 0, 0, 0), 8, "an unspecified"),
+    (Ipv4Addr::new(10, 0, 0, 0), 8, "a private"),
+    (Ipv4Addr::new(100, 64, 0, 0), 10, "a shared (carrier-grade NAT)"),
+    (Ipv4Addr::new(127, 0, 0, 0), 8, "a loopback"),
+    (Ipv4Addr::new(169, 254, 0, 0), 16, "a link-local"),
+    (Ipv4Addr::new(172, 16, 0, 0), 12, "a private"),
+    (Ipv4Addr::new(192, 0, 0, 0), 24, "a reserved"),
+    (Ipv4Addr::new(192, 0, 2, 0), 24, "a documentation"),
+    (Ipv4Addr::new(192, 88, 99, 0), 24, "a reserved"),
+    (Ipv4Addr::new(192, 168, 0, 0), 16, "a private"),
+    (Ipv4Addr::new(198, 18, 0, 0), 15, "a benchmark"),
+    (Ipv4Addr::new(198, 51, 100, 0), 24, "a documentation"),
+    (Ipv4Addr::new(203, 0, 113, 0), 24, "a documentation"),
+    (Ipv4Addr::new(224, 0, 0, 0), 4, "a multicast"),
+    (Ipv4Addr::new(240, 0, 0, 0), 4, "a reserved"),
+];
+
+const V6: [Block<Ipv6Addr>; 9] = [
+    (Ipv6Addr::UNSPECIFIED, 128, "an unspecified"),
+    (Ipv6Addr::LOCALHOST, 128, "a loopback"),
+    (Ipv6Addr::new(0xfc00, 0, 0, 0, 0, 0, 0, 0), 7, "a unique-local"),
+    (Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 0), 10, "a link-local"),
+    (Ipv6Addr::new(0xff00, 0, 0, 0, 0, 0, 0, 0), 8, "a multicast"),
+    // Teredo, benchmarks, ORCHID and other protocols' own.
+    (Ipv6Addr::new(0x2001, 0, 0, 0, 0, 0, 0, 0), 23, "a reserved"),
+    (Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 0), 32, "a documentation"),
+    (Ipv6Addr::new(0x3fff, 0, 0, 0, 0, 0, 0, 0), 20, "a documentation"),
+    (Ipv6Addr::new(0x64, 0xff9b, 1, 0, 0, 0, 0, 0), 48, "a private"),
+];
+
+/// What an address is, if it is not public: "a loopback", "a private" …
+pub(super) fn special(address: IpAddr) -> Option<&'static str> {
+    match address {
+        IpAddr::V4(address) => special_v4(address),
+        IpAddr::V6(address) => special_v6(address),
+    }
+}
+
+fn special_v4(address: Ipv4Addr) -> Option<&'static str> {
+    let within = |(base, length, _): &&Block<Ipv4Addr>| (address.to_bits() ^ base.to_bits()) >> (32 - length) == 0;
+    V4.iter().find(within).map(|(_, _, kind)| *kind)
+}
+
+fn special_v6(address: Ipv6Addr) -> Option<&'static str> {
+    let within = |(base, length, _): &&Block<Ipv6Addr>| (address.to_bits() ^ base.to_bits()) >> (128 - length) == 0;
+    if let Some((_, _, kind)) = V6.iter().find(within) {
+        return Some(kind);
+    }
+    let [a, b, c, d, e, f, g, h] = address.segments();
+    let carried = |high: u16, low: u16| special_v4(Ipv4Addr::from_bits(u32::from(high) << 16 | u32::from(low)));
+    match [a, b, c, d, e, f] {
+        // IPv4-mapped and NAT64.
+        [0, 0, 0, 0, 0, 0xffff] | [0x64, 0xff9b, 0, 0, 0, 0] => carried(g, h),
+        // IPv4-compatible, given up long ago.
+        [0, 0, 0, 0, 0, 0] => Some(carried(g, h).unwrap_or("a reserved")),
+        // 6to4.
+        [0x2002, high, low, ..] => carried(high, low),
+        _ if a >> 13 == 1 => None,
+        _ => Some("a reserved"),
+    }
+}

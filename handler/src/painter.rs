@@ -1,0 +1,123 @@
+//! The painter: one thread that owns the studio. Tasks wait in front of it; those that go together are painted as one batch.
+//!
+//! Everything else of a task (fetching, signing, encoding, upload, webhooks) happens elsewhere meanwhile. Refuses to die: a panic in
+//! one painting is that painting's error.
+
+use crate::studio::{Commission, Painted, Studio, StudioError};
+use std::{
+    collections::VecDeque,
+    ops::ControlFlow,
+    panic::{AssertUnwindSafe, catch_unwind},
+    sync::{Arc, mpsc},
+    thread,
+};
+use tokio::sync::oneshot;
+use tracing::Span;
+
+/// What is called with the number of finished steps, and may stop the painting.
+pub type OnStep = Box<dyn FnMut(usize) -> ControlFlow<()> + Send>;
+
+/// The way to the painter's thread. It ends when the last of these is dropped.
+#[derive(Clone)]
+pub struct Painter(mpsc::Sender<Job>);
+
+/// Why there is no picture.
+#[derive(Debug, thiserror::Error)]
+pub enum PainterError {
+    /// The studio's reason.
+    #[error(transparent)]
+    Studio(#[from] StudioError),
+    /// A fault of ours.
+    #[error("painting broke off: {0}")]
+    Panic(String),
+    /// The thread is gone.
+    #[error("the painter has ended")]
+    Ended,
+}
+
+struct Job {
+    commission: Arc<Commission>,
+    on_step: OnStep,
+    span: Span,
+    reply: oneshot::Sender<Result<Painted, PainterError>>,
+}
+
+impl Painter {
+    /// Starts the thread. `most` pictures are painted at once at most; `None` for as many as memory allows.
+    ///
+    /// # Errors
+    /// No thread.
+    pub fn start(studio: Studio, most: Option<usize>) -> std::io::Result<Self> {
+        let (sender, jobs) = mpsc::channel();
+        thread::Builder::new().name("painter".into()).spawn(move || work(studio, most, &jobs))?;
+        Ok(Self(sender))
+    }
+
+    /// Waits for the turn of a commission, and for its pictures.
+    ///
+    /// # Errors
+    /// See [`PainterError`].
+    pub async fn paint(&self, commission: Arc<Commission>, on_step: OnStep) -> Result<Painted, PainterError> {
+        let (reply, painted) = oneshot::channel();
+        let job = Job { commission, on_step, span: Span::current(), reply };
+        self.0.send(job).map_err(|_| PainterError::Ended)?;
+        painted.await.map_err(|_| PainterError::Ended)?
+    }
+}
+
+fn work(mut studio: Studio, most: Option<usize>, jobs: &mpsc::Receiver<Job>) {
+    let mut waiting = VecDeque::new();
+    loop {
+        if waiting.is_empty() {
+            let Ok(job) = jobs.recv() else { return };
+            waiting.push_back(job);
+        }
+        waiting.extend(jobs.try_iter());
+        let Some(first) = waiting.pop_front() else { continue };
+        let most = most.unwrap_or_else(|| studio.most_at_once(&first.commission.request));
+        let batch = gather(first, &mut waiting, most);
+        paint(&mut studio, batch);
+    }
+}
+
+/// The first one and those behind it that go with it, as long as there are no more than `most` pictures. The others keep their order.
+fn gather(first: Job, waiting: &mut VecDeque<Job>, most: usize) -> Vec<Job> {
+    let mut room = most.saturating_sub(first.commission.images);
+    let mut batch = vec![first];
+    for job in std::mem::take(waiting) {
+        let fits = job.commission.images <= room && batch[0].commission.goes_with(&job.commission);
+        if fits {
+            room -= job.commission.images;
+            batch.push(job);
+        } else {
+            waiting.push_back(job);
+        }
+    }
+    batch
+}
+
+fn paint(studio: &mut Studio, mut batch: Vec<Job>) {
+    let span = batch[0].span.clone();
+    let _entered = span.enter();
+    if batch.len() > 1 {
+        tracing::info!(tasks = batch.len(), "painted together");
+    }
+    // The studio sets itself up anew for each painting.
+    let painted = catch_unwind(AssertUnwindSafe(|| {
+        let orders = batch.iter_mut().map(|job| (&*job.commission, &mut *job.on_step as _));
+        studio.paint_together(&mut orders.collect::<Vec<_>>())
+    }));
+    let painted: Vec<Result<Painted, PainterError>> = match painted {
+        Ok(painted) => painted.into_iter().map(|painted| painted.map_err(PainterError::from)).collect(),
+        Err(panic) => {
+            let words = panic.downcast_ref::<String>().cloned();
+            let words = words.or_else(|| panic.downcast_ref::<&str>().map(|words| words.to_string()));
+            let words = words.unwrap_or_default();
+            batch.iter().map(|_| Err(PainterError::Panic(words.clone()))).collect()
+        }
+    };
+    for (job, painted) in batch.into_iter().zip(painted) {
+        // Whoever asked may have given up.
+        let _ = job.reply.send(painted);
+    }
+}

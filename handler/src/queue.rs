@@ -1,0 +1,126 @@
+//! What function and worker ask of SQS: messages, and when a message is to be seen again.
+
+use aws_config::{SdkConfig, timeout::TimeoutConfig};
+use aws_sdk_sqs::{
+    Client,
+    config::Builder,
+    error::DisplayErrorContext,
+    types::{Message, MessageSystemAttributeName},
+};
+use std::{collections::HashMap, future::Future, time::Duration};
+use tokio::{
+    sync::Mutex,
+    time::{MissedTickBehavior, interval},
+};
+
+/// Longest wait of one poll, SQS' maximum.
+const POLL_SECONDS: i32 = 20;
+
+/// One queue.
+#[derive(Debug, Clone)]
+pub struct Queue {
+    sqs: Client,
+    /// Its address.
+    pub url: String,
+}
+
+/// The queues that events come from, known by their ARN alone.
+#[derive(Debug)]
+pub struct Queues {
+    sqs: Client,
+    known: Mutex<HashMap<String, Queue>>,
+}
+
+impl Queue {
+    /// The queue at `url`; nothing is sent.
+    pub fn new(aws: &SdkConfig, url: &str) -> Self {
+        Self { sqs: client(aws), url: url.to_string() }
+    }
+
+    /// Waits for a message for at most `wait`, in whole seconds, and never longer than SQS does. It stays invisible to others for
+    /// `visibility` seconds.
+    ///
+    /// # Errors
+    /// SQS', in words.
+    pub async fn receive(&self, visibility: i32, wait: Duration) -> Result<Option<Message>, String> {
+        let seconds = i32::try_from(wait.as_secs()).unwrap_or(POLL_SECONDS).clamp(1, POLL_SECONDS);
+        let request = self.sqs.receive_message().queue_url(&self.url).max_number_of_messages(1);
+        let request = request.wait_time_seconds(seconds).visibility_timeout(visibility);
+        let request = request.message_system_attribute_names(MessageSystemAttributeName::ApproximateReceiveCount);
+        let request = request.message_system_attribute_names(MessageSystemAttributeName::SentTimestamp);
+        let answer = request.send().await.map_err(|error| DisplayErrorContext(error).to_string())?;
+        Ok(answer.messages.unwrap_or_default().into_iter().next())
+    }
+
+    /// Does `work` and meanwhile extends the time for which the message stays invisible, `visibility` seconds each time.
+    pub async fn keep_invisible<T>(&self, handle: &str, visibility: i32, work: impl Future<Output = T>) -> T {
+        let mut beat = interval(Duration::from_secs(visibility.unsigned_abs().into()) / 3);
+        beat.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        // The first tick comes at once, and the message has just been received.
+        beat.tick().await;
+        tokio::pin!(work);
+        loop {
+            tokio::select! {
+                done = &mut work => return done,
+                _ = beat.tick() => {
+                    if let Err(error) = self.set_visibility(handle, visibility).await {
+                        tracing::warn!(error, "the visibility timeout was not extended");
+                    }
+                }
+            }
+        }
+    }
+
+    /// Makes a message visible again after so many seconds.
+    ///
+    /// # Errors
+    /// SQS', in words.
+    pub async fn set_visibility(&self, handle: &str, seconds: i32) -> Result<(), String> {
+        let request = self.sqs.change_message_visibility().queue_url(&self.url).receipt_handle(handle);
+        let sent = request.visibility_timeout(seconds).send().await;
+        sent.map(|_| ()).map_err(|error| DisplayErrorContext(error).to_string())
+    }
+
+    /// Deletes a message.
+    ///
+    /// # Errors
+    /// SQS', in words.
+    pub async fn delete(&self, handle: &str) -> Result<(), String> {
+        let sent = self.sqs.delete_message().queue_url(&self.url).receipt_handle(handle).send().await;
+        sent.map(|_| ()).map_err(|error| DisplayErrorContext(error).to_string())
+    }
+}
+
+impl Queues {
+    /// None is known yet; nothing is sent.
+    pub fn new(aws: &SdkConfig) -> Self {
+        Self { sqs: client(aws), known: Mutex::default() }
+    }
+
+    /// The queue with this ARN.
+    ///
+    /// # Errors
+    /// It is no ARN of a queue, or SQS' error, in words.
+    pub async fn by_arn(&self, arn: &str) -> Result<Queue, String> {
+        let mut known = self.known.lock().await;
+        if let Some(queue) = known.get(arn) {
+            return Ok(queue.clone());
+        }
+        let parts: Vec<&str> = arn.split(':').collect();
+        let ["arn", _, "sqs", _, account, name] = parts[..] else { return Err("not the ARN of a queue".into()) };
+        let request = self.sqs.get_queue_url().queue_name(name).queue_owner_aws_account_id(account);
+        let answer = request.send().await.map_err(|error| DisplayErrorContext(error).to_string())?;
+        let url = answer.queue_url.ok_or("SQS told no address")?;
+        let queue = Queue { sqs: self.sqs.clone(), url };
+        known.insert(arn.to_string(), queue.clone());
+        Ok(queue)
+    }
+}
+
+fn client(aws: &SdkConfig) -> Client {
+    let timeouts = TimeoutConfig::builder()
+        .connect_timeout(Duration::from_secs(5))
+        .operation_attempt_timeout(Duration::from_secs(POLL_SECONDS as u64 + 10))
+        .build();
+    Client::from_conf(Builder::from(aws).timeout_config(timeouts).build())
+}

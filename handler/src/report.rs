@@ -1,0 +1,186 @@
+//! One line at the end of each task with what an operator asks first, and the same as a metric for CloudWatch.
+
+use crate::{failure::Fault, task::Task};
+use serde_json::{Map, Value, json};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use tracing::info;
+
+/// What a task goes through, in order.
+pub const STAGES: [&str; 9] =
+    ["fetch", "lora", "denoise", "decode", "sign", "encode", "metadata", "upload", "complete"];
+/// Every way to end.
+pub const ENDINGS: [Ending; 6] =
+    [Ending::Painted, Ending::AnnouncedAgain, Ending::Failed, Ending::GivenBack, Ending::Cancelled, Ending::Unreadable];
+/// Where the metrics are in CloudWatch.
+const NAMESPACE: &str = "Easel";
+
+/// How a task ended.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Ending {
+    /// Painted, stored and told.
+    Painted,
+    /// Told again: it had been painted before.
+    AnnouncedAgain,
+    /// Told as failed.
+    Failed,
+    /// Given back to the queue.
+    #[default]
+    GivenBack,
+    /// Not wanted any more.
+    Cancelled,
+    /// No task, and nobody to tell.
+    Unreadable,
+}
+
+/// What is known of a task at its end. Lengths of time are none for what it did not get to.
+#[derive(Debug, Clone, Default)]
+pub struct Report {
+    /// How it ended.
+    pub ending: Ending,
+    /// What was at fault, unless it was painted or cancelled.
+    pub fault: Option<Fault>,
+    /// The generation, if it could be read.
+    pub generation_id: Option<i64>,
+    /// What was asked for, if it could be read.
+    pub order: Option<Order>,
+    /// How often the queue has handed it out.
+    pub receive_count: u32,
+    /// From SQS' receipt to ours.
+    pub queue_age: Option<Duration>,
+    /// From our receipt to the end.
+    pub total: Duration,
+    /// Stages in order.
+    pub stages: Vec<(&'static str, Duration)>,
+    /// Pictures stored.
+    pub images_stored: usize,
+    /// Their bytes.
+    pub bytes_stored: usize,
+}
+
+/// What decides how long a task takes. No prompt and no name.
+#[derive(Debug, Clone)]
+pub struct Order {
+    /// The style.
+    pub style_id: i64,
+    /// Pixels.
+    pub width: usize,
+    /// Pixels.
+    pub height: usize,
+    /// Denoising steps.
+    pub steps: usize,
+    /// Pictures.
+    pub images: usize,
+    /// LoRAs.
+    pub loras: usize,
+}
+
+impl Ending {
+    /// The word for logs and metrics.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Painted => "painted",
+            Self::AnnouncedAgain => "announced-again",
+            Self::Failed => "failed",
+            Self::GivenBack => "given-back",
+            Self::Cancelled => "cancelled",
+            Self::Unreadable => "unreadable",
+        }
+    }
+}
+
+impl From<&Task> for Order {
+    fn from(task: &Task) -> Self {
+        let Task { style_id, width, height, steps, num_images: images, .. } = *task;
+        Self { style_id, width, height, steps, images, loras: task.loras.len() }
+    }
+}
+
+impl Report {
+    /// Writes the line.
+    pub fn log(&self) {
+        let order = self.order.as_ref();
+        let stage = |wanted: &str| self.stages.iter().find(|(name, _)| *name == wanted).map(|(_, time)| ms(*time));
+        info!(
+            ending = self.ending.name(),
+            fault = self.fault.map(Fault::code),
+            style_id = order.map(|order| order.style_id),
+            width = order.map(|order| order.width),
+            height = order.map(|order| order.height),
+            steps = order.map(|order| order.steps),
+            images = order.map(|order| order.images),
+            loras = order.map(|order| order.loras),
+            bytes = self.bytes_stored,
+            queue_age_ms = self.queue_age.map(ms),
+            fetch_ms = stage("fetch"),
+            lora_ms = stage("lora"),
+            denoise_ms = stage("denoise"),
+            decode_ms = stage("decode"),
+            sign_ms = stage("sign"),
+            encode_ms = stage("encode"),
+            metadata_ms = stage("metadata"),
+            upload_ms = stage("upload"),
+            complete_ms = stage("complete"),
+            duration_ms = ms(self.total),
+            "task ended"
+        );
+    }
+
+    /// A line in CloudWatch's embedded metric format
+    /// (docs.aws.amazon.com/AmazonCloudWatch/latest/monitoring/CloudWatch_Embedded_Metric_Format_Specification.html).
+    pub fn embedded_metrics(&self) -> Value {
+        let timestamp = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, ms);
+        let mut values = Map::new();
+        let mut definitions = Vec::new();
+        let mut add = |name: &str, unit: &str, value: u64| {
+            values.insert(name.to_string(), json!(value));
+            definitions.push(json!({ "Name": name, "Unit": unit }));
+        };
+        add("Tasks", "Count", 1);
+        add("Images", "Count", self.images_stored as u64);
+        add("TaskTime", "Milliseconds", ms(self.total));
+        if let Some(age) = self.queue_age {
+            add("QueueAge", "Milliseconds", ms(age));
+        }
+        for (stage, duration) in &self.stages {
+            add(&format!("{stage}Time"), "Milliseconds", ms(*duration));
+        }
+        values.insert("Ending".into(), json!(self.ending.name()));
+        values.insert("Fault".into(), json!(self.fault.map_or("none", Fault::code)));
+        values.insert("generation_id".into(), json!(self.generation_id));
+        let directive =
+            json!({ "Namespace": NAMESPACE, "Dimensions": [["Ending"], ["Ending", "Fault"]], "Metrics": definitions });
+        values.insert("_aws".into(), json!({ "Timestamp": timestamp, "CloudWatchMetrics": [directive] }));
+        Value::Object(values)
+    }
+}
+
+fn ms(duration: Duration) -> u64 {
+    duration.as_millis() as u64
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_metric_that_is_announced_is_there_as_a_number_and_every_dimension_as_a_text() {
+        let report = Report {
+            ending: Ending::Painted,
+            queue_age: Some(Duration::from_secs(2)),
+            stages: STAGES.map(|stage| (stage, Duration::from_millis(7))).to_vec(),
+            images_stored: 1,
+            ..Report::default()
+        };
+        let line = report.embedded_metrics();
+        let directive = &line["_aws"]["CloudWatchMetrics"][0];
+        let metrics = directive["Metrics"].as_array().unwrap();
+        assert_eq!(metrics.len(), 4 + STAGES.len());
+        assert!(metrics.iter().all(|metric| line[metric["Name"].as_str().unwrap()].is_u64()), "{line}");
+        let dimensions = directive["Dimensions"].as_array().unwrap().iter().flat_map(|set| set.as_array().unwrap());
+        assert!(dimensions.into_iter().all(|name| line[name.as_str().unwrap()].is_string()), "{line}");
+        assert_eq!(
+            (&line["Ending"], &line["Fault"], &line["denoiseTime"]),
+            (&json!("painted"), &json!("none"), &json!(7))
+        );
+    }
+}

@@ -1,0 +1,145 @@
+//! What lies between the broker's bytes and the AMQP client: short strings that are not UTF-8 are mended on the way in.
+//!
+//! AMQP 0-9-1 asks for UTF-8 in message ids, routing keys and header names, and RabbitMQ takes any bytes. The client ends the
+//! connection over them, so that the broker would deliver the same message for ever. Here each offending byte becomes a
+//! question mark, and a note says which delivery it was: the relay dead-letters it. Refuses to touch anything else: a
+//! stream without such strings comes through byte by byte, and bodies are never looked at.
+
+use std::{
+    future::Future,
+    io::{self, Read, Write},
+    net::SocketAddr,
+    os::fd::{AsFd, AsRawFd},
+    pin::Pin,
+    task::{Context, Poll, ready},
+    time::{Duration, Instant},
+};
+
+use async_rs::{
+    Runtime, Tokio,
+    traits::{Executor, Reactor, RuntimeKit},
+    util::Task,
+};
+use futures_io::{AsyncRead, AsyncWrite};
+use futures_util::Stream;
+use lapin::AsyncTcpStream;
+
+use crate::wire::frames::Frames;
+pub(crate) use crate::wire::notes::Notes;
+
+mod frames;
+mod notes;
+mod strings;
+
+type Socket = AsyncTcpStream<<Tokio as Reactor>::TcpStream>;
+
+/// Tokio, as the client wants it, with [`Wire`] for its streams.
+#[derive(Debug, Clone)]
+pub(crate) struct WireKit(Tokio);
+
+/// A connection to the broker, plain or TLS, of which the client reads mended bytes.
+pub(crate) struct Wire {
+    socket: Socket,
+    frames: Frames,
+}
+
+impl WireKit {
+    /// The runtime of the caller.
+    pub(crate) fn runtime() -> Runtime<Self> {
+        Runtime::new(Self(Tokio::current()))
+    }
+
+    /// What the sockets themselves are opened with.
+    pub(crate) fn sockets() -> Runtime<Tokio> {
+        Runtime::tokio_current()
+    }
+}
+
+impl Wire {
+    /// Reads from `socket`, and writes to `notes` what it mends.
+    pub(crate) fn new(socket: Socket, notes: Notes) -> Self {
+        Self { socket, frames: Frames::new(notes) }
+    }
+}
+
+impl AsyncRead for Wire {
+    fn poll_read(self: Pin<&mut Self>, context: &mut Context<'_>, buffer: &mut [u8]) -> Poll<io::Result<usize>> {
+        let Self { socket, frames } = self.get_mut();
+        loop {
+            let given = frames.give(buffer);
+            if given > 0 || buffer.is_empty() {
+                return Poll::Ready(Ok(given));
+            }
+            let read = ready!(Pin::new(&mut *socket).poll_read(context, frames.room()))?;
+            if read == 0 {
+                return Poll::Ready(Ok(0));
+            }
+            frames.take(read);
+        }
+    }
+}
+
+impl AsyncWrite for Wire {
+    fn poll_write(self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.get_mut().socket).poll_write(context, bytes)
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        parts: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.get_mut().socket).poll_write_vectored(context, parts)
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().socket).poll_flush(context)
+    }
+
+    fn poll_close(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().socket).poll_close(context)
+    }
+}
+
+impl RuntimeKit for WireKit {}
+
+impl Executor for WireKit {
+    type Task<T: Send + 'static> = <Tokio as Executor>::Task<T>;
+
+    fn block_on<T, F: Future<Output = T>>(&self, future: F) -> T {
+        self.0.block_on(future)
+    }
+
+    fn spawn<T: Send + 'static, F: Future<Output = T> + Send + 'static>(&self, future: F) -> Task<Self::Task<T>> {
+        self.0.spawn(future)
+    }
+
+    fn spawn_blocking<T: Send + 'static, F: FnOnce() -> T + Send + 'static>(&self, work: F) -> Task<Self::Task<T>> {
+        self.0.spawn_blocking(work)
+    }
+}
+
+impl Reactor for WireKit {
+    type TcpStream = Wire;
+    type Sleep = <Tokio as Reactor>::Sleep;
+
+    fn register<H: Read + Write + AsFd + AsRawFd + Send + 'static>(
+        &self,
+        socket: H,
+    ) -> io::Result<impl AsyncRead + AsyncWrite + Send + Unpin + 'static> {
+        self.0.register(socket)
+    }
+
+    fn sleep(&self, duration: Duration) -> Self::Sleep {
+        self.0.sleep(duration)
+    }
+
+    fn interval(&self, period: Duration) -> impl Stream<Item = Instant> + Send + 'static {
+        self.0.interval(period)
+    }
+
+    fn tcp_connect_addr(&self, address: SocketAddr) -> impl Future<Output = io::Result<Wire>> + Send + 'static {
+        let connecting = self.0.tcp_connect_addr(address);
+        async { Ok(Wire::new(AsyncTcpStream::Plain(connecting.await?), Notes::default())) }
+    }
+}

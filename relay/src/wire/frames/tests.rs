@@ -1,0 +1,104 @@
+use proptest::prelude::*;
+
+use super::*;
+
+fn frame(kind: u8, channel: u16, payload: &[u8]) -> Vec<u8> {
+    [&[kind][..], &channel.to_be_bytes(), &(payload.len() as u32).to_be_bytes(), payload, b"\xce"].concat()
+}
+
+/// A delivery with a message-id and a body.
+fn delivery(channel: u16, tag: u64, key: &[u8], id: &[u8], body: &[u8]) -> Vec<u8> {
+    let short = |text: &[u8]| [&[text.len() as u8], text].concat();
+    let method = [&[0, 60, 0, 60][..], &short(b"relay"), &tag.to_be_bytes(), &[0], &short(b""), &short(key)].concat();
+    let size = (body.len() as u64).to_be_bytes();
+    let header = [&[0, 60, 0, 0][..], &size, &0x0080_u16.to_be_bytes(), &short(id)].concat();
+    [frame(METHOD, channel, &method), frame(CONTENT_HEADER, channel, &header), frame(BODY, channel, body)].concat()
+}
+
+/// What comes out if the bytes come in pieces of these sizes, again and again.
+fn through(bytes: &[u8], pieces: &[usize], notes: &Notes) -> Vec<u8> {
+    let (mut frames, mut out, mut rest) = (Frames::new(notes.clone()), vec![], bytes);
+    let mut buffer = [0; 1000];
+    for piece in pieces.iter().cycle() {
+        let count = (*piece).min(rest.len());
+        let (now, later) = rest.split_at(count);
+        rest = later;
+        frames.room()[..count].copy_from_slice(now);
+        frames.take(count);
+        loop {
+            match frames.give(&mut buffer) {
+                0 => break,
+                given => out.extend_from_slice(&buffer[..given]),
+            }
+        }
+        if rest.is_empty() {
+            return out;
+        }
+    }
+    unreachable!("there is at least one piece")
+}
+
+proptest! {
+    #[test]
+    fn all_bytes_come_out_however_they_are_cut(
+        deliveries in prop::collection::vec((1..4_u16, "\\PC{0,40}", "\\PC{0,40}", prop::collection::vec(any::<u8>(), 0..3000)), 0..12),
+        pieces in prop::collection::vec(1..4000_usize, 1..6),
+        tail in prop::collection::vec(any::<u8>(), 0..20),
+    ) {
+        let notes = Notes::default();
+        let frames = (1..).zip(&deliveries).flat_map(|(tag, (channel, key, id, body))| {
+            delivery(*channel, tag, key.as_bytes(), id.as_bytes(), body)
+        });
+        let whole: Vec<u8> = frames.collect();
+        prop_assert_eq!(through(&whole, &pieces, &notes), whole.as_slice());
+        // What is no frame may be held back for the rest of one, and is never changed.
+        let with_tail = [&whole[..], &tail].concat();
+        let out = through(&with_tail, &pieces, &notes);
+        prop_assert!(out.len() >= whole.len() && with_tail.starts_with(&out));
+        prop_assert!((1..20).all(|tag| (1..4).all(|channel| notes.take(channel, tag).is_none())));
+    }
+
+    #[test]
+    fn a_mended_delivery_is_noted_under_its_channel_and_tag(pieces in prop::collection::vec(1..400_usize, 1..6)) {
+        let notes = Notes::default();
+        let bytes = [
+            delivery(1, 5, b"tasks", b"fine", b"\xff\xff"),
+            delivery(2, 5, b"tasks", b"\xff", b"body"),
+            delivery(1, 6, b"\xfe", b"\xfd", b""),
+            delivery(1, 7, b"tasks", b"fine", b"body"),
+        ].concat();
+        let mended = [
+            delivery(1, 5, b"tasks", b"fine", b"\xff\xff"),
+            delivery(2, 5, b"tasks", b"?", b"body"),
+            delivery(1, 6, b"?", b"?", b""),
+            delivery(1, 7, b"tasks", b"fine", b"body"),
+        ].concat();
+        prop_assert_eq!(through(&bytes, &pieces, &notes), mended);
+        prop_assert_eq!(notes.take(2, 5), Some("message-id ff".to_owned()));
+        prop_assert_eq!(notes.take(1, 6), Some("routing key fe, message-id fd".to_owned()));
+        prop_assert!(notes.take(1, 6).is_none() && notes.take(1, 5).is_none() && notes.take(1, 7).is_none());
+    }
+}
+
+#[test]
+fn what_is_no_amqp_passes_as_it_is() {
+    let notes = Notes::default();
+    for bytes in
+        [&b"AMQP\x00\x00\x09\x01"[..], b"HTTP/1.1 400 Bad Request\r\n\r\n", b"\x01\x00\x00\xff\xff\xff\xff\xff"]
+    {
+        assert_eq!(through(bytes, &[3], &notes), bytes);
+    }
+}
+
+#[test]
+fn a_large_frame_leaves_no_large_buffer_behind() {
+    let mut frames = Frames::new(Notes::default());
+    let large = frame(METHOD, 1, &vec![0; 8 * READ]);
+    for piece in large.chunks(READ) {
+        frames.room()[..piece.len()].copy_from_slice(piece);
+        frames.take(piece.len());
+    }
+    let mut out = vec![0; large.len()];
+    assert_eq!(frames.give(&mut out), large.len());
+    assert!(frames.room().len() <= READ);
+}

@@ -1,0 +1,185 @@
+//! Finds the short strings of deliveries, and mends those that are not UTF-8 where they are, so that no length changes.
+//!
+//! The layout is that of AMQP 0-9-1, sections 4.2.3 to 4.2.6, with the types of fields that RabbitMQ has
+//! (www.rabbitmq.com/amqp-0-9-1-errata). Refuses to guess: what ends too early or has an unknown type is left as it is from there on.
+
+/// Class and method of `basic.deliver`.
+const DELIVER: [u8; 4] = [0, 60, 0, 60];
+/// Class, weight and the body's size.
+const BEFORE_FLAGS: usize = 12;
+/// The content header's properties, in the order of their flags from the highest bit down, with their types.
+const PROPERTIES: [(&str, Type); 14] = [
+    ("content-type", Type::String),
+    ("content-encoding", Type::String),
+    ("headers", Type::Table),
+    ("delivery-mode", Type::Bytes(1)),
+    ("priority", Type::Bytes(1)),
+    ("correlation-id", Type::String),
+    ("reply-to", Type::String),
+    ("expiration", Type::String),
+    ("message-id", Type::String),
+    ("timestamp", Type::Bytes(8)),
+    ("type", Type::String),
+    ("user-id", Type::String),
+    ("app-id", Type::String),
+    ("cluster-id", Type::String),
+];
+/// More than these would make a dead letter's headers too large for a frame.
+const TOLD: usize = 3;
+
+#[derive(Debug, Clone, Copy)]
+enum Type {
+    String,
+    Table,
+    Bytes(usize),
+}
+
+/// What a method frame says of a delivery.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(super) struct Delivery {
+    /// Its tag; `None` for every other method.
+    pub(super) tag: Option<u64>,
+    /// What was mended, in words.
+    pub(super) mended: Vec<String>,
+}
+
+/// Mends the payload of a method frame.
+pub(super) fn method(payload: &mut [u8]) -> Delivery {
+    if !payload.starts_with(&DELIVER) {
+        return Delivery::default();
+    }
+    let mut walk = Walk::new(payload, DELIVER.len());
+    let tag = walk.delivery();
+    Delivery { tag, mended: walk.told() }
+}
+
+/// Mends the payload of a content header frame, and says what it mended.
+pub(super) fn content_header(payload: &mut [u8]) -> Vec<String> {
+    let mut walk = Walk::new(payload, BEFORE_FLAGS);
+    // What ends too early is left to the client.
+    let _ = walk.properties();
+    walk.told()
+}
+
+/// A place in a payload. Every step is `None` if the payload ends before it does.
+struct Walk<'a> {
+    payload: &'a mut [u8],
+    at: usize,
+    mended: Vec<String>,
+    more: usize,
+}
+
+impl<'a> Walk<'a> {
+    fn new(payload: &'a mut [u8], at: usize) -> Self {
+        Self { payload, at, mended: vec![], more: 0 }
+    }
+
+    /// The arguments of `basic.deliver`.
+    fn delivery(&mut self) -> Option<u64> {
+        self.string("consumer tag")?;
+        let tag = u64::from_be_bytes(self.bytes()?);
+        let [_redelivered] = self.bytes()?;
+        self.string("exchange");
+        self.string("routing key");
+        Some(tag)
+    }
+
+    fn properties(&mut self) -> Option<()> {
+        let flags = u16::from_be_bytes(self.bytes()?);
+        for (bit, (name, kind)) in PROPERTIES.into_iter().enumerate() {
+            if flags & (0x8000 >> bit) != 0 {
+                match kind {
+                    Type::String => self.string(name)?,
+                    Type::Table => self.table()?,
+                    Type::Bytes(count) => self.skip(count)?,
+                }
+            }
+        }
+        Some(())
+    }
+
+    /// A table with all that is in it. Not by recursion: headers can be nested some thousand levels deep.
+    fn table(&mut self) -> Option<()> {
+        let end = self.end()?;
+        let mut open = vec![(end, true)];
+        while let Some(&(end, named)) = open.last() {
+            if self.at >= end {
+                open.pop();
+                continue;
+            }
+            if named {
+                self.string("header name")?;
+            }
+            let [kind] = self.bytes()?;
+            match kind {
+                b't' | b'b' | b'B' => self.skip(1)?,
+                b's' | b'U' | b'u' => self.skip(2)?,
+                b'I' | b'i' | b'f' => self.skip(4)?,
+                b'L' | b'l' | b'd' | b'T' => self.skip(8)?,
+                b'D' => self.skip(5)?,
+                b'S' | b'x' => self.at = self.end()?,
+                b'V' => {}
+                b'F' | b'A' => {
+                    let inner = self.end()?;
+                    open.push((inner, kind == b'F'));
+                }
+                _ => return None,
+            }
+        }
+        Some(())
+    }
+
+    /// Where what comes next ends, by the length before it.
+    fn end(&mut self) -> Option<usize> {
+        let length = u32::from_be_bytes(self.bytes()?) as usize;
+        self.at.checked_add(length).filter(|end| *end <= self.payload.len())
+    }
+
+    fn string(&mut self, name: &str) -> Option<()> {
+        let [length] = self.bytes()?;
+        let end = self.at + usize::from(length);
+        let text = self.payload.get_mut(self.at..end)?;
+        self.at = end;
+        if std::str::from_utf8(text).is_err() {
+            self.more += 1;
+            if self.mended.len() < TOLD {
+                let bytes: String = text.iter().map(|byte| format!("{byte:02x}")).collect();
+                self.mended.push(format!("{name} {bytes}"));
+            }
+            mend(text);
+        }
+        Some(())
+    }
+
+    fn bytes<const N: usize>(&mut self) -> Option<[u8; N]> {
+        let bytes = *self.payload.get(self.at..)?.first_chunk()?;
+        self.at += N;
+        Some(bytes)
+    }
+
+    fn skip(&mut self, count: usize) -> Option<()> {
+        self.at = self.at.checked_add(count).filter(|at| *at <= self.payload.len())?;
+        Some(())
+    }
+
+    fn told(mut self) -> Vec<String> {
+        let more = self.more - self.mended.len();
+        if more > 0 {
+            self.mended.push(format!("{more} more"));
+        }
+        self.mended
+    }
+}
+
+/// Puts a question mark in the place of each byte that belongs to no character.
+fn mend(text: &mut [u8]) {
+    let mut at = 0;
+    while let Some(err) = text.get(at..).and_then(|rest| std::str::from_utf8(rest).err()) {
+        let from = at + err.valid_up_to();
+        at = err.error_len().map_or(text.len(), |length| from + length);
+        text[from..at].fill(b'?');
+    }
+}
+
+#[cfg(test)]
+mod tests;

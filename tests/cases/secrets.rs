@@ -1,0 +1,125 @@
+//! Secrets: read from Secrets Manager when asked for by ARN, and in no log.
+
+use crate::{
+    happy::assert_headers,
+    safety::{function, given_back},
+    scene::{PATIENCE, case, model},
+    signed::verdicts,
+};
+use anyhow::{Context, Result};
+use e2e::{
+    aws::Aws,
+    backend::PROGRESS,
+    line::Relay,
+    paths::binary,
+    process::{Spec, output},
+    stack::{TOKEN, function_env},
+    wait,
+};
+use serde_json::{Value, json};
+
+const SECRET: &str = "whsec_c2lnbmVkLXdpdGgtdGhpcy1rZXktb25seQ==";
+
+/// Keeps a secret; gives its ARN.
+async fn keep(aws: &Aws, name: &str, value: &str) -> Result<String> {
+    // The stand-in knows the service by the scope of the credentials and checks no signature.
+    let scope = "AWS4-HMAC-SHA256 Credential=test/20260101/us-east-1/secretsmanager/aws4_request, SignedHeaders=host, Signature=0";
+    let request = reqwest::Client::builder().no_proxy().build()?.post(aws.endpoint()).header("authorization", scope);
+    let request = request.header("x-amz-target", "secretsmanager.CreateSecret");
+    let body = json!({ "Name": name, "SecretString": value, "ClientRequestToken": format!("{name:-<32}") });
+    let request = request.header("content-type", "application/x-amz-json-1.1").body(body.to_string());
+    let answer: Value = serde_json::from_str(&request.send().await?.error_for_status()?.text().await?)?;
+    Ok(answer["ARN"].as_str().context("no ARN")?.to_string())
+}
+
+#[test]
+fn secrets_are_read_by_arn() {
+    case(|scene| async move {
+        let aws = &scene.stack.aws;
+        let token = keep(aws, "token", &json!({ "internal": TOKEN }).to_string()).await?;
+        let secret = keep(aws, "signing", SECRET).await?;
+        let token = format!("{token}#internal");
+        let arns =
+            [("INTERNAL_API_TOKEN", ""), ("INTERNAL_API_TOKEN_ARN", &token), ("EASEL_WEBHOOK_SECRET_ARN", &secret)];
+        let function = function(&scene, "function-arn", &arns).await?;
+        assert!(!given_back(&function, &scene.task().body()).await?);
+        let calls = scene.backend.calls();
+        assert!(calls.iter().any(|call| call.path == PROGRESS), "{calls:?}");
+        calls.iter().for_each(assert_headers);
+        assert_eq!(verdicts(&scene, "arn", &calls, SECRET).await?, vec!["right"; calls.len()]);
+        Ok(())
+    });
+}
+
+#[test]
+fn a_secret_that_cannot_be_had_stops_the_start_and_is_named() {
+    case(|scene| async move {
+        let stack = scene.stack;
+        let plain = keep(&stack.aws, "plain", "not to be shown").await?;
+        let (absent, keyed) = (format!("{plain}-absent"), format!("{plain}#key"));
+        let cases = [(absent, "does not exist"), (keyed, "no JSON"), (plain, "the secret must be visible ASCII")];
+        for (number, (arn, expected)) in cases.into_iter().enumerate() {
+            let name = format!("no-secret-{number}");
+            let mut env = function_env(&stack.aws, &stack.run, &name, &model())?;
+            env.retain(|(key, _)| *key != "INTERNAL_API_TOKEN");
+            let spec = Spec::new(&name, binary("handler")?).args(["worker", "--sqs-queue-url", "http://127.0.0.1:1/q"]);
+            let spec = spec.envs(env).env("INTERNAL_API_TOKEN_ARN", arn);
+            let (status, said) = output(&stack.run, spec, PATIENCE).await?;
+            assert!(!status.success() && said.contains("INTERNAL_API_TOKEN_ARN"), "{said}");
+            assert!(said.contains(expected) && !said.contains("not to be shown"), "{said}");
+        }
+        Ok(())
+    });
+}
+
+/// Relay and handler at their most talkative, with good tasks and bad ones.
+#[test]
+fn no_log_holds_a_secret_or_what_a_task_says() {
+    case(|scene| async move {
+        let (name, stack) = ("quiet", scene.stack);
+        let talkative = [("RUST_LOG", "trace"), ("EASEL_WEBHOOK_SECRET", SECRET)];
+        let function = function(&scene, "function-quiet", &talkative).await?;
+        let queue = stack.aws.queue(name, PATIENCE, 3).await?;
+        let env = [("RUST_LOG", "trace")];
+        let url = stack.broker.url();
+        let relay = Relay::start_with(&stack.run, name, &url, &stack.aws, &queue.url, &env).await?;
+        relay.ready().await?;
+        let task = || {
+            let task = scene.task().with("prompt_tags", json!(["zebrafinch", "quokkas"]));
+            task.with("artist_name", "Wilhelmina Tester").with("negative_prompt", "aardvarks")
+        };
+        let many_tags = json!(["zebrafinch".repeat(2_000)]);
+        let bodies = [
+            task().body(),
+            task().with("seed", "zebrafinch").body(),
+            task().with("prompt_tags", many_tags).body(),
+            task().with("lora_model_url", "s3://no-such-bucket/k").body(),
+            task().with("webhook_url", "http://zebrafinch@127.0.0.1").body(),
+            task().with("scheduler", "zebrafinch").with("output_format", "quokkas").body(),
+            task().with("signature", json!({ "position": "zebrafinch" })).body(),
+            "{\"prompt_tags\": [\"zebrafinch".to_string(),
+        ];
+        stack.publisher.publish_all(name, bodies.iter().map(String::as_bytes)).await?;
+        stack.aws.has_depth(&queue.url, (bodies.len() as u32, 0), PATIENCE).await?;
+        stack.publisher.publish(name, b"quokkas \x00").await?;
+        let poison = format!("{name}.dead-letter");
+        wait::until("poison", PATIENCE, async || (stack.publisher.ready_count(&poison).await.ok()? == 1).then_some(()))
+            .await?;
+        for body in stack.aws.empty(&queue.url).await? {
+            given_back(&function, &body).await?;
+        }
+        assert!(relay.process.terminate(PATIENCE).await?.success());
+        let logs = [relay.process.log_text(), function.process().log_text()];
+        let key = SECRET.trim_start_matches("whsec_");
+        for (log, sign_of_life) in logs.iter().zip(["INFO", "generation_id"]) {
+            assert!(log.contains(sign_of_life), "{log}");
+            for word in
+                [TOKEN, key, "zebrafinch", "quokkas", "aardvarks", "Wilhelmina", "Bearer", "v1,", "prompt_tags\\\""]
+            {
+                let line = log.lines().find(|line| line.contains(word));
+                assert_eq!(line, None, "{word}");
+            }
+        }
+        Ok(())
+    });
+}

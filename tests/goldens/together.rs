@@ -1,0 +1,128 @@
+//! Tasks painted as one batch are those that are painted alone; and who stops, stops alone.
+
+use super::{LEAST_PSNR, psnr, toy_model};
+use anyhow::{Context, Result, ensure};
+use handler::{
+    config::{DeviceKind, ModelConfig, PictureConfig, Precision},
+    lora::Dora,
+    picture::Origin,
+    pipeline::{
+        Offload, Request,
+        noise::{DEFAULT_THREADS, Source},
+        prompt::Weighting,
+        scheduler::Kind,
+    },
+    studio::{Commission, Order, Painted, Studio},
+    task::Format,
+};
+use std::{ops::ControlFlow, path::Path};
+
+fn studio(model: &Path) -> Result<Studio> {
+    let config = ModelConfig {
+        dir: model.into(),
+        device: DeviceKind::Cpu,
+        dtype: Precision::Auto,
+        offload: Offload::Auto,
+        noise_threads: DEFAULT_THREADS,
+        dora: Dora::default(),
+    };
+    Ok(Studio::open(&config, (512, 512))?)
+}
+
+fn commission(prompt: &str, seed: u64, images: usize, scheduler: Kind) -> Commission {
+    let request = Request {
+        prompt: prompt.into(),
+        negative_prompt: format!("not {prompt}"),
+        prompt_weighting: Weighting::None,
+        width: 64,
+        height: 64,
+        seed,
+        steps: 4,
+        guidance_scale: 7.5,
+        scheduler,
+        karras_sigmas: None,
+        noise_source: Source::Cuda,
+    };
+    Commission {
+        request,
+        images,
+        loras: vec![],
+        signature: None,
+        format: Format::Png,
+        file: PictureConfig::default(),
+        origin: Origin::default(),
+    }
+}
+
+fn alike(alone: &Painted, together: &Painted) -> Result<()> {
+    ensure!(alone.pictures.len() == together.pictures.len(), "another number of pictures");
+    for (ours, theirs) in together.pictures.iter().zip(&alone.pictures) {
+        let likeness = psnr(ours.as_raw(), theirs.as_raw());
+        ensure!(likeness >= LEAST_PSNR, "{likeness:.1} dB");
+    }
+    Ok(())
+}
+
+/// Paints all at once, each until it has finished the number of steps that it is given.
+fn together(studio: &mut Studio, all: &[(&Commission, usize)]) -> Vec<Option<Painted>> {
+    let mut callbacks: Vec<_> = all
+        .iter()
+        .map(|(_, last)| {
+            move |step: usize| if step > *last { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+        })
+        .collect();
+    let orders = all.iter().zip(&mut callbacks).map(|((commission, _), callback)| (*commission, callback as _));
+    studio.paint_together(&mut orders.collect::<Vec<Order>>()).into_iter().map(Result::ok).collect()
+}
+
+#[test]
+fn pictures_painted_together_are_those_painted_alone() -> Result<()> {
+    let model = toy_model("tiny")?;
+    let mut studio = studio(model.path())?;
+    for images in [1, 2] {
+        let kind = Kind::DpmSolverPlusPlus;
+        let wanted = [("a fox", 1), ("b lighthouse by the sea", 2), ("c", 1)];
+        let wanted = wanted.map(|(prompt, seed)| commission(prompt, seed, images, kind));
+        let alone: Vec<Painted> = wanted
+            .iter()
+            .map(|commission| together(&mut studio, &[(commission, 4)]).pop().flatten().context("not painted"))
+            .collect::<Result<_>>()?;
+        ensure!(alone[0].pictures != alone[2].pictures, "the prompt changes nothing: the test would show nothing");
+        let all: Vec<_> = wanted.iter().map(|commission| (commission, 4)).collect();
+        for (alone, together) in alone.iter().zip(together(&mut studio, &all)) {
+            alike(alone, &together.context("not painted")?)?;
+        }
+        // The second is cancelled in the middle.
+        let some = together(&mut studio, &[(&wanted[0], 4), (&wanted[1], 1), (&wanted[2], 4)]);
+        ensure!(some[1].is_none(), "painted to the end");
+        for index in [0, 2] {
+            alike(&alone[index], some[index].as_ref().context("not painted")?)?;
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn only_what_differs_in_prompt_and_seed_alone_goes_together() {
+    let plain = || commission("a", 1, 1, Kind::DpmSolverPlusPlus);
+    let with = |change: fn(&mut Request)| {
+        let mut commission = plain();
+        change(&mut commission.request);
+        commission
+    };
+    assert!(plain().goes_with(&commission("b", 2, 1, Kind::DpmSolverPlusPlus)));
+    assert!(plain().goes_with(&with(|request| request.noise_source = Source::Cpu)));
+    for other in [
+        commission("a", 1, 2, Kind::DpmSolverPlusPlus),
+        commission("a", 1, 1, Kind::Euler),
+        with(|request| request.width = 128),
+        with(|request| request.height = 128),
+        with(|request| request.steps = 5),
+        with(|request| request.guidance_scale = 7.0),
+        with(|request| request.karras_sigmas = Some(true)),
+    ] {
+        assert!(!plain().goes_with(&other), "{:?}", other.request);
+    }
+    let drawing = || commission("a", 1, 1, Kind::EulerAncestral);
+    assert!(!drawing().goes_with(&drawing()), "its noise comes from one stream");
+}
