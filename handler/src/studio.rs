@@ -143,7 +143,8 @@ impl Studio {
         Ok(clock.elapsed())
     }
 
-    /// Paints, signs, encodes and writes the metadata. `on_step` is called with the number of finished steps and may stop the painting.
+    /// Paints, signs, encodes and writes the metadata. `on_step` is called with the number of finished steps and may stop the
+    /// painting.
     ///
     /// # Errors
     /// See [`StudioError`]; the studio stays usable after each.

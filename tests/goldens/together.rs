@@ -50,7 +50,7 @@ fn commission(prompt: &str, seed: u64, images: usize, scheduler: Kind) -> Commis
         signature: None,
         format: Format::Png,
         file: PictureConfig::default(),
-        origin: Origin { generation_id: None, created_at: None, seed: seed.into() },
+        origin: Origin::default(),
     }
 }
 
