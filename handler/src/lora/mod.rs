@@ -87,7 +87,7 @@ impl Lora {
     pub fn read(path: &Path) -> Result<Self, LoraError> {
         let mut file = File::open(path)?;
         let same = file.try_clone()?;
-        // Reading takes longer than hashing, so hashing beside it costs no time.
+        // Hashing goes on beside the reading, which takes longer.
         let (lora, sha256) = rayon::join(|| Self::examine(&mut file), || digest::of_file(&same));
         Ok(Self { sha256: sha256?, ..lora?.sound()? })
     }
