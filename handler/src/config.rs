@@ -1,5 +1,11 @@
 //! The command line and the environment of the handler. Tests build these structs; nothing else reads the environment.
 
+mod cache;
+mod weights;
+
+pub use cache::CacheConfig;
+pub use weights::{PullConfig, Variant, VerifyConfig, WeightsCommand};
+
 use crate::{
     lora::Dora,
     pipeline::{Offload, noise, prompt, scheduler},
@@ -28,6 +34,9 @@ pub enum Command {
     Worker(WorkerConfig),
     /// Paint one picture from the shell.
     Generate(GenerateConfig),
+    /// Fill a model folder from the hub, and check one.
+    #[command(subcommand)]
+    Weights(WeightsCommand),
     /// Look at LoRA files.
     #[command(subcommand)]
     Lora(LoraCommand),
@@ -127,6 +136,9 @@ pub struct StoreConfig {
     /// Largest LoRA file accepted, in bytes.
     #[arg(long, env = "EASEL_MAX_LORA_BYTES", default_value_t = 1 << 30, value_name = "BYTES")]
     pub max_lora_bytes: u64,
+    /// How they are fetched and kept.
+    #[command(flatten)]
+    pub cache: CacheConfig,
 }
 
 /// Settings of `handler worker`.

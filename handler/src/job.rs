@@ -6,8 +6,9 @@ use crate::{
     payload::Pointer,
     pipeline::{Request, error::PipelineError},
     progress::{Milestones, Progress},
+    startup::{LoadError, Opening},
     store::{Store, StoreError},
-    studio::{Commission, Delivery, Studio, StudioError},
+    studio::{Commission, Delivery, StudioError},
     task::{BadTask, Task},
     webhook::{Backend, WebhookError},
 };
@@ -45,7 +46,7 @@ pub enum Outcome {
 /// Everything a task needs. Shared by all tasks of a process.
 #[derive(Clone)]
 pub struct Workshop {
-    studio: Arc<Mutex<Studio>>,
+    opening: Opening,
     store: Arc<Store>,
     backend: Backend,
     step_time: Arc<Mutex<Duration>>,
@@ -67,20 +68,26 @@ enum JobError {
 }
 
 impl Workshop {
-    /// Loads the model and sets up the clients.
+    /// Begins to load the model and sets up the clients.
     ///
     /// # Errors
-    /// A model folder that cannot be used, or no TLS.
-    pub async fn open(config: &ServiceConfig, aws: &SdkConfig) -> anyhow::Result<Self> {
-        let model = config.model.clone();
-        let studio = tokio::task::spawn_blocking(move || Studio::open(&model, crate::task::size(None))).await??;
+    /// No TLS.
+    pub fn open(config: &ServiceConfig, aws: &SdkConfig) -> anyhow::Result<Self> {
         Ok(Self {
-            studio: Arc::new(Mutex::new(studio)),
+            opening: Opening::begin(&config.model),
             store: Arc::new(Store::new(&config.store, aws)),
             backend: Backend::new(config.internal_api_token.clone())?,
             step_time: Arc::new(Mutex::new(ASSUMED_STEP)),
             max_receive_count: config.max_receive_count,
         })
+    }
+
+    /// Waits until the model is loaded.
+    ///
+    /// # Errors
+    /// A model folder that cannot be used.
+    pub async fn ready(&self) -> Result<(), LoadError> {
+        self.opening.studio().await.map(|_| ())
     }
 
     /// Handles one message to its end. Never fails and never panics: every fault becomes an outcome.
@@ -91,6 +98,7 @@ impl Workshop {
     }
 
     async fn handle_in_span(&self, message: &Message) -> Outcome {
+        self.opening.note_request();
         let span = info_span!("task", generation_id = field::Empty, receive_count = message.receive_count);
         async {
             let fetched = match Pointer::parse(&message.body) {
@@ -184,10 +192,11 @@ impl Workshop {
 
     /// Paints on a thread of its own, so that webhooks and heartbeats go on, and tells the milestones.
     async fn paint(&self, task: &Task, loras: Vec<AppliedLora>) -> Result<Delivery, JobError> {
+        let studio = self.opening.studio().await.map_err(|error| JobError::Transient(error.to_string()))?;
         let commission = commission(task, loras);
         let line = self.backend.progress(&task.webhook_url, task.generation_id);
         let (tell, is_unwanted) = (line.teller(), line.is_unwanted());
-        let (studio, step_time, steps) = (self.studio.clone(), self.step_time.clone(), task.steps);
+        let (step_time, steps) = (self.step_time.clone(), task.steps);
         let span = tracing::Span::current();
         let painted = tokio::task::spawn_blocking(move || {
             let _entered = span.enter();

@@ -3,10 +3,11 @@
 //!
 //! The modules follow the life of a task: [`task`] (the contract) -> [`job`] (one task from start to end) -> [`lora`] ->
 //! [`pipeline`] -> [`signature`] -> [`store`] -> [`webhook`]. Around them: [`runtime`] (Lambda), [`worker`] (polls SQS) and
-//! [`generate`] (the shell) bring tasks in; [`payload`] finds those that
+//! [`generate`] (the shell) bring tasks in; [`cache`] keeps LoRAs on the volume; [`weights`] fills it with a model; [`startup`] loads that; [`payload`] finds those that
 //! were too large for the queue; [`bench`] measures; [`studio`] owns the model; [`gpu`] is CUDA without Stable Diffusion; [`config`] is the only reader of the environment.
 
 pub mod bench;
+pub mod cache;
 pub mod config;
 pub mod generate;
 pub mod gpu;
@@ -17,8 +18,10 @@ pub mod pipeline;
 pub mod progress;
 pub mod runtime;
 pub mod signature;
+pub mod startup;
 pub mod store;
 pub mod studio;
 pub mod task;
 pub mod webhook;
+pub mod weights;
 pub mod worker;

@@ -18,7 +18,7 @@ use tokio::{
 /// The model cannot be loaded, or the Runtime API is out of reach.
 pub async fn serve(config: &ServiceConfig) -> anyhow::Result<()> {
     let aws = aws_config::load_from_env().await;
-    let workshop = Workshop::open(config, &aws).await?;
+    let workshop = Workshop::open(config, &aws)?;
     let busy = RwLock::new(());
     let service = service_fn(|event: LambdaEvent<SqsEvent>| {
         let (workshop, busy) = (&workshop, &busy);
@@ -30,7 +30,16 @@ pub async fn serve(config: &ServiceConfig) -> anyhow::Result<()> {
     let mut terminate = signal(SignalKind::terminate())?;
     let runtime = lambda_runtime::run(service);
     tokio::pin!(runtime);
+    // Registers at once: standard Lambda gives the start ten seconds and then begins it again. The first event's LoRA is fetched
+    // meanwhile, and only the painting waits for the model.
+    let cannot_load = async {
+        match workshop.ready().await {
+            Ok(()) => std::future::pending().await,
+            Err(error) => error,
+        }
+    };
     tokio::select! {
+        error = cannot_load => return Err(error.into()),
         ended = &mut runtime => return ended.map_err(|error| anyhow::anyhow!("Lambda Runtime API: {error}")),
         _ = terminate.recv() => tracing::info!("terminating: the event in work is finished first"),
     }

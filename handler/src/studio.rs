@@ -8,6 +8,7 @@ use crate::{
     lora::{AppliedLora, LoraError},
     pipeline::{self, Compute, Pipeline, Request, error::PipelineError},
     signature::{Signature, SignatureError, sign},
+    startup::log_phase,
     task::Format,
 };
 use image::{ExtendedColorType, ImageEncoder, RgbImage, codecs::jpeg::JpegEncoder, codecs::png::PngEncoder};
@@ -84,7 +85,10 @@ impl Studio {
             pipeline::read_ahead(&config.dir);
         }
         let compute = compute(config.device, config.dtype)?;
+        log_phase("device", started);
+        let weights = Instant::now();
         let pipeline = Pipeline::load_with(&config.dir, &compute, config.offload, size)?.with_dora(config.dora);
+        log_phase("weights", weights);
         let studio = Self { pipeline, noise_threads: config.noise_threads, compute };
         let duration_ms = started.elapsed().as_millis() as u64;
         tracing::info!(device = studio.device_name(), duration_ms, "model loaded");

@@ -32,7 +32,7 @@ const GIVE_BACK_SECONDS: i32 = 5;
 /// The model cannot be loaded.
 pub async fn serve(config: &WorkerConfig) -> anyhow::Result<()> {
     let aws = aws_config::load_from_env().await;
-    let workshop = Workshop::open(&config.service, &aws).await?;
+    let workshop = Workshop::open(&config.service, &aws)?;
     let timeouts = TimeoutConfig::builder()
         .connect_timeout(Duration::from_secs(5))
         .operation_attempt_timeout(Duration::from_secs(POLL_SECONDS as u64 + 10))
@@ -40,6 +40,11 @@ pub async fn serve(config: &WorkerConfig) -> anyhow::Result<()> {
     let sqs = Client::from_conf(Builder::from(&aws).timeout_config(timeouts).build());
     let queue = Queue { sqs, url: config.sqs_queue_url.clone(), visibility: config.visibility_timeout };
     let stop = stop_signal()?;
+    // Messages that wait in the queue can go to another worker; ones that were taken cannot.
+    tokio::select! {
+        () = stop.cancelled() => return Ok(()),
+        loaded = workshop.ready() => loaded?,
+    }
     tracing::info!(queue = queue.url, "polling");
     poll(&queue, &workshop, &stop).await;
     tracing::info!("stopped");

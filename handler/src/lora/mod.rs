@@ -31,7 +31,12 @@ pub(crate) use file::Header;
 
 use arena::Arena;
 use layer::Layer;
-use std::{fs::File, io::Cursor, path::Path, sync::Arc};
+use std::{
+    fs::File,
+    io::{Cursor, Read, Seek},
+    path::Path,
+    sync::Arc,
+};
 
 /// One LoRA file in memory, in the dtypes it has on disk.
 #[derive(Debug)]
@@ -42,6 +47,7 @@ pub struct Lora {
     about: About,
     /// Whether anything but DoRA's lengths changes a weight.
     active: bool,
+    sha256: [u8; 32],
 }
 
 /// What is known of a file beside its layers.
@@ -92,6 +98,19 @@ impl Lora {
     /// See [`LoraError`]; every key is accounted for.
     pub fn from_bytes(bytes: &[u8]) -> Result<Self, LoraError> {
         Self::examine(&mut Cursor::new(bytes))?.sound()
+    }
+
+    /// Reads a safetensors file whose SHA-256 is known.
+    ///
+    /// # Errors
+    /// As [`Lora::from_bytes`].
+    pub(crate) fn read_hashed(source: &mut (impl Read + Seek), sha256: [u8; 32]) -> Result<Self, LoraError> {
+        Self::examine_hashed(source, sha256)?.sound()
+    }
+
+    /// SHA-256 of the whole file.
+    pub fn sha256(&self) -> &[u8; 32] {
+        &self.sha256
     }
 
     /// How many modules the file has matrices for.

@@ -10,6 +10,7 @@ use super::{
     layer::{Held, Layer, Parts},
     settings::Settings,
 };
+use crate::cache;
 use safetensors::{Dtype, tensor::TensorInfo};
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
@@ -22,6 +23,12 @@ impl Lora {
     /// # Errors
     /// It is no safetensors file, or cannot be read.
     pub(super) fn examine(source: &mut (impl Read + Seek)) -> Result<Self, LoraError> {
+        let sha256 = cache::hash(source)?;
+        Self::examine_hashed(source, sha256)
+    }
+
+    /// The same of a file whose SHA-256 is known.
+    pub(super) fn examine_hashed(source: &mut (impl Read + Seek), sha256: [u8; 32]) -> Result<Self, LoraError> {
         let header = Header::read(source)?;
         let mut misfits = Vec::new();
         let settings = Settings::read(&header.metadata).unwrap_or_else(|reason| {
@@ -64,7 +71,7 @@ impl Lora {
         let about = About { layouts, base, tensors: header.tensors.len() };
         let arena = arena.build()?;
         let active = is_active(&layers, &arena)?;
-        Ok(Self { arena, layers, misfits, about, active })
+        Ok(Self { arena, layers, misfits, about, active, sha256 })
     }
 }
 
