@@ -1,10 +1,14 @@
 //! The command line and the environment of the handler. Tests build these structs; nothing else reads the environment.
 
+mod cache;
 mod picture;
 mod signature;
+mod weights;
 
+pub use cache::CacheConfig;
 pub use picture::PictureConfig;
 pub use signature::SignatureConfig;
+pub use weights::{PullConfig, Variant, VerifyConfig, WeightsCommand};
 
 use crate::{
     lora::Dora,
@@ -41,6 +45,9 @@ pub enum Command {
     Worker(WorkerConfig),
     /// Paint one picture from the shell.
     Generate(GenerateConfig),
+    /// Fill a model folder from the hub, and check one.
+    #[command(subcommand)]
+    Weights(WeightsCommand),
     /// Look at LoRA files.
     #[command(subcommand)]
     Lora(LoraCommand),
@@ -148,6 +155,9 @@ pub struct StoreConfig {
     /// Largest LoRA file accepted, in bytes.
     #[arg(long, env = "EASEL_MAX_LORA_BYTES", default_value_t = 1 << 30, value_name = "BYTES")]
     pub max_lora_bytes: u64,
+    /// How they are fetched and kept.
+    #[command(flatten)]
+    pub cache: CacheConfig,
 }
 
 /// Settings of `handler worker`.

@@ -8,14 +8,15 @@ use crate::{
     lora::AppliedLora,
     metrics::Metrics,
     pace::{Pace, Times},
-    painter::{Painter, PainterError},
+    painter::PainterError,
     payload::Pointer,
     picture::Origin,
     pipeline::{Request, error::PipelineError},
     report::{Ending, Order, Report},
     secrets::Secrets,
+    startup::{LoadError, Opening},
     store::{Store, StoreError},
-    studio::{Commission, Delivery, Studio, StudioError},
+    studio::{Commission, Delivery, StudioError},
     task::{BadTask, Task},
     webhook::{Backend, Subject, WebhookError},
 };
@@ -58,7 +59,7 @@ pub enum Outcome {
 /// Everything a task needs. Shared by all tasks of a process.
 #[derive(Clone)]
 pub struct Workshop {
-    painter: Painter,
+    opening: Opening,
     store: Arc<Store>,
     backend: Backend,
     gate: Gate,
@@ -70,19 +71,19 @@ pub struct Workshop {
 }
 
 impl Workshop {
-    /// Loads the model and sets up the clients.
+    /// Begins to load the model and sets up the clients.
     ///
     /// # Errors
-    /// A model folder that cannot be used, a secret that cannot be read, or no TLS.
+    /// A secret that cannot be read, or no TLS.
     pub async fn open(config: &ServiceConfig, aws: &SdkConfig) -> anyhow::Result<Self> {
+        // Reading secrets takes time that the model needs anyway.
+        let opening = Opening::begin(&config.model, (config.work.batch > 0).then_some(config.work.batch.into()));
         let secrets = Secrets::obtain(&config.secrets, aws).await?;
-        let model = config.model.clone();
-        let studio = tokio::task::spawn_blocking(move || Studio::open(&model, crate::task::size(None))).await??;
         let store = Store::new(&config.store, aws);
         let gate = Gate::new(&config.safety);
         let lease = Duration::from_secs(config.work.claim_lease.into());
         Ok(Self {
-            painter: Painter::start(studio, (config.work.batch > 0).then_some(config.work.batch.into()))?,
+            opening,
             claims: (!lease.is_zero()).then(|| store.claims(lease)),
             store: Arc::new(store),
             backend: Backend::new(secrets, gate.guard().clone())?,
@@ -92,6 +93,14 @@ impl Workshop {
             work: config.work.clone(),
             file: config.picture,
         })
+    }
+
+    /// Waits until the model is loaded.
+    ///
+    /// # Errors
+    /// A model folder that cannot be used.
+    pub async fn ready(&self) -> Result<(), LoadError> {
+        self.opening.painter().await.map(|_| ())
     }
 
     /// Handles one message to its end. Never fails and never panics: every fault becomes an outcome.
@@ -107,6 +116,7 @@ impl Workshop {
     }
 
     async fn handle_in_span(&self, message: &Message) -> Outcome {
+        self.opening.note_request();
         let span = info_span!("task", generation_id = field::Empty, receive_count = message.receive_count);
         async {
             let (started, _in_work) = (Instant::now(), self.metrics.begin());
@@ -275,6 +285,8 @@ impl Workshop {
     ) -> Result<Delivery, Failure> {
         let commission = Arc::new(commission(task, loras, self.file));
         commission.check().map_err(StudioError::from)?;
+        let loading = |error: LoadError| Failure::Transient(Fault::Painting, error.to_string());
+        let painter = self.opening.painter().await.map_err(loading)?;
         let line = self.backend.progress(task);
         let out_of_time = Arc::new(OnceLock::new());
         let pace = Pace {
@@ -286,7 +298,7 @@ impl Workshop {
             is_unwanted: line.is_unwanted(),
             out_of_time: out_of_time.clone(),
         };
-        let painting = self.painter.paint(commission.clone(), Box::new(pace.into_callback()));
+        let painting = painter.paint(commission.clone(), Box::new(pace.into_callback()));
         let painted = match deadline.and_then(|deadline| deadline.checked_sub(MARGIN)) {
             None => Some(painting.await),
             // The turn may come too late.

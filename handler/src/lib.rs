@@ -3,11 +3,13 @@
 //!
 //! The modules follow the life of a task: [`task`] (the contract) -> [`job`] (one task from start to end) -> [`lora`] ->
 //! [`pipeline`] -> [`signature`] -> [`picture`] (the file) -> [`store`] -> [`webhook`]. Around them: [`runtime`] (Lambda), [`worker`] (polls SQS) and
-//! [`generate`] (the shell) bring tasks in; [`payload`] finds those that
-//! were too large for the queue; [`bench`] measures; [`studio`] owns the model; [`gpu`] is CUDA without Stable Diffusion; [`config`] is the only reader of the environment.
+//! [`generate`] (the shell) bring tasks in; [`cache`] keeps LoRAs on the volume; [`weights`] fills it with a model; [`startup`] loads that; [`painter`]
+//! paints one batch after the other; [`payload`] finds those that were too large for the queue; [`bench`] measures; [`studio`] owns the model;
+//! [`gpu`] is CUDA without Stable Diffusion; [`config`] is the only reader of the environment.
 
 pub mod bench;
 pub mod buckets;
+pub mod cache;
 pub mod claim;
 pub mod config;
 pub mod failure;
@@ -30,8 +32,10 @@ pub mod report;
 pub mod runtime;
 pub mod secrets;
 pub mod signature;
+pub mod startup;
 pub mod store;
 pub mod studio;
 pub mod task;
 pub mod webhook;
+pub mod weights;
 pub mod worker;

@@ -3,8 +3,8 @@
 use clap::Parser;
 use handler::{
     bench,
-    config::{BenchCommand, Cli, Command, LogFormat, LoraCommand},
-    generate, lora, runtime, worker,
+    config::{BenchCommand, Cli, Command, LogFormat, LoraCommand, WeightsCommand},
+    generate, lora, runtime, weights, worker,
 };
 use std::{
     ffi::OsString,
@@ -50,7 +50,7 @@ fn log(command: &Command) {
     let format = match command {
         Command::Function(config) => config.log_format,
         Command::Worker(config) => config.service.log_format,
-        Command::Generate(_) | Command::Lora(_) | Command::Bench(_) => LogFormat::Text,
+        Command::Generate(_) | Command::Lora(_) | Command::Weights(_) | Command::Bench(_) => LogFormat::Text,
     };
     let serves = matches!(command, Command::Function(_) | Command::Worker(_));
     let default = if serves { "warn,handler=info" } else { "warn" };
@@ -75,6 +75,8 @@ fn run(command: &Command) -> anyhow::Result<bool> {
         Command::Function(config) => serve(runtime::serve(config))?,
         Command::Worker(config) => serve(worker::serve(config))?,
         Command::Generate(config) => generate::run(config)?,
+        Command::Weights(WeightsCommand::Pull(config)) => weights::pull(config)?,
+        Command::Weights(WeightsCommand::Verify(config)) => return weights::verify(config),
         Command::Lora(LoraCommand::Inspect(config)) => return lora::inspect(config),
         Command::Bench(BenchCommand::Lora(config)) => bench::lora(config)?,
         Command::Bench(BenchCommand::Picture(config)) => bench::picture(config)?,

@@ -44,7 +44,16 @@ pub async fn serve(config: &ServiceConfig) -> anyhow::Result<()> {
     // As many at a time as AWS_LAMBDA_MAX_CONCURRENCY says, which Managed Instances set; else one.
     let runtime = lambda_runtime::run_concurrent(service);
     tokio::pin!(runtime);
+    // Registers at once: standard Lambda gives the start ten seconds and then begins it again. The first event's LoRA is fetched
+    // meanwhile, and only the painting waits for the model.
+    let cannot_load = async {
+        match workshop.ready().await {
+            Ok(()) => std::future::pending().await,
+            Err(error) => error,
+        }
+    };
     tokio::select! {
+        error = cannot_load => return Err(error.into()),
         ended = &mut runtime => return ended.map_err(|error| anyhow::anyhow!("Lambda Runtime API: {error}")),
         _ = terminate.recv() => tracing::info!("terminating: the events in work are finished first"),
     }

@@ -10,6 +10,7 @@ use crate::{
     picture::{self, EmbedError, EncodeError, ModelName, Origin, Provenance},
     pipeline::{self, Compute, Pipeline, Request, error::PipelineError},
     signature::{self, Signature, SignatureError, sign},
+    startup::log_phase,
     task::Format,
 };
 use candle_core::Tensor;
@@ -109,7 +110,10 @@ impl Studio {
             pipeline::read_ahead(&config.dir);
         }
         let compute = compute(config.device, config.dtype)?;
+        log_phase("device", started);
+        let weights = Instant::now();
         let pipeline = Pipeline::load_with(&config.dir, &compute, config.offload, size)?.with_dora(config.dora);
+        log_phase("weights", weights);
         let model = ModelName::of(&config.dir);
         let studio = Self { pipeline, model, noise_threads: config.noise_threads, compute };
         let duration_ms = started.elapsed().as_millis() as u64;

@@ -31,6 +31,11 @@ pub async fn serve(config: &WorkerConfig) -> anyhow::Result<()> {
     let set_ready = |ready| health.iter().for_each(|health| health.set_ready(ready));
     let queue = Queue::new(&aws, &config.sqs_queue_url);
     let stop = stop_signal()?;
+    // Messages that wait in the queue can go to another worker; ones that were taken cannot.
+    tokio::select! {
+        () = stop.cancelled() => return Ok(()),
+        loaded = workshop.ready() => loaded?,
+    }
     tracing::info!(queue = queue.url, "polling");
     set_ready(true);
     poll(&queue, config, &workshop, &stop).await;

@@ -32,7 +32,12 @@ pub(crate) use file::Header;
 
 use arena::Arena;
 use layer::Layer;
-use std::{fs::File, io::Cursor, path::Path, sync::Arc};
+use std::{
+    fs::File,
+    io::{Cursor, Read, Seek},
+    path::Path,
+    sync::Arc,
+};
 
 /// One LoRA file in memory, in the dtypes it has on disk.
 #[derive(Debug)]
@@ -99,6 +104,14 @@ impl Lora {
     pub fn from_bytes(bytes: &[u8]) -> Result<Self, LoraError> {
         let lora = Self::examine(&mut Cursor::new(bytes))?.sound()?;
         Ok(Self { sha256: digest::of_bytes(bytes), ..lora })
+    }
+
+    /// Reads a safetensors file whose SHA-256 is known.
+    ///
+    /// # Errors
+    /// As [`Lora::from_bytes`].
+    pub(crate) fn read_hashed(source: &mut (impl Read + Seek), sha256: [u8; 32]) -> Result<Self, LoraError> {
+        Ok(Self { sha256: digest::hex(&sha256), ..Self::examine(source)?.sound()? })
     }
 
     /// How many modules the file has matrices for.

@@ -1,0 +1,79 @@
+//! The start: the model loads on a thread of its own while the process registers with its queue, and says how long each phase took.
+//!
+//! Whoever needs the model waits for it. A model that cannot be loaded ends the process; no task is failed for it.
+
+use crate::{config::ModelConfig, painter::Painter, pipeline::error::PipelineError, studio::Studio};
+use futures_util::{
+    FutureExt,
+    future::{BoxFuture, Shared},
+};
+use std::{
+    sync::{Arc, Once},
+    thread,
+    time::Instant,
+};
+use tokio::sync::oneshot;
+
+/// A model that cannot be loaded, for each who waits for it.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum LoadError {
+    /// The model or the device is at fault.
+    #[error(transparent)]
+    Model(Arc<PipelineError>),
+    /// The loading thread ended without an answer.
+    #[error("loading the model broke off")]
+    BrokeOff,
+}
+
+/// A studio that is being opened, and its painter.
+#[derive(Clone)]
+pub struct Opening {
+    painter: Shared<BoxFuture<'static, Result<Painter, LoadError>>>,
+    started: Instant,
+    first: Arc<Once>,
+}
+
+impl Opening {
+    /// Begins to load, on a thread that holds up nobody who wants to end. `most` pictures are painted at once at most; `None` for as
+    /// many as memory allows.
+    pub fn begin(config: &ModelConfig, most: Option<usize>) -> Self {
+        let config = config.clone();
+        let (sender, receiver) = oneshot::channel();
+        let load = move || {
+            // Nobody waits for it when the process is about to end.
+            let _ = sender.send(Studio::open(&config, crate::task::size(None)));
+        };
+        // A thread that panics or cannot be had drops the sender.
+        drop(thread::Builder::new().name("load".into()).spawn(load));
+        let painter = receiver.map(move |opened| match opened {
+            Ok(Ok(studio)) => Painter::start(studio, most).map_err(|_| LoadError::BrokeOff),
+            Ok(Err(error)) => Err(LoadError::Model(Arc::new(error))),
+            Err(_) => Err(LoadError::BrokeOff),
+        });
+        Self { painter: painter.boxed().shared(), started: Instant::now(), first: Arc::new(Once::new()) }
+    }
+
+    /// The studio's painter, as soon as it is open.
+    ///
+    /// # Errors
+    /// It will never be.
+    pub async fn painter(&self) -> Result<Painter, LoadError> {
+        self.painter.clone().await
+    }
+
+    /// To be called when work arrives: the first time it says how long after the start that was.
+    pub fn note_request(&self) {
+        self.first.call_once(|| {
+            let is_open = self.painter.peek().is_some();
+            log_phase("first_request", self.started);
+            if !is_open {
+                tracing::info!("the first request waits for the model");
+            }
+        });
+    }
+}
+
+/// A line of the log for a phase that began at `started` and is over now.
+pub(crate) fn log_phase(phase: &'static str, started: Instant) {
+    tracing::info!(phase, duration_ms = started.elapsed().as_millis() as u64, "startup");
+}

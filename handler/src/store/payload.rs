@@ -1,0 +1,35 @@
+//! Bodies of messages that were too large for the queue. Refuses every bucket but the configured one.
+
+use super::{Store, StoreError};
+use crate::payload::{self, Pointer};
+use aws_sdk_s3::error::DisplayErrorContext;
+
+impl Store {
+    /// A message's body that was too large for the queue.
+    ///
+    /// # Errors
+    /// Permanent if the bucket is another than the configured one, or what lies there is too large or no text; else
+    /// transient, also if nothing lies there: it may be the bucket's or the permissions' fault.
+    pub async fn payload(&self, pointer: &Pointer) -> Result<String, StoreError> {
+        let Pointer { bucket, key } = pointer;
+        if self.payload_bucket.as_ref() != Some(bucket) {
+            let allowed =
+                self.payload_bucket.as_ref().map_or("none is allowed".into(), |name| format!("only {name} is allowed"));
+            return Err(StoreError::Permanent(format!(
+                "the message points to bucket {bucket}, {allowed} (--payload-bucket)"
+            )));
+        }
+        let lost = |error: String| StoreError::Transient(format!("the message's body, s3://{bucket}/{key}: {error}"));
+        let object = self.s3.get_object().bucket(bucket).key(key).send().await;
+        let object = object.map_err(|error| lost(DisplayErrorContext(&error).to_string()))?;
+        let (mut body, mut bytes) = (object.body, Vec::new());
+        while let Some(chunk) = body.next().await {
+            bytes.extend_from_slice(&chunk.map_err(|error| lost(error.to_string()))?);
+            if bytes.len() > payload::MAX_BYTES {
+                let limit = payload::MAX_BYTES;
+                return Err(StoreError::Permanent(format!("the message's body in S3 has more than {limit} bytes")));
+            }
+        }
+        String::from_utf8(bytes).map_err(|_| StoreError::Permanent("the message's body in S3 is not UTF-8".into()))
+    }
+}

@@ -1,0 +1,91 @@
+//! `handler weights`: fills a model folder from the hub, and checks one.
+//!
+//! Takes the files that the pipeline reads and no others. Refuses to fetch anything pickled, whatever the hub offers, and to keep a file
+//! whose checksum is not the hub's.
+
+mod files;
+mod hub;
+mod layout;
+mod manifest;
+
+use crate::config::{PullConfig, VerifyConfig};
+use anyhow::{Context, ensure};
+use files::Progress;
+use hub::Hub;
+use manifest::{Entry, Manifest};
+use std::{
+    fs::{self, File, TryLockError},
+    time::Instant,
+};
+
+/// Held while a folder is filled.
+const LOCK: &str = ".easel-pull.lock";
+
+/// Downloads a model; says on stdout what it does.
+///
+/// # Errors
+/// The hub refuses or does not have the model, a checksum does not match, or the disk.
+pub fn pull(config: &PullConfig) -> anyhow::Result<()> {
+    tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(pull_all(config))
+}
+
+async fn pull_all(config: &PullConfig) -> anyhow::Result<()> {
+    let folder = &config.folder;
+    fs::create_dir_all(folder).with_context(|| folder.display().to_string())?;
+    let lock = File::create(folder.join(LOCK))?;
+    match lock.try_lock() {
+        Ok(()) => {}
+        Err(TryLockError::WouldBlock) => anyhow::bail!("{} is being filled by another process", folder.display()),
+        Err(TryLockError::Error(error)) => return Err(error).with_context(|| folder.display().to_string()),
+    }
+    let hub = Hub::new(config)?;
+    let commit = hub.commit().await?;
+    let wanted = layout::wanted(hub.files(&commit).await?, config.variant)?;
+    let shadow = layout::shadows(config.variant).map(|name| folder.join(name)).find(|path| path.exists());
+    ensure!(
+        shadow.is_none(),
+        "{} would be loaded instead: remove it, or pull that variant",
+        shadow.unwrap_or_default().display()
+    );
+    println!(
+        "{} at {commit}: {} files, {} bytes",
+        config.repo,
+        wanted.len(),
+        wanted.iter().map(|file| file.bytes).sum::<u64>()
+    );
+    let mut entries = Vec::with_capacity(wanted.len());
+    for file in wanted {
+        let clock = Instant::now();
+        let (sha256, progress) = files::bring(&hub, &commit, &file, folder).await?;
+        let (path, bytes, seconds) = (file.path, file.bytes, clock.elapsed().as_secs_f32());
+        match progress {
+            Progress::There => println!("{path}: there already, {bytes} bytes"),
+            Progress::Downloaded { resumed_at: 0 } => println!("{path}: {bytes} bytes in {seconds:.1} s"),
+            Progress::Downloaded { resumed_at } => {
+                println!("{path}: {bytes} bytes in {seconds:.1} s, resumed at {resumed_at}");
+            }
+        }
+        entries.push(Entry { path, bytes, sha256 });
+    }
+    let PullConfig { repo, revision, variant, .. } = config.clone();
+    Manifest { repo, revision, commit, variant, files: entries }.write(folder)
+}
+
+/// Whether every file of a pulled folder is as its manifest says; names on stdout each that is not.
+///
+/// # Errors
+/// There is no manifest, or it cannot be read.
+pub fn verify(config: &VerifyConfig) -> anyhow::Result<bool> {
+    let manifest = Manifest::read(&config.folder)?;
+    let mut sound = true;
+    for entry in &manifest.files {
+        if let Some(difference) = entry.difference(&config.folder) {
+            println!("{}: {difference}", entry.path);
+            sound = false;
+        }
+    }
+    let Manifest { repo, commit, files, .. } = &manifest;
+    let verdict = if sound { "every file is as it was pulled" } else { "not as it was pulled" };
+    println!("{repo} at {commit}, {} files: {verdict}", files.len());
+    Ok(sound)
+}

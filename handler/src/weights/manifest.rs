@@ -1,0 +1,73 @@
+//! What a pulled folder holds: repository, commit, and each file with its size and SHA-256. Written last, so that a folder with a manifest is
+//! complete.
+
+use super::layout::is_inside;
+use crate::{cache::hash, config::Variant};
+use anyhow::{Context, ensure};
+use serde::{Deserialize, Serialize};
+use std::{
+    fs::{self, File},
+    io::ErrorKind,
+    path::Path,
+};
+
+/// Its name in the folder.
+const NAME: &str = "easel-weights.json";
+
+/// The manifest.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) struct Manifest {
+    pub(super) repo: String,
+    /// As it was asked for.
+    pub(super) revision: String,
+    /// What that meant.
+    pub(super) commit: String,
+    pub(super) variant: Variant,
+    pub(super) files: Vec<Entry>,
+}
+
+/// One file of it.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) struct Entry {
+    pub(super) path: String,
+    pub(super) bytes: u64,
+    pub(super) sha256: String,
+}
+
+impl Manifest {
+    pub(super) fn write(&self, folder: &Path) -> anyhow::Result<()> {
+        let partial = folder.join(format!(".{NAME}.partial"));
+        fs::write(&partial, serde_json::to_string_pretty(self)? + "\n")?;
+        File::open(&partial)?.sync_all()?;
+        fs::rename(&partial, folder.join(NAME))?;
+        Ok(File::open(folder)?.sync_all()?)
+    }
+
+    pub(super) fn read(folder: &Path) -> anyhow::Result<Self> {
+        let path = folder.join(NAME);
+        let text = fs::read(&path).with_context(|| format!("{}: was the folder pulled to its end?", path.display()))?;
+        let manifest: Self = serde_json::from_slice(&text).with_context(|| path.display().to_string())?;
+        let outside = manifest.files.iter().find(|entry| !is_inside(&entry.path));
+        ensure!(outside.is_none(), "{}: it names a file outside the folder", path.display());
+        Ok(manifest)
+    }
+}
+
+impl Entry {
+    /// What is wrong with the file, if anything is.
+    pub(super) fn difference(&self, folder: &Path) -> Option<String> {
+        let hashed = File::open(folder.join(&self.path)).and_then(|mut file| {
+            let bytes = file.metadata()?.len();
+            Ok((bytes, if bytes == self.bytes { Some(hash(&mut file)?) } else { None }))
+        });
+        match hashed {
+            Err(error) if error.kind() == ErrorKind::NotFound => Some("missing".into()),
+            Err(error) => Some(format!("cannot be read: {error}")),
+            Ok((bytes, None)) => Some(format!("has {bytes} bytes, not {}", self.bytes)),
+            Ok((_, Some(found))) => {
+                let found: String = found.iter().map(|byte| format!("{byte:02x}")).collect();
+                (found != self.sha256).then(|| format!("has SHA-256 {found}, not {}", self.sha256))
+            }
+        }
+    }
+}

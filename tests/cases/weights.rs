@@ -1,0 +1,182 @@
+//! `handler weights pull` and `verify` against a hub on loopback.
+
+use crate::scene::{PATIENCE, case, model};
+use anyhow::Result;
+use e2e::{
+    hub::{COMMIT, Conduct, Hub, REPO},
+    paths::{RunDir, binary},
+    process::{Spec, output},
+};
+use std::{
+    collections::BTreeMap,
+    fs,
+    path::{Path, PathBuf},
+};
+
+const UNET: &str = "unet/diffusion_pytorch_model.safetensors";
+const VAE: &str = "vae/diffusion_pytorch_model.safetensors";
+const TOKEN: &str = "hub-token-of-this-run-only";
+
+/// The toy model, and what a real repository has beside it.
+fn files() -> Result<BTreeMap<String, Vec<u8>>> {
+    let mut files = BTreeMap::new();
+    let mut folders = vec![PathBuf::new()];
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(model().join(&folder))? {
+            let entry = entry?;
+            let path = folder.join(entry.file_name());
+            if entry.file_type()?.is_dir() {
+                folders.push(path);
+            } else {
+                files.insert(path.display().to_string(), fs::read(entry.path())?);
+            }
+        }
+    }
+    for name in ["README.md", "v1-5-pruned.ckpt", "unet/diffusion_pytorch_model.bin", "vae/model.pt"] {
+        files.insert(name.to_string(), b"not to be fetched".to_vec());
+    }
+    Ok(files)
+}
+
+async fn weights(run: &RunDir, name: &str, args: &[&str], token: bool) -> Result<(bool, String)> {
+    let mut spec = Spec::new(name, binary("handler")?).args(["weights"]).args(args);
+    if token {
+        spec = spec.env("HF_TOKEN", TOKEN);
+    }
+    let (status, text) = output(run, spec, PATIENCE).await?;
+    assert!(!text.contains("panicked") && !text.contains(TOKEN), "{text}");
+    Ok((status.success(), text))
+}
+
+async fn pull(run: &RunDir, name: &str, hub: &Hub, to: &Path, token: bool) -> Result<(bool, String)> {
+    let (endpoint, to) = (hub.url(), to.display().to_string());
+    weights(run, name, &["pull", "--repo", REPO, "--to", &to, "--endpoint", &endpoint], token).await
+}
+
+async fn verify(run: &RunDir, name: &str, folder: &Path) -> Result<(bool, String)> {
+    weights(run, name, &["verify", &folder.display().to_string()], false).await
+}
+
+#[test]
+fn a_model_is_pulled_whole_without_pickles_and_verified() {
+    case(|scene| async move {
+        let run = &scene.stack.run;
+        let (hub, folder) = (Hub::start(files()?).await?, run.folder("pulled")?);
+        hub.behave(Conduct { token: Some(TOKEN.into()), ..Conduct::default() });
+        let (fine, text) = pull(run, "pull", &hub, &folder, true).await?;
+        assert!(fine && text.contains(COMMIT), "{text}");
+        let fetches = hub.fetches();
+        for fetch in &fetches {
+            assert!(
+                fetch.path.ends_with(".safetensors")
+                    || fetch.path.ends_with(".json")
+                    || fetch.path.ends_with("merges.txt")
+            );
+            assert_eq!(fs::read(folder.join(&fetch.path))?, fs::read(model().join(&fetch.path))?, "{}", fetch.path);
+            assert!(fetch.is_cdn != fetch.has_token, "the token goes to the hub and nowhere else: {fetch:?}");
+        }
+        assert!(fetches.iter().any(|fetch| fetch.is_cdn) && fetches.len() >= 11);
+        let (fine, text) = verify(run, "verify", &folder).await?;
+        assert!(fine, "{text}");
+        // A second pull finds everything there.
+        assert!(pull(run, "pull-again", &hub, &folder, true).await?.0);
+        assert_eq!(hub.fetches(), []);
+        let out = run.folder("generate")?.join("pulled.png").display().to_string();
+        let args = [
+            "generate",
+            "--model",
+            &folder.display().to_string(),
+            "--prompt",
+            "red circle",
+            "--steps",
+            "1",
+            "--out",
+            &out,
+        ];
+        let (status, text) = output(run, Spec::new("pulled-generate", binary("handler")?).args(args), PATIENCE).await?;
+        assert!(status.success(), "{text}");
+        Ok(())
+    });
+}
+
+#[test]
+fn verify_names_what_differs_or_is_missing() {
+    case(|scene| async move {
+        let run = &scene.stack.run;
+        let (hub, folder) = (Hub::start(files()?).await?, run.folder("pulled-spoilt")?);
+        assert!(pull(run, "pull-spoilt", &hub, &folder, false).await?.0);
+        let mut spoilt = fs::read(folder.join(UNET))?;
+        spoilt[1000] ^= 1;
+        fs::write(folder.join(UNET), spoilt)?;
+        fs::remove_file(folder.join("tokenizer/merges.txt"))?;
+        let (fine, text) = verify(run, "verify-spoilt", &folder).await?;
+        assert!(!fine && text.contains(&format!("{UNET}: has SHA-256")), "{text}");
+        assert!(text.contains("tokenizer/merges.txt: missing") && !text.contains(VAE), "{text}");
+        // Only what differs is fetched again.
+        assert!(pull(run, "pull-mended", &hub, &folder, false).await?.0);
+        assert_eq!(
+            hub.fetches()
+                .iter()
+                .rev()
+                .take(2)
+                .filter(|fetch| fetch.path == UNET || fetch.path.ends_with(".txt"))
+                .count(),
+            2
+        );
+        assert!(verify(run, "verify-mended", &folder).await?.0);
+        let (fine, text) = verify(run, "verify-nothing", &run.folder("not-pulled")?).await?;
+        assert!(!fine && text.contains("easel-weights.json"), "{text}");
+        Ok(())
+    });
+}
+
+#[test]
+fn a_download_that_is_cut_goes_on_where_it_was() {
+    case(|scene| async move {
+        let run = &scene.stack.run;
+        let (hub, folder) = (Hub::start(files()?).await?, run.folder("pulled-cut")?);
+        hub.behave(Conduct { cuts: [(UNET.to_string(), 5000)].into(), ..Conduct::default() });
+        let (fine, text) = pull(run, "pull-cut", &hub, &folder, false).await?;
+        assert!(fine, "{text}");
+        let ranges: Vec<_> =
+            hub.fetches().into_iter().filter(|fetch| fetch.path == UNET).map(|fetch| fetch.range).collect();
+        assert_eq!(ranges.len(), 2);
+        assert_eq!(ranges[1].as_deref(), Some("bytes=5000-"));
+        assert!(verify(run, "verify-cut", &folder).await?.0);
+        Ok(())
+    });
+}
+
+#[test]
+fn a_content_without_the_listed_hash_is_refused_and_not_kept() {
+    case(|scene| async move {
+        let run = &scene.stack.run;
+        let hub = Hub::start(files()?).await?;
+        for (name, spoilt) in [("large", VAE), ("small", "tokenizer/vocab.json")] {
+            let folder = run.folder(&format!("pulled-wrong-{name}"))?;
+            hub.behave(Conduct { spoilt: vec![spoilt.into()], ..Conduct::default() });
+            let (fine, text) = pull(run, &format!("pull-wrong-{name}"), &hub, &folder, false).await?;
+            assert!(!fine && text.contains(spoilt) && text.contains("checksum"), "{text}");
+            assert!(!folder.join(spoilt).exists() && !folder.join("easel-weights.json").exists());
+        }
+        Ok(())
+    });
+}
+
+#[test]
+fn names_outside_the_folder_and_closed_repositories_are_refused() {
+    case(|scene| async move {
+        let run = &scene.stack.run;
+        let (hub, folder) = (Hub::start(files()?).await?, run.folder("pulled-refused")?);
+        hub.behave(Conduct { listed: vec!["../../outside.safetensors".into()], ..Conduct::default() });
+        let (fine, text) = pull(run, "pull-outside", &hub, &folder, false).await?;
+        assert!(!fine && text.contains("outside the repository"), "{text}");
+        assert_eq!(hub.fetches(), []);
+        hub.behave(Conduct { token: Some("another".into()), ..Conduct::default() });
+        for (name, token, said) in [("no-token", false, "set a token"), ("wrong-token", true, "does not open it")] {
+            let (fine, text) = pull(run, &format!("pull-{name}"), &hub, &folder, token).await?;
+            assert!(!fine && text.contains("is gated, private or not there") && text.contains(said), "{text}");
+        }
+        Ok(())
+    });
+}
