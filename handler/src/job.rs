@@ -1,38 +1,34 @@
 //! One task from start to end: parse, fetch the LoRAs, paint, store, tell. Function and worker both run it.
 
+mod commission;
+mod faults;
+mod painting;
+
 use crate::{
     claim::Claims,
     config::{ErrorCodes, PictureConfig, ServiceConfig, WorkConfig},
     failure::{Failure, Fault, GENERATION_FAILED},
     gate::Gate,
-    lora::AppliedLora,
     metrics::Metrics,
-    pace::{Pace, Times},
-    painter::PainterError,
+    pace::Times,
     payload::Pointer,
-    picture::Origin,
-    pipeline::{Request, error::PipelineError},
     report::{Ending, Order, Report},
     secrets::Secrets,
     startup::{LoadError, Opening},
-    store::{Store, StoreError},
-    studio::{Commission, Delivery, StudioError},
+    store::Store,
     task::{BadTask, Task},
-    webhook::{Backend, Subject, WebhookError},
+    webhook::{Backend, Subject},
 };
 use aws_config::SdkConfig;
 use futures_util::{FutureExt, future::BoxFuture};
 use std::{
-    sync::{Arc, OnceLock},
+    sync::Arc,
     time::{Duration, Instant, SystemTime},
 };
-use tokio::time::timeout_at;
 use tracing::{Instrument, field, info, info_span, warn};
 
 /// How long a message rests after a fault, for each time it was received: a fault gets time to pass.
 const REST: Duration = Duration::from_secs(5);
-/// Kept back of an invocation, to give a task back in.
-const MARGIN: Duration = Duration::from_secs(1);
 
 /// A message as it came from the queue.
 #[derive(Debug, Clone)]
@@ -217,103 +213,6 @@ impl Workshop {
         Outcome::GivenBack(wait)
     }
 
-    /// Paints while no other process does so.
-    async fn claim_and_paint(
-        &self,
-        task: &Task,
-        deadline: Option<Instant>,
-        report: &mut Report,
-    ) -> Result<Ending, Failure> {
-        let Some(claims) = &self.claims else { return self.paint_and_tell(task, deadline, report).await };
-        let taking = claims.take(task.generation_id);
-        let claim = match deadline {
-            None => taking.await,
-            Some(deadline) => {
-                timeout_at(deadline.into(), taking).await.map_err(|_| Failure::OutOfTime(Duration::ZERO))?
-            }
-        };
-        let claim = claim.map_err(|error| Failure::Transient(Fault::Storage, format!("claim: {error}")))?;
-        let ended = self.paint_and_tell(task, deadline, report).await;
-        claim.release().await;
-        ended
-    }
-
-    async fn paint_and_tell(
-        &self,
-        task: &Task,
-        deadline: Option<Instant>,
-        report: &mut Report,
-    ) -> Result<Ending, Failure> {
-        let (keys, fingerprint) = (task.result_keys(), task.fingerprint());
-        let urls: Vec<String> = keys.iter().map(|key| self.store.picture_url(key)).collect();
-        if self.store.stands(&keys, &fingerprint).await.map_err(storage)? {
-            self.backend.complete(task, &urls).await?;
-            return Ok(Ending::AnnouncedAgain);
-        }
-        let stages = &mut report.stages;
-        let clock = Instant::now();
-        let mut loras = Vec::with_capacity(task.loras.len());
-        for wanted in &task.loras {
-            let lora = self.store.lora(wanted).await.map_err(lora_fault)?;
-            loras.push(AppliedLora { lora, scale: wanted.scale });
-        }
-        stages.push(("fetch", clock.elapsed()));
-        let delivery = self.paint(task, loras, deadline).await?;
-        stages.extend(delivery.stages);
-        let clock = Instant::now();
-        for (key, file) in keys.iter().zip(delivery.files) {
-            let bytes = file.len();
-            self.store.put_picture(key, file, task.format, &fingerprint).await.map_err(storage)?;
-            report.images_stored += 1;
-            report.bytes_stored += bytes;
-        }
-        stages.push(("upload", clock.elapsed()));
-        let clock = Instant::now();
-        self.backend.complete(task, &urls).await?;
-        stages.push(("complete", clock.elapsed()));
-        let after = stages.iter().skip_while(|(stage, _)| *stage != "denoise").skip(1);
-        self.times.note_rest(after.map(|(_, duration)| *duration).sum());
-        Ok(Ending::Painted)
-    }
-
-    /// Waits for the painter, and tells the milestones meanwhile; then signs and encodes while the painter goes on.
-    async fn paint(
-        &self,
-        task: &Task,
-        loras: Vec<AppliedLora>,
-        deadline: Option<Instant>,
-    ) -> Result<Delivery, Failure> {
-        let commission = Arc::new(commission(task, loras, self.file));
-        commission.check().map_err(StudioError::from)?;
-        let loading = |error: LoadError| Failure::Transient(Fault::Painting, error.to_string());
-        let painter = self.opening.painter().await.map_err(loading)?;
-        let line = self.backend.progress(task);
-        let out_of_time = Arc::new(OnceLock::new());
-        let pace = Pace {
-            steps: task.steps,
-            load: (task.width, task.height, task.num_images),
-            times: self.times.clone(),
-            deadline,
-            tell: line.teller(),
-            is_unwanted: line.is_unwanted(),
-            out_of_time: out_of_time.clone(),
-        };
-        let painting = painter.paint(commission.clone(), Box::new(pace.into_callback()));
-        let painted = match deadline.and_then(|deadline| deadline.checked_sub(MARGIN)) {
-            None => Some(painting.await),
-            // The turn may come too late.
-            Some(latest) => timeout_at(latest.into(), painting).await.ok(),
-        };
-        line.finish().await;
-        let (Some(painted), None) = (painted, out_of_time.get()) else {
-            return Err(Failure::OutOfTime(out_of_time.get().copied().unwrap_or(MARGIN)));
-        };
-        let (painted, span) = (painted?, tracing::Span::current());
-        let finished = tokio::task::spawn_blocking(move || span.in_scope(|| commission.finish(painted)));
-        let broke_off = |panic| Failure::Transient(Fault::Painting, format!("signing broke off: {panic}"));
-        finished.await.map_err(broke_off)?.map_err(Failure::from)
-    }
-
     /// Tells the backend that a task failed for good. If that cannot be told now, the queue brings the message back.
     async fn give_up(&self, subject: &Subject, reason: &str, message: &Message, report: &mut Report) -> Outcome {
         let fine = report.fault.map_or(GENERATION_FAILED, Fault::code);
@@ -344,77 +243,5 @@ impl Message {
 
     fn given_back(&self) -> Outcome {
         Outcome::GivenBack(self.rest())
-    }
-}
-
-fn commission(task: &Task, loras: Vec<AppliedLora>, file: PictureConfig) -> Commission {
-    Commission {
-        request: Request {
-            prompt: task.prompt.clone(),
-            negative_prompt: task.negative_prompt.clone(),
-            prompt_weighting: task.prompt_weighting,
-            width: task.width,
-            height: task.height,
-            seed: task.seed_bits(),
-            steps: task.steps,
-            guidance_scale: task.guidance_scale,
-            scheduler: task.scheduler,
-            karras_sigmas: task.karras_sigmas,
-            noise_source: task.noise_source,
-        },
-        images: task.num_images,
-        loras,
-        signature: Some((task.artist_name.clone(), task.signature.clone())),
-        format: task.format,
-        file,
-        origin: Origin { generation_id: Some(task.generation_id), created_at: task.created_at, seed: task.seed },
-    }
-}
-
-fn storage(error: StoreError) -> Failure {
-    by_class(Fault::Storage, Fault::Storage, error)
-}
-
-fn lora_fault(error: StoreError) -> Failure {
-    by_class(Fault::Lora, Fault::Storage, error)
-}
-
-fn by_class(permanent: Fault, transient: Fault, error: StoreError) -> Failure {
-    match error {
-        StoreError::Permanent(reason) => Failure::Permanent(permanent, reason),
-        StoreError::Transient(reason) => Failure::Transient(transient, reason),
-    }
-}
-
-impl From<StudioError> for Failure {
-    fn from(error: StudioError) -> Self {
-        let (fault, reason) = match &error {
-            StudioError::Pipeline(PipelineError::Stopped { step }) => return Self::Cancelled(*step),
-            StudioError::Lora(error) => (Fault::Lora, format!("`lora_model_url`: {error}")),
-            StudioError::Pipeline(error) if error.is_out_of_memory() => (Fault::Memory, format!("painting: {error}")),
-            StudioError::Pipeline(PipelineError::Request { .. }) | StudioError::Signature(_) => {
-                (Fault::Picture, error.to_string())
-            }
-            StudioError::Pipeline(PipelineError::Candle(error)) => (Fault::Painting, format!("painting: {error}")),
-            StudioError::Pipeline(_) | StudioError::Encode(_) | StudioError::Embed(_) => {
-                (Fault::Painting, error.to_string())
-            }
-        };
-        if error.is_permanent() { Self::Permanent(fault, reason) } else { Self::Transient(fault, reason) }
-    }
-}
-
-impl From<PainterError> for Failure {
-    fn from(error: PainterError) -> Self {
-        match error {
-            PainterError::Studio(error) => error.into(),
-            PainterError::Panic(_) | PainterError::Ended => Self::Transient(Fault::Painting, error.to_string()),
-        }
-    }
-}
-
-impl From<WebhookError> for Failure {
-    fn from(error: WebhookError) -> Self {
-        Self::Transient(Fault::Backend, error.to_string())
     }
 }

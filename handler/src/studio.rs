@@ -3,93 +3,30 @@
 //!
 //! Every entry point paints here. It blocks its thread while it paints and knows nothing of queues, S3 or webhooks.
 
+mod commission;
+mod device;
+
+pub use commission::{Commission, Delivery, Order, Painted, StudioError};
+
 use crate::{
-    config::{DeviceKind, ModelConfig, PictureConfig, Precision},
-    gpu::{Dtype, Gpu, GpuError},
-    lora::{AppliedLora, LoraError},
-    picture::{self, EmbedError, EncodeError, ModelName, Origin, Provenance},
+    config::{DeviceKind, ModelConfig},
+    gpu::Gpu,
+    lora::AppliedLora,
+    picture::ModelName,
     pipeline::{self, Compute, Pipeline, Request, error::PipelineError},
-    signature::{self, Signature, SignatureError, sign},
     startup::log_phase,
-    task::Format,
 };
 use candle_core::Tensor;
-use image::RgbImage;
-use std::{ops::ControlFlow, time::Duration, time::Instant};
+use commission::Watch;
+use device::compute;
+use std::{
+    ops::ControlFlow,
+    time::{Duration, Instant},
+};
 
 /// What a picture of 512x512 needs on a GPU beside the weights, in bytes, with guidance: measured, and rounded up.
 const BYTES_FOR_A_PICTURE: usize = 512 << 20;
 const MOST_AT_ONCE: usize = 8;
-
-/// What to paint, and how to deliver it.
-pub struct Commission {
-    /// What to paint.
-    pub request: Request,
-    /// How many pictures of the request's seed.
-    pub images: usize,
-    /// LoRAs to apply.
-    pub loras: Vec<AppliedLora>,
-    /// The artist's name and how to sign with it.
-    pub signature: Option<(String, Signature)>,
-    /// File format.
-    pub format: Format,
-    /// How the file is written.
-    pub file: PictureConfig,
-    /// What the file says beside that.
-    pub origin: Origin,
-}
-
-/// A commission, and what is called with the number of its finished steps.
-pub type Order<'a> = (&'a Commission, &'a mut dyn FnMut(usize) -> ControlFlow<()>);
-
-/// Pictures of a commission, neither signed nor encoded, and how long each stage took.
-pub struct Painted {
-    /// The pictures.
-    pub pictures: Vec<RgbImage>,
-    /// What painted them.
-    pub model: ModelName,
-    /// Stages in order, with their names.
-    pub stages: Vec<(&'static str, Duration)>,
-}
-
-/// Encoded pictures and how long each stage took.
-pub struct Delivery {
-    /// One file per picture.
-    pub files: Vec<Vec<u8>>,
-    /// Stages in order, with their names.
-    pub stages: Vec<(&'static str, Duration)>,
-}
-
-/// Why a commission was not painted.
-#[derive(Debug, thiserror::Error)]
-pub enum StudioError {
-    /// A LoRA does not fit.
-    #[error(transparent)]
-    Lora(#[from] LoraError),
-    /// The pipeline failed.
-    #[error(transparent)]
-    Pipeline(#[from] PipelineError),
-    /// The name cannot be drawn.
-    #[error(transparent)]
-    Signature(#[from] SignatureError),
-    /// The picture could not be encoded.
-    #[error(transparent)]
-    Encode(#[from] EncodeError),
-    /// The picture's file could not be told where it comes from.
-    #[error(transparent)]
-    Embed(#[from] EmbedError),
-}
-
-impl StudioError {
-    /// Whether the commission itself is at fault, so that trying again would end the same way.
-    pub fn is_permanent(&self) -> bool {
-        match self {
-            Self::Lora(error) => error.is_permanent(),
-            Self::Signature(_) | Self::Pipeline(PipelineError::Request { .. }) => true,
-            Self::Pipeline(_) | Self::Encode(_) | Self::Embed(_) => false,
-        }
-    }
-}
 
 /// A loaded model.
 pub struct Studio {
@@ -267,99 +204,4 @@ impl Studio {
         watch.lap("decode");
         Ok(Painted { pictures, model: self.model.clone(), stages: watch.stages })
     }
-}
-
-impl Commission {
-    /// Whether both can be painted at once.
-    pub fn goes_with(&self, other: &Self) -> bool {
-        self.images == other.images && self.loras == other.loras && self.request.goes_with(&other.request)
-    }
-
-    /// Whether the picture can be signed, to be known before it is painted.
-    ///
-    /// # Errors
-    /// A name that cannot be drawn.
-    pub fn check(&self) -> Result<(), SignatureError> {
-        let Some((name, options)) = &self.signature else { return Ok(()) };
-        signature::check((self.request.width as u32, self.request.height as u32), name, options)
-    }
-
-    /// Signs, encodes and writes the metadata, which needs no model.
-    ///
-    /// # Errors
-    /// A name that cannot be drawn, or a picture that cannot be encoded.
-    pub fn finish(&self, painted: Painted) -> Result<Delivery, StudioError> {
-        let Painted { mut pictures, model, stages } = painted;
-        let mut watch = Watch { stages, ..Watch::default() };
-        if let Some((name, options)) = &self.signature {
-            for picture in &mut pictures {
-                sign(picture, name, options)?;
-            }
-        }
-        watch.lap("sign");
-        let encode = |picture| picture::encode(picture, self.format, &self.file);
-        let files = pictures.iter().map(encode).collect::<Result<Vec<_>, _>>()?;
-        watch.lap("encode");
-        let images = files.len();
-        let told = files.into_iter().enumerate().map(|(index, file)| {
-            let provenance = Provenance {
-                origin: &self.origin,
-                artist: self.signature.as_ref().map(|(name, _)| name.as_str()),
-                model: &model,
-                loras: &self.loras,
-                request: &self.request,
-                image: (index + 1, images),
-                prompts: self.file.metadata_prompt,
-            };
-            picture::embed(file, self.format, &provenance)
-        });
-        let files = told.collect::<Result<_, _>>()?;
-        watch.lap("metadata");
-        Ok(Delivery { files, stages: watch.stages })
-    }
-}
-
-/// Measures stages.
-#[derive(Clone)]
-struct Watch {
-    clock: Instant,
-    stages: Vec<(&'static str, Duration)>,
-}
-
-impl Default for Watch {
-    fn default() -> Self {
-        Self { clock: Instant::now(), stages: Vec::new() }
-    }
-}
-
-impl Watch {
-    fn lap(&mut self, stage: &'static str) {
-        self.stages.push((stage, self.clock.elapsed()));
-        self.clock = Instant::now();
-    }
-}
-
-fn compute(kind: DeviceKind, precision: Precision) -> Result<Compute, PipelineError> {
-    let gpu = match kind {
-        DeviceKind::Cpu => None,
-        DeviceKind::Cuda => Some(Gpu::open(0)?),
-        DeviceKind::Auto => Gpu::open(0).inspect_err(why_not).ok(),
-    };
-    let Some(gpu) = gpu else {
-        if matches!(precision, Precision::Auto | Precision::F32) {
-            return Ok(Compute::Cpu);
-        }
-        let value = if precision == Precision::F16 { "f16" } else { "bf16" }.to_string();
-        return Err(PipelineError::Request { field: "dtype", value, limit: "the CPU computes in f32 only".into() });
-    };
-    let dtype = match precision {
-        Precision::Auto | Precision::F16 => Dtype::F16,
-        Precision::Bf16 => Dtype::BF16,
-        Precision::F32 => Dtype::F32,
-    };
-    Ok(Compute::Gpu(gpu, dtype))
-}
-
-fn why_not(error: &GpuError) {
-    tracing::info!(reason = %error, "no GPU is used");
 }

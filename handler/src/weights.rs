@@ -15,6 +15,7 @@ use hub::Hub;
 use manifest::{Entry, Manifest};
 use std::{
     fs::{self, File, TryLockError},
+    path::Path,
     time::Instant,
 };
 
@@ -27,6 +28,12 @@ const LOCK: &str = ".easel-pull.lock";
 /// The hub refuses or does not have the model, a checksum does not match, or the disk.
 pub fn pull(config: &PullConfig) -> anyhow::Result<()> {
     tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(pull_all(config))
+}
+
+/// Repository and commit of a folder that was pulled; `None` for any other.
+pub(crate) fn source(folder: &Path) -> Option<(String, String)> {
+    let Manifest { repo, commit, .. } = Manifest::read(folder).ok()?;
+    Some((repo, commit))
 }
 
 async fn pull_all(config: &PullConfig) -> anyhow::Result<()> {

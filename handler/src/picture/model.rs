@@ -1,5 +1,6 @@
 //! What a model is called: the words that a picture's file uses for it. Never a path, which would tell of the machine.
 
+use crate::weights;
 use std::path::Path;
 
 /// Name and revision of a model.
@@ -12,9 +13,12 @@ pub struct ModelName {
 }
 
 impl ModelName {
-    /// Reads the name off a model folder. In a cache of Hugging Face's (`models--ORG--NAME/snapshots/COMMIT`) it is the
-    /// repository's, anywhere else the folder's own.
+    /// Reads the name off a model folder. Where `handler weights pull` made it, or in a cache of Hugging Face's
+    /// (`models--ORG--NAME/snapshots/COMMIT`), it is the repository's, anywhere else the folder's own.
     pub fn of(folder: &Path) -> Self {
+        if let Some((name, commit)) = weights::source(folder) {
+            return Self { name, revision: Some(commit) };
+        }
         let folder = folder.canonicalize().unwrap_or_else(|_| folder.into());
         let name = |path: &Path| path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
         let own = name(&folder);
@@ -39,5 +43,16 @@ mod tests {
         let commit = "451f4fe16113bff5a5d2269ed5ad43b0592e9a14";
         let snapshot = folder(&format!("/no/such/hub/models--org--sd-v1-5/snapshots/{commit}"));
         assert_eq!(snapshot, ModelName { name: "org/sd-v1-5".into(), revision: Some(commit.into()) });
+    }
+
+    #[test]
+    fn a_pulled_folder_is_named_by_its_manifest() {
+        let folder = tempfile::tempdir().unwrap();
+        let manifest = r#"{"repo":"org/sd","revision":"main","commit":"451f4fe1","variant":"full","files":[]}"#;
+        std::fs::write(folder.path().join("easel-weights.json"), manifest).unwrap();
+        let expected = ModelName { name: "org/sd".into(), revision: Some("451f4fe1".into()) };
+        assert_eq!(ModelName::of(folder.path()), expected);
+        std::fs::write(folder.path().join("easel-weights.json"), "{").unwrap();
+        assert_eq!(ModelName::of(folder.path()).revision, None, "half a manifest names nothing");
     }
 }

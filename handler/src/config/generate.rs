@@ -1,0 +1,101 @@
+//! What `handler generate` paints.
+
+use super::{ModelConfig, PictureConfig, SignatureConfig};
+use crate::pipeline::{noise, prompt, scheduler};
+use clap::Args;
+use std::{path::PathBuf, str::FromStr};
+
+/// Settings of `handler generate`.
+#[derive(Debug, Clone, Args)]
+pub struct GenerateConfig {
+    /// The model.
+    #[command(flatten)]
+    pub model: ModelConfig,
+    /// A LoRA file, with its scale; can be given several times.
+    #[arg(long = "lora", value_name = "FILE[=SCALE]")]
+    pub loras: Vec<LoraFile>,
+    /// What the picture shows.
+    #[arg(long)]
+    pub prompt: String,
+    /// What the picture must not show.
+    #[arg(long, default_value = "")]
+    pub negative_prompt: String,
+    /// What brackets in the prompts mean: text (none), or weights as in AUTOMATIC1111's web UI (a1111).
+    #[arg(long, default_value_t)]
+    pub prompt_weighting: prompt::Weighting,
+    /// Seed of the noise.
+    #[arg(long, default_value_t = 42, allow_negative_numbers = true)]
+    pub seed: i128,
+    /// Denoising steps.
+    #[arg(long, default_value_t = 50, value_parser = clap::value_parser!(u16).range(1..=1000))]
+    pub steps: u16,
+    /// Classifier-free guidance; none at 1 and below.
+    #[arg(long, default_value_t = 7.5)]
+    pub guidance_scale: f64,
+    /// 1:1 is 512x512, 2:2 is 768x768, 1:2 is 512x1024.
+    #[arg(long, default_value = "1:1", value_parser = ["1:1", "2:2", "1:2"])]
+    pub aspect_ratio: String,
+    /// dpmsolver++, euler, euler_ancestral, ddim, unipc or lcm.
+    #[arg(long, default_value_t)]
+    pub scheduler: scheduler::Kind,
+    /// Use the noise levels of Karras et al., or not, whatever the model's file says; dpmsolver++, euler and unipc have them.
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    pub karras_sigmas: Option<bool>,
+    /// Whose generator draws the noise: torch's on a GPU (cuda) or on the CPU (cpu).
+    #[arg(long, default_value_t)]
+    pub noise_source: noise::Source,
+    /// How many pictures of the seed, from 1 to 4; the second is written to the name given by --out with -2 before the ending.
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=4))]
+    pub num_images: u8,
+    /// Whose signature it gets, and how.
+    #[command(flatten)]
+    pub signature: SignatureConfig,
+    /// How the file is written.
+    #[command(flatten)]
+    pub picture: PictureConfig,
+    /// The picture, .jpg, .png or .webp.
+    #[arg(long, value_name = "FILE")]
+    pub out: PathBuf,
+}
+
+/// `FILE[=SCALE]`.
+#[derive(Debug, Clone, PartialEq)]
+pub struct LoraFile {
+    /// The file.
+    pub path: PathBuf,
+    /// Multiplier, 1 if none is given.
+    pub scale: f64,
+}
+
+impl FromStr for LoraFile {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let (path, scale) = match text.rsplit_once('=') {
+            Some((path, scale)) => (path, scale.parse().map_err(|_| format!("the scale `{scale}` is no number"))?),
+            None => (text, 1.0),
+        };
+        if !f64::is_finite(scale) {
+            return Err("the scale must be finite".into());
+        }
+        Ok(Self { path: path.into(), scale })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lora_files_carry_their_scale() {
+        let cases =
+            [("a.safetensors", Ok(("a.safetensors", 1.0))), ("a=b.safetensors=-0.5", Ok(("a=b.safetensors", -0.5)))];
+        for (text, expected) in cases {
+            let expected = expected.map(|(path, scale): (&str, f64)| LoraFile { path: path.into(), scale });
+            assert_eq!(text.parse::<LoraFile>(), expected, "{text}");
+        }
+        for text in ["a.safetensors=strong", "a=nan"] {
+            assert!(text.parse::<LoraFile>().is_err(), "{text}");
+        }
+    }
+}

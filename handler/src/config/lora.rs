@@ -1,0 +1,25 @@
+//! What `handler lora` looks at.
+
+use clap::{Args, Subcommand};
+use std::path::PathBuf;
+
+/// What to do with LoRA files.
+#[derive(Debug, Subcommand)]
+pub enum LoraCommand {
+    /// Say what a LoRA file is, and whether it would load. The exit code is 0 if it would, else 1.
+    Inspect(InspectConfig),
+}
+
+/// Settings of `handler lora inspect`.
+#[derive(Debug, Clone, Args)]
+pub struct InspectConfig {
+    /// The LoRA.
+    #[arg(value_name = "FILE")]
+    pub file: PathBuf,
+    /// Check it against this model folder; only the headers of its files are read.
+    #[arg(long, value_name = "DIR")]
+    pub model: Option<PathBuf>,
+    /// Print JSON.
+    #[arg(long)]
+    pub json: bool,
+}

@@ -1,0 +1,44 @@
+//! Where pictures go and LoRAs come from.
+
+use super::CacheConfig;
+use clap::{Args, ValueEnum};
+use std::path::PathBuf;
+use url::Url;
+
+/// Where pictures go and LoRAs come from.
+#[derive(Debug, Clone, Args)]
+pub struct StoreConfig {
+    /// Bucket for the pictures.
+    #[arg(long = "s3-bucket", env = "S3_BUCKET", default_value = "stylelicense-images", value_name = "BUCKET")]
+    pub bucket: String,
+    /// Canned ACL of a picture; `none` for buckets that have ACLs disabled.
+    #[arg(long = "result-acl", env = "EASEL_RESULT_ACL", default_value = "public-read")]
+    pub acl: ResultAcl,
+    /// Base of `result_url` [default: https://BUCKET.s3.amazonaws.com]
+    #[arg(long = "result-base-url", env = "EASEL_RESULT_BASE_URL", value_name = "URL")]
+    pub base_url: Option<Url>,
+    /// Address buckets by path and not by host [default: true if AWS_ENDPOINT_URL or AWS_ENDPOINT_URL_S3 is set]
+    #[arg(long = "s3-path-style", env = "EASEL_S3_PATH_STYLE", value_name = "BOOL")]
+    pub path_style: Option<bool>,
+    /// Folder in which LoRAs are kept between tasks.
+    #[arg(long, env = "EASEL_CACHE_DIR", default_value = "/tmp/easel", value_name = "DIR")]
+    pub cache_dir: PathBuf,
+    /// Bucket in which the relay leaves messages over SQS' limit; without it, a message that points into S3 is refused.
+    #[arg(long, env = "EASEL_PAYLOAD_BUCKET", value_name = "BUCKET")]
+    pub payload_bucket: Option<String>,
+    /// Largest LoRA file accepted, in bytes.
+    #[arg(long, env = "EASEL_MAX_LORA_BYTES", default_value_t = 1 << 30, value_name = "BYTES")]
+    pub max_lora_bytes: u64,
+    /// How they are fetched and kept.
+    #[command(flatten)]
+    pub cache: CacheConfig,
+}
+
+/// Canned ACL of a picture.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum ResultAcl {
+    /// Everybody may read.
+    PublicRead,
+    /// No ACL header: the bucket's policy decides.
+    None,
+}

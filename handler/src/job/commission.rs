@@ -1,0 +1,30 @@
+//! What a task asks the painter for.
+
+use crate::{
+    config::PictureConfig, lora::AppliedLora, picture::Origin, pipeline::Request, studio::Commission, task::Task,
+};
+
+/// The commission of a task, with its LoRAs fetched.
+pub(super) fn commission(task: &Task, loras: Vec<AppliedLora>, file: PictureConfig) -> Commission {
+    Commission {
+        request: Request {
+            prompt: task.prompt.clone(),
+            negative_prompt: task.negative_prompt.clone(),
+            prompt_weighting: task.prompt_weighting,
+            width: task.width,
+            height: task.height,
+            seed: task.seed_bits(),
+            steps: task.steps,
+            guidance_scale: task.guidance_scale,
+            scheduler: task.scheduler,
+            karras_sigmas: task.karras_sigmas,
+            noise_source: task.noise_source,
+        },
+        images: task.num_images,
+        loras,
+        signature: Some((task.artist_name.clone(), task.signature.clone())),
+        format: task.format,
+        file,
+        origin: Origin { generation_id: Some(task.generation_id), created_at: task.created_at, seed: task.seed },
+    }
+}

@@ -1,0 +1,60 @@
+//! What is at fault when a part fails, and whether trying again can help.
+
+use crate::{
+    failure::{Failure, Fault},
+    painter::PainterError,
+    pipeline::error::PipelineError,
+    store::StoreError,
+    studio::StudioError,
+    webhook::WebhookError,
+};
+
+/// Of a picture or a claim.
+pub(super) fn storage(error: StoreError) -> Failure {
+    by_class(Fault::Storage, Fault::Storage, error)
+}
+
+/// Of a LoRA.
+pub(super) fn lora_fault(error: StoreError) -> Failure {
+    by_class(Fault::Lora, Fault::Storage, error)
+}
+
+fn by_class(permanent: Fault, transient: Fault, error: StoreError) -> Failure {
+    match error {
+        StoreError::Permanent(reason) => Failure::Permanent(permanent, reason),
+        StoreError::Transient(reason) => Failure::Transient(transient, reason),
+    }
+}
+
+impl From<StudioError> for Failure {
+    fn from(error: StudioError) -> Self {
+        let (fault, reason) = match &error {
+            StudioError::Pipeline(PipelineError::Stopped { step }) => return Self::Cancelled(*step),
+            StudioError::Lora(error) => (Fault::Lora, format!("`lora_model_url`: {error}")),
+            StudioError::Pipeline(error) if error.is_out_of_memory() => (Fault::Memory, format!("painting: {error}")),
+            StudioError::Pipeline(PipelineError::Request { .. }) | StudioError::Signature(_) => {
+                (Fault::Picture, error.to_string())
+            }
+            StudioError::Pipeline(PipelineError::Candle(error)) => (Fault::Painting, format!("painting: {error}")),
+            StudioError::Pipeline(_) | StudioError::Encode(_) | StudioError::Embed(_) => {
+                (Fault::Painting, error.to_string())
+            }
+        };
+        if error.is_permanent() { Self::Permanent(fault, reason) } else { Self::Transient(fault, reason) }
+    }
+}
+
+impl From<PainterError> for Failure {
+    fn from(error: PainterError) -> Self {
+        match error {
+            PainterError::Studio(error) => error.into(),
+            PainterError::Panic(_) | PainterError::Ended => Self::Transient(Fault::Painting, error.to_string()),
+        }
+    }
+}
+
+impl From<WebhookError> for Failure {
+    fn from(error: WebhookError) -> Self {
+        Self::Transient(Fault::Backend, error.to_string())
+    }
+}

@@ -1,0 +1,156 @@
+//! What the studio is asked for and gives: commissions, pictures, files. Signing and encoding need no model.
+
+use crate::{
+    config::PictureConfig,
+    lora::{AppliedLora, LoraError},
+    picture::{self, EmbedError, EncodeError, ModelName, Origin, Provenance},
+    pipeline::{Request, error::PipelineError},
+    signature::{self, Signature, SignatureError, sign},
+    task::Format,
+};
+use image::RgbImage;
+use std::{
+    ops::ControlFlow,
+    time::{Duration, Instant},
+};
+
+/// What to paint, and how to deliver it.
+pub struct Commission {
+    /// What to paint.
+    pub request: Request,
+    /// How many pictures of the request's seed.
+    pub images: usize,
+    /// LoRAs to apply.
+    pub loras: Vec<AppliedLora>,
+    /// The artist's name and how to sign with it.
+    pub signature: Option<(String, Signature)>,
+    /// File format.
+    pub format: Format,
+    /// How the file is written.
+    pub file: PictureConfig,
+    /// What the file says beside that.
+    pub origin: Origin,
+}
+
+/// A commission, and what is called with the number of its finished steps.
+pub type Order<'a> = (&'a Commission, &'a mut dyn FnMut(usize) -> ControlFlow<()>);
+
+/// Pictures of a commission, neither signed nor encoded, and how long each stage took.
+pub struct Painted {
+    /// The pictures.
+    pub pictures: Vec<RgbImage>,
+    /// What painted them.
+    pub model: ModelName,
+    /// Stages in order, with their names.
+    pub stages: Vec<(&'static str, Duration)>,
+}
+
+/// Encoded pictures and how long each stage took.
+pub struct Delivery {
+    /// One file per picture.
+    pub files: Vec<Vec<u8>>,
+    /// Stages in order, with their names.
+    pub stages: Vec<(&'static str, Duration)>,
+}
+
+/// Why a commission was not painted.
+#[derive(Debug, thiserror::Error)]
+pub enum StudioError {
+    /// A LoRA does not fit.
+    #[error(transparent)]
+    Lora(#[from] LoraError),
+    /// The pipeline failed.
+    #[error(transparent)]
+    Pipeline(#[from] PipelineError),
+    /// The name cannot be drawn.
+    #[error(transparent)]
+    Signature(#[from] SignatureError),
+    /// The picture could not be encoded.
+    #[error(transparent)]
+    Encode(#[from] EncodeError),
+    /// The picture's file could not be told where it comes from.
+    #[error(transparent)]
+    Embed(#[from] EmbedError),
+}
+
+impl StudioError {
+    /// Whether the commission itself is at fault, so that trying again would end the same way.
+    pub fn is_permanent(&self) -> bool {
+        match self {
+            Self::Lora(error) => error.is_permanent(),
+            Self::Signature(_) | Self::Pipeline(PipelineError::Request { .. }) => true,
+            Self::Pipeline(_) | Self::Encode(_) | Self::Embed(_) => false,
+        }
+    }
+}
+
+impl Commission {
+    /// Whether both can be painted at once.
+    pub fn goes_with(&self, other: &Self) -> bool {
+        self.images == other.images && self.loras == other.loras && self.request.goes_with(&other.request)
+    }
+
+    /// Whether the picture can be signed, to be known before it is painted.
+    ///
+    /// # Errors
+    /// A name that cannot be drawn.
+    pub fn check(&self) -> Result<(), SignatureError> {
+        let Some((name, options)) = &self.signature else { return Ok(()) };
+        signature::check((self.request.width as u32, self.request.height as u32), name, options)
+    }
+
+    /// Signs, encodes and writes the metadata, which needs no model.
+    ///
+    /// # Errors
+    /// A name that cannot be drawn, or a picture that cannot be encoded.
+    pub fn finish(&self, painted: Painted) -> Result<Delivery, StudioError> {
+        let Painted { mut pictures, model, stages } = painted;
+        let mut watch = Watch { stages, ..Watch::default() };
+        if let Some((name, options)) = &self.signature {
+            for picture in &mut pictures {
+                sign(picture, name, options)?;
+            }
+        }
+        watch.lap("sign");
+        let encode = |picture| picture::encode(picture, self.format, &self.file);
+        let files = pictures.iter().map(encode).collect::<Result<Vec<_>, _>>()?;
+        watch.lap("encode");
+        let images = files.len();
+        let told = files.into_iter().enumerate().map(|(index, file)| {
+            let provenance = Provenance {
+                origin: &self.origin,
+                artist: self.signature.as_ref().map(|(name, _)| name.as_str()),
+                model: &model,
+                loras: &self.loras,
+                request: &self.request,
+                image: (index + 1, images),
+                prompts: self.file.metadata_prompt,
+            };
+            picture::embed(file, self.format, &provenance)
+        });
+        let files = told.collect::<Result<_, _>>()?;
+        watch.lap("metadata");
+        Ok(Delivery { files, stages: watch.stages })
+    }
+}
+
+/// Measures stages.
+#[derive(Clone)]
+pub(super) struct Watch {
+    clock: Instant,
+    pub(super) stages: Vec<(&'static str, Duration)>,
+}
+
+impl Default for Watch {
+    fn default() -> Self {
+        Self { clock: Instant::now(), stages: Vec::new() }
+    }
+}
+
+impl Watch {
+    /// Ends a stage and begins the next.
+    pub(super) fn lap(&mut self, stage: &'static str) {
+        self.stages.push((stage, self.clock.elapsed()));
+        self.clock = Instant::now();
+    }
+}
