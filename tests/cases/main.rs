@@ -12,6 +12,7 @@ mod deadline;
 mod generate;
 mod happy;
 mod ledger;
+mod load;
 mod lora_cache;
 mod picture;
 mod provenance;

@@ -1,7 +1,10 @@
 //! The platform's backend as far as Easel sees it: a webhook receiver that keeps every call, and can be told to refuse
-//! calls or to be down.
+//! calls, to fail by chance, or to be down.
 
-use crate::wait;
+use crate::{
+    mishap::{Mishap, Mishaps},
+    wait,
+};
 use anyhow::{Context, Result};
 use axum::{
     Json, Router,
@@ -17,7 +20,7 @@ use std::{
     sync::{Arc, Mutex, PoisonError},
     time::{Duration, Instant},
 };
-use tokio::{net::TcpListener, sync::watch, task::JoinHandle};
+use tokio::{net::TcpListener, sync::watch, task::JoinHandle, time::sleep};
 use tokio_util::sync::CancellationToken;
 
 /// Path of progress webhooks.
@@ -60,6 +63,7 @@ struct Shared {
     started: Instant,
     calls: watch::Sender<Vec<Call>>,
     refusals: Mutex<Vec<Refusal>>,
+    mishaps: Option<Arc<Mishaps>>,
 }
 
 #[derive(Debug)]
@@ -81,8 +85,16 @@ impl Backend {
     /// # Errors
     /// No free port.
     pub async fn start() -> Result<Self> {
+        Self::start_with(None).await
+    }
+
+    /// As [`start`](Self::start), and calls meet with mishaps. One that stalls is taken before its answer comes.
+    ///
+    /// # Errors
+    /// No free port.
+    pub async fn start_with(mishaps: Option<Arc<Mishaps>>) -> Result<Self> {
         let (calls, _) = watch::channel(Vec::new());
-        let shared = Arc::new(Shared { started: Instant::now(), calls, refusals: Mutex::default() });
+        let shared = Arc::new(Shared { started: Instant::now(), calls, refusals: Mutex::default(), mishaps });
         let mut backend = Self { addr: ([127, 0, 0, 1], 0).into(), shared, server: None };
         backend.open().await?;
         Ok(backend)
@@ -210,7 +222,11 @@ async fn receive(
     headers: HeaderMap,
     body: Bytes,
 ) -> (StatusCode, Json<Value>) {
-    let status = shared.status(uri.path());
+    let mishap = shared.mishaps.as_ref().and_then(|mishaps| mishaps.next());
+    let status = match mishap {
+        Some(Mishap::Refusal) => 500,
+        _ => shared.status(uri.path()),
+    };
     let text = |value: &axum::http::HeaderValue| String::from_utf8_lossy(value.as_bytes()).into_owned();
     let call = Call {
         method: method.to_string(),
@@ -222,6 +238,9 @@ async fn receive(
         status,
     };
     shared.calls.send_modify(|calls| calls.push(call));
+    if let Some(Mishap::Stall(time)) = mishap {
+        sleep(time).await;
+    }
     let status = StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
     (status, Json(json!({ "success": status.is_success() })))
 }

@@ -4,7 +4,6 @@
 //! Refuses to look into the relay: it sees what goes in and what comes out.
 
 mod bridge;
-mod chance;
 mod graves;
 mod options;
 mod pace;

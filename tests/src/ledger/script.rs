@@ -2,7 +2,8 @@
 //!
 //! Refuses to judge what comes of it, and leaves everything as it should be when it ends. What sleeps here is the fault.
 
-use super::{Fault, Options, bridge::Bridge, chance::Chance, publisher, publisher::Publishing, tally::Tally};
+use super::{Fault, Options, bridge::Bridge, publisher, publisher::Publishing, tally::Tally};
+use crate::chance::Chance;
 use crate::{
     broker::Broker,
     fault::{Network, Proxy},

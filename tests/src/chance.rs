@@ -4,11 +4,11 @@ use std::time::Duration;
 
 /// A sequence of choices.
 #[derive(Debug, Clone)]
-pub(super) struct Chance(u64);
+pub(crate) struct Chance(u64);
 
 impl Chance {
     /// The sequence number `stream` of a seed.
-    pub(super) fn new(seed: u64, stream: u64) -> Self {
+    pub(crate) fn new(seed: u64, stream: u64) -> Self {
         Self(seed ^ stream.wrapping_mul(0xD1B5_4A32_D192_ED03))
     }
 
@@ -20,12 +20,18 @@ impl Chance {
     }
 
     /// One of `all`, which must not be empty.
-    pub(super) fn of<T: Copy>(&mut self, all: &[T]) -> T {
+    pub(crate) fn of<T: Copy>(&mut self, all: &[T]) -> T {
         all[(self.next() % all.len() as u64) as usize]
     }
 
+    /// True in a share of all cases.
+    pub(crate) fn hits(&mut self, share: f64) -> bool {
+        // The upper 53 bits are as many as an f64 holds.
+        ((self.next() >> 11) as f64) < share * (1_u64 << 53) as f64
+    }
+
     /// From `least` to `most` milliseconds.
-    pub(super) fn millis(&mut self, least: u64, most: u64) -> Duration {
+    pub(crate) fn millis(&mut self, least: u64, most: u64) -> Duration {
         Duration::from_millis(least + self.next() % (most - least + 1))
     }
 }
@@ -43,5 +49,15 @@ mod tests {
         assert_eq!(draw(1, 1), draw(1, 1));
         assert_ne!(draw(1, 1), draw(2, 1));
         assert_ne!(draw(1, 1), draw(1, 2));
+    }
+
+    #[test]
+    fn a_share_is_hit_as_often_as_it_says() {
+        let hits = |share| {
+            let mut chance = Chance::new(1, 1);
+            (0..10_000).filter(|_| chance.hits(share)).count()
+        };
+        assert_eq!((hits(0.0), hits(1.0)), (0, 10_000));
+        assert!((900..1_100).contains(&hits(0.1)), "{}", hits(0.1));
     }
 }
