@@ -54,7 +54,7 @@ pub struct Call {
     pub text: String,
     /// Milliseconds since the receiver was started.
     pub at_ms: u64,
-    /// What it was answered.
+    /// What it was answered; 200 if it was taken and the answer got lost.
     pub status: u16,
 }
 
@@ -241,6 +241,7 @@ async fn receive(
     if let Some(Mishap::Stall(time)) = mishap {
         sleep(time).await;
     }
+    let status = if mishap == Some(Mishap::LostAnswer) { 500 } else { status };
     let status = StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
     (status, Json(json!({ "success": status.is_success() })))
 }

@@ -1,4 +1,4 @@
-//! What a share of the requests to an HTTP service meets with: a refusal, or a long wait for the answer.
+//! What a share of the requests to an HTTP service meets with: a refusal, a lost answer, or a long wait for it.
 //!
 //! Refuses to know the service: whoever serves asks once for each request, and does what it is told.
 
@@ -19,6 +19,8 @@ const STALL_MS: (u64, u64) = (1_000, 4_000);
 pub enum Mishap {
     /// It is not taken: the service is broken.
     Refusal,
+    /// It is taken, and answered as if it were not.
+    LostAnswer,
     /// It is taken, and answered after so long.
     Stall(Duration),
 }
@@ -45,7 +47,7 @@ impl Mishaps {
         }
         self.count.fetch_add(1, Ordering::Relaxed);
         let stall = chance.millis(STALL_MS.0, STALL_MS.1);
-        Some(if chance.hits(0.5) { Mishap::Refusal } else { Mishap::Stall(stall) })
+        Some(chance.of(&[Mishap::Refusal, Mishap::LostAnswer, Mishap::Stall(stall)]))
     }
 
     /// How many there were so far.

@@ -18,7 +18,7 @@ pub struct Options {
     /// Kill so many times at most
     #[arg(long, default_value_t = u64::MAX, hide_default_value = true)]
     pub kills: u64,
-    /// The share of S3 requests and of webhooks that fail or stall, from 0 to 0.9
+    /// The share of S3 requests and of webhooks that are refused, lose their answer or stall, from 0 to 0.9
     #[arg(long, default_value_t = 0.0, value_name = "SHARE", value_parser = share)]
     pub fault_rate: f64,
     /// Repeats the choices of chance of an earlier run

@@ -1,4 +1,4 @@
-//! An HTTP proxy in front of S3 by which a share of the requests is answered 503 or late.
+//! An HTTP proxy in front of S3 by which a share of the requests is answered 503, whether taken or not, or late.
 //!
 //! Refuses to change what passes: address, host and signature stay as they came.
 
@@ -59,16 +59,19 @@ impl Drop for Proxy {
 }
 
 async fn pass(State(shared): State<Shared>, request: Request) -> Response {
-    match shared.mishaps.next() {
-        Some(Mishap::Refusal) => return (StatusCode::SERVICE_UNAVAILABLE, SLOW_DOWN).into_response(),
+    let slow_down = || (StatusCode::SERVICE_UNAVAILABLE, SLOW_DOWN).into_response();
+    let mishap = shared.mishaps.next();
+    match mishap {
+        Some(Mishap::Refusal) => return slow_down(),
         Some(Mishap::Stall(time)) => sleep(time).await,
-        None => {}
+        Some(Mishap::LostAnswer) | None => {}
     }
     // An S3 that cannot be reached is S3's answer too: the handler has to live with it.
-    shared
-        .forward(request)
-        .await
-        .unwrap_or_else(|error| (StatusCode::BAD_GATEWAY, format!("{error:#}")).into_response())
+    let answer = shared.forward(request).await;
+    match mishap {
+        Some(Mishap::LostAnswer) => slow_down(),
+        _ => answer.unwrap_or_else(|error| (StatusCode::BAD_GATEWAY, format!("{error:#}")).into_response()),
+    }
 }
 
 impl Shared {

@@ -16,9 +16,9 @@ pub struct Report {
     pub left_in_queue: u32,
     /// Workers killed with -9.
     pub kills: u64,
-    /// Requests of workers to S3 that were refused or stalled.
+    /// Requests of workers to S3 that were refused, lost their answer or stalled.
     pub s3_faults: u64,
-    /// Webhooks that were refused or stalled.
+    /// Webhooks that were refused, lost their answer or stalled.
     pub webhook_faults: u64,
     /// The resident memory of the largest worker, in MiB.
     pub memory: Memory,
