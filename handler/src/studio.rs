@@ -24,8 +24,9 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// What a picture of 512x512 needs on a GPU beside the weights, in bytes, with guidance: measured, and rounded up.
-const BYTES_FOR_A_PICTURE: usize = 512 << 20;
+/// What a picture of 512x512 may need on a GPU beside the weights, in bytes, with guidance. An estimate on the safe side: one
+/// peaked at 2,544 MiB (docs/PERFORMANCE.md), of which 1,970 MiB are the weights of Stable Diffusion 1.5 in f16.
+const BYTES_FOR_A_PICTURE: usize = 640 << 20;
 const MOST_AT_ONCE: usize = 8;
 
 /// A loaded model.
@@ -98,7 +99,7 @@ impl Studio {
         commission.finish(self.paint_alone(commission, on_step)?)
     }
 
-    /// How many pictures of this request can be painted at once. Eight gain little over four, and a CPU gains nothing.
+    /// How many pictures of this request can be painted at once: by the memory that is free on a GPU, one on a CPU.
     pub fn most_at_once(&self, request: &Request) -> usize {
         let Some(free) = self.gpu().and_then(|gpu| gpu.free_bytes().ok()) else { return 1 };
         let each = BYTES_FOR_A_PICTURE * request.width * request.height / (512 * 512);

@@ -17,7 +17,7 @@ pub struct WorkConfig {
     #[arg(long, env = "EASEL_ERROR_CODES", default_value = "single")]
     pub error_codes: ErrorCodes,
     /// Pictures painted at once at most, where several tasks wait that differ in prompt and seed only; 0 for as many as the GPU's
-    /// memory allows, up to 8. A CPU gains nothing by it.
+    /// memory allows, up to 8, and one on a CPU.
     #[arg(long, env = "EASEL_BATCH", default_value_t = 0, value_name = "COUNT", value_parser = clap::value_parser!(u16).range(..=64))]
     pub batch: u16,
     /// Write the measurements of each task to standard output in CloudWatch's embedded metric format.
