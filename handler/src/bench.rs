@@ -172,7 +172,7 @@ fn request(prompt: &str, (width, height): (usize, usize), steps: u16, guidance_s
 
 fn commission(request: Request, images: usize, loras: Vec<AppliedLora>) -> Commission {
     let (file, origin) = (PictureConfig::default(), Origin { seed: request.seed.into(), ..Origin::default() });
-    Commission { request, images, loras, signature: None, format: Format::Jpeg, file, origin }
+    Commission { request, images, loras, signature: None, format: Format::Jpeg, file, origin, credential: None }
 }
 
 /// The most memory of the host that this process has held.

@@ -2,6 +2,7 @@
 
 mod bench;
 mod cache;
+mod credential;
 mod generate;
 mod lora;
 mod model;
@@ -16,6 +17,7 @@ mod work;
 
 pub use bench::{BenchCommand, BenchFileConfig, BenchLoraConfig, BenchPictureConfig, BenchSoakConfig};
 pub use cache::CacheConfig;
+pub use credential::{CredentialConfig, CredentialFiles, Pem};
 pub use generate::{GenerateConfig, LoraFile};
 pub use lora::{InspectConfig, LoraCommand};
 pub use model::{DeviceKind, ModelConfig, Precision};

@@ -3,7 +3,7 @@
 use crate::{
     config::GenerateConfig,
     lora::{AppliedLora, Lora},
-    picture::Origin,
+    picture::{Credential, Origin},
     pipeline::Request,
     studio::{Commission, Studio},
     task::{self, Format},
@@ -82,6 +82,7 @@ fn commission(config: &GenerateConfig) -> anyhow::Result<Commission> {
         format: format(&config.out)?,
         file: config.picture,
         origin: Origin { seed, ..Origin::default() },
+        credential: Credential::of_files(&config.credential)?.map(Arc::new),
     })
 }
 

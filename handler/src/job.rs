@@ -12,6 +12,7 @@ use crate::{
     metrics::Metrics,
     pace::Times,
     payload::Pointer,
+    picture::Credential,
     report::{Ending, Order, Report},
     secrets::Secrets,
     startup::{LoadError, Opening},
@@ -64,17 +65,21 @@ pub struct Workshop {
     metrics: Metrics,
     work: WorkConfig,
     file: PictureConfig,
+    credential: Option<Arc<Credential>>,
 }
 
 impl Workshop {
     /// Begins to load the model and sets up the clients.
     ///
     /// # Errors
-    /// A secret that cannot be read, or no TLS.
+    /// A secret that cannot be read, a certificate that cannot sign pictures, or no TLS.
     pub async fn open(config: &ServiceConfig, aws: &SdkConfig) -> anyhow::Result<Self> {
         // Reading secrets takes time that the model needs anyway.
         let opening = Opening::begin(&config.model, (config.work.batch > 0).then_some(config.work.batch.into()));
         let secrets = Secrets::obtain(&config.secrets, aws).await?;
+        let stamp = config.secrets.credential.files.credential_time_stamp_url.as_ref();
+        let pems = secrets.credential.as_ref();
+        let credential = pems.map(|(certificate, key)| Credential::open(certificate, key, stamp)).transpose()?;
         let store = Store::new(&config.store, aws);
         let gate = Gate::new(&config.safety);
         let lease = Duration::from_secs(config.work.claim_lease.into());
@@ -88,6 +93,7 @@ impl Workshop {
             metrics: Metrics::default(),
             work: config.work.clone(),
             file: config.picture,
+            credential: credential.map(Arc::new),
         })
     }
 

@@ -4,7 +4,9 @@ use clap::Parser;
 use handler::{
     bench,
     config::{BenchCommand, Cli, Command, LogFormat, LoraCommand, WeightsCommand},
-    generate, lora, runtime, weights, worker,
+    generate, lora,
+    picture::CredentialError,
+    runtime, weights, worker,
 };
 use std::{
     ffi::OsString,
@@ -32,7 +34,9 @@ fn main() -> ExitCode {
         Ok(false) => ExitCode::FAILURE,
         Err(error) => {
             eprintln!("handler: {error:#}");
-            ExitCode::FAILURE
+            // A certificate that cannot sign is a setting; that it cannot be read from a secret is not.
+            let is_setting = error.is::<CredentialError>();
+            if is_setting { ExitCode::from(EX_USAGE) } else { ExitCode::FAILURE }
         }
     }
 }

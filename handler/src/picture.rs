@@ -1,6 +1,7 @@
-//! From signed pixels to the file that an artist gets, with what it says of how it came to be. Paints nothing, and changes no
+//! From signed pixels to the file that an artist gets, with what it says of how it came to be, and a signature on that. Paints nothing, and changes no
 //! pixel but by the format's own loss.
 
+mod credential;
 mod embed;
 mod encode;
 mod exif;
@@ -10,6 +11,7 @@ mod provenance;
 mod tests;
 mod xmp;
 
+pub use credential::{Credential, CredentialError};
 pub use embed::{EmbedError, embed};
 pub use encode::{EncodeError, encode};
 pub use model::ModelName;

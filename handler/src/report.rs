@@ -6,8 +6,8 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use tracing::info;
 
 /// What a task goes through, in order.
-pub const STAGES: [&str; 9] =
-    ["fetch", "lora", "denoise", "decode", "sign", "encode", "metadata", "upload", "complete"];
+pub const STAGES: [&str; 10] =
+    ["fetch", "lora", "denoise", "decode", "sign", "encode", "metadata", "credential", "upload", "complete"];
 /// Every way to end.
 pub const ENDINGS: [Ending; 6] =
     [Ending::Painted, Ending::AnnouncedAgain, Ending::Failed, Ending::GivenBack, Ending::Cancelled, Ending::Unreadable];
@@ -118,6 +118,7 @@ impl Report {
             sign_ms = stage("sign"),
             encode_ms = stage("encode"),
             metadata_ms = stage("metadata"),
+            credential_ms = stage("credential"),
             upload_ms = stage("upload"),
             complete_ms = stage("complete"),
             duration_ms = ms(self.total),

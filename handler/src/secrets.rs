@@ -3,7 +3,7 @@
 //! Refuses to start without one that was asked for, and to show any.
 
 use crate::{
-    config::{Secret, SecretsConfig},
+    config::{Pem, Secret, SecretsConfig},
     webhook::WebhookSecrets,
 };
 use aws_config::{Region, SdkConfig, timeout::TimeoutConfig};
@@ -17,6 +17,8 @@ use std::{str::FromStr, time::Duration};
 
 const TOKEN_ARN: &str = "--internal-api-token-arn (INTERNAL_API_TOKEN_ARN)";
 const SIGNING_ARN: &str = "--webhook-secret-arn (EASEL_WEBHOOK_SECRET_ARN)";
+const CERTIFICATE_ARN: &str = "--credential-certificate-arn (EASEL_CREDENTIAL_CERTIFICATE_ARN)";
+const KEY_ARN: &str = "--credential-key-arn (EASEL_CREDENTIAL_KEY_ARN)";
 
 /// What the service must not show.
 #[derive(Debug, Clone)]
@@ -25,6 +27,8 @@ pub struct Secrets {
     pub token: Secret,
     /// What signs them.
     pub signing: WebhookSecrets,
+    /// Certificate and key that sign pictures' files.
+    pub credential: Option<(Pem, Pem)>,
 }
 
 /// Why a secret could not be had.
@@ -49,11 +53,19 @@ impl Secrets {
     /// # Errors
     /// Secrets Manager does not give it, or what it gives cannot be used.
     pub async fn obtain(config: &SecretsConfig, aws: &SdkConfig) -> Result<Self, SecretError> {
-        let (token, signing) = (&config.token, &config.signing);
+        let (token, signing, credential) = (&config.token, &config.signing, &config.credential);
+        let files = &credential.files;
         let token = one(TOKEN_ARN, &token.internal_api_token, &token.internal_api_token_arn, aws).await?;
         let signing = one(SIGNING_ARN, &signing.webhook_secret, &signing.webhook_secret_arn, aws).await?;
+        let certificate =
+            one(CERTIFICATE_ARN, &files.credential_certificate, &credential.credential_certificate_arn, aws).await?;
+        let key = one(KEY_ARN, &files.credential_key, &credential.credential_key_arn, aws).await?;
         let missing = || SecretError { option: TOKEN_ARN, reason: "neither this nor the token itself is given".into() };
-        Ok(Self { token: token.ok_or_else(missing)?, signing: signing.unwrap_or_default() })
+        Ok(Self {
+            token: token.ok_or_else(missing)?,
+            signing: signing.unwrap_or_default(),
+            credential: certificate.zip(key),
+        })
     }
 }
 

@@ -256,7 +256,7 @@ mod tests {
             dropped.send(sent).unwrap();
         });
         let guard = Guard::new(&SafetyConfig { allow_private_webhooks: true, ..SafetyConfig::default() });
-        let secrets = Secrets { token: "token".parse().unwrap(), signing: WebhookSecrets::default() };
+        let secrets = Secrets { token: "token".parse().unwrap(), signing: WebhookSecrets::default(), credential: None };
         let backend = Backend::new(secrets, guard).unwrap();
         let told = Instant::now();
         backend.failed(&Subject::message(base, 1, "{}"), "CODE", "reason", 0).await.unwrap();

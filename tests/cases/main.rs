@@ -8,6 +8,7 @@ mod backend_down;
 mod batch;
 mod cancel;
 mod claim;
+mod credential;
 mod deadline;
 mod generate;
 mod happy;

@@ -21,7 +21,7 @@ use serde_json::{Value, json};
 const SECRET: &str = "whsec_c2lnbmVkLXdpdGgtdGhpcy1rZXktb25seQ==";
 
 /// Keeps a secret; gives its ARN.
-async fn keep(aws: &Aws, name: &str, value: &str) -> Result<String> {
+pub(crate) async fn keep(aws: &Aws, name: &str, value: &str) -> Result<String> {
     // The stand-in knows the service by the scope of the credentials and checks no signature.
     let scope = "AWS4-HMAC-SHA256 Credential=test/20260101/us-east-1/secretsmanager/aws4_request, SignedHeaders=host, Signature=0";
     let request = reqwest::Client::builder().no_proxy().build()?.post(aws.endpoint()).header("authorization", scope);

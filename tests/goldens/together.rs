@@ -51,6 +51,7 @@ fn commission(prompt: &str, seed: u64, images: usize, scheduler: Kind) -> Commis
         format: Format::Png,
         file: PictureConfig::default(),
         origin: Origin::default(),
+        credential: None,
     }
 }
 

@@ -4,7 +4,7 @@ use super::millis;
 use crate::{
     config::{BenchFileConfig, PictureConfig},
     lora::AppliedLora,
-    picture::{self, ModelName, Origin, Provenance},
+    picture::{self, Credential, ModelName, Origin, Provenance},
     signature::{Signature, sign},
     task::{self, Format},
 };
@@ -16,11 +16,11 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// Measures signing, encoding in each format and writing the metadata. Says the least and the median of many times: on cores
+/// Measures signing, encoding in each format and writing the metadata, and the credential if there is one to sign with. Says the least and the median of many times: on cores
 /// that others use, too, the least is the work itself.
 ///
 /// # Errors
-/// The picture cannot be read, or the name cannot be drawn.
+/// The picture cannot be read, the name cannot be drawn, or the credential cannot be used.
 pub fn file(config: &BenchFileConfig) -> anyhow::Result<()> {
     let (width, height) = task::size(Some(&config.aspect_ratio));
     let picture = picture(config, (width as u32, height as u32))?;
@@ -49,6 +49,7 @@ pub fn file(config: &BenchFileConfig) -> anyhow::Result<()> {
             },
         )?,
     )];
+    let credential = Credential::of_files(&config.credential)?;
     let mut signed = picture;
     sign(&mut signed, &config.signature, &Signature::default())?;
     let mut sizes = Map::new();
@@ -59,7 +60,14 @@ pub fn file(config: &BenchFileConfig) -> anyhow::Result<()> {
         let embed = |file| Ok(picture::embed(file, format, &provenance)?);
         figures.push((format!("metadata {format}"), timed(config.repeat, || file.clone(), embed)?));
         let whole = picture::embed(file.clone(), format, &provenance)?;
-        sizes.insert(format.to_string(), json!({ "bytes": whole.len(), "metadata": whole.len() - file.len() }));
+        let mut size = json!({ "bytes": whole.len(), "metadata": whole.len() - file.len() });
+        if let Some(credential) = &credential {
+            let sign = |file| Ok(credential.sign(file, format, &provenance)?);
+            figures.push((format!("credential {format}"), timed(config.repeat, || whole.clone(), sign)?));
+            let signed = credential.sign(whole.clone(), format, &provenance)?;
+            size["credential"] = (signed.len() - whole.len()).into();
+        }
+        sizes.insert(format.to_string(), size);
     }
     if config.json {
         let times =
@@ -70,10 +78,12 @@ pub fn file(config: &BenchFileConfig) -> anyhow::Result<()> {
     }
     println!("{width}x{height}, least and median of {}", config.repeat);
     for (name, (least, median)) in &figures {
-        println!("{name:<13}  {:>9.3} ms  {:>9.3} ms", millis(*least), millis(*median));
+        println!("{name:<15}  {:>9.3} ms  {:>9.3} ms", millis(*least), millis(*median));
     }
     for (format, size) in sizes {
-        println!("{format:<13}  {:>9} bytes, {} of them metadata", size["bytes"], size["metadata"]);
+        let credential = size.get("credential").map(|bytes| format!(", and {bytes} more for the credential"));
+        let credential = credential.unwrap_or_default();
+        println!("{format:<15}  {:>9} bytes, {} of them metadata{credential}", size["bytes"], size["metadata"]);
     }
     Ok(())
 }

@@ -1,6 +1,6 @@
 //! What `handler bench` measures.
 
-use super::ModelConfig;
+use super::{CredentialFiles, ModelConfig};
 use clap::{Args, Subcommand};
 use std::path::PathBuf;
 
@@ -72,6 +72,9 @@ pub struct BenchFileConfig {
     /// The name to sign with.
     #[arg(long, value_name = "NAME", default_value = "Ada Kowalska")]
     pub signature: String,
+    /// What signs the file.
+    #[command(flatten)]
+    pub credential: CredentialFiles,
     /// 1:1 is 512x512, 2:2 is 768x768, 1:2 is 512x1024.
     #[arg(long, default_value = "1:1", value_parser = ["1:1", "2:2", "1:2"])]
     pub aspect_ratio: String,

@@ -1,6 +1,6 @@
 //! What `handler generate` paints.
 
-use super::{ModelConfig, PictureConfig, SignatureConfig};
+use super::{CredentialFiles, ModelConfig, PictureConfig, SignatureConfig};
 use crate::pipeline::{noise, prompt, scheduler};
 use clap::Args;
 use std::{path::PathBuf, str::FromStr};
@@ -53,6 +53,9 @@ pub struct GenerateConfig {
     /// How the file is written.
     #[command(flatten)]
     pub picture: PictureConfig,
+    /// What signs the file.
+    #[command(flatten)]
+    pub credential: CredentialFiles,
     /// The picture, .jpg, .png or .webp.
     #[arg(long, value_name = "FILE")]
     pub out: PathBuf,

@@ -1,6 +1,6 @@
 //! Secrets: each is given itself, or by the ARN of a secret in AWS Secrets Manager, never both.
 
-use super::Secret;
+use super::{CredentialConfig, Secret};
 use crate::{secrets::SecretArn, webhook::WebhookSecrets};
 use clap::{Arg, Args, Command, builder::TypedValueParser, error::ErrorKind};
 use std::{ffi::OsStr, marker::PhantomData, str::FromStr};
@@ -14,6 +14,9 @@ pub struct SecretsConfig {
     /// What signs webhooks.
     #[command(flatten)]
     pub signing: SigningConfig,
+    /// What signs pictures' files.
+    #[command(flatten)]
+    pub credential: CredentialConfig,
 }
 
 /// The token of the webhooks: one of the two.

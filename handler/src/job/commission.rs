@@ -1,11 +1,22 @@
 //! What a task asks the painter for.
 
 use crate::{
-    config::PictureConfig, lora::AppliedLora, picture::Origin, pipeline::Request, studio::Commission, task::Task,
+    config::PictureConfig,
+    lora::AppliedLora,
+    picture::{Credential, Origin},
+    pipeline::Request,
+    studio::Commission,
+    task::Task,
 };
+use std::sync::Arc;
 
 /// The commission of a task, with its LoRAs fetched.
-pub(super) fn commission(task: &Task, loras: Vec<AppliedLora>, file: PictureConfig) -> Commission {
+pub(super) fn commission(
+    task: &Task,
+    loras: Vec<AppliedLora>,
+    file: PictureConfig,
+    credential: Option<Arc<Credential>>,
+) -> Commission {
     Commission {
         request: Request {
             prompt: task.prompt.clone(),
@@ -26,5 +37,6 @@ pub(super) fn commission(task: &Task, loras: Vec<AppliedLora>, file: PictureConf
         format: task.format,
         file,
         origin: Origin { generation_id: Some(task.generation_id), created_at: task.created_at, seed: task.seed },
+        credential,
     }
 }

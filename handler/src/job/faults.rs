@@ -36,7 +36,7 @@ impl From<StudioError> for Failure {
                 (Fault::Picture, error.to_string())
             }
             StudioError::Pipeline(PipelineError::Candle(error)) => (Fault::Painting, format!("painting: {error}")),
-            StudioError::Pipeline(_) | StudioError::Encode(_) | StudioError::Embed(_) => {
+            StudioError::Pipeline(_) | StudioError::Encode(_) | StudioError::Embed(_) | StudioError::Credential(_) => {
                 (Fault::Painting, error.to_string())
             }
         };

@@ -90,7 +90,7 @@ impl Workshop {
         loras: Vec<AppliedLora>,
         deadline: Option<Instant>,
     ) -> Result<Delivery, Failure> {
-        let commission = Arc::new(commission(task, loras, self.file));
+        let commission = Arc::new(commission(task, loras, self.file, self.credential.clone()));
         commission.check().map_err(StudioError::from)?;
         let loading = |error: LoadError| Failure::Transient(Fault::Painting, error.to_string());
         let painter = self.opening.painter().await.map_err(loading)?;

@@ -289,7 +289,11 @@ async fn receiver() -> (u16, Arc<AtomicUsize>) {
 }
 
 fn backend(guard: Guard) -> Backend {
-    Backend::new(Secrets { token: "token".parse().unwrap(), signing: WebhookSecrets::default() }, guard).unwrap()
+    Backend::new(
+        Secrets { token: "token".parse().unwrap(), signing: WebhookSecrets::default(), credential: None },
+        guard,
+    )
+    .unwrap()
 }
 
 fn subject(url: &Url) -> Subject {

@@ -10,7 +10,7 @@ use crate::{
 use image::{Rgb, RgbImage};
 use std::sync::Arc;
 
-fn request() -> Request {
+pub(super) fn request() -> Request {
     Request {
         prompt: "a \"secret\" <lake> & more".into(),
         negative_prompt: String::new(),

@@ -3,14 +3,16 @@
 use crate::{
     config::PictureConfig,
     lora::{AppliedLora, LoraError},
-    picture::{self, EmbedError, EncodeError, ModelName, Origin, Provenance},
+    picture::{self, Credential, CredentialError, EmbedError, EncodeError, ModelName, Origin, Provenance},
     pipeline::{Request, error::PipelineError},
     signature::{self, Signature, SignatureError, sign},
     task::Format,
 };
 use image::RgbImage;
 use std::{
+    mem,
     ops::ControlFlow,
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -30,6 +32,8 @@ pub struct Commission {
     pub file: PictureConfig,
     /// What the file says beside that.
     pub origin: Origin,
+    /// What signs the file, if anything does.
+    pub credential: Option<Arc<Credential>>,
 }
 
 /// A commission, and what is called with the number of its finished steps.
@@ -71,6 +75,9 @@ pub enum StudioError {
     /// The picture's file could not be told where it comes from.
     #[error(transparent)]
     Embed(#[from] EmbedError),
+    /// The picture's file could not be signed.
+    #[error(transparent)]
+    Credential(#[from] CredentialError),
 }
 
 impl StudioError {
@@ -79,7 +86,7 @@ impl StudioError {
         match self {
             Self::Lora(error) => error.is_permanent(),
             Self::Signature(_) | Self::Pipeline(PipelineError::Request { .. }) => true,
-            Self::Pipeline(_) | Self::Encode(_) | Self::Embed(_) => false,
+            Self::Pipeline(_) | Self::Encode(_) | Self::Embed(_) | Self::Credential(_) => false,
         }
     }
 }
@@ -99,10 +106,10 @@ impl Commission {
         signature::check((self.request.width as u32, self.request.height as u32), name, options)
     }
 
-    /// Signs, encodes and writes the metadata, which needs no model.
+    /// Signs, encodes, writes the metadata and then the credential, which needs no model.
     ///
     /// # Errors
-    /// A name that cannot be drawn, or a picture that cannot be encoded.
+    /// A name that cannot be drawn, or a picture that cannot be encoded or be given a credential.
     pub fn finish(&self, painted: Painted) -> Result<Delivery, StudioError> {
         let Painted { mut pictures, model, stages } = painted;
         let mut watch = Watch { stages, ..Watch::default() };
@@ -116,20 +123,25 @@ impl Commission {
         let files = pictures.iter().map(encode).collect::<Result<Vec<_>, _>>()?;
         watch.lap("encode");
         let images = files.len();
-        let told = files.into_iter().enumerate().map(|(index, file)| {
-            let provenance = Provenance {
-                origin: &self.origin,
-                artist: self.signature.as_ref().map(|(name, _)| name.as_str()),
-                model: &model,
-                loras: &self.loras,
-                request: &self.request,
-                image: (index + 1, images),
-                prompts: self.file.metadata_prompt,
-            };
-            picture::embed(file, self.format, &provenance)
-        });
-        let files = told.collect::<Result<_, _>>()?;
+        let provenance = |index| Provenance {
+            origin: &self.origin,
+            artist: self.signature.as_ref().map(|(name, _)| name.as_str()),
+            model: &model,
+            loras: &self.loras,
+            request: &self.request,
+            image: (index + 1, images),
+            prompts: self.file.metadata_prompt,
+        };
+        let told = files.into_iter().enumerate();
+        let told = told.map(|(index, file)| picture::embed(file, self.format, &provenance(index)));
+        let mut files: Vec<Vec<u8>> = told.collect::<Result<_, _>>()?;
         watch.lap("metadata");
+        if let Some(credential) = &self.credential {
+            for (index, file) in files.iter_mut().enumerate() {
+                *file = credential.sign(mem::take(file), self.format, &provenance(index))?;
+            }
+            watch.lap("credential");
+        }
         Ok(Delivery { files, stages: watch.stages })
     }
 }
