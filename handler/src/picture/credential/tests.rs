@@ -1,6 +1,8 @@
 //! Credentials read back by the library that writes them; that another reader agrees is for the end-to-end cases. Then the
 //! certificates that must not sign.
 
+mod time_stamp;
+
 use super::*;
 use crate::{
     config::PictureConfig,
