@@ -17,16 +17,20 @@ mod kernels;
 mod library;
 pub(crate) mod matmul;
 mod place;
+#[cfg(all(test, feature = "cuda"))]
+mod shortage;
 mod tuned;
 
 pub(crate) use array::{Array, Moments, Pinned};
 pub use error::GpuError;
-pub(crate) use error::OUT_OF_MEMORY;
-pub(crate) use error::Result;
+pub(crate) use error::{Result, tells_of_memory};
 pub(crate) use event::Event;
 pub(crate) use graph::Graph;
 pub(crate) use kernels::{Arg, Launch};
 pub(crate) use place::{Layout, Placed, Product, Source};
+
+#[cfg(all(test, feature = "cuda"))]
+pub(crate) use shortage::Shortage;
 
 use arena::Arena;
 use conv::Convolutions;
@@ -293,6 +297,13 @@ impl Gpu {
     pub fn synchronize(&self) -> Result<()> {
         // SAFETY: our own stream.
         check("cuStreamSynchronize", unsafe { sys::cuStreamSynchronize(self.0.stream) })
+    }
+
+    /// Whether nothing can be computed on it any more: after a broken memory access or a fault of the chip, every call of this process
+    /// fails. Waits.
+    pub fn is_lost(&self) -> bool {
+        // An error that is only late is told once.
+        self.enter().is_err() || (self.synchronize().is_err() && self.synchronize().is_err())
     }
 
     /// A new array that lives for a while; not cleared.

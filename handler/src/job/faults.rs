@@ -30,8 +30,8 @@ impl From<StudioError> for Failure {
     fn from(error: StudioError) -> Self {
         let (fault, reason) = match &error {
             StudioError::Pipeline(PipelineError::Stopped { step }) => return Self::Cancelled(*step),
+            error if error.is_out_of_memory() => (Fault::Memory, format!("painting: {error}")),
             StudioError::Lora(error) => (Fault::Lora, format!("`lora_model_url`: {error}")),
-            StudioError::Pipeline(error) if error.is_out_of_memory() => (Fault::Memory, format!("painting: {error}")),
             StudioError::Pipeline(PipelineError::Request { .. }) | StudioError::Signature(_) => {
                 (Fault::Picture, error.to_string())
             }

@@ -74,6 +74,15 @@ pub enum StudioError {
 }
 
 impl StudioError {
+    /// Whether the device's memory did not suffice.
+    pub fn is_out_of_memory(&self) -> bool {
+        match self {
+            Self::Lora(error) => error.is_out_of_memory(),
+            Self::Pipeline(error) => error.is_out_of_memory(),
+            _ => false,
+        }
+    }
+
     /// Whether the commission itself is at fault, so that trying again would end the same way.
     pub fn is_permanent(&self) -> bool {
         match self {
