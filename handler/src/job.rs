@@ -99,6 +99,11 @@ impl Workshop {
         self.opening.painter().await.map(|_| ())
     }
 
+    /// Waits for what makes painting impossible for good: a model that cannot be loaded, a GPU that is lost.
+    pub async fn broken(&self) -> LoadError {
+        self.opening.broken().await
+    }
+
     /// Handles one message to its end. Never fails and never panics: every fault becomes an outcome.
     ///
     /// Boxed, because the futures of the AWS clients nest too deep for the compiler otherwise.

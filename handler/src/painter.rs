@@ -1,7 +1,7 @@
 //! The painter: one thread that owns the studio. Tasks wait in front of it; those that go together are painted as one batch.
 //!
 //! Everything else of a task (fetching, signing, encoding, upload, webhooks) happens elsewhere meanwhile. Refuses to die: a panic in
-//! one painting is that painting's error.
+//! one painting is that painting's error. A GPU that is lost to the process ends it, and whoever waits gets an error.
 
 use crate::studio::{Commission, Painted, Studio, StudioError};
 use std::{
@@ -12,14 +12,18 @@ use std::{
     thread,
 };
 use tokio::sync::oneshot;
+use tokio_util::sync::CancellationToken;
 use tracing::Span;
 
 /// What is called with the number of finished steps, and may stop the painting.
 pub type OnStep = Box<dyn FnMut(usize) -> ControlFlow<()> + Send>;
 
-/// The way to the painter's thread. It ends when the last of these is dropped.
+/// The way to the painter's thread. It ends when the last of these is dropped, or when the studio can paint no more.
 #[derive(Clone)]
-pub struct Painter(mpsc::Sender<Job>);
+pub struct Painter {
+    jobs: mpsc::Sender<Job>,
+    ended: CancellationToken,
+}
 
 /// Why there is no picture.
 #[derive(Debug, thiserror::Error)]
@@ -49,8 +53,15 @@ impl Painter {
     /// No thread.
     pub fn start(studio: Studio, most: Option<usize>) -> std::io::Result<Self> {
         let (sender, jobs) = mpsc::channel();
-        thread::Builder::new().name("painter".into()).spawn(move || work(studio, most, &jobs))?;
-        Ok(Self(sender))
+        let ended = CancellationToken::new();
+        let ending = ended.clone().drop_guard();
+        thread::Builder::new().name("painter".into()).spawn(move || {
+            work(studio, most, &jobs);
+            // Whoever waits hears first that nobody paints any more.
+            drop(jobs);
+            drop(ending);
+        })?;
+        Ok(Self { jobs: sender, ended })
     }
 
     /// Waits for the turn of a commission, and for its pictures.
@@ -60,8 +71,13 @@ impl Painter {
     pub async fn paint(&self, commission: Arc<Commission>, on_step: OnStep) -> Result<Painted, PainterError> {
         let (reply, painted) = oneshot::channel();
         let job = Job { commission, on_step, span: Span::current(), reply };
-        self.0.send(job).map_err(|_| PainterError::Ended)?;
+        self.jobs.send(job).map_err(|_| PainterError::Ended)?;
         painted.await.map_err(|_| PainterError::Ended)?
+    }
+
+    /// Waits until nobody paints any more.
+    pub async fn ended(&self) {
+        self.ended.cancelled().await;
     }
 }
 
@@ -78,7 +94,10 @@ fn work(mut studio: Studio, most: Option<usize>, jobs: &mpsc::Receiver<Job>) {
         let Some(first) = waiting.pop_front() else { continue };
         let most = most.unwrap_or_else(|| studio.most_at_once(&first.commission.request));
         let batch = gather(first, &mut waiting, most);
-        paint(&mut studio, batch);
+        if !paint(&mut studio, batch) && studio.is_lost() {
+            tracing::error!("the GPU can be used no more by this process");
+            return;
+        }
     }
 }
 
@@ -98,7 +117,8 @@ fn gather(first: Job, waiting: &mut VecDeque<Job>, most: usize) -> Vec<Job> {
     batch
 }
 
-fn paint(studio: &mut Studio, mut batch: Vec<Job>) {
+/// Whether all went well.
+fn paint(studio: &mut Studio, mut batch: Vec<Job>) -> bool {
     let span = batch[0].span.clone();
     let _entered = span.enter();
     if batch.len() > 1 {
@@ -118,8 +138,10 @@ fn paint(studio: &mut Studio, mut batch: Vec<Job>) {
             batch.iter().map(|_| Err(PainterError::Panic(words.clone()))).collect()
         }
     };
+    let well = painted.iter().all(Result::is_ok);
     for (job, painted) in batch.into_iter().zip(painted) {
         // Whoever asked may have given up.
         let _ = job.reply.send(painted);
     }
+    well
 }

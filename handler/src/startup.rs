@@ -23,6 +23,9 @@ pub enum LoadError {
     /// The loading thread ended without an answer.
     #[error("loading the model broke off")]
     BrokeOff,
+    /// It was loaded, and then the GPU failed for good.
+    #[error("the GPU can be used no more by this process: it needs a new one")]
+    Lost,
 }
 
 /// A studio that is being opened, and its painter.
@@ -59,6 +62,17 @@ impl Opening {
     /// It will never be.
     pub async fn painter(&self) -> Result<Painter, LoadError> {
         self.painter.clone().await
+    }
+
+    /// Waits for what makes painting impossible for good, and says what it is.
+    pub async fn broken(&self) -> LoadError {
+        match self.painter().await {
+            Ok(painter) => {
+                painter.ended().await;
+                LoadError::Lost
+            }
+            Err(error) => error,
+        }
     }
 
     /// To be called when work arrives: the first time it says how long after the start that was.

@@ -20,7 +20,7 @@ use tokio_util::sync::CancellationToken;
 /// Polls until SIGTERM or SIGINT, or until there was nothing to do for as long as configured; returns once the tasks in work are done.
 ///
 /// # Errors
-/// The model cannot be loaded, or the health address is taken.
+/// The model cannot be loaded, the health address is taken, or the GPU is lost.
 pub async fn serve(config: &WorkerConfig) -> anyhow::Result<()> {
     let aws = aws_config::load_from_env().await;
     let workshop = Workshop::open(&config.service, &aws).await?;
@@ -38,10 +38,20 @@ pub async fn serve(config: &WorkerConfig) -> anyhow::Result<()> {
     }
     tracing::info!(queue = queue.url, "polling");
     set_ready(true);
-    poll(&queue, config, &workshop, &stop).await;
+    let polling = poll(&queue, config, &workshop, &stop);
+    tokio::pin!(polling);
+    let broken = tokio::select! {
+        () = &mut polling => None,
+        broken = workshop.broken() => {
+            set_ready(false);
+            stop.cancel();
+            polling.await;
+            Some(broken)
+        }
+    };
     set_ready(false);
     tracing::info!("stopped");
-    Ok(())
+    broken.map_or(Ok(()), |broken| Err(broken.into()))
 }
 
 async fn poll(queue: &Queue, config: &WorkerConfig, workshop: &Workshop, stop: &CancellationToken) {

@@ -29,6 +29,7 @@ mod relay_traces;
 mod safety;
 mod scene;
 mod secrets;
+mod shutdown;
 mod signed;
 mod startup;
 mod together;
