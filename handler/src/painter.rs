@@ -3,7 +3,10 @@
 //! Everything else of a task (fetching, signing, encoding, upload, webhooks) happens elsewhere meanwhile. Refuses to die: a panic in
 //! one painting is that painting's error.
 
-use crate::studio::{Commission, Painted, Studio, StudioError};
+use crate::{
+    studio::{Commission, Painted, Studio, StudioError},
+    trace::Stage,
+};
 use std::{
     collections::VecDeque,
     ops::ControlFlow,
@@ -12,7 +15,6 @@ use std::{
     thread,
 };
 use tokio::sync::oneshot;
-use tracing::Span;
 
 /// What is called with the number of finished steps, and may stop the painting.
 pub type OnStep = Box<dyn FnMut(usize) -> ControlFlow<()> + Send>;
@@ -38,7 +40,7 @@ pub enum PainterError {
 struct Job {
     commission: Arc<Commission>,
     on_step: OnStep,
-    span: Span,
+    waiting: Stage,
     reply: oneshot::Sender<Result<Painted, PainterError>>,
 }
 
@@ -53,13 +55,18 @@ impl Painter {
         Ok(Self(sender))
     }
 
-    /// Waits for the turn of a commission, and for its pictures.
+    /// Waits for the turn of a commission, which ends the stage, and for its pictures.
     ///
     /// # Errors
     /// See [`PainterError`].
-    pub async fn paint(&self, commission: Arc<Commission>, on_step: OnStep) -> Result<Painted, PainterError> {
+    pub async fn paint(
+        &self,
+        commission: Arc<Commission>,
+        on_step: OnStep,
+        waiting: Stage,
+    ) -> Result<Painted, PainterError> {
         let (reply, painted) = oneshot::channel();
-        let job = Job { commission, on_step, span: Span::current(), reply };
+        let job = Job { commission, on_step, waiting, reply };
         self.0.send(job).map_err(|_| PainterError::Ended)?;
         painted.await.map_err(|_| PainterError::Ended)?
     }
@@ -98,28 +105,41 @@ fn gather(first: Job, waiting: &mut VecDeque<Job>, most: usize) -> Vec<Job> {
     batch
 }
 
-fn paint(studio: &mut Studio, mut batch: Vec<Job>) {
-    let span = batch[0].span.clone();
-    let _entered = span.enter();
-    if batch.len() > 1 {
-        tracing::info!(tasks = batch.len(), "painted together");
+fn paint(studio: &mut Studio, batch: Vec<Job>) {
+    let (mut works, mut askers) = (Vec::new(), Vec::new());
+    for Job { commission, on_step, waiting, reply } in batch {
+        works.push((commission, on_step));
+        askers.push((waiting.end(), reply));
     }
-    // The studio sets itself up anew for each painting.
-    let painted = catch_unwind(AssertUnwindSafe(|| {
-        let orders = batch.iter_mut().map(|job| (&*job.commission, &mut *job.on_step as _));
-        studio.paint_together(&mut orders.collect::<Vec<_>>())
-    }));
+    let painted = {
+        let span = works[0].0.span.clone();
+        let _entered = span.enter();
+        if works.len() > 1 {
+            tracing::info!(tasks = works.len(), "painted together");
+        }
+        // The studio sets itself up anew for each painting.
+        catch_unwind(AssertUnwindSafe(|| {
+            let orders = works.iter_mut().map(|(commission, on_step)| (&**commission, &mut **on_step as _));
+            studio.paint_together(&mut orders.collect::<Vec<_>>())
+        }))
+    };
     let painted: Vec<Result<Painted, PainterError>> = match painted {
         Ok(painted) => painted.into_iter().map(|painted| painted.map_err(PainterError::from)).collect(),
         Err(panic) => {
             let words = panic.downcast_ref::<String>().cloned();
             let words = words.or_else(|| panic.downcast_ref::<&str>().map(|words| words.to_string()));
             let words = words.unwrap_or_default();
-            batch.iter().map(|_| Err(PainterError::Panic(words.clone()))).collect()
+            works.iter().map(|_| Err(PainterError::Panic(words.clone()))).collect()
         }
     };
-    for (job, painted) in batch.into_iter().zip(painted) {
+    // A task's span ends with the task, which may end as soon as it has its pictures.
+    drop(works);
+    for ((waited, reply), painted) in askers.into_iter().zip(painted) {
+        let painted = painted.map(|mut painted| {
+            painted.stages.insert(0, waited);
+            painted
+        });
         // Whoever asked may have given up.
-        let _ = job.reply.send(painted);
+        let _ = reply.send(painted);
     }
 }

@@ -1,5 +1,6 @@
 //! What function and worker ask of SQS: messages, and when a message is to be seen again.
 
+use crate::trace::CARRIED;
 use aws_config::{SdkConfig, timeout::TimeoutConfig};
 use aws_sdk_sqs::{
     Client,
@@ -48,6 +49,7 @@ impl Queue {
         let request = request.wait_time_seconds(seconds).visibility_timeout(visibility);
         let request = request.message_system_attribute_names(MessageSystemAttributeName::ApproximateReceiveCount);
         let request = request.message_system_attribute_names(MessageSystemAttributeName::SentTimestamp);
+        let request = request.set_message_attribute_names(Some(CARRIED.map(str::to_string).to_vec()));
         let answer = request.send().await.map_err(|error| DisplayErrorContext(error).to_string())?;
         Ok(answer.messages.unwrap_or_default().into_iter().next())
     }

@@ -1,13 +1,13 @@
 //! One line at the end of each task with what an operator asks first, and the same as a metric for CloudWatch.
 
-use crate::{failure::Fault, task::Task};
+use crate::{failure::Fault, task::Task, trace::Lap};
 use serde_json::{Map, Value, json};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use tracing::info;
 
 /// What a task goes through, in order.
-pub const STAGES: [&str; 9] =
-    ["fetch", "lora", "denoise", "decode", "sign", "encode", "metadata", "upload", "complete"];
+pub const STAGES: [&str; 11] =
+    ["claim", "fetch", "wait", "lora", "denoise", "decode", "sign", "encode", "metadata", "upload", "complete"];
 /// Every way to end.
 pub const ENDINGS: [Ending; 6] =
     [Ending::Painted, Ending::AnnouncedAgain, Ending::Failed, Ending::GivenBack, Ending::Cancelled, Ending::Unreadable];
@@ -50,7 +50,9 @@ pub struct Report {
     /// From our receipt to the end.
     pub total: Duration,
     /// Stages in order.
-    pub stages: Vec<(&'static str, Duration)>,
+    pub stages: Vec<Lap>,
+    /// The trace that it belongs to.
+    pub trace_id: Option<String>,
     /// Pictures stored.
     pub images_stored: usize,
     /// Their bytes.
@@ -102,6 +104,7 @@ impl Report {
         let stage = |wanted: &str| self.stages.iter().find(|(name, _)| *name == wanted).map(|(_, time)| ms(*time));
         info!(
             ending = self.ending.name(),
+            trace_id = self.trace_id,
             fault = self.fault.map(Fault::code),
             style_id = order.map(|order| order.style_id),
             width = order.map(|order| order.width),
@@ -111,7 +114,9 @@ impl Report {
             loras = order.map(|order| order.loras),
             bytes = self.bytes_stored,
             queue_age_ms = self.queue_age.map(ms),
+            claim_ms = stage("claim"),
             fetch_ms = stage("fetch"),
+            wait_ms = stage("wait"),
             lora_ms = stage("lora"),
             denoise_ms = stage("denoise"),
             decode_ms = stage("decode"),

@@ -7,6 +7,7 @@ use crate::{
     health::Health,
     job::{Message, Outcome, Workshop},
     queue::Queue,
+    trace::{CARRIED, Carrier},
 };
 use aws_sdk_sqs::types::{Message as SqsMessage, MessageSystemAttributeName};
 use backon::{BackoffBuilder, ExponentialBuilder};
@@ -109,6 +110,8 @@ async fn work(queue: Queue, visibility: i32, workshop: Workshop, message: SqsMes
     let count = number(MessageSystemAttributeName::ApproximateReceiveCount);
     let job = Message {
         body: message.body().unwrap_or_default().to_string(),
+        id: message.message_id().map(str::to_string),
+        carrier: carrier(&message),
         receive_count: count.and_then(|count| count.try_into().ok()).unwrap_or(1),
         deadline: None,
         sent_at: number(MessageSystemAttributeName::SentTimestamp).map(|ms| UNIX_EPOCH + Duration::from_millis(ms)),
@@ -127,6 +130,11 @@ async fn work(queue: Queue, visibility: i32, workshop: Workshop, message: SqsMes
     if let Err(error) = ended {
         tracing::warn!(error, "the queue did not hear of the outcome: the message will come again");
     }
+}
+
+fn carrier(message: &SqsMessage) -> Carrier {
+    let value = |name: &str| message.message_attributes()?.get(name)?.string_value().map(str::to_string);
+    CARRIED.iter().filter_map(|name| Some((name.to_string(), value(name)?))).collect()
 }
 
 fn stop_signal() -> std::io::Result<CancellationToken> {

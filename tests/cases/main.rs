@@ -32,5 +32,6 @@ mod secrets;
 mod signed;
 mod startup;
 mod together;
+mod traces;
 mod weights;
 mod worker;

@@ -8,6 +8,7 @@ pub mod backend;
 pub mod broker;
 pub mod certificates;
 mod chance;
+pub mod collector;
 pub mod counting;
 pub mod fault;
 pub mod hub;
