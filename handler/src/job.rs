@@ -77,10 +77,12 @@ impl Workshop {
     /// # Errors
     /// A secret that cannot be read, or no TLS.
     pub async fn open(config: &ServiceConfig, aws: &SdkConfig) -> anyhow::Result<Self> {
-        // Reading secrets takes time that the model needs anyway.
-        let opening = Opening::begin(&config.model, (config.work.batch > 0).then_some(config.work.batch.into()));
-        let secrets = Secrets::obtain(&config.secrets, aws).await?;
         let store = Store::new(&config.store, aws);
+        let metrics = Metrics::new(store.tally());
+        // Reading secrets takes time that the model needs anyway.
+        let most = (config.work.batch > 0).then_some(config.work.batch.into());
+        let opening = Opening::begin(&config.model, most, metrics.clone());
+        let secrets = Secrets::obtain(&config.secrets, aws).await?;
         let gate = Gate::new(&config.safety);
         let lease = Duration::from_secs(config.work.claim_lease.into());
         Ok(Self {
@@ -90,7 +92,7 @@ impl Workshop {
             backend: Backend::new(secrets, gate.guard().clone())?,
             gate,
             times: Times::default(),
-            metrics: Metrics::default(),
+            metrics,
             work: config.work.clone(),
             file: config.picture,
         })
@@ -126,6 +128,7 @@ impl Workshop {
             report.queue_age = message.sent_at.and_then(|sent_at| SystemTime::now().duration_since(sent_at).ok());
             let outcome = self.work_on(message, &mut report).await;
             report.total = started.elapsed();
+            report.gpu_memory = self.metrics.memory();
             let span = tracing::Span::current();
             report.trace_id = trace::id(&span, message);
             trace::end(&span, &report);

@@ -4,6 +4,7 @@
 //! one painting is that painting's error.
 
 use crate::{
+    metrics::Metrics,
     studio::{Commission, Painted, Studio, StudioError},
     trace::Stage,
 };
@@ -45,13 +46,13 @@ struct Job {
 }
 
 impl Painter {
-    /// Starts the thread. `most` pictures are painted at once at most; `None` for as many as memory allows.
+    /// Starts the thread, which tells the metrics of the GPU. `most` pictures are painted at once at most; `None` for as many as memory allows.
     ///
     /// # Errors
     /// No thread.
-    pub fn start(studio: Studio, most: Option<usize>) -> std::io::Result<Self> {
+    pub fn start(studio: Studio, most: Option<usize>, metrics: Metrics) -> std::io::Result<Self> {
         let (sender, jobs) = mpsc::channel();
-        thread::Builder::new().name("painter".into()).spawn(move || work(studio, most, &jobs))?;
+        thread::Builder::new().name("painter".into()).spawn(move || work(studio, most, &metrics, &jobs))?;
         Ok(Self(sender))
     }
 
@@ -72,7 +73,8 @@ impl Painter {
     }
 }
 
-fn work(mut studio: Studio, most: Option<usize>, jobs: &mpsc::Receiver<Job>) {
+fn work(mut studio: Studio, most: Option<usize>, metrics: &Metrics, jobs: &mpsc::Receiver<Job>) {
+    metrics.note_memory(studio.memory());
     let mut waiting = VecDeque::new();
     loop {
         if waiting.is_empty() {
@@ -85,7 +87,7 @@ fn work(mut studio: Studio, most: Option<usize>, jobs: &mpsc::Receiver<Job>) {
         let Some(first) = waiting.pop_front() else { continue };
         let most = most.unwrap_or_else(|| studio.most_at_once(&first.commission.request));
         let batch = gather(first, &mut waiting, most);
-        paint(&mut studio, batch);
+        paint(&mut studio, metrics, batch);
     }
 }
 
@@ -105,7 +107,7 @@ fn gather(first: Job, waiting: &mut VecDeque<Job>, most: usize) -> Vec<Job> {
     batch
 }
 
-fn paint(studio: &mut Studio, batch: Vec<Job>) {
+fn paint(studio: &mut Studio, metrics: &Metrics, batch: Vec<Job>) {
     let (mut works, mut askers) = (Vec::new(), Vec::new());
     for Job { commission, on_step, waiting, reply } in batch {
         works.push((commission, on_step));
@@ -132,6 +134,7 @@ fn paint(studio: &mut Studio, batch: Vec<Job>) {
             works.iter().map(|_| Err(PainterError::Panic(words.clone()))).collect()
         }
     };
+    metrics.note_memory(studio.memory());
     // A task's span ends with the task, which may end as soon as it has its pictures.
     drop(works);
     for ((waited, reply), painted) in askers.into_iter().zip(painted) {

@@ -10,7 +10,7 @@ pub use commission::{Commission, Delivery, Order, Painted, StudioError};
 
 use crate::{
     config::{DeviceKind, ModelConfig},
-    gpu::Gpu,
+    gpu::{Gpu, Memory},
     lora::AppliedLora,
     picture::ModelName,
     pipeline::{self, Compute, Pipeline, Request, error::PipelineError},
@@ -70,6 +70,11 @@ impl Studio {
             Compute::Cpu => None,
             Compute::Gpu(gpu, _) => Some(gpu),
         }
+    }
+
+    /// How much of the GPU's memory is taken; none on a CPU. To be asked where it paints.
+    pub fn memory(&self) -> Option<Memory> {
+        self.gpu()?.memory().ok()
     }
 
     /// Applies these LoRAs and no others, waits for the device, and says how long that took.

@@ -48,13 +48,12 @@ impl Stage {
 
     /// Does `work` as this stage, and ends it.
     pub async fn around<T>(self, work: impl Future<Output = T>) -> (T, Lap) {
-        let span = self.spans.first().cloned().unwrap_or_else(Span::none);
-        (work.instrument(span).await, self.end())
+        (work.instrument(self.span()).await, self.end())
     }
 
-    /// Says something of it.
-    pub fn set(&self, key: &'static str, value: i64) {
-        self.spans.iter().for_each(|span| telemetry::set(span, key, value));
+    /// Its span, of the first task.
+    pub fn span(&self) -> Span {
+        self.spans.first().cloned().unwrap_or_else(Span::none)
     }
 
     /// Ends it.

@@ -61,20 +61,24 @@ impl Workshop {
             self.backend.complete(task, &urls).await?;
             return Ok(Ending::AnnouncedAgain);
         }
-        let stages = &mut report.stages;
         let fetching = async {
             let mut loras = Vec::with_capacity(task.loras.len());
             for wanted in &task.loras {
-                let lora = self.store.lora(wanted).await.map_err(lora_fault)?;
+                let (lora, found) = self.store.lora(wanted).await.map_err(lora_fault)?;
+                report.loras_found.push(found);
                 loras.push(AppliedLora { lora, scale: wanted.scale });
             }
             Ok::<_, Failure>(loras)
         };
-        let (loras, lap) = Stage::begin("fetch").around(fetching).await;
-        stages.push(lap);
+        let fetch = Stage::begin("fetch");
+        let span = fetch.span();
+        let (loras, lap) = fetch.around(fetching).await;
+        report.stages.push(lap);
+        telemetry::set(&span, "cache.hits", report.cache_hits() as i64);
+        telemetry::set(&span, "cache.misses", report.cache_misses() as i64);
         let loras = loras?;
         let delivery = self.paint(task, loras, deadline).await?;
-        stages.extend(delivery.stages);
+        report.stages.extend(delivery.stages);
         let uploading = async {
             for (key, file) in keys.iter().zip(delivery.files) {
                 let bytes = file.len();
@@ -85,12 +89,12 @@ impl Workshop {
             Ok::<_, Failure>(())
         };
         let (uploaded, lap) = Stage::begin("upload").around(uploading).await;
-        stages.push(lap);
+        report.stages.push(lap);
         uploaded?;
         let (told, lap) = Stage::begin("complete").around(self.backend.complete(task, &urls)).await;
-        stages.push(lap);
+        report.stages.push(lap);
         told?;
-        let after = stages.iter().skip_while(|(stage, _)| *stage != "denoise").skip(1);
+        let after = report.stages.iter().skip_while(|(stage, _)| *stage != "denoise").skip(1);
         self.times.note_rest(after.map(|(_, duration)| *duration).sum());
         Ok(Ending::Painted)
     }
