@@ -9,6 +9,7 @@ mod batch;
 mod cancel;
 mod claim;
 mod deadline;
+mod deletions;
 mod generate;
 mod happy;
 mod ledger;

@@ -10,6 +10,7 @@ pub mod certificates;
 mod chance;
 pub mod collector;
 pub mod counting;
+pub mod deletions;
 pub mod fault;
 pub mod hub;
 pub mod lambda;
