@@ -72,7 +72,7 @@ impl Studio {
         }
     }
 
-    /// How much of the GPU's memory is taken; none on a CPU. To be asked where it paints.
+    /// How much of the GPU's memory is taken; none on a CPU.
     pub fn memory(&self) -> Option<Memory> {
         self.gpu()?.memory().ok()
     }

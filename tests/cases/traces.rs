@@ -8,6 +8,7 @@ use crate::{
 use anyhow::{Context, Result, ensure};
 use e2e::{
     aws::Queue,
+    backend::COMPLETE,
     collector::{Collector, Span},
     line::Relay,
     mapping::Mapping,
@@ -19,6 +20,7 @@ use lapin::{
     types::{AMQPValue, FieldTable, LongString},
 };
 use opentelemetry_proto::tonic::trace::v1::span::SpanKind;
+use serde_json::Value;
 use std::{
     sync::Arc,
     time::{Duration, Instant},
@@ -135,6 +137,10 @@ fn a_trace_goes_from_the_publisher_to_the_webhooks_of_a_worker() {
         scene.painting(&task).await?;
         scene.stack.aws.send(&queue.url, &bad.body()).await?;
         scene.backend.end_of(bad.id(), PATIENCE).await?;
+        let third = scene.task();
+        scene.backend.refuse(COMPLETE, 503, 1);
+        scene.stack.aws.send(&queue.url, &third.body()).await?;
+        scene.painting(&third).await?;
         scene.stack.aws.has_depth(&queue.url, (0, 0), PATIENCE).await?;
         assert!(relay.process.terminate(PATIENCE).await?.success());
         // The end sends what has gathered.
@@ -145,8 +151,13 @@ fn a_trace_goes_from_the_publisher_to_the_webhooks_of_a_worker() {
         // One that names no trace begins its own, and says how it failed.
         let failed = others.iter().find(|span| span.name == "task").context("no span of the bad task")?;
         assert_eq!((failed.parent.as_str(), failed.error.as_deref()), ("", Some("TASK_INVALID")));
-        let end = worker.log_text().lines().find(|line| line.contains("task ended")).map(str::to_string);
-        assert!(end.is_some_and(|line| line.contains(TRACE)), "the line that ends a task names its trace");
+        let refused = others.iter().find(|span| span.error.as_deref() == Some("refused"));
+        assert_eq!(refused.context("no failed webhook")?.attributes["http.response.status_code"], "503");
+        let lines: Vec<Value> = worker.log_text().lines().filter_map(|line| serde_json::from_str(line).ok()).collect();
+        let line = |message: &str| lines.iter().find(|line| line["message"] == message).context(message.to_string());
+        assert_eq!(line("task ended")?["trace_id"], TRACE, "the line that ends a task names its trace");
+        // The spans of stages and webhooks do not come between a line and its task.
+        assert_eq!(line("webhook is tried again")?["span"]["generation_id"], third.id());
         Ok(())
     });
 }

@@ -394,25 +394,27 @@ impl Gpu {
 
     /// Bytes that the driver can still give.
     pub fn free_bytes(&self) -> Result<usize> {
-        Ok(memory_info()?.0)
+        Ok(self.memory_info()?.0)
     }
 
-    /// What all processes together have of the memory. To be asked on a thread that computes: the context must be current.
+    /// What all processes together have of the memory.
     ///
     /// # Errors
     /// The driver's.
     pub fn memory(&self) -> Result<Memory> {
-        let (free, total) = memory_info()?;
+        let (free, total) = self.memory_info()?;
         Ok(Memory { used: total.saturating_sub(free) as u64, total: total as u64 })
     }
-}
 
-/// Free and all bytes of the current context's GPU.
-fn memory_info() -> Result<(usize, usize)> {
-    let (mut free, mut total) = (0, 0);
-    // SAFETY: writes two numbers.
-    check("cuMemGetInfo", unsafe { sys::cuMemGetInfo_v2(&mut free, &mut total) })?;
-    Ok((free, total))
+    /// Free and all bytes.
+    fn memory_info(&self) -> Result<(usize, usize)> {
+        // Who asks may be the first on its thread.
+        self.enter()?;
+        let (mut free, mut total) = (0, 0);
+        // SAFETY: writes two numbers.
+        check("cuMemGetInfo", unsafe { sys::cuMemGetInfo_v2(&mut free, &mut total) })?;
+        Ok((free, total))
+    }
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
