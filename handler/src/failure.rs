@@ -27,6 +27,18 @@ pub enum Fault {
 }
 
 impl Fault {
+    /// All of them.
+    pub const ALL: [Self; 8] = [
+        Self::Task,
+        Self::Lora,
+        Self::Picture,
+        Self::Painting,
+        Self::Memory,
+        Self::Storage,
+        Self::Backend,
+        Self::Deadline,
+    ];
+
     /// The finer code.
     pub fn code(self) -> &'static str {
         match self {

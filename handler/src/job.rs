@@ -17,6 +17,7 @@ use crate::{
     startup::{LoadError, Opening},
     store::Store,
     task::{BadTask, Task},
+    trace::{self, Carrier},
     webhook::{Backend, Subject},
 };
 use aws_config::SdkConfig;
@@ -25,7 +26,7 @@ use std::{
     sync::Arc,
     time::{Duration, Instant, SystemTime},
 };
-use tracing::{Instrument, field, info, info_span, warn};
+use tracing::{Instrument, info, warn};
 
 /// How long a message rests after a fault, for each time it was received: a fault gets time to pass.
 const REST: Duration = Duration::from_secs(5);
@@ -35,6 +36,10 @@ const REST: Duration = Duration::from_secs(5);
 pub struct Message {
     /// The body.
     pub body: String,
+    /// The queue's id, if it says so.
+    pub id: Option<String>,
+    /// The trace that it belongs to.
+    pub carrier: Carrier,
     /// How often the queue has handed it out, this time included; 1 if the queue did not say.
     pub receive_count: u32,
     /// When the invocation that brought it ends; `None` if there is no such limit.
@@ -72,10 +77,12 @@ impl Workshop {
     /// # Errors
     /// A secret that cannot be read, or no TLS.
     pub async fn open(config: &ServiceConfig, aws: &SdkConfig) -> anyhow::Result<Self> {
-        // Reading secrets takes time that the model needs anyway.
-        let opening = Opening::begin(&config.model, (config.work.batch > 0).then_some(config.work.batch.into()));
-        let secrets = Secrets::obtain(&config.secrets, aws).await?;
         let store = Store::new(&config.store, aws);
+        let metrics = Metrics::new(store.tally());
+        // Reading secrets takes time that the model needs anyway.
+        let most = (config.work.batch > 0).then_some(config.work.batch.into());
+        let opening = Opening::begin(&config.model, most, metrics.clone());
+        let secrets = Secrets::obtain(&config.secrets, aws).await?;
         let gate = Gate::new(&config.safety);
         let lease = Duration::from_secs(config.work.claim_lease.into());
         Ok(Self {
@@ -85,7 +92,7 @@ impl Workshop {
             backend: Backend::new(secrets, gate.guard().clone())?,
             gate,
             times: Times::default(),
-            metrics: Metrics::default(),
+            metrics,
             work: config.work.clone(),
             file: config.picture,
         })
@@ -118,7 +125,7 @@ impl Workshop {
 
     async fn handle_in_span(&self, message: &Message) -> Outcome {
         self.opening.note_request();
-        let span = info_span!("task", generation_id = field::Empty, receive_count = message.receive_count);
+        let span = trace::task(message);
         async {
             let (started, _in_work) = (Instant::now(), self.metrics.begin());
             let mut report = Report { receive_count: message.receive_count, ..Report::default() };
@@ -126,6 +133,10 @@ impl Workshop {
             report.queue_age = message.sent_at.and_then(|sent_at| SystemTime::now().duration_since(sent_at).ok());
             let outcome = self.work_on(message, &mut report).await;
             report.total = started.elapsed();
+            report.gpu_memory = self.metrics.memory();
+            let span = tracing::Span::current();
+            report.trace_id = trace::id(&span, message);
+            trace::end(&span, &report);
             report.log();
             self.metrics.note(&report);
             if self.work.embedded_metrics {

@@ -4,6 +4,7 @@ use crate::{
     config::ServiceConfig,
     job::{Message, Outcome, Workshop},
     queue::Queues,
+    trace::{CARRIED, FLUSH_LIMIT},
 };
 use aws_lambda_events::sqs::{SqsBatchResponse, SqsEvent, SqsMessage};
 use futures_util::{FutureExt, StreamExt, future::BoxFuture, stream};
@@ -15,6 +16,7 @@ use std::{
     },
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
+use telemetry::Traces;
 use tokio::{
     signal::unix::{SignalKind, signal},
     sync::RwLock,
@@ -28,16 +30,23 @@ const AT_ONCE: usize = 10;
 ///
 /// # Errors
 /// The model cannot be loaded, the GPU is lost, or the Runtime API is out of reach.
-pub async fn serve(config: &ServiceConfig) -> anyhow::Result<()> {
+pub async fn serve(config: &ServiceConfig, traces: Option<Traces>) -> anyhow::Result<()> {
     let aws = aws_config::load_from_env().await;
     let workshop = Workshop::open(config, &aws).await?;
     let (queues, busy) = (Arc::new(Queues::new(&aws)), Arc::new(RwLock::new(())));
-    let shared = (workshop.clone(), queues);
+    let shared = (workshop.clone(), queues, traces);
     let service = service_fn(move |event: LambdaEvent<SqsEvent>| {
-        let (workshop, queues) = shared.clone();
+        let (workshop, queues, traces) = shared.clone();
         async move {
             let deadline = instant(event.context.deadline());
-            handle(&workshop, &queues, event.payload, deadline).await
+            let answer = handle(&workshop, &queues, event.payload, deadline).await;
+            if let Some(traces) = traces {
+                // No task is given up for its trace.
+                let left =
+                    deadline.map_or(FLUSH_LIMIT, |deadline| deadline.saturating_duration_since(Instant::now()) / 2);
+                traces.flush(left.min(FLUSH_LIMIT)).await;
+            }
+            answer
         }
     });
     let mut terminate = signal(SignalKind::terminate())?;
@@ -114,8 +123,11 @@ async fn handle(
 fn message(record: &SqsMessage, deadline: Option<Instant>) -> Message {
     let body = record.body.clone().unwrap_or_default();
     let number = |name: &str| record.attributes.get(name)?.parse::<u64>().ok();
+    let carried = |name: &str| record.message_attributes.get(name)?.string_value.clone();
     Message {
         body,
+        id: record.message_id.clone(),
+        carrier: CARRIED.iter().filter_map(|name| Some((name.to_string(), carried(name)?))).collect(),
         receive_count: number("ApproximateReceiveCount").and_then(|count| count.try_into().ok()).unwrap_or(1),
         deadline,
         sent_at: number("SentTimestamp").map(|ms| UNIX_EPOCH + Duration::from_millis(ms)),

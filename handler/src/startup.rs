@@ -2,7 +2,7 @@
 //!
 //! Whoever needs the model waits for it. A model that cannot be loaded ends the process; no task is failed for it.
 
-use crate::{config::ModelConfig, painter::Painter, pipeline::error::PipelineError, studio::Studio};
+use crate::{config::ModelConfig, metrics::Metrics, painter::Painter, pipeline::error::PipelineError, studio::Studio};
 use futures_util::{
     FutureExt,
     future::{BoxFuture, Shared},
@@ -39,7 +39,7 @@ pub struct Opening {
 impl Opening {
     /// Begins to load, on a thread that holds up nobody who wants to end. `most` pictures are painted at once at most; `None` for as
     /// many as memory allows.
-    pub fn begin(config: &ModelConfig, most: Option<usize>) -> Self {
+    pub fn begin(config: &ModelConfig, most: Option<usize>, metrics: Metrics) -> Self {
         let config = config.clone();
         let (sender, receiver) = oneshot::channel();
         let load = move || {
@@ -49,7 +49,7 @@ impl Opening {
         // A thread that panics or cannot be had drops the sender.
         drop(thread::Builder::new().name("load".into()).spawn(load));
         let painter = receiver.map(move |opened| match opened {
-            Ok(Ok(studio)) => Painter::start(studio, most).map_err(|_| LoadError::BrokeOff),
+            Ok(Ok(studio)) => Painter::start(studio, most, metrics).map_err(|_| LoadError::BrokeOff),
             Ok(Err(error)) => Err(LoadError::Model(Arc::new(error))),
             Err(_) => Err(LoadError::BrokeOff),
         });

@@ -12,7 +12,7 @@ pub use commission::{Commission, Delivery, Order, Painted, StudioError};
 
 use crate::{
     config::{DeviceKind, ModelConfig},
-    gpu::Gpu,
+    gpu::{Gpu, Memory},
     lora::AppliedLora,
     picture::ModelName,
     pipeline::{self, Compute, Pipeline, Request, error::PipelineError},
@@ -82,6 +82,11 @@ impl Studio {
         self.gpu().is_some_and(Gpu::is_lost)
     }
 
+    /// How much of the GPU's memory is taken; none on a CPU.
+    pub fn memory(&self) -> Option<Memory> {
+        self.gpu()?.memory().ok()
+    }
+
     /// Applies these LoRAs and no others, waits for the device, and says how long that took.
     ///
     /// # Errors
@@ -132,10 +137,11 @@ impl Studio {
     }
 
     fn try_together(&mut self, orders: &mut [Order<'_>]) -> Result<Vec<Result<Painted, StudioError>>, StudioError> {
-        let mut watch = Watch::default();
         let Some((first, _)) = orders.first() else { return Ok(vec![]) };
+        let tasks = orders.iter().map(|(commission, _)| commission.span.clone());
+        let mut watch = Watch::start("lora", tasks.collect(), vec![]);
         self.pipeline.set_loras(&first.loras)?;
-        watch.lap("lora");
+        watch.then("denoise");
         let images = first.images;
         let mut stream = self.pipeline.noise(&first.request, self.noise_threads);
         let mut noises = Vec::new();
@@ -144,8 +150,9 @@ impl Studio {
             noises.push(self.pipeline.first_noise(&commission.request, images, &mut own)?);
         }
         let noise = Tensor::cat(&noises, 0).map_err(PipelineError::from)?;
-        let (requests, mut callbacks): (Vec<&Request>, Vec<_>) =
-            orders.iter_mut().map(|(commission, on_step)| (&commission.request, on_step)).unzip();
+        let (commissions, mut callbacks): (Vec<&Commission>, Vec<_>) =
+            orders.iter_mut().map(|(commission, on_step)| (*commission, on_step)).unzip();
+        let requests: Vec<&Request> = commissions.iter().map(|commission| &commission.request).collect();
         let mut stopped: Vec<Option<usize>> = vec![None; callbacks.len()];
         let latents = self.pipeline.denoise_together(&requests, noise, &mut stream, &mut |step| {
             for (on_step, stopped) in callbacks.iter_mut().zip(&mut stopped) {
@@ -155,18 +162,17 @@ impl Studio {
             }
             if stopped.iter().all(Option::is_some) { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
         });
-        watch.lap("denoise");
+        let stages = watch.stop();
         let latents = match latents {
             Err(PipelineError::Stopped { .. }) => None,
             latents => Some(latents?),
         };
         let painted = (0..).zip(stopped).map(|(index, stopped)| match (stopped, &latents) {
             (None, Some(latents)) => {
-                let mut watch = watch.clone();
+                let watch = Watch::start("decode", vec![commissions[index].span.clone()], stages.clone());
                 let own = latents.narrow(0, index * images, images).map_err(PipelineError::from)?;
                 let pictures = self.decode(&own)?;
-                watch.lap("decode");
-                Ok(Painted { pictures, model: self.model.clone(), stages: watch.stages })
+                Ok(Painted { pictures, model: self.model.clone(), stages: watch.stop() })
             }
             (stopped, _) => Err(PipelineError::Stopped { step: stopped.unwrap_or_default() }.into()),
         });
@@ -195,9 +201,9 @@ impl Studio {
         at_once: usize,
         on_step: &mut dyn FnMut(usize) -> ControlFlow<()>,
     ) -> Result<Painted, StudioError> {
-        let mut watch = Watch::default();
+        let mut watch = Watch::start("lora", vec![commission.span.clone()], vec![]);
         self.pipeline.set_loras(&commission.loras)?;
-        watch.lap("lora");
+        watch.then("denoise");
         let request = &commission.request;
         let mut stream = self.pipeline.noise(request, self.noise_threads);
         let noise = self.pipeline.first_noise(request, commission.images, &mut stream)?;
@@ -208,13 +214,12 @@ impl Studio {
             let part = noise.narrow(0, first, at_once.min(commission.images - first)).map_err(PipelineError::from)?;
             latents.push(self.pipeline.denoise(request, part, &mut stream, on_step)?);
         }
-        watch.lap("denoise");
+        watch.then("decode");
         let mut pictures = Vec::new();
         for latents in &latents {
             pictures.extend(self.decode(latents)?);
         }
-        watch.lap("decode");
-        Ok(Painted { pictures, model: self.model.clone(), stages: watch.stages })
+        Ok(Painted { pictures, model: self.model.clone(), stages: watch.stop() })
     }
 
     /// Where memory does not suffice, the UNet makes room.

@@ -16,6 +16,7 @@ use crate::{
     progress::Progress,
     secrets::Secrets,
     task::Task,
+    trace,
 };
 use backon::{ExponentialBuilder, Retryable};
 use event::Event;
@@ -24,11 +25,12 @@ use std::{
     error::Error,
     sync::{
         Arc,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicU32, Ordering},
     },
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 use tokio::{sync::mpsc, task::JoinHandle, time::timeout};
+use tracing::{Instrument, Span};
 use url::Url;
 
 /// Tries of complete and failed after the first one.
@@ -67,6 +69,17 @@ pub enum WebhookError {
     },
 }
 
+impl WebhookError {
+    /// A word for each.
+    fn kind(&self) -> &'static str {
+        match self {
+            Self::Unreachable { .. } => "unreachable",
+            Self::Forbidden { .. } => "forbidden",
+            Self::Refused { .. } => "refused",
+        }
+    }
+}
+
 /// The client for every backend.
 #[derive(Clone)]
 pub struct Backend {
@@ -100,9 +113,9 @@ impl Backend {
         let (backend, subject) = (self.clone(), Subject::task(task));
         let unwanted = Arc::new(AtomicBool::new(false));
         let flag = unwanted.clone();
-        let done = tokio::spawn(async move {
+        let telling = async move {
             while let Some(progress) = receiver.recv().await {
-                match backend.send(Method::PATCH, &subject.base, &subject.progress(progress)).await {
+                match backend.send(Method::PATCH, &subject.base, &subject.progress(progress), 0).await {
                     Ok(()) => {}
                     Err(WebhookError::Refused { status: StatusCode::CONFLICT | StatusCode::GONE, .. }) => {
                         flag.store(true, Ordering::Relaxed);
@@ -114,7 +127,8 @@ impl Backend {
                     }
                 }
             }
-        });
+        };
+        let done = tokio::spawn(telling.in_current_span());
         ProgressLine { sender, done, unwanted }
     }
 
@@ -146,7 +160,8 @@ impl Backend {
             .with_max_delay(LONGEST_DELAY)
             .with_max_times(RETRIES)
             .with_jitter();
-        (|| self.send(Method::POST, base, event))
+        let tries = AtomicU32::new(0);
+        (|| self.send(Method::POST, base, event, tries.fetch_add(1, Ordering::Relaxed)))
             .retry(delays)
             .when(|error| !matches!(error, WebhookError::Forbidden { .. }))
             .notify(|error, delay| tracing::warn!(%error, ?delay, "webhook is tried again"))
@@ -154,7 +169,16 @@ impl Backend {
     }
 
     /// One try. The time in the signature is that of the try; the bytes that are signed are those that are sent.
-    async fn send(&self, method: Method, base: &Url, event: &Event) -> Result<(), WebhookError> {
+    async fn send(&self, method: Method, base: &Url, event: &Event, resends: u32) -> Result<(), WebhookError> {
+        let span = trace::webhook(event.path, &method, base, resends);
+        let sent = self.send_in(&span, method, base, event).instrument(span.clone()).await;
+        if let Err(error) = &sent {
+            telemetry::fail(&span, error.kind());
+        }
+        sent
+    }
+
+    async fn send_in(&self, span: &Span, method: Method, base: &Url, event: &Event) -> Result<(), WebhookError> {
         let path = event.path;
         self.guard.check(base).map_err(|refused| WebhookError::Forbidden { path, refused })?;
         let mut request = self
@@ -164,11 +188,16 @@ impl Backend {
             .header("X-Request-Source", "inference-server")
             .header(CONTENT_TYPE, "application/json")
             .header("webhook-id", &event.id);
+        // The backend's spans are children of ours.
+        for (name, value) in telemetry::outgoing(span) {
+            request = request.header(name, value);
+        }
         let timestamp = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
         if let Some(signature) = self.signing.sign(&event.id, timestamp, &event.body) {
             request = request.header("webhook-timestamp", timestamp).header("webhook-signature", signature);
         }
         let answer = request.body(event.body.clone()).send().await.map_err(|error| unanswered(path, error))?;
+        span.record("http.response.status_code", answer.status().as_u16());
         match answer.status() {
             status if status.is_success() => Ok(()),
             status => Err(WebhookError::Refused { path, status }),
@@ -202,9 +231,11 @@ impl ProgressLine {
     /// Lets what was told go out, so that the backend hears of the end last; gives up on a slow backend.
     pub async fn finish(self) {
         drop(self.sender);
-        let abort = self.done.abort_handle();
-        if timeout(PROGRESS_GRACE, self.done).await.is_err() {
-            abort.abort();
+        let mut done = self.done;
+        if timeout(PROGRESS_GRACE, &mut done).await.is_err() {
+            done.abort();
+            // Nothing of the task goes on after this; that it was broken off is known.
+            let _ = done.await;
         }
     }
 }

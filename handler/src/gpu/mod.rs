@@ -85,6 +85,15 @@ impl Dtype {
     }
 }
 
+/// How much of a GPU's memory is taken, in bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Memory {
+    /// By whomever.
+    pub used: u64,
+    /// There is.
+    pub total: u64,
+}
+
 /// One GPU. Cheap to clone.
 #[derive(Clone)]
 pub struct Gpu(Arc<Inner>);
@@ -396,10 +405,26 @@ impl Gpu {
 
     /// Bytes that the driver can still give.
     pub fn free_bytes(&self) -> Result<usize> {
+        Ok(self.memory_info()?.0)
+    }
+
+    /// What all processes together have of the memory.
+    ///
+    /// # Errors
+    /// The driver's.
+    pub fn memory(&self) -> Result<Memory> {
+        let (free, total) = self.memory_info()?;
+        Ok(Memory { used: total.saturating_sub(free) as u64, total: total as u64 })
+    }
+
+    /// Free and all bytes.
+    fn memory_info(&self) -> Result<(usize, usize)> {
+        // Who asks may be the first on its thread.
+        self.enter()?;
         let (mut free, mut total) = (0, 0);
         // SAFETY: writes two numbers.
         check("cuMemGetInfo", unsafe { sys::cuMemGetInfo_v2(&mut free, &mut total) })?;
-        Ok(free)
+        Ok((free, total))
     }
 }
 

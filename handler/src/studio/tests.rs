@@ -16,6 +16,7 @@ use crate::{
 };
 use image::RgbImage;
 use std::{env, ops::ControlFlow, path::Path, process::Command, sync::Arc};
+use tracing::Span;
 
 const MODEL: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/model/easel-tiny");
 const MIB: usize = 1 << 20;
@@ -54,6 +55,7 @@ fn commission(prompt: &str, seed: u64, images: usize, size: usize) -> Commission
         format: Format::Png,
         file: PictureConfig::default(),
         origin: Origin::default(),
+        span: Span::none(),
     }
 }
 
