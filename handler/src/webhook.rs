@@ -222,7 +222,7 @@ fn unanswered(path: &'static str, error: reqwest::Error) -> WebhookError {
 }
 
 /// The base may have a path of its own.
-fn address(base: &Url, path: &str) -> Url {
+pub(crate) fn address(base: &Url, path: &str) -> Url {
     let mut address = base.clone();
     address.set_path(&format!("{}/api/webhooks/inference/{path}", base.path().trim_end_matches('/')));
     address
