@@ -144,6 +144,7 @@ def webhooks():
         ("refused-ending", ".good.net", "http://evilgood.net"),
         ("refused-other-port", "good.org:8443", "https://good.org"),
         ("refused-scheme", "", "file:///etc/passwd"),
+        ("refused-late-slashes", "", "http:evil.net/://good.org"),
         ("refused-query", "", "https://good.org/?a"),
         ("refused-list", "*.good.org", "https://a.good.org"),
     ]:
