@@ -18,7 +18,7 @@ use crate::{
     store::Store,
     task::{BadTask, Task},
     trace::{self, Carrier},
-    webhook::{Backend, Subject},
+    webhook::{Backend, Subject, WebhookError},
 };
 use aws_config::SdkConfig;
 use futures_util::{FutureExt, future::BoxFuture};
@@ -51,7 +51,7 @@ pub struct Message {
 /// What becomes of the message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Outcome {
-    /// Done with: painted, or failed for good and the backend knows.
+    /// Done with: painted, or failed for good and the backend knows, or does not want to know.
     Consumed,
     /// Back to the queue, to be tried again or dead-lettered; to become visible again after this time.
     GivenBack(Duration),
@@ -194,6 +194,11 @@ impl Workshop {
                 report.ending = Ending::Cancelled;
                 Outcome::Consumed
             }
+            Err(Failure::Unwanted(reason)) => {
+                info!(reason, "the backend refused to hear of the picture");
+                report.ending = Ending::Unwanted;
+                Outcome::Consumed
+            }
             Err(Failure::Permanent(fault, reason)) => {
                 report.fault = Some(fault);
                 self.give_up(&Subject::task(task), &reason, message, report).await
@@ -223,6 +228,9 @@ impl Workshop {
             warn!(reason, "out of tries");
             // Stays in the queue's hands all the same: the dead-letter queue keeps it for a person to look at.
             self.give_up(&Subject::task(task), reason, message, report).await;
+            if report.ending == Ending::Unwanted {
+                return Outcome::Consumed;
+            }
         } else {
             warn!(reason, "task given back to the queue");
         }
@@ -240,6 +248,11 @@ impl Workshop {
         match self.backend.failed(subject, code, reason, message.receive_count.saturating_sub(1)).await {
             Ok(()) => {
                 report.ending = Ending::Failed;
+                Outcome::Consumed
+            }
+            Err(error @ WebhookError::Unwanted { .. }) => {
+                info!(%error, "the backend refused to hear of the failure");
+                report.ending = Ending::Unwanted;
                 Outcome::Consumed
             }
             Err(error) => {

@@ -13,6 +13,8 @@ pub mod cache;
 pub mod claim;
 pub mod config;
 pub mod failure;
+#[cfg(any(test, fuzzing))]
+pub mod fuzz;
 pub mod gate;
 pub mod generate;
 pub mod gpu;

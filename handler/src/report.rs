@@ -9,8 +9,15 @@ use tracing::info;
 pub const STAGES: [&str; 11] =
     ["claim", "fetch", "wait", "lora", "denoise", "decode", "sign", "encode", "metadata", "upload", "complete"];
 /// Every way to end.
-pub const ENDINGS: [Ending; 6] =
-    [Ending::Painted, Ending::AnnouncedAgain, Ending::Failed, Ending::GivenBack, Ending::Cancelled, Ending::Unreadable];
+pub const ENDINGS: [Ending; 7] = [
+    Ending::Painted,
+    Ending::AnnouncedAgain,
+    Ending::Failed,
+    Ending::GivenBack,
+    Ending::Cancelled,
+    Ending::Unwanted,
+    Ending::Unreadable,
+];
 /// Where the metrics are in CloudWatch.
 const NAMESPACE: &str = "Easel";
 
@@ -28,6 +35,8 @@ pub enum Ending {
     GivenBack,
     /// Not wanted any more.
     Cancelled,
+    /// Painted or failed, and the backend refused to hear of it.
+    Unwanted,
     /// No task, and nobody to tell.
     Unreadable,
 }
@@ -89,6 +98,7 @@ impl Ending {
             Self::Failed => "failed",
             Self::GivenBack => "given-back",
             Self::Cancelled => "cancelled",
+            Self::Unwanted => "refused-by-backend",
             Self::Unreadable => "unreadable",
         }
     }

@@ -1,7 +1,7 @@
 //! Webhooks to the backend: progress, complete and failed, as the Python worker sent them.
 //!
 //! Progress is told once and never waited for. Complete and failed are repeated with jitter until they are taken or tries
-//! run out. Answers are not read, redirects are not followed, proxies are not asked: the token goes to the task's address and
+//! run out, or the backend says that it does not want them. Answers are not read, redirects are not followed, proxies are not asked: the token goes to the task's address and
 //! nowhere else, and there only if the [`Guard`] lets it.
 
 mod event;
@@ -58,6 +58,14 @@ pub enum WebhookError {
         path: &'static str,
         /// Why.
         refused: Refused,
+    },
+    /// The backend answered, with 409 or 410, that it does not want to hear of this picture. Not retried.
+    #[error("webhook {path}: the backend does not want it: {status}")]
+    Unwanted {
+        /// Which webhook.
+        path: &'static str,
+        /// Its answer.
+        status: StatusCode,
     },
     /// The backend answered that it did not take it. Retried too: it may be starting or overloaded.
     #[error("webhook {path}: the backend answered {status}")]
@@ -117,7 +125,7 @@ impl Backend {
             while let Some(progress) = receiver.recv().await {
                 match backend.send(Method::PATCH, &subject.base, &subject.progress(progress), 0).await {
                     Ok(()) => {}
-                    Err(WebhookError::Refused { status: StatusCode::CONFLICT | StatusCode::GONE, .. }) => {
+                    Err(WebhookError::Unwanted { .. }) => {
                         flag.store(true, Ordering::Relaxed);
                         return;
                     }
@@ -163,7 +171,7 @@ impl Backend {
         let tries = AtomicU32::new(0);
         (|| self.send(Method::POST, base, event, tries.fetch_add(1, Ordering::Relaxed)))
             .retry(delays)
-            .when(|error| !matches!(error, WebhookError::Forbidden { .. }))
+            .when(|error| !matches!(error, WebhookError::Forbidden { .. } | WebhookError::Unwanted { .. }))
             .notify(|error, delay| tracing::warn!(%error, ?delay, "webhook is tried again"))
             .await
     }
@@ -200,6 +208,7 @@ impl Backend {
         span.record("http.response.status_code", answer.status().as_u16());
         match answer.status() {
             status if status.is_success() => Ok(()),
+            status @ (StatusCode::CONFLICT | StatusCode::GONE) => Err(WebhookError::Unwanted { path, status }),
             status => Err(WebhookError::Refused { path, status }),
         }
     }
@@ -253,7 +262,7 @@ fn unanswered(path: &'static str, error: reqwest::Error) -> WebhookError {
 }
 
 /// The base may have a path of its own.
-fn address(base: &Url, path: &str) -> Url {
+pub(crate) fn address(base: &Url, path: &str) -> Url {
     let mut address = base.clone();
     address.set_path(&format!("{}/api/webhooks/inference/{path}", base.path().trim_end_matches('/')));
     address

@@ -55,6 +55,9 @@ impl From<PainterError> for Failure {
 
 impl From<WebhookError> for Failure {
     fn from(error: WebhookError) -> Self {
-        Self::Transient(Fault::Backend, error.to_string())
+        match error {
+            WebhookError::Unwanted { .. } => Self::Unwanted(error.to_string()),
+            _ => Self::Transient(Fault::Backend, error.to_string()),
+        }
     }
 }

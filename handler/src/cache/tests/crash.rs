@@ -10,6 +10,7 @@ use crate::cache::{
 use std::{
     fs,
     io::{BufRead, BufReader},
+    os::unix::fs::MetadataExt,
     path::Path,
     process::{Child, Command, Stdio},
     time::Duration,
@@ -43,6 +44,18 @@ impl Drop for Holder {
     }
 }
 
+/// Returns once somebody waits for this lock: the kernel lists who does, with an arrow.
+async fn waited_for(lock: &Path) {
+    let inode = format!(":{} ", fs::metadata(lock).unwrap().ino());
+    let is_waited_for = |line: &str| line.contains("-> FLOCK") && line.contains(&inode);
+    let seen = async {
+        while !fs::read_to_string("/proc/locks").unwrap().lines().any(is_waited_for) {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(60), seen).await.expect("nobody waits for the lock");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn whoever_waits_for_a_process_that_is_killed_goes_on_at_once() {
     let folder = tempfile::tempdir().unwrap();
@@ -53,7 +66,7 @@ async fn whoever_waits_for_a_process_that_is_killed_goes_on_at_once() {
     let dying = holder(&paths.lock);
     fs::write(&paths.partial, "half of it").unwrap();
     let fetched = tokio::spawn(async move { bytes(cache.fetch(&at, &version).await.unwrap()) });
-    tokio::time::sleep(Duration::from_millis(50)).await;
+    waited_for(&paths.lock).await;
     assert!(!fetched.is_finished() && fake.reads().is_empty(), "it did not wait");
     drop(dying);
     assert_eq!(fetched.await.unwrap(), (content(200), true));
