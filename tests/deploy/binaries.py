@@ -1,4 +1,5 @@
 """What the binaries say of themselves in --help: options, variables, defaults. Refuses to know any option by heart."""
+
 import functools
 import os
 import re

@@ -1,4 +1,8 @@
-"""Reads a Dockerfile as far as its checks need it: stages, what each runs, copies and starts. Refuses nothing; hadolint does."""
+"""Reads a Dockerfile as far as its checks need it: stages, what each runs, copies and starts.
+
+Refuses nothing; hadolint does.
+"""
+
 import json
 import re
 from dataclasses import dataclass, field

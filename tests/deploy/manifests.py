@@ -1,4 +1,8 @@
-"""The Kubernetes manifests as kustomize builds them. Refuses to look at the files before that: only what is applied counts."""
+"""The Kubernetes manifests as kustomize builds them.
+
+Refuses to look at the files before that: only what is applied counts.
+"""
+
 import functools
 import os
 import subprocess
@@ -11,13 +15,17 @@ KUBECTL = Path(__file__).resolve().parents[2] / ".cache" / "kubectl"
 OVERLAYS = sorted(path.parent.name for path in ROOT.glob("infra/kubernetes/overlays/*/kustomization.yaml"))
 
 
+class NotBuilt(Exception):
+    """kustomize refuses an overlay."""
+
+
 @functools.cache
 def build(overlay):
     """All documents of an overlay."""
     folder = ROOT / "infra/kubernetes/overlays" / overlay
     built = subprocess.run([KUBECTL, "kustomize", folder], capture_output=True, text=True, check=False)
     if built.returncode != 0:
-        raise AssertionError(f"overlay {overlay}: {built.stderr}")
+        raise NotBuilt(f"overlay {overlay}: {built.stderr}")
     return list(yaml.safe_load_all(built.stdout))
 
 

@@ -1,7 +1,8 @@
-"""The AWS templates, with what their defaults make of them: references to parameters, mappings, conditions, nested stacks.
+"""The AWS templates, with what their defaults make of parameters, mappings, conditions and nested stacks.
 
 Refuses to deploy or to guess: what only a deployment knows stays an `Unknown`.
 """
+
 import os
 from pathlib import Path
 
@@ -24,7 +25,9 @@ class Loader(yaml.SafeLoader):
 
 def _call(loader, suffix, node):
     build = {yaml.ScalarNode: loader.construct_scalar, yaml.SequenceNode: loader.construct_sequence}
-    argument = build.get(type(node), loader.construct_mapping)(node, **({} if isinstance(node, yaml.ScalarNode) else {"deep": True}))
+    argument = build.get(type(node), loader.construct_mapping)(
+        node, **({} if isinstance(node, yaml.ScalarNode) else {"deep": True})
+    )
     return Call({suffix: argument})
 
 
@@ -49,14 +52,16 @@ class Stack:
                 values = {key: self.value(value) for key, value in properties.get("Parameters", {}).items()}
                 yield from Stack(self.value(properties["TemplateURL"]), values).resources()
             else:
-                defaults = self.body.get("Globals", {}).get("Function", {}) if kind == "AWS::Serverless::Function" else {}
+                defaults = (
+                    self.body.get("Globals", {}).get("Function", {}) if kind == "AWS::Serverless::Function" else {}
+                )
                 yield self, name, kind, {**defaults, **properties}
 
     def value(self, it):
         """A value as the defaults make it."""
         if not isinstance(it, Call):
             return it
-        (name, argument), = it.items()
+        ((name, argument),) = it.items()
         if name == "Ref":
             return self.parameters.get(argument, Unknown(argument))
         if name == "FindInMap":
@@ -73,7 +78,7 @@ class Stack:
         """Whether a condition holds for the defaults."""
         if isinstance(it, str):
             return self.condition(self.body["Conditions"][it])
-        (name, argument), = it.items()
+        ((name, argument),) = it.items()
         if name == "Equals":
             left, right = (str(self.value(each)) for each in argument)
             return left == right

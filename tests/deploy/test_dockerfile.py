@@ -1,4 +1,5 @@
 """The Dockerfile by hadolint; what is waived says so in the line above."""
+
 import subprocess
 import sys
 import unittest
@@ -10,7 +11,8 @@ import manifests
 class Dockerfile(unittest.TestCase):
     def test_hadolint_has_nothing_to_say(self):
         hadolint = Path(sys.executable).with_name("hadolint")
-        linted = subprocess.run([hadolint, "--no-color", manifests.ROOT / "infra/image/Dockerfile"], capture_output=True, text=True, check=False)
+        command = [hadolint, "--no-color", manifests.ROOT / "infra/image/Dockerfile"]
+        linted = subprocess.run(command, capture_output=True, text=True, check=False)
         self.assertEqual((0, ""), (linted.returncode, linted.stdout))
 
 

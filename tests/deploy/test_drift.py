@@ -1,4 +1,5 @@
 """The manifests and the templates against the binaries, and against each other. No number here is known twice."""
+
 import unittest
 
 import binaries
@@ -17,8 +18,12 @@ def ecs_containers():
         for container in properties["ContainerDefinitions"]:
             image = next(iter(container["Image"].values()))
             command = [str(stack.value(word)) for word in container.get("Command", [])]
-            yield (f"{name}/{container['Name']}", image.removesuffix("ImageUri").lower(), command,
-                   [each["Name"] for key in ("Environment", "Secrets") for each in container.get(key, [])])
+            yield (
+                f"{name}/{container['Name']}",
+                image.removesuffix("ImageUri").lower(),
+                command,
+                [each["Name"] for key in ("Environment", "Secrets") for each in container.get(key, [])],
+            )
 
 
 class Commands(unittest.TestCase):
@@ -28,13 +33,17 @@ class Commands(unittest.TestCase):
             subcommand = ("function",)
         for name in names:
             if not binaries.OTHERS.fullmatch(name):
-                self.assertIn(name, binaries.variables(binary, subcommand), f"{where}: {binary} {subcommand} reads no {name}")
+                self.assertIn(
+                    name, binaries.variables(binary, subcommand), f"{where}: {binary} {subcommand} reads no {name}"
+                )
 
     def test_every_variable_of_the_manifests_is_one_that_the_binary_reads(self):
         for overlay in manifests.OVERLAYS:
             for owner, _, container in manifests.containers(overlay):
                 names = manifests.environment(overlay, container)
-                self.check_variables(f"{overlay} {owner}", manifests.binary(container), container.get("args", []), names)
+                self.check_variables(
+                    f"{overlay} {owner}", manifests.binary(container), container.get("args", []), names
+                )
 
     def test_every_variable_of_the_templates_is_one_that_the_binary_reads(self):
         _, function = templates.the("AWS::Serverless::Function", lambda each: "ImageUri" in each)
@@ -57,12 +66,20 @@ class Commands(unittest.TestCase):
     def test_the_binaries_take_every_value(self):
         # Without a model or a broker they end soon, with another code than that for an option that cannot work.
         missing = {"INTERNAL_API_TOKEN": "token", "AMQP_URL": "amqp://127.0.0.1:1", "EASEL_MODEL_DIR": "/nonexistent"}
-        quick = {"AMQP_CONNECT_TIMEOUT": "1", "AWS_EC2_METADATA_DISABLED": "true", "AWS_ENDPOINT_URL": "http://127.0.0.1:1"}
+        quick = {
+            "AMQP_CONNECT_TIMEOUT": "1",
+            "AWS_EC2_METADATA_DISABLED": "true",
+            "AWS_ENDPOINT_URL": "http://127.0.0.1:1",
+        }
         for overlay in manifests.OVERLAYS:
             for owner, _, container in manifests.containers(overlay):
                 if owner.startswith("Job/"):
                     continue
-                given = {name: value for name, value in manifests.environment(overlay, container).items() if value is not None}
+                given = {
+                    name: value
+                    for name, value in manifests.environment(overlay, container).items()
+                    if value is not None
+                }
                 binary, arguments = manifests.binary(container), [*container.get("args", [])]
                 arguments += ["--check"] if binary == "relay" else []
                 started = binaries.start(binary, *arguments, environment={**given, **missing, **quick})
@@ -73,7 +90,7 @@ class Commands(unittest.TestCase):
 class Health(unittest.TestCase):
     def test_probes_and_monitors_ask_the_port_on_which_the_binary_listens(self):
         for overlay in manifests.OVERLAYS:
-            for owner, spec, container in manifests.containers(overlay):
+            for owner, _, container in manifests.containers(overlay):
                 probes = {key: each["httpGet"] for key, each in container.items() if key.endswith("Probe")}
                 if not probes:
                     self.assertTrue(owner.startswith("Job/"), f"{owner} has no probe")
@@ -100,7 +117,9 @@ class Health(unittest.TestCase):
             self.assertEqual(service["spec"]["ports"][0]["name"], monitor["endpoints"][0]["port"])
             monitor = manifests.find(overlay, "PodMonitor", "worker")["spec"]
             self.assertLessEqual(monitor["selector"]["matchLabels"].items(), labels["ScaledJob/worker"].items())
-            ports = {each["name"] for _, _, container in manifests.containers(overlay) for each in container.get("ports", [])}
+            ports = {
+                each["name"] for _, _, container in manifests.containers(overlay) for each in container.get("ports", [])
+            }
             allowed = manifests.find(overlay, "NetworkPolicy", "prometheus")["spec"]["ingress"][0]["ports"]
             wanted = {each["port"] for each in (*monitor["podMetricsEndpoints"], *allowed)}
             self.assertLessEqual(wanted, ports)

@@ -1,4 +1,5 @@
 """What every pod must and must not be allowed."""
+
 import ipaddress
 import unittest
 
@@ -19,7 +20,9 @@ class Pods(unittest.TestCase):
                     pod, own = spec["securityContext"], container["securityContext"]
                     self.assertTrue(pod["runAsNonRoot"])
                     self.assertEqual("RuntimeDefault", pod["seccompProfile"]["type"])
-                    self.assertEqual(f"{pod['runAsUser']}:{pod['runAsGroup']}", stages[manifests.binary(container)].user)
+                    self.assertEqual(
+                        f"{pod['runAsUser']}:{pod['runAsGroup']}", stages[manifests.binary(container)].user
+                    )
                     self.assertFalse(own["allowPrivilegeEscalation"])
                     self.assertTrue(own["readOnlyRootFilesystem"])
                     self.assertEqual(["ALL"], own["capabilities"]["drop"])
@@ -36,7 +39,9 @@ class Pods(unittest.TestCase):
 
     def test_a_worker_has_one_gpu_and_may_go_where_gpus_are(self):
         for overlay in manifests.OVERLAYS:
-            owner, spec, container = next(each for each in manifests.containers(overlay) if each[0] == "ScaledJob/worker")
+            owner, spec, container = next(
+                each for each in manifests.containers(overlay) if each[0] == "ScaledJob/worker"
+            )
             with self.subTest(overlay=overlay):
                 gpus = {container["resources"][key].get("nvidia.com/gpu") for key in ("requests", "limits")}
                 on_cpu = manifests.environment(overlay, container).get("EASEL_DEVICE") == "cpu"
@@ -45,12 +50,16 @@ class Pods(unittest.TestCase):
 
     def test_folders_that_are_written_are_volumes_and_the_model_is_read_only(self):
         for overlay in manifests.OVERLAYS:
-            owner, spec, container = next(each for each in manifests.containers(overlay) if each[0] == "ScaledJob/worker")
+            owner, spec, container = next(
+                each for each in manifests.containers(overlay) if each[0] == "ScaledJob/worker"
+            )
             mounts = {each["mountPath"]: each for each in container["volumeMounts"]}
             settings = manifests.environment(overlay, container)
             with self.subTest(overlay=overlay):
                 self.assertFalse(mounts[settings["EASEL_CACHE_DIR"]].get("readOnly", False))
-                model = next(each for path, each in mounts.items() if settings["EASEL_MODEL_DIR"].startswith(f"{path}/"))
+                model = next(
+                    each for path, each in mounts.items() if settings["EASEL_MODEL_DIR"].startswith(f"{path}/")
+                )
                 self.assertTrue(model["readOnly"])
                 volume = next(each for each in spec["volumes"] if each["name"] == model["name"])
                 self.assertTrue(volume["persistentVolumeClaim"]["readOnly"])

@@ -1,4 +1,5 @@
 """Times and counts that the queue, the function, the workers and their pods must agree on."""
+
 import re
 import unittest
 
@@ -47,7 +48,7 @@ class Queue(unittest.TestCase):
             own = int(setting(overlay, "ScaledJob/worker", "EASEL_VISIBILITY_TIMEOUT"))
             lease = int(setting(overlay, "ScaledJob/worker", "EASEL_CLAIM_LEASE"))
             with self.subTest(overlay=overlay):
-                # Renewed at each third of it: two renewals may fail. The claim of a dead worker is over when its task comes again.
+                # It renews at each third of it. The claim of a dead worker is over when its task comes again.
                 self.assertLessEqual(own, visibility())
                 self.assertLessEqual(lease, own)
 
@@ -55,7 +56,9 @@ class Queue(unittest.TestCase):
         for overlay in manifests.OVERLAYS:
             grace = manifests.seconds(dict(manifests.pod_templates(overlay))["Deployment/relay"])
             with self.subTest(overlay=overlay):
-                self.assertGreater(grace, int(setting(overlay, "Deployment/relay", "RELAY_SHUTDOWN_TIMEOUT", "relay", ())))
+                self.assertGreater(
+                    grace, int(setting(overlay, "Deployment/relay", "RELAY_SHUTDOWN_TIMEOUT", "relay", ()))
+                )
 
     def test_receives_are_counted_to_the_same_number_everywhere(self):
         stack, tasks = queue()
@@ -79,8 +82,11 @@ class Queue(unittest.TestCase):
 
     def test_what_an_overlay_takes_from_the_template_is_an_output_of_it(self):
         outputs = templates.root().body["Outputs"]
-        said = [(path.name, *each) for path in manifests.ROOT.glob("infra/kubernetes/overlays/*/*.env")
-                for each in re.findall(r"^# Output (\w+) of template.yaml\n(\w+)=", path.read_text(), flags=re.M)]
+        said = [
+            (path.name, *each)
+            for path in manifests.ROOT.glob("infra/kubernetes/overlays/*/*.env")
+            for each in re.findall(r"^# Output (\w+) of template.yaml\n(\w+)=", path.read_text(), flags=re.M)
+        ]
         self.assertGreaterEqual(len(said), 3)
         for file, output, variable in said:
             with self.subTest(file=file, output=output):

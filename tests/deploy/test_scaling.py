@@ -1,4 +1,5 @@
 """The manifests' and the template's numbers are those that the simulation of scaling chooses."""
+
 import sys
 import unittest
 from pathlib import Path
@@ -17,8 +18,13 @@ class Scaling(unittest.TestCase):
             spec = manifests.find(overlay, "ScaledJob", "worker")["spec"]
             container = next(each for owner, _, each in manifests.containers(overlay) if owner == "ScaledJob/worker")
             settings = manifests.environment(overlay, container)
-            said = scaling.Settings(spec["pollingInterval"], int(spec["triggers"][0]["metadata"]["queueLength"]),
-                                    spec["maxReplicaCount"], int(settings["EASEL_IDLE_EXIT"]), int(settings["EASEL_CONCURRENCY"]))
+            said = scaling.Settings(
+                spec["pollingInterval"],
+                int(spec["triggers"][0]["metadata"]["queueLength"]),
+                spec["maxReplicaCount"],
+                int(settings["EASEL_IDLE_EXIT"]),
+                int(settings["EASEL_CONCURRENCY"]),
+            )
             self.assertEqual(chosen, said, overlay)
 
     def test_a_job_in_flight_counts_and_a_running_one_is_taken_off(self):

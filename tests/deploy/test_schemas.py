@@ -1,4 +1,5 @@
 """Each document of each overlay has the fields that its kind has, and no others."""
+
 import unittest
 
 import jsonschema
@@ -32,7 +33,9 @@ class Schemas(unittest.TestCase):
                 kind = document["kind"]
                 with self.subTest(overlay=overlay, kind=kind, name=document["metadata"]["name"]):
                     if kind in schemas:
-                        self.assertEqual(schemas[kind]["properties"]["apiVersion"]["anyOf"][0]["const"], document["apiVersion"])
+                        self.assertEqual(
+                            schemas[kind]["properties"]["apiVersion"]["anyOf"][0]["const"], document["apiVersion"]
+                        )
                         # Without a look at the schema itself, which would take most of the time.
                         errors = jsonschema.Draft202012Validator(schemas[kind]).iter_errors(document)
                         self.assertEqual([], [f"{error.json_path}: {error.message[:200]}" for error in errors])
