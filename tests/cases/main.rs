@@ -9,6 +9,7 @@ mod batch;
 mod cancel;
 mod claim;
 mod deadline;
+mod deployed;
 mod generate;
 mod happy;
 mod ledger;

@@ -18,6 +18,13 @@ IMAGE = "infra/image/Dockerfile"
 
 # For each test: what is changed, from what, to what. It must fail then.
 MUTATIONS = {
+    "test_drift.Health.test_the_relay_on_fargate_is_asked_where_it_listens_and_may_end_in_order": [
+        ("infra/aws/relay.yaml", "StopTimeout: 40", "StopTimeout: 20"),
+        ("infra/aws/relay.yaml", "127.0.0.1:9100", "127.0.0.1:9101"),
+    ],
+    "test_scaling.Scaling.test_the_function_has_the_settings_that_the_simulation_chooses": [
+        ("template.yaml", "MaxConcurrency: {Type: Number, Default: 16", "MaxConcurrency: {Type: Number, Default: 8"),
+    ],
     "test_schemas.Schemas.test_every_document_fits_the_schema_of_its_kind": [
         (BASE + "worker.yaml", "pollingInterval:", "pollInterval:"),
         (BASE + "relay.yaml", "minReadySeconds: 10", 'minReadySeconds: "ten"'),

@@ -107,6 +107,18 @@ class Health(unittest.TestCase):
                         self.assertEqual(int(port), ports[probe["port"]])
                         self.assertEqual("/healthz" if name == "livenessProbe" else "/readyz", probe["path"])
 
+    def test_the_relay_on_fargate_is_asked_where_it_listens_and_may_end_in_order(self):
+        stack, task = templates.the(
+            "AWS::ECS::TaskDefinition", lambda each: "HealthCheck" in each["ContainerDefinitions"][0]
+        )
+        container = task["ContainerDefinitions"][0]
+        given = {each["Name"]: stack.value(each["Value"]) for each in container["Environment"]}
+        known = binaries.variables("relay")
+        get = {name: given.get(name, option.default) for name, option in known.items()}
+        self.assertIn(get["RELAY_HEALTH_ADDR"].replace(":", "/"), " ".join(container["HealthCheck"]["Command"]))
+        self.assertIn("/healthz", " ".join(container["HealthCheck"]["Command"]))
+        self.assertGreater(container["StopTimeout"], int(get["RELAY_SHUTDOWN_TIMEOUT"]))
+
     def test_prometheus_finds_the_pods_and_may_reach_them(self):
         for overlay in manifests.OVERLAYS:
             labels = {owner: template["metadata"]["labels"] for owner, template in manifests.pod_templates(overlay)}

@@ -39,8 +39,6 @@ class Scaling(unittest.TestCase):
 
     def test_the_function_has_the_settings_that_the_simulation_chooses(self):
         stack, function = templates.the("AWS::Serverless::Function", lambda each: "ImageUri" in each)
-        if "CapacityProviderConfig" not in function:
-            self.skipTest("the template has no capacity provider")
         chosen, _ = scaling.choose(scaling.serverless(), scaling.World(), True)
         tasks = int(stack.value(function["CapacityProviderConfig"]["PerExecutionEnvironmentMaxConcurrency"]))
         most = int(stack.value(function["FunctionScalingConfig"]["MaxExecutionEnvironments"]))
