@@ -1,10 +1,10 @@
 """What CloudFormation makes of a template that uses SAM, offline. Refuses to reach any account."""
 
 import copy
+import json
 from pathlib import Path
 
 import boto3
-import yaml
 from samtranslator.parser.parser import Parser
 from samtranslator.translator.translator import Translator
 from samtranslator.yaml_helper import yaml_parse
@@ -12,7 +12,7 @@ from samtranslator.yaml_helper import yaml_parse
 REGION = "us-east-1"
 HERE = Path(__file__).parent
 ROOT = HERE.parent.parent / "template.yaml"
-NESTED = {path.name: path for path in sorted(HERE.glob("*.yaml")) if path.name != "checkov.yaml"}
+NESTED = {path.name: path for path in sorted(HERE.glob("*.yaml"))}
 
 
 def load(path):
@@ -38,4 +38,4 @@ def translate(template):
 
 
 if __name__ == "__main__":
-    print(yaml.safe_dump(translate(load(ROOT)), sort_keys=False, width=120))
+    print(json.dumps(translate(load(ROOT)), indent=2))

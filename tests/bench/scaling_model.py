@@ -123,7 +123,7 @@ class Run:
         for _ in range(wanted - self.unfinished):
             self.start(now)
         # Nothing waits, and nobody works: no poll before the next task changes anything.
-        if length or self.unfinished:
+        if length:
             self.at(now + self.settings.polling, self.poll)
         elif self.coming:
             self.at(max(self.next_poll(self.coming[0]), now + self.settings.polling), self.poll)

@@ -157,7 +157,7 @@ def known_here(resources, name):
     mapping = resources["HandlerTask"]["Properties"]
     assert mapping["FunctionName"] == {"Ref": "HandlerAliaslive"}, "the queue feeds the alias"
     config = function.pop("CapacityProviderConfig")["LambdaManagedInstancesCapacityProviderConfig"]
-    assert config["CapacityProviderArn"] == {"Fn::GetAtt": ["Capacity", "Arn"]}, config
+    assert config["CapacityProviderArn"]["Fn::Sub"].endswith(":capacity-provider:${Capacity}"), config
     assert "VpcConfig" not in function, "the capacity provider has the network"
     assert function["AcceleratorConfig"] == {"AcceleratorMemorySize": {"Ref": "AcceleratorMemory"}}
     resources.pop("Capacity")
