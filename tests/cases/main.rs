@@ -10,6 +10,7 @@ mod cancel;
 mod claim;
 mod deadline;
 mod deletions;
+mod deployed;
 mod generate;
 mod happy;
 mod ledger;
