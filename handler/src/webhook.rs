@@ -84,6 +84,7 @@ impl WebhookError {
             Self::Unreachable { .. } => "unreachable",
             Self::Forbidden { .. } => "forbidden",
             Self::Refused { .. } => "refused",
+            Self::Unwanted { .. } => "unwanted",
         }
     }
 }
