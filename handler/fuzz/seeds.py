@@ -141,6 +141,7 @@ def webhooks():
         ("refused-metadata", "", "http://metadata.google.internal"),
         ("refused-user", "good.org", "http://good.org@evil.net"),
         ("refused-backslash", "good.org", "http://evil.net\\@good.org"),
+        ("refused-no-label", ".good.net", "http://.good.net:81"),
         ("refused-ending", ".good.net", "http://evilgood.net"),
         ("refused-other-port", "good.org:8443", "https://good.org"),
         ("refused-scheme", "", "file:///etc/passwd"),
