@@ -49,7 +49,9 @@ def main(endpoint, name, kind, lora_bucket, webhook_host, amqp_url, token):
     tasks = root.nested["Queue"].outputs["TasksUrl"]
     shown = [one for widget in body["widgets"] for one in widget["properties"]["metrics"]]
     environment = function["Environment"]["Variables"]
-    print(json.dumps({"handler": environment, "relay": relay, "tasks": tasks, "alarm": alarm, "dashboard": shown}))
+    health = task["healthCheck"]["command"][1:]
+    said = {"handler": environment, "relay": relay, "health": health, "tasks": tasks, "alarm": alarm, "dashboard": shown}
+    print(json.dumps(said))
 
 
 main(*sys.argv[1:])
