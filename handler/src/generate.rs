@@ -16,6 +16,7 @@ use std::{
     path::{Path, PathBuf},
     sync::Arc,
 };
+use tracing::Span;
 
 /// Paints and writes the picture.
 ///
@@ -82,6 +83,7 @@ fn commission(config: &GenerateConfig) -> anyhow::Result<Commission> {
         format: format(&config.out)?,
         file: config.picture,
         origin: Origin { seed, ..Origin::default() },
+        span: Span::none(),
     })
 }
 

@@ -16,6 +16,7 @@ use handler::{
     task::Format,
 };
 use std::{ops::ControlFlow, path::Path};
+use tracing::Span;
 
 fn studio(model: &Path) -> Result<Studio> {
     let config = ModelConfig {
@@ -51,6 +52,7 @@ fn commission(prompt: &str, seed: u64, images: usize, scheduler: Kind) -> Commis
         format: Format::Png,
         file: PictureConfig::default(),
         origin: Origin::default(),
+        span: Span::none(),
     }
 }
 

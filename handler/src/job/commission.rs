@@ -3,6 +3,7 @@
 use crate::{
     config::PictureConfig, lora::AppliedLora, picture::Origin, pipeline::Request, studio::Commission, task::Task,
 };
+use tracing::Span;
 
 /// The commission of a task, with its LoRAs fetched.
 pub(super) fn commission(task: &Task, loras: Vec<AppliedLora>, file: PictureConfig) -> Commission {
@@ -25,6 +26,7 @@ pub(super) fn commission(task: &Task, loras: Vec<AppliedLora>, file: PictureConf
         signature: Some((task.artist_name.clone(), task.signature.clone())),
         format: task.format,
         file,
+        span: Span::current(),
         origin: Origin { generation_id: Some(task.generation_id), created_at: task.created_at, seed: task.seed },
     }
 }

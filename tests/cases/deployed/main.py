@@ -48,6 +48,7 @@ def main(endpoint, name, kind, lora_bucket, webhook_host, amqp_url, token):
         relay[one["name"]] = cloud.secretsmanager.get_secret_value(SecretId=one["valueFrom"])["SecretString"]
     tasks = root.nested["Queue"].outputs["TasksUrl"]
     shown = [one for widget in body["widgets"] for one in widget["properties"]["metrics"]]
+    checks.endings(shown, ROOT / "handler/src")
     environment = function["Environment"]["Variables"]
     health = task["healthCheck"]["command"][1:]
     said = {"handler": environment, "relay": relay, "health": health, "tasks": tasks, "alarm": alarm, "dashboard": shown}
