@@ -45,6 +45,17 @@ fn worker(scene: &Scene, name: &str, deployed: &Value) -> Result<Process> {
         .start(&stack.run)
 }
 
+/// What the container's health check says of a relay.
+async fn is_healthy(scene: &Scene, name: &str, deployed: &Value, relay: &Relay) -> Result<bool> {
+    let command: Vec<String> = serde_json::from_value(deployed["health"].clone())?;
+    let port = deployed["relay"]["RELAY_HEALTH_ADDR"].as_str().context("no address")?.replace(':', "/");
+    let here = relay.health.replace("http://", "").replace(':', "/");
+    let [program, arguments @ ..] = &command[..] else { panic!("no command") };
+    let spec =
+        Spec::new(&format!("health-{name}"), program).args(arguments.iter().map(|text| text.replace(&port, &here)));
+    Ok(output(&scene.stack.run, spec, PATIENCE).await?.0.success())
+}
+
 async fn paints(scene: Scene, name: &str, kind: &str) -> Result<()> {
     let stack = scene.stack;
     let deployed = deploy(&scene, name, kind).await?;
@@ -55,6 +66,7 @@ async fn paints(scene: Scene, name: &str, kind: &str) -> Result<()> {
     let options: Vec<_> = options.filter_map(|(key, value)| Some((key.as_str(), value.as_str()?))).collect();
     let relay = Relay::start_with(&stack.run, name, &stack.broker.url(), &stack.aws, queue, &options).await?;
     relay.ready().await?;
+    assert!(is_healthy(&scene, name, &deployed, &relay).await?, "the relay lives");
     let worker = worker(&scene, name, &deployed)?;
     let task = scene.task();
     stack.publisher.publish(name, task.body().as_bytes()).await?;

@@ -1,8 +1,9 @@
-"""Looks at what came out of the deployment, through the services' own interfaces. Refuses to look at the templates where
-the stand-in can say it."""
+"""Looks at what came out of the deployment, through the services' own interfaces. Refuses to look at the templates
+where the stand-in can say it."""
 
 import ast
 import json
+import re
 
 SECONDS_OF_A_DAY = 86_400
 
@@ -137,3 +138,9 @@ def alarms(cloud, root, source):
     assert len(messages) == 3 and all(f'"{message}"' in said for message in messages), messages
     failures = found["failures"]
     return {"metric": failures["MetricName"], "namespace": failures["Namespace"], "dimensions": failures["Dimensions"]}
+
+
+def endings(shown, source):
+    """Every way for a task to end is on the dashboard."""
+    words = re.findall(r'Self::\w+ => "([a-z-]+)"', (source / "report.rs").read_text())
+    assert len(words) >= 6 and all(any(word in row for row in shown) for word in words), (words, shown)

@@ -41,14 +41,18 @@ def main(endpoint, name, kind, lora_bucket, webhook_host, amqp_url, token):
     checks.relay(cloud, root, task, relay)
     alarm = checks.alarms(cloud, root, ROOT / "relay/src")
     body = json.loads(cloud.cloudwatch.get_dashboard(DashboardName=name)["DashboardBody"])
-    # The stand-in would invoke the function; a worker takes its place.
-    cloud.__getattr__("lambda").delete_event_source_mapping(UUID=mapping)
+    # The stand-in would invoke the function in a container; a worker takes its place.
+    cloud.__getattr__("lambda").update_event_source_mapping(UUID=mapping, Enabled=False)
+    stacks.allow_plain(cloud, root)
     for one in task["secrets"]:
         relay[one["name"]] = cloud.secretsmanager.get_secret_value(SecretId=one["valueFrom"])["SecretString"]
     tasks = root.nested["Queue"].outputs["TasksUrl"]
     shown = [one for widget in body["widgets"] for one in widget["properties"]["metrics"]]
+    checks.endings(shown, ROOT / "handler/src")
     environment = function["Environment"]["Variables"]
-    print(json.dumps({"handler": environment, "relay": relay, "tasks": tasks, "alarm": alarm, "dashboard": shown}))
+    health = task["healthCheck"]["command"][1:]
+    said = {"handler": environment, "relay": relay, "health": health, "tasks": tasks, "alarm": alarm, "dashboard": shown}
+    print(json.dumps(said))
 
 
 main(*sys.argv[1:])
