@@ -1,4 +1,4 @@
-"""The parameters of template.yaml as the table in docs/DEPLOY.md. With --check it says whether the table there is this one."""
+"""Writes the parameters of template.yaml into docs/DEPLOY.md. With --check it only says whether they differ."""
 
 import sys
 

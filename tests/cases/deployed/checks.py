@@ -1,5 +1,5 @@
-"""Looks at what came out of the deployment, through the services' own interfaces. Refuses to look at the templates where
-the stand-in can say it."""
+"""Looks at what came out of the deployment, through the services' own interfaces. Refuses to look at the templates
+where the stand-in can say it."""
 
 import ast
 import json

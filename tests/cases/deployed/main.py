@@ -41,8 +41,9 @@ def main(endpoint, name, kind, lora_bucket, webhook_host, amqp_url, token):
     checks.relay(cloud, root, task, relay)
     alarm = checks.alarms(cloud, root, ROOT / "relay/src")
     body = json.loads(cloud.cloudwatch.get_dashboard(DashboardName=name)["DashboardBody"])
-    # The stand-in would invoke the function; a worker takes its place.
-    cloud.__getattr__("lambda").delete_event_source_mapping(UUID=mapping)
+    # The stand-in would invoke the function in a container; a worker takes its place.
+    cloud.__getattr__("lambda").update_event_source_mapping(UUID=mapping, Enabled=False)
+    stacks.allow_plain(cloud, root)
     for one in task["secrets"]:
         relay[one["name"]] = cloud.secretsmanager.get_secret_value(SecretId=one["valueFrom"])["SecretString"]
     tasks = root.nested["Queue"].outputs["TasksUrl"]
