@@ -21,6 +21,7 @@ use std::{
     sync::Arc,
     time::{Duration, Instant},
 };
+use tracing::Span;
 
 /// Tasks after which everything that is made on first use is there.
 const SETTLED: usize = 5;
@@ -172,7 +173,17 @@ fn request(prompt: &str, (width, height): (usize, usize), steps: u16, guidance_s
 
 fn commission(request: Request, images: usize, loras: Vec<AppliedLora>) -> Commission {
     let (file, origin) = (PictureConfig::default(), Origin { seed: request.seed.into(), ..Origin::default() });
-    Commission { request, images, loras, signature: None, format: Format::Jpeg, file, origin, credential: None }
+    Commission {
+        request,
+        images,
+        loras,
+        signature: None,
+        format: Format::Jpeg,
+        file,
+        origin,
+        credential: None,
+        span: Span::none(),
+    }
 }
 
 /// The most memory of the host that this process has held.

@@ -10,11 +10,13 @@ mod entry;
 mod lock;
 mod room;
 mod source;
+mod tally;
 
 pub use download::Parts;
 pub(crate) use entry::hash;
 pub use room::Limits;
 pub use source::{Place, Source, SourceError, Version};
+pub use tally::Tally;
 
 use download::{DownloadError, sound};
 use entry::{Paths, Record, Volume};
@@ -40,6 +42,7 @@ pub struct Cache<S> {
     parts: Parts,
     limits: Limits,
     patience: Duration,
+    tally: Tally,
     warned: Once,
 }
 
@@ -66,8 +69,13 @@ pub enum Body {
 impl<S: Source> Cache<S> {
     /// A cache in `folder`, which need not exist. Touches nothing.
     pub fn new(source: S, folder: PathBuf, parts: Parts, limits: Limits) -> Self {
-        let volume = Arc::new(Volume::new(folder));
-        Self { source, volume, parts, limits, patience: PATIENCE, warned: Once::new() }
+        let (volume, tally) = (Arc::new(Volume::new(folder)), Tally::default());
+        Self { source, volume, parts, limits, patience: PATIENCE, tally, warned: Once::new() }
+    }
+
+    /// What it has done so far.
+    pub fn tally(&self) -> &Tally {
+        &self.tally
     }
 
     /// Where its files come from.
@@ -96,7 +104,7 @@ impl<S: Source> Cache<S> {
 
     async fn read_to_memory(&self, place: &Place, version: &Version) -> Result<Content, SourceError> {
         let room = || futures_util::future::ready(Ok(Vec::new())).boxed();
-        match sound(&self.source, place, version, self.parts, room).await {
+        match sound(&self.source, place, version, self.parts, &self.tally, room).await {
             Ok((sha256, bytes)) => Ok(Content { sha256, is_fresh: true, body: Body::Memory(bytes) }),
             Err(DownloadError::Source(error)) => Err(error),
             // Memory does not fail so: only a thread that could not be had.
@@ -157,9 +165,10 @@ impl<S: Source> Cache<S> {
     ) -> Result<Content, DownloadError> {
         let target = || {
             let (volume, limits, paths, length) = (self.volume.clone(), self.limits, paths.clone(), version.length);
-            blocking(move || room::reserve(volume.folder(), &paths, length, limits)).boxed()
+            let tally = self.tally.clone();
+            blocking(move || room::reserve(volume.folder(), &paths, length, limits, &tally)).boxed()
         };
-        let received = sound(&self.source, place, version, self.parts, target).await;
+        let received = sound(&self.source, place, version, self.parts, &self.tally, target).await;
         if received.is_err() {
             // The download failed already; what is left over is swept by the next one.
             let _ = std::fs::remove_file(&paths.partial);

@@ -48,8 +48,10 @@ pub struct Cli {
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Serve SQS events through the Lambda Runtime API (what `handler` alone does).
+    #[command(after_help = telemetry::HELP)]
     Function(ServiceConfig),
     /// Poll an SQS queue: for GPU hosts that are not Lambda.
+    #[command(after_help = telemetry::HELP)]
     Worker(WorkerConfig),
     /// Paint one picture from the shell.
     Generate(GenerateConfig),

@@ -27,6 +27,18 @@ pub enum Fault {
 }
 
 impl Fault {
+    /// All of them.
+    pub const ALL: [Self; 8] = [
+        Self::Task,
+        Self::Lora,
+        Self::Picture,
+        Self::Painting,
+        Self::Memory,
+        Self::Storage,
+        Self::Backend,
+        Self::Deadline,
+    ];
+
     /// The finer code.
     pub fn code(self) -> &'static str {
         match self {
@@ -54,6 +66,9 @@ pub enum Failure {
     /// The backend wants the picture no more. Consume the message, tell nobody.
     #[error("cancelled by the backend at step {0}")]
     Cancelled(usize),
+    /// The backend does not want to hear of the picture that stands. Consume the message, tell nobody.
+    #[error("{0}")]
+    Unwanted(String),
     /// What is left of the invocation does not suffice. Give the message back at once.
     #[error("the invocation ends in {0:?}, too soon to finish the picture")]
     OutOfTime(Duration),

@@ -16,6 +16,7 @@ use std::{
     path::{Path, PathBuf},
     sync::Arc,
 };
+use tracing::Span;
 
 /// Paints and writes the picture.
 ///
@@ -83,6 +84,7 @@ fn commission(config: &GenerateConfig) -> anyhow::Result<Commission> {
         file: config.picture,
         origin: Origin { seed, ..Origin::default() },
         credential: Credential::of_files(&config.credential)?.map(Arc::new),
+        span: Span::none(),
     })
 }
 

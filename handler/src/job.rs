@@ -18,7 +18,8 @@ use crate::{
     startup::{LoadError, Opening},
     store::Store,
     task::{BadTask, Task},
-    webhook::{Backend, Subject},
+    trace::{self, Carrier},
+    webhook::{Backend, Subject, WebhookError},
 };
 use aws_config::SdkConfig;
 use futures_util::{FutureExt, future::BoxFuture};
@@ -26,7 +27,7 @@ use std::{
     sync::Arc,
     time::{Duration, Instant, SystemTime},
 };
-use tracing::{Instrument, field, info, info_span, warn};
+use tracing::{Instrument, info, warn};
 
 /// How long a message rests after a fault, for each time it was received: a fault gets time to pass.
 const REST: Duration = Duration::from_secs(5);
@@ -36,6 +37,10 @@ const REST: Duration = Duration::from_secs(5);
 pub struct Message {
     /// The body.
     pub body: String,
+    /// The queue's id, if it says so.
+    pub id: Option<String>,
+    /// The trace that it belongs to.
+    pub carrier: Carrier,
     /// How often the queue has handed it out, this time included; 1 if the queue did not say.
     pub receive_count: u32,
     /// When the invocation that brought it ends; `None` if there is no such limit.
@@ -47,7 +52,7 @@ pub struct Message {
 /// What becomes of the message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Outcome {
-    /// Done with: painted, or failed for good and the backend knows.
+    /// Done with: painted, or failed for good and the backend knows, or does not want to know.
     Consumed,
     /// Back to the queue, to be tried again or dead-lettered; to become visible again after this time.
     GivenBack(Duration),
@@ -74,13 +79,15 @@ impl Workshop {
     /// # Errors
     /// A secret that cannot be read, a certificate that cannot sign pictures, or no TLS.
     pub async fn open(config: &ServiceConfig, aws: &SdkConfig) -> anyhow::Result<Self> {
+        let store = Store::new(&config.store, aws);
+        let metrics = Metrics::new(store.tally());
         // Reading secrets takes time that the model needs anyway.
-        let opening = Opening::begin(&config.model, (config.work.batch > 0).then_some(config.work.batch.into()));
+        let most = (config.work.batch > 0).then_some(config.work.batch.into());
+        let opening = Opening::begin(&config.model, most, metrics.clone());
         let secrets = Secrets::obtain(&config.secrets, aws).await?;
         let stamp = config.secrets.credential.files.credential_time_stamp_url.as_ref();
         let pems = secrets.credential.as_ref();
         let credential = pems.map(|(certificate, key)| Credential::open(certificate, key, stamp)).transpose()?;
-        let store = Store::new(&config.store, aws);
         let gate = Gate::new(&config.safety);
         let lease = Duration::from_secs(config.work.claim_lease.into());
         Ok(Self {
@@ -90,7 +97,7 @@ impl Workshop {
             backend: Backend::new(secrets, gate.guard().clone())?,
             gate,
             times: Times::default(),
-            metrics: Metrics::default(),
+            metrics,
             work: config.work.clone(),
             file: config.picture,
             credential: credential.map(Arc::new),
@@ -103,6 +110,11 @@ impl Workshop {
     /// A model folder that cannot be used.
     pub async fn ready(&self) -> Result<(), LoadError> {
         self.opening.painter().await.map(|_| ())
+    }
+
+    /// Waits for what makes painting impossible for good: a model that cannot be loaded, a GPU that is lost.
+    pub async fn broken(&self) -> LoadError {
+        self.opening.broken().await
     }
 
     /// Handles one message to its end. Never fails and never panics: every fault becomes an outcome.
@@ -119,7 +131,7 @@ impl Workshop {
 
     async fn handle_in_span(&self, message: &Message) -> Outcome {
         self.opening.note_request();
-        let span = info_span!("task", generation_id = field::Empty, receive_count = message.receive_count);
+        let span = trace::task(message);
         async {
             let (started, _in_work) = (Instant::now(), self.metrics.begin());
             let mut report = Report { receive_count: message.receive_count, ..Report::default() };
@@ -127,6 +139,10 @@ impl Workshop {
             report.queue_age = message.sent_at.and_then(|sent_at| SystemTime::now().duration_since(sent_at).ok());
             let outcome = self.work_on(message, &mut report).await;
             report.total = started.elapsed();
+            report.gpu_memory = self.metrics.memory();
+            let span = tracing::Span::current();
+            report.trace_id = trace::id(&span, message);
+            trace::end(&span, &report);
             report.log();
             self.metrics.note(&report);
             if self.work.embedded_metrics {
@@ -184,6 +200,11 @@ impl Workshop {
                 report.ending = Ending::Cancelled;
                 Outcome::Consumed
             }
+            Err(Failure::Unwanted(reason)) => {
+                info!(reason, "the backend refused to hear of the picture");
+                report.ending = Ending::Unwanted;
+                Outcome::Consumed
+            }
             Err(Failure::Permanent(fault, reason)) => {
                 report.fault = Some(fault);
                 self.give_up(&Subject::task(task), &reason, message, report).await
@@ -213,6 +234,9 @@ impl Workshop {
             warn!(reason, "out of tries");
             // Stays in the queue's hands all the same: the dead-letter queue keeps it for a person to look at.
             self.give_up(&Subject::task(task), reason, message, report).await;
+            if report.ending == Ending::Unwanted {
+                return Outcome::Consumed;
+            }
         } else {
             warn!(reason, "task given back to the queue");
         }
@@ -230,6 +254,11 @@ impl Workshop {
         match self.backend.failed(subject, code, reason, message.receive_count.saturating_sub(1)).await {
             Ok(()) => {
                 report.ending = Ending::Failed;
+                Outcome::Consumed
+            }
+            Err(error @ WebhookError::Unwanted { .. }) => {
+                info!(%error, "the backend refused to hear of the failure");
+                report.ending = Ending::Unwanted;
                 Outcome::Consumed
             }
             Err(error) => {

@@ -5,7 +5,7 @@
 //! [`pipeline`] -> [`signature`] -> [`picture`] (the file) -> [`store`] -> [`webhook`]. Around them: [`runtime`] (Lambda), [`worker`] (polls SQS) and
 //! [`generate`] (the shell) bring tasks in; [`cache`] keeps LoRAs on the volume; [`weights`] fills it with a model; [`startup`] loads that; [`painter`]
 //! paints one batch after the other; [`payload`] finds those that were too large for the queue; [`bench`] measures; [`studio`] owns the model;
-//! [`gpu`] is CUDA without Stable Diffusion; [`config`] is the only reader of the environment.
+//! [`report`], [`metrics`] and [`trace`] tell of tasks; [`gpu`] is CUDA without Stable Diffusion; [`config`] is the only reader of the environment.
 
 pub mod bench;
 pub mod buckets;
@@ -13,6 +13,8 @@ pub mod cache;
 pub mod claim;
 pub mod config;
 pub mod failure;
+#[cfg(any(test, fuzzing))]
+pub mod fuzz;
 pub mod gate;
 pub mod generate;
 pub mod gpu;
@@ -36,6 +38,7 @@ pub mod startup;
 pub mod store;
 pub mod studio;
 pub mod task;
+pub mod trace;
 pub mod webhook;
 pub mod weights;
 pub mod worker;

@@ -6,18 +6,15 @@ use handler::{
     config::{BenchCommand, Cli, Command, LogFormat, LoraCommand, WeightsCommand},
     generate, lora,
     picture::CredentialError,
-    runtime, weights, worker,
+    runtime, trace, weights, worker,
 };
-use std::{
-    ffi::OsString,
-    io::{self, IsTerminal},
-    process::ExitCode,
-};
-use tracing::{Level, Metadata};
-use tracing_subscriber::{EnvFilter, Layer, filter::filter_fn, fmt, layer::SubscriberExt, util::SubscriberInitExt};
+use std::{ffi::OsString, process::ExitCode, time::Duration};
+use telemetry::{Logs, Traces};
 
 /// Exit code for a wrong command line or environment, `EX_USAGE` of sysexits.h.
 const EX_USAGE: u8 = 64;
+/// For the last spans.
+const TRACES_END: Duration = Duration::from_secs(2);
 
 fn main() -> ExitCode {
     let cli = match Cli::try_parse_from(arguments()) {
@@ -28,8 +25,20 @@ fn main() -> ExitCode {
             return if error.use_stderr() { ExitCode::from(EX_USAGE) } else { ExitCode::SUCCESS };
         }
     };
-    log(&cli.command);
-    match run(&cli.command) {
+    let serves = matches!(cli.command, Command::Function(_) | Command::Worker(_));
+    let traces = match serves.then(|| Traces::from_env("handler", trace::SERVICE_NAME)).transpose() {
+        Ok(traces) => traces.flatten(),
+        Err(error) => {
+            eprintln!("error: {error}");
+            return ExitCode::from(EX_USAGE);
+        }
+    };
+    log(&cli.command, traces.as_ref());
+    let ended = run(&cli.command, traces.clone());
+    if let Some(traces) = traces {
+        traces.end(TRACES_END);
+    }
+    match ended {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::FAILURE,
         Err(error) => {
@@ -50,33 +59,21 @@ fn arguments() -> Vec<OsString> {
     arguments
 }
 
-fn log(command: &Command) {
+fn log(command: &Command, traces: Option<&Traces>) {
     let format = match command {
         Command::Function(config) => config.log_format,
         Command::Worker(config) => config.service.log_format,
         Command::Generate(_) | Command::Lora(_) | Command::Weights(_) | Command::Bench(_) => LogFormat::Text,
     };
     let serves = matches!(command, Command::Function(_) | Command::Worker(_));
-    let default = if serves { "warn,handler=info" } else { "warn" };
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(default));
-    let lines = fmt::layer().with_writer(io::stderr);
-    let lines = match format {
-        LogFormat::Json => lines.json().flatten_event(true).with_span_list(false).boxed(),
-        LogFormat::Text => lines.with_ansi(io::stderr().is_terminal()).boxed(),
-    };
-    tracing_subscriber::registry().with(lines.with_filter(filter_fn(may_log))).with(filter).init();
-}
-
-/// Below INFO the HTTP and AWS clients print bodies and authorization headers, so nobody but us logs there.
-fn may_log(metadata: &Metadata<'_>) -> bool {
-    let own = metadata.target() == "handler" || metadata.target().starts_with("handler::");
-    own || *metadata.level() <= Level::INFO
+    let filter = if serves { "warn,handler=info,telemetry=info" } else { "warn" };
+    Logs { own: "handler", json: format == LogFormat::Json, filter }.init(traces);
 }
 
 /// Runs the command; false is its answer "no", which the output has explained.
-fn run(command: &Command) -> anyhow::Result<bool> {
+fn run(command: &Command, traces: Option<Traces>) -> anyhow::Result<bool> {
     match command {
-        Command::Function(config) => serve(runtime::serve(config))?,
+        Command::Function(config) => serve(runtime::serve(config, traces))?,
         Command::Worker(config) => serve(worker::serve(config))?,
         Command::Generate(config) => generate::run(config)?,
         Command::Weights(WeightsCommand::Pull(config)) => weights::pull(config)?,

@@ -2,13 +2,22 @@
 //!
 //! Refuses labels without bounds: an ending, a fault or a stage is one of a few words, never what a task or a service said.
 
-use crate::report::{ENDINGS, Report, STAGES};
+use crate::{
+    cache::Tally,
+    failure::Fault,
+    gpu::Memory,
+    report::{ENDINGS, Report, STAGES},
+    store::Found,
+};
 use prometheus_client::{
     encoding::text,
     metrics::{counter::Counter, family::Family, gauge::Gauge, histogram::Histogram, info::Info},
     registry::Registry,
 };
-use std::{fmt, sync::Arc};
+use std::{
+    fmt,
+    sync::{Arc, Mutex, PoisonError},
+};
 
 /// What [`Metrics::encode`] gives.
 pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
@@ -33,6 +42,9 @@ struct Inner {
     total: Histogram,
     queue_age: Histogram,
     in_work: Gauge,
+    lookups: Family<Label, Counter>,
+    memory: Family<Label, Gauge>,
+    last_memory: Mutex<Option<Memory>>,
 }
 
 /// A task in work. It counts as over when this is dropped.
@@ -40,8 +52,15 @@ struct Inner {
 pub struct InWork(Gauge);
 
 impl Default for Metrics {
-    /// All at zero.
+    /// All at zero, with a cache that nobody uses.
     fn default() -> Self {
+        Self::new(&Tally::default())
+    }
+}
+
+impl Metrics {
+    /// All at zero; what the cache counts is shown as well.
+    pub fn new(cache: &Tally) -> Self {
         let stages: fn() -> Histogram = || Histogram::new(SECONDS);
         let mut inner = Inner {
             registry: Registry::with_prefix("easel"),
@@ -53,6 +72,9 @@ impl Default for Metrics {
             total: Histogram::new(SECONDS),
             queue_age: Histogram::new(LONG_SECONDS),
             in_work: Gauge::default(),
+            lookups: Family::default(),
+            memory: Family::default(),
+            last_memory: Mutex::default(),
         };
         let all = &mut inner.registry;
         all.register("build", "The version of the handler", Info::new([("version", env!("CARGO_PKG_VERSION"))]));
@@ -64,6 +86,12 @@ impl Default for Metrics {
         all.register("task_seconds", "From a task's receipt to its end", inner.total.clone());
         all.register("queue_age_seconds", "From SQS' receipt of a task to ours", inner.queue_age.clone());
         all.register("in_work", "Tasks in work", inner.in_work.clone());
+        all.register("lora_lookups", "LoRAs by where they were found", inner.lookups.clone());
+        all.register("lora_refetches", "LoRAs downloaded again because they were spoilt", cache.refetches.clone());
+        all.register("lora_evictions", "LoRAs that went from the volume for others", cache.evictions.clone());
+        all.register("lora_downloaded_bytes", "Bytes of LoRAs downloaded", cache.downloaded_bytes.clone());
+        all.register("lora_kept_bytes", "Bytes of LoRAs on the volume at the last download", cache.kept_bytes.clone());
+        all.register("gpu_memory_bytes", "Memory of the GPU after the last painting", inner.memory.clone());
         // A rate of a counter that is not there yet is nothing, not zero.
         for ending in ENDINGS {
             drop(inner.tasks.get_or_create(&[("ending", ending.name())]));
@@ -71,11 +99,15 @@ impl Default for Metrics {
         for stage in STAGES {
             drop(inner.stages.get_or_create(&[("stage", stage)]));
         }
+        for fault in Fault::ALL {
+            drop(inner.faults.get_or_create(&[("fault", fault.code())]));
+        }
+        for found in Found::ALL {
+            drop(inner.lookups.get_or_create(&[("found", found.name())]));
+        }
         Self(Arc::new(inner))
     }
-}
 
-impl Metrics {
     /// Counts a task as in work until the answer is dropped.
     pub fn begin(&self) -> InWork {
         self.0.in_work.inc();
@@ -95,9 +127,26 @@ impl Metrics {
             all.stages.get_or_create(&[("stage", *stage)]).observe(duration.as_secs_f64());
         }
         all.total.observe(report.total.as_secs_f64());
+        for found in &report.loras_found {
+            all.lookups.get_or_create(&[("found", found.name())]).inc();
+        }
         if let Some(age) = report.queue_age {
             all.queue_age.observe(age.as_secs_f64());
         }
+    }
+
+    /// Takes down how much of the GPU's memory is taken; without a GPU nothing is shown.
+    pub fn note_memory(&self, memory: Option<Memory>) {
+        let Some(Memory { used, total }) = memory else { return };
+        for (kind, bytes) in [("used", used), ("total", total)] {
+            self.0.memory.get_or_create(&[("kind", kind)]).set(i64::try_from(bytes).unwrap_or(i64::MAX));
+        }
+        *self.0.last_memory.lock().unwrap_or_else(PoisonError::into_inner) = memory;
+    }
+
+    /// What was taken down last.
+    pub fn memory(&self) -> Option<Memory> {
+        *self.0.last_memory.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// All of it as OpenMetrics text.
@@ -118,43 +167,4 @@ impl Drop for InWork {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::{failure::Fault, report::Ending};
-    use std::time::Duration;
-
-    #[test]
-    fn a_task_is_counted_by_its_ending_its_fault_and_its_stages() {
-        let metrics = Metrics::default();
-        let painted = Report {
-            ending: Ending::Painted,
-            images_stored: 2,
-            bytes_stored: 1000,
-            stages: vec![("denoise", Duration::from_millis(400))],
-            queue_age: Some(Duration::from_secs(3)),
-            ..Report::default()
-        };
-        metrics.note(&painted);
-        metrics.note(&Report { ending: Ending::Failed, fault: Some(Fault::Lora), ..Report::default() });
-        let in_work = metrics.begin();
-        let text = metrics.encode().unwrap();
-        for line in [
-            "easel_tasks_total{ending=\"painted\"} 1",
-            "easel_tasks_total{ending=\"failed\"} 1",
-            "easel_tasks_total{ending=\"cancelled\"} 0",
-            "easel_faults_total{fault=\"LORA_UNUSABLE\"} 1",
-            "easel_images_total 2",
-            "easel_image_bytes_total 1000",
-            "easel_stage_seconds_count{stage=\"denoise\"} 1",
-            "easel_stage_seconds_bucket{le=\"0.25\",stage=\"denoise\"} 0",
-            "easel_stage_seconds_bucket{le=\"0.5\",stage=\"denoise\"} 1",
-            "easel_queue_age_seconds_count 1",
-            "easel_task_seconds_count 2",
-            "easel_in_work 1",
-        ] {
-            assert!(text.lines().any(|shown| shown == line), "{line} is not in\n{text}");
-        }
-        drop(in_work);
-        assert!(metrics.encode().unwrap().contains("easel_in_work 0"));
-    }
-}
+mod tests;

@@ -1,20 +1,28 @@
 //! What function and worker ask of SQS: messages, and when a message is to be seen again.
 
+mod deletions;
+
+pub use deletions::{Deleter, Deletion, Deletions};
+
+use crate::trace::CARRIED;
 use aws_config::{SdkConfig, timeout::TimeoutConfig};
 use aws_sdk_sqs::{
     Client,
     config::Builder,
     error::DisplayErrorContext,
-    types::{Message, MessageSystemAttributeName},
+    types::{BatchResultErrorEntry, DeleteMessageBatchRequestEntry, Message, MessageSystemAttributeName},
 };
+use deletions::Refusal;
 use std::{collections::HashMap, future::Future, time::Duration};
 use tokio::{
     sync::Mutex,
-    time::{MissedTickBehavior, interval},
+    time::{Instant, MissedTickBehavior, interval, timeout},
 };
 
 /// Longest wait of one poll, SQS' maximum.
 const POLL_SECONDS: i32 = 20;
+/// For one request to delete, the client's own tries included.
+const DELETE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// One queue.
 #[derive(Debug, Clone)]
@@ -48,25 +56,33 @@ impl Queue {
         let request = request.wait_time_seconds(seconds).visibility_timeout(visibility);
         let request = request.message_system_attribute_names(MessageSystemAttributeName::ApproximateReceiveCount);
         let request = request.message_system_attribute_names(MessageSystemAttributeName::SentTimestamp);
+        let request = request.set_message_attribute_names(Some(CARRIED.map(str::to_string).to_vec()));
         let answer = request.send().await.map_err(|error| DisplayErrorContext(error).to_string())?;
         Ok(answer.messages.unwrap_or_default().into_iter().next())
     }
 
-    /// Does `work` and meanwhile extends the time for which the message stays invisible, `visibility` seconds each time.
-    pub async fn keep_invisible<T>(&self, handle: &str, visibility: i32, work: impl Future<Output = T>) -> T {
-        let mut beat = interval(Duration::from_secs(visibility.unsigned_abs().into()) / 3);
+    /// Does `work` and meanwhile extends the time for which the message stays invisible, `visibility` seconds each time. Says, too, when
+    /// it can be seen again.
+    pub async fn keep_invisible<T>(
+        &self,
+        handle: &str,
+        visibility: i32,
+        work: impl Future<Output = T>,
+    ) -> (T, Instant) {
+        let length = Duration::from_secs(visibility.unsigned_abs().into());
+        let mut until = Instant::now() + length;
+        let mut beat = interval(length / 3);
         beat.set_missed_tick_behavior(MissedTickBehavior::Delay);
         // The first tick comes at once, and the message has just been received.
         beat.tick().await;
         tokio::pin!(work);
         loop {
             tokio::select! {
-                done = &mut work => return done,
-                _ = beat.tick() => {
-                    if let Err(error) = self.set_visibility(handle, visibility).await {
-                        tracing::warn!(error, "the visibility timeout was not extended");
-                    }
-                }
+                done = &mut work => return (done, until),
+                asked = beat.tick() => match self.set_visibility(handle, visibility).await {
+                    Ok(()) => until = asked + length,
+                    Err(error) => tracing::warn!(error, "the visibility timeout was not extended"),
+                },
             }
         }
     }
@@ -81,14 +97,33 @@ impl Queue {
         sent.map(|_| ()).map_err(|error| DisplayErrorContext(error).to_string())
     }
 
-    /// Deletes a message.
-    ///
-    /// # Errors
-    /// SQS', in words.
-    pub async fn delete(&self, handle: &str) -> Result<(), String> {
-        let sent = self.sqs.delete_message().queue_url(&self.url).receipt_handle(handle).send().await;
-        sent.map(|_| ()).map_err(|error| DisplayErrorContext(error).to_string())
+    /// Deletes up to ten messages with one request; what was not deleted.
+    async fn delete(&self, batch: &[Deletion]) -> Vec<Refusal> {
+        let entries = batch.iter().enumerate().map(|(index, deletion)| {
+            let entry = DeleteMessageBatchRequestEntry::builder().id(index.to_string());
+            entry.receipt_handle(deletion.receipt()).build()
+        });
+        let all = |cause: String| {
+            let refusal = |index| Refusal { index, cause: cause.clone(), is_final: false };
+            (0..batch.len()).map(refusal).collect()
+        };
+        let entries = match entries.collect::<Result<Vec<_>, _>>() {
+            Ok(entries) => entries,
+            Err(error) => return all(error.to_string()),
+        };
+        let request = self.sqs.delete_message_batch().queue_url(&self.url).set_entries(Some(entries));
+        match timeout(DELETE_TIMEOUT, request.send()).await {
+            Ok(Ok(answer)) => answer.failed.iter().filter_map(refusal).collect(),
+            Ok(Err(error)) => all(DisplayErrorContext(error).to_string()),
+            Err(_) => all(format!("no answer within {DELETE_TIMEOUT:?}")),
+        }
     }
+}
+
+/// What SQS says of an entry that is ours.
+fn refusal(entry: &BatchResultErrorEntry) -> Option<Refusal> {
+    let (index, cause) = (entry.id.parse().ok()?, entry.code.clone());
+    Some(Refusal { index, cause, is_final: entry.sender_fault })
 }
 
 impl Queues {

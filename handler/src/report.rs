@@ -1,16 +1,35 @@
 //! One line at the end of each task with what an operator asks first, and the same as a metric for CloudWatch.
 
-use crate::{failure::Fault, task::Task};
+use crate::{failure::Fault, gpu::Memory, store::Found, task::Task, trace::Lap};
 use serde_json::{Map, Value, json};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use tracing::info;
 
 /// What a task goes through, in order.
-pub const STAGES: [&str; 10] =
-    ["fetch", "lora", "denoise", "decode", "sign", "encode", "metadata", "credential", "upload", "complete"];
+pub const STAGES: [&str; 12] = [
+    "claim",
+    "fetch",
+    "wait",
+    "lora",
+    "denoise",
+    "decode",
+    "sign",
+    "encode",
+    "metadata",
+    "credential",
+    "upload",
+    "complete",
+];
 /// Every way to end.
-pub const ENDINGS: [Ending; 6] =
-    [Ending::Painted, Ending::AnnouncedAgain, Ending::Failed, Ending::GivenBack, Ending::Cancelled, Ending::Unreadable];
+pub const ENDINGS: [Ending; 7] = [
+    Ending::Painted,
+    Ending::AnnouncedAgain,
+    Ending::Failed,
+    Ending::GivenBack,
+    Ending::Cancelled,
+    Ending::Unwanted,
+    Ending::Unreadable,
+];
 /// Where the metrics are in CloudWatch.
 const NAMESPACE: &str = "Easel";
 
@@ -28,6 +47,8 @@ pub enum Ending {
     GivenBack,
     /// Not wanted any more.
     Cancelled,
+    /// Painted or failed, and the backend refused to hear of it.
+    Unwanted,
     /// No task, and nobody to tell.
     Unreadable,
 }
@@ -49,8 +70,14 @@ pub struct Report {
     pub queue_age: Option<Duration>,
     /// From our receipt to the end.
     pub total: Duration,
+    /// Where each LoRA was found.
+    pub loras_found: Vec<Found>,
+    /// The GPU's memory after the last painting; none on a CPU.
+    pub gpu_memory: Option<Memory>,
     /// Stages in order.
-    pub stages: Vec<(&'static str, Duration)>,
+    pub stages: Vec<Lap>,
+    /// The trace that it belongs to.
+    pub trace_id: Option<String>,
     /// Pictures stored.
     pub images_stored: usize,
     /// Their bytes.
@@ -83,6 +110,7 @@ impl Ending {
             Self::Failed => "failed",
             Self::GivenBack => "given-back",
             Self::Cancelled => "cancelled",
+            Self::Unwanted => "refused-by-backend",
             Self::Unreadable => "unreadable",
         }
     }
@@ -96,12 +124,23 @@ impl From<&Task> for Order {
 }
 
 impl Report {
+    /// LoRAs that were in memory or on the volume.
+    pub fn cache_hits(&self) -> usize {
+        self.loras_found.len() - self.cache_misses()
+    }
+
+    /// LoRAs that were fetched from the storage.
+    pub fn cache_misses(&self) -> usize {
+        self.loras_found.iter().filter(|found| **found == Found::Storage).count()
+    }
+
     /// Writes the line.
     pub fn log(&self) {
         let order = self.order.as_ref();
         let stage = |wanted: &str| self.stages.iter().find(|(name, _)| *name == wanted).map(|(_, time)| ms(*time));
         info!(
             ending = self.ending.name(),
+            trace_id = self.trace_id,
             fault = self.fault.map(Fault::code),
             style_id = order.map(|order| order.style_id),
             width = order.map(|order| order.width),
@@ -109,9 +148,14 @@ impl Report {
             steps = order.map(|order| order.steps),
             images = order.map(|order| order.images),
             loras = order.map(|order| order.loras),
+            cache_hits = self.cache_hits(),
+            cache_misses = self.cache_misses(),
+            gpu_used_bytes = self.gpu_memory.map(|memory| memory.used),
             bytes = self.bytes_stored,
             queue_age_ms = self.queue_age.map(ms),
+            claim_ms = stage("claim"),
             fetch_ms = stage("fetch"),
+            wait_ms = stage("wait"),
             lora_ms = stage("lora"),
             denoise_ms = stage("denoise"),
             decode_ms = stage("decode"),
@@ -138,9 +182,15 @@ impl Report {
         };
         add("Tasks", "Count", 1);
         add("Images", "Count", self.images_stored as u64);
+        add("LoraCacheHits", "Count", self.cache_hits() as u64);
+        add("LoraCacheMisses", "Count", self.cache_misses() as u64);
         add("TaskTime", "Milliseconds", ms(self.total));
         if let Some(age) = self.queue_age {
             add("QueueAge", "Milliseconds", ms(age));
+        }
+        if let Some(memory) = self.gpu_memory {
+            add("GpuMemoryUsed", "Bytes", memory.used);
+            add("GpuMemoryTotal", "Bytes", memory.total);
         }
         for (stage, duration) in &self.stages {
             add(&format!("{stage}Time"), "Milliseconds", ms(*duration));
@@ -170,12 +220,14 @@ mod tests {
             queue_age: Some(Duration::from_secs(2)),
             stages: STAGES.map(|stage| (stage, Duration::from_millis(7))).to_vec(),
             images_stored: 1,
+            loras_found: vec![Found::Volume, Found::Storage, Found::Memory],
+            gpu_memory: Some(Memory { used: 3, total: 5 }),
             ..Report::default()
         };
         let line = report.embedded_metrics();
         let directive = &line["_aws"]["CloudWatchMetrics"][0];
         let metrics = directive["Metrics"].as_array().unwrap();
-        assert_eq!(metrics.len(), 4 + STAGES.len());
+        assert_eq!(metrics.len(), 8 + STAGES.len());
         assert!(metrics.iter().all(|metric| line[metric["Name"].as_str().unwrap()].is_u64()), "{line}");
         let dimensions = directive["Dimensions"].as_array().unwrap().iter().flat_map(|set| set.as_array().unwrap());
         assert!(dimensions.into_iter().all(|name| line[name.as_str().unwrap()].is_string()), "{line}");
@@ -183,5 +235,6 @@ mod tests {
             (&line["Ending"], &line["Fault"], &line["denoiseTime"]),
             (&json!("painted"), &json!("none"), &json!(7))
         );
+        assert_eq!((&line["LoraCacheHits"], &line["LoraCacheMisses"]), (&json!(2), &json!(1)));
     }
 }

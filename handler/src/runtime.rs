@@ -4,10 +4,11 @@ use crate::{
     config::ServiceConfig,
     job::{Message, Outcome, Workshop},
     queue::Queues,
+    trace::{CARRIED, FLUSH_LIMIT},
 };
 use aws_lambda_events::sqs::{SqsBatchResponse, SqsEvent, SqsMessage};
-use futures_util::{StreamExt, stream};
-use lambda_runtime::{Error, LambdaEvent, service_fn};
+use futures_util::{FutureExt, StreamExt, future::BoxFuture, stream};
+use lambda_runtime::{Error, LambdaEvent, Runtime, service_fn};
 use std::{
     sync::{
         Arc,
@@ -15,10 +16,12 @@ use std::{
     },
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
+use telemetry::Traces;
 use tokio::{
     signal::unix::{SignalKind, signal},
     sync::RwLock,
 };
+use tower::util::MapFutureLayer;
 
 /// Tasks of one event in work at a time.
 const AT_ONCE: usize = 10;
@@ -26,41 +29,65 @@ const AT_ONCE: usize = 10;
 /// Serves events until the process is told to stop.
 ///
 /// # Errors
-/// The model cannot be loaded, or the Runtime API is out of reach.
-pub async fn serve(config: &ServiceConfig) -> anyhow::Result<()> {
+/// The model cannot be loaded, the GPU is lost, or the Runtime API is out of reach.
+pub async fn serve(config: &ServiceConfig, traces: Option<Traces>) -> anyhow::Result<()> {
     let aws = aws_config::load_from_env().await;
     let workshop = Workshop::open(config, &aws).await?;
     let (queues, busy) = (Arc::new(Queues::new(&aws)), Arc::new(RwLock::new(())));
-    let shared = (workshop.clone(), queues, busy.clone());
+    let shared = (workshop.clone(), queues, traces);
     let service = service_fn(move |event: LambdaEvent<SqsEvent>| {
-        let (workshop, queues, busy) = shared.clone();
+        let (workshop, queues, traces) = shared.clone();
         async move {
-            let _busy = busy.read().await;
             let deadline = instant(event.context.deadline());
-            handle(&workshop, &queues, event.payload, deadline).await
+            let answer = handle(&workshop, &queues, event.payload, deadline).await;
+            if let Some(traces) = traces {
+                // No task is given up for its trace.
+                let left =
+                    deadline.map_or(FLUSH_LIMIT, |deadline| deadline.saturating_duration_since(Instant::now()) / 2);
+                traces.flush(left.min(FLUSH_LIMIT)).await;
+            }
+            answer
         }
     });
     let mut terminate = signal(SignalKind::terminate())?;
     // As many at a time as AWS_LAMBDA_MAX_CONCURRENCY says, which Managed Instances set; else one.
-    let runtime = lambda_runtime::run_concurrent(service);
+    let runtime = Runtime::new(service).layer(MapFutureLayer::new(until_answered(busy.clone()))).run_concurrent();
     tokio::pin!(runtime);
     // Registers at once: standard Lambda gives the start ten seconds and then begins it again. The first event's LoRA is fetched
     // meanwhile, and only the painting waits for the model.
-    let cannot_load = async {
-        match workshop.ready().await {
-            Ok(()) => std::future::pending().await,
-            Err(error) => error,
+    let broken = tokio::select! {
+        broken = workshop.broken() => Some(broken),
+        ended = &mut runtime => return ended.map_err(out_of_reach),
+        _ = terminate.recv() => {
+            tracing::info!("terminating: the events in work are finished first");
+            None
         }
     };
+    // What cannot be painted is given back.
     tokio::select! {
-        error = cannot_load => return Err(error.into()),
-        ended = &mut runtime => return ended.map_err(|error| anyhow::anyhow!("Lambda Runtime API: {error}")),
-        _ = terminate.recv() => tracing::info!("terminating: the events in work are finished first"),
+        ended = &mut runtime => ended.map_err(out_of_reach)?,
+        _ = busy.write() => {}
     }
-    tokio::select! {
-        ended = &mut runtime => ended.map_err(|error| anyhow::anyhow!("Lambda Runtime API: {error}")),
-        _ = busy.write() => Ok(()),
+    broken.map_or(Ok(()), |broken| Err(broken.into()))
+}
+
+/// Lets an event count as in work until its answer has been sent.
+fn until_answered<F>(busy: Arc<RwLock<()>>) -> impl FnMut(F) -> BoxFuture<'static, F::Output> + Clone
+where
+    F: Future<Output: Send> + Send + 'static,
+{
+    move |answered| {
+        let busy = busy.clone();
+        async move {
+            let _busy = busy.read_owned().await;
+            answered.await
+        }
+        .boxed()
     }
+}
+
+fn out_of_reach(error: Error) -> anyhow::Error {
+    anyhow::anyhow!("Lambda Runtime API: {error}")
 }
 
 /// All tasks of an event at once; of a FIFO queue one after the other. Only what the queue must bring again is reported.
@@ -96,8 +123,11 @@ async fn handle(
 fn message(record: &SqsMessage, deadline: Option<Instant>) -> Message {
     let body = record.body.clone().unwrap_or_default();
     let number = |name: &str| record.attributes.get(name)?.parse::<u64>().ok();
+    let carried = |name: &str| record.message_attributes.get(name)?.string_value.clone();
     Message {
         body,
+        id: record.message_id.clone(),
+        carrier: CARRIED.iter().filter_map(|name| Some((name.to_string(), carried(name)?))).collect(),
         receive_count: number("ApproximateReceiveCount").and_then(|count| count.try_into().ok()).unwrap_or(1),
         deadline,
         sent_at: number("SentTimestamp").map(|ms| UNIX_EPOCH + Duration::from_millis(ms)),

@@ -2,7 +2,7 @@
 //!
 //! Whoever needs the model waits for it. A model that cannot be loaded ends the process; no task is failed for it.
 
-use crate::{config::ModelConfig, painter::Painter, pipeline::error::PipelineError, studio::Studio};
+use crate::{config::ModelConfig, metrics::Metrics, painter::Painter, pipeline::error::PipelineError, studio::Studio};
 use futures_util::{
     FutureExt,
     future::{BoxFuture, Shared},
@@ -23,6 +23,9 @@ pub enum LoadError {
     /// The loading thread ended without an answer.
     #[error("loading the model broke off")]
     BrokeOff,
+    /// It was loaded, and then the GPU failed for good.
+    #[error("the GPU can be used no more by this process: it needs a new one")]
+    Lost,
 }
 
 /// A studio that is being opened, and its painter.
@@ -36,7 +39,7 @@ pub struct Opening {
 impl Opening {
     /// Begins to load, on a thread that holds up nobody who wants to end. `most` pictures are painted at once at most; `None` for as
     /// many as memory allows.
-    pub fn begin(config: &ModelConfig, most: Option<usize>) -> Self {
+    pub fn begin(config: &ModelConfig, most: Option<usize>, metrics: Metrics) -> Self {
         let config = config.clone();
         let (sender, receiver) = oneshot::channel();
         let load = move || {
@@ -46,7 +49,7 @@ impl Opening {
         // A thread that panics or cannot be had drops the sender.
         drop(thread::Builder::new().name("load".into()).spawn(load));
         let painter = receiver.map(move |opened| match opened {
-            Ok(Ok(studio)) => Painter::start(studio, most).map_err(|_| LoadError::BrokeOff),
+            Ok(Ok(studio)) => Painter::start(studio, most, metrics).map_err(|_| LoadError::BrokeOff),
             Ok(Err(error)) => Err(LoadError::Model(Arc::new(error))),
             Err(_) => Err(LoadError::BrokeOff),
         });
@@ -59,6 +62,17 @@ impl Opening {
     /// It will never be.
     pub async fn painter(&self) -> Result<Painter, LoadError> {
         self.painter.clone().await
+    }
+
+    /// Waits for what makes painting impossible for good, and says what it is.
+    pub async fn broken(&self) -> LoadError {
+        match self.painter().await {
+            Ok(painter) => {
+                painter.ended().await;
+                LoadError::Lost
+            }
+            Err(error) => error,
+        }
     }
 
     /// To be called when work arrives: the first time it says how long after the start that was.

@@ -5,8 +5,10 @@ mod objects;
 mod payload;
 mod results;
 
+pub use loras::Found;
+
 use crate::{
-    cache::{Cache, SourceError},
+    cache::{Cache, SourceError, Tally},
     claim::Claims,
     config::{ResultAcl, StoreConfig},
     lora::Lora,
@@ -69,11 +71,16 @@ impl Store {
         Claims::new(self.s3.clone(), self.bucket.clone(), lease)
     }
 
-    /// A LoRA, from memory, from the volume or from S3.
+    /// What was counted of the LoRAs' files.
+    pub fn tally(&self) -> &Tally {
+        self.loras.tally()
+    }
+
+    /// A LoRA, from memory, from the volume or from S3, and from which.
     ///
     /// # Errors
     /// Permanent if it does not exist, is too large, may not be read, or is no LoRA; else transient.
-    pub async fn lora(&self, wanted: &LoraRef) -> Result<Arc<Lora>, StoreError> {
+    pub async fn lora(&self, wanted: &LoraRef) -> Result<(Arc<Lora>, Found), StoreError> {
         self.loras.get(&wanted.bucket, &wanted.key).await
     }
 }

@@ -5,12 +5,14 @@
 
 mod commission;
 mod device;
+#[cfg(all(test, feature = "cuda"))]
+mod tests;
 
 pub use commission::{Commission, Delivery, Order, Painted, StudioError};
 
 use crate::{
     config::{DeviceKind, ModelConfig},
-    gpu::Gpu,
+    gpu::{Gpu, Memory},
     lora::AppliedLora,
     picture::ModelName,
     pipeline::{self, Compute, Pipeline, Request, error::PipelineError},
@@ -19,14 +21,17 @@ use crate::{
 use candle_core::Tensor;
 use commission::Watch;
 use device::compute;
+use image::RgbImage;
 use std::{
     ops::ControlFlow,
     time::{Duration, Instant},
 };
 
-/// What a picture of 512x512 may need on a GPU beside the weights, in bytes, with guidance. An estimate on the safe side: one
-/// peaked at 2,544 MiB (docs/PERFORMANCE.md), of which 1,970 MiB are the weights of Stable Diffusion 1.5 in f16.
-const BYTES_FOR_A_PICTURE: usize = 640 << 20;
+/// What the steps of a picture of 512x512 need on a GPU, in bytes, with guidance, for each that is painted at once. Eight held 958 MiB
+/// beside the weights of Stable Diffusion 1.5 in f16 (`handler bench picture --num-images 8`, docs/PERFORMANCE.md).
+const BYTES_FOR_A_PICTURE: usize = 160 << 20;
+/// What its pixels need, one picture at a time: one held 574 MiB.
+const BYTES_FOR_PIXELS: usize = 640 << 20;
 const MOST_AT_ONCE: usize = 8;
 
 /// A loaded model.
@@ -72,6 +77,16 @@ impl Studio {
         }
     }
 
+    /// Whether nothing can be painted any more: the GPU is lost for this process, see [`Gpu::is_lost`].
+    pub fn is_lost(&self) -> bool {
+        self.gpu().is_some_and(Gpu::is_lost)
+    }
+
+    /// How much of the GPU's memory is taken; none on a CPU.
+    pub fn memory(&self) -> Option<Memory> {
+        self.gpu()?.memory().ok()
+    }
+
     /// Applies these LoRAs and no others, waits for the device, and says how long that took.
     ///
     /// # Errors
@@ -102,8 +117,9 @@ impl Studio {
     /// How many pictures of this request can be painted at once: by the memory that is free on a GPU, one on a CPU.
     pub fn most_at_once(&self, request: &Request) -> usize {
         let Some(free) = self.gpu().and_then(|gpu| gpu.free_bytes().ok()) else { return 1 };
-        let each = BYTES_FOR_A_PICTURE * request.width * request.height / (512 * 512);
-        (free / each.max(1)).clamp(1, MOST_AT_ONCE)
+        let scaled = |bytes: usize| bytes * request.width * request.height / (512 * 512);
+        let room = free.saturating_sub(scaled(BYTES_FOR_PIXELS));
+        (room / scaled(BYTES_FOR_A_PICTURE).max(1)).clamp(1, MOST_AT_ONCE)
     }
 
     /// Paints commissions at once that go together, see [`Commission::goes_with`]. Each has its own `on_step`; one that stops does not
@@ -121,10 +137,11 @@ impl Studio {
     }
 
     fn try_together(&mut self, orders: &mut [Order<'_>]) -> Result<Vec<Result<Painted, StudioError>>, StudioError> {
-        let mut watch = Watch::default();
         let Some((first, _)) = orders.first() else { return Ok(vec![]) };
+        let tasks = orders.iter().map(|(commission, _)| commission.span.clone());
+        let mut watch = Watch::start("lora", tasks.collect(), vec![]);
         self.pipeline.set_loras(&first.loras)?;
-        watch.lap("lora");
+        watch.then("denoise");
         let images = first.images;
         let mut stream = self.pipeline.noise(&first.request, self.noise_threads);
         let mut noises = Vec::new();
@@ -133,8 +150,9 @@ impl Studio {
             noises.push(self.pipeline.first_noise(&commission.request, images, &mut own)?);
         }
         let noise = Tensor::cat(&noises, 0).map_err(PipelineError::from)?;
-        let (requests, mut callbacks): (Vec<&Request>, Vec<_>) =
-            orders.iter_mut().map(|(commission, on_step)| (&commission.request, on_step)).unzip();
+        let (commissions, mut callbacks): (Vec<&Commission>, Vec<_>) =
+            orders.iter_mut().map(|(commission, on_step)| (*commission, on_step)).unzip();
+        let requests: Vec<&Request> = commissions.iter().map(|commission| &commission.request).collect();
         let mut stopped: Vec<Option<usize>> = vec![None; callbacks.len()];
         let latents = self.pipeline.denoise_together(&requests, noise, &mut stream, &mut |step| {
             for (on_step, stopped) in callbacks.iter_mut().zip(&mut stopped) {
@@ -144,18 +162,17 @@ impl Studio {
             }
             if stopped.iter().all(Option::is_some) { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
         });
-        watch.lap("denoise");
+        let stages = watch.stop();
         let latents = match latents {
             Err(PipelineError::Stopped { .. }) => None,
             latents => Some(latents?),
         };
         let painted = (0..).zip(stopped).map(|(index, stopped)| match (stopped, &latents) {
             (None, Some(latents)) => {
-                let mut watch = watch.clone();
+                let watch = Watch::start("decode", vec![commissions[index].span.clone()], stages.clone());
                 let own = latents.narrow(0, index * images, images).map_err(PipelineError::from)?;
-                let pictures = self.pipeline.decode(&own)?;
-                watch.lap("decode");
-                Ok(Painted { pictures, model: self.model.clone(), stages: watch.stages })
+                let pictures = self.decode(&own)?;
+                Ok(Painted { pictures, model: self.model.clone(), stages: watch.stop() })
             }
             (stopped, _) => Err(PipelineError::Stopped { step: stopped.unwrap_or_default() }.into()),
         });
@@ -169,7 +186,7 @@ impl Studio {
         on_step: &mut dyn FnMut(usize) -> ControlFlow<()>,
     ) -> Result<Painted, StudioError> {
         match self.try_alone(commission, commission.images, on_step) {
-            Err(StudioError::Pipeline(error)) if error.is_out_of_memory() => {
+            Err(error) if error.is_out_of_memory() => {
                 tracing::warn!(%error, "out of memory: once more, with less");
                 self.pipeline.shrink()?;
                 self.try_alone(commission, 1, on_step)
@@ -184,9 +201,9 @@ impl Studio {
         at_once: usize,
         on_step: &mut dyn FnMut(usize) -> ControlFlow<()>,
     ) -> Result<Painted, StudioError> {
-        let mut watch = Watch::default();
+        let mut watch = Watch::start("lora", vec![commission.span.clone()], vec![]);
         self.pipeline.set_loras(&commission.loras)?;
-        watch.lap("lora");
+        watch.then("denoise");
         let request = &commission.request;
         let mut stream = self.pipeline.noise(request, self.noise_threads);
         let noise = self.pipeline.first_noise(request, commission.images, &mut stream)?;
@@ -197,12 +214,23 @@ impl Studio {
             let part = noise.narrow(0, first, at_once.min(commission.images - first)).map_err(PipelineError::from)?;
             latents.push(self.pipeline.denoise(request, part, &mut stream, on_step)?);
         }
-        watch.lap("denoise");
+        watch.then("decode");
         let mut pictures = Vec::new();
         for latents in &latents {
-            pictures.extend(self.pipeline.decode(latents)?);
+            pictures.extend(self.decode(latents)?);
         }
-        watch.lap("decode");
-        Ok(Painted { pictures, model: self.model.clone(), stages: watch.stages })
+        Ok(Painted { pictures, model: self.model.clone(), stages: watch.stop() })
+    }
+
+    /// Where memory does not suffice, the UNet makes room.
+    fn decode(&mut self, latents: &Tensor) -> Result<Vec<RgbImage>, StudioError> {
+        match self.pipeline.decode(latents) {
+            Err(error) if error.is_out_of_memory() => {
+                tracing::warn!(%error, "out of memory for the pixels: once more, without the UNet");
+                self.pipeline.make_room_for_pixels()?;
+                Ok(self.pipeline.decode(latents)?)
+            }
+            decoded => Ok(decoded?),
+        }
     }
 }

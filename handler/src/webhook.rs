@@ -1,7 +1,7 @@
 //! Webhooks to the backend: progress, complete and failed, as the Python worker sent them.
 //!
 //! Progress is told once and never waited for. Complete and failed are repeated with jitter until they are taken or tries
-//! run out. Answers are not read, redirects are not followed, proxies are not asked: the token goes to the task's address and
+//! run out, or the backend says that it does not want them. Answers are not read, redirects are not followed, proxies are not asked: the token goes to the task's address and
 //! nowhere else, and there only if the [`Guard`] lets it.
 
 mod event;
@@ -16,6 +16,7 @@ use crate::{
     progress::Progress,
     secrets::Secrets,
     task::Task,
+    trace,
 };
 use backon::{ExponentialBuilder, Retryable};
 use event::Event;
@@ -24,11 +25,12 @@ use std::{
     error::Error,
     sync::{
         Arc,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicU32, Ordering},
     },
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 use tokio::{sync::mpsc, task::JoinHandle, time::timeout};
+use tracing::{Instrument, Span};
 use url::Url;
 
 /// Tries of complete and failed after the first one.
@@ -57,6 +59,14 @@ pub enum WebhookError {
         /// Why.
         refused: Refused,
     },
+    /// The backend answered, with 409 or 410, that it does not want to hear of this picture. Not retried.
+    #[error("webhook {path}: the backend does not want it: {status}")]
+    Unwanted {
+        /// Which webhook.
+        path: &'static str,
+        /// Its answer.
+        status: StatusCode,
+    },
     /// The backend answered that it did not take it. Retried too: it may be starting or overloaded.
     #[error("webhook {path}: the backend answered {status}")]
     Refused {
@@ -65,6 +75,19 @@ pub enum WebhookError {
         /// Its answer.
         status: StatusCode,
     },
+}
+
+impl WebhookError {
+    /// A word for each.
+    fn kind(&self) -> &'static str {
+        match self {
+            Self::Unreachable { .. } => "unreachable",
+            Self::Forbidden { .. } => "forbidden",
+            Self::Unwanted { .. } => "unwanted",
+            Self::Refused { .. } => "refused",
+            Self::Unwanted { .. } => "unwanted",
+        }
+    }
 }
 
 /// The client for every backend.
@@ -100,11 +123,11 @@ impl Backend {
         let (backend, subject) = (self.clone(), Subject::task(task));
         let unwanted = Arc::new(AtomicBool::new(false));
         let flag = unwanted.clone();
-        let done = tokio::spawn(async move {
+        let telling = async move {
             while let Some(progress) = receiver.recv().await {
-                match backend.send(Method::PATCH, &subject.base, &subject.progress(progress)).await {
+                match backend.send(Method::PATCH, &subject.base, &subject.progress(progress), 0).await {
                     Ok(()) => {}
-                    Err(WebhookError::Refused { status: StatusCode::CONFLICT | StatusCode::GONE, .. }) => {
+                    Err(WebhookError::Unwanted { .. }) => {
                         flag.store(true, Ordering::Relaxed);
                         return;
                     }
@@ -114,7 +137,8 @@ impl Backend {
                     }
                 }
             }
-        });
+        };
+        let done = tokio::spawn(telling.in_current_span());
         ProgressLine { sender, done, unwanted }
     }
 
@@ -146,15 +170,25 @@ impl Backend {
             .with_max_delay(LONGEST_DELAY)
             .with_max_times(RETRIES)
             .with_jitter();
-        (|| self.send(Method::POST, base, event))
+        let tries = AtomicU32::new(0);
+        (|| self.send(Method::POST, base, event, tries.fetch_add(1, Ordering::Relaxed)))
             .retry(delays)
-            .when(|error| !matches!(error, WebhookError::Forbidden { .. }))
+            .when(|error| !matches!(error, WebhookError::Forbidden { .. } | WebhookError::Unwanted { .. }))
             .notify(|error, delay| tracing::warn!(%error, ?delay, "webhook is tried again"))
             .await
     }
 
     /// One try. The time in the signature is that of the try; the bytes that are signed are those that are sent.
-    async fn send(&self, method: Method, base: &Url, event: &Event) -> Result<(), WebhookError> {
+    async fn send(&self, method: Method, base: &Url, event: &Event, resends: u32) -> Result<(), WebhookError> {
+        let span = trace::webhook(event.path, &method, base, resends);
+        let sent = self.send_in(&span, method, base, event).instrument(span.clone()).await;
+        if let Err(error) = &sent {
+            telemetry::fail(&span, error.kind());
+        }
+        sent
+    }
+
+    async fn send_in(&self, span: &Span, method: Method, base: &Url, event: &Event) -> Result<(), WebhookError> {
         let path = event.path;
         self.guard.check(base).map_err(|refused| WebhookError::Forbidden { path, refused })?;
         let mut request = self
@@ -164,13 +198,19 @@ impl Backend {
             .header("X-Request-Source", "inference-server")
             .header(CONTENT_TYPE, "application/json")
             .header("webhook-id", &event.id);
+        // The backend's spans are children of ours.
+        for (name, value) in telemetry::outgoing(span) {
+            request = request.header(name, value);
+        }
         let timestamp = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
         if let Some(signature) = self.signing.sign(&event.id, timestamp, &event.body) {
             request = request.header("webhook-timestamp", timestamp).header("webhook-signature", signature);
         }
         let answer = request.body(event.body.clone()).send().await.map_err(|error| unanswered(path, error))?;
+        span.record("http.response.status_code", answer.status().as_u16());
         match answer.status() {
             status if status.is_success() => Ok(()),
+            status @ (StatusCode::CONFLICT | StatusCode::GONE) => Err(WebhookError::Unwanted { path, status }),
             status => Err(WebhookError::Refused { path, status }),
         }
     }
@@ -202,9 +242,11 @@ impl ProgressLine {
     /// Lets what was told go out, so that the backend hears of the end last; gives up on a slow backend.
     pub async fn finish(self) {
         drop(self.sender);
-        let abort = self.done.abort_handle();
-        if timeout(PROGRESS_GRACE, self.done).await.is_err() {
-            abort.abort();
+        let mut done = self.done;
+        if timeout(PROGRESS_GRACE, &mut done).await.is_err() {
+            done.abort();
+            // Nothing of the task goes on after this; that it was broken off is known.
+            let _ = done.await;
         }
     }
 }
@@ -222,7 +264,7 @@ fn unanswered(path: &'static str, error: reqwest::Error) -> WebhookError {
 }
 
 /// The base may have a path of its own.
-fn address(base: &Url, path: &str) -> Url {
+pub(crate) fn address(base: &Url, path: &str) -> Url {
     let mut address = base.clone();
     address.set_path(&format!("{}/api/webhooks/inference/{path}", base.path().trim_end_matches('/')));
     address

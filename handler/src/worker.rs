@@ -1,12 +1,14 @@
 //! The worker: long-polls SQS itself, for GPU hosts that are not Lambda. Runs the same job as the function.
 //!
-//! A message's visibility is extended for as long as the work on it goes on. SIGTERM ends polling, not the tasks in work.
+//! A message's visibility is extended for as long as the work on it goes on; those of finished tasks are deleted together. SIGTERM ends
+//! polling, not the tasks in work.
 
 use crate::{
     config::WorkerConfig,
     health::Health,
     job::{Message, Outcome, Workshop},
-    queue::Queue,
+    queue::{Deleter, Deletion, Deletions, Queue},
+    trace::{CARRIED, Carrier},
 };
 use aws_sdk_sqs::types::{Message as SqsMessage, MessageSystemAttributeName};
 use backon::{BackoffBuilder, ExponentialBuilder};
@@ -20,7 +22,7 @@ use tokio_util::sync::CancellationToken;
 /// Polls until SIGTERM or SIGINT, or until there was nothing to do for as long as configured; returns once the tasks in work are done.
 ///
 /// # Errors
-/// The model cannot be loaded, or the health address is taken.
+/// The model cannot be loaded, the health address is taken, or the GPU is lost.
 pub async fn serve(config: &WorkerConfig) -> anyhow::Result<()> {
     let aws = aws_config::load_from_env().await;
     let workshop = Workshop::open(&config.service, &aws).await?;
@@ -38,13 +40,28 @@ pub async fn serve(config: &WorkerConfig) -> anyhow::Result<()> {
     }
     tracing::info!(queue = queue.url, "polling");
     set_ready(true);
-    poll(&queue, config, &workshop, &stop).await;
+    let deletions = Deletions::start(queue.clone());
+    let broken = {
+        let deleter = deletions.deleter();
+        let polling = poll(&queue, config, &workshop, &deleter, &stop);
+        tokio::pin!(polling);
+        tokio::select! {
+            () = &mut polling => None,
+            broken = workshop.broken() => {
+                set_ready(false);
+                stop.cancel();
+                polling.await;
+                Some(broken)
+            }
+        }
+    };
     set_ready(false);
+    deletions.finish().await;
     tracing::info!("stopped");
-    Ok(())
+    broken.map_or(Ok(()), |broken| Err(broken.into()))
 }
 
-async fn poll(queue: &Queue, config: &WorkerConfig, workshop: &Workshop, stop: &CancellationToken) {
+async fn poll(queue: &Queue, config: &WorkerConfig, workshop: &Workshop, deleter: &Deleter, stop: &CancellationToken) {
     let idle_exit = Duration::from_secs(config.idle_exit.into());
     let delays =
         ExponentialBuilder::default().with_max_delay(Duration::from_secs(30)).without_max_times().with_jitter();
@@ -80,7 +97,8 @@ async fn poll(queue: &Queue, config: &WorkerConfig, workshop: &Workshop, stop: &
         match received {
             Ok(Some(message)) => {
                 delay = delays.build();
-                works.spawn(work(queue.clone(), config.visibility_timeout, workshop.clone(), message));
+                let deleter = deleter.clone();
+                works.spawn(work(queue.clone(), config.visibility_timeout, workshop.clone(), deleter, message));
             }
             Ok(None) => delay = delays.build(),
             Err(error) => {
@@ -103,12 +121,14 @@ fn tell(ended: Result<(), JoinError>) {
     }
 }
 
-/// Runs the job under a heartbeat, then deletes the message or gives it back.
-async fn work(queue: Queue, visibility: i32, workshop: Workshop, message: SqsMessage) {
+/// Runs the job under a heartbeat, then hands the message over for deletion or gives it back.
+async fn work(queue: Queue, visibility: i32, workshop: Workshop, deleter: Deleter, message: SqsMessage) {
     let number = |name| message.attributes()?.get(&name)?.parse::<u64>().ok();
     let count = number(MessageSystemAttributeName::ApproximateReceiveCount);
     let job = Message {
         body: message.body().unwrap_or_default().to_string(),
+        id: message.message_id().map(str::to_string),
+        carrier: carrier(&message),
         receive_count: count.and_then(|count| count.try_into().ok()).unwrap_or(1),
         deadline: None,
         sent_at: number(MessageSystemAttributeName::SentTimestamp).map(|ms| UNIX_EPOCH + Duration::from_millis(ms)),
@@ -117,8 +137,11 @@ async fn work(queue: Queue, visibility: i32, workshop: Workshop, message: SqsMes
         tracing::warn!("a message without receipt handle cannot be worked on");
         return;
     };
-    let ended = match queue.keep_invisible(handle, visibility, workshop.handle(&job)).await {
-        Outcome::Consumed => queue.delete(handle).await,
+    let (outcome, until) = queue.keep_invisible(handle, visibility, workshop.handle(&job)).await;
+    let ended = match outcome {
+        Outcome::Consumed => {
+            deleter.send(Deletion::new(handle, until)).map_err(|_| "deleting has ended already".to_string())
+        }
         Outcome::GivenBack(wait) => {
             let seconds = i32::try_from(wait.as_secs()).unwrap_or(i32::MAX);
             queue.set_visibility(handle, seconds.min(visibility)).await
@@ -127,6 +150,11 @@ async fn work(queue: Queue, visibility: i32, workshop: Workshop, message: SqsMes
     if let Err(error) = ended {
         tracing::warn!(error, "the queue did not hear of the outcome: the message will come again");
     }
+}
+
+fn carrier(message: &SqsMessage) -> Carrier {
+    let value = |name: &str| message.message_attributes()?.get(name)?.string_value().map(str::to_string);
+    CARRIED.iter().filter_map(|name| Some((name.to_string(), value(name)?))).collect()
 }
 
 fn stop_signal() -> std::io::Result<CancellationToken> {

@@ -27,7 +27,7 @@ use crate::{
 
 /// Moves messages from a RabbitMQ queue to an SQS queue, and acknowledges each one only after SQS has accepted it.
 #[derive(Debug, Clone, Parser)]
-#[command(name = "relay", version)]
+#[command(name = "relay", version, after_help = telemetry::HELP)]
 pub struct Config {
     /// Where RabbitMQ is: amqp://user:password@host:port/vhost, or amqps://; several with commas, later ones as host:port
     #[arg(long, env = "AMQP_URL", hide_env_values = true)]

@@ -34,7 +34,6 @@ pub mod sink;
 mod size;
 pub mod source;
 mod tags;
-pub mod telemetry;
 mod topology;
 pub mod trace;
 mod wire;

@@ -8,15 +8,17 @@ use std::{env, process::ExitCode, time::Duration};
 use anyhow::Context;
 use relay::{
     amqp::STACK_BYTES,
-    config::{Config, ConfigError},
+    config::{Config, ConfigError, LogFormat},
     error::Error,
     signal::{self, Asked},
-    telemetry,
-    trace::Traces,
+    trace::SERVICE_NAME,
 };
+use telemetry::{Logs, Traces};
 use tracing::error;
 
 const MIN_STACK: &str = "RUST_MIN_STACK";
+/// The AMQP client reports each failure that it also returns; ours is the line that counts.
+const LOG_FILTER: &str = "warn,relay=info,telemetry=info,lapin=off";
 
 fn main() -> ExitCode {
     deepen_stacks();
@@ -25,11 +27,12 @@ fn main() -> ExitCode {
         Ok(None) => return ExitCode::SUCCESS,
         Err(err) => return refuse(err),
     };
-    let traces = match Traces::from_env() {
+    let traces = match Traces::from_env("relay", SERVICE_NAME) {
         Ok(traces) => traces,
-        Err(err) => return refuse(err),
+        Err(err) => return refuse(ConfigError::Invalid { option: err.option, problem: err.problem }),
     };
-    telemetry::init(config.log_format, traces.as_ref());
+    let json = config.log_format == LogFormat::Json;
+    Logs { own: "relay", json, filter: LOG_FILTER }.init(traces.as_ref());
     let limit = config.shutdown_timeout();
     let asked = Asked::default();
     let code = match start(config, &asked) {

@@ -65,7 +65,8 @@ impl Message {
         let span = info_span!("delivery", delivery.tag = delivery.delivery_tag, message.id = message_id);
         trace::adopt(&span, delivery.properties.headers());
         // The function's spans are children of ours.
-        let traced = trace::outgoing_traceparent(&span).map(|parent| with_traceparent(&delivery.properties, parent));
+        let traced =
+            telemetry::outgoing_traceparent(&span).map(|parent| with_traceparent(&delivery.properties, parent));
         let parts = Parts {
             body: "",
             exchange: delivery.exchange.as_str(),
@@ -98,7 +99,7 @@ impl Message {
 
 fn with_traceparent(properties: &BasicProperties, traceparent: String) -> BasicProperties {
     let mut headers = properties.headers().clone().unwrap_or_default();
-    headers.insert("traceparent".into(), AMQPValue::LongString(traceparent.into()));
+    headers.insert(telemetry::TRACEPARENT.into(), AMQPValue::LongString(traceparent.into()));
     properties.clone().with_headers(headers)
 }
 

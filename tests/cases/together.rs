@@ -4,7 +4,10 @@ use crate::{
     scene::{PATIENCE, case},
     worker::{VISIBILITY, worker},
 };
-use e2e::backend::PROGRESS;
+use e2e::{
+    backend::PROGRESS,
+    collector::{Collector, Span},
+};
 use serde_json::Value;
 
 #[test]
@@ -12,7 +15,10 @@ fn tasks_that_wait_together_are_painted_together() {
     case(|scene| async move {
         let aws = &scene.stack.aws;
         let queue = aws.queue("together", VISIBILITY, 3).await?;
-        let options = [("EASEL_CONCURRENCY", "4"), ("EASEL_BATCH", "3")];
+        let collector = Collector::start().await?;
+        let endpoint = collector.url();
+        let options =
+            [("EASEL_CONCURRENCY", "4"), ("EASEL_BATCH", "3"), ("OTEL_EXPORTER_OTLP_ENDPOINT", endpoint.as_str())];
         let worker = worker(&scene, "together", &queue, &options)?;
         // Keeps the painter busy while the others gather.
         let first = scene.task().with("num_inference_steps", 50);
@@ -37,6 +43,16 @@ fn tasks_that_wait_together_are_painted_together() {
         let lines = lines.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
         let batches: Vec<u64> = lines.filter_map(|line| line["tasks"].as_u64()).collect();
         assert_eq!(batches, [3]);
+        // Each of them has the stages that it shared in its own trace.
+        let spans = collector.spans();
+        let tasks: Vec<_> = spans.iter().filter(|span| span.name == "task").collect();
+        assert_eq!(tasks.len(), 4);
+        for task in tasks {
+            for stage in ["wait", "lora", "denoise", "decode", "sign"] {
+                let own = |span: &&Span| span.name == stage && span.parent == task.id && span.trace_id == task.trace_id;
+                assert_eq!(spans.iter().filter(own).count(), 1, "{stage}");
+            }
+        }
         Ok(())
     });
 }

@@ -131,9 +131,13 @@ fn it_says_when_it_is_ready_and_what_it_did_and_ends_when_there_is_nothing_to_do
             get("/metrics").await.ok()?.text().await.ok().filter(|text| text.contains("{ending=\"painted\"} 1"))
         };
         let text = wait::until("the task is counted", PATIENCE, counted).await?;
-        for line in
-            ["easel_images_total 1", "easel_stage_seconds_count{stage=\"upload\"} 1", "easel_queue_age_seconds_count 1"]
-        {
+        for line in [
+            "easel_images_total 1",
+            "easel_stage_seconds_count{stage=\"claim\"} 1",
+            "easel_stage_seconds_count{stage=\"upload\"} 1",
+            "easel_queue_age_seconds_count 1",
+            "easel_lora_lookups_total{found=\"storage\"} 1",
+        ] {
             assert!(text.lines().any(|shown| shown == line), "{line} is not in\n{text}");
         }
         let status = wait::at_most("idle exit", PATIENCE, worker.exited()).await?;
@@ -141,9 +145,12 @@ fn it_says_when_it_is_ready_and_what_it_did_and_ends_when_there_is_nothing_to_do
         let lines: Vec<Value> = worker.log_text().lines().filter_map(|line| serde_json::from_str(line).ok()).collect();
         let end = lines.iter().find(|line| line["message"] == "task ended").context("no line at the end")?;
         assert_eq!((&end["ending"], &end["span"]["generation_id"]), (&json!("painted"), &json!(task.id())));
+        assert_eq!((&end["cache_hits"], &end["cache_misses"]), (&json!(0), &json!(1)));
+        assert!(end["queue_age_ms"].is_u64() && end["trace_id"].is_null(), "{end}");
         assert!(STAGES.iter().all(|stage| end[format!("{stage}_ms")].is_u64()), "{end}");
         let embedded = lines.iter().find(|line| line["_aws"].is_object()).context("no embedded metrics")?;
         assert_eq!((&embedded["Ending"], &embedded["Images"]), (&json!("painted"), &json!(1)));
+        assert_eq!((&embedded["LoraCacheHits"], &embedded["LoraCacheMisses"]), (&json!(0), &json!(1)));
         Ok(())
     });
 }

@@ -16,6 +16,7 @@ use handler::{
     task::Format,
 };
 use std::{ops::ControlFlow, path::Path};
+use tracing::Span;
 
 fn studio(model: &Path) -> Result<Studio> {
     let config = ModelConfig {
@@ -52,6 +53,7 @@ fn commission(prompt: &str, seed: u64, images: usize, scheduler: Kind) -> Commis
         file: PictureConfig::default(),
         origin: Origin::default(),
         credential: None,
+        span: Span::none(),
     }
 }
 

@@ -3,7 +3,7 @@
 //! Parts arrive in any order and are taken in theirs, so that the SHA-256 of the whole is there with the last byte and nothing is read
 //! twice. At most `parallel` parts are in memory.
 
-use super::{Place, Source, SourceError, Version, blocking};
+use super::{Place, Source, SourceError, Tally, Version, blocking};
 use backon::{ExponentialBuilder, Retryable};
 use futures_util::{FutureExt, StreamExt, future::BoxFuture, stream};
 use md5::Md5;
@@ -69,13 +69,17 @@ pub(super) async fn sound<S: Source, T: Target>(
     place: &Place,
     version: &Version,
     parts: Parts,
+    tally: &Tally,
     target: impl Fn() -> BoxFuture<'static, io::Result<T>>,
 ) -> Result<([u8; 32], T), DownloadError> {
     let (sha256, mismatch, written) = download(source, place, version, parts, target().await?).await?;
+    tally.downloaded_bytes.inc_by(version.length);
     let Some(mismatch) = mismatch else { return Ok((sha256, written)) };
     drop(written);
+    tally.refetches.inc();
     tracing::warn!(?mismatch, "a download does not have the storage's checksum: read again");
     let (again, mismatch, written) = download(source, place, version, parts, target().await?).await?;
+    tally.downloaded_bytes.inc_by(version.length);
     let at = || format!("`lora_model_url` s3://{}/{}", place.bucket, place.key);
     match mismatch {
         None => Ok((again, written)),

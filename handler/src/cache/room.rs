@@ -7,6 +7,7 @@
 use super::{
     entry::{self, Paths, absent_is_none},
     lock::{Kind, Lock},
+    tally::Tally,
 };
 use std::{
     collections::BTreeSet,
@@ -47,11 +48,14 @@ struct Stock {
 ///
 /// # Errors
 /// `StorageFull` if there is no room even when all that may go is gone; else the volume's.
-pub(super) fn reserve(folder: &Path, own: &Paths, length: u64, limits: Limits) -> io::Result<File> {
+pub(super) fn reserve(folder: &Path, own: &Paths, length: u64, limits: Limits, tally: &Tally) -> io::Result<File> {
     let _counting = Lock::block(&folder.join(COUNT), Kind::Exclusive)?;
     // Never written to again: a thread of a download that was given up may still have it open.
-    for left_over in [&own.partial, &own.record, &own.data] {
+    for left_over in [&own.partial, &own.record] {
         absent_is_none(fs::remove_file(left_over))?;
+    }
+    if absent_is_none(fs::remove_file(&own.data))?.is_some() {
+        tally.refetches.inc();
     }
     let mut stock = Stock::take(folder)?;
     // Nothing goes for a file that would not fit into an empty cache.
@@ -68,6 +72,7 @@ pub(super) fn reserve(folder: &Path, own: &Paths, length: u64, limits: Limits) -
         match Lock::attempt(&paths.lock, Kind::Exclusive)? {
             Some(lock) => {
                 entry::remove(&paths, lock)?;
+                tally.evictions.inc();
                 tracing::info!(bytes, entry = name, "evicted");
             }
             // In use: it stays, and it counts.
@@ -76,6 +81,7 @@ pub(super) fn reserve(folder: &Path, own: &Paths, length: u64, limits: Limits) -
     }
     let file = OpenOptions::new().write(true).create_new(true).open(&own.partial)?;
     file.set_len(length)?;
+    tally.kept_bytes.set(i64::try_from(stock.bytes().saturating_add(length)).unwrap_or(i64::MAX));
     Ok(file)
 }
 
@@ -118,9 +124,14 @@ impl Stock {
         Ok(stock)
     }
 
-    fn has_room(&self, folder: &Path, length: u64, limits: Limits) -> io::Result<bool> {
+    /// Of entries, and of files that arrive.
+    fn bytes(&self) -> u64 {
         let kept: u64 = self.entries.iter().map(|(_, bytes, _)| bytes).sum();
-        if kept.saturating_add(self.arriving).saturating_add(length) > limits.bytes {
+        kept.saturating_add(self.arriving)
+    }
+
+    fn has_room(&self, folder: &Path, length: u64, limits: Limits) -> io::Result<bool> {
+        if self.bytes().saturating_add(length) > limits.bytes {
             return Ok(false);
         }
         let volume = rustix::fs::statvfs(folder)?;

@@ -1,5 +1,6 @@
 //! The cache on real folders, with a storage that fails as it is told.
 
+mod counting;
 mod crash;
 mod evicting;
 mod faults;

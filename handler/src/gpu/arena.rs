@@ -95,7 +95,11 @@ impl Arena {
             mapped?;
             let flags = CUmemAccess_flags::CU_MEM_ACCESS_FLAGS_PROT_READWRITE;
             let access = CUmemAccessDesc { location: self.properties.location, flags };
-            check("cuMemSetAccess", sys::cuMemSetAccess(address, bytes, &access, 1))?;
+            let open = check("cuMemSetAccess", sys::cuMemSetAccess(address, bytes, &access, 1));
+            if open.is_err() {
+                sys::cuMemUnmap(address, bytes);
+            }
+            open?;
         }
         self.meter.add(bytes);
         Ok(())
@@ -106,25 +110,34 @@ impl Arena {
         if self.away {
             return Ok(());
         }
+        self.unback(self.backed.len())?;
+        self.away = true;
+        Ok(())
+    }
+
+    /// Gives back the memory of the first pieces.
+    fn unback(&self, pieces: usize) -> Result<()> {
         let mut offset = 0;
-        for &bytes in &self.backed {
+        for &bytes in &self.backed[..pieces] {
             // SAFETY: exactly one range that was mapped; the caller has seen to it that nothing uses it.
             check("cuMemUnmap", unsafe { sys::cuMemUnmap(self.base + offset as u64, bytes) })?;
             self.meter.remove(bytes);
             offset += bytes;
         }
-        self.away = true;
         Ok(())
     }
 
-    /// Takes memory for the same addresses again, with anything in it. Says whether it was away.
+    /// Takes memory for the same addresses again, with anything in it: all of it or, after an error, none. Says whether it was away.
     pub(super) fn come(&mut self) -> Result<bool> {
         if !self.away {
             return Ok(false);
         }
         let mut offset = 0;
-        for bytes in self.backed.clone() {
-            self.back(offset, bytes)?;
+        for (piece, bytes) in self.backed.clone().into_iter().enumerate() {
+            if let Err(error) = self.back(offset, bytes) {
+                self.unback(piece)?;
+                return Err(error);
+            }
             offset += bytes;
         }
         self.away = false;

@@ -2,8 +2,13 @@
 
 use std::fmt::Debug;
 
-/// What CUDA calls it when its memory does not suffice.
-pub(crate) const OUT_OF_MEMORY: &str = "OUT_OF_MEMORY";
+/// What the driver, and what its libraries call it when memory does not suffice.
+const OUT_OF_MEMORY: [&str; 2] = ["OUT_OF_MEMORY", "ALLOC_FAILED"];
+
+/// Whether that is what a text says.
+pub(crate) fn tells_of_memory(text: &str) -> bool {
+    OUT_OF_MEMORY.iter().any(|code| text.contains(code))
+}
 
 /// A failed call of a GPU library, or no usable GPU.
 #[derive(Debug, thiserror::Error)]
@@ -27,7 +32,7 @@ pub(crate) type Result<T> = std::result::Result<T, GpuError>;
 impl GpuError {
     /// Whether the GPU's memory did not suffice.
     pub fn is_out_of_memory(&self) -> bool {
-        matches!(self, Self::Call { code, .. } if code.contains(OUT_OF_MEMORY))
+        matches!(self, Self::Call { code, .. } if tells_of_memory(code))
     }
 
     pub(crate) fn call(call: impl Into<String>, code: impl Debug) -> Self {

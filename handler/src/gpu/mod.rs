@@ -17,16 +17,20 @@ mod kernels;
 mod library;
 pub(crate) mod matmul;
 mod place;
+#[cfg(all(test, feature = "cuda"))]
+mod shortage;
 mod tuned;
 
 pub(crate) use array::{Array, Moments, Pinned};
 pub use error::GpuError;
-pub(crate) use error::OUT_OF_MEMORY;
-pub(crate) use error::Result;
+pub(crate) use error::{Result, tells_of_memory};
 pub(crate) use event::Event;
 pub(crate) use graph::Graph;
 pub(crate) use kernels::{Arg, Launch};
 pub(crate) use place::{Layout, Placed, Product, Source};
+
+#[cfg(all(test, feature = "cuda"))]
+pub(crate) use shortage::Shortage;
 
 use arena::Arena;
 use conv::Convolutions;
@@ -79,6 +83,15 @@ impl Dtype {
             Self::F32 => "f32",
         }
     }
+}
+
+/// How much of a GPU's memory is taken, in bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Memory {
+    /// By whomever.
+    pub used: u64,
+    /// There is.
+    pub total: u64,
 }
 
 /// One GPU. Cheap to clone.
@@ -295,6 +308,13 @@ impl Gpu {
         check("cuStreamSynchronize", unsafe { sys::cuStreamSynchronize(self.0.stream) })
     }
 
+    /// Whether nothing can be computed on it any more: after a broken memory access or a fault of the chip, every call of this process
+    /// fails. Waits.
+    pub fn is_lost(&self) -> bool {
+        // An error that is only late is told once.
+        self.enter().is_err() || (self.synchronize().is_err() && self.synchronize().is_err())
+    }
+
     /// A new array that lives for a while; not cleared.
     pub(crate) fn resident(&self, dims: &[usize], dtype: Dtype) -> Result<Array> {
         Array::new(self, &self.0.resident, dims, dtype)
@@ -385,10 +405,26 @@ impl Gpu {
 
     /// Bytes that the driver can still give.
     pub fn free_bytes(&self) -> Result<usize> {
+        Ok(self.memory_info()?.0)
+    }
+
+    /// What all processes together have of the memory.
+    ///
+    /// # Errors
+    /// The driver's.
+    pub fn memory(&self) -> Result<Memory> {
+        let (free, total) = self.memory_info()?;
+        Ok(Memory { used: total.saturating_sub(free) as u64, total: total as u64 })
+    }
+
+    /// Free and all bytes.
+    fn memory_info(&self) -> Result<(usize, usize)> {
+        // Who asks may be the first on its thread.
+        self.enter()?;
         let (mut free, mut total) = (0, 0);
         // SAFETY: writes two numbers.
         check("cuMemGetInfo", unsafe { sys::cuMemGetInfo_v2(&mut free, &mut total) })?;
-        Ok(free)
+        Ok((free, total))
     }
 }
 

@@ -108,18 +108,23 @@ impl Placed {
         lock(&self.arena).leave()
     }
 
-    /// Brings the tensors back if they left, to the same addresses.
+    /// Brings the tensors back if they left, to the same addresses. After an error they are away again.
     pub(crate) fn come(&self, source: &dyn Source) -> Result<()> {
         if lock(&self.arena).come()? {
-            for place in lock(&self.places).values().flatten() {
-                if place.layout.rows_out > place.layout.rows {
-                    self.gpu.clear(&place.target)?;
-                }
-            }
-            self.gpu.synchronize()?;
-            self.fill(source, None)?;
+            // Half of the numbers would be painted with next time.
+            self.fill_again(source).or_else(|error| self.leave().and(Err(error)))?;
         }
         Ok(())
+    }
+
+    fn fill_again(&self, source: &dyn Source) -> Result<()> {
+        for place in lock(&self.places).values().flatten() {
+            if place.layout.rows_out > place.layout.rows {
+                self.gpu.clear(&place.target)?;
+            }
+        }
+        self.gpu.synchronize()?;
+        self.fill(source, None)
     }
 
     pub(crate) fn gpu(&self) -> &Gpu {
@@ -233,10 +238,11 @@ impl Placed {
     fn carry(&self, source: &dyn Source, pieces: &[Piece]) -> Result<()> {
         let cores = thread::available_parallelism().map_or(1, usize::from);
         let threads = cores.min(MOST_THREADS).min(pieces.len());
-        let mut lanes = std::mem::take(&mut *lock(&self.gpu.0.lanes));
-        while lanes.len() < threads {
-            lanes.push(Lane::new(&self.gpu)?);
+        while lock(&self.gpu.0.lanes).len() < threads {
+            let lane = Lane::new(&self.gpu)?;
+            lock(&self.gpu.0.lanes).push(lane);
         }
+        let mut lanes = std::mem::take(&mut *lock(&self.gpu.0.lanes));
         let next = AtomicUsize::new(0);
         let run = |lane: &mut Lane| -> Result<()> {
             self.gpu.enter()?;

@@ -9,6 +9,7 @@ use crate::{
     task::Task,
 };
 use std::sync::Arc;
+use tracing::Span;
 
 /// The commission of a task, with its LoRAs fetched.
 pub(super) fn commission(
@@ -36,6 +37,7 @@ pub(super) fn commission(
         signature: Some((task.artist_name.clone(), task.signature.clone())),
         format: task.format,
         file,
+        span: Span::current(),
         origin: Origin { generation_id: Some(task.generation_id), created_at: task.created_at, seed: task.seed },
         credential,
     }

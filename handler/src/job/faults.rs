@@ -30,8 +30,8 @@ impl From<StudioError> for Failure {
     fn from(error: StudioError) -> Self {
         let (fault, reason) = match &error {
             StudioError::Pipeline(PipelineError::Stopped { step }) => return Self::Cancelled(*step),
+            error if error.is_out_of_memory() => (Fault::Memory, format!("painting: {error}")),
             StudioError::Lora(error) => (Fault::Lora, format!("`lora_model_url`: {error}")),
-            StudioError::Pipeline(error) if error.is_out_of_memory() => (Fault::Memory, format!("painting: {error}")),
             StudioError::Pipeline(PipelineError::Request { .. }) | StudioError::Signature(_) => {
                 (Fault::Picture, error.to_string())
             }
@@ -55,6 +55,9 @@ impl From<PainterError> for Failure {
 
 impl From<WebhookError> for Failure {
     fn from(error: WebhookError) -> Self {
-        Self::Transient(Fault::Backend, error.to_string())
+        match error {
+            WebhookError::Unwanted { .. } => Self::Unwanted(error.to_string()),
+            _ => Self::Transient(Fault::Backend, error.to_string()),
+        }
     }
 }

@@ -13,6 +13,7 @@ use crate::{
     startup::LoadError,
     studio::{Delivery, StudioError},
     task::Task,
+    trace::Stage,
 };
 use std::{
     sync::{Arc, OnceLock},
@@ -33,12 +34,15 @@ impl Workshop {
     ) -> Result<Ending, Failure> {
         let Some(claims) = &self.claims else { return self.paint_and_tell(task, deadline, report).await };
         let taking = claims.take(task.generation_id);
-        let claim = match deadline {
-            None => taking.await,
-            Some(deadline) => {
-                timeout_at(deadline.into(), taking).await.map_err(|_| Failure::OutOfTime(Duration::ZERO))?
+        let taking = async {
+            match deadline {
+                None => Ok(taking.await),
+                Some(deadline) => timeout_at(deadline.into(), taking).await,
             }
         };
+        let (claim, lap) = Stage::begin("claim").around(taking).await;
+        report.stages.push(lap);
+        let claim = claim.map_err(|_| Failure::OutOfTime(Duration::ZERO))?;
         let claim = claim.map_err(|error| Failure::Transient(Fault::Storage, format!("claim: {error}")))?;
         let ended = self.paint_and_tell(task, deadline, report).await;
         claim.release().await;
@@ -57,28 +61,40 @@ impl Workshop {
             self.backend.complete(task, &urls).await?;
             return Ok(Ending::AnnouncedAgain);
         }
-        let stages = &mut report.stages;
-        let clock = Instant::now();
-        let mut loras = Vec::with_capacity(task.loras.len());
-        for wanted in &task.loras {
-            let lora = self.store.lora(wanted).await.map_err(lora_fault)?;
-            loras.push(AppliedLora { lora, scale: wanted.scale });
-        }
-        stages.push(("fetch", clock.elapsed()));
+        let fetching = async {
+            let mut loras = Vec::with_capacity(task.loras.len());
+            for wanted in &task.loras {
+                let (lora, found) = self.store.lora(wanted).await.map_err(lora_fault)?;
+                report.loras_found.push(found);
+                loras.push(AppliedLora { lora, scale: wanted.scale });
+            }
+            Ok::<_, Failure>(loras)
+        };
+        let fetch = Stage::begin("fetch");
+        let span = fetch.span();
+        let (loras, lap) = fetch.around(fetching).await;
+        report.stages.push(lap);
+        telemetry::set(&span, "cache.hits", report.cache_hits() as i64);
+        telemetry::set(&span, "cache.misses", report.cache_misses() as i64);
+        let loras = loras?;
         let delivery = self.paint(task, loras, deadline).await?;
-        stages.extend(delivery.stages);
-        let clock = Instant::now();
-        for (key, file) in keys.iter().zip(delivery.files) {
-            let bytes = file.len();
-            self.store.put_picture(key, file, task.format, &fingerprint).await.map_err(storage)?;
-            report.images_stored += 1;
-            report.bytes_stored += bytes;
-        }
-        stages.push(("upload", clock.elapsed()));
-        let clock = Instant::now();
-        self.backend.complete(task, &urls).await?;
-        stages.push(("complete", clock.elapsed()));
-        let after = stages.iter().skip_while(|(stage, _)| *stage != "denoise").skip(1);
+        report.stages.extend(delivery.stages);
+        let uploading = async {
+            for (key, file) in keys.iter().zip(delivery.files) {
+                let bytes = file.len();
+                self.store.put_picture(key, file, task.format, &fingerprint).await.map_err(storage)?;
+                report.images_stored += 1;
+                report.bytes_stored += bytes;
+            }
+            Ok::<_, Failure>(())
+        };
+        let (uploaded, lap) = Stage::begin("upload").around(uploading).await;
+        report.stages.push(lap);
+        uploaded?;
+        let (told, lap) = Stage::begin("complete").around(self.backend.complete(task, &urls)).await;
+        report.stages.push(lap);
+        told?;
+        let after = report.stages.iter().skip_while(|(stage, _)| *stage != "denoise").skip(1);
         self.times.note_rest(after.map(|(_, duration)| *duration).sum());
         Ok(Ending::Painted)
     }
@@ -93,6 +109,7 @@ impl Workshop {
         let commission = Arc::new(commission(task, loras, self.file, self.credential.clone()));
         commission.check().map_err(StudioError::from)?;
         let loading = |error: LoadError| Failure::Transient(Fault::Painting, error.to_string());
+        let waiting = Stage::begin("wait");
         let painter = self.opening.painter().await.map_err(loading)?;
         let line = self.backend.progress(task);
         let out_of_time = Arc::new(OnceLock::new());
@@ -105,7 +122,7 @@ impl Workshop {
             is_unwanted: line.is_unwanted(),
             out_of_time: out_of_time.clone(),
         };
-        let painting = painter.paint(commission.clone(), Box::new(pace.into_callback()));
+        let painting = painter.paint(commission.clone(), Box::new(pace.into_callback()), waiting);
         let painted = match deadline.and_then(|deadline| deadline.checked_sub(MARGIN)) {
             None => Some(painting.await),
             // The turn may come too late.

@@ -1,7 +1,7 @@
 //! What can be wrong with a LoRA, told apart by who has to act.
 
 use super::base_model::BaseModel;
-use crate::pipeline::error::PipelineError;
+use crate::{gpu::tells_of_memory, pipeline::error::PipelineError};
 use std::fmt;
 
 /// Why a LoRA cannot be used. All but `File` and `Device` are faults of the LoRA: the task fails and is not tried again.
@@ -41,6 +41,11 @@ impl LoraError {
     /// Whether the LoRA itself is at fault, so that trying again would end the same way.
     pub fn is_permanent(&self) -> bool {
         !matches!(self, Self::File(_) | Self::Device(_))
+    }
+
+    /// Whether the device's memory did not suffice.
+    pub fn is_out_of_memory(&self) -> bool {
+        matches!(self, Self::Device(error) if tells_of_memory(&error.to_string()))
     }
 }
 

@@ -1,12 +1,16 @@
 //! peft's settings of an adapter, which diffusers keeps in the file's metadata under `lora_adapter_metadata`.
 
 use super::keys::Component;
-use regex::Regex;
+use regex::{Regex, RegexBuilder};
 use serde_json::Value;
 use std::collections::HashMap;
 
 /// Longest pattern for module names that is looked at, in bytes.
 const LONGEST_PATTERN: usize = 1000;
+/// Most patterns of one component. SD1.5's UNet has fewer modules.
+const MOST_PATTERNS: usize = 1000;
+/// What one compiled pattern may take, and what matching it may, in bytes: a few characters can ask for megabytes.
+const LARGEST_PATTERN: usize = 64 << 10;
 
 /// The settings of both components; empty where the file has none.
 #[derive(Default)]
@@ -38,12 +42,20 @@ impl Settings {
                 settings.get(format!("{name}.{field}")).or(nested)
             };
             let mut patterns = Vec::new();
-            for (pattern, alpha) in field("alpha_pattern").and_then(Value::as_object).into_iter().flatten() {
+            let wanted = field("alpha_pattern").and_then(Value::as_object);
+            if let Some(count) = wanted.map(|map| map.len()).filter(|&count| count > MOST_PATTERNS) {
+                return Err(fault(format!("`alpha_pattern` has {count} patterns, the limit is {MOST_PATTERNS}")));
+            }
+            for (pattern, alpha) in wanted.into_iter().flatten() {
                 if pattern.len() > LONGEST_PATTERN {
                     return Err(fault(format!("a pattern of {} bytes, the limit is {LONGEST_PATTERN}", pattern.len())));
                 }
                 // As peft looks modules up: the pattern must reach the end, and begin the name or follow a dot.
-                let regex = Regex::new(&format!(r"^(?:.*\.)?(?:{pattern})$")).map_err(|e| fault(e.to_string()))?;
+                let regex = RegexBuilder::new(&format!(r"^(?:.*\.)?(?:{pattern})$"))
+                    .size_limit(LARGEST_PATTERN)
+                    .dfa_size_limit(LARGEST_PATTERN)
+                    .build()
+                    .map_err(|error| fault(error.to_string()))?;
                 patterns.push((regex, alpha.as_f64().ok_or_else(|| fault(format!("`{pattern}` has no number")))?));
             }
             let rank_stabilised = field("use_rslora").and_then(Value::as_bool).unwrap_or(false);
@@ -60,5 +72,26 @@ impl Settings {
         let alpha = own.or(adapter.alpha)?;
         let rank = rank as f64;
         Some(if adapter.rank_stabilised { alpha / rank.sqrt() } else { alpha / rank })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn read(patterns: &Value) -> Result<Settings, String> {
+        let settings = json!({ "unet": { "lora_alpha": 1, "alpha_pattern": patterns } });
+        Settings::read(&HashMap::from([("lora_adapter_metadata".to_string(), settings.to_string())]))
+    }
+
+    #[test]
+    fn patterns_that_would_take_much_memory_are_refused() {
+        let module = "down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_out.0";
+        let settings = read(&json!({ module: 8 })).unwrap();
+        assert_eq!(settings.scale(Component::Unet, module, 2), Some(4.0));
+        assert!(read(&json!({ "(?:a{100}){100}": 8 })).is_err_and(|reason| reason.contains("65536")));
+        let many: HashMap<_, _> = (0..=MOST_PATTERNS).map(|index| (format!("m{index}"), 8)).collect();
+        assert!(read(&json!(many)).is_err_and(|reason| reason.contains("1001 patterns, the limit is 1000")));
     }
 }

@@ -26,7 +26,10 @@ impl HostPattern {
                     let name = name.strip_suffix('.').unwrap_or(name);
                     match self.under {
                         false => name == listed,
-                        true => name.strip_suffix(listed.as_str()).is_some_and(|front| front.ends_with('.')),
+                        // There is a label in front of the dot.
+                        true => name
+                            .strip_suffix(listed.as_str())
+                            .is_some_and(|front| front.len() > 1 && front.ends_with('.')),
                     }
                 }
                 (Some(Host::Ipv4(address)), Host::Ipv4(listed)) => address == *listed,

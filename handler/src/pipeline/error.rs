@@ -1,6 +1,6 @@
 //! What can go wrong between a model folder and a picture, told apart by who has to act.
 
-use crate::gpu::{GpuError, OUT_OF_MEMORY};
+use crate::gpu::{GpuError, tells_of_memory};
 use std::path::PathBuf;
 
 /// A failure of the pipeline.
@@ -69,7 +69,7 @@ impl PipelineError {
     pub fn is_out_of_memory(&self) -> bool {
         match self {
             Self::Gpu(error) => error.is_out_of_memory(),
-            Self::Candle(error) => error.to_string().contains(OUT_OF_MEMORY),
+            Self::Candle(error) => tells_of_memory(&error.to_string()),
             _ => false,
         }
     }

@@ -84,7 +84,8 @@ pub struct Pipeline {
     scheduler_config: SchedulerConfig,
     target: Target,
     dora: Dora,
-    applied: Vec<AppliedLora>,
+    /// None if the weights are to be set anew.
+    applied: Option<Vec<AppliedLora>>,
 }
 
 impl Pipeline {
@@ -128,7 +129,7 @@ impl Pipeline {
             scheduler_config: SchedulerConfig::load(model)?,
             target,
             dora: Dora::default(),
-            applied: Vec::new(),
+            applied: Some(Vec::new()),
         })
     }
 
@@ -143,10 +144,10 @@ impl Pipeline {
     /// # Errors
     /// A LoRA that does not fit the model, names the key.
     pub fn set_loras(&mut self, wanted: &[AppliedLora]) -> std::result::Result<(), LoraError> {
-        if self.applied == wanted {
+        if self.applied.as_deref() == Some(wanted) {
             return Ok(());
         }
-        self.applied.clear();
+        self.applied = None;
         let model = self.networks.model();
         let planned = lora::plan(wanted, &self.target, &model.unet_weights, &model.text_weights, self.dora);
         let result = match planned {
@@ -156,7 +157,7 @@ impl Pipeline {
         if result.is_err() {
             self.networks.apply(lora::Plan::nothing())?;
         }
-        self.applied = result?;
+        self.applied = Some(result?);
         Ok(())
     }
 
@@ -166,6 +167,22 @@ impl Pipeline {
     /// The device.
     pub fn shrink(&mut self) -> Result<()> {
         self.networks.shrink()
+    }
+
+    /// Whether memory has sufficed so far, so that nothing needs to leave it.
+    #[cfg(all(test, feature = "cuda"))]
+    pub(crate) fn is_at_ease(&self) -> bool {
+        !self.networks.offloads()
+    }
+
+    /// The same, and lets the UNet go until it is needed again, for pixels that have no room beside it. LoRAs are to be set anew then.
+    ///
+    /// # Errors
+    /// The device.
+    pub fn make_room_for_pixels(&mut self) -> Result<()> {
+        self.applied = None;
+        self.networks.shrink()?;
+        self.networks.dismiss_unet()
     }
 
     /// The stream of the request's seed, rounded to the model's dtype as diffusers draws it. `threads` is how many the GPU

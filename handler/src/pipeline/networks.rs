@@ -239,6 +239,20 @@ impl Networks {
         self.spare()
     }
 
+    #[cfg(all(test, feature = "cuda"))]
+    pub(super) fn offloads(&self) -> bool {
+        matches!(&self.place, Place::Gpu(on_gpu) if on_gpu.offloads)
+    }
+
+    /// Lets the UNet leave until it is needed again, with what LoRAs have changed in it.
+    pub(super) fn dismiss_unet(&mut self) -> Result<()> {
+        if let Place::Gpu(on_gpu) = &mut self.place {
+            on_gpu.unet.leave()?;
+            on_gpu.changed[1].clear();
+        }
+        Ok(())
+    }
+
     /// Lets go of what has nothing to do, where memory is short. A text encoder that a LoRA has changed stays.
     fn spare(&self) -> Result<()> {
         if let Place::Gpu(on_gpu) = &self.place
@@ -255,6 +269,7 @@ impl Networks {
     /// The UNet's output for latents at one timestep, `context` the prompts' embedding for each of them; f32 on the CPU.
     pub(super) fn output(&self, latents: &Tensor, timestep: f64, context: &Tensor) -> Result<Tensor> {
         self.enter()?;
+        self.call_unet()?;
         let prepared = self.unet.prepare(&[timestep], &self.device.on_device(context)?)?;
         let step = self.first_step()?;
         let output = self.unet.forward(&self.device.map_on_device(latents)?, &step, &prepared)?;
@@ -292,6 +307,7 @@ impl Networks {
         noise: &Tensor,
         sums: Option<&[Sums]>,
     ) -> Result<Steps<'_>> {
+        self.call_unet()?;
         let prepared = self.unet.prepare(timesteps, context)?;
         Ok(match &self.place {
             Place::Cpu => Steps::Cpu { unet: &self.unet, prepared, guidance_scale },
@@ -323,6 +339,14 @@ impl Networks {
         }
     }
 
+    /// Brings the UNet back if it has left.
+    fn call_unet(&self) -> Result<()> {
+        if let Place::Gpu(on_gpu) = &self.place {
+            on_gpu.unet.come(&self.model.unet_weights)?;
+        }
+        Ok(())
+    }
+
     fn enter(&self) -> Result<()> {
         if let Place::Gpu(on_gpu) = &self.place {
             on_gpu.unet.gpu().enter()?;
@@ -337,7 +361,7 @@ impl OnGpu {
     fn apply(&mut self, mut plan: Plan, text: &Weights, unet: &Weights) -> std::result::Result<Weights, LoraError> {
         let gpu = self.unet.gpu();
         gpu.enter().and_then(|()| gpu.synchronize()).map_err(on_device)?;
-        self.text.come(text).map_err(on_device)?;
+        self.text.come(text).and_then(|()| self.unet.come(unet)).map_err(on_device)?;
         for ((placed, weights), changed) in [(&self.text, text), (&self.unet, unet)].into_iter().zip(&mut self.changed)
         {
             placed.fill(weights, Some(changed)).map_err(on_device)?;

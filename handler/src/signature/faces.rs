@@ -6,8 +6,9 @@ use std::sync::LazyLock;
 
 /// One font: its outlines, and its tables for shaping.
 pub(super) struct Face {
+    pub(super) name: &'static str,
     outlines: FontRef<'static>,
-    pub(super) shaper: rustybuzz::Face<'static>,
+    pub(super) tables: harfrust::Font,
     /// Evens out how large the fonts look beside each other.
     pub(super) scale: f32,
 }
@@ -47,18 +48,18 @@ pub(super) fn bundled() -> Result<&'static [Face], SignatureError> {
 impl Face {
     fn load(font: &Bundled) -> Option<Self> {
         let outlines = FontRef::try_from_slice(font.bytes).ok()?;
-        let shaper = rustybuzz::Face::from_slice(font.bytes, 0)?;
-        Some(Self { outlines, shaper, scale: font.scale })
+        let tables = harfrust::Font::new(font.bytes, 0)?;
+        Some(Self { name: font.name, outlines, tables, scale: font.scale })
     }
 
     /// Whether the font has a glyph for the character.
     pub(super) fn covers(&self, character: char) -> bool {
-        self.shaper.glyph_index(character).is_some_and(|glyph| glyph.0 != 0)
+        self.outlines.glyph_id(character).0 != 0
     }
 
     /// Em per font unit, evened out.
     pub(super) fn unit(&self) -> f32 {
-        self.scale / self.shaper.units_per_em().max(1) as f32
+        self.scale / f32::from(self.tables.units_per_em().max(1))
     }
 
     /// The glyph's outline in font units; none for a space.

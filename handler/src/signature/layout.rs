@@ -6,7 +6,7 @@ use super::{
     text::{self, Drawable, is_mark},
 };
 use ab_glyph::GlyphId;
-use rustybuzz::{Direction, UnicodeBuffer};
+use harfrust::{Buffer, Direction, ShapeOptions, ShaperFont};
 use std::ops::Range;
 use unicode_bidi::{BidiInfo, Level};
 
@@ -98,7 +98,7 @@ impl<'a> Name<'a> {
                 pieces.reverse();
             }
             for (face, range) in pieces {
-                pen = self.shape(&text[range.clone()], part.start + range.start, face, direction, pen, &mut line);
+                pen = self.shape(&text[range.clone()], part.start + range.start, face, direction, pen, &mut line)?;
             }
         }
         line.ends.retain(|end| *end > part.start && *end < part.end);
@@ -127,15 +127,24 @@ impl<'a> Name<'a> {
     }
 
     /// Shapes one piece from `pen` on and says where the next one starts.
-    fn shape(&self, text: &str, start: usize, face: usize, way: Direction, mut pen: f32, line: &mut Line) -> f32 {
+    fn shape(
+        &self,
+        text: &str,
+        start: usize,
+        face: usize,
+        way: Direction,
+        mut pen: f32,
+        line: &mut Line,
+    ) -> Result<f32, SignatureError> {
         let font = &self.faces[face];
-        let mut buffer = UnicodeBuffer::new();
+        let mut buffer = Buffer::new();
         buffer.push_str(text);
         buffer.guess_segment_properties();
         buffer.set_direction(way);
-        let shaped = rustybuzz::shape(&font.shaper, &[], buffer);
+        harfrust::shape(&ShaperFont::new(&font.tables), &mut buffer, ShapeOptions::default())
+            .map_err(|_| SignatureError::Font(font.name))?;
         let unit = font.unit();
-        for (info, place) in shaped.glyph_infos().iter().zip(shaped.glyph_positions()) {
+        for (info, place) in buffer.glyph_infos().iter().zip(buffer.glyph_positions()) {
             let glyph = GlyphId(info.glyph_id as u16);
             let (x, y) = (pen + place.x_offset as f32 * unit, -(place.y_offset as f32) * unit);
             if let Some(outline) = font.outline(glyph) {
@@ -151,7 +160,7 @@ impl<'a> Name<'a> {
             line.ends.push(start + info.cluster as usize);
             pen += place.x_advance as f32 * unit;
         }
-        pen
+        Ok(pen)
     }
 }
 

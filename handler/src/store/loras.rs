@@ -5,7 +5,7 @@
 
 use super::StoreError;
 use crate::{
-    cache::{Body, Cache, Content, Place, Source, SourceError, Version},
+    cache::{Body, Cache, Content, Place, Source, SourceError, Tally, Version},
     lora::{Lora, LoraError},
 };
 use std::{
@@ -18,6 +18,31 @@ use tokio::sync::OnceCell;
 const PARSED: usize = 4;
 /// How often a file may be replaced while it is read.
 const CHANGES: usize = 3;
+
+/// Where a LoRA was found.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Found {
+    /// In memory, or on its way there for another task.
+    Memory,
+    /// On the volume.
+    Volume,
+    /// In the storage.
+    Storage,
+}
+
+impl Found {
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::Memory, Self::Volume, Self::Storage];
+
+    /// The word for metrics.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Memory => "memory",
+            Self::Volume => "volume",
+            Self::Storage => "storage",
+        }
+    }
+}
 
 /// A LoRA in memory, or on its way there.
 type Cell = Arc<OnceCell<Arc<Lora>>>;
@@ -35,11 +60,16 @@ impl<S: Source> Loras<S> {
         Self { cache, max_bytes, parsed: Mutex::default() }
     }
 
-    /// What lies at this place now.
+    /// What was counted of the files.
+    pub(super) fn tally(&self) -> &Tally {
+        self.cache.tally()
+    }
+
+    /// What lies at this place now, and where it was found.
     ///
     /// # Errors
     /// Permanent if it does not exist, is too large, may not be read, or is no LoRA; else transient.
-    pub(super) async fn get(&self, bucket: &str, key: &str) -> Result<Arc<Lora>, StoreError> {
+    pub(super) async fn get(&self, bucket: &str, key: &str) -> Result<(Arc<Lora>, Found), StoreError> {
         let place = Place { bucket: bucket.to_string(), key: key.to_string() };
         for _ in 0..CHANGES {
             let version = self.cache.source().version(&place).await?;
@@ -49,8 +79,9 @@ impl<S: Source> Loras<S> {
                 return Err(StoreError::Permanent(reason));
             }
             let cell = self.cell(&place, &version);
-            match cell.get_or_try_init(|| self.load(&place, &version)).await {
-                Ok(lora) => return Ok(lora.clone()),
+            let mut found = Found::Memory;
+            match cell.get_or_try_init(|| self.load(&place, &version, &mut found)).await {
+                Ok(lora) => return Ok((lora.clone(), found)),
                 Err(Fault::Source(SourceError::Changed)) => tracing::info!("the LoRA was replaced while it was read"),
                 Err(Fault::Source(error)) => return Err(error.into()),
                 Err(Fault::Lora(error)) => {
@@ -79,15 +110,18 @@ impl<S: Source> Loras<S> {
         cell
     }
 
-    async fn load(&self, place: &Place, version: &Version) -> Result<Arc<Lora>, Fault> {
+    async fn load(&self, place: &Place, version: &Version, found: &mut Found) -> Result<Arc<Lora>, Fault> {
         let clock = Instant::now();
         let content = self.cache.fetch(place, version).await?;
         let is_kept = !content.is_fresh;
+        *found = if is_kept { Found::Volume } else { Found::Storage };
         let mut read = parse(content).await;
         if read.as_ref().is_err_and(LoraError::is_permanent) {
             self.cache.discard(place, version).await;
             if is_kept {
                 tracing::warn!("a kept LoRA cannot be read: downloaded again");
+                self.tally().refetches.inc();
+                *found = Found::Storage;
                 read = parse(self.cache.fetch(place, version).await?).await;
             }
         }

@@ -7,14 +7,11 @@ use crate::{
     pipeline::{Request, error::PipelineError},
     signature::{self, Signature, SignatureError, sign},
     task::Format,
+    trace::{Lap, Stage},
 };
 use image::RgbImage;
-use std::{
-    mem,
-    ops::ControlFlow,
-    sync::Arc,
-    time::{Duration, Instant},
-};
+use std::{mem, ops::ControlFlow, sync::Arc};
+use tracing::Span;
 
 /// What to paint, and how to deliver it.
 pub struct Commission {
@@ -34,6 +31,8 @@ pub struct Commission {
     pub origin: Origin,
     /// What signs the file, if anything does.
     pub credential: Option<Arc<Credential>>,
+    /// The task whose stages these are; none in the shell.
+    pub span: Span,
 }
 
 /// A commission, and what is called with the number of its finished steps.
@@ -46,7 +45,7 @@ pub struct Painted {
     /// What painted them.
     pub model: ModelName,
     /// Stages in order, with their names.
-    pub stages: Vec<(&'static str, Duration)>,
+    pub stages: Vec<Lap>,
 }
 
 /// Encoded pictures and how long each stage took.
@@ -54,7 +53,7 @@ pub struct Delivery {
     /// One file per picture.
     pub files: Vec<Vec<u8>>,
     /// Stages in order, with their names.
-    pub stages: Vec<(&'static str, Duration)>,
+    pub stages: Vec<Lap>,
 }
 
 /// Why a commission was not painted.
@@ -81,6 +80,15 @@ pub enum StudioError {
 }
 
 impl StudioError {
+    /// Whether the device's memory did not suffice.
+    pub fn is_out_of_memory(&self) -> bool {
+        match self {
+            Self::Lora(error) => error.is_out_of_memory(),
+            Self::Pipeline(error) => error.is_out_of_memory(),
+            _ => false,
+        }
+    }
+
     /// Whether the commission itself is at fault, so that trying again would end the same way.
     pub fn is_permanent(&self) -> bool {
         match self {
@@ -112,16 +120,16 @@ impl Commission {
     /// A name that cannot be drawn, or a picture that cannot be encoded or be given a credential.
     pub fn finish(&self, painted: Painted) -> Result<Delivery, StudioError> {
         let Painted { mut pictures, model, stages } = painted;
-        let mut watch = Watch { stages, ..Watch::default() };
+        let mut watch = Watch::start("sign", vec![self.span.clone()], stages);
         if let Some((name, options)) = &self.signature {
             for picture in &mut pictures {
                 sign(picture, name, options)?;
             }
         }
-        watch.lap("sign");
+        watch.then("encode");
         let encode = |picture| picture::encode(picture, self.format, &self.file);
         let files = pictures.iter().map(encode).collect::<Result<Vec<_>, _>>()?;
-        watch.lap("encode");
+        watch.then("metadata");
         let images = files.len();
         let provenance = |index| Provenance {
             origin: &self.origin,
@@ -135,34 +143,38 @@ impl Commission {
         let told = files.into_iter().enumerate();
         let told = told.map(|(index, file)| picture::embed(file, self.format, &provenance(index)));
         let mut files: Vec<Vec<u8>> = told.collect::<Result<_, _>>()?;
-        watch.lap("metadata");
         if let Some(credential) = &self.credential {
+            watch.then("credential");
             for (index, file) in files.iter_mut().enumerate() {
                 *file = credential.sign(mem::take(file), self.format, &provenance(index))?;
             }
-            watch.lap("credential");
         }
-        Ok(Delivery { files, stages: watch.stages })
+        Ok(Delivery { files, stages: watch.stop() })
     }
 }
 
-/// Measures stages.
-#[derive(Clone)]
+/// Measures one stage after the other.
 pub(super) struct Watch {
-    clock: Instant,
-    pub(super) stages: Vec<(&'static str, Duration)>,
-}
-
-impl Default for Watch {
-    fn default() -> Self {
-        Self { clock: Instant::now(), stages: Vec::new() }
-    }
+    tasks: Vec<Span>,
+    now: Stage,
+    past: Vec<Lap>,
 }
 
 impl Watch {
+    /// Begins the first stage, after those that are past.
+    pub(super) fn start(stage: &'static str, tasks: Vec<Span>, past: Vec<Lap>) -> Self {
+        Self { now: Stage::of(stage, &tasks), tasks, past }
+    }
+
     /// Ends a stage and begins the next.
-    pub(super) fn lap(&mut self, stage: &'static str) {
-        self.stages.push((stage, self.clock.elapsed()));
-        self.clock = Instant::now();
+    pub(super) fn then(&mut self, stage: &'static str) {
+        let next = Stage::of(stage, &self.tasks);
+        self.past.push(mem::replace(&mut self.now, next).end());
+    }
+
+    /// Ends the last stage; all of them.
+    pub(super) fn stop(mut self) -> Vec<Lap> {
+        self.past.push(self.now.end());
+        self.past
     }
 }

@@ -183,8 +183,11 @@ impl<'a> Fields<'a> {
 /// backslash for a slash, and forgives missing slashes and an empty user.
 fn reads_the_same_everywhere(text: &str) -> bool {
     let odd = |character: char| character == '\\' || character.is_whitespace() || character.is_control();
-    let authority = text.split_once("://").map(|(_, rest)| rest.split('/').next().unwrap_or_default());
-    !text.contains(odd) && authority.is_some_and(|authority| !authority.is_empty() && !authority.contains('@'))
+    let Some((scheme, rest)) = text.split_once("://") else { return false };
+    let authority = rest.split('/').next().unwrap_or_default();
+    // Else the slashes stand later, and what is before them is the host.
+    let at_once = ["http", "https"].iter().any(|known| scheme.eq_ignore_ascii_case(known));
+    at_once && !text.contains(odd) && !authority.is_empty() && !authority.contains('@')
 }
 
 /// What a JSON value is, in words.

@@ -2,7 +2,7 @@
 
 use super::{bytes, files};
 use crate::cache::{
-    Limits,
+    Limits, Tally,
     fake::{Fake, LIMITS, content, place},
     lock::{Kind, Lock},
     room,
@@ -10,6 +10,7 @@ use crate::cache::{
 use std::{
     fs,
     io::{BufRead, BufReader},
+    os::unix::fs::MetadataExt,
     path::Path,
     process::{Child, Command, Stdio},
     time::Duration,
@@ -43,6 +44,18 @@ impl Drop for Holder {
     }
 }
 
+/// Returns once somebody waits for this lock: the kernel lists who does, with an arrow.
+async fn waited_for(lock: &Path) {
+    let inode = format!(":{} ", fs::metadata(lock).unwrap().ino());
+    let is_waited_for = |line: &str| line.contains("-> FLOCK") && line.contains(&inode);
+    let seen = async {
+        while !fs::read_to_string("/proc/locks").unwrap().lines().any(is_waited_for) {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(60), seen).await.expect("nobody waits for the lock");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn whoever_waits_for_a_process_that_is_killed_goes_on_at_once() {
     let folder = tempfile::tempdir().unwrap();
@@ -53,7 +66,7 @@ async fn whoever_waits_for_a_process_that_is_killed_goes_on_at_once() {
     let dying = holder(&paths.lock);
     fs::write(&paths.partial, "half of it").unwrap();
     let fetched = tokio::spawn(async move { bytes(cache.fetch(&at, &version).await.unwrap()) });
-    tokio::time::sleep(Duration::from_millis(50)).await;
+    waited_for(&paths.lock).await;
     assert!(!fetched.is_finished() && fake.reads().is_empty(), "it did not wait");
     drop(dying);
     assert_eq!(fetched.await.unwrap(), (content(200), true));
@@ -89,10 +102,10 @@ async fn what_dead_processes_left_is_swept_and_what_living_ones_download_is_not(
     let limits = Limits { bytes: 300, ..LIMITS };
     let own = paths("a");
     let _own = Lock::attempt(&own.lock, Kind::Exclusive).unwrap();
-    room::reserve(folder.path(), &own, 200, limits).unwrap();
+    room::reserve(folder.path(), &own, 200, limits, &Tally::default()).unwrap();
     assert!(alive.partial.exists() && alive.lock.exists());
     assert!(!dead.partial.exists() && !dead.lock.exists());
-    let more = room::reserve(folder.path(), &paths("b"), 1, limits);
+    let more = room::reserve(folder.path(), &paths("b"), 1, limits, &Tally::default());
     assert!(more.is_err(), "what is being downloaded was not counted");
     drop(living);
 }

@@ -1,6 +1,6 @@
 //! From a storage to LoRAs that can be applied.
 
-use super::{Loras, StoreError};
+use super::{Found, Loras, StoreError};
 use crate::{
     cache::{
         Cache,
@@ -26,7 +26,8 @@ async fn tasks_that_want_one_lora_share_it_and_know_its_hash() {
     let fake = Fake::with("a", &fs::read(STYLE).unwrap());
     let loras = loras(&fake, folder.path());
     let got = join_all((0..8).map(|_| loras.get("models", "a"))).await;
-    let got: Vec<Arc<Lora>> = got.into_iter().map(Result::unwrap).collect();
+    let (got, found): (Vec<Arc<Lora>>, Vec<Found>) = got.into_iter().map(Result::unwrap).unzip();
+    assert_eq!(found.iter().filter(|found| **found == Found::Memory).count(), 7, "{found:?}");
     assert!(got.iter().all(|lora| Arc::ptr_eq(lora, &got[0])));
     assert_eq!(got[0].sha256(), Lora::read(Path::new(STYLE)).unwrap().sha256());
 }
@@ -43,7 +44,7 @@ async fn a_lora_replaced_while_it_is_read_comes_in_its_new_form() {
         crate::cache::Parts { bytes: 1 << 15, parallel: 1, ..PARTS },
         crate::cache::Limits { bytes: 1 << 30, ..LIMITS },
     );
-    let got = Loras::new(cache, 1 << 30).get("models", "a").await.unwrap();
+    let got = Loras::new(cache, 1 << 30).get("models", "a").await.unwrap().0;
     assert_eq!(got.sha256(), Lora::read(Path::new(OTHER)).unwrap().sha256());
 }
 

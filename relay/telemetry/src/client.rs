@@ -1,6 +1,6 @@
 //! The HTTP client that brings spans to a collector.
 //!
-//! Refuses to borrow the relay's runtime: the thread that exports waits here, and nobody waits for it. It tells of a
+//! Refuses to borrow the process' runtime: the thread that exports waits here, and nobody waits for it. It tells of a
 //! collector that is gone once, and again only after it was back.
 
 use std::{
@@ -21,14 +21,14 @@ use tracing::{info, warn};
 const TIMEOUT: Duration = Duration::from_secs(10);
 
 /// The client.
-pub(super) struct Client {
+pub(crate) struct Client {
     http: reqwest::Client,
     runtime: Runtime,
     gone: AtomicBool,
 }
 
 impl Client {
-    pub(super) fn new() -> io::Result<Self> {
+    pub(crate) fn new() -> io::Result<Self> {
         let http = reqwest::Client::builder().timeout(TIMEOUT).build().map_err(io::Error::other)?;
         let runtime = Builder::new_current_thread().enable_all().build()?;
         Ok(Self { http, runtime, gone: AtomicBool::new(false) })

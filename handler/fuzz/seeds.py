@@ -1,0 +1,183 @@
+"""Writes the seeds of the fuzz targets and their dictionaries beside itself: `python3 handler/fuzz/seeds.py`.
+
+A seed whose name begins with `taken` is accepted by its parser, one that begins with `refused` is not; the tests hold them to it.
+Needs nothing but Python; the same seeds every time.
+"""
+
+import json
+import shutil
+import struct
+from pathlib import Path
+
+HERE = Path(__file__).parent
+# In every text that must not reach a log: `handler::fuzz` looks for it.
+MARK = "Xylophon"
+
+TASK = {
+    "generation_id": 500, "style_id": 10, "lora_model_url": "s3://styles/models/a.safetensors",
+    "prompt_tags": [MARK, "sea"], "artist_name": f"{MARK} Ada", "webhook_url": "http://api.example.org:8000/base",
+}
+FULL = TASK | {
+    "seed": -7, "aspect_ratio": "1:2", "negative_prompt": f"{MARK} blur", "num_inference_steps": 150, "guidance_scale": 50,
+    "scheduler": "euler", "karras_sigmas": True, "noise_source": "cpu", "prompt_weighting": "a1111", "lora_scale": -10,
+    "loras": [{"lora_model_url": "s3://other/b", "scale": 0.5}], "num_images": 4, "output_format": "webp",
+    "signature": {"position": "top-left", "opacity": 255, "size": 0.25, "margin": 0.25},
+    "created_at": "2026-11-25T14:00:00.5+01:00",
+}
+# One step beyond each limit of the contract's table.
+BEYOND = {
+    "generation_id": -1, "style_id": 2**63, "lora_model_url": f"s3://styles/../{MARK}", "prompt_tags": [MARK] * 101,
+    "artist_name": MARK * 26, "webhook_url": f"ftp://{MARK}", "seed": -(2**63) - 1, "negative_prompt": MARK * 1251,
+    "num_inference_steps": 151, "guidance_scale": 50.1, "scheduler": MARK, "karras_sigmas": MARK, "noise_source": MARK,
+    "prompt_weighting": MARK, "lora_scale": 10.1, "loras": [{"lora_model_url": "s3://other/b"}] * 8, "num_images": 5,
+    "output_format": MARK, "signature": {"margin": 0.26}, "created_at": MARK,
+}
+
+
+def tasks():
+    yield "taken-least", json.dumps(TASK)
+    yield "taken-full", json.dumps(FULL, ensure_ascii=False)
+    yield "taken-nulls", json.dumps(TASK | {name: None for name in FULL if name not in TASK})
+    yield "taken-odd-size", json.dumps(TASK | {"aspect_ratio": "16:9", "scheduler": "lcm", "lora_scale": 1e-300})
+    for name, value in BEYOND.items():
+        yield f"refused-{name}", json.dumps(TASK | {name: value})
+    for name, value in {"position": MARK, "opacity": 256, "size": 0.26, "size-small": 0.01}.items():
+        yield f"refused-signature-{name}", json.dumps(TASK | {"signature": {name.split("-")[0]: value}})
+    yield "refused-scheduler-without-karras", json.dumps(TASK | {"scheduler": "ddim", "karras_sigmas": True})
+    yield "refused-array", json.dumps([MARK])
+    yield "refused-broken", json.dumps(FULL)[:-1]
+
+
+def matrix(*shape, dtype="F16", first=0x3C00):
+    """Entries of a header and bytes: the first number is 1 unless told, the others are a half."""
+    count = 1
+    for side in shape:
+        count *= side
+    if dtype == "F32":
+        return dtype, shape, struct.pack(f"<{count}f", 1.0, *[0.5] * (count - 1))
+    return dtype, shape, struct.pack(f"<{count}H", first, *[0x3800] * (count - 1))
+
+
+def file(tensors, metadata=None, claim=None):
+    header, data = {}, b""
+    if metadata:
+        header["__metadata__"] = metadata
+    for name, (dtype, shape, content) in tensors.items():
+        header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [len(data), len(data) + len(content)]}
+        data += content
+    text = json.dumps(header, separators=(",", ":")).encode()
+    return struct.pack("<Q", len(text) if claim is None else claim) + text + data
+
+
+KOHYA = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn1_to_q"
+PEFT = "unet.down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_k"
+
+
+def loras():
+    pair = {f"{KOHYA}.lora_down.weight": matrix(2, 3), f"{KOHYA}.lora_up.weight": matrix(3, 2)}
+    peft = {f"{PEFT}.lora_A.weight": matrix(1, 4, dtype="F32"), f"{PEFT}.lora_B.weight": matrix(2, 1, dtype="F32")}
+    settings = json.dumps({"unet": {"lora_alpha": 4, "use_rslora": True, "alpha_pattern": {"attn2.to_k": 8}}})
+    yield "taken-kohya", file(pair | {f"{KOHYA}.alpha": matrix()})
+    yield "taken-kohya-text", file({
+        "lora_te_text_model_encoder_layers_0_mlp_fc1.lora_down.weight": matrix(1, 2, dtype="BF16", first=0x3F80),
+        "lora_te_text_model_encoder_layers_0_mlp_fc1.lora_up.weight": matrix(2, 1, dtype="BF16", first=0x3F80),
+    })
+    yield "taken-peft", file(peft, {"lora_adapter_metadata": settings, "ss_base_model_version": "sd_v1"})
+    yield "taken-diffusers", file({
+        f"{PEFT}.lora.down.weight": matrix(1, 2), f"{PEFT}.lora.up.weight": matrix(2, 1),
+        "text_encoder.text_model.encoder.layers.0.self_attn.to_q_lora.down.weight": matrix(1, 2),
+        "text_encoder.text_model.encoder.layers.0.self_attn.to_q_lora.up.weight": matrix(2, 1),
+    })
+    yield "taken-tucker", file({
+        f"{KOHYA}.lora_down.weight": matrix(2, 2, 1, 1), f"{KOHYA}.lora_up.weight": matrix(2, 2, 1, 1),
+        f"{KOHYA}.lora_mid.weight": matrix(2, 2, 3, 3),
+    })
+    halves = {f"{KOHYA}.hada_w{half}_{side}": matrix(2, 2) for half in (1, 2) for side in "ab"}
+    yield "taken-loha", file(halves)
+    yield "taken-loha-tucker", file(halves | {f"{KOHYA}.hada_t{half}": matrix(2, 2, 1, 1) for half in (1, 2)})
+    yield "taken-lokr", file({
+        f"{KOHYA}.lokr_w1": matrix(2, 2), f"{KOHYA}.lokr_w2_a": matrix(2, 1), f"{KOHYA}.lokr_w2_b": matrix(1, 2),
+        f"{KOHYA}.scalar": matrix(),
+    })
+    yield "taken-ia3", file({f"{KOHYA}.weight": matrix(4), f"{KOHYA}.on_input": matrix()})
+    yield "taken-ia3-peft", file({f"{PEFT}.ia3_l": matrix(1, 4, first=0x3800)})
+    yield "taken-difference", file({f"{KOHYA}.diff": matrix(2, 2), f"{KOHYA}.diff_b": matrix(2)})
+    yield "taken-norm", file({"lora_unet_mid_block_resnets_0_norm1.w_norm": matrix(2),
+                              "lora_unet_mid_block_resnets_0_norm1.b_norm": matrix(2)})
+    yield "taken-dora", file(pair | {f"{KOHYA}.dora_scale": matrix(1, 3)})
+    yield "refused-empty", b""
+    yield "refused-pickle", b"PK\x03\x04" + b"\0" * 40
+    yield "refused-claim", file(pair, claim=2**62)
+    yield "refused-cut", file(pair)[:-1]
+    yield "refused-more", file(pair) + b"\0"
+    yield "refused-nan", file({f"{KOHYA}.diff": matrix(2, first=0x7E00)})
+    yield "refused-idle", file({f"{KOHYA}.diff": matrix(1, first=0)})
+    yield "refused-key", file({"unet.unknown": matrix(1)})
+    yield "refused-rank", file({f"{KOHYA}.lora_down.weight": matrix(2, 3), f"{KOHYA}.lora_up.weight": matrix(3, 1)})
+    yield "refused-no-bytes", file({f"{KOHYA}.diff": ("F16", (0, 2**40), b"")})
+    yield "refused-overflow", file({f"{KOHYA}.diff": ("F16", (2**33, 2**33), b"")})
+    yield "refused-pattern", file(peft, {"lora_adapter_metadata": settings.replace("attn2.to_k", "((")})
+
+
+def webhooks():
+    for name, hosts, address in [
+        ("taken-name", "", "http://api.example.org"),
+        ("taken-root", "", "HTTPS://API.example.org.:8443/base//"),
+        ("taken-v4", "", "http://93.184.215.14/a@b"),
+        ("taken-v6", "", "http://[2606:2800:21f:cb07:6820:80da:af6b:8b2c]:80"),
+        ("taken-nat64", "", "http://[64:ff9b::5db8:d70e]"),
+        ("taken-6to4", "", "http://[2002:5db8:d70e::1]"),
+        ("taken-idna", "", "https://b\u00fccher\u3002example/"),
+        ("taken-listed", "api.example.org,.good.net", "https://api.Example.org./v2"),
+        ("taken-under", ".good.net", "http://a.b.good.net:81"),
+        ("taken-port", "good.org:8443", "https://good.org:8443"),
+        ("taken-listed-v4", "10.0.0.7", "http://0xa.7:9000"),
+        ("taken-listed-v6", "[fd00::1]:8080", "http://[fd00:0:0::1]:8080"),
+        ("taken-encoded", "good.org", "http://g%6fod%2eorg"),
+        ("refused-local", "", "http://LOCALHOST.:8000"),
+        ("refused-loopback", "", "http://017700000001"),
+        ("refused-mapped", "", "http://[::ffff:169.254.169.254]"),
+        ("refused-wide", "", "http://\u2460\u2461\u2466.1"),
+        ("refused-metadata", "", "http://metadata.google.internal"),
+        ("refused-user", "good.org", "http://good.org@evil.net"),
+        ("refused-backslash", "good.org", "http://evil.net\\@good.org"),
+        ("refused-no-label", ".good.net", "http://.good.net:81"),
+        ("refused-ending", ".good.net", "http://evilgood.net"),
+        ("refused-other-port", "good.org:8443", "https://good.org"),
+        ("refused-scheme", "", "file:///etc/passwd"),
+        ("refused-late-slashes", "", "http:evil.net/://good.org"),
+        ("refused-query", "", "https://good.org/?a"),
+        ("refused-list", "*.good.org", "https://a.good.org"),
+    ]:
+        yield name, f"{hosts}\n{address}"
+
+
+def words(target):
+    if target == "task":
+        names = [f'"{name}":' for name in [*FULL, *FULL["signature"], "scale"]]
+        values = ["null", "true", "-1", "1e309", "1e-7", "-0.0", str(2**63), str(2**64), '""', '"\\u0000"', '"\\ud800"',
+                  '"s3://a.b/c/../d"', '"http://a@b"', '"2026-02-30T24:00:00Z"', '"9999-12-31T23:59:59-23:59"',
+                  '"lcm"', '"ddim"', '"unipc"', '"dpmsolver++"', '"euler_ancestral"', '"png"', '"jpeg"', '"center"', '"2:2"']
+        return names + values
+    if target == "lora":
+        parts = ["lora_down.weight", "lora_up.weight", "lora_mid.weight", "alpha", "dora_scale", "lora_A.weight",
+                 "lora_B.weight", "lora_B.bias", "lora_magnitude_vector", "lokr_w1", "lokr_w1_a", "lokr_w1_b", "lokr_w2",
+                 "lokr_t2", "hada_t1", "diff", "diff_b", "w_norm", "b_norm", "on_input", "ia3_l", "weight", "scalar",
+                 "default.", "processor."]
+        types = ["F64", "F32", "F16", "BF16", "I64", "U8", "BOOL", "F8_E4M3", "F4", "C64"]
+        fields = ['"dtype":', '"shape":[', '"data_offsets":[', "__metadata__", "lora_adapter_metadata", "unet.", "lora_te_",
+                  "lora_te2_", "text_encoder.", "alpha_pattern", "use_rslora", "double_blocks", str(2**64 - 1), "[]"]
+        return [f".{part}" for part in parts] + [f'"{kind}"' for kind in types] + fields
+    return ["http://", "https://", "[::1]", "[::ffff:", "64:ff9b::", "2002:", "2001:", "fe80::", "127.0.0.1", "169.254.",
+            "100.64.", "198.18.", "0x7f", "0177", "localhost", ".localhost", "metadata", "%2e", "%00", "\u3002", "\u00ad",
+            "xn--", "@", "\\", "\t", ":80", ":443", "/..", ".good.net", "good.org", ","]
+
+
+for target, seeds in [("task", tasks()), ("lora", loras()), ("webhook", webhooks())]:
+    folder = HERE / "seeds" / target
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    for name, content in seeds:
+        (folder / name).write_bytes(content if isinstance(content, bytes) else content.encode())
+    quoted = ("".join(chr(b) if 32 <= b < 127 and b not in b'"\\' else f"\\x{b:02x}" for b in word.encode()) for word in words(target))
+    (HERE / "seeds" / f"{target}.dict").write_text("".join(f'"{word}"\n' for word in quoted))

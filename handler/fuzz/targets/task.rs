@@ -1,0 +1,7 @@
+//! Bytes as the body of a message. What must hold is in `handler::fuzz`.
+
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {
+    handler::fuzz::task(bytes);
+});

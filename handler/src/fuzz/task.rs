@@ -1,0 +1,74 @@
+//! Bodies of messages. The limits are written out again from the contract's table, so that neither side can move alone.
+
+use crate::task::{BadTask, Task};
+use serde_json::{Value, json};
+
+/// A word that seeds have in every text which must not reach a log.
+const MARK: &str = "Xylophon";
+
+/// Whether the bytes are a task.
+pub fn task(bytes: &[u8]) -> bool {
+    let Ok(body) = str::from_utf8(bytes) else { return false };
+    match Task::parse(body) {
+        Ok(task) => {
+            within_limits(&task);
+            whatever_the_writing(&task, body);
+            true
+        }
+        Err(bad) => {
+            refused_well(&bad);
+            false
+        }
+    }
+}
+
+fn within_limits(task: &Task) {
+    assert!(task.generation_id >= 0 && task.style_id >= 0, "an id below 0");
+    assert!((1..=8).contains(&task.loras.len()), "{} LoRAs", task.loras.len());
+    for lora in &task.loras {
+        assert!((3..=63).contains(&lora.bucket.len()) && !lora.bucket.contains('/'), "the bucket {:?}", lora.bucket);
+        assert!((1..=1024).contains(&lora.key.len()) && !lora.key.contains('\0'), "the key {:?}", lora.key);
+        assert!(!lora.key.split('/').any(|part| part == ".."), "a key that leads upwards: {:?}", lora.key);
+        assert!((-10.0..=10.0).contains(&lora.scale), "a scale of {}", lora.scale);
+    }
+    assert!(!task.prompt.trim().is_empty() && task.prompt.chars().count() <= 10_000, "a prompt out of bounds");
+    assert!(task.negative_prompt.chars().count() <= 10_000, "a negative prompt out of bounds");
+    assert!(!task.artist_name.trim().is_empty() && task.artist_name.chars().count() <= 200, "a name out of bounds");
+    assert!(i128::from(i64::MIN) <= task.seed && task.seed <= i128::from(u64::MAX), "the seed {}", task.seed);
+    assert!(matches!((task.width, task.height), (512, 512) | (768, 768) | (512, 1024)), "a size of its own");
+    assert!((1..=150).contains(&task.steps), "{} steps", task.steps);
+    assert!((0.0..=50.0).contains(&task.guidance_scale), "a guidance of {}", task.guidance_scale);
+    let karras = ["dpmsolver++", "euler", "unipc"].contains(&task.scheduler.to_string().as_str());
+    assert!(karras || task.karras_sigmas != Some(true), "levels that {} does not have", task.scheduler);
+    assert_eq!(task.result_keys().len(), task.num_images);
+    assert!((1..=4).contains(&task.num_images), "{} pictures", task.num_images);
+    assert!(task.signature.size.is_none_or(|size| (0.02..=0.25).contains(&size)), "letters out of bounds");
+    assert!((0.0..=0.25).contains(&task.signature.margin), "a margin out of bounds");
+    assert_eq!(task.fingerprint().len(), 64);
+    plain_address(&task.webhook_url);
+}
+
+/// The same fields in another order and with other spaces are the same task, and so they are with a field of tomorrow.
+fn whatever_the_writing(task: &Task, body: &str) {
+    let mut fields: Value = serde_json::from_str(body).expect("a task is JSON");
+    let again = |fields: &Value| {
+        let again = Task::parse(&fields.to_string()).expect("it was a task when it was written otherwise");
+        assert_eq!(format!("{again:?}"), format!("{task:?}"));
+    };
+    again(&fields);
+    fields["a field of tomorrow"] = json!([1]);
+    again(&fields);
+}
+
+fn refused_well(bad: &BadTask) {
+    let reason = &bad.reason;
+    assert!(reason.starts_with('`') || reason.starts_with("the message"), "nothing is named: {reason}");
+    assert!(!reason.contains(MARK), "it holds what stood in the message: {reason}");
+    bad.webhook_url.iter().for_each(plain_address);
+}
+
+fn plain_address(url: &url::Url) {
+    let text = url.as_str();
+    assert!(text.starts_with("http://") || text.starts_with("https://"), "{text}");
+    assert!(url.username().is_empty() && url.password().is_none() && url.query().is_none(), "{text}");
+}

@@ -1,0 +1,142 @@
+//! From one process to the next: a span goes on where its sender's ended, and what is sent goes on where ours is.
+//!
+//! Does nothing while traces are off, but to read an id.
+
+use opentelemetry::{
+    Context, Value,
+    propagation::{Extractor, TextMapPropagator},
+    trace::{SpanContext, Status, TraceContextExt},
+};
+use opentelemetry_sdk::propagation::TraceContextPropagator;
+use tracing::Span;
+use tracing_opentelemetry::OpenTelemetrySpanExt;
+
+use crate::is_on;
+
+/// The header or attribute that carries a trace on.
+pub const TRACEPARENT: &str = "traceparent";
+/// The one beside it, for what vendors have to say.
+pub const TRACESTATE: &str = "tracestate";
+
+/// Ties a span to the trace that its message names. Must come before anything else is done with the span.
+pub fn adopt(span: &Span, carrier: &dyn Extractor) {
+    if !is_on() {
+        return;
+    }
+    let parent = TraceContextPropagator::new().extract_with_context(&Context::new(), carrier);
+    if parent.span().span_context().is_valid() {
+        // Fails for a span that nobody records, which needs no parent.
+        let _ = span.set_parent(parent);
+    }
+}
+
+/// The `traceparent` that makes what comes after a child of `span`; `None` when traces are off.
+pub fn outgoing_traceparent(span: &Span) -> Option<String> {
+    let own = own(span)?;
+    let flags = own.trace_flags().to_u8() & 1;
+    Some(format!("00-{}-{}-{flags:02x}", own.trace_id(), own.span_id()))
+}
+
+/// The headers that make what comes after a child of `span`: none when traces are off, and no empty one.
+pub fn outgoing(span: &Span) -> Vec<(&'static str, String)> {
+    let Some(own) = own(span) else { return vec![] };
+    let state = Some(own.trace_state().header()).filter(|state| !state.is_empty());
+    let parent = outgoing_traceparent(span).map(|parent| (TRACEPARENT, parent));
+    parent.into_iter().chain(state.map(|state| (TRACESTATE, state))).collect()
+}
+
+/// The id of a span's trace; `None` when traces are off.
+pub fn trace_id(span: &Span) -> Option<String> {
+    Some(own(span)?.trace_id().to_string())
+}
+
+/// The id of the trace that a message names, also when traces are off.
+pub fn incoming_trace_id(carrier: &dyn Extractor) -> Option<String> {
+    let parent = TraceContextPropagator::new().extract_with_context(&Context::new(), carrier);
+    let parent = parent.span().span_context().clone();
+    parent.is_valid().then(|| parent.trace_id().to_string())
+}
+
+/// Says something of what the span stands for.
+pub fn set(span: &Span, key: &'static str, value: impl Into<Value>) {
+    if is_on() {
+        span.set_attribute(key, value);
+    }
+}
+
+/// Says that what the span stands for failed, by a code of ours: never a text that a service or a task wrote.
+pub fn fail(span: &Span, code: &'static str) {
+    if is_on() {
+        span.set_attribute("error.type", code);
+        span.set_status(Status::error(code));
+    }
+}
+
+fn own(span: &Span) -> Option<SpanContext> {
+    let context = is_on().then(|| span.context())?;
+    let own = context.span().span_context().clone();
+    own.is_valid().then_some(own)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{collections::HashMap, sync::atomic::Ordering};
+
+    use opentelemetry::trace::TracerProvider;
+    use opentelemetry_sdk::trace::SdkTracerProvider;
+    use tracing::info_span;
+    use tracing_subscriber::layer::SubscriberExt;
+
+    use super::*;
+    use crate::traces::ON;
+
+    const TRACE: &str = "0af7651916cd43dd8448eb211c80319c";
+
+    #[test]
+    fn a_trace_goes_on_and_nonsense_starts_a_new_one() {
+        ON.store(true, Ordering::Relaxed);
+        let provider = SdkTracerProvider::builder().build();
+        let layer = tracing_opentelemetry::layer().with_tracer(provider.tracer("test"));
+        let good = format!("00-{TRACE}-b7ad6b7169203331-01");
+        tracing::subscriber::with_default(tracing_subscriber::registry().with(layer), || {
+            for (value, adopted) in [
+                (good.clone(), true),
+                (String::new(), false),
+                ("00-zz-b7ad6b7169203331-01".to_owned(), false),
+                (good.replace(TRACE, &"0".repeat(32)), false),
+                (good.to_uppercase(), false),
+            ] {
+                let carrier = HashMap::from([(TRACEPARENT.to_owned(), value.clone())]);
+                let span = info_span!("delivery");
+                adopt(&span, &carrier);
+                let outgoing = outgoing_traceparent(&span).unwrap();
+                assert_eq!(outgoing.contains(TRACE), adopted, "{value:?} gave {outgoing}");
+                assert_eq!(incoming_trace_id(&carrier).is_some(), adopted, "{value:?}");
+                assert!(!outgoing.contains("b7ad6b7169203331"), "the span id must be our own: {outgoing}");
+                assert!(outgoing.len() == 55 && outgoing.starts_with("00-") && outgoing.ends_with("-01"), "{outgoing}");
+            }
+        });
+        // A span that nobody records has no context to go on from.
+        assert_eq!(outgoing_traceparent(&info_span!("delivery")), None);
+    }
+
+    #[test]
+    fn what_a_vendor_says_goes_along_and_nothing_makes_no_header() {
+        ON.store(true, Ordering::Relaxed);
+        let provider = SdkTracerProvider::builder().build();
+        let layer = tracing_opentelemetry::layer().with_tracer(provider.tracer("test"));
+        let traceparent = format!("00-{TRACE}-b7ad6b7169203331-01");
+        tracing::subscriber::with_default(tracing_subscriber::registry().with(layer), || {
+            for (state, headers) in [(None, vec![TRACEPARENT]), (Some("vendor=1"), vec![TRACEPARENT, TRACESTATE])] {
+                let mut carrier = HashMap::from([(TRACEPARENT.to_owned(), traceparent.clone())]);
+                carrier.extend(state.map(|state| (TRACESTATE.to_owned(), state.to_owned())));
+                let span = info_span!("task");
+                adopt(&span, &carrier);
+                let sent = outgoing(&span);
+                assert_eq!(sent.iter().map(|(name, _)| *name).collect::<Vec<_>>(), headers);
+                assert!(sent[0].1.contains(TRACE));
+                assert_eq!(sent.get(1).map(|(_, state)| state.as_str()), state);
+            }
+        });
+    }
+}

@@ -1,0 +1,68 @@
+//! Logs: text or JSON lines on standard error, filtered by `RUST_LOG`; and spans where traces are on.
+//!
+//! Refuses to let another crate log below INFO, whatever `RUST_LOG` says: the AMQP, HTTP and AWS clients print bodies and
+//! authorization headers at their lower levels.
+
+use std::io::{self, IsTerminal};
+
+use tracing::{Level, Metadata, Subscriber};
+use tracing_subscriber::{
+    EnvFilter, Layer,
+    filter::{FilterExt, filter_fn},
+    fmt,
+    layer::SubscriberExt,
+    registry::LookupSpan,
+    util::SubscriberInitExt,
+};
+
+use crate::Traces;
+
+/// The target of spans that are for traces only. Lines leave them out and say in what they lie.
+pub const DETAIL: &str = "detail";
+
+/// How a process logs.
+#[derive(Debug, Clone, Copy)]
+pub struct Logs {
+    /// The crate whose lines and spans these are.
+    pub own: &'static str,
+    /// Lines for programs: one JSON object each.
+    pub json: bool,
+    /// What is logged unless `RUST_LOG` says otherwise.
+    pub filter: &'static str,
+}
+
+impl Logs {
+    /// Installs the process-wide subscriber.
+    pub fn init(self, traces: Option<&Traces>) {
+        let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(self.filter));
+        let allowed = filter_fn(move |metadata| self.allows(metadata));
+        let Some(traces) = traces else {
+            return tracing_subscriber::registry().with(self.lines().with_filter(allowed)).with(filter).init();
+        };
+        let spans = tracing_opentelemetry::layer().with_tracer(traces.tracer());
+        let traced = move |metadata: &Metadata<'_>| {
+            (self.owns(metadata) || metadata.target() == DETAIL) && *metadata.level() <= Level::INFO
+        };
+        tracing_subscriber::registry()
+            .with(self.lines().with_filter(filter.and(allowed)))
+            // Whatever the lines leave out, a trace is whole.
+            .with(spans.with_filter(filter_fn(traced)))
+            .init();
+    }
+
+    fn lines<S: Subscriber + for<'a> LookupSpan<'a>>(self) -> Box<dyn Layer<S> + Send + Sync> {
+        match self.json {
+            true => fmt::layer().json().flatten_event(true).with_span_list(false).with_writer(io::stderr).boxed(),
+            false => fmt::layer().with_ansi(io::stderr().is_terminal()).with_writer(io::stderr).boxed(),
+        }
+    }
+
+    fn allows(self, metadata: &Metadata<'_>) -> bool {
+        metadata.target() != DETAIL && (self.owns(metadata) || *metadata.level() <= Level::INFO)
+    }
+
+    fn owns(self, metadata: &Metadata<'_>) -> bool {
+        let rest = metadata.target().strip_prefix(self.own);
+        rest.is_some_and(|rest| rest.is_empty() || rest.starts_with("::"))
+    }
+}

@@ -1,0 +1,104 @@
+//! Spans on their way to a collector.
+//!
+//! Off, and without cost, unless an OTLP endpoint is set. It refuses to let a collector matter: spans are sent from a
+//! thread of their own, what does not fit its queue is dropped, and a collector that is gone is told once.
+
+use std::{
+    env,
+    sync::atomic::{AtomicBool, Ordering},
+    time::Duration,
+};
+
+use opentelemetry::trace::TracerProvider;
+use opentelemetry_otlp::{Protocol, SpanExporter, WithExportConfig, WithHttpConfig};
+use opentelemetry_sdk::{
+    Resource,
+    trace::{SdkTracer, SdkTracerProvider},
+};
+use url::Url;
+
+use crate::client::Client;
+
+/// Either of these turns traces on.
+const ENDPOINTS: [&str; 2] = ["OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT"];
+const SERVICE_NAME_VARIABLE: &str = "OTEL_SERVICE_NAME";
+/// For the last spans; a collector that does not answer must not hold up the end.
+const FLUSH_TIMEOUT: Duration = Duration::from_secs(2);
+
+pub(crate) static ON: AtomicBool = AtomicBool::new(false);
+
+/// Whether spans are made.
+pub fn is_on() -> bool {
+    ON.load(Ordering::Relaxed)
+}
+
+/// A variable that turns traces on and cannot be used.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{option}: {problem}")]
+pub struct BadEndpoint {
+    /// The variable.
+    pub option: &'static str,
+    /// What is wrong, without its value.
+    pub problem: String,
+}
+
+/// Traces that are on. To be ended when the process ends. Clones are the same ones.
+#[derive(Debug, Clone)]
+pub struct Traces {
+    provider: SdkTracerProvider,
+    scope: &'static str,
+}
+
+impl Traces {
+    /// Starts them if the environment asks for it: spans of the crate `scope`, under `service_name` unless the environment
+    /// says otherwise.
+    ///
+    /// # Errors
+    /// An endpoint that cannot be one.
+    pub fn from_env(scope: &'static str, service_name: &'static str) -> Result<Option<Self>, BadEndpoint> {
+        let set = |name: &&str| env::var_os(name).is_some_and(|value| !value.is_empty());
+        let Some(option) = ENDPOINTS.into_iter().find(|name| set(name)) else { return Ok(None) };
+        let invalid = |problem: String| BadEndpoint { option, problem };
+        // The exporter takes more than it can reach, such as a port that is no number.
+        if !env::var(option).is_ok_and(|value| is_endpoint(&value)) {
+            return Err(invalid("must be an http or https URL".into()));
+        }
+        let client = Client::new().map_err(|err| invalid(format!("no HTTP client: {err}")))?;
+        let exporter = SpanExporter::builder()
+            .with_http()
+            .with_http_client(client)
+            .with_protocol(Protocol::HttpBinary)
+            .build()
+            // The error's own words would repeat the value.
+            .map_err(|_| invalid("the exporter refuses it, or another of the OTEL_EXPORTER_OTLP_ variables".into()))?;
+        let mut resource = Resource::builder();
+        if !set(&SERVICE_NAME_VARIABLE) {
+            resource = resource.with_service_name(service_name);
+        }
+        let provider = SdkTracerProvider::builder().with_batch_exporter(exporter).with_resource(resource.build());
+        ON.store(true, Ordering::Relaxed);
+        Ok(Some(Self { provider: provider.build(), scope }))
+    }
+
+    /// What makes spans.
+    pub(crate) fn tracer(&self) -> SdkTracer {
+        self.provider.tracer(self.scope)
+    }
+
+    /// Sends what has gathered, and waits for that for at most `limit`. Later spans are sent as before.
+    pub async fn flush(&self, limit: Duration) {
+        let provider = self.provider.clone();
+        // What is not sent in time may still be, as long as the process runs.
+        let _ = tokio::time::timeout(limit, tokio::task::spawn_blocking(move || provider.force_flush())).await;
+    }
+
+    /// Sends what has gathered, for at most `limit`.
+    pub fn end(self, limit: Duration) {
+        // Spans that cannot be sent now are lost, and the client has told why.
+        let _ = self.provider.shutdown_with_timeout(limit.min(FLUSH_TIMEOUT));
+    }
+}
+
+fn is_endpoint(value: &str) -> bool {
+    Url::parse(value).is_ok_and(|url| matches!(url.scheme(), "http" | "https") && url.has_host())
+}

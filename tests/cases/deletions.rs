@@ -1,0 +1,127 @@
+//! A worker deletes the messages of finished tasks together, and none gets lost.
+
+use crate::{
+    scene::{PATIENCE, Scene, case},
+    worker::worker,
+};
+use anyhow::Result;
+use e2e::{
+    aws::Queue,
+    backend::{COMPLETE, Call, FAILED, PROGRESS},
+    deletions::DeletionProxy,
+    process::Process,
+    task::Task,
+    wait,
+};
+use std::time::Duration;
+
+/// A worker with three tasks at a time, and what it deletes goes through the proxy.
+async fn start(scene: &Scene, name: &str, visibility: &str) -> Result<(Queue, DeletionProxy, Process)> {
+    let aws = &scene.stack.aws;
+    let queue = aws.queue(name, Duration::from_secs(visibility.parse()?), 9).await?;
+    let proxy = DeletionProxy::start(aws.endpoint()).await?;
+    let options = [
+        ("AWS_ENDPOINT_URL_SQS", proxy.url()),
+        ("EASEL_CONCURRENCY", "3".to_string()),
+        ("EASEL_VISIBILITY_TIMEOUT", visibility.to_string()),
+    ];
+    let options = options.each_ref().map(|(name, value)| (*name, value.as_str()));
+    let worker = worker(scene, name, &queue, &options)?;
+    Ok((queue, proxy, worker))
+}
+
+/// Tasks that end as soon as they were read: as failed.
+fn short(scene: &Scene, count: usize) -> Vec<Task> {
+    (0..count).map(|_| scene.task().with("prompt_tags", 1)).collect()
+}
+
+async fn ended(scene: &Scene, queue: &Queue, tasks: &[Task]) -> Result<()> {
+    for task in tasks {
+        scene.stack.aws.send(&queue.url, &task.body()).await?;
+    }
+    for task in tasks {
+        assert_eq!(scene.backend.end_of(task.id(), PATIENCE).await?.path, FAILED);
+    }
+    Ok(())
+}
+
+#[test]
+fn tasks_that_end_while_a_deletion_is_on_its_way_are_deleted_with_one_request() {
+    case(|scene| async move {
+        let (queue, proxy, worker) = start(&scene, "deletions", "60").await?;
+        let tasks = short(&scene, 7);
+        proxy.hold(true);
+        ended(&scene, &queue, &tasks[..1]).await?;
+        proxy.requests(1, PATIENCE).await?;
+        // Their places are free although no message is deleted yet: more of them end than there are places.
+        ended(&scene, &queue, &tasks[1..]).await?;
+        // The last ones may be handed over only now.
+        proxy.hold(false);
+        scene.stack.aws.has_depth(&queue.url, (0, 0), PATIENCE).await?;
+        let batches = proxy.batches();
+        assert_eq!(batches.iter().sum::<usize>(), 7, "{batches:?}");
+        assert!(batches.len() <= 3, "{batches:?}");
+        assert!(worker.terminate(PATIENCE).await?.success());
+        Ok(())
+    });
+}
+
+#[test]
+fn an_entry_that_was_not_deleted_is_tried_again_alone() {
+    case(|scene| async move {
+        let (queue, proxy, worker) = start(&scene, "deletions-entry", "60").await?;
+        let tasks = short(&scene, 3);
+        proxy.hold(true);
+        proxy.fail(2);
+        ended(&scene, &queue, &tasks).await?;
+        proxy.requests(1, PATIENCE).await?;
+        proxy.hold(false);
+        scene.stack.aws.has_depth(&queue.url, (0, 0), PATIENCE).await?;
+        assert_eq!(proxy.batches().iter().sum::<usize>(), 3 + 2, "{:?}", proxy.batches());
+        for task in &tasks {
+            assert_eq!(scene.backend.calls_of(task.id()).len(), 1, "it came again");
+        }
+        assert!(worker.terminate(PATIENCE).await?.success());
+        Ok(())
+    });
+}
+
+#[test]
+fn sigterm_right_after_a_task_loses_no_deletion() {
+    case(|scene| async move {
+        let (queue, proxy, worker) = start(&scene, "deletions-term", "60").await?;
+        proxy.hold(true);
+        proxy.fail(1);
+        let tasks = short(&scene, 2);
+        ended(&scene, &queue, &tasks).await?;
+        proxy.requests(1, PATIENCE).await?;
+        let (status, ()) = tokio::join!(worker.terminate(PATIENCE), async { proxy.hold(false) });
+        let status = status?;
+        assert!(status.success(), "{}", worker.fault(&status.to_string()));
+        assert_eq!(scene.stack.aws.depth(&queue.url).await?, (0, 0));
+        Ok(())
+    });
+}
+
+#[test]
+fn a_message_that_is_never_deleted_comes_again_and_is_announced_not_painted() {
+    case(|scene| async move {
+        let (queue, proxy, worker) = start(&scene, "deletions-never", "3").await?;
+        let task = scene.task();
+        // Those of the first receipt fail until it runs out.
+        proxy.fail(usize::MAX);
+        scene.stack.aws.send(&queue.url, &task.body()).await?;
+        scene.painting(&task).await?;
+        let (mut calls, id) = (scene.backend.follow(), Some(task.id()));
+        let is_complete = |call: &&Call| call.path == COMPLETE && call.generation_id() == id;
+        let again = calls.wait_for(|calls| calls.iter().filter(is_complete).count() > 1);
+        wait::at_most("second complete", PATIENCE, again).await??;
+        proxy.fail(0);
+        scene.stack.aws.has_depth(&queue.url, (0, 0), PATIENCE).await?;
+        let mut starts = scene.backend.calls_of(task.id());
+        starts.retain(|call| call.path == PROGRESS && call.body["progress"]["current_step"] == 0);
+        assert_eq!(starts.len(), 1, "painted again");
+        assert!(worker.terminate(PATIENCE).await?.success());
+        Ok(())
+    });
+}

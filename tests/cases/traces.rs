@@ -1,0 +1,184 @@
+//! One trace from the publisher to the webhook: through the relay, SQS, and the function or a worker.
+
+use crate::{
+    safety::function,
+    scene::{PATIENCE, Scene, case},
+    worker::worker,
+};
+use anyhow::{Context, Result, ensure};
+use e2e::{
+    aws::Queue,
+    backend::COMPLETE,
+    collector::{Collector, Span},
+    line::Relay,
+    mapping::Mapping,
+    task::Task,
+};
+use lapin::{
+    BasicProperties, Connection, ConnectionProperties,
+    options::BasicPublishOptions,
+    types::{AMQPValue, FieldTable, LongString},
+};
+use opentelemetry_proto::tonic::trace::v1::span::SpanKind;
+use serde_json::Value;
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
+use tokio::net::TcpListener;
+
+const ENDPOINT: &str = "OTEL_EXPORTER_OTLP_ENDPOINT";
+const VISIBILITY: Duration = Duration::from_secs(600);
+pub(crate) const TRACE: &str = "0af7651916cd43dd8448eb211c80319c";
+pub(crate) const PARENT: &str = "b7ad6b7169203331";
+/// Those of a task that is painted.
+const STAGES: [&str; 11] =
+    ["claim", "fetch", "wait", "lora", "denoise", "decode", "sign", "encode", "metadata", "upload", "complete"];
+
+/// Publishes a body in a trace.
+pub(crate) async fn publish(scene: &Scene, queue: &str, body: &str) -> Result<()> {
+    let connection = Connection::connect(&scene.stack.broker.url(), ConnectionProperties::default()).await?;
+    let channel = connection.create_channel().await?;
+    let mut headers = FieldTable::default();
+    let traceparent = format!("00-{TRACE}-{PARENT}-01");
+    headers.insert("traceparent".into(), AMQPValue::LongString(LongString::from(traceparent)));
+    let properties = BasicProperties::default().with_headers(headers);
+    let sent =
+        channel.basic_publish("".into(), queue.into(), BasicPublishOptions::default(), body.as_bytes(), properties);
+    sent.await?.await?;
+    Ok(())
+}
+
+/// A queue, and a relay to it that exports its spans.
+async fn line(scene: &Scene, name: &str, collector: &Collector) -> Result<(Queue, Relay)> {
+    let stack = scene.stack;
+    let queue = stack.aws.queue(name, VISIBILITY, 3).await?;
+    let env = [(ENDPOINT, collector.url())];
+    let env = env.each_ref().map(|(name, value)| (*name, value.as_str()));
+    let relay = Relay::start_with(&stack.run, name, &stack.broker.url(), &stack.aws, &queue.url, &env).await?;
+    relay.ready().await?;
+    Ok((queue, relay))
+}
+
+fn named<'a>(spans: &'a [Span], service: &str, name: &str) -> Result<&'a Span> {
+    let found = spans.iter().find(|span| span.service == service && span.name == name && span.trace_id == TRACE);
+    found.with_context(|| format!("no span {name} of {service}"))
+}
+
+/// The spans are one tree under the publisher's, and the webhooks belong to it.
+fn assert_joined(scene: &Scene, task: &Task, spans: &[Span]) -> Result<()> {
+    let delivery = named(spans, "easel-relay", "delivery")?;
+    assert_eq!(delivery.parent, PARENT, "the relay's parent is the publisher's span");
+    let whole = named(spans, "easel-handler", "task")?;
+    assert_eq!(
+        (&whole.parent, whole.kind),
+        (&delivery.id, SpanKind::Consumer),
+        "the task's parent is the relay's span"
+    );
+    let id = task.id().to_string();
+    for (key, value) in [
+        ("generation_id", id.as_str()),
+        ("messaging.system", "aws_sqs"),
+        ("receive_count", "1"),
+        ("retry_count", "0"),
+        ("ending", "painted"),
+    ] {
+        assert_eq!(whole.attributes.get(key).map(String::as_str), Some(value), "{key} in {:?}", whole.attributes);
+    }
+    assert!(whole.attributes.contains_key("messaging.message.id"), "{:?}", whole.attributes);
+    assert_eq!(whole.error, None);
+    for stage in STAGES {
+        let span = named(spans, "easel-handler", stage)?;
+        assert_eq!(span.parent, whole.id, "{stage} is no stage of the task");
+        assert!(span.start >= whole.start && span.end <= whole.end, "{stage} is not within the task");
+    }
+    let calls = scene.backend.calls_of(task.id());
+    ensure!(calls.len() > 1, "no progress was told");
+    let webhooks: Vec<&Span> = spans.iter().filter(|span| span.name == "webhook").collect();
+    assert_eq!(webhooks.len(), calls.len());
+    for call in calls {
+        let sent = call.headers.get("traceparent").with_context(|| format!("no traceparent: {}", call.line()))?;
+        let span = webhooks.iter().find(|span| *sent == format!("00-{TRACE}-{}-01", span.id));
+        let span = span.with_context(|| format!("{sent} is of no span of a webhook"))?;
+        assert_eq!((span.kind, span.attributes["http.response.status_code"].as_str()), (SpanKind::Client, "200"));
+    }
+    for word in ["red circle", "Kowalska", "token-of-this-run", "stylelicense"] {
+        assert!(spans.iter().all(|span| !span.text.contains(word)), "{word} is in a span");
+    }
+    Ok(())
+}
+
+#[test]
+fn a_trace_goes_from_the_publisher_to_the_webhooks_of_the_function() {
+    case(|scene| async move {
+        let (name, stack, collector) = ("traced-function", scene.stack, Collector::start().await?);
+        let (queue, relay) = line(&scene, name, &collector).await?;
+        let function = Arc::new(function(&scene, name, &[(ENDPOINT, &collector.url())]).await?);
+        let mapping = Mapping::start(stack.aws.clone(), queue, function.clone(), 1);
+        let task = scene.task();
+        publish(&scene, name, &task.body()).await?;
+        mapping.handled(&task.body(), 1, PATIENCE).await?;
+        // The process may stand still from its answer on: by then its spans are there.
+        let spans = collector.spans();
+        assert!(spans.iter().any(|span| span.name == "task"), "the answer came before the task's span");
+        assert!(relay.process.terminate(PATIENCE).await?.success());
+        assert_joined(&scene, &task, &collector.spans())
+    });
+}
+
+#[test]
+fn a_trace_goes_from_the_publisher_to_the_webhooks_of_a_worker() {
+    case(|scene| async move {
+        let (name, collector) = ("traced-worker", Collector::start().await?);
+        let (queue, relay) = line(&scene, name, &collector).await?;
+        let worker = worker(&scene, name, &queue, &[(ENDPOINT, &collector.url())])?;
+        let (task, bad) = (scene.task(), scene.task().with("prompt_tags", 1));
+        publish(&scene, name, &task.body()).await?;
+        scene.painting(&task).await?;
+        scene.stack.aws.send(&queue.url, &bad.body()).await?;
+        scene.backend.end_of(bad.id(), PATIENCE).await?;
+        let third = scene.task();
+        scene.backend.refuse(COMPLETE, 503, 1);
+        scene.stack.aws.send(&queue.url, &third.body()).await?;
+        scene.painting(&third).await?;
+        scene.stack.aws.has_depth(&queue.url, (0, 0), PATIENCE).await?;
+        assert!(relay.process.terminate(PATIENCE).await?.success());
+        // The end sends what has gathered.
+        assert!(worker.terminate(PATIENCE).await?.success());
+        let (joined, others): (Vec<Span>, Vec<Span>) =
+            collector.spans().into_iter().partition(|span| span.trace_id == TRACE);
+        assert_joined(&scene, &task, &joined)?;
+        // One that names no trace begins its own, and says how it failed.
+        let failed = others.iter().find(|span| span.name == "task").context("no span of the bad task")?;
+        assert_eq!((failed.parent.as_str(), failed.error.as_deref()), ("", Some("TASK_INVALID")));
+        let refused = others.iter().find(|span| span.error.as_deref() == Some("refused"));
+        assert_eq!(refused.context("no failed webhook")?.attributes["http.response.status_code"], "503");
+        let lines: Vec<Value> = worker.log_text().lines().filter_map(|line| serde_json::from_str(line).ok()).collect();
+        let line = |message: &str| lines.iter().find(|line| line["message"] == message).context(message.to_string());
+        assert_eq!(line("task ended")?["trace_id"], TRACE, "the line that ends a task names its trace");
+        // The spans of stages and webhooks do not come between a line and its task.
+        assert_eq!(line("webhook is tried again")?["span"]["generation_id"], third.id());
+        Ok(())
+    });
+}
+
+#[test]
+fn a_collector_that_never_answers_holds_up_no_task_of_the_function() {
+    case(|scene| async move {
+        let (name, stack) = ("traced-silent", scene.stack);
+        // The system takes connections for it, and nobody reads from them.
+        let silent = TcpListener::bind("127.0.0.1:0").await?;
+        let endpoint = format!("http://{}", silent.local_addr()?);
+        let function = Arc::new(function(&scene, name, &[(ENDPOINT, &endpoint)]).await?);
+        let queue = stack.aws.queue(name, VISIBILITY, 3).await?;
+        let mapping = Mapping::start(stack.aws.clone(), queue.clone(), function.clone(), 1);
+        let task = scene.task();
+        stack.aws.send(&queue.url, &task.body()).await?;
+        scene.backend.end_of(task.id(), PATIENCE).await?;
+        let told = Instant::now();
+        assert!(mapping.handled(&task.body(), 1, PATIENCE).await?.deleted);
+        // Half a second is the limit; the rest is for a busy machine, and less than the collector may take.
+        assert!(told.elapsed() < Duration::from_secs(4), "{:?}", told.elapsed());
+        Ok(())
+    });
+}

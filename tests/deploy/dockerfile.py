@@ -1,0 +1,55 @@
+"""Reads a Dockerfile as far as its checks need it: stages, what each runs, copies and starts.
+
+Refuses nothing; hadolint does.
+"""
+
+import json
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+
+
+@dataclass
+class Stage:
+    """One stage of a build."""
+
+    name: str
+    base: str
+    run: list = field(default_factory=list)
+    # (stage or None, path) to path
+    copies: list = field(default_factory=list)
+    environment: dict = field(default_factory=dict)
+    ports: list = field(default_factory=list)
+    user: str = ""
+    entrypoint: list = field(default_factory=list)
+
+
+def arguments(path):
+    """The ARG lines before the first stage, by name."""
+    head = re.split(r"^FROM ", Path(path).read_text(), maxsplit=1, flags=re.M)[0]
+    return dict(re.findall(r"^ARG (\w+)=(\S+)$", head, flags=re.M))
+
+
+def stages(path):
+    """The stages by name."""
+    text = re.sub(r"^\s*#.*\n", "", Path(path).read_text(), flags=re.M)
+    found, stage = {}, None
+    for line in re.sub(r"\s*\\\n\s*", " ", text).splitlines():
+        word, _, rest = line.strip().partition(" ")
+        if word == "FROM":
+            base, _, name = rest.partition(" AS ")
+            stage = found[name] = Stage(name, base)
+        elif word == "RUN":
+            stage.run.append(rest)
+        elif word == "COPY":
+            origin, *paths = re.fullmatch(r"(?:--from=(\S+) )?(\S+) (\S+)", rest).groups()
+            stage.copies.append(((origin, paths[0]), paths[1]))
+        elif word == "ENV":
+            stage.environment.update(pair.split("=", 1) for pair in rest.split())
+        elif word == "EXPOSE":
+            stage.ports.append(int(rest))
+        elif word == "USER":
+            stage.user = rest
+        elif word == "ENTRYPOINT":
+            stage.entrypoint = json.loads(rest)
+    return found

@@ -1,0 +1,102 @@
+"""The AWS templates, with what their defaults make of parameters, mappings, conditions and nested stacks.
+
+Refuses to deploy or to guess: what only a deployment knows stays an `Unknown`.
+"""
+
+import os
+from pathlib import Path
+
+import yaml
+
+ROOT = Path(os.environ.get("EASEL_ROOT", Path(__file__).resolve().parents[2]))
+
+
+class Call(dict):
+    """An intrinsic function: one key, its argument."""
+
+
+class Unknown(str):
+    """Known to a deployment only."""
+
+
+class Loader(yaml.SafeLoader):
+    """Reads the short forms of intrinsic functions."""
+
+
+def _call(loader, suffix, node):
+    build = {yaml.ScalarNode: loader.construct_scalar, yaml.SequenceNode: loader.construct_sequence}
+    argument = build.get(type(node), loader.construct_mapping)(
+        node, **({} if isinstance(node, yaml.ScalarNode) else {"deep": True})
+    )
+    return Call({suffix: argument})
+
+
+Loader.add_multi_constructor("!", _call)
+
+
+class Stack:
+    """One template with its parameters."""
+
+    def __init__(self, path, parameters=None):
+        self.path = ROOT / path
+        self.body = yaml.load(self.path.read_text(), Loader)
+        given = {name: value for name, value in (parameters or {}).items() if not isinstance(value, Unknown)}
+        declared = self.body.get("Parameters", {})
+        self.parameters = {name: given.get(name, each.get("Default", Unknown(name))) for name, each in declared.items()}
+
+    def resources(self):
+        """Every resource, those of nested stacks too, as (stack, name, type, properties)."""
+        for name, each in self.body["Resources"].items():
+            kind, properties = each["Type"], each.get("Properties", {})
+            if kind == "AWS::CloudFormation::Stack":
+                values = {key: self.value(value) for key, value in properties.get("Parameters", {}).items()}
+                yield from Stack(self.value(properties["TemplateURL"]), values).resources()
+            else:
+                defaults = (
+                    self.body.get("Globals", {}).get("Function", {}) if kind == "AWS::Serverless::Function" else {}
+                )
+                yield self, name, kind, {**defaults, **properties}
+
+    def value(self, it):
+        """A value as the defaults make it."""
+        if not isinstance(it, Call):
+            return it
+        ((name, argument),) = it.items()
+        if name == "Ref":
+            return self.parameters.get(argument, Unknown(argument))
+        if name == "FindInMap":
+            table, *keys = argument
+            found = self.body["Mappings"][table]
+            for key in keys:
+                found = found[str(self.value(key))]
+            return found
+        if name == "If":
+            return self.value(argument[1 if self.condition(argument[0]) else 2])
+        return Unknown(f"{name} {argument}")
+
+    def condition(self, it):
+        """Whether a condition holds for the defaults."""
+        if isinstance(it, str):
+            return self.condition(self.body["Conditions"][it])
+        ((name, argument),) = it.items()
+        if name == "Equals":
+            left, right = (str(self.value(each)) for each in argument)
+            return left == right
+        if name in ("And", "Or"):
+            return (all if name == "And" else any)(self.condition(each) for each in argument)
+        if name == "Not":
+            return not self.condition(argument[0])
+        assert name == "Condition", name
+        return self.condition(argument)
+
+
+def root():
+    """The template that is deployed."""
+    return Stack("template.yaml")
+
+
+def the(kind, where=lambda properties: True):
+    """The only resource of a type that is as asked, as (stack, properties)."""
+    found = [(stack, each) for stack, _, its, each in root().resources() if its == kind and where(each)]
+    assert len(found) == 1, f"{len(found)} of {kind}"
+    return found[0]

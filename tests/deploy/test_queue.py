@@ -1,0 +1,109 @@
+"""Times and counts that the queue, the function, the workers and their pods must agree on."""
+
+import re
+import unittest
+
+import binaries
+import manifests
+import templates
+
+
+def queue():
+    """The queue of tasks: the one with a redrive policy."""
+    return templates.the("AWS::SQS::Queue", lambda each: "RedrivePolicy" in each)
+
+
+def visibility():
+    """Seconds for which a task that a consumer has is hidden, by the queue itself."""
+    stack, properties = queue()
+    return int(stack.value(properties["VisibilityTimeout"]))
+
+
+def painting():
+    """Seconds that one task may take: the function's timeout."""
+    stack, function = templates.the("AWS::Serverless::Function", lambda each: "ImageUri" in each)
+    return int(stack.value(function["Timeout"]))
+
+
+def setting(overlay, owner, name, binary="handler", subcommand=("worker",)):
+    """A setting of the pod, or the binary's own default."""
+    container = next(each for its, _, each in manifests.containers(overlay) if its == owner)
+    given = manifests.environment(overlay, container).get(name)
+    return binaries.variables(binary, subcommand)[name].default if given is None else given
+
+
+class Queue(unittest.TestCase):
+    def test_the_queue_hides_a_task_for_six_times_the_functions_timeout(self):
+        self.assertGreaterEqual(visibility(), 6 * painting())
+
+    def test_a_pod_may_finish_the_longest_task_and_is_gone_before_the_queue_would_give_it_to_another(self):
+        for overlay in manifests.OVERLAYS:
+            grace = dict(manifests.pod_templates(overlay))["ScaledJob/worker"]["spec"]["terminationGracePeriodSeconds"]
+            with self.subTest(overlay=overlay):
+                self.assertGreater(grace, painting())
+                self.assertLess(grace, visibility())
+
+    def test_a_worker_renews_its_tasks_within_what_the_queue_allows(self):
+        for overlay in manifests.OVERLAYS:
+            own = int(setting(overlay, "ScaledJob/worker", "EASEL_VISIBILITY_TIMEOUT"))
+            lease = int(setting(overlay, "ScaledJob/worker", "EASEL_CLAIM_LEASE"))
+            with self.subTest(overlay=overlay):
+                # It renews at each third of it. The claim of a dead worker is over when its task comes again.
+                self.assertLessEqual(own, visibility())
+                self.assertLessEqual(lease, own)
+
+    def test_a_relay_may_end_in_order(self):
+        for overlay in manifests.OVERLAYS:
+            grace = manifests.seconds(dict(manifests.pod_templates(overlay))["Deployment/relay"])
+            with self.subTest(overlay=overlay):
+                self.assertGreater(
+                    grace, int(setting(overlay, "Deployment/relay", "RELAY_SHUTDOWN_TIMEOUT", "relay", ()))
+                )
+
+    def test_receives_are_counted_to_the_same_number_everywhere(self):
+        stack, tasks = queue()
+        counts = {"queue": stack.value(tasks["RedrivePolicy"]["maxReceiveCount"])}
+        stack, function = templates.the("AWS::Serverless::Function", lambda each: "ImageUri" in each)
+        counts["function"] = stack.value(function["Environment"]["Variables"]["EASEL_MAX_RECEIVE_COUNT"])
+        for overlay in manifests.OVERLAYS:
+            counts[overlay] = setting(overlay, "ScaledJob/worker", "EASEL_MAX_RECEIVE_COUNT")
+        self.assertEqual(1, len({int(each) for each in counts.values()}), counts)
+
+    def test_relay_worker_and_keda_have_one_queue(self):
+        for overlay in manifests.OVERLAYS:
+            relay = setting(overlay, "Deployment/relay", "SQS_QUEUE_URL", "relay", ())
+            trigger = manifests.find(overlay, "ScaledJob", "worker")["spec"]["triggers"][0]["metadata"]
+            with self.subTest(overlay=overlay):
+                self.assertEqual(relay, setting(overlay, "ScaledJob/worker", trigger["queueURLFromEnv"]))
+                container = next(each for its, _, each in manifests.containers(overlay) if its == "ScaledJob/worker")
+                self.assertEqual(manifests.environment(overlay, container)["AWS_REGION"], trigger["awsRegion"])
+                if ".amazonaws.com/" in relay:
+                    self.assertIn(f".{trigger['awsRegion']}.", relay)
+
+    def test_what_an_overlay_takes_from_the_template_is_an_output_of_it(self):
+        outputs = templates.root().body["Outputs"]
+        said = [
+            (path.name, *each)
+            for path in manifests.ROOT.glob("infra/kubernetes/overlays/*/*.env")
+            for each in re.findall(r"^# Output (\w+) of template.yaml\n(\w+)=", path.read_text(), flags=re.M)
+        ]
+        self.assertGreaterEqual(len(said), 3)
+        for file, output, variable in said:
+            with self.subTest(file=file, output=output):
+                self.assertIn(output, outputs)
+                named = re.search(r"\(([A-Z0-9_]+)\)", outputs[output]["Description"])
+                if named:
+                    self.assertEqual(named[1], variable)
+
+    def test_kept_loras_and_those_on_their_way_fit_into_the_volume(self):
+        for overlay in manifests.OVERLAYS:
+            get = lambda name: int(setting(overlay, "ScaledJob/worker", name))  # noqa: B023, E731
+            template = dict(manifests.pod_templates(overlay))["ScaledJob/worker"]["spec"]
+            volume = next(each for each in template["volumes"] if each["name"] == "cache")
+            needed = get("EASEL_CACHE_MAX_BYTES") + get("EASEL_CONCURRENCY") * get("EASEL_MAX_LORA_BYTES")
+            with self.subTest(overlay=overlay):
+                self.assertLessEqual(needed, manifests.bytes_of(volume["emptyDir"]["sizeLimit"]))
+
+
+if __name__ == "__main__":
+    unittest.main()
