@@ -83,7 +83,6 @@ impl WebhookError {
         match self {
             Self::Unreachable { .. } => "unreachable",
             Self::Forbidden { .. } => "forbidden",
-            Self::Unwanted { .. } => "unwanted",
             Self::Refused { .. } => "refused",
             Self::Unwanted { .. } => "unwanted",
         }
