@@ -33,7 +33,7 @@ server = ThreadingHTTPServer(("127.0.0.1", 0), Webhooks)
 threading.Thread(target=server.serve_forever, daemon=True).start()
 task = {
     "generation_id": 501,
-    "style_id": 11,
+    "style_id": 12,
     "lora_model_url": os.environ["LORA_URL"],
     "prompt_tags": ["mountains", "snow", "lake"],
     "artist_name": "Ada Kowalska",

@@ -34,7 +34,7 @@ def token():
 
 
 def start(folder):
-    """A demo that stays, once it has said where its parts are."""
+    """A demo that stays, once it has said where its parts are; who reads on; and what it said."""
     (folder / "task.json").write_text(json.dumps(TASK))
     model = pages.ROOT / "tests/model"
     demo = subprocess.Popen(
@@ -55,8 +55,9 @@ def start(folder):
             break
     alarm.cancel()
     # What it says from now on must not fill the pipe.
-    threading.Thread(target=demo.stdout.read, daemon=True).start()
-    return demo, "".join(said)
+    rest = threading.Thread(target=demo.stdout.read, daemon=True)
+    rest.start()
+    return demo, rest, "".join(said)
 
 
 class Backend(unittest.TestCase):
@@ -67,7 +68,7 @@ class Backend(unittest.TestCase):
     def test_it_publishes_hears_of_progress_and_fetches_the_picture(self):
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name)
-            demo, said = start(folder)
+            demo, rest, said = start(folder)
             try:
                 self.assertTrue((folder / "stack.json").is_file(), said)
                 stack = json.loads((folder / "stack.json").read_text())
@@ -92,6 +93,7 @@ class Backend(unittest.TestCase):
             finally:
                 demo.send_signal(signal.SIGINT)
                 demo.wait(LIMIT)
+                rest.join()
                 demo.stdout.close()
 
 
