@@ -53,9 +53,11 @@ fn an_answer_of_410_to_failed_is_the_last_word() {
     });
 }
 
+/// What was told of ends, refused or not.
 fn ends(scene: &Scene) -> Vec<(String, u16)> {
     let calls = scene.backend.calls();
-    calls.iter().filter(|call| call.is_end()).map(|call| (call.path.to_string(), call.status)).collect()
+    let told = calls.iter().filter(|call| [COMPLETE, FAILED].contains(&call.path.as_str()));
+    told.map(|call| (call.path.to_string(), call.status)).collect()
 }
 
 /// How the function's log says that a task ended.

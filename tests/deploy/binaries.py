@@ -29,12 +29,23 @@ def start(binary, *arguments, environment=None, timeout=30):
 
 
 @functools.cache
-def variables(binary, subcommand=()):
-    """The variables that a command reads, by name."""
+def manual(binary, subcommand=()):
+    """All that --help says of a command."""
     text = start(binary, *subcommand, "--help").stdout
     assert text, f"{binary} {' '.join(subcommand)} --help says nothing"
+    return text
+
+
+def entries(binary, subcommand=()):
+    """What --help says of each option, from its flag on."""
+    return re.split(r"\n(?= {2,6}(?:-\w, )?--)", manual(binary, subcommand))[1:]
+
+
+@functools.cache
+def variables(binary, subcommand=()):
+    """The variables that a command reads, by name."""
     found = {}
-    for part in re.split(r"\n(?= {2,6}(?:-\w, )?--)", text):
+    for part in entries(binary, subcommand):
         name = re.search(r"\[env: (\w+)", part)
         if name:
             default = re.search(r"\[default: ([^\]]+)\]", part)

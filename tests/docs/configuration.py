@@ -1,0 +1,133 @@
+"""Writes docs/CONFIGURATION.md from what the binaries say in --help. Refuses to know any option by heart.
+
+    python3 tests/docs/configuration.py            writes the page
+    python3 tests/docs/configuration.py --check    ends with 1 if the page says something else than --help
+"""
+
+import re
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+# --help is parsed in one place only, and the deployment's tests own it.
+sys.path.append(str(ROOT / "tests/deploy"))
+import binaries  # noqa: E402
+
+PAGE = ROOT / "docs/CONFIGURATION.md"
+COMMAND = "python3 tests/docs/configuration.py"
+INTRODUCTION = f"""# Configuration
+
+Every option of both binaries. This page is written by `{COMMAND}`, from `--help` of the binaries in `target/debug`;
+`tests/docs/test_configuration.py` fails when it says something else.
+
+A flag goes before its variable, the variable before the default. A command line or a variable that cannot work ends the process with exit code 64 and
+names the option. `handler` without arguments is `handler function`. Beside the tables, relay, function and worker read the variables of the AWS SDK (`AWS_REGION`,
+`AWS_ENDPOINT_URL` …), `RUST_LOG`, and for [traces](OPERATIONS.md#traces) those of OpenTelemetry (`OTEL_EXPORTER_OTLP_ENDPOINT` …).
+"""
+# Every command has them.
+EVERYWHERE = {"--help", "--version"}
+
+
+@dataclass
+class Row:
+    """One option, or one argument."""
+
+    name: str
+    variable: str
+    default: str
+    values: str
+    text: str
+
+    def line(self):
+        """As a line of a table."""
+        return f"| {self.name} | {self.variable} | {self.default} | {self.values} | {self.text} |"
+
+
+def code(text):
+    """As code in a cell of a table."""
+    return "`" + text.replace("|", "\\|") + "`" if text else ""
+
+
+def prose(text):
+    """As words in a cell of a table."""
+    text = " ".join(text.split()).replace("|", "\\|")
+    # Outside of code a tag would vanish.
+    return "".join(
+        part if index % 2 else part.replace("<", "&lt;").replace("*", "\\*")
+        for index, part in enumerate(re.split(r"(`[^`]*`)", text))
+    )
+
+
+def must(usage, flag):
+    """Whether the usage line asks for it: not at all, always, or as one of several."""
+    either = re.search(r"<(--[^ ]+ <\S+>(?:\|--[^ ]+ <\S+>)+)>", usage)
+    if either and re.search(rf"{flag}(?![\w-])", either[1]):
+        return "one must be given: " + ", ".join(code(each) for each in re.findall(r"--[\w-]+", either[1]))
+    return "must be given" if re.search(rf" {flag} <", usage) else ""
+
+
+def row(entry, usage):
+    """An option from its part of --help."""
+    # What follows the last option is no part of it.
+    entry = re.split(r"\n\n(?=\S)", entry)[0]
+    head = re.match(r"\s*(?:-\w, )?(--[\w-]+)((?:\[=| \[|=| )?<[^\n]*?>\]?(?=\n| {2}|$))?", entry)
+    flag, value = head[1], head[2] or ""
+    rest = entry[head.end() :]
+    variable = re.search(r"\[env: (\w+)=?\]", rest)
+    default = re.search(r"\[default: ([^\]]*)\]", rest)
+    listed = re.search(r"\[possible values: ([^\]]*)\]", rest)
+    values = [code(each) for each in listed[1].split(", ")] if listed else []
+    described = re.search(r"Possible values:\n((?: +- .*\n?)+)", rest)
+    if described:
+        pairs = re.findall(r"- ([^:\n]+):\s+(.*)", described[1])
+        values = [f"{code(name)}: {prose(text)}" for name, text in pairs]
+        rest = rest.replace(described[0], "")
+    text = re.sub(r"\[(?:env|default|possible values): [^\]]*\]", "", rest)
+    return Row(
+        name=code(flag + value),
+        variable=code(variable[1]) if variable else "",
+        default=prose(default[1]) if default else must(usage, flag),
+        values="; ".join(values) if described else ", ".join(values),
+        text=prose(text),
+    )
+
+
+def arguments(manual):
+    """The arguments without a flag."""
+    part = re.search(r"^Arguments:\n((?: .*\n|\n(?= ))+)", manual, re.MULTILINE)
+    for name, text in re.findall(r"^ {2}([<\[]\S+)\s+(\S.*)$", part[1] if part else "", re.MULTILINE):
+        yield Row(code(name), "", "must be given" if name.startswith("<") else "", "", prose(text))
+
+
+def commands(binary, words=()):
+    """Every command of a binary that does something itself, as the words after its name."""
+    listed = re.search(r"^Commands:\n((?: .*\n)+)", binaries.manual(binary, words), re.MULTILINE)
+    names = re.findall(r"^ {2}(\S+)", listed[1], re.MULTILINE) if listed else []
+    names = [name for name in names if name != "help"]
+    return [each for name in names for each in commands(binary, (*words, name))] if names else [words]
+
+
+def section(binary, words):
+    """A command's heading, what it does, and its table."""
+    manual = binaries.manual(binary, words)
+    usage = re.search(r"^Usage: (.*)$", manual, re.MULTILINE)[1]
+    what = prose(manual[: manual.index("Usage:")])
+    rows = [*arguments(manual), *(row(entry, usage) for entry in binaries.entries(binary, words))]
+    rows = [each for each in rows if each.name.strip("`") not in EVERYWHERE]
+    table = ["| flag | variable | default | values | what |", "| --- | --- | --- | --- | --- |"]
+    title = " ".join([binary, *words])
+    return "\n".join([f"## {title}", "", what.rstrip(".") + ".", "", *table, *(each.line() for each in rows), ""])
+
+
+def page():
+    """The whole page."""
+    sections = [section(binary, words) for binary in ("relay", "handler") for words in commands(binary)]
+    return "\n".join([INTRODUCTION, *sections])
+
+
+if __name__ == "__main__":
+    if sys.argv[1:] == ["--check"]:
+        sys.exit(0 if PAGE.read_text() == page() else f"docs/CONFIGURATION.md is not what --help says: {COMMAND}")
+    assert not sys.argv[1:], __doc__
+    PAGE.write_text(page())

@@ -1,0 +1,101 @@
+"""The README's backend is the file in this folder, and works against the demo's stack: real RabbitMQ, relay and function."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import unittest
+from pathlib import Path
+
+import configuration
+import pages
+
+SCRIPT = Path(__file__).with_name("backend.py")
+# From the demo's own first task to an end; far more than it takes.
+LIMIT = 300
+# The demo's own first task, which nobody waits for longer than needed.
+TASK = {
+    "generation_id": 500,
+    "style_id": 10,
+    "lora_model_url": "$LORA",
+    "prompt_tags": ["sea"],
+    "artist_name": "Ada",
+    "webhook_url": "$WEBHOOK",
+    "num_inference_steps": 1,
+}
+
+
+def token():
+    """The token of the demo's function."""
+    return (pages.ROOT / "tests/src/stack.rs").read_text().split('TOKEN: &str = "')[1].split('"')[0]
+
+
+def start(folder):
+    """A demo that stays, once it has said where its parts are; who reads on; and what it said."""
+    (folder / "task.json").write_text(json.dumps(TASK))
+    model = pages.ROOT / "tests/model"
+    demo = subprocess.Popen(
+        [
+            *(configuration.binaries.FOLDER / "demo", "--keep", "--out", folder, "--task", folder / "task.json"),
+            *("--model", model / "easel-tiny", "--styles", model / "styles"),
+        ],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    alarm = threading.Timer(LIMIT, demo.kill)
+    alarm.start()
+    said = []
+    for line in demo.stdout:
+        said.append(line)
+        if "--to" in line:
+            break
+    alarm.cancel()
+    # What it says from now on must not fill the pipe.
+    rest = threading.Thread(target=demo.stdout.read, daemon=True)
+    rest.start()
+    return demo, rest, "".join(said)
+
+
+class Backend(unittest.TestCase):
+    def test_the_readme_shows_the_file(self):
+        shown = [block.text for block in pages.blocks(pages.ROOT / "README.md") if block.language == "python"]
+        self.assertEqual(shown, [SCRIPT.read_text()])
+
+    def test_it_publishes_hears_of_progress_and_fetches_the_picture(self):
+        with tempfile.TemporaryDirectory() as name:
+            folder = Path(name)
+            demo, rest, said = start(folder)
+            try:
+                self.assertTrue((folder / "stack.json").is_file(), said)
+                stack = json.loads((folder / "stack.json").read_text())
+                environment = {
+                    "AMQP_URL": stack["amqp_url"],
+                    "LORA_URL": stack["styles"]["stained-glass"]["url"],
+                    "INTERNAL_API_TOKEN": token(),
+                }
+                ended = subprocess.run(
+                    [sys.executable, SCRIPT],
+                    cwd=folder,
+                    env={**os.environ, **environment},
+                    capture_output=True,
+                    text=True,
+                    timeout=LIMIT,
+                    check=False,
+                )
+                self.assertEqual((ended.returncode, ended.stderr), (0, ""))
+                lines = ended.stdout.splitlines()
+                self.assertEqual([line.split()[0] for line in lines], ["progress"] * 5 + ["complete"], ended.stdout)
+                self.assertEqual((folder / "gen_501.jpg").read_bytes()[:3], b"\xff\xd8\xff")
+            finally:
+                demo.send_signal(signal.SIGINT)
+                demo.wait(LIMIT)
+                rest.join()
+                demo.stdout.close()
+
+
+if __name__ == "__main__":
+    unittest.main()

@@ -1,0 +1,29 @@
+"""docs/CONFIGURATION.md against --help of the binaries."""
+
+import difflib
+import re
+import unittest
+
+import configuration
+
+
+class Configuration(unittest.TestCase):
+    def test_the_page_says_what_help_says(self):
+        kept, new = configuration.PAGE.read_text(), configuration.page()
+        difference = "\n".join(difflib.unified_diff(kept.splitlines(), new.splitlines(), "page", "--help", n=0))
+        self.assertTrue(kept == new, f"\n{difference}\nTo mend it: {configuration.COMMAND}")
+
+    def test_no_option_and_no_variable_of_help_is_left_out(self):
+        for binary in ("relay", "handler"):
+            for words in configuration.commands(binary):
+                text, section = configuration.binaries.manual(binary, words), configuration.section(binary, words)
+                with self.subTest(command=(binary, *words)):
+                    flags = set(re.findall(r"^ {2,6}(?:-\w, )?(--[\w-]+)", text, re.MULTILINE))
+                    shown = set(re.findall(r"^\| `(--[\w-]+)", section, re.MULTILINE))
+                    self.assertEqual(flags - configuration.EVERYWHERE, shown)
+                    for variable in re.findall(r"\[env: (\w+)", text):
+                        self.assertIn(f"| `{variable}` |", section)
+
+
+if __name__ == "__main__":
+    unittest.main()
