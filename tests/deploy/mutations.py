@@ -38,7 +38,7 @@ MUTATIONS = {
         (BASE + "relay.yaml", "name: AMQP_URL", "name: RABBITMQ_URL"),
     ],
     "test_drift.Commands.test_every_variable_of_the_templates_is_one_that_the_binary_reads": [
-        ("template.yaml", "EASEL_LORA_BUCKETS:", "EASEL_LORA_BUCKET:"),
+        ("infra/aws/function.yaml", "EASEL_LORA_BUCKETS:", "EASEL_LORA_BUCKET:"),
     ],
     "test_drift.Commands.test_every_command_line_is_one_that_the_binary_takes": [
         (BASE + "weights.yaml", "--revision=", "--commit="),
@@ -60,7 +60,7 @@ MUTATIONS = {
         (IMAGE, "EXPOSE 9100", "EXPOSE 9101"),
     ],
     "test_queue.Queue.test_the_queue_hides_a_task_for_six_times_the_functions_timeout": [
-        ("template.yaml", "1800", "1700"),
+        ("infra/aws/queue.yaml", "1800", "1700"),
     ],
     "test_queue.Queue.test_a_pod_may_finish_the_longest_task_and_is_gone_before_the_queue_would_give_it_to_another": [
         (BASE + "worker.yaml", "Seconds: 360", "Seconds: 300"),

@@ -47,7 +47,7 @@ class Commands(unittest.TestCase):
 
     def test_every_variable_of_the_templates_is_one_that_the_binary_reads(self):
         _, function = templates.the("AWS::Serverless::Function", lambda each: "ImageUri" in each)
-        self.check_variables("template.yaml", "handler", [], function["Environment"]["Variables"])
+        self.check_variables("function.yaml", "handler", [], function["Environment"]["Variables"])
         for where, binary, arguments, names in ecs_containers():
             with self.subTest(where=where):
                 self.check_variables(where, binary, arguments, names)
