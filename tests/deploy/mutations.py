@@ -42,7 +42,7 @@ MUTATIONS = {
         (EKS + "worker.env", "#EASEL_CREDENTIAL_KEY_ARN=", "#EASEL_CREDENTIAL_KEY_ARN "),
     ],
     "test_credentials.Credentials.test_without_a_certificate_there_are_none": [
-        ("infra/aws/permissions.yaml", '["#", !Ref CredentialKeyArn]], !Ref AWS::NoValue]', '["#", !Ref CredentialKeyArn]], "*"]'),
+        ("infra/aws/permissions.yaml", "!Ref CredentialKeyArn]], !Ref AWS::NoValue]", '!Ref CredentialKeyArn]], "*"]'),
     ],
     "test_credentials.Credentials.test_the_function_is_told_both_secrets_and_may_read_just_these": [
         ("infra/aws/function.yaml", "[Credits, !Ref CredentialKeyArn", "[Credits, !Ref CredentialCertificateArn"),
