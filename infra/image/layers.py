@@ -103,7 +103,7 @@ def run(root, log, image, line):
     """Runs the line; what was lacking, if it was left out."""
     with tree.lent(root) as lent:
         (root / image.folder[1:]).mkdir(parents=True, exist_ok=True)
-        command = ["nice", "chroot", str(root), "sh", "-c", f'cd "{image.folder}" && {line}']
+        command = ["nice", "-n", "3", "chroot", str(root), "sh", "-c", f'cd "{image.folder}" && {line}']
         ran = subprocess.run(command, env=image.environment | lent, stdout=log, stderr=subprocess.STDOUT)
     said = open(log.name).read().strip().splitlines()
     lacking = [line for line in said if "Unable to locate package" in line]
