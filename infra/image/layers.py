@@ -78,29 +78,34 @@ class Builder:
 def layer(image, key, instruction, make):
     """The image with one layer more, which is made if it is not there."""
     folder = STORE / key
-    kept = (folder / "said").exists()
     began = time.monotonic()
+    kept = (folder / "said").exists()
     if not kept:
         shutil.rmtree(folder, ignore_errors=True)
         (folder / "tree").mkdir(parents=True)
         with tree.view(image.layers, folder / "tree") as root, open(folder / "log", "w") as log:
-            left_out = make(root, log)
-        if left_out:
+            lacking = make(root, log)
+        if lacking:
             shutil.rmtree(folder / "tree")
             (folder / "tree").mkdir()
-        log = (folder / "log").read_text()
-        compiled = sorted(set(re.findall(r"^ +Compiling (\S+) ", log, flags=re.M)))
-        said = [f"{len(compiled)} crates compiled" + ("" if len(compiled) > 5 else f": {', '.join(compiled)}")]
-        said = [f"{chroot.size(folder / 'tree'):.1f} MiB", *(said if compiled else [])]
-        said += [left_out] if left_out else []
-        (folder / "said").write_text("; ".join(said))
+        (folder / "said").write_text(f"LEFT OUT, not Debian's: {lacking}" if lacking else outcome(folder))
+    said = (folder / "said").read_text()
     took = "cached" if kept else f"{time.monotonic() - began:.0f} s"
-    print(f"{took:>7}  {instruction}\n         {(folder / 'said').read_text()}", flush=True)
+    print(f"{took:>8}  {instruction}", flush=True)
+    if not kept or said.startswith("LEFT OUT"):
+        print(f"{'':10}{said}", flush=True)
     return replace(image, layers=(*image.layers, folder / "tree"), key=key)
 
 
+def outcome(folder):
+    """How large a layer is, and which crates were compiled for it."""
+    compiled = sorted(set(re.findall(r"^ +Compiling (\S+) ", (folder / "log").read_text(), flags=re.M)))
+    names = f": {', '.join(compiled)}" if len(compiled) <= 5 else ""
+    return f"{chroot.size(folder / 'tree'):.1f} MiB" + (f", {len(compiled)} crates compiled{names}" if compiled else "")
+
+
 def run(root, log, image, line):
-    """Runs the line; what was lacking, if it was left out."""
+    """Runs the line; what Debian lacks for it, or nothing."""
     with tree.lent(root) as lent:
         (root / image.folder[1:]).mkdir(parents=True, exist_ok=True)
         command = ["nice", "-n", "3", "chroot", str(root), "sh", "-c", f'cd "{image.folder}" && {line}']
@@ -109,7 +114,7 @@ def run(root, log, image, line):
     lacking = [line for line in said if "Unable to locate package" in line]
     if ran.returncode != 0 and not lacking:
         raise SystemExit(f"FAILED   {line}\n" + "\n".join(said[-30:]))
-    return f"LEFT OUT, not Debian's: {lacking[-1]}" if ran.returncode != 0 else None
+    return lacking[-1] if ran.returncode != 0 else None
 
 
 def copy(root, folder, source, target):
