@@ -59,6 +59,7 @@ impl Authority {
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::EmailProtection];
         params.use_authority_key_identifier_extension = true;
+        params.distinguished_name.push(DnType::OrganizationName, "Example");
         self.write(name, params, &key)
     }
 

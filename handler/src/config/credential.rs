@@ -117,13 +117,13 @@ mod tests {
             vec![certificate_arn],
             vec![key],
             vec![key_arn],
-            vec![stamp],
             vec![certificate, certificate_arn, key],
             vec![certificate, key, key_arn],
         ] {
             let error = parse(&bad).unwrap_err();
             assert!(error.contains("--credential-certificate") && error.contains("--credential-key"), "{error}");
         }
+        assert!(parse(&[stamp]).is_err_and(|error| error.contains("--credential-certificate")));
     }
 
     #[test]
