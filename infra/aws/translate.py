@@ -12,6 +12,7 @@ from samtranslator.yaml_helper import yaml_parse
 REGION = "us-east-1"
 HERE = Path(__file__).parent
 ROOT = HERE.parent.parent / "template.yaml"
+FUNCTION = HERE / "function.yaml"
 NESTED = {path.name: path for path in sorted(HERE.glob("*.yaml"))}
 
 
@@ -38,4 +39,4 @@ def translate(template):
 
 
 if __name__ == "__main__":
-    print(json.dumps(translate(load(ROOT)), indent=2))
+    print(json.dumps(translate(load(FUNCTION)), indent=2))

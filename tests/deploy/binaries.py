@@ -12,6 +12,9 @@ FOLDER = Path(os.environ.get("CARGO_TARGET_DIR", Path(__file__).resolve().parent
 REFUSED = 64
 # Read by the AWS SDK, by the OpenTelemetry SDK and by the log filter, and so in no --help.
 OTHERS = re.compile(r"AWS_[A-Z0-9_]+|OTEL_[A-Z0-9_]+|RUST_LOG")
+# Without a model or a broker they end soon, with another code than that for an option that cannot work.
+MISSING = {"INTERNAL_API_TOKEN": "token", "AMQP_URL": "amqp://127.0.0.1:1", "EASEL_MODEL_DIR": "/nonexistent"}
+QUICK = {"AMQP_CONNECT_TIMEOUT": "1", "AWS_EC2_METADATA_DISABLED": "true", "AWS_ENDPOINT_URL": "http://127.0.0.1:1"}
 
 
 @dataclass

@@ -15,6 +15,8 @@ class Stage:
 
     name: str
     base: str
+    # (word, rest) in order
+    steps: list = field(default_factory=list)
     run: list = field(default_factory=list)
     # (stage or None, path) to path
     copies: list = field(default_factory=list)
@@ -39,7 +41,10 @@ def stages(path):
         if word == "FROM":
             base, _, name = rest.partition(" AS ")
             stage = found[name] = Stage(name, base)
-        elif word == "RUN":
+            continue
+        if stage and word:
+            stage.steps.append((word, rest))
+        if word == "RUN":
             stage.run.append(rest)
         elif word == "COPY":
             origin, *paths = re.fullmatch(r"(?:--from=(\S+) )?(\S+) (\S+)", rest).groups()

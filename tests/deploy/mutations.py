@@ -37,8 +37,18 @@ MUTATIONS = {
         (BASE + "worker.env", "EASEL_IDLE_EXIT", "EASEL_IDLE"),
         (BASE + "relay.yaml", "name: AMQP_URL", "name: RABBITMQ_URL"),
     ],
+    "test_credentials.Credentials.test_what_an_overlay_offers_behind_a_hash_is_what_the_worker_takes": [
+        (EKS + "worker.env", "#EASEL_CREDENTIAL_KEY_ARN", "#EASEL_CREDENTIALS_KEY_ARN"),
+        (EKS + "worker.env", "#EASEL_CREDENTIAL_KEY_ARN=", "#EASEL_CREDENTIAL_KEY_ARN "),
+    ],
+    "test_credentials.Credentials.test_without_a_certificate_there_are_none": [
+        ("infra/aws/permissions.yaml", "!Ref CredentialKeyArn]], !Ref AWS::NoValue]", '!Ref CredentialKeyArn]], "*"]'),
+    ],
+    "test_credentials.Credentials.test_the_function_is_told_both_secrets_and_may_read_just_these": [
+        ("infra/aws/function.yaml", "[Credits, !Ref CredentialKeyArn", "[Credits, !Ref CredentialCertificateArn"),
+    ],
     "test_drift.Commands.test_every_variable_of_the_templates_is_one_that_the_binary_reads": [
-        ("template.yaml", "EASEL_LORA_BUCKETS:", "EASEL_LORA_BUCKET:"),
+        ("infra/aws/function.yaml", "EASEL_LORA_BUCKETS:", "EASEL_LORA_BUCKET:"),
     ],
     "test_drift.Commands.test_every_command_line_is_one_that_the_binary_takes": [
         (BASE + "weights.yaml", "--revision=", "--commit="),
@@ -60,7 +70,7 @@ MUTATIONS = {
         (IMAGE, "EXPOSE 9100", "EXPOSE 9101"),
     ],
     "test_queue.Queue.test_the_queue_hides_a_task_for_six_times_the_functions_timeout": [
-        ("template.yaml", "1800", "1700"),
+        ("infra/aws/queue.yaml", "1800", "1700"),
     ],
     "test_queue.Queue.test_a_pod_may_finish_the_longest_task_and_is_gone_before_the_queue_would_give_it_to_another": [
         (BASE + "worker.yaml", "Seconds: 360", "Seconds: 300"),

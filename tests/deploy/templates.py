@@ -70,6 +70,10 @@ class Stack:
             for key in keys:
                 found = found[str(self.value(key))]
             return found
+        if name == "Split":
+            return str(self.value(argument[1])).split(argument[0])
+        if name == "Select":
+            return self.value(argument[1])[int(argument[0])]
         if name == "If":
             return self.value(argument[1 if self.condition(argument[0]) else 2])
         return Unknown(f"{name} {argument}")
@@ -90,13 +94,13 @@ class Stack:
         return self.condition(argument)
 
 
-def root():
+def root(parameters=None):
     """The template that is deployed."""
-    return Stack("template.yaml")
+    return Stack("template.yaml", parameters)
 
 
-def the(kind, where=lambda properties: True):
+def the(kind, where=lambda properties: True, parameters=None):
     """The only resource of a type that is as asked, as (stack, properties)."""
-    found = [(stack, each) for stack, _, its, each in root().resources() if its == kind and where(each)]
+    found = [(stack, each) for stack, _, its, each in root(parameters).resources() if its == kind and where(each)]
     assert len(found) == 1, f"{len(found)} of {kind}"
     return found[0]

@@ -1,11 +1,15 @@
-"""The Dockerfile by hadolint; what is waived says so in the line above."""
+"""The Dockerfile by hadolint; what is waived says so in the line above. And what a build of it sees."""
 
 import subprocess
 import sys
+import tomllib
 import unittest
 from pathlib import Path
 
 import manifests
+
+sys.path.insert(0, str(manifests.ROOT / "infra/image"))
+import context  # noqa: E402
 
 
 class Dockerfile(unittest.TestCase):
@@ -14,6 +18,16 @@ class Dockerfile(unittest.TestCase):
         command = [hadolint, "--no-color", manifests.ROOT / "infra/image/Dockerfile"]
         linted = subprocess.run(command, capture_output=True, text=True, check=False)
         self.assertEqual((0, ""), (linted.returncode, linted.stdout))
+
+
+class Context(unittest.TestCase):
+    def test_a_build_sees_every_member_of_the_workspace_and_no_model_or_picture_of_the_tests(self):
+        seen = set(context.files())
+        members = tomllib.loads((manifests.ROOT / "Cargo.toml").read_text())["workspace"]["members"]
+        self.assertLessEqual({"Cargo.toml", "Cargo.lock", *(f"{each}/Cargo.toml" for each in members)}, seen)
+        self.assertIn("handler/kernels/norm.cu", seen)
+        unwanted = [path for path in seen if path.startswith(("docs/", "infra/", "tests/model/"))]
+        self.assertEqual([], unwanted)
 
 
 if __name__ == "__main__":

@@ -47,7 +47,7 @@ class Commands(unittest.TestCase):
 
     def test_every_variable_of_the_templates_is_one_that_the_binary_reads(self):
         _, function = templates.the("AWS::Serverless::Function", lambda each: "ImageUri" in each)
-        self.check_variables("template.yaml", "handler", [], function["Environment"]["Variables"])
+        self.check_variables("function.yaml", "handler", [], function["Environment"]["Variables"])
         for where, binary, arguments, names in ecs_containers():
             with self.subTest(where=where):
                 self.check_variables(where, binary, arguments, names)
@@ -64,13 +64,6 @@ class Commands(unittest.TestCase):
                 self.assertIsNone(binaries.accepts(binary, arguments))
 
     def test_the_binaries_take_every_value(self):
-        # Without a model or a broker they end soon, with another code than that for an option that cannot work.
-        missing = {"INTERNAL_API_TOKEN": "token", "AMQP_URL": "amqp://127.0.0.1:1", "EASEL_MODEL_DIR": "/nonexistent"}
-        quick = {
-            "AMQP_CONNECT_TIMEOUT": "1",
-            "AWS_EC2_METADATA_DISABLED": "true",
-            "AWS_ENDPOINT_URL": "http://127.0.0.1:1",
-        }
         for overlay in manifests.OVERLAYS:
             for owner, _, container in manifests.containers(overlay):
                 if owner.startswith("Job/"):
@@ -82,7 +75,8 @@ class Commands(unittest.TestCase):
                 }
                 binary, arguments = manifests.binary(container), [*container.get("args", [])]
                 arguments += ["--check"] if binary == "relay" else []
-                started = binaries.start(binary, *arguments, environment={**given, **missing, **quick})
+                environment = {**given, **binaries.MISSING, **binaries.QUICK}
+                started = binaries.start(binary, *arguments, environment=environment)
                 with self.subTest(overlay=overlay, owner=owner):
                     self.assertNotIn(started.returncode, (0, binaries.REFUSED), started.stderr)
 

@@ -16,7 +16,6 @@ binaries = configuration.binaries
 # Programs of which a line cannot be tried here, and why.
 NEEDS = {
     "aws": "an account",
-    "sam": "an account",
     "docker": "an engine for images",
     "kubectl": "a cluster",
     "ncu": "a GPU",

@@ -7,8 +7,8 @@ import pages
 
 # A path by its ending, wherever it lies; other endings are also those of files that are no part of the repository.
 SOURCES = (".rs", ".py", ".md", ".yaml", ".cu")
-# Written by `sam deploy --guided`, by a user, or standing for any name.
-NOT_HERE = re.compile(r"samconfig\.toml|my-task\.json|(?:.*/)?NAME\..*")
+# Written by a command, by a user, or standing for any name.
+NOT_HERE = re.compile(r"packaged\.yaml|my-task\.json|(?:.*/)?NAME\..*")
 METRIC = re.compile(r"(?:relay|easel)_\w+_(?:seconds|bytes|total|batches|messages)")
 
 

@@ -17,8 +17,7 @@ class Stack:
 
     def deploy(self, cloud, resources):
         """Puts up these resources of it."""
-        outputs = {} if self.nested else self.template["Outputs"]
-        body = json.dumps({**self.template, "Resources": resources, "Outputs": outputs})
+        body = json.dumps({**self.template, "Resources": resources})
         given = [{"ParameterKey": key, "ParameterValue": value} for key, value in self.parameters.items()]
         cloud.cloudformation.create_stack(StackName=self.name, TemplateBody=body, Parameters=given)
         found = cloud.cloudformation.describe_stacks(StackName=self.name)["Stacks"][0]
@@ -63,6 +62,9 @@ class Stack:
                 return self.name
             case {"Fn::FindInMap": [name, first, second]}:
                 return self.template["Mappings"][name][self.resolve(first)][second]
+            case {"Fn::Join": [mark, parts]}:
+                parts = self.resolve(parts)
+                return mark.join(parts) if isinstance(parts, list) else parts
             case {"Fn::Split": [mark, joined]}:
                 return self.resolve(joined).split(mark)
             case {"Ref": name}:

@@ -31,9 +31,8 @@ class Cloud:
 
 def deploy(cloud, name, parameters):
     """Puts all stacks up, each with the outputs of others as parameters: the stand-in cannot nest them."""
-    root = Stack(name, translate.translate(translate.load(translate.ROOT)), parameters)
-    own = dict(root.template["Resources"])
-    waiting = {name: own.pop(name) for name in list(own) if own[name]["Type"] == "AWS::CloudFormation::Stack"}
+    root = Stack(name, translate.load(translate.ROOT), parameters)
+    waiting = dict(root.template["Resources"])
     while waiting:
         for logical, resource in list(waiting.items()):
             try:
@@ -43,14 +42,19 @@ def deploy(cloud, name, parameters):
                 continue  # the output of one that is still to come
             del waiting[logical]
             if wanted:
-                template = translate.load(translate.NESTED[Path(resource["Properties"]["TemplateURL"]).name])
+                path = translate.NESTED[Path(resource["Properties"]["TemplateURL"]).name]
+                template = translate.load(path)
+                template = translate.translate(template) if path == translate.FUNCTION else template
                 stack = root.nested[logical] = Stack(f"{name}-{logical}", template, given)
-                stack.deploy(cloud, template["Resources"])
+                resources = template["Resources"]
+                if path == translate.FUNCTION:
+                    resources = stack.resolve(known_here(dict(resources), name))
+                    template["Outputs"].pop("Alias")
+                stack.deploy(cloud, resources)
                 complete(cloud, stack)
                 break
         else:
             raise LookupError(f"{list(waiting)} wait for each other")
-    root.deploy(cloud, root.resolve(known_here(own, name)))
     return root
 
 
