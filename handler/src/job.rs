@@ -59,6 +59,17 @@ impl Workshop {
         // Reading secrets takes time that the model needs anyway.
         let most = (config.work.batch > 0).then_some(config.work.batch.into());
         let opening = Opening::begin(&config.model, most, metrics.clone());
+        Self::with(opening, store, metrics, config, aws).await
+    }
+
+    /// With a model that is being loaded.
+    pub(crate) async fn with(
+        opening: Opening,
+        store: Store,
+        metrics: Metrics,
+        config: &ServiceConfig,
+        aws: &SdkConfig,
+    ) -> anyhow::Result<Self> {
         let secrets = Secrets::obtain(&config.secrets, aws).await?;
         let stamp = config.secrets.credential.files.credential_time_stamp_url.as_ref();
         let pems = secrets.credential.as_ref();
