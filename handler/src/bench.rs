@@ -5,13 +5,12 @@ mod file;
 pub use file::file;
 
 use crate::{
-    config::{BenchLoraConfig, BenchPictureConfig, BenchSoakConfig, PictureConfig},
+    config::{BenchLoraConfig, BenchPictureConfig, BenchSoakConfig},
     gpu::Gpu,
     lora::{AppliedLora, Lora},
-    picture::Origin,
     pipeline::{Request, noise::Source, prompt::Weighting, scheduler::Kind},
     studio::{Commission, Studio},
-    task::{self, Format},
+    task,
 };
 use anyhow::{Context, ensure};
 use serde_json::{Value, json};
@@ -21,7 +20,6 @@ use std::{
     sync::Arc,
     time::{Duration, Instant},
 };
-use tracing::Span;
 
 /// Tasks after which everything that is made on first use is there.
 const SETTLED: usize = 5;
@@ -75,7 +73,7 @@ pub fn picture(config: &BenchPictureConfig) -> anyhow::Result<()> {
     let mut studio = Studio::open(&config.model, (width, height))?;
     let load = clock.elapsed();
     let request = request(&config.prompt, (width, height), config.steps, config.guidance_scale);
-    let commission = commission(request, usize::from(config.num_images), Vec::new());
+    let commission = Commission::new(request, usize::from(config.num_images));
     let mut paint = || -> anyhow::Result<_> {
         let clock = Instant::now();
         let delivery = studio.paint(&commission, &mut |_| ControlFlow::Continue(()))?;
@@ -123,8 +121,9 @@ pub fn soak(config: &BenchSoakConfig) -> anyhow::Result<()> {
     let mut memory = [(0, 0); 2];
     for task in 0..config.tasks as usize {
         let size = sizes[task % sizes.len()];
-        let lora = loras[task / sizes.len() % loras.len()].clone();
-        let commission = commission(request("lighthouse sunset sea", size, config.steps, 7.5), 1, lora);
+        let loras = loras[task / sizes.len() % loras.len()].clone();
+        let request = request("lighthouse sunset sea", size, config.steps, 7.5);
+        let commission = Commission { loras, ..Commission::new(request, 1) };
         let clock = Instant::now();
         studio.paint(&commission, &mut |_| ControlFlow::Continue(()))?;
         times.push(clock.elapsed());
@@ -168,21 +167,6 @@ fn request(prompt: &str, (width, height): (usize, usize), steps: u16, guidance_s
         scheduler: Kind::default(),
         karras_sigmas: None,
         noise_source: Source::default(),
-    }
-}
-
-fn commission(request: Request, images: usize, loras: Vec<AppliedLora>) -> Commission {
-    let (file, origin) = (PictureConfig::default(), Origin { seed: request.seed.into(), ..Origin::default() });
-    Commission {
-        request,
-        images,
-        loras,
-        signature: None,
-        format: Format::Jpeg,
-        file,
-        origin,
-        credential: None,
-        span: Span::none(),
     }
 }
 

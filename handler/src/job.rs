@@ -1,13 +1,17 @@
 //! One task from start to end: parse, fetch the LoRAs, paint, store, tell. Function and worker both run it.
 
 mod commission;
+mod ending;
 mod faults;
+mod message;
 mod painting;
+
+pub use message::{Message, Outcome};
 
 use crate::{
     claim::Claims,
-    config::{ErrorCodes, PictureConfig, ServiceConfig, WorkConfig},
-    failure::{Failure, Fault, GENERATION_FAILED},
+    config::{PictureConfig, ServiceConfig, WorkConfig},
+    failure::Fault,
     gate::Gate,
     metrics::Metrics,
     pace::Times,
@@ -17,9 +21,9 @@ use crate::{
     secrets::Secrets,
     startup::{LoadError, Opening},
     store::Store,
-    task::{BadTask, Task},
-    trace::{self, Carrier},
-    webhook::{Backend, Subject, WebhookError},
+    task::Task,
+    trace,
+    webhook::Backend,
 };
 use aws_config::SdkConfig;
 use futures_util::{FutureExt, future::BoxFuture};
@@ -27,36 +31,7 @@ use std::{
     sync::Arc,
     time::{Duration, Instant, SystemTime},
 };
-use tracing::{Instrument, info, warn};
-
-/// How long a message rests after a fault, for each time it was received: a fault gets time to pass.
-const REST: Duration = Duration::from_secs(5);
-
-/// A message as it came from the queue.
-#[derive(Debug, Clone)]
-pub struct Message {
-    /// The body.
-    pub body: String,
-    /// The queue's id, if it says so.
-    pub id: Option<String>,
-    /// The trace that it belongs to.
-    pub carrier: Carrier,
-    /// How often the queue has handed it out, this time included; 1 if the queue did not say.
-    pub receive_count: u32,
-    /// When the invocation that brought it ends; `None` if there is no such limit.
-    pub deadline: Option<Instant>,
-    /// When the queue got it, if it says so.
-    pub sent_at: Option<SystemTime>,
-}
-
-/// What becomes of the message.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Outcome {
-    /// Done with: painted, or failed for good and the backend knows, or does not want to know.
-    Consumed,
-    /// Back to the queue, to be tried again or dead-lettered; to become visible again after this time.
-    GivenBack(Duration),
-}
+use tracing::{Instrument, warn};
 
 /// Everything a task needs. Shared by all tasks of a process.
 #[derive(Clone)]
@@ -84,6 +59,17 @@ impl Workshop {
         // Reading secrets takes time that the model needs anyway.
         let most = (config.work.batch > 0).then_some(config.work.batch.into());
         let opening = Opening::begin(&config.model, most, metrics.clone());
+        Self::with(opening, store, metrics, config, aws).await
+    }
+
+    /// With a model that is being loaded.
+    pub(crate) async fn with(
+        opening: Opening,
+        store: Store,
+        metrics: Metrics,
+        config: &ServiceConfig,
+        aws: &SdkConfig,
+    ) -> anyhow::Result<Self> {
         let secrets = Secrets::obtain(&config.secrets, aws).await?;
         let stamp = config.secrets.credential.files.credential_time_stamp_url.as_ref();
         let pems = secrets.credential.as_ref();
@@ -175,108 +161,5 @@ impl Workshop {
             }
             Err(bad) => self.refuse(bad, message, report).await,
         }
-    }
-
-    /// A message that is no task: told if anybody can be told, else left for the dead-letter queue.
-    async fn refuse(&self, bad: Box<BadTask>, message: &Message, report: &mut Report) -> Outcome {
-        tracing::Span::current().record("generation_id", bad.generation_id);
-        (report.generation_id, report.fault) = (bad.generation_id, Some(Fault::Task));
-        let (Some(generation_id), Some(base)) = (bad.generation_id, &bad.webhook_url) else {
-            warn!(error = %bad, "not a task, and no backend to tell: given back for the dead-letter queue");
-            report.ending = Ending::Unreadable;
-            return message.given_back();
-        };
-        self.give_up(&Subject::message(base.clone(), generation_id, &message.body), &bad.reason, message, report).await
-    }
-
-    async fn run(&self, task: &Task, message: &Message, report: &mut Report) -> Outcome {
-        match self.claim_and_paint(task, message.deadline, report).await {
-            Ok(ending) => {
-                report.ending = ending;
-                Outcome::Consumed
-            }
-            Err(Failure::Cancelled(step)) => {
-                info!(step, "cancelled by the backend");
-                report.ending = Ending::Cancelled;
-                Outcome::Consumed
-            }
-            Err(Failure::Unwanted(reason)) => {
-                info!(reason, "the backend refused to hear of the picture");
-                report.ending = Ending::Unwanted;
-                Outcome::Consumed
-            }
-            Err(Failure::Permanent(fault, reason)) => {
-                report.fault = Some(fault);
-                self.give_up(&Subject::task(task), &reason, message, report).await
-            }
-            Err(Failure::Transient(fault, reason)) => {
-                report.fault = Some(fault);
-                self.give_back(task, &reason, message.rest(), message, report).await
-            }
-            Err(failure @ Failure::OutOfTime(_)) => {
-                report.fault = Some(Fault::Deadline);
-                self.give_back(task, &failure.to_string(), Duration::ZERO, message, report).await
-            }
-        }
-    }
-
-    /// Back to the queue, to be seen again after `wait`. On the last receive the backend is told.
-    async fn give_back(
-        &self,
-        task: &Task,
-        reason: &str,
-        wait: Duration,
-        message: &Message,
-        report: &mut Report,
-    ) -> Outcome {
-        report.ending = Ending::GivenBack;
-        if message.receive_count >= self.work.max_receive_count {
-            warn!(reason, "out of tries");
-            // Stays in the queue's hands all the same: the dead-letter queue keeps it for a person to look at.
-            self.give_up(&Subject::task(task), reason, message, report).await;
-            if report.ending == Ending::Unwanted {
-                return Outcome::Consumed;
-            }
-        } else {
-            warn!(reason, "task given back to the queue");
-        }
-        Outcome::GivenBack(wait)
-    }
-
-    /// Tells the backend that a task failed for good. If that cannot be told now, the queue brings the message back.
-    async fn give_up(&self, subject: &Subject, reason: &str, message: &Message, report: &mut Report) -> Outcome {
-        let fine = report.fault.map_or(GENERATION_FAILED, Fault::code);
-        warn!(reason, code = fine, "task failed");
-        let code = match self.work.error_codes {
-            ErrorCodes::Single => GENERATION_FAILED,
-            ErrorCodes::Fine => fine,
-        };
-        match self.backend.failed(subject, code, reason, message.receive_count.saturating_sub(1)).await {
-            Ok(()) => {
-                report.ending = Ending::Failed;
-                Outcome::Consumed
-            }
-            Err(error @ WebhookError::Unwanted { .. }) => {
-                info!(%error, "the backend refused to hear of the failure");
-                report.ending = Ending::Unwanted;
-                Outcome::Consumed
-            }
-            Err(error) => {
-                warn!(%error, "the failure could not be told: given back to the queue");
-                report.ending = Ending::GivenBack;
-                message.given_back()
-            }
-        }
-    }
-}
-
-impl Message {
-    /// How long it rests before it is tried again.
-    fn rest(&self) -> Duration {
-        REST.saturating_mul(self.receive_count)
-    }
-
-    fn given_back(&self) -> Outcome {
-        Outcome::GivenBack(self.rest())
     }
 }

@@ -3,15 +3,21 @@
 //! Everything else of a task (fetching, signing, encoding, upload, webhooks) happens elsewhere meanwhile. Refuses to die: a panic in
 //! one painting is that painting's error. A GPU that is lost to the process ends it, and whoever waits gets an error.
 
+mod batch;
+#[cfg(test)]
+pub(crate) mod tests;
+
 use crate::{
+    gpu::Memory,
     metrics::Metrics,
-    studio::{Commission, Painted, Studio, StudioError},
+    pipeline::Request,
+    studio::{Commission, Order, Painted, Studio, StudioError},
     trace::Stage,
 };
+use batch::{Job, gather, paint};
 use std::{
     collections::VecDeque,
     ops::ControlFlow,
-    panic::{AssertUnwindSafe, catch_unwind},
     sync::{Arc, mpsc},
     thread,
 };
@@ -42,11 +48,30 @@ pub enum PainterError {
     Ended,
 }
 
-struct Job {
-    commission: Arc<Commission>,
-    on_step: OnStep,
-    waiting: Stage,
-    reply: oneshot::Sender<Result<Painted, PainterError>>,
+/// What the painter asks of a studio.
+pub(crate) trait Paints: Send + 'static {
+    fn paint_together(&mut self, orders: &mut [Order<'_>]) -> Vec<Result<Painted, StudioError>>;
+    fn most_at_once(&self, request: &Request) -> usize;
+    fn memory(&self) -> Option<Memory>;
+    fn is_lost(&self) -> bool;
+}
+
+impl Paints for Studio {
+    fn paint_together(&mut self, orders: &mut [Order<'_>]) -> Vec<Result<Painted, StudioError>> {
+        self.paint_together(orders)
+    }
+
+    fn most_at_once(&self, request: &Request) -> usize {
+        self.most_at_once(request)
+    }
+
+    fn memory(&self) -> Option<Memory> {
+        self.memory()
+    }
+
+    fn is_lost(&self) -> bool {
+        self.is_lost()
+    }
 }
 
 impl Painter {
@@ -54,7 +79,7 @@ impl Painter {
     ///
     /// # Errors
     /// No thread.
-    pub fn start(studio: Studio, most: Option<usize>, metrics: Metrics) -> std::io::Result<Self> {
+    pub(crate) fn start(studio: impl Paints, most: Option<usize>, metrics: Metrics) -> std::io::Result<Self> {
         let (sender, jobs) = mpsc::channel();
         let ended = CancellationToken::new();
         let ending = ended.clone().drop_guard();
@@ -89,7 +114,7 @@ impl Painter {
     }
 }
 
-fn work(mut studio: Studio, most: Option<usize>, metrics: &Metrics, jobs: &mpsc::Receiver<Job>) {
+fn work(mut studio: impl Paints, most: Option<usize>, metrics: &Metrics, jobs: &mpsc::Receiver<Job>) {
     metrics.note_memory(studio.memory());
     let mut waiting = VecDeque::new();
     loop {
@@ -108,63 +133,4 @@ fn work(mut studio: Studio, most: Option<usize>, metrics: &Metrics, jobs: &mpsc:
             return;
         }
     }
-}
-
-/// The first one and those behind it that go with it, as long as there are no more than `most` pictures. The others keep their order.
-fn gather(first: Job, waiting: &mut VecDeque<Job>, most: usize) -> Vec<Job> {
-    let mut room = most.saturating_sub(first.commission.images);
-    let mut batch = vec![first];
-    for job in std::mem::take(waiting) {
-        let fits = job.commission.images <= room && batch[0].commission.goes_with(&job.commission);
-        if fits {
-            room -= job.commission.images;
-            batch.push(job);
-        } else {
-            waiting.push_back(job);
-        }
-    }
-    batch
-}
-
-/// Whether all went well.
-fn paint(studio: &mut Studio, metrics: &Metrics, batch: Vec<Job>) -> bool {
-    let (mut works, mut askers) = (Vec::new(), Vec::new());
-    for Job { commission, on_step, waiting, reply } in batch {
-        works.push((commission, on_step));
-        askers.push((waiting.end(), reply));
-    }
-    let painted = {
-        let span = works[0].0.span.clone();
-        let _entered = span.enter();
-        if works.len() > 1 {
-            tracing::info!(tasks = works.len(), "painted together");
-        }
-        // The studio sets itself up anew for each painting.
-        catch_unwind(AssertUnwindSafe(|| {
-            let orders = works.iter_mut().map(|(commission, on_step)| (&**commission, &mut **on_step as _));
-            studio.paint_together(&mut orders.collect::<Vec<_>>())
-        }))
-    };
-    let painted: Vec<Result<Painted, PainterError>> = match painted {
-        Ok(painted) => painted.into_iter().map(|painted| painted.map_err(PainterError::from)).collect(),
-        Err(panic) => {
-            let words = panic.downcast_ref::<String>().cloned();
-            let words = words.or_else(|| panic.downcast_ref::<&str>().map(|words| words.to_string()));
-            let words = words.unwrap_or_default();
-            works.iter().map(|_| Err(PainterError::Panic(words.clone()))).collect()
-        }
-    };
-    metrics.note_memory(studio.memory());
-    // A task's span ends with the task, which may end as soon as it has its pictures.
-    drop(works);
-    let well = painted.iter().all(Result::is_ok);
-    for ((waited, reply), painted) in askers.into_iter().zip(painted) {
-        let painted = painted.map(|mut painted| {
-            painted.stages.insert(0, waited);
-            painted
-        });
-        // Whoever asked may have given up.
-        let _ = reply.send(painted);
-    }
-    well
 }

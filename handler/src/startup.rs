@@ -53,6 +53,11 @@ impl Opening {
             Ok(Err(error)) => Err(LoadError::Model(Arc::new(error))),
             Err(_) => Err(LoadError::BrokeOff),
         });
+        Self::of(painter)
+    }
+
+    /// A studio's painter that someone else opens.
+    pub(crate) fn of(painter: impl Future<Output = Result<Painter, LoadError>> + Send + 'static) -> Self {
         Self { painter: painter.boxed().shared(), started: Instant::now(), first: Arc::new(Once::new()) }
     }
 

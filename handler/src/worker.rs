@@ -3,6 +3,9 @@
 //! A message's visibility is extended for as long as the work on it goes on; those of finished tasks are deleted together. SIGTERM ends
 //! polling, not the tasks in work.
 
+#[cfg(test)]
+mod tests;
+
 use crate::{
     config::WorkerConfig,
     health::Health,
@@ -10,6 +13,7 @@ use crate::{
     queue::{Deleter, Deletion, Deletions, Queue},
     trace::{CARRIED, Carrier},
 };
+use aws_config::SdkConfig;
 use aws_sdk_sqs::types::{Message as SqsMessage, MessageSystemAttributeName};
 use backon::{BackoffBuilder, ExponentialBuilder};
 use std::time::{Duration, Instant, UNIX_EPOCH};
@@ -26,13 +30,21 @@ use tokio_util::sync::CancellationToken;
 pub async fn serve(config: &WorkerConfig) -> anyhow::Result<()> {
     let aws = aws_config::load_from_env().await;
     let workshop = Workshop::open(&config.service, &aws).await?;
+    serve_until(stop_signal()?, &workshop, config, &aws).await
+}
+
+async fn serve_until(
+    stop: CancellationToken,
+    workshop: &Workshop,
+    config: &WorkerConfig,
+    aws: &SdkConfig,
+) -> anyhow::Result<()> {
     let health = match config.health_addr {
         Some(addr) => Some(Health::serve(addr, workshop.metrics().clone()).await?),
         None => None,
     };
     let set_ready = |ready| health.iter().for_each(|health| health.set_ready(ready));
-    let queue = Queue::new(&aws, &config.sqs_queue_url);
-    let stop = stop_signal()?;
+    let queue = Queue::new(aws, &config.sqs_queue_url);
     // Messages that wait in the queue can go to another worker; ones that were taken cannot.
     tokio::select! {
         () = stop.cancelled() => return Ok(()),
@@ -43,7 +55,7 @@ pub async fn serve(config: &WorkerConfig) -> anyhow::Result<()> {
     let deletions = Deletions::start(queue.clone());
     let broken = {
         let deleter = deletions.deleter();
-        let polling = poll(&queue, config, &workshop, &deleter, &stop);
+        let polling = poll(&queue, config, workshop, &deleter, &stop);
         tokio::pin!(polling);
         tokio::select! {
             () = &mut polling => None,

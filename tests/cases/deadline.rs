@@ -1,34 +1,21 @@
 //! An invocation that is too short for its task: given back in time, visible again at once, and told to nobody.
 
-use crate::scene::{PATIENCE, case, model};
+use crate::scene::{HOUR, PATIENCE, Solo, case};
 use anyhow::Context;
 use e2e::{
     backend::{COMPLETE, PROGRESS},
-    mapping, paths,
-    process::Spec,
-    runtime_api::RuntimeApi,
-    stack::function_env,
-    wait,
+    mapping, wait,
 };
 use serde_json::json;
 use std::time::{Duration, Instant};
 
-/// Longer than anything here takes.
-const HOUR: Duration = Duration::from_secs(3600);
 /// Too short for the task, long enough to measure a step.
 const SHORT: Duration = Duration::from_secs(4);
 
 #[test]
 fn a_task_that_does_not_fit_the_invocation_is_given_back_in_time() {
     case(|scene| async move {
-        let (aws, run) = (&scene.stack.aws, &scene.stack.run);
-        // So long that only the function's own word makes the message visible again.
-        let queue = aws.queue("deadline", HOUR, 3).await?;
-        let mut api = RuntimeApi::start().await?;
-        let _function = Spec::new("deadline", paths::binary("handler")?)
-            .envs(function_env(aws, run, "deadline", &model())?)
-            .envs(api.env())
-            .start(run)?;
+        let (aws, Solo { queue, mut api, function: _function }) = (&scene.stack.aws, scene.solo("deadline").await?);
         let task = scene.task().with("num_inference_steps", 150);
         aws.send(&queue.url, &task.body()).await?;
         let first = aws.receive(&queue.url, 20, 1).await?;

@@ -49,18 +49,19 @@ async fn ended(scene: &Scene, queue: &Queue, tasks: &[Task]) -> Result<()> {
 fn tasks_that_end_while_a_deletion_is_on_its_way_are_deleted_with_one_request() {
     case(|scene| async move {
         let (queue, proxy, worker) = start(&scene, "deletions", "60").await?;
-        let tasks = short(&scene, 7);
+        let tasks = short(&scene, 14);
         proxy.hold(true);
         ended(&scene, &queue, &tasks[..1]).await?;
         proxy.requests(1, PATIENCE).await?;
-        // Their places are free although no message is deleted yet: more of them end than there are places.
+        // Their places are free although no message is deleted yet: more of them end than there are places, and than SQS deletes
+        // with one request.
         ended(&scene, &queue, &tasks[1..]).await?;
         // The last ones may be handed over only now.
         proxy.hold(false);
         scene.stack.aws.has_depth(&queue.url, (0, 0), PATIENCE).await?;
         let batches = proxy.batches();
-        assert_eq!(batches.iter().sum::<usize>(), 7, "{batches:?}");
-        assert!(batches.len() <= 3, "{batches:?}");
+        assert_eq!(batches.iter().sum::<usize>(), 14, "{batches:?}");
+        assert!(batches.len() <= 4 && batches.iter().all(|&entries| entries <= 10), "{batches:?}");
         assert!(worker.terminate(PATIENCE).await?.success());
         Ok(())
     });
@@ -87,6 +88,21 @@ fn an_entry_that_was_not_deleted_is_tried_again_alone() {
 }
 
 #[test]
+fn an_entry_that_sqs_refuses_for_good_is_not_tried_again() {
+    case(|scene| async move {
+        let (queue, proxy, worker) = start(&scene, "deletions-refused", "60").await?;
+        proxy.refuse(1);
+        ended(&scene, &queue, &short(&scene, 1)).await?;
+        proxy.requests(1, PATIENCE).await?;
+        assert!(worker.terminate(PATIENCE).await?.success());
+        assert_eq!(proxy.batches(), [1]);
+        assert!(worker.log_text().contains("was not deleted: it comes again"), "{}", worker.log_text());
+        assert_eq!(scene.stack.aws.depth(&queue.url).await?, (0, 1));
+        Ok(())
+    });
+}
+
+#[test]
 fn sigterm_right_after_a_task_loses_no_deletion() {
     case(|scene| async move {
         let (queue, proxy, worker) = start(&scene, "deletions-term", "60").await?;
@@ -99,6 +115,19 @@ fn sigterm_right_after_a_task_loses_no_deletion() {
         let status = status?;
         assert!(status.success(), "{}", worker.fault(&status.to_string()));
         assert_eq!(scene.stack.aws.depth(&queue.url).await?, (0, 0));
+        Ok(())
+    });
+}
+
+#[test]
+fn an_sqs_that_answers_no_more_holds_up_no_end() {
+    case(|scene| async move {
+        let (queue, proxy, worker) = start(&scene, "deletions-hang", "60").await?;
+        proxy.hold(true);
+        ended(&scene, &queue, &short(&scene, 1)).await?;
+        proxy.requests(1, PATIENCE).await?;
+        assert!(worker.terminate(Duration::from_secs(30)).await?.success());
+        assert!(worker.log_text().contains("were not deleted: they come again"), "{}", worker.log_text());
         Ok(())
     });
 }

@@ -3,11 +3,13 @@
 
 use anyhow::{Context, Result, ensure};
 use e2e::{
-    aws::IMAGES,
+    aws::{IMAGES, Queue},
     backend::{Backend, COMPLETE, Call, PROGRESS},
     line::LineOptions,
-    paths::repo,
-    stack::{QUEUE, Stack},
+    paths::{binary, repo},
+    process::{Process, Spec},
+    runtime_api::RuntimeApi,
+    stack::{QUEUE, Stack, function_env},
     task::Task,
 };
 use image::DynamicImage;
@@ -20,6 +22,8 @@ use std::{
 };
 use tokio::runtime::Runtime;
 
+/// Longer than anything here takes.
+pub(crate) const HOUR: Duration = Duration::from_secs(3600);
 /// For anything that waits its turn behind other cases' paintings on two cores.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(180);
 /// The main line: nothing that it carries may come back while other cases keep the function busy.
@@ -48,6 +52,14 @@ pub(crate) struct Painting {
     pub(crate) picture: DynamicImage,
     pub(crate) complete: Call,
     pub(crate) progress: Vec<Call>,
+}
+
+/// A function of a case's own whose invocations end when the case says so, and a queue whose messages can be seen again within
+/// the case by the function's own word alone.
+pub(crate) struct Solo {
+    pub(crate) queue: Queue,
+    pub(crate) api: RuntimeApi,
+    pub(crate) function: Process,
 }
 
 /// Runs a case. All share one runtime, because connections belong to the runtime that opened them.
@@ -92,6 +104,15 @@ impl Scene {
     async fn open() -> Result<Self> {
         let Shared { stack, lora } = shared().await?;
         Ok(Self { stack, backend: Backend::start().await?, lora })
+    }
+
+    /// Starts a function and its queue, both of that name.
+    pub(crate) async fn solo(&self, name: &str) -> Result<Solo> {
+        let (aws, run) = (&self.stack.aws, &self.stack.run);
+        let queue = aws.queue(name, HOUR, 3).await?;
+        let api = RuntimeApi::start().await?;
+        let spec = Spec::new(name, binary("handler")?).envs(function_env(aws, run, name, &model())?);
+        Ok(Solo { queue, function: spec.envs(api.env()).start(run)?, api })
     }
 
     /// A good task of few steps.

@@ -1,31 +1,18 @@
 //! A function that is told to end: what is in work is finished and answered first.
 
-use crate::scene::{PATIENCE, case, model};
+use crate::scene::{HOUR, PATIENCE, Solo, case};
 use e2e::{
     backend::{COMPLETE, PROGRESS},
-    mapping, paths,
-    process::Spec,
-    runtime_api::RuntimeApi,
-    stack::function_env,
-    wait,
+    mapping, wait,
 };
 use serde_json::json;
 use std::time::Duration;
-
-/// Longer than anything here takes.
-const HOUR: Duration = Duration::from_secs(3600);
 
 /// An answer that is lost brings the event again, after the queue's whole visibility timeout.
 #[test]
 fn sigterm_lets_the_event_in_work_be_painted_and_answered() {
     case(|scene| async move {
-        let (aws, run) = (&scene.stack.aws, &scene.stack.run);
-        let queue = aws.queue("shutdown", HOUR, 3).await?;
-        let mut api = RuntimeApi::start().await?;
-        let function = Spec::new("shutdown", paths::binary("handler")?)
-            .envs(function_env(aws, run, "shutdown", &model())?)
-            .envs(api.env())
-            .start(run)?;
+        let (aws, Solo { queue, mut api, function }) = (&scene.stack.aws, scene.solo("shutdown").await?);
         let task = scene.task().with("num_inference_steps", 7);
         aws.send(&queue.url, &task.body()).await?;
         let messages = aws.receive(&queue.url, 20, 1).await?;

@@ -3,9 +3,8 @@
 use super::{LEAST_PSNR, psnr, toy_model};
 use anyhow::{Context, Result, ensure};
 use handler::{
-    config::{DeviceKind, ModelConfig, PictureConfig, Precision},
+    config::{DeviceKind, ModelConfig, Precision},
     lora::Dora,
-    picture::Origin,
     pipeline::{
         Offload, Request,
         noise::{DEFAULT_THREADS, Source},
@@ -13,10 +12,8 @@ use handler::{
         scheduler::Kind,
     },
     studio::{Commission, Order, Painted, Studio},
-    task::Format,
 };
 use std::{ops::ControlFlow, path::Path};
-use tracing::Span;
 
 fn studio(model: &Path) -> Result<Studio> {
     let config = ModelConfig {
@@ -44,17 +41,7 @@ fn commission(prompt: &str, seed: u64, images: usize, scheduler: Kind) -> Commis
         karras_sigmas: None,
         noise_source: Source::Cuda,
     };
-    Commission {
-        request,
-        images,
-        loras: vec![],
-        signature: None,
-        format: Format::Png,
-        file: PictureConfig::default(),
-        origin: Origin::default(),
-        credential: None,
-        span: Span::none(),
-    }
+    Commission::new(request, images)
 }
 
 fn alike(alone: &Painted, together: &Painted) -> Result<()> {

@@ -1,49 +1,39 @@
 //! A reverse proxy in front of SQS that keeps how many messages each request deletes, holds such requests back, and lets entries
 //! of them fail. All else passes.
 
-use anyhow::{Context, Result};
-use axum::{
-    Router,
-    body::{Body, Bytes},
-    extract::State,
-    http::{
-        HeaderMap, Method, StatusCode, Uri,
-        header::{CONTENT_LENGTH, TRANSFER_ENCODING},
-    },
-    response::{IntoResponse, Response},
+use crate::{
+    proxy::{Proxy, Request, Target},
+    wait,
 };
+use anyhow::{Context, Result};
+use axum::response::{IntoResponse, Response};
 use serde_json::{Value, json};
 use std::{
-    io,
-    net::{Ipv4Addr, SocketAddr},
     sync::{
         Arc,
-        atomic::{AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     time::Duration,
 };
-use tokio::{net::TcpListener, sync::watch, task::JoinHandle};
-
-use crate::wait;
+use tokio::sync::watch;
 
 /// The proxy. It ends when this is dropped.
 #[derive(Debug)]
 pub struct DeletionProxy {
-    addr: SocketAddr,
+    proxy: Proxy,
     shared: Arc<Shared>,
-    server: JoinHandle<io::Result<()>>,
 }
 
 #[derive(Debug)]
 struct Shared {
-    target: String,
-    http: reqwest::Client,
+    target: Target,
     /// Entries of each request to delete.
     batches: watch::Sender<Vec<usize>>,
     /// Requests to delete that may pass.
     open: watch::Sender<bool>,
-    /// First entries of coming requests that fail.
+    /// First entries of coming requests that fail, and whether trying again could not help.
     failures: AtomicUsize,
+    is_final: AtomicBool,
 }
 
 impl DeletionProxy {
@@ -52,21 +42,24 @@ impl DeletionProxy {
     /// # Errors
     /// No free port.
     pub async fn start(target: &str) -> Result<Self> {
-        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.context("proxy of SQS")?;
         let shared = Arc::new(Shared {
-            target: target.to_string(),
-            http: reqwest::Client::builder().no_proxy().build()?,
+            target: Target::new(target)?,
             batches: watch::Sender::default(),
             open: watch::Sender::new(true),
             failures: AtomicUsize::new(0),
+            is_final: AtomicBool::new(false),
         });
-        let (addr, app) = (listener.local_addr()?, Router::new().fallback(pass).with_state(shared.clone()));
-        Ok(Self { addr, shared, server: tokio::spawn(async move { axum::serve(listener, app).await }) })
+        let passing = shared.clone();
+        let proxy = Proxy::start(move |request| {
+            let shared = passing.clone();
+            async move { shared.pass(request).await }
+        });
+        Ok(Self { proxy: proxy.await?, shared })
     }
 
     /// Its address.
     pub fn url(&self) -> String {
-        format!("http://{}", self.addr)
+        self.proxy.url()
     }
 
     /// Holds requests to delete back, or lets them go.
@@ -77,6 +70,12 @@ impl DeletionProxy {
     /// From now on the first entry of so many requests is not deleted, through no fault of the sender.
     pub fn fail(&self, requests: usize) {
         self.shared.failures.store(requests, Ordering::Relaxed);
+    }
+
+    /// As [`Self::fail`], but SQS says that the sender is at fault.
+    pub fn refuse(&self, requests: usize) {
+        self.shared.is_final.store(true, Ordering::Relaxed);
+        self.fail(requests);
     }
 
     /// How many entries each request to delete had, those that are held back too.
@@ -96,60 +95,35 @@ impl DeletionProxy {
     }
 }
 
-impl Drop for DeletionProxy {
-    fn drop(&mut self) {
-        self.server.abort();
-    }
-}
-
-async fn pass(
-    State(shared): State<Arc<Shared>>,
-    method: Method,
-    uri: Uri,
-    headers: HeaderMap,
-    body: Bytes,
-) -> Response {
-    let target = headers.get("x-amz-target").and_then(|value| value.to_str().ok()).unwrap_or_default();
-    let passed = match target {
-        "AmazonSQS.DeleteMessageBatch" => shared.delete(headers, body).await,
-        _ => shared.forward(method, uri, headers, body).await,
-    };
-    passed.unwrap_or_else(|error| (StatusCode::BAD_GATEWAY, format!("{error:#}")).into_response())
-}
-
 impl Shared {
-    async fn delete(&self, headers: HeaderMap, body: Bytes) -> Result<Response> {
-        let mut request: Value = serde_json::from_slice(&body)?;
-        let entries = request["Entries"].as_array_mut().context("no Entries")?;
+    async fn pass(&self, request: Request) -> Result<Response> {
+        match request.headers.get("x-amz-target").map(|target| target.as_bytes()) {
+            Some(b"AmazonSQS.DeleteMessageBatch") => self.delete(request).await,
+            _ => self.target.pass(request).await,
+        }
+    }
+
+    async fn delete(&self, mut request: Request) -> Result<Response> {
+        let mut batch: Value = serde_json::from_slice(&request.body)?;
+        let entries = batch["Entries"].as_array_mut().context("no Entries")?;
         self.batches.send_modify(|batches| batches.push(entries.len()));
         self.open.subscribe().wait_for(|open| *open).await?;
         let fails =
             self.failures.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(1)).is_ok();
         if !fails {
-            return self.forward(Method::POST, Uri::from_static("/"), headers, body).await;
+            return self.target.pass(request).await;
         }
         let failed = entries.remove(0);
-        let failed = json!([{ "Id": failed["Id"], "Code": "InternalError", "SenderFault": false }]);
+        let is_final = self.is_final.load(Ordering::Relaxed);
+        let failed = json!([{ "Id": failed["Id"], "Code": "InternalError", "SenderFault": is_final }]);
         if entries.is_empty() {
             return Ok(axum::Json(json!({ "Successful": [], "Failed": failed })).into_response());
         }
-        let passed = self.forward(Method::POST, Uri::from_static("/"), headers, request.to_string().into()).await?;
+        request.body = batch.to_string().into();
+        let passed = self.target.pass(request).await?;
         let answer = axum::body::to_bytes(passed.into_body(), usize::MAX).await?;
         let mut answer: Value = serde_json::from_slice(&answer)?;
         answer["Failed"] = failed;
         Ok(axum::Json(answer).into_response())
-    }
-
-    async fn forward(&self, method: Method, uri: Uri, mut headers: HeaderMap, body: Bytes) -> Result<Response> {
-        // The client says these for itself.
-        headers.remove(CONTENT_LENGTH);
-        let answer =
-            self.http.request(method, format!("{}{uri}", self.target)).headers(headers).body(body).send().await?;
-        let mut passed = Response::new(Body::empty());
-        *passed.status_mut() = answer.status();
-        *passed.headers_mut() = answer.headers().clone();
-        passed.headers_mut().remove(TRANSFER_ENCODING);
-        *passed.body_mut() = answer.bytes().await?.into();
-        Ok(passed)
     }
 }

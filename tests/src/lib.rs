@@ -22,6 +22,7 @@ pub mod mishap;
 pub mod paths;
 pub mod ports;
 pub mod process;
+mod proxy;
 pub mod runtime_api;
 pub mod sqs;
 pub mod stack;

@@ -15,10 +15,7 @@ pub use options::Options;
 pub use pictures::Pictures;
 pub use report::{Memory, Report};
 
-use self::{
-    crew::{Crew, Place},
-    proxy::Proxy,
-};
+use self::crew::{Crew, Place};
 use crate::{
     aws::{Aws, MODELS, Queue},
     backend::Backend,
@@ -60,14 +57,15 @@ pub async fn run(run: &RunDir, broker: &Broker, aws: &Aws, model: &Path, options
     let mishaps = |stream| Arc::new(Mishaps::new(options.seed, stream, options.fault_rate));
     let (s3_mishaps, webhook_mishaps) = (mishaps(S3), mishaps(WEBHOOKS));
     let backend = Backend::start_with(Some(webhook_mishaps.clone())).await?;
-    let s3 = Proxy::start(aws.endpoint(), s3_mishaps.clone()).await?;
+    let s3 = proxy::start(aws.endpoint(), s3_mishaps.clone()).await?;
+    let s3_url = s3.url();
     let queue = aws.queue(QUEUE, crew::VISIBILITY, crew::RECEIVES).await?;
     let publisher = broker.publisher().await?;
     publisher.declare(QUEUE).await?;
     let relay = Relay::start(run, QUEUE, &broker.url(), aws, &queue.url).await?;
     relay.ready().await?;
     let tasks = tasks(aws, model, &backend.url(), options.tasks).await?;
-    let mut crew = Crew::start(Place { run, aws, model, queue: &queue, s3: s3.url() }, options.workers)?;
+    let mut crew = Crew::start(Place { run, aws, model, queue: &queue, s3: &s3_url }, options.workers)?;
 
     let started = Instant::now();
     let bodies: Vec<String> = tasks.iter().map(Task::body).collect();

@@ -4,6 +4,9 @@
 //! did not delete are tried again until they can be seen by others. Then the queue brings them again, and the picture that stands is
 //! announced again.
 
+#[cfg(test)]
+mod tests;
+
 use super::Queue;
 use std::{future::pending, time::Duration};
 use tokio::{

@@ -100,6 +100,21 @@ impl StudioError {
 }
 
 impl Commission {
+    /// Plain pictures: no LoRA, no signature, no credential, and in the default format.
+    pub fn new(request: Request, images: usize) -> Self {
+        Self {
+            images,
+            loras: Vec::new(),
+            signature: None,
+            format: Format::default(),
+            file: PictureConfig::default(),
+            origin: Origin { seed: request.seed.into(), ..Origin::default() },
+            credential: None,
+            span: Span::none(),
+            request,
+        }
+    }
+
     /// Whether both can be painted at once.
     pub fn goes_with(&self, other: &Self) -> bool {
         self.images == other.images && self.loras == other.loras && self.request.goes_with(&other.request)

@@ -2,21 +2,18 @@
 
 use super::{Commission, Order, Painted, Studio};
 use crate::{
-    config::{DeviceKind, ModelConfig, PictureConfig, Precision},
+    config::{DeviceKind, ModelConfig, Precision},
     gpu::{Dtype, Gpu, Shortage},
     lora::{AppliedLora, Dora, Lora},
-    picture::Origin,
     pipeline::{
         Offload, Request,
         noise::{DEFAULT_THREADS, Source},
         prompt::Weighting,
         scheduler::Kind,
     },
-    task::Format,
 };
 use image::RgbImage;
 use std::{env, ops::ControlFlow, path::Path, process::Command, sync::Arc};
-use tracing::Span;
 
 const MODEL: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/model/easel-tiny");
 const MIB: usize = 1 << 20;
@@ -47,17 +44,7 @@ fn commission(prompt: &str, seed: u64, images: usize, size: usize) -> Commission
         karras_sigmas: None,
         noise_source: Source::Cuda,
     };
-    Commission {
-        request,
-        images,
-        loras: vec![],
-        signature: None,
-        format: Format::Png,
-        file: PictureConfig::default(),
-        origin: Origin::default(),
-        credential: None,
-        span: Span::none(),
-    }
+    Commission::new(request, images)
 }
 
 fn paint(studio: &mut Studio, commission: &Commission) -> Vec<RgbImage> {

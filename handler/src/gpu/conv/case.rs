@@ -1,0 +1,118 @@
+//! The shape of a convolution, and the dimensions that cuDNN is told. Refuses shapes without an output.
+
+use crate::gpu::{
+    Dtype,
+    cudnn::int,
+    error::{GpuError, Result},
+};
+use serde::{Deserialize, Serialize};
+
+/// A convolution's shape: square kernel, cross-correlation, the same padding on all four sides, no dilation.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub(crate) struct Case {
+    /// Type of x, w and y; sums are f32.
+    pub(crate) dtype: Dtype,
+    /// Images.
+    pub(crate) batch: usize,
+    /// Height of x.
+    pub(crate) height: usize,
+    /// Width of x.
+    pub(crate) width: usize,
+    /// Channels of x.
+    pub(crate) channels_in: usize,
+    /// Channels of y.
+    pub(crate) channels_out: usize,
+    /// Height and width of the kernel.
+    pub(crate) side: usize,
+    /// Step of the kernel, down and across.
+    pub(crate) stride: usize,
+    /// Zeros around x, on each side.
+    pub(crate) padding: usize,
+}
+
+impl Case {
+    /// Height of y; 0 where the kernel does not fit.
+    pub(crate) fn out_height(&self) -> usize {
+        self.out(self.height)
+    }
+
+    /// Width of y; 0 where the kernel does not fit.
+    pub(crate) fn out_width(&self) -> usize {
+        self.out(self.width)
+    }
+
+    fn out(&self, size: usize) -> usize {
+        let rest = (size + 2 * self.padding).checked_sub(self.side);
+        rest.and_then(|rest| rest.checked_div(self.stride)).map_or(0, |steps| steps + 1)
+    }
+
+    /// Dimensions (N, C, H, W) of x, w (as K, C, R, S) and y.
+    pub(super) fn dimensions(&self) -> Result<[[i64; 4]; 3]> {
+        let x = [self.batch, self.channels_in, self.height, self.width];
+        let w = [self.channels_out, self.channels_in, self.side, self.side];
+        let y = [self.batch, self.channels_out, self.out_height(), self.out_width()];
+        let mut dimensions = [[0; 4]; 3];
+        for (to, from) in dimensions.iter_mut().zip([x, w, y]) {
+            for (to, from) in to.iter_mut().zip(from) {
+                *to = int(from)?;
+                if from == 0 {
+                    return Err(GpuError::Unavailable(format!("there is no convolution of this shape: {self:?}")));
+                }
+            }
+        }
+        Ok(dimensions)
+    }
+}
+
+/// Strides, in elements, of dimensions (N, C, H, W) stored channels last.
+pub(super) fn channels_last([_, c, h, w]: [i64; 4]) -> [i64; 4] {
+    [h * w * c, 1, w * c, c]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn case() -> Case {
+        Case {
+            dtype: Dtype::F16,
+            batch: 2,
+            height: 64,
+            width: 48,
+            channels_in: 320,
+            channels_out: 640,
+            side: 3,
+            stride: 1,
+            padding: 1,
+        }
+    }
+
+    #[test]
+    fn output_sizes() {
+        assert_eq!((case().out_height(), case().out_width()), (64, 48));
+        let halved = Case { stride: 2, ..case() };
+        assert_eq!((halved.out_height(), halved.out_width()), (32, 24));
+        let odd = Case { stride: 2, height: 65, padding: 0, ..case() };
+        assert_eq!((odd.out_height(), odd.out_width()), (32, 23));
+        let point = Case { side: 1, padding: 0, ..case() };
+        assert_eq!((point.out_height(), point.out_width()), (64, 48));
+    }
+
+    #[test]
+    fn impossible_shapes_have_no_output() {
+        assert_eq!(Case { height: 1, padding: 0, ..case() }.out_height(), 0);
+        assert_eq!(Case { stride: 0, ..case() }.out_width(), 0);
+        assert!(Case { height: 1, padding: 0, ..case() }.dimensions().is_err());
+        assert!(Case { channels_in: 0, ..case() }.dimensions().is_err());
+    }
+
+    #[test]
+    fn dimensions_and_strides() {
+        let [x, w, y] = Case { stride: 2, ..case() }.dimensions().unwrap();
+        assert_eq!(x, [2, 320, 64, 48]);
+        assert_eq!(w, [640, 320, 3, 3]);
+        assert_eq!(y, [2, 640, 32, 24]);
+        assert_eq!(channels_last(x), [64 * 48 * 320, 1, 48 * 320, 320]);
+        assert_eq!(channels_last(w), [3 * 3 * 320, 1, 3 * 320, 320]);
+    }
+}

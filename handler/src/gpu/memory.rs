@@ -1,0 +1,134 @@
+//! A GPU's memory: how much is taken, new arrays, and copies on the device. What crosses to the host is in `array`.
+
+use super::{Array, Dtype, Gpu, GpuError, Result, arena::Arena, check, lock};
+use cudarc::driver::sys::{self, CUmemorytype};
+use std::{
+    ptr::{null, null_mut},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicUsize, Ordering},
+    },
+};
+
+/// How much of a GPU's memory is taken, in bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Memory {
+    /// By whomever.
+    pub used: u64,
+    /// There is.
+    pub total: u64,
+}
+
+/// Bytes of the GPU's memory that are ours.
+#[derive(Default)]
+pub(crate) struct Meter {
+    now: AtomicUsize,
+    peak: AtomicUsize,
+}
+
+impl Meter {
+    pub(super) fn add(&self, bytes: usize) {
+        let now = self.now.fetch_add(bytes, Ordering::Relaxed) + bytes;
+        self.peak.fetch_max(now, Ordering::Relaxed);
+    }
+
+    pub(super) fn remove(&self, bytes: usize) {
+        self.now.fetch_sub(bytes, Ordering::Relaxed);
+    }
+}
+
+impl Gpu {
+    /// The most bytes held at once; without the driver's own.
+    pub fn peak_bytes(&self) -> usize {
+        self.0.meter.peak.load(Ordering::Relaxed)
+    }
+
+    /// Bytes held now.
+    pub fn bytes(&self) -> usize {
+        self.0.meter.now.load(Ordering::Relaxed)
+    }
+
+    /// A new array that lives for a while; not cleared.
+    pub(crate) fn resident(&self, dims: &[usize], dtype: Dtype) -> Result<Array> {
+        Array::new(self, &self.0.resident, dims, dtype)
+    }
+
+    /// A new array between operations; not cleared.
+    pub(crate) fn scratch(&self, dims: &[usize], dtype: Dtype) -> Result<Array> {
+        Array::new(self, &self.0.scratch, dims, dtype)
+    }
+
+    /// Gives unused scratch memory back to the driver. Graphs that were captured before must not run afterwards.
+    pub(crate) fn trim(&self) -> Result<()> {
+        self.synchronize()?;
+        lock(&self.0.scratch).trim()
+    }
+
+    /// Fills an array with zeros.
+    pub(crate) fn clear(&self, array: &Array) -> Result<()> {
+        self.fill(array, 0)
+    }
+
+    /// Fills an array with a byte.
+    pub(crate) fn fill(&self, array: &Array, byte: u8) -> Result<()> {
+        // SAFETY: the array's own range.
+        check("cuMemsetD8Async", unsafe { sys::cuMemsetD8Async(array.address(), byte, array.bytes(), self.0.stream) })
+    }
+
+    /// Copies `from`, which may be some columns of something, to the contiguous `to` of the same dims.
+    pub(crate) fn copy(&self, from: &Array, to: &Array) -> Result<()> {
+        if from.dims() != to.dims() || from.dtype() != to.dtype() || !to.is_contiguous() {
+            return Err(GpuError::Unavailable(format!("a copy of {:?} to {:?}", from.dims(), to.dims())));
+        }
+        let width = from.columns() * from.dtype().bytes();
+        let copy = sys::CUDA_MEMCPY2D {
+            srcXInBytes: 0,
+            srcY: 0,
+            srcMemoryType: CUmemorytype::CU_MEMORYTYPE_DEVICE,
+            srcHost: null(),
+            srcDevice: from.address(),
+            srcArray: null_mut(),
+            srcPitch: from.row() * from.dtype().bytes(),
+            dstXInBytes: 0,
+            dstY: 0,
+            dstMemoryType: CUmemorytype::CU_MEMORYTYPE_DEVICE,
+            dstHost: null_mut(),
+            dstDevice: to.address(),
+            dstArray: null_mut(),
+            dstPitch: width,
+            WidthInBytes: width,
+            Height: from.rows(),
+        };
+        // SAFETY: rows of arrays that are alive until the stream has passed them.
+        check("cuMemcpy2DAsync", unsafe { sys::cuMemcpy2DAsync_v2(&copy, self.0.stream) })
+    }
+
+    /// An arena of its own, for what may leave.
+    pub(super) fn arena(&self, page: usize) -> Result<Arc<Mutex<Arena>>> {
+        Ok(Arc::new(Mutex::new(Arena::new(self.0.device, page, self.0.meter.clone())?)))
+    }
+
+    /// Bytes that the driver can still give.
+    pub fn free_bytes(&self) -> Result<usize> {
+        Ok(self.memory_info()?.0)
+    }
+
+    /// What all processes together have of the memory.
+    ///
+    /// # Errors
+    /// The driver's.
+    pub fn memory(&self) -> Result<Memory> {
+        let (free, total) = self.memory_info()?;
+        Ok(Memory { used: total.saturating_sub(free) as u64, total: total as u64 })
+    }
+
+    /// Free and all bytes.
+    fn memory_info(&self) -> Result<(usize, usize)> {
+        // Who asks may be the first on its thread.
+        self.enter()?;
+        let (mut free, mut total) = (0, 0);
+        // SAFETY: writes two numbers.
+        check("cuMemGetInfo", unsafe { sys::cuMemGetInfo_v2(&mut free, &mut total) })?;
+        Ok((free, total))
+    }
+}

@@ -1,0 +1,45 @@
+//! A message of the queue, and what becomes of it. It is not read here.
+
+use crate::trace::Carrier;
+use std::time::{Duration, Instant, SystemTime};
+
+/// How long a message rests after a fault, for each time it was received: a fault gets time to pass.
+const REST: Duration = Duration::from_secs(5);
+
+/// A message as it came from the queue.
+#[derive(Debug, Clone)]
+pub struct Message {
+    /// The body.
+    pub body: String,
+    /// The queue's id, if it says so.
+    pub id: Option<String>,
+    /// The trace that it belongs to.
+    pub carrier: Carrier,
+    /// How often the queue has handed it out, this time included; 1 if the queue did not say.
+    pub receive_count: u32,
+    /// When the invocation that brought it ends; `None` if there is no such limit.
+    pub deadline: Option<Instant>,
+    /// When the queue got it, if it says so.
+    pub sent_at: Option<SystemTime>,
+}
+
+/// What becomes of the message.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Outcome {
+    /// Done with: painted, or failed for good and the backend knows, or does not want to know.
+    Consumed,
+    /// Back to the queue, to be tried again or dead-lettered; to become visible again after this time.
+    GivenBack(Duration),
+}
+
+impl Message {
+    /// How long it rests before it is tried again.
+    pub(super) fn rest(&self) -> Duration {
+        REST.saturating_mul(self.receive_count)
+    }
+
+    /// Back to the queue, after that rest.
+    pub(super) fn given_back(&self) -> Outcome {
+        Outcome::GivenBack(self.rest())
+    }
+}
