@@ -403,6 +403,15 @@ impl Gpu {
         Ok(Arc::new(Mutex::new(Arena::new(self.0.device, page, self.0.meter.clone())?)))
     }
 
+    /// Its compute capability, as 9 and 0.
+    ///
+    /// # Errors
+    /// The driver's.
+    pub fn compute_capability(&self) -> Result<(usize, usize)> {
+        let major = attribute(self.0.device, CUdevice_attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR)?;
+        Ok((major, attribute(self.0.device, CUdevice_attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)?))
+    }
+
     /// Bytes that the driver can still give.
     pub fn free_bytes(&self) -> Result<usize> {
         Ok(self.memory_info()?.0)
