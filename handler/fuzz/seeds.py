@@ -33,6 +33,12 @@ BEYOND = {
     "output_format": MARK, "signature": {"margin": 0.26}, "created_at": MARK,
 }
 
+# What the parser refuses and JSON Schema takes.
+UNSAID = {
+    "seed": 42.0, "prompt_tags": [MARK * 700, MARK * 700], "lora_model_url": "s3://styles/" + "\u00fc" * 600,
+    "webhook_url": "http://[::1",
+}
+
 
 def tasks():
     yield "taken-least", json.dumps(TASK)
@@ -45,6 +51,9 @@ def tasks():
     for name, value in {"position": MARK, "opacity": 256, "size": 0.26, "size-small": 0.01}.items():
         yield f"refused-signature-{name}", json.dumps(TASK | {"signature": {name.split("-")[0]: value}})
     yield "refused-scheduler-without-karras", json.dumps(TASK | {"scheduler": "ddim", "karras_sigmas": True})
+    # What the published schema cannot say: tests/docs/test_schemas.py has the table.
+    for name, value in UNSAID.items():
+        yield f"refused-unsaid-{name}", json.dumps(TASK | {name: value}, ensure_ascii=False)
     yield "refused-array", json.dumps([MARK])
     yield "refused-broken", json.dumps(FULL)[:-1]
 

@@ -4,8 +4,10 @@
 
 use std::{net::Ipv4Addr, str::FromStr};
 
+/// Shortest and longest name of a bucket.
+pub const BUCKET_LENGTH: (usize, usize) = (3, 63);
 /// Longest key, in bytes.
-const MAX_KEY: usize = 1024;
+pub const MAX_KEY: usize = 1024;
 
 /// A bucket, or with `*` in front all buckets whose names end so.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -47,7 +49,11 @@ pub fn is_bucket(name: &str) -> bool {
     let plain = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit();
     let ends = name.bytes().next().is_some_and(plain) && name.bytes().next_back().is_some_and(plain);
     let inside = name.bytes().all(|byte| plain(byte) || byte == b'-' || byte == b'.');
-    (3..=63).contains(&name.len()) && ends && inside && !name.contains("..") && name.parse::<Ipv4Addr>().is_err()
+    (BUCKET_LENGTH.0..=BUCKET_LENGTH.1).contains(&name.len())
+        && ends
+        && inside
+        && !name.contains("..")
+        && name.parse::<Ipv4Addr>().is_err()
 }
 
 /// Whether a key is of 1 to 1024 bytes, without control characters and without `.` and `..` between its slashes.

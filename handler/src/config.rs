@@ -2,12 +2,16 @@
 
 mod bench;
 mod cache;
+mod completions;
 mod credential;
+mod doctor;
 mod generate;
 mod lora;
+mod manual;
 mod model;
 mod picture;
 mod safety;
+mod schema;
 mod secret;
 mod secrets;
 mod signature;
@@ -17,12 +21,15 @@ mod work;
 
 pub use bench::{BenchCommand, BenchFileConfig, BenchLoraConfig, BenchPictureConfig, BenchSoakConfig};
 pub use cache::CacheConfig;
+pub use completions::CompletionsConfig;
 pub use credential::{CredentialConfig, CredentialFiles, Pem};
+pub use doctor::DoctorConfig;
 pub use generate::{GenerateConfig, LoraFile};
 pub use lora::{InspectConfig, LoraCommand};
 pub use model::{DeviceKind, ModelConfig, Precision};
 pub use picture::PictureConfig;
 pub use safety::SafetyConfig;
+pub use schema::SchemaCommand;
 pub use secret::Secret;
 pub use secrets::{SecretsConfig, SigningConfig, TokenConfig};
 pub use signature::SignatureConfig;
@@ -37,7 +44,7 @@ use std::{net::SocketAddr, time::Duration};
 ///
 /// Without a subcommand it is the AWS Lambda function, configured by the environment alone.
 #[derive(Debug, Parser)]
-#[command(name = "handler", version)]
+#[command(name = "handler", version, after_long_help = manual::handler())]
 pub struct Cli {
     /// What to do.
     #[command(subcommand)]
@@ -48,11 +55,14 @@ pub struct Cli {
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Serve SQS events through the Lambda Runtime API (what `handler` alone does).
-    #[command(after_help = telemetry::HELP)]
+    #[command(after_long_help = manual::service())]
     Function(ServiceConfig),
     /// Poll an SQS queue: for GPU hosts that are not Lambda.
-    #[command(after_help = telemetry::HELP)]
+    #[command(after_long_help = manual::service())]
     Worker(WorkerConfig),
+    /// Look at everything that function and worker need: one line for each thing, with what to do about it.
+    #[command(after_long_help = manual::doctor())]
+    Doctor(DoctorConfig),
     /// Paint one picture from the shell.
     Generate(GenerateConfig),
     /// Fill a model folder from the hub, and check one.
@@ -64,6 +74,11 @@ pub enum Command {
     /// Measure what something costs here.
     #[command(subcommand)]
     Bench(BenchCommand),
+    /// Print the contract with the backend.
+    #[command(subcommand)]
+    Schema(SchemaCommand),
+    /// Print a script that completes this command line in a shell.
+    Completions(CompletionsConfig),
 }
 
 /// What function and worker share.
@@ -94,6 +109,7 @@ pub struct ServiceConfig {
 
 /// Settings of `handler worker`.
 #[derive(Debug, Clone, Args)]
+#[command(next_help_heading = "Queue")]
 pub struct WorkerConfig {
     /// What it shares with the function.
     #[command(flatten)]

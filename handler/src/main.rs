@@ -3,16 +3,19 @@
 use clap::Parser;
 use handler::{
     bench,
-    config::{BenchCommand, Cli, Command, LogFormat, LoraCommand, WeightsCommand},
-    generate, lora,
+    config::{BenchCommand, Cli, Command, DoctorConfig, LogFormat, LoraCommand, SchemaCommand, WeightsCommand},
+    doctor, exit, generate, lora,
     picture::CredentialError,
-    runtime, trace, weights, worker,
+    runtime, task, trace, webhook, weights, worker,
 };
-use std::{ffi::OsString, process::ExitCode, time::Duration};
+use std::{
+    ffi::OsString,
+    io::{self, Write},
+    process::ExitCode,
+    time::Duration,
+};
 use telemetry::{Logs, Traces};
 
-/// Exit code for a wrong command line or environment, `EX_USAGE` of sysexits.h.
-const EX_USAGE: u8 = 64;
 /// For the last spans.
 const TRACES_END: Duration = Duration::from_secs(2);
 
@@ -22,7 +25,7 @@ fn main() -> ExitCode {
         Err(error) => {
             // The terminal may be gone; there is nobody else to tell.
             let _ = error.print();
-            return if error.use_stderr() { ExitCode::from(EX_USAGE) } else { ExitCode::SUCCESS };
+            return if error.use_stderr() { ExitCode::from(exit::USAGE) } else { ExitCode::from(exit::SUCCESS) };
         }
     };
     let serves = matches!(cli.command, Command::Function(_) | Command::Worker(_));
@@ -30,7 +33,7 @@ fn main() -> ExitCode {
         Ok(traces) => traces.flatten(),
         Err(error) => {
             eprintln!("error: {error}");
-            return ExitCode::from(EX_USAGE);
+            return ExitCode::from(exit::USAGE);
         }
     };
     log(&cli.command, traces.as_ref());
@@ -39,13 +42,13 @@ fn main() -> ExitCode {
         traces.end(TRACES_END);
     }
     match ended {
-        Ok(true) => ExitCode::SUCCESS,
-        Ok(false) => ExitCode::FAILURE,
+        Ok(true) => ExitCode::from(exit::SUCCESS),
+        Ok(false) => ExitCode::from(exit::FAILURE),
         Err(error) => {
             eprintln!("handler: {error:#}");
             // A certificate that cannot sign is a setting; that it cannot be read from a secret is not.
             let is_setting = error.is::<CredentialError>();
-            if is_setting { ExitCode::from(EX_USAGE) } else { ExitCode::FAILURE }
+            if is_setting { ExitCode::from(exit::USAGE) } else { ExitCode::from(exit::FAILURE) }
         }
     }
 }
@@ -63,7 +66,7 @@ fn log(command: &Command, traces: Option<&Traces>) {
     let format = match command {
         Command::Function(config) => config.log_format,
         Command::Worker(config) => config.service.log_format,
-        Command::Generate(_) | Command::Lora(_) | Command::Weights(_) | Command::Bench(_) => LogFormat::Text,
+        _ => LogFormat::Text,
     };
     let serves = matches!(command, Command::Function(_) | Command::Worker(_));
     let filter = if serves { "warn,handler=info,telemetry=info" } else { "warn" };
@@ -75,6 +78,7 @@ fn run(command: &Command, traces: Option<Traces>) -> anyhow::Result<bool> {
     match command {
         Command::Function(config) => serve(runtime::serve(config, traces))?,
         Command::Worker(config) => serve(worker::serve(config))?,
+        Command::Doctor(config) => return examine(config),
         Command::Generate(config) => generate::run(config)?,
         Command::Weights(WeightsCommand::Pull(config)) => weights::pull(config)?,
         Command::Weights(WeightsCommand::Verify(config)) => return weights::verify(config),
@@ -83,10 +87,25 @@ fn run(command: &Command, traces: Option<Traces>) -> anyhow::Result<bool> {
         Command::Bench(BenchCommand::Picture(config)) => bench::picture(config)?,
         Command::Bench(BenchCommand::File(config)) => bench::file(config)?,
         Command::Bench(BenchCommand::Soak(config)) => bench::soak(config)?,
+        Command::Schema(SchemaCommand::Task) => print(&task::schema())?,
+        Command::Schema(SchemaCommand::Webhooks) => print(&webhook::openapi())?,
+        Command::Completions(config) => io::stdout().lock().write_all(&config.script())?,
     }
     Ok(true)
 }
 
 fn serve(service: impl Future<Output = anyhow::Result<()>>) -> anyhow::Result<()> {
     tokio::runtime::Builder::new_multi_thread().enable_all().build()?.block_on(service)
+}
+
+fn examine(config: &DoctorConfig) -> anyhow::Result<bool> {
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    let sound = runtime.block_on(doctor::run(config));
+    // A thread that hangs in a volume holds nothing that anybody waits for.
+    runtime.shutdown_background();
+    sound
+}
+
+fn print(document: &serde_json::Value) -> anyhow::Result<()> {
+    Ok(writeln!(io::stdout().lock(), "{document:#}")?)
 }

@@ -1,12 +1,14 @@
 //! Which finished step tells the backend of progress. Pure arithmetic; sending is done elsewhere.
 
+use schemars::JsonSchema;
+use serde::Serialize;
 use std::time::Duration;
 
 /// Percentages the backend hears of.
 pub const MILESTONES: [usize; 5] = [0, 25, 50, 75, 90];
 
 /// How far a painting is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, JsonSchema)]
 pub struct Progress {
     /// Finished steps.
     pub current_step: usize,
@@ -19,6 +21,16 @@ pub struct Progress {
 }
 
 /// Fires each milestone once, at the first finished step that reaches it.
+///
+/// ```
+/// use handler::progress::Milestones;
+/// use std::time::Duration;
+///
+/// let mut milestones = Milestones::new(50);
+/// let told = (0..=50).filter_map(|step| milestones.reach(step, Duration::from_secs(1)));
+/// let told: Vec<_> = told.map(|progress| (progress.current_step, progress.estimated_seconds)).collect();
+/// assert_eq!(told, [(0, 50), (13, 37), (25, 25), (38, 12), (45, 5)]);
+/// ```
 #[derive(Debug)]
 pub struct Milestones {
     total_steps: usize,

@@ -4,13 +4,15 @@ mod deletions;
 
 pub use deletions::{Deleter, Deletion, Deletions};
 
-use crate::trace::CARRIED;
+use crate::{causes::causes, trace::CARRIED};
 use aws_config::{SdkConfig, timeout::TimeoutConfig};
 use aws_sdk_sqs::{
     Client,
     config::Builder,
     error::DisplayErrorContext,
-    types::{BatchResultErrorEntry, DeleteMessageBatchRequestEntry, Message, MessageSystemAttributeName},
+    types::{
+        BatchResultErrorEntry, DeleteMessageBatchRequestEntry, Message, MessageSystemAttributeName, QueueAttributeName,
+    },
 };
 use deletions::Refusal;
 use std::{collections::HashMap, future::Future, time::Duration};
@@ -59,6 +61,16 @@ impl Queue {
         let request = request.set_message_attribute_names(Some(CARRIED.map(str::to_string).to_vec()));
         let answer = request.send().await.map_err(|error| DisplayErrorContext(error).to_string())?;
         Ok(answer.messages.unwrap_or_default().into_iter().next())
+    }
+
+    /// All that SQS says of the queue.
+    ///
+    /// # Errors
+    /// SQS', in words.
+    pub async fn attributes(&self) -> Result<HashMap<QueueAttributeName, String>, String> {
+        let request = self.sqs.get_queue_attributes().queue_url(&self.url).attribute_names(QueueAttributeName::All);
+        let answer = request.send().await.map_err(|error| causes(&error))?;
+        Ok(answer.attributes.unwrap_or_default())
     }
 
     /// Does `work` and meanwhile extends the time for which the message stays invisible, `visibility` seconds each time. Says, too, when

@@ -14,7 +14,7 @@ mod options;
 mod tests;
 mod text;
 
-pub use options::{MAX_MARGIN, Position, SIZES, Signature};
+pub use options::{MARGIN, MAX_MARGIN, OPACITY, Position, SIZES, Signature};
 
 use image::RgbImage;
 
@@ -41,6 +41,14 @@ pub enum SignatureError {
 }
 
 /// Signs the picture. An opacity of 0 checks the name and leaves the picture as it is.
+///
+/// ```
+/// use handler::signature::{Signature, sign};
+///
+/// let mut picture = image::RgbImage::new(256, 256);
+/// sign(&mut picture, "Ada Kowalska", &Signature::default()).unwrap();
+/// assert!(picture.pixels().any(|pixel| pixel.0 != [0; 3]));
+/// ```
 ///
 /// # Errors
 /// A name that cannot be drawn, or a picture that is too small for it; the picture is then unchanged.

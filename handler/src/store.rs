@@ -3,9 +3,11 @@
 mod loras;
 mod objects;
 mod payload;
+mod probe;
 mod results;
 
 pub use loras::Found;
+pub(crate) use probe::Access;
 
 use crate::{
     cache::{Cache, SourceError, Tally},

@@ -3,16 +3,25 @@
 //! Unknown fields are ignored, so that the backend can move first. `null` in an optional field means that it is absent.
 //! Each error names the field, what it holds and what it may hold.
 
+mod contract;
 mod fields;
 mod format;
+mod rule;
+mod schema;
 
 pub use format::Format;
+pub use schema::schema;
 
 use crate::{
     pipeline::{noise, prompt, scheduler},
-    signature::{MAX_MARGIN, Position, SIZES, Signature},
+    signature::Signature,
 };
 use aws_sdk_s3::primitives::DateTime;
+use contract::{
+    ARTIST_NAME, ASPECT_RATIO, CREATED_AT, GENERATION_ID, GUIDANCE_SCALE, KARRAS_SIGMAS, LORA_MODEL_URL, LORA_SCALE,
+    LORAS, NEGATIVE_PROMPT, NOISE_SOURCE, NUM_IMAGES, NUM_INFERENCE_STEPS, OUTPUT_FORMAT, PROMPT_TAGS,
+    PROMPT_WEIGHTING, SCHEDULER, SEED, SIGNATURE, STYLE_ID, WEBHOOK_URL, extra,
+};
 use fields::{Fields, Result};
 use serde_json::Value;
 use sha2::{Digest, Sha256};
@@ -36,6 +45,9 @@ pub const MAX_GUIDANCE: f64 = 50.0;
 pub const MAX_LORA_SCALE: f64 = 10.0;
 /// Longest URL, in characters.
 pub const MAX_URL: usize = 2048;
+/// Aspect ratios with their width and height; the first is that of any other.
+pub const SIZES_OF_RATIOS: [(&str, (usize, usize)); 3] =
+    [("1:1", (512, 512)), ("2:2", (768, 768)), ("1:2", (512, 1024))];
 
 /// A generation task that passed every check.
 #[derive(Debug, Clone)]
@@ -108,6 +120,20 @@ pub struct BadTask {
 impl Task {
     /// Reads and checks the body of a message.
     ///
+    /// ```
+    /// use handler::task::Task;
+    ///
+    /// let body = r#"{
+    ///     "generation_id": 500, "style_id": 10, "lora_model_url": "s3://bucket/lora.safetensors",
+    ///     "prompt_tags": ["lighthouse", "sunset"], "artist_name": "Ada", "webhook_url": "https://api.example.org"
+    /// }"#;
+    /// let task = Task::parse(body).unwrap();
+    /// assert_eq!((task.prompt.as_str(), task.seed), ("lighthouse sunset", 42));
+    ///
+    /// let bad = Task::parse(&body.replace("500", "-1")).unwrap_err();
+    /// assert!(bad.reason.starts_with("`generation_id` is -1, must be an integer from 0"));
+    /// ```
+    ///
     /// # Errors
     /// The first field that breaks the contract.
     pub fn parse(body: &str) -> std::result::Result<Self, Box<BadTask>> {
@@ -122,40 +148,40 @@ impl Task {
         let fields = Fields::new(map);
         Self::from_fields(&fields).map_err(|reason| {
             let generation_id = map.get("generation_id").and_then(Value::as_i64);
-            Box::new(BadTask { reason, generation_id, webhook_url: fields.webhook_url("webhook_url").ok() })
+            Box::new(BadTask { reason, generation_id, webhook_url: WEBHOOK_URL.read(&fields).ok() })
         })
     }
 
     fn from_fields(fields: &Fields) -> Result<Self> {
-        let (width, height) = size(fields.optional_text("aspect_ratio", 100)?);
-        let scheduler = fields.name("scheduler", &scheduler::Kind::names())?;
-        let lora_scale = fields.number("lora_scale", 1.0, -MAX_LORA_SCALE, MAX_LORA_SCALE)?;
-        let mut loras = vec![fields.lora_url("lora_model_url", lora_scale)?];
-        for extra in fields.objects("loras", MAX_EXTRA_LORAS)? {
-            let scale = extra.number("scale", 1.0, -MAX_LORA_SCALE, MAX_LORA_SCALE)?;
-            loras.push(extra.lora_url("lora_model_url", scale)?);
+        let (width, height) = size(ASPECT_RATIO.read(fields)?);
+        let scheduler = SCHEDULER.read(fields)?.unwrap_or_default();
+        let lora_scale = LORA_SCALE.read(fields)?;
+        let mut loras = vec![LoraRef::new(LORA_MODEL_URL.read(fields)?, lora_scale)];
+        for lora in LORAS.read(fields)?.unwrap_or_default() {
+            let scale = extra::SCALE.read(&lora)?;
+            loras.push(LoraRef::new(extra::LORA_MODEL_URL.read(&lora)?, scale));
         }
         Ok(Self {
-            generation_id: fields.id("generation_id")?,
-            style_id: fields.id("style_id")?,
+            generation_id: GENERATION_ID.read(fields)? as i64,
+            style_id: STYLE_ID.read(fields)? as i64,
             loras,
-            prompt: fields.tags("prompt_tags")?,
-            negative_prompt: fields.optional_text("negative_prompt", MAX_PROMPT)?.unwrap_or_default().to_string(),
-            prompt_weighting: fields.name("prompt_weighting", prompt::Weighting::NAMES)?,
-            artist_name: artist_name(fields)?,
-            webhook_url: fields.webhook_url("webhook_url")?,
-            seed: fields.integer("seed", Some(42), i128::from(i64::MIN), i128::from(u64::MAX))?,
+            prompt: PROMPT_TAGS.read(fields)?,
+            negative_prompt: NEGATIVE_PROMPT.read(fields)?.unwrap_or_default().to_string(),
+            prompt_weighting: PROMPT_WEIGHTING.read(fields)?.unwrap_or_default(),
+            artist_name: ARTIST_NAME.read(fields)?.to_string(),
+            webhook_url: WEBHOOK_URL.read(fields)?,
+            seed: SEED.read(fields)?,
             width,
             height,
-            steps: fields.integer("num_inference_steps", Some(50), 1, MAX_STEPS)? as usize,
-            guidance_scale: fields.number("guidance_scale", 7.5, 0.0, MAX_GUIDANCE)?,
+            steps: NUM_INFERENCE_STEPS.read(fields)? as usize,
+            guidance_scale: GUIDANCE_SCALE.read(fields)?,
             scheduler,
             karras_sigmas: karras_sigmas(fields, scheduler)?,
-            noise_source: fields.name("noise_source", noise::Source::NAMES)?,
-            num_images: fields.integer("num_images", Some(1), 1, MAX_IMAGES)? as usize,
-            format: fields.name("output_format", Format::NAMES)?,
+            noise_source: NOISE_SOURCE.read(fields)?.unwrap_or_default(),
+            num_images: NUM_IMAGES.read(fields)? as usize,
+            format: OUTPUT_FORMAT.read(fields)?.unwrap_or_default(),
             signature: signature(fields)?,
-            created_at: fields.instant("created_at")?,
+            created_at: CREATED_AT.read(fields)?,
         })
     }
 
@@ -209,29 +235,28 @@ impl Task {
     }
 }
 
-/// Width and height of an aspect ratio; 512x512 for none and, as in the Python worker, for an unknown one.
-pub fn size(aspect_ratio: Option<&str>) -> (usize, usize) {
-    match aspect_ratio {
-        None | Some("1:1") => (512, 512),
-        Some("2:2") => (768, 768),
-        Some("1:2") => (512, 1024),
-        Some(_) => {
-            tracing::warn!(known = "1:1, 2:2, 1:2", "unknown aspect_ratio, painting 512x512");
-            (512, 512)
-        }
+impl LoraRef {
+    fn new((bucket, key): (&str, &str), scale: f64) -> Self {
+        Self { bucket: bucket.to_string(), key: key.to_string(), scale }
     }
 }
 
-fn artist_name<'a>(fields: &Fields<'a>) -> Result<String> {
-    let name = fields.text("artist_name", MAX_ARTIST_NAME)?;
-    if name.trim().is_empty() {
-        return Err("`artist_name` is empty, it must name the artist".into());
-    }
-    Ok(name.to_string())
+/// Width and height of an aspect ratio; 512x512 for none and, as in the Python worker, for an unknown one.
+pub fn size(aspect_ratio: Option<&str>) -> (usize, usize) {
+    let [(_, usual), ..] = SIZES_OF_RATIOS;
+    let Some(wish) = aspect_ratio else { return usual };
+    let known = SIZES_OF_RATIOS.iter().find(|(name, _)| *name == wish);
+    known.map_or_else(
+        || {
+            tracing::warn!(known = "1:1, 2:2, 1:2", "unknown aspect_ratio, painting 512x512");
+            usual
+        },
+        |(_, size)| *size,
+    )
 }
 
 fn karras_sigmas(fields: &Fields, scheduler: scheduler::Kind) -> Result<Option<bool>> {
-    match fields.boolean("karras_sigmas")? {
+    match KARRAS_SIGMAS.read(fields)? {
         Some(true) if !scheduler.has_karras_sigmas() => {
             Err(format!("`karras_sigmas` is true, must be false or absent with the scheduler {scheduler}"))
         }
@@ -240,14 +265,13 @@ fn karras_sigmas(fields: &Fields, scheduler: scheduler::Kind) -> Result<Option<b
 }
 
 fn signature(fields: &Fields) -> Result<Signature> {
-    let default = Signature::default();
-    let Some(wish) = fields.object("signature")? else { return Ok(default) };
-    let size = wish.number("size", SIZES.0, SIZES.0, SIZES.1)?;
+    use contract::signature::{MARGIN_OF_IT, OPACITY_OF_IT, POSITION, SIZE};
+    let Some(wish) = SIGNATURE.read(fields)? else { return Ok(Signature::default()) };
     Ok(Signature {
-        position: wish.name("position", Position::NAMES)?,
-        opacity: wish.integer("opacity", Some(default.opacity.into()), 0, 255)? as u8,
-        size: wish.has("size").then_some(size),
-        margin: wish.number("margin", default.margin, 0.0, MAX_MARGIN)?,
+        position: POSITION.read(&wish)?.unwrap_or_default(),
+        opacity: OPACITY_OF_IT.read(&wish)? as u8,
+        size: SIZE.read(&wish)?,
+        margin: MARGIN_OF_IT.read(&wish)?,
     })
 }
 

@@ -78,6 +78,28 @@ async fn pull_all(config: &PullConfig) -> anyhow::Result<()> {
     Manifest { repo, revision, commit, variant, files: entries }.write(folder)
 }
 
+/// What a pulled folder is, and what of it is not as it was pulled.
+pub(crate) struct Examined {
+    /// Repository and commit.
+    pub(crate) source: String,
+    /// Each file that is different, and how.
+    pub(crate) different: Vec<String>,
+}
+
+/// Holds a pulled folder to its manifest, by hashes or by sizes alone; `None` for a folder that was not pulled.
+pub(crate) fn examine(folder: &Path, hash: bool) -> anyhow::Result<Option<Examined>> {
+    if !Manifest::is_in(folder) {
+        return Ok(None);
+    }
+    let Manifest { repo, commit, files, .. } = Manifest::read(folder)?;
+    let difference = |entry: &Entry| {
+        let difference = if hash { entry.difference(folder) } else { entry.difference_in_size(folder) };
+        difference.map(|difference| format!("{}: {difference}", entry.path))
+    };
+    let different = files.iter().filter_map(difference).collect();
+    Ok(Some(Examined { source: format!("{repo} at {commit}"), different }))
+}
+
 /// Whether every file of a pulled folder is as its manifest says; names on stdout each that is not.
 ///
 /// # Errors

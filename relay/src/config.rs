@@ -2,14 +2,20 @@
 //!
 //! Refuses to show the AMQP password: not in `--help`, not in `Debug`, not in an error.
 
-use std::{ffi::OsString, net::SocketAddr, time::Duration};
+use std::{
+    ffi::OsString,
+    io::{self, Write},
+    net::SocketAddr,
+    time::Duration,
+};
 
-use clap::{Parser, ValueEnum, builder::BoolishValueParser, value_parser};
+use clap::{FromArgMatches, Parser, ValueEnum, builder::BoolishValueParser, value_parser};
 use url::Url;
 
 mod broker;
 mod error;
 mod hosts;
+mod manual;
 
 pub(crate) use broker::Binding;
 pub use broker::{BrokerOptions, QueueType};
@@ -27,52 +33,52 @@ use crate::{
 
 /// Moves messages from a RabbitMQ queue to an SQS queue, and acknowledges each one only after SQS has accepted it.
 #[derive(Debug, Clone, Parser)]
-#[command(name = "relay", version, after_help = telemetry::HELP)]
+#[command(name = "relay", version)]
 pub struct Config {
     /// Where RabbitMQ is: amqp://user:password@host:port/vhost, or amqps://; several with commas, later ones as host:port
-    #[arg(long, env = "AMQP_URL", hide_env_values = true)]
+    #[arg(long, help_heading = "Broker", env = "AMQP_URL", hide_env_values = true)]
     pub amqp_url: AmqpUrl,
     /// The queue to consume
-    #[arg(long, env = "AMQP_QUEUE", default_value = "image_generation")]
+    #[arg(long, help_heading = "Broker", env = "AMQP_QUEUE", default_value = "image_generation")]
     pub queue: String,
     /// How many unacknowledged messages the broker may have out here; bounds the memory
-    #[arg(long, env = "AMQP_PREFETCH", default_value_t = 100, value_parser = value_parser!(u16).range(1..))]
+    #[arg(long, help_heading = "Broker", env = "AMQP_PREFETCH", default_value_t = 100, value_parser = value_parser!(u16).range(1..))]
     pub prefetch: u16,
     /// How to reach the broker, and what to create there.
     #[command(flatten)]
     pub broker: BrokerOptions,
     /// Create the durable queue, and the dead-letter exchange with its queue, where they are missing
-    #[arg(long, env = "RELAY_DECLARE", value_parser = BoolishValueParser::new())]
+    #[arg(long, help_heading = "Broker", env = "RELAY_DECLARE", value_parser = BoolishValueParser::new())]
     pub declare: bool,
     /// The exchange for messages that SQS can never carry [default: <queue>.dead-letter]
-    #[arg(long, env = "AMQP_DEAD_LETTER_EXCHANGE")]
+    #[arg(long, help_heading = "Broker", env = "AMQP_DEAD_LETTER_EXCHANGE")]
     pub dead_letter_exchange: Option<String>,
     /// The queue to send to
-    #[arg(long, env = "SQS_QUEUE_URL")]
+    #[arg(long, help_heading = "SQS", env = "SQS_QUEUE_URL")]
     pub sqs_queue_url: String,
     /// How long a message waits for others to share its batch, in milliseconds
-    #[arg(long, env = "RELAY_LINGER_MS", default_value_t = 20, value_parser = value_parser!(u64).range(..=60_000))]
+    #[arg(long, help_heading = "SQS", env = "RELAY_LINGER_MS", default_value_t = 20, value_parser = value_parser!(u64).range(..=60_000))]
     pub linger_ms: u64,
     /// How many batches may be on their way to SQS at once
-    #[arg(long, env = "RELAY_MAX_IN_FLIGHT", default_value_t = 16, value_parser = value_parser!(u16).range(1..=256))]
+    #[arg(long, help_heading = "SQS", env = "RELAY_MAX_IN_FLIGHT", default_value_t = 16, value_parser = value_parser!(u16).range(1..=256))]
     pub max_in_flight: u16,
     /// Where the group id of a message comes from: message-id, routing-key, header:NAME, json:/pointer (RFC 6901) or
     /// fixed:TEXT. A FIFO queue keeps the order inside a group and takes one message of a group at a time; without this
     /// option all messages are one group, which is strict and slow. A message that has no such field gets a group of its
     /// own. A standard queue is sent the group too (fair queues), when this is set
-    #[arg(long, env = "SQS_MESSAGE_GROUP_ID", value_name = "SOURCE", value_parser = Field::for_group)]
+    #[arg(long, help_heading = "SQS", env = "SQS_MESSAGE_GROUP_ID", value_name = "SOURCE", value_parser = Field::for_group)]
     pub message_group_id: Option<Field>,
     /// Where the deduplication id comes from, FIFO queues only: as for the group, or sha256 of the body. A message that
     /// has no such field gets the hash. SQS drops a second message with the same id for five minutes [default: message-id]
-    #[arg(long, env = "SQS_MESSAGE_DEDUPLICATION_ID", value_name = "SOURCE")]
+    #[arg(long, help_heading = "SQS", env = "SQS_MESSAGE_DEDUPLICATION_ID", value_name = "SOURCE")]
     pub message_deduplication_id: Option<Field>,
     /// What becomes an SQS message attribute, ten at most, separated by commas: message-id, correlation-id, timestamp,
     /// traceparent, tracestate, routing-key, exchange, type, app-id, content-type, priority, header:NAME. When a message
     /// is too large with them, the last ones are left out
-    #[arg(long, env = "RELAY_ATTRIBUTES", value_name = "LIST", default_value = attributes::DEFAULT)]
+    #[arg(long, help_heading = "SQS", env = "RELAY_ATTRIBUTES", value_name = "LIST", default_value = attributes::DEFAULT)]
     pub attributes: Attributes,
     /// The S3 bucket for bodies over 1 MiB, of which SQS gets a pointer; without it such a message is dead-lettered
-    #[arg(long, env = "RELAY_PAYLOAD_BUCKET", value_name = "BUCKET")]
+    #[arg(long, help_heading = "SQS", env = "RELAY_PAYLOAD_BUCKET", value_name = "BUCKET")]
     pub payload_bucket: Option<String>,
     /// Where /healthz, /readyz and /metrics answer
     #[arg(long, env = "RELAY_HEALTH_ADDR", default_value = "127.0.0.1:9100")]
@@ -98,21 +104,38 @@ pub enum LogFormat {
 }
 
 impl Config {
-    /// Reads the options; `None` when the person asked for help or the version and has it.
+    /// Reads the options; `None` when the person asked for help, the version or completions, and has them.
+    ///
+    /// ```
+    /// use relay::config::Config;
+    ///
+    /// let options = ["relay", "--amqp-url", "amqp://localhost", "--sqs-queue-url", "https://sqs.example/1/tasks.fifo"];
+    /// let config = Config::load(options).unwrap().unwrap();
+    /// assert!(config.is_fifo());
+    /// assert_eq!(config.dead_letter_exchange(), "image_generation.dead-letter");
+    /// assert!(Config::load(["relay", "--nonsense"]).is_err());
+    /// ```
     pub fn load<I>(args: I) -> Result<Option<Self>, ConfigError>
     where
         I: IntoIterator,
         I::Item: Into<OsString> + Clone,
     {
-        let config = match Self::try_parse_from(args) {
-            Ok(config) => config,
+        let refuse = |err: clap::Error| ConfigError::Usage(redact(err.to_string().trim_end()));
+        let matches = match manual::command().try_get_matches_from(args) {
+            Ok(matches) => matches,
             Err(err) if !err.use_stderr() => {
                 // Printing help to a closed pipe is no reason to fail.
                 let _ = err.print();
                 return Ok(None);
             }
-            Err(err) => return Err(ConfigError::Usage(redact(err.to_string().trim_end()))),
+            Err(err) => return Err(refuse(err)),
         };
+        if let Some(script) = manual::completions(&matches) {
+            // As with help.
+            let _ = io::stdout().lock().write_all(&script);
+            return Ok(None);
+        }
+        let config = Self::from_arg_matches(&matches).map_err(refuse)?;
         config.validate()?;
         Ok(Some(config))
     }

@@ -12,6 +12,14 @@ const EXIT_USAGE: u8 = 64;
 const EXIT_UNAVAILABLE: u8 = 69;
 const EXIT_FAILURE: u8 = 1;
 
+/// Every exit code but those of signals, and when it comes.
+pub const EXIT_CODES: [(u8, &str); 4] = [
+    (0, "ended by a signal, in order; --check found all well"),
+    (EXIT_FAILURE, "anything else, such as a health address that is taken"),
+    (EXIT_USAGE, "an option or a variable that cannot work, which standard error names"),
+    (EXIT_UNAVAILABLE, "SQS or the first broker refuses for good; --check found something wrong"),
+];
+
 /// Why the relay ended.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {

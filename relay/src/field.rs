@@ -46,6 +46,13 @@ pub enum Field {
 
 impl Field {
     /// Reads the option of the group id. A hash of the body is no group: no two messages would share it.
+    ///
+    /// ```
+    /// use relay::field::Field;
+    ///
+    /// assert_eq!(Field::for_group("json:/style_id"), Ok(Field::Json(vec!["style_id".into()])));
+    /// assert!(Field::for_group("sha256").is_err());
+    /// ```
     pub fn for_group(text: &str) -> Result<Self, String> {
         match text.parse()? {
             Self::Sha256 => Err("sha256 is for deduplication only".to_owned()),

@@ -1,7 +1,6 @@
 //! The `relay` binary: reads the options, starts the logs, runs the relay and turns its end into an exit code.
 //!
-//! No logic lives here. Exit codes: 0 after a signal, 64 for a bad option, 69 when SQS refuses for good, the broker
-//! refuses at the start, or a check fails, 1 otherwise.
+//! No logic lives here. The exit codes are `relay::error::EXIT_CODES`.
 
 use std::{env, process::ExitCode, time::Duration};
 

@@ -104,20 +104,28 @@ def commands(binary, words=()):
     """Every command of a binary that does something itself, as the words after its name."""
     listed = re.search(r"^Commands:\n((?: .*\n)+)", binaries.manual(binary, words), re.MULTILINE)
     names = re.findall(r"^ {2}(\S+)", listed[1], re.MULTILINE) if listed else []
-    names = [name for name in names if name != "help"]
-    return [each for name in names for each in commands(binary, (*words, name))] if names else [words]
+    below = [each for name in names if name != "help" for each in commands(binary, (*words, name))]
+    # The relay does something without any of its commands.
+    own = rows(binary, words) or not below
+    return [words, *below] if own else below
+
+
+def rows(binary, words):
+    """A command's arguments and options."""
+    manual = binaries.manual(binary, words)
+    usage = re.search(r"^Usage: (.*)$", manual, re.MULTILINE)[1]
+    found = [*arguments(manual), *(row(entry, usage) for entry in binaries.entries(binary, words))]
+    return [each for each in found if each.name.strip("`") not in EVERYWHERE]
 
 
 def section(binary, words):
-    """A command's heading, what it does, and its table."""
+    """A command's heading, what it does, and its table, if it has options."""
     manual = binaries.manual(binary, words)
-    usage = re.search(r"^Usage: (.*)$", manual, re.MULTILINE)[1]
     what = prose(manual[: manual.index("Usage:")])
-    rows = [*arguments(manual), *(row(entry, usage) for entry in binaries.entries(binary, words))]
-    rows = [each for each in rows if each.name.strip("`") not in EVERYWHERE]
-    table = ["| flag | variable | default | values | what |", "| --- | --- | --- | --- | --- |"]
+    lines = [each.line() for each in rows(binary, words)]
+    table = ["| flag | variable | default | values | what |", "| --- | --- | --- | --- | --- |", *lines, ""] if lines else []
     title = " ".join([binary, *words])
-    return "\n".join([f"## {title}", "", what.rstrip(".") + ".", "", *table, *(each.line() for each in rows), ""])
+    return "\n".join([f"## {title}", "", what.rstrip(".") + ".", "", *table])
 
 
 def page():

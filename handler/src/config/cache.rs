@@ -9,6 +9,7 @@ const FIRST_DELAY: Duration = Duration::from_millis(200);
 
 /// How LoRAs are fetched and kept on the volume.
 #[derive(Debug, Clone, Args)]
+#[command(next_help_heading = "LoRAs on the volume")]
 pub struct CacheConfig {
     /// Most bytes of all kept LoRAs together; the least recently used go first.
     #[arg(long, env = "EASEL_CACHE_MAX_BYTES", default_value_t = 16 << 30, value_name = "BYTES")]

@@ -8,6 +8,7 @@ use url::Url;
 
 /// Content Credentials of the service.
 #[derive(Debug, Clone, Default, Args)]
+#[command(next_help_heading = "Content Credentials")]
 pub struct CredentialConfig {
     /// As files.
     #[command(flatten)]
@@ -34,6 +35,7 @@ pub struct CredentialConfig {
 
 /// Content Credentials from files.
 #[derive(Debug, Clone, Default, Args)]
+#[command(next_help_heading = "Content Credentials")]
 pub struct CredentialFiles {
     /// Give every picture Content Credentials (C2PA) by this certificate: a PEM file, followed by those that vouch for it.
     #[arg(long, env = "EASEL_CREDENTIAL_CERTIFICATE", value_name = "FILE", value_parser = Pem::read,

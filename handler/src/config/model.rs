@@ -9,6 +9,7 @@ use std::path::PathBuf;
 
 /// Which model, and on what it runs.
 #[derive(Debug, Clone, Args)]
+#[command(next_help_heading = "Model")]
 pub struct ModelConfig {
     /// Model folder in the diffusers layout.
     #[arg(long = "model", env = "EASEL_MODEL_DIR", value_name = "DIR")]

@@ -7,6 +7,7 @@ const WEBP_QUALITY: u8 = 90;
 
 /// How the file of a picture is written.
 #[derive(Debug, Clone, Copy, Args)]
+#[command(next_help_heading = "Files of pictures")]
 pub struct PictureConfig {
     /// Quality of JPEG files, from 1 to 100.
     #[arg(long, env = "EASEL_JPEG_QUALITY", default_value_t = JPEG_QUALITY, value_name = "QUALITY",

@@ -5,6 +5,7 @@ use clap::Args;
 
 /// What a task may reach.
 #[derive(Debug, Clone, Default, Args)]
+#[command(next_help_heading = "What a task may reach")]
 pub struct SafetyConfig {
     /// Hosts that webhooks may go to, and no others: api.example.org, or .example.org for all under it; :port narrows an entry
     /// down [default: every host with a public address]

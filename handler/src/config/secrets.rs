@@ -22,6 +22,7 @@ pub struct SecretsConfig {
 /// The token of the webhooks: one of the two.
 #[derive(Debug, Clone, Args)]
 #[group(required = true, multiple = false)]
+#[command(next_help_heading = "Secrets")]
 pub struct TokenConfig {
     /// The token that every webhook carries as `Authorization: Bearer`.
     #[arg(long, env = "INTERNAL_API_TOKEN", hide_env_values = true, value_name = "TOKEN", value_parser = hidden::<Secret>())]
@@ -34,6 +35,7 @@ pub struct TokenConfig {
 /// What signs webhooks: one of the two, or nothing.
 #[derive(Debug, Clone, Default, Args)]
 #[group(multiple = false)]
+#[command(next_help_heading = "Secrets")]
 pub struct SigningConfig {
     /// Sign webhooks as standardwebhooks.com says with this secret, whsec_…, or with several, separated by a space or comma.
     #[arg(long, env = "EASEL_WEBHOOK_SECRET", hide_env_values = true, value_name = "SECRET…", value_parser = hidden::<WebhookSecrets>())]

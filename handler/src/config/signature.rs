@@ -5,6 +5,7 @@ use clap::Args;
 
 /// The signature of a picture from the shell.
 #[derive(Debug, Clone, Args)]
+#[command(next_help_heading = "Signature")]
 pub struct SignatureConfig {
     /// Sign the picture with this name.
     #[arg(long = "signature", value_name = "NAME")]

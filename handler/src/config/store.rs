@@ -7,6 +7,7 @@ use url::Url;
 
 /// Where pictures go and LoRAs come from.
 #[derive(Debug, Clone, Args)]
+#[command(next_help_heading = "Storage")]
 pub struct StoreConfig {
     /// Bucket for the pictures.
     #[arg(long = "s3-bucket", env = "S3_BUCKET", default_value = "stylelicense-images", value_name = "BUCKET")]

@@ -4,6 +4,7 @@ use clap::{Args, ValueEnum};
 
 /// How tasks are worked on, by function and worker alike.
 #[derive(Debug, Clone, Args)]
+#[command(next_help_heading = "Work")]
 pub struct WorkConfig {
     /// Receives after which a message is given up: the queue's maxReceiveCount. The backend is told on the last one.
     #[arg(long, env = "EASEL_MAX_RECEIVE_COUNT", default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..))]

@@ -53,8 +53,7 @@ impl Gpu {
         let flags = sys::CUstream_flags::CU_STREAM_NON_BLOCKING as u32;
         // SAFETY: writes the stream's handle.
         check("cuStreamCreate", unsafe { sys::cuStreamCreate(&mut stream, flags) })?;
-        let generation = attribute(device, CUdevice_attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR)?;
-        let minor = attribute(device, CUdevice_attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)?;
+        let (generation, minor) = capability(device)?;
         let name = device_name(device)?;
         if (generation, minor) < OLDEST {
             let text =
@@ -123,6 +122,19 @@ impl Gpu {
     pub fn opening(&self) -> Vec<(&'static str, Duration)> {
         lock(&self.0.opening).clone()
     }
+
+    /// Its compute capability, as 9 and 0.
+    ///
+    /// # Errors
+    /// The driver's.
+    pub fn compute_capability(&self) -> Result<(usize, usize)> {
+        capability(self.0.device)
+    }
+}
+
+fn capability(device: i32) -> Result<(usize, usize)> {
+    let major = attribute(device, CUdevice_attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR)?;
+    Ok((major, attribute(device, CUdevice_attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)?))
 }
 
 fn attribute(device: i32, which: CUdevice_attribute) -> Result<usize> {

@@ -86,6 +86,15 @@ impl Guard {
 
     /// Checks what an address says by itself: its host's name, or the IP address in its place.
     ///
+    /// ```
+    /// use handler::{config::SafetyConfig, network::Guard};
+    ///
+    /// let listed = vec![".example.org".parse().unwrap()];
+    /// let guard = Guard::new(&SafetyConfig { webhook_hosts: listed, ..SafetyConfig::default() });
+    /// assert!(guard.check(&"https://api.example.org".parse().unwrap()).is_ok());
+    /// assert!(guard.check(&"http://169.254.169.254".parse().unwrap()).is_err());
+    /// ```
+    ///
     /// # Errors
     /// It may not be called.
     pub fn check(&self, url: &Url) -> Result<(), Refused> {

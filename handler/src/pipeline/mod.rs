@@ -49,6 +49,23 @@ pub fn read_ahead(model: &Path) {
     weights::read_ahead(&model.join("vae"), &DIFFUSION_FILES);
 }
 
+/// Reads all of a model folder but the numbers of its weights: settings, tokenizer, and the headers of the weights.
+///
+/// # Errors
+/// A missing or broken file, or a model of another kind; the error names the file and the field.
+pub fn inspect(model: &Path) -> Result<()> {
+    ModelIndex::load(model)?;
+    let text_config = TextEncoderConfig::load(model)?;
+    Tokenizer::load(model, text_config.max_position_embeddings)?;
+    UnetConfig::load(model)?;
+    VaeConfig::load(model)?;
+    SchedulerConfig::load(model)?;
+    for (folder, names) in [("text_encoder", &ENCODER_FILES), ("unet", &DIFFUSION_FILES), ("vae", &DIFFUSION_FILES)] {
+        Weights::open(&model.join(folder), names)?;
+    }
+    Ok(())
+}
+
 /// What to paint.
 #[derive(Debug, Clone)]
 pub struct Request {

@@ -6,6 +6,10 @@ use std::{fmt, str::FromStr};
 pub const SIZES: (f64, f64) = (0.02, 0.25);
 /// Largest margin, as a share of the picture's shorter side.
 pub const MAX_MARGIN: f64 = 0.25;
+/// Opacity of a signature for which none is asked.
+pub const OPACITY: u8 = 128;
+/// Margin of a signature for which none is asked.
+pub const MARGIN: f64 = 0.035;
 
 /// Place, strength and size of a signature.
 #[derive(Debug, Clone, PartialEq)]
@@ -46,7 +50,7 @@ pub enum Position {
 
 impl Default for Signature {
     fn default() -> Self {
-        Self { position: Position::default(), opacity: 128, size: None, margin: 0.035 }
+        Self { position: Position::default(), opacity: OPACITY, size: None, margin: MARGIN }
     }
 }
 

@@ -1,6 +1,7 @@
 //! The contract, field by field.
 
 use super::*;
+use crate::signature::Position;
 use serde_json::json;
 
 fn seed_task() -> Value {

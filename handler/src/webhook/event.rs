@@ -3,8 +3,10 @@
 //! The id is a digest of what the event is, so that it stays the same whenever the same is told: by another try, by another
 //! delivery of the message, or by another process. Refuses to hold anything from which the task could be read.
 
+use super::body::{Complete, Failed, InProgress, Kind, Metadata};
 use crate::{progress::Progress, task::Task};
-use serde_json::{Value, json};
+use serde::Serialize;
+use serde_json::json;
 use sha2::{Digest, Sha256};
 use url::Url;
 
@@ -21,7 +23,7 @@ pub struct Subject {
 
 /// One webhook, ready to be sent as often as it takes.
 pub(super) struct Event {
-    pub(super) path: &'static str,
+    pub(super) kind: Kind,
     pub(super) id: String,
     pub(super) body: String,
 }
@@ -38,45 +40,32 @@ impl Subject {
     }
 
     pub(super) fn progress(&self, progress: Progress) -> Event {
-        let body = json!({
-            "generation_id": self.generation_id,
-            "progress": {
-                "current_step": progress.current_step,
-                "total_steps": progress.total_steps,
-                "progress_percent": progress.progress_percent,
-                "estimated_seconds": progress.estimated_seconds,
-            },
-        });
-        self.event("progress", &progress.current_step.to_string(), &body)
+        let part = progress.current_step.to_string();
+        self.event(Kind::Progress, &part, &InProgress { generation_id: self.generation_id, progress })
     }
 
     pub(super) fn complete(&self, task: &Task, result_urls: &[String]) -> Event {
-        let seed = i64::try_from(task.seed).map(Value::from).unwrap_or_else(|_| Value::from(task.seed_bits()));
-        let mut body = json!({
-            "generation_id": self.generation_id,
-            "result_url": result_urls.first(),
-            "metadata": { "seed": seed, "steps": task.steps, "guidance_scale": task.guidance_scale },
-        });
-        if result_urls.len() > 1 {
-            body["result_urls"] = json!(result_urls);
-        }
-        self.event("complete", "", &body)
+        let Task { seed, steps, guidance_scale, .. } = *task;
+        let body = Complete {
+            generation_id: self.generation_id,
+            // A task has one picture at least.
+            result_url: result_urls.first().map_or("", String::as_str),
+            result_urls: if result_urls.len() > 1 { result_urls } else { &[] },
+            metadata: Metadata { seed, steps, guidance_scale },
+        };
+        self.event(Kind::Complete, "", &body)
     }
 
     pub(super) fn failed(&self, code: &str, message: &str, retry_count: u32) -> Event {
-        let body = json!({
-            "generation_id": self.generation_id,
-            "error_message": message,
-            "error_code": code,
-            "retry_count": retry_count,
-        });
-        self.event("failed", "", &body)
+        let generation_id = self.generation_id;
+        let body = Failed { generation_id, error_message: message, error_code: code, retry_count };
+        self.event(Kind::Failed, "", &body)
     }
 
-    fn event(&self, path: &'static str, part: &str, body: &Value) -> Event {
+    fn event(&self, kind: Kind, part: &str, body: &impl Serialize) -> Event {
         let Self { generation_id, origin, .. } = self;
-        let digest = Sha256::digest(format!("{generation_id}\n{origin}\n{path}\n{part}"));
-        Event { path, id: format!("msg_{}", hex(&digest)), body: body.to_string() }
+        let digest = Sha256::digest(format!("{generation_id}\n{origin}\n{}\n{part}", kind.path()));
+        Event { kind, id: format!("msg_{}", hex(&digest)), body: json!(body).to_string() }
     }
 }
 

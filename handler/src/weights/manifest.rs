@@ -7,7 +7,7 @@ use anyhow::{Context, ensure};
 use serde::{Deserialize, Serialize};
 use std::{
     fs::{self, File},
-    io::ErrorKind,
+    io::{self, ErrorKind},
     path::Path,
 };
 
@@ -43,6 +43,10 @@ impl Manifest {
         Ok(File::open(folder)?.sync_all()?)
     }
 
+    pub(super) fn is_in(folder: &Path) -> bool {
+        folder.join(NAME).exists()
+    }
+
     pub(super) fn read(folder: &Path) -> anyhow::Result<Self> {
         let path = folder.join(NAME);
         let text = fs::read(&path).with_context(|| format!("{}: was the folder pulled to its end?", path.display()))?;
@@ -56,18 +60,29 @@ impl Manifest {
 impl Entry {
     /// What is wrong with the file, if anything is.
     pub(super) fn difference(&self, folder: &Path) -> Option<String> {
-        let hashed = File::open(folder.join(&self.path)).and_then(|mut file| {
-            let bytes = file.metadata()?.len();
-            Ok((bytes, if bytes == self.bytes { Some(hash(&mut file)?) } else { None }))
-        });
-        match hashed {
-            Err(error) if error.kind() == ErrorKind::NotFound => Some("missing".into()),
-            Err(error) => Some(format!("cannot be read: {error}")),
-            Ok((bytes, None)) => Some(format!("has {bytes} bytes, not {}", self.bytes)),
-            Ok((_, Some(found))) => {
-                let found: String = found.iter().map(|byte| format!("{byte:02x}")).collect();
-                (found != self.sha256).then(|| format!("has SHA-256 {found}, not {}", self.sha256))
+        self.difference_in_size(folder).or_else(|| {
+            match File::open(folder.join(&self.path)).and_then(|mut file| hash(&mut file)) {
+                Err(error) => Some(unreadable(&error)),
+                Ok(found) => {
+                    let found: String = found.iter().map(|byte| format!("{byte:02x}")).collect();
+                    (found != self.sha256).then(|| format!("has SHA-256 {found}, not {}", self.sha256))
+                }
             }
+        })
+    }
+
+    /// The same without reading the file.
+    pub(super) fn difference_in_size(&self, folder: &Path) -> Option<String> {
+        match fs::metadata(folder.join(&self.path)) {
+            Err(error) => Some(unreadable(&error)),
+            Ok(found) => (found.len() != self.bytes).then(|| format!("has {} bytes, not {}", found.len(), self.bytes)),
         }
+    }
+}
+
+fn unreadable(error: &io::Error) -> String {
+    match error.kind() {
+        ErrorKind::NotFound => "missing".into(),
+        _ => format!("cannot be read: {error}"),
     }
 }

@@ -21,6 +21,7 @@ const BIND: &str = "--bind";
 
 /// How to reach the broker, and what to create there.
 #[derive(Debug, Clone, Args)]
+#[command(next_help_heading = "Broker")]
 pub struct BrokerOptions {
     /// Certificates that an amqps:// broker must be signed by, a PEM file; instead of the system's
     #[arg(long, env = "AMQP_CA", value_name = "FILE")]

@@ -1,0 +1,187 @@
+//! The schema against the parser: what it accepts is taken, what it refuses is refused by the name of the field. What
+//! it cannot say is the table in `tests/docs/test_schemas.py`.
+
+mod sample;
+
+use super::*;
+use crate::{
+    buckets::MAX_KEY,
+    task::{MAX_PROMPT, Task},
+};
+use proptest::{prelude::*, test_runner::TestRunner};
+use regex::Regex;
+use sample::valid;
+use std::fs;
+
+/// Where a field stands, as a JSON pointer and as an error names it, and its schema.
+struct Place {
+    pointer: String,
+    name: String,
+    schema: Value,
+}
+
+/// Every field of the schema, those inside other fields too.
+fn places(object: &Value, pointer: &str, name: &str) -> Vec<Place> {
+    let mut found = Vec::new();
+    for (field, schema) in object["properties"].as_object().unwrap() {
+        let (pointer, name) = (format!("{pointer}/{field}"), format!("{name}{field}"));
+        if schema["properties"].is_object() {
+            found.extend(places(schema, &pointer, &format!("{name}.")));
+        } else if schema["items"]["properties"].is_object() {
+            found.extend(places(&schema["items"], &format!("{pointer}/0"), &format!("{name}[0].")));
+        }
+        found.push(Place { pointer, name, schema: schema.clone() });
+    }
+    found
+}
+
+/// A task that has every object the schema knows.
+fn task() -> Value {
+    json!({
+        "generation_id": 500, "style_id": 10, "lora_model_url": "s3://bucket/k", "prompt_tags": ["cat"], "artist_name": "Ada",
+        "webhook_url": "http://backend", "signature": {}, "loras": [{ "lora_model_url": "s3://bucket/k" }],
+    })
+}
+
+/// The task with another value in one place.
+fn with(pointer: &str, value: Value) -> Value {
+    let mut task = task();
+    let (parent, field) = pointer.rsplit_once('/').unwrap();
+    task.pointer_mut(parent).unwrap()[field] = value;
+    task
+}
+
+fn types(schema: &Value) -> Vec<&str> {
+    match &schema["type"] {
+        Value::Array(types) => types.iter().map(|kind| kind.as_str().unwrap()).collect(),
+        one => vec![one.as_str().unwrap()],
+    }
+}
+
+/// Values that a schema refuses: another type, one step beyond each limit.
+fn refused(schema: &Value) -> Vec<Value> {
+    let types = types(schema);
+    let number = |text: String| serde_json::from_str::<Value>(&text).unwrap();
+    let others = [
+        ("boolean", json!(true)),
+        ("number", json!(1.5)),
+        ("string", json!("")),
+        ("array", json!([])),
+        ("object", json!({})),
+    ];
+    let other = |(kind, _): &(&str, Value)| !types.contains(kind);
+    let mut values: Vec<Value> = others.into_iter().filter(other).map(|(_, value)| value).collect();
+    for (limit, step) in [("minimum", -1_i32), ("maximum", 1)] {
+        match schema[limit].as_number() {
+            Some(limit) if limit.is_f64() => values.push(json!(limit.as_f64().unwrap() + f64::from(step) / 1024.0)),
+            Some(limit) => values.push(number((limit.as_i128().unwrap() + i128::from(step)).to_string())),
+            None => {}
+        }
+    }
+    if let Some(most) = schema["maxLength"].as_u64() {
+        let prefix =
+            if schema["pattern"].as_str().is_some_and(|pattern| pattern.contains("s3:")) { "s3://bucket/" } else { "" };
+        values.push(json!(format!("{prefix}{}", "a".repeat(most as usize + 1))));
+    }
+    if schema["pattern"].is_string() || schema["enum"].is_array() {
+        values.extend([json!(""), json!(" \u{3000}\t")]);
+    }
+    if let Some(most) = schema["maxItems"].as_u64() {
+        let least = schema["minItems"].as_u64().unwrap_or(0);
+        let item = if schema["items"]["properties"].is_object() {
+            json!({ "lora_model_url": "s3://bucket/k" })
+        } else {
+            json!("a")
+        };
+        values.push(json!(vec![item; most as usize + 1]));
+        values.extend((least > 0).then(|| json!([])));
+    }
+    if let Some(item) = schema.get("items") {
+        values.extend(refused(item).into_iter().map(|value| json!([value])));
+    }
+    values
+}
+
+#[test]
+fn what_the_schema_refuses_is_refused_by_name() {
+    let places = places(&schema(), "", "");
+    assert!(places.len() > 25, "{}", places.len());
+    let mut count = 0;
+    for Place { pointer, name, schema } in &places {
+        for value in refused(schema) {
+            count += 1;
+            let Err(bad) = Task::parse(&with(pointer, value.clone()).to_string()) else {
+                panic!("{name} was taken with {value}");
+            };
+            assert!(bad.reason.starts_with(&format!("`{name}")), "{name} with {value}: {}", bad.reason);
+        }
+    }
+    assert!(count > 120, "{count}");
+}
+
+#[test]
+fn a_required_field_that_is_missing_or_null_is_named() {
+    let schema = schema();
+    let inside = [("", "", &schema), ("/loras/0", "loras[0].", &schema["properties"]["loras"]["items"])];
+    for (parent, place, schema) in inside {
+        for field in schema["required"].as_array().unwrap() {
+            let (name, mut without) = (field.as_str().unwrap(), task());
+            without.pointer_mut(parent).unwrap().as_object_mut().unwrap().remove(name);
+            for task in [without, with(&format!("{parent}/{name}"), Value::Null)] {
+                let bad = Task::parse(&task.to_string()).unwrap_err();
+                assert!(bad.reason.starts_with(&format!("`{place}{name}` is missing, must be")), "{}", bad.reason);
+            }
+        }
+    }
+}
+
+#[test]
+fn what_the_schema_accepts_is_taken() {
+    let schema = schema();
+    TestRunner::default()
+        .run(&valid(&schema, ""), |task| {
+            let text = task.to_string();
+            prop_assert!(Task::parse(&text).is_ok(), "{:?}", Task::parse(&text));
+            Ok(())
+        })
+        .unwrap();
+}
+
+/// Draws addresses near the edge, where the two could part.
+#[test]
+fn addresses_of_loras_are_the_same_to_both() {
+    let schema = &schema()["properties"]["lora_model_url"];
+    let regex = |schema: &Value| Regex::new(schema["pattern"].as_str().unwrap()).unwrap();
+    let (wanted, unwanted) =
+        (regex(schema), schema["not"]["anyOf"].as_array().unwrap().iter().map(regex).collect::<Vec<_>>());
+    let drawn = prop_oneof![
+        "s3://[a1.-]{1,5}/[a./\u{80}\u{fc}]{0,6}",
+        "s3://[0-9]{1,3}\\.[0-9]{1,3}\\.[0-9]{1,3}\\.[0-9]{1,3}/k",
+        "s3://a{58,64}/k",
+        "[sS]3:/{1,3}bucket/?k?",
+    ];
+    TestRunner::default()
+        .run(&drawn, |address| {
+            let accepted = wanted.is_match(&address) && !unwanted.iter().any(|pattern| pattern.is_match(&address));
+            let taken = Task::parse(&with("/lora_model_url", json!(address)).to_string()).is_ok();
+            prop_assert_eq!(accepted, taken, "{:?}", address);
+            Ok(())
+        })
+        .unwrap();
+}
+
+#[test]
+fn limits_that_only_a_description_says_are_the_parsers() {
+    let schema = schema();
+    for (field, limit) in [("lora_model_url", MAX_KEY), ("prompt_tags", MAX_PROMPT)] {
+        let text = schema["properties"][field]["description"].as_str().unwrap();
+        assert!(text.contains(&limit.to_string()), "{field} does not say {limit}: {text}");
+    }
+}
+
+#[test]
+fn the_file_is_what_the_types_say() {
+    let file = fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/contract/task.schema.json")).unwrap();
+    let file: Value = serde_json::from_str(&file).unwrap();
+    assert!(file == schema(), "to mend it: target/debug/handler schema task > docs/contract/task.schema.json");
+}

@@ -1,0 +1,66 @@
+//! Why a webhook was not delivered. Refuses to hold the token, or the address that a message chose.
+
+use crate::network::Refused;
+use reqwest::StatusCode;
+use std::error::Error;
+
+/// Why a webhook was not delivered. Never holds the token.
+#[derive(Debug, thiserror::Error)]
+pub enum WebhookError {
+    /// No answer: try again later.
+    #[error("webhook {path}: {source}")]
+    Unreachable {
+        /// Which webhook.
+        path: &'static str,
+        /// What the client said.
+        source: reqwest::Error,
+    },
+    /// It may not be called, and trying again would change nothing.
+    #[error("webhook {path}: {refused}")]
+    Forbidden {
+        /// Which webhook.
+        path: &'static str,
+        /// Why.
+        refused: Refused,
+    },
+    /// The backend answered, with 409 or 410, that it does not want to hear of this picture. Not retried.
+    #[error("webhook {path}: the backend does not want it: {status}")]
+    Unwanted {
+        /// Which webhook.
+        path: &'static str,
+        /// Its answer.
+        status: StatusCode,
+    },
+    /// The backend answered that it did not take it. Retried too: it may be starting or overloaded.
+    #[error("webhook {path}: the backend answered {status}")]
+    Refused {
+        /// Which webhook.
+        path: &'static str,
+        /// Its answer.
+        status: StatusCode,
+    },
+}
+
+impl WebhookError {
+    /// A word for each.
+    pub(super) fn kind(&self) -> &'static str {
+        match self {
+            Self::Unreachable { .. } => "unreachable",
+            Self::Forbidden { .. } => "forbidden",
+            Self::Refused { .. } => "refused",
+            Self::Unwanted { .. } => "unwanted",
+        }
+    }
+}
+
+/// Why there is no answer. What the guard refused comes back inside the client's error.
+pub(super) fn unanswered(path: &'static str, error: reqwest::Error) -> WebhookError {
+    let mut cause = error.source();
+    while let Some(inner) = cause {
+        if let Some(refused) = inner.downcast_ref::<Refused>() {
+            return WebhookError::Forbidden { path, refused: *refused };
+        }
+        cause = inner.source();
+    }
+    WebhookError::Unreachable { path, source: error.without_url() }
+}
