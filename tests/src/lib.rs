@@ -25,5 +25,7 @@ pub mod process;
 pub mod runtime_api;
 pub mod sqs;
 pub mod stack;
+pub mod studio;
 pub mod task;
+pub mod timings;
 pub mod wait;
