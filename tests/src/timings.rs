@@ -9,7 +9,7 @@ pub fn stages(log: &str, id: Option<i64>) -> Vec<(String, u64)> {
     let mut ends = lines.filter(|line| line["message"] == "task ended");
     let end = match id {
         None => ends.next(),
-        Some(_) => ends.filter(|line| line["span"]["generation_id"].as_i64() == id).last(),
+        Some(_) => ends.rfind(|line| line["span"]["generation_id"].as_i64() == id),
     };
     let stage = |name: &&str| Some((name.to_string(), end.as_ref()?[format!("{name}_ms")].as_u64()?));
     STAGES.iter().filter_map(stage).collect()

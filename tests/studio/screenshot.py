@@ -23,13 +23,15 @@ IDEAS = ("lighthouse", "mountains", "balloon")
 def paint(page):
     """Every idea in two styles, a failure, and a task that is still on its way."""
     page.goto(studio.stack().address)
+    expect(page.locator("#connection")).to_have_text("Live")
     pictures = page.locator("#gallery > li")
+    before = pictures.count()
     for number, idea in enumerate(IDEAS):
         page.get_by_role("button", name=idea, exact=True).click()
         for style in ("Halftone Benno Dotti", "Stained glass Ada Kowalska"):
             page.get_by_role("radio", name=style, exact=True).check()
             page.get_by_role("button", name="Paint it").click()
-        expect(pictures).to_have_count(2 * number + 2)
+        expect(pictures).to_have_count(before + 2 * number + 2)
     page.get_by_role("button", name="lighthouse", exact=True).click()
     page.get_by_label("Steps").fill("50")
     page.get_by_role("button", name="Paint it").click()

@@ -2,6 +2,7 @@
 
 import atexit
 import functools
+import json
 import os
 import shutil
 import signal
@@ -64,11 +65,23 @@ class Stack:
             self.demo.stdout.close()
 
 
+# What an earlier run has left: a task that ended, and its picture, which nobody signed.
+KEPT = {
+    **{"id": 499, "style": "stained-glass", "published_ms": 1, "receives": 1, "refusals": 0, "dropped": 0},
+    **{"task": {"prompt_tags": ["kept", "lighthouse"], "seed": 7}, "marks": [], "progress": [], "stages": []},
+    **{"completes": 1, "failures": 0, "end": {"kind": "complete"}, "ended_ms": 1200, "picture": "gen_499.jpg"},
+}
+
+
 @functools.cache
 def stack():
-    """One for all tests of this process."""
+    """One for all tests of this process, on a shelf with a picture of an earlier run."""
     folder = tempfile.TemporaryDirectory()
     atexit.register(folder.cleanup)
+    shelf = Path(folder.name) / "studio"
+    shelf.mkdir()
+    (shelf / "gen_499.json").write_text(json.dumps(KEPT))
+    shutil.copy(ROOT / "docs/lighthouse.jpg", shelf / "gen_499.jpg")
     started = Stack(folder.name)
     atexit.register(started.stop)
     return started

@@ -1,5 +1,6 @@
 """The switches of the studio page: what they break is seen, and every task still ends once."""
 
+import re
 import unittest
 
 from playwright.sync_api import expect
@@ -18,7 +19,7 @@ class Faults(Case):
     def test_a_function_that_is_killed_in_the_middle_of_painting_loses_nothing(self):
         number = self.paint(steps=60)
         card = self.card(number)
-        expect(card.locator(".says")).to_contain_text("25 %")
+        expect(card.locator(".says")).to_contain_text(re.compile("(25|50) %"))
         self.page.get_by_role("button", name="Kill the function").click()
         expect(card.locator(".says")).to_contain_text("back in the queue after receive 1")
         expect(self.page.locator("#faults")).to_contain_text("killed 1×")

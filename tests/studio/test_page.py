@@ -55,6 +55,12 @@ class Page(Case):
         expect(self.figure(number).locator("img")).to_be_visible()
         self.assertEqual(self.ids("#gallery"), before)
 
+    def test_the_picture_of_an_earlier_run_is_there_and_says_plainly_that_nobody_signed_it(self):
+        self.figure(499).get_by_role("button").click()
+        details = self.page.get_by_role("dialog")
+        expect(details.locator(".credential")).to_contain_text("Not signed: this file has no credential.")
+        expect(details.locator("tbody tr").first).to_be_visible()
+
     def test_seeds_are_compared_side_by_side(self):
         self.page.get_by_label("Steps").fill("1")
         before = self.ids("#gallery")
@@ -81,7 +87,7 @@ class Page(Case):
 class Keyboard(Case):
     def tab_to(self, name):
         """Tabs until a control of this name has the focus, which each control on the way must show."""
-        for _ in range(80):
+        for _ in range(200):
             self.page.keyboard.press("Tab")
             focus = self.page.evaluate(
                 """() => {

@@ -47,18 +47,37 @@ async fn credential(run: &RunDir, path: &Path, authority: &Path) -> Result<Value
     let script = repo().join("tests/cases/credential.py");
     let spec = Spec::new(&name("credential"), tool("python")?).args([script.as_path(), path, authority]);
     let (status, text) = output(run, spec, LIMIT).await?;
-    if status.success() {
-        let said: Value = serde_json::from_str(&text).context("the reader of credentials")?;
+    judge(status.success(), &text)
+}
+
+/// What the reader says in three words: signed, none or bad.
+fn judge(success: bool, text: &str) -> Result<Value> {
+    if success {
+        let said: Value = serde_json::from_str(text).context("the reader of credentials")?;
         return Ok(json!({ "state": "signed", "said": said }));
     }
     if NONE.iter().any(|none| text.contains(none)) {
         return Ok(json!({ "state": "none" }));
     }
-    let reason = text.split_once(": ").map_or(text.as_str(), |(_, reason)| reason).trim();
+    let reason = text.split_once(": ").map_or(text, |(_, reason)| reason).trim();
     Ok(json!({ "state": "bad", "reason": reason }))
 }
 
 /// Each reader has a log of its own.
 fn name(reader: &str) -> String {
     format!("{reader}-{}", READS.fetch_add(1, Ordering::Relaxed))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_picture_without_a_credential_is_not_one_with_a_bad_one() {
+        let state = |success, text| judge(success, text).unwrap()["state"].clone();
+        assert_eq!(state(true, "{}"), "signed");
+        assert_eq!(state(false, "/x/gen_1.jpg: Bad('0 boxes in APP11 segments')\n"), "none");
+        let bad = judge(false, "/x/gen_1.jpg: Bad('c2pa.hash.data is not what was hashed')\n").unwrap();
+        assert_eq!(bad, json!({ "state": "bad", "reason": "Bad('c2pa.hash.data is not what was hashed')" }));
+    }
 }

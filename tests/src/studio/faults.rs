@@ -64,7 +64,9 @@ impl Faults {
             Fault::DropWebhooks => {
                 self.backend.take();
                 if on {
-                    [PROGRESS, COMPLETE, FAILED].map(|path| self.backend.refuse(path, UNAVAILABLE, usize::MAX));
+                    for path in [PROGRESS, COMPLETE, FAILED] {
+                        self.backend.refuse(path, UNAVAILABLE, usize::MAX);
+                    }
                 }
                 self.book.set_status(|status| status.drops_webhooks = on);
             }
