@@ -33,7 +33,7 @@ def paint(page):
             page.get_by_role("button", name="Paint it").click()
         expect(pictures).to_have_count(before + 2 * number + 2)
     page.get_by_role("button", name="lighthouse", exact=True).click()
-    page.get_by_label("Steps").fill("50")
+    page.get_by_label("Steps", exact=True).fill("50")
     page.get_by_role("button", name="Paint it").click()
     expect(page.locator(".says").last).to_contain_text("50 %")
 

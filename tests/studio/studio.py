@@ -135,7 +135,7 @@ class Case(unittest.TestCase):
     def paint(self, steps=4, seed=42):
         """Publishes a task from the form; gives its card's id."""
         before = self.ids("#tasks")
-        self.page.get_by_label("Steps").fill(str(steps))
+        self.page.get_by_label("Steps", exact=True).fill(str(steps))
         self.page.get_by_label("Seed", exact=True).fill(str(seed))
         self.page.get_by_role("button", name="Paint it").click()
         return self.new(before)

@@ -62,7 +62,7 @@ class Page(Case):
         expect(details.locator("tbody tr").first).to_be_visible()
 
     def test_seeds_are_compared_side_by_side(self):
-        self.page.get_by_label("Steps").fill("1")
+        self.page.get_by_label("Steps", exact=True).fill("1")
         before = self.ids("#gallery")
         self.page.get_by_role("button", name="Four seeds").click()
         expect(self.page.locator("#gallery > li")).to_have_count(len(before) + 4)
@@ -76,7 +76,7 @@ class Page(Case):
         expect(dialog.locator("p")).to_contain_text("tags lighthouse, sunset, sea")
 
     def test_every_style_paints_the_same_task(self):
-        self.page.get_by_label("Steps").fill("1")
+        self.page.get_by_label("Steps", exact=True).fill("1")
         styles = self.page.locator("#styles label")
         before = self.page.locator("#gallery > li").count()
         self.page.get_by_role("button", name="Every style").click()

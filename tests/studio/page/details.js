@@ -54,6 +54,6 @@ function way(task) {
   const told = task.progress.map(({ at_ms, percent, step }) => ({ at_ms, where: "Backend", what: `progress ${percent} %, step ${step}`, good: true }));
   const rows = [...seen, ...told].sort((a, b) => a.at_ms - b.at_ms);
   const row = ({ at_ms, where, what, good }) => el("li", { class: good ? "" : "held" }, el("small", {}, `+${time(at_ms)}`), el("b", {}, where), el("span", {}, what));
-  const refused = task.refusals ? el("p", { class: "held" }, `SQS did not take it ${task.refusals} times before.`) : null;
+  const refused = task.refusals ? el("p", { class: "held" }, `Before SQS took it, it did not (${task.refusals}×).`) : null;
   return el("div", {}, el("ol", { class: "way" }, rows.map(row)), refused);
 }

@@ -67,7 +67,7 @@ function note(task) {
   if (!isHeld(task)) return "";
   const last = task.marks.at(-1);
   if (last?.good === false) return last.what;
-  return `SQS did not take it, ${task.refusals} times; the relay tries again`;
+  return `SQS did not take it (${task.refusals}×); the relay tries again`;
 }
 
 /** Where the time in the function went. */
