@@ -209,6 +209,11 @@ fn spec(name: &str, folder: &Path, distribution_port: u16, mapper_port: u16) -> 
         )
 }
 
+/// How the backend publishes a task.
+fn persistent() -> BasicProperties {
+    BasicProperties::default().with_delivery_mode(PERSISTENT).with_content_type("application/json".into())
+}
+
 async fn listens(port: u16) -> bool {
     TcpStream::connect(("127.0.0.1", port)).await.is_ok()
 }
@@ -239,7 +244,7 @@ impl Publisher {
     /// # Errors
     /// The broker does not take it.
     pub async fn publish(&self, queue: &str, body: &[u8]) -> Result<()> {
-        self.publish_all(queue, [body]).await
+        self.publish_with(queue, [(body, persistent())]).await
     }
 
     /// Publishes messages one behind the other, then waits for all confirmations.
@@ -247,9 +252,7 @@ impl Publisher {
     /// # Errors
     /// The broker does not take one of them.
     pub async fn publish_all<'a>(&self, queue: &str, bodies: impl IntoIterator<Item = &'a [u8]>) -> Result<()> {
-        let properties =
-            BasicProperties::default().with_delivery_mode(PERSISTENT).with_content_type("application/json".into());
-        self.publish_with(queue, bodies.into_iter().map(|body| (body, properties.clone()))).await
+        self.publish_with(queue, bodies.into_iter().map(|body| (body, persistent()))).await
     }
 
     /// As [`publish_all`](Self::publish_all), each message with its own properties.

@@ -1,6 +1,7 @@
 //! The function as AWS runs it: the real handler binary behind a Lambda Runtime API (cargo-lambda's), invoked over HTTP.
 
 use crate::{
+    mapping::Invoke,
     paths::{self, RunDir, binary},
     ports,
     process::{Process, Spec},
@@ -83,6 +84,12 @@ impl Function {
     /// The Runtime API's process.
     pub fn api(&self) -> &Process {
         &self.api
+    }
+}
+
+impl Invoke for Function {
+    async fn invoke(&self, event: &Value) -> Result<Value> {
+        Self::invoke(self, event).await
     }
 }
 

@@ -26,5 +26,7 @@ mod proxy;
 pub mod runtime_api;
 pub mod sqs;
 pub mod stack;
+pub mod studio;
 pub mod task;
+pub mod timings;
 pub mod wait;

@@ -4,7 +4,6 @@
 
 use crate::{
     aws::{Aws, Queue},
-    lambda::Function,
     wait,
 };
 use anyhow::{Context, Result};
@@ -47,13 +46,22 @@ pub struct Record {
     pub deleted: bool,
 }
 
+/// What a mapping invokes.
+pub trait Invoke: Send + Sync + 'static {
+    /// Gives it an event and waits for its answer.
+    ///
+    /// # Errors
+    /// It answered with an error, or not at all.
+    fn invoke(&self, event: &Value) -> impl Future<Output = Result<Value>> + Send;
+}
+
 impl Mapping {
     /// Starts polling.
-    pub fn start(aws: Arc<Aws>, queue: Queue, function: Arc<Function>, batch_size: i32) -> Self {
+    pub fn start(aws: Arc<Aws>, queue: Queue, function: Arc<impl Invoke>, batch_size: i32) -> Self {
         let (sender, batches) = watch::channel(Vec::new());
         let task = tokio::spawn(async move {
             loop {
-                match step(&aws, &queue, &function, batch_size).await {
+                match step(&aws, &queue, function.as_ref(), batch_size).await {
                     Ok(Some(batch)) => sender.send_modify(|batches: &mut Vec<Batch>| batches.push(batch)),
                     Ok(None) => {}
                     Err(error) => {
@@ -98,7 +106,7 @@ impl Drop for Mapping {
     }
 }
 
-async fn step(aws: &Aws, queue: &Queue, function: &Function, batch_size: i32) -> Result<Option<Batch>> {
+async fn step(aws: &Aws, queue: &Queue, function: &impl Invoke, batch_size: i32) -> Result<Option<Batch>> {
     let messages = aws.receive(&queue.url, WAIT_SECONDS, batch_size).await?;
     if messages.is_empty() {
         return Ok(None);

@@ -47,6 +47,11 @@ impl Trouble {
         Kind::SenderFault(mark.to_string()).into()
     }
 
+    /// What a request to send is answered instead of being taken.
+    pub(crate) fn answer(&self) -> Option<axum::response::Response> {
+        self.refusal().map(Refusal::into_response)
+    }
+
     pub(super) fn refusal(&self) -> Option<Refusal> {
         match self.kind {
             // Two names are seen in the wild.

@@ -6,6 +6,7 @@ mod options;
 mod outcome;
 mod report;
 mod screen;
+mod studio;
 mod styles;
 mod task;
 
@@ -76,6 +77,9 @@ async fn run(options: &Options) -> Result<()> {
     if let Some(stack) = &options.to {
         return keep::publish(stack, options).await;
     }
+    if options.studio {
+        return studio::run(options).await;
+    }
     let (model, folder) = (options.model()?, options.styles()?);
     let out = &options.out;
     fs::create_dir_all(out).with_context(|| format!("--out {}", out.display()))?;
@@ -89,7 +93,7 @@ async fn run(options: &Options) -> Result<()> {
     let stack = Stack::start(model, LINE, |part, ms| println!("  {part} ready after {:.1} s", ms as f64 / 1000.0));
     let stack = stack.await?;
     let started = clock.elapsed();
-    let styles = styles::store(&stack, folder, options.lora.as_deref()).await?;
+    let styles = styles::store(&stack.aws, folder, options.lora.as_deref()).await?;
     let body = task::body(options, &backend.url(), &styles)?;
     let ended = stack.alive(follow(options, &stack, &backend, &styles, &body, started)).await;
     let logs = stack.run.path().display();

@@ -35,6 +35,9 @@ pub(crate) struct Options {
     /// Leave everything running afterwards, until ctrl-C
     #[arg(long)]
     pub(crate) keep: bool,
+    /// Serve a page on 127.0.0.1 to publish tasks, watch them and break parts, until ctrl-C; its pictures stay in --out
+    #[arg(long, conflicts_with_all = ["task", "keep", "to"])]
+    pub(crate) studio: bool,
     /// Model folder in the diffusers layout
     #[arg(long, value_name = "DIR")]
     model: Option<PathBuf>,

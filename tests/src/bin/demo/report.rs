@@ -9,10 +9,9 @@ use e2e::{
     aws::IMAGES,
     backend::{Backend, Call, PROGRESS},
     stack::Stack,
+    timings,
 };
-use handler::report::STAGES;
 use serde::{Serialize, Serializer};
-use serde_json::Value;
 use std::{
     fs, io,
     path::{Path, PathBuf},
@@ -56,7 +55,8 @@ impl Report {
         let mut timings_ms = vec![("start the stack".to_string(), started.as_millis() as u64)];
         let first = webhooks.iter().find(|call| call.path == PROGRESS);
         timings_ms.extend(first.map(|call| ("publish to first webhook".to_string(), call.at_ms)));
-        timings_ms.extend(stages(&stack.function.process().log_text(), crate::task::id(body)));
+        let stages = timings::stages(&stack.function.process().log_text(), crate::task::id(body));
+        timings_ms.extend(stages.into_iter().map(|(name, ms)| (format!("stage {name}"), ms)));
         let end = webhooks.iter().find(|call| call.is_end());
         timings_ms.extend(end.map(|call| ("publish to last webhook".to_string(), call.at_ms)));
         Self { webhooks, timings_ms, image: None }
@@ -129,17 +129,6 @@ pub(crate) fn remove_old(out: &Path) -> Result<()> {
         }
     }
     Ok(())
-}
-
-/// The stages that the function logged for a generation.
-fn stages(log: &str, id: Option<i64>) -> Vec<(String, u64)> {
-    let lines = log.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
-    let ends = lines.filter(|line| line["message"] == "task ended");
-    let Some(end) = ends.into_iter().find(|line| id.is_none() || line["span"]["generation_id"].as_i64() == id) else {
-        return vec![];
-    };
-    let stage = |name: &&str| Some((format!("stage {name}"), end[format!("{name}_ms")].as_u64()?));
-    STAGES.iter().filter_map(stage).collect()
 }
 
 fn as_object<S: Serializer>(pairs: &[(String, u64)], serializer: S) -> Result<S::Ok, S::Error> {

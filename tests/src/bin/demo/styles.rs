@@ -1,7 +1,7 @@
 //! The artists whose styles the demo offers: every LoRA of a folder, and who made it.
 
 use anyhow::{Context, Result, bail};
-use e2e::stack::Stack;
+use e2e::aws::{Aws, MODELS};
 use serde::{Deserialize, Serialize};
 use std::{collections::BTreeMap, fs, path::Path};
 
@@ -25,7 +25,7 @@ pub(crate) struct Style {
 pub(crate) type Styles = BTreeMap<String, Style>;
 
 /// Puts LoRAs into the storage as the platform does: the file's name is the same for all, the folder is the style's.
-pub(crate) async fn store(stack: &Stack, folder: &Path, own: Option<&Path>) -> Result<Styles> {
+pub(crate) async fn store(aws: &Aws, folder: &Path, own: Option<&Path>) -> Result<Styles> {
     let mut files = vec![];
     for entry in fs::read_dir(folder).with_context(|| format!("--styles {}", folder.display()))? {
         let path = entry?.path();
@@ -37,7 +37,7 @@ pub(crate) async fn store(stack: &Stack, folder: &Path, own: Option<&Path>) -> R
     let mut styles = Styles::new();
     for (id, (name, path)) in (FIRST_ID..).zip(files) {
         let content = fs::read(&path).with_context(|| path.display().to_string())?;
-        let url = stack.put_lora(&format!("models/style_{id}/lora_weights.safetensors"), content).await?;
+        let url = aws.put(MODELS, &format!("models/style_{id}/lora_weights.safetensors"), content).await?;
         let artist = ARTISTS.iter().find(|(style, _)| name == *style || name.starts_with(&format!("{style}-")));
         let artist = artist.map_or("Ada Kowalska", |(_, artist)| artist).to_string();
         styles.insert(name, Style { id, artist, url });

@@ -1,0 +1,140 @@
+//! Brings what the backend hears and what becomes of each message into the book, and pictures onto the shelf. Refuses to take a
+//! picture from anywhere but the address that was told.
+
+use super::{
+    book::Book,
+    record::{End, Mark, Progress, Record, Station},
+};
+use crate::{
+    backend::{Backend, COMPLETE, Call, FAILED, PROGRESS},
+    mapping::{Batch, Mapping},
+};
+use anyhow::{Context, Result, ensure};
+use serde_json::Value;
+use std::convert::Infallible;
+
+/// Follows the webhooks.
+///
+/// # Errors
+/// The receiver has ended.
+pub async fn webhooks(backend: &Backend, book: &Book) -> Result<Infallible> {
+    let (mut calls, mut seen) = (backend.follow(), 0);
+    let http = reqwest::Client::builder().no_proxy().build()?;
+    loop {
+        let new = calls.borrow_and_update()[seen..].to_vec();
+        seen += new.len();
+        for call in &new {
+            let Some(id) = call.generation_id() else { continue };
+            if call.status != 200 {
+                book.set_status(|status| status.webhooks_dropped += 1);
+            }
+            book.change(id, |record, at_ms| note(record, at_ms, call));
+            if call.is_end() && call.path == COMPLETE {
+                fetch(&http, book, id, call).await;
+            }
+        }
+        calls.changed().await.context("the webhook receiver has ended")?;
+    }
+}
+
+/// Follows what the mapping does with each message.
+///
+/// # Errors
+/// The mapping has ended.
+pub async fn batches(mapping: &Mapping, most: u32, book: &Book) -> Result<Infallible> {
+    let (mut batches, mut seen) = (mapping.follow(), 0);
+    loop {
+        let new: Vec<Batch> = batches.borrow_and_update()[seen..].to_vec();
+        seen += new.len();
+        for record in new.iter().flat_map(|batch| &batch.records).filter(|record| !record.deleted) {
+            let body: Value = serde_json::from_str(&record.body).unwrap_or_default();
+            let Some(id) = body["generation_id"].as_i64() else { continue };
+            let what = format!("back in the queue after receive {} of {most}", record.receive_count);
+            book.mark(id, Station::Queue, false, what);
+            if record.receive_count >= most {
+                book.dead_letter(id);
+            }
+        }
+        batches.changed().await.context("the mapping has ended")?;
+    }
+}
+
+/// Enters a webhook.
+fn note(record: &mut Record, at_ms: u64, call: &Call) {
+    let name = call.path.rsplit('/').next().unwrap_or_default();
+    let taken = call.status == 200;
+    let text = |field: &str| call.body[field].as_str().unwrap_or_default().to_string();
+    if !taken {
+        record.dropped += 1;
+        let what = format!("webhook {name} was answered {}", call.status);
+        return record.marks.push(Mark { station: Station::Backend, at_ms, what, good: false });
+    }
+    match call.path.as_str() {
+        PROGRESS => {
+            let number = |field: &str| call.body["progress"][field].as_u64().unwrap_or_default();
+            record.progress.push(Progress {
+                at_ms,
+                percent: number("progress_percent"),
+                step: number("current_step"),
+                steps: number("total_steps"),
+                seconds_left: number("estimated_seconds"),
+            });
+        }
+        COMPLETE => record.completes += 1,
+        FAILED => record.failures += 1,
+        _ => {}
+    }
+    if call.is_end() {
+        let what = format!("webhook {name} was taken");
+        record.marks.push(Mark { station: Station::Backend, at_ms, what, good: true });
+        let retries = call.body["retry_count"].as_u64().unwrap_or_default();
+        let end = match call.path.as_str() {
+            COMPLETE => End::Complete,
+            _ => End::Failed { code: text("error_code"), message: text("error_message"), retries },
+        };
+        record.end(end, at_ms);
+    }
+}
+
+/// Fetches a picture as anybody can, and puts it on the shelf.
+async fn fetch(http: &reqwest::Client, book: &Book, id: i64, call: &Call) {
+    let fetched = async {
+        let url = call.body["result_url"].as_str().context("complete without an address")?;
+        let answer = http.get(url).send().await?;
+        ensure!(answer.status().is_success(), "the picture's address answered {}", answer.status());
+        book.shelf().keep_picture(url, &answer.bytes().await?)
+    };
+    match fetched.await {
+        Ok(name) => book.change(id, |record, _| record.picture = Some(name)),
+        Err(error) => book.set_status(|status| status.trouble = Some(format!("generation {id}: {error:#}"))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn call(path: &str, status: u16, body: Value) -> Call {
+        let (method, headers, text) = ("POST".to_string(), Default::default(), String::new());
+        Call { method, path: path.to_string(), headers, body, text, at_ms: 0, status }
+    }
+
+    #[test]
+    fn a_webhook_that_was_not_taken_ends_nothing() {
+        let mut record = Record::new(1, "halftone", json!({}), 0);
+        note(&mut record, 5, &call(COMPLETE, 503, json!({ "generation_id": 1 })));
+        assert_eq!((record.end.clone(), record.dropped, record.completes), (None, 1, 0));
+        note(&mut record, 9, &call(COMPLETE, 200, json!({ "generation_id": 1 })));
+        assert_eq!((record.end, record.ended_ms, record.completes), (Some(End::Complete), Some(9), 1));
+    }
+
+    #[test]
+    fn a_failure_keeps_code_message_and_retries() {
+        let mut record = Record::new(1, "halftone", json!({}), 0);
+        let body = json!({ "error_code": "TASK_INVALID", "error_message": "steps: 0", "retry_count": 2 });
+        note(&mut record, 5, &call(FAILED, 200, body));
+        let end = End::Failed { code: "TASK_INVALID".into(), message: "steps: 0".into(), retries: 2 };
+        assert_eq!(record.end, Some(end));
+    }
+}

@@ -1,0 +1,37 @@
+// Makes elements. Text comes in as text only: nothing here reads markup.
+
+/** An element with properties (`class`, `data-…` and `aria-…` as attributes, `on…` as listeners) and children. */
+export function el(tag, properties = {}, ...children) {
+  const node = document.createElement(tag);
+  for (const [name, value] of Object.entries(properties)) {
+    if (value === undefined || value === null || value === false) continue;
+    if (name.startsWith("on")) node.addEventListener(name.slice(2), value);
+    else if (name in node && !name.includes("-")) node[name] = value;
+    else node.setAttribute(name, value === true ? "" : value);
+  }
+  node.append(...children.flat().filter((child) => child !== null && child !== undefined && child !== false));
+  return node;
+}
+
+export const byId = (id) => document.getElementById(id);
+
+/** Sets a text only if it is another, so that screen readers are told of changes alone. */
+export function setText(node, text) {
+  if (node.textContent !== text) node.textContent = text;
+}
+
+/** Has a list show these keys in this order, and leaves alone the nodes that stay: the focus stays with them. */
+export function keep(list, nodes) {
+  const wanted = new Set(nodes);
+  for (const child of [...list.children]) if (!wanted.has(child)) child.remove();
+  nodes.forEach((node, index) => {
+    if (list.children[index] !== node) list.insertBefore(node, list.children[index] ?? null);
+  });
+}
+
+const announcer = byId("announcer");
+
+/** Tells a screen reader. */
+export function announce(text) {
+  announcer.textContent = text;
+}

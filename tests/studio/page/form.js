@@ -1,0 +1,104 @@
+// The form that a task is made of. Refuses to correct anything: what is wrong goes the whole way, and the function says so.
+
+import { byId, el, setText } from "./dom.js";
+import { post, store, watch } from "./store.js";
+import { styleName } from "./words.js";
+
+const IDEAS = [
+  ["lighthouse", "lighthouse, sunset, sea"],
+  ["mountains", "mountains, snow, lake, blue sky"],
+  ["night", "night sky, crescent moon, stars"],
+  ["city", "city skyline, night"],
+  ["balloon", "red hot air balloon, blue sky, clouds"],
+];
+const FAILING = [
+  ["Zero steps", (order) => ({ ...order, steps: 0 })],
+  ["A LoRA that is not there", (order) => ({ ...order, style: "nobody" })],
+  ["No tags", (order) => ({ ...order, tags: [] })],
+];
+const SEEDS = 4;
+
+const narrow = matchMedia("(max-width: 56rem)");
+const form = byId("order");
+const field = (name) => form.elements[name];
+/** Whether the signature is still the one that came with the style. */
+let signedByStyle = true;
+
+export function start() {
+  watch(offerStyles);
+  byId("ideas").append(...IDEAS.map(([name, tags]) => el("button", { type: "button", onclick: () => (field("tags").value = tags) }, name)));
+  byId("failing").append(...FAILING.map(([name, change]) => el("button", { type: "button", onclick: () => publish([change(order())]) }, name)));
+  form.addEventListener("submit", (event) => {
+    event.preventDefault();
+    publish([order()]);
+  });
+  byId("seeds").addEventListener("click", () => publish(seeds(order())));
+  byId("every-style").addEventListener("click", () => publish(store.styles.map(({ name, artist }) => ({ ...order(), style: name, artist }))));
+  field("artist").addEventListener("input", () => (signedByStyle = false));
+}
+
+/** Fills the form with what a task had. */
+export function fill({ task, style }) {
+  field("tags").value = (task.prompt_tags ?? []).join(", ");
+  field("seed").value = task.seed ?? "";
+  field("steps").value = task.num_inference_steps ?? "";
+  field("artist").value = task.artist_name ?? "";
+  signedByStyle = false;
+  for (const [name, value] of [["ratio", task.aspect_ratio], ["style", style]]) {
+    if ([...form.elements[name]].some((radio) => radio.value === value)) field(name).value = value;
+  }
+}
+
+let offered = "";
+
+function offerStyles() {
+  const names = store.styles.map(({ name }) => name).join();
+  if (names === offered) return;
+  offered = names;
+  const chosen = store.styles.find(({ name }) => name === "stained-glass") ?? store.styles[0];
+  byId("styles").replaceChildren(
+    ...store.styles.map(({ name, artist }) => {
+      const radio = el("input", { type: "radio", name: "style", value: name, checked: name === chosen.name, onchange: () => sign(artist) });
+      return el("label", {}, radio, el("span", {}, el("b", {}, styleName(name)), el("small", {}, artist)));
+    }),
+  );
+  sign(chosen.artist);
+}
+
+function sign(artist) {
+  if (signedByStyle) field("artist").value = artist;
+}
+
+/** A whole number as a number, anything else as it stands. Nothing where there is nothing: the default holds. */
+function number(text) {
+  const trimmed = text.trim();
+  if (trimmed === "") return undefined;
+  return /^-?\d{1,15}$/.test(trimmed) ? Number(trimmed) : trimmed;
+}
+
+function order() {
+  return {
+    style: field("style").value,
+    tags: field("tags").value.split(",").map((tag) => tag.trim()).filter(Boolean),
+    artist: field("artist").value,
+    aspect_ratio: field("ratio").value,
+    seed: number(field("seed").value),
+    steps: number(field("steps").value),
+  };
+}
+
+function seeds(first) {
+  const seed = typeof first.seed === "number" ? first.seed : 42;
+  return Array.from({ length: SEEDS }, (_, index) => ({ ...first, seed: seed + index }));
+}
+
+async function publish(orders) {
+  try {
+    await post("/api/tasks", { orders });
+    setText(byId("order-error"), "");
+    // On a narrow page the tasks are below the form.
+    if (narrow.matches) byId("tasks-title").scrollIntoView();
+  } catch (error) {
+    setText(byId("order-error"), `Not published: ${error.message}`);
+  }
+}

@@ -1,0 +1,89 @@
+"""Paints a few pictures on the studio page and takes docs/studio.jpg, the picture of the page in the README.
+
+    .cache/venv/bin/python tests/studio/screenshot.py docs/studio.jpg
+    .cache/venv/bin/python tests/studio/screenshot.py FOLDER      light, dark, phone, details and comparison, to look at
+
+Needs infra/local/install and a build, as the tests beside it. Refuses to retouch anything: what it shows was painted then.
+"""
+
+import io
+import sys
+from pathlib import Path
+
+import studio
+from PIL import Image
+from playwright.sync_api import expect, sync_playwright
+
+DESKTOP, PHONE = {"width": 1280, "height": 1000}, {"width": 360, "height": 780}
+# So that the picture stays under 150 KB.
+QUALITY = 80
+IDEAS = ("lighthouse", "mountains", "balloon")
+
+
+def paint(page):
+    """Every idea in two styles, a failure, and a task that is still on its way."""
+    page.goto(studio.stack().address)
+    expect(page.locator("#connection")).to_have_text("Live")
+    pictures = page.locator("#gallery > li")
+    before = pictures.count()
+    for number, idea in enumerate(IDEAS):
+        page.get_by_role("button", name=idea, exact=True).click()
+        for style in ("Halftone Benno Dotti", "Stained glass Ada Kowalska"):
+            page.get_by_role("radio", name=style, exact=True).check()
+            page.get_by_role("button", name="Paint it").click()
+        expect(pictures).to_have_count(before + 2 * number + 2)
+    page.get_by_role("button", name="lighthouse", exact=True).click()
+    page.get_by_label("Steps", exact=True).fill("50")
+    page.get_by_role("button", name="Paint it").click()
+    expect(page.locator(".says").last).to_contain_text("50 %")
+
+
+def shoot(browser, name, viewport, scheme="light", full_page=False, act=None):
+    """One look at the page as it is now."""
+    context = browser.new_context(viewport=viewport, color_scheme=scheme)
+    page = context.new_page()
+    page.goto(studio.stack().address)
+    expect(page.locator("#gallery img").first).to_be_visible()
+    page.locator("#gallery img").evaluate_all("all => Promise.all(all.map((each) => each.decode()))")
+    if act:
+        act(page)
+    taken = Image.open(io.BytesIO(page.screenshot(full_page=full_page))).convert("RGB")
+    taken.save(name, quality=QUALITY, optimize=True)
+    context.close()
+
+
+def details(page):
+    """A picture's file, opened."""
+    page.locator("#gallery > li button").first.click()
+    expect(page.locator(".credential")).to_be_visible()
+
+
+def comparison(page):
+    """Two pictures side by side."""
+    for box in page.locator("#gallery > li input").all()[:3]:
+        box.check()
+    page.locator("#compare").click()
+    expect(page.locator("#side-by-side figure").first).to_be_visible()
+
+
+def main(target):
+    """Paints, then looks."""
+    with sync_playwright() as playwright:
+        browser = studio.launch(playwright)
+        paint(browser.new_page(viewport=DESKTOP))
+        if target.suffix == ".jpg":
+            shoot(browser, target, DESKTOP)
+        else:
+            target.mkdir(parents=True, exist_ok=True)
+            shoot(browser, target / "light.jpg", DESKTOP)
+            shoot(browser, target / "dark.jpg", DESKTOP, "dark", full_page=True)
+            shoot(browser, target / "phone.jpg", PHONE, full_page=True)
+            shoot(browser, target / "details.jpg", DESKTOP, act=details)
+            shoot(browser, target / "details-phone.jpg", PHONE, "dark", act=details)
+            shoot(browser, target / "comparison.jpg", DESKTOP, "dark", act=comparison)
+        browser.close()
+
+
+if __name__ == "__main__":
+    assert len(sys.argv) == 2, __doc__
+    main(Path(sys.argv[1]))

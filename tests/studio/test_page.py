@@ -1,0 +1,148 @@
+"""What a person does with the studio page, in a real browser, against the real parts."""
+
+import re
+import unittest
+
+from playwright.sync_api import expect
+from studio import Case
+
+
+class Page(Case):
+    def test_a_task_is_followed_from_the_form_to_the_credential_of_its_picture(self):
+        number = self.paint(steps=4)
+        expect(self.figure(number)).to_be_visible()
+        card = self.card(number)
+        expect(card.locator(".stations [data-state='lit']")).to_have_count(5)
+        expect(card.locator(".state")).to_contain_text("Complete after")
+        expect(card.get_by_label("Stage timings")).to_contain_text("denoise")
+        heard = self.page.evaluate("heard")
+        for percent in ("0 %", "25 %", "50 %", "75 %"):
+            self.assertIn(f"lighthouse, sunset, sea: {percent}", heard)
+        self.assertIn("Complete after", heard[-1])
+        self.figure(number).get_by_role("button").click()
+        details = self.page.get_by_role("dialog")
+        expect(details.locator(".credential")).to_contain_text("Signed, and unchanged since")
+        expect(details.locator(".credential")).to_contain_text("trainedAlgorithmicMedia")
+        expect(details.get_by_role("row", name="IFD0:Artist")).to_contain_text("Ada Kowalska")
+        expect(details.get_by_role("row", name="XMP-easel:Seed")).to_contain_text("42")
+        self.assertTrue(details.locator("img").evaluate("image => image.decode().then(() => image.naturalWidth === 512)"))
+
+    def test_a_failure_is_shown_with_the_functions_own_code_and_words(self):
+        self.page.get_by_text("Tasks that fail").click()
+        for example, code, words in (
+            ("Zero steps", "TASK_INVALID", "num_inference_steps"),
+            ("A LoRA that is not there", "LORA_UNUSABLE", "lora"),
+            ("No tags", "TASK_INVALID", "prompt_tags"),
+        ):
+            with self.subTest(example):
+                failures = self.page.locator("#failures > li").filter(has_text=code).filter(has_text=words)
+                before = failures.count()
+                self.page.get_by_role("button", name=example).click()
+                expect(failures).to_have_count(before + 1)
+
+    def test_a_seed_that_is_no_number_goes_the_whole_way_and_comes_back_as_a_failure(self):
+        before = self.page.locator("#failures > li").count()
+        self.page.get_by_label("Seed", exact=True).fill("forty-two")
+        self.page.get_by_role("button", name="Paint it").click()
+        expect(self.page.locator("#failures > li")).to_have_count(before + 1)
+        expect(self.page.locator("#failures > li").first).to_contain_text("seed")
+
+    def test_the_gallery_is_there_after_a_reload(self):
+        number = self.paint(steps=1)
+        expect(self.figure(number)).to_be_visible()
+        before = self.ids("#gallery")
+        self.page.reload()
+        expect(self.figure(number).locator("img")).to_be_visible()
+        self.assertEqual(self.ids("#gallery"), before)
+
+    def test_the_picture_of_an_earlier_run_is_there_and_says_plainly_that_nobody_signed_it(self):
+        self.figure(499).get_by_role("button").click()
+        details = self.page.get_by_role("dialog")
+        expect(details.locator(".credential")).to_contain_text("Not signed: this file has no credential.")
+        expect(details.locator("tbody tr").first).to_be_visible()
+
+    def test_seeds_are_compared_side_by_side(self):
+        self.page.get_by_label("Steps", exact=True).fill("1")
+        before = self.ids("#gallery")
+        self.page.get_by_role("button", name="Four seeds").click()
+        expect(self.page.locator("#gallery > li")).to_have_count(len(before) + 4)
+        new = sorted(self.ids("#gallery") - before)
+        for number in new[:2]:
+            self.figure(number).get_by_role("checkbox").check()
+        self.page.get_by_role("button", name="Compare 2 pictures").click()
+        dialog = self.page.get_by_role("dialog", name="2 pictures")
+        expect(dialog.locator("figure")).to_have_count(2)
+        expect(dialog.locator("figcaption")).to_have_text([re.compile("Seed42"), re.compile("Seed43")])
+        expect(dialog.locator("p")).to_contain_text("tags lighthouse, sunset, sea")
+
+    def test_every_style_paints_the_same_task(self):
+        self.page.get_by_label("Steps", exact=True).fill("1")
+        styles = self.page.locator("#styles label")
+        before = self.page.locator("#gallery > li").count()
+        self.page.get_by_role("button", name="Every style").click()
+        expect(self.page.locator("#gallery > li")).to_have_count(before + styles.count())
+        expect(self.page.locator("#gallery > li").first).to_contain_text("Stained glass · kohya")
+
+
+class Keyboard(Case):
+    def tab_to(self, name):
+        """Tabs until a control of this name has the focus, which each control on the way must show."""
+        for _ in range(200):
+            self.page.keyboard.press("Tab")
+            focus = self.page.evaluate(
+                """() => {
+                     const now = document.activeElement;
+                     const shown = [now, now.closest("label")].filter(Boolean).map((each) => getComputedStyle(each).outlineStyle);
+                     const name = now.getAttribute("aria-label") ?? now.labels?.[0]?.textContent ?? now.textContent;
+                     return { name: name.trim(), shown: shown.some((style) => style !== "none"), body: now === document.body };
+                   }"""
+            )
+            self.assertTrue(focus["shown"] or focus["body"], f"no sign of the focus on {focus['name']}")
+            if re.search(name, focus["name"]):
+                return
+        self.fail(f"the keyboard never comes to {name}")
+
+    def test_a_picture_is_ordered_opened_and_closed_by_keyboard_alone(self):
+        before = self.ids("#gallery")
+        self.tab_to("Skip to the tasks")
+        self.tab_to("^Steps")
+        self.page.keyboard.press("Control+A")
+        self.page.keyboard.type("1")
+        self.tab_to("Paint it")
+        self.page.keyboard.press("Enter")
+        expect(self.page.locator("#gallery > li")).to_have_count(len(before) + 1)
+        self.tab_to("Details of lighthouse")
+        self.page.keyboard.press("Enter")
+        expect(self.page.get_by_role("dialog")).to_be_visible()
+        self.tab_to("Close")
+        self.page.keyboard.press("Escape")
+        expect(self.page.get_by_role("dialog")).to_be_hidden()
+        self.assertIn("Details of", self.page.evaluate("document.activeElement.getAttribute('aria-label')"))
+        # Past the last control the focus leaves the page, and comes back at its beginning.
+        self.tab_to("Skip to the tasks")
+
+
+class Phone(Case):
+    VIEWPORT = {"width": 360, "height": 740}
+
+    def fits(self):
+        self.assertEqual(self.page.evaluate("[document.documentElement.scrollWidth, innerWidth]"), [360, 360])
+        wide = "all => all.filter((each) => each.open && each.scrollWidth > each.clientWidth).length"
+        self.assertEqual(self.page.locator("dialog").evaluate_all(wide), 0)
+
+    def test_nothing_scrolls_sideways_on_a_phone(self):
+        self.fits()
+        number = self.paint(steps=1)
+        expect(self.figure(number)).to_be_visible()
+        self.page.get_by_text("Tasks that fail").click()
+        failed = self.page.locator("#failures > li").count()
+        self.page.get_by_role("button", name="A LoRA that is not there").click()
+        expect(self.page.locator("#failures > li")).to_have_count(failed + 1)
+        self.fits()
+        self.figure(number).get_by_role("button").click()
+        expect(self.page.locator(".credential")).to_be_visible()
+        self.fits()
+
+
+if __name__ == "__main__":
+    unittest.main()
