@@ -46,8 +46,16 @@ pub struct CredentialFiles {
           group = "key_of_credentials", requires = "certificate_of_credentials")]
     pub credential_key: Option<Pem>,
     /// Have each credential stamped with the time by this RFC 3161 authority [default: none, no network]
-    #[arg(long, env = "EASEL_CREDENTIAL_TIME_STAMP_URL", value_name = "URL", requires = "certificate_of_credentials")]
+    #[arg(long, env = "EASEL_CREDENTIAL_TIME_STAMP_URL", value_name = "URL", value_parser = authority,
+          requires = "certificate_of_credentials")]
     pub credential_time_stamp_url: Option<Url>,
+}
+
+/// What can be asked for a stamp. A password would stand in the error of every stamp that cannot be had.
+fn authority(text: &str) -> Result<Url, String> {
+    let url: Url = text.parse().map_err(|error| format!("is no address: {error}"))?;
+    let is_plain = matches!(url.scheme(), "http" | "https") && url.username().is_empty() && url.password().is_none();
+    is_plain.then_some(url).ok_or_else(|| "must be an http or https address without user and password".into())
 }
 
 /// The text of a PEM file, which no log and no Debug shows: it may hold a key.
@@ -126,6 +134,19 @@ mod tests {
             assert!(error.contains("--credential-certificate") && error.contains("--credential-key"), "{error}");
         }
         assert!(parse(&[stamp]).is_err_and(|error| error.contains("--credential-certificate")));
+    }
+
+    #[test]
+    fn stamps_come_from_http_addresses_without_a_password() {
+        assert!(authority("http://stamps.example.org:8080/tsr").is_ok());
+        for bad in
+            ["stamps.example.org", "file:///etc/passwd", "https://user:hunter2@example.org", "https://user@example.org"]
+        {
+            assert!(
+                authority(bad).is_err_and(|error| error.contains("address") && !error.contains("hunter2")),
+                "{bad}"
+            );
+        }
     }
 
     #[test]
