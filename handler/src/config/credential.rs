@@ -3,8 +3,11 @@
 
 use crate::secrets::SecretArn;
 use clap::Args;
-use std::{fmt, fs, str::FromStr};
+use std::{fmt, fs, io::Read, str::FromStr};
 use url::Url;
+
+/// A chain of certificates has some thousand.
+const MOST_PEM_BYTES: u64 = 64 << 10;
 
 /// Content Credentials of the service.
 #[derive(Debug, Clone, Default, Args)]
@@ -69,7 +72,14 @@ impl Pem {
     }
 
     fn read(path: &str) -> Result<Self, String> {
-        fs::read_to_string(path).map_err(|error| format!("cannot be read: {error}"))?.parse()
+        let unreadable = |error| format!("cannot be read: {error}");
+        let mut text = String::new();
+        let file = fs::File::open(path).map_err(unreadable)?;
+        file.take(MOST_PEM_BYTES + 1).read_to_string(&mut text).map_err(unreadable)?;
+        if text.len() as u64 > MOST_PEM_BYTES {
+            return Err(format!("has more than {MOST_PEM_BYTES} bytes, the most for certificates or a key"));
+        }
+        text.parse()
     }
 }
 
@@ -157,6 +167,8 @@ mod tests {
         assert!(parse().is_err_and(|error| error.contains("cannot be read")));
         fs::write(&file, "hunter2").unwrap();
         assert!(parse().is_err_and(|error| error.contains("PEM") && !error.contains("hunter2")));
+        fs::write(&file, PEM.repeat(4000)).unwrap();
+        assert!(parse().is_err_and(|error| error.contains("more than 65536 bytes")));
         fs::write(&file, PEM).unwrap();
         assert_eq!(parse().as_deref(), Ok("<redacted>"));
     }

@@ -56,7 +56,7 @@ impl SyncHttpResolver for Carrier {
 fn send(request: Request<Vec<u8>>) -> Result<Response<Vec<u8>>, Box<dyn Error + Send + Sync>> {
     let client = reqwest::Client::builder().redirect(Policy::none()).timeout(TIMEOUT).build()?;
     runtime::Builder::new_current_thread().enable_all().build()?.block_on(async {
-        let mut answer = client.execute(request.try_into()?).await?;
+        let mut answer = client.execute(request.try_into()?).await.map_err(reqwest::Error::without_url)?;
         let mut bytes = Vec::new();
         while let Some(chunk) = answer.chunk().await? {
             if bytes.len() + chunk.len() > MOST_BYTES {
