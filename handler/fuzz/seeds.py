@@ -145,6 +145,8 @@ def webhooks():
         ("taken-listed-v6", "[fd00::1]:8080", "http://[fd00:0:0::1]:8080"),
         ("taken-encoded", "good.org", "http://g%6fod%2eorg"),
         ("refused-local", "", "http://LOCALHOST.:8000"),
+        ("refused-root-alone", "", "http://./"),
+        ("refused-empty-label", "", "http://api..example.org"),
         ("refused-loopback", "", "http://017700000001"),
         ("refused-mapped", "", "http://[::ffff:169.254.169.254]"),
         ("refused-wide", "", "http://\u2460\u2461\u2466.1"),

@@ -159,6 +159,8 @@ fn special_name(name: &str) -> Option<&'static str> {
     match name {
         "localhost" => Some("a loopback"),
         _ if name.ends_with(".localhost") => Some("a loopback"),
+        // The root alone is no host, nor is what has nothing between two dots; a resolver may make of it what it likes.
+        _ if name.split('.').any(str::is_empty) => Some("no"),
         _ => METADATA.contains(&name).then_some("a metadata"),
     }
 }

@@ -39,6 +39,11 @@ const AROUND: &[&str] = &[
     "http://0",
     "http://0.0.0.0",
     "http://0.1.2.3",
+    // No host at all.
+    "http://.",
+    "http://./",
+    "http://..",
+    "http://api..example.org",
     // Encoded, full-width and circled digits, and the other full stops of IDNA.
     "http://%31%32%37.0.0.1",
     "http://127%2e0%2e0%2e1",
