@@ -74,14 +74,15 @@ KEPT = {
 
 
 @functools.cache
-def stack():
-    """One for all tests of this process, on a shelf with a picture of an earlier run."""
+def stack(kept=True):
+    """One for all tests of this process, on a shelf with a picture of an earlier run, or on an empty one."""
     folder = tempfile.TemporaryDirectory()
     atexit.register(folder.cleanup)
-    shelf = Path(folder.name) / "studio"
-    shelf.mkdir()
-    (shelf / "gen_499.json").write_text(json.dumps(KEPT))
-    shutil.copy(ROOT / "docs/lighthouse.jpg", shelf / "gen_499.jpg")
+    if kept:
+        shelf = Path(folder.name) / "studio"
+        shelf.mkdir()
+        (shelf / "gen_499.json").write_text(json.dumps(KEPT))
+        shutil.copy(ROOT / "docs/lighthouse.jpg", shelf / "gen_499.jpg")
     started = Stack(folder.name)
     atexit.register(started.stop)
     return started
