@@ -4,7 +4,7 @@
 //! The modules follow the life of a task: [`task`] (the contract) -> [`job`] (one task from start to end) -> [`lora`] ->
 //! [`pipeline`] -> [`signature`] -> [`picture`] (the file) -> [`store`] -> [`webhook`]. Around them: [`runtime`] (Lambda), [`worker`] (polls SQS) and
 //! [`generate`] (the shell) bring tasks in; [`cache`] keeps LoRAs on the volume; [`weights`] fills it with a model; [`startup`] loads that; [`painter`]
-//! paints one batch after the other; [`payload`] finds those that were too large for the queue; [`bench`] measures; [`studio`] owns the model;
+//! paints one batch after the other; [`payload`] finds those that were too large for the queue; [`mod@bench`] measures; [`studio`] owns the model;
 //! [`report`], [`metrics`] and [`trace`] tell of tasks; [`doctor`] looks whether all of it could work; [`exit`] says how processes end; [`gpu`] is CUDA without Stable Diffusion; [`config`] is the only reader of the environment.
 
 pub mod bench;

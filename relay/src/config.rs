@@ -50,7 +50,7 @@ pub struct Config {
     /// Create the durable queue, and the dead-letter exchange with its queue, where they are missing
     #[arg(long, help_heading = "Broker", env = "RELAY_DECLARE", value_parser = BoolishValueParser::new())]
     pub declare: bool,
-    /// The exchange for messages that SQS can never carry [default: <queue>.dead-letter]
+    /// The exchange for messages that SQS can never carry [default: QUEUE.dead-letter]
     #[arg(long, help_heading = "Broker", env = "AMQP_DEAD_LETTER_EXCHANGE")]
     pub dead_letter_exchange: Option<String>,
     /// The queue to send to

@@ -16,6 +16,7 @@ pub struct StoreConfig {
     #[arg(long = "result-acl", env = "EASEL_RESULT_ACL", default_value = "public-read")]
     pub acl: ResultAcl,
     /// Base of `result_url` [default: https://BUCKET.s3.amazonaws.com]
+    #[allow(rustdoc::bare_urls, reason = "--help shows it as it stands here")]
     #[arg(long = "result-base-url", env = "EASEL_RESULT_BASE_URL", value_name = "URL")]
     pub base_url: Option<Url>,
     /// Address buckets by path and not by host [default: true if AWS_ENDPOINT_URL or AWS_ENDPOINT_URL_S3 is set]
