@@ -10,9 +10,10 @@ import io
 import sys
 from pathlib import Path
 
-import studio
 from PIL import Image
 from playwright.sync_api import expect, sync_playwright
+from stack import LIMIT, stack
+from studio import SECOND, launch
 
 DESKTOP, PHONE = {"width": 1280, "height": 1000}, {"width": 360, "height": 780}
 # So that the picture stays under 150 KB.
@@ -23,8 +24,8 @@ IDEAS = ("lighthouse", "mountains", "balloon")
 
 def paint(page):
     """Every idea in two styles, and a task that is still on its way."""
-    page.set_default_timeout(studio.LIMIT * studio.SECOND)
-    page.goto(studio.stack(kept=False).address)
+    page.set_default_timeout(LIMIT * SECOND)
+    page.goto(stack(kept=False).address)
     expect(page.locator("#connection")).to_have_text("Live")
     page.get_by_label("Steps", exact=True).fill(STEPS)
     pictures = page.locator("#gallery > li")
@@ -45,7 +46,7 @@ def shoot(browser, name, viewport, scheme="light", full_page=False, act=None):
     """One look at the page as it is now."""
     context = browser.new_context(viewport=viewport, color_scheme=scheme)
     page = context.new_page()
-    page.goto(studio.stack(kept=False).address)
+    page.goto(stack(kept=False).address)
     expect(page.locator("#gallery img").first).to_be_visible()
     page.locator("#gallery img").evaluate_all("all => Promise.all(all.map((each) => each.decode()))")
     if act:
@@ -72,7 +73,7 @@ def comparison(page):
 def main(target):
     """Paints, then looks."""
     with sync_playwright() as playwright:
-        browser = studio.launch(playwright)
+        browser = launch(playwright)
         paint(browser.new_page(viewport=DESKTOP))
         if target.suffix == ".jpg":
             shoot(browser, target, DESKTOP)

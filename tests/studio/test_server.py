@@ -3,15 +3,15 @@
 import http.client
 import unittest
 
-import studio
+from stack import LIMIT, stack
 
 
 class Server(unittest.TestCase):
     def ask(self, method="GET", path="/", body=None, **headers):
         """The status of an answer, and its headers. Headers of None are not sent."""
-        host = studio.stack().address.removeprefix("http://")
+        host = stack().address.removeprefix("http://")
         sent = {"Host": host, **{name.replace("_", "-"): value for name, value in headers.items()}}
-        connection = http.client.HTTPConnection(host, timeout=studio.LIMIT)
+        connection = http.client.HTTPConnection(host, timeout=LIMIT)
         connection.putrequest(method, path, skip_host=True)
         for name, value in {**sent, "Content-Length": str(len(body or b""))}.items():
             if value is not None:
@@ -23,7 +23,7 @@ class Server(unittest.TestCase):
         return answer.status, answer.headers
 
     def post(self, path, body, **headers):
-        own = {"Origin": studio.stack().address, "Content_Type": "application/json"}
+        own = {"Origin": stack().address, "Content_Type": "application/json"}
         return self.ask("POST", path, body, **{**own, **headers})[0]
 
     def test_other_names_and_other_pages_are_refused(self):
