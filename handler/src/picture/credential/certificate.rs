@@ -66,10 +66,6 @@ fn signing(certificate: &X509Certificate<'_>) -> Result<(), String> {
     if certificate.issuer() == certificate.subject() {
         return Err("the certificate is signed by itself; C2PA asks for one that an authority has issued".into());
     }
-    // The specification does not ask for it; the field's own reader takes a signature for a false one without it.
-    if certificate.subject().iter_organization().next().is_none() {
-        return Err("the certificate's subject has no organization (O), by which readers name who signed".into());
-    }
     if certificate.is_ca() {
         return Err("the certificate is an authority's (basicConstraints CA), which may not sign pictures".into());
     }
@@ -92,6 +88,10 @@ fn signing(certificate: &X509Certificate<'_>) -> Result<(), String> {
     let known = |extension: &ParsedExtension<'_>| matches!(extension, ParsedExtension::AuthorityKeyIdentifier(_));
     if !certificate.extensions().iter().any(|extension| known(extension.parsed_extension())) {
         return Err("the certificate lacks the authority key identifier".into());
+    }
+    // The specification does not ask for it; the field's own reader takes a signature for a false one without it.
+    if certificate.subject().iter_organization().next().is_none() {
+        return Err("the certificate's subject has no organization (O), by which readers name who signed".into());
     }
     Ok(())
 }
