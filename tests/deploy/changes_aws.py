@@ -53,6 +53,19 @@ CHANGES = {
     "test_permissions.Permissions.test_an_acl_is_permitted_where_pictures_get_one": [
         ("infra/aws/permissions.yaml", "!If [HasAcl, s3:PutObjectAcl, !Ref AWS::NoValue]", "s3:PutObjectAcl"),
     ],
+    "test_queue.Queue.test_kept_loras_and_those_on_their_way_fit_into_what_the_function_has": [
+        ("infra/aws/function.yaml", "EphemeralStorage: {Size: 10240}", "EphemeralStorage: {Size: 8192}"),
+        ("infra/aws/function.yaml", '"5368709120"', '"6442450944"'),
+    ],
+    "test_relay.Relay.test_the_alarm_reads_what_the_relay_says_when_it_stops": [
+        ("infra/aws/observability.yaml", '$.message = "relay stopped"', '$.fields.message = "relay stopped"'),
+        ("infra/aws/observability.yaml", '"relay stopped"', '"the relay stopped"'),
+    ],
+    "test_network.Groups.test_what_others_let_in_the_callers_group_lets_out": [
+        ("infra/aws/network.yaml", "FromPort: 5671, ToPort: 5672", "FromPort: 5672, ToPort: 5672"),
+        ("infra/aws/network.yaml", "FromPort: 2049, ToPort: 2049", "FromPort: 2048, ToPort: 2048"),
+        ("infra/aws/network.yaml", "FromPort: 443, ToPort: 443", "FromPort: 80, ToPort: 80"),
+    ],
     "test_queue.Queue.test_a_change_of_its_type_loses_nothing_that_lies_in_a_queue": [
         ("infra/aws/queue.yaml", "UpdateReplacePolicy: Retain", "UpdateReplacePolicy: Delete"),
     ],

@@ -82,18 +82,22 @@ CHANGES = {
     "test_pods.Pods.test_secrets_come_by_name_alone": [
         (EKS + "relay.env", "AWS_REGION", "AMQP_CLIENT_KEY=/key\nAWS_REGION"),
     ],
-    "test_pods.Network.test_what_is_not_named_is_refused": [
+    "test_network.Network.test_what_is_not_named_is_refused": [
         (BASE + "network.yaml", "policyTypes: [Ingress, Egress]", "policyTypes: [Ingress]"),
     ],
-    "test_pods.Network.test_no_rule_reaches_a_metadata_service": [
+    "test_network.Network.test_no_rule_reaches_a_metadata_service": [
         (BASE + "network.yaml", "0.0.0.0/0, except: [169.254.0.0/16]", "0.0.0.0/0"),
     ],
-    "test_pods.Network.test_only_the_relay_may_reach_a_broker": [
+    "test_network.Network.test_every_pod_may_reach_what_it_calls_and_no_other_a_broker": [
         (
             BASE + "network.yaml",
             "app.kubernetes.io/name: relay}\n  policyTypes: [Egress]",
             "app.kubernetes.io/part-of: easel}\n  policyTypes: [Egress]",
         ),
+        (BASE + "network.yaml", "{port: 5671, protocol: TCP}, ", ""),
+        (BASE + "network.yaml", "port: 443", "port: 8443"),
+        (BASE + "network.yaml", "{port: 53, protocol: UDP}, ", ""),
+        (BASE + "weights.yaml", "name: weights, app.kubernetes.io/part-of: easel", "name: weights"),
     ],
     "test_pods.Image.test_every_base_is_pinned_by_its_digest": [
         (IMAGE, "bookworm-slim@sha256:", "bookworm-slim#sha256:"),

@@ -100,6 +100,16 @@ class Queue(unittest.TestCase):
                 if named:
                     self.assertEqual(named[1], variable)
 
+    def test_kept_loras_and_those_on_their_way_fit_into_what_the_function_has(self):
+        stack, function = templates.the("AWS::Serverless::Function")
+        given = {name: stack.value(it) for name, it in function["Environment"]["Variables"].items()}
+        known = binaries.variables("handler", ("function",))
+        get = lambda name: int(given.get(name) or known[name].default)  # noqa: E731
+        tasks = int(stack.value(function["CapacityProviderConfig"]["PerExecutionEnvironmentMaxConcurrency"]))
+        needed = get("EASEL_CACHE_MAX_BYTES") + tasks * get("EASEL_MAX_LORA_BYTES")
+        size = function["EphemeralStorage"]["Size"] << 20
+        self.assertLessEqual(needed + get("EASEL_CACHE_RESERVE_BYTES"), size)
+
     def test_kept_loras_and_those_on_their_way_fit_into_the_volume(self):
         for overlay in manifests.OVERLAYS:
             get = lambda name: int(setting(overlay, "ScaledJob/worker", name))  # noqa: B023, E731

@@ -1,7 +1,10 @@
 """How the relay's service on Fargate changes its tasks: two never less than two, and one never more than one."""
 
+import json
+import re
 import unittest
 
+import binaries
 import templates
 
 
@@ -29,6 +32,14 @@ class Relay(unittest.TestCase):
         # Moving to another zone starts a second one as well, and is what ECS does unless it is told not to.
         wanted = {"tasks": 1, "least": 0, "most": 100, "moves": "DISABLED", "back": self.BACK}
         self.assertEqual(wanted, service("fifo"))
+
+    def test_the_alarm_reads_what_the_relay_says_when_it_stops(self):
+        _, rule = templates.the("AWS::Logs::MetricFilter")
+        wanted = dict.fromkeys(re.findall(r'\$\.message = "([^"]+)"', rule["FilterPattern"]))
+        self.assertEqual(3, len(wanted), rule["FilterPattern"])
+        queue = {"SQS_QUEUE_URL": "http://127.0.0.1:1/1/tasks"}
+        started = binaries.start("relay", "--check", environment={**queue, **binaries.MISSING, **binaries.QUICK})
+        self.assertIn(json.loads(started.stderr.splitlines()[-1])["message"], wanted)
 
 
 if __name__ == "__main__":
