@@ -65,6 +65,11 @@ class Queue(unittest.TestCase):
                     grace, int(setting(overlay, "Deployment/relay", "RELAY_SHUTDOWN_TIMEOUT", "relay", ()))
                 )
 
+    def test_a_task_outlives_a_few_invocations_that_find_no_room(self):
+        # The function does not see these, so it could tell nobody of the last one. AWS advises five at least.
+        stack, tasks = queue()
+        self.assertGreaterEqual(stack.value(tasks["RedrivePolicy"]["maxReceiveCount"]), 5)
+
     def test_receives_are_counted_to_the_same_number_everywhere(self):
         stack, tasks = queue()
         counts = {"queue": stack.value(tasks["RedrivePolicy"]["maxReceiveCount"])}
