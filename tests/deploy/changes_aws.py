@@ -50,6 +50,9 @@ CHANGES = {
         ("infra/aws/permissions.yaml", ", s3:DeleteObject]", ", s3:DeleteObject, s3:GetObjectVersion]"),
         ("infra/aws/permissions.yaml", "                  - sqs:ChangeMessageVisibility\n", ""),
     ],
+    "test_permissions.Permissions.test_the_page_gives_the_relay_on_a_cluster_the_same": [
+        ("infra/aws/relay.yaml", "s3:PutObject", "s3:PutObjectTagging"),
+    ],
     "test_permissions.Permissions.test_an_acl_is_permitted_where_pictures_get_one": [
         ("infra/aws/permissions.yaml", "!If [HasAcl, s3:PutObjectAcl, !Ref AWS::NoValue]", "s3:PutObjectAcl"),
     ],

@@ -54,6 +54,9 @@ CHANGES = {
     "test_queue.Queue.test_receives_are_counted_to_the_same_number_everywhere": [
         (BASE + "worker.env", "RECEIVE_COUNT=5", "RECEIVE_COUNT=4"),
     ],
+    "test_queue.Queue.test_relay_and_worker_have_one_bucket_for_what_the_queue_cannot_carry": [
+        (EKS + "worker.env", "EASEL_PAYLOAD_BUCKET=easel-payloads\n", ""),
+    ],
     "test_queue.Queue.test_relay_worker_and_keda_have_one_queue": [
         (EKS + "relay.env", "easel-tasks", "tasks"),
     ],

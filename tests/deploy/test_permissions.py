@@ -11,6 +11,7 @@ import botocore.session
 import templates
 
 SOURCES = Path(__file__).resolve().parents[2]
+PAGE = SOURCES / "docs/KUBERNETES.md"
 SERVICES = ("sqs", "s3", "secretsmanager")
 # Where an operation is not called as the action that permits it.
 ACTIONS = {
@@ -60,6 +61,10 @@ def allowed(path, policy, parameters):
 class Permissions(unittest.TestCase):
     def test_the_relay_may_do_what_it_calls_and_nothing_else(self):
         self.assertEqual(called("relay"), allowed("infra/aws/relay.yaml", "relay", {}))
+
+    def test_the_page_gives_the_relay_on_a_cluster_the_same(self):
+        (row,) = re.findall(r"\| of the service account `relay` \| (.*) \|", PAGE.read_text())
+        self.assertEqual(allowed("infra/aws/relay.yaml", "relay", {}), set(re.findall(r"`(\w+:\w+)`", row)))
 
     def test_the_function_may_do_what_it_calls_and_nothing_else(self):
         wanted = called("handler") | PLATFORM

@@ -90,6 +90,12 @@ class Queue(unittest.TestCase):
                 if ".amazonaws.com/" in relay:
                     self.assertIn(f".{trigger['awsRegion']}.", relay)
 
+    def test_relay_and_worker_have_one_bucket_for_what_the_queue_cannot_carry(self):
+        for overlay in manifests.OVERLAYS:
+            left = setting(overlay, "Deployment/relay", "RELAY_PAYLOAD_BUCKET", "relay", ())
+            with self.subTest(overlay=overlay):
+                self.assertEqual(left, setting(overlay, "ScaledJob/worker", "EASEL_PAYLOAD_BUCKET"))
+
     def test_what_an_overlay_takes_from_the_template_is_an_output_of_it(self):
         outputs = templates.root().body["Outputs"]
         said = [
@@ -97,7 +103,7 @@ class Queue(unittest.TestCase):
             for path in sorted(manifests.ROOT.glob("infra/kubernetes/overlays/*/*"))
             for each in re.findall(r"^ *# Output (\w+) of template.yaml\n *(\w+)[=:]", path.read_text(), flags=re.M)
         ]
-        self.assertGreaterEqual(len(said), 4)
+        self.assertGreaterEqual(len(said), 7)
         for file, output, variable in said:
             with self.subTest(file=file, output=output):
                 self.assertIn(output, outputs)
