@@ -54,6 +54,9 @@ CHANGES = {
     "test_queue.Queue.test_receives_are_counted_to_the_same_number_everywhere": [
         (BASE + "worker.env", "RECEIVE_COUNT=5", "RECEIVE_COUNT=4"),
     ],
+    "test_queue.Queue.test_the_relay_groups_messages_on_a_cluster_as_on_fargate": [
+        (BASE + "relay.env", "json:/style_id", "json:/generation_id"),
+    ],
     "test_queue.Queue.test_relay_and_worker_have_one_bucket_for_what_the_queue_cannot_carry": [
         (EKS + "worker.env", "EASEL_PAYLOAD_BUCKET=easel-payloads\n", ""),
     ],

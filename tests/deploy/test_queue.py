@@ -34,7 +34,13 @@ def setting(overlay, owner, name, binary="handler", subcommand=("worker",)):
 
 class Queue(unittest.TestCase):
     def test_the_queue_hides_a_task_for_six_times_the_functions_timeout(self):
-        self.assertGreaterEqual(visibility(), 6 * painting())
+        for timeout in templates.root().body["Parameters"]["FunctionTimeout"]["AllowedValues"]:
+            given = {"FunctionTimeout": timeout}
+            stack, function = templates.the("AWS::Serverless::Function", parameters=given)
+            self.assertEqual(timeout, stack.value(function["Timeout"]))
+            stack, tasks = templates.the("AWS::SQS::Queue", lambda each: "RedrivePolicy" in each, given)
+            with self.subTest(timeout=timeout):
+                self.assertEqual(6 * int(timeout), int(stack.value(tasks["VisibilityTimeout"])))
 
     def test_a_change_of_its_type_loses_nothing_that_lies_in_a_queue(self):
         body = templates.Stack("infra/aws/queue.yaml").body["Resources"]
@@ -89,6 +95,11 @@ class Queue(unittest.TestCase):
                 self.assertEqual(manifests.environment(overlay, container)["AWS_REGION"], trigger["awsRegion"])
                 if ".amazonaws.com/" in relay:
                     self.assertIn(f".{trigger['awsRegion']}.", relay)
+
+    def test_the_relay_groups_messages_on_a_cluster_as_on_fargate(self):
+        said = templates.root().body["Parameters"]["MessageGroupId"]["Default"]
+        for overlay in manifests.OVERLAYS:
+            self.assertEqual(said, setting(overlay, "Deployment/relay", "SQS_MESSAGE_GROUP_ID", "relay", ()), overlay)
 
     def test_relay_and_worker_have_one_bucket_for_what_the_queue_cannot_carry(self):
         for overlay in manifests.OVERLAYS:
