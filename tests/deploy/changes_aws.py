@@ -76,4 +76,31 @@ CHANGES = {
     "test_queue.Queue.test_a_change_of_its_type_loses_nothing_that_lies_in_a_queue": [
         ("infra/aws/queue.yaml", "UpdateReplacePolicy: Retain", "UpdateReplacePolicy: Delete"),
     ],
+    "test_pictures.Pictures.test_by_policy_everybody_reads_pictures_and_acls_are_locked": [
+        ("infra/aws/storage.yaml", "BlockPublicAcls: !If [ByAcl, false, true]", "BlockPublicAcls: false"),
+        ("infra/aws/storage.yaml", "${Pictures.Arn}/generations/*", "${Pictures.Arn}/*"),
+    ],
+    "test_pictures.Pictures.test_by_cloudfront_its_one_distribution_reads_pictures_and_all_is_locked": [
+        ("infra/aws/storage.yaml", "distribution/${Distribution}", "distribution/*"),
+        ("infra/aws/storage.yaml", "BlockPublicPolicy: !If [ByPolicy, false, true]", "BlockPublicPolicy: false"),
+        ("infra/aws/storage.yaml", "            OriginAccessControlId: !GetAtt OriginAccess.Id\n", ""),
+    ],
+    "test_pictures.Pictures.test_by_acl_the_policy_opens_nothing": [
+        ("infra/aws/storage.yaml", "RestrictPublicBuckets: !If [ByPolicy, false, true]", "RestrictPublicBuckets: 0"),
+    ],
+    "test_pictures.Pictures.test_a_result_url_leads_to_where_pictures_are_read": [
+        ("infra/aws/storage.yaml", "!If [ByAcl, public-read, none]", "none"),
+        ("infra/aws/storage.yaml", "https://${Distribution.DomainName}", "https://${Pictures.RegionalDomainName}"),
+    ],
+    "test_broker.Broker.test_one_broker_has_one_subnet_and_three_have_all": [
+        ("infra/aws/broker.yaml", "!If [Single, [!Select [0, !Ref SubnetIds]], !Ref SubnetIds]", "!Ref SubnetIds"),
+    ],
+    "test_broker.Broker.test_it_is_not_public_and_lets_in_the_relay_and_the_backend_only": [
+        ("infra/aws/broker.yaml", "PubliclyAccessible: false", "PubliclyAccessible: true"),
+        ("infra/aws/broker.yaml", "ToPort: 5671", "ToPort: 15671"),
+        ("infra/aws/broker.yaml", "SourceSecurityGroupId: !Ref Callers", "CidrIp: 0.0.0.0/0"),
+    ],
+    "test_broker.Broker.test_its_password_is_made_there_and_read_where_it_is_needed": [
+        ("infra/aws/broker.yaml", "Username: easel", "Username: relay"),
+    ],
 }
