@@ -16,6 +16,7 @@ mod secret;
 mod secrets;
 mod signature;
 mod store;
+mod variables;
 mod weights;
 mod work;
 
@@ -34,11 +35,13 @@ pub use secret::Secret;
 pub use secrets::{SecretsConfig, SigningConfig, TokenConfig};
 pub use signature::SignatureConfig;
 pub use store::{ResultAcl, StoreConfig};
+pub use variables::variables;
 pub use weights::{PullConfig, Variant, VerifyConfig, WeightsCommand};
 pub use work::{ErrorCodes, WorkConfig};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use std::{net::SocketAddr, time::Duration};
+use url::Url;
 
 /// Paints generation tasks with Stable Diffusion 1.5 and an artist's LoRA.
 ///
@@ -115,7 +118,7 @@ pub struct WorkerConfig {
     #[command(flatten)]
     pub service: ServiceConfig,
     /// The queue to poll.
-    #[arg(long, env = "SQS_QUEUE_URL", value_name = "URL")]
+    #[arg(long, env = "SQS_QUEUE_URL", value_name = "URL", value_parser = queue_url)]
     pub sqs_queue_url: String,
     /// Visibility timeout of a message in work, in seconds; it is extended for as long as the work goes on.
     #[arg(long, env = "EASEL_VISIBILITY_TIMEOUT", default_value_t = 120, value_name = "SECONDS",
@@ -146,6 +149,12 @@ pub enum LogFormat {
 /// Longest time for one webhook call, as in the Python worker.
 pub const WEBHOOK_TIMEOUT: Duration = Duration::from_secs(10);
 
+/// A queue's address, as the SDK needs it: a name or an ARN would be polled in vain.
+fn queue_url(text: &str) -> Result<String, String> {
+    let is_address = Url::parse(text).is_ok_and(|url| matches!(url.scheme(), "http" | "https") && url.has_host());
+    is_address.then(|| text.to_string()).ok_or_else(|| "must be an http or https URL, as SQS names the queue".into())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -154,5 +163,13 @@ mod tests {
     fn missing_settings_are_named() {
         let error = Cli::try_parse_from(["handler", "generate", "--prompt", "x", "--out", "x.jpg"]).unwrap_err();
         assert!(error.to_string().contains("--model"), "{error}");
+    }
+
+    #[test]
+    fn a_queue_has_an_http_address() {
+        assert!(queue_url("https://sqs.eu-central-1.amazonaws.com/1/tasks").is_ok());
+        for text in ["", "tasks", "arn:aws:sqs:eu-central-1:1:tasks", "s3://bucket/key"] {
+            assert!(queue_url(text).is_err_and(|error| error.contains("http")), "{text}");
+        }
     }
 }

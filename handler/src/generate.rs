@@ -24,6 +24,9 @@ use tracing::Span;
 /// The first file, option or model fault, in words for the person at the shell.
 pub fn run(config: &GenerateConfig) -> anyhow::Result<()> {
     let commission = commission(config)?;
+    let folder = config.out.parent().filter(|folder| !folder.as_os_str().is_empty());
+    let is_there = folder.is_none_or(Path::is_dir);
+    ensure!(is_there, "--out {}: there is no such folder; make it first", config.out.display());
     let mut studio = Studio::open(&config.model, (commission.request.width, commission.request.height))?;
     let style = ProgressStyle::with_template("{bar:40} step {pos}/{len}  {elapsed} elapsed, {eta} to go")?;
     let bar = ProgressBar::new(u64::from(config.steps)).with_style(style);

@@ -146,9 +146,11 @@ impl Config {
         self.bindings()?;
         check_name("--queue", &self.queue)?;
         check_name("--dead-letter-exchange", &self.dead_letter_exchange())?;
-        let sqs = Url::parse(&self.sqs_queue_url).map_err(|err| invalid("--sqs-queue-url", err.to_string()))?;
+        let sqs = Url::parse(&self.sqs_queue_url).map_err(|err| {
+            invalid("--sqs-queue-url", format!("must be an http or https URL, as SQS names the queue: {err}"))
+        })?;
         if !matches!(sqs.scheme(), "http" | "https") || sqs.host().is_none() {
-            return Err(invalid("--sqs-queue-url", "must be an http or https URL"));
+            return Err(invalid("--sqs-queue-url", "must be an http or https URL, as SQS names the queue"));
         }
         if self.payload_bucket.as_deref() == Some("") {
             return Err(invalid("--payload-bucket", "must not be empty"));

@@ -27,7 +27,7 @@ pub enum Error {
     #[error(transparent)]
     Config(#[from] ConfigError),
     /// The health endpoint cannot listen.
-    #[error("--health-addr {addr}: cannot listen")]
+    #[error("--health-addr {addr}: cannot listen, choose another address (RELAY_HEALTH_ADDR)")]
     Listen {
         /// The address asked for.
         addr: SocketAddr,

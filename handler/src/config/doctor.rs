@@ -1,6 +1,6 @@
 //! Settings of `handler doctor`: those of function and worker, and what is needed to look further.
 
-use super::ServiceConfig;
+use super::{ServiceConfig, queue_url};
 use clap::Args;
 use url::Url;
 
@@ -12,7 +12,7 @@ pub struct DoctorConfig {
     #[command(flatten)]
     pub service: ServiceConfig,
     /// The queue that tasks come from.
-    #[arg(long, env = "SQS_QUEUE_URL", value_name = "URL")]
+    #[arg(long, env = "SQS_QUEUE_URL", value_name = "URL", value_parser = queue_url)]
     pub sqs_queue_url: Option<String>,
     /// The function's timeout, which the queue's visibility timeout must outlast; a worker needs none.
     #[arg(long, env = "EASEL_FUNCTION_TIMEOUT", value_name = "SECONDS")]

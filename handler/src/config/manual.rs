@@ -12,7 +12,7 @@ const SEE_ALSO: &str = "See also:
   docs/OPERATIONS.md      failures, metrics, safety, the volume
   docs/CONFIGURATION.md   every option of both binaries
   docs/SHELL.md           pictures from the shell
-  relay(1)                brings the tasks from RabbitMQ
+  relay --help            what brings the tasks from RabbitMQ
 ";
 
 const FILES: &str = "Files:

@@ -49,7 +49,9 @@ impl Manifest {
 
     pub(super) fn read(folder: &Path) -> anyhow::Result<Self> {
         let path = folder.join(NAME);
-        let text = fs::read(&path).with_context(|| format!("{}: was the folder pulled to its end?", path.display()))?;
+        let text = fs::read(&path).with_context(|| {
+            format!("{}, which handler weights pull writes at its end: pull the folder again", path.display())
+        })?;
         let manifest: Self = serde_json::from_slice(&text).with_context(|| path.display().to_string())?;
         let outside = manifest.files.iter().find(|entry| !is_inside(&entry.path));
         ensure!(outside.is_none(), "{}: it names a file outside the folder", path.display());

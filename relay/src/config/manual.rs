@@ -29,7 +29,7 @@ const SEE_ALSO: &str = "
 See also:
   docs/OPERATIONS.md      failures, metrics, what others get wrong
   docs/CONFIGURATION.md   every option of both binaries
-  handler(1)              takes the messages from SQS";
+  handler --help          what takes the messages from SQS";
 
 /// The command line, with its manual and the command that prints completions.
 pub(super) fn command() -> Command {
