@@ -1,7 +1,10 @@
 //! What `handler generate` paints.
 
 use super::{CredentialFiles, ModelConfig, PictureConfig, SignatureConfig};
-use crate::pipeline::{noise, prompt, scheduler};
+use crate::{
+    pipeline::{noise, prompt, scheduler},
+    task::Format,
+};
 use clap::Args;
 use std::{path::PathBuf, str::FromStr};
 
@@ -57,8 +60,18 @@ pub struct GenerateConfig {
     #[command(flatten)]
     pub credential: CredentialFiles,
     /// The picture, .jpg, .png or .webp.
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", value_parser = picture)]
     pub out: PathBuf,
+}
+
+/// A name whose ending says the format.
+fn picture(text: &str) -> Result<PathBuf, String> {
+    let path = PathBuf::from(text);
+    let format = path.extension().and_then(|ending| ending.to_str()).and_then(Format::of_extension);
+    if format.is_none() {
+        return Err("the name must end in .jpg, .jpeg, .png or .webp".into());
+    }
+    Ok(path)
 }
 
 /// `FILE[=SCALE]`.
@@ -88,6 +101,14 @@ impl FromStr for LoraFile {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_picture_has_the_ending_of_a_format() {
+        assert_eq!(picture("a/b.c/cat.WEBP"), Ok("a/b.c/cat.WEBP".into()));
+        for name in ["cat", "cat.gif", "b.png/cat"] {
+            assert!(picture(name).is_err_and(|error| error.contains(".png")), "{name}");
+        }
+    }
 
     #[test]
     fn lora_files_carry_their_scale() {
