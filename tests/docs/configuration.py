@@ -21,10 +21,12 @@ INTRODUCTION = f"""# Configuration
 Every option of both binaries. This page is written by `{COMMAND}`, from `--help` of the binaries in `target/debug`;
 `tests/docs/test_configuration.py` fails when it says something else.
 
-A flag goes before its variable, the variable before the default. A command line or a variable that cannot work ends the process with exit code 64 and
-names the option. `handler` without arguments is `handler function`. Beside the tables, relay, function and worker read the variables of the AWS SDK (`AWS_REGION`,
+A flag wins over its variable, and the variable over the default. If an option is missing or its value is wrong, the process ends with exit code 64 and
+names the option. `handler` without arguments is `handler function`. Beside these options, relay, function and worker read the variables of the AWS SDK (`AWS_REGION`,
 `AWS_ENDPOINT_URL` …), `RUST_LOG`, and for [traces](OPERATIONS.md#traces) those of OpenTelemetry (`OTEL_EXPORTER_OTLP_ENDPOINT` …).
 """
+# Its options are also those of others.
+SHARED = ("handler", ("function",))
 # Every command has them.
 EVERYWHERE = {"--help", "--version"}
 
@@ -119,13 +121,22 @@ def rows(binary, words):
 
 
 def section(binary, words):
-    """A command's heading, what it does, and its table, if it has options."""
+    """A command's heading, what it does, and its table, if it has options. What another command has in full is not said again."""
     manual = binaries.manual(binary, words)
-    what = prose(manual[: manual.index("Usage:")])
+    what = prose(manual[: manual.index("Usage:")]).rstrip(".") + "."
     lines = [each.line() for each in rows(binary, words)]
+    if shares(binary, words):
+        shared = {each.line() for each in rows(*SHARED)}
+        lines = [each for each in lines if each not in shared]
+        what += " It has the options of [handler function](#handler-function), and:"
     table = ["| flag | variable | default | values | what |", "| --- | --- | --- | --- | --- |", *lines, ""] if lines else []
     title = " ".join([binary, *words])
-    return "\n".join([f"## {title}", "", what.rstrip(".") + ".", "", *table])
+    return "\n".join([f"## {title}", "", what, "", *table])
+
+
+def shares(binary, words):
+    """Whether a command has all options of the function, and more."""
+    return {each.line() for each in rows(*SHARED)} < {each.line() for each in rows(binary, words)}
 
 
 def page():

@@ -17,6 +17,8 @@ class Configuration(unittest.TestCase):
         for binary in ("relay", "handler"):
             for words in configuration.commands(binary):
                 text, section = configuration.binaries.manual(binary, words), configuration.section(binary, words)
+                if configuration.shares(binary, words):
+                    section += configuration.section(*configuration.SHARED)
                 with self.subTest(command=(binary, *words)):
                     flags = set(re.findall(r"^ {2,6}(?:-\w, )?(--[\w-]+)", text, re.MULTILINE))
                     shown = set(re.findall(r"^\| `(--[\w-]+)", section, re.MULTILINE))
