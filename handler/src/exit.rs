@@ -14,7 +14,8 @@ pub const CODES: [(u8, &str); 3] = [
     (SUCCESS, "done; of function and worker: told to end, or idle for as long as configured"),
     (
         FAILURE,
-        "it did not work, or options do not fit one another, and standard error says why; of doctor, weights verify and lora inspect: no",
+        "it did not work, or options do not fit one another, and standard error says why; of doctor, weights verify and lora \
+         inspect: no",
     ),
     (USAGE, "an option or a variable is missing or wrong, or a certificate cannot sign; standard error names it"),
 ];
