@@ -41,7 +41,7 @@ pub struct Config {
     /// The queue to consume
     #[arg(long, help_heading = "Broker", env = "AMQP_QUEUE", default_value = "image_generation")]
     pub queue: String,
-    /// How many unacknowledged messages the broker may have out here; bounds the memory
+    /// How many messages the broker may hand out before they are acknowledged; this bounds the memory
     #[arg(long, help_heading = "Broker", env = "AMQP_PREFETCH", default_value_t = 100, value_parser = value_parser!(u16).range(1..))]
     pub prefetch: u16,
     /// How to reach the broker, and what to create there.
@@ -83,10 +83,10 @@ pub struct Config {
     /// Where /healthz, /readyz and /metrics answer
     #[arg(long, env = "RELAY_HEALTH_ADDR", default_value = "127.0.0.1:9100")]
     pub health_addr: SocketAddr,
-    /// How long an ordered end may take after SIGTERM, in seconds
+    /// How long the relay may take to end after SIGTERM, in seconds
     #[arg(long, env = "RELAY_SHUTDOWN_TIMEOUT", default_value_t = 25, value_parser = value_parser!(u64).range(1..=3_600))]
     pub shutdown_timeout: u64,
-    /// Only look whether everything is as it must be, say so, and take no message
+    /// Only look whether broker, queue and SQS are as they must be, say so, and take no message
     #[arg(long)]
     pub check: bool,
     /// How log lines look

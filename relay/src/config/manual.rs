@@ -20,7 +20,7 @@ const EXAMPLES: &str = "Examples:
 ";
 
 const ENVIRONMENT: &str = "Environment:
-  Each option shows its variable, if it has one, in brackets; a flag goes before it.
+  Each option shows its variable, if it has one, in brackets; a flag wins over it.
   AWS_REGION, AWS_ENDPOINT_URL and the others of the AWS SDK say where SQS and S3 are, and who we are.
   RUST_LOG filters log lines, as in RUST_LOG=relay=debug.
 ";
