@@ -67,7 +67,7 @@ impl Options {
     pub(crate) fn find_files(&self) -> Result<()> {
         for (option, file) in [("--task", &self.task), ("--lora", &self.lora)] {
             if let Some(file) = file {
-                std::fs::metadata(file).with_context(|| format!("{option} {}", file.display()))?;
+                fs::metadata(file).with_context(|| format!("{option} {}", file.display()))?;
             }
         }
         Ok(())
