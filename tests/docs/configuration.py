@@ -1,7 +1,7 @@
-"""Writes docs/CONFIGURATION.md from what the binaries say in --help. Refuses to know any option by heart.
+"""Writes docs/CONFIGURATION.md, and the README's table, from --help of the binaries. Refuses to know by heart what an option does.
 
-    python3 tests/docs/configuration.py            writes the page
-    python3 tests/docs/configuration.py --check    ends with 1 if the page says something else than --help
+    python3 tests/docs/configuration.py            writes the page and the table
+    python3 tests/docs/configuration.py --check    ends with 1 if they say something else than --help
 """
 
 import re
@@ -15,6 +15,7 @@ sys.path.append(str(ROOT / "tests/deploy"))
 import binaries  # noqa: E402
 
 PAGE = ROOT / "docs/CONFIGURATION.md"
+README = ROOT / "README.md"
 COMMAND = "python3 tests/docs/configuration.py"
 INTRODUCTION = f"""# Configuration
 
@@ -27,6 +28,12 @@ names the option. `handler` without arguments is `handler function`. Beside thes
 """
 # Its options are also those of others.
 SHARED = ("handler", ("function",))
+# Those of the README's table, by command.
+FIRST = {
+    ("relay", ()): ("--amqp-url", "--sqs-queue-url", "--queue", "--declare"),
+    SHARED: ("--model", "--s3-bucket", "--internal-api-token", "--webhook-hosts", "--lora-buckets", "--max-receive-count"),
+    ("handler", ("worker",)): ("--sqs-queue-url", "--concurrency", "--idle-exit"),
+}
 # Every command has them.
 EVERYWHERE = {"--help", "--version"}
 
@@ -145,8 +152,25 @@ def page():
     return "\n".join([INTRODUCTION, *sections])
 
 
+def readme():
+    """The whole README, with its table as --help has it."""
+    table = ["| of | option | variable | default | what |", "| --- | --- | --- | --- | --- |"]
+    for (binary, words), flags in FIRST.items():
+        known = {re.match(r"`(--[\w-]+)", each.name)[1]: each for each in rows(binary, words)}
+        for flag in flags:
+            found = known[flag]
+            who = "function and worker" if (binary, words) == SHARED else " ".join([*words[-1:]] or [binary])
+            table.append(f"| {who} | `{flag}` | {found.variable} | {found.default} | {found.text} |")
+    before, rest = README.read_text().split("<!-- options -->\n")
+    after = rest.split("<!-- /options -->\n")[1]
+    return "\n".join([f"{before}<!-- options -->", *table, f"<!-- /options -->\n{after}"])
+
+
 if __name__ == "__main__":
+    written = {PAGE: page(), README: readme()}
     if sys.argv[1:] == ["--check"]:
-        sys.exit(0 if PAGE.read_text() == page() else f"docs/CONFIGURATION.md is not what --help says: {COMMAND}")
+        wrong = [each.name for each, text in written.items() if each.read_text() != text]
+        sys.exit(f"not what --help says: {', '.join(wrong)}; to mend it: {COMMAND}" if wrong else 0)
     assert not sys.argv[1:], __doc__
-    PAGE.write_text(page())
+    for each, text in written.items():
+        each.write_text(text)
