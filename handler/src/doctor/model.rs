@@ -61,8 +61,6 @@ fn manifest(folder: &Path, hash: bool) -> Finding {
                 Finding::fail("model.manifest", format!("{first}; pull the model again by handler weights pull"))
             }
         },
-        Err(error) => {
-            Finding::fail("model.manifest", format!("{error:#}; pull the model again by handler weights pull"))
-        }
+        Err(error) => Finding::fail("model.manifest", format!("{error:#}")),
     }
 }
