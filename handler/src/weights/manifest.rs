@@ -56,7 +56,7 @@ impl Manifest {
             format!("{} is no manifest of handler weights pull: pull the folder again", path.display())
         })?;
         let outside = manifest.files.iter().find(|entry| !is_inside(&entry.path));
-        ensure!(outside.is_none(), "{}: it names a file outside the folder", path.display());
+        ensure!(outside.is_none(), "{}: it names a file outside the folder: pull the folder again", path.display());
         Ok(manifest)
     }
 }
