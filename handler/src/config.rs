@@ -1,5 +1,6 @@
 //! The command line and the environment of the handler. Tests build these structs; nothing else reads the environment.
 
+mod address;
 mod bench;
 mod cache;
 mod completions;
@@ -39,9 +40,9 @@ pub use variables::variables;
 pub use weights::{PullConfig, Variant, VerifyConfig, WeightsCommand};
 pub use work::{ErrorCodes, WorkConfig};
 
+use address::{queue_url, socket};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use std::{net::SocketAddr, time::Duration};
-use url::Url;
 
 /// Paints generation tasks with Stable Diffusion 1.5 and an artist's LoRA.
 ///
@@ -133,7 +134,7 @@ pub struct WorkerConfig {
     #[arg(long, env = "EASEL_IDLE_EXIT", default_value_t = 0, value_name = "SECONDS")]
     pub idle_exit: u32,
     /// Where to answer /healthz, /readyz and /metrics [default: nowhere]
-    #[arg(long, env = "EASEL_HEALTH_ADDR", value_name = "IP:PORT")]
+    #[arg(long, env = "EASEL_HEALTH_ADDR", value_name = "IP:PORT", value_parser = socket)]
     pub health_addr: Option<SocketAddr>,
 }
 
@@ -149,12 +150,6 @@ pub enum LogFormat {
 /// Longest time for one webhook call, as in the Python worker.
 pub const WEBHOOK_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// A queue's address, as the SDK needs it: a name or an ARN would be polled in vain.
-fn queue_url(text: &str) -> Result<String, String> {
-    let is_address = Url::parse(text).is_ok_and(|url| matches!(url.scheme(), "http" | "https") && url.has_host());
-    is_address.then(|| text.to_string()).ok_or_else(|| "must be an http or https URL, as SQS names the queue".into())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -163,13 +158,5 @@ mod tests {
     fn missing_settings_are_named() {
         let error = Cli::try_parse_from(["handler", "generate", "--prompt", "x", "--out", "x.jpg"]).unwrap_err();
         assert!(error.to_string().contains("--model"), "{error}");
-    }
-
-    #[test]
-    fn a_queue_has_an_http_address() {
-        assert!(queue_url("https://sqs.eu-central-1.amazonaws.com/1/tasks").is_ok());
-        for text in ["", "tasks", "arn:aws:sqs:eu-central-1:1:tasks", "s3://bucket/key"] {
-            assert!(queue_url(text).is_err_and(|error| error.contains("http")), "{text}");
-        }
     }
 }

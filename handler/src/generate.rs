@@ -59,8 +59,6 @@ fn numbered(out: &Path, number: usize) -> PathBuf {
 
 fn commission(config: &GenerateConfig) -> anyhow::Result<Commission> {
     let seed = config.seed;
-    ensure!((i128::from(i64::MIN)..=i128::from(u64::MAX)).contains(&seed), "--seed must be from -2^63 to 2^64 - 1");
-    ensure!(config.guidance_scale.is_finite(), "--guidance-scale must be a finite number");
     let (width, height) = task::size(Some(&config.aspect_ratio));
     let loras = config.loras.iter().map(|file| {
         let lora = Lora::read(&file.path).with_context(|| format!("--lora {}", file.path.display()))?;

@@ -81,7 +81,7 @@ pub struct Config {
     #[arg(long, help_heading = "SQS", env = "RELAY_PAYLOAD_BUCKET", value_name = "BUCKET")]
     pub payload_bucket: Option<String>,
     /// Where /healthz, /readyz and /metrics answer
-    #[arg(long, env = "RELAY_HEALTH_ADDR", default_value = "127.0.0.1:9100")]
+    #[arg(long, env = "RELAY_HEALTH_ADDR", default_value = "127.0.0.1:9100", value_parser = socket)]
     pub health_addr: SocketAddr,
     /// How long the relay may take to end after SIGTERM, in seconds
     #[arg(long, env = "RELAY_SHUTDOWN_TIMEOUT", default_value_t = 25, value_parser = value_parser!(u64).range(1..=3_600))]
@@ -186,6 +186,11 @@ impl Config {
     pub fn shutdown_timeout(&self) -> Duration {
         Duration::from_secs(self.shutdown_timeout)
     }
+}
+
+/// Where to listen. A name would be looked up, and mean several.
+fn socket(text: &str) -> Result<SocketAddr, String> {
+    text.parse().map_err(|_| "must be an IP address and a port, as in 0.0.0.0:9100".into())
 }
 
 #[cfg(test)]
