@@ -48,7 +48,7 @@ use std::{net::SocketAddr, time::Duration};
 ///
 /// Without a subcommand it is the AWS Lambda function, configured by the environment alone.
 #[derive(Debug, Parser)]
-#[command(name = "handler", version, after_long_help = manual::handler())]
+#[command(name = "handler", version, override_usage = "handler [COMMAND]", after_long_help = manual::handler())]
 pub struct Cli {
     /// What to do.
     #[command(subcommand)]
