@@ -3,7 +3,10 @@
 use clap::Parser;
 use handler::{
     bench,
-    config::{BenchCommand, Cli, Command, DoctorConfig, LogFormat, LoraCommand, SchemaCommand, WeightsCommand},
+    causes::causes,
+    config::{
+        BenchCommand, Cli, Command, DoctorConfig, LogFormat, LoraCommand, SchemaCommand, WeightsCommand, variables,
+    },
     doctor, exit, generate, lora,
     picture::CredentialError,
     runtime, task, trace, webhook, weights, worker,
@@ -25,6 +28,9 @@ fn main() -> ExitCode {
         Err(error) => {
             // The terminal may be gone; there is nobody else to tell.
             let _ = error.print();
+            if let Some(line) = variables(&error) {
+                eprintln!("{line}");
+            }
             return if error.use_stderr() { ExitCode::from(exit::USAGE) } else { ExitCode::from(exit::SUCCESS) };
         }
     };
@@ -45,7 +51,7 @@ fn main() -> ExitCode {
         Ok(true) => ExitCode::from(exit::SUCCESS),
         Ok(false) => ExitCode::from(exit::FAILURE),
         Err(error) => {
-            eprintln!("handler: {error:#}");
+            eprintln!("handler: {}", causes(&*error));
             // A certificate that cannot sign is a setting; that it cannot be read from a secret is not.
             let is_setting = error.is::<CredentialError>();
             if is_setting { ExitCode::from(exit::USAGE) } else { ExitCode::from(exit::FAILURE) }
