@@ -74,8 +74,12 @@ fn log(command: &Command, traces: Option<&Traces>) {
         Command::Worker(config) => config.service.log_format,
         _ => LogFormat::Text,
     };
-    let serves = matches!(command, Command::Function(_) | Command::Worker(_));
-    let filter = if serves { "warn,handler=info,telemetry=info" } else { "warn" };
+    let filter = match command {
+        Command::Function(_) | Command::Worker(_) => "warn,handler=info,telemetry=info",
+        // Its own lines say it, and what to do.
+        Command::Doctor(_) => "error",
+        _ => "warn",
+    };
     Logs { own: "handler", json: format == LogFormat::Json, filter }.init(traces);
 }
 
