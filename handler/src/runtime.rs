@@ -29,18 +29,11 @@ const AT_ONCE: usize = 10;
 /// Serves events until the process is told to stop.
 ///
 /// # Errors
-/// The model cannot be loaded, the GPU is lost, or the Runtime API is out of reach.
+/// A setting cannot work, this is not Lambda, the model cannot be loaded, the GPU is lost, or the Runtime API is out of reach.
 pub async fn serve(config: &ServiceConfig, traces: Option<Traces>) -> anyhow::Result<()> {
-    // The client of the Runtime API would panic.
-    for variable in ["AWS_LAMBDA_RUNTIME_API", "AWS_LAMBDA_FUNCTION_NAME"] {
-        let is_there = std::env::var_os(variable).is_some();
-        anyhow::ensure!(
-            is_there,
-            "{variable} is not set: only AWS Lambda can start the function; elsewhere use handler worker"
-        );
-    }
     let aws = aws_config::load_from_env().await;
     let workshop = Workshop::open(config, &aws).await?;
+    is_on_lambda()?;
     let (queues, busy) = (Arc::new(Queues::new(&aws)), Arc::new(RwLock::new(())));
     let shared = (workshop.clone(), queues, traces);
     let service = service_fn(move |event: LambdaEvent<SqsEvent>| {
@@ -77,6 +70,17 @@ pub async fn serve(config: &ServiceConfig, traces: Option<Traces>) -> anyhow::Re
         _ = busy.write() => {}
     }
     broken.map_or(Ok(()), |broken| Err(broken.into()))
+}
+
+/// Without these the client of the Runtime API would panic.
+fn is_on_lambda() -> anyhow::Result<()> {
+    for variable in ["AWS_LAMBDA_RUNTIME_API", "AWS_LAMBDA_FUNCTION_NAME"] {
+        anyhow::ensure!(
+            std::env::var_os(variable).is_some(),
+            "{variable} is not set: only AWS Lambda can start the function; elsewhere use handler worker"
+        );
+    }
+    Ok(())
 }
 
 /// Lets an event count as in work until its answer has been sent.

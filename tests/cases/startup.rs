@@ -1,7 +1,14 @@
 //! A model that takes long to load.
 
 use crate::scene::{PATIENCE, case, model};
-use e2e::{backend::PROGRESS, lambda::Function, stack::function_env, wait};
+use e2e::{
+    backend::PROGRESS,
+    lambda::Function,
+    paths::binary,
+    process::{Spec, output},
+    stack::function_env,
+    wait,
+};
 use rustix::fs::{CWD, FileType, Mode, mknodat};
 use serde_json::json;
 use std::{fs, os::unix::fs::symlink};
@@ -58,6 +65,20 @@ fn a_model_that_cannot_be_loaded_ends_the_function_with_the_reason() {
         }
         let log = fs::read_to_string(stack.run.path().join(format!("{name}.log")))?;
         assert!(log.contains("model_index.json"), "{log}");
+        Ok(())
+    });
+}
+
+#[test]
+fn outside_lambda_the_function_ends_with_the_reason() {
+    case(|scene| async move {
+        let stack = scene.stack;
+        // As a person would type it: no Lambda has set its variables.
+        let env = function_env(&stack.aws, &stack.run, "no-lambda", &model())?;
+        let spec = Spec::new("no-lambda", binary("handler")?).envs(env);
+        let (status, said) = output(&stack.run, spec, PATIENCE).await?;
+        assert_eq!(status.code(), Some(1), "{said}");
+        assert!(said.contains("AWS_LAMBDA_RUNTIME_API is not set") && said.contains("handler worker"), "{said}");
         Ok(())
     });
 }
