@@ -3,7 +3,9 @@
 use clap::Parser;
 use handler::{
     bench,
-    config::{BenchCommand, Cli, Command, DoctorConfig, LogFormat, LoraCommand, SchemaCommand, WeightsCommand},
+    config::{
+        BenchCommand, Cli, Command, DoctorConfig, LogFormat, LoraCommand, SchemaCommand, ServiceConfig, WeightsCommand,
+    },
     doctor, exit, generate, lora,
     picture::CredentialError,
     runtime, task, trace, webhook, weights, worker,
@@ -28,15 +30,15 @@ fn main() -> ExitCode {
             return if error.use_stderr() { ExitCode::from(exit::USAGE) } else { ExitCode::from(exit::SUCCESS) };
         }
     };
-    let serves = matches!(cli.command, Command::Function(_) | Command::Worker(_));
-    let traces = match serves.then(|| Traces::from_env("handler", trace::SERVICE_NAME)).transpose() {
+    let service = cli.command.service();
+    let traces = match service.map(|_| Traces::from_env("handler", trace::SERVICE_NAME)).transpose() {
         Ok(traces) => traces.flatten(),
         Err(error) => {
             eprintln!("error: {error}");
             return ExitCode::from(exit::USAGE);
         }
     };
-    log(&cli.command, traces.as_ref());
+    log(service, traces.as_ref());
     let ended = run(&cli.command, traces.clone());
     if let Some(traces) = traces {
         traces.end(TRACES_END);
@@ -62,14 +64,9 @@ fn arguments() -> Vec<OsString> {
     arguments
 }
 
-fn log(command: &Command, traces: Option<&Traces>) {
-    let format = match command {
-        Command::Function(config) => config.log_format,
-        Command::Worker(config) => config.service.log_format,
-        _ => LogFormat::Text,
-    };
-    let serves = matches!(command, Command::Function(_) | Command::Worker(_));
-    let filter = if serves { "warn,handler=info,telemetry=info" } else { "warn" };
+fn log(service: Option<&ServiceConfig>, traces: Option<&Traces>) {
+    let format = service.map_or(LogFormat::Text, |service| service.log_format);
+    let filter = if service.is_some() { "warn,handler=info,telemetry=info" } else { "warn" };
     Logs { own: "handler", json: format == LogFormat::Json, filter }.init(traces);
 }
 
