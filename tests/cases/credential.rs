@@ -13,6 +13,7 @@ use e2e::{
     stack::function_env,
     task::Task,
 };
+use handler::task::Format;
 use serde_json::{Value, json};
 use std::{fs, path::Path};
 
@@ -61,8 +62,8 @@ fn an_independent_reader_verifies_every_format_and_notices_a_changed_byte() {
         let env = [("EASEL_CREDENTIAL_CERTIFICATE", files[0].as_str()), ("EASEL_CREDENTIAL_KEY", &files[1])];
         let function = function(&scene, "function-credential", &env).await?;
         let log = || function.process().log_text();
-        for (format, ending) in [("jpeg", "jpg"), ("png", "png"), ("webp", "webp")] {
-            let task = scene.task().with("output_format", format);
+        for format in Format::ALL {
+            let (ending, task) = (format.extension(), scene.task().with("output_format", format.name()));
             assert!(!given_back(&function, &task.body()).await?, "{}", log());
             let file = scene.painting(&task).await?.file;
             let path = run.folder("credential")?.join(format!("picture.{ending}"));
