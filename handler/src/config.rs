@@ -1,5 +1,6 @@
 //! The command line and the environment of the handler. Tests build these structs; nothing else reads the environment.
 
+mod address;
 mod bench;
 mod cache;
 mod completions;
@@ -16,6 +17,7 @@ mod secret;
 mod secrets;
 mod signature;
 mod store;
+mod variables;
 mod weights;
 mod work;
 
@@ -34,9 +36,11 @@ pub use secret::Secret;
 pub use secrets::{SecretsConfig, SigningConfig, TokenConfig};
 pub use signature::SignatureConfig;
 pub use store::{ResultAcl, StoreConfig};
+pub use variables::variables;
 pub use weights::{PullConfig, Variant, VerifyConfig, WeightsCommand};
 pub use work::{ErrorCodes, WorkConfig};
 
+use address::{queue_url, socket};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use std::{net::SocketAddr, time::Duration};
 
@@ -44,7 +48,7 @@ use std::{net::SocketAddr, time::Duration};
 ///
 /// Without a subcommand it is the AWS Lambda function, configured by the environment alone.
 #[derive(Debug, Parser)]
-#[command(name = "handler", version, after_long_help = manual::handler())]
+#[command(name = "handler", version, override_usage = "handler [COMMAND]", after_long_help = manual::handler())]
 pub struct Cli {
     /// What to do.
     #[command(subcommand)]
@@ -132,7 +136,7 @@ pub struct WorkerConfig {
     #[command(flatten)]
     pub service: ServiceConfig,
     /// The queue to poll.
-    #[arg(long, env = "SQS_QUEUE_URL", value_name = "URL")]
+    #[arg(long, env = "SQS_QUEUE_URL", value_name = "URL", value_parser = queue_url)]
     pub sqs_queue_url: String,
     /// Visibility timeout of a message in work, in seconds; it is extended for as long as the work goes on.
     #[arg(long, env = "EASEL_VISIBILITY_TIMEOUT", default_value_t = 120, value_name = "SECONDS",
@@ -147,7 +151,7 @@ pub struct WorkerConfig {
     #[arg(long, env = "EASEL_IDLE_EXIT", default_value_t = 0, value_name = "SECONDS")]
     pub idle_exit: u32,
     /// Where to answer /healthz, /readyz and /metrics [default: nowhere]
-    #[arg(long, env = "EASEL_HEALTH_ADDR", value_name = "IP:PORT")]
+    #[arg(long, env = "EASEL_HEALTH_ADDR", value_name = "IP:PORT", value_parser = socket)]
     pub health_addr: Option<SocketAddr>,
 }
 

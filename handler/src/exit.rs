@@ -12,8 +12,12 @@ pub const USAGE: u8 = 64;
 /// Every exit code, and when it comes.
 pub const CODES: [(u8, &str); 3] = [
     (SUCCESS, "done; of function and worker: told to end, or idle for as long as configured"),
-    (FAILURE, "it did not work, and standard error says why; of doctor, weights verify and lora inspect: no"),
-    (USAGE, "an option, a variable or a certificate that cannot work, which standard error names"),
+    (
+        FAILURE,
+        "it did not work, or options do not fit one another, and standard error says why; of doctor, weights verify and lora \
+         inspect: no",
+    ),
+    (USAGE, "an option or a variable is missing or wrong, or a certificate cannot sign; standard error names it"),
 ];
 
 /// A section of a manual.

@@ -24,6 +24,9 @@ use tracing::Span;
 /// The first file, option or model fault, in words for the person at the shell.
 pub fn run(config: &GenerateConfig) -> anyhow::Result<()> {
     let commission = commission(config)?;
+    let folder = config.out.parent().filter(|folder| !folder.as_os_str().is_empty());
+    let is_there = folder.is_none_or(Path::is_dir);
+    ensure!(is_there, "--out {}: there is no such folder; make it first", config.out.display());
     let mut studio = Studio::open(&config.model, (commission.request.width, commission.request.height))?;
     let style = ProgressStyle::with_template("{bar:40} step {pos}/{len}  {elapsed} elapsed, {eta} to go")?;
     let bar = ProgressBar::new(u64::from(config.steps)).with_style(style);
@@ -56,8 +59,6 @@ fn numbered(out: &Path, number: usize) -> PathBuf {
 
 fn commission(config: &GenerateConfig) -> anyhow::Result<Commission> {
     let seed = config.seed;
-    ensure!((i128::from(i64::MIN)..=i128::from(u64::MAX)).contains(&seed), "--seed must be from -2^63 to 2^64 - 1");
-    ensure!(config.guidance_scale.is_finite(), "--guidance-scale must be a finite number");
     let (width, height) = task::size(Some(&config.aspect_ratio));
     let loras = config.loras.iter().map(|file| {
         let lora = Lora::read(&file.path).with_context(|| format!("--lora {}", file.path.display()))?;

@@ -31,7 +31,9 @@ impl Health {
     /// # Errors
     /// The address is taken.
     pub async fn serve(addr: SocketAddr, metrics: Metrics) -> anyhow::Result<Self> {
-        let listener = TcpListener::bind(addr).await.with_context(|| format!("--health-addr {addr}"))?;
+        let listener = TcpListener::bind(addr)
+            .await
+            .with_context(|| format!("--health-addr (EASEL_HEALTH_ADDR) {addr} cannot be used, choose another"))?;
         let ready = Arc::new(AtomicBool::new(false));
         let router = Router::new()
             .route("/healthz", get(|| async { "ok\n" }))

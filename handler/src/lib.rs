@@ -10,7 +10,7 @@
 pub mod bench;
 pub mod buckets;
 pub mod cache;
-mod causes;
+pub mod causes;
 pub mod claim;
 pub mod config;
 pub mod doctor;

@@ -3,8 +3,9 @@
 use clap::Parser;
 use handler::{
     bench,
+    causes::causes,
     config::{
-        BenchCommand, Cli, Command, DoctorConfig, LogFormat, LoraCommand, SchemaCommand, ServiceConfig, WeightsCommand,
+        BenchCommand, Cli, Command, DoctorConfig, LogFormat, LoraCommand, SchemaCommand, WeightsCommand, variables,
     },
     doctor, exit, generate, lora,
     picture::CredentialError,
@@ -27,18 +28,21 @@ fn main() -> ExitCode {
         Err(error) => {
             // The terminal may be gone; there is nobody else to tell.
             let _ = error.print();
+            if let Some(line) = variables(&error) {
+                eprintln!("{line}");
+            }
             return if error.use_stderr() { ExitCode::from(exit::USAGE) } else { ExitCode::from(exit::SUCCESS) };
         }
     };
-    let service = cli.command.service();
-    let traces = match service.map(|_| Traces::from_env("handler", trace::SERVICE_NAME)).transpose() {
+    let from_env = |_| Traces::from_env("handler", trace::SERVICE_NAME);
+    let traces = match cli.command.service().map(from_env).transpose() {
         Ok(traces) => traces.flatten(),
         Err(error) => {
             eprintln!("error: {error}");
             return ExitCode::from(exit::USAGE);
         }
     };
-    log(service, traces.as_ref());
+    log(&cli.command, traces.as_ref());
     let ended = run(&cli.command, traces.clone());
     if let Some(traces) = traces {
         traces.end(TRACES_END);
@@ -47,7 +51,7 @@ fn main() -> ExitCode {
         Ok(true) => ExitCode::from(exit::SUCCESS),
         Ok(false) => ExitCode::from(exit::FAILURE),
         Err(error) => {
-            eprintln!("handler: {error:#}");
+            eprintln!("handler: {}", causes(&*error));
             // A certificate that cannot sign is a setting; that it cannot be read from a secret is not.
             let is_setting = error.is::<CredentialError>();
             if is_setting { ExitCode::from(exit::USAGE) } else { ExitCode::from(exit::FAILURE) }
@@ -64,9 +68,15 @@ fn arguments() -> Vec<OsString> {
     arguments
 }
 
-fn log(service: Option<&ServiceConfig>, traces: Option<&Traces>) {
+fn log(command: &Command, traces: Option<&Traces>) {
+    let service = command.service();
     let format = service.map_or(LogFormat::Text, |service| service.log_format);
-    let filter = if service.is_some() { "warn,handler=info,telemetry=info" } else { "warn" };
+    let filter = match command {
+        _ if service.is_some() => "warn,handler=info,telemetry=info",
+        // Its own lines say it, and what to do.
+        Command::Doctor(_) => "error",
+        _ => "warn",
+    };
     Logs { own: "handler", json: format == LogFormat::Json, filter }.init(traces);
 }
 

@@ -9,7 +9,6 @@ use aws_config::{SdkConfig, timeout::TimeoutConfig};
 use aws_sdk_sqs::{
     Client,
     config::Builder,
-    error::DisplayErrorContext,
     types::{
         BatchResultErrorEntry, DeleteMessageBatchRequestEntry, Message, MessageSystemAttributeName, QueueAttributeName,
     },
@@ -59,7 +58,7 @@ impl Queue {
         let request = request.message_system_attribute_names(MessageSystemAttributeName::ApproximateReceiveCount);
         let request = request.message_system_attribute_names(MessageSystemAttributeName::SentTimestamp);
         let request = request.set_message_attribute_names(Some(CARRIED.map(str::to_string).to_vec()));
-        let answer = request.send().await.map_err(|error| DisplayErrorContext(error).to_string())?;
+        let answer = request.send().await.map_err(|error| causes(&error))?;
         Ok(answer.messages.unwrap_or_default().into_iter().next())
     }
 
@@ -106,7 +105,7 @@ impl Queue {
     pub async fn set_visibility(&self, handle: &str, seconds: i32) -> Result<(), String> {
         let request = self.sqs.change_message_visibility().queue_url(&self.url).receipt_handle(handle);
         let sent = request.visibility_timeout(seconds).send().await;
-        sent.map(|_| ()).map_err(|error| DisplayErrorContext(error).to_string())
+        sent.map(|_| ()).map_err(|error| causes(&error))
     }
 
     /// Deletes up to ten messages with one request; what was not deleted.
@@ -126,7 +125,7 @@ impl Queue {
         let request = self.sqs.delete_message_batch().queue_url(&self.url).set_entries(Some(entries));
         match timeout(DELETE_TIMEOUT, request.send()).await {
             Ok(Ok(answer)) => answer.failed.iter().filter_map(refusal).collect(),
-            Ok(Err(error)) => all(DisplayErrorContext(error).to_string()),
+            Ok(Err(error)) => all(causes(&error)),
             Err(_) => all(format!("no answer within {DELETE_TIMEOUT:?}")),
         }
     }
@@ -156,7 +155,7 @@ impl Queues {
         let parts: Vec<&str> = arn.split(':').collect();
         let ["arn", _, "sqs", _, account, name] = parts[..] else { return Err("not the ARN of a queue".into()) };
         let request = self.sqs.get_queue_url().queue_name(name).queue_owner_aws_account_id(account);
-        let answer = request.send().await.map_err(|error| DisplayErrorContext(error).to_string())?;
+        let answer = request.send().await.map_err(|error| causes(&error))?;
         let url = answer.queue_url.ok_or("SQS told no address")?;
         let queue = Queue { sqs: self.sqs.clone(), url };
         known.insert(arn.to_string(), queue.clone());

@@ -31,6 +31,14 @@ const AT_ONCE: usize = 10;
 /// # Errors
 /// The model cannot be loaded, the GPU is lost, or the Runtime API is out of reach.
 pub async fn serve(config: &ServiceConfig, traces: Option<Traces>) -> anyhow::Result<()> {
+    // The client of the Runtime API would panic.
+    for variable in ["AWS_LAMBDA_RUNTIME_API", "AWS_LAMBDA_FUNCTION_NAME"] {
+        let is_there = std::env::var_os(variable).is_some();
+        anyhow::ensure!(
+            is_there,
+            "{variable} is not set: only AWS Lambda can start the function; elsewhere use handler worker"
+        );
+    }
     let aws = aws_config::load_from_env().await;
     let workshop = Workshop::open(config, &aws).await?;
     let (queues, busy) = (Arc::new(Queues::new(&aws)), Arc::new(RwLock::new(())));

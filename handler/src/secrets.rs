@@ -3,15 +3,12 @@
 //! Refuses to start without one that was asked for, and to show any.
 
 use crate::{
+    causes::causes,
     config::{Pem, Secret, SecretsConfig},
     webhook::WebhookSecrets,
 };
 use aws_config::{Region, SdkConfig, timeout::TimeoutConfig};
-use aws_sdk_secretsmanager::{
-    Client,
-    config::Builder,
-    error::{DisplayErrorContext, ProvideErrorMetadata},
-};
+use aws_sdk_secretsmanager::{Client, config::Builder, error::ProvideErrorMetadata};
 use serde_json::Value;
 use std::{str::FromStr, time::Duration};
 
@@ -96,7 +93,7 @@ impl SecretArn {
             }
             Some("ResourceNotFoundException") => "does not exist, or has no value yet".to_string(),
             Some(code) => format!("AWS Secrets Manager answered {code}"),
-            None => format!("AWS Secrets Manager: {}", DisplayErrorContext(&error)),
+            None => format!("AWS Secrets Manager: {}; check the network and the endpoint", causes(&error)),
         })?;
         self.pick(answer.secret_string().ok_or("the secret holds bytes, must hold text")?)
     }

@@ -38,7 +38,8 @@ pub(crate) fn source(folder: &Path) -> Option<(String, String)> {
 
 async fn pull_all(config: &PullConfig) -> anyhow::Result<()> {
     let folder = &config.folder;
-    fs::create_dir_all(folder).with_context(|| folder.display().to_string())?;
+    fs::create_dir_all(folder)
+        .with_context(|| format!("--to {} must be a folder, or a name that is free", folder.display()))?;
     let lock = File::create(folder.join(LOCK))?;
     match lock.try_lock() {
         Ok(()) => {}

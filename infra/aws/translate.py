@@ -21,8 +21,8 @@ def load(path):
     return yaml_parse(path.read_text())
 
 
-def translate(template):
-    """The template with SAM's resources taken apart."""
+def translate(template, parameters=None):
+    """The template with SAM's resources taken apart, as it is with these values of its parameters."""
     template = copy.deepcopy(template)
     # This version of the translator does not know the property; CloudFormation passes it on as it is.
     accelerators = {
@@ -32,7 +32,7 @@ def translate(template):
     }
     operator = "AWSLambdaManagedEC2ResourceOperator"
     policies = {operator: f"arn:aws:iam::aws:policy/service-role/{operator}"}
-    plain = Translator(policies, Parser(), boto_session=boto3.Session(region_name=REGION)).translate(template, {})
+    plain = Translator(policies, Parser(), boto_session=boto3.Session(region_name=REGION)).translate(template, parameters or {})
     for name, accelerator in accelerators.items():
         plain["Resources"][name]["Properties"]["AcceleratorConfig"] = accelerator
     return plain

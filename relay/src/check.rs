@@ -103,7 +103,8 @@ async fn check_sqs(config: &Config, sink: &SqsSink) -> Finding {
         Ok(Probe::Ready) => None,
         Ok(Probe::Stop(stop)) => Some(format!("{stop}; check --sqs-queue-url, the region and the credentials")),
         Ok(Probe::Unreachable(cause)) => Some(format!(
-            "no answer: {cause}; check the network, the credentials, and the endpoint if AWS_ENDPOINT_URL_SQS is set"
+            "no answer: {cause}; check the network, the region (AWS_REGION), the credentials, and the endpoint if \
+             AWS_ENDPOINT_URL_SQS is set"
         )),
         Err(_) => Some(format!("no answer within {ANSWER_TIMEOUT:?}; check the network and the endpoint")),
     };

@@ -41,7 +41,7 @@ pub struct Config {
     /// The queue to consume
     #[arg(long, help_heading = "Broker", env = "AMQP_QUEUE", default_value = "image_generation")]
     pub queue: String,
-    /// How many unacknowledged messages the broker may have out here; bounds the memory
+    /// How many messages the broker may hand out before they are acknowledged; this bounds the memory
     #[arg(long, help_heading = "Broker", env = "AMQP_PREFETCH", default_value_t = 100, value_parser = value_parser!(u16).range(1..))]
     pub prefetch: u16,
     /// How to reach the broker, and what to create there.
@@ -81,12 +81,12 @@ pub struct Config {
     #[arg(long, help_heading = "SQS", env = "RELAY_PAYLOAD_BUCKET", value_name = "BUCKET")]
     pub payload_bucket: Option<String>,
     /// Where /healthz, /readyz and /metrics answer
-    #[arg(long, env = "RELAY_HEALTH_ADDR", default_value = "127.0.0.1:9100")]
+    #[arg(long, env = "RELAY_HEALTH_ADDR", default_value = "127.0.0.1:9100", value_parser = socket)]
     pub health_addr: SocketAddr,
-    /// How long an ordered end may take after SIGTERM, in seconds
+    /// How long the relay may take to end after SIGTERM, in seconds
     #[arg(long, env = "RELAY_SHUTDOWN_TIMEOUT", default_value_t = 25, value_parser = value_parser!(u64).range(1..=3_600))]
     pub shutdown_timeout: u64,
-    /// Only look whether everything is as it must be, say so, and take no message
+    /// Only look whether broker, queue and SQS are as they must be, say so, and take no message
     #[arg(long)]
     pub check: bool,
     /// How log lines look
@@ -146,9 +146,11 @@ impl Config {
         self.bindings()?;
         check_name("--queue", &self.queue)?;
         check_name("--dead-letter-exchange", &self.dead_letter_exchange())?;
-        let sqs = Url::parse(&self.sqs_queue_url).map_err(|err| invalid("--sqs-queue-url", err.to_string()))?;
+        let sqs = Url::parse(&self.sqs_queue_url).map_err(|err| {
+            invalid("--sqs-queue-url", format!("must be an http or https URL, as SQS names the queue: {err}"))
+        })?;
         if !matches!(sqs.scheme(), "http" | "https") || sqs.host().is_none() {
-            return Err(invalid("--sqs-queue-url", "must be an http or https URL"));
+            return Err(invalid("--sqs-queue-url", "must be an http or https URL, as SQS names the queue"));
         }
         if self.payload_bucket.as_deref() == Some("") {
             return Err(invalid("--payload-bucket", "must not be empty"));
@@ -184,6 +186,11 @@ impl Config {
     pub fn shutdown_timeout(&self) -> Duration {
         Duration::from_secs(self.shutdown_timeout)
     }
+}
+
+/// Where to listen. A name would be looked up, and mean several.
+fn socket(text: &str) -> Result<SocketAddr, String> {
+    text.parse().map_err(|_| "must be an IP address and a port, as in 0.0.0.0:9100".into())
 }
 
 #[cfg(test)]

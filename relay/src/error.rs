@@ -16,7 +16,7 @@ const EXIT_FAILURE: u8 = 1;
 pub const EXIT_CODES: [(u8, &str); 4] = [
     (0, "ended by a signal, in order; --check found all well"),
     (EXIT_FAILURE, "anything else, such as a health address that is taken"),
-    (EXIT_USAGE, "an option or a variable that cannot work, which standard error names"),
+    (EXIT_USAGE, "an option or a variable is missing or wrong; standard error names it"),
     (EXIT_UNAVAILABLE, "SQS or the first broker refuses for good; --check found something wrong"),
 ];
 
@@ -27,7 +27,7 @@ pub enum Error {
     #[error(transparent)]
     Config(#[from] ConfigError),
     /// The health endpoint cannot listen.
-    #[error("--health-addr {addr}: cannot listen")]
+    #[error("--health-addr {addr}: cannot listen, choose another address (RELAY_HEALTH_ADDR)")]
     Listen {
         /// The address asked for.
         addr: SocketAddr,

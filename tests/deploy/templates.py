@@ -3,6 +3,7 @@
 Refuses to deploy or to guess: what only a deployment knows stays an `Unknown`.
 """
 
+import functools
 import os
 from pathlib import Path
 
@@ -34,12 +35,18 @@ def _call(loader, suffix, node):
 Loader.add_multi_constructor("!", _call)
 
 
+@functools.cache
+def written(path):
+    """A template as it is written."""
+    return yaml.load(path.read_text(), Loader)
+
+
 class Stack:
     """One template with its parameters."""
 
     def __init__(self, path, parameters=None):
         self.path = ROOT / path
-        self.body = yaml.load(self.path.read_text(), Loader)
+        self.body = written(self.path)
         given = {name: value for name, value in (parameters or {}).items() if not isinstance(value, Unknown)}
         declared = self.body.get("Parameters", {})
         self.parameters = {name: given.get(name, each.get("Default", Unknown(name))) for name, each in declared.items()}

@@ -1,5 +1,6 @@
 """The Dockerfile by hadolint; what is waived says so in the line above. And what a build of it sees."""
 
+import re
 import subprocess
 import sys
 import tomllib
@@ -18,6 +19,16 @@ class Dockerfile(unittest.TestCase):
         command = [hadolint, "--no-color", manifests.ROOT / "infra/image/Dockerfile"]
         linted = subprocess.run(command, capture_output=True, text=True, check=False)
         self.assertEqual((0, ""), (linted.returncode, linted.stdout))
+
+    def test_what_lambda_takes_is_built_without_attestations(self):
+        # They make a list of manifests of the image, and Lambda takes one.
+        for page in ("README.md", "docs/DEPLOY.md"):
+            text = (Path(__file__).resolve().parents[2] / page).read_text()
+            lines = [line for line in text.splitlines() if re.search(r"buildx build .*--target handler", line)]
+            with self.subTest(page=page):
+                self.assertEqual(1, len(lines))
+                self.assertIn("--provenance=false", lines[0])
+                self.assertNotIn("--sbom", lines[0])
 
 
 class Context(unittest.TestCase):

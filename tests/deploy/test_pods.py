@@ -1,14 +1,9 @@
 """What every pod must and must not be allowed."""
 
-import ipaddress
 import unittest
 
 import dockerfile
 import manifests
-
-# What an overlay may open: the agent of EKS Pod Identity.
-AGENTS = {"169.254.170.23/32", "fd00:ec2::23/128"}
-METADATA = ["169.254.169.254", "169.254.170.2", "fd00:ec2::254"]
 
 
 class Pods(unittest.TestCase):
@@ -90,32 +85,6 @@ class Pods(unittest.TestCase):
                 for name, value in manifests.environment(overlay, container).items():
                     if name in ("AMQP_URL", "INTERNAL_API_TOKEN", "EASEL_WEBHOOK_SECRET") or "KEY" in name:
                         self.assertIsNone(value, f"{overlay}: {name} is in plain text")
-
-
-class Network(unittest.TestCase):
-    def test_what_is_not_named_is_refused(self):
-        for overlay in manifests.OVERLAYS:
-            spec = manifests.find(overlay, "NetworkPolicy", "default-deny")["spec"]
-            self.assertEqual({"podSelector": {}, "policyTypes": ["Ingress", "Egress"]}, spec)
-
-    def test_no_rule_reaches_a_metadata_service(self):
-        for overlay in manifests.OVERLAYS:
-            for policy in (each for each in manifests.build(overlay) if each["kind"] == "NetworkPolicy"):
-                for rule in policy["spec"].get("egress", []):
-                    self.assertTrue(rule.get("to"), f"{policy['metadata']['name']}: a rule to everywhere")
-                    for block in (to["ipBlock"] for to in rule["to"] if "ipBlock" in to):
-                        if block["cidr"] in AGENTS:
-                            self.assertEqual("eks-pod-identity", overlay)
-                            continue
-                        for address in map(ipaddress.ip_address, METADATA):
-                            inside = address in ipaddress.ip_network(block["cidr"])
-                            excepted = any(address in ipaddress.ip_network(each) for each in block.get("except", []))
-                            self.assertTrue(not inside or excepted, f"{policy['metadata']['name']} allows {address}")
-
-    def test_only_the_relay_may_reach_a_broker(self):
-        for overlay in manifests.OVERLAYS:
-            spec = manifests.find(overlay, "NetworkPolicy", "broker")["spec"]
-            self.assertEqual({"app.kubernetes.io/name": "relay"}, spec["podSelector"]["matchLabels"])
 
 
 class Image(unittest.TestCase):

@@ -1,7 +1,7 @@
-"""Writes docs/CONFIGURATION.md from what the binaries say in --help. Refuses to know any option by heart.
+"""Writes docs/CONFIGURATION.md and the README's table from --help. Refuses to know by heart what an option does.
 
-    python3 tests/docs/configuration.py            writes the page
-    python3 tests/docs/configuration.py --check    ends with 1 if the page says something else than --help
+    python3 tests/docs/configuration.py            writes the page and the table
+    python3 tests/docs/configuration.py --check    ends with 1 if they say something else than --help
 """
 
 import re
@@ -15,16 +15,25 @@ sys.path.append(str(ROOT / "tests/deploy"))
 import binaries  # noqa: E402
 
 PAGE = ROOT / "docs/CONFIGURATION.md"
+README = ROOT / "README.md"
 COMMAND = "python3 tests/docs/configuration.py"
 INTRODUCTION = f"""# Configuration
 
 Every option of both binaries. This page is written by `{COMMAND}`, from `--help` of the binaries in `target/debug`;
 `tests/docs/test_configuration.py` fails when it says something else.
 
-A flag goes before its variable, the variable before the default. A command line or a variable that cannot work ends the process with exit code 64 and
-names the option. `handler` without arguments is `handler function`. Beside the tables, relay, function and worker read the variables of the AWS SDK (`AWS_REGION`,
+A flag wins over its variable, and the variable over the default. If an option is missing or its value is wrong, the process ends with exit code 64 and
+names the option. `handler` without arguments is `handler function`. Beside these options, relay, function and worker read the variables of the AWS SDK (`AWS_REGION`,
 `AWS_ENDPOINT_URL` …), `RUST_LOG`, and for [traces](OPERATIONS.md#traces) those of OpenTelemetry (`OTEL_EXPORTER_OTLP_ENDPOINT` …).
 """
+# Its options are also those of others.
+SHARED = ("handler", ("function",))
+# Those of the README's table, by command.
+FIRST = {
+    ("relay", ()): ("--amqp-url", "--sqs-queue-url", "--queue", "--declare"),
+    SHARED: ("--model", "--s3-bucket", "--internal-api-token", "--webhook-hosts", "--lora-buckets", "--max-receive-count"),
+    ("handler", ("worker",)): ("--sqs-queue-url", "--concurrency", "--idle-exit"),
+}
 # Every command has them.
 EVERYWHERE = {"--help", "--version"}
 
@@ -119,13 +128,22 @@ def rows(binary, words):
 
 
 def section(binary, words):
-    """A command's heading, what it does, and its table, if it has options."""
+    """A command's heading, what it does, and its table, if it has options. What another command has in full is not said again."""
     manual = binaries.manual(binary, words)
-    what = prose(manual[: manual.index("Usage:")])
+    what = prose(manual[: manual.index("Usage:")]).rstrip(".") + "."
     lines = [each.line() for each in rows(binary, words)]
+    if shares(binary, words):
+        shared = {each.line() for each in rows(*SHARED)}
+        lines = [each for each in lines if each not in shared]
+        what += " It has the options of [handler function](#handler-function), and:"
     table = ["| flag | variable | default | values | what |", "| --- | --- | --- | --- | --- |", *lines, ""] if lines else []
     title = " ".join([binary, *words])
-    return "\n".join([f"## {title}", "", what.rstrip(".") + ".", "", *table])
+    return "\n".join([f"## {title}", "", what, "", *table])
+
+
+def shares(binary, words):
+    """Whether a command has all options of the function, and more."""
+    return {each.line() for each in rows(*SHARED)} < {each.line() for each in rows(binary, words)}
 
 
 def page():
@@ -134,8 +152,25 @@ def page():
     return "\n".join([INTRODUCTION, *sections])
 
 
+def readme():
+    """The whole README, with its table as --help has it."""
+    table = ["| of | option | variable | default | what |", "| --- | --- | --- | --- | --- |"]
+    for (binary, words), flags in FIRST.items():
+        known = {re.match(r"`(--[\w-]+)", each.name)[1]: each for each in rows(binary, words)}
+        for flag in flags:
+            found = known[flag]
+            who = "function and worker" if (binary, words) == SHARED else " ".join([*words[-1:]] or [binary])
+            table.append(f"| {who} | `{flag}` | {found.variable} | {found.default} | {found.text} |")
+    before, rest = README.read_text().split("<!-- options -->\n")
+    after = rest.split("<!-- /options -->\n")[1]
+    return "\n".join([f"{before}<!-- options -->", *table, f"<!-- /options -->\n{after}"])
+
+
 if __name__ == "__main__":
+    written = {PAGE: page(), README: readme()}
     if sys.argv[1:] == ["--check"]:
-        sys.exit(0 if PAGE.read_text() == page() else f"docs/CONFIGURATION.md is not what --help says: {COMMAND}")
+        wrong = [each.name for each, text in written.items() if each.read_text() != text]
+        sys.exit(f"not what --help says: {', '.join(wrong)}; to mend it: {COMMAND}" if wrong else 0)
     assert not sys.argv[1:], __doc__
-    PAGE.write_text(page())
+    for each, text in written.items():
+        each.write_text(text)

@@ -1,4 +1,4 @@
-"""The README's backend is the file in this folder, and works against the demo's stack: real RabbitMQ, relay and function."""
+"""The README's scripts are those in this folder, and work against the demo's stack: real RabbitMQ, relay and function."""
 
 import json
 import os
@@ -14,6 +14,7 @@ import configuration
 import pages
 
 SCRIPT = Path(__file__).with_name("backend.py")
+BY_SQS = Path(__file__).with_name("by_sqs.py")
 # From the demo's own first task to an end; far more than it takes.
 LIMIT = 300
 # The demo's own first task, which nobody waits for longer than needed.
@@ -31,6 +32,13 @@ TASK = {
 def token():
     """The token of the demo's function."""
     return (pages.ROOT / "tests/src/stack.rs").read_text().split('TOKEN: &str = "')[1].split('"')[0]
+
+
+def run(script, folder, **environment):
+    """A script's answer, from a folder that takes what it writes."""
+    command = [sys.executable, script]
+    started = {**os.environ, **environment}
+    return subprocess.run(command, cwd=folder, env=started, capture_output=True, text=True, timeout=LIMIT, check=False)
 
 
 def start(folder):
@@ -61,35 +69,29 @@ def start(folder):
 
 
 class Backend(unittest.TestCase):
-    def test_the_readme_shows_the_file(self):
+    def test_the_readme_shows_the_files(self):
         shown = [block.text for block in pages.blocks(pages.ROOT / "README.md") if block.language == "python"]
-        self.assertEqual(shown, [SCRIPT.read_text()])
+        self.assertEqual(shown, [SCRIPT.read_text(), BY_SQS.read_text()])
 
-    def test_it_publishes_hears_of_progress_and_fetches_the_picture(self):
+    def test_one_publishes_hears_of_progress_and_fetches_the_picture_and_the_other_needs_no_rabbitmq(self):
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name)
             demo, rest, said = start(folder)
             try:
                 self.assertTrue((folder / "stack.json").is_file(), said)
                 stack = json.loads((folder / "stack.json").read_text())
-                environment = {
-                    "AMQP_URL": stack["amqp_url"],
-                    "LORA_URL": stack["styles"]["stained-glass"]["url"],
-                    "INTERNAL_API_TOKEN": token(),
-                }
-                ended = subprocess.run(
-                    [sys.executable, SCRIPT],
-                    cwd=folder,
-                    env={**os.environ, **environment},
-                    capture_output=True,
-                    text=True,
-                    timeout=LIMIT,
-                    check=False,
-                )
+                lora = stack["styles"]["stained-glass"]["url"]
+                ended = run(SCRIPT, folder, AMQP_URL=stack["amqp_url"], LORA_URL=lora, INTERNAL_API_TOKEN=token())
                 self.assertEqual((ended.returncode, ended.stderr), (0, ""))
                 lines = ended.stdout.splitlines()
                 self.assertEqual([line.split()[0] for line in lines], ["progress"] * 5 + ["complete"], ended.stdout)
                 self.assertEqual((folder / "gen_501.jpg").read_bytes()[:3], b"\xff\xd8\xff")
+                aws = {"AWS_ENDPOINT_URL": stack["s3_endpoint"], "AWS_DEFAULT_REGION": "us-east-1"}
+                keys = {"AWS_ACCESS_KEY_ID": "any", "AWS_SECRET_ACCESS_KEY": "any"}
+                there = {"SQS_QUEUE_URL": stack["sqs_queue_url"], "WEBHOOK_URL": stack["webhook"], "LORA_URL": lora}
+                ended = run(BY_SQS, folder, **aws, **keys, **there)
+                self.assertEqual((ended.returncode, ended.stderr), (0, ""))
+                self.assertRegex(ended.stdout, r"^\d+ bytes\n$")
             finally:
                 demo.send_signal(signal.SIGINT)
                 demo.wait(LIMIT)

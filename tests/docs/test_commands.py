@@ -16,6 +16,7 @@ binaries = configuration.binaries
 # Programs of which a line cannot be tried here, and why.
 NEEDS = {
     "aws": "an account",
+    "curl": "a picture that was painted",
     "docker": "an engine for images",
     "kubectl": "a cluster",
     "ncu": "a GPU",

@@ -27,9 +27,9 @@ def validator():
     return Draft202012Validator(schema(), format_checker=Draft202012Validator.FORMAT_CHECKER)
 
 
-def example():
-    """The task in the README's backend; what it reads from its environment is made up."""
-    tree = ast.parse((pages.ROOT / "tests/docs/backend.py").read_text())
+def example(script):
+    """The task in a script of the README; what it reads from its environment is made up."""
+    tree = ast.parse((pages.ROOT / "tests/docs" / script).read_text())
     made_up = {"lora_model_url": "s3://bucket/lora.safetensors", "webhook_url": "http://127.0.0.1:8000"}
     for node in ast.walk(tree):
         if isinstance(node, ast.Assign) and isinstance(node.value, ast.Dict) and node.targets[0].id == "task":
@@ -57,7 +57,7 @@ class Schemas(unittest.TestCase):
         self.assertEqual(valid, taken | set(UNSAID))
 
     def test_what_the_docs_show_is_valid(self):
-        shown = [example()]
+        shown = [example("backend.py"), example("by_sqs.py")]
         for page in pages.PAGES:
             for block in pages.blocks(page):
                 if block.language == "json" and "generation_id" in block.text and "prompt_tags" in block.text:

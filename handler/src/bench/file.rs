@@ -108,7 +108,8 @@ fn timed<I, O>(
 /// The picture asked for in that size, or soft waves.
 fn picture(config: &BenchFileConfig, (width, height): (u32, u32)) -> anyhow::Result<RgbImage> {
     if let Some(path) = &config.picture {
-        let picture = image::open(path).with_context(|| format!("--picture {}", path.display()))?;
+        let picture =
+            image::open(path).with_context(|| format!("--picture {} must be a JPEG or PNG file", path.display()))?;
         return Ok(picture.resize_to_fill(width, height, FilterType::Triangle).to_rgb8());
     }
     let wave = |x: u32, y: u32, length: f32| {

@@ -55,7 +55,7 @@ pub struct BenchPictureConfig {
     /// How many pictures at once.
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=16))]
     pub num_images: u8,
-    /// How often, after a first time that is told apart.
+    /// How often, after a first time that is shown by itself.
     #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=1000))]
     pub repeat: u32,
     /// Print JSON.
@@ -92,7 +92,7 @@ pub struct BenchSoakConfig {
     /// The model.
     #[command(flatten)]
     pub model: ModelConfig,
-    /// LoRA files; tasks take them in turns, and none every now and then.
+    /// LoRA files; the tasks use them in turns, and now and then none.
     #[arg(long = "lora", value_name = "FILE")]
     pub loras: Vec<PathBuf>,
     /// How many tasks. Their sizes take turns, too.

@@ -17,7 +17,7 @@ pub struct CacheConfig {
     /// Bytes of the volume that are left free.
     #[arg(long, env = "EASEL_CACHE_RESERVE_BYTES", default_value_t = 64 << 20, value_name = "BYTES")]
     pub cache_reserve_bytes: u64,
-    /// Bytes of one part of a LoRA that is downloaded; a smaller file comes at once.
+    /// LoRAs are downloaded in parts of so many bytes; a smaller file is one part.
     #[arg(long, env = "EASEL_LORA_PART_BYTES", default_value_t = 8 << 20, value_name = "BYTES",
           value_parser = clap::value_parser!(u64).range(1 << 16..=1 << 30))]
     pub lora_part_bytes: u64,

@@ -1,6 +1,9 @@
 //! Settings of `handler doctor`: those of function and worker, and what is needed to look further.
 
-use super::ServiceConfig;
+use super::{
+    ServiceConfig,
+    address::{queue_url, web_url},
+};
 use clap::Args;
 use url::Url;
 
@@ -12,13 +15,13 @@ pub struct DoctorConfig {
     #[command(flatten)]
     pub service: ServiceConfig,
     /// The queue that tasks come from.
-    #[arg(long, env = "SQS_QUEUE_URL", value_name = "URL")]
+    #[arg(long, env = "SQS_QUEUE_URL", value_name = "URL", value_parser = queue_url)]
     pub sqs_queue_url: Option<String>,
     /// The function's timeout, which the queue's visibility timeout must outlast; a worker needs none.
     #[arg(long, env = "EASEL_FUNCTION_TIMEOUT", value_name = "SECONDS")]
     pub function_timeout: Option<u32>,
     /// A backend's address as tasks have it in `webhook_url`. It is asked for its headers by HEAD, without the token.
-    #[arg(long, env = "EASEL_DOCTOR_WEBHOOK_URL", value_name = "URL")]
+    #[arg(long, env = "EASEL_DOCTOR_WEBHOOK_URL", value_name = "URL", value_parser = web_url)]
     pub webhook_url: Option<Url>,
     /// A LoRA as tasks have it in `lora_model_url`; S3 is asked for its headers.
     #[arg(long, env = "EASEL_DOCTOR_LORA_URL", value_name = "S3-URL")]

@@ -30,13 +30,13 @@ pub struct GenerateConfig {
     #[arg(long, default_value_t)]
     pub prompt_weighting: prompt::Weighting,
     /// Seed of the noise.
-    #[arg(long, default_value_t = 42, allow_negative_numbers = true)]
+    #[arg(long, default_value_t = 42, allow_negative_numbers = true, value_parser = seed)]
     pub seed: i128,
     /// Denoising steps.
     #[arg(long, default_value_t = 50, value_parser = clap::value_parser!(u16).range(1..=1000))]
     pub steps: u16,
     /// Classifier-free guidance; none at 1 and below.
-    #[arg(long, default_value_t = 7.5)]
+    #[arg(long, default_value_t = 7.5, value_parser = finite)]
     pub guidance_scale: f64,
     /// 1:1 is 512x512, 2:2 is 768x768, 1:2 is 512x1024.
     #[arg(long, default_value = "1:1", value_parser = ["1:1", "2:2", "1:2"])]
@@ -63,7 +63,7 @@ pub struct GenerateConfig {
     #[command(flatten)]
     pub credential: CredentialFiles,
     /// The picture; the name's ending says its format.
-    #[arg(long, value_name = "FILE", help = out_help())]
+    #[arg(long, value_name = "FILE", help = out_help(), value_parser = picture)]
     pub out: PathBuf,
 }
 
@@ -75,6 +75,26 @@ fn schedulers() -> impl TypedValueParser<Value = scheduler::Kind> {
 
 fn out_help() -> String {
     format!("The picture. The name's ending says the format: {}", Format::all_endings())
+}
+
+/// A seed as a task has it.
+fn seed(text: &str) -> Result<i128, String> {
+    let seed = text.parse().ok().filter(|seed: &i128| (i128::from(i64::MIN)..=i128::from(u64::MAX)).contains(seed));
+    seed.ok_or_else(|| "must be an integer from -2^63 to 2^64 - 1".into())
+}
+
+fn finite(text: &str) -> Result<f64, String> {
+    text.parse().ok().filter(|number: &f64| number.is_finite()).ok_or_else(|| "must be a finite number".into())
+}
+
+/// A name whose ending says the format.
+fn picture(text: &str) -> Result<PathBuf, String> {
+    let path = PathBuf::from(text);
+    let format = path.extension().and_then(|ending| ending.to_str()).and_then(Format::of_extension);
+    if format.is_none() {
+        return Err(format!("the name must end in one of {}", Format::all_endings()));
+    }
+    Ok(path)
 }
 
 /// `FILE[=SCALE]`.
@@ -104,6 +124,21 @@ impl FromStr for LoraFile {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn numbers_that_cannot_be_are_refused() {
+        assert_eq!((seed("-1"), finite("7.5")), (Ok(-1), Ok(7.5)));
+        assert!(["x", "1.5", "18446744073709551616"].iter().all(|text| seed(text).is_err()));
+        assert!(["x", "nan", "inf"].iter().all(|text| finite(text).is_err()));
+    }
+
+    #[test]
+    fn a_picture_has_the_ending_of_a_format() {
+        assert_eq!(picture("a/b.c/cat.WEBP"), Ok("a/b.c/cat.WEBP".into()));
+        for name in ["cat", "cat.gif", "b.png/cat"] {
+            assert!(picture(name).is_err_and(|error| error.contains(".png")), "{name}");
+        }
+    }
 
     #[test]
     fn lora_files_carry_their_scale() {

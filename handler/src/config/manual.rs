@@ -3,7 +3,7 @@
 use crate::exit;
 
 const ENVIRONMENT: &str = "Environment:
-  Each option shows its variable, if it has one, in brackets; a flag goes before it.
+  Each option shows its variable, if it has one, in brackets; a flag wins over it.
   AWS_REGION, AWS_ENDPOINT_URL and the others of the AWS SDK say where S3, SQS and Secrets Manager are, and who we are.
   RUST_LOG filters log lines, as in RUST_LOG=handler=debug.
 ";
@@ -12,7 +12,7 @@ const SEE_ALSO: &str = "See also:
   docs/OPERATIONS.md      failures, metrics, safety, the volume
   docs/CONFIGURATION.md   every option of both binaries
   docs/SHELL.md           pictures from the shell
-  relay(1)                brings the tasks from RabbitMQ
+  relay --help            what brings the tasks from RabbitMQ
 ";
 
 const FILES: &str = "Files:

@@ -23,11 +23,12 @@ pub struct ModelConfig {
     /// Whether text encoder and VAE leave the GPU while the UNet works: auto does so if memory is short.
     #[arg(long, env = "EASEL_OFFLOAD", default_value = "auto")]
     pub offload: Offload,
-    /// Threads at a time of the GPU whose noise is drawn: multiprocessors times threads of each, a multiple of 256. H100 SXM
-    /// and H200 270336, A100 221184, L40S 218112, A10G 122880, L4 89088, T4 40960. Only several large pictures at once depend on it.
+    /// How many threads the GPU whose noise is reproduced runs at a time: multiprocessors times threads of each, a multiple of 256.
+    /// H100 SXM and H200 270336, A100 221184, L40S 218112, A10G 122880, L4 89088, T4 40960. Only several large pictures of one task
+    /// depend on it.
     #[arg(long, env = "EASEL_NOISE_THREADS", default_value_t = noise::DEFAULT_THREADS, value_name = "COUNT", value_parser = noise_threads)]
     pub noise_threads: u32,
-    /// What becomes of the lengths a DoRA file has: ignore drops `dora_scale`, as diffusers does.
+    /// What is done with the magnitudes in a DoRA file.
     #[arg(long, env = "EASEL_DORA", default_value = "apply")]
     pub dora: Dora,
 }

@@ -1,6 +1,6 @@
 //! Where pictures go and LoRAs come from.
 
-use super::CacheConfig;
+use super::{CacheConfig, address::web_url};
 use clap::{Args, ValueEnum};
 use std::path::PathBuf;
 use url::Url;
@@ -17,7 +17,7 @@ pub struct StoreConfig {
     pub acl: ResultAcl,
     /// Base of `result_url` [default: https://BUCKET.s3.amazonaws.com]
     #[allow(rustdoc::bare_urls, reason = "--help shows it as it stands here")]
-    #[arg(long = "result-base-url", env = "EASEL_RESULT_BASE_URL", value_name = "URL")]
+    #[arg(long = "result-base-url", env = "EASEL_RESULT_BASE_URL", value_name = "URL", value_parser = web_url)]
     pub base_url: Option<Url>,
     /// Address buckets by path and not by host [default: true if AWS_ENDPOINT_URL or AWS_ENDPOINT_URL_S3 is set]
     #[arg(long = "s3-path-style", env = "EASEL_S3_PATH_STYLE", value_name = "BOOL")]

@@ -1,6 +1,6 @@
 //! Settings of `handler weights`.
 
-use super::Secret;
+use super::{Secret, address::web_url};
 use clap::{Args, Subcommand, ValueEnum};
 use std::path::PathBuf;
 use url::Url;
@@ -30,7 +30,8 @@ pub struct PullConfig {
     #[arg(long, default_value = "full")]
     pub variant: Variant,
     /// Address of the hub.
-    #[arg(long, env = "HF_ENDPOINT", default_value = "https://huggingface.co", value_name = "URL")]
+    #[arg(long, env = "HF_ENDPOINT", default_value = "https://huggingface.co", value_name = "URL",
+          value_parser = web_url)]
     pub endpoint: Url,
     /// Token for a repository that is gated or private. It goes to the hub alone, not where the hub redirects to.
     #[arg(long, env = "HF_TOKEN", hide_env_values = true, value_name = "TOKEN")]

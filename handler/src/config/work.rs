@@ -6,19 +6,19 @@ use clap::{Args, ValueEnum};
 #[derive(Debug, Clone, Args)]
 #[command(next_help_heading = "Work")]
 pub struct WorkConfig {
-    /// Receives after which a message is given up: the queue's maxReceiveCount. The backend is told on the last one.
+    /// How often a message is received before it is given up: the queue's maxReceiveCount. The backend is told on the last receive.
     #[arg(long, env = "EASEL_MAX_RECEIVE_COUNT", default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..))]
     pub max_receive_count: u32,
-    /// Seconds after which a task that another process works on is taken over, if that process shows no sign of life; 0 to paint
-    /// a task twice if it is delivered twice at once.
+    /// Seconds without a sign of life after which a task is taken over from the process that works on it; 0 for no such care: a task
+    /// that is delivered twice at once is then painted twice.
     #[arg(long, env = "EASEL_CLAIM_LEASE", default_value_t = 60, value_name = "SECONDS",
           value_parser = clap::value_parser!(u32).range(..=3_600))]
     pub claim_lease: u32,
     /// What `error_code` says: always GENERATION_FAILED (single), or what is at fault (fine).
     #[arg(long, env = "EASEL_ERROR_CODES", default_value = "single")]
     pub error_codes: ErrorCodes,
-    /// Pictures painted at once at most, where several tasks wait that differ in prompt and seed only; 0 for as many as the GPU's
-    /// memory allows, up to 8, and one on a CPU.
+    /// How many pictures are painted at once at most, where several tasks wait that differ in prompt, name and seed only; 0 for as many
+    /// as the GPU's memory allows, up to 8, and one on a CPU.
     #[arg(long, env = "EASEL_BATCH", default_value_t = 0, value_name = "COUNT", value_parser = clap::value_parser!(u16).range(..=64))]
     pub batch: u16,
     /// Write the measurements of each task to standard output in CloudWatch's embedded metric format.

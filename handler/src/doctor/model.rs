@@ -22,6 +22,8 @@ pub(super) async fn check(config: &DoctorConfig) -> Vec<Finding> {
     let what = format!("model.folder {name}");
     let mut findings = vec![match inspected.flatten() {
         Ok(()) => Finding::ok(what, "settings, tokenizer and the headers of the weights"),
+        // Of a file that is missing the error says it itself.
+        Err(error) if error.contains("--model") => Finding::fail(what, error),
         Err(error) => {
             let advice = "correct --model (EASEL_MODEL_DIR), or fill the folder by handler weights pull";
             Finding::fail(what, format!("{error}; {advice}"))
@@ -59,8 +61,6 @@ fn manifest(folder: &Path, hash: bool) -> Finding {
                 Finding::fail("model.manifest", format!("{first}; pull the model again by handler weights pull"))
             }
         },
-        Err(error) => {
-            Finding::fail("model.manifest", format!("{error:#}; pull the model again by handler weights pull"))
-        }
+        Err(error) => Finding::fail("model.manifest", format!("{error:#}")),
     }
 }

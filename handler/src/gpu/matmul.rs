@@ -23,17 +23,22 @@ use std::{
 
 /// Bytes that the workspace's start is rounded up to.
 const WORKSPACE_ALIGNMENT: u64 = 256;
-/// How many of them are timed at a case's first run.
-const TUNED: usize = 8;
 
-/// Device addresses of one run.
+/// Device addresses of one run: of the matrices, of the bias for each column and of what the product is added to.
 #[derive(Debug, Clone, Copy)]
-struct Operands {
-    a: u64,
-    w: u64,
-    out: u64,
-    bias: Option<u64>,
-    onto: Option<u64>,
+pub(crate) struct Operands {
+    pub(crate) a: u64,
+    pub(crate) w: u64,
+    pub(crate) out: u64,
+    pub(crate) bias: Option<u64>,
+    pub(crate) onto: Option<u64>,
+}
+
+impl Operands {
+    /// A product alone.
+    pub(crate) fn product(a: u64, w: u64, out: u64) -> Self {
+        Self { a, w, out, bias: None, onto: None }
+    }
 }
 
 /// Where plans are made and run; all plain handles.
@@ -98,25 +103,16 @@ impl Matmuls {
     /// # Safety
     /// The stream and the workspace must be alive and the addresses those of device memory that holds what `case` says,
     /// until the stream gets there. `out` must overlap no other operand, but may be `onto`.
-    pub(crate) unsafe fn run(
-        &mut self,
-        case: &Case,
-        a: u64,
-        w: u64,
-        out: u64,
-        bias: Option<u64>,
-        onto: Option<u64>,
-    ) -> Result<()> {
-        let at = Operands { a, w, out, bias, onto };
+    pub(crate) unsafe fn run(&mut self, case: &Case, at: &Operands) -> Result<()> {
         if self.tunes && !self.preferred.contains_key(case) {
             // SAFETY: as the caller promises.
-            unsafe { self.tune(case, a, w, out, bias, onto, TUNED)? };
+            unsafe { self.tune(case, at)? };
         }
         let (queue, clock, known) = (self.queue, Instant::now(), self.plans.contains_key(case));
-        let plan = self.plan(case, &at)?;
+        let plan = self.plan(case, at)?;
         let planned = clock.elapsed();
         // SAFETY: as the caller promises.
-        unsafe { plan.run(&queue, plan.index, &at)? };
+        unsafe { plan.run(&queue, plan.index, at)? };
         if !known {
             self.firsts[0] += planned;
             self.firsts[1] += clock.elapsed() - planned;

@@ -78,7 +78,7 @@ impl Misfit {
         match misfits {
             [] => "the LoRA does not fit".into(),
             [only] => only.to_string(),
-            [first, rest @ ..] => format!("{first} (and {} more keys)", rest.len()),
+            [first, rest @ ..] => format!("{first} (and {} more)", rest.len()),
         }
     }
 }

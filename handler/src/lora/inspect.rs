@@ -7,6 +7,7 @@ use std::{
     collections::BTreeSet,
     fmt,
     fs::File,
+    io,
     path::{Path, PathBuf},
 };
 
@@ -81,7 +82,8 @@ impl Report {
     /// # Errors
     /// A file that cannot be read, or a model folder that is none. A bad LoRA is no error but a report that says so.
     pub fn of_file(file: &Path, model: Option<&Path>) -> Result<Self, LoraError> {
-        let mut source = File::open(file)?;
+        let named = |error: io::Error| io::Error::new(error.kind(), format!("{}: {error}", file.display()));
+        let mut source = File::open(file).map_err(named)?;
         let bytes = source.metadata()?.len();
         let target = model.map(Target::of_folder).transpose()?;
         let mut report = Self {

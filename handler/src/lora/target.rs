@@ -1,7 +1,7 @@
 //! The modules of a model, by every name a LoRA may use for them.
 
 use super::{LoraError, base_model::BaseModel, file::Header, keys::Component, ldm};
-use crate::pipeline::{DIFFUSION_FILES, ENCODER_FILES, text_encoder, weights::Weights};
+use crate::pipeline::{DIFFUSION_FILES, ENCODER_FILES, error::PipelineError, text_encoder, weights::Weights};
 use std::{
     collections::{BTreeMap, HashMap},
     fs::File,
@@ -47,7 +47,7 @@ impl Target {
             let folder = model.join(folder);
             let found = files.iter().map(|file| folder.join(file)).find(|path| path.exists());
             let path = found.unwrap_or_else(|| folder.join(files[0]));
-            let named = |error: io::Error| io::Error::new(error.kind(), format!("{}: {error}", path.display()));
+            let named = |source: io::Error| PipelineError::File { path: path.clone(), source };
             let header = Header::read(&mut File::open(&path).map_err(named)?)?;
             Ok(header.tensors.into_iter().map(|(name, info)| (name, info.shape)).collect())
         };

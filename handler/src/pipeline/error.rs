@@ -7,7 +7,10 @@ use std::path::PathBuf;
 #[derive(Debug, thiserror::Error)]
 pub enum PipelineError {
     /// A file of the model folder is missing or cannot be read. The operator has to act.
-    #[error("model file {path}: {source}")]
+    #[error(
+        "model file {path}: {source}; give a whole model folder by --model (EASEL_MODEL_DIR), or fill it by handler \
+         weights pull"
+    )]
     File {
         /// The file.
         path: PathBuf,

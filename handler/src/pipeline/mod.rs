@@ -330,7 +330,7 @@ impl Pipeline {
         let (mut negatives, mut prompts) = (Vec::new(), Vec::new());
         for request in requests {
             negatives.push(self.tokens(request, "negative_prompt", &request.negative_prompt)?);
-            prompts.push(self.tokens(request, "prompt", &request.prompt)?);
+            prompts.push(self.tokens(request, "prompt_tags", &request.prompt)?);
         }
         let seen = negatives.iter().filter(|_| guided).chain(&prompts);
         self.networks.embed(&seen.collect::<Vec<_>>())

@@ -18,7 +18,11 @@ pub(super) fn compute(kind: DeviceKind, precision: Precision) -> Result<Compute,
             return Ok(Compute::Cpu);
         }
         let value = if precision == Precision::F16 { "f16" } else { "bf16" }.to_string();
-        return Err(PipelineError::Request { field: "dtype", value, limit: "the CPU computes in f32 only".into() });
+        return Err(PipelineError::Request {
+            field: "--dtype (EASEL_DTYPE)",
+            value,
+            limit: "the CPU computes in f32 only: auto or f32".into(),
+        });
     };
     let dtype = match precision {
         Precision::Auto | Precision::F16 => Dtype::F16,

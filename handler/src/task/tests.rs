@@ -121,7 +121,7 @@ fn bad_fields_are_named_with_kind_and_limit() {
         (
             "lora_model_url",
             json!("https://x/y"),
-            "`lora_model_url` is another string, must be an address of the form s3://",
+            "`lora_model_url` is a string of another form, must be an address of the form s3://",
         ),
         ("lora_model_url", json!("s3://bucket/"), "`lora_model_url`"),
         ("lora_model_url", json!("s3://Bucket/k"), "`lora_model_url`"),
@@ -152,7 +152,11 @@ fn bad_fields_are_named_with_kind_and_limit() {
         ("signature", json!({"size": 0.3}), "`signature.size` is 0.3, must be a number from 0.02 to 0.25"),
         ("signature", json!({"margin": -1}), "`signature.margin` is -1, must be a number from 0 to 0.25"),
         ("signature", json!("Ada"), "`signature` is a string, must be an object"),
-        ("created_at", json!("yesterday"), "`created_at` is another string, must be a date like 2026-11-25T14:00:00Z"),
+        (
+            "created_at",
+            json!("yesterday"),
+            "`created_at` is a string of another form, must be a date like 2026-11-25T14:00:00Z",
+        ),
         ("created_at", json!(1_764_000_000), "`created_at` is an integer, must be a string"),
     ];
     for (field, value, expected) in cases {

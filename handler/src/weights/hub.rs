@@ -135,7 +135,8 @@ impl Hub {
             Some(token) => request.bearer_auth(token.expose()),
             None => request,
         };
-        let answer = request.send().await?;
+        let answer =
+            request.send().await.context("the hub does not answer: check the network and --endpoint (HF_ENDPOINT)")?;
         let PullConfig { repo, revision, token, .. } = &self.config;
         match answer.status() {
             StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => {

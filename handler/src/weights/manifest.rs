@@ -49,10 +49,14 @@ impl Manifest {
 
     pub(super) fn read(folder: &Path) -> anyhow::Result<Self> {
         let path = folder.join(NAME);
-        let text = fs::read(&path).with_context(|| format!("{}: was the folder pulled to its end?", path.display()))?;
-        let manifest: Self = serde_json::from_slice(&text).with_context(|| path.display().to_string())?;
+        let text = fs::read(&path).with_context(|| {
+            format!("{}, which handler weights pull writes at its end: pull the folder again", path.display())
+        })?;
+        let manifest: Self = serde_json::from_slice(&text).with_context(|| {
+            format!("{} is no manifest of handler weights pull: pull the folder again", path.display())
+        })?;
         let outside = manifest.files.iter().find(|entry| !is_inside(&entry.path));
-        ensure!(outside.is_none(), "{}: it names a file outside the folder", path.display());
+        ensure!(outside.is_none(), "{}: it names a file outside the folder: pull the folder again", path.display());
         Ok(manifest)
     }
 }

@@ -35,7 +35,7 @@ pub struct BrokerOptions {
     /// How long one host of the broker may take to open a connection, in seconds
     #[arg(long, env = "AMQP_CONNECT_TIMEOUT", default_value_t = 10, value_parser = value_parser!(u64).range(1..=3_600))]
     pub connect_timeout: u64,
-    /// Seconds between heartbeats; one in the URL goes before it
+    /// Seconds between heartbeats; a heartbeat in the URL wins
     #[arg(long, env = "AMQP_HEARTBEAT", default_value_t = 10, value_parser = value_parser!(u16).range(1..))]
     pub heartbeat: u16,
     /// What --declare creates

@@ -10,6 +10,7 @@ use url::{Host, Url};
 use super::{ConfigError, invalid};
 
 const OPTION: &str = "--amqp-url";
+const FORM: &str = "it must be amqp://user:password@host:port/vhost or amqps://…";
 
 /// URLs with passwords in them. They are checked after parsing, because the parser of options repeats a bad value.
 #[derive(Clone)]
@@ -26,7 +27,7 @@ impl AmqpUrl {
                 _ => parse(entry),
             };
             let place = if entries.len() > 1 { format!("entry {} ", index + 1) } else { String::new() };
-            hosts.push(parsed.map_err(|problem| invalid(OPTION, format!("{place}{problem}")))?);
+            hosts.push(parsed.map_err(|problem| invalid(OPTION, format!("{place}{problem}; {FORM}")))?);
         }
         Ok(hosts)
     }

@@ -20,7 +20,7 @@ const EXAMPLES: &str = "Examples:
 ";
 
 const ENVIRONMENT: &str = "Environment:
-  Each option shows its variable, if it has one, in brackets; a flag goes before it.
+  Each option shows its variable, if it has one, in brackets; a flag wins over it.
   AWS_REGION, AWS_ENDPOINT_URL and the others of the AWS SDK say where SQS and S3 are, and who we are.
   RUST_LOG filters log lines, as in RUST_LOG=relay=debug.
 ";
@@ -29,7 +29,7 @@ const SEE_ALSO: &str = "
 See also:
   docs/OPERATIONS.md      failures, metrics, what others get wrong
   docs/CONFIGURATION.md   every option of both binaries
-  handler(1)              takes the messages from SQS";
+  handler --help          what takes the messages from SQS";
 
 /// The command line, with its manual and the command that prints completions.
 pub(super) fn command() -> Command {

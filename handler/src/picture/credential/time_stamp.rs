@@ -48,7 +48,11 @@ impl SyncHttpResolver for Carrier {
     fn http_resolve(&self, request: Request<Vec<u8>>) -> Result<Response<Box<dyn Read>>, HttpResolverError> {
         let answered = thread::scope(|scope| scope.spawn(|| send(request)).join());
         let answer = answered.map_err(|_| io::Error::other("the request broke off"))?;
-        let answer = answer.map_err(|error| io::Error::other(format!("time stamp: {error}")))?;
+        let answer = answer.map_err(|error| {
+            io::Error::other(format!(
+                "no stamp from --credential-time-stamp-url (EASEL_CREDENTIAL_TIME_STAMP_URL): {error}"
+            ))
+        })?;
         Ok(answer.map(|bytes| Box::new(Cursor::new(bytes)) as Box<dyn Read>))
     }
 }

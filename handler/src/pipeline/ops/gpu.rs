@@ -286,11 +286,17 @@ fn multiply(xs: &Array, weight: &Array, bias: Option<&Array>, onto: Option<&Arra
         onto: onto.is_some(),
         ..matmul::Case::linear(xs.dtype(), xs.rows(), columns, inner)
     };
-    let (bias, onto) = (bias.map(Array::address), onto.map(Array::address));
+    let at = matmul::Operands {
+        a: xs.address(),
+        w: weight.address(),
+        out: out.address(),
+        bias: bias.map(Array::address),
+        onto: onto.map(Array::address),
+    };
     // SAFETY: arrays of the sizes that the case says.
     #[allow(unsafe_code)]
     unsafe {
-        gpu.matmuls()?.run(&case, xs.address(), weight.address(), out.address(), bias, onto)?;
+        gpu.matmuls()?.run(&case, &at)?;
     }
     Ok(out)
 }

@@ -32,7 +32,7 @@ impl Rule for Lora {
         let text = TEXT.read(place, value)?;
         let parts = text.strip_prefix("s3://").and_then(|rest| rest.split_once('/'));
         let usable = parts.filter(|(bucket, key)| is_bucket(bucket) && is_key(key));
-        usable.ok_or_else(|| wrong(place, "another string", &self.wanted()))
+        usable.ok_or_else(|| wrong(place, "a string of another form", &self.wanted()))
     }
 
     fn schema(&self) -> Map<String, Value> {
@@ -63,7 +63,7 @@ impl Rule for Webhook {
     fn read(&self, place: &str, value: &Value) -> Result<Url> {
         let wanted = self.wanted();
         let text = TEXT.read(place, value)?;
-        let url = Url::parse(text).map_err(|_| wrong(place, "another string", &wanted))?;
+        let url = Url::parse(text).map_err(|_| wrong(place, "a string of another form", &wanted))?;
         let plain = url.username().is_empty() && url.password().is_none() && reads_the_same_everywhere(text);
         let whole = url.query().is_none() && url.fragment().is_none();
         let web = matches!(url.scheme(), "http" | "https") && url.has_host();

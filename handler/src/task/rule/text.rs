@@ -123,7 +123,7 @@ impl Rule for Instant {
     fn read(&self, place: &str, value: &Value) -> Result<DateTime> {
         let text = Text { most: MAX_NAME, examples: &[] }.read(place, value)?;
         let instant = DateTime::from_str(text, DateTimeFormat::DateTimeWithOffset);
-        instant.map_err(|_| wrong(place, "another string", &self.wanted()))
+        instant.map_err(|_| wrong(place, "a string of another form", &self.wanted()))
     }
 
     fn schema(&self) -> Map<String, Value> {

@@ -81,6 +81,7 @@ async fn run(options: &Options) -> Result<()> {
         return studio::run(options).await;
     }
     let (model, folder) = (options.model()?, options.styles()?);
+    options.find_files()?;
     let out = &options.out;
     fs::create_dir_all(out).with_context(|| format!("--out {}", out.display()))?;
     report::remove_old(out)?;

@@ -63,6 +63,16 @@ impl Options {
         Ok(model)
     }
 
+    /// Looks for the files that it names: before everything is started, and not after.
+    pub(crate) fn find_files(&self) -> Result<()> {
+        for (option, file) in [("--task", &self.task), ("--lora", &self.lora)] {
+            if let Some(file) = file {
+                fs::metadata(file).with_context(|| format!("{option} {}", file.display()))?;
+            }
+        }
+        Ok(())
+    }
+
     /// The folder of the styles.
     pub(crate) fn styles(&self) -> Result<&Path> {
         self.styles.as_deref().context("--styles is missing; infra/local/demo chooses one")

@@ -1,7 +1,10 @@
 //! Attention: our own fused kernels for the head sizes of Stable Diffusion, matrix products and a softmax for others.
 
 use super::{SCORES, refused};
-use crate::gpu::{Arg, Array, Dtype, Launch, matmul};
+use crate::gpu::{
+    Arg, Array, Dtype, Launch,
+    matmul::{self, Operands},
+};
 use candle_core::Result;
 
 /// A fused kernel: the ending of its name, head size, threads, queries of a block, and dynamic shared memory.
@@ -156,7 +159,7 @@ impl Shape {
                 // SAFETY: arrays of the sizes and strides that the case says.
                 #[allow(unsafe_code)]
                 unsafe {
-                    gpu.matmuls()?.run(&products, q_at, k.address(), scores.address(), None, None)?;
+                    gpu.matmuls()?.run(&products, &Operands::product(q_at, k.address(), scores.address()))?;
                 }
                 let arrays = [&scores, &shares].map(|array| Arg::At(array.address()));
                 let sizes = [self.others, usize::from(causal), tokens].map(Arg::Int);
@@ -165,7 +168,7 @@ impl Shape {
                 // SAFETY: as above.
                 #[allow(unsafe_code)]
                 unsafe {
-                    gpu.matmuls()?.run(&mixed, shares.address(), v.address(), out_at, None, None)?;
+                    gpu.matmuls()?.run(&mixed, &Operands::product(shares.address(), v.address(), out_at))?;
                 }
             }
         }

@@ -1,0 +1,106 @@
+"""How the templates for AWS are broken: for each test what is changed, from what, to what. It must fail then."""
+
+CHANGES = {
+    "test_drift.Health.test_the_relay_on_fargate_is_asked_where_it_listens_and_may_end_in_order": [
+        ("infra/aws/relay.yaml", "StopTimeout: 40", "StopTimeout: 20"),
+        ("infra/aws/relay.yaml", "127.0.0.1:9100", "127.0.0.1:9101"),
+    ],
+    "test_scaling.Scaling.test_the_function_has_the_settings_that_the_simulation_chooses": [
+        ("template.yaml", "MaxConcurrency: {Type: Number, Default: 16", "MaxConcurrency: {Type: Number, Default: 8"),
+    ],
+    "test_function.Versions.test_another_image_or_setting_is_another_version": [
+        ("infra/aws/function.yaml", "${ResultBaseUrl}|${WebhookHosts}|", "${ResultBaseUrl}|"),
+        ("infra/aws/function.yaml", "AutoPublishAliasAllProperties: true", "AutoPublishCodeSha256: one"),
+    ],
+    "test_function.Versions.test_what_no_version_holds_publishes_none": [
+        ("infra/aws/function.yaml", "${HandlerImageUri}|${RoleArn}", "${HandlerImageUri}|${MaxConcurrency}|${RoleArn}"),
+    ],
+    "test_function.Versions.test_lambda_gets_the_image_alone": [
+        ("infra/aws/function.yaml", "${HandlerImageUri}|${RoleArn}", "${RoleArn}|${HandlerImageUri}"),
+    ],
+    "test_credentials.Credentials.test_without_a_certificate_there_are_none": [
+        ("infra/aws/permissions.yaml", "!Ref CredentialKeyArn]], !Ref AWS::NoValue]", '!Ref CredentialKeyArn]], "*"]'),
+    ],
+    "test_credentials.Credentials.test_the_function_is_told_both_secrets_and_may_read_just_these": [
+        ("infra/aws/function.yaml", "[Credits, !Ref CredentialKeyArn", "[Credits, !Ref CredentialCertificateArn"),
+    ],
+    "test_drift.Commands.test_every_variable_of_the_templates_is_one_that_the_binary_reads": [
+        ("infra/aws/function.yaml", "EASEL_LORA_BUCKETS:", "EASEL_LORA_BUCKET:"),
+    ],
+    "test_queue.Queue.test_the_queue_hides_a_task_for_six_times_the_functions_timeout": [
+        ("infra/aws/queue.yaml", "1800", "1700"),
+        ("infra/aws/queue.yaml", "5400", "5000"),
+    ],
+    "test_queue.Queue.test_what_an_overlay_takes_from_the_template_is_an_output_of_it": [
+        ("template.yaml", "  TasksUrl:", "  TaskUrl:"),
+    ],
+    "test_relay.Relay.test_a_deployment_starts_a_new_task_before_it_ends_an_old_one": [
+        ("infra/aws/relay.yaml", "!If [Ordered, 1, 2]", "1"),
+        ("infra/aws/relay.yaml", "!If [Ordered, 0, 100]", "50"),
+    ],
+    "test_relay.Relay.test_with_a_fifo_queue_two_relays_never_run_at_once": [
+        ("infra/aws/relay.yaml", "!If [Ordered, DISABLED, ENABLED]", "ENABLED"),
+        ("infra/aws/relay.yaml", "!If [Ordered, 100, 200]", "200"),
+    ],
+    "test_permissions.Permissions.test_the_relay_may_do_what_it_calls_and_nothing_else": [
+        ("infra/aws/relay.yaml", "sqs:SendMessage, ", ""),
+        ("infra/aws/relay.yaml", "sqs:SendMessage, ", "sqs:SendMessage, sqs:ReceiveMessage, "),
+    ],
+    "test_permissions.Permissions.test_the_function_may_do_what_it_calls_and_nothing_else": [
+        ("infra/aws/permissions.yaml", ", s3:DeleteObject]", "]"),
+        ("infra/aws/permissions.yaml", ", s3:DeleteObject]", ", s3:DeleteObject, s3:GetObjectVersion]"),
+        ("infra/aws/permissions.yaml", "                  - sqs:ChangeMessageVisibility\n", ""),
+    ],
+    "test_permissions.Permissions.test_the_page_gives_the_relay_on_a_cluster_the_same": [
+        ("infra/aws/relay.yaml", "s3:PutObject", "s3:PutObjectTagging"),
+    ],
+    "test_permissions.Permissions.test_an_acl_is_permitted_where_pictures_get_one": [
+        ("infra/aws/permissions.yaml", "!If [HasAcl, s3:PutObjectAcl, !Ref AWS::NoValue]", "s3:PutObjectAcl"),
+    ],
+    "test_queue.Queue.test_kept_loras_and_those_on_their_way_fit_into_what_the_function_has": [
+        ("infra/aws/function.yaml", "EphemeralStorage: {Size: 10240}", "EphemeralStorage: {Size: 8192}"),
+        ("infra/aws/function.yaml", '"5368709120"', '"6442450944"'),
+    ],
+    "test_relay.Relay.test_the_alarm_reads_what_the_relay_says_when_it_stops": [
+        ("infra/aws/observability.yaml", '$.message = "relay stopped"', '$.fields.message = "relay stopped"'),
+        ("infra/aws/observability.yaml", '"relay stopped"', '"the relay stopped"'),
+    ],
+    "test_network.Groups.test_what_others_let_in_the_callers_group_lets_out": [
+        ("infra/aws/network.yaml", "FromPort: 5671, ToPort: 5672", "FromPort: 5672, ToPort: 5672"),
+        ("infra/aws/network.yaml", "FromPort: 2049, ToPort: 2049", "FromPort: 2048, ToPort: 2048"),
+        ("infra/aws/network.yaml", "FromPort: 443, ToPort: 443", "FromPort: 80, ToPort: 80"),
+    ],
+    "test_queue.Queue.test_a_task_outlives_a_few_invocations_that_find_no_room": [
+        ("template.yaml", "MaxReceiveCount: {Type: Number, Default: 5", "MaxReceiveCount: {Type: Number, Default: 3"),
+    ],
+    "test_queue.Queue.test_a_change_of_its_type_loses_nothing_that_lies_in_a_queue": [
+        ("infra/aws/queue.yaml", "UpdateReplacePolicy: Retain", "UpdateReplacePolicy: Delete"),
+    ],
+    "test_pictures.Pictures.test_by_policy_everybody_reads_pictures_and_acls_are_locked": [
+        ("infra/aws/storage.yaml", "BlockPublicAcls: !If [ByAcl, false, true]", "BlockPublicAcls: false"),
+        ("infra/aws/storage.yaml", "${Pictures.Arn}/generations/*", "${Pictures.Arn}/*"),
+    ],
+    "test_pictures.Pictures.test_by_cloudfront_its_one_distribution_reads_pictures_and_all_is_locked": [
+        ("infra/aws/storage.yaml", "distribution/${Distribution}", "distribution/*"),
+        ("infra/aws/storage.yaml", "BlockPublicPolicy: !If [ByPolicy, false, true]", "BlockPublicPolicy: false"),
+        ("infra/aws/storage.yaml", "            OriginAccessControlId: !GetAtt OriginAccess.Id\n", ""),
+    ],
+    "test_pictures.Pictures.test_by_acl_the_policy_opens_nothing": [
+        ("infra/aws/storage.yaml", "RestrictPublicBuckets: !If [ByPolicy, false, true]", "RestrictPublicBuckets: 0"),
+    ],
+    "test_pictures.Pictures.test_a_result_url_leads_to_where_pictures_are_read": [
+        ("infra/aws/storage.yaml", "!If [ByAcl, public-read, none]", "none"),
+        ("infra/aws/storage.yaml", "https://${Distribution.DomainName}", "https://${Pictures.RegionalDomainName}"),
+    ],
+    "test_broker.Broker.test_one_broker_has_one_subnet_and_three_have_all": [
+        ("infra/aws/broker.yaml", "!If [Single, [!Select [0, !Ref SubnetIds]], !Ref SubnetIds]", "!Ref SubnetIds"),
+    ],
+    "test_broker.Broker.test_it_is_not_public_and_lets_in_the_relay_and_the_backend_only": [
+        ("infra/aws/broker.yaml", "PubliclyAccessible: false", "PubliclyAccessible: true"),
+        ("infra/aws/broker.yaml", "ToPort: 5671", "ToPort: 15671"),
+        ("infra/aws/broker.yaml", "SourceSecurityGroupId: !Ref Callers", "CidrIp: 0.0.0.0/0"),
+    ],
+    "test_broker.Broker.test_its_password_is_made_there_and_read_where_it_is_needed": [
+        ("infra/aws/broker.yaml", "Username: easel", "Username: relay"),
+    ],
+}

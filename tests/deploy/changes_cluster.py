@@ -1,0 +1,145 @@
+"""How manifests and image are broken: for each test what is changed, from what, to what. It must fail then."""
+
+BASE = "infra/kubernetes/base/"
+EKS = "infra/kubernetes/overlays/eks/"
+EXAMPLE = "infra/kubernetes/overlays/example/"
+IMAGE = "infra/image/Dockerfile"
+
+CHANGES = {
+    "test_schemas.Schemas.test_every_document_fits_the_schema_of_its_kind": [
+        (BASE + "worker.yaml", "pollingInterval:", "pollInterval:"),
+        (BASE + "relay.yaml", "minReadySeconds: 10", 'minReadySeconds: "ten"'),
+        (BASE + "monitoring.yaml", "podMetricsEndpoints", "podMetricEndpoints"),
+    ],
+    "test_schemas.Schemas.test_the_job_that_keda_makes_is_one": [
+        (BASE + "worker.yaml", "restartPolicy: Never", "restartPolice: Never"),
+    ],
+    "test_drift.Commands.test_every_variable_of_the_manifests_is_one_that_the_binary_reads": [
+        (BASE + "worker.env", "EASEL_IDLE_EXIT", "EASEL_IDLE"),
+        (BASE + "relay.yaml", "name: AMQP_URL", "name: RABBITMQ_URL"),
+    ],
+    "test_credentials.Credentials.test_what_an_overlay_offers_behind_a_hash_is_what_the_worker_takes": [
+        (EKS + "worker.env", "#EASEL_CREDENTIAL_KEY_ARN", "#EASEL_CREDENTIALS_KEY_ARN"),
+        (EKS + "worker.env", "#EASEL_CREDENTIAL_KEY_ARN=", "#EASEL_CREDENTIAL_KEY_ARN "),
+    ],
+    "test_drift.Commands.test_every_command_line_is_one_that_the_binary_takes": [
+        (BASE + "weights.yaml", "--revision=", "--commit="),
+        (BASE + "worker.yaml", "args: [worker]", "args: [work]"),
+    ],
+    "test_drift.Commands.test_the_binaries_take_every_value": [
+        (BASE + "worker.env", "EASEL_RESULT_ACL=none", "EASEL_RESULT_ACL=private"),
+        (BASE + "relay.env", "0.0.0.0:9100", "9100"),
+    ],
+    "test_drift.Health.test_probes_and_monitors_ask_the_port_on_which_the_binary_listens": [
+        (BASE + "worker.env", "0.0.0.0:8080", "0.0.0.0:8081"),
+        (BASE + "relay.env", "0.0.0.0:9100", "127.0.0.1:9100"),
+        (BASE + "relay.yaml", "path: /readyz", "path: /ready"),
+    ],
+    "test_drift.Health.test_prometheus_finds_the_pods_and_may_reach_them": [
+        (BASE + "monitoring.yaml", "name: worker}\n  pod", "name: workers}\n  pod"),
+    ],
+    "test_drift.Health.test_the_image_exposes_the_ports_of_the_manifests": [
+        (IMAGE, "EXPOSE 9100", "EXPOSE 9101"),
+    ],
+    "test_queue.Queue.test_a_pod_may_finish_the_longest_task_and_is_gone_before_the_queue_would_give_it_to_another": [
+        (BASE + "worker.yaml", "Seconds: 360", "Seconds: 300"),
+        (BASE + "worker.yaml", "Seconds: 360", "Seconds: 1800"),
+    ],
+    "test_queue.Queue.test_a_worker_renews_its_tasks_within_what_the_queue_allows": [
+        (EKS + "worker.env", "AWS_REGION", "EASEL_VISIBILITY_TIMEOUT=1900\nAWS_REGION"),
+    ],
+    "test_queue.Queue.test_a_relay_may_end_in_order": [
+        (BASE + "relay.yaml", "Seconds: 40", "Seconds: 25"),
+    ],
+    "test_queue.Queue.test_receives_are_counted_to_the_same_number_everywhere": [
+        (BASE + "worker.env", "RECEIVE_COUNT=5", "RECEIVE_COUNT=4"),
+    ],
+    "test_queue.Queue.test_the_relay_groups_messages_on_a_cluster_as_on_fargate": [
+        (BASE + "relay.env", "json:/style_id", "json:/generation_id"),
+    ],
+    "test_queue.Queue.test_relay_and_worker_have_one_bucket_for_what_the_queue_cannot_carry": [
+        (EKS + "worker.env", "EASEL_PAYLOAD_BUCKET=easel-payloads\n", ""),
+    ],
+    "test_queue.Queue.test_relay_worker_and_keda_have_one_queue": [
+        (EKS + "relay.env", "easel-tasks", "tasks"),
+    ],
+    "test_queue.Queue.test_kept_loras_and_those_on_their_way_fit_into_the_volume": [
+        (BASE + "worker.env", "MAX_BYTES=6442450944", "MAX_BYTES=8589934592"),
+        (BASE + "worker.yaml", "sizeLimit: 9Gi", "sizeLimit: 8Gi"),
+    ],
+    "test_pods.Pods.test_no_container_is_root_or_writes_its_own_files_or_keeps_a_capability": [
+        (BASE + "worker.yaml", "readOnlyRootFilesystem: true", "readOnlyRootFilesystem: false"),
+    ],
+    "test_pods.Pods.test_every_container_says_what_it_needs_and_has_a_limit": [
+        (BASE + "relay.yaml", "limits: {memory: 384Mi}", "limits: {memory: 32Mi}"),
+    ],
+    "test_pods.Pods.test_a_worker_has_one_gpu_and_may_go_where_gpus_are": [
+        (BASE + "worker.yaml", "- {key: nvidia.com/gpu,", "- {key: gpu,"),
+    ],
+    "test_pods.Pods.test_folders_that_are_written_are_volumes_and_the_model_is_read_only": [
+        (BASE + "worker.yaml", "claimName: models, readOnly: true", "claimName: models"),
+    ],
+    "test_pods.Pods.test_the_job_fills_and_verifies_the_folder_that_workers_read": [
+        (BASE + "weights.yaml", "verify, /models/stable-diffusion-v1-5", "verify, /models/sd15"),
+    ],
+    "test_pods.Pods.test_a_disruption_leaves_a_relay": [
+        (BASE + "relay.yaml", "maxUnavailable: 0", "maxUnavailable: 1"),
+    ],
+    "test_pods.Pods.test_secrets_come_by_name_alone": [
+        (EKS + "relay.env", "AWS_REGION", "AMQP_CLIENT_KEY=/key\nAWS_REGION"),
+    ],
+    "test_network.Network.test_what_is_not_named_is_refused": [
+        (BASE + "network.yaml", "policyTypes: [Ingress, Egress]", "policyTypes: [Ingress]"),
+    ],
+    "test_network.Network.test_no_rule_reaches_a_metadata_service": [
+        (BASE + "network.yaml", "0.0.0.0/0, except: [169.254.0.0/16]", "0.0.0.0/0"),
+    ],
+    "test_network.Network.test_every_pod_may_reach_what_it_calls_and_no_other_a_broker": [
+        (
+            BASE + "network.yaml",
+            "app.kubernetes.io/name: relay}\n  policyTypes: [Egress]",
+            "app.kubernetes.io/part-of: easel}\n  policyTypes: [Egress]",
+        ),
+        (BASE + "network.yaml", "{port: 5671, protocol: TCP}, ", ""),
+        (BASE + "network.yaml", "port: 443", "port: 8443"),
+        (BASE + "network.yaml", "{port: 53, protocol: UDP}, ", ""),
+        (BASE + "weights.yaml", "name: weights, app.kubernetes.io/part-of: easel", "name: weights"),
+    ],
+    "test_pods.Image.test_every_base_is_pinned_by_its_digest": [
+        (IMAGE, "bookworm-slim@sha256:", "bookworm-slim#sha256:"),
+    ],
+    "test_pods.Image.test_the_relay_carries_no_cuda": [
+        (IMAGE, "FROM ${DEBIAN_IMAGE} AS relay", "FROM ${CUDA_BASE_IMAGE} AS relay"),
+    ],
+    "test_dockerfile.Dockerfile.test_hadolint_has_nothing_to_say": [
+        (IMAGE, "# hadolint ignore=DL3008\n", ""),
+    ],
+    "test_scaling.Scaling.test_keda_has_the_settings_that_the_simulation_chooses": [
+        (BASE + "worker.yaml", 'queueLength: "80"', 'queueLength: "20"'),
+    ],
+    "test_scaling.Scaling.test_a_job_in_flight_counts_and_a_running_one_is_taken_off": [
+        (BASE + "worker.yaml", 'scaleOnInFlight: "true"', 'scaleOnInFlight: "false"'),
+    ],
+    "test_volume.Volume.test_a_cluster_mounts_the_templates_file_system_as_its_policy_demands": [
+        (EKS + "volume.yaml", "[tls, iam]", "[tls]"),
+        ("infra/aws/volume.yaml", "Effect: Deny", "Effect: Allow"),
+    ],
+    "test_volume.Volume.test_a_claim_asks_for_what_its_volume_offers": [
+        (EKS + "volume.yaml", "[ReadWriteMany, ReadOnlyMany]", "[ReadWriteMany]"),
+    ],
+    "test_references.References.test_what_a_pod_names_is_there": [
+        (BASE + "worker.yaml", "serviceAccountName: worker", "serviceAccountName: painter"),
+        (BASE + "weights.yaml", "claimName: models", "claimName: model"),
+    ],
+    "test_references.References.test_settings_are_in_the_overlay_and_secrets_are_those_that_the_page_makes": [
+        (BASE + "references.yaml", "kind: ScaledJob, path: spec", "kind: ScaledJob, path: specs"),
+        (BASE + "relay.yaml", "name: easel-amqp, key: url", "name: easel-amqp, key: uri"),
+        (EXAMPLE + "kustomization.yaml", "secretRef: {name: easel-aws}", "secretRef: {name: aws}"),
+    ],
+    "test_references.References.test_keda_reads_the_queue_with_what_is_there": [
+        (BASE + "worker.yaml", "authenticationRef: {name: queue}", "authenticationRef: {name: sqs}"),
+    ],
+    "test_references.References.test_no_image_is_left_without_a_registry_or_a_tag": [
+        (EKS + "kustomization.yaml", "{name: easel-handler,", "{name: easel-worker,"),
+    ],
+}

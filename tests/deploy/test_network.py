@@ -1,0 +1,81 @@
+"""Who may reach whom: the pods by their policies, the containers and instances on AWS by their security groups."""
+
+import ipaddress
+import unittest
+
+import manifests
+import templates
+
+# What an overlay may open: the agent of EKS Pod Identity.
+AGENTS = {"169.254.170.23/32", "fd00:ec2::23/128"}
+METADATA = ["169.254.169.254", "169.254.170.2", "fd00:ec2::254"]
+
+
+def selects(selector, labels):
+    """Whether a selector of pods means those with these labels."""
+    wanted = selector.get("matchLabels", {}).items()
+    among = selector.get("matchExpressions", [])
+    return wanted <= labels.items() and all(labels.get(each["key"]) in each["values"] for each in among)
+
+
+def reachable(overlay, labels):
+    """The ports that a pod with these labels may call, somewhere, as (protocol, port)."""
+    found = set()
+    for policy in (each["spec"] for each in manifests.build(overlay) if each["kind"] == "NetworkPolicy"):
+        if selects(policy["podSelector"], labels):
+            ports = [port for rule in policy.get("egress", []) for port in rule["ports"]]
+            found |= {(each["protocol"], each["port"]) for each in ports}
+    return found
+
+
+class Network(unittest.TestCase):
+    def test_what_is_not_named_is_refused(self):
+        for overlay in manifests.OVERLAYS:
+            spec = manifests.find(overlay, "NetworkPolicy", "default-deny")["spec"]
+            self.assertEqual({"podSelector": {}, "policyTypes": ["Ingress", "Egress"]}, spec)
+
+    def test_no_rule_reaches_a_metadata_service(self):
+        for overlay in manifests.OVERLAYS:
+            for policy in (each for each in manifests.build(overlay) if each["kind"] == "NetworkPolicy"):
+                for rule in policy["spec"].get("egress", []):
+                    self.assertTrue(rule.get("to"), f"{policy['metadata']['name']}: a rule to everywhere")
+                    for block in (to["ipBlock"] for to in rule["to"] if "ipBlock" in to):
+                        if block["cidr"] in AGENTS:
+                            self.assertEqual("eks-pod-identity", overlay)
+                            continue
+                        for address in map(ipaddress.ip_address, METADATA):
+                            inside = address in ipaddress.ip_network(block["cidr"])
+                            excepted = any(address in ipaddress.ip_network(each) for each in block.get("except", []))
+                            self.assertTrue(not inside or excepted, f"{policy['metadata']['name']} allows {address}")
+
+    def test_every_pod_may_reach_what_it_calls_and_no_other_a_broker(self):
+        names, https, broker = {("UDP", 53), ("TCP", 53)}, {("TCP", 443)}, {("TCP", 5671), ("TCP", 5672)}
+        wanted = {"Deployment/relay": names | https | broker, "ScaledJob/worker": names | https}
+        wanted["Job/weights"] = names | https
+        for overlay in ("eks", "eks-pod-identity"):
+            for owner, template in manifests.pod_templates(overlay):
+                # The agent of the pods' identity is on port 80 of its own address.
+                found = reachable(overlay, template["metadata"]["labels"]) - {("TCP", 80)}
+                with self.subTest(overlay=overlay, owner=owner):
+                    self.assertEqual(wanted[owner], found)
+
+
+class Groups(unittest.TestCase):
+    def test_what_others_let_in_the_callers_group_lets_out(self):
+        groups, rules = {}, []
+        for stack, _, kind, each in templates.root().resources():
+            if kind == "AWS::EC2::SecurityGroup":
+                groups[each["GroupDescription"]] = each
+            elif kind == "AWS::EC2::SecurityGroupIngress" and "SourceSecurityGroupId" in each:
+                rules.append((each["FromPort"], each["ToPort"]))
+        out = groups["GPU instances, relay and fill task of Easel"]["SecurityGroupEgress"]
+        self.assertNotIn("SecurityGroupIngress", groups["GPU instances, relay and fill task of Easel"])
+        for first, last in [(443, 443), *rules]:
+            with self.subTest(port=first):
+                self.assertTrue(any(each["FromPort"] <= first and last <= each["ToPort"] for each in out))
+        self.assertIn((5671, 5671), rules)
+        self.assertIn((2049, 2049), rules)
+
+
+if __name__ == "__main__":
+    unittest.main()

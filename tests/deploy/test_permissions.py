@@ -1,0 +1,82 @@
+"""What the roles may do against what the binaries call: not less, and not more.
+
+Refuses to know the calls by heart: they are read from the sources, by the names that AWS' own models have.
+"""
+
+import re
+import unittest
+from pathlib import Path
+
+import botocore.session
+import templates
+
+SOURCES = Path(__file__).resolve().parents[2]
+PAGE = SOURCES / "docs/KUBERNETES.md"
+SERVICES = ("sqs", "s3", "secretsmanager")
+# Where an operation is not called as the action that permits it.
+ACTIONS = {
+    "sqs:SendMessageBatch": "sqs:SendMessage",
+    "sqs:DeleteMessageBatch": "sqs:DeleteMessage",
+    "sqs:ChangeMessageVisibilityBatch": "sqs:ChangeMessageVisibility",
+    "s3:HeadObject": "s3:GetObject",
+    "s3:HeadBucket": "s3:ListBucket",
+    "s3:ListObjectsV2": "s3:ListBucket",
+}
+# Done for the container and for the function, and not by them.
+PLATFORM = {"logs:CreateLogStream", "logs:PutLogEvents", "elasticfilesystem:ClientMount"}
+GIVEN = {"AccessPointArn": "arn:aws:elasticfilesystem:eu-central-1:1:access-point/fsap-1", "FileSystemArn": "arn:fs"}
+
+
+def operations():
+    """Every operation of the services, by the name of its method."""
+    session = botocore.session.get_session()
+    for service in SERVICES:
+        for name in session.get_service_model(service).operation_names:
+            yield botocore.xform_name(name), f"{service}:{name}"
+
+
+def called(binary):
+    """The actions that a binary's calls need."""
+    known, found = dict(operations()), set()
+    for path in (SOURCES / binary / "src").rglob("*.rs"):
+        if "tests" not in path.with_suffix("").parts:
+            code = path.read_text().partition("#[cfg(test)]\nmod tests {")[0]
+            found |= {known[name] for name in re.findall(r"\.(\w+)\(\)", code) if name in known}
+    return {ACTIONS.get(each, each) for each in found}
+
+
+def allowed(path, policy, parameters):
+    """The actions that a role's policy allows."""
+    stack = templates.Stack(path, parameters)
+    for _, _, _, role in (each for each in stack.resources() if each[2] == "AWS::IAM::Role"):
+        for each in role["Policies"]:
+            if each["PolicyName"] == policy:
+                statements = map(stack.value, each["PolicyDocument"]["Statement"])
+                actions = (one["Action"] for one in statements if isinstance(one, dict))
+                listed = (stack.value(one) for few in actions for one in (few if isinstance(few, list) else [few]))
+                return set(listed) - {"AWS::NoValue"}
+    raise AssertionError(f"{path} has no policy {policy}")
+
+
+class Permissions(unittest.TestCase):
+    def test_the_relay_may_do_what_it_calls_and_nothing_else(self):
+        self.assertEqual(called("relay"), allowed("infra/aws/relay.yaml", "relay", {}))
+
+    def test_the_page_gives_the_relay_on_a_cluster_the_same(self):
+        (row,) = re.findall(r"\| of the service account `relay` \| (.*) \|", PAGE.read_text())
+        self.assertEqual(allowed("infra/aws/relay.yaml", "relay", {}), set(re.findall(r"`(\w+:\w+)`", row)))
+
+    def test_the_function_may_do_what_it_calls_and_nothing_else(self):
+        wanted = called("handler") | PLATFORM
+        self.assertIn("sqs:ChangeMessageVisibility", wanted)
+        self.assertEqual(wanted, allowed("infra/aws/permissions.yaml", "handler", {**GIVEN, "Acl": "none"}))
+
+    def test_an_acl_is_permitted_where_pictures_get_one(self):
+        with_acl, without = (
+            allowed("infra/aws/permissions.yaml", "handler", {**GIVEN, "Acl": acl}) for acl in ("public-read", "none")
+        )
+        self.assertEqual({"s3:PutObjectAcl"}, with_acl - without)
+
+
+if __name__ == "__main__":
+    unittest.main()

@@ -1,0 +1,32 @@
+"""The volume with the model, as it is mounted on a cluster, against the file system that the template makes."""
+
+import unittest
+
+import manifests
+import templates
+
+
+class Volume(unittest.TestCase):
+    def test_a_cluster_mounts_the_templates_file_system_as_its_policy_demands(self):
+        _, system = templates.the("AWS::EFS::FileSystem")
+        statements = system["FileSystemPolicy"]["Statement"]
+        self.assertEqual(["Deny"], [each["Effect"] for each in statements], "only roles that may mount it get in")
+        self.assertEqual("false", statements[0]["Condition"]["Bool"]["aws:SecureTransport"])
+        for overlay in ("eks", "eks-pod-identity"):
+            options = manifests.find(overlay, "PersistentVolume", "easel-models")["spec"]["mountOptions"]
+            with self.subTest(overlay=overlay):
+                self.assertEqual({"tls", "iam"}, set(options))
+
+    def test_a_claim_asks_for_what_its_volume_offers(self):
+        for overlay in ("eks", "eks-pod-identity"):
+            claim = manifests.find(overlay, "PersistentVolumeClaim", "models")
+            volume = manifests.find(overlay, "PersistentVolume", claim["spec"]["volumeName"])["spec"]
+            with self.subTest(overlay=overlay):
+                self.assertLessEqual(set(claim["spec"]["accessModes"]), set(volume["accessModes"]))
+                self.assertEqual(claim["spec"]["storageClassName"], volume["storageClassName"])
+                place = {key: claim["metadata"][key] for key in ("namespace", "name")}
+                self.assertEqual(place, volume["claimRef"])
+
+
+if __name__ == "__main__":
+    unittest.main()
