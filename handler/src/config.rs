@@ -85,6 +85,23 @@ pub enum Command {
     Completions(CompletionsConfig),
 }
 
+impl Command {
+    /// What entry points share, those that take tasks from elsewhere and so have logs for programs, and traces. None of a tool.
+    pub fn service(&self) -> Option<&ServiceConfig> {
+        match self {
+            Self::Function(service) => Some(service),
+            Self::Worker(worker) => Some(&worker.service),
+            Self::Doctor(_)
+            | Self::Generate(_)
+            | Self::Weights(_)
+            | Self::Lora(_)
+            | Self::Bench(_)
+            | Self::Schema(_)
+            | Self::Completions(_) => None,
+        }
+    }
+}
+
 /// What function and worker share.
 #[derive(Debug, Clone, Args)]
 pub struct ServiceConfig {

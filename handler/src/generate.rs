@@ -91,7 +91,7 @@ fn commission(config: &GenerateConfig) -> anyhow::Result<Commission> {
 
 fn format(out: &Path) -> anyhow::Result<Format> {
     let ending = out.extension().and_then(|extension| extension.to_str()).and_then(Format::of_extension);
-    ending.with_context(|| format!("--out {}: the name must end in .jpg, .jpeg, .png or .webp", out.display()))
+    ending.with_context(|| format!("--out {}: the name must end in one of {}", out.display(), Format::all_endings()))
 }
 
 #[cfg(test)]

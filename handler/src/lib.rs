@@ -5,7 +5,7 @@
 //! [`pipeline`] -> [`signature`] -> [`picture`] (the file) -> [`store`] -> [`webhook`]. Around them: [`runtime`] (Lambda), [`worker`] (polls SQS) and
 //! [`generate`] (the shell) bring tasks in; [`cache`] keeps LoRAs on the volume; [`weights`] fills it with a model; [`startup`] loads that; [`painter`]
 //! paints one batch after the other; [`payload`] finds those that were too large for the queue; [`mod@bench`] measures; [`studio`] owns the model;
-//! [`report`], [`metrics`] and [`trace`] tell of tasks; [`doctor`] looks whether all of it could work; [`exit`] says how processes end; [`gpu`] is CUDA without Stable Diffusion; [`config`] is the only reader of the environment.
+//! [`report`], [`metrics`] and [`trace`] tell of tasks; [`doctor`] looks whether all of it could work; [`stop`] and [`exit`] say when and how processes end; [`gpu`] is CUDA without Stable Diffusion; [`config`] is the only reader of the environment.
 
 pub mod bench;
 pub mod buckets;
@@ -38,6 +38,7 @@ pub mod runtime;
 pub mod secrets;
 pub mod signature;
 pub mod startup;
+pub mod stop;
 pub mod store;
 pub mod studio;
 pub mod task;

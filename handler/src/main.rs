@@ -34,8 +34,8 @@ fn main() -> ExitCode {
             return if error.use_stderr() { ExitCode::from(exit::USAGE) } else { ExitCode::from(exit::SUCCESS) };
         }
     };
-    let serves = matches!(cli.command, Command::Function(_) | Command::Worker(_));
-    let traces = match serves.then(|| Traces::from_env("handler", trace::SERVICE_NAME)).transpose() {
+    let from_env = |_| Traces::from_env("handler", trace::SERVICE_NAME);
+    let traces = match cli.command.service().map(from_env).transpose() {
         Ok(traces) => traces.flatten(),
         Err(error) => {
             eprintln!("error: {error}");
@@ -69,13 +69,10 @@ fn arguments() -> Vec<OsString> {
 }
 
 fn log(command: &Command, traces: Option<&Traces>) {
-    let format = match command {
-        Command::Function(config) => config.log_format,
-        Command::Worker(config) => config.service.log_format,
-        _ => LogFormat::Text,
-    };
+    let service = command.service();
+    let format = service.map_or(LogFormat::Text, |service| service.log_format);
     let filter = match command {
-        Command::Function(_) | Command::Worker(_) => "warn,handler=info,telemetry=info",
+        _ if service.is_some() => "warn,handler=info,telemetry=info",
         // Its own lines say it, and what to do.
         Command::Doctor(_) => "error",
         _ => "warn",

@@ -11,16 +11,14 @@ use crate::{
     health::Health,
     job::{Message, Outcome, Workshop},
     queue::{Deleter, Deletion, Deletions, Queue},
+    stop,
     trace::{CARRIED, Carrier},
 };
 use aws_config::SdkConfig;
 use aws_sdk_sqs::types::{Message as SqsMessage, MessageSystemAttributeName};
 use backon::{BackoffBuilder, ExponentialBuilder};
 use std::time::{Duration, Instant, UNIX_EPOCH};
-use tokio::{
-    signal::unix::{SignalKind, signal},
-    task::{JoinError, JoinSet},
-};
+use tokio::task::{JoinError, JoinSet};
 use tokio_util::sync::CancellationToken;
 
 /// Polls until SIGTERM or SIGINT, or until there was nothing to do for as long as configured; returns once the tasks in work are done.
@@ -30,7 +28,7 @@ use tokio_util::sync::CancellationToken;
 pub async fn serve(config: &WorkerConfig) -> anyhow::Result<()> {
     let aws = aws_config::load_from_env().await;
     let workshop = Workshop::open(&config.service, &aws).await?;
-    serve_until(stop_signal()?, &workshop, config, &aws).await
+    serve_until(stop::on_signal()?, &workshop, config, &aws).await
 }
 
 async fn serve_until(
@@ -167,16 +165,4 @@ async fn work(queue: Queue, visibility: i32, workshop: Workshop, deleter: Delete
 fn carrier(message: &SqsMessage) -> Carrier {
     let value = |name: &str| message.message_attributes()?.get(name)?.string_value().map(str::to_string);
     CARRIED.iter().filter_map(|name| Some((name.to_string(), value(name)?))).collect()
-}
-
-fn stop_signal() -> std::io::Result<CancellationToken> {
-    let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
-    let stop = CancellationToken::new();
-    let token = stop.clone();
-    tokio::spawn(async move {
-        tokio::select! { _ = terminate.recv() => {}, _ = interrupt.recv() => {} }
-        tracing::info!("stopping: the tasks in work are finished first");
-        token.cancel();
-    });
-    Ok(stop)
 }

@@ -10,9 +10,11 @@ use e2e::{
     certificates::Authority,
     paths::{RunDir, binary, repo, tool},
     process::{Spec, output},
+    runtime_api::RuntimeApi,
     stack::function_env,
     task::Task,
 };
+use handler::task::Format;
 use serde_json::{Value, json};
 use std::{fs, path::Path};
 
@@ -61,8 +63,8 @@ fn an_independent_reader_verifies_every_format_and_notices_a_changed_byte() {
         let env = [("EASEL_CREDENTIAL_CERTIFICATE", files[0].as_str()), ("EASEL_CREDENTIAL_KEY", &files[1])];
         let function = function(&scene, "function-credential", &env).await?;
         let log = || function.process().log_text();
-        for (format, ending) in [("jpeg", "jpg"), ("png", "png"), ("webp", "webp")] {
-            let task = scene.task().with("output_format", format);
+        for format in Format::ALL {
+            let (ending, task) = (format.extension(), scene.task().with("output_format", format.name()));
             assert!(!given_back(&function, &task.body()).await?, "{}", log());
             let file = scene.painting(&task).await?.file;
             let path = run.folder("credential")?.join(format!("picture.{ending}"));
@@ -146,6 +148,7 @@ fn a_certificate_that_cannot_sign_ends_the_start_with_64_and_is_named() {
         let (other, _) = authority.sign_for_pictures("other", YEARS_ON)?;
         let (old, old_key) = authority.sign_for_pictures("old", 2020)?;
         let (server, server_key) = authority.sign("server")?;
+        let api = RuntimeApi::start().await?;
         for (name, certificate, key, expected) in [
             ("expired", Some(&old), Some(&old_key), "has expired"),
             ("strange", Some(&other), Some(&key), "belongs to another key"),
@@ -154,7 +157,8 @@ fn a_certificate_that_cannot_sign_ends_the_start_with_64_and_is_named() {
             ("keyless", None, Some(&key), "--credential-certificate"),
         ] {
             let env = function_env(&stack.aws, &stack.run, name, &model())?;
-            let mut spec = Spec::new(&format!("credential-{name}"), binary("handler")?).args(["function"]).envs(env);
+            let spec = Spec::new(&format!("credential-{name}"), binary("handler")?).args(["function"]).envs(env);
+            let mut spec = spec.envs(api.env());
             for (variable, file) in [("EASEL_CREDENTIAL_CERTIFICATE", certificate), ("EASEL_CREDENTIAL_KEY", key)] {
                 if let Some(file) = file {
                     spec = spec.env(variable, file);

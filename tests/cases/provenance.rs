@@ -8,6 +8,7 @@ use e2e::{
     process::{Spec, output},
     task::Task,
 };
+use handler::task::Format;
 use serde_json::{Value, json};
 use std::{fs, path::Path};
 
@@ -37,12 +38,15 @@ async fn paint_and_read(scene: &Scene, task: &Task) -> Result<(Vec<u8>, Value)> 
 fn independent_readers_find_the_same_in_every_format() {
     case(|scene| async move {
         let lora = fs::read(lora_file())?;
-        for (format, name) in [("jpeg", "JPEG"), ("png", "PNG"), ("webp", "WEBP")] {
-            let task = scene.task().with("output_format", format).with("artist_name", "Łucja <김> & Co");
+        for format in Format::ALL {
+            let task = scene.task().with("output_format", format.name()).with("artist_name", "Łucja <김> & Co");
             let task = task.with("created_at", "2026-11-25T15:04:05.5+01:00").with("lora_scale", 0.5);
             let (file, found) = paint_and_read(&scene, &task).await?;
             let (pillow, exiftool) = (&found["pillow"], &found["exiftool"]);
-            assert_eq!((&pillow["format"], &pillow["size"]), (&json!(name), &json!([512, 512])));
+            assert_eq!(
+                (&pillow["format"], &pillow["size"]),
+                (&json!(format.name().to_uppercase()), &json!([512, 512]))
+            );
             assert_eq!(exiftool["ExifTool:Validate"], "OK", "{format}: {found:#}");
 
             let exif = &pillow["exif"];
@@ -98,7 +102,8 @@ fn prompts_are_written_where_the_operator_wants_them() {
     case(|scene| async move {
         let run = &scene.stack.run;
         let folder = run.folder("provenance")?;
-        for (ending, wanted) in [("jpg", true), ("png", true), ("webp", true), ("webp", false)] {
+        let each = Format::ALL.iter().map(|format| (format.extension(), true));
+        for (ending, wanted) in each.chain([("webp", false)]) {
             let name = format!("prompt-{wanted}.{ending}");
             let file = folder.join(&name);
             let (model, out) = (model().display().to_string(), file.display().to_string());

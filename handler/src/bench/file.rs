@@ -53,7 +53,7 @@ pub fn file(config: &BenchFileConfig) -> anyhow::Result<()> {
     let mut signed = picture;
     sign(&mut signed, &config.signature, &Signature::default())?;
     let mut sizes = Map::new();
-    for format in Format::ALL {
+    for &format in Format::ALL {
         let encode = |()| Ok(picture::encode(&signed, format, &settings)?);
         figures.push((format!("encode {format}"), timed(config.repeat, || (), encode)?));
         let file = picture::encode(&signed, format, &settings)?;

@@ -5,7 +5,10 @@ use crate::{
     pipeline::{noise, prompt, scheduler},
     task::Format,
 };
-use clap::Args;
+use clap::{
+    Args,
+    builder::{PossibleValuesParser, TypedValueParser},
+};
 use std::{path::PathBuf, str::FromStr};
 
 /// Settings of `handler generate`.
@@ -38,10 +41,10 @@ pub struct GenerateConfig {
     /// 1:1 is 512x512, 2:2 is 768x768, 1:2 is 512x1024.
     #[arg(long, default_value = "1:1", value_parser = ["1:1", "2:2", "1:2"])]
     pub aspect_ratio: String,
-    /// dpmsolver++, euler, euler_ancestral, ddim, unipc or lcm.
-    #[arg(long, default_value_t)]
+    /// How the noise becomes a picture.
+    #[arg(long, default_value_t, value_parser = schedulers())]
     pub scheduler: scheduler::Kind,
-    /// Use the noise levels of Karras et al., or not, whatever the model's file says; dpmsolver++, euler and unipc have them.
+    /// Use the noise levels of Karras et al., or not, whatever the model's file says. Not every scheduler has them.
     #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     pub karras_sigmas: Option<bool>,
     /// Whose generator draws the noise: torch's on a GPU (cuda) or on the CPU (cpu).
@@ -59,9 +62,19 @@ pub struct GenerateConfig {
     /// What signs the file.
     #[command(flatten)]
     pub credential: CredentialFiles,
-    /// The picture, .jpg, .png or .webp.
-    #[arg(long, value_name = "FILE", value_parser = picture)]
+    /// The picture; the name's ending says its format.
+    #[arg(long, value_name = "FILE", help = out_help(), value_parser = picture)]
     pub out: PathBuf,
+}
+
+/// Names, so that help and completions show them.
+fn schedulers() -> impl TypedValueParser<Value = scheduler::Kind> {
+    let names = scheduler::Kind::NAMES.iter().map(|(name, _)| *name);
+    PossibleValuesParser::new(names).try_map(|name| name.parse::<scheduler::Kind>())
+}
+
+fn out_help() -> String {
+    format!("The picture. The name's ending says the format: {}", Format::all_endings())
 }
 
 /// A seed as a task has it.
@@ -79,7 +92,7 @@ fn picture(text: &str) -> Result<PathBuf, String> {
     let path = PathBuf::from(text);
     let format = path.extension().and_then(|ending| ending.to_str()).and_then(Format::of_extension);
     if format.is_none() {
-        return Err("the name must end in .jpg, .jpeg, .png or .webp".into());
+        return Err(format!("the name must end in one of {}", Format::all_endings()));
     }
     Ok(path)
 }

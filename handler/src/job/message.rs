@@ -15,7 +15,8 @@ pub struct Message {
     pub id: Option<String>,
     /// The trace that it belongs to.
     pub carrier: Carrier,
-    /// How often the queue has handed it out, this time included; 1 if the queue did not say.
+    /// How often the queue has handed it out, this time included; 1 if the queue did not say. Where nobody brings it again,
+    /// `max_receive_count`: the backend is told of a failure on the last receive only.
     pub receive_count: u32,
     /// When the invocation that brought it ends; `None` if there is no such limit.
     pub deadline: Option<Instant>,

@@ -54,11 +54,14 @@ fn required(provenance: &Provenance, format: Format) -> Vec<(Tag, Value)> {
         (Tag::PixelXDimension, Value::Long(vec![provenance.request.width as u32])),
         (Tag::PixelYDimension, Value::Long(vec![provenance.request.height as u32])),
     ];
-    if format == Format::Jpeg {
-        // Luminance and two of colour, in that order.
-        fields.push((Tag::ComponentsConfiguration, Value::Undefined(vec![1, 2, 3, 0], 0)));
-        fields.push((Tag::FlashpixVersion, Value::Undefined(b"0100".to_vec(), 0)));
-        fields.push((Tag::YCbCrPositioning, Value::Short(vec![centred])));
+    match format {
+        Format::Jpeg => fields.extend([
+            // Luminance and two of colour, in that order.
+            (Tag::ComponentsConfiguration, Value::Undefined(vec![1, 2, 3, 0], 0)),
+            (Tag::FlashpixVersion, Value::Undefined(b"0100".to_vec(), 0)),
+            (Tag::YCbCrPositioning, Value::Short(vec![centred])),
+        ]),
+        Format::Png | Format::WebP => {}
     }
     fields
 }

@@ -49,7 +49,7 @@ fn files(change: impl Fn(&mut Provenance)) -> Vec<(Format, Vec<u8>, Vec<u8>)> {
         let plain = encode(&picture, format, &PictureConfig::default()).unwrap();
         (format, embed(plain.clone(), format, &provenance).unwrap(), plain)
     };
-    Format::ALL.into_iter().map(write).collect()
+    Format::ALL.iter().copied().map(write).collect()
 }
 
 #[test]

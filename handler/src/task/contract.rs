@@ -73,7 +73,7 @@ fields! {
         /// How many pictures.
         NUM_IMAGES: Defaulted<Integer, i128> = "num_images", Integer { least: 1, most: MAX_IMAGES }, 1;
         /// File format of the pictures.
-        OUTPUT_FORMAT: Optional<Name<Format>> = "output_format", Name::of(|| Format::NAMES.into());
+        OUTPUT_FORMAT: Optional<Name<Format>> = "output_format", Name::of(Format::names);
         /// How the picture is signed.
         SIGNATURE: Optional<Object> = "signature", Object(signature::SIGNATURE);
         /// The date of the pictures, with its time zone; by default they have none.

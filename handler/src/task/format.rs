@@ -1,48 +1,81 @@
-//! The file formats of a picture: their names in a task, their file names' endings, their MIME types. Encodes nothing.
+//! The file formats of a picture: their names in a task, their MIME types, their file names' endings. Encodes nothing.
 
 use std::{fmt, str::FromStr};
 
-/// File format of a picture.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub enum Format {
+/// Makes [`Format`] of lines `Variant = "name in a task", "MIME type", ["ending", "other endings that are read" …]`. The first line is the
+/// default.
+macro_rules! formats {
+    ($($(#[$doc:meta])* $format:ident = $name:literal, $mime:literal, [$ending:literal $(, $other:literal)*];)+) => {
+        /// File format of a picture.
+        #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+        pub enum Format {
+            $($(#[$doc])* $format,)+
+        }
+
+        impl Format {
+            /// All of them, the default first.
+            pub const ALL: &[Self] = &[$(Self::$format),+];
+
+            /// The name that a task uses.
+            pub const fn name(self) -> &'static str {
+                match self {
+                    $(Self::$format => $name,)+
+                }
+            }
+
+            /// The MIME type.
+            pub const fn content_type(self) -> &'static str {
+                match self {
+                    $(Self::$format => $mime,)+
+                }
+            }
+
+            /// What file names may end in; the first is what we write.
+            const fn endings(self) -> &'static [&'static str] {
+                match self {
+                    $(Self::$format => &[$ending $(, $other)*],)+
+                }
+            }
+        }
+    };
+}
+
+formats! {
     /// JPEG.
-    #[default]
-    Jpeg,
+    Jpeg = "jpeg", "image/jpeg", ["jpg", "jpeg"];
     /// PNG, lossless.
-    Png,
+    Png = "png", "image/png", ["png"];
     /// WebP, lossy.
-    WebP,
+    WebP = "webp", "image/webp", ["webp"];
 }
 
 impl Format {
-    /// All of them, the default first.
-    pub const ALL: [Self; 3] = [Self::Jpeg, Self::Png, Self::WebP];
     /// Their names, for an error.
-    pub const NAMES: &'static str = "jpeg, png, webp";
+    pub fn names() -> String {
+        Self::ALL.iter().map(|format| format.name()).collect::<Vec<_>>().join(", ")
+    }
+
+    /// What file names may end in, for an error or a help text.
+    pub fn all_endings() -> String {
+        let endings = Self::ALL.iter().flat_map(|format| format.endings());
+        endings.map(|ending| format!(".{ending}")).collect::<Vec<_>>().join(", ")
+    }
 
     /// The file name's ending.
     pub fn extension(self) -> &'static str {
-        match self {
-            Self::Jpeg => "jpg",
-            Self::Png => "png",
-            Self::WebP => "webp",
-        }
+        self.endings()[0]
     }
 
     /// The format that a file name's ending stands for, in upper or lower case.
     pub fn of_extension(ending: &str) -> Option<Self> {
-        let ending = ending.to_ascii_lowercase();
-        let known = if ending == "jpeg" { Self::Jpeg.extension() } else { &ending };
-        Self::ALL.into_iter().find(|format| format.extension() == known)
+        let stands_for = |format: &&Self| format.endings().iter().any(|known| known.eq_ignore_ascii_case(ending));
+        Self::ALL.iter().find(stands_for).copied()
     }
+}
 
-    /// The MIME type.
-    pub fn content_type(self) -> &'static str {
-        match self {
-            Self::Jpeg => "image/jpeg",
-            Self::Png => "image/png",
-            Self::WebP => "image/webp",
-        }
+impl Default for Format {
+    fn default() -> Self {
+        Self::ALL[0]
     }
 }
 
@@ -50,18 +83,14 @@ impl FromStr for Format {
     type Err = String;
 
     fn from_str(name: &str) -> Result<Self, String> {
-        let found = Self::ALL.into_iter().find(|format| format.to_string() == name);
-        found.ok_or_else(|| format!("unknown file format, known: {}", Self::NAMES))
+        let found = Self::ALL.iter().find(|format| format.name() == name);
+        found.copied().ok_or_else(|| format!("unknown file format, known: {}", Self::names()))
     }
 }
 
 impl fmt::Display for Format {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Jpeg => "jpeg",
-            Self::Png => "png",
-            Self::WebP => "webp",
-        })
+        f.write_str(self.name())
     }
 }
 
@@ -71,13 +100,15 @@ mod tests {
 
     #[test]
     fn names_and_endings_lead_back_to_the_format() {
-        let names: Vec<String> = Format::ALL.iter().map(ToString::to_string).collect();
-        assert_eq!(names.join(", "), Format::NAMES);
-        for format in Format::ALL {
-            assert_eq!(format.to_string().parse(), Ok(format));
-            assert_eq!(Format::of_extension(&format.extension().to_uppercase()), Some(format));
+        for &format in Format::ALL {
+            assert_eq!(format.name().parse(), Ok(format));
+            assert!(Format::names().split(", ").any(|name| name == format.name()));
+            for ending in format.endings() {
+                assert_eq!(Format::of_extension(&ending.to_uppercase()), Some(format));
+                assert!(Format::all_endings().split(", ").any(|known| known == format!(".{ending}")));
+            }
         }
-        assert_eq!(Format::of_extension("jpeg"), Some(Format::Jpeg));
+        assert_eq!((Format::default(), Format::of_extension("jpeg")), (Format::Jpeg, Some(Format::Jpeg)));
         assert_eq!(Format::of_extension("gif"), None);
     }
 }

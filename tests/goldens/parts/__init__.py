@@ -19,6 +19,16 @@ def metadata(**about: dict) -> dict[str, str]:
     return {"about": json.dumps(about)}
 
 
+def sort_metadata(file: Path) -> None:
+    """Of a safetensors file that a library wrote: with several entries, their order changes from run to run."""
+    content = file.read_bytes()
+    end = 8 + int.from_bytes(content[:8], "little")
+    header = json.loads(content[8:end])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    file.write_bytes(content[:8] + text.ljust(end - 8) + content[end:])
+
+
 def toy_model(folder: str, size: str) -> None:
     """Writes the model with random weights that the tests use. Builds all programs: one alone would build everything anew."""
     subprocess.run(["cargo", "build", "--quiet", "--workspace", "--bins"], check=True, cwd=ROOT)

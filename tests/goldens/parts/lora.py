@@ -22,7 +22,7 @@ from peft.utils import get_peft_model_state_dict
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from . import made_with, metadata
+from . import made_with, metadata, sort_metadata
 
 BLOCK = "down_blocks.0.attentions.0"
 UNET = {
@@ -145,6 +145,7 @@ def diffusers_cases(goldens: Goldens) -> None:
         layers = {f"{part}_lora_layers": plain(state) for part, state in states.items()}
         layers |= {"unet_lora_adapter_metadata": dict(about), "text_encoder_lora_adapter_metadata": dict(about)}
         StableDiffusionLoraLoaderMixin.save_lora_weights(goldens.folder, weight_name=f"{name}.safetensors", **layers)
+        sort_metadata(goldens.folder / f"{name}.safetensors")
         goldens.add(name, "diffusers", None, merged)
 
     config = dict(r=2, lora_alpha=2, init_lora_weights=False)

@@ -52,9 +52,9 @@ SEED = 0
 def make(folder: Path) -> None:
     tensors = {"noise": torch.randn(SHAPE, generator=torch.Generator("cpu").manual_seed(SEED))}
     for name, scheduler_class in SCHEDULERS.items():
-        known = inspect.signature(scheduler_class.__init__).parameters
+        known = known_by(scheduler_class)
         for variant, fields in VARIANTS.items():
-            if not set(fields) <= set(known):
+            if not set(fields) <= known:
                 continue
             for prediction in PREDICTIONS:
                 # An epsilon says nothing where the noise is all there is.
@@ -66,6 +66,11 @@ def make(folder: Path) -> None:
                         tensors[f"{name}/{prediction}/{variant}/{steps}/{part}"] = tensor
     about = metadata(made_with=made_with("torch", "diffusers"))
     save_file(tensors, folder / "schedulers.safetensors", about)
+
+
+def known_by(scheduler_class: type) -> set[str]:
+    """The settings that a scheduler has."""
+    return set(inspect.signature(scheduler_class.__init__).parameters)
 
 
 def run(scheduler_class: type, config: dict, steps: int) -> dict[str, torch.Tensor]:

@@ -9,7 +9,7 @@ from diffusers import StableDiffusionPipeline
 from safetensors.torch import save_file
 
 from . import made_with, metadata, toy_model
-from .schedulers import SCHEDULERS
+from .schedulers import SCHEDULERS, known_by
 
 PROMPT = "red circle on blue, halftone"
 NEGATIVE = "blurry, grey"
@@ -18,8 +18,6 @@ GUIDANCE = 7.5
 STEPS = 20
 SIDE = 64
 IMAGES = 2
-# Schedulers that have the noise levels of Karras et al. as an option.
-KARRAS = ["dpmsolver++", "euler", "unipc"]
 
 
 @torch.no_grad()
@@ -34,9 +32,9 @@ def make(folder: Path) -> None:
         for name, scheduler in SCHEDULERS.items():
             pipeline.scheduler = scheduler.from_config(config)
             tensors |= paint(pipeline, name)
-        for name in KARRAS:
-            pipeline.scheduler = SCHEDULERS[name].from_config(config, use_karras_sigmas=True)
-            tensors |= paint(pipeline, f"{name}/karras")
+            if "use_karras_sigmas" in known_by(scheduler):
+                pipeline.scheduler = scheduler.from_config(config, use_karras_sigmas=True)
+                tensors |= paint(pipeline, f"{name}/karras")
     inputs = {"prompt": PROMPT, "negative_prompt": NEGATIVE, "seed": SEED, "guidance_scale": GUIDANCE}
     inputs |= {"steps": STEPS, "side": SIDE, "images": IMAGES}
     about = metadata(made_with=made_with("torch", "diffusers", "transformers"), inputs=inputs)

@@ -23,6 +23,7 @@ use axum::{
     routing::{get, post},
 };
 use futures_util::{Stream, StreamExt, stream};
+use handler::task::Format;
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 use std::{net::SocketAddr, sync::Arc};
@@ -95,11 +96,8 @@ async fn file(name: &str) -> Response {
 
 async fn picture(State(studio): State<Arc<Studio>>, Path(name): Path<String>) -> Response {
     let Some(path) = studio.stage.book.shelf().picture(&name) else { return StatusCode::NOT_FOUND.into_response() };
-    let kind = match path.extension().and_then(|ending| ending.to_str()) {
-        Some("png") => "image/png",
-        Some("webp") => "image/webp",
-        _ => "image/jpeg",
-    };
+    let format = path.extension().and_then(|ending| ending.to_str()).and_then(Format::of_extension);
+    let kind = format.unwrap_or_default().content_type();
     match tokio::fs::read(path).await {
         Ok(content) => ([(CONTENT_TYPE, kind)], content).into_response(),
         Err(_) => StatusCode::NOT_FOUND.into_response(),

@@ -4,6 +4,7 @@
 use super::record::Record;
 use crate::certificates::Authority;
 use anyhow::{Context, Result};
+use handler::task::Format;
 use std::{
     fs,
     path::{Path, PathBuf},
@@ -109,7 +110,7 @@ fn is_picture(name: &str) -> bool {
     parts.is_some_and(|(number, ending)| {
         !number.is_empty()
             && number.bytes().all(|byte| byte.is_ascii_digit() || byte == b'_')
-            && ["jpg", "png", "webp"].contains(&ending)
+            && Format::ALL.iter().any(|format| format.extension() == ending)
     })
 }
 

@@ -79,7 +79,7 @@ fn files(credential: &Credential, prompts: bool) -> Vec<(Format, Vec<u8>, Vec<u8
         let signed = credential.sign(file.clone(), format, &provenance).unwrap();
         (format, file, signed)
     };
-    Format::ALL.into_iter().map(write).collect()
+    Format::ALL.iter().copied().map(write).collect()
 }
 
 /// What the library reads, trusting one authority.

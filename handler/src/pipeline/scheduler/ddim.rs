@@ -11,6 +11,7 @@ use crate::pipeline::{error, noise::Noise};
 use candle_core::{DType, Result, Tensor};
 
 pub(super) const KARRAS_SIGMAS: bool = false;
+pub(super) const DRAWS: bool = false;
 
 struct Ddim {
     timesteps: Vec<f64>,

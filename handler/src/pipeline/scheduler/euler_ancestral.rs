@@ -13,6 +13,7 @@ use crate::pipeline::{error, noise::Noise};
 use candle_core::{DType, Result, Tensor};
 
 pub(super) const KARRAS_SIGMAS: bool = false;
+pub(super) const DRAWS: bool = true;
 
 struct EulerAncestral {
     levels: Levels,

@@ -14,6 +14,7 @@ use crate::pipeline::{error, noise::Noise};
 use candle_core::{DType, Result, Tensor};
 
 pub(super) const KARRAS_SIGMAS: bool = false;
+pub(super) const DRAWS: bool = true;
 
 /// Standard deviation of the data in the boundary condition.
 const SIGMA_DATA: f32 = 0.5;

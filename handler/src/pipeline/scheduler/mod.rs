@@ -83,7 +83,8 @@ struct Setup<'a> {
 }
 
 /// Makes [`Kind`] of lines `Variant = "name of a task" in module`. The first line is the default. A module has a function
-/// `build` and a constant `KARRAS_SIGMAS`: whether it has the noise levels of Karras et al. as an option.
+/// `build` and two constants: `KARRAS_SIGMAS`, whether it has the noise levels of Karras et al. as an option, and `DRAWS`, whether it
+/// draws noise at its steps.
 macro_rules! schedulers {
     ($($(#[$doc:meta])* $kind:ident = $name:literal in $module:ident;)+) => {
         /// Which scheduler a task asks for.
@@ -101,6 +102,13 @@ macro_rules! schedulers {
             pub fn has_karras_sigmas(self) -> bool {
                 match self {
                     $(Self::$kind => $module::KARRAS_SIGMAS,)+
+                }
+            }
+
+            /// Whether it draws noise at its steps, so that pictures of two tasks cannot be painted as one batch.
+            pub fn draws(self) -> bool {
+                match self {
+                    $(Self::$kind => $module::DRAWS,)+
                 }
             }
 
@@ -129,11 +137,6 @@ schedulers! {
 }
 
 impl Kind {
-    /// Whether it draws noise at each step.
-    pub fn draws(self) -> bool {
-        matches!(self, Self::EulerAncestral | Self::Lcm)
-    }
-
     /// The names, for an error or a help text.
     pub fn names() -> String {
         Self::NAMES.iter().map(|(name, _)| *name).collect::<Vec<_>>().join(", ")

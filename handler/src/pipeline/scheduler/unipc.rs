@@ -14,6 +14,7 @@ use crate::pipeline::{error, noise::Noise};
 use candle_core::{DType, Result, Tensor};
 
 pub(super) const KARRAS_SIGMAS: bool = true;
+pub(super) const DRAWS: bool = false;
 
 const LIMITS: [Limit; 15] = [
     ("thresholding", "false"),
