@@ -10,7 +10,6 @@ use e2e::{
     certificates::Authority,
     paths::{RunDir, binary, repo, tool},
     process::{Spec, output},
-    runtime_api::RuntimeApi,
     stack::function_env,
     task::Task,
 };
@@ -148,7 +147,6 @@ fn a_certificate_that_cannot_sign_ends_the_start_with_64_and_is_named() {
         let (other, _) = authority.sign_for_pictures("other", YEARS_ON)?;
         let (old, old_key) = authority.sign_for_pictures("old", 2020)?;
         let (server, server_key) = authority.sign("server")?;
-        let api = RuntimeApi::start().await?;
         for (name, certificate, key, expected) in [
             ("expired", Some(&old), Some(&old_key), "has expired"),
             ("strange", Some(&other), Some(&key), "belongs to another key"),
@@ -157,8 +155,7 @@ fn a_certificate_that_cannot_sign_ends_the_start_with_64_and_is_named() {
             ("keyless", None, Some(&key), "--credential-certificate"),
         ] {
             let env = function_env(&stack.aws, &stack.run, name, &model())?;
-            let spec = Spec::new(&format!("credential-{name}"), binary("handler")?).args(["function"]).envs(env);
-            let mut spec = spec.envs(api.env());
+            let mut spec = Spec::new(&format!("credential-{name}"), binary("handler")?).args(["function"]).envs(env);
             for (variable, file) in [("EASEL_CREDENTIAL_CERTIFICATE", certificate), ("EASEL_CREDENTIAL_KEY", key)] {
                 if let Some(file) = file {
                     spec = spec.env(variable, file);
