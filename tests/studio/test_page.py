@@ -6,6 +6,32 @@ import unittest
 from playwright.sync_api import expect
 from studio import Case
 
+# Text that can be seen, with its contrast to what lies behind it, as WCAG 2.2 counts it.
+CONTRASTS = """() => {
+  const canvas = new OffscreenCanvas(1, 1).getContext("2d", { willReadFrequently: true });
+  const over = (colours) => {
+    canvas.clearRect(0, 0, 1, 1);
+    for (const colour of colours) { canvas.fillStyle = colour; canvas.fillRect(0, 0, 1, 1); }
+    return [...canvas.getImageData(0, 0, 1, 1).data].slice(0, 3);
+  };
+  const luminance = (rgb) => rgb.map((part) => part / 255)
+    .map((part) => part <= 0.04045 ? part / 12.92 : ((part + 0.055) / 1.055) ** 2.4)
+    .reduce((sum, part, index) => sum + part * [0.2126, 0.7152, 0.0722][index], 0);
+  const found = [];
+  for (const element of document.body.querySelectorAll("*")) {
+    const text = [...element.childNodes].filter((node) => node.nodeType === Node.TEXT_NODE)
+      .map((node) => node.data.trim()).join(" ").trim();
+    const isSeen = element.checkVisibility({ opacityProperty: true, visibilityProperty: true });
+    if (!text || !isSeen || element.closest(":disabled, svg")) continue;
+    const behind = [];
+    for (let each = element; each; each = each.parentElement) behind.unshift(getComputedStyle(each).backgroundColor);
+    const colours = ["Canvas", ...behind];
+    const [one, two] = [over(colours), over([...colours, getComputedStyle(element).color])].map(luminance);
+    found.push([(Math.max(one, two) + 0.05) / (Math.min(one, two) + 0.05), text.slice(0, 40), luminance(over(colours))]);
+  }
+  return found;
+}"""
+
 
 class Page(Case):
     def test_a_task_is_followed_from_the_form_to_the_credential_of_its_picture(self):
@@ -142,6 +168,21 @@ class Phone(Case):
         self.figure(number).get_by_role("button").click()
         expect(self.page.locator(".credential")).to_be_visible()
         self.fits()
+
+
+class Colours(Case):
+    def test_every_text_can_be_read_in_light_and_in_dark(self):
+        self.page.get_by_text("Tasks that fail").click()
+        number = self.paint(steps=1)
+        expect(self.figure(number)).to_be_visible()
+        for scheme, is_behind in (("light", lambda luminance: luminance > 0.5), ("dark", lambda luminance: luminance < 0.1)):
+            self.page.emulate_media(color_scheme=scheme)
+            found = self.page.evaluate(CONTRASTS)
+            self.assertGreater(len(found), 40)
+            with self.subTest(scheme):
+                self.assertEqual([(text, round(ratio, 1)) for ratio, text, _ in found if ratio < 4.5], [])
+                # Most of it lies on the page's own ground.
+                self.assertGreater(sum(is_behind(luminance) for *_, luminance in found), len(found) / 2)
 
 
 if __name__ == "__main__":
