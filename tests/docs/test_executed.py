@@ -41,6 +41,7 @@ ELSEWHERE = {
     r"infra/local/demo --studio": ("tests/studio/stack.py", '"--studio"'),
     r"infra/local/demo( --(style|model) .*)?": ("tests/docs/test_backend.py", '"--keep"'),
     r"\S*python tests/docs/backend\.py": ("tests/docs/test_backend.py", "run(SCRIPT"),
+    r"\S*python tests/docs/by_sqs\.py": ("tests/docs/test_backend.py", "run(BY_SQS"),
     r"relay --declare": ("tests/src/line.rs", 'binary("relay")'),
     r"relay --check": ("tests/cases/relay_check.rs", '"--check"'),
     r"handler worker": ("tests/cases/worker.rs", '"worker"'),

@@ -22,7 +22,8 @@ pub const IMAGES: &str = "stylelicense-images";
 pub const MODELS: &str = "stylelicense-models";
 /// The bucket for messages over SQS' limit.
 pub const PAYLOADS: &str = "stylelicense-payloads";
-const REGION: &str = "us-east-1";
+/// Where its queues and buckets are.
+pub const REGION: &str = "us-east-1";
 const START: Duration = Duration::from_secs(120);
 
 /// The stand-in and its clients.

@@ -8,9 +8,10 @@ use crate::{
 };
 use anyhow::{Context, Result};
 use e2e::{
+    aws::REGION,
     backend::Backend,
     broker::Publisher,
-    stack::{QUEUE, Stack},
+    stack::{QUEUE, Stack, TOKEN},
 };
 use serde::{Deserialize, Serialize};
 use std::{
@@ -43,6 +44,24 @@ impl Addresses {
             styles: styles.clone(),
         }
     }
+
+    /// The variables of a program that uses the stack, as a line for a shell.
+    fn export(&self) -> String {
+        let mut variables = vec![
+            ("AMQP_URL", self.amqp_url.as_str()),
+            ("SQS_QUEUE_URL", &self.sqs_queue_url),
+            ("WEBHOOK_URL", &self.webhook),
+            ("INTERNAL_API_TOKEN", TOKEN),
+            ("AWS_ENDPOINT_URL", &self.s3_endpoint),
+            ("AWS_DEFAULT_REGION", REGION),
+            ("AWS_ACCESS_KEY_ID", "any"),
+            ("AWS_SECRET_ACCESS_KEY", "any"),
+        ];
+        // That of the artist whom the README's tasks name, if it is there.
+        let style = self.styles.get("stained-glass").or_else(|| self.styles.values().next());
+        variables.extend(style.map(|style| ("LORA_URL", style.url.as_str())));
+        variables.iter().fold("export".to_string(), |line, (name, value)| format!("{line} {name}={value}"))
+    }
 }
 
 /// Tells the addresses and shows webhooks; never ends by itself.
@@ -55,7 +74,11 @@ pub(crate) async fn wait(addresses: &Addresses, stack: &Stack, backend: &Backend
     println!("  S3        {} (any access key)", addresses.s3_endpoint);
     println!("  webhooks  {}", addresses.webhook);
     println!("  logs      {}", stack.run.path().display());
-    println!("Another task, from another shell:\n  infra/local/demo --to {} --task FILE.json", file.0.display());
+    println!("From another shell, the README's backend, its task by SQS alone, and a task of your own:");
+    println!("  {}", addresses.export());
+    println!("  .cache/venv/bin/python tests/docs/backend.py");
+    println!("  .cache/venv/bin/python tests/docs/by_sqs.py");
+    println!("  infra/local/demo --to {} --task FILE.json", file.0.display());
     let mut calls = backend.follow();
     let mut shown = calls.borrow_and_update().len();
     let mut screen = Screen::new();
