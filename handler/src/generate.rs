@@ -81,17 +81,12 @@ fn commission(config: &GenerateConfig) -> anyhow::Result<Commission> {
         images: usize::from(config.num_images),
         loras: loras.collect::<anyhow::Result<_>>()?,
         signature: config.signature.name.clone().map(|name| (name, config.signature.options())),
-        format: format(&config.out)?,
+        format: Format::of_path(&config.out).map_err(anyhow::Error::msg)?,
         file: config.picture,
         origin: Origin { seed, ..Origin::default() },
         credential: Credential::of_files(&config.credential)?.map(Arc::new),
         span: Span::none(),
     })
-}
-
-fn format(out: &Path) -> anyhow::Result<Format> {
-    let ending = out.extension().and_then(|extension| extension.to_str()).and_then(Format::of_extension);
-    ending.with_context(|| format!("--out {}: the name must end in one of {}", out.display(), Format::all_endings()))
 }
 
 #[cfg(test)]

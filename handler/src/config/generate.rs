@@ -90,11 +90,7 @@ fn finite(text: &str) -> Result<f64, String> {
 /// A name whose ending says the format.
 fn picture(text: &str) -> Result<PathBuf, String> {
     let path = PathBuf::from(text);
-    let format = path.extension().and_then(|ending| ending.to_str()).and_then(Format::of_extension);
-    if format.is_none() {
-        return Err(format!("the name must end in one of {}", Format::all_endings()));
-    }
-    Ok(path)
+    Format::of_path(&path).map(|_| path)
 }
 
 /// `FILE[=SCALE]`.

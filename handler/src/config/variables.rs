@@ -1,7 +1,10 @@
 //! By which variables the options could be given that a command line lacks: Lambda and a cluster know nothing else.
 
 use super::Cli;
-use clap::{CommandFactory, error::ErrorKind};
+use clap::{
+    CommandFactory,
+    error::{ContextKind, ContextValue, ErrorKind},
+};
 use std::collections::BTreeSet;
 
 /// A line for an error about missing options, if any of them has a variable.
@@ -9,14 +12,16 @@ pub fn variables(error: &clap::Error) -> Option<String> {
     if error.kind() != ErrorKind::MissingRequiredArgument {
         return None;
     }
-    let text = error.to_string();
-    let missing = text.split("Usage:").next().unwrap_or_default();
+    let Some(ContextValue::Strings(missing)) = error.get(ContextKind::InvalidArg) else { return None };
     let command = Cli::command();
     let options = command.get_subcommands().flat_map(|subcommand| subcommand.get_arguments());
     let known: BTreeSet<String> = options
         .filter_map(|option| {
             let (long, variable) = (option.get_long()?, option.get_env()?);
-            missing.contains(&format!("--{long} <")).then(|| format!("{} for --{long}", variable.to_string_lossy()))
+            missing
+                .iter()
+                .any(|given| given.contains(&format!("--{long} <")))
+                .then(|| format!("{} for --{long}", variable.to_string_lossy()))
         })
         .collect();
     let known = known.into_iter().collect::<Vec<_>>().join(", ");

@@ -1,6 +1,6 @@
 //! The file formats of a picture: their names in a task, their MIME types, their file names' endings. Encodes nothing.
 
-use std::{fmt, str::FromStr};
+use std::{ffi::OsStr, fmt, path::Path, str::FromStr};
 
 /// Makes [`Format`] of lines `Variant = "name in a task", "MIME type", ["ending", "other endings that are read" …]`. The first line is the
 /// default.
@@ -70,6 +70,15 @@ impl Format {
     pub fn of_extension(ending: &str) -> Option<Self> {
         let stands_for = |format: &&Self| format.endings().iter().any(|known| known.eq_ignore_ascii_case(ending));
         Self::ALL.iter().find(stands_for).copied()
+    }
+
+    /// The format of a file by its name.
+    ///
+    /// # Errors
+    /// The name ends in none of [`all_endings`](Self::all_endings), which the text says.
+    pub fn of_path(path: &Path) -> Result<Self, String> {
+        let known = path.extension().and_then(OsStr::to_str).and_then(Self::of_extension);
+        known.ok_or_else(|| format!("the name must end in one of {}", Self::all_endings()))
     }
 }
 

@@ -96,8 +96,7 @@ async fn file(name: &str) -> Response {
 
 async fn picture(State(studio): State<Arc<Studio>>, Path(name): Path<String>) -> Response {
     let Some(path) = studio.stage.book.shelf().picture(&name) else { return StatusCode::NOT_FOUND.into_response() };
-    let format = path.extension().and_then(|ending| ending.to_str()).and_then(Format::of_extension);
-    let kind = format.unwrap_or_default().content_type();
+    let kind = Format::of_path(&path).unwrap_or_default().content_type();
     match tokio::fs::read(path).await {
         Ok(content) => ([(CONTENT_TYPE, kind)], content).into_response(),
         Err(_) => StatusCode::NOT_FOUND.into_response(),
