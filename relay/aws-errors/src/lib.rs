@@ -5,7 +5,7 @@ mod describe;
 mod table;
 
 pub use describe::describe;
-pub use table::{Class, classify, is_throttle};
+pub use table::{Class, classify, classify_entry, is_throttle};
 
 use aws_smithy_runtime_api::client::{orchestrator::HttpResponse, result::SdkError};
 use aws_smithy_types::error::metadata::ProvideErrorMetadata;

@@ -41,6 +41,18 @@ pub fn classify(status: Option<u16>, code: Option<&str>, message: Option<&str>) 
     by_code(code, message.unwrap_or_default()).unwrap_or_else(|| by_status(status, code))
 }
 
+/// What SQS says of one entry of a batch. Where the code is not known, its flag decides: the sender is at fault, and so the entry. A code
+/// that is known wins over the flag, which stands on throttles and faults of KMS as well.
+pub fn classify_entry(code: &str, message: Option<&str>, sender_fault: bool) -> Class {
+    let (code, message) = (short(code), message.unwrap_or_default());
+    match by_code(code, message) {
+        _ if is_throttle(code) => Class::Transient,
+        Some(class) => class,
+        None if sender_fault => Class::Content,
+        None => Class::Transient,
+    }
+}
+
 fn by_code(code: &str, message: &str) -> Option<Class> {
     Some(match code {
         "ExpiredToken" | "ExpiredTokenException" | "TokenRefreshRequired" | "RequestExpired" | "RequestTimeout"
@@ -70,9 +82,8 @@ fn by_code(code: &str, message: &str) -> Option<Class> {
         "PreconditionFailed" => Class::Condition,
         "ConditionalRequestConflict" | "OperationAborted" => Class::Conflict,
         "EntityTooLarge" | "InvalidMessageContents" | "BatchRequestTooLong" | "InvalidParameterValue"
-        | "InvalidParameterValueException" | "InvalidAttributeValue" | "SerializationException" | "MessageTooLong" => {
-            Class::Content
-        }
+        | "InvalidParameterValueException" | "InvalidAttributeValue" | "SerializationException" | "MessageTooLong"
+        | "ReceiptHandleIsInvalid" | "InvalidIdFormat" => Class::Content,
         "NotImplemented" | "MethodNotAllowed" => Class::Unsupported,
         _ => return None,
     })
@@ -154,6 +165,27 @@ mod tests {
             (405, "MethodNotAllowed", Unsupported),
         ] {
             assert_eq!(classify(Some(status), Some(code), None), class, "{status} {code}");
+        }
+    }
+
+    #[test]
+    fn what_an_entry_of_a_batch_means() {
+        for (code, sender_fault, class) in [
+            ("RequestThrottled", true, Transient),
+            ("AWS.SimpleQueueService.RequestThrottled", true, Transient),
+            ("KMS.ThrottlingException", true, Transient),
+            ("KMS.DependencyTimeoutException", true, Transient),
+            ("InternalError", true, Transient),
+            ("InternalError", false, Transient),
+            ("SomethingNew", false, Transient),
+            ("SomethingNew", true, Content),
+            ("ReceiptHandleIsInvalid", true, Content),
+            ("AWS.SimpleQueueService.ReceiptHandleIsInvalid", false, Content),
+            ("InvalidMessageContents", true, Content),
+            ("AccessDenied", true, Denied),
+            ("KMS.DisabledException", false, Setup),
+        ] {
+            assert_eq!(classify_entry(code, None, sender_fault), class, "{code} {sender_fault}");
         }
     }
 
