@@ -11,9 +11,27 @@ CHANGES = {
     "test_function.Versions.test_another_image_or_setting_is_another_version": [
         ("infra/aws/function.yaml", "${ResultBaseUrl}|${WebhookHosts}|", "${ResultBaseUrl}|"),
         ("infra/aws/function.yaml", "AutoPublishAliasAllProperties: true", "AutoPublishCodeSha256: one"),
+        # Another capacity provider, and the function stays on the old one.
+        ("infra/aws/function.yaml", 'Types: !Join [",", !Ref InstanceTypes]', "Types: any"),
+        ("infra/aws/function.yaml", 'Subnets: !Join [",", !Ref SubnetIds]', "Subnets: any"),
+        ("infra/aws/function.yaml", '|${Callers}"', '"'),
     ],
     "test_function.Versions.test_what_no_version_holds_publishes_none": [
         ("infra/aws/function.yaml", "${HandlerImageUri}|${RoleArn}", "${HandlerImageUri}|${MaxConcurrency}|${RoleArn}"),
+    ],
+    "test_function.Scaling.test_it_aims_at_a_use_of_the_gpu_where_one_is_given": [
+        ("infra/aws/function.yaml", "AverageGPUUtilization", "AverageCPUUtilization"),
+        ("infra/aws/function.yaml", "!If [Aims, Manual, Auto]", "Auto"),
+        ("template.yaml", "GpuUtilization: !Ref GpuUtilization, ", "GpuUtilization: 0, "),
+    ],
+    "test_function.Machine.test_a_gpu_is_asked_for_and_found_where_lambda_has_its_driver": [
+        ("infra/aws/function.yaml", "EASEL_DEVICE: cuda", "EASEL_DEVICE: auto"),
+        ("infra/image/Dockerfile", ":/x86_64-bottlerocket-linux-gnu/sys-root/usr/lib/nvidia", ""),
+    ],
+    "test_function.Machine.test_what_libraries_write_by_themselves_goes_to_tmp": [
+        ("infra/image/Dockerfile", "HOME=/tmp ", ""),
+        ("infra/image/Dockerfile", "CUDA_CACHE_PATH=/tmp/", "CUDA_CACHE_PATH=/var/"),
+        ("infra/image/Dockerfile", "134217728", "1073741824"),
     ],
     "test_function.Versions.test_lambda_gets_the_image_alone": [
         ("infra/aws/function.yaml", "${HandlerImageUri}|${RoleArn}", "${RoleArn}|${HandlerImageUri}"),

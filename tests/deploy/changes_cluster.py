@@ -70,11 +70,22 @@ CHANGES = {
     "test_pods.Pods.test_no_container_is_root_or_writes_its_own_files_or_keeps_a_capability": [
         (BASE + "worker.yaml", "readOnlyRootFilesystem: true", "readOnlyRootFilesystem: false"),
     ],
+    "test_pods.Pods.test_a_pod_goes_where_its_image_runs": [
+        (BASE + "worker.yaml", "kubernetes.io/arch: amd64", "kubernetes.io/arch: arm64"),
+        (BASE + "weights.yaml", "      nodeSelector: {kubernetes.io/arch: amd64}\n", ""),
+        (BASE + "relay.yaml", "      nodeSelector: {kubernetes.io/arch: amd64}\n", ""),
+    ],
+    "test_network.Network.test_names_are_found_where_the_cluster_answers_at_an_address": [
+        (BASE + "network.yaml", "        - ipBlock: {cidr: 169.254.20.10/32}\n", ""),
+        (BASE + "network.yaml", "        - ipBlock: {cidr: 172.16.0.0/12}\n", ""),
+        (BASE + "network.yaml", '"fc00::/7"', '"fe80::/10"'),
+    ],
     "test_pods.Pods.test_every_container_says_what_it_needs_and_has_a_limit": [
         (BASE + "relay.yaml", "limits: {memory: 384Mi}", "limits: {memory: 32Mi}"),
     ],
     "test_pods.Pods.test_a_worker_has_one_gpu_and_may_go_where_gpus_are": [
         (BASE + "worker.yaml", "- {key: nvidia.com/gpu,", "- {key: gpu,"),
+        (BASE + "worker.env", "EASEL_DEVICE=cuda", "EASEL_DEVICE=auto"),
     ],
     "test_pods.Pods.test_folders_that_are_written_are_volumes_and_the_model_is_read_only": [
         (BASE + "worker.yaml", "claimName: models, readOnly: true", "claimName: models"),

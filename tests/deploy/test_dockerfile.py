@@ -31,6 +31,21 @@ class Dockerfile(unittest.TestCase):
                 self.assertNotIn("--sbom", lines[0])
 
 
+    def test_every_build_says_for_which_machine(self):
+        # On a machine with another processor the image would be one that no GPU instance can run.
+        root = Path(__file__).resolve().parents[2]
+        lines = [
+            line
+            for page in (root / "README.md", *sorted((root / "docs").glob("*.md")))
+            for line in page.read_text().splitlines()
+            if re.search(r"^docker (buildx )?build ", line)
+        ]
+        self.assertGreaterEqual(len(lines), 6)
+        for line in lines:
+            with self.subTest(line=line):
+                self.assertIn("--platform linux/amd64 ", line)
+
+
 class Context(unittest.TestCase):
     def test_a_build_sees_every_member_of_the_workspace_and_no_model_or_picture_of_the_tests(self):
         seen = set(context.files())

@@ -1,10 +1,12 @@
-"""When a deployment publishes a version of the function. Without one, the alias stays where the old settings are."""
+"""The function: when a deployment publishes a version of it, how it scales, and what its machine must have."""
 
 import logging
 import sys
 import unittest
 
+import dockerfile
 import manifests
+import templates
 
 sys.path.insert(0, str(manifests.ROOT / "infra/aws"))
 import translate  # noqa: E402
@@ -40,6 +42,9 @@ class Versions(unittest.TestCase):
         self.values = dict.fromkeys(template["Parameters"], "1")
         handler = template["Resources"]["Handler"]["Properties"]
         settings = {name: value for name, value in handler.items() if name not in BESIDE}
+        # A change of any of these replaces the capacity provider, which the versions that stand do not leave.
+        capacity = template["Resources"]["Capacity"]["Properties"]
+        settings["Capacity"] = [capacity["VpcConfig"], capacity["InstanceRequirements"]]
         self.settings = references(settings) & self.values.keys() | {"HandlerImageUri"}
         self.first = version(self.values)
 
@@ -60,7 +65,47 @@ class Versions(unittest.TestCase):
         resources = translate.translate(translate.load(translate.FUNCTION), values)["Resources"]
         index, split = resources["Handler"]["Properties"]["Code"]["ImageUri"]["Fn::Select"]
         mark, text = split["Fn::Split"]
-        self.assertEqual("registry/easel:1", text["Fn::Sub"].split(mark)[index])
+        self.assertEqual("registry/easel:1", text["Fn::Sub"][0].split(mark)[index])
+
+
+class Scaling(unittest.TestCase):
+    def test_it_aims_at_a_use_of_the_gpu_where_one_is_given(self):
+        for given, mode, policies in (
+            (0, "Auto", None),
+            (70, "Manual", [("LambdaCapacityProviderAverageGPUUtilization", 70)]),
+        ):
+            stack, capacity = templates.the("AWS::Lambda::CapacityProvider", parameters={"GpuUtilization": given})
+            scaling = capacity["CapacityProviderScalingConfig"]
+            found = stack.value(scaling["ScalingPolicies"])
+            with self.subTest(given=given):
+                self.assertEqual(mode, stack.value(scaling["ScalingMode"]))
+                if policies:
+                    found = [(each["PredefinedMetricType"], stack.value(each["TargetValue"])) for each in found]
+                    self.assertEqual(policies, found)
+                else:
+                    self.assertEqual("AWS::NoValue", found)
+
+
+class Machine(unittest.TestCase):
+    def setUp(self):
+        self.image = dockerfile.stages(manifests.ROOT / "infra/image/Dockerfile")["handler"].environment
+
+    def test_a_gpu_is_asked_for_and_found_where_lambda_has_its_driver(self):
+        _, function = templates.the("AWS::Serverless::Function", lambda each: "ImageUri" in each)
+        self.assertEqual("cuda", function["Environment"]["Variables"]["EASEL_DEVICE"])
+        end = ":/usr/local/cuda/lib64:/x86_64-bottlerocket-linux-gnu/sys-root/usr/lib/nvidia"
+        path = self.image["LD_LIBRARY_PATH"]
+        self.assertTrue(path.endswith(end), path)
+        # An empty one is the folder in which the process happens to be.
+        self.assertNotIn("", path.split(":"))
+
+    def test_what_libraries_write_by_themselves_goes_to_tmp(self):
+        self.assertEqual("/tmp", self.image["HOME"])
+        self.assertTrue(self.image["CUDA_CACHE_PATH"].startswith("/tmp/"))
+        for overlay in manifests.OVERLAYS:
+            _, spec, _ = next(each for each in manifests.containers(overlay) if each[0] == "ScaledJob/worker")
+            tmp = next(each["emptyDir"] for each in spec["volumes"] if each["name"] == "tmp")
+            self.assertLess(int(self.image["CUDA_CACHE_MAXSIZE"]), manifests.bytes_of(tmp["sizeLimit"]))
 
 
 if __name__ == "__main__":

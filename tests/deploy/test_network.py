@@ -8,6 +8,9 @@ import templates
 
 # What an overlay may open: the agent of EKS Pod Identity.
 AGENTS = {"169.254.170.23/32", "fd00:ec2::23/128"}
+# Where names are asked for when no pod answers: the tenth address of a service range of EKS and of kubeadm, and the
+# address of NodeLocal DNSCache.
+NAME_SERVERS = ["10.100.0.10", "172.20.0.10", "10.96.0.10", "169.254.20.10", "fd12:3456::a"]
 METADATA = ["169.254.169.254", "169.254.170.2", "fd00:ec2::254"]
 
 
@@ -47,6 +50,15 @@ class Network(unittest.TestCase):
                             inside = address in ipaddress.ip_network(block["cidr"])
                             excepted = any(address in ipaddress.ip_network(each) for each in block.get("except", []))
                             self.assertTrue(not inside or excepted, f"{policy['metadata']['name']} allows {address}")
+
+    def test_names_are_found_where_the_cluster_answers_at_an_address(self):
+        for overlay in manifests.OVERLAYS:
+            (rule,) = manifests.find(overlay, "NetworkPolicy", "names")["spec"]["egress"]
+            blocks = [ipaddress.ip_network(to["ipBlock"]["cidr"]) for to in rule["to"] if "ipBlock" in to]
+            self.assertEqual({53}, {each["port"] for each in rule["ports"]})
+            for address in map(ipaddress.ip_address, NAME_SERVERS):
+                with self.subTest(overlay=overlay, address=address):
+                    self.assertTrue(any(address in block for block in blocks))
 
     def test_every_pod_may_reach_what_it_calls_and_no_other_a_broker(self):
         names, https, broker = {("UDP", 53), ("TCP", 53)}, {("TCP", 443)}, {("TCP", 5671), ("TCP", 5672)}

@@ -39,9 +39,17 @@ class Pods(unittest.TestCase):
             )
             with self.subTest(overlay=overlay):
                 gpus = {container["resources"][key].get("nvidia.com/gpu") for key in ("requests", "limits")}
-                on_cpu = manifests.environment(overlay, container).get("EASEL_DEVICE") == "cpu"
-                self.assertEqual({None} if on_cpu else {1}, gpus)
+                # Never auto: a pod whose GPU cannot be used would paint for minutes, and nobody would know.
+                device = manifests.environment(overlay, container)["EASEL_DEVICE"]
+                self.assertEqual("cpu" if overlay == "example" else "cuda", device)
+                self.assertEqual({None} if device == "cpu" else {1}, gpus)
                 self.assertIn("nvidia.com/gpu", [each["key"] for each in spec["tolerations"]])
+
+    def test_a_pod_goes_where_its_image_runs(self):
+        for overlay in manifests.OVERLAYS:
+            for owner, template in manifests.pod_templates(overlay):
+                with self.subTest(overlay=overlay, owner=owner):
+                    self.assertEqual("amd64", template["spec"]["nodeSelector"]["kubernetes.io/arch"])
 
     def test_folders_that_are_written_are_volumes_and_the_model_is_read_only(self):
         for overlay in manifests.OVERLAYS:
