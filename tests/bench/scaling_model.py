@@ -28,7 +28,11 @@ class World:
     # volume.
     node: float = 90.0
     image: float = 40.0
-    model: float = 20.0
+    model: float = 10.0
+    # What is read from that volume at such a start, in GB (SD1.5 in f16), and what EFS takes for a GB read by elastic
+    # throughput in us-east-1, US dollars, as public pages had it in 2026.
+    weights: float = 2.134
+    volume_read: float = 0.03
     # A pod on a node that is still there, and has the image.
     pod: float = 3.0
     # How long an empty node stays (Kubernetes), and an idle environment (Lambda).
@@ -92,20 +96,22 @@ class Run:
         # `spare` holds nodes without a worker: until when each stays, and since when it is paid for.
         self.idle, self.spare, self.unfinished, self.in_work, self.paid = [], [], 0, 0, 0.0
         self.events, self.order = [], itertools.count()
+        # Starts on a node that has nothing yet.
+        self.cold_starts = 0
         self.draw = random.Random(world.seed)
 
     def at(self, time, what, subject=None):
         heapq.heappush(self.events, (time, next(self.order), what, subject))
 
     def run(self):
-        """Gives the wait of each task, and the seconds of nodes that are paid for."""
+        """Gives the wait of each task, the seconds of nodes that are paid for, and how often one started with nothing."""
         self.at(self.coming[0], self.come)
         self.at(self.next_poll(self.coming[0]), self.poll)
         while self.events:
             now, _, what, subject = heapq.heappop(self.events)
             what(now, subject)
         self.paid += sum(until - since for until, since in self.spare)
-        return self.waits, self.paid
+        return self.waits, self.paid, self.cold_starts
 
     def next_poll(self, time):
         return math.ceil(time / self.settings.polling) * self.settings.polling
@@ -139,6 +145,7 @@ class Run:
             # The node has the image, and its page cache the model.
             self.at(now + world.pod + START_TO_PICTURE, self.ready, Worker(since))
         else:
+            self.cold_starts += 1
             cold = world.node + world.image + world.model + START_TO_PICTURE
             self.at(now + cold, self.ready, Worker(now + world.node / 2))
 
@@ -182,10 +189,12 @@ class Result:
 
 def measure(arrivals, settings, world, serverless=False):
     """Runs and sums up."""
-    waits, paid = Run(arrivals, settings, world, serverless).run()
+    waits, paid, cold_starts = Run(arrivals, settings, world, serverless).run()
     assert len(waits) == len(arrivals), "a task was left behind"
     waits.sort()
     hours = paid / 3600
     dollars = hours * world.node_hour * (world.lambda_fee if serverless else 1)
+    # A node that stays has the weights in its page cache.
+    dollars += cold_starts * world.weights * world.volume_read
     dollars += len(waits) * world.million_requests / 1e6 if serverless else 0
     return Result(1000 * dollars / len(waits), *(waits[int(len(waits) * part)] for part in (0.5, 0.95, 0.99)))

@@ -135,6 +135,10 @@ CHANGES = {
         (EKS + "volume.yaml", "[tls, iam]", "[tls]"),
         ("infra/aws/volume.yaml", "Effect: Deny", "Effect: Allow"),
     ],
+    "test_volume.Volume.test_what_every_cold_start_reads_is_in_half_precision": [
+        (BASE + "weights.yaml", "--variant=fp16", "--variant=full"),
+        ("infra/aws/volume.yaml", "--variant, fp16", "--variant, full"),
+    ],
     "test_volume.Volume.test_a_claim_asks_for_what_its_volume_offers": [
         (EKS + "volume.yaml", "[ReadWriteMany, ReadOnlyMany]", "[ReadWriteMany]"),
     ],

@@ -27,6 +27,15 @@ class Volume(unittest.TestCase):
                 place = {key: claim["metadata"][key] for key in ("namespace", "name")}
                 self.assertEqual(place, volume["claimRef"])
 
+    def test_what_every_cold_start_reads_is_in_half_precision(self):
+        _, task = templates.the("AWS::ECS::TaskDefinition", lambda each: "Volumes" in each)
+        command = task["ContainerDefinitions"][0]["Command"]
+        self.assertEqual("fp16", command[command.index("--variant") + 1])
+        for overlay in manifests.OVERLAYS:
+            pull = next(each["args"] for owner, _, each in manifests.containers(overlay) if owner == "Job/weights")
+            with self.subTest(overlay=overlay):
+                self.assertIn("--variant=fp16", pull)
+
 
 if __name__ == "__main__":
     unittest.main()
