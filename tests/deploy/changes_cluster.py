@@ -2,6 +2,7 @@
 
 BASE = "infra/kubernetes/base/"
 EKS = "infra/kubernetes/overlays/eks/"
+COMPOSE = "infra/compose/compose.yaml"
 EXAMPLE = "infra/kubernetes/overlays/example/"
 IMAGE = "infra/image/Dockerfile"
 
@@ -156,5 +157,29 @@ CHANGES = {
     ],
     "test_references.References.test_no_image_is_left_without_a_registry_or_a_tag": [
         (EKS + "kustomization.yaml", "{name: easel-handler,", "{name: easel-worker,"),
+    ],
+    "test_compose.Written.test_every_file_fits_the_schema": [
+        (COMPOSE, "depends_on: {aws: {condition: service_healthy}}", "depends_on: {aws: {condition: healthy, extra: 1}}"),
+    ],
+    "test_compose.Written.test_every_variable_is_one_that_the_binary_reads_and_every_value_one_that_it_takes": [
+        (COMPOSE, "EASEL_LORA_BUCKETS", "EASEL_LORA_BUCKET"),
+        (COMPOSE, "EASEL_WEBHOOK_HOSTS: backend:8000", "EASEL_WEBHOOK_HOSTS: http://backend:8000"),
+    ],
+    "test_compose.Written.test_a_gpu_is_asked_for_where_there_is_one": [
+        ("infra/compose/compose.gpu.yaml", "EASEL_DEVICE: cuda", "EASEL_DEVICE: auto"),
+    ],
+    "test_compose.Written.test_what_is_built_is_in_the_dockerfile_and_what_is_fetched_has_a_version": [
+        (COMPOSE, "rabbitmq:4.2-management", "rabbitmq:latest"),
+        (COMPOSE, "platform: linux/amd64", "platform: linux/arm64"),
+    ],
+    "test_compose.Written.test_nothing_is_open_to_other_machines_and_ours_may_do_little": [
+        (COMPOSE, '"127.0.0.1:5000:5000"', '"5000:5000"'),
+    ],
+    "test_compose.Written.test_ours_may_end_in_order": [
+        (COMPOSE, "stop_grace_period: 40s", "stop_grace_period: 10s"),
+    ],
+    "test_compose.Run.test_a_worker_paints_with_what_the_files_give_it": [
+        (COMPOSE, "S3_BUCKET: stylelicense-images", "S3_BUCKET: stylelicense-image"),
+        ("infra/compose/resources.py", '"maxReceiveCount": 3', '"maxReceiveCount": 5'),
     ],
 }

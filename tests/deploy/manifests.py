@@ -79,3 +79,9 @@ def bytes_of(quantity):
     """A quantity of Kubernetes in bytes."""
     units = {"Ki": 2**10, "Mi": 2**20, "Gi": 2**30}
     return int(quantity[:-2]) * units[quantity[-2:]] if quantity[-2:] in units else int(quantity)
+
+
+def seconds_of(duration):
+    """A duration of compose, in seconds."""
+    assert duration.endswith("s"), duration
+    return int(duration[:-1])

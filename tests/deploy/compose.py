@@ -1,0 +1,23 @@
+"""The compose files: as they are written, and what each service is given."""
+
+import functools
+
+import yaml
+from manifests import ROOT
+
+FOLDER = ROOT / "infra/compose"
+FILES = sorted(FOLDER.glob("compose*.yaml"))
+# The binary of each service that is ours.
+OURS = {"relay": "relay", "worker": "handler"}
+
+
+@functools.cache
+def services(*names):
+    """The services of these files, later ones over earlier ones in `environment`."""
+    found = {}
+    for name in names or ("compose.yaml",):
+        for service, each in yaml.safe_load((FOLDER / name).read_text())["services"].items():
+            before = found.get(service, {})
+            environment = {**before.get("environment", {}), **each.get("environment", {})}
+            found[service] = {**before, **each, "environment": environment}
+    return found
