@@ -1,7 +1,7 @@
 //! The right to acknowledge one delivery, once, and the acknowledgements of one channel in as few frames as are safe.
 //!
-//! Refuses to be used twice: the call takes the acker away, so a second one does not compile. It also cannot reach
-//! another delivery: it belongs to the channel that brought its own, and dies with it.
+//! The call takes the acker away, so that a second one does not compile. It cannot reach another delivery: it belongs to
+//! the channel that brought its own, and dies with it.
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
@@ -50,8 +50,16 @@ pub(crate) struct Acks(Arc<Shared>);
 struct Shared {
     /// Held while frames are sent, so that they leave in the order in which they were decided on.
     state: Mutex<State>,
+    progress: watch::Sender<Progress>,
+}
+
+/// How far the broker was told.
+#[derive(Debug, Clone, Copy)]
+struct Progress {
     /// Everything below it is acknowledged.
-    oldest: watch::Sender<u64>,
+    oldest: u64,
+    /// A frame for several did not reach the broker, and none will after it: the channel has ended.
+    broken: bool,
 }
 
 #[derive(Debug, Default)]
@@ -74,22 +82,23 @@ pub(crate) async fn acknowledge(ackers: Vec<Acker>) -> Result<(), BrokerError> {
     let acks = first.acks.clone();
     let tags: Vec<u64> = ackers.iter().map(|acker| acker.tag).collect();
     let highest = tags.iter().copied().max().unwrap_or_default();
-    let mut oldest = acks.0.oldest.subscribe();
+    let mut progress = acks.0.progress.subscribe();
     acks.settle(ackers).await?;
-    // Older ones are mostly on their way too, and then their acknowledgement is also that of these.
-    let covered = oldest.wait_for(|oldest| *oldest > highest);
-    if timeout(GRACE, covered).await.is_ok() {
-        return Ok(());
+    // Older ones are mostly on their way too, and then their acknowledgement is also that of these, or its failure theirs.
+    let covered = progress.wait_for(|progress| progress.oldest > highest || progress.broken);
+    match timeout(GRACE, covered).await.map(|progress| progress.is_ok_and(|progress| progress.oldest > highest)) {
+        Ok(true) => Ok(()),
+        Ok(false) => Err(BrokerError::ChannelGone),
+        Err(_) => acks.tell(tags).await,
     }
-    acks.tell(tags).await
 }
 
 impl Default for Acks {
     /// Those of a new channel.
     fn default() -> Self {
         let state = State::default();
-        let oldest = watch::Sender::new(state.tags.oldest());
-        Self(Arc::new(Shared { state: Mutex::new(state), oldest }))
+        let progress = watch::Sender::new(Progress { oldest: state.tags.oldest(), broken: false });
+        Self(Arc::new(Shared { state: Mutex::new(state), progress }))
     }
 }
 
@@ -111,7 +120,11 @@ impl Acks {
             Some((_, acker)) => send(&acker, true).await,
             None => Ok(()),
         };
-        self.0.oldest.send_replace(state.tags.oldest());
+        // Others wait for this frame: what they hear is what they count.
+        self.0.progress.send_modify(|progress| match told {
+            Ok(()) => progress.oldest = state.tags.oldest(),
+            Err(_) => progress.broken = true,
+        });
         told
     }
 
@@ -171,5 +184,19 @@ mod tests {
         assert!(first.acker.usable() && !second.acker.usable(), "the newer one's frame was for both");
         assert!(acks.acker(&delivery(4)).ack().await.is_ok());
         assert!(acks.is_told(4).await && !acks.is_told(3).await);
+    }
+
+    /// They would be counted as acknowledged, and the broker delivers them again.
+    #[tokio::test]
+    async fn those_that_wait_for_a_frame_hear_that_it_did_not_leave() {
+        let acks = Acks::default();
+        let [first, second, third] = [1, 2, 3].map(delivery);
+        let newer = tokio::spawn(acknowledge(vec![acks.acker(&third)]));
+        tokio::task::yield_now().await;
+        // The frame for all three is that of the newest: used up behind our back, as when the channel ends.
+        assert!(third.acker.ack(BasicAckOptions::default()).await.is_ok());
+        let both = acknowledge(vec![acks.acker(&first), acks.acker(&second)]).await;
+        assert!(matches!(both, Err(BrokerError::ChannelGone)));
+        assert!(matches!(newer.await.unwrap(), Err(BrokerError::ChannelGone)));
     }
 }
