@@ -1,6 +1,6 @@
 //! The life of the relay: one generation after the other, until a signal or a refusal for good.
 //!
-//! Refuses to give up on the broker: whatever it does, the bridge comes back, and never in a tight loop.
+//! Whatever the broker does, the bridge comes back, and never in a tight loop.
 
 use std::{sync::Arc, time::Duration};
 
@@ -57,13 +57,13 @@ impl<S: Sink> Bridge<S> {
     pub fn new(config: &Config, broker: Broker, sink: S, readiness: Readiness, metrics: Metrics) -> Self {
         let broker = Arc::new(broker);
         let terms = Terms {
-            recipe: Recipe::new(config),
+            recipe: Recipe::new(config, sink.limit()),
             linger: config.linger(),
             max_in_flight: config.max_in_flight.into(),
             backoff: backoff::delay,
         };
         Self {
-            source: Source::new(config, Arc::clone(&broker)),
+            source: Source::new(config, Arc::clone(&broker), &metrics),
             sink: Arc::new(sink),
             dead_letter: Arc::new(DeadLetter::new(config, broker)),
             readiness,
@@ -111,7 +111,7 @@ impl<S: Sink> Bridge<S> {
         }
         for attempt in 0.. {
             match self.sink.probe().await {
-                Probe::Ready => break,
+                Probe::Ready(_) => break,
                 Probe::Stop(stop) => return Err(stop),
                 Probe::Unreachable(cause) => {
                     let delay = backoff::delay(attempt);
@@ -197,7 +197,10 @@ async fn pump<S: Sink>(generation: &mut Generation, flow: &mut Flow<S>, shutdown
                 return End::Halt(halt);
             },
             intake = generation.next() => match intake {
-                Intake::Delivery(delivery, mended) => flow.accept(*delivery, mended),
+                Intake::Delivery(delivery, note) => flow.accept(*delivery, note),
+                Intake::Resized => if let Err(err) = generation.consume().await {
+                    return End::Broken(err);
+                },
                 Intake::Cancelled => return End::Cancelled,
                 Intake::Broken(err) => return End::Broken(err),
             },

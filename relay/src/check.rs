@@ -4,12 +4,14 @@
 
 use std::time::Duration;
 
+use aws_errors::Class;
 use lapin::Connection;
 use tokio::time::timeout;
 
 use crate::{
     amqp::{self, Broker},
     config::Config,
+    entry::MAX_BYTES,
     error::{BrokerError, Error},
     sink::{Probe, Sink, SqsSink},
     topology::{find_exchange, find_queue},
@@ -30,7 +32,7 @@ pub async fn run(config: &Config) -> Result<(), Error> {
     let broker = config.validate()?;
     let mut findings = check_broker(config, &broker).await;
     let sink = SqsSink::connect(config).await;
-    findings.push(check_sqs(config, &sink).await);
+    findings.extend(check_sqs(config, &sink).await);
     findings.extend(check_payloads(config, &sink).await);
     for Finding { what, wrong } in &findings {
         match wrong {
@@ -98,27 +100,45 @@ fn advise(err: &BrokerError) -> String {
     }
 }
 
-async fn check_sqs(config: &Config, sink: &SqsSink) -> Finding {
-    let wrong = match timeout(ANSWER_TIMEOUT, sink.probe()).await {
-        Ok(Probe::Ready) => None,
-        Ok(Probe::Stop(stop)) => Some(format!("{stop}; check --sqs-queue-url, the region and the credentials")),
-        Ok(Probe::Unreachable(cause)) => Some(format!(
+async fn check_sqs(config: &Config, sink: &SqsSink) -> Vec<Finding> {
+    let what = format!("sqs.queue {}", config.sqs_queue_url);
+    let limit = match timeout(ANSWER_TIMEOUT, sink.probe()).await {
+        Ok(Probe::Ready(limit)) => Ok(limit),
+        Ok(Probe::Stop(stop)) => Err(format!("{stop}; check --sqs-queue-url, the region and the credentials")),
+        Ok(Probe::Unreachable(cause)) => Err(format!(
             "no answer: {cause}; check the network, the region (AWS_REGION), the credentials, and the endpoint if \
              AWS_ENDPOINT_URL_SQS is set"
         )),
-        Err(_) => Some(format!("no answer within {ANSWER_TIMEOUT:?}; check the network and the endpoint")),
+        Err(_) => Err(format!("no answer within {ANSWER_TIMEOUT:?}; check the network and the endpoint")),
     };
-    Finding { what: format!("sqs.queue {}", config.sqs_queue_url), wrong }
+    match limit {
+        Err(wrong) => vec![Finding { what, wrong: Some(wrong) }],
+        Ok(limit) => vec![Finding { what, wrong: None }, Finding { what: size_limit(config, limit), wrong: None }],
+    }
+}
+
+/// What becomes of messages that the queue does not take. None of it is wrong.
+fn size_limit(config: &Config, limit: Option<usize>) -> String {
+    let larger = match &config.payload_bucket {
+        Some(_) => "larger ones go to --payload-bucket",
+        None => "larger ones are dead-lettered, as there is no --payload-bucket",
+    };
+    let limit = match limit {
+        Some(limit) => format!("{limit} bytes"),
+        None => format!("taken as {MAX_BYTES} bytes, as sqs:GetQueueAttributes is not allowed"),
+    };
+    format!("sqs.maximum-message-size: {limit}; {larger}")
 }
 
 async fn check_payloads(config: &Config, sink: &SqsSink) -> Option<Finding> {
     let (bucket, payloads) = (config.payload_bucket.as_ref()?, sink.payloads()?);
     let wrong = match timeout(ANSWER_TIMEOUT, payloads.probe()).await {
         Ok(Ok(())) => None,
-        Ok(Err(err)) if err.for_good => Some("does not exist; create it, or correct --payload-bucket".to_owned()),
-        Ok(Err(err)) => {
-            Some(format!("no answer: {}: {}; check the network and the credentials", err.code, err.message))
-        }
+        Ok(Err(err)) => Some(match err.class {
+            Class::NoContainer | Class::NoObject => "does not exist; create it, or correct --payload-bucket".to_owned(),
+            Class::Transient => format!("no answer: {}; check the network and the credentials", err.text),
+            _ => err.text,
+        }),
         Err(_) => Some(format!("no answer within {ANSWER_TIMEOUT:?}; check the network and the endpoint")),
     };
     Some(Finding { what: format!("s3.payload-bucket {bucket}"), wrong })

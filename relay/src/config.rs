@@ -41,9 +41,12 @@ pub struct Config {
     /// The queue to consume
     #[arg(long, help_heading = "Broker", env = "AMQP_QUEUE", default_value = "image_generation")]
     pub queue: String,
-    /// How many messages the broker may hand out before they are acknowledged; this bounds the memory
+    /// How many messages the broker may hand out before they are acknowledged
     #[arg(long, help_heading = "Broker", env = "AMQP_PREFETCH", default_value_t = 100, value_parser = value_parser!(u16).range(1..))]
     pub prefetch: u16,
+    /// While so many bytes of messages are held, no further one is read; this bounds the memory, up to the largest message
+    #[arg(long, help_heading = "Broker", env = "AMQP_PREFETCH_BYTES", default_value_t = 128 << 20, value_parser = value_parser!(u64).range(1..))]
+    pub prefetch_bytes: u64,
     /// How to reach the broker, and what to create there.
     #[command(flatten)]
     pub broker: BrokerOptions,
@@ -77,7 +80,8 @@ pub struct Config {
     /// is too large with them, the last ones are left out
     #[arg(long, help_heading = "SQS", env = "RELAY_ATTRIBUTES", value_name = "LIST", default_value = attributes::DEFAULT)]
     pub attributes: Attributes,
-    /// The S3 bucket for bodies over 1 MiB, of which SQS gets a pointer; without it such a message is dead-lettered
+    /// The S3 bucket for bodies over 1 MiB, or over the queue's MaximumMessageSize if that is less, of which SQS gets a
+    /// pointer; without it such a message is dead-lettered
     #[arg(long, help_heading = "SQS", env = "RELAY_PAYLOAD_BUCKET", value_name = "BUCKET")]
     pub payload_bucket: Option<String>,
     /// Where /healthz, /readyz and /metrics answer

@@ -1,18 +1,50 @@
 //! What one message becomes in SQS, and the rules that SQS sets for it.
 //!
-//! Refuses every body that SQS would refuse, with the reason, before a request is spent on it. It never changes a body
+//! A body that SQS would refuse is told apart, with the reason, before a request is spent on it. It is never changed
 //! to make it fit; attributes that do not fit beside it are left out.
 
-use std::fmt;
+use std::{
+    fmt,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+};
 
 mod ids;
 
 pub use ids::Ids;
 
-use crate::{attributes::Attribute, payload::Payload};
+use crate::{
+    attributes::{Attribute, MAX_ATTRIBUTES},
+    payload::Payload,
+};
 
 /// What SQS takes in one message and also in one batch, attributes counted.
 pub const MAX_BYTES: usize = 1024 * 1024;
+
+/// What this queue takes in one message: its `MaximumMessageSize`, as far as that is known. Clones are the same one.
+#[derive(Debug, Clone)]
+pub struct SizeLimit(Arc<AtomicUsize>);
+
+impl Default for SizeLimit {
+    /// SQS' own limit.
+    fn default() -> Self {
+        Self(Arc::new(AtomicUsize::new(MAX_BYTES)))
+    }
+}
+
+impl SizeLimit {
+    /// In bytes, attributes counted.
+    pub fn get(&self) -> usize {
+        self.0.load(Ordering::Relaxed)
+    }
+
+    /// Changes it; gives what it was before.
+    pub(crate) fn set(&self, bytes: usize) -> usize {
+        self.0.swap(bytes.min(MAX_BYTES), Ordering::Relaxed)
+    }
+}
 
 /// One message as SQS can carry it.
 #[derive(Debug, Clone, PartialEq)]
@@ -34,21 +66,28 @@ pub enum Reason {
     PropertyNotUtf8(String),
     /// A character that XML 1.0 does not have.
     IllegalCharacter,
-    /// The body has this many bytes.
-    TooLarge(usize),
-    /// SQS itself refused this very entry with this code.
+    /// The message has more bytes than the queue takes.
+    TooLarge {
+        /// What it has.
+        bytes: usize,
+        /// What the queue takes.
+        limit: usize,
+    },
+    /// Something between here and SQS takes no message of so many bytes.
+    TooLargeOnTheWay(usize),
+    /// SQS itself refused this very entry: its code, and a sentence for it.
     Rejected(String),
 }
 
 impl Entry {
     /// Checks a body; gives it back with the reason when SQS cannot carry it. The entry has no attributes and no ids yet.
-    pub fn new(body: Vec<u8>) -> Result<Self, (Vec<u8>, Reason)> {
+    pub fn new(body: Vec<u8>, limit: usize) -> Result<Self, (Vec<u8>, Reason)> {
         if body.is_empty() {
             return Err((body, Reason::EmptyBody));
         }
-        if body.len() > MAX_BYTES {
-            let size = body.len();
-            return Err((body, Reason::TooLarge(size)));
+        if body.len() > limit {
+            let bytes = body.len();
+            return Err((body, Reason::TooLarge { bytes, limit }));
         }
         let body = String::from_utf8(body).map_err(|err| (err.into_bytes(), Reason::NotUtf8))?;
         if !body.chars().all(is_legal) {
@@ -63,12 +102,24 @@ impl Entry {
         Self { body, attributes: vec![], ids: Ids::Standard { group: None }, payload: Some(payload) }
     }
 
+    /// The same message with its body in S3; itself where it is there already. Ids stay.
+    pub fn moved(self, bucket: &str, limit: usize) -> Self {
+        if self.payload.is_some() {
+            return self;
+        }
+        let payload = Payload::new(self.body.into_bytes());
+        let mut attributes = self.attributes;
+        attributes.insert(0, payload.size_attribute());
+        attributes.truncate(MAX_ATTRIBUTES);
+        Self::elsewhere(payload, bucket).with_ids(self.ids).with_attributes(attributes, limit)
+    }
+
     /// Adds attributes, without the last ones when all together are too large beside the body.
-    pub fn with_attributes(mut self, mut attributes: Vec<Attribute>) -> Self {
+    pub fn with_attributes(mut self, mut attributes: Vec<Attribute>, limit: usize) -> Self {
         let mut size = self.size();
         let fitting = attributes.iter().take_while(|attribute| {
             size += attribute.size();
-            size <= MAX_BYTES
+            size <= limit
         });
         attributes.truncate(fitting.count());
         self.attributes.append(&mut attributes);
@@ -126,7 +177,7 @@ impl Entry {
 
     /// Gives the body up, as it came.
     pub fn into_body(self) -> Vec<u8> {
-        self.payload.map_or_else(|| self.body.into_bytes(), |payload| payload.body)
+        self.payload.map_or_else(|| self.body.into_bytes(), |payload| payload.body.into())
     }
 }
 
@@ -138,7 +189,7 @@ impl Reason {
             Self::NotUtf8 => "not-utf8",
             Self::PropertyNotUtf8(_) => "property-not-utf8",
             Self::IllegalCharacter => "illegal-character",
-            Self::TooLarge(_) => "too-large",
+            Self::TooLarge { .. } | Self::TooLargeOnTheWay(_) => "too-large",
             Self::Rejected(_) => "rejected-by-sqs",
         }
     }
@@ -151,7 +202,19 @@ impl fmt::Display for Reason {
             Self::NotUtf8 => f.write_str("the body is not UTF-8"),
             Self::PropertyNotUtf8(strings) => write!(f, "not UTF-8: {strings}"),
             Self::IllegalCharacter => f.write_str("the body holds a character that SQS does not carry"),
-            Self::TooLarge(bytes) => write!(f, "the body has {bytes} bytes, SQS takes {MAX_BYTES}"),
+            Self::TooLarge { bytes, limit } if *limit < MAX_BYTES => write!(
+                f,
+                "the message has {bytes} bytes, and the SQS queue takes {limit}: raise its MaximumMessageSize, or set \
+                 --payload-bucket"
+            ),
+            Self::TooLarge { bytes, limit } => {
+                write!(f, "the message has {bytes} bytes, and SQS takes {limit}: set --payload-bucket")
+            }
+            Self::TooLargeOnTheWay(bytes) => write!(
+                f,
+                "the message has {bytes} bytes, and something between the relay and SQS takes no such request (413): \
+                 correct that, or set --payload-bucket"
+            ),
             Self::Rejected(code) => write!(f, "SQS rejected the entry: {code}"),
         }
     }

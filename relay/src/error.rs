@@ -58,13 +58,11 @@ impl Error {
 
 /// A refusal by SQS that holds for every message, such as a queue that does not exist or access denied.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("SQS refuses every message: {code}: {message}")]
-pub struct Stop {
-    /// The error code that SQS gave.
-    pub code: String,
-    /// Its explanation.
-    pub message: String,
-}
+#[error("SQS refuses every message: {0}")]
+pub struct Stop(
+    /// The error code that SQS gave, and a sentence for it.
+    pub String,
+);
 
 /// Why the broker's side does not work now. Always tried again once the relay has consumed.
 #[derive(Debug, thiserror::Error)]

@@ -1,18 +1,22 @@
 //! The messages of one generation: gathered, sent, settled, and those that failed sent again.
 //!
-//! Refuses to decide how a generation ends; it only holds its messages. To drop a flow is safe: everything that was not
-//! acknowledged is delivered again. It holds no more than the prefetch, because all it holds is unacknowledged.
+//! How a generation ends is decided elsewhere; this only holds its messages. To drop a flow is safe: everything that was not
+//! acknowledged is delivered again. It holds no more than the prefetch and its bytes allow, because all it holds is unacknowledged.
 
 mod dispatch;
 
-use std::{collections::VecDeque, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, VecDeque},
+    sync::Arc,
+    time::Duration,
+};
 
 use lapin::message::Delivery;
 use tokio::{
     task::{JoinError, JoinSet},
     time::{Instant, sleep, sleep_until},
 };
-use tracing::{Instrument, info, info_span, warn};
+use tracing::{Instrument, error, info, info_span, warn};
 
 use crate::{
     acker::Acks,
@@ -24,9 +28,10 @@ use crate::{
     health::Readiness,
     lanes::Lanes,
     message::{Message, Poison},
-    metrics::Metrics,
+    metrics::{Metrics, cause::PAYLOAD_BUCKET},
     recipe::Recipe,
     sink::Sink,
+    wire::Note,
 };
 
 /// The wait after so many failures in a row, counted from 0.
@@ -97,10 +102,10 @@ impl<S: Sink, D: PoisonSink> Flow<S, D> {
         }
     }
 
-    /// Takes a delivery over. `mended` says which of its strings were not UTF-8: SQS gets no message that is not as it was sent.
-    pub fn accept(&mut self, delivery: Delivery, mended: Option<String>) {
-        let accepted = Message::accept(delivery, &self.acks, &self.metrics, &self.terms.recipe);
-        match (accepted, mended) {
+    /// Takes a delivery over. One with strings that were not UTF-8 is poison: SQS gets no message that is not as it was sent.
+    pub(crate) fn accept(&mut self, delivery: Delivery, note: Note) {
+        let accepted = Message::accept(delivery, note.held, &self.acks, &self.metrics, &self.terms.recipe);
+        match (accepted, note.mended) {
             (Ok(message), Some(strings)) => self.bury(message.into_poison(Reason::PropertyNotUtf8(strings))),
             (Ok(message), None) => {
                 self.ready.extend(self.lanes.push(message, Instant::now()));
@@ -176,10 +181,10 @@ impl<S: Sink, D: PoisonSink> Flow<S, D> {
             let Some(batch) = self.ready.pop_front() else { return };
             let bytes: usize = batch.iter().map(Weigh::weight).sum();
             let span = info_span!("batch", batch.entries = batch.len(), batch.bytes = bytes);
-            let sink = Arc::clone(&self.sink);
+            let (sink, terms) = (Arc::clone(&self.sink), Arc::clone(&self.terms));
             let in_flight = self.metrics.batch(batch.len(), bytes);
             let job = async move {
-                let outcome = dispatch(&*sink, batch).await;
+                let outcome = dispatch(&*sink, batch, &terms.recipe).await;
                 in_flight.answered();
                 Done::Sent(outcome)
             };
@@ -189,7 +194,7 @@ impl<S: Sink, D: PoisonSink> Flow<S, D> {
     }
 
     fn apply(&mut self, outcome: Outcome) -> Result<(), Halt> {
-        if self.readiness.note_sqs(outcome.answered) {
+        if outcome.answered.is_some_and(|answered| self.readiness.note_sqs(answered)) {
             info!("SQS answers again");
         }
         // Beside the next batch: an acknowledgement waits a little for older ones.
@@ -207,18 +212,27 @@ impl<S: Sink, D: PoisonSink> Flow<S, D> {
         for lane in outcome.lanes {
             self.ready.extend(self.lanes.settle(&lane));
         }
-        if let Some(attempt) = outcome.retry.iter().map(|message| message.attempts).max() {
+        for message in outcome.moved {
+            self.ready.extend(self.lanes.again(message, Instant::now()));
+        }
+        // One that has failed for hours must not let the others of its batch wait as long.
+        let mut alike: BTreeMap<(u32, &str), (String, Vec<Message>)> = BTreeMap::new();
+        for (message, cause) in outcome.retry {
+            let (_, messages) = alike.entry((message.attempts, cause.word)).or_insert((cause.text, vec![]));
+            messages.push(message);
+        }
+        for ((attempt, word), (cause, messages)) in alike {
             let delay = (self.terms.backoff)(attempt.saturating_sub(1));
-            warn!(
-                messages = outcome.retry.len(),
-                attempt,
-                retry_ms = delay.as_millis(),
-                cause = outcome.cause,
-                "not accepted by SQS, trying again"
-            );
+            let (count, retry_ms) = (messages.len(), delay.as_millis());
+            if word == PAYLOAD_BUCKET {
+                // An alarm: nobody else notices, as all other messages pass.
+                error!(messages = count, attempt, retry_ms, cause, "not taken by the payload bucket, trying again");
+            } else {
+                warn!(messages = count, attempt, retry_ms, cause, "not accepted by SQS, trying again");
+            }
             let rest = async move {
                 sleep(delay).await;
-                Done::Rested(outcome.retry)
+                Done::Rested(messages)
             };
             self.jobs.spawn(rest);
         }

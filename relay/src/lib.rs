@@ -16,6 +16,7 @@ pub mod attributes;
 mod backoff;
 pub mod batch;
 pub mod bridge;
+mod budget;
 pub mod check;
 pub mod config;
 pub mod dead_letter;
@@ -54,13 +55,18 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> Result<(), Erro
         amqp.hosts = %broker.addresses(),
         amqp.queue = %config.queue,
         amqp.prefetch = config.prefetch,
+        amqp.prefetch_bytes = config.prefetch_bytes,
         sqs.queue_url = %config.sqs_queue_url,
         health.addr = %health.addr,
         "relay started"
     );
     let sink = SqsSink::connect(&config).await;
     let started = Instant::now();
-    let result = Bridge::new(&config, broker, sink, readiness, metrics).run(&shutdown).await;
+    let bridge = Bridge::new(&config, broker, sink.clone(), readiness, metrics);
+    let result = tokio::select! {
+        result = bridge.run(&shutdown) => result,
+        never = sink.watch() => match never {},
+    };
     info!(uptime_s = started.elapsed().as_secs(), "relay ended");
     result
 }

@@ -1,6 +1,6 @@
 //! One message on its way: what SQS will carry, where it came from, and the right to acknowledge it.
 //!
-//! Refuses to part the acker from its message: whoever settles the one holds the other.
+//! The acker is never parted from its message: whoever settles the one holds the other.
 
 use std::time::SystemTime;
 
@@ -10,6 +10,7 @@ use tracing::{Span, info_span};
 use crate::{
     acker::{Acker, Acks},
     batch::Weigh,
+    budget::Held,
     entry::{Entry, Reason},
     field::Parts,
     metrics::{Metrics, Unacked},
@@ -44,6 +45,8 @@ pub(crate) struct Ticket {
     pub(crate) unacked: Unacked,
     pub(crate) origin: Box<Origin>,
     pub(crate) span: Span,
+    /// Its bytes count until it is settled.
+    pub(crate) _held: Option<Held>,
 }
 
 /// Where a message came from.
@@ -59,7 +62,15 @@ impl Message {
     /// Takes a delivery over.
     // The error is the other of two ordinary outcomes, and it is moved only once.
     #[allow(clippy::result_large_err)]
-    pub(crate) fn accept(delivery: Delivery, acks: &Acks, metrics: &Metrics, recipe: &Recipe) -> Result<Self, Poison> {
+    pub(crate) fn accept(
+        mut delivery: Delivery,
+        held: Option<Held>,
+        acks: &Acks,
+        metrics: &Metrics,
+        recipe: &Recipe,
+    ) -> Result<Self, Poison> {
+        // The client lets it grow by doubling.
+        delivery.data.shrink_to_fit();
         let acker = acks.acker(&delivery);
         let message_id = delivery.properties.message_id().as_ref().map(|id| id.as_str());
         let span = info_span!("delivery", delivery.tag = delivery.delivery_tag, message.id = message_id);
@@ -84,6 +95,7 @@ impl Message {
                 received_at: SystemTime::now(),
             }),
             span,
+            _held: held,
         };
         match checked {
             Ok(entry) => Ok(Self { entry, attempts: 0, ticket }),

@@ -12,12 +12,13 @@ use std::{
     time::{Duration, Instant, UNIX_EPOCH},
 };
 
-use prometheus_client::encoding::text;
+use prometheus_client::{encoding::text, metrics::gauge::Gauge};
 
-mod cause;
+pub(crate) mod cause;
 mod series;
 mod unacked;
 
+pub use cause::Cause;
 use series::Series;
 pub use unacked::{InFlight, Unacked};
 
@@ -61,6 +62,11 @@ impl Metrics {
         self.0.series.batch_bytes.observe(bytes as f64);
         self.0.series.in_flight.inc();
         InFlight { metrics: self.clone(), since: Instant::now() }
+    }
+
+    /// What shows the bytes held.
+    pub(crate) fn held_bytes(&self) -> Gauge {
+        self.0.series.held_bytes.clone()
     }
 
     /// Consuming begins, for the first time or again.

@@ -1,17 +1,19 @@
 //! Bodies over SQS' limit: they go to S3, and a pointer to them goes to SQS.
 //!
 //! The pointer has the form of Amazon's Extended Client Libraries (github.com/awslabs/payload-offloading-java-common-lib-for-aws),
-//! so that their receivers find the body too. Refuses to delete: a message may be delivered again; the bucket's lifecycle
+//! so that their receivers find the body too. Nothing is deleted here: a message may be delivered again; the bucket's lifecycle
 //! rule is for that.
 
 use std::{env, error::Error, time::Duration};
 
-use aws_config::{SdkConfig, retry::RetryConfig, timeout::TimeoutConfig};
+use aws_config::{Region, SdkConfig, retry::RetryConfig, timeout::TimeoutConfig};
+use aws_errors::{Class, bucket_region, class, describe, status};
 use aws_sdk_s3::{
     Client,
     error::{ProvideErrorMetadata, SdkError},
     primitives::ByteStream,
 };
+use bytes::Bytes;
 use serde_json::json;
 
 use crate::{
@@ -31,14 +33,14 @@ const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(60);
 pub struct Payload {
     /// The key, made of the body alone: the same message sent again overwrites itself.
     pub key: String,
-    /// The body.
-    pub body: Vec<u8>,
+    /// The body. The client sends these very bytes, without a copy.
+    pub body: Bytes,
 }
 
 impl Payload {
     /// The payload of a body.
     pub fn new(body: Vec<u8>) -> Self {
-        Self { key: format!("payloads/{}", sha256(&body)), body }
+        Self { key: format!("payloads/{}", sha256(&body)), body: body.into() }
     }
 
     /// The attribute by which receivers know a pointer: the body's bytes.
@@ -57,17 +59,16 @@ impl Payload {
 pub struct PayloadStore {
     s3: Client,
     bucket: String,
+    region: Option<String>,
 }
 
 /// Why a payload could not be stored.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Unstored {
-    /// The bucket is not there, or may not be written to.
-    pub for_good: bool,
-    /// The error code, of the service or of the client.
-    pub code: String,
-    /// The sentence for it.
-    pub message: String,
+    /// What the error means.
+    pub class: Class,
+    /// The error code, of the service or of the client, and a sentence for it.
+    pub text: String,
 }
 
 impl PayloadStore {
@@ -87,7 +88,8 @@ impl PayloadStore {
             .retry_config(RetryConfig::disabled())
             .force_path_style(stand_in)
             .build();
-        Self { s3: Client::from_conf(config), bucket: bucket.to_owned() }
+        let region = shared.region().map(Region::to_string);
+        Self { s3: Client::from_conf(config), bucket: bucket.to_owned(), region }
     }
 
     /// Whether payloads could be stored: the bucket is there.
@@ -96,7 +98,7 @@ impl PayloadStore {
             Ok(_) => Ok(()),
             // A role may be allowed to write objects and nothing else. The first large body will tell.
             Err(err) if status(&err) == Some(403) => Ok(()),
-            Err(err) => Err(unstored(&err)),
+            Err(err) => Err(self.unstored(&err)),
         }
     }
 
@@ -104,18 +106,20 @@ impl PayloadStore {
     pub async fn put(&self, payload: &Payload) -> Result<(), Unstored> {
         let body = ByteStream::from(payload.body.clone());
         let sent = self.s3.put_object().bucket(&self.bucket).key(&payload.key).body(body).send().await;
-        sent.map(drop).map_err(|err| unstored(&err))
+        sent.map(drop).map_err(|err| self.unstored(&err))
     }
-}
 
-fn status<E>(err: &SdkError<E>) -> Option<u16> {
-    err.raw_response().map(|response| response.status().as_u16())
-}
-
-fn unstored<E: Error + ProvideErrorMetadata + 'static>(err: &SdkError<E>) -> Unstored {
-    let code = err.code().unwrap_or("Unreachable").to_owned();
-    let message = err.message().map_or_else(|| err.to_string(), str::to_owned);
-    Unstored { for_good: matches!(status(err), Some(403 | 404)), code, message }
+    fn unstored<E: Error + ProvideErrorMetadata + 'static>(&self, err: &SdkError<E>) -> Unstored {
+        let elsewhere = bucket_region(err).filter(|region| Some(*region) != self.region.as_deref());
+        let text = match (elsewhere, &self.region) {
+            // SQS is asked in the same region, so that AWS_REGION cannot simply be changed.
+            (Some(there), Some(here)) => {
+                format!("the bucket lies in {there}, and the relay works in {here}: name a bucket of {here}")
+            }
+            _ => describe(err),
+        };
+        Unstored { class: class(err), text }
+    }
 }
 
 #[cfg(test)]

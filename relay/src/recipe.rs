@@ -1,6 +1,6 @@
 //! How a delivery becomes an entry: which ids it gets, and which attributes.
 //!
-//! Refuses no message for its ids or attributes: what is missing or does not fit is replaced or left out, always the same
+//! No message fails for its ids or attributes: what is missing or does not fit is replaced or left out, always the same
 //! way, so that a message that is delivered again becomes the same entry again.
 
 use tracing::warn;
@@ -8,7 +8,7 @@ use tracing::warn;
 use crate::{
     attributes::{Attributes, MAX_ATTRIBUTES},
     config::Config,
-    entry::{Entry, Ids, Reason},
+    entry::{Entry, Ids, Reason, SizeLimit},
     field::{Field, Parts},
     payload::Payload,
 };
@@ -24,23 +24,26 @@ pub struct Recipe {
     deduplication: Option<Field>,
     attributes: Attributes,
     payload_bucket: Option<String>,
+    limit: SizeLimit,
 }
 
 impl Recipe {
-    /// The recipe as configured.
-    pub fn new(config: &Config) -> Self {
+    /// The recipe as configured, for a queue with this limit.
+    pub fn new(config: &Config, limit: SizeLimit) -> Self {
         Self {
             fifo: config.is_fifo(),
             group: config.message_group_id.clone(),
             deduplication: config.message_deduplication_id.clone(),
             attributes: config.attributes.clone(),
             payload_bucket: config.payload_bucket.clone(),
+            limit,
         }
     }
 
     /// The entry of a body and of what came with it; the parts' own body is not looked at.
     pub fn entry(&self, body: Vec<u8>, with: Parts<'_>) -> Result<Entry, (Vec<u8>, Reason)> {
-        let entry = Entry::new(body).or_else(|(body, reason)| self.elsewhere(body, reason))?;
+        let limit = self.limit.get();
+        let entry = Entry::new(body, limit).or_else(|(body, reason)| self.elsewhere(body, reason))?;
         // That of the message, wherever it goes.
         let body =
             entry.payload().map_or(entry.body(), |payload| std::str::from_utf8(&payload.body).unwrap_or_default());
@@ -51,7 +54,7 @@ impl Recipe {
             attributes.truncate(MAX_ATTRIBUTES);
         }
         let wanted = attributes.len();
-        let entry = entry.with_ids(ids).with_attributes(attributes);
+        let entry = entry.with_ids(ids).with_attributes(attributes, limit);
         let left_out = wanted - entry.attributes().len();
         if left_out > 0 {
             warn!(attributes = left_out, "the message is too large to carry these attributes too, sent without them");
@@ -62,9 +65,19 @@ impl Recipe {
     /// A second chance for a body over the limit. The function reads text, so that it must be text there as well.
     fn elsewhere(&self, body: Vec<u8>, reason: Reason) -> Result<Entry, (Vec<u8>, Reason)> {
         match (&self.payload_bucket, &reason) {
-            (Some(_), Reason::TooLarge(_)) if std::str::from_utf8(&body).is_err() => Err((body, Reason::NotUtf8)),
-            (Some(bucket), Reason::TooLarge(_)) => Ok(Entry::elsewhere(Payload::new(body), bucket)),
+            (Some(_), Reason::TooLarge { .. }) if std::str::from_utf8(&body).is_err() => Err((body, Reason::NotUtf8)),
+            (Some(bucket), Reason::TooLarge { .. }) => Ok(Entry::elsewhere(Payload::new(body), bucket)),
             _ => Err((body, reason)),
+        }
+    }
+
+    /// A second chance for a message that turned out to be too large, if there is a bucket and its body is not there already.
+    pub(crate) fn moved(&self, entry: Entry, reason: &Reason) -> Result<Entry, Entry> {
+        match (&self.payload_bucket, reason) {
+            (Some(bucket), Reason::TooLarge { .. } | Reason::TooLargeOnTheWay(_)) if entry.payload().is_none() => {
+                Ok(entry.moved(bucket, self.limit.get()))
+            }
+            _ => Err(entry),
         }
     }
 
@@ -100,7 +113,7 @@ mod tests {
         let field = |text: Option<&str>| text.map(|text| text.parse().unwrap());
         let attributes = "message-id,correlation-id".parse().unwrap();
         let (group, deduplication) = (field(group), field(deduplication));
-        Recipe { fifo, group, deduplication, attributes, payload_bucket: None }
+        Recipe { fifo, group, deduplication, attributes, payload_bucket: None, limit: SizeLimit::default() }
     }
 
     fn entry(recipe: &Recipe, body: &str, properties: &BasicProperties) -> Entry {
@@ -139,7 +152,7 @@ mod tests {
         let with = || Parts { body: "", exchange: "", routing_key: "", properties: &properties };
         let plain = recipe(true, Some("json:/style"), None);
         let (back, reason) = plain.entry(body.clone().into(), with()).unwrap_err();
-        assert!(back == body.as_bytes() && reason == Reason::TooLarge(body.len()));
+        assert!(back == body.as_bytes() && reason == Reason::TooLarge { bytes: body.len(), limit: MAX_BYTES });
         let bucket = Recipe { payload_bucket: Some("b".to_owned()), ..plain };
         let entry = bucket.entry(body.clone().into(), with()).unwrap();
         assert!(entry.body().contains(r#""s3BucketName":"b""#) && entry.size() < 1_000, "{}", entry.body());

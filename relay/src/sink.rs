@@ -1,13 +1,14 @@
 //! Sends batches to SQS and says for each entry what became of it.
 //!
-//! Refuses to retry: it reports, and the flow decides when to try again. It also refuses to let one bad entry fail its
-//! neighbours: a request refused for its content is repeated entry by entry.
+//! It reports, and the flow decides when to try again. One bad entry does not fail its neighbours: a request refused for its
+//! content or size is repeated entry by entry.
 
 mod verdict;
 
-use std::{future::Future, time::Duration};
+use std::{convert::Infallible, future::Future, time::Duration};
 
 use aws_config::{BehaviorVersion, retry::RetryConfig, timeout::TimeoutConfig};
+use aws_errors::{Class, class, describe, status};
 use aws_sdk_sqs::{
     Client,
     error::{ProvideErrorMetadata, SdkError},
@@ -16,16 +17,21 @@ use aws_sdk_sqs::{
     types::{MessageAttributeValue, QueueAttributeName, SendMessageBatchRequestEntry},
 };
 use futures_util::future::join_all;
-use tracing::{debug, warn};
+use tokio::time::sleep;
+use tracing::{debug, error, info, warn};
 
 pub use crate::sink::verdict::Verdict;
 use crate::{
     attributes::Value,
     config::Config,
-    entry::Entry,
+    entry::{Entry, MAX_BYTES, Reason, SizeLimit},
     error::Stop,
+    metrics::{
+        Cause,
+        cause::{self, OTHER, PAYLOAD_BUCKET, TIMEOUT, UNMENTIONED, UNREACHABLE, UNREADABLE},
+    },
     payload::PayloadStore,
-    sink::verdict::{Fault, classify, verdicts},
+    sink::verdict::{Fault, Refusal, fault, verdicts},
 };
 
 /// The SDK sets only the first of these by itself; without the others a lost connection is waited for without end.
@@ -34,10 +40,18 @@ const READ_TIMEOUT: Duration = Duration::from_secs(10);
 const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(15);
 const OPERATION_TIMEOUT: Duration = Duration::from_secs(20);
 
+/// How often the queue's limit is looked at.
+const LIMIT_WATCH: Duration = Duration::from_secs(60);
+
 /// Where batches go.
 pub trait Sink: Send + Sync + 'static {
     /// Asks whether sending can work at all.
     fn probe(&self) -> impl Future<Output = Probe> + Send;
+
+    /// How large a message may be. It may change at any time.
+    fn limit(&self) -> SizeLimit {
+        SizeLimit::default()
+    }
 
     /// Sends one batch, within the limits of [`crate::batch`]. Gives one verdict per entry, in the order of the entries.
     fn send(&self, entries: &[&Entry]) -> impl Future<Output = Vec<Verdict>> + Send;
@@ -46,8 +60,8 @@ pub trait Sink: Send + Sync + 'static {
 /// What a probe found.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Probe {
-    /// The queue answers.
-    Ready,
+    /// The queue answers, and takes messages of so many bytes; `None` if it may not be asked.
+    Ready(Option<usize>),
     /// It does not answer now.
     Unreachable(String),
     /// It will never accept anything.
@@ -60,6 +74,7 @@ pub struct SqsSink {
     client: Client,
     queue_url: String,
     payloads: Option<PayloadStore>,
+    limit: SizeLimit,
 }
 
 impl SqsSink {
@@ -78,7 +93,12 @@ impl SqsSink {
             .retry_config(RetryConfig::disabled())
             .build();
         let payloads = config.payload_bucket.as_ref().map(|bucket| PayloadStore::new(bucket, &shared));
-        Self { client: Client::from_conf(client), queue_url: config.sqs_queue_url.clone(), payloads }
+        Self {
+            client: Client::from_conf(client),
+            queue_url: config.sqs_queue_url.clone(),
+            payloads,
+            limit: SizeLimit::default(),
+        }
     }
 
     /// The bucket for payloads, if one is configured.
@@ -86,63 +106,118 @@ impl SqsSink {
         self.payloads.as_ref()
     }
 
+    /// Looks for the bucket once, and at the queue's limit from time to time: somebody may change it.
+    pub(crate) async fn watch(&self) -> Infallible {
+        if let Some(payloads) = &self.payloads
+            && let Err(err) = payloads.probe().await
+        {
+            error!(
+                cause = err.text,
+                "messages over SQS' limit will wait: the bucket of --payload-bucket cannot be used"
+            );
+        }
+        loop {
+            sleep(LIMIT_WATCH).await;
+            // What is wrong with the queue shows when a batch is sent.
+            drop(self.probe().await);
+        }
+    }
+
+    fn learn(&self, limit: usize) {
+        let before = self.limit.set(limit);
+        if before == self.limit.get() {
+            return;
+        }
+        let bytes = self.limit.get();
+        match &self.payloads {
+            Some(_) => info!(bytes, before, "the queue's MaximumMessageSize; larger ones go to --payload-bucket"),
+            None if bytes < MAX_BYTES => warn!(
+                bytes,
+                before,
+                "the queue's MaximumMessageSize; larger ones are dead-lettered, as there is no --payload-bucket"
+            ),
+            None => info!(bytes, before, "the queue's MaximumMessageSize"),
+        }
+    }
+
     /// Puts an entry's payload into S3, if it has one; a verdict if that cannot be done now.
     async fn store(&self, entry: &Entry) -> Option<Verdict> {
         let (Some(payload), Some(payloads)) = (entry.payload(), &self.payloads) else { return None };
         let err = payloads.put(payload).await.err()?;
-        let refusal = Stop { code: err.code, message: format!("--payload-bucket: {}", err.message) };
-        Some(if err.for_good { Fault::Stop } else { Fault::Transient }.verdict(refusal))
+        let text = format!("--payload-bucket: {}", err.text);
+        Some(Verdict::Retry { cause: Cause::new(PAYLOAD_BUCKET, text), answered: None })
     }
 
     async fn deliver(&self, entries: &[&Entry]) -> Vec<Verdict> {
-        let (fault, refusal) = match self.request(entries).await {
-            Ok(output) => return verdicts(entries.len(), &output),
-            Err(failure) => failure,
-        };
-        if fault != Fault::Content || entries.len() == 1 {
-            return vec![fault.verdict(refusal); entries.len()];
+        let mut verdicts = self.try_each(entries).await;
+        let rejected = |verdict: &Verdict| matches!(verdict, Verdict::Poison(Reason::Rejected(_)));
+        if verdicts.iter().any(rejected) {
+            // The queue's limit may have been lowered a moment ago.
+            drop(self.probe().await);
+            let limit = self.limit.get();
+            for (verdict, entry) in verdicts.iter_mut().zip(entries) {
+                let bytes = entry.size();
+                if rejected(verdict) && bytes > limit {
+                    *verdict = Verdict::Poison(Reason::TooLarge { bytes, limit });
+                }
+            }
         }
-        warn!(error.code = refusal.code, "batch refused for its content, sending its entries one by one");
+        verdicts
+    }
+
+    async fn try_each(&self, entries: &[&Entry]) -> Vec<Verdict> {
+        let bucket = self.payloads.is_some();
+        let refusal = match self.request(entries).await {
+            Ok(output) => return verdicts(entries.len(), &output),
+            Err(refusal) => refusal,
+        };
+        if !matches!(refusal.fault, Fault::Content | Fault::TooLarge) || entries.len() == 1 {
+            return entries.iter().map(|entry| refusal.verdict(entry, bucket)).collect();
+        }
+        warn!(cause = refusal.cause.text, "batch refused for its content or size, sending its entries one by one");
         let mut all = Vec::with_capacity(entries.len());
         for entry in entries {
             all.push(match self.request(&[*entry]).await {
                 Ok(output) => verdicts(1, &output).remove(0),
-                Err((fault, refusal)) => fault.verdict(refusal),
+                Err(refusal) => refusal.verdict(entry, bucket),
             });
         }
         all
     }
 
-    async fn request(&self, entries: &[&Entry]) -> Result<SendMessageBatchOutput, (Fault, Stop)> {
+    async fn request(&self, entries: &[&Entry]) -> Result<SendMessageBatchOutput, Refusal> {
         let mut request = self.client.send_message_batch().queue_url(&self.queue_url);
         for (id, entry) in entries.iter().enumerate() {
-            request = request.entries(to_sqs(id, entry).map_err(|stop| (Fault::Stop, stop))?);
+            request = request.entries(to_sqs(id, entry)?);
         }
-        request.send().await.map_err(|err| describe(&err))
+        request.send().await.map_err(|err| refusal(&err))
     }
 }
 
 impl Sink for SqsSink {
     async fn probe(&self) -> Probe {
-        let answer = self
-            .client
-            .get_queue_attributes()
-            .queue_url(&self.queue_url)
-            .attribute_names(QueueAttributeName::QueueArn)
-            .send()
-            .await;
-        match answer {
-            Ok(_) => Probe::Ready,
-            Err(err) => match describe(&err) {
-                (Fault::Stop, stop) if verdict::is_denied(&stop.code) => {
-                    // A role may be allowed to send and nothing else. The first batch will tell.
-                    debug!(error.code = stop.code, "the queue may not be looked at");
-                    Probe::Ready
-                }
-                (Fault::Stop, stop) => Probe::Stop(stop),
-                (_, cause) => Probe::Unreachable(format!("{}: {}", cause.code, cause.message)),
+        let (arn, limit) = (QueueAttributeName::QueueArn, QueueAttributeName::MaximumMessageSize);
+        let request = self.client.get_queue_attributes().queue_url(&self.queue_url);
+        match request.attribute_names(arn).attribute_names(limit.clone()).send().await {
+            Ok(answer) => {
+                let limit = answer.attributes().and_then(|all| all.get(&limit)?.parse().ok());
+                limit.into_iter().for_each(|limit| self.learn(limit));
+                Probe::Ready(limit)
+            }
+            Err(err) if class(&err) == Class::Denied => {
+                // A role may be allowed to send and nothing else. The first batch will tell.
+                debug!(cause = describe(&err), "the queue may not be looked at");
+                Probe::Ready(None)
+            }
+            Err(err) => match refusal(&err) {
+                Refusal { fault: Fault::Stop, cause } => Probe::Stop(Stop(cause.text)),
+                Refusal { cause, .. } => Probe::Unreachable(cause.text),
             },
         }
+    }
+
+    fn limit(&self) -> SizeLimit {
+        self.limit.clone()
     }
 
     async fn send(&self, entries: &[&Entry]) -> Vec<Verdict> {
@@ -150,15 +225,17 @@ impl Sink for SqsSink {
         let sent: Vec<&Entry> =
             entries.iter().zip(&unstored).filter(|(_, no)| no.is_none()).map(|(entry, _)| *entry).collect();
         let mut verdicts = if sent.is_empty() { vec![] } else { self.deliver(&sent).await }.into_iter();
-        let lost = || Verdict::Retry { cause: "no verdict".to_owned(), answered: true };
+        let lost = || Verdict::Retry { cause: Cause::new(UNMENTIONED, "no verdict"), answered: Some(true) };
         unstored.into_iter().map(|no| no.or_else(|| verdicts.next()).unwrap_or_else(lost)).collect()
     }
 }
 
 /// The position in the batch serves as the id: it is unique, legal and leads back to the entry.
-fn to_sqs(id: usize, entry: &Entry) -> Result<SendMessageBatchRequestEntry, Stop> {
-    let incomplete =
-        |err: aws_sdk_sqs::error::BuildError| Stop { code: "InvalidRequest".to_owned(), message: err.to_string() };
+fn to_sqs(id: usize, entry: &Entry) -> Result<SendMessageBatchRequestEntry, Refusal> {
+    let incomplete = |err: aws_sdk_sqs::error::BuildError| Refusal {
+        fault: Fault::Stop,
+        cause: Cause::new(OTHER, format!("the request cannot be made: {err}")),
+    };
     let mut builder = SendMessageBatchRequestEntry::builder()
         .id(id.to_string())
         .message_body(entry.body())
@@ -175,25 +252,16 @@ fn to_sqs(id: usize, entry: &Entry) -> Result<SendMessageBatchRequestEntry, Stop
     builder.build().map_err(incomplete)
 }
 
-/// What a failed request means, with the words of the service or, where it did not answer, of the client.
-fn describe<E>(err: &SdkError<E>) -> (Fault, Stop)
+/// What follows from a failed request, and a line about it of our own.
+fn refusal<E>(err: &SdkError<E>) -> Refusal
 where
     E: std::error::Error + ProvideErrorMetadata + 'static,
 {
-    let status = err.raw_response().map(|response| response.status().as_u16());
-    let fallback = match err {
-        SdkError::TimeoutError(_) => "Timeout",
-        SdkError::DispatchFailure(_) => "Unreachable",
-        SdkError::ServiceError(_) | SdkError::ResponseError(_) => "UnreadableAnswer",
-        _ => "InvalidRequest",
+    let word = match err {
+        SdkError::TimeoutError(_) => TIMEOUT,
+        SdkError::DispatchFailure(_) => UNREACHABLE,
+        SdkError::ResponseError(_) => UNREADABLE,
+        _ => cause::of(status(err), err.code().unwrap_or_default()),
     };
-    let code = err.code();
-    let message = err.message().map_or_else(|| causes(err), str::to_owned);
-    (classify(status, code), Stop { code: code.unwrap_or(fallback).to_owned(), message })
-}
-
-/// The chain of causes. The SDK's own way to show it prints whole requests and answers too.
-fn causes(err: &(dyn std::error::Error + 'static)) -> String {
-    let chain = std::iter::successors(Some(err), |err| err.source());
-    chain.map(ToString::to_string).collect::<Vec<_>>().join(": ")
+    Refusal { fault: fault(class(err), status(err)), cause: Cause::new(word, describe(err)) }
 }

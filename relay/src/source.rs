@@ -1,9 +1,12 @@
 //! The consuming side: opens connections to the broker and takes deliveries from them.
 //!
-//! Each connection is a generation. Refuses to carry anything from one generation to the next: what was delivered on a
-//! broken one will be delivered again, and its ackers cannot do harm.
+//! Each connection is a generation. No delivery is carried from one to the next: what was delivered on a
+//! broken one will be delivered again, and its ackers cannot do harm. How many messages fit at a time is known to all of them.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
 
 use futures_util::StreamExt;
 use lapin::{
@@ -13,14 +16,16 @@ use lapin::{
     types::FieldTable,
 };
 use tokio::time::timeout;
-use tracing::debug;
+use tracing::{debug, info, warn};
 
 use crate::{
     amqp::{self, Broker},
+    budget::{Budget, Held, Window},
     config::Config,
     error::BrokerError,
+    metrics::Metrics,
     topology::Topology,
-    wire::Notes,
+    wire::{Note, Notes},
 };
 
 /// From the open connection to the first delivery that may come.
@@ -33,7 +38,8 @@ const CONSUMER_TAG: &str = "relay";
 pub struct Source {
     broker: Arc<Broker>,
     topology: Topology,
-    prefetch: u16,
+    budget: Budget,
+    window: Arc<Mutex<Window>>,
 }
 
 /// One connection, one channel, one consumer.
@@ -42,14 +48,31 @@ pub struct Generation {
     connection: Connection,
     channel: Channel,
     consumer: Consumer,
-    notes: Notes,
+    queue: String,
+    budget: Budget,
+    window: Arc<Mutex<Window>>,
+    /// The consumer is cancelled, to begin anew with another prefetch.
+    resizing: bool,
+    notes: EndOnDrop,
+}
+
+/// Whatever becomes of the client's side, the connection must not wait for room that nobody makes.
+#[derive(Debug)]
+struct EndOnDrop(Notes);
+
+impl Drop for EndOnDrop {
+    fn drop(&mut self) {
+        self.0.end();
+    }
 }
 
 /// What a generation gives next.
 #[derive(Debug)]
-pub enum Intake {
-    /// A message, and which of its strings are not UTF-8 and were mended, in words.
-    Delivery(Box<Delivery>, Option<String>),
+pub(crate) enum Intake {
+    /// A message, and what is known of it.
+    Delivery(Box<Delivery>, Note),
+    /// No more messages until [`Generation::consume`] is called.
+    Resized,
     /// No more messages, but the channel may still take acknowledgements.
     Cancelled,
     /// The channel has ended.
@@ -58,19 +81,30 @@ pub enum Intake {
 
 impl Source {
     /// A source for the configured queue.
-    pub fn new(config: &Config, broker: Arc<Broker>) -> Self {
+    pub fn new(config: &Config, broker: Arc<Broker>, metrics: &Metrics) -> Self {
         let topology = Topology::new(config);
-        Self { broker, topology, prefetch: config.prefetch }
+        let limit = usize::try_from(config.prefetch_bytes).unwrap_or(usize::MAX);
+        let window = Arc::new(Mutex::new(Window::new(config.prefetch, limit)));
+        Self { broker, topology, budget: Budget::new(limit, metrics.held_bytes()), window }
     }
 
     /// Connects and starts to consume. One try: the bridge repeats it.
     pub async fn open(&self) -> Result<Generation, BrokerError> {
         // Each host has a time of its own for this.
-        let notes = Notes::default();
+        let notes = Notes::within(self.budget.clone());
         let connection = self.broker.connect_noting("relay: consume", &notes).await?;
         let consuming = timeout(OPEN_TIMEOUT, self.consume(&connection)).await;
         match consuming.unwrap_or(Err(BrokerError::Timeout(OPEN_TIMEOUT))) {
-            Ok((channel, consumer)) => Ok(Generation { connection, channel, consumer, notes }),
+            Ok((channel, consumer)) => Ok(Generation {
+                connection,
+                channel,
+                consumer,
+                queue: self.topology.queue.clone(),
+                budget: self.budget.clone(),
+                window: Arc::clone(&self.window),
+                resizing: false,
+                notes: EndOnDrop(notes),
+            }),
             Err(err) => {
                 amqp::close(connection).await;
                 Err(err)
@@ -81,33 +115,83 @@ impl Source {
     async fn consume(&self, connection: &Connection) -> Result<(Channel, Consumer), BrokerError> {
         self.topology.ensure(connection).await?;
         let channel = connection.create_channel().await?;
-        // Without this the broker sends the whole queue at once. It must be answered before the consumer starts.
-        channel.basic_qos(self.prefetch, BasicQosOptions::default()).await?;
-        let consumer = channel
-            .basic_consume(
-                self.topology.queue.as_str().into(),
-                CONSUMER_TAG.into(),
-                BasicConsumeOptions::default(),
-                FieldTable::default(),
-            )
-            .await?;
+        let prefetch = lock(&self.window).now();
+        let consumer = consume(&channel, &self.topology.queue, prefetch).await?;
         Ok((channel, consumer))
     }
 }
 
+async fn consume(channel: &Channel, queue: &str, prefetch: u16) -> Result<Consumer, lapin::Error> {
+    // Without this the broker sends the whole queue at once. It must be answered before the consumer starts.
+    channel.basic_qos(prefetch, BasicQosOptions::default()).await?;
+    let (options, arguments) = (BasicConsumeOptions::default(), FieldTable::default());
+    channel.basic_consume(queue.into(), CONSUMER_TAG.into(), options, arguments).await
+}
+
+fn lock(window: &Mutex<Window>) -> MutexGuard<'_, Window> {
+    // Nothing in there can be half done.
+    window.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 impl Generation {
     /// Waits for the next delivery. Safe to cancel.
-    pub async fn next(&mut self) -> Intake {
-        match self.consumer.next().await {
+    pub(crate) async fn next(&mut self) -> Intake {
+        let next = loop {
+            tokio::select! {
+                biased;
+                next = self.consumer.next() => break next,
+                () = self.budget.full(), if !self.resizing => self.shrink(),
+            }
+        };
+        match next {
             Some(Ok(delivery)) => {
-                let mended = self.notes.take(self.channel.id(), delivery.delivery_tag);
-                Intake::Delivery(Box::new(delivery), mended)
+                let note = self.notes.0.take(self.channel.id(), delivery.delivery_tag);
+                self.grow(note.held.as_ref().map_or(delivery.data.len(), Held::bytes));
+                Intake::Delivery(Box::new(delivery), note)
             }
             Some(Err(err)) => Intake::Broken(err.into()),
+            None if self.is_open() && self.resizing => Intake::Resized,
             // The broker cancels a consumer, for instance when its queue moves or goes, only by ending the stream.
             None if self.is_open() => Intake::Cancelled,
             None => Intake::Broken(BrokerError::ChannelGone),
         }
+    }
+
+    /// Consumes anew, with the prefetch that was decided on. What the last consumer brought can still be acknowledged.
+    pub(crate) async fn consume(&mut self) -> Result<(), BrokerError> {
+        let prefetch = lock(&self.window).now();
+        let consuming = timeout(OPEN_TIMEOUT, consume(&self.channel, &self.queue, prefetch)).await;
+        self.consumer = consuming.map_err(|_| BrokerError::Timeout(OPEN_TIMEOUT))??;
+        self.resizing = false;
+        Ok(())
+    }
+
+    /// The budget is full, or was a moment ago: so many messages fit.
+    fn shrink(&mut self) {
+        let held = self.budget.messages();
+        let mut window = lock(&self.window);
+        if self.budget.is_full() && window.full(held) {
+            warn!(prefetch = window.now(), "the messages held fill --prefetch-bytes, taking fewer at a time");
+            drop(window);
+            self.resize();
+        }
+    }
+
+    fn grow(&mut self, bytes: usize) {
+        let mut window = lock(&self.window);
+        if !self.resizing && window.came(bytes) {
+            info!(prefetch = window.now(), "messages are smaller again, taking more at a time");
+            drop(window);
+            self.resize();
+        }
+    }
+
+    /// Ends the consumer, so that another begins: the prefetch of one that is there cannot be changed.
+    fn resize(&mut self) {
+        self.resizing = true;
+        let channel = self.channel.clone();
+        // Its answer may be behind deliveries that wait for room. The consumer then ends, or the channel does.
+        tokio::spawn(async move { channel.basic_cancel(CONSUMER_TAG.into(), BasicCancelOptions::default()).await });
     }
 
     /// Whether acknowledgements can still reach the broker.
@@ -115,8 +199,9 @@ impl Generation {
         self.connection.status().connected() && self.channel.status().connected()
     }
 
-    /// Asks the broker for no more deliveries. Those already out can still be acknowledged.
+    /// Asks the broker for no more deliveries. Those already taken can still be acknowledged, the others go back.
     pub async fn cancel(&self) {
+        self.notes.0.end();
         let cancel = self.channel.basic_cancel(CONSUMER_TAG.into(), BasicCancelOptions::default());
         if !matches!(timeout(CANCEL_TIMEOUT, cancel).await, Ok(Ok(()))) {
             debug!("the consumer could not be cancelled in order");
@@ -125,6 +210,7 @@ impl Generation {
 
     /// Ends the generation; what is not acknowledged goes back to the queue.
     pub async fn close(self) {
+        self.notes.0.end();
         amqp::close(self.connection).await;
     }
 }

@@ -1,9 +1,14 @@
-//! What lies between the broker's bytes and the AMQP client: short strings that are not UTF-8 are mended on the way in.
+//! What lies between the broker's bytes and the AMQP client: short strings that are not UTF-8 are mended on the way in, and
+//! deliveries wait until there is room for them.
 //!
 //! AMQP 0-9-1 asks for UTF-8 in message ids, routing keys and header names, and RabbitMQ takes any bytes. The client ends the
 //! connection over them, so that the broker would deliver the same message for ever. Here each offending byte becomes a
-//! question mark, and a note says which delivery it was: the relay dead-letters it. Refuses to touch anything else: a
+//! question mark, and a note says which delivery it was: the relay dead-letters it. Nothing else is touched: a
 //! stream without such strings comes through byte by byte, and bodies are never looked at.
+//!
+//! The client reads whatever comes and keeps it until it is asked for. So while the [`Budget`](crate::budget::Budget) is full, no
+//! further delivery is read from the socket. The broker's heartbeats are then behind that delivery; as long as the client's own
+//! leave, it is given one for each.
 
 use std::{
     future::Future,
@@ -11,7 +16,7 @@ use std::{
     net::SocketAddr,
     os::fd::{AsFd, AsRawFd},
     pin::Pin,
-    task::{Context, Poll, ready},
+    task::{Context, Poll, Waker, ready},
     time::{Duration, Instant},
 };
 
@@ -25,7 +30,7 @@ use futures_util::Stream;
 use lapin::AsyncTcpStream;
 
 use crate::wire::frames::Frames;
-pub(crate) use crate::wire::notes::Notes;
+pub(crate) use crate::wire::notes::{Note, Notes};
 
 mod frames;
 mod notes;
@@ -41,6 +46,10 @@ pub(crate) struct WireKit(Tokio);
 pub(crate) struct Wire {
     socket: Socket,
     frames: Frames,
+    /// Who reads, while a delivery waits for room.
+    reader: Option<Waker>,
+    /// Something has left meanwhile.
+    wrote: bool,
 }
 
 impl WireKit {
@@ -58,17 +67,41 @@ impl WireKit {
 impl Wire {
     /// Reads from `socket`, and writes to `notes` what it mends.
     pub(crate) fn new(socket: Socket, notes: Notes) -> Self {
-        Self { socket, frames: Frames::new(notes) }
+        Self { socket, frames: Frames::new(notes), reader: None, wrote: false }
+    }
+}
+
+impl Wire {
+    /// Remembers that something has left, for whoever waits for a sign of life.
+    fn note(&mut self, written: &Poll<io::Result<usize>>) {
+        if self.frames.is_waiting() && matches!(written, Poll::Ready(Ok(1..))) {
+            self.wrote = true;
+            if let Some(reader) = self.reader.take() {
+                reader.wake();
+            }
+        }
     }
 }
 
 impl AsyncRead for Wire {
     fn poll_read(self: Pin<&mut Self>, context: &mut Context<'_>, buffer: &mut [u8]) -> Poll<io::Result<usize>> {
-        let Self { socket, frames } = self.get_mut();
+        let Self { socket, frames, reader, wrote } = self.get_mut();
         loop {
             let given = frames.give(buffer);
             if given > 0 || buffer.is_empty() {
                 return Poll::Ready(Ok(given));
+            }
+            let wrote = std::mem::take(wrote);
+            if frames.poll_delivery(context).is_pending() {
+                if wrote {
+                    frames.beat();
+                    continue;
+                }
+                *reader = Some(context.waker().clone());
+                return Poll::Pending;
+            }
+            if frames.is_ready() {
+                continue;
             }
             let read = ready!(Pin::new(&mut *socket).poll_read(context, frames.room()))?;
             if read == 0 {
@@ -80,16 +113,20 @@ impl AsyncRead for Wire {
 }
 
 impl AsyncWrite for Wire {
-    fn poll_write(self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.get_mut().socket).poll_write(context, bytes)
+    fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        let written = Pin::new(&mut self.socket).poll_write(context, bytes);
+        self.note(&written);
+        written
     }
 
     fn poll_write_vectored(
-        self: Pin<&mut Self>,
+        mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
         parts: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.get_mut().socket).poll_write_vectored(context, parts)
+        let written = Pin::new(&mut self.socket).poll_write_vectored(context, parts);
+        self.note(&written);
+        written
     }
 
     fn poll_flush(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {

@@ -23,6 +23,8 @@ mod picture;
 mod provenance;
 mod refused;
 mod relay;
+mod relay_aws;
+mod relay_bytes;
 mod relay_check;
 mod relay_fifo;
 mod relay_metrics;

@@ -52,6 +52,11 @@ CHANGES = {
     "test_queue.Queue.test_a_relay_may_end_in_order": [
         (BASE + "relay.yaml", "Seconds: 40", "Seconds: 25"),
     ],
+    "test_queue.Queue.test_a_relays_memory_holds_its_messages": [
+        (BASE + "relay.yaml", "limits: {memory: 384Mi}", "limits: {memory: 256Mi}"),
+        (BASE + "relay.env", "RELAY_HEALTH_ADDR", "AMQP_PREFETCH_BYTES=268435456\nRELAY_HEALTH_ADDR"),
+        ("infra/aws/relay.yaml", 'Memory: "512"', 'Memory: "256"'),
+    ],
     "test_queue.Queue.test_receives_are_counted_to_the_same_number_everywhere": [
         (BASE + "worker.env", "RECEIVE_COUNT=5", "RECEIVE_COUNT=4"),
     ],

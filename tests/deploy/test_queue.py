@@ -71,6 +71,21 @@ class Queue(unittest.TestCase):
                     grace, int(setting(overlay, "Deployment/relay", "RELAY_SHUTDOWN_TIMEOUT", "relay", ()))
                 )
 
+    def test_a_relays_memory_holds_its_messages(self):
+        # Twice: memory that was freed is not all given back. And 64 MiB for the relay itself, with the requests on their way.
+        def needed(budget):
+            return 2 * int(budget) + (64 << 20)
+
+        for overlay in manifests.OVERLAYS:
+            limits = next(each for its, _, each in manifests.containers(overlay) if its == "Deployment/relay")
+            budget = setting(overlay, "Deployment/relay", "AMQP_PREFETCH_BYTES", "relay", ())
+            with self.subTest(overlay=overlay):
+                self.assertGreaterEqual(manifests.bytes_of(limits["resources"]["limits"]["memory"]), needed(budget))
+        stack, task = templates.the("AWS::ECS::TaskDefinition")
+        given = {each["Name"]: each["Value"] for each in task["ContainerDefinitions"][0]["Environment"]}
+        default = binaries.variables("relay", ())["AMQP_PREFETCH_BYTES"].default
+        self.assertGreaterEqual(int(task["Memory"]) << 20, needed(given.get("AMQP_PREFETCH_BYTES", default)))
+
     def test_a_task_outlives_a_few_invocations_that_find_no_room(self):
         # The function does not see these, so it could tell nobody of the last one. AWS advises five at least.
         stack, tasks = queue()

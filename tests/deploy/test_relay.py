@@ -36,7 +36,7 @@ class Relay(unittest.TestCase):
     def test_the_alarm_reads_what_the_relay_says_when_it_stops(self):
         _, rule = templates.the("AWS::Logs::MetricFilter")
         wanted = dict.fromkeys(re.findall(r'\$\.message = "([^"]+)"', rule["FilterPattern"]))
-        self.assertEqual(3, len(wanted), rule["FilterPattern"])
+        self.assertEqual(4, len(wanted), rule["FilterPattern"])
         queue = {"SQS_QUEUE_URL": "http://127.0.0.1:1/1/tasks"}
         started = binaries.start("relay", "--check", environment={**queue, **binaries.MISSING, **binaries.QUICK})
         self.assertIn(json.loads(started.stderr.splitlines()[-1])["message"], wanted)

@@ -23,6 +23,7 @@ pub mod paths;
 pub mod ports;
 pub mod process;
 mod proxy;
+pub mod refusing;
 pub mod runtime_api;
 pub mod sqs;
 pub mod stack;

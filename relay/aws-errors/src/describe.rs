@@ -1,6 +1,6 @@
 //! An error in a code and a sentence of ours. Nothing that a service said is repeated but its code.
 
-use crate::{Class, bucket_region, classify, is_throttle, status};
+use crate::{Class, bucket_region, classify, classify_entry, is_throttle, status};
 use aws_credential_types::provider::error::CredentialsError;
 use aws_smithy_runtime_api::client::{orchestrator::HttpResponse, result::SdkError};
 use aws_smithy_types::error::metadata::ProvideErrorMetadata;
@@ -23,6 +23,15 @@ where
         SdkError::TimeoutError(_) => "no answer in time".into(),
         // The client's own words. No service had a part in them, but where credentials come from.
         error => no_credentials(error).map_or_else(|| unsent(error), str::to_owned),
+    }
+}
+
+/// What SQS says of one entry of a batch, in a code and a sentence of ours.
+pub fn describe_entry(code: &str, message: Option<&str>, sender_fault: bool) -> String {
+    let class = classify_entry(code, message, sender_fault);
+    match Some(code).filter(|code| is_code(code)) {
+        Some(code) => format!("{code}: {}", sentence(class, code)),
+        None => format!("no code: {}", sentence(class, "")),
     }
 }
 
@@ -159,6 +168,18 @@ mod tests {
             (400, "", Some("Zebra finch"), "status 400: refused without a reason"),
         ] {
             assert_eq!(said(status, code, region), want);
+        }
+    }
+
+    #[test]
+    fn an_entry_is_told_of_without_the_services_words() {
+        for (code, sender_fault, want) in [
+            ("InvalidMessageContents", true, "InvalidMessageContents: the request's content is not accepted"),
+            ("KMS.DisabledException", false, "KMS.DisabledException: the KMS key cannot be used as it is"),
+            ("RequestThrottled", true, "RequestThrottled: asked too often; it passes"),
+            ("zebra finch", true, "no code: the request's content is not accepted"),
+        ] {
+            assert_eq!(describe_entry(code, Some(SECRET), sender_fault), want);
         }
     }
 

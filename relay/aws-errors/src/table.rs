@@ -72,8 +72,12 @@ fn by_code(code: &str, message: &str) -> Option<Class> {
         "InvalidAccessKeyId" | "InvalidClientTokenId" | "UnrecognizedClientException" | "InvalidToken" | "InvalidSecurity"
         | "OptInRequired" | "NotSignedUp" | "MissingAuthenticationToken" | "MissingAuthenticationTokenException"
         | "InvalidAddress" | "UnsupportedOperation"
+        // A FIFO queue asks for a group, and requests are complete otherwise: queue and caller do not fit.
+        | "MissingParameter" | "MissingRequiredParameterException" | "EmptyBatchRequest" | "BatchEntryIdsNotDistinct"
+        | "TooManyEntriesInBatchRequest" | "InvalidBatchEntryId"
         | "KMS.DisabledException" | "KMS.InvalidStateException" | "KMS.KMSInvalidStateException" | "KMS.NotFoundException"
-        | "KMS.OptInRequired" | "KMS.InvalidKeyUsageException" | "KmsDisabled" | "KmsInvalidKeyUsage" | "KmsInvalidState"
+        | "KMS.OptInRequired" | "KMS.InvalidKeyUsageException" | "KMS.IncorrectKeyException" | "KMSInvalidStateException"
+        | "InvalidKeyUsageException" | "DisabledException" | "KmsDisabled" | "KmsInvalidKeyUsage" | "KmsInvalidState"
         | "KmsNotFound" | "KmsOptInRequired" => Class::Setup,
         "NoSuchBucket" | "QueueDoesNotExist" | "NonExistentQueue" => Class::NoContainer,
         "PermanentRedirect" | "TemporaryRedirect" | "Redirect" | "AuthorizationHeaderMalformed"
@@ -149,6 +153,12 @@ mod tests {
             (403, "SignatureDoesNotMatch", Setup),
             (400, "KMS.DisabledException", Setup),
             (400, "KmsDisabled", Setup),
+            (400, "KMSInvalidStateException", Setup),
+            (400, "DependencyTimeoutException", Transient),
+            (400, "KMSInternalException", Transient),
+            (400, "KeyUnavailableException", Transient),
+            (400, "MissingParameter", Setup),
+            (400, "AWS.SimpleQueueService.EmptyBatchRequest", Setup),
             (403, "AccessDenied", Denied),
             (400, "KmsAccessDenied", Denied),
             (404, "NoSuchBucket", NoContainer),

@@ -13,6 +13,7 @@ fn defaults_are_those_of_the_manual() {
     assert_eq!(config.queue, "image_generation");
     assert_eq!(config.dead_letter_exchange(), "image_generation.dead-letter");
     assert_eq!((config.prefetch, config.linger_ms, config.shutdown_timeout), (100, 20, 25));
+    assert_eq!(config.prefetch_bytes, 134_217_728);
     assert_eq!((config.max_in_flight, config.is_fifo()), (16, false));
     assert_eq!((&config.message_group_id, &config.message_deduplication_id), (&None, &None));
     assert_eq!(config.attributes, attributes::DEFAULT.parse().unwrap());

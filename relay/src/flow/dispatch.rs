@@ -1,6 +1,6 @@
 //! The two jobs of a flow: send one batch and settle each of its messages, and bury one poisoned message.
 //!
-//! Refuses to acknowledge before the verdict on that very message is in.
+//! Nothing is acknowledged before the verdict on that very message is in.
 
 use tokio::time::{Instant, sleep};
 use tracing::{debug, warn};
@@ -12,7 +12,8 @@ use crate::{
     error::Stop,
     flow::Backoff,
     message::{Message, Poison, Ticket},
-    metrics::Unacked,
+    metrics::{Cause, Unacked},
+    recipe::Recipe,
     sink::{Sink, Verdict},
 };
 
@@ -21,22 +22,22 @@ use crate::{
 pub(super) struct Outcome {
     /// To be acknowledged.
     pub(super) accepted: Vec<Ticket>,
-    /// To be sent again, each with its body.
-    pub(super) retry: Vec<Message>,
+    /// To be sent again, each with its body, and why.
+    pub(super) retry: Vec<(Message, Cause)>,
+    /// To be sent at once, in another form.
+    pub(super) moved: Vec<Message>,
     /// To be buried.
     pub(super) poison: Vec<Poison>,
     /// The lanes of those that were accepted or are to be buried: the next of each may leave.
     pub(super) lanes: Vec<String>,
     /// SQS refuses everything. The messages stay unacknowledged.
     pub(super) stop: Option<Stop>,
-    /// Why the first of those to be sent again was not accepted.
-    pub(super) cause: Option<String>,
-    /// Whether SQS answered at all.
-    pub(super) answered: bool,
+    /// Whether SQS answered; `None` where it was not asked.
+    pub(super) answered: Option<bool>,
 }
 
 /// Sends one batch and settles each message by its verdict.
-pub(super) async fn dispatch<S: Sink>(sink: &S, batch: Vec<Message>) -> Outcome {
+pub(super) async fn dispatch<S: Sink>(sink: &S, batch: Vec<Message>, recipe: &Recipe) -> Outcome {
     let started = Instant::now();
     let entries: Vec<&Entry> = batch.iter().map(|message| &message.entry).collect();
     let verdicts = sink.send(&entries).await;
@@ -44,29 +45,34 @@ pub(super) async fn dispatch<S: Sink>(sink: &S, batch: Vec<Message>) -> Outcome 
     let mut outcome = Outcome {
         accepted: vec![],
         retry: vec![],
+        moved: vec![],
         poison: vec![],
         lanes: vec![],
         stop: None,
-        cause: None,
-        answered: true,
+        answered: None,
     };
     for (mut message, verdict) in batch.into_iter().zip(verdicts) {
-        if matches!(verdict, Verdict::Accepted | Verdict::Poison(_)) {
-            outcome.lanes.extend(message.entry.lane().map(str::to_owned));
-        }
+        let answered = if let Verdict::Retry { answered, .. } = &verdict { *answered } else { Some(true) };
+        outcome.answered = outcome.answered.into_iter().chain(answered).reduce(|all, one| all && one);
         match verdict {
             Verdict::Accepted => {
+                outcome.lanes.extend(message.entry.lane().map(str::to_owned));
                 message.ticket.unacked.sent();
                 outcome.accepted.push(message.ticket);
             }
-            Verdict::Retry { cause, answered } => {
+            Verdict::Retry { cause, .. } => {
                 message.ticket.unacked.retried(&cause);
                 message.attempts = message.attempts.saturating_add(1);
-                outcome.retry.push(message);
-                outcome.cause.get_or_insert(cause);
-                outcome.answered &= answered;
+                outcome.retry.push((message, cause));
             }
-            Verdict::Poison(reason) => outcome.poison.push(message.into_poison(reason)),
+            Verdict::Poison(reason) => match recipe.moved(message.entry, &reason) {
+                // It keeps its lane.
+                Ok(entry) => outcome.moved.push(Message { entry, ..message }),
+                Err(entry) => {
+                    outcome.lanes.extend(entry.lane().map(str::to_owned));
+                    outcome.poison.push(Message { entry, ..message }.into_poison(reason));
+                }
+            },
             Verdict::Stop(stop) => outcome.stop = Some(stop),
         }
     }
@@ -111,7 +117,7 @@ mod tests {
         acker::Acks,
         entry::{Ids, Reason},
         metrics::Metrics,
-        recipe::Recipe,
+        metrics::cause::OTHER,
         sink::Probe,
     };
 
@@ -120,15 +126,16 @@ mod tests {
 
     impl Sink for Judge {
         async fn probe(&self) -> Probe {
-            Probe::Ready
+            Probe::Ready(None)
         }
 
         async fn send(&self, entries: &[&Entry]) -> Vec<Verdict> {
             let judge = |entry: &&Entry| match entry.body() {
-                "retry" => Verdict::Retry { cause: "later".to_owned(), answered: true },
-                "lost" => Verdict::Retry { cause: "gone".to_owned(), answered: false },
+                "retry" => Verdict::Retry { cause: Cause::new(OTHER, "later"), answered: Some(true) },
+                "lost" => Verdict::Retry { cause: Cause::new(OTHER, "gone"), answered: Some(false) },
+                "unstored" => Verdict::Retry { cause: Cause::new(OTHER, "no bucket"), answered: None },
                 "poison" => Verdict::Poison(Reason::Rejected("Bad".to_owned())),
-                "stop" => Verdict::Stop(Stop { code: "AccessDenied".to_owned(), message: String::new() }),
+                "stop" => Verdict::Stop(Stop("AccessDenied".to_owned())),
                 _ => Verdict::Accepted,
             };
             entries.iter().map(judge).collect()
@@ -138,7 +145,7 @@ mod tests {
     fn batch(acks: &Acks, bodies: &[&str]) -> Vec<Message> {
         let deliver = |(tag, body): (u64, &&str)| {
             let delivery = lapin::message::Delivery::mock(tag, "".into(), "".into(), false, body.as_bytes().to_vec());
-            let mut message = Message::accept(delivery, acks, &Metrics::default(), &Recipe::default()).unwrap();
+            let mut message = Message::accept(delivery, None, acks, &Metrics::default(), &Recipe::default()).unwrap();
             let ids = Ids::Fifo { group: body.to_string(), deduplication: tag.to_string() };
             message.entry = message.entry.with_ids(ids);
             message
@@ -149,23 +156,26 @@ mod tests {
     #[tokio::test]
     async fn only_what_was_accepted_is_acknowledged() {
         for (bodies, acked, retried, poisoned, stopped, answered) in [
-            (vec!["ok"], vec![true], vec![], vec![], false, true),
-            (vec!["ok", "retry", "ok"], vec![true, false, true], vec!["retry"], vec![], false, true),
-            (vec!["lost", "lost"], vec![false, false], vec!["lost", "lost"], vec![], false, false),
-            (vec!["poison", "ok"], vec![false, true], vec![], vec!["poison"], false, true),
-            (vec!["stop", "ok", "retry"], vec![false, true, false], vec!["retry"], vec![], true, true),
+            (vec!["ok"], vec![true], vec![], vec![], false, Some(true)),
+            (vec!["ok", "retry", "ok"], vec![true, false, true], vec!["retry"], vec![], false, Some(true)),
+            (vec!["lost", "lost"], vec![false, false], vec!["lost", "lost"], vec![], false, Some(false)),
+            (vec!["lost", "ok"], vec![false, true], vec!["lost"], vec![], false, Some(false)),
+            (vec!["unstored", "ok"], vec![false, true], vec!["unstored"], vec![], false, Some(true)),
+            (vec!["unstored"], vec![false], vec!["unstored"], vec![], false, None),
+            (vec!["poison", "ok"], vec![false, true], vec![], vec!["poison"], false, Some(true)),
+            (vec!["stop", "ok", "retry"], vec![false, true, false], vec!["retry"], vec![], true, Some(true)),
         ] {
             let acks = Acks::default();
-            let outcome = dispatch(&Judge, batch(&acks, &bodies)).await;
+            let outcome = dispatch(&Judge, batch(&acks, &bodies), &Recipe::default()).await;
             acknowledge(outcome.accepted).await;
             for (tag, acked) in (1..).zip(acked) {
                 assert_eq!(acks.is_told(tag).await, acked, "{tag} of {bodies:?}");
             }
             let left: Vec<&str> = bodies.iter().copied().filter(|body| matches!(*body, "ok" | "poison")).collect();
             assert_eq!(outcome.lanes, left, "a retry keeps its lane: {bodies:?}");
-            let bodies_again: Vec<&str> = outcome.retry.iter().map(|message| message.entry.body()).collect();
+            let bodies_again: Vec<&str> = outcome.retry.iter().map(|(message, _)| message.entry.body()).collect();
             assert_eq!(bodies_again, retried, "a retry keeps its body");
-            assert!(outcome.retry.iter().all(|message| message.attempts == 1));
+            assert!(outcome.retry.iter().all(|(message, _)| message.attempts == 1));
             let buried: Vec<Vec<u8>> = outcome.poison.into_iter().map(|poison| poison.body).collect();
             assert_eq!(buried, poisoned.iter().map(|body| body.as_bytes()).collect::<Vec<_>>());
             assert_eq!((outcome.stop.is_some(), outcome.answered), (stopped, answered), "{bodies:?}");

@@ -7,8 +7,9 @@ use super::*;
 use crate::{
     config::Config,
     dead_letter::{Stall, Stuck},
-    entry::{Entry, Reason},
+    entry::{Entry, Reason, SizeLimit},
     error::BrokerError,
+    metrics::{Cause, cause::OTHER},
     sink::{Probe, Verdict},
 };
 use proptest::prelude::*;
@@ -72,17 +73,17 @@ impl Said {
                 self.accepted.push(body.to_owned());
                 Verdict::Accepted
             }
-            Some(Say::Retry) => Verdict::Retry { cause: "later".to_owned(), answered: true },
-            Some(Say::Lost) => Verdict::Retry { cause: "gone".to_owned(), answered: false },
+            Some(Say::Retry) => Verdict::Retry { cause: Cause::new(OTHER, "later"), answered: Some(true) },
+            Some(Say::Lost) => Verdict::Retry { cause: Cause::new(OTHER, "gone"), answered: Some(false) },
             Some(Say::Poison) => Verdict::Poison(Reason::Rejected("Bad".to_owned())),
-            Some(Say::Stop) => Verdict::Stop(Stop { code: "AccessDenied".to_owned(), message: String::new() }),
+            Some(Say::Stop) => Verdict::Stop(Stop("AccessDenied".to_owned())),
         }
     }
 }
 
 impl Sink for World {
     async fn probe(&self) -> Probe {
-        Probe::Ready
+        Probe::Ready(None)
     }
 
     async fn send(&self, entries: &[&Entry]) -> Vec<Verdict> {
@@ -112,7 +113,7 @@ fn flow(world: &Arc<World>, fifo: bool) -> Flow<World, World> {
     let queue = if fifo { "q.fifo" } else { "q" };
     let url = format!("--sqs-queue-url=http://h/{queue}");
     let config = Config::load(["relay", "--amqp-url=amqp://h", "--message-group-id=routing-key", &url]);
-    let recipe = Recipe::new(&config.unwrap().unwrap());
+    let recipe = Recipe::new(&config.unwrap().unwrap(), SizeLimit::default());
     let terms = Terms { recipe, linger: MOMENT, max_in_flight: 2, backoff: |_| MOMENT };
     let (sink, dead_letter) = (Arc::clone(world), Arc::clone(world));
     Flow::new(sink, dead_letter, Readiness::default(), Metrics::default(), Arc::new(terms))
@@ -142,7 +143,10 @@ async fn relay(rounds: Vec<Vec<Drawn>>, fifo: bool) -> Result<(), TestCaseError>
             world.with(|said| said.script.insert(body.clone(), script));
             bodies.push(body.clone());
             let tag = bodies.len() as u64;
-            flow.accept(Delivery::mock(tag, "".into(), lane.to_string().into(), false, body.into_bytes()), None);
+            flow.accept(
+                Delivery::mock(tag, "".into(), lane.to_string().into(), false, body.into_bytes()),
+                Note::default(),
+            );
         }
         let last = bodies.len() as u64;
         let tags = |set: &BTreeSet<String>| (1..=last).filter(|tag| set.contains(&bodies[*tag as usize - 1])).collect();

@@ -1,34 +1,61 @@
-//! Why an entry is sent again, as one of a few words.
-//!
-//! Refuses to pass on what SQS said: a label with that in it would have values without end.
+//! Why an entry is sent again: one of a few words for metrics, and a line of ours for the log. Nothing that a service said is in
+//! either: a label with that in it would have values without end.
 
-pub(super) const THROTTLED: &str = "throttled";
-pub(super) const SERVER_ERROR: &str = "server-error";
-pub(super) const TIMEOUT: &str = "timeout";
-pub(super) const UNREACHABLE: &str = "unreachable";
-pub(super) const UNREADABLE: &str = "unreadable-answer";
-pub(super) const UNMENTIONED: &str = "not-in-answer";
-pub(super) const CREDENTIALS: &str = "credentials";
-pub(super) const OTHER: &str = "other";
+use aws_errors::is_throttle;
+
+pub(crate) const THROTTLED: &str = "throttled";
+pub(crate) const SERVER_ERROR: &str = "server-error";
+pub(crate) const TIMEOUT: &str = "timeout";
+pub(crate) const UNREACHABLE: &str = "unreachable";
+pub(crate) const UNREADABLE: &str = "unreadable-answer";
+pub(crate) const UNMENTIONED: &str = "not-in-answer";
+pub(crate) const CREDENTIALS: &str = "credentials";
+pub(crate) const KMS: &str = "kms";
+pub(crate) const PAYLOAD_BUCKET: &str = "payload-bucket";
+pub(crate) const REQUEST_TOO_LARGE: &str = "request-too-large";
+pub(crate) const OTHER: &str = "other";
 
 /// All of them.
-pub(super) const CAUSES: [&str; 8] =
-    [THROTTLED, SERVER_ERROR, TIMEOUT, UNREACHABLE, UNREADABLE, UNMENTIONED, CREDENTIALS, OTHER];
+pub(super) const CAUSES: [&str; 11] = [
+    THROTTLED,
+    SERVER_ERROR,
+    TIMEOUT,
+    UNREACHABLE,
+    UNREADABLE,
+    UNMENTIONED,
+    CREDENTIALS,
+    KMS,
+    PAYLOAD_BUCKET,
+    REQUEST_TOO_LARGE,
+    OTHER,
+];
 
-/// The word for the text of a verdict, which is an error code, mostly with a colon and a message behind it.
-pub(super) fn of(text: &str) -> &'static str {
-    let code = text.split(':').next().unwrap_or_default();
+/// Why an entry was not accepted now.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Cause {
+    /// For metrics.
+    pub(crate) word: &'static str,
+    /// For the log.
+    pub(crate) text: String,
+}
+
+impl Cause {
+    pub(crate) fn new(word: &'static str, text: impl Into<String>) -> Self {
+        Self { word, text: text.into() }
+    }
+}
+
+/// The word for an answer's status and error code.
+pub(crate) fn of(status: Option<u16>, code: &str) -> &'static str {
     let code = code.rsplit('.').next().unwrap_or_default();
+    let is_kms = code.to_ascii_lowercase().starts_with("kms") || code == "KeyUnavailableException";
     match code {
-        "not in the answer" => UNMENTIONED,
-        "Unreachable" => UNREACHABLE,
-        "UnreadableAnswer" => UNREADABLE,
-        "OverLimit" | "RequestLimitExceeded" | "TooManyRequestsException" => THROTTLED,
-        "ServiceUnavailable" | "ServiceFailure" | "ServiceUnavailableException" => SERVER_ERROR,
-        code if code.contains("Throttl") => THROTTLED,
+        code if is_throttle(code) => THROTTLED,
+        _ if is_kms => KMS,
         code if code.contains("Timeout") || code.contains("TimedOut") => TIMEOUT,
-        code if code.starts_with("Internal") => SERVER_ERROR,
-        code if code.contains("Token") || code.contains("Credential") => CREDENTIALS,
+        code if code.starts_with("Internal") || code.starts_with("Service") => SERVER_ERROR,
+        code if ["Token", "Credential", "Signature", "Skewed"].iter().any(|part| code.contains(part)) => CREDENTIALS,
+        _ if status.is_some_and(|status| status >= 500) => SERVER_ERROR,
         _ => OTHER,
     }
 }
@@ -38,27 +65,28 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_text_has_one_of_a_few_words() {
-        for (text, want) in [
-            ("RequestThrottled", THROTTLED),
-            ("ThrottlingException: Rate exceeded", THROTTLED),
-            ("KMS.ThrottlingException: slow down", THROTTLED),
-            ("AWS.SimpleQueueService.OverLimit", THROTTLED),
-            ("InternalError", SERVER_ERROR),
-            ("InternalFailure: oops: again", SERVER_ERROR),
-            ("ServiceUnavailable: later", SERVER_ERROR),
-            ("Timeout: operation timeout", TIMEOUT),
-            ("RequestTimeout", TIMEOUT),
-            ("Unreachable: dispatch failure: Throttled", UNREACHABLE),
-            ("UnreadableAnswer: service error", UNREADABLE),
-            ("not in the answer", UNMENTIONED),
-            ("ExpiredToken: The security token is expired", CREDENTIALS),
-            ("SomethingNew: Timeout", OTHER),
-            ("", OTHER),
-            ("\0\u{fffd}{}\"\n", OTHER),
+    fn every_code_has_one_of_a_few_words() {
+        for (status, code, want) in [
+            (400, "RequestThrottled", THROTTLED),
+            (400, "ThrottlingException", THROTTLED),
+            (400, "KMS.ThrottlingException", THROTTLED),
+            (400, "AWS.SimpleQueueService.OverLimit", THROTTLED),
+            (200, "InternalError", SERVER_ERROR),
+            (500, "InternalFailure", SERVER_ERROR),
+            (503, "ServiceUnavailable", SERVER_ERROR),
+            (502, "", SERVER_ERROR),
+            (400, "RequestTimeout", TIMEOUT),
+            (400, "KMS.DependencyTimeoutException", TIMEOUT),
+            (400, "KMSInternalException", KMS),
+            (400, "KMS.KeyUnavailableException", KMS),
+            (403, "ExpiredToken", CREDENTIALS),
+            (403, "InvalidSignatureException", CREDENTIALS),
+            (400, "SomethingNew", OTHER),
+            (400, "", OTHER),
+            (400, "\0\u{fffd}{}\"\n", OTHER),
         ] {
-            assert_eq!(of(text), want, "{text:?}");
-            assert!(CAUSES.contains(&of(text)));
+            assert_eq!(of(Some(status), code), want, "{status} {code:?}");
+            assert!(CAUSES.contains(&want));
         }
     }
 }

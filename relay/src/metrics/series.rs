@@ -30,6 +30,7 @@ pub(super) struct Series {
     pub(super) reconnects: Counter,
     pub(super) in_flight: Gauge,
     pub(super) unacked: Gauge,
+    pub(super) held_bytes: Gauge,
     pub(super) batch_entries: Histogram,
     pub(super) batch_bytes: Histogram,
     pub(super) request: Histogram,
@@ -59,6 +60,7 @@ impl Default for Series {
             reconnects: Counter::default().register(r, "reconnects", "Times that consuming began again"),
             in_flight: Gauge::default().register(r, "in_flight_batches", "Batches on their way to SQS"),
             unacked: Gauge::default().register(r, "unacked_messages", "Messages held and not acknowledged"),
+            held_bytes: Gauge::default().register(r, "held_bytes", "Bytes of the messages held and not acknowledged"),
             batch_entries: Histogram::new(ENTRIES).register(r, "batch_entries", "Entries in a batch"),
             batch_bytes: Histogram::new(BYTES).register(r, "batch_bytes", "Bytes in a batch as SQS counts them"),
             request: Histogram::new(SECONDS).register(

@@ -52,7 +52,7 @@ fn a_message_is_counted_along_its_way() {
     batch.answered();
     first.sent();
     first.acked();
-    second.retried("RequestThrottled");
+    second.retried(&Cause::new(cause::THROTTLED, "later"));
     second.dead_lettered(&Reason::Rejected("anything at all".to_owned()));
     second.acked();
     third.sent();

@@ -7,7 +7,7 @@ use std::{
     time::{Duration, Instant, SystemTime},
 };
 
-use super::{Metrics, cause};
+use super::{Cause, Metrics};
 use crate::entry::Reason;
 
 /// A message that claims to be older has a wrong clock or another unit in its timestamp.
@@ -40,8 +40,8 @@ impl Unacked {
     }
 
     /// SQS did not accept it, and it will be sent again.
-    pub(crate) fn retried(&self, cause: &str) {
-        self.metrics.0.series.retries.get_or_create(&[("cause", cause::of(cause))]).inc();
+    pub(crate) fn retried(&self, cause: &Cause) {
+        self.metrics.0.series.retries.get_or_create(&[("cause", cause.word)]).inc();
     }
 
     /// The dead-letter exchange has it.

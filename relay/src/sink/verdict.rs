@@ -1,25 +1,37 @@
-//! Turns what SQS says into one verdict per entry. Pure.
+//! Turns what SQS says into one verdict per entry. Pure. What a code means stands in the crate `aws-errors`; here, what follows from it.
 //!
-//! Refuses to guess: a code it does not know is retried, because a message that is sent twice is found again and a
-//! message that is dropped is not.
+//! A code that is not known is retried: a message that is sent twice is found again, and one that is dropped is not.
 
+use aws_errors::{Class, classify_entry, describe_entry};
 use aws_sdk_sqs::{operation::send_message_batch::SendMessageBatchOutput, types::BatchResultErrorEntry};
 
-use crate::{entry::Reason, error::Stop};
+use crate::{
+    entry::{Entry, MAX_BYTES, Reason},
+    error::Stop,
+    metrics::{
+        Cause,
+        cause::{self, REQUEST_TOO_LARGE, UNMENTIONED},
+    },
+};
+
+/// What RFC 9110 calls "Content Too Large". SQS says such things with 400 and a code.
+const CONTENT_TOO_LARGE: u16 = 413;
+/// A body from here on is worth an object in S3, if nothing between here and SQS takes it.
+const WORTH_AN_OBJECT: usize = 16 * 1024;
 
 /// What became of one entry.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Verdict {
     /// SQS has it: acknowledge.
     Accepted,
-    /// It may be accepted later; the text says why not now. The flag tells whether SQS answered at all.
+    /// It may be accepted later.
     Retry {
         /// Why not now.
-        cause: String,
-        /// Whether SQS took the request and judged its entries.
-        answered: bool,
+        cause: Cause,
+        /// Whether SQS took the request and judged its entries; `None` where it was not asked.
+        answered: Option<bool>,
     },
-    /// SQS will never accept this entry.
+    /// SQS will never accept this entry as it is.
     Poison(Reason),
     /// SQS will never accept any entry.
     Stop(Stop),
@@ -32,27 +44,47 @@ pub(super) enum Fault {
     Transient,
     /// One of them, nobody knows which, can never be accepted.
     Content,
+    /// Something on the way to SQS takes no request of this size.
+    TooLarge,
     /// None of them, nor any other, will be accepted.
     Stop,
 }
 
-impl Fault {
-    /// The verdict for the only entry of a request, or for all when the fault is not one of content.
-    pub(super) fn verdict(self, refusal: Stop) -> Verdict {
-        match self {
-            Self::Transient => {
-                Verdict::Retry { cause: format!("{}: {}", refusal.code, refusal.message), answered: false }
+/// A request that was not taken: what follows, and why.
+#[derive(Debug, Clone)]
+pub(super) struct Refusal {
+    pub(super) fault: Fault,
+    pub(super) cause: Cause,
+}
+
+impl Refusal {
+    /// The verdict for the only entry of a request, or for each when the fault lies in no single entry. `bucket`: whether there is
+    /// one for bodies.
+    pub(super) fn verdict(&self, entry: &Entry, bucket: bool) -> Verdict {
+        let Self { fault, cause } = self.clone();
+        match fault {
+            Fault::Transient => Verdict::Retry { cause, answered: Some(false) },
+            Fault::Content => Verdict::Poison(Reason::Rejected(cause.text)),
+            Fault::TooLarge if is_at_fault(entry, bucket) => Verdict::Poison(Reason::TooLargeOnTheWay(entry.size())),
+            Fault::TooLarge => {
+                let text = format!("{}; something between the relay and SQS takes no such request", cause.text);
+                Verdict::Retry { cause: Cause::new(REQUEST_TOO_LARGE, text), answered: Some(false) }
             }
-            Self::Content => Verdict::Poison(Reason::Rejected(refusal.code)),
-            Self::Stop => Verdict::Stop(refusal),
+            Fault::Stop => Verdict::Stop(Stop(cause.text)),
         }
     }
+}
+
+/// Whether its size can be blamed: a proxy that refuses also what SQS would take with ease is set up wrongly, and no message's fault.
+fn is_at_fault(entry: &Entry, bucket: bool) -> bool {
+    let least = if bucket { WORTH_AN_OBJECT } else { MAX_BYTES / 2 };
+    entry.payload().is_none() && entry.size() > least
 }
 
 /// One verdict per entry of a request that SQS took. Ids are the positions of the entries.
 pub(super) fn verdicts(entries: usize, output: &SendMessageBatchOutput) -> Vec<Verdict> {
     // An entry that the answer does not mention was not accepted as far as anybody knows.
-    let unmentioned = Verdict::Retry { cause: "not in the answer".to_owned(), answered: true };
+    let unmentioned = Verdict::Retry { cause: Cause::new(UNMENTIONED, "not in the answer"), answered: Some(true) };
     let mut all = vec![unmentioned; entries];
     for failed in output.failed() {
         if let Some(slot) = failed.id().parse().ok().and_then(|id: usize| all.get_mut(id)) {
@@ -68,90 +100,89 @@ pub(super) fn verdicts(entries: usize, output: &SendMessageBatchOutput) -> Vec<V
 }
 
 fn judge(failed: &BatchResultErrorEntry) -> Verdict {
-    let code = failed.code();
-    match classify(None, Some(code)) {
-        Fault::Stop => {
-            Verdict::Stop(Stop { code: code.to_owned(), message: failed.message().unwrap_or_default().to_owned() })
+    let (code, message, sender_fault) = (failed.code(), failed.message(), failed.sender_fault());
+    let text = describe_entry(code, message, sender_fault);
+    match fault(classify_entry(code, message, sender_fault), None) {
+        Fault::Stop => Verdict::Stop(Stop(text)),
+        Fault::Content => Verdict::Poison(Reason::Rejected(text)),
+        Fault::Transient | Fault::TooLarge => {
+            Verdict::Retry { cause: Cause::new(cause::of(None, code), text), answered: Some(true) }
         }
-        // Being throttled is never the message's fault, whatever the flag says.
-        _ if failed.sender_fault() && !is_throttle(code) => Verdict::Poison(Reason::Rejected(code.to_owned())),
-        _ => Verdict::Retry { cause: code.to_owned(), answered: true },
     }
 }
 
-/// What a status and an error code mean. SQS has two spellings for many codes, by protocol.
-pub(super) fn classify(status: Option<u16>, code: Option<&str>) -> Fault {
-    let code = short(code.unwrap_or_default());
-    if is_throttle(code) || status.is_some_and(|status| status >= 500) {
-        return Fault::Transient;
+/// What the relay does about an error of this class.
+pub(super) fn fault(class: Class, status: Option<u16>) -> Fault {
+    match class {
+        Class::Setup | Class::Denied | Class::NoContainer => Fault::Stop,
+        Class::Content => Fault::Content,
+        Class::Transient if status == Some(CONTENT_TOO_LARGE) => Fault::TooLarge,
+        Class::Transient
+        | Class::OtherRegion
+        | Class::NoObject
+        | Class::Condition
+        | Class::Conflict
+        | Class::Unsupported
+        | Class::Unclear => Fault::Transient,
     }
-    if is_denied(code) || code.to_ascii_lowercase().starts_with("kms") {
-        return Fault::Stop;
-    }
-    match code {
-        "QueueDoesNotExist" | "NonExistentQueue" | "InvalidAddress" | "InvalidSecurity"
-        | "UnsupportedOperation" | "OptInRequired" | "InvalidClientTokenId"
-        | "UnrecognizedClientException" | "SignatureDoesNotMatch" | "InvalidSignatureException"
-        | "MissingAuthenticationToken" | "MissingAuthenticationTokenException"
-        // A FIFO queue asks for a group, and our own requests are complete: both are set up wrongly.
-        | "MissingParameter" | "MissingRequiredParameterException" | "EmptyBatchRequest"
-        | "BatchEntryIdsNotDistinct" | "TooManyEntriesInBatchRequest" | "InvalidBatchEntryId" => Fault::Stop,
-        "InvalidMessageContents" | "BatchRequestTooLong" | "InvalidParameterValue"
-        | "InvalidParameterValueException" | "InvalidAttributeValue" | "SerializationException"
-        | "MessageTooLong" => Fault::Content,
-        _ if status == Some(413) => Fault::Content,
-        _ => Fault::Transient,
-    }
-}
-
-/// Whether a code says that the caller has no right to do this.
-pub(super) fn is_denied(code: &str) -> bool {
-    matches!(short(code), "AccessDenied" | "AccessDeniedException" | "NotAuthorized" | "AuthorizationError")
-}
-
-fn is_throttle(code: &str) -> bool {
-    let code = short(code);
-    code.contains("Throttl") || matches!(code, "OverLimit" | "RequestLimitExceeded" | "TooManyRequestsException")
-}
-
-fn short(code: &str) -> &str {
-    code.strip_prefix("AWS.SimpleQueueService.").unwrap_or(code)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use aws_errors::classify;
     use aws_sdk_sqs::types::SendMessageBatchResultEntry;
+
+    const SECRET: &str = "zebrafinch";
 
     #[test]
     fn refused_requests() {
-        use Fault::{Content, Stop, Transient};
-        for (status, code, want) in [
-            (None, None, Transient),
-            (Some(500), Some("InternalFailure"), Transient),
-            (Some(503), Some("ServiceUnavailable"), Transient),
-            (Some(503), Some("AccessDenied"), Transient),
-            (Some(400), Some("RequestThrottled"), Transient),
-            (Some(400), Some("ThrottlingException"), Transient),
-            (Some(403), Some("RequestThrottled"), Transient),
-            (Some(403), Some("ExpiredToken"), Transient),
-            (Some(400), Some("KMS.ThrottlingException"), Transient),
-            (Some(400), Some("SomethingNew"), Transient),
-            (Some(400), None, Transient),
-            (Some(200), None, Transient),
-            (Some(400), Some("QueueDoesNotExist"), Stop),
-            (Some(400), Some("AWS.SimpleQueueService.NonExistentQueue"), Stop),
-            (Some(403), Some("AccessDenied"), Stop),
-            (Some(400), Some("AccessDeniedException"), Stop),
-            (Some(403), Some("InvalidClientTokenId"), Stop),
-            (Some(400), Some("KMS.DisabledException"), Stop),
-            (Some(400), Some("KmsAccessDenied"), Stop),
-            (Some(400), Some("MissingParameter"), Stop),
-            (Some(400), Some("InvalidMessageContents"), Content),
-            (Some(400), Some("AWS.SimpleQueueService.BatchRequestTooLong"), Content),
-            (Some(413), None, Content),
+        use Fault::{Content, Stop, TooLarge, Transient};
+        let expired = "Signature expired: 20260101T000000Z is now earlier than 20260101T000500Z";
+        for (status, code, message, want) in [
+            (None, None, "", Transient),
+            (Some(503), Some("AccessDenied"), "", Transient),
+            (Some(400), Some("RequestThrottled"), "", Transient),
+            (Some(403), Some("ExpiredToken"), "", Transient),
+            (Some(403), Some("InvalidSignatureException"), expired, Transient),
+            (Some(403), Some("InvalidSignatureException"), "The request signature we calculated", Stop),
+            (Some(400), Some("KMS.DependencyTimeoutException"), "", Transient),
+            (Some(400), Some("KMSInternalException"), "", Transient),
+            (Some(400), Some("KeyUnavailableException"), "", Transient),
+            (Some(400), Some("KmsThrottled"), "", Transient),
+            (Some(400), Some("KmsSomethingNew"), "", Transient),
+            (Some(400), Some("SomethingNew"), "", Transient),
+            (Some(403), None, "", Transient),
+            (Some(404), None, "", Transient),
+            (Some(400), Some("AWS.SimpleQueueService.NonExistentQueue"), "", Stop),
+            (Some(403), Some("AccessDenied"), "", Stop),
+            (Some(403), Some("InvalidClientTokenId"), "", Stop),
+            (Some(400), Some("KMS.DisabledException"), "", Stop),
+            (Some(400), Some("KmsAccessDenied"), "", Stop),
+            (Some(400), Some("MissingParameter"), "", Stop),
+            (Some(400), Some("InvalidMessageContents"), "", Content),
+            (Some(400), Some("AWS.SimpleQueueService.BatchRequestTooLong"), "", Content),
+            (Some(413), None, "", TooLarge),
         ] {
-            assert_eq!(classify(status, code), want, "{status:?} {code:?}");
+            assert_eq!(fault(classify(status, code, Some(message)), status), want, "{status:?} {code:?} {message}");
+        }
+    }
+
+    #[test]
+    fn a_413_of_a_proxy_is_the_fault_of_a_large_body_only() {
+        let refusal = Refusal { fault: Fault::TooLarge, cause: Cause::new("other", "status 413") };
+        for (bytes, bucket, at_fault) in [
+            (100, false, false),
+            (MAX_BYTES / 2, false, false),
+            (MAX_BYTES / 2 + 1, false, true),
+            (WORTH_AN_OBJECT, true, false),
+            (WORTH_AN_OBJECT + 1, true, true),
+        ] {
+            let entry = Entry::new(vec![b'x'; bytes], MAX_BYTES).unwrap();
+            let verdict = refusal.verdict(&entry, bucket);
+            assert_eq!(verdict == Verdict::Poison(Reason::TooLargeOnTheWay(bytes)), at_fault, "{bytes} {bucket}");
+            let retried = matches!(&verdict, Verdict::Retry { cause, .. } if cause.word == REQUEST_TOO_LARGE);
+            assert_eq!(retried, !at_fault, "{verdict:?}");
         }
     }
 
@@ -161,7 +192,7 @@ mod tests {
     }
 
     fn failed(id: &str, sender_fault: bool, code: &str) -> BatchResultErrorEntry {
-        let entry = BatchResultErrorEntry::builder().id(id).sender_fault(sender_fault).code(code);
+        let entry = BatchResultErrorEntry::builder().id(id).sender_fault(sender_fault).code(code).message(SECRET);
         entry.build().unwrap()
     }
 
@@ -172,7 +203,8 @@ mod tests {
 
     #[test]
     fn one_verdict_per_entry() {
-        let retry = |cause: &str| Verdict::Retry { cause: cause.to_owned(), answered: true };
+        let retry =
+            |word: &'static str, text: &str| Verdict::Retry { cause: Cause::new(word, text), answered: Some(true) };
         let output = answer(
             vec![accepted("0"), accepted("3")],
             vec![
@@ -180,20 +212,25 @@ mod tests {
                 failed("2", false, "InternalError"),
                 failed("4", true, "RequestThrottled"),
                 failed("5", true, "AccessDenied"),
+                failed("7", true, "KMS.DependencyTimeoutException"),
             ],
         );
+        let content = "InvalidMessageContents: the request's content is not accepted";
+        let verdicts = verdicts(8, &output);
         assert_eq!(
-            verdicts(7, &output),
+            verdicts,
             vec![
                 Verdict::Accepted,
-                Verdict::Poison(Reason::Rejected("InvalidMessageContents".to_owned())),
-                retry("InternalError"),
+                Verdict::Poison(Reason::Rejected(content.to_owned())),
+                retry("server-error", "InternalError: the service failed for the moment"),
                 Verdict::Accepted,
-                retry("RequestThrottled"),
-                Verdict::Stop(Stop { code: "AccessDenied".to_owned(), message: String::new() }),
-                retry("not in the answer"),
+                retry("throttled", "RequestThrottled: asked too often; it passes"),
+                Verdict::Stop(Stop("AccessDenied: no permission".to_owned())),
+                retry("not-in-answer", "not in the answer"),
+                retry("timeout", "KMS.DependencyTimeoutException: the service failed for the moment"),
             ]
         );
+        assert!(!format!("{verdicts:?}").contains(SECRET));
     }
 
     #[test]

@@ -1,9 +1,13 @@
 //! Cuts the broker's bytes into AMQP frames and lets them out again, methods and content headers mended.
 //!
-//! Holds back a method or content header until it is whole; everything else passes as it comes. Refuses to judge: what is
-//! no frame, or larger than any that a broker would send, passes as it is, and the client says what is wrong with it.
+//! Holds back a method or content header until it is whole, and a delivery until there is room for it; everything else passes
+//! as it comes. What is no frame, or larger than any that a broker would send, passes as it is, and the client says what is
+//! wrong with it.
 
-use std::collections::HashMap;
+use std::{
+    collections::{HashMap, HashSet},
+    task::{Context, Poll},
+};
 
 use crate::wire::{
     notes::Notes,
@@ -17,8 +21,14 @@ const METHOD: u8 = 1;
 const CONTENT_HEADER: u8 = 2;
 const BODY: u8 = 3;
 const HEARTBEAT: u8 = 8;
+/// A whole frame of the broker's that says that it is there.
+const BEAT: [u8; HEAD + END] = [HEARTBEAT, 0, 0, 0, 0, 0, 0, 0xce];
 /// Brokers agree on 128 KiB, some on a few MiB.
 const LARGEST: usize = 64 * 1024 * 1024;
+/// No broker takes a larger body.
+const LARGEST_BODY: usize = 1 << 32;
+/// In a content header, the body's size stands behind class and weight.
+const BODY_SIZE: std::ops::Range<usize> = 4..12;
 /// For one read from the socket.
 const READ: usize = 64 * 1024;
 
@@ -34,6 +44,12 @@ pub(super) struct Frames {
     filled: usize,
     /// What follows of a frame that passes as it comes.
     passing: usize,
+    /// What follows of a frame that is left out.
+    skipping: usize,
+    /// A delivery is next, and waits for room.
+    waiting: bool,
+    /// The channels whose delivery is left out.
+    left_out: HashSet<u16>,
     /// No frames: everything passes.
     opaque: bool,
     /// The last delivery of each channel, whose content header is still to come.
@@ -50,6 +66,9 @@ impl Frames {
             whole: 0,
             filled: 0,
             passing: 0,
+            skipping: 0,
+            waiting: false,
+            left_out: HashSet::new(),
             opaque: false,
             deliveries: HashMap::new(),
             notes,
@@ -79,9 +98,42 @@ impl Frames {
         &mut self.buffer[self.filled..]
     }
 
+    /// Waits until the next delivery may be let out, if that is what comes next.
+    pub(super) fn poll_delivery(&mut self, context: &Context<'_>) -> Poll<()> {
+        if !self.waiting {
+            return Poll::Ready(());
+        }
+        self.notes.poll_room(context).map(|()| {
+            self.waiting = false;
+            self.cut(true);
+        })
+    }
+
+    /// Whether [`Self::give`] has something.
+    pub(super) fn is_ready(&self) -> bool {
+        self.whole > self.given
+    }
+
+    /// Whether a delivery waits for room.
+    pub(super) fn is_waiting(&self) -> bool {
+        self.waiting
+    }
+
+    /// Lets out a heartbeat as if it came from the broker, whose own are behind the delivery that waits. Only between frames.
+    pub(super) fn beat(&mut self) {
+        drop(self.buffer.splice(self.whole..self.whole, BEAT));
+        self.whole += BEAT.len();
+        self.filled += BEAT.len();
+    }
+
     /// Takes over the first `count` bytes of [`Self::room`].
     pub(super) fn take(&mut self, count: usize) {
         self.filled += count;
+        self.cut(false);
+    }
+
+    /// Finds what may be let out. `room`: whether one delivery may be, without another look.
+    fn cut(&mut self, mut room: bool) {
         loop {
             if self.opaque {
                 self.whole = self.filled;
@@ -90,6 +142,10 @@ impl Frames {
             let passed = self.passing.min(self.filled - self.whole);
             self.whole += passed;
             self.passing -= passed;
+            let skipped = self.skipping.min(self.filled - self.whole);
+            self.buffer.copy_within(self.whole + skipped..self.filled, self.whole);
+            self.filled -= skipped;
+            self.skipping -= skipped;
             let ahead = &mut self.buffer[self.whole..self.filled];
             let Some((&mut [kind, high, low, a, b, c, d], rest)) = ahead.split_first_chunk_mut::<HEAD>() else {
                 return;
@@ -103,18 +159,39 @@ impl Frames {
                         return;
                     };
                     let mended = if kind == METHOD {
+                        let is_delivery = strings::is_delivery(payload);
+                        if is_delivery && self.notes.has_ended() {
+                            self.left_out.insert(channel);
+                            self.skipping = HEAD + size + END;
+                            continue;
+                        }
+                        if is_delivery && !std::mem::take(&mut room) && self.notes.is_full() {
+                            self.waiting = true;
+                            return;
+                        }
+                        self.left_out.remove(&channel);
                         let Delivery { tag, mended } = strings::method(payload);
                         match tag {
                             Some(tag) => self.deliveries.insert(channel, tag),
                             None => self.deliveries.remove(&channel),
                         };
                         mended
+                    } else if self.left_out.contains(&channel) {
+                        self.skipping = HEAD + size + END;
+                        continue;
                     } else {
+                        if let Some(&tag) = self.deliveries.get(&channel) {
+                            self.notes.hold(channel, tag, size + body_size(payload));
+                        }
                         strings::content_header(payload)
                     };
                     if let Some(&tag) = self.deliveries.get(&channel) {
                         self.notes.add(channel, tag, mended);
                     }
+                }
+                BODY if self.left_out.contains(&channel) => {
+                    self.skipping = HEAD + size + END;
+                    continue;
                 }
                 BODY | HEARTBEAT => {}
                 _ => {
@@ -125,6 +202,12 @@ impl Frames {
             self.passing = HEAD + size + END;
         }
     }
+}
+
+/// The size of the body that follows a content header.
+fn body_size(header: &[u8]) -> usize {
+    let size = header.get(BODY_SIZE).and_then(|size| size.try_into().ok()).map_or(0, u64::from_be_bytes);
+    usize::try_from(size).unwrap_or(LARGEST_BODY).min(LARGEST_BODY)
 }
 
 #[cfg(test)]

@@ -43,9 +43,14 @@ pub(super) struct Delivery {
     pub(super) mended: Vec<String>,
 }
 
+/// Whether a method frame brings a delivery.
+pub(super) fn is_delivery(payload: &[u8]) -> bool {
+    payload.starts_with(&DELIVER)
+}
+
 /// Mends the payload of a method frame.
 pub(super) fn method(payload: &mut [u8]) -> Delivery {
-    if !payload.starts_with(&DELIVER) {
+    if !is_delivery(payload) {
         return Delivery::default();
     }
     let mut walk = Walk::new(payload, DELIVER.len());

@@ -4,7 +4,7 @@ use crate::{acker::Acks, message::Message, metrics::Metrics, recipe::Recipe};
 fn poison(headers: FieldTable) -> Poison {
     let mut delivery = lapin::message::Delivery::mock(1, "ex".into(), "key".into(), false, vec![0xff]);
     delivery.properties = BasicProperties::default().with_headers(headers);
-    Message::accept(delivery, &Acks::default(), &Metrics::default(), &Recipe::default()).unwrap_err()
+    Message::accept(delivery, None, &Acks::default(), &Metrics::default(), &Recipe::default()).unwrap_err()
 }
 
 fn buried(headers: FieldTable, frame_max: usize) -> FieldTable {

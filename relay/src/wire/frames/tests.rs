@@ -1,6 +1,8 @@
 use proptest::prelude::*;
 
 use super::*;
+use crate::budget::Budget;
+use prometheus_client::metrics::gauge::Gauge;
 
 fn frame(kind: u8, channel: u16, payload: &[u8]) -> Vec<u8> {
     [&[kind][..], &channel.to_be_bytes(), &(payload.len() as u32).to_be_bytes(), payload, b"\xce"].concat()
@@ -55,7 +57,7 @@ proptest! {
         let with_tail = [&whole[..], &tail].concat();
         let out = through(&with_tail, &pieces, &notes);
         prop_assert!(out.len() >= whole.len() && with_tail.starts_with(&out));
-        prop_assert!((1..20).all(|tag| (1..4).all(|channel| notes.take(channel, tag).is_none())));
+        prop_assert!((1..20).all(|tag| (1..4).all(|channel| notes.take(channel, tag).mended.is_none())));
     }
 
     #[test]
@@ -74,9 +76,10 @@ proptest! {
             delivery(1, 7, b"tasks", b"fine", b"body"),
         ].concat();
         prop_assert_eq!(through(&bytes, &pieces, &notes), mended);
-        prop_assert_eq!(notes.take(2, 5), Some("message-id ff".to_owned()));
-        prop_assert_eq!(notes.take(1, 6), Some("routing key fe, message-id fd".to_owned()));
-        prop_assert!(notes.take(1, 6).is_none() && notes.take(1, 5).is_none() && notes.take(1, 7).is_none());
+        let mended = |channel, tag| notes.take(channel, tag).mended;
+        prop_assert_eq!(mended(2, 5), Some("message-id ff".to_owned()));
+        prop_assert_eq!(mended(1, 6), Some("routing key fe, message-id fd".to_owned()));
+        prop_assert!(mended(1, 6).is_none() && mended(1, 5).is_none() && mended(1, 7).is_none());
     }
 }
 
@@ -101,4 +104,57 @@ fn a_large_frame_leaves_no_large_buffer_behind() {
     let mut out = vec![0; large.len()];
     assert_eq!(frames.give(&mut out), large.len());
     assert!(frames.room().len() <= READ);
+}
+
+/// All that can be let out now.
+fn drain(frames: &mut Frames) -> Vec<u8> {
+    let mut out = vec![0; 10_000];
+    let given = frames.give(&mut out);
+    out.truncate(given);
+    out
+}
+
+fn feed(frames: &mut Frames, bytes: &[u8]) {
+    frames.room()[..bytes.len()].copy_from_slice(bytes);
+    frames.take(bytes.len());
+}
+
+#[test]
+fn a_delivery_waits_for_room_and_what_comes_before_it_passes() {
+    let context = Context::from_waker(std::task::Waker::noop());
+    let notes = Notes::within(Budget::new(10, Gauge::default()));
+    let mut frames = Frames::new(notes.clone());
+    let [first, second, third] = [1, 2, 3].map(|tag| delivery(1, tag, b"key", b"id", b"0123456789"));
+    let answer = frame(METHOD, 1, &[0, 60, 0, 31, 0]);
+    feed(&mut frames, &[&first[..], &answer, &second, &third, &answer].concat());
+    assert_eq!(drain(&mut frames), [&first[..], &answer].concat());
+    assert!(frames.is_waiting() && frames.poll_delivery(&context).is_pending());
+    frames.beat();
+    assert_eq!(drain(&mut frames), BEAT);
+    let held = notes.take(1, 1).held.unwrap();
+    assert!(held.bytes() > 10 && frames.poll_delivery(&context).is_pending());
+    drop(held);
+    assert!(frames.poll_delivery(&context).is_ready() && frames.is_waiting());
+    assert_eq!(drain(&mut frames), second, "one, and the next waits again");
+    // Nobody takes them any more: what is left is left out, and answers come through.
+    notes.end();
+    assert!(frames.poll_delivery(&context).is_ready() && !frames.is_waiting());
+    assert_eq!(drain(&mut frames), answer);
+    for piece in [&delivery(1, 4, b"key", b"id", b"body")[..], &answer].concat().chunks(3) {
+        feed(&mut frames, piece);
+    }
+    assert_eq!(drain(&mut frames), answer);
+}
+
+#[test]
+fn a_delivery_that_is_half_out_when_nobody_takes_any_more_is_let_out_whole() {
+    let notes = Notes::default();
+    let mut frames = Frames::new(notes.clone());
+    let [first, second] = [1, 2].map(|tag| delivery(1, tag, b"key", b"id", b"0123456789"));
+    let (begin, end) = first.split_at(first.len() - 5);
+    feed(&mut frames, begin);
+    notes.end();
+    feed(&mut frames, &[end, &second].concat());
+    assert_eq!(drain(&mut frames), first);
+    assert!(notes.take(1, 2).held.is_none());
 }
