@@ -5,6 +5,7 @@ Needs nothing but Python; the same seeds every time.
 """
 
 import json
+import math
 import shutil
 import struct
 from pathlib import Path
@@ -36,7 +37,7 @@ BEYOND = {
 # What the parser refuses and JSON Schema takes.
 UNSAID = {
     "seed": 42.0, "prompt_tags": [MARK * 700, MARK * 700], "lora_model_url": "s3://styles/" + "\u00fc" * 600,
-    "webhook_url": "http://[::1",
+    "webhook_url": "http://[::1", "artist_name": f"{MARK} \ud83d",
 }
 
 
@@ -53,9 +54,23 @@ def tasks():
     yield "refused-scheduler-without-karras", json.dumps(TASK | {"scheduler": "ddim", "karras_sigmas": True})
     # What the published schema cannot say: tests/docs/test_schemas.py has the table.
     for name, value in UNSAID.items():
-        yield f"refused-unsaid-{name}", json.dumps(TASK | {name: value}, ensure_ascii=False)
+        # Half of a surrogate pair stands in a file as an escape alone.
+        yield f"refused-unsaid-{name}", json.dumps(TASK | {name: value}, ensure_ascii=name == "artist_name")
     yield "refused-array", json.dumps([MARK])
     yield "refused-broken", json.dumps(FULL)[:-1]
+    # What JSON's grammar has and few readers take: ignored where nobody asks for it, named where the task needs it.
+    odd = {"a": "\ud83d", "\udc00": [1.5], "deep": json.loads("[" * 130 + "]" * 130)}
+    yield "taken-odd-fields", json.dumps(TASK | {"new": odd} | {"signature": odd}).replace("1.5", "1e400")
+    yield "taken-mark", "\ufeff" + json.dumps(TASK)
+    yield "refused-digits", json.dumps(TASK | {"seed": 10**100})
+    yield "refused-infinite", json.dumps(TASK | {"guidance_scale": 1.5}).replace("1.5", "1e400")
+    yield "refused-deep", json.dumps(TASK | {"loras": odd["deep"]})
+    yield "refused-mark-inside", json.dumps(TASK)[:-1] + ",\ufeff}"
+    yield "refused-nan", json.dumps(TASK | {"guidance_scale": math.nan})
+    yield "refused-line-break", json.dumps(TASK | {"negative_prompt": f"{MARK} blur"}).replace(" blur", "\n")
+    yield "refused-python", str(TASK)
+    yield "refused-twice", json.dumps(TASK) * 2
+    yield "refused-half-a-quote", json.dumps(FULL).replace("euler", '"euler')
 
 
 def matrix(*shape, dtype="F16", first=0x3C00):

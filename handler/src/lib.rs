@@ -13,6 +13,7 @@ pub mod cache;
 pub mod causes;
 pub mod claim;
 pub mod config;
+mod cut;
 pub mod doctor;
 pub mod exit;
 pub mod failure;

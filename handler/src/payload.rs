@@ -3,7 +3,8 @@
 //! The pointer has the form of Amazon's Extended Client Libraries (github.com/awslabs/payload-offloading-java-common-lib-for-aws).
 //! Refuses every bucket but the configured one: a message must not choose what is read with our permissions.
 
-use serde_json::Value;
+use serde::Deserialize;
+use std::borrow::Cow;
 
 /// Largest body that is fetched, in bytes: RabbitMQ's own limit of a message.
 pub const MAX_BYTES: usize = 16 * 1024 * 1024;
@@ -21,18 +22,25 @@ pub struct Pointer {
     pub key: String,
 }
 
+/// What the pointer says of the place. What else it may say is passed over, and kept nowhere.
+#[derive(Deserialize)]
+struct Place {
+    #[serde(rename = "s3BucketName")]
+    bucket: String,
+    #[serde(rename = "s3Key")]
+    key: String,
+}
+
 impl Pointer {
     /// The pointer that a body is; `None` if it is anything else, such as a task.
     pub fn parse(body: &str) -> Option<Self> {
+        let body = body.trim_start_matches('\u{feff}').trim_start();
         // A task is an object. Most bodies are told apart by one character.
-        if !body.trim_start().starts_with('[') {
+        if !body.starts_with('[') {
             return None;
         }
-        let value: Value = serde_json::from_str(body).ok()?;
-        let [class, place] = value.as_array()?.as_slice() else { return None };
-        CLASSES.contains(&class.as_str()?).then_some(())?;
-        let text = |name: &str| place.get(name)?.as_str().map(str::to_string);
-        Some(Self { bucket: text("s3BucketName")?, key: text("s3Key")? })
+        let (class, Place { bucket, key }): (Cow<str>, Place) = serde_json::from_str(body).ok()?;
+        CLASSES.contains(&&*class).then_some(Self { bucket, key })
     }
 }
 
@@ -51,6 +59,12 @@ mod tests {
                 assert_eq!(Pointer::parse(&format!(r#"["{class}",{other}]"#)), None, "{other}");
             }
             assert_eq!(Pointer::parse(&format!(r#"["{class}",{place},1]"#)), None);
+            // Its extensions are passed over, whatever they hold.
+            let more = format!(
+                r#"{{"s3BucketName":"b","new":["\ud83d",1e400,{}],"s3Key":"k"}}"#,
+                "[".repeat(130) + &"]".repeat(130)
+            );
+            assert_eq!(Pointer::parse(&format!("\u{feff}[\"{class}\",{more}]")), pointer);
         }
         for body in ["", "{}", "[", "[]", "[1]", r#"["x",{"s3BucketName":"b","s3Key":"k"}]"#, r#"{"generation_id":1}"#]
         {

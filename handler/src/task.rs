@@ -1,12 +1,16 @@
 //! The task: what the backend asks for, read from JSON and checked against its limits.
 //!
-//! Unknown fields are ignored, so that the backend can move first. `null` in an optional field means that it is absent.
-//! Each error names the field, what it holds and what it may hold.
+//! Unknown fields are ignored whatever they hold, so that the backend can move first. `null` in an optional field means that it
+//! is absent. Each error names the field, what it holds and what it may hold; the backend is told of it wherever its address and
+//! the id can be read, even where the message is no JSON.
 
 mod contract;
 mod fields;
+mod fingerprint;
 mod format;
+mod json;
 mod rule;
+mod salvage;
 mod schema;
 
 pub use format::Format;
@@ -20,11 +24,13 @@ use aws_sdk_s3::primitives::DateTime;
 use contract::{
     ARTIST_NAME, ASPECT_RATIO, CREATED_AT, GENERATION_ID, GUIDANCE_SCALE, KARRAS_SIGMAS, LORA_MODEL_URL, LORA_SCALE,
     LORAS, NEGATIVE_PROMPT, NOISE_SOURCE, NUM_IMAGES, NUM_INFERENCE_STEPS, OUTPUT_FORMAT, PROMPT_TAGS,
-    PROMPT_WEIGHTING, SCHEDULER, SEED, SIGNATURE, STYLE_ID, WEBHOOK_URL, extra,
+    PROMPT_WEIGHTING, SCHEDULER, SEED, SIGNATURE, STYLE_ID, TASK, WEBHOOK_URL, extra,
 };
 use fields::{Fields, Result};
-use serde_json::Value;
-use sha2::{Digest, Sha256};
+use json::Json;
+use rule::base_address;
+use salvage::{Salvage, salvage};
+use std::borrow::Cow;
 use url::Url;
 
 /// Longest artist name, in characters.
@@ -111,7 +117,7 @@ pub struct LoraRef {
 pub struct BadTask {
     /// Which field, what it holds, what it may hold.
     pub reason: String,
-    /// The id, if the message has an integer there.
+    /// The id, if the message has a whole number there.
     pub generation_id: Option<i64>,
     /// The backend's address, if the message has a usable one.
     pub webhook_url: Option<Url>,
@@ -137,23 +143,30 @@ impl Task {
     /// # Errors
     /// The first field that breaks the contract.
     pub fn parse(body: &str) -> std::result::Result<Self, Box<BadTask>> {
-        let unknown = |reason: String| Box::new(BadTask { reason, generation_id: None, webhook_url: None });
-        let value: Value = serde_json::from_str(body).map_err(|error| {
-            let place = format!("line {} column {}", error.line(), error.column());
-            unknown(format!("the message is no JSON: it breaks off at {place}"))
+        // RFC 8259 lets a reader ignore the mark there, and there alone.
+        let body = body.trim_start_matches('\u{feff}');
+        let message = Json::parse(body).map_err(|error| {
+            let Salvage { generation_id, webhook_url } = salvage(body);
+            let webhook_url = webhook_url.filter(|text| text.chars().count() <= MAX_URL);
+            Box::new(BadTask {
+                reason: format!("the message is no JSON: {}", fault(body, &error)),
+                generation_id: generation_id.as_deref().and_then(whole_number),
+                webhook_url: webhook_url.and_then(|text| base_address(&text).ok()),
+            })
         })?;
-        let Value::Object(map) = &value else {
-            return Err(unknown(format!("the message is {}, must be a JSON object", fields::kind(&value))));
+        let Some(members) = message.members(TASK) else {
+            let reason = format!("the message is {}, must be a JSON object", message.kind());
+            return Err(Box::new(BadTask { reason, generation_id: None, webhook_url: None }));
         };
-        let fields = Fields::new(map);
+        let fields = Fields::new(members);
         Self::from_fields(&fields).map_err(|reason| {
-            let generation_id = map.get("generation_id").and_then(Value::as_i64);
+            let generation_id = fields.get("generation_id").and_then(Json::number).and_then(whole_number);
             Box::new(BadTask { reason, generation_id, webhook_url: WEBHOOK_URL.read(&fields).ok() })
         })
     }
 
     fn from_fields(fields: &Fields) -> Result<Self> {
-        let (width, height) = size(ASPECT_RATIO.read(fields)?);
+        let (width, height) = size(ASPECT_RATIO.read(fields)?.as_deref());
         let scheduler = SCHEDULER.read(fields)?.unwrap_or_default();
         let lora_scale = LORA_SCALE.read(fields)?;
         let mut loras = vec![LoraRef::new(LORA_MODEL_URL.read(fields)?, lora_scale)];
@@ -166,9 +179,9 @@ impl Task {
             style_id: STYLE_ID.read(fields)? as i64,
             loras,
             prompt: PROMPT_TAGS.read(fields)?,
-            negative_prompt: NEGATIVE_PROMPT.read(fields)?.unwrap_or_default().to_string(),
+            negative_prompt: NEGATIVE_PROMPT.read(fields)?.map(Cow::into_owned).unwrap_or_default(),
             prompt_weighting: PROMPT_WEIGHTING.read(fields)?.unwrap_or_default(),
-            artist_name: ARTIST_NAME.read(fields)?.to_string(),
+            artist_name: ARTIST_NAME.read(fields)?.into_owned(),
             webhook_url: WEBHOOK_URL.read(fields)?,
             seed: SEED.read(fields)?,
             width,
@@ -190,40 +203,6 @@ impl Task {
         self.seed as u64
     }
 
-    /// Says in 64 hex digits what is to be painted: two tasks with the same one give the same pictures. Where the backend is,
-    /// which style it names and when are no part of it.
-    ///
-    /// A release that adds a field changes it. A task redelivered across that release is painted again, which is safe.
-    pub fn fingerprint(&self) -> String {
-        // Each field by name: a new one does not compile until it is decided whether it belongs here.
-        let Self {
-            generation_id: _,
-            style_id: _,
-            webhook_url: _,
-            created_at: _,
-            loras,
-            prompt,
-            negative_prompt,
-            prompt_weighting,
-            artist_name,
-            seed,
-            width,
-            height,
-            steps,
-            guidance_scale,
-            scheduler,
-            karras_sigmas,
-            noise_source,
-            num_images,
-            format,
-            signature,
-        } = self;
-        let words = (loras, prompt, negative_prompt, prompt_weighting, artist_name, format, signature);
-        let numbers = (seed, width, height, steps, guidance_scale, scheduler, karras_sigmas, noise_source, num_images);
-        let digest = Sha256::digest(format!("{words:?}{numbers:?}"));
-        digest.iter().map(|byte| format!("{byte:02x}")).collect()
-    }
-
     /// Keys of the results: `generations/gen_{id}.jpg`, then `generations/gen_{id}_2.jpg` and so on.
     pub fn result_keys(&self) -> Vec<String> {
         let (id, extension) = (self.generation_id, self.format.extension());
@@ -236,9 +215,31 @@ impl Task {
 }
 
 impl LoraRef {
-    fn new((bucket, key): (&str, &str), scale: f64) -> Self {
-        Self { bucket: bucket.to_string(), key: key.to_string(), scale }
+    fn new((bucket, key): (String, String), scale: f64) -> Self {
+        Self { bucket, key, scale }
     }
+}
+
+/// What is wrong with a message that is no JSON, and where. Holds nothing of the message.
+fn fault(body: &str, error: &serde_json::Error) -> String {
+    let place = format!("line {} column {}", error.line(), error.column());
+    let line = body.split_inclusive('\n').nth(error.line().saturating_sub(1));
+    let there = line.and_then(|line| line.get(error.column().saturating_sub(1)..));
+    if there.is_some_and(|rest| rest.starts_with('\u{feff}')) {
+        format!("a byte order mark (U+FEFF) stands at {place}")
+    } else if error.is_eof() {
+        format!("it ends too early, at {place}")
+    } else {
+        error.to_string()
+    }
+}
+
+/// The id that a number is, however it is written.
+fn whole_number(number: &str) -> Option<i64> {
+    // Above it, an f64 is another number than the one that was written.
+    const EXACT: f64 = 9_007_199_254_740_992.0;
+    let rounded = || number.parse().ok().filter(|number: &f64| number.fract() == 0.0 && number.abs() < EXACT);
+    number.parse().ok().or_else(|| rounded().map(|number| number as i64))
 }
 
 /// Width and height of an aspect ratio; 512x512 for none and, as in the Python worker, for an unknown one.

@@ -3,9 +3,14 @@
 //! Refuses to refuse a value: what SQS does not take as an id is replaced by its SHA-256, so that the same value always
 //! gives the same id. Looks into a body only when asked for a JSON pointer.
 
-use std::{borrow::Cow, collections::HashMap, fmt::Write, str::FromStr};
+use std::{
+    borrow::Cow,
+    fmt::{self, Write},
+    str::FromStr,
+};
 
 use lapin::{BasicProperties, types::AMQPValue};
+use serde::de::{Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde_json::value::RawValue;
 use sha2::{Digest, Sha256};
 
@@ -71,7 +76,7 @@ impl Field {
             Self::MessageId => parts.properties.message_id().as_ref()?.as_str().as_bytes().into(),
             Self::RoutingKey => parts.routing_key.as_bytes().into(),
             Self::Header(name) => plain(parts.properties.headers().as_ref()?.inner().get(name.as_str())?)?,
-            Self::Json(pointer) => find(parts.body, pointer)?.into_bytes().into(),
+            Self::Json(pointer) => find(parts.body, pointer)?.into(),
             Self::Fixed(text) => text.as_bytes().into(),
             Self::Sha256 => sha256(parts.body.as_bytes()).into_bytes().into(),
         })
@@ -163,25 +168,90 @@ fn tokens(pointer: &str) -> Result<Vec<String>, String> {
     rest.split('/').map(unescape).collect()
 }
 
-/// The string or number at a pointer. A number keeps its digits: two long ones must not become one by rounding.
-fn find(body: &str, pointer: &[String]) -> Option<String> {
-    let mut at: &RawValue = serde_json::from_str(body).ok()?;
+/// The bytes of the string or number at a pointer. A number keeps its digits: two long ones must not become one by rounding. Nothing
+/// but what the pointer leads through is kept, so that a body takes no memory but its own.
+fn find(body: &str, pointer: &[String]) -> Option<Vec<u8>> {
+    // RFC 8259 lets a reader ignore the mark there.
+    let mut at: &RawValue = serde_json::from_str(body.trim_start_matches('\u{feff}')).ok()?;
     for token in pointer {
+        let mut reader = serde_json::Deserializer::from_str(at.get());
         at = match at.get().as_bytes().first()? {
-            b'{' => serde_json::from_str::<HashMap<String, &RawValue>>(at.get()).ok()?.remove(token)?,
+            b'{' => reader.deserialize_map(Member(token)).ok()??,
             b'[' => {
                 let index: usize = token.parse().ok()?;
                 // RFC 6901 has no leading zeros and no sign.
                 (index.to_string() == *token).then_some(())?;
-                serde_json::from_str::<Vec<&RawValue>>(at.get()).ok()?.get(index).copied()?
+                reader.deserialize_seq(Item(index)).ok()??
             }
             _ => return None,
         };
     }
     match at.get().as_bytes().first()? {
-        b'"' => serde_json::from_str(at.get()).ok(),
-        b'-' | b'0'..=b'9' => Some(at.get().to_owned()),
+        b'"' => serde_json::Deserializer::from_str(at.get()).deserialize_bytes(Bytes).ok(),
+        b'-' | b'0'..=b'9' => Some(at.get().as_bytes().to_vec()),
         _ => None,
+    }
+}
+
+/// The member of that name; of several the last.
+struct Member<'a>(&'a str);
+
+impl<'de> Visitor<'de> for Member<'_> {
+    type Value = Option<&'de RawValue>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("an object")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut object: A) -> Result<Self::Value, A::Error> {
+        let mut found = None;
+        while let Some(name) = object.next_key::<&RawValue>()? {
+            // A name with half of a surrogate pair is no text, and none that is looked for.
+            if serde_json::from_str::<Cow<'_, str>>(name.get()).is_ok_and(|name| name == self.0) {
+                found = Some(object.next_value()?);
+            } else {
+                object.next_value::<IgnoredAny>()?;
+            }
+        }
+        Ok(found)
+    }
+}
+
+/// The item at that place.
+struct Item(usize);
+
+impl<'de> Visitor<'de> for Item {
+    type Value = Option<&'de RawValue>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("an array")
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut array: A) -> Result<Self::Value, A::Error> {
+        let mut found = None;
+        for index in 0_usize.. {
+            if index == self.0 {
+                found = array.next_element()?;
+            } else if array.next_element::<IgnoredAny>()?.is_none() {
+                break;
+            }
+        }
+        Ok(found)
+    }
+}
+
+/// A string's bytes: half of a surrogate pair is three of them that are not UTF-8.
+struct Bytes;
+
+impl Visitor<'_> for Bytes {
+    type Value = Vec<u8>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a string")
+    }
+
+    fn visit_bytes<E>(self, bytes: &[u8]) -> Result<Vec<u8>, E> {
+        Ok(bytes.to_vec())
     }
 }
 

@@ -5,7 +5,7 @@ use crate::{
     happy::assert_headers,
     scene::{PATIENCE, Scene, case},
 };
-use anyhow::Result;
+use anyhow::{Context, Result, ensure};
 use e2e::{
     aws::MODELS,
     backend::FAILED,
@@ -88,6 +88,85 @@ fn a_lora_that_is_no_safetensors() {
     });
 }
 
+/// The task as text, with more at its end.
+fn and(task: &Task, members: &str) -> String {
+    task.body().trim_end_matches('}').to_string() + "," + members + "}"
+}
+
+/// What no reader holds, where the task needs it, and what is no JSON: the backend hears of each all the same.
+#[test]
+fn what_can_hardly_be_read_is_told() {
+    case(|scene| async move {
+        let with = |members: &str| {
+            let task = scene.task();
+            (task.id(), and(&task, members))
+        };
+        let changed = |change: fn(String) -> String| {
+            let task = scene.task();
+            (task.id(), change(task.body()))
+        };
+        let deep = "[".repeat(130) + &"]".repeat(130);
+        let bodies = [
+            (with(r#""negative_prompt":"\ud83d""#), "`negative_prompt` is a string with half of a surrogate pair"),
+            (with(r#""guidance_scale":1e400"#), "`guidance_scale` is 1e400, must be a number from"),
+            (with(&format!("\"seed\":{}", "9".repeat(100))), "`seed` is an integer of 100 digits, must be"),
+            (with(&format!("\"loras\":{deep}")), "`loras[0]` is an array, must be an object"),
+            (with("\u{feff}\"seed\":1"), "no JSON: a byte order mark (U+FEFF) stands at line 1"),
+            (with("\"guidance_scale\":NaN"), "no JSON: expected value at line 1"),
+            (with("\"negative_prompt\":\"a\nb\""), "no JSON: control character"),
+            (changed(|body| body + "}"), "no JSON: trailing characters at line 1"),
+            (changed(|body| body.trim_end_matches('}').to_string()), "no JSON: it ends too early, at line 1"),
+        ];
+        for ((_, body), _) in &bodies {
+            scene.publish(body).await?;
+        }
+        for ((id, body), expected) in &bodies {
+            let failed = scene.backend.end_of(*id, PATIENCE).await?;
+            let message = failed.body["error_message"].as_str().unwrap_or_default();
+            assert!(failed.path == FAILED && message.contains(expected), "not `{expected}`: {}", failed.line());
+            let record = scene.stack.line.mapping.handled(body, 1, PATIENCE).await?;
+            assert!(record.deleted, "the message must be consumed: {record:?}");
+        }
+        assert_eq!(scene.backend.calls().len(), bodies.len(), "one failed webhook each and nothing else");
+        Ok(())
+    });
+}
+
+/// The backend can move first: what it adds is nothing to us, whatever it is.
+#[test]
+fn fields_of_tomorrow_may_hold_what_few_readers_take() {
+    case(|scene| async move {
+        let task = scene.task().with("num_inference_steps", 1);
+        let deep = "[".repeat(5000) + &"]".repeat(5000);
+        let more = format!(r#""new":["\ud83d",1e400,{}],"\udc00":{deep}"#, "9".repeat(100));
+        scene.publish(&format!("\u{feff}{}", and(&task, &more))).await?;
+        assert_eq!(scene.painting(&task).await?.complete.body["metadata"]["steps"], 1);
+        Ok(())
+    });
+}
+
+#[test]
+fn a_lora_with_names_of_20_mb_is_told_in_few_bytes() {
+    case(|scene| async move {
+        let name = "x".repeat(20_000_000);
+        let header = format!(r#"{{"{name}":{{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}}}"#);
+        let file = [&(header.len() as u64).to_le_bytes()[..], header.as_bytes(), &[0; 4]].concat();
+        let url = scene.stack.put_lora("models/style_12/lora_weights.safetensors", file).await?;
+        let task = scene.task().with("lora_model_url", url);
+        scene.publish(&task.body()).await?;
+        let failed = scene.backend.end_of(task.id(), PATIENCE).await?;
+        let message = failed.body["error_message"].as_str().unwrap_or_default();
+        ensure!(failed.path == FAILED && message.contains("(cut, 20000000 bytes in all)`"), "{:.2000}", failed.text);
+        assert!(failed.text.len() < 2000, "a webhook of {} bytes", failed.text.len());
+        let record = scene.stack.line.mapping.handled(&task.body(), 1, PATIENCE).await?;
+        assert!(record.deleted, "the message must be consumed: {record:?}");
+        let log = scene.stack.function.process().log_text();
+        let longest = log.lines().map(str::len).max().context("no log")?;
+        assert!(longest < 8000, "a log line of {longest} bytes");
+        Ok(())
+    });
+}
+
 /// Nobody can be told of these: after its last receive each lies in the dead-letter queue, unchanged.
 #[test]
 fn what_nobody_can_be_told_of_ends_in_the_dead_letter_queue() {
@@ -98,6 +177,8 @@ fn what_nobody_can_be_told_of_ends_in_the_dead_letter_queue() {
         let mut bodies = vec![
             "{\"generation_id\": 500,".to_string(),
             "[]".to_string(),
+            // Cut off within the id: 500 may be the beginning of 5001.
+            format!("{{\"webhook_url\": \"{}\", \"generation_id\": 500", scene.backend.url()),
             scene.task().with("generation_id", "500").body(),
             scene.task().without("webhook_url").body(),
             scene.task().with("webhook_url", "not an address").body(),

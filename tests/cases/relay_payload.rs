@@ -1,8 +1,10 @@
 //! Messages over SQS' limit: by way of S3, if the relay has a bucket for them.
 
-use crate::scene::{PATIENCE, case};
-use e2e::{aws::PAYLOADS, line::Relay, wait};
-use std::time::Duration;
+use crate::scene::{HOUR, PATIENCE, Solo, case};
+use anyhow::{Context, Result};
+use e2e::{aws::PAYLOADS, backend::FAILED, line::Relay, mapping, process::Process, wait};
+use serde_json::json;
+use std::{fs, time::Duration};
 
 #[test]
 fn a_task_over_the_limit_of_sqs_is_painted() {
@@ -18,6 +20,44 @@ fn a_task_over_the_limit_of_sqs_is_painted() {
         assert_eq!(scene.painting(&task).await?.picture.width(), 512);
         assert!(relay.process.terminate(PATIENCE).await?.success());
         assert_eq!(stack.publisher.ready_count(name).await?, 0, "not acknowledged");
+        Ok(())
+    });
+}
+
+/// KiB that a line of the process's status says.
+fn memory(process: &Process, line: &str) -> Result<u64> {
+    let status = fs::read_to_string(format!("/proc/{}/status", process.id()))?;
+    let value = status.lines().find_map(|each| each.strip_prefix(line)).context("no such line")?;
+    Ok(value.trim_start_matches(':').trim().trim_end_matches(" kB").parse()?)
+}
+
+/// 16 MiB of the smallest objects are two million of them: held as values they were a gigabyte.
+#[test]
+fn a_body_of_16_mib_takes_little_more_memory_than_its_length() {
+    case(|scene| async move {
+        let (aws, Solo { queue, mut api, function }) = (&scene.stack.aws, scene.solo("large-body").await?);
+        let ready = wait::at_most("function", PATIENCE, api.invoke(json!({ "Records": [] }), HOUR)).await??;
+        assert_eq!(ready, Ok(json!({ "batchItemFailures": [] })));
+        for (field, expected) in [("loras", "`loras` is an array of "), ("not_a_field", "`seed` is a string")] {
+            let task = scene.task().with("seed", "many");
+            let head = format!("{},\"{field}\":[{{\"\":0}}", task.body().trim_end_matches('}'));
+            let more = ",{\"\":0}".repeat((16 * 1024 * 1024 - head.len() - 2) / 7);
+            aws.put(PAYLOADS, field, format!("{head}{more}]}}").into_bytes()).await?;
+            let class = "software.amazon.payloadoffloading.PayloadS3Pointer";
+            aws.send(&queue.url, &json!([class, { "s3BucketName": PAYLOADS, "s3Key": field }]).to_string()).await?;
+            let event = mapping::event(&aws.receive(&queue.url, 20, 1).await?, &queue.arn());
+            // From here on the process's peak is counted anew.
+            fs::write(format!("/proc/{}/clear_refs", function.id()), "5")?;
+            let before = memory(&function, "VmRSS")?;
+            let answer = wait::at_most("answer", PATIENCE, api.invoke(event, HOUR)).await??;
+            assert_eq!(answer, Ok(json!({ "batchItemFailures": [] })));
+            let failed = scene.backend.end_of(task.id(), PATIENCE).await?;
+            let message = failed.body["error_message"].as_str().unwrap_or_default();
+            assert!(failed.path == FAILED && message.starts_with(expected), "{}", failed.line());
+            let more = memory(&function, "VmHWM")?.saturating_sub(before) / 1024;
+            assert!(more < 80, "{field}: it took {more} MiB");
+            println!("{field}: {more} MiB more");
+        }
         Ok(())
     });
 }

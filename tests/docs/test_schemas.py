@@ -16,6 +16,8 @@ UNSAID = {
     "refused-unsaid-prompt_tags": "no keyword adds up the lengths of strings",
     "refused-unsaid-lora_model_url": "S3 counts a key's bytes, JSON Schema characters",
     "refused-unsaid-webhook_url": "a host is what the URL standard's parser takes, which is no pattern",
+    "refused-nan": "Python reads it; JSON has no such number",
+    "refused-unsaid-artist_name": "half of a surrogate pair is a character to JSON Schema",
 }
 
 
@@ -48,7 +50,8 @@ class Schemas(unittest.TestCase):
         valid = set()
         for seed in SEEDS.iterdir():
             try:
-                if validator().is_valid(json.loads(seed.read_text())):
+                # A mark before the text is allowed.
+                if validator().is_valid(json.loads(seed.read_text(encoding="utf-8-sig"))):
                     valid.add(seed.name)
             except json.JSONDecodeError:
                 pass

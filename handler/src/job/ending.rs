@@ -3,6 +3,7 @@
 use super::{Message, Outcome, Workshop};
 use crate::{
     config::ErrorCodes,
+    cut::{MESSAGE, cut},
     failure::{Failure, Fault, GENERATION_FAILED},
     report::{Ending, Report},
     task::{BadTask, Task},
@@ -66,6 +67,7 @@ impl Workshop {
         report: &mut Report,
     ) -> Outcome {
         report.ending = Ending::GivenBack;
+        let reason = &*cut(reason, MESSAGE);
         if message.receive_count >= self.work.max_receive_count {
             warn!(reason, "out of tries");
             // Stays in the queue's hands all the same: the dead-letter queue keeps it for a person to look at.
@@ -87,6 +89,7 @@ impl Workshop {
         message: &Message,
         report: &mut Report,
     ) -> Outcome {
+        let reason = &*cut(reason, MESSAGE);
         let fine = report.fault.map_or(GENERATION_FAILED, Fault::code);
         warn!(reason, code = fine, "task failed");
         let code = match self.work.error_codes {

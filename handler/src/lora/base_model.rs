@@ -1,5 +1,6 @@
 //! Which base model a LoRA was made for, from its keys, its shapes and its metadata, in this order of trust.
 
+use crate::cut::{NAME, cut};
 use serde::Serialize;
 use std::{collections::HashMap, fmt};
 
@@ -81,7 +82,7 @@ impl BaseModel {
     pub(super) fn of_metadata(metadata: &HashMap<String, String>) -> Option<(Self, String)> {
         NAMES.iter().find_map(|(field, name, model)| {
             let text = metadata.get(*field)?;
-            text.to_ascii_lowercase().starts_with(name).then(|| (*model, format!("`{field}` is `{text}`")))
+            text.to_ascii_lowercase().starts_with(name).then(|| (*model, format!("`{field}` is `{}`", cut(text, NAME))))
         })
     }
 

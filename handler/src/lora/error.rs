@@ -1,7 +1,11 @@
 //! What can be wrong with a LoRA, told apart by who has to act.
 
 use super::base_model::BaseModel;
-use crate::{gpu::tells_of_memory, pipeline::error::PipelineError};
+use crate::{
+    cut::{MESSAGE, NAME, cut},
+    gpu::tells_of_memory,
+    pipeline::error::PipelineError,
+};
 use std::fmt;
 
 /// Why a LoRA cannot be used. All but `File` and `Device` are faults of the LoRA: the task fails and is not tried again.
@@ -38,6 +42,11 @@ pub enum LoraError {
 }
 
 impl LoraError {
+    /// No safetensors file, for a reason that may name what the file holds.
+    pub(super) fn not_safetensors(reason: &str) -> Self {
+        Self::NotSafetensors(cut(reason, MESSAGE).into_owned())
+    }
+
     /// Whether the LoRA itself is at fault, so that trying again would end the same way.
     pub fn is_permanent(&self) -> bool {
         !matches!(self, Self::File(_) | Self::Device(_))
@@ -61,7 +70,7 @@ impl From<PipelineError> for LoraError {
 /// One key that cannot be used.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
 pub struct Misfit {
-    /// The key as it stands in the file.
+    /// The key as it stands in the file, cut if it is long.
     pub key: String,
     /// What is wrong with it: what it holds, and what would fit.
     pub reason: String,
@@ -69,8 +78,9 @@ pub struct Misfit {
 
 impl Misfit {
     /// A misfit of `key`.
-    pub(super) fn new(key: impl Into<String>, reason: impl Into<String>) -> Self {
-        Self { key: key.into(), reason: reason.into() }
+    pub(super) fn new(key: impl AsRef<str>, reason: impl AsRef<str>) -> Self {
+        let (key, reason) = (cut(key.as_ref(), NAME), cut(reason.as_ref(), MESSAGE));
+        Self { key: key.into_owned(), reason: reason.into_owned() }
     }
 
     /// The first one in full, and how many there are: the backend shows it to an artist.

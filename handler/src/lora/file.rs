@@ -3,6 +3,7 @@
 //! Memory is bounded by the file itself: no claim of the header allocates, and data is read in chunks of [`CHUNK`] bytes.
 
 use super::LoraError;
+use crate::cut::{NAME, cut};
 use safetensors::tensor::{Metadata, TensorInfo};
 use serde::de::{Deserialize, Deserializer, Error as _, IgnoredAny, MapAccess, Visitor};
 use std::{
@@ -34,7 +35,7 @@ impl Header {
     /// # Errors
     /// `NotSafetensors` or `Pickled` with what was found; `File` when the disk is at fault.
     pub(crate) fn read(source: &mut (impl Read + Seek)) -> Result<Self, LoraError> {
-        let refused = |reason: String| LoraError::NotSafetensors(reason);
+        let refused = |reason: String| LoraError::not_safetensors(&reason);
         let length = source.seek(SeekFrom::End(0))?;
         source.seek(SeekFrom::Start(0))?;
         let mut first = [0; 8];
@@ -131,7 +132,7 @@ impl<'de> Visitor<'de> for ListingVisitor {
                 tensors.insert(name.clone(), map.next_value()?).is_some()
             };
             if twice {
-                return Err(A::Error::custom(format!("`{name}` stands twice")));
+                return Err(A::Error::custom(format!("`{}` stands twice", cut(&name, NAME))));
             }
         }
         Ok(Listing { metadata: metadata.unwrap_or_default(), tensors: tensors.into_iter().collect() })

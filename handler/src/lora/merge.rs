@@ -9,7 +9,10 @@ use super::{
     keys::Component,
     target::Target,
 };
-use crate::pipeline::weights::{Tensors, Weights};
+use crate::{
+    cut::{NAME, cut},
+    pipeline::weights::{Tensors, Weights},
+};
 use candle_core::{DType, Tensor};
 use rayon::prelude::*;
 use std::collections::{BTreeMap, HashMap};
@@ -188,11 +191,11 @@ impl Lora {
         for layer in &self.layers {
             let any_key = layer.weight.as_ref().or(layer.bias.as_ref()).map_or("", |change| change.key.as_str());
             let Some(module) = target.module(layer.component, &layer.module) else {
-                misfits.push(Misfit::new(any_key, format!("the model has no module `{}`", layer.module)));
+                misfits.push(Misfit::new(any_key, format!("the model has no module `{}`", cut(&layer.module, NAME))));
                 continue;
             };
             if let Some(other) = taken.insert((module.component, &module.path), any_key) {
-                misfits.push(Misfit::new(any_key, format!("`{other}` is for the same module")));
+                misfits.push(Misfit::new(any_key, format!("`{}` is for the same module", cut(other, NAME))));
             }
             for (change, shape, part) in
                 [(&layer.weight, &module.weight, "weight"), (&layer.bias, &module.bias, "bias")]

@@ -10,6 +10,7 @@ use super::{
     layer::{Held, Layer, Parts},
     settings::Settings,
 };
+use crate::cut::{NAME, cut};
 use safetensors::{Dtype, tensor::TensorInfo};
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
@@ -49,8 +50,8 @@ impl Lora {
             let (component, module) = (parsed.component, parsed.module());
             let parts = modules.entry((component, module.clone()));
             let parts = parts.or_insert_with(|| Parts { component, module, path: parsed.path, held: HashMap::new() });
-            if let Some((other, _)) = parts.held.insert(parsed.part, (key.clone(), held)) {
-                misfits.push(Misfit::new(key, format!("`{other}` is the same part of the same module")));
+            if let Some((other, _)) = &parts.held.insert(parsed.part, (key.clone(), held)) {
+                misfits.push(Misfit::new(key, format!("`{}` is the same part of the same module", cut(other, NAME))));
             }
         }
         let mut layers = Vec::with_capacity(modules.len());
@@ -118,7 +119,7 @@ fn number_of(dtype: Dtype, bytes: &[u8]) -> Option<f64> {
 
 /// What the file was made for, and what gave it away: keys first, then shapes, then what the trainer says.
 fn base(header: &Header, layers: &[Layer]) -> Option<(BaseModel, String)> {
-    let named = |key: &String| Some((BaseModel::of_key(key)?, format!("key `{key}`")));
+    let named = |key: &String| Some((BaseModel::of_key(key)?, format!("key `{}`", cut(key, NAME))));
     let mut by_key: Vec<_> = header.tensors.iter().filter_map(|(key, _)| named(key)).collect();
     // diffusers' names for SD3 are a part of those for Flux.
     by_key.sort_by_key(|(model, _)| *model != BaseModel::Flux);
@@ -127,7 +128,7 @@ fn base(header: &Header, layers: &[Layer]) -> Option<(BaseModel, String)> {
             let change = layer.weight.as_ref()?;
             let shape = change.shape();
             let model = BaseModel::of_input(&layer.module, *shape.get(1)?)?;
-            Some((model, format!("key `{}` makes {shape:?}", change.key)))
+            Some((model, format!("key `{}` makes {}", cut(&change.key, NAME), cut(&format!("{shape:?}"), NAME))))
         })
     };
     by_key.into_iter().next().or_else(by_shape).or_else(|| BaseModel::of_metadata(&header.metadata))

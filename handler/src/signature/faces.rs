@@ -57,6 +57,12 @@ impl Face {
         self.outlines.glyph_id(character).0 != 0
     }
 
+    /// Whether the font has a glyph for the character with something to see: some have empty ones.
+    pub(super) fn draws(&self, character: char) -> bool {
+        let glyph = self.outlines.glyph_id(character);
+        glyph.0 != 0 && self.outlines.outline(glyph).is_some_and(|outline| !outline.curves.is_empty())
+    }
+
     /// Em per font unit, evened out.
     pub(super) fn unit(&self) -> f32 {
         self.scale / f32::from(self.tables.units_per_em().max(1))

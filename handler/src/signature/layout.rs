@@ -116,8 +116,8 @@ impl<'a> Name<'a> {
             let (start, end) = (run.start + offset, run.start + offset + character.len_utf8());
             let current = pieces.last().map(|piece| piece.0);
             let clings = matches!(character, ' ' | '\u{200c}' | '\u{200d}') || is_mark(character);
-            let first = self.faces.iter().position(|face| face.covers(character)).unwrap_or(0);
-            let face = current.filter(|face| clings && self.faces[*face].covers(character)).unwrap_or(first);
+            let first = self.faces.iter().position(|face| face.draws(character) || clings && face.covers(character));
+            let face = current.filter(|face| clings && self.faces[*face].covers(character)).or(first).unwrap_or(0);
             match pieces.last_mut() {
                 Some(piece) if piece.0 == face => piece.1.end = end,
                 _ => pieces.push((face, start..end)),

@@ -305,6 +305,40 @@ fn a_name_with_nothing_to_draw_names_the_field() {
 }
 
 #[test]
+fn a_decomposed_name_is_drawn_as_the_composed_one() {
+    for (decomposed, composed) in [
+        ("\u{1100}\u{1175}\u{11b7}\u{1112}\u{1169}\u{11bc}\u{1103}\u{1169}", "김홍도"),
+        ("\u{110b}\u{1175} Kim", "이 Kim"),
+        ("e\u{301}a\u{30a} N\u{303}", "éå Ñ"),
+        ("Nguye\u{302}\u{303}n Hu\u{31b}\u{301}", "Nguyễn Hứ"),
+        ("\u{304b}\u{3099}\u{30cf}\u{309a}", "がパ"),
+        ("\u{627}\u{653}\u{645}\u{646}\u{647}", "آمنه"),
+    ] {
+        let (one, other) = (line(decomposed), line(composed));
+        assert_eq!(one.glyphs.len(), other.glyphs.len(), "{composed}");
+        let before = ground(512, 512, [255; 3]);
+        let options = Signature::default();
+        assert!(signed(&before, decomposed, &options) == signed(&before, composed, &options), "{composed}");
+    }
+}
+
+#[test]
+fn a_letter_is_drawn_or_counted_as_left_out() {
+    let faces = faces::bundled().unwrap();
+    // Chinese characters and Hangul by samples: there are tens of thousands.
+    let sampled = |code: &u32| !matches!(code, 0x3400..=0x9fff | 0xac00..=0xd7a3 | 0x20000..) || code % 101 == 0;
+    let mut silent = Vec::new();
+    for character in (0x21..0x30000).filter(sampled).filter_map(char::from_u32) {
+        let joins = matches!(character, '\u{200c}' | '\u{200d}');
+        let Ok(name) = layout::Name::read(&character.to_string(), faces) else { continue };
+        if !joins && name.dropped() == 0 && name.line(0..name.length(), false).is_err() {
+            silent.push(format!("U+{:04X}", u32::from(character)));
+        }
+    }
+    assert!(silent.is_empty(), "left out without a word: {silent:?}");
+}
+
+#[test]
 fn signing_twice_gives_the_same_picture() {
     let before = checkered(768, 768);
     for name in ["TestArtist", "김홍도 Kim", "محمود"] {

@@ -1,6 +1,7 @@
-//! Which characters of a name are drawn: letters, marks and signs that a font covers. Emoji and what only steers layout are not.
+//! Which characters of a name are drawn: letters, marks and signs that a font draws. Emoji and what only steers layout are not.
 
 use super::{SignatureError, faces::Face};
+use icu_normalizer::ComposingNormalizerBorrowed;
 
 /// Characters of a name that are looked at. No picture has room for more.
 const MOST_CHARACTERS: usize = 1000;
@@ -19,9 +20,10 @@ pub(super) struct Drawable {
     pub(super) cut: bool,
 }
 
-/// Drops what cannot be drawn and collapses spaces.
+/// Composes letters with their marks, drops what cannot be drawn and collapses spaces.
 pub(super) fn drawable(name: &str, faces: &[Face]) -> Result<Drawable, SignatureError> {
-    let mut characters = name.trim().chars().peekable();
+    let composed = composed(name.trim());
+    let mut characters = composed.chars().peekable();
     let (mut text, mut dropped, mut marks) = (String::new(), 0_usize, 0_usize);
     for _ in 0..MOST_CHARACTERS {
         let Some(character) = characters.next() else { break };
@@ -31,8 +33,7 @@ pub(super) fn drawable(name: &str, faces: &[Face]) -> Result<Drawable, Signature
             if !text.is_empty() && !text.ends_with(' ') {
                 text.push(' ');
             }
-        } else if !emoji && !steers(character) && marks <= MOST_MARKS && faces.iter().any(|face| face.covers(character))
-        {
+        } else if !emoji && !steers(character) && marks <= MOST_MARKS && is_drawn(character, faces) {
             text.push(character);
         } else {
             dropped += 1;
@@ -44,6 +45,28 @@ pub(super) fn drawable(name: &str, faces: &[Face]) -> Result<Drawable, Signature
         (true, false) => Err(SignatureError::NothingDrawable),
         (true, true) => Err(SignatureError::Empty),
     }
+}
+
+/// The name in NFC: fonts have Hangul as syllables, and other letters with their marks. Chinese characters of old forms, which
+/// NFC replaces by the usual form, stay: people are named with them.
+fn composed(name: &str) -> String {
+    let normalizer = ComposingNormalizerBorrowed::new_nfc();
+    let parts = name.split_inclusive(is_old_form).map(|part| match part.char_indices().next_back() {
+        Some((last, character)) if is_old_form(character) => (&part[..last], &part[last..]),
+        _ => (part, ""),
+    });
+    parts.map(|(before, old_form)| normalizer.normalize(before).into_owned() + old_form).collect()
+}
+
+/// A CJK compatibility ideograph.
+fn is_old_form(character: char) -> bool {
+    matches!(character, '\u{f900}'..='\u{faff}' | '\u{2f800}'..='\u{2fa1f}')
+}
+
+/// Whether a font draws the character. A joiner is drawn by what it does to the letters beside it.
+fn is_drawn(character: char, faces: &[Face]) -> bool {
+    let joins = matches!(character, '\u{200c}' | '\u{200d}');
+    faces.iter().any(|face| if joins { face.covers(character) } else { face.draws(character) })
 }
 
 /// A control character, or one that only steers layout. The joiners of Persian and Indic names are kept.

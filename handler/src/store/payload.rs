@@ -22,7 +22,9 @@ impl Store {
         let lost = |error: String| StoreError::Transient(format!("the message's body, s3://{bucket}/{key}: {error}"));
         let object = self.s3.get_object().bucket(bucket).key(key).send().await;
         let object = object.map_err(|error| lost(DisplayErrorContext(&error).to_string()))?;
-        let (mut body, mut bytes) = (object.body, Vec::new());
+        let length = object.content_length.and_then(|length| usize::try_from(length).ok()).unwrap_or_default();
+        // In one piece: a buffer that grows is for a moment there twice.
+        let (mut body, mut bytes) = (object.body, Vec::with_capacity(length.min(payload::MAX_BYTES)));
         while let Some(chunk) = body.next().await {
             bytes.extend_from_slice(&chunk.map_err(|error| lost(error.to_string()))?);
             if bytes.len() > payload::MAX_BYTES {

@@ -7,12 +7,15 @@ mod list;
 mod number;
 mod text;
 
-pub(super) use address::{Lora, Webhook};
+pub(super) use address::{Lora, Webhook, base_address};
 pub(super) use list::{Object, Objects, Tags};
 pub(super) use number::{Boolean, Integer, Number};
 pub(super) use text::{Instant, Name, Text, Visible};
 
-use super::fields::{Fields, Result};
+use super::{
+    fields::{Fields, Result},
+    json::Json,
+};
 use serde_json::{Map, Value, json};
 
 /// A kind of value with its limits.
@@ -24,7 +27,7 @@ pub(super) trait Rule {
     fn wanted(&self) -> String;
 
     /// Reads a value; `place` is where it stands.
-    fn read<'a>(&self, place: &str, value: &'a Value) -> Result<Self::Held<'a>>;
+    fn read<'a>(&self, place: &str, value: Json<'a>) -> Result<Self::Held<'a>>;
 
     /// The limits, as JSON Schema.
     fn schema(&self) -> Map<String, Value>;

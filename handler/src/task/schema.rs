@@ -37,7 +37,7 @@ pub fn schema() -> Value {
 const ABOUT: &str = "The body of a message in the backend's queue. Unknown fields are ignored; null means absent. What this \
     schema refuses is refused. What it accepts may still be refused: an integer that is written as 1.0 or 1e2, a time that no \
     calendar has, tags of more characters than all may have together, a key of more than 1024 bytes, an address whose host \
-    the URL standard does not take.";
+    the URL standard does not take, a string with half of a surrogate pair.";
 
 /// An object with these fields.
 pub(super) fn object(fields: &[&dyn Described]) -> Map<String, Value> {

@@ -1,7 +1,7 @@
 //! What the webhooks say: their bodies, as they are sent and as `handler schema webhooks` describes them. A comment
 //! here is the description there.
 
-use crate::{progress::Progress, task};
+use crate::{cut::MESSAGE, progress::Progress, task};
 use reqwest::Method;
 use schemars::JsonSchema;
 use serde::Serialize;
@@ -80,7 +80,8 @@ pub(super) struct Metadata {
 pub(super) struct Failed<'a> {
     /// The task's. A message that is no task may have one below 0.
     pub(super) generation_id: i64,
-    /// The field, what it holds and the limit; or what broke off.
+    /// The field, what it holds and the limit; or what broke off. In 1000 bytes at most: what is longer is cut, and says so.
+    #[schemars(length(max = MESSAGE as u64))]
     pub(super) error_message: &'a str,
     /// GENERATION_FAILED, or what is at fault if finer codes are asked for.
     #[schemars(extend("enum" = codes()))]

@@ -4,7 +4,11 @@
 //! delivery of the message, or by another process. Refuses to hold anything from which the task could be read.
 
 use super::body::{Complete, Failed, InProgress, Kind, Metadata};
-use crate::{progress::Progress, task::Task};
+use crate::{
+    cut::{MESSAGE, cut},
+    progress::Progress,
+    task::Task,
+};
 use serde::Serialize;
 use serde_json::json;
 use sha2::{Digest, Sha256};
@@ -58,7 +62,8 @@ impl Subject {
 
     pub(super) fn failed(&self, code: &str, message: &str, retry_count: u32) -> Event {
         let generation_id = self.generation_id;
-        let body = Failed { generation_id, error_message: message, error_code: code, retry_count };
+        let error_message = &*cut(message, MESSAGE);
+        let body = Failed { generation_id, error_message, error_code: code, retry_count };
         self.event(Kind::Failed, "", &body)
     }
 
@@ -108,5 +113,15 @@ mod tests {
         ];
         assert_eq!(ids.iter().collect::<HashSet<_>>().len(), ids.len(), "{ids:?}");
         assert!(ids.iter().all(|id| id.len() == 68 && id.starts_with("msg_")));
+    }
+
+    /// A backend that takes bodies up to a limit must hear of the end of every task.
+    #[test]
+    fn a_failure_is_told_in_few_bytes_whatever_it_names() {
+        for text in ["x", "\u{0}", "金"] {
+            let body = Subject::task(&task(1, "cat")).failed("A", &text.repeat(20_000_000), 0).body;
+            assert!(body.len() < 7000, "{} bytes", body.len());
+            assert!(body.contains("… (cut, "), "{body}");
+        }
     }
 }

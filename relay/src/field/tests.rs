@@ -71,7 +71,7 @@ fn pointers_find_strings_and_numbers_and_nothing_else() {
         ("/yes", None),
         ("/table", None),
         ("/nothing", None),
-        ("/half", None),
+        ("/half", Some(&*sha256(&[0xed, 0xa0, 0x80]))),
         ("", None),
     ] {
         let got = id(&format!("json:{pointer}"), body, &BasicProperties::default());
@@ -83,6 +83,11 @@ fn pointers_find_strings_and_numbers_and_nothing_else() {
     }
     let nested = format!("{{\"a\":{}{},\"b\":1}}", "[".repeat(100_000), "]".repeat(100_000));
     assert_eq!(id("json:/b", &nested, &BasicProperties::default()).as_deref(), Some("1"));
+    for odd in [r#""\ud83d":1"#, r#""x":"\udc00""#, r#""x":1e400"#, r#""x":[{"\ud83d":[-1e400]}]"#] {
+        for body in [format!("{{{odd},\"b\":1}}"), format!("\u{feff} {{\"b\":1,{odd}}}")] {
+            assert_eq!(id("json:/b", &body, &BasicProperties::default()).as_deref(), Some("1"), "{body}");
+        }
+    }
 }
 
 #[test]

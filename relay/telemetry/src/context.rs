@@ -17,6 +17,9 @@ use crate::is_on;
 pub const TRACEPARENT: &str = "traceparent";
 /// The one beside it, for what vendors have to say.
 pub const TRACESTATE: &str = "tracestate";
+/// The longest of those that is passed on, in bytes: what W3C's Trace Context asks everybody to take. A longer one can make a request
+/// that its receiver refuses for its headers.
+const LONGEST_STATE: usize = 512;
 
 /// Ties a span to the trace that its message names. Must come before anything else is done with the span.
 pub fn adopt(span: &Span, carrier: &dyn Extractor) {
@@ -37,10 +40,10 @@ pub fn outgoing_traceparent(span: &Span) -> Option<String> {
     Some(format!("00-{}-{}-{flags:02x}", own.trace_id(), own.span_id()))
 }
 
-/// The headers that make what comes after a child of `span`: none when traces are off, and no empty one.
+/// The headers that make what comes after a child of `span`: none when traces are off, and none that is empty or long.
 pub fn outgoing(span: &Span) -> Vec<(&'static str, String)> {
     let Some(own) = own(span) else { return vec![] };
-    let state = Some(own.trace_state().header()).filter(|state| !state.is_empty());
+    let state = Some(own.trace_state().header()).filter(|state| (1..=LONGEST_STATE).contains(&state.len()));
     let parent = outgoing_traceparent(span).map(|parent| (TRACEPARENT, parent));
     parent.into_iter().chain(state.map(|state| (TRACESTATE, state))).collect()
 }
@@ -127,7 +130,12 @@ mod tests {
         let layer = tracing_opentelemetry::layer().with_tracer(provider.tracer("test"));
         let traceparent = format!("00-{TRACE}-b7ad6b7169203331-01");
         tracing::subscriber::with_default(tracing_subscriber::registry().with(layer), || {
-            for (state, headers) in [(None, vec![TRACEPARENT]), (Some("vendor=1"), vec![TRACEPARENT, TRACESTATE])] {
+            let long =
+                (0..32).map(|vendor| format!("vendor{vendor}={}", "x".repeat(200))).collect::<Vec<_>>().join(",");
+            let both = vec![TRACEPARENT, TRACESTATE];
+            for (state, headers) in
+                [(None, vec![TRACEPARENT]), (Some("vendor=1"), both), (Some(&*long), vec![TRACEPARENT])]
+            {
                 let mut carrier = HashMap::from([(TRACEPARENT.to_owned(), traceparent.clone())]);
                 carrier.extend(state.map(|state| (TRACESTATE.to_owned(), state.to_owned())));
                 let span = info_span!("task");
@@ -135,7 +143,7 @@ mod tests {
                 let sent = outgoing(&span);
                 assert_eq!(sent.iter().map(|(name, _)| *name).collect::<Vec<_>>(), headers);
                 assert!(sent[0].1.contains(TRACE));
-                assert_eq!(sent.get(1).map(|(_, state)| state.as_str()), state);
+                assert_eq!(sent.get(1).map(|(_, state)| state.as_str()), state.filter(|state| *state != long));
             }
         });
     }

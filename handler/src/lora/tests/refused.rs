@@ -158,3 +158,36 @@ fn what_does_not_fit_is_named() {
     ];
     all_refused(cases);
 }
+
+/// Names of a file are as long as their author likes; an error is read by people, and goes into a log and a webhook.
+#[test]
+fn long_names_are_cut_wherever_an_error_tells_them() {
+    let long = format!("unet.{}", "\u{fc}".repeat(1 << 20));
+    let entry = r#"{"dtype":"F32","shape":[1],"data_offsets":[0,4]}"#;
+    let entry_of = |dtype: &str| format!(r#"{{"dtype":"{dtype}","shape":[1],"data_offsets":[0,4]}}"#);
+    let kohya = format!("lora_unet_{}", "x".repeat(1 << 20));
+    let pattern = "(".repeat(1 << 20);
+    let settings = |pattern: &str| format!(r#"{{"unet":{{"alpha_pattern":{{"{pattern}":1}}}}}}"#);
+    let cases: Vec<Vec<u8>> = vec![
+        header(&format!(r#"{{"{long}":{entry}}}"#), 4),
+        header(&format!(r#"{{"{long}":{entry},"{long}":{entry}}}"#), 4),
+        header(&format!(r#"{{"{long}":{}}}"#, entry.replace("[1]", "[2]")), 4),
+        header(&format!(r#"{{"{long}":{}}}"#, entry.replace("[0,4]", "[4,8]")), 4),
+        header(&format!(r#"{{"a":{}}}"#, entry_of(&long)), 4),
+        header(&format!(r#"{{"a":"{long}"}}"#), 4),
+        header(&format!(r#"{{"{kohya}.lora_down.weight":{entry}}}"#), 4),
+        header(&format!(r#"{{"{kohya}.diff":{entry}}}"#), 4),
+        header(&format!(r#"{{"{kohya}.default.diff":{entry},"{kohya}.diff":{}}}"#, entry.replace("[0,4]", "[4,8]")), 8),
+        header(&format!(r#"{{"double_blocks.{long}":{entry}}}"#), 4),
+        with_metadata("ss_base_model_version", &format!("sdxl {long}")),
+        with_metadata("lora_adapter_metadata", &settings(&pattern)),
+        with_metadata("lora_adapter_metadata", &settings(&pattern[..1000])),
+        with_metadata("lora_adapter_metadata", &long),
+    ];
+    for (index, bytes) in cases.into_iter().enumerate() {
+        let error = merged(&bytes, 1.0).map(|_| ()).unwrap_err();
+        assert!(error.is_permanent(), "{index}");
+        let text = error.to_string();
+        assert!(text.len() < 2000, "{index}: {} bytes: {}", text.len(), text.chars().take(300).collect::<String>());
+    }
+}

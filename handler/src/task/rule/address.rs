@@ -7,6 +7,7 @@ use crate::{
     task::{
         MAX_URL,
         fields::{Result, wrong},
+        json::Json,
     },
 };
 use serde_json::{Map, Value, json};
@@ -22,16 +23,17 @@ pub(in crate::task) struct Lora;
 pub(in crate::task) struct Webhook;
 
 impl Rule for Lora {
-    type Held<'a> = (&'a str, &'a str);
+    type Held<'a> = (String, String);
 
     fn wanted(&self) -> String {
         "an address of the form s3://bucket/key, with names as S3 allows them".into()
     }
 
-    fn read<'a>(&self, place: &str, value: &'a Value) -> Result<(&'a str, &'a str)> {
+    fn read(&self, place: &str, value: Json) -> Result<(String, String)> {
         let text = TEXT.read(place, value)?;
         let parts = text.strip_prefix("s3://").and_then(|rest| rest.split_once('/'));
         let usable = parts.filter(|(bucket, key)| is_bucket(bucket) && is_key(key));
+        let usable = usable.map(|(bucket, key)| (bucket.to_string(), key.to_string()));
         usable.ok_or_else(|| wrong(place, "a string of another form", &self.wanted()))
     }
 
@@ -60,14 +62,9 @@ impl Rule for Webhook {
         "an http or https address without user, query or fragment".into()
     }
 
-    fn read(&self, place: &str, value: &Value) -> Result<Url> {
-        let wanted = self.wanted();
+    fn read(&self, place: &str, value: Json) -> Result<Url> {
         let text = TEXT.read(place, value)?;
-        let url = Url::parse(text).map_err(|_| wrong(place, "a string of another form", &wanted))?;
-        let plain = url.username().is_empty() && url.password().is_none() && reads_the_same_everywhere(text);
-        let whole = url.query().is_none() && url.fragment().is_none();
-        let web = matches!(url.scheme(), "http" | "https") && url.has_host();
-        (web && plain && whole).then_some(url).ok_or_else(|| wrong(place, "another address", &wanted))
+        base_address(&text).map_err(|what| wrong(place, what, &self.wanted()))
     }
 
     fn schema(&self) -> Map<String, Value> {
@@ -78,6 +75,15 @@ impl Rule for Webhook {
         schema.insert("pattern".into(), json!(pattern));
         schema
     }
+}
+
+/// The base address that a text is, or what it is instead.
+pub(in crate::task) fn base_address(text: &str) -> std::result::Result<Url, &'static str> {
+    let url = Url::parse(text).map_err(|_| "a string of another form")?;
+    let plain = url.username().is_empty() && url.password().is_none() && reads_the_same_everywhere(text);
+    let whole = url.query().is_none() && url.fragment().is_none();
+    let web = matches!(url.scheme(), "http" | "https") && url.has_host();
+    (web && plain && whole).then_some(url).ok_or("another address")
 }
 
 /// Whether others would take the same part of an address for its host. The URL standard drops tabs and line breaks,

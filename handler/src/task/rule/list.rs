@@ -1,8 +1,12 @@
 //! Arrays, and objects inside the message.
 
-use super::{Described, Rule, object, text::VISIBLE};
+use super::{
+    Described, Rule, object,
+    text::{VISIBLE, string},
+};
 use crate::task::{
-    fields::{Fields, Result, kind, wrong},
+    fields::{Fields, Result, wrong},
+    json::Json,
     schema,
 };
 use serde_json::{Map, Value, json};
@@ -33,15 +37,16 @@ impl Rule for Tags {
         format!("an array of 1 to {} strings", self.most)
     }
 
-    fn read(&self, place: &str, value: &Value) -> Result<String> {
-        let tags = value.as_array().ok_or_else(|| wrong(place, kind(value), &self.wanted()))?;
-        if tags.is_empty() || tags.len() > self.most {
-            return Err(wrong(place, &format!("an array of {}", tags.len()), &self.wanted()));
+    fn read(&self, place: &str, value: Json) -> Result<String> {
+        let items = value.items(self.most);
+        let (tags, count) = items.ok_or_else(|| wrong(place, value.kind(), &self.wanted()))?;
+        if count == 0 || count > self.most {
+            return Err(wrong(place, &format!("an array of {count}"), &self.wanted()));
         }
         let mut words = Vec::with_capacity(tags.len());
-        for (index, tag) in tags.iter().enumerate() {
+        for (index, tag) in tags.into_iter().enumerate() {
             let place = format!("{place}[{index}]");
-            let tag = tag.as_str().ok_or_else(|| wrong(&place, kind(tag), "a string"))?;
+            let tag = string(&place, tag, "a string")?;
             if tag.trim().is_empty() {
                 return Err(wrong(&place, "an empty string", "a tag"));
             }
@@ -71,8 +76,8 @@ impl Rule for Object {
         "an object".into()
     }
 
-    fn read<'a>(&self, place: &str, value: &'a Value) -> Result<Fields<'a>> {
-        Fields::of(value, place)
+    fn read<'a>(&self, place: &str, value: Json<'a>) -> Result<Fields<'a>> {
+        Fields::of(value, place, self.0)
     }
 
     fn schema(&self) -> Map<String, Value> {
@@ -87,12 +92,14 @@ impl Rule for Objects {
         format!("an array of at most {} objects", self.most)
     }
 
-    fn read<'a>(&self, place: &str, value: &'a Value) -> Result<Vec<Fields<'a>>> {
-        let array = value.as_array().ok_or_else(|| wrong(place, kind(value), &self.wanted()))?;
-        if array.len() > self.most {
-            return Err(wrong(place, &format!("an array of {}", array.len()), &self.wanted()));
+    fn read<'a>(&self, place: &str, value: Json<'a>) -> Result<Vec<Fields<'a>>> {
+        let items = value.items(self.most);
+        let (items, count) = items.ok_or_else(|| wrong(place, value.kind(), &self.wanted()))?;
+        if count > self.most {
+            return Err(wrong(place, &format!("an array of {count}"), &self.wanted()));
         }
-        array.iter().enumerate().map(|(index, value)| Fields::of(value, &format!("{place}[{index}]"))).collect()
+        let object = |(index, item)| Fields::of(item, &format!("{place}[{index}]"), self.fields);
+        items.into_iter().enumerate().map(object).collect()
     }
 
     fn schema(&self) -> Map<String, Value> {

@@ -1,7 +1,10 @@
 //! Numbers and booleans.
 
 use super::{Rule, object};
-use crate::task::fields::{Result, kind, wrong};
+use crate::task::{
+    fields::{Result, wrong},
+    json::{Json, shown},
+};
 use serde_json::{Map, Value, json};
 
 /// An integer within limits, written without fraction and exponent.
@@ -26,11 +29,10 @@ impl Rule for Integer {
         format!("an integer from {} to {}", self.least, self.most)
     }
 
-    fn read(&self, place: &str, value: &Value) -> Result<i128> {
-        let number = value.as_i64().map(i128::from).or_else(|| value.as_u64().map(i128::from));
-        let number = number.ok_or_else(|| wrong(place, kind(value), &self.wanted()))?;
-        let inside = (self.least..=self.most).contains(&number);
-        inside.then_some(number).ok_or_else(|| wrong(place, &number.to_string(), &self.wanted()))
+    fn read(&self, place: &str, value: Json) -> Result<i128> {
+        let written = value.integer().ok_or_else(|| wrong(place, value.kind(), &self.wanted()))?;
+        let inside = written.parse().ok().filter(|number| (self.least..=self.most).contains(number));
+        inside.ok_or_else(|| wrong(place, &shown(written), &self.wanted()))
     }
 
     fn schema(&self) -> Map<String, Value> {
@@ -45,10 +47,11 @@ impl Rule for Number {
         format!("a number from {} to {}", self.least, self.most)
     }
 
-    fn read(&self, place: &str, value: &Value) -> Result<f64> {
-        let number = value.as_f64().ok_or_else(|| wrong(place, kind(value), &self.wanted()))?;
-        let inside = (self.least..=self.most).contains(&number);
-        inside.then_some(number).ok_or_else(|| wrong(place, &number.to_string(), &self.wanted()))
+    fn read(&self, place: &str, value: Json) -> Result<f64> {
+        let written = value.number().ok_or_else(|| wrong(place, value.kind(), &self.wanted()))?;
+        // What is too large for an f64 becomes infinite.
+        let inside = written.parse().ok().filter(|number| (self.least..=self.most).contains(number));
+        inside.ok_or_else(|| wrong(place, &shown(written), &self.wanted()))
     }
 
     fn schema(&self) -> Map<String, Value> {
@@ -63,8 +66,8 @@ impl Rule for Boolean {
         "a boolean".into()
     }
 
-    fn read(&self, place: &str, value: &Value) -> Result<bool> {
-        value.as_bool().ok_or_else(|| wrong(place, kind(value), "a boolean"))
+    fn read(&self, place: &str, value: Json) -> Result<bool> {
+        value.boolean().ok_or_else(|| wrong(place, value.kind(), "a boolean"))
     }
 
     fn schema(&self) -> Map<String, Value> {

@@ -1,10 +1,13 @@
 //! Strings: plain ones, names out of a list, dates.
 
 use super::{Rule, object};
-use crate::task::fields::{Result, kind, wrong};
+use crate::task::{
+    fields::{Result, wrong},
+    json::{Json, LoneSurrogate},
+};
 use aws_sdk_s3::primitives::{DateTime, DateTimeFormat};
 use serde_json::{Map, Value, json};
-use std::{marker::PhantomData, str::FromStr};
+use std::{borrow::Cow, marker::PhantomData, str::FromStr};
 
 /// Longest name out of a list and longest date, in characters.
 const MAX_NAME: usize = 100;
@@ -35,15 +38,24 @@ pub(in crate::task) struct Name<T> {
 /// A date with its time and time zone, as RFC 3339 writes it.
 pub(in crate::task) struct Instant;
 
+/// A string of any length.
+pub(super) fn string<'a>(place: &str, value: Json<'a>, wanted: &str) -> Result<Cow<'a, str>> {
+    match value.string() {
+        Some(Ok(text)) => Ok(text),
+        Some(Err(LoneSurrogate)) => Err(wrong(place, "a string with half of a surrogate pair", wanted)),
+        None => Err(wrong(place, value.kind(), wanted)),
+    }
+}
+
 impl Rule for Text {
-    type Held<'a> = &'a str;
+    type Held<'a> = Cow<'a, str>;
 
     fn wanted(&self) -> String {
         format!("a string of at most {} characters", self.most)
     }
 
-    fn read<'a>(&self, place: &str, value: &'a Value) -> Result<&'a str> {
-        let text = value.as_str().ok_or_else(|| wrong(place, kind(value), &self.wanted()))?;
+    fn read<'a>(&self, place: &str, value: Json<'a>) -> Result<Cow<'a, str>> {
+        let text = string(place, value, &self.wanted())?;
         match text.chars().count() {
             length if length > self.most => {
                 Err(wrong(place, &format!("a string of {length} characters"), &self.wanted()))
@@ -68,13 +80,13 @@ impl Visible {
 }
 
 impl Rule for Visible {
-    type Held<'a> = &'a str;
+    type Held<'a> = Cow<'a, str>;
 
     fn wanted(&self) -> String {
         self.text().wanted()
     }
 
-    fn read<'a>(&self, place: &str, value: &'a Value) -> Result<&'a str> {
+    fn read<'a>(&self, place: &str, value: Json<'a>) -> Result<Cow<'a, str>> {
         let text = self.text().read(place, value)?;
         let visible = !text.trim().is_empty();
         visible.then_some(text).ok_or_else(|| format!("`{place}` is empty, must have something to see"))
@@ -100,7 +112,7 @@ impl<T: Default + FromStr + PartialEq> Rule for Name<T> {
         format!("one of {}", (self.names)())
     }
 
-    fn read(&self, place: &str, value: &Value) -> Result<T> {
+    fn read(&self, place: &str, value: Json) -> Result<T> {
         let text = Text { most: MAX_NAME, examples: &[] }.read(place, value)?;
         text.parse().map_err(|_| wrong(place, "an unknown name", &self.wanted()))
     }
@@ -120,9 +132,9 @@ impl Rule for Instant {
         "a date like 2026-11-25T14:00:00Z".into()
     }
 
-    fn read(&self, place: &str, value: &Value) -> Result<DateTime> {
+    fn read(&self, place: &str, value: Json) -> Result<DateTime> {
         let text = Text { most: MAX_NAME, examples: &[] }.read(place, value)?;
-        let instant = DateTime::from_str(text, DateTimeFormat::DateTimeWithOffset);
+        let instant = DateTime::from_str(&text, DateTimeFormat::DateTimeWithOffset);
         instant.map_err(|_| wrong(place, "a string of another form", &self.wanted()))
     }
 
