@@ -10,7 +10,8 @@ use std::{
 };
 
 use lapin::{
-    AsyncTcpStream, Connection, ConnectionProperties, ErrorKind,
+    AsyncTcpStream, Channel, Connection, ConnectionProperties, ErrorKind,
+    protocol::constants::FRAME_MIN_SIZE,
     tcp::{AMQPUriTcpExt, RustlsConnector},
     uri::{AMQPScheme, AMQPUri},
 };
@@ -29,9 +30,14 @@ const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
 /// of a few thousand levels would end the process, again after each restart. Only what is used takes memory.
 pub const STACK_BYTES: usize = 64 * 1024 * 1024;
 
+/// The client takes no smaller limit of frames, and RabbitMQ 4.1 gives none.
+pub(crate) const SMALLEST_FRAME: u32 = FRAME_MIN_SIZE;
+
 const REPLY_SUCCESS: u16 = 200;
 const ACCESS_REFUSED: u16 = 403;
 const NOT_FOUND: u16 = 404;
+const PRECONDITION_FAILED: u16 = 406;
+const FRAME_ERROR: u16 = 501;
 const NOT_ALLOWED: u16 = 530;
 
 /// The hosts of one broker, and how to reach them.
@@ -106,7 +112,8 @@ impl Broker {
         uri.query.heartbeat.get_or_insert(self.heartbeat);
         let properties = ConnectionProperties::default().with_connection_name(name.into());
         let tls = self.tls.clone().filter(|_| matches!(uri.scheme, AMQPScheme::AMQPS));
-        let (notes, sockets) = (notes.clone(), WireKit::sockets());
+        notes.forget_limit();
+        let (seen, sockets) = (notes.clone(), WireKit::sockets());
         let dial = async move |uri: AMQPUri, _| {
             let socket = match &tls {
                 None => uri.connect_async(&sockets).await?,
@@ -118,11 +125,19 @@ impl Broker {
                     stream.into_rustls(tls, &uri.authority.host).await?
                 }
             };
-            Ok(AsyncTcpStream::Plain(Wire::new(socket, notes.clone())))
+            Ok(AsyncTcpStream::Plain(Wire::new(socket, seen.clone())))
         };
         let opening = Connection::connector(uri, WireKit::runtime(), dial, properties);
         // The client waits without end for a broker that takes the connection and says nothing.
-        Ok(timeout(self.connect_timeout, opening).await.map_err(|_| BrokerError::Timeout(self.connect_timeout))??)
+        let opened = timeout(self.connect_timeout, opening).await;
+        let opened = opened
+            .map_err(|_| BrokerError::Timeout(self.connect_timeout))
+            .and_then(|opened| opened.map_err(BrokerError::from));
+        opened.map_err(|err| match notes.limit() {
+            // The client asks for its least all the same, and the broker hangs up without a word.
+            Some(bytes @ 1..SMALLEST_FRAME) => BrokerError::FrameMax(bytes),
+            _ => err,
+        })
     }
 }
 
@@ -142,9 +157,25 @@ pub(crate) async fn close(connection: Connection) {
     let _ = timeout(CLOSE_TIMEOUT, goodbye).await;
 }
 
+/// Closes a channel; what is unacknowledged there goes back to its queue.
+pub(crate) async fn close_channel(channel: &Channel) {
+    // One that is closed already is as good.
+    let _ = timeout(CLOSE_TIMEOUT, channel.close(REPLY_SUCCESS, "OK".into())).await;
+}
+
 /// Whether the broker says that a queue or exchange is not there.
 pub(crate) fn is_not_found(err: &lapin::Error) -> bool {
     reply_code(err) == Some(NOT_FOUND)
+}
+
+/// Whether the broker says that a queue does not allow what was asked of it.
+pub(crate) fn is_precondition(err: &lapin::Error) -> bool {
+    reply_code(err) == Some(PRECONDITION_FAILED)
+}
+
+/// Whether a frame came that is larger than both sides agreed on. The client says so: brokers cut bodies, but not headers.
+pub(crate) fn is_frame_too_large(err: &lapin::Error) -> bool {
+    reply_code(err) == Some(FRAME_ERROR) && err.to_string().contains("too large")
 }
 
 /// Whether the broker knows this user, this virtual host or this right not at all. A limit of connections, or another

@@ -5,20 +5,27 @@
 use std::time::Duration;
 
 use aws_errors::Class;
-use lapin::Connection;
 use tokio::time::timeout;
 
 use crate::{
     amqp::{self, Broker},
+    channels::Channels,
     config::Config,
     entry::MAX_BYTES,
     error::{BrokerError, Error},
+    health,
     sink::{Probe, Sink, SqsSink},
-    topology::{find_exchange, find_queue},
+    topology::{find_exchange, find_queue, is_stream},
+    wire::Notes,
 };
+
+const CONNECTION: &str = "relay: check";
 
 /// For each question to a broker that is connected, and for the one to SQS.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// For a relay on this machine.
+const HERE_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// What was found about one thing.
 struct Finding {
@@ -48,9 +55,9 @@ pub async fn run(config: &Config) -> Result<(), Error> {
 
 async fn check_broker(config: &Config, broker: &Broker) -> Vec<Finding> {
     let mut findings = Vec::new();
-    let mut open: Option<Connection> = None;
+    let mut open = None;
     for host in 0..broker.len() {
-        let answer = broker.connect_to(host, "relay: check").await;
+        let answer = broker.connect_to(host, CONNECTION).await;
         let wrong = answer.as_ref().err().map(advise);
         findings.push(Finding { what: format!("amqp.connect {}", broker.address(host)), wrong });
         match (answer, &open) {
@@ -60,15 +67,22 @@ async fn check_broker(config: &Config, broker: &Broker) -> Vec<Finding> {
         }
     }
     let Some(connection) = open else { return findings };
+    let mut channels = Channels::on(connection, broker, CONNECTION, &Notes::default());
     let exchange = config.dead_letter_exchange();
-    let queue_there = answer(find_queue(&connection, &config.queue)).await;
-    let wrong = existence(queue_there, config, "create it, or start the relay with --declare");
+    let queue_there = answer(find_queue(&mut channels, &config.queue)).await;
+    let wrong = match queue_there {
+        Ok(true) => match answer(is_stream(&mut channels, &config.queue)).await {
+            Ok(stream) => stream.then(|| BrokerError::Stream(config.queue.clone()).to_string()),
+            Err(err) => Some(advise(&err)),
+        },
+        other => existence(other, config, "create it, or start the relay with --declare"),
+    };
     findings.push(Finding { what: format!("amqp.queue {}", config.queue), wrong });
-    let exchange_there = answer(find_exchange(&connection, &exchange)).await;
+    let exchange_there = answer(find_exchange(&mut channels, &exchange)).await;
     let wrong = existence(exchange_there, config, "create it with a queue, or start the relay with --declare");
     findings.push(Finding { what: format!("amqp.dead-letter-exchange {exchange}"), wrong });
     for binding in config.bindings().unwrap_or_default() {
-        let there = answer(find_exchange(&connection, &binding.exchange)).await;
+        let there = answer(find_exchange(&mut channels, &binding.exchange)).await;
         let wrong = match there {
             Ok(true) => None,
             Ok(false) => Some("does not exist; create it, or leave the binding out".to_owned()),
@@ -76,8 +90,20 @@ async fn check_broker(config: &Config, broker: &Broker) -> Vec<Finding> {
         };
         findings.push(Finding { what: format!("amqp.bind {}", binding.exchange), wrong });
     }
-    amqp::close(connection).await;
+    amqp::close(channels.into_connection()).await;
+    findings.extend(check_returned(config, &exchange).await);
     findings
+}
+
+/// What a relay says that runs here with the same options: AMQP has no question for where an exchange leads to.
+async fn check_returned(config: &Config, exchange: &str) -> Option<Finding> {
+    let addr = config.health_addr;
+    let held = timeout(HERE_TIMEOUT, health::held_at(addr)).await.ok()??;
+    let wrong = format!(
+        "{held} came back to queue {} and are held; exchange {exchange} leads back to it, correct its bindings",
+        config.queue
+    );
+    Some(Finding { what: format!("amqp.dead-letters of the relay at {addr}"), wrong: (held > 0).then_some(wrong) })
 }
 
 async fn answer(question: impl Future<Output = Result<bool, BrokerError>>) -> Result<bool, BrokerError> {
@@ -95,7 +121,7 @@ fn existence(found: Result<bool, BrokerError>, config: &Config, advice: &str) ->
 fn advise(err: &BrokerError) -> String {
     match err {
         // These say it themselves.
-        BrokerError::Refused(_) => err.to_string(),
+        BrokerError::Refused(_) | BrokerError::FrameMax(_) => err.to_string(),
         _ => format!("{err}; check that the broker runs there, and the network, port and TLS to it"),
     }
 }

@@ -147,7 +147,11 @@ impl Config {
     /// Checks what depends on more than one value or must not be repeated, and gives the way to the broker.
     pub fn validate(&self) -> Result<Broker, ConfigError> {
         let broker = self.broker.broker(self.amqp_url.parse()?)?;
-        self.bindings()?;
+        let leads_back = |binding: &Binding| binding.exchange == self.dead_letter_exchange();
+        if self.bindings()?.iter().any(leads_back) {
+            let problem = "names the dead-letter exchange: dead letters would come back to the queue; name another one";
+            return Err(invalid("--bind", problem));
+        }
         check_name("--queue", &self.queue)?;
         check_name("--dead-letter-exchange", &self.dead_letter_exchange())?;
         let sqs = Url::parse(&self.sqs_queue_url).map_err(|err| {

@@ -10,10 +10,14 @@ use lapin::{
     Channel, Confirmation, Connection,
     options::{BasicPublishOptions, ConfirmSelectOptions},
 };
-use tokio::{sync::Mutex, time::timeout};
+use tokio::{
+    sync::Mutex,
+    time::{Instant, sleep_until, timeout},
+};
 
 use crate::{
     amqp::{self, Broker},
+    backoff,
     config::Config,
     dead_letter::headers::properties,
     error::BrokerError,
@@ -43,8 +47,18 @@ pub struct DeadLetter {
     broker: Arc<Broker>,
     exchange: String,
     queue: String,
-    link: Mutex<Option<Link>>,
+    way: Mutex<Way>,
     stall: Stall,
+}
+
+/// What all messages share on their way to the exchange.
+#[derive(Debug, Default)]
+struct Way {
+    link: Option<Link>,
+    /// Failures in a row that were not those of one message.
+    failures: u32,
+    /// The next try waits for this, whichever message makes it.
+    not_before: Option<Instant>,
 }
 
 #[derive(Debug)]
@@ -60,26 +74,31 @@ impl DeadLetter {
             broker,
             exchange: config.dead_letter_exchange(),
             queue: config.queue.clone(),
-            link: Mutex::new(None),
+            way: Mutex::default(),
             stall: Stall::new(config.dead_letter_exchange(), config.prefetch.into()),
         }
     }
 
     /// Ends the connection, if there is one.
     pub async fn close(&self) {
-        if let Some(link) = self.link.lock().await.take() {
+        if let Some(link) = self.way.lock().await.link.take() {
             amqp::close(link.connection).await;
         }
     }
 
-    async fn connect(&self) -> Result<Link, BrokerError> {
+    /// The link as it was, or with another channel, or anew.
+    async fn link(&self, before: Option<Link>) -> Result<Link, BrokerError> {
+        match before {
+            Some(link) if link.is_open() => return Ok(link),
+            Some(Link { connection, .. }) if connection.status().connected() => match confirming(&connection).await {
+                Ok(channel) => return Ok(Link { connection, channel }),
+                // The client gives out no channel's number twice, and a broker may allow few of them.
+                Err(_) => amqp::close(connection).await,
+            },
+            _ => {}
+        }
         let connection = self.broker.connect("relay: dead letters").await?;
-        let open = async {
-            let channel = connection.create_channel().await?;
-            channel.confirm_select(ConfirmSelectOptions::default()).await?;
-            Ok::<_, lapin::Error>(channel)
-        };
-        let channel = timeout(PUBLISH_TIMEOUT, open).await.map_err(|_| BrokerError::Timeout(PUBLISH_TIMEOUT))??;
+        let channel = confirming(&connection).await?;
         Ok(Link { connection, channel })
     }
 
@@ -111,17 +130,33 @@ impl PoisonSink for DeadLetter {
     /// One at a time: the client ties a returned message to whatever confirmation comes next, so with two on the way
     /// the one that reached no queue could pass for the other.
     async fn publish(&self, poison: &Poison) -> Result<(), BrokerError> {
-        let mut slot = self.link.lock().await;
-        let link = match slot.take() {
-            Some(link) if link.channel.status().connected() => link,
-            _ => self.connect().await?,
+        let mut way = self.way.lock().await;
+        if let Some(moment) = way.not_before {
+            sleep_until(moment).await;
+        }
+        // Taken out: a publish that is broken off takes its link along, and with it the confirmation still to come.
+        let link = match self.link(way.link.take()).await {
+            Ok(link) => link,
+            Err(err) => {
+                way.failed();
+                return Err(err);
+            }
         };
         let sent = timeout(PUBLISH_TIMEOUT, self.send(&link, poison)).await;
         let result = sent.unwrap_or(Err(BrokerError::Timeout(PUBLISH_TIMEOUT)));
-        // After a failure a late confirmation could be taken for the next message's: start anew.
         match result {
-            Ok(()) => *slot = Some(link),
-            Err(_) => amqp::close(link.connection).await,
+            // The broker has answered for this message: nothing of it is still to come.
+            Ok(()) | Err(BrokerError::Unroutable(_) | BrokerError::Unconfirmed) => way.works(link),
+            // It has ended the channel, for instance because the exchange is not there. The connection is good.
+            Err(_) if !link.is_open() && link.connection.status().connected() => {
+                way.link = Some(link);
+                way.failed();
+            }
+            // A late confirmation could be taken for the next message's: start anew.
+            Err(_) => {
+                amqp::close(link.connection).await;
+                way.failed();
+            }
         }
         result
     }
@@ -129,4 +164,31 @@ impl PoisonSink for DeadLetter {
     fn stuck(&self) -> Stuck<'_> {
         self.stall.count()
     }
+}
+
+impl Link {
+    fn is_open(&self) -> bool {
+        self.connection.status().connected() && self.channel.status().connected()
+    }
+}
+
+impl Way {
+    fn works(&mut self, link: Link) {
+        *self = Self { link: Some(link), ..Self::default() };
+    }
+
+    /// Whatever it was, the next message would meet it too: a hundred stuck messages try no more often than one.
+    fn failed(&mut self) {
+        self.not_before = Some(Instant::now() + backoff::delay(self.failures));
+        self.failures = self.failures.saturating_add(1);
+    }
+}
+
+async fn confirming(connection: &Connection) -> Result<Channel, BrokerError> {
+    let open = async {
+        let channel = connection.create_channel().await?;
+        channel.confirm_select(ConfirmSelectOptions::default()).await?;
+        Ok::<_, lapin::Error>(channel)
+    };
+    Ok(timeout(PUBLISH_TIMEOUT, open).await.map_err(|_| BrokerError::Timeout(PUBLISH_TIMEOUT))??)
 }

@@ -79,6 +79,26 @@ pub enum BrokerError {
     /// The broker does not know the user, the virtual host or the right.
     #[error("{0}; correct user, password and virtual host in --amqp-url, or give the user the right on the broker")]
     Refused(lapin::Error),
+    /// The queue is a stream.
+    #[error(
+        "queue {0:?} is a stream: its consumer begins where x-stream-offset says, and without one at the next message, so \
+         that what is published before the start or during a downtime would never be sent; consume a quorum or classic \
+         queue instead, bound to the same exchange or filled from the stream by RabbitMQ's shovel plugin"
+    )]
+    Stream(String),
+    /// The broker's limit of frames is below that of the client.
+    #[error(
+        "the broker allows frames of {0} bytes, its AMQP clients need {least}; set frame_max in rabbitmq.conf to {least} or \
+         more, or leave it out, which is 131072",
+        least = amqp::SMALLEST_FRAME
+    )]
+    FrameMax(u32),
+    /// The headers of a message do not fit into the frames that were agreed on.
+    #[error(
+        "{0}: the headers of a message are larger than frame_max; raise that in rabbitmq.conf, and leave it out of \
+         --amqp-url"
+    )]
+    FrameTooLarge(lapin::Error),
     /// The broker took too long to answer.
     #[error("the broker did not answer within {0:?}")]
     Timeout(std::time::Duration),
@@ -102,6 +122,7 @@ impl BrokerError {
     pub(crate) fn is_refusal(&self) -> bool {
         match self {
             Self::QueueMissing(_) | Self::ExchangeMissing(_) | Self::Refused(_) => true,
+            Self::Stream(_) | Self::FrameMax(_) => true,
             // A host that refuses speaks for the broker; one that does not answer may only be down.
             Self::Connect(hosts) => hosts.iter().any(|(_, error)| error.is_refusal()),
             _ => false,
@@ -111,7 +132,11 @@ impl BrokerError {
 
 impl From<lapin::Error> for BrokerError {
     fn from(error: lapin::Error) -> Self {
-        if amqp::is_refusal(&error) { Self::Refused(error) } else { Self::Amqp(error) }
+        match error {
+            error if amqp::is_refusal(&error) => Self::Refused(error),
+            error if amqp::is_frame_too_large(&error) => Self::FrameTooLarge(error),
+            error => Self::Amqp(error),
+        }
     }
 }
 

@@ -21,7 +21,7 @@ use tracing::{Instrument, error, info, info_span, warn};
 use crate::{
     acker::Acks,
     batch::Weigh,
-    dead_letter::{DeadLetter, PoisonSink},
+    dead_letter::{DeadLetter, PoisonSink, headers::dead_lettered_before},
     entry::Reason,
     error::Stop,
     flow::dispatch::{Outcome, acknowledge, bury, dispatch},
@@ -63,6 +63,7 @@ pub struct Flow<S, D = DeadLetter> {
     ready: VecDeque<Vec<Message>>,
     in_flight: usize,
     acknowledging: usize,
+    holding: usize,
     jobs: JoinSet<Done>,
 }
 
@@ -72,6 +73,7 @@ enum Done {
     Sent(Outcome),
     Acknowledged,
     Buried,
+    Held(Poison),
     Rested(Vec<Message>),
 }
 
@@ -98,6 +100,7 @@ impl<S: Sink, D: PoisonSink> Flow<S, D> {
             ready: VecDeque::new(),
             in_flight: 0,
             acknowledging: 0,
+            holding: 0,
             jobs: JoinSet::new(),
         }
     }
@@ -106,12 +109,12 @@ impl<S: Sink, D: PoisonSink> Flow<S, D> {
     pub(crate) fn accept(&mut self, delivery: Delivery, note: Note) {
         let accepted = Message::accept(delivery, note.held, &self.acks, &self.metrics, &self.terms.recipe);
         match (accepted, note.mended) {
-            (Ok(message), Some(strings)) => self.bury(message.into_poison(Reason::PropertyNotUtf8(strings))),
+            (Ok(message), Some(strings)) => self.give_up(message.into_poison(Reason::PropertyNotUtf8(strings))),
             (Ok(message), None) => {
                 self.ready.extend(self.lanes.push(message, Instant::now()));
                 self.launch();
             }
-            (Err(poison), _) => self.bury(poison),
+            (Err(poison), _) => self.give_up(poison),
         }
     }
 
@@ -140,6 +143,11 @@ impl<S: Sink, D: PoisonSink> Flow<S, D> {
         };
         match done {
             Done::Buried => Ok(()),
+            Done::Held(poison) => {
+                self.holding -= 1;
+                self.bury(poison);
+                Ok(())
+            }
             Done::Acknowledged => {
                 self.acknowledging -= 1;
                 Ok(())
@@ -160,9 +168,9 @@ impl<S: Sink, D: PoisonSink> Flow<S, D> {
         }
     }
 
-    /// Whether every message is settled.
+    /// Whether every message is settled, but for dead letters that came back: nobody waits for those.
     pub fn is_idle(&self) -> bool {
-        self.jobs.is_empty() && self.ready.is_empty() && self.lanes.is_empty()
+        self.jobs.len() == self.holding && self.ready.is_empty() && self.lanes.is_empty()
     }
 
     /// Sends nothing more; only what is on its way can still be settled.
@@ -204,7 +212,7 @@ impl<S: Sink, D: PoisonSink> Flow<S, D> {
         });
         self.acknowledging += 1;
         for poison in outcome.poison {
-            self.bury(poison);
+            self.give_up(poison);
         }
         if let Some(stop) = outcome.stop {
             return Err(Halt::Stop(stop));
@@ -237,6 +245,32 @@ impl<S: Sink, D: PoisonSink> Flow<S, D> {
             self.jobs.spawn(rest);
         }
         Ok(())
+    }
+
+    /// Dead-letters a message, but one that was dead-lettered before not at once: an exchange that leads back to the queue
+    /// would make of it as many dead letters as the broker can carry. It waits longer each time that it comes.
+    fn give_up(&mut self, poison: Poison) {
+        let before = dead_lettered_before(&poison.ticket.origin.properties);
+        if before == 0 {
+            return self.bury(poison);
+        }
+        let delay = (self.terms.backoff)(u32::try_from(before - 1).unwrap_or(u32::MAX));
+        poison.ticket.span.in_scope(|| {
+            warn!(
+                reason = poison.reason.as_str(),
+                count = before,
+                hold_ms = delay.as_millis(),
+                "a dead letter has come back, and SQS still cannot carry it; it is held, then dead-lettered again. \
+                 Unless somebody published it again, the dead-letter exchange leads back to the queue: correct its bindings"
+            );
+        });
+        let held = poison.ticket.unacked.held();
+        self.holding += 1;
+        self.jobs.spawn(async move {
+            sleep(delay).await;
+            drop(held);
+            Done::Held(poison)
+        });
     }
 
     fn bury(&mut self, poison: Poison) {

@@ -19,7 +19,11 @@ use axum::{
     routing::get,
 };
 use serde_json::{Value, json};
-use tokio::{net::TcpListener, task::JoinHandle};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::{TcpListener, TcpStream},
+    task::JoinHandle,
+};
 use tracing::error;
 
 use crate::{
@@ -29,6 +33,9 @@ use crate::{
 
 /// SQS counts as gone after this many requests in a row without an answer. One 500 among good answers is ordinary.
 const SQS_GONE: u32 = 3;
+
+/// Many times what `/metrics` answers; something else may listen where a relay is looked for.
+const LONGEST_ANSWER: u64 = 1024 * 1024;
 
 /// What the bridge last saw of its two sides.
 #[derive(Debug, Clone)]
@@ -107,6 +114,16 @@ pub async fn serve(addr: SocketAddr, readiness: Readiness, metrics: Metrics) -> 
     Ok(Health { addr, task })
 }
 
+/// How many dead letters that came back the relay at `addr` holds; `None` when no relay answers there.
+pub(crate) async fn held_at(addr: SocketAddr) -> Option<u64> {
+    let mut stream = TcpStream::connect(addr).await.ok()?;
+    // Of 1.0, so that the answer is one piece and the connection ends with it.
+    stream.write_all(b"GET /metrics HTTP/1.0\r\n\r\n").await.ok()?;
+    let mut answer = String::new();
+    stream.take(LONGEST_ANSWER).read_to_string(&mut answer).await.ok()?;
+    metrics::held(&answer)
+}
+
 async fn ready(State(readiness): State<Readiness>) -> (StatusCode, Json<Value>) {
     let (broker, sqs) = (readiness.broker(), readiness.sqs());
     let status = if broker && sqs { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
@@ -154,6 +171,18 @@ mod tests {
         ] {
             assert_eq!((readiness.note_sqs(answered), readiness.sqs()), (back, ready));
         }
+    }
+
+    #[tokio::test]
+    async fn what_is_held_can_be_asked_for() {
+        let metrics = Metrics::default();
+        let (first, second) = (metrics.receive(None), metrics.receive(None));
+        let health = serve("127.0.0.1:0".parse().unwrap(), Readiness::default(), metrics).await.unwrap();
+        assert_eq!(held_at(health.addr).await, Some(0));
+        let _held = (first.held(), second.held());
+        assert_eq!(held_at(health.addr).await, Some(2));
+        let nobody = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
+        assert_eq!(held_at(nobody).await, None);
     }
 
     #[tokio::test]

@@ -17,6 +17,7 @@ mod backoff;
 pub mod batch;
 pub mod bridge;
 mod budget;
+mod channels;
 pub mod check;
 pub mod config;
 pub mod dead_letter;

@@ -97,5 +97,10 @@ impl Metrics {
     }
 }
 
+/// How many dead letters that came back are held, by the text of a scrape.
+pub(crate) fn held(text: &str) -> Option<u64> {
+    text.lines().find_map(|line| line.strip_prefix("relay_held_messages ")?.parse().ok())
+}
+
 #[cfg(test)]
 mod tests;

@@ -4,7 +4,10 @@
 //! broken one will be delivered again, and its ackers cannot do harm. How many messages fit at a time is known to all of them.
 
 use std::{
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
@@ -21,16 +24,18 @@ use tracing::{debug, info, warn};
 use crate::{
     amqp::{self, Broker},
     budget::{Budget, Held, Window},
+    channels::Channels,
     config::Config,
     error::BrokerError,
     metrics::Metrics,
-    topology::Topology,
+    topology::{Topology, is_stream},
     wire::{Note, Notes},
 };
 
 /// From the open connection to the first delivery that may come.
 const OPEN_TIMEOUT: Duration = Duration::from_secs(20);
 const CANCEL_TIMEOUT: Duration = Duration::from_secs(2);
+const CONNECTION: &str = "relay: consume";
 const CONSUMER_TAG: &str = "relay";
 
 /// Opens generations.
@@ -40,6 +45,8 @@ pub struct Source {
     topology: Topology,
     budget: Budget,
     window: Arc<Mutex<Window>>,
+    /// Looked at and found to be none.
+    is_no_stream: AtomicBool,
 }
 
 /// One connection, one channel, one consumer.
@@ -85,15 +92,22 @@ impl Source {
         let topology = Topology::new(config);
         let limit = usize::try_from(config.prefetch_bytes).unwrap_or(usize::MAX);
         let window = Arc::new(Mutex::new(Window::new(config.prefetch, limit)));
-        Self { broker, topology, budget: Budget::new(limit, metrics.held_bytes()), window }
+        Self {
+            broker,
+            topology,
+            budget: Budget::new(limit, metrics.held_bytes()),
+            window,
+            is_no_stream: AtomicBool::new(false),
+        }
     }
 
     /// Connects and starts to consume. One try: the bridge repeats it.
     pub async fn open(&self) -> Result<Generation, BrokerError> {
         // Each host has a time of its own for this.
         let notes = Notes::within(self.budget.clone());
-        let connection = self.broker.connect_noting("relay: consume", &notes).await?;
-        let consuming = timeout(OPEN_TIMEOUT, self.consume(&connection)).await;
+        let mut channels = Channels::open(&self.broker, CONNECTION, &notes).await?;
+        let consuming = timeout(OPEN_TIMEOUT, self.consume(&mut channels)).await;
+        let connection = channels.into_connection();
         match consuming.unwrap_or(Err(BrokerError::Timeout(OPEN_TIMEOUT))) {
             Ok((channel, consumer)) => Ok(Generation {
                 connection,
@@ -112,12 +126,25 @@ impl Source {
         }
     }
 
-    async fn consume(&self, connection: &Connection) -> Result<(Channel, Consumer), BrokerError> {
-        self.topology.ensure(connection).await?;
-        let channel = connection.create_channel().await?;
+    async fn consume(&self, channels: &mut Channels<'_>) -> Result<(Channel, Consumer), BrokerError> {
+        self.topology.ensure(channels).await?;
+        self.refuse_stream(channels).await?;
+        let channel = channels.get().await?;
         let prefetch = lock(&self.window).now();
         let consumer = consume(&channel, &self.topology.queue, prefetch).await?;
         Ok((channel, consumer))
+    }
+
+    /// Looks once whether the queue is a stream.
+    async fn refuse_stream(&self, channels: &mut Channels<'_>) -> Result<(), BrokerError> {
+        if self.is_no_stream.load(Ordering::Relaxed) {
+            return Ok(());
+        }
+        if is_stream(channels, &self.topology.queue).await? {
+            return Err(BrokerError::Stream(self.topology.queue.clone()));
+        }
+        self.is_no_stream.store(true, Ordering::Relaxed);
+        Ok(())
     }
 }
 

@@ -3,19 +3,25 @@
 //! Refuses to redeclare what exists: a queue of another type or with other arguments is taken as it is.
 
 use lapin::{
-    Channel, Connection, ExchangeKind,
-    options::{ExchangeDeclareOptions, QueueBindOptions, QueueDeclareOptions},
+    Channel, ExchangeKind,
+    options::{BasicConsumeOptions, BasicQosOptions, ExchangeDeclareOptions, QueueBindOptions, QueueDeclareOptions},
     types::{AMQPValue, FieldTable},
 };
 use tracing::{info, warn};
 
 use crate::{
-    amqp::is_not_found,
+    amqp::{self, is_not_found, is_precondition},
+    channels::Channels,
     config::{Binding, Config, QueueType},
     error::BrokerError,
 };
 
 const QUEUE_TYPE: &str = "x-queue-type";
+/// Where in a stream a consumer begins. No other queue knows it.
+const STREAM_OFFSET: &str = "x-stream-offset";
+/// As a consumer that says nothing.
+const FROM_NOW_ON: &str = "next";
+const LOOK_TAG: &str = "relay-look";
 const DELIVERY_LIMIT: &str = "x-delivery-limit";
 /// As good as none. RabbitMQ 4 sets 20 by itself, counts every lost connection and then drops the message. The -1 that it
 /// takes for "none" is no way out: 3.10.8 takes it too, and drops a message at its first redelivery.
@@ -45,15 +51,15 @@ impl Topology {
     }
 
     /// Makes sure that the queue is there. A missing dead-letter exchange is only told: most days nobody needs it.
-    pub(crate) async fn ensure(&self, connection: &Connection) -> Result<(), BrokerError> {
-        let queue_there = find_queue(connection, &self.queue).await?;
-        let exchange_there = find_exchange(connection, &self.dead_letter_exchange).await?;
+    pub(crate) async fn ensure(&self, channels: &mut Channels<'_>) -> Result<(), BrokerError> {
+        let queue_there = find_queue(channels, &self.queue).await?;
+        let exchange_there = find_exchange(channels, &self.dead_letter_exchange).await?;
         if self.declare {
             if !queue_there {
-                self.create_queue(connection).await?;
+                self.create_queue(channels).await?;
             }
-            self.bind(connection).await?;
-            return self.ensure_dead_letter(connection, exchange_there).await;
+            self.bind(channels).await?;
+            return self.ensure_dead_letter(channels, exchange_there).await;
         }
         if !queue_there {
             return Err(BrokerError::QueueMissing(self.queue.clone()));
@@ -67,17 +73,17 @@ impl Topology {
         Ok(())
     }
 
-    async fn create_queue(&self, connection: &Connection) -> Result<(), BrokerError> {
+    async fn create_queue(&self, channels: &mut Channels<'_>) -> Result<(), BrokerError> {
         let mut arguments = arguments(self.queue_type);
         if self.queue_type == QueueType::Quorum {
             arguments.insert(DELIVERY_LIMIT.into(), AMQPValue::LongInt(UNLIMITED));
         }
-        create_queue(&connection.create_channel().await?, &self.queue, &arguments).await
+        create_queue(&channels.get().await?, &self.queue, &arguments).await
     }
 
-    async fn bind(&self, connection: &Connection) -> Result<(), BrokerError> {
+    async fn bind(&self, channels: &mut Channels<'_>) -> Result<(), BrokerError> {
         for binding in &self.bindings {
-            let channel = connection.create_channel().await?;
+            let channel = channels.get().await?;
             let (queue, exchange) = (self.queue.as_str().into(), binding.exchange.as_str().into());
             let (key, options) = (binding.routing_key.as_str().into(), QueueBindOptions::default());
             match channel.queue_bind(queue, exchange, key, options, FieldTable::default()).await {
@@ -89,10 +95,10 @@ impl Topology {
         Ok(())
     }
 
-    async fn ensure_dead_letter(&self, connection: &Connection, exchange_there: bool) -> Result<(), BrokerError> {
+    async fn ensure_dead_letter(&self, channels: &mut Channels<'_>, exchange_there: bool) -> Result<(), BrokerError> {
         let name = &self.dead_letter_exchange;
-        let queue_there = find_queue(connection, name).await?;
-        let channel = connection.create_channel().await?;
+        let queue_there = find_queue(channels, name).await?;
+        let channel = channels.get().await?;
         if !exchange_there {
             let options = ExchangeDeclareOptions { durable: true, ..Default::default() };
             let arguments = FieldTable::default();
@@ -124,19 +130,40 @@ async fn create_queue(channel: &Channel, name: &str, arguments: &FieldTable) -> 
     Ok(())
 }
 
-/// Looks on a channel of its own, because the broker closes the channel of whoever looks for what is not there.
-pub(crate) async fn find_queue(connection: &Connection, name: &str) -> Result<bool, BrokerError> {
-    let channel = connection.create_channel().await?;
+pub(crate) async fn find_queue(channels: &mut Channels<'_>, name: &str) -> Result<bool, BrokerError> {
+    let channel = channels.get().await?;
     let options = QueueDeclareOptions::durable().passive();
     let found = channel.queue_declare(name.into(), options, FieldTable::default()).await;
     existence(found.map(drop))
 }
 
-pub(crate) async fn find_exchange(connection: &Connection, name: &str) -> Result<bool, BrokerError> {
-    let channel = connection.create_channel().await?;
+pub(crate) async fn find_exchange(channels: &mut Channels<'_>, name: &str) -> Result<bool, BrokerError> {
+    let channel = channels.get().await?;
     let options = ExchangeDeclareOptions { passive: true, ..Default::default() };
     let arguments = FieldTable::default();
     existence(channel.exchange_declare(name.into(), ExchangeKind::Fanout, options, arguments).await)
+}
+
+/// Whether a queue is a stream; AMQP has no question for it. Only a stream knows the argument: every other queue refuses a consumer
+/// that has it, before it gives that a message.
+pub(crate) async fn is_stream(channels: &mut Channels<'_>, queue: &str) -> Result<bool, BrokerError> {
+    let channel = channels.get().await?;
+    channel.basic_qos(1, BasicQosOptions::default()).await?;
+    let mut arguments = FieldTable::default();
+    arguments.insert(STREAM_OFFSET.into(), AMQPValue::LongString(FROM_NOW_ON.into()));
+    let options = BasicConsumeOptions::default();
+    match channel.basic_consume(queue.into(), LOOK_TAG.into(), options, arguments).await {
+        Ok(consumer) => {
+            // Other brokers may take any argument for any queue, but they count its consumers.
+            let options = QueueDeclareOptions::durable().passive();
+            let counted = channel.queue_declare(queue.into(), options, FieldTable::default()).await?.consumer_count();
+            drop(consumer);
+            amqp::close_channel(&channel).await;
+            Ok(counted == 0)
+        }
+        Err(err) if is_precondition(&err) && err.to_string().contains(STREAM_OFFSET) => Ok(false),
+        Err(err) => Err(err.into()),
+    }
 }
 
 fn existence(found: lapin::Result<()>) -> Result<bool, BrokerError> {

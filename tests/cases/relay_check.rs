@@ -16,7 +16,14 @@ const USAGE: i32 = 64;
 const UNAVAILABLE: i32 = 69;
 
 /// Runs the relay to its end; its exit code and all it wrote.
-async fn relay(scene: &Scene, name: &str, queue: &str, amqp: &str, sqs: &str, args: &[&str]) -> Result<(i32, String)> {
+pub(crate) async fn relay(
+    scene: &Scene,
+    name: &str,
+    queue: &str,
+    amqp: &str,
+    sqs: &str,
+    args: &[&str],
+) -> Result<(i32, String)> {
     let health = format!("127.0.0.1:{}", ports::free()?);
     let spec = Spec::new(&format!("check-{name}"), binary("relay")?)
         .envs(scene.stack.aws.env())
@@ -86,6 +93,34 @@ fn a_start_that_the_broker_refuses_ends_with_69_and_says_what_to_do() {
             let (code, text) = relay(&scene, name, "refused-gone", &amqp, &sqs, &[]).await?;
             assert!(code == UNAVAILABLE && text.contains(wanted), "{name}: {code}: {text}");
             assert!(!text.contains("hidden"), "{name}: {text}");
+        }
+        Ok(())
+    });
+}
+
+#[test]
+fn a_stream_is_refused_by_the_check_and_at_the_start() {
+    case(|scene| async move {
+        let stack = scene.stack;
+        let (broker, sqs) = (stack.broker.url(), stack.aws.queue("stream", VISIBILITY, 3).await?.url);
+        let kinds = [("stream-none", "stream"), ("stream-not", "quorum"), ("stream-neither", "classic")];
+        for (queue, kind) in kinds {
+            stack.publisher.declare_with(queue, &[("x-queue-type", kind)]).await?;
+            stack.publisher.publish(queue, b"{\"early\":1}").await?;
+            let (code, text) = relay(&scene, queue, queue, &broker, &sqs, &["--check", "--declare"]).await?;
+            let wanted = match kind {
+                "stream" => (UNAVAILABLE, "FAIL amqp.queue stream-none: queue \"stream-none\" is a stream: "),
+                _ => (0, "ok   amqp.queue "),
+            };
+            assert!(code == wanted.0 && text.contains(wanted.1), "{kind}: {code}: {text}");
+        }
+        let (code, text) = relay(&scene, "start-stream", "stream-none", &broker, &sqs, &["--declare"]).await?;
+        assert!(
+            code == UNAVAILABLE && text.contains("is a stream") && text.contains("x-stream-offset"),
+            "{code}: {text}"
+        );
+        for (queue, _) in &kinds[1..] {
+            assert_eq!(stack.publisher.ready_count(queue).await?, 1, "a check takes nothing: {queue}");
         }
         Ok(())
     });

@@ -10,10 +10,13 @@ use crate::{
 };
 use anyhow::{Context, Result, ensure};
 use lapin::{
-    BasicProperties, Channel, Confirmation, Connection, ConnectionProperties,
+    BasicProperties, Channel, Confirmation, Connection, ConnectionProperties, ExchangeKind,
     message::BasicGetMessage,
-    options::{BasicGetOptions, BasicPublishOptions, ConfirmSelectOptions, QueueDeclareOptions},
-    types::FieldTable,
+    options::{
+        BasicGetOptions, BasicPublishOptions, ConfirmSelectOptions, ExchangeDeclareOptions, QueueBindOptions,
+        QueueDeclareOptions,
+    },
+    types::{AMQPValue, FieldTable},
 };
 use std::{
     fs,
@@ -77,7 +80,11 @@ impl Broker {
         Ok((Self::start_with(run, name, &settings).await?, port))
     }
 
-    async fn start_with(run: &RunDir, name: &str, settings: &str) -> Result<Self> {
+    /// Starts a node with more lines in its configuration.
+    ///
+    /// # Errors
+    /// As [`start`](Self::start).
+    pub async fn start_with(run: &RunDir, name: &str, settings: &str) -> Result<Self> {
         let folder = run.folder(&format!("{name}-data"))?;
         let (port, distribution_port, mapper_port) = (ports::free()?, ports::free()?, ports::free()?);
         // RabbitMQ would start a port mapper that stays behind: ours is a child like all others.
@@ -235,7 +242,48 @@ impl Publisher {
     /// # Errors
     /// The broker refuses.
     pub async fn declare(&self, queue: &str) -> Result<()> {
-        self.channel.queue_declare(queue.into(), QueueDeclareOptions::durable(), FieldTable::default()).await?;
+        self.declare_with(queue, &[]).await
+    }
+
+    /// Creates a durable queue with arguments that are texts.
+    ///
+    /// # Errors
+    /// The broker refuses.
+    pub async fn declare_with(&self, queue: &str, arguments: &[(&str, &str)]) -> Result<()> {
+        let mut table = FieldTable::default();
+        for (name, value) in arguments {
+            table.insert((*name).into(), AMQPValue::LongString((*value).into()));
+        }
+        self.channel.queue_declare(queue.into(), QueueDeclareOptions::durable(), table).await?;
+        Ok(())
+    }
+
+    /// Creates a durable exchange, `direct`, `fanout` or the like.
+    ///
+    /// # Errors
+    /// The broker refuses.
+    pub async fn declare_exchange(&self, exchange: &str, kind: ExchangeKind) -> Result<()> {
+        let options = ExchangeDeclareOptions { durable: true, ..Default::default() };
+        self.channel.exchange_declare(exchange.into(), kind, options, FieldTable::default()).await?;
+        Ok(())
+    }
+
+    /// Leads what an exchange gets with a routing key to a queue.
+    ///
+    /// # Errors
+    /// The broker refuses.
+    pub async fn bind(&self, queue: &str, exchange: &str, key: &str) -> Result<()> {
+        let options = QueueBindOptions::default();
+        self.channel.queue_bind(queue.into(), exchange.into(), key.into(), options, FieldTable::default()).await?;
+        Ok(())
+    }
+
+    /// Takes that back.
+    ///
+    /// # Errors
+    /// The broker refuses.
+    pub async fn unbind(&self, queue: &str, exchange: &str, key: &str) -> Result<()> {
+        self.channel.queue_unbind(queue.into(), exchange.into(), key.into(), FieldTable::default()).await?;
         Ok(())
     }
 

@@ -5,7 +5,14 @@
 
 use crate::ports;
 use anyhow::Result;
-use std::{net::SocketAddr, time::Duration};
+use std::{
+    net::SocketAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{TcpListener, TcpStream, tcp::OwnedReadHalf, tcp::OwnedWriteHalf},
@@ -37,6 +44,7 @@ pub enum Network {
 pub struct Proxy {
     addr: SocketAddr,
     state: watch::Sender<State>,
+    accepted: Arc<AtomicUsize>,
     task: JoinHandle<()>,
 }
 
@@ -56,13 +64,19 @@ impl Proxy {
         let listener = TcpListener::bind(("127.0.0.1", ports::free()?)).await?;
         let addr = listener.local_addr()?;
         let (state, watched) = watch::channel(State { network: Network::Good, cuts: 0 });
-        let task = tokio::spawn(accept(listener, addr, target, watched));
-        Ok(Self { addr, state, task })
+        let accepted = Arc::default();
+        let task = tokio::spawn(accept(listener, addr, target, watched, Arc::clone(&accepted)));
+        Ok(Self { addr, state, accepted, task })
     }
 
     /// Where it listens.
     pub fn addr(&self) -> SocketAddr {
         self.addr
+    }
+
+    /// How many connections it has taken so far.
+    pub fn accepted(&self) -> usize {
+        self.accepted.load(Ordering::Relaxed)
     }
 
     /// Changes the network.
@@ -82,7 +96,13 @@ impl Drop for Proxy {
     }
 }
 
-async fn accept(listener: TcpListener, addr: SocketAddr, target: SocketAddr, mut state: watch::Receiver<State>) {
+async fn accept(
+    listener: TcpListener,
+    addr: SocketAddr,
+    target: SocketAddr,
+    mut state: watch::Receiver<State>,
+    count: Arc<AtomicUsize>,
+) {
     let mut listener = Some(listener);
     let mut connections = JoinSet::new();
     loop {
@@ -105,6 +125,7 @@ async fn accept(listener: TcpListener, addr: SocketAddr, target: SocketAddr, mut
         tokio::select! {
             changed = state.changed() => if changed.is_err() { return },
             accepted = next => if let Ok((stream, _)) = accepted {
+                count.fetch_add(1, Ordering::Relaxed);
                 connections.spawn(join(stream, target, state.clone()));
             },
             Some(_) = connections.join_next(), if !connections.is_empty() => {}

@@ -8,6 +8,7 @@ use lapin::uri::AMQPUri;
 use url::{Host, Url};
 
 use super::{ConfigError, invalid};
+use crate::amqp::SMALLEST_FRAME;
 
 const OPTION: &str = "--amqp-url";
 const FORM: &str = "it must be amqp://user:password@host:port/vhost or amqps://…";
@@ -80,6 +81,9 @@ fn parse(entry: &str) -> Result<AMQPUri, String> {
     if uri.query.heartbeat == Some(0) {
         return Err("has heartbeat=0: a dead connection would never be noticed".to_owned());
     }
+    if let Some(bytes @ 1..SMALLEST_FRAME) = uri.query.frame_max {
+        return Err(format!("has frame_max={bytes}: AMQP clients need {SMALLEST_FRAME}; leave it out"));
+    }
     Ok(uri)
 }
 
@@ -151,6 +155,7 @@ mod tests {
             ("amqp://u:secret@a,b,http://u:secret@c", "entry 3 "),
             ("amqp://u:secret@a,amqp://u:secret@b:port", "entry 2 is no URL"),
             ("amqp://u:secret@a?heartbeat=0", "heartbeat=0"),
+            ("amqp://u:secret@a?frame_max=4096", "frame_max=4096: AMQP clients need 8192"),
             ("u:secret@a", "--amqp-url: "),
             ("amqp:secret", "--amqp-url: "),
         ] {

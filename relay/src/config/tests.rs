@@ -97,7 +97,7 @@ fn bindings_need_declare_an_exchange_and_a_key() {
     let got = bind("tasks:a.#,other:x:y,fan:").unwrap().unwrap().bindings().unwrap();
     let got: Vec<_> = got.iter().map(|it| (it.exchange.as_str(), it.routing_key.as_str())).collect();
     assert_eq!(got, [("tasks", "a.#"), ("other", "x:y"), ("fan", "")]);
-    for bad in ["tasks", ":key", ""] {
+    for bad in ["tasks", ":key", "", "image_generation.dead-letter:key"] {
         assert!(bind(bad).unwrap_err().to_string().contains("--bind"), "{bad}");
     }
     assert!(load(&["--bind=a:b"]).unwrap_err().to_string().contains("--bind: needs --declare"));

@@ -37,6 +37,13 @@ pub const COUNT: &str = "x-relay-count";
 pub const DELIVERY_COUNT: &str = "x-relay-delivery-count";
 /// Set when the original headers were left out, because with ours they would not fit into one frame.
 pub const HEADERS_DROPPED: &str = "x-relay-headers-dropped";
+/// What the publisher's `CC` asked for.
+pub const CC: &str = "x-relay-cc";
+/// What the publisher's `BCC` asked for, where the broker leaves it on the message.
+pub const BCC: &str = "x-relay-bcc";
+/// Headers by which RabbitMQ routes a message to more keys than its own: a dead letter with them would have copies in
+/// queues that it never was for. Each with the name under which it is kept.
+const SENDER_SELECTED: [(&str, &str); 2] = [("CC", CC), ("BCC", BCC)];
 /// A quorum queue counts in it.
 const BROKER_DELIVERY_COUNT: &str = "x-delivery-count";
 
@@ -44,7 +51,7 @@ const BROKER_DELIVERY_COUNT: &str = "x-delivery-count";
 /// connection, each time again: where ours make it so, the original headers are left out, and that is said.
 pub(super) fn properties(queue: &str, poison: &Poison, frame_max: usize) -> BasicProperties {
     let origin = &poison.ticket.origin;
-    let original = origin.properties.headers().clone().unwrap_or_default();
+    let original = renamed(origin.properties.headers().clone().unwrap_or_default());
     let ours = headers(queue, poison, &original);
     let mut all = original;
     for (name, value) in ours.inner() {
@@ -58,6 +65,25 @@ pub(super) fn properties(queue: &str, poison: &Poison, frame_max: usize) -> Basi
     ours.insert(HEADERS_DROPPED.into(), AMQPValue::Boolean(true));
     warn!(frame_max, "the headers do not fit into one frame with ours, the dead letter goes without them");
     republished(&origin.properties, ours)
+}
+
+/// How often a relay has dead-lettered a message with these properties before.
+pub(crate) fn dead_lettered_before(properties: &BasicProperties) -> u64 {
+    let headers = properties.headers().as_ref();
+    headers
+        .and_then(|headers| headers.inner().get(COUNT))
+        .and_then(count)
+        .and_then(|count| count.try_into().ok())
+        .unwrap_or(0)
+}
+
+fn renamed(original: FieldTable) -> FieldTable {
+    let mut headers = FieldTable::default();
+    for (name, value) in original.inner() {
+        let kept = SENDER_SELECTED.iter().find(|(routed, _)| *routed == name.as_str()).map(|(_, kept)| (*kept).into());
+        headers.insert(kept.unwrap_or_else(|| name.clone()), value.clone());
+    }
+    headers
 }
 
 fn headers(queue: &str, poison: &Poison, original: &FieldTable) -> FieldTable {

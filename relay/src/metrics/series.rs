@@ -26,6 +26,8 @@ pub(super) struct Series {
     pub(super) sent: Counter,
     pub(super) acked: Counter,
     pub(super) dead_lettered: Family<Label, Counter>,
+    pub(super) returned: Counter,
+    pub(super) held: Gauge,
     pub(super) retries: Family<Label, Counter>,
     pub(super) reconnects: Counter,
     pub(super) in_flight: Gauge,
@@ -52,6 +54,12 @@ impl Default for Series {
             sent: Counter::default().register(r, "sent", "Entries that SQS accepted"),
             acked: Counter::default().register(r, "acked", "Messages acknowledged to the broker"),
             dead_lettered: Family::default().register(r, "dead_lettered", "Messages moved to the dead-letter exchange"),
+            returned: Counter::default().register(
+                r,
+                "returned_dead_letters",
+                "Dead letters that came back and that SQS still cannot carry",
+            ),
+            held: Gauge::default().register(r, "held_messages", "Those of them that wait now"),
             retries: Family::default().register(
                 r,
                 "retries",

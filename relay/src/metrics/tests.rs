@@ -18,6 +18,8 @@ fn the_text_has_every_metric_and_every_line_can_be_read() {
         "sent_total",
         "acked_total",
         "retries_total{cause=\"throttled\"}",
+        "returned_dead_letters_total",
+        "held_messages",
         "reconnects_total",
         "in_flight_batches",
         "unacked_messages",
@@ -49,6 +51,10 @@ fn a_message_is_counted_along_its_way() {
     assert_eq!(value(&text, "relay_unacked_messages"), Some(3.0));
     assert_eq!(value(&text, "relay_in_flight_batches"), Some(1.0));
     assert!(value(&text, "relay_oldest_unacked_age_seconds").unwrap() > 0.0);
+    drop((second.held(), third.held()));
+    let held = third.held();
+    assert_eq!(value(&metrics.encode(true, true).unwrap(), "relay_held_messages"), Some(1.0));
+    drop(held);
     batch.answered();
     first.sent();
     first.acked();
@@ -62,6 +68,8 @@ fn a_message_is_counted_along_its_way() {
         ("sent_total", 2.0),
         ("acked_total", 2.0),
         ("dead_lettered_total{reason=\"rejected-by-sqs\"}", 1.0),
+        ("returned_dead_letters_total", 3.0),
+        ("held_messages", 0.0),
         ("retries_total{cause=\"throttled\"}", 1.0),
         ("in_flight_batches", 0.0),
         ("unacked_messages", 1.0),

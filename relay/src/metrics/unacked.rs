@@ -7,6 +7,8 @@ use std::{
     time::{Duration, Instant, SystemTime},
 };
 
+use prometheus_client::metrics::gauge::Gauge;
+
 use super::{Cause, Metrics};
 use crate::entry::Reason;
 
@@ -30,6 +32,10 @@ pub struct InFlight {
     pub(super) since: Instant,
 }
 
+/// One dead letter that has come back. It counts as held until this is dropped.
+#[derive(Debug)]
+pub(crate) struct Held(Gauge);
+
 impl Unacked {
     /// SQS accepted it.
     pub(crate) fn sent(&self) {
@@ -42,6 +48,14 @@ impl Unacked {
     /// SQS did not accept it, and it will be sent again.
     pub(crate) fn retried(&self, cause: &Cause) {
         self.metrics.0.series.retries.get_or_create(&[("cause", cause.word)]).inc();
+    }
+
+    /// It was dead-lettered before and came back, and waits until the answer is dropped.
+    pub(crate) fn held(&self) -> Held {
+        let series = &self.metrics.0.series;
+        series.returned.inc();
+        series.held.inc();
+        Held(series.held.clone())
     }
 
     /// The dead-letter exchange has it.
@@ -65,6 +79,12 @@ impl fmt::Debug for Unacked {
 impl Drop for Unacked {
     fn drop(&mut self) {
         self.metrics.open().since.remove(&self.number);
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        self.0.dec();
     }
 }
 

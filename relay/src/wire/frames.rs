@@ -18,6 +18,8 @@ use crate::wire::{
 const HEAD: usize = 7;
 const END: usize = 1;
 const METHOD: u8 = 1;
+/// Class and method of `connection.tune`.
+const TUNE: [u8; 4] = [0, 10, 0, 30];
 const CONTENT_HEADER: u8 = 2;
 const BODY: u8 = 3;
 const HEARTBEAT: u8 = 8;
@@ -159,6 +161,9 @@ impl Frames {
                         return;
                     };
                     let mended = if kind == METHOD {
+                        if let Some(bytes) = limit(payload) {
+                            self.notes.set_limit(bytes);
+                        }
                         let is_delivery = strings::is_delivery(payload);
                         if is_delivery && self.notes.has_ended() {
                             self.left_out.insert(channel);
@@ -208,6 +213,12 @@ impl Frames {
 fn body_size(header: &[u8]) -> usize {
     let size = header.get(BODY_SIZE).and_then(|size| size.try_into().ok()).map_or(0, u64::from_be_bytes);
     usize::try_from(size).unwrap_or(LARGEST_BODY).min(LARGEST_BODY)
+}
+
+/// The limit of frames, if this method is `connection.tune`.
+fn limit(payload: &[u8]) -> Option<u32> {
+    let (_channel_max, rest) = payload.strip_prefix(&TUNE)?.split_first_chunk::<2>()?;
+    rest.first_chunk().map(|bytes| u32::from_be_bytes(*bytes))
 }
 
 #[cfg(test)]

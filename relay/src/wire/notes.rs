@@ -1,11 +1,11 @@
-//! What is known of the deliveries of one connection beside what the client sees: which strings were mended, and the bytes that
-//! they hold of the budget.
+//! What is seen of one connection on its way in: the broker's limit of frames, and of each delivery, which strings were mended and
+//! the bytes that it holds of the budget.
 
 use std::{
     collections::HashMap,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicU32, Ordering},
     },
     task::{Context, Poll},
 };
@@ -25,6 +25,8 @@ struct Shared {
     /// Nobody takes deliveries any more: those that come are left out.
     ended: AtomicBool,
     notes: Mutex<HashMap<Place, Note>>,
+    /// Of frames, in bytes; 0 when the broker has set none.
+    limit: AtomicU32,
 }
 
 /// What is known of one delivery.
@@ -88,5 +90,20 @@ impl Notes {
 
     fn notes(&self) -> MutexGuard<'_, HashMap<Place, Note>> {
         self.0.notes.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The broker allows no frames of more than these bytes.
+    pub(super) fn set_limit(&self, bytes: u32) {
+        self.0.limit.store(bytes, Ordering::Relaxed);
+    }
+
+    /// Another connection begins.
+    pub(crate) fn forget_limit(&self) {
+        self.set_limit(0);
+    }
+
+    /// The broker's limit of frames in bytes, if it has told one.
+    pub(crate) fn limit(&self) -> Option<u32> {
+        Some(self.0.limit.load(Ordering::Relaxed)).filter(|bytes| *bytes > 0)
     }
 }

@@ -54,3 +54,16 @@ fn headers_that_do_not_fit_into_a_frame_are_left_out() {
         assert!(got.contains_key(REASON));
     }
 }
+
+#[test]
+fn what_would_route_copies_elsewhere_is_kept_under_another_name() {
+    let keys = AMQPValue::FieldArray(vec![AMQPValue::LongString("elsewhere".into())].into());
+    let mut original = FieldTable::default();
+    for name in ["CC", "BCC", "cc"] {
+        original.insert(name.into(), keys.clone());
+    }
+    let got = buried(original, 0);
+    for (name, want) in [("CC", false), ("BCC", false), ("cc", true), (CC, true), (BCC, true)] {
+        assert_eq!(got.inner().get(name), want.then_some(&keys), "{name}");
+    }
+}

@@ -158,3 +158,17 @@ fn a_delivery_that_is_half_out_when_nobody_takes_any_more_is_let_out_whole() {
     assert_eq!(drain(&mut frames), first);
     assert!(notes.take(1, 2).held.is_none());
 }
+
+#[test]
+fn the_brokers_limit_of_frames_is_seen_and_passes_as_it_is() {
+    for (method, want) in [
+        (vec![0, 10, 0, 30, 7, 255, 0, 0, 16, 0, 0, 60], Some(4096)),
+        (vec![0, 10, 0, 30, 0, 0, 0, 0, 0, 0, 0, 0], None),
+        (vec![0, 10, 0, 30, 7], None),
+        (vec![0, 10, 0, 41, 7, 255, 0, 0, 16, 0], None),
+    ] {
+        let (notes, whole) = (Notes::default(), frame(METHOD, 0, &method));
+        assert_eq!(through(&whole, &[5], &notes), whole);
+        assert_eq!(notes.limit(), want, "{method:?}");
+    }
+}
