@@ -1,7 +1,7 @@
 //! Logs: text or JSON lines on standard error, filtered by `RUST_LOG`; and spans where traces are on.
 //!
-//! Refuses to let another crate log below INFO, whatever `RUST_LOG` says: the AMQP, HTTP and AWS clients print bodies and
-//! authorization headers at their lower levels.
+//! Another crate logs at INFO and above only, whatever `RUST_LOG` says: the AMQP, HTTP and AWS clients print bodies and
+//! authorization headers at their lower levels. Those modules of the AWS client that print whole answers as warnings log nothing.
 
 use std::io::{self, IsTerminal};
 
@@ -19,6 +19,19 @@ use crate::Traces;
 
 /// The target of spans that are for traces only. Lines leave them out and say in what they lie.
 pub const DETAIL: &str = "detail";
+
+/// Where the AWS client asks others for credentials. What they answer stands in its warnings; why there are none, our own errors say.
+const QUOTING: [&str; 9] = [
+    "aws_config::credential_process",
+    "aws_config::ecs",
+    "aws_config::imds",
+    "aws_config::login",
+    "aws_config::meta",
+    "aws_config::profile::credentials",
+    "aws_config::sso",
+    "aws_config::sts",
+    "aws_config::web_identity_token",
+];
 
 /// How a process logs.
 #[derive(Debug, Clone, Copy)]
@@ -58,11 +71,15 @@ impl Logs {
     }
 
     fn allows(self, metadata: &Metadata<'_>) -> bool {
-        metadata.target() != DETAIL && (self.owns(metadata) || *metadata.level() <= Level::INFO)
+        let is_quoting = QUOTING.iter().any(|module| is_in(metadata.target(), module));
+        metadata.target() != DETAIL && (self.owns(metadata) || (*metadata.level() <= Level::INFO && !is_quoting))
     }
 
     fn owns(self, metadata: &Metadata<'_>) -> bool {
-        let rest = metadata.target().strip_prefix(self.own);
-        rest.is_some_and(|rest| rest.is_empty() || rest.starts_with("::"))
+        is_in(metadata.target(), self.own)
     }
+}
+
+fn is_in(target: &str, module: &str) -> bool {
+    target.strip_prefix(module).is_some_and(|rest| rest.is_empty() || rest.starts_with("::"))
 }
