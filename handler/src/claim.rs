@@ -2,21 +2,18 @@
 //! until that object is gone.
 //!
 //! A claim is a lease. Its holder renews it; one that was not renewed for that long belongs to a process that has died, and is
-//! taken over with `If-Match`, so that only one of several waiting ones gets it. Refuses to be needed: where the bucket does not
-//! take such objects, tasks are painted without claims, and a warning says so once.
+//! taken over with `If-Match`, so that only one of several waiting ones gets it. The object names its owner: when the answer to a write
+//! is lost, the next try of the same write meets with what the first one wrote, and only the owner's name tells that from somebody else's.
+//! A bucket that knows no conditional writes has no claims; one that we may not write them to has none for the length of a lease.
 
-use aws_sdk_s3::{
-    Client,
-    error::{DisplayErrorContext, SdkError},
-    operation::{head_object::HeadObjectError, put_object::PutObjectError},
-    primitives::DateTime,
-};
+mod object;
+
+use crate::store::Regional;
+use aws_config::timeout::TimeoutConfig;
+use object::{Condition, Deleted, Look, Mark, Objects, Written};
 use std::{
-    sync::{
-        Arc,
-        atomic::{AtomicBool, AtomicU64, Ordering},
-    },
-    time::{Duration, SystemTime},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
 };
 use tokio::{
     task::JoinHandle,
@@ -26,16 +23,28 @@ use uuid::Uuid;
 
 /// Between two looks at a claim that somebody else holds.
 const POLL: Duration = Duration::from_secs(1);
-/// How far two machines' clocks may be apart before a claim's age is misjudged.
-const SKEW: Duration = Duration::from_secs(30);
+/// `Date` and `Last-Modified` have whole seconds, and S3 has many clocks.
+const SKEW: Duration = Duration::from_secs(5);
+/// A shorter try would break off answers that are on their way, unless the lease leaves no time.
+const MOST_HASTE: Duration = Duration::from_secs(2);
+/// How often a claim is deleted that changes meanwhile.
+const DELETIONS: usize = 3;
 
 /// Where claims are kept.
 #[derive(Debug, Clone)]
 pub struct Claims {
-    s3: Client,
-    bucket: String,
+    objects: Objects,
     lease: Duration,
-    off: Arc<AtomicBool>,
+    off: Arc<Mutex<Off>>,
+}
+
+/// Whether tasks are painted without claims.
+#[derive(Debug, Default, Clone, Copy)]
+enum Off {
+    #[default]
+    No,
+    Until(Instant),
+    ForGood,
 }
 
 /// The right to paint the pictures of one generation. It runs out by itself when it is dropped.
@@ -45,109 +54,230 @@ pub struct Claim(Option<Held>);
 
 #[derive(Debug)]
 struct Held {
-    claims: Claims,
-    key: String,
-    lost: Arc<AtomicBool>,
+    own: Own,
     renewal: JoinHandle<()>,
 }
 
-/// What S3 says to a conditional write.
-enum Put {
-    /// Written; the object has this entity tag.
-    Done(String),
-    /// The condition does not hold.
-    Refused,
-    /// This bucket takes no claims from us.
-    Impossible(String),
-    /// Nobody knows.
-    Unknown(String),
+/// A claim as its holder knows it.
+#[derive(Debug, Clone)]
+struct Own {
+    claims: Claims,
+    key: String,
+    owner: Uuid,
+    state: Arc<Mutex<State>>,
+}
+
+#[derive(Debug, Clone)]
+struct State {
+    /// The entity tag of the last write that is known.
+    tag: String,
+    count: u64,
+    /// When the last write was begun that is known to be done.
+    renewed: Instant,
+    /// It is somebody else's.
+    is_lost: bool,
 }
 
 impl Claims {
     /// Claims in `bucket`, each good for `lease` after it was last renewed.
-    pub fn new(s3: Client, bucket: String, lease: Duration) -> Self {
-        Self { s3, bucket, lease, off: Arc::default() }
+    pub(crate) fn new(s3: &Regional, bucket: String, lease: Duration) -> Self {
+        let timeouts = TimeoutConfig::builder()
+            .connect_timeout(attempt(lease))
+            .read_timeout(attempt(lease))
+            .operation_attempt_timeout(attempt(lease))
+            .operation_timeout(operation(lease))
+            .build();
+        let objects = Objects { s3: s3.with(|config| config.timeout_config(timeouts)), bucket };
+        Self { objects, lease, off: Arc::default() }
     }
 
     /// Takes the claim on a generation. Waits for as long as another delivery holds it.
     ///
     /// # Errors
-    /// S3 does not answer, in its words.
+    /// S3 does not answer, or refuses for now: its code, and a sentence.
     pub async fn take(&self, generation_id: i64) -> Result<Claim, String> {
-        let key = format!("claims/gen_{generation_id}");
+        if self.is_off() {
+            return Ok(Claim(None));
+        }
+        let (key, owner) = (format!("claims/gen_{generation_id}"), Uuid::new_v4());
+        let (mut condition, mut count) = (Condition::Absent, 0);
         let mut seen: Option<(String, Instant)> = None;
-        let mut condition = None;
+        let mut nothing_since: Option<Instant> = None;
+        let mut is_told = false;
         loop {
-            if self.off.load(Ordering::Relaxed) {
-                return Ok(Claim(None));
-            }
-            match self.put(&key, condition.take().as_deref(), 0).await {
-                Put::Done(tag) => return Ok(Claim(Some(self.hold(key, tag)))),
-                Put::Refused => {}
-                Put::Unknown(error) => return Err(error),
-                Put::Impossible(error) => {
-                    self.off.store(true, Ordering::Relaxed);
-                    tracing::warn!(error, "no claims: a task that is delivered twice at once may be painted twice");
+            let asked = Instant::now();
+            count += 1;
+            let (now, unknown) = match self.objects.write(&key, Mark { owner, count }, &condition).await {
+                Written::Done(tag) => return Ok(self.hold(key, Mark { owner, count }, tag, asked)),
+                Written::Forbidden(error) => return Ok(self.without(&error, Off::Until(asked + self.lease))),
+                Written::Unsupported(error) => return Ok(self.without(&error, Off::ForGood)),
+                Written::Refused(now) => (now, None),
+                Written::Conflict(_) => (None, None),
+                Written::Unknown(error) => (None, Some(error)),
+            };
+            condition = Condition::Absent;
+            let (tag, modified) = match (self.objects.look(&key).await, unknown) {
+                // The answer to our own write was lost.
+                (Ok(Look::Held { tag, mark: Some(mark), .. }), _) if mark.owner == owner => {
+                    return Ok(self.hold(key, Mark { owner, count }, tag, asked));
+                }
+                (Ok(Look::Held { tag, modified, .. }), _) => (tag, modified),
+                (_, Some(error)) | (Err(error), None) => return Err(error),
+                // It was let go of just now, or another write was in the way.
+                (Ok(Look::Nothing(why)), None) => {
+                    let since = *nothing_since.get_or_insert(asked);
+                    if since.elapsed() >= self.lease {
+                        return Err(format!("it can neither be written nor be seen: {why}"));
+                    }
+                    if since < asked {
+                        sleep(self.poll()).await;
+                    }
                     continue;
                 }
-            }
-            let Some((tag, modified)) = self.look(&key).await? else { continue };
+            };
+            nothing_since = None;
             let since = seen.take().filter(|(known, _)| *known == tag).map_or_else(Instant::now, |(_, since)| since);
-            if since.elapsed() >= self.lease || age(modified) >= self.lease + SKEW {
+            let age = now.zip(modified).and_then(|(now, modified)| now.duration_since(modified).ok());
+            if since.elapsed() >= self.lease || age.is_some_and(|age| age >= self.lease + SKEW) {
                 tracing::info!("the claim's holder has died: taking it over");
-                condition = Some(tag);
+                condition = Condition::Unchanged(tag);
                 continue;
             }
-            if seen.is_none() {
+            if !std::mem::replace(&mut is_told, true) {
                 tracing::info!("another delivery of this task is being worked on: waiting for it");
             }
             seen = Some((tag, since));
-            sleep(POLL.min(self.lease / 4)).await;
+            sleep(self.poll()).await;
         }
     }
 
-    fn hold(&self, key: String, mut tag: String) -> Held {
-        let (claims, name, lost) = (self.clone(), key.clone(), Arc::new(AtomicBool::new(false)));
-        let flag = lost.clone();
-        let count = AtomicU64::new(0);
-        let renewal = tokio::spawn(async move {
-            loop {
-                sleep(claims.lease / 3).await;
-                match claims.put(&name, Some(&tag), count.fetch_add(1, Ordering::Relaxed) + 1).await {
-                    Put::Done(renewed) => tag = renewed,
-                    Put::Refused => {
-                        tracing::warn!("the claim was taken over: this process was too slow to renew it");
-                        return flag.store(true, Ordering::Relaxed);
-                    }
-                    Put::Impossible(error) | Put::Unknown(error) => tracing::warn!(error, "the claim was not renewed"),
+    fn poll(&self) -> Duration {
+        POLL.min(self.lease / 4)
+    }
+
+    fn is_off(&self) -> bool {
+        match *self.off.lock().unwrap_or_else(PoisonError::into_inner) {
+            Off::No => false,
+            Off::Until(time) => Instant::now() < time,
+            Off::ForGood => true,
+        }
+    }
+
+    /// No claim, now and for as long as said.
+    fn without(&self, error: &str, off: Off) -> Claim {
+        let again_in_s = matches!(off, Off::Until(_)).then_some(self.lease.as_secs());
+        tracing::warn!(error, again_in_s, "no claims: a task that is delivered twice at once may be painted twice");
+        *self.off.lock().unwrap_or_else(PoisonError::into_inner) = off;
+        Claim(None)
+    }
+
+    fn hold(&self, key: String, mark: Mark, tag: String, renewed: Instant) -> Claim {
+        let state = State { tag, count: mark.count, renewed, is_lost: false };
+        let own = Own { claims: self.clone(), key, owner: mark.owner, state: Arc::new(Mutex::new(state)) };
+        let renewing = own.clone();
+        Claim(Some(Held { own, renewal: tokio::spawn(async move { renewing.renew().await }) }))
+    }
+}
+
+impl Own {
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Renews the claim until it is somebody else's.
+    async fn renew(&self) {
+        let Claims { objects, lease, .. } = &self.claims;
+        let (mut wait, mut is_gone) = (*lease / 3, false);
+        loop {
+            sleep(wait).await;
+            let asked = Instant::now();
+            let (tag, count) = {
+                let mut state = self.state();
+                state.count += 1;
+                (state.tag.clone(), state.count)
+            };
+            let condition = if is_gone { Condition::Absent } else { Condition::Unchanged(tag) };
+            wait = *lease / 12;
+            is_gone = false;
+            let unknown = match objects.write(&self.key, Mark { owner: self.owner, count }, &condition).await {
+                Written::Done(tag) => {
+                    wait = *lease / 3;
+                    self.renewed(tag, asked);
+                    continue;
                 }
+                Written::Refused(_) => None,
+                Written::Conflict(error)
+                | Written::Unknown(error)
+                | Written::Forbidden(error)
+                | Written::Unsupported(error) => Some(error),
+            };
+            let error = match objects.look(&self.key).await {
+                // The answer to this write was lost.
+                Ok(Look::Held { tag, mark: Some(mark), .. }) if mark == (Mark { owner: self.owner, count }) => {
+                    wait = *lease / 3;
+                    self.renewed(tag, asked);
+                    continue;
+                }
+                // An earlier one came late.
+                Ok(Look::Held { tag, mark: Some(mark), .. }) if mark.owner == self.owner => {
+                    self.state().tag = tag;
+                    unknown
+                }
+                Ok(Look::Held { .. }) => {
+                    tracing::warn!("the claim was taken over: this process was too slow to renew it");
+                    self.state().is_lost = true;
+                    return;
+                }
+                Ok(Look::Nothing(why)) => {
+                    is_gone = unknown.is_none();
+                    Some(unknown.unwrap_or(why))
+                }
+                Err(error) => Some(error),
+            };
+            if let Some(error) = error {
+                tracing::warn!(error, "the claim was not renewed");
             }
-        });
-        Held { claims: self.clone(), key, lost, renewal }
-    }
-
-    /// Writes the claim if there is none, or, given an entity tag, if it is still that one. Each write has another content and so
-    /// another tag.
-    async fn put(&self, key: &str, tag: Option<&str>, count: u64) -> Put {
-        let body = format!("{} {count}\n", Uuid::new_v4());
-        let request = self.s3.put_object().bucket(&self.bucket).key(key).body(body.into_bytes().into());
-        let request = match tag {
-            None => request.if_none_match("*"),
-            Some(tag) => request.if_match(tag),
-        };
-        match request.send().await {
-            Ok(done) => Put::Done(done.e_tag.unwrap_or_default()),
-            Err(error) => refused(&error),
         }
     }
 
-    /// Entity tag and time of the last write; `None` if nobody holds it.
-    async fn look(&self, key: &str) -> Result<Option<(String, Option<DateTime>)>, String> {
-        match self.s3.head_object().bucket(&self.bucket).key(key).send().await {
-            Ok(head) => Ok(Some((head.e_tag.unwrap_or_default(), head.last_modified))),
-            Err(SdkError::ServiceError(error)) if matches!(error.err(), HeadObjectError::NotFound(_)) => Ok(None),
-            Err(error) => Err(DisplayErrorContext(&error).to_string()),
+    fn renewed(&self, tag: String, asked: Instant) {
+        let mut state = self.state();
+        (state.tag, state.renewed) = (tag, asked);
+    }
+
+    async fn delete(&self) {
+        let Claims { objects, lease, .. } = &self.claims;
+        let State { tag, renewed, is_lost, .. } = self.state().clone();
+        if is_lost {
+            return;
         }
+        // Not every bucket heeds the condition. Within the lease nobody else's claim can lie there.
+        let mut known = (renewed.elapsed() < *lease).then_some(tag);
+        let mut reason = String::new();
+        for _ in 0..DELETIONS {
+            let tag = match known.take() {
+                Some(tag) => tag,
+                None => match objects.look(&self.key).await {
+                    Ok(Look::Held { tag, mark: Some(mark), .. }) if mark.owner == self.owner => tag,
+                    // It has a successor, or is gone.
+                    Ok(_) => return,
+                    Err(error) => {
+                        reason = error;
+                        break;
+                    }
+                },
+            };
+            let mut deleted = objects.delete(&self.key, Some(&tag)).await;
+            if matches!(deleted, Deleted::Unsupported) {
+                deleted = objects.delete(&self.key, None).await;
+            }
+            match deleted {
+                Deleted::Done => return,
+                Deleted::Unknown(error) => reason = error,
+                Deleted::Unsupported => break,
+            }
+        }
+        tracing::warn!(error = reason, "the claim was not deleted, it will run out");
     }
 }
 
@@ -156,13 +286,7 @@ impl Claim {
     pub async fn release(mut self) {
         let Some(held) = self.0.take() else { return };
         held.renewal.abort();
-        if held.lost.load(Ordering::Relaxed) {
-            return;
-        }
-        let Claims { s3, bucket, .. } = &held.claims;
-        if let Err(error) = s3.delete_object().bucket(bucket).key(&held.key).send().await {
-            tracing::warn!(error = %DisplayErrorContext(&error), "the claim was not deleted, it will run out");
-        }
+        held.own.delete().await;
     }
 }
 
@@ -172,20 +296,14 @@ impl Drop for Held {
     }
 }
 
-fn refused(error: &SdkError<PutObjectError>) -> Put {
-    let status = error.raw_response().map(|answer| answer.status().as_u16());
-    let words = DisplayErrorContext(error).to_string();
-    match status {
-        // 404: what was to be taken over has just been let go of. 409: two such writes at once.
-        Some(404 | 409 | 412) if !words.contains("NoSuchBucket") => Put::Refused,
-        Some(400 | 403 | 404 | 405 | 501) => Put::Impossible(words),
-        _ => Put::Unknown(words),
-    }
+/// How long one try of a request may take.
+fn attempt(lease: Duration) -> Duration {
+    (lease / 6).max(MOST_HASTE.min(lease / 3))
 }
 
-fn age(modified: Option<DateTime>) -> Duration {
-    let written = modified.and_then(|time| SystemTime::try_from(time).ok());
-    written.and_then(|time| SystemTime::now().duration_since(time).ok()).unwrap_or_default()
+/// How long a request may take with all its tries: a renewal begins after a third of the lease.
+fn operation(lease: Duration) -> Duration {
+    (attempt(lease) * 2).min(lease * 3 / 5)
 }
 
 #[cfg(test)]

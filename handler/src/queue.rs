@@ -4,8 +4,9 @@ mod deletions;
 
 pub use deletions::{Deleter, Deletion, Deletions};
 
-use crate::{causes::causes, trace::CARRIED};
+use crate::trace::CARRIED;
 use aws_config::{SdkConfig, timeout::TimeoutConfig};
+use aws_errors::describe;
 use aws_sdk_sqs::{
     Client,
     config::Builder,
@@ -50,7 +51,7 @@ impl Queue {
     /// `visibility` seconds.
     ///
     /// # Errors
-    /// SQS', in words.
+    /// SQS' code, and a sentence.
     pub async fn receive(&self, visibility: i32, wait: Duration) -> Result<Option<Message>, String> {
         let seconds = i32::try_from(wait.as_secs()).unwrap_or(POLL_SECONDS).clamp(1, POLL_SECONDS);
         let request = self.sqs.receive_message().queue_url(&self.url).max_number_of_messages(1);
@@ -58,17 +59,17 @@ impl Queue {
         let request = request.message_system_attribute_names(MessageSystemAttributeName::ApproximateReceiveCount);
         let request = request.message_system_attribute_names(MessageSystemAttributeName::SentTimestamp);
         let request = request.set_message_attribute_names(Some(CARRIED.map(str::to_string).to_vec()));
-        let answer = request.send().await.map_err(|error| causes(&error))?;
+        let answer = request.send().await.map_err(|error| describe(&error))?;
         Ok(answer.messages.unwrap_or_default().into_iter().next())
     }
 
     /// All that SQS says of the queue.
     ///
     /// # Errors
-    /// SQS', in words.
+    /// SQS' code, and a sentence.
     pub async fn attributes(&self) -> Result<HashMap<QueueAttributeName, String>, String> {
         let request = self.sqs.get_queue_attributes().queue_url(&self.url).attribute_names(QueueAttributeName::All);
-        let answer = request.send().await.map_err(|error| causes(&error))?;
+        let answer = request.send().await.map_err(|error| describe(&error))?;
         Ok(answer.attributes.unwrap_or_default())
     }
 
@@ -101,11 +102,11 @@ impl Queue {
     /// Makes a message visible again after so many seconds.
     ///
     /// # Errors
-    /// SQS', in words.
+    /// SQS' code, and a sentence.
     pub async fn set_visibility(&self, handle: &str, seconds: i32) -> Result<(), String> {
         let request = self.sqs.change_message_visibility().queue_url(&self.url).receipt_handle(handle);
         let sent = request.visibility_timeout(seconds).send().await;
-        sent.map(|_| ()).map_err(|error| causes(&error))
+        sent.map(|_| ()).map_err(|error| describe(&error))
     }
 
     /// Deletes up to ten messages with one request; what was not deleted.
@@ -125,7 +126,7 @@ impl Queue {
         let request = self.sqs.delete_message_batch().queue_url(&self.url).set_entries(Some(entries));
         match timeout(DELETE_TIMEOUT, request.send()).await {
             Ok(Ok(answer)) => answer.failed.iter().filter_map(refusal).collect(),
-            Ok(Err(error)) => all(causes(&error)),
+            Ok(Err(error)) => all(describe(&error)),
             Err(_) => all(format!("no answer within {DELETE_TIMEOUT:?}")),
         }
     }
@@ -146,7 +147,7 @@ impl Queues {
     /// The queue with this ARN.
     ///
     /// # Errors
-    /// It is no ARN of a queue, or SQS' error, in words.
+    /// It is no ARN of a queue, or SQS' code, and a sentence.
     pub async fn by_arn(&self, arn: &str) -> Result<Queue, String> {
         let mut known = self.known.lock().await;
         if let Some(queue) = known.get(arn) {
@@ -155,7 +156,7 @@ impl Queues {
         let parts: Vec<&str> = arn.split(':').collect();
         let ["arn", _, "sqs", _, account, name] = parts[..] else { return Err("not the ARN of a queue".into()) };
         let request = self.sqs.get_queue_url().queue_name(name).queue_owner_aws_account_id(account);
-        let answer = request.send().await.map_err(|error| causes(&error))?;
+        let answer = request.send().await.map_err(|error| describe(&error))?;
         let url = answer.queue_url.ok_or("SQS told no address")?;
         let queue = Queue { sqs: self.sqs.clone(), url };
         known.insert(arn.to_string(), queue.clone());

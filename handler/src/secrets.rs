@@ -1,13 +1,12 @@
-//! Secrets at the start: taken from the configuration, or read from AWS Secrets Manager once.
-//!
-//! Refuses to start without one that was asked for, and to show any.
+//! Secrets at the start: taken from the configuration, or read from AWS Secrets Manager once. The process ends without one that was asked
+//! for, and shows none.
 
 use crate::{
-    causes::causes,
     config::{Pem, Secret, SecretsConfig},
     webhook::WebhookSecrets,
 };
 use aws_config::{Region, SdkConfig, timeout::TimeoutConfig};
+use aws_errors::describe;
 use aws_sdk_secretsmanager::{Client, config::Builder, error::ProvideErrorMetadata};
 use serde_json::Value;
 use std::{str::FromStr, time::Duration};
@@ -92,8 +91,8 @@ impl SecretArn {
                     .to_string()
             }
             Some("ResourceNotFoundException") => "does not exist, or has no value yet".to_string(),
-            Some(code) => format!("AWS Secrets Manager answered {code}"),
-            None => format!("AWS Secrets Manager: {}; check the network and the endpoint", causes(&error)),
+            Some(_) => format!("AWS Secrets Manager: {}", describe(&error)),
+            None => format!("AWS Secrets Manager: {}; check the network and the endpoint", describe(&error)),
         })?;
         self.pick(answer.secret_string().ok_or("the secret holds bytes, must hold text")?)
     }

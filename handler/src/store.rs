@@ -1,13 +1,17 @@
 //! S3: pictures go up, LoRAs and large messages come down.
 
+#[cfg(test)]
+pub(crate) mod loopback;
 mod loras;
 mod objects;
 mod payload;
 mod probe;
+mod regional;
 mod results;
 
 pub use loras::Found;
 pub(crate) use probe::Access;
+pub(crate) use regional::Regional;
 
 use crate::{
     cache::{Cache, SourceError, Tally},
@@ -17,7 +21,7 @@ use crate::{
     task::LoraRef,
 };
 use aws_config::{SdkConfig, timeout::TimeoutConfig};
-use aws_sdk_s3::{Client, config::Builder, error::SdkError};
+use aws_sdk_s3::{Client, config::Builder};
 use loras::Loras;
 use objects::Objects;
 use std::{sync::Arc, time::Duration};
@@ -35,7 +39,7 @@ pub enum StoreError {
 
 /// Buckets and the LoRA cache.
 pub struct Store {
-    s3: Client,
+    s3: Regional,
     bucket: String,
     acl: ResultAcl,
     base_url: String,
@@ -55,6 +59,7 @@ impl Store {
         let stand_in = ["AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3"].iter().any(|name| std::env::var_os(name).is_some());
         let path_style = config.path_style.unwrap_or(stand_in);
         let s3 = Client::from_conf(Builder::from(aws).force_path_style(path_style).timeout_config(timeouts).build());
+        let s3 = Regional::new(s3);
         let base = config.base_url.as_ref().map(|url| url.as_str().trim_end_matches('/').to_string());
         let (folder, limits) = (config.cache_dir.join("loras"), config.cache.limits());
         let cache = Cache::new(Objects::new(s3.clone()), folder, config.cache.parts(), limits);
@@ -70,7 +75,7 @@ impl Store {
 
     /// The claims on generations, in the bucket of their pictures.
     pub fn claims(&self, lease: Duration) -> Claims {
-        Claims::new(self.s3.clone(), self.bucket.clone(), lease)
+        Claims::new(&self.s3, self.bucket.clone(), lease)
     }
 
     /// What was counted of the LoRAs' files.
@@ -81,7 +86,7 @@ impl Store {
     /// A LoRA, from memory, from the volume or from S3, and from which.
     ///
     /// # Errors
-    /// Permanent if it does not exist, is too large, may not be read, or is no LoRA; else transient.
+    /// Permanent if it does not exist, is too large, is no LoRA, or may not be read where other objects of its bucket may; else transient.
     pub async fn lora(&self, wanted: &LoraRef) -> Result<(Arc<Lora>, Found), StoreError> {
         self.loras.get(&wanted.bucket, &wanted.key).await
     }
@@ -97,6 +102,5 @@ impl From<SourceError> for StoreError {
     }
 }
 
-fn status<E>(error: &SdkError<E>) -> Option<u16> {
-    error.raw_response().map(|answer| answer.status().as_u16())
-}
+#[cfg(test)]
+mod tests;

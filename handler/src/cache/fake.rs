@@ -20,6 +20,8 @@ pub(crate) enum Fault {
     Short,
     /// A bit flips on the way.
     Flipped,
+    /// The condition is said not to hold, though it does.
+    Unmatched,
 }
 
 #[derive(Clone, Default)]
@@ -101,6 +103,7 @@ impl Fake {
         let mut bytes = bytes[range.start as usize..range.end as usize].to_vec();
         match shared.faults.pop_front() {
             None => {}
+            Some(Fault::Unmatched) => return Err(SourceError::Changed),
             Some(Fault::Lost) => return Err(SourceError::Transient("503".into())),
             Some(Fault::Short) => bytes.truncate(bytes.len() / 2),
             Some(Fault::Flipped) => bytes[0] ^= 1,

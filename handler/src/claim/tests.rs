@@ -1,86 +1,219 @@
-use super::*;
-use aws_sdk_s3::config::{BehaviorVersion, Config, Region, retry::RetryConfig};
-use std::sync::Mutex;
-use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt},
-    net::TcpListener,
-};
+//! Claims in a bucket on loopback, with the client's own retries on: the answer of a write may be lost, and the next try then meets with
+//! what the first one wrote.
 
-/// A bucket that answers with these in turn, and then with the last one for ever; and the requests it got.
-async fn bucket(answers: &'static [&'static str]) -> (Claims, Arc<Mutex<Vec<String>>>) {
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let url = format!("http://{}", listener.local_addr().unwrap());
-    let requests = Arc::new(Mutex::new(vec![]));
-    let log = requests.clone();
-    tokio::spawn(async move {
-        for number in 0.. {
-            let (mut stream, _) = listener.accept().await.unwrap();
-            let (mut head, mut buffer) = (vec![], [0; 4096]);
-            while !head.windows(4).any(|bytes| bytes == b"\r\n\r\n") {
-                let count = stream.read(&mut buffer).await.unwrap();
-                head.extend_from_slice(&buffer[..count]);
-            }
-            let head = String::from_utf8_lossy(&head).to_lowercase();
-            let condition = head.lines().find(|line| line.starts_with("if-")).unwrap_or_default().to_owned();
-            log.lock().unwrap().push(format!("{} {condition}", &head[..head.find(' ').unwrap()]));
-            let answer: &str = answers[answers.len().min(number + 1) - 1];
-            let answer = format!("HTTP/1.1 {answer}\r\nconnection: close\r\n\r\n");
-            stream.write_all(answer.as_bytes()).await.unwrap();
-        }
-    });
-    let config = Config::builder()
-        .behavior_version(BehaviorVersion::latest())
-        .region(Region::new("us-east-1"))
-        .endpoint_url(url)
-        .force_path_style(true)
-        .allow_no_auth()
-        .retry_config(RetryConfig::disabled())
-        .build();
-    (Claims::new(Client::from_conf(config), "pictures".into(), Duration::from_secs(60)), requests)
+use super::*;
+use crate::store::loopback::{Bucket, Fault, SECRET};
+use futures_util::future::join_all;
+use tokio::time::timeout;
+
+const KEY: &str = "claims/gen_1";
+/// Longer than anything here waits, unless it waits for a lease.
+const LEASE: Duration = Duration::from_secs(60);
+/// Short enough to see some renewals.
+const SHORT: Duration = Duration::from_secs(1);
+const SOON: Duration = Duration::from_secs(5);
+
+fn claims(bucket: &Bucket, lease: Duration) -> Claims {
+    Claims::new(&Regional::new(bucket.client()), "pictures".into(), lease)
 }
 
-const WRITTEN: &str = "200 OK\r\netag: \"1\"\r\ncontent-length: 0";
-const HELD: &str = "412 Precondition Failed\r\ncontent-length: 0";
-const GONE: &str = "404 Not Found\r\ncontent-length: 0";
-const OLD: &str = "200 OK\r\netag: \"old\"\r\nlast-modified: Wed, 01 Jan 2020 00:00:00 GMT\r\ncontent-length: 0";
+async fn taken(claims: &Claims) -> Claim {
+    timeout(SOON, claims.take(1)).await.expect("it waits").expect("it is not given")
+}
+
+/// Lost, reset and late, beyond what one attempt waits.
+fn lost_answers(lease: Duration) -> [Fault; 3] {
+    [Fault::Lost, Fault::Reset, Fault::Late(attempt(lease) + Duration::from_millis(50))]
+}
 
 #[tokio::test]
-async fn a_bucket_that_takes_no_claims_costs_one_request_and_no_task() {
-    for refusal in ["501 Not Implemented", "403 Forbidden", "400 Bad Request", "405 Method Not Allowed"] {
-        let answer: &'static str = format!("{refusal}\r\ncontent-length: 0").leak();
-        let (claims, requests) = bucket(vec![answer].leak()).await;
-        for _ in 0..2 {
-            claims.take(1).await.unwrap().release().await;
+async fn a_claim_is_put_and_deleted_if_it_is_still_that_one() {
+    let bucket = Bucket::start().await;
+    taken(&claims(&bucket, LEASE)).await.release().await;
+    let path = "/pictures/claims/gen_1";
+    assert_eq!(bucket.requests(), [format!("PUT {path} if-none-match: *"), format!("DELETE {path} if-match: \"1\"")]);
+}
+
+#[tokio::test]
+async fn a_claim_whose_answer_was_lost_is_ones_own() {
+    let lease = Duration::from_secs(2);
+    for fault in lost_answers(lease) {
+        for times in [1, 3] {
+            let bucket = Bucket::start().await;
+            bucket.fail("PUT", KEY, fault, times);
+            let claim = taken(&claims(&bucket, lease)).await;
+            assert!(bucket.body(KEY).is_some(), "{fault:?} {times}");
+            claim.release().await;
+            assert_eq!(bucket.body(KEY), None, "{fault:?} {times}: it stays behind");
         }
-        assert_eq!(*requests.lock().unwrap(), ["put if-none-match: *"], "{refusal}");
     }
 }
 
 #[tokio::test]
-async fn a_bucket_that_does_not_answer_is_an_error() {
-    let (claims, _) = bucket(&["503 Slow Down\r\ncontent-length: 0"]).await;
-    assert!(claims.take(1).await.is_err());
+async fn a_renewal_whose_answer_was_lost_keeps_the_claim_and_nobody_else_gets_it() {
+    let lease = Duration::from_secs(2);
+    let held =
+        lost_answers(lease).into_iter().flat_map(|fault| [(fault, 1), (fault, 4)]).map(|(fault, times)| async move {
+            let bucket = Bucket::start().await;
+            let claim = taken(&claims(&bucket, lease)).await;
+            let first = bucket.body(KEY);
+            bucket.fail("PUT", KEY, fault, times);
+            // The faults meet renewals and the other's tries.
+            let other = claims(&bucket, lease);
+            assert!(timeout(lease * 2, other.take(1)).await.is_err(), "{fault:?} {times}: painted twice");
+            assert!(bucket.body(KEY) != first, "{fault:?} {times}: never renewed");
+            claim.release().await;
+            assert_eq!(bucket.body(KEY), None, "{fault:?} {times}: it stays behind");
+        });
+    join_all(held).await;
 }
 
 #[tokio::test]
-async fn a_claim_is_put_and_deleted() {
-    let (claims, requests) = bucket(&[WRITTEN]).await;
-    claims.take(1).await.unwrap().release().await;
-    assert_eq!(*requests.lock().unwrap(), ["put if-none-match: *", "delete "]);
+async fn a_release_whose_answer_was_lost_is_done() {
+    for fault in lost_answers(Duration::from_secs(2)) {
+        let bucket = Bucket::start().await;
+        let claim = taken(&claims(&bucket, Duration::from_secs(2))).await;
+        bucket.fail("DELETE", KEY, fault, 1);
+        timeout(SOON, claim.release()).await.unwrap();
+        assert_eq!(bucket.body(KEY), None, "{fault:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_successors_claim_is_not_deleted() {
+    let bucket = Bucket::start().await;
+    let claim = taken(&claims(&bucket, LEASE)).await;
+    let other = format!("{} 0\n", Uuid::new_v4());
+    bucket.put(KEY, &other);
+    claim.release().await;
+    assert_eq!(bucket.body(KEY), Some(other));
+}
+
+#[tokio::test]
+async fn a_bucket_that_does_not_look_at_conditions_of_a_deletion_is_looked_at_first_when_the_lease_is_over() {
+    let bucket = Bucket::start().await;
+    let claim = taken(&claims(&bucket, SHORT)).await;
+    // It renews no more.
+    bucket.fail("PUT", KEY, Fault::Refused(503, "SlowDown"), usize::MAX);
+    sleep(SHORT + SHORT / 2).await;
+    let other = format!("{} 0\n", Uuid::new_v4());
+    bucket.put(KEY, &other);
+    bucket.requests();
+    claim.release().await;
+    assert_eq!(bucket.body(KEY), Some(other));
+    assert!(bucket.requests().iter().all(|request| !request.starts_with("DELETE")));
+}
+
+#[tokio::test]
+async fn two_writes_at_once_ask_for_another_try() {
+    let bucket = Bucket::start().await;
+    bucket.fail("PUT", KEY, Fault::Refused(409, "ConditionalRequestConflict"), 2);
+    taken(&claims(&bucket, LEASE)).await.release().await;
+    assert_eq!(bucket.body(KEY), None);
 }
 
 #[tokio::test]
 async fn one_that_was_not_renewed_is_taken_over_by_its_tag() {
-    let (claims, requests) = bucket(&[HELD, OLD, WRITTEN]).await;
-    claims.take(1).await.unwrap().release().await;
-    let expected = ["put if-none-match: *", "head ", "put if-match: \"old\"", "delete "];
-    assert_eq!(*requests.lock().unwrap(), expected);
+    let bucket = Bucket::start().await;
+    bucket.put(KEY, &format!("{} 7\n", Uuid::new_v4()));
+    bucket.age(KEY, LEASE + Duration::from_secs(30));
+    taken(&claims(&bucket, LEASE)).await.release().await;
+    let path = "/pictures/claims/gen_1";
+    let expected = [
+        format!("PUT {path} if-none-match: *"),
+        format!("GET {path}"),
+        format!("PUT {path} if-match: \"1\""),
+        format!("DELETE {path} if-match: \"2\""),
+    ];
+    assert_eq!(bucket.requests(), expected);
 }
 
 #[tokio::test]
-async fn one_that_is_let_go_of_meanwhile_is_free() {
-    let (claims, requests) = bucket(&[HELD, GONE, WRITTEN]).await;
-    claims.take(1).await.unwrap().release().await;
-    let expected = ["put if-none-match: *", "head ", "put if-none-match: *", "delete "];
-    assert_eq!(*requests.lock().unwrap(), expected);
+async fn one_that_is_let_go_of_meanwhile_is_free_also_to_a_role_that_may_not_list() {
+    for absent in [(404, "NoSuchKey"), (403, "AccessDenied")] {
+        let bucket = Bucket::start().await;
+        bucket.fail("PUT", KEY, Fault::Refused(412, "PreconditionFailed"), 1);
+        bucket.fail("GET", KEY, Fault::Refused(absent.0, absent.1), 1);
+        taken(&claims(&bucket, LEASE)).await.release().await;
+        assert_eq!(bucket.body(KEY), None);
+    }
+}
+
+#[tokio::test]
+async fn a_bucket_without_conditional_writes_costs_one_request_and_no_task() {
+    for (status, code) in [(501, "NotImplemented"), (501, ""), (405, "MethodNotAllowed"), (400, "NotImplemented")] {
+        let bucket = Bucket::start().await;
+        let claims = claims(&bucket, SHORT / 10);
+        bucket.fail("PUT", KEY, Fault::Refused(status, code), usize::MAX);
+        taken(&claims).await.release().await;
+        sleep(SHORT / 5).await;
+        taken(&claims).await.release().await;
+        assert_eq!(bucket.requests().len(), 1, "{status} {code}");
+    }
+}
+
+#[tokio::test]
+async fn a_missing_permission_leaves_claims_out_for_a_while_and_no_longer() {
+    let lease = Duration::from_secs(2);
+    let refusals =
+        [(403, "AccessDenied"), (403, ""), (400, ""), (400, "InvalidArgument")].map(|(status, code)| async move {
+            let bucket = Bucket::start().await;
+            let claims = claims(&bucket, lease);
+            bucket.fail("PUT", KEY, Fault::Refused(status, code), 1);
+            taken(&claims).await.release().await;
+            taken(&claims).await.release().await;
+            assert_eq!(bucket.requests().len(), 1, "{status} {code}");
+            sleep(lease).await;
+            let claim = taken(&claims).await;
+            assert!(bucket.body(KEY).is_some(), "{status} {code}: off for good");
+            claim.release().await;
+        });
+    join_all(refusals).await;
+}
+
+#[tokio::test]
+async fn a_fault_that_passes_is_an_error_and_claims_stay_on() {
+    for (status, code) in [
+        (400, "ExpiredToken"),
+        (400, "RequestTimeout"),
+        (403, "RequestTimeTooSkewed"),
+        (403, "InvalidAccessKeyId"),
+        (404, "NoSuchBucket"),
+        (503, "SlowDown"),
+    ] {
+        let bucket = Bucket::start().await;
+        let claims = claims(&bucket, LEASE);
+        // As many as the client tries.
+        bucket.fail(
+            "PUT",
+            KEY,
+            Fault::Refused(status, code),
+            if code == "SlowDown" || code == "RequestTimeout" { 3 } else { 1 },
+        );
+        let error = claims.take(1).await.unwrap_err();
+        assert!(error.contains(code) && !error.contains(SECRET), "{error}");
+        let claim = taken(&claims).await;
+        assert!(bucket.body(KEY).is_some(), "{code}: claims are off");
+        claim.release().await;
+    }
+}
+
+#[tokio::test]
+async fn a_claim_that_somebody_removed_is_put_again() {
+    let bucket = Bucket::start().await;
+    let claim = taken(&claims(&bucket, SHORT)).await;
+    bucket.remove(KEY);
+    sleep(SHORT).await;
+    assert!(bucket.body(KEY).is_some());
+    claim.release().await;
+    assert_eq!(bucket.body(KEY), None);
+}
+
+#[test]
+fn no_request_takes_as_long_as_the_lease() {
+    for seconds in [1, 2, 5, 60, 3_600] {
+        let lease = Duration::from_secs(seconds);
+        // A renewal begins when a third is over.
+        assert!(attempt(lease) <= lease / 3 && lease / 3 + operation(lease) < lease, "{lease:?}");
+    }
 }

@@ -3,7 +3,6 @@
 use super::finding::{Finding, answer};
 use crate::{
     buckets::BucketPattern,
-    causes::causes,
     config::{DoctorConfig, ResultAcl},
     store::{Access, Store},
 };
@@ -20,7 +19,7 @@ pub(super) async fn credentials(aws: &SdkConfig) -> Finding {
     match answer(provider.provide_credentials()).await {
         Ok(Ok(_)) if aws.region().is_none() => Finding::fail(what, "no region; set AWS_REGION"),
         Ok(Ok(_)) => Finding::ok(what, region),
-        Ok(Err(error)) => Finding::fail(what, format!("{}; {advice}", causes(&error))),
+        Ok(Err(error)) => Finding::fail(what, format!("{}; {advice}", aws_errors::credentials(&error))),
         Err(error) => Finding::fail(what, error),
     }
 }
@@ -50,7 +49,7 @@ async fn results(store: &Store, bucket: &str, acl: ResultAcl) -> Finding {
         ResultAcl::None => "s3:PutObject",
     };
     match answer(store.probe_pictures()).await {
-        Ok(Access::Granted) => Finding::ok(what, "can be written to"),
+        Ok(Access::Granted) => here(store, bucket, what, "can be written to"),
         Ok(Access::Unconditional) => Finding::warn(
             what,
             "can be written to, but knows no conditional writes: a task that is delivered twice at once is painted twice; use S3",
@@ -72,7 +71,7 @@ async fn results(store: &Store, bucket: &str, acl: ResultAcl) -> Finding {
 async fn readable(store: &Store, kind: &str, bucket: &str, option: &str) -> Finding {
     let what = format!("{kind} {bucket}");
     match answer(store.probe_bucket(bucket)).await {
-        Ok(Access::Granted | Access::Unconditional) => Finding::ok(what, ""),
+        Ok(Access::Granted | Access::Unconditional) => here(store, bucket, what, ""),
         Ok(Access::Missing) => Finding::fail(what, format!("does not exist; create it, or correct {option}")),
         Ok(Access::Denied | Access::NoAcls) => Finding::warn(
             what,
@@ -87,7 +86,7 @@ async fn lora(store: &Store, url: &url::Url) -> Finding {
     let what = format!("s3.lora {url}");
     let (bucket, key) = (url.host_str().unwrap_or_default(), url.path().trim_start_matches('/'));
     match answer(store.probe_object(bucket, key)).await {
-        Ok(Access::Granted | Access::Unconditional) => Finding::ok(what, "can be read"),
+        Ok(Access::Granted | Access::Unconditional) => here(store, bucket, what, "can be read"),
         Ok(Access::Missing) => Finding::fail(what, "does not exist; correct --lora-url, or upload it"),
         Ok(Access::Denied | Access::NoAcls) => {
             Finding::fail(what, "may not be read; this role needs s3:GetObject on it")
@@ -95,4 +94,17 @@ async fn lora(store: &Store, url: &url::Url) -> Finding {
         Ok(Access::Unknown(error)) => Finding::fail(what, format!("{error}; {NETWORK}")),
         Err(error) => Finding::fail(what, error),
     }
+}
+
+/// Well, unless the bucket lies in another region.
+fn here(store: &Store, bucket: &str, what: String, note: &str) -> Finding {
+    let Some((region, ours)) = store.elsewhere(bucket) else { return Finding::ok(what, note) };
+    let note = if note.is_empty() { String::new() } else { format!("{note}; ") };
+    Finding::warn(
+        what,
+        format!(
+            "{note}lies in {region} and not in {ours}, where this process is: it is asked there, and traffic between regions costs \
+             time and money; keep both in one region, or correct AWS_REGION"
+        ),
+    )
 }

@@ -68,11 +68,17 @@ impl<S: Source> Loras<S> {
     /// What lies at this place now, and where it was found.
     ///
     /// # Errors
-    /// Permanent if it does not exist, is too large, may not be read, or is no LoRA; else transient.
+    /// Permanent if it does not exist, is too large, is no LoRA, or may not be read where other objects of its bucket may; else transient.
     pub(super) async fn get(&self, bucket: &str, key: &str) -> Result<(Arc<Lora>, Found), StoreError> {
         let place = Place { bucket: bucket.to_string(), key: key.to_string() };
+        let mut changed = None;
         for _ in 0..CHANGES {
             let version = self.cache.source().version(&place).await?;
+            if changed.as_ref() == Some(&version) {
+                let reason = "the storage says that another version lies there than the one that it names itself: its ETag \
+                              does not come through, look for a proxy";
+                return Err(StoreError::Transient(format!("LoRA s3://{bucket}/{key}: {reason}")));
+            }
             if version.length > self.max_bytes {
                 let (length, limit) = (version.length, self.max_bytes);
                 let reason = format!("`lora_model_url` s3://{bucket}/{key} has {length} bytes, the limit is {limit}");
@@ -82,7 +88,10 @@ impl<S: Source> Loras<S> {
             let mut found = Found::Memory;
             match cell.get_or_try_init(|| self.load(&place, &version, &mut found)).await {
                 Ok(lora) => return Ok((lora.clone(), found)),
-                Err(Fault::Source(SourceError::Changed)) => tracing::info!("the LoRA was replaced while it was read"),
+                Err(Fault::Source(SourceError::Changed)) => {
+                    tracing::info!("the LoRA was replaced while it was read");
+                    changed = Some(version);
+                }
                 Err(Fault::Source(error)) => return Err(error.into()),
                 Err(Fault::Lora(error)) => {
                     let reason = format!("`lora_model_url` s3://{bucket}/{key}: {error}");

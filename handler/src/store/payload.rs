@@ -1,8 +1,8 @@
-//! Bodies of messages that were too large for the queue. Refuses every bucket but the configured one.
+//! Bodies of messages that were too large for the queue, from the configured bucket and no other.
 
 use super::{Store, StoreError};
 use crate::payload::{self, Pointer};
-use aws_sdk_s3::error::DisplayErrorContext;
+use aws_errors::describe;
 
 impl Store {
     /// A message's body that was too large for the queue.
@@ -20,13 +20,13 @@ impl Store {
             )));
         }
         let lost = |error: String| StoreError::Transient(format!("the message's body, s3://{bucket}/{key}: {error}"));
-        let object = self.s3.get_object().bucket(bucket).key(key).send().await;
-        let object = object.map_err(|error| lost(DisplayErrorContext(&error).to_string()))?;
+        let object = self.s3.ask(bucket, |s3| s3.get_object().bucket(bucket).key(key).send()).await;
+        let object = object.map_err(|error| lost(describe(&error)))?;
         let length = object.content_length.and_then(|length| usize::try_from(length).ok()).unwrap_or_default();
         // In one piece: a buffer that grows is for a moment there twice.
         let (mut body, mut bytes) = (object.body, Vec::with_capacity(length.min(payload::MAX_BYTES)));
         while let Some(chunk) = body.next().await {
-            bytes.extend_from_slice(&chunk.map_err(|error| lost(error.to_string()))?);
+            bytes.extend_from_slice(&chunk.map_err(|_| lost("it broke off".into()))?);
             if bytes.len() > payload::MAX_BYTES {
                 let limit = payload::MAX_BYTES;
                 return Err(StoreError::Permanent(format!("the message's body in S3 has more than {limit} bytes")));

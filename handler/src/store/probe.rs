@@ -1,7 +1,8 @@
-//! Whether S3 would let us, for `handler doctor`. Refuses to leave anything behind.
+//! Whether S3 would let us, for `handler doctor`. Nothing is left behind.
 
-use super::{Store, status};
-use crate::{causes::causes, config::ResultAcl};
+use super::Store;
+use crate::config::ResultAcl;
+use aws_errors::{Class, class, describe};
 use aws_sdk_s3::{
     error::{ProvideErrorMetadata, SdkError},
     types::ObjectCannedAcl,
@@ -30,37 +31,48 @@ pub(crate) enum Access {
 impl Store {
     /// Whether pictures may be stored: by a write that is to replace an object that is not there. S3 looks at the permission first.
     pub(crate) async fn probe_pictures(&self) -> Access {
-        let mut put = self.s3.put_object().bucket(&self.bucket).key(KEY).if_match(NO_TAG);
-        if self.acl == ResultAcl::PublicRead {
-            put = put.acl(ObjectCannedAcl::PublicRead);
-        }
-        match put.send().await {
-            Err(error) => match (status(&error), error.code()) {
-                (Some(404), Some("NoSuchBucket")) => Access::Missing,
-                (Some(404 | 409 | 412), _) => Access::Granted,
+        let bucket = &self.bucket;
+        let put = self.s3.ask(bucket, |s3| {
+            let mut put = s3.put_object().bucket(bucket).key(KEY).if_match(NO_TAG);
+            if self.acl == ResultAcl::PublicRead {
+                put = put.acl(ObjectCannedAcl::PublicRead);
+            }
+            put.send()
+        });
+        match put.await {
+            Err(error) => match class(&error) {
+                Class::Condition | Class::Conflict | Class::NoObject => Access::Granted,
                 _ => refusal(&error),
             },
-            Ok(_) => match self.s3.delete_object().bucket(&self.bucket).key(KEY).send().await {
+            Ok(_) => match self.s3.ask(bucket, |s3| s3.delete_object().bucket(bucket).key(KEY).send()).await {
                 Ok(_) => Access::Unconditional,
-                Err(error) => Access::Unknown(format!("{KEY} was written and stays: {}", causes(&error))),
+                Err(error) => Access::Unknown(format!("{KEY} was written and stays: {}", describe(&error))),
             },
         }
     }
 
     /// Whether a bucket is there.
     pub(crate) async fn probe_bucket(&self, bucket: &str) -> Access {
-        match self.s3.head_bucket().bucket(bucket).send().await {
-            Ok(_) => Access::Granted,
-            Err(error) => refusal(&error),
+        let asked = self.s3.ask(bucket, |s3| s3.head_bucket().bucket(bucket).send()).await;
+        let Err(error) = asked else { return Access::Granted };
+        match class(&error) {
+            // Answers to HEAD do not say why.
+            Class::Unclear => {
+                let listed = self.s3.ask(bucket, |s3| s3.list_objects_v2().bucket(bucket).max_keys(1).send()).await;
+                listed.map_or_else(|error| refusal(&error), |_| Access::Granted)
+            }
+            _ => refusal(&error),
         }
     }
 
     /// Whether an object may be read.
     pub(crate) async fn probe_object(&self, bucket: &str, key: &str) -> Access {
-        match self.s3.head_object().bucket(bucket).key(key).send().await {
-            Ok(_) => Access::Granted,
-            Err(error) => refusal(&error),
-        }
+        self.s3.first_byte(bucket, key).await.map_or_else(|error| refusal(&error), |_| Access::Granted)
+    }
+
+    /// In which region a bucket lies, and in which this process is, if they are two.
+    pub(crate) fn elsewhere(&self, bucket: &str) -> Option<(String, String)> {
+        Some((self.s3.elsewhere(bucket)?, self.s3.home().unwrap_or_default()))
     }
 }
 
@@ -68,10 +80,11 @@ fn refusal<E>(error: &SdkError<E>) -> Access
 where
     E: ProvideErrorMetadata + Error + 'static,
 {
-    match (status(error), error.code()) {
+    match (class(error), error.code()) {
         (_, Some("AccessControlListNotSupported")) => Access::NoAcls,
-        (Some(404), _) => Access::Missing,
-        (Some(401 | 403), _) => Access::Denied,
-        _ => Access::Unknown(causes(error)),
+        (Class::NoObject | Class::NoContainer, code) if code != Some("InvalidObjectState") => Access::Missing,
+        (Class::Denied, _) => Access::Denied,
+        (Class::Unsupported, _) => Access::Unconditional,
+        _ => Access::Unknown(describe(error)),
     }
 }

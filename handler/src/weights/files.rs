@@ -99,7 +99,7 @@ async fn grow(hub: &Hub, commit: &str, file: &HubFile, partial: &Path) -> anyhow
         held.set_len(0)?;
         length = 0;
     }
-    while let Some(chunk) = answer.chunk().await? {
+    while let Some(chunk) = answer.chunk().await.map_err(reqwest::Error::without_url)? {
         length += chunk.len() as u64;
         if length > file.bytes {
             drop(held);

@@ -127,7 +127,10 @@ impl Hub {
             next.as_ref().is_none_or(|next| next.origin() == url.origin()),
             "the hub's next page is on another host"
         );
-        Ok((answer.json().await.context("the hub's answer")?, next))
+        // The parser's words would hold some of the hub's.
+        let body = answer.bytes().await.map_err(reqwest::Error::without_url).context("the hub's answer")?;
+        let parsed = serde_json::from_slice(&body).ok().context("the hub's answer is not the JSON that a hub gives")?;
+        Ok((parsed, next))
     }
 
     async fn send(&self, request: reqwest::RequestBuilder, what: &str) -> anyhow::Result<Response> {
@@ -136,7 +139,9 @@ impl Hub {
             None => request,
         };
         let answer =
-            request.send().await.context("the hub does not answer: check the network and --endpoint (HF_ENDPOINT)")?;
+            // The address of a large file holds a signature.
+            request.send().await.map_err(reqwest::Error::without_url);
+        let answer = answer.context("the hub does not answer: check the network and --endpoint (HF_ENDPOINT)")?;
         let PullConfig { repo, revision, token, .. } = &self.config;
         match answer.status() {
             StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => {
@@ -148,7 +153,10 @@ impl Hub {
                 bail!("{repo} is gated, private or not there (the hub answered {}): {needed}", answer.status().as_u16())
             }
             StatusCode::NOT_FOUND => bail!("{repo} at revision {revision}: the hub has no {what}"),
-            _ => Ok(answer.error_for_status()?),
+            _ => {
+                let answer = answer.error_for_status().map_err(reqwest::Error::without_url);
+                answer.with_context(|| format!("the hub does not give {what}"))
+            }
         }
     }
 }

@@ -88,13 +88,18 @@ fn is_code(code: &str) -> bool {
 
 fn no_credentials(error: &(dyn Error + 'static)) -> Option<&'static str> {
     let mut chain = successors(Some(error), |error| (*error).source());
-    Some(match chain.find_map(|error| error.downcast_ref::<CredentialsError>())? {
+    chain.find_map(|error| error.downcast_ref::<CredentialsError>()).map(credentials)
+}
+
+/// Why there are no credentials, in a sentence of ours.
+pub fn credentials(error: &CredentialsError) -> &'static str {
+    match error {
         CredentialsError::CredentialsNotLoaded(_) => "no credentials: none of the usual places has any",
         CredentialsError::ProviderTimedOut(_) => "no credentials: where they come from did not answer in time",
         CredentialsError::InvalidConfiguration(_) => "no credentials: their configuration is wrong",
         CredentialsError::ProviderError(_) => "no credentials: where they come from refused them",
         _ => "no credentials",
-    })
+    }
 }
 
 /// The chain of causes, each said once.

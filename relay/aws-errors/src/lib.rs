@@ -4,7 +4,7 @@
 mod describe;
 mod table;
 
-pub use describe::{describe, describe_entry};
+pub use describe::{credentials, describe, describe_entry};
 pub use table::{Class, classify, classify_entry, is_throttle};
 
 use aws_smithy_runtime_api::client::{orchestrator::HttpResponse, result::SdkError};

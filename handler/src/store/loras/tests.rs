@@ -4,7 +4,7 @@ use super::{Found, Loras, StoreError};
 use crate::{
     cache::{
         Cache,
-        fake::{Fake, LIMITS, PARTS, place},
+        fake::{Fake, Fault, LIMITS, PARTS, place},
     },
     lora::Lora,
 };
@@ -89,4 +89,15 @@ async fn a_lora_over_the_limit_is_not_read() {
     let error = loras.get("models", "a").await.unwrap_err();
     assert!(error.to_string().contains("has 100 bytes, the limit is 99"), "{error}");
     assert!(fake.reads().is_empty());
+}
+
+#[tokio::test]
+async fn a_storage_that_calls_the_same_version_another_is_named_for_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let fake = Fake::with("a", &fs::read(STYLE).unwrap());
+    fake.fail([Fault::Unmatched; 2]);
+    let error = loras(&fake, folder.path()).get("models", "a").await.unwrap_err();
+    let StoreError::Transient(reason) = &error else { panic!("{error:?}") };
+    assert!(reason.contains("s3://models/a: ") && reason.contains("look for a proxy"), "{reason}");
+    assert_eq!(fake.reads().len(), 1, "it is read in vain again");
 }
