@@ -32,7 +32,7 @@ const LINES: [&str; 15] = [
 ];
 
 /// Runs it with variables beside those of a function that works; its exit code and what it says.
-async fn doctor(scene: &Scene, name: &str, queue: &str, changed: &[(&str, &str)]) -> Result<(i32, String)> {
+pub(crate) async fn doctor(scene: &Scene, name: &str, queue: &str, changed: &[(&str, &str)]) -> Result<(i32, String)> {
     let stack = scene.stack;
     let (timeout, backend) = ((VISIBILITY.as_secs() / 6).to_string(), scene.backend.url());
     let mut spec = Spec::new(&format!("doctor-{name}"), binary("handler")?)

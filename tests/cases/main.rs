@@ -41,6 +41,7 @@ mod secrets;
 mod shutdown;
 mod signed;
 mod startup;
+mod storage_faults;
 mod together;
 mod traces;
 mod weights;

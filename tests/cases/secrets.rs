@@ -1,23 +1,29 @@
 //! Secrets: read from Secrets Manager when asked for by ARN, and in no log.
 
 use crate::{
+    doctor::doctor,
     happy::assert_headers,
     safety::{function, given_back},
     scene::{PATIENCE, case, model},
     signed::verdicts,
+    storage_faults::delivered,
 };
 use anyhow::{Context, Result};
 use e2e::{
-    aws::Aws,
-    backend::PROGRESS,
+    aws::{Aws, MODELS, PAYLOADS},
+    backend::{FAILED, PROGRESS},
+    hub::{Conduct, Hub, REPO},
     line::Relay,
     paths::binary,
     process::{Spec, output},
+    refusing::{Asked, Refusing, s3_error, sqs_error},
     stack::{TOKEN, function_env},
     wait,
 };
 use serde_json::{Value, json};
 
+/// What a service repeats in its errors: a token, an id of a key.
+const REPEATED: &str = "FwoGZXIvYXdzEAplanted";
 const SECRET: &str = "whsec_c2lnbmVkLXdpdGgtdGhpcy1rZXktb25seQ==";
 
 /// Keeps a secret; gives its ARN.
@@ -120,6 +126,124 @@ fn no_log_holds_a_secret_or_what_a_task_says() {
                 let line = log.lines().find(|line| line.contains(word));
                 assert_eq!(line, None, "{word}");
             }
+        }
+        Ok(())
+    });
+}
+
+fn is_claim(asked: &Asked<'_>) -> bool {
+    asked.path.contains("/claims/")
+}
+
+fn is_picture(asked: &Asked<'_>) -> bool {
+    asked.path.contains("/generations/")
+}
+
+fn is_lora(asked: &Asked<'_>) -> bool {
+    asked.path.contains(MODELS)
+}
+
+#[test]
+fn what_s3_and_sqs_repeat_in_their_errors_reaches_neither_log_nor_backend() {
+    case(|scene| async move {
+        let (aws, run) = (&scene.stack.aws, &scene.stack.run);
+        let queue = aws.queue("repeated", PATIENCE, 3).await?;
+        let services = Refusing::start(aws.endpoint()).await?;
+        let url = services.url();
+        let endpoint = [("AWS_ENDPOINT_URL", url.as_str()), ("RUST_LOG", "trace")];
+        let function = function(&scene, "function-repeated", &endpoint).await?;
+        type Which = fn(&Asked<'_>) -> bool;
+        let cases: [(&str, Which); 5] = [
+            ("claim", is_claim),
+            ("picture that stands", is_picture),
+            ("LoRA", is_lora),
+            ("LoRA's bytes", |asked| is_lora(asked) && *asked.method == "GET"),
+            ("upload", |asked| is_picture(asked) && *asked.method == "PUT"),
+        ];
+        for (what, which) in cases {
+            services.answer(move |asked| match asked.operation() {
+                Some(_) => Some(sqs_error(403, "AccessDenied", REPEATED)),
+                None => which(asked).then(|| s3_error(400, "ExpiredToken", REPEATED)),
+            });
+            // The last receive: the backend is told.
+            let task = scene.task();
+            assert!(delivered(&function, &task.body(), &queue.arn(), 3).await?, "{what}");
+            let failed = scene.backend.end_of(task.id(), PATIENCE).await?;
+            let message = failed.body["error_message"].as_str().unwrap_or_default();
+            assert!(failed.path == FAILED && message.contains("ExpiredToken"), "{what}: {}", failed.line());
+            assert!(!failed.body.to_string().contains(REPEATED), "{what}: {message}");
+        }
+        services.answer(|asked| asked.path.contains(PAYLOADS).then(|| s3_error(403, "AccessDenied", REPEATED)));
+        let place = json!({ "s3BucketName": PAYLOADS, "s3Key": "body" });
+        let pointer = json!(["software.amazon.payloadoffloading.PayloadS3Pointer", place]).to_string();
+        assert!(delivered(&function, &pointer, &queue.arn(), 1).await?);
+        // A worker that gets no message, and doctor, which asks for all of it.
+        services.answer(|asked| {
+            let is_sqs = asked.operation().is_some();
+            Some(if is_sqs {
+                sqs_error(403, "InvalidSecurity", REPEATED)
+            } else {
+                s3_error(403, "InvalidAccessKeyId", REPEATED)
+            })
+        });
+        let spec = Spec::new("worker-repeated", binary("handler")?).args(["worker"]).env("SQS_QUEUE_URL", &queue.url);
+        let env = function_env(aws, run, "worker-repeated", &model())?;
+        let worker = spec.envs(env).envs(endpoint).start(run)?;
+        worker.ready(PATIENCE, async || worker.log_text().contains("receive failed")).await?;
+        assert!(worker.terminate(PATIENCE).await?.success());
+        let (code, text) = doctor(&scene, "repeated", &queue.url, &endpoint[..1]).await?;
+        assert!(code == 1 && text.contains("InvalidAccessKeyId") && !text.contains(REPEATED), "{text}");
+        for log in [function.process().log_text(), worker.log_text()] {
+            assert_eq!(log.lines().find(|line| line.contains(REPEATED)), None);
+        }
+        assert!(function.process().log_text().contains("ExpiredToken (400)"));
+        Ok(())
+    });
+}
+
+#[test]
+fn what_an_endpoint_of_credentials_says_reaches_no_log() {
+    case(|scene| async move {
+        let (aws, run) = (&scene.stack.aws, &scene.stack.run);
+        let endpoint = Refusing::start(aws.endpoint()).await?;
+        endpoint.answer(|_| Some(sqs_error(403, "AccessDeniedException", REPEATED)));
+        let url = format!("{}/v1/credentials", endpoint.url());
+        let mut env = function_env(aws, run, "worker-no-keys", &model())?;
+        env.retain(|(name, _)| !name.starts_with("AWS_ACCESS") && !name.starts_with("AWS_SECRET"));
+        env.push(("AWS_CONTAINER_CREDENTIALS_FULL_URI", url));
+        let spec = Spec::new("worker-no-keys", binary("handler")?).args(["worker"]).envs(env);
+        let worker = spec.env("SQS_QUEUE_URL", "http://127.0.0.1:1/q").start(run)?;
+        worker.ready(PATIENCE, async || worker.log_text().contains("receive failed")).await?;
+        assert!(worker.terminate(PATIENCE).await?.success());
+        let log = worker.log_text();
+        assert!(log.contains("no credentials"), "{log}");
+        assert_eq!(log.lines().find(|line| line.contains(REPEATED)), None);
+        Ok(())
+    });
+}
+
+#[test]
+fn what_a_hub_says_reaches_no_terminal() {
+    case(|scene| async move {
+        let run = &scene.stack.run;
+        let hub = Hub::start([("model_index.json".to_string(), b"{}".to_vec())].into()).await?;
+        for (number, (status, body)) in [
+            (500, format!("{{\"error\": \"{REPEATED}\"}}")),
+            (403, REPEATED.to_string()),
+            (404, REPEATED.to_string()),
+            (200, format!("{{\"sha\": [\"{REPEATED}\"]}}")),
+            (200, format!("{{\"sha\": \"{REPEATED}\"}}")),
+            (200, format!("\"{REPEATED}\"")),
+        ]
+        .into_iter()
+        .enumerate()
+        {
+            hub.behave(Conduct { answer: Some((status, body)), ..Conduct::default() });
+            let name = format!("pull-repeated-{number}");
+            let (endpoint, to) = (hub.url(), run.folder(&name)?.display().to_string());
+            let pull = ["weights", "pull", "--repo", REPO, "--to", &to, "--endpoint", &endpoint];
+            let (status, text) = output(run, Spec::new(&name, binary("handler")?).args(pull), PATIENCE).await?;
+            assert!(!status.success() && text.contains("hub") && !text.contains(REPEATED), "{text}");
         }
         Ok(())
     });
