@@ -72,12 +72,12 @@ impl Recipe {
     }
 
     /// A second chance for a message that turned out to be too large, if there is a bucket and its body is not there already.
-    pub(crate) fn moved(&self, entry: Entry, reason: &Reason) -> Result<Entry, Entry> {
+    pub(crate) fn moved(&self, entry: Entry, reason: &Reason) -> Result<Entry, Box<Entry>> {
         match (&self.payload_bucket, reason) {
             (Some(bucket), Reason::TooLarge { .. } | Reason::TooLargeOnTheWay(_)) if entry.payload().is_none() => {
                 Ok(entry.moved(bucket, self.limit.get()))
             }
-            _ => Err(entry),
+            _ => Err(Box::new(entry)),
         }
     }
 

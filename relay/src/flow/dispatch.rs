@@ -70,7 +70,7 @@ pub(super) async fn dispatch<S: Sink>(sink: &S, batch: Vec<Message>, recipe: &Re
                 Ok(entry) => outcome.moved.push(Message { entry, ..message }),
                 Err(entry) => {
                     outcome.lanes.extend(entry.lane().map(str::to_owned));
-                    outcome.poison.push(Message { entry, ..message }.into_poison(reason));
+                    outcome.poison.push(Message { entry: *entry, ..message }.into_poison(reason));
                 }
             },
             Verdict::Stop(stop) => outcome.stop = Some(stop),

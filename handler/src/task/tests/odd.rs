@@ -150,7 +150,7 @@ fn nobody_is_told_on_a_guess() {
         (format!("{{\"x\": [{both}], x}}"), (None, false)),
         (format!("[{{{both}}}, x]"), (None, false)),
         (format!("[{both}, x]"), (None, false)),
-        (format!("{both}"), (None, false)),
+        (both.to_string(), (None, false)),
         (format!("{{\"x\": \"{{\\\"generation_id\\\": 7}}\", {both}, x}}"), (Some(500), true)),
         // A quote is missing, so that what is text and what is not has changed places.
         (format!("{{\"x\": \"y, \"z\": \", \\\"generation_id\\\": 7, {both}\"}}"), (None, false)),
