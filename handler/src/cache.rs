@@ -14,6 +14,7 @@ mod tally;
 
 pub use download::Parts;
 pub(crate) use entry::hash;
+pub(crate) use lock::{Kind, Lock};
 pub use room::Limits;
 pub use source::{Place, Source, SourceError, Version};
 pub use tally::Tally;
@@ -21,7 +22,6 @@ pub use tally::Tally;
 use download::{DownloadError, sound};
 use entry::{Paths, Record, Volume};
 use futures_util::FutureExt;
-use lock::{Kind, Lock};
 use std::{
     fs::File,
     io,

@@ -8,16 +8,15 @@ mod hub;
 mod layout;
 mod manifest;
 
-use crate::config::{PullConfig, VerifyConfig};
+use crate::{
+    cache::{Kind, Lock},
+    config::{PullConfig, VerifyConfig},
+};
 use anyhow::{Context, ensure};
 use files::Progress;
 use hub::Hub;
 use manifest::{Entry, Manifest};
-use std::{
-    fs::{self, File, TryLockError},
-    path::Path,
-    time::Instant,
-};
+use std::{fs, path::Path, time::Instant};
 
 /// Held while a folder is filled.
 const LOCK: &str = ".easel-pull.lock";
@@ -40,12 +39,8 @@ async fn pull_all(config: &PullConfig) -> anyhow::Result<()> {
     let folder = &config.folder;
     fs::create_dir_all(folder)
         .with_context(|| format!("--to {} must be a folder, or a name that is free", folder.display()))?;
-    let lock = File::create(folder.join(LOCK))?;
-    match lock.try_lock() {
-        Ok(()) => {}
-        Err(TryLockError::WouldBlock) => anyhow::bail!("{} is being filled by another process", folder.display()),
-        Err(TryLockError::Error(error)) => return Err(error).with_context(|| folder.display().to_string()),
-    }
+    let lock = Lock::attempt(&folder.join(LOCK), Kind::Exclusive).with_context(|| folder.display().to_string())?;
+    ensure!(lock.is_some(), "{} is being filled by another process", folder.display());
     let hub = Hub::new(config)?;
     let commit = hub.commit().await?;
     let wanted = layout::wanted(hub.files(&commit).await?, config.variant)?;

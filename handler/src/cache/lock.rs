@@ -1,6 +1,6 @@
 //! Locks between processes that share a volume: `flock` on a file beside the entry.
 //!
-//! The kernel frees it when its process ends, however that is, so a crash leaves nothing locked. Two openings of one file exclude
+//! Its holder frees it, and the kernel does when its process ends, however that is, so a crash leaves nothing locked. Two openings of one file exclude
 //! each other inside a process as well. A lock file is removed only by its exclusive holder; whoever waited for a removed one
 //! notices and begins again.
 
@@ -16,7 +16,7 @@ use tokio::sync::oneshot;
 
 /// How a lock is held.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Kind {
+pub(crate) enum Kind {
     /// With others who read.
     Shared,
     /// Alone.
@@ -26,22 +26,21 @@ pub(super) enum Kind {
 /// A held lock; dropping it frees it.
 #[derive(Debug)]
 pub struct Lock {
-    /// The kernel frees the lock when this is closed.
-    _file: File,
+    file: File,
     path: PathBuf,
 }
 
 impl Lock {
     /// The lock, if nobody is in the way.
-    pub(super) fn attempt(path: &Path, kind: Kind) -> io::Result<Option<Self>> {
+    pub(crate) fn attempt(path: &Path, kind: Kind) -> io::Result<Option<Self>> {
         loop {
-            let file = open(path)?;
+            let lock = Self { file: open(path)?, path: path.to_owned() };
             let taken = match kind {
-                Kind::Shared => file.try_lock_shared(),
-                Kind::Exclusive => file.try_lock(),
+                Kind::Shared => lock.file.try_lock_shared(),
+                Kind::Exclusive => lock.file.try_lock(),
             };
             match taken {
-                Ok(()) if is_at(&file, path)? => return Ok(Some(Self { _file: file, path: path.to_owned() })),
+                Ok(()) if lock.is_at_its_path()? => return Ok(Some(lock)),
                 Ok(()) => {}
                 Err(TryLockError::WouldBlock) => return Ok(None),
                 Err(TryLockError::Error(error)) => return Err(error),
@@ -52,13 +51,13 @@ impl Lock {
     /// The lock, on a thread that may wait for it.
     pub(super) fn block(path: &Path, kind: Kind) -> io::Result<Self> {
         loop {
-            let file = open(path)?;
+            let lock = Self { file: open(path)?, path: path.to_owned() };
             match kind {
-                Kind::Shared => file.lock_shared()?,
-                Kind::Exclusive => file.lock()?,
+                Kind::Shared => lock.file.lock_shared()?,
+                Kind::Exclusive => lock.file.lock()?,
             }
-            if is_at(&file, path)? {
-                return Ok(Self { _file: file, path: path.to_owned() });
+            if lock.is_at_its_path()? {
+                return Ok(lock);
             }
         }
     }
@@ -88,6 +87,24 @@ impl Lock {
     pub(super) fn remove(self) -> io::Result<()> {
         fs::remove_file(&self.path)
     }
+
+    /// Whether the file that was locked still is the one that others find.
+    fn is_at_its_path(&self) -> io::Result<bool> {
+        let held = self.file.metadata()?;
+        match fs::metadata(&self.path) {
+            Ok(there) => Ok((there.dev(), there.ino()) == (held.dev(), held.ino())),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+}
+
+impl Drop for Lock {
+    fn drop(&mut self) {
+        // Closing the file would not do: a process that is being started holds a copy of it until it runs its own program, and the
+        // kernel keeps the lock for as long as there is a copy. What cannot be freed here is freed when the last copy is closed.
+        let _ = self.file.unlock();
+    }
 }
 
 fn open(path: &Path) -> io::Result<File> {
@@ -95,12 +112,5 @@ fn open(path: &Path) -> io::Result<File> {
     OpenOptions::new().read(true).write(true).create(true).truncate(false).open(path)
 }
 
-/// Whether the file that was locked still is the one that others find.
-fn is_at(file: &File, path: &Path) -> io::Result<bool> {
-    let held = file.metadata()?;
-    match fs::metadata(path) {
-        Ok(there) => Ok((there.dev(), there.ino()) == (held.dev(), held.ino())),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
-        Err(error) => Err(error),
-    }
-}
+#[cfg(test)]
+mod tests;
