@@ -50,7 +50,8 @@ async fn weights(run: &RunDir, name: &str, args: &[&str], token: bool) -> Result
 
 async fn pull(run: &RunDir, name: &str, hub: &Hub, to: &Path, token: bool) -> Result<(bool, String)> {
     let (endpoint, to) = (hub.url(), to.display().to_string());
-    weights(run, name, &["pull", "--repo", REPO, "--to", &to, "--endpoint", &endpoint], token).await
+    let args = ["pull", "--repo", REPO, "--revision", "main", "--to", &to, "--endpoint", &endpoint];
+    weights(run, name, &args, token).await
 }
 
 async fn verify(run: &RunDir, name: &str, folder: &Path) -> Result<(bool, String)> {

@@ -16,6 +16,7 @@ import pages
 
 SCRIPT = Path(__file__).with_name("backend.py")
 BY_SQS = Path(__file__).with_name("by_sqs.py")
+DEMO = configuration.binaries.FOLDER / "demo"
 # From the demo's own first task to an end; far more than it takes.
 LIMIT = 300
 # The demo's own first task, which nobody waits for longer than needed.
@@ -49,8 +50,9 @@ def start(folder):
     model = pages.ROOT / "tests/model"
     demo = subprocess.Popen(
         [
-            *(configuration.binaries.FOLDER / "demo", "--keep", "--out", folder, "--task", folder / "task.json"),
+            *(DEMO, "--keep", "--out", folder, "--task", folder / "task.json"),
             *("--model", model / "easel-tiny", "--styles", model / "styles"),
+            *("--lora", model / "styles/halftone-kohya.safetensors"),
         ],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -89,6 +91,10 @@ class Backend(unittest.TestCase):
                 ended = run(BY_SQS, folder, **exported(said))
                 self.assertEqual((ended.returncode, ended.stderr), (0, ""))
                 self.assertRegex(ended.stdout, r"^\d+ bytes\n$")
+                more = ["--to", folder / "stack.json", "--style", "halftone", "--tags", "red heart,white background"]
+                ended = subprocess.run([DEMO, *more], capture_output=True, text=True, timeout=LIMIT, check=False)
+                self.assertEqual((ended.returncode, ended.stderr), (0, ""))
+                self.assertIn("task published to RabbitMQ", ended.stdout)
             finally:
                 demo.send_signal(signal.SIGINT)
                 demo.wait(LIMIT)

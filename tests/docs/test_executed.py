@@ -1,6 +1,7 @@
 """Every line of every `sh` block is executed, here or by another test with values of its own. If not, a table says what it needs.
 
-Refuses a line that is in no row, and a row that fits no line.
+A line that is in no row is an error, and so is a row that fits no line, a test that is not there, and an option that the test does not
+give to the program.
 """
 
 import os
@@ -11,6 +12,7 @@ import unittest
 from pathlib import Path
 
 import pages
+import started
 import test_commands
 
 FOLDER = test_commands.binaries.FOLDER
@@ -24,31 +26,48 @@ HERE = (
     r"\S*handler lora inspect .*",
     r"\S*handler bench file",
     r"(handler|relay) completions bash .*",
+    r"python3 tests/bench/scaling\.py.*",
     r"exiftool .*",
     r"openssl .*",
     r"printf .*",
 )
-# Executed elsewhere: by which file, and what in it starts the program.
+# Executed by the script of all tests, which may give more options.
+SUITE = (
+    r"cargo build --workspace --bins?\b.*",
+    r"cargo test --workspace --(lib|test goldens|test cases)\b.*",
+    r"\S*python -m unittest discover .*",
+    r"infra/aws/check",
+)
+SUITE_FILE = pages.ROOT / "infra/local/test"
+README_SCRIPTS = (
+    "tests/docs/test_backend.py",
+    "test_one_publishes_hears_of_progress_and_fetches_the_picture_and_the_other_needs_no_rabbitmq",
+)
+# Executed elsewhere with values of its own: by which test, which starts this program with these options.
 ELSEWHERE = {
-    r"cargo build --workspace --bins?\b.*": ("infra/local/test", "cargo build --quiet --workspace --bins"),
-    r"cargo test --workspace --lib .*": ("infra/local/test", "--workspace --lib --bins --test goldens"),
-    r"cargo test --workspace --test goldens.*": ("infra/local/test", "--workspace --lib --bins --test goldens"),
-    r"cargo test --workspace --test cases.*": ("infra/local/test", "cargo test --workspace --test cases"),
-    r"cargo run .*--bin ledger -- .*": ("tests/cases/ledger.rs", "ledger::{Fault, Options, Report, run}"),
-    r"cargo run .*--bin load -- .*": ("tests/cases/load.rs", "e2e::load"),
-    r"\S*python -m unittest discover .*": ("infra/local/test", "python -m unittest discover"),
-    r"infra/aws/check": ("infra/local/test", "infra/aws/check"),
-    r"infra/local/demo --studio": ("tests/studio/stack.py", '"--studio"'),
-    r"infra/local/demo( --(style|model) .*)?": ("tests/docs/test_backend.py", '"--keep"'),
-    r"\S*python tests/docs/backend\.py": ("tests/docs/test_backend.py", "run(SCRIPT"),
-    r"\S*python tests/docs/by_sqs\.py": ("tests/docs/test_backend.py", "run(BY_SQS"),
-    r"relay --declare": ("tests/src/line.rs", 'binary("relay")'),
-    r"relay --check": ("tests/cases/relay_check.rs", '"--check"'),
-    r"handler worker": ("tests/cases/worker.rs", '"worker"'),
-    r"handler doctor": ("tests/cases/doctor.rs", '"doctor"'),
-    r"handler weights pull .*": ("tests/cases/weights.rs", '"pull"'),
-    r"handler weights verify .*": ("tests/cases/weights.rs", '"verify"'),
-    r"python3 tests/bench/scaling\.py.*": ("tests/deploy/test_scaling.py", "scaling.choose("),
+    r"cargo run .*--bin ledger -- .*--fault broker-kill": ("tests/cases/ledger.rs", "broker_kill_classic"),
+    r"cargo run .*--bin ledger -- .*--fault sqs-throttle": ("tests/cases/ledger.rs", "sqs_throttle"),
+    r"cargo run .*--bin load -- .*": (
+        "tests/cases/load.rs",
+        "every_task_ends_once_with_its_own_picture_whatever_fails",
+    ),
+    r"infra/local/demo --studio": (
+        "tests/studio/test_server.py",
+        "test_other_names_and_other_pages_are_refused",
+    ),
+    r"infra/local/demo( --(style|model) .*)?": README_SCRIPTS,
+    r"\S*python tests/docs/(backend|by_sqs)\.py": README_SCRIPTS,
+    r"relay --declare": ("tests/cases/relay.rs", "sigterm_drains_the_relay"),
+    r"relay --check": ("tests/cases/relay_check.rs", "a_check_names_what_is_wrong_and_takes_nothing"),
+    r"handler worker": ("tests/cases/worker.rs", "it_paints_tells_deletes_and_ends_in_order"),
+    r"handler doctor": (
+        "tests/cases/doctor.rs",
+        "where_all_is_well_every_line_says_so_and_nothing_is_left_behind",
+    ),
+    r"handler weights (pull|verify) .*": (
+        "tests/cases/weights.rs",
+        "a_model_is_pulled_whole_without_pickles_and_verified",
+    ),
 }
 NEEDS = {
     r"aws .*": "an account",
@@ -80,7 +99,50 @@ def shell():
 
 def rows(command):
     """The rows that fit a command."""
-    return [row for row in (*HERE, *ELSEWHERE, *NEEDS) if re.fullmatch(row, command, re.DOTALL)]
+    return [row for row in (*HERE, *SUITE, *ELSEWHERE, *NEEDS) if re.fullmatch(row, command, re.DOTALL)]
+
+
+def lines(table):
+    """The words of every line that a row of a table fits, with the row."""
+    found = [(words, row) for _, text in shell() for words in test_commands.commands(text) for row in rows(" ".join(words))]
+    return [(words, row) for words, row in found if row in table]
+
+
+def must_be_given(words):
+    """The words that a test has to give: the program, its subcommands, options, and values that are words too."""
+    program, rest = words[0], words[1:]
+    if program == "cargo":
+        program, rest = rest[rest.index("--bin") + 1], rest[rest.index("--") + 1 :]
+    elif re.fullmatch(test_commands.PYTHON, program):
+        program, rest = rest[0], rest[1:]
+    # What has digits, capitals, slashes or dots is a value of the page.
+    return [Path(program).name, *(word for word in rest if re.fullmatch(r"(--)?[a-z]+(-[a-z]+)*", word))]
+
+
+def not_given(line, file, test):
+    """The words that the test does not give, neither as they are nor by an option's variable."""
+    texts, words = started.texts(file, test), must_be_given(line)
+    binary = words[0] if words[0] in ("handler", "relay") else None
+    below = test_commands.binaries.subcommand(words[1:]) if binary else ()
+    known = test_commands.binaries.variables(binary, below) if binary else {}
+    variables = {option.flag: name for name, option in known.items()}
+    return [word for word in words if word not in texts and variables.get(word) not in texts]
+
+
+def in_suite(line):
+    """Whether the script of all tests starts this program with at least these options."""
+    words = re.sub(r"--bin \w+", "--bins", " ".join(test_commands.before(line, {"--"}))).split(" ")
+    return any(set(words) <= set(each.split(" ")) for each in commands(SUITE_FILE.read_text()))
+
+
+def rust_tests():
+    """The names of all tests of Rust, with the modules that their files are."""
+    for each in pages.tree():
+        if each.endswith(".rs"):
+            module = re.sub(r"^.*?(src|tests|cases|goldens)/|(/mod|/main|lib)?\.rs$", "", each).replace("/", "::")
+            for name, part in started.source(pages.ROOT / each).parts.items():
+                if part.is_test:
+                    yield f"{module}::{name}"
 
 
 class Executed(unittest.TestCase):
@@ -91,11 +153,30 @@ class Executed(unittest.TestCase):
                 with self.subTest(page=page, line=command):
                     self.assertEqual(len(rows(command)), 1, "a row for it is missing, or there are several")
                 used.update(rows(command))
-        self.assertEqual({*HERE, *ELSEWHERE, *NEEDS} - used, set(), "rows of no line")
+        self.assertEqual({*HERE, *SUITE, *ELSEWHERE, *NEEDS} - used, set(), "rows of no line")
 
-    def test_what_is_executed_elsewhere_is_started_there(self):
-        for file, start in ELSEWHERE.values():
-            self.assertIn(start, (pages.ROOT / file).read_text(), file)
+    def test_what_is_executed_elsewhere_is_started_there_with_these_options(self):
+        for line, row in lines(ELSEWHERE):
+            with self.subTest(line=line):
+                self.assertEqual(not_given(line, *ELSEWHERE[row]), [], "not what the test gives to the program")
+
+    def test_a_test_that_is_not_there_and_an_option_that_is_not_given_are_found(self):
+        file, test = "tests/cases/relay_check.rs", "a_check_names_what_is_wrong_and_takes_nothing"
+        self.assertEqual(not_given(["relay", "--check"], file, test), [])
+        self.assertEqual(not_given("relay --check --payload-bucket B --tls".split(), file, test), ["--tls"])
+        self.assertEqual(not_given(["handler", "worker"], file, test), ["worker"])
+        for missing in ("a_check_that_nobody_wrote", "relay"):
+            with self.assertRaises(LookupError):
+                started.texts(file, missing)
+
+    def test_the_script_of_all_tests_starts_what_it_is_said_to_and_filters_fit_tests(self):
+        tests = list(rust_tests())
+        for line, _ in lines(SUITE):
+            with self.subTest(line=line):
+                self.assertTrue(in_suite(line), "infra/local/test does not run it")
+                for word in (each for each in line[len(test_commands.before(line, {"--"})) :] if each[0] != "-"):
+                    self.assertTrue(any(word in each for each in tests), f"no test is called {word}")
+        self.assertFalse(in_suite("cargo test --workspace --examples".split()))
 
     def test_what_stands_on_the_pages_works_and_says_what_they_show(self):
         with tempfile.TemporaryDirectory() as name:
