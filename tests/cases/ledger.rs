@@ -174,6 +174,12 @@ fn sqs_throttle() {
     plain("sqs-throttle", Node::Shared);
 }
 
+/// Being throttled is never a message's fault, whatever the flag beside it says.
+#[test]
+fn sqs_throttle_entries() {
+    plain("sqs-throttle-entries", Node::Shared);
+}
+
 /// Redpanda Connect: immediate requeue loops.
 #[test]
 fn sqs_500() {
@@ -200,4 +206,11 @@ fn sqs_sender_fault() {
 fn sqs_lost_response() {
     let report = plain("sqs-lost-response", Node::Shared);
     assert!(report.sums.duplicated > 0, "no response was lost: the case shows nothing");
+}
+
+/// FIFO: what was taken once is not taken again, and nothing overtakes what is sent again.
+#[test]
+fn sqs_lost_response_fifo() {
+    let report = case("ledger-lost-fifo", Node::Shared, &["--fault", "sqs-lost-response", "--fifo"]);
+    assert_eq!(report.sums.duplicated, 0, "{report}");
 }

@@ -2,6 +2,7 @@
 //! calls, to fail by chance, or to be down.
 
 use crate::{
+    connection::{Connection, Connections},
     mishap::{Mishap, Mishaps},
     wait,
 };
@@ -9,8 +10,9 @@ use anyhow::{Context, Result};
 use axum::{
     Json, Router,
     body::Bytes,
-    extract::State,
+    extract::{ConnectInfo, State},
     http::{HeaderMap, Method, StatusCode, Uri},
+    response::{IntoResponse, Response},
 };
 use serde::Serialize;
 use serde_json::{Value, json};
@@ -137,8 +139,9 @@ impl Backend {
         let listener = TcpListener::bind(self.addr).await.context("webhook receiver")?;
         self.addr = listener.local_addr()?;
         let app = Router::new().fallback(receive).with_state(self.shared.clone());
+        let app = app.into_make_service_with_connect_info::<Connection>();
         let stop = CancellationToken::new();
-        let serve = axum::serve(listener, app).with_graceful_shutdown(stop.clone().cancelled_owned());
+        let serve = axum::serve(Connections::new(listener), app).with_graceful_shutdown(stop.clone().cancelled_owned());
         self.server = Some(Server { stop, task: tokio::spawn(async move { serve.await }) });
         Ok(())
     }
@@ -216,15 +219,16 @@ impl Shared {
 }
 
 async fn receive(
+    ConnectInfo(connection): ConnectInfo<Connection>,
     State(shared): State<Arc<Shared>>,
     method: Method,
     uri: Uri,
     headers: HeaderMap,
     body: Bytes,
-) -> (StatusCode, Json<Value>) {
+) -> Response {
     let mishap = shared.mishaps.as_ref().and_then(|mishaps| mishaps.next());
     let status = match mishap {
-        Some(Mishap::Refusal) => 500,
+        Some(Mishap::Refusal(_)) => 500,
         _ => shared.status(uri.path()),
     };
     let text = |value: &axum::http::HeaderValue| String::from_utf8_lossy(value.as_bytes()).into_owned();
@@ -241,7 +245,12 @@ async fn receive(
     if let Some(Mishap::Stall(time)) = mishap {
         sleep(time).await;
     }
-    let status = if mishap == Some(Mishap::LostAnswer) { 500 } else { status };
-    let status = StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
-    (status, Json(json!({ "success": status.is_success() })))
+    let answer = |status: u16| {
+        let status = StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+        (status, Json(json!({ "success": status.is_success() }))).into_response()
+    };
+    match mishap {
+        Some(Mishap::LostAnswer(loss)) => loss.lose(&connection, answer(500), answer(status)).await,
+        _ => answer(status),
+    }
 }

@@ -2,12 +2,13 @@
 //! of them fail. All else passes.
 
 use crate::{
+    entries::{self, Refused},
     proxy::{Proxy, Request, Target},
     wait,
 };
 use anyhow::{Context, Result};
-use axum::response::{IntoResponse, Response};
-use serde_json::{Value, json};
+use axum::response::Response;
+use serde_json::Value;
 use std::{
     sync::{
         Arc,
@@ -103,27 +104,17 @@ impl Shared {
         }
     }
 
-    async fn delete(&self, mut request: Request) -> Result<Response> {
-        let mut batch: Value = serde_json::from_slice(&request.body)?;
-        let entries = batch["Entries"].as_array_mut().context("no Entries")?;
-        self.batches.send_modify(|batches| batches.push(entries.len()));
+    async fn delete(&self, request: Request) -> Result<Response> {
+        let batch: Value = serde_json::from_slice(&request.body)?;
+        let count = batch["Entries"].as_array().context("no Entries")?.len();
+        self.batches.send_modify(|batches| batches.push(count));
         self.open.subscribe().wait_for(|open| *open).await?;
         let fails =
             self.failures.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(1)).is_ok();
         if !fails {
             return self.target.pass(request).await;
         }
-        let failed = entries.remove(0);
-        let is_final = self.is_final.load(Ordering::Relaxed);
-        let failed = json!([{ "Id": failed["Id"], "Code": "InternalError", "SenderFault": is_final }]);
-        if entries.is_empty() {
-            return Ok(axum::Json(json!({ "Successful": [], "Failed": failed })).into_response());
-        }
-        request.body = batch.to_string().into();
-        let passed = self.target.pass(request).await?;
-        let answer = axum::body::to_bytes(passed.into_body(), usize::MAX).await?;
-        let mut answer: Value = serde_json::from_slice(&answer)?;
-        answer["Failed"] = failed;
-        Ok(axum::Json(answer).into_response())
+        let refused = Refused { code: "InternalError", sender_fault: self.is_final.load(Ordering::Relaxed) };
+        entries::withhold(&self.target, request, refused, |index| index == 0).await
     }
 }

@@ -1,7 +1,7 @@
-//! The load: numbered tasks through a real broker, the real relay and real workers, while workers are killed and S3 and the
+//! The load: numbered tasks through a real broker, the real relay and real workers, while workers are killed and S3, SQS and the
 //! backend fail by chance; and a ledger that says what became of each task.
 //!
-//! Refuses to look into the handler: it sees what the backend hears and what lies in S3.
+//! It does not look into the handler: it sees what the backend hears and what lies in S3.
 
 mod books;
 mod crew;
@@ -15,7 +15,10 @@ pub use options::Options;
 pub use pictures::Pictures;
 pub use report::{Memory, Report};
 
-use self::crew::{Crew, Place};
+use self::{
+    crew::{Crew, Place},
+    proxy::Service,
+};
 use crate::{
     aws::{Aws, MODELS, Queue},
     backend::Backend,
@@ -48,24 +51,30 @@ const RELAY_END: Duration = Duration::from_secs(60);
 const S3: u64 = 1;
 const WEBHOOKS: u64 = 2;
 const KILLS: u64 = 3;
+const SQS: u64 = 4;
+const RELAY: u64 = 5;
 
 /// Runs once, on a broker and a stand-in that may serve others too. The model folder has a `lora.safetensors`.
 ///
 /// # Errors
 /// A part does not come up, ends by itself, or does not end in order. What becomes of tasks is no error but in the report.
 pub async fn run(run: &RunDir, broker: &Broker, aws: &Aws, model: &Path, options: &Options) -> Result<Report> {
-    let mishaps = |stream| Arc::new(Mishaps::new(options.seed, stream, options.fault_rate));
-    let (s3_mishaps, webhook_mishaps) = (mishaps(S3), mishaps(WEBHOOKS));
+    let mishaps = |stream| Arc::new(Mishaps::new(options.seed, stream, options.fault_rate, options.latest()));
+    let [s3_mishaps, webhook_mishaps, sqs_mishaps, relay_mishaps] = [S3, WEBHOOKS, SQS, RELAY].map(mishaps);
     let backend = Backend::start_with(Some(webhook_mishaps.clone())).await?;
-    let s3 = proxy::start(aws.endpoint(), s3_mishaps.clone()).await?;
-    let s3_url = s3.url();
+    let s3 = proxy::start(Service::S3, aws.endpoint(), s3_mishaps.clone()).await?;
+    let sqs = proxy::start(Service::Sqs, aws.endpoint(), sqs_mishaps.clone()).await?;
+    // Of its own, so that what the workers ask for does not choose what the relay meets with.
+    let relay_sqs = proxy::start(Service::Sqs, aws.endpoint(), relay_mishaps.clone()).await?;
+    let (s3_url, sqs_url, relay_sqs_url) = (s3.url(), sqs.url(), relay_sqs.url());
     let queue = aws.queue(QUEUE, crew::VISIBILITY, crew::RECEIVES).await?;
     let publisher = broker.publisher().await?;
     publisher.declare(QUEUE).await?;
-    let relay = Relay::start(run, QUEUE, &broker.url(), aws, &queue.url).await?;
+    let sqs_of_relay = [("AWS_ENDPOINT_URL_SQS", relay_sqs_url.as_str())];
+    let relay = Relay::start_with(run, QUEUE, &broker.url(), aws, &queue.url, &sqs_of_relay).await?;
     relay.ready().await?;
     let tasks = tasks(aws, model, &backend.url(), options.tasks).await?;
-    let mut crew = Crew::start(Place { run, aws, model, queue: &queue, s3: &s3_url }, options.workers)?;
+    let mut crew = Crew::start(Place { run, aws, model, queue: &queue, s3: &s3_url, sqs: &sqs_url }, options.workers)?;
 
     let started = Instant::now();
     let bodies: Vec<String> = tasks.iter().map(Task::body).collect();
@@ -90,8 +99,10 @@ pub async fn run(run: &RunDir, broker: &Broker, aws: &Aws, model: &Path, options
         pictures,
         left_in_queue,
         kills: crew.kills(),
-        s3_faults: s3_mishaps.count(),
-        webhook_faults: webhook_mishaps.count(),
+        s3_faults: s3_mishaps.counts(),
+        sqs_faults: sqs_mishaps.counts(),
+        relay_faults: relay_mishaps.counts(),
+        webhook_faults: webhook_mishaps.counts(),
         memory,
         seconds,
     })

@@ -2,9 +2,11 @@
 
 use anyhow::{Result, bail};
 use std::{
-    net::{Ipv4Addr, TcpListener},
+    io,
+    net::Ipv4Addr,
     sync::atomic::{AtomicU16, Ordering},
 };
+use tokio::net::TcpSocket;
 
 /// Below the range that Linux takes for outgoing connections, so that none of those can take a port in between.
 const FIRST: u16 = 20_000;
@@ -23,9 +25,32 @@ pub fn free() -> Result<u16> {
     for _ in 0..COUNT {
         let offset = u32::from(NEXT.fetch_add(1, Ordering::Relaxed)).wrapping_add(start) % u32::from(COUNT);
         let port = FIRST + offset as u16;
-        if TcpListener::bind((Ipv4Addr::LOCALHOST, port)).is_ok() {
+        if probe(port).is_ok() {
             return Ok(port);
         }
     }
     bail!("no free port on 127.0.0.1 from {FIRST} to {}", FIRST + COUNT - 1)
+}
+
+/// Takes a port without listening: a process that is being started has a copy of the socket, which must be in nobody's way.
+fn probe(port: u16) -> io::Result<TcpSocket> {
+    let socket = TcpSocket::new_v4()?;
+    socket.set_reuseaddr(true)?;
+    socket.bind((Ipv4Addr::LOCALHOST, port).into())?;
+    Ok(socket)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::net::TcpListener;
+
+    #[test]
+    fn a_port_is_not_free_while_somebody_listens_and_a_probe_is_in_nobodys_way() {
+        let port = free().unwrap();
+        let probe_that_stays = probe(port).unwrap();
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, port)).unwrap();
+        assert!(probe(port).is_err());
+        drop((listener, probe_that_stays));
+    }
 }

@@ -2,11 +2,12 @@
 //!
 //! Refuses to change what passes: address, host and signature stay as they came.
 
+use crate::connection::{Connection, Connections};
 use anyhow::{Context, Result};
 use axum::{
     Router,
     body::{Body, Bytes},
-    extract::DefaultBodyLimit,
+    extract::{ConnectInfo, DefaultBodyLimit},
     http::{
         HeaderMap, Method, StatusCode, Uri,
         header::{CONNECTION, CONTENT_LENGTH, EXPECT, TRANSFER_ENCODING},
@@ -38,6 +39,8 @@ pub(crate) struct Request {
     pub(crate) uri: Uri,
     pub(crate) headers: HeaderMap,
     pub(crate) body: Bytes,
+    /// What it came on.
+    pub(crate) connection: Connection,
 }
 
 /// Where requests go.
@@ -59,12 +62,17 @@ impl Proxy {
     {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.context("a proxy")?;
         let addr = listener.local_addr()?;
-        let pass = async move |method: Method, uri: Uri, headers: HeaderMap, body: Bytes| {
-            let answered = answer(Request { method, uri, headers, body }).await;
+        let pass = async move |ConnectInfo(connection): ConnectInfo<Connection>,
+                               method: Method,
+                               uri: Uri,
+                               headers: HeaderMap,
+                               body: Bytes| {
+            let answered = answer(Request { method, uri, headers, body, connection }).await;
             answered.unwrap_or_else(|error| (StatusCode::BAD_GATEWAY, format!("{error:#}")).into_response())
         };
         let app = Router::new().fallback(pass).layer(DefaultBodyLimit::max(LONGEST_BODY));
-        Ok(Self { addr, server: tokio::spawn(async move { axum::serve(listener, app).await }) })
+        let app = app.into_make_service_with_connect_info::<Connection>();
+        Ok(Self { addr, server: tokio::spawn(async move { axum::serve(Connections::new(listener), app).await }) })
     }
 
     /// Its address.
@@ -93,7 +101,7 @@ impl Target {
     /// # Errors
     /// No answer.
     pub(crate) async fn pass(&self, request: Request) -> Result<Response> {
-        let Request { method, uri, mut headers, body } = request;
+        let Request { method, uri, mut headers, body, connection: _ } = request;
         // The client says these for itself.
         for header in [CONNECTION, CONTENT_LENGTH, EXPECT, TRANSFER_ENCODING] {
             headers.remove(header);

@@ -41,9 +41,11 @@ pub enum Fault {
     Sqs500,
     /// SQS accepts only half of each batch
     SqsPartial,
+    /// SQS throttles half of the entries of each batch, and calls that the sender's fault
+    SqsThrottleEntries,
     /// SQS refuses the entries of one group for their own fault: they are dead-lettered, and the others arrive
     SqsSenderFault,
-    /// SQS takes batches and the answers are lost
+    /// SQS takes batches and the answers are lost: as a 500, with the connection, or by coming too late
     SqsLostResponse,
     /// All of them at random, on both sides and the relay at once, for --seconds
     Random,
@@ -127,6 +129,7 @@ impl Fault {
             self,
             Self::None
                 | Self::SqsThrottle
+                | Self::SqsThrottleEntries
                 | Self::Sqs500
                 | Self::SqsPartial
                 | Self::SqsSenderFault

@@ -39,11 +39,12 @@ const AT_BROKER: [Fault; 6] = [
     Fault::BrokerSlow,
     Fault::BrokerBlocked,
 ];
-const AT_SQS: [Fault; 7] = [
+const AT_SQS: [Fault; 8] = [
     Fault::SqsCut,
     Fault::SqsHalfOpen,
     Fault::SqsSlow,
     Fault::SqsThrottle,
+    Fault::SqsThrottleEntries,
     Fault::Sqs500,
     Fault::SqsPartial,
     Fault::SqsLostResponse,
@@ -128,7 +129,8 @@ impl Stage<'_> {
             Fault::Sqs500 => self.trouble(Trouble::internal(), hold).await,
             Fault::SqsPartial => self.trouble(Trouble::partial(), hold).await,
             Fault::SqsSenderFault => self.trouble(Trouble::sender_fault(REFUSED), hold).await,
-            Fault::SqsLostResponse => self.trouble(Trouble::lost_response(), hold).await,
+            Fault::SqsThrottleEntries => self.trouble(Trouble::throttled_entries(), hold).await,
+            Fault::SqsLostResponse => self.trouble(Trouble::lost_answers(self.options.seed), hold).await,
         }
     }
 

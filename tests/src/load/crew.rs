@@ -28,6 +28,7 @@ pub(super) struct Place<'a> {
     pub(super) model: &'a Path,
     pub(super) queue: &'a Queue,
     pub(super) s3: &'a str,
+    pub(super) sqs: &'a str,
 }
 
 /// The workers.
@@ -46,6 +47,7 @@ impl Place<'_> {
             .args(["worker"])
             .envs(function_env(self.aws, self.run, &name, self.model)?)
             .env("AWS_ENDPOINT_URL_S3", self.s3)
+            .env("AWS_ENDPOINT_URL_SQS", self.sqs)
             .env("SQS_QUEUE_URL", &self.queue.url)
             .env("EASEL_VISIBILITY_TIMEOUT", VISIBILITY.as_secs().to_string())
             .env("EASEL_MAX_RECEIVE_COUNT", RECEIVES.to_string())

@@ -18,9 +18,12 @@ pub struct Options {
     /// Kill so many times at most
     #[arg(long, default_value_t = u64::MAX, hide_default_value = true)]
     pub kills: u64,
-    /// The share of S3 requests and of webhooks that are refused, lose their answer or stall, from 0 to 0.9
+    /// The share of requests to S3 and SQS, and of webhooks, that are refused, lose their answer or stall, from 0 to 0.9
     #[arg(long, default_value_t = 0.0, value_name = "SHARE", value_parser = share)]
     pub fault_rate: f64,
+    /// How long an answer that comes too late takes at most, in seconds; 6 at least
+    #[arg(long, default_value_t = 35, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(6..=600))]
+    pub latest: u64,
     /// Repeats the choices of chance of an earlier run
     #[arg(long, default_value_t = u64::from(std::process::id()))]
     pub seed: u64,
@@ -30,6 +33,10 @@ pub struct Options {
 }
 
 impl Options {
+    pub(super) fn latest(&self) -> Duration {
+        Duration::from_secs(self.latest)
+    }
+
     pub(super) fn patience(&self) -> Duration {
         Duration::from_secs(self.patience)
     }

@@ -1,6 +1,7 @@
 //! The ledger of a run, and which musts it breaks.
 
 use super::{books::Books, pictures::Pictures};
+use crate::mishap::Counts;
 use std::fmt;
 
 /// What came out of a run.
@@ -16,10 +17,14 @@ pub struct Report {
     pub left_in_queue: u32,
     /// Workers killed with -9.
     pub kills: u64,
-    /// Requests of workers to S3 that were refused, lost their answer or stalled.
-    pub s3_faults: u64,
-    /// Webhooks that were refused, lost their answer or stalled.
-    pub webhook_faults: u64,
+    /// What requests of workers to S3 met with.
+    pub s3_faults: Counts,
+    /// What requests of workers to SQS met with.
+    pub sqs_faults: Counts,
+    /// What requests of the relay to SQS met with.
+    pub relay_faults: Counts,
+    /// What webhooks met with.
+    pub webhook_faults: Counts,
     /// The resident memory of the largest worker, in MiB.
     pub memory: Memory,
     /// From the first publishing to the last end.
@@ -81,7 +86,8 @@ impl fmt::Display for Report {
         writeln!(f, "pictures-missing: {}", pictures.missing.len())?;
         writeln!(f, "pictures-of-another-task: {}", pictures.of_another_task.len())?;
         writeln!(f, "left-in-queue: {}\nkills: {}", self.left_in_queue, self.kills)?;
-        writeln!(f, "s3-faults: {}\nwebhook-faults: {}", self.s3_faults, self.webhook_faults)?;
+        writeln!(f, "s3-faults: {}\nsqs-faults: {}", self.s3_faults, self.sqs_faults)?;
+        writeln!(f, "relay-faults: {}\nwebhook-faults: {}", self.relay_faults, self.webhook_faults)?;
         writeln!(f, "rss-mib-first-quarter: {:.0}", memory.first_quarter)?;
         write!(f, "rss-mib-last-quarter: {:.0}\nseconds: {:.0}", memory.last_quarter, self.seconds)
     }

@@ -4,7 +4,6 @@
 //! counts, keeps or shows to whoever watches. A sender that breaks a limit is refused as SQS would, and remembered.
 
 mod limits;
-mod line;
 mod queue;
 mod trouble;
 mod wire;
@@ -13,9 +12,12 @@ pub use queue::{Accepted, Kept};
 pub use trouble::Trouble;
 
 use self::{
-    line::{Line, Lines},
     queue::Queue,
     wire::{Answer, Batch, Refusal},
+};
+use crate::{
+    connection::{Connection, Connections},
+    mishap::Loss,
 };
 use anyhow::{Context, Result};
 use axum::{
@@ -77,8 +79,8 @@ impl Sqs {
         });
         let app =
             Router::new().fallback(serve).layer(DefaultBodyLimit::max(MAX_REQUEST_BYTES)).with_state(shared.clone());
-        let service = app.into_make_service_with_connect_info::<Line>();
-        let task = tokio::spawn(async move { drop(axum::serve(Lines::new(listener), service).await) });
+        let service = app.into_make_service_with_connect_info::<Connection>();
+        let task = tokio::spawn(async move { drop(axum::serve(Connections::new(listener), service).await) });
         Ok(Self { addr, shared, task })
     }
 
@@ -140,16 +142,17 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 async fn serve(
-    ConnectInfo(line): ConnectInfo<Line>,
+    ConnectInfo(connection): ConnectInfo<Connection>,
     State(shared): State<Arc<Shared>>,
     headers: HeaderMap,
     body: Bytes,
 ) -> Response {
     let latency = Duration::from_micros(shared.latency_us.load(Ordering::Relaxed));
     let target = headers.get("x-amz-target").and_then(|value| value.to_str().ok()).unwrap_or_default();
+    let mut loss = None;
     let response = match target.strip_prefix("AmazonSQS.").unwrap_or_default() {
-        "SendMessageBatch" => shared.batch(&body, &line).map(|answer| wire::ok(&answer)),
-        "SendMessage" => shared.single(&body, &line).map(|answer| wire::ok(&answer)),
+        "SendMessageBatch" => shared.batch(&body, &mut loss).map(|answer| wire::ok(&answer)),
+        "SendMessage" => shared.single(&body, &mut loss).map(|answer| wire::ok(&answer)),
         "GetQueueAttributes" => shared.attributes(&body).map(|answer| wire::ok(&answer)),
         "GetQueueUrl" => Ok(wire::ok(&serde_json::json!({ "QueueUrl": shared.url(&headers) }))),
         other => Err(Refusal::sender("UnsupportedOperation", format!("{other:?} is not played here"))),
@@ -157,11 +160,25 @@ async fn serve(
     if !latency.is_zero() {
         sleep(latency).await;
     }
-    response.unwrap_or_else(Refusal::into_response)
+    let response = response.unwrap_or_else(Refusal::into_response);
+    match loss {
+        Some(loss) => loss.lose(&connection, internal(), response).await,
+        None => response,
+    }
+}
+
+/// SQS' answer to whoever asks too often.
+pub(crate) fn throttled() -> Response {
+    Refusal::throttled().into_response()
+}
+
+/// SQS' answer when it is broken.
+pub(crate) fn internal() -> Response {
+    Refusal::internal("We encountered an internal error. Please try again.").into_response()
 }
 
 impl Shared {
-    fn batch(&self, body: &[u8], line: &Line) -> Result<Answer, Refusal> {
+    fn batch(&self, body: &[u8], loss: &mut Option<Loss>) -> Result<Answer, Refusal> {
         self.requests.fetch_add(1, Ordering::Relaxed);
         let trouble = lock(&self.trouble);
         if let Some(refusal) = trouble.as_ref().and_then(Trouble::refusal) {
@@ -182,15 +199,13 @@ impl Shared {
                 None => answer.accepted(&entry.id, queue.accept(entry)),
             }
         }
-        if trouble.as_ref().is_some_and(Trouble::loses_response) {
-            line.cut();
-        }
+        *loss = trouble.as_ref().and_then(Trouble::loss);
         Ok(answer)
     }
 
-    fn single(&self, body: &[u8], line: &Line) -> Result<serde_json::Value, Refusal> {
+    fn single(&self, body: &[u8], loss: &mut Option<Loss>) -> Result<serde_json::Value, Refusal> {
         // A batch of one in all but its shape.
-        let mut answer = self.batch(&wire::as_batch(body)?, line)?;
+        let mut answer = self.batch(&wire::as_batch(body)?, loss)?;
         answer.only()
     }
 

@@ -1,9 +1,15 @@
 //! How the stand-in misbehaves on purpose.
 //!
-//! Refuses chance: what happens follows from how often it was asked, so that a run can be repeated.
+//! What happens follows from how often it was asked, and from a seed, so that a run can be repeated.
 
 use super::wire::Refusal;
-use std::cell::Cell;
+use crate::{chance::Chance, mishap::Loss};
+use std::cell::{Cell, RefCell};
+
+/// Longer than the relay waits for an answer.
+const LATE_MS: (u64, u64) = (11_000, 14_000);
+/// The stream of chance of answers that are lost.
+const LOSSES: u64 = 4;
 
 /// A trouble, and how often it was asked for.
 #[derive(Debug, Clone)]
@@ -17,7 +23,8 @@ enum Kind {
     Throttle,
     Internal,
     Partial,
-    LostResponse,
+    ThrottledEntries,
+    LostAnswers(RefCell<Chance>),
     SenderFault(String),
 }
 
@@ -37,9 +44,14 @@ impl Trouble {
         Kind::Partial.into()
     }
 
-    /// Every second request is taken, and its answer is lost with the connection.
-    pub fn lost_response() -> Self {
-        Kind::LostResponse.into()
+    /// Every second entry of a batch is throttled, and called the sender's fault.
+    pub fn throttled_entries() -> Self {
+        Kind::ThrottledEntries.into()
+    }
+
+    /// Every second request is taken, and its answer is lost: as a 500, with the connection, or by coming too late.
+    pub fn lost_answers(seed: u64) -> Self {
+        Kind::LostAnswers(RefCell::new(Chance::new(seed, LOSSES))).into()
     }
 
     /// Entries whose body holds `mark` are never accepted.
@@ -55,9 +67,7 @@ impl Trouble {
     pub(super) fn refusal(&self) -> Option<Refusal> {
         match self.kind {
             // Two names are seen in the wild.
-            Kind::Throttle if self.every_second() => {
-                Some(Refusal::sender("RequestThrottled", "The request was denied."))
-            }
+            Kind::Throttle if self.every_second() => Some(Refusal::throttled()),
             Kind::Throttle => Some(Refusal::sender("ThrottlingException", "Rate exceeded")),
             Kind::Internal if self.every_second() => {
                 Some(Refusal { status: 503, code: "ServiceUnavailable", ..Refusal::internal("try again later") })
@@ -70,6 +80,7 @@ impl Trouble {
     pub(super) fn of_entry(&self, body: &str) -> Option<Refusal> {
         match &self.kind {
             Kind::Partial if self.every_second() => Some(Refusal::internal("this entry not now")),
+            Kind::ThrottledEntries if self.every_second() => Some(Refusal::throttled()),
             Kind::SenderFault(mark) if body.contains(mark.as_str()) => {
                 Some(Refusal::sender("InvalidMessageContents", "this entry never"))
             }
@@ -77,8 +88,12 @@ impl Trouble {
         }
     }
 
-    pub(super) fn loses_response(&self) -> bool {
-        matches!(self.kind, Kind::LostResponse) && self.every_second()
+    /// How the answer to a request that was carried out is lost.
+    pub(super) fn loss(&self) -> Option<Loss> {
+        let Kind::LostAnswers(chance) = &self.kind else { return None };
+        let mut chance = chance.borrow_mut();
+        let late = chance.millis(LATE_MS.0, LATE_MS.1);
+        self.every_second().then(|| chance.of(&[Loss::ServerError, Loss::Reset, Loss::Late(late)]))
     }
 
     fn every_second(&self) -> bool {
@@ -100,7 +115,7 @@ mod tests {
     /// The codes of four requests, each with one entry, and whether its response is lost.
     fn four(trouble: &Trouble, body: &str) -> [(&'static str, &'static str, bool); 4] {
         let code = |refusal: Option<Refusal>| refusal.map_or("", |refusal| refusal.code);
-        [(); 4].map(|()| (code(trouble.refusal()), code(trouble.of_entry(body)), trouble.loses_response()))
+        [(); 4].map(|()| (code(trouble.refusal()), code(trouble.of_entry(body)), trouble.loss().is_some()))
     }
 
     #[test]
@@ -112,16 +127,34 @@ mod tests {
         assert_eq!(four(&Trouble::internal(), "x"), [unavailable, internal, unavailable, internal]);
         let failed = ("", "InternalFailure", false);
         assert_eq!(four(&Trouble::partial(), "x"), [failed, good, failed, good]);
-        assert_eq!(four(&Trouble::lost_response(), "x"), [("", "", true), good, ("", "", true), good]);
+        assert_eq!(four(&Trouble::lost_answers(1), "x"), [("", "", true), good, ("", "", true), good]);
+        let throttled = ("", "RequestThrottled", false);
+        assert_eq!(four(&Trouble::throttled_entries(), "x"), [throttled, good, throttled, good]);
         let refused = ("", "InvalidMessageContents", false);
         assert_eq!(four(&Trouble::sender_fault("mark"), "a mark"), [refused; 4]);
         assert_eq!(four(&Trouble::sender_fault("mark"), "x"), [good; 4]);
     }
 
     #[test]
-    fn only_a_sender_fault_says_that_it_is_the_senders() {
+    fn answers_are_lost_in_every_way_and_a_seed_repeats_which() {
+        let losses = |seed| {
+            let trouble = Trouble::lost_answers(seed);
+            (0..40).map(|_| trouble.loss()).collect::<Vec<_>>()
+        };
+        let one = losses(1);
+        assert_eq!(one, losses(1));
+        assert_ne!(one, losses(2));
+        assert!(one.contains(&Some(Loss::ServerError)) && one.contains(&Some(Loss::Reset)), "{one:?}");
+        let is_late =
+            |loss: &Option<Loss>| matches!(loss, Some(Loss::Late(late)) if late.as_millis() as u64 >= LATE_MS.0);
+        assert!(one.iter().any(is_late), "{one:?}");
+    }
+
+    #[test]
+    fn a_sender_fault_says_that_it_is_the_senders_and_so_does_a_throttle() {
         let of_entry = |trouble: Trouble| trouble.of_entry("mark").map(|refusal| refusal.sender_fault);
         assert_eq!((of_entry(Trouble::sender_fault("mark")), of_entry(Trouble::partial())), (Some(true), Some(false)));
+        assert_eq!(of_entry(Trouble::throttled_entries()), Some(true));
         let status = |trouble: Trouble| trouble.refusal().map(|refusal| refusal.status);
         assert_eq!((status(Trouble::throttle()), status(Trouble::internal())), (Some(400), Some(503)));
     }

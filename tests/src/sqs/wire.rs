@@ -123,6 +123,10 @@ impl Refusal {
         Self { status: 400, code, message: message.into(), sender_fault: true }
     }
 
+    pub(super) fn throttled() -> Self {
+        Self::sender("RequestThrottled", "The request was denied.")
+    }
+
     pub(super) fn internal(message: impl Into<String>) -> Self {
         Self { status: 500, code: "InternalFailure", message: message.into(), sender_fault: false }
     }

@@ -1,4 +1,4 @@
-//! Connections that the server's own code can cut before an answer has gone out: a lost response as a client sees it.
+//! Connections that the server's own code can reset before an answer has gone out: a lost answer as a client sees it.
 
 use axum::{
     extract::connect_info::Connected,
@@ -18,70 +18,77 @@ use tokio::{
     net::{TcpListener, TcpStream},
 };
 
-/// One connection.
+/// One connection, for whoever answers on it.
 #[derive(Debug, Clone, Default)]
-pub(super) struct Line(Arc<AtomicBool>);
+pub(crate) struct Connection(Arc<AtomicBool>);
 
 /// All that come in.
 #[derive(Debug)]
-pub(super) struct Lines(TcpListener);
+pub(crate) struct Connections(TcpListener);
 
 /// The bytes of one connection.
 #[derive(Debug)]
-pub(super) struct Wire {
+pub(crate) struct Stream {
     stream: TcpStream,
-    line: Line,
+    connection: Connection,
 }
 
-impl Line {
-    /// Nothing more goes out, and the connection closes.
-    pub(super) fn cut(&self) {
+impl Connection {
+    /// Nothing more goes out: the client is told that the connection was reset.
+    pub(crate) fn reset(&self) {
         self.0.store(true, Ordering::Relaxed);
     }
-
-    fn intact(&self) -> io::Result<()> {
-        if self.0.load(Ordering::Relaxed) { Err(io::ErrorKind::BrokenPipe.into()) } else { Ok(()) }
-    }
 }
 
-impl Lines {
-    pub(super) fn new(listener: TcpListener) -> Self {
+impl Connections {
+    pub(crate) fn new(listener: TcpListener) -> Self {
         Self(listener)
     }
 }
 
-impl Listener for Lines {
-    type Io = Wire;
-    type Addr = Line;
-
-    async fn accept(&mut self) -> (Wire, Line) {
-        let (stream, _) = Listener::accept(&mut self.0).await;
-        // Without it small answers wait for each other. A connection that has gone already does not mind.
-        let _ = stream.set_nodelay(true);
-        let line = Line::default();
-        (Wire { stream, line: line.clone() }, line)
-    }
-
-    fn local_addr(&self) -> io::Result<Line> {
-        Ok(Line::default())
+impl Stream {
+    fn intact(&self) -> io::Result<()> {
+        if self.connection.0.load(Ordering::Relaxed) {
+            // Whoever serves drops the stream at this error; with this set, that is a reset and no orderly end.
+            self.stream.set_zero_linger()?;
+            return Err(io::ErrorKind::ConnectionReset.into());
+        }
+        Ok(())
     }
 }
 
-impl Connected<IncomingStream<'_, Lines>> for Line {
-    fn connect_info(stream: IncomingStream<'_, Lines>) -> Self {
+impl Listener for Connections {
+    type Io = Stream;
+    type Addr = Connection;
+
+    async fn accept(&mut self) -> (Stream, Connection) {
+        let (stream, _) = Listener::accept(&mut self.0).await;
+        // Without it small answers wait for each other. A connection that has gone already does not mind.
+        let _ = stream.set_nodelay(true);
+        let connection = Connection::default();
+        (Stream { stream, connection: connection.clone() }, connection)
+    }
+
+    fn local_addr(&self) -> io::Result<Connection> {
+        Ok(Connection::default())
+    }
+}
+
+impl Connected<IncomingStream<'_, Connections>> for Connection {
+    fn connect_info(stream: IncomingStream<'_, Connections>) -> Self {
         stream.remote_addr().clone()
     }
 }
 
-impl AsyncRead for Wire {
+impl AsyncRead for Stream {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         Pin::new(&mut self.stream).poll_read(cx, buf)
     }
 }
 
-impl AsyncWrite for Wire {
+impl AsyncWrite for Stream {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        self.line.intact()?;
+        self.intact()?;
         Pin::new(&mut self.stream).poll_write(cx, buf)
     }
 
@@ -90,7 +97,7 @@ impl AsyncWrite for Wire {
         cx: &mut Context<'_>,
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        self.line.intact()?;
+        self.intact()?;
         Pin::new(&mut self.stream).poll_write_vectored(cx, bufs)
     }
 

@@ -1,0 +1,118 @@
+//! A service that carries out what it is asked, behind mishaps chosen one by one.
+
+use super::*;
+use crate::{connection::Connection, mishap::Loss};
+use axum::body::Body;
+use serde_json::{Value, json};
+use std::{
+    sync::Mutex,
+    time::{Duration, Instant},
+};
+
+const LATE: Duration = Duration::from_millis(200);
+
+/// What the service was asked to do, and where it is.
+struct Real {
+    bodies: Arc<Mutex<Vec<Value>>>,
+    proxy: Proxy,
+}
+
+/// One that says of every entry that it was done.
+async fn real() -> Result<Real> {
+    let bodies = Arc::new(Mutex::new(Vec::new()));
+    let log = bodies.clone();
+    let proxy = Proxy::start(move |request: Request| {
+        let body: Value = serde_json::from_slice(&request.body).unwrap_or_default();
+        log.lock().unwrap().push(body.clone());
+        let done: Vec<Value> =
+            body["Entries"].as_array().into_iter().flatten().map(|entry| entry["Id"].clone()).collect();
+        async move { Ok(axum::Json(json!({ "Successful": done })).into_response()) }
+    });
+    Ok(Real { bodies, proxy: proxy.await? })
+}
+
+/// A proxy whose requests all meet with `mishap`, a client's request to it, and what the client and the service saw.
+async fn ask(
+    service: Service,
+    mishap: Option<Mishap>,
+    entries: usize,
+) -> Result<(reqwest::Result<(u16, String)>, Vec<Value>)> {
+    let real = real().await?;
+    let target = Arc::new(Target::new(&real.proxy.url())?);
+    let proxy = Proxy::start(move |request| {
+        let target = target.clone();
+        async move { service.pass(&target, mishap, request).await }
+    });
+    let proxy = proxy.await?;
+    let entries: Vec<Value> = (0..entries).map(|id| json!({ "Id": id })).collect();
+    let body = json!({ "Entries": entries }).to_string();
+    let http = reqwest::Client::builder().no_proxy().build()?;
+    let sent = http.post(proxy.url()).header(TARGET, "AmazonSQS.DeleteMessageBatch").body(body).send().await;
+    let answer = match sent {
+        Ok(answer) => Ok((answer.status().as_u16(), answer.text().await?)),
+        Err(error) => Err(error),
+    };
+    let bodies = real.bodies.lock().unwrap().clone();
+    Ok((answer, bodies))
+}
+
+#[tokio::test]
+async fn what_is_throttled_does_not_reach_the_service() -> Result<()> {
+    for (service, status, code) in [(Service::S3, 503, "SlowDown"), (Service::Sqs, 400, "RequestThrottled")] {
+        let (answer, bodies) = ask(service, Some(Mishap::Refusal(Extent::Whole)), 1).await?;
+        let (told, text) = answer?;
+        assert_eq!((told, text.contains(code), bodies.len()), (status, true, 0), "{text}");
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn throttled_entries_are_the_senders_fault_and_the_others_are_carried_out() -> Result<()> {
+    let throttled =
+        |id| json!({ "Id": id, "Code": "RequestThrottled", "Message": "RequestThrottled", "SenderFault": true });
+    let part = Some(Mishap::Refusal(Extent::Entries));
+    let (answer, bodies) = ask(Service::Sqs, part, 3).await?;
+    let told: Value = serde_json::from_str(&answer?.1)?;
+    assert_eq!(told, json!({ "Successful": [1], "Failed": [throttled(0), throttled(2)] }));
+    assert_eq!(bodies, [json!({ "Entries": [{ "Id": 1 }] })]);
+    let (answer, bodies) = ask(Service::Sqs, part, 1).await?;
+    let told: Value = serde_json::from_str(&answer?.1)?;
+    assert_eq!((told, bodies.len()), (json!({ "Successful": [], "Failed": [throttled(0)] }), 0));
+    let (answer, bodies) = ask(Service::S3, part, 1).await?;
+    assert_eq!((answer?.0, bodies.len()), (503, 0), "S3 has no entries");
+    Ok(())
+}
+
+#[tokio::test]
+async fn what_loses_its_answer_is_carried_out() -> Result<()> {
+    for (service, code) in [(Service::S3, "InternalError"), (Service::Sqs, "InternalFailure")] {
+        let (answer, bodies) = ask(service, Some(Mishap::LostAnswer(Loss::ServerError)), 1).await?;
+        let (status, text) = answer?;
+        assert_eq!((status, text.contains(code), bodies.len()), (500, true, 1), "{text}");
+        let (answer, bodies) = ask(service, Some(Mishap::LostAnswer(Loss::Reset)), 1).await?;
+        assert_eq!((answer.is_err(), bodies.len()), (true, 1));
+        for slow in [Mishap::LostAnswer(Loss::Late(LATE)), Mishap::Stall(LATE)] {
+            let clock = Instant::now();
+            let (answer, bodies) = ask(service, Some(slow), 1).await?;
+            assert_eq!((answer?.0, bodies.len(), clock.elapsed() >= LATE), (200, 1, true), "{slow:?}");
+        }
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_connection_that_is_reset_has_no_orderly_end() -> Result<()> {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    let proxy = Proxy::start(|request: Request| {
+        let connection: Connection = request.connection;
+        connection.reset();
+        async { Ok(Response::new(Body::from("nobody reads this"))) }
+    });
+    let proxy = proxy.await?;
+    let address = proxy.url().replace("http://", "");
+    let mut client = tokio::net::TcpStream::connect(address).await?;
+    client.write_all(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n").await?;
+    let read = client.read(&mut [0; 64]).await;
+    assert_eq!(read.err().map(|error| error.kind()), Some(std::io::ErrorKind::ConnectionReset));
+    Ok(())
+}
