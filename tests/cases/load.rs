@@ -4,10 +4,7 @@
 use crate::scene::{case, model};
 use anyhow::ensure;
 use clap::Parser;
-use e2e::{
-    load::{Options, run},
-    mishap::Counts,
-};
+use e2e::load::{Options, run};
 
 #[derive(Parser)]
 struct Cli {
@@ -19,16 +16,18 @@ struct Cli {
 fn every_task_ends_once_with_its_own_picture_whatever_fails() {
     case(|scene| async move {
         let args = ["load", "--tasks", "12", "--workers", "2", "--kill-every", "2", "--kills", "1"];
-        let rest = ["--fault-rate", "0.2", "--latest", "6", "--seed", "7", "--patience", "180"];
+        let rest = ["--fault-rate", "0.12", "--latest", "6", "--seed", "764", "--patience", "180"];
         let options = Cli::try_parse_from(args.iter().chain(&rest))?.options;
         let stack = scene.stack;
         let report = run(&stack.run, &stack.broker, &stack.aws, &model(), &options).await?;
         let faults = report.faults();
         ensure!(faults.is_empty(), "{faults:?}\n{report}");
         ensure!((report.books.complete.len(), report.kills) == (12, 1), "{report}");
-        let all = [report.s3_faults, report.sqs_faults, report.relay_faults, report.webhook_faults];
-        ensure!(all[..2].iter().all(|faults| faults.refused > 0 && faults.lost_answers() > 0), "{report}");
-        ensure!(all[2..].iter().all(|faults| *faults != Counts::default()), "{report}");
+        let refused = [report.s3_faults, report.sqs_faults, report.webhook_faults].map(|faults| faults.refused);
+        ensure!(refused.iter().all(|&count| count > 0), "{report}");
+        // With this seed the relay's first batch is carried out without an answer.
+        let lost = [report.s3_faults, report.sqs_faults, report.relay_faults].map(|faults| faults.lost_answers());
+        ensure!(lost.iter().all(|&count| count > 0), "{report}");
         Ok(())
     });
 }
