@@ -1,7 +1,5 @@
 //! Why a task was not painted: what is at fault, by what is to be done about it, and the code that the backend gets.
 
-use std::time::Duration;
-
 /// `error_code` of every failure, unless finer ones are asked for.
 pub const GENERATION_FAILED: &str = "GENERATION_FAILED";
 
@@ -70,6 +68,6 @@ pub enum Failure {
     #[error("{0}")]
     Unwanted(String),
     /// What is left of the invocation does not suffice. Give the message back at once.
-    #[error("the invocation ends in {0:?}, too soon to finish the picture")]
-    OutOfTime(Duration),
+    #[error("{0}")]
+    OutOfTime(String),
 }

@@ -30,8 +30,9 @@ pub fn run(config: &GenerateConfig) -> anyhow::Result<()> {
     let mut studio = Studio::open(&config.model, (commission.request.width, commission.request.height))?;
     let style = ProgressStyle::with_template("{bar:40} step {pos}/{len}  {elapsed} elapsed, {eta} to go")?;
     let bar = ProgressBar::new(u64::from(config.steps)).with_style(style);
-    let delivery = studio.paint(&commission, &mut |finished| {
-        bar.set_position(finished as u64);
+    let delivery = studio.paint(&commission, &mut |step| {
+        bar.set_length(u64::from(config.steps) * step.parts as u64);
+        bar.set_position(u64::from(config.steps) * step.part as u64 + step.finished as u64);
         ControlFlow::Continue(())
     });
     bar.finish_and_clear();

@@ -1,11 +1,13 @@
 //! One task from start to end: parse, fetch the LoRAs, paint, store, tell. Function and worker both run it.
 
 mod commission;
+mod deadline;
 mod ending;
 mod faults;
 mod message;
 mod painting;
 
+pub use deadline::{Deadline, OutOfTime};
 pub use message::{Message, Outcome};
 
 use crate::{
@@ -143,17 +145,22 @@ impl Workshop {
     async fn work_on(&self, message: &Message, report: &mut Report) -> Outcome {
         let fetched = match Pointer::parse(&message.body) {
             None => None,
-            Some(pointer) => match self.store.payload(&pointer).await {
-                Ok(body) => Some(body),
-                Err(error) => {
+            Some(pointer) => match message.deadline.work(self.store.payload(&pointer)).await {
+                Ok(Ok(body)) => Some(body),
+                Ok(Err(error)) => {
                     warn!(%error, "no body, and so no backend to tell: given back to the queue");
                     (report.ending, report.fault) = (Ending::GivenBack, Some(Fault::Storage));
                     return message.given_back();
                 }
+                Err(late) => return give_back_unread(late, report),
             },
         };
         let parsed = Task::parse(fetched.as_ref().unwrap_or(&message.body));
-        match self.gate.admit(parsed).await {
+        let admitted = match message.deadline.work(self.gate.admit(parsed)).await {
+            Ok(admitted) => admitted,
+            Err(late) => return give_back_unread(late, report),
+        };
+        match admitted {
             Ok(task) => {
                 tracing::Span::current().record("generation_id", task.generation_id);
                 (report.generation_id, report.order) = (Some(task.generation_id), Some(Order::from(&task)));
@@ -162,4 +169,11 @@ impl Workshop {
             Err(bad) => self.refuse(bad, message, report).await,
         }
     }
+}
+
+/// There was no time to find out whom to tell.
+fn give_back_unread(late: OutOfTime, report: &mut Report) -> Outcome {
+    warn!(reason = %late, "given back to the queue before it was read");
+    (report.ending, report.fault) = (Ending::GivenBack, Some(Fault::Deadline));
+    Outcome::GivenBack(Duration::ZERO)
 }

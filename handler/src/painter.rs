@@ -11,7 +11,7 @@ use crate::{
     gpu::Memory,
     metrics::Metrics,
     pipeline::Request,
-    studio::{Commission, Order, Painted, Studio, StudioError},
+    studio::{self, Commission, Order, Painted, Studio, StudioError},
     trace::Stage,
 };
 use batch::{Job, gather, paint};
@@ -24,8 +24,8 @@ use std::{
 use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 
-/// What is called with the number of finished steps, and may stop the painting.
-pub type OnStep = Box<dyn FnMut(usize) -> ControlFlow<()> + Send>;
+/// What is called with each step, and may stop the painting.
+pub type OnStep = Box<dyn FnMut(studio::Step) -> ControlFlow<()> + Send>;
 
 /// The way to the painter's thread. It ends when the last of these is dropped, or when the studio can paint no more.
 #[derive(Clone)]

@@ -6,7 +6,7 @@ pub use deletions::{Deleter, Deletion, Deletions};
 
 use crate::trace::CARRIED;
 use aws_config::{SdkConfig, timeout::TimeoutConfig};
-use aws_errors::describe;
+use aws_errors::{Class, classify_entry, describe};
 use aws_sdk_sqs::{
     Client,
     config::Builder,
@@ -17,14 +17,15 @@ use aws_sdk_sqs::{
 use deletions::Refusal;
 use std::{collections::HashMap, future::Future, time::Duration};
 use tokio::{
-    sync::Mutex,
+    sync::{Mutex, watch},
     time::{Instant, MissedTickBehavior, interval, timeout},
 };
+use tokio_util::task::AbortOnDropHandle;
 
 /// Longest wait of one poll, SQS' maximum.
 const POLL_SECONDS: i32 = 20;
-/// For one request to delete, the client's own tries included.
-const DELETE_TIMEOUT: Duration = Duration::from_secs(10);
+/// For one request to delete or to change when a message is seen, the client's own tries included.
+const CHANGE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// One queue.
 #[derive(Debug, Clone)]
@@ -82,19 +83,30 @@ impl Queue {
         work: impl Future<Output = T>,
     ) -> (T, Instant) {
         let length = Duration::from_secs(visibility.unsigned_abs().into());
-        let mut until = Instant::now() + length;
+        let (extended, until) = watch::channel(Instant::now() + length);
+        // A task of its own: the work does not wait for SQS, and it ends with the work.
+        let extending = self.clone().extend(handle.to_string(), visibility, extended);
+        let _extending = AbortOnDropHandle::new(tokio::spawn(extending));
+        let done = work.await;
+        let until = *until.borrow();
+        (done, until)
+    }
+
+    /// Extends it again and again.
+    async fn extend(self, handle: String, visibility: i32, until: watch::Sender<Instant>) {
+        let length = Duration::from_secs(visibility.unsigned_abs().into());
         let mut beat = interval(length / 3);
         beat.set_missed_tick_behavior(MissedTickBehavior::Delay);
         // The first tick comes at once, and the message has just been received.
         beat.tick().await;
-        tokio::pin!(work);
         loop {
-            tokio::select! {
-                done = &mut work => return (done, until),
-                asked = beat.tick() => match self.set_visibility(handle, visibility).await {
-                    Ok(()) => until = asked + length,
-                    Err(error) => tracing::warn!(error, "the visibility timeout was not extended"),
-                },
+            beat.tick().await;
+            let asked = Instant::now();
+            // One that is not answered does not hold up the next one.
+            let set = timeout(length / 3, self.set_visibility(&handle, visibility)).await;
+            match set.unwrap_or_else(|_| Err("no answer in time".into())) {
+                Ok(()) => drop(until.send_replace(asked + length)),
+                Err(error) => tracing::warn!(error, "the visibility timeout was not extended"),
             }
         }
     }
@@ -102,11 +114,13 @@ impl Queue {
     /// Makes a message visible again after so many seconds.
     ///
     /// # Errors
-    /// SQS' code, and a sentence.
+    /// SQS' code and a sentence, or that it did not answer.
     pub async fn set_visibility(&self, handle: &str, seconds: i32) -> Result<(), String> {
         let request = self.sqs.change_message_visibility().queue_url(&self.url).receipt_handle(handle);
-        let sent = request.visibility_timeout(seconds).send().await;
-        sent.map(|_| ()).map_err(|error| describe(&error))
+        match timeout(CHANGE_TIMEOUT, request.visibility_timeout(seconds).send()).await {
+            Ok(sent) => sent.map(|_| ()).map_err(|error| describe(&error)),
+            Err(_) => Err(format!("no answer within {CHANGE_TIMEOUT:?}")),
+        }
     }
 
     /// Deletes up to ten messages with one request; what was not deleted.
@@ -124,18 +138,20 @@ impl Queue {
             Err(error) => return all(error.to_string()),
         };
         let request = self.sqs.delete_message_batch().queue_url(&self.url).set_entries(Some(entries));
-        match timeout(DELETE_TIMEOUT, request.send()).await {
+        match timeout(CHANGE_TIMEOUT, request.send()).await {
             Ok(Ok(answer)) => answer.failed.iter().filter_map(refusal).collect(),
             Ok(Err(error)) => all(describe(&error)),
-            Err(_) => all(format!("no answer within {DELETE_TIMEOUT:?}")),
+            Err(_) => all(format!("no answer within {CHANGE_TIMEOUT:?}")),
         }
     }
 }
 
-/// What SQS says of an entry that is ours.
+/// What SQS says of an entry that is ours. Only what it says of the entry itself is final: rights and settings may be mended while the
+/// message is still ours.
 fn refusal(entry: &BatchResultErrorEntry) -> Option<Refusal> {
     let (index, cause) = (entry.id.parse().ok()?, entry.code.clone());
-    Some(Refusal { index, cause, is_final: entry.sender_fault })
+    let class = classify_entry(&cause, entry.message(), entry.sender_fault);
+    Some(Refusal { index, cause, is_final: class == Class::Content })
 }
 
 impl Queues {

@@ -2,8 +2,9 @@
 
 use crate::{
     config::ServiceConfig,
-    job::{Message, Outcome, Workshop},
+    job::{Deadline, Message, Outcome, Workshop},
     queue::Queues,
+    stop,
     trace::{CARRIED, FLUSH_LIMIT},
 };
 use aws_lambda_events::sqs::{SqsBatchResponse, SqsEvent, SqsMessage};
@@ -17,10 +18,7 @@ use std::{
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 use telemetry::Traces;
-use tokio::{
-    signal::unix::{SignalKind, signal},
-    sync::RwLock,
-};
+use tokio::sync::RwLock;
 use tower::util::MapFutureLayer;
 
 /// Tasks of one event in work at a time.
@@ -39,18 +37,18 @@ pub async fn serve(config: &ServiceConfig, traces: Option<Traces>) -> anyhow::Re
     let service = service_fn(move |event: LambdaEvent<SqsEvent>| {
         let (workshop, queues, traces) = shared.clone();
         async move {
-            let deadline = instant(event.context.deadline());
+            let end = instant(event.context.deadline());
+            let deadline = end.map_or(Deadline::NONE, Deadline::at);
             let answer = handle(&workshop, &queues, event.payload, deadline).await;
             if let Some(traces) = traces {
                 // No task is given up for its trace.
-                let left =
-                    deadline.map_or(FLUSH_LIMIT, |deadline| deadline.saturating_duration_since(Instant::now()) / 2);
+                let left = end.map_or(FLUSH_LIMIT, |end| end.saturating_duration_since(Instant::now()) / 2);
                 traces.flush(left.min(FLUSH_LIMIT)).await;
             }
             answer
         }
     });
-    let mut terminate = signal(SignalKind::terminate())?;
+    let stop = stop::on_signal()?;
     // As many at a time as AWS_LAMBDA_MAX_CONCURRENCY says, which Managed Instances set; else one.
     let runtime = Runtime::new(service).layer(MapFutureLayer::new(until_answered(busy.clone()))).run_concurrent();
     tokio::pin!(runtime);
@@ -59,10 +57,7 @@ pub async fn serve(config: &ServiceConfig, traces: Option<Traces>) -> anyhow::Re
     let broken = tokio::select! {
         broken = workshop.broken() => Some(broken),
         ended = &mut runtime => return ended.map_err(out_of_reach),
-        _ = terminate.recv() => {
-            tracing::info!("terminating: the events in work are finished first");
-            None
-        }
+        () = stop.cancelled() => None,
     };
     // What cannot be painted is given back.
     tokio::select! {
@@ -107,7 +102,7 @@ async fn handle(
     workshop: &Workshop,
     queues: &Queues,
     event: SqsEvent,
-    deadline: Option<Instant>,
+    deadline: Deadline,
 ) -> Result<SqsBatchResponse, Error> {
     let at_once = if event.records.iter().any(is_fifo) { 1 } else { AT_ONCE };
     let stopped = &AtomicBool::new(false);
@@ -119,7 +114,9 @@ async fn handle(
         let Outcome::GivenBack(wait) = outcome else { return None };
         // A FIFO queue keeps its order only if everything after the first failure comes back as well.
         stopped.fetch_or(is_fifo(&record), Ordering::Relaxed);
-        rest(queues, &record, wait).await;
+        if deadline.settle(rest(queues, &record, wait)).await.is_err() {
+            tracing::warn!("no time to say when the message comes again: after the queue's visibility timeout");
+        }
         Some(record)
     });
     let given_back: Vec<Option<SqsMessage>> = stream::iter(works).buffered(at_once).collect().await;
@@ -132,7 +129,7 @@ async fn handle(
     Ok(response)
 }
 
-fn message(record: &SqsMessage, deadline: Option<Instant>) -> Message {
+fn message(record: &SqsMessage, deadline: Deadline) -> Message {
     let body = record.body.clone().unwrap_or_default();
     let number = |name: &str| record.attributes.get(name)?.parse::<u64>().ok();
     let carried = |name: &str| record.message_attributes.get(name)?.string_value.clone();

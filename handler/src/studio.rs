@@ -8,7 +8,7 @@ mod device;
 #[cfg(all(test, feature = "cuda"))]
 mod tests;
 
-pub use commission::{Commission, Delivery, Order, Painted, StudioError};
+pub use commission::{Commission, Delivery, OnStep, Order, Painted, Step, StudioError};
 
 use crate::{
     config::{DeviceKind, ModelConfig},
@@ -100,16 +100,11 @@ impl Studio {
         Ok(clock.elapsed())
     }
 
-    /// Paints, signs, encodes and writes the metadata. `on_step` is called with the number of finished steps and may stop the
-    /// painting.
+    /// Paints, signs, encodes and writes the metadata. `on_step` is called with each step and may stop the painting.
     ///
     /// # Errors
     /// See [`StudioError`]; the studio stays usable after each.
-    pub fn paint(
-        &mut self,
-        commission: &Commission,
-        on_step: &mut dyn FnMut(usize) -> ControlFlow<()>,
-    ) -> Result<Delivery, StudioError> {
+    pub fn paint(&mut self, commission: &Commission, on_step: &mut OnStep<'_>) -> Result<Delivery, StudioError> {
         commission.check()?;
         commission.finish(self.paint_alone(commission, on_step)?)
     }
@@ -154,10 +149,11 @@ impl Studio {
             orders.iter_mut().map(|(commission, on_step)| (*commission, on_step)).unzip();
         let requests: Vec<&Request> = commissions.iter().map(|commission| &commission.request).collect();
         let mut stopped: Vec<Option<usize>> = vec![None; callbacks.len()];
-        let latents = self.pipeline.denoise_together(&requests, noise, &mut stream, &mut |step| {
+        let pictures = images * commissions.len();
+        let latents = self.pipeline.denoise_together(&requests, noise, &mut stream, &mut |finished| {
             for (on_step, stopped) in callbacks.iter_mut().zip(&mut stopped) {
-                if stopped.is_none() && on_step(step).is_break() {
-                    *stopped = Some(step);
+                if stopped.is_none() && on_step(Step { finished, part: 0, parts: 1, pictures }).is_break() {
+                    *stopped = Some(finished);
                 }
             }
             if stopped.iter().all(Option::is_some) { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
@@ -180,11 +176,7 @@ impl Studio {
     }
 
     /// Where memory does not suffice, it is made, and the pictures are painted one by one.
-    fn paint_alone(
-        &mut self,
-        commission: &Commission,
-        on_step: &mut dyn FnMut(usize) -> ControlFlow<()>,
-    ) -> Result<Painted, StudioError> {
+    fn paint_alone(&mut self, commission: &Commission, on_step: &mut OnStep<'_>) -> Result<Painted, StudioError> {
         match self.try_alone(commission, commission.images, on_step) {
             Err(error) if error.is_out_of_memory() => {
                 tracing::warn!(%error, "out of memory: once more, with less");
@@ -199,7 +191,7 @@ impl Studio {
         &mut self,
         commission: &Commission,
         at_once: usize,
-        on_step: &mut dyn FnMut(usize) -> ControlFlow<()>,
+        on_step: &mut OnStep<'_>,
     ) -> Result<Painted, StudioError> {
         let mut watch = Watch::start("lora", vec![commission.span.clone()], vec![]);
         self.pipeline.set_loras(&commission.loras)?;
@@ -209,10 +201,14 @@ impl Studio {
         let noise = self.pipeline.first_noise(request, commission.images, &mut stream)?;
         // What is drawn at each step is drawn for all pictures.
         let at_once = if request.scheduler.draws() { commission.images } else { at_once.max(1) };
+        let parts = commission.images.div_ceil(at_once);
         let mut latents = Vec::new();
-        for first in (0..commission.images).step_by(at_once) {
-            let part = noise.narrow(0, first, at_once.min(commission.images - first)).map_err(PipelineError::from)?;
-            latents.push(self.pipeline.denoise(request, part, &mut stream, on_step)?);
+        for part in 0..parts {
+            let first = part * at_once;
+            let pictures = at_once.min(commission.images - first);
+            let own = noise.narrow(0, first, pictures).map_err(PipelineError::from)?;
+            let mut on_step = |finished| on_step(Step { finished, part, parts, pictures });
+            latents.push(self.pipeline.denoise(request, own, &mut stream, &mut on_step)?);
         }
         watch.then("decode");
         let mut pictures = Vec::new();

@@ -9,7 +9,7 @@ mod tests;
 use crate::{
     config::WorkerConfig,
     health::Health,
-    job::{Message, Outcome, Workshop},
+    job::{Deadline, Message, Outcome, Workshop},
     queue::{Deleter, Deletion, Deletions, Queue},
     stop,
     trace::{CARRIED, Carrier},
@@ -140,7 +140,7 @@ async fn work(queue: Queue, visibility: i32, workshop: Workshop, deleter: Delete
         id: message.message_id().map(str::to_string),
         carrier: carrier(&message),
         receive_count: count.and_then(|count| count.try_into().ok()).unwrap_or(1),
-        deadline: None,
+        deadline: Deadline::NONE,
         sent_at: number(MessageSystemAttributeName::SentTimestamp).map(|ms| UNIX_EPOCH + Duration::from_millis(ms)),
     };
     let Some(handle) = message.receipt_handle() else {

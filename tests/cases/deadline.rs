@@ -1,9 +1,10 @@
-//! An invocation that is too short for its task: given back in time, visible again at once, and told to nobody.
+//! An invocation that is too short for a task, or for what it waits for: answered in time, with what is given back visible again.
 
 use crate::scene::{HOUR, PATIENCE, Solo, case};
 use anyhow::Context;
 use e2e::{
-    backend::{COMPLETE, PROGRESS},
+    aws::IMAGES,
+    backend::{COMPLETE, FAILED, PROGRESS},
     mapping, wait,
 };
 use serde_json::json;
@@ -38,6 +39,59 @@ fn a_task_that_does_not_fit_the_invocation_is_given_back_in_time() {
         let answer = wait::at_most("answer", PATIENCE, api.invoke(event(&next), HOUR)).await??;
         assert_eq!(answer, Ok(json!({ "batchItemFailures": [] })));
         assert_eq!(scene.backend.end_of(short_task.id(), PATIENCE).await?.path, COMPLETE);
+        Ok(())
+    });
+}
+
+#[test]
+fn a_finished_neighbour_is_answered_while_a_task_waits_for_its_claim() {
+    case(|scene| async move {
+        let (aws, Solo { queue, mut api, function: _function }) =
+            (&scene.stack.aws, scene.solo("deadline-claim").await?);
+        let (done, waiting) = (scene.task().with("prompt_tags", 1), scene.task());
+        aws.put(IMAGES, &format!("claims/gen_{}", waiting.id()), b"somebody 1\n".to_vec()).await?;
+        for task in [&done, &waiting] {
+            aws.send(&queue.url, &task.body()).await?;
+        }
+        let mut messages = aws.receive(&queue.url, 20, 2).await?;
+        if messages.len() < 2 {
+            messages.extend(aws.receive(&queue.url, 20, 1).await?);
+        }
+        let is_waiting = |body: Option<&str>| body == Some(waiting.body().as_str());
+        let theirs = messages.iter().find(|message| is_waiting(message.body())).context("not received")?;
+        let id = theirs.message_id().context("no message id")?.to_string();
+        let started = Instant::now();
+        let answer =
+            wait::at_most("answer", PATIENCE, api.invoke(mapping::event(&messages, &queue.arn()), SHORT)).await??;
+        assert!(started.elapsed() < SHORT, "it took {:?}", started.elapsed());
+        assert_eq!(answer, Ok(json!({ "batchItemFailures": [{ "itemIdentifier": id }] })));
+        assert_eq!(scene.backend.end_of(done.id(), Duration::ZERO).await?.path, FAILED);
+        assert_eq!(scene.backend.calls_of(waiting.id()), []);
+        Ok(())
+    });
+}
+
+#[test]
+fn a_backend_that_takes_nothing_holds_up_no_answer_and_hears_of_the_picture_later() {
+    case(|scene| async move {
+        let (aws, Solo { queue, mut api, function: _function }) =
+            (&scene.stack.aws, scene.solo("deadline-webhook").await?);
+        let task = scene.task();
+        aws.send(&queue.url, &task.body()).await?;
+        let messages = aws.receive(&queue.url, 20, 1).await?;
+        let event = mapping::event(&messages, &queue.arn());
+        let id = messages[0].message_id().context("no message id")?.to_string();
+        scene.backend.refuse(COMPLETE, 503, usize::MAX);
+        // Time enough for a picture, too little for all tries of its webhook.
+        let limit = Duration::from_secs(8);
+        let started = Instant::now();
+        let answer = wait::at_most("answer", PATIENCE, api.invoke(event.clone(), limit)).await??;
+        assert!(started.elapsed() < limit, "it took {:?}", started.elapsed());
+        assert_eq!(answer, Ok(json!({ "batchItemFailures": [{ "itemIdentifier": id }] })));
+        scene.backend.take();
+        let answer = wait::at_most("answer", PATIENCE, api.invoke(event, HOUR)).await??;
+        assert_eq!(answer, Ok(json!({ "batchItemFailures": [] })));
+        assert_eq!(scene.backend.end_of(task.id(), Duration::ZERO).await?.path, COMPLETE);
         Ok(())
     });
 }

@@ -87,6 +87,39 @@ fn an_entry_that_was_not_deleted_is_tried_again_alone() {
     });
 }
 
+/// SQS says of a throttled entry that the sender is at fault.
+#[test]
+fn an_entry_that_was_throttled_is_tried_again() {
+    case(|scene| async move {
+        let (queue, proxy, worker) = start(&scene, "deletions-throttled", "60").await?;
+        proxy.throttle(1);
+        ended(&scene, &queue, &short(&scene, 1)).await?;
+        scene.stack.aws.has_depth(&queue.url, (0, 0), Duration::from_secs(30)).await?;
+        assert_eq!(proxy.batches(), [1, 1]);
+        assert!(worker.terminate(PATIENCE).await?.success());
+        Ok(())
+    });
+}
+
+/// The heartbeat is on its way while the task is painted, told and deleted.
+#[test]
+fn the_work_on_a_task_does_not_wait_for_its_heartbeat() {
+    case(|scene| async move {
+        let (queue, proxy, worker) = start(&scene, "heartbeat", "3").await?;
+        proxy.ignore_extensions();
+        let task = scene.task().with("num_inference_steps", 100);
+        scene.stack.aws.send(&queue.url, &task.body()).await?;
+        proxy.ignored(PATIENCE).await?;
+        assert!(scene.etag(&task).await.is_none(), "it had finished already");
+        // The client itself would wait for 90 s.
+        let told = async || worker.log_text().contains("the visibility timeout was not extended").then_some(());
+        wait::until("word of it", Duration::from_secs(20), told).await?;
+        assert_eq!(scene.backend.end_of(task.id(), Duration::from_secs(60)).await?.path, COMPLETE);
+        worker.kill().await;
+        Ok(())
+    });
+}
+
 #[test]
 fn an_entry_that_sqs_refuses_for_good_is_not_tried_again() {
     case(|scene| async move {

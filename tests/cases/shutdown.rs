@@ -5,6 +5,7 @@ use e2e::{
     backend::{COMPLETE, PROGRESS},
     mapping, wait,
 };
+use rustix::process::Signal;
 use serde_json::json;
 use std::time::Duration;
 
@@ -25,6 +26,32 @@ fn sigterm_lets_the_event_in_work_be_painted_and_answered() {
         assert_eq!(answer?, Ok(json!({ "batchItemFailures": [] })));
         assert!(ended?.success(), "{}", function.fault("no clean end"));
         assert_eq!(scene.backend.end_of(task.id(), Duration::ZERO).await?.path, COMPLETE);
+        Ok(())
+    });
+}
+
+#[test]
+fn a_second_signal_ends_the_function_at_once() {
+    case(|scene| async move {
+        let (aws, Solo { queue, mut api, function }) = (&scene.stack.aws, scene.solo("shutdown-twice").await?);
+        let task = scene.task().with("num_inference_steps", 150);
+        aws.send(&queue.url, &task.body()).await?;
+        let messages = aws.receive(&queue.url, 20, 1).await?;
+        let answer = api.invoke(mapping::event(&messages, &queue.arn()), HOUR);
+        let ended = async {
+            scene.backend.call("progress", PATIENCE, |call| call.path == PROGRESS).await?;
+            function.signal(Signal::INT);
+            let told = async || function.log_text().contains("a second signal").then_some(());
+            wait::until("it says that it ends", PATIENCE, told).await?;
+            assert!(function.is_running(), "{}", function.fault("ended by the first one"));
+            function.signal(Signal::TERM);
+            wait::at_most("end", Duration::from_secs(3), function.exited()).await
+        };
+        let status = tokio::select! {
+            answer = answer => anyhow::bail!("it was answered first: {answer:?}"),
+            status = ended => status?,
+        };
+        assert_eq!(status.code(), Some(128 + Signal::TERM.as_raw()), "{}", function.fault(&status.to_string()));
         Ok(())
     });
 }

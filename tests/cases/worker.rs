@@ -12,6 +12,7 @@ use e2e::{
     wait,
 };
 use handler::report::STAGES;
+use rustix::process::Signal;
 use serde_json::{Value, json};
 use std::time::Duration;
 
@@ -70,6 +71,26 @@ fn sigterm_lets_the_task_in_work_finish() {
         assert_eq!(scene.backend.calls_of(second.id()), [], "it took another task after SIGTERM");
         // Nothing of the first is left; the second waits for the next worker.
         assert_eq!(aws.empty(&queue.url).await?, [second.body()]);
+        Ok(())
+    });
+}
+
+#[test]
+fn a_second_signal_ends_it_at_once() {
+    case(|scene| async move {
+        let aws = &scene.stack.aws;
+        let queue = aws.queue("worker-twice", VISIBILITY, 3).await?;
+        let worker = worker(&scene, "worker-twice", &queue, &[])?;
+        let task = scene.task().with("num_inference_steps", 150);
+        aws.send(&queue.url, &task.body()).await?;
+        scene.backend.call("progress", PATIENCE, |call| call.path == PROGRESS).await?;
+        worker.signal(Signal::TERM);
+        let told = async || worker.log_text().contains("a second signal").then_some(());
+        wait::until("it says that it ends", PATIENCE, told).await?;
+        assert!(worker.is_running(), "{}", worker.fault("ended by the first one"));
+        worker.signal(Signal::INT);
+        let status = wait::at_most("end", Duration::from_secs(3), worker.exited()).await?;
+        assert_eq!(status.code(), Some(128 + Signal::INT.as_raw()), "{}", worker.fault(&status.to_string()));
         Ok(())
     });
 }

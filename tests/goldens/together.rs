@@ -11,7 +11,7 @@ use handler::{
         prompt::Weighting,
         scheduler::Kind,
     },
-    studio::{Commission, Order, Painted, Studio},
+    studio::{Commission, Order, Painted, Step, Studio},
 };
 use std::{ops::ControlFlow, path::Path};
 
@@ -58,7 +58,7 @@ fn together(studio: &mut Studio, all: &[(&Commission, usize)]) -> Vec<Option<Pai
     let mut callbacks: Vec<_> = all
         .iter()
         .map(|(_, last)| {
-            move |step: usize| if step > *last { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+            move |step: Step| if step.finished > *last { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
         })
         .collect();
     let orders = all.iter().zip(&mut callbacks).map(|((commission, _), callback)| (*commission, callback as _));

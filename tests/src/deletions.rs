@@ -1,5 +1,5 @@
 //! A reverse proxy in front of SQS that keeps how many messages each request deletes, holds such requests back, and lets entries
-//! of them fail. All else passes.
+//! of them fail. It can leave requests to extend a visibility timeout without an answer. All else passes.
 
 use crate::{
     entries::{self, Refused},
@@ -11,8 +11,8 @@ use axum::response::Response;
 use serde_json::Value;
 use std::{
     sync::{
-        Arc,
-        atomic::{AtomicBool, AtomicUsize, Ordering},
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
     },
     time::Duration,
 };
@@ -32,9 +32,18 @@ struct Shared {
     batches: watch::Sender<Vec<usize>>,
     /// Requests to delete that may pass.
     open: watch::Sender<bool>,
-    /// First entries of coming requests that fail, and whether trying again could not help.
-    failures: AtomicUsize,
-    is_final: AtomicBool,
+    /// First entries of coming requests that fail, and what is said of them.
+    failures: Mutex<Failures>,
+    /// Requests to extend a visibility timeout that had no answer, while they get none.
+    unanswered: watch::Sender<usize>,
+    is_mute: AtomicBool,
+}
+
+#[derive(Debug, Default)]
+struct Failures {
+    left: usize,
+    code: &'static str,
+    sender_fault: bool,
 }
 
 impl DeletionProxy {
@@ -47,8 +56,9 @@ impl DeletionProxy {
             target: Target::new(target)?,
             batches: watch::Sender::default(),
             open: watch::Sender::new(true),
-            failures: AtomicUsize::new(0),
-            is_final: AtomicBool::new(false),
+            failures: Mutex::default(),
+            unanswered: watch::Sender::default(),
+            is_mute: AtomicBool::new(false),
         });
         let passing = shared.clone();
         let proxy = Proxy::start(move |request| {
@@ -70,13 +80,32 @@ impl DeletionProxy {
 
     /// From now on the first entry of so many requests is not deleted, through no fault of the sender.
     pub fn fail(&self, requests: usize) {
-        self.shared.failures.store(requests, Ordering::Relaxed);
+        self.shared.let_fail(Failures { left: requests, code: "InternalError", sender_fault: false });
     }
 
-    /// As [`Self::fail`], but SQS says that the sender is at fault.
+    /// The same, for its receipt handle, which will never be good.
     pub fn refuse(&self, requests: usize) {
-        self.shared.is_final.store(true, Ordering::Relaxed);
-        self.fail(requests);
+        self.shared.let_fail(Failures { left: requests, code: "ReceiptHandleIsInvalid", sender_fault: true });
+    }
+
+    /// The same, because SQS is asked too often, which it calls the sender's fault.
+    pub fn throttle(&self, requests: usize) {
+        self.shared.let_fail(Failures { left: requests, code: "RequestThrottled", sender_fault: true });
+    }
+
+    /// From now on, requests to extend a visibility timeout get no answer.
+    pub fn ignore_extensions(&self) {
+        self.shared.is_mute.store(true, Ordering::Relaxed);
+    }
+
+    /// Waits for such a request without an answer.
+    ///
+    /// # Errors
+    /// Not in time.
+    pub async fn ignored(&self, within: Duration) -> Result<()> {
+        let mut unanswered = self.shared.unanswered.subscribe();
+        wait::at_most("a request to extend", within, unanswered.wait_for(|count| *count > 0)).await??;
+        Ok(())
     }
 
     /// How many entries each request to delete had, those that are held back too.
@@ -97,9 +126,24 @@ impl DeletionProxy {
 }
 
 impl Shared {
+    fn let_fail(&self, failures: Failures) {
+        *self.failures.lock().unwrap_or_else(PoisonError::into_inner) = failures;
+    }
+
+    /// What is said of the first entry of this request, if it fails.
+    fn failure(&self) -> Option<Refused> {
+        let mut failures = self.failures.lock().unwrap_or_else(PoisonError::into_inner);
+        failures.left = failures.left.checked_sub(1)?;
+        Some(Refused { code: failures.code, sender_fault: failures.sender_fault })
+    }
+
     async fn pass(&self, request: Request) -> Result<Response> {
         match request.headers.get("x-amz-target").map(|target| target.as_bytes()) {
             Some(b"AmazonSQS.DeleteMessageBatch") => self.delete(request).await,
+            Some(b"AmazonSQS.ChangeMessageVisibility") if self.is_mute.load(Ordering::Relaxed) => {
+                self.unanswered.send_modify(|count| *count += 1);
+                std::future::pending().await
+            }
             _ => self.target.pass(request).await,
         }
     }
@@ -109,12 +153,9 @@ impl Shared {
         let count = batch["Entries"].as_array().context("no Entries")?.len();
         self.batches.send_modify(|batches| batches.push(count));
         self.open.subscribe().wait_for(|open| *open).await?;
-        let fails =
-            self.failures.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(1)).is_ok();
-        if !fails {
-            return self.target.pass(request).await;
+        match self.failure() {
+            None => self.target.pass(request).await,
+            Some(refused) => entries::withhold(&self.target, request, refused, |index| index == 0).await,
         }
-        let refused = Refused { code: "InternalError", sender_fault: self.is_final.load(Ordering::Relaxed) };
-        entries::withhold(&self.target, request, refused, |index| index == 0).await
     }
 }

@@ -96,7 +96,16 @@ impl Workshop {
             ErrorCodes::Single => GENERATION_FAILED,
             ErrorCodes::Fine => fine,
         };
-        match self.backend.failed(subject, code, reason, message.receive_count.saturating_sub(1)).await {
+        let telling = self.backend.failed(subject, code, reason, message.receive_count.saturating_sub(1));
+        let told = match message.deadline.tell(telling).await {
+            Ok(told) => told,
+            Err(late) => {
+                warn!(reason = %late, "the failure could not be told in time: given back to the queue");
+                report.ending = Ending::GivenBack;
+                return Outcome::GivenBack(Duration::ZERO);
+            }
+        };
+        match told {
             Ok(()) => {
                 report.ending = Ending::Failed;
                 Outcome::Consumed

@@ -1,5 +1,6 @@
 //! What is at fault when a part fails, and whether trying again can help.
 
+use super::OutOfTime;
 use crate::{
     failure::{Failure, Fault},
     painter::PainterError,
@@ -50,6 +51,12 @@ impl From<PainterError> for Failure {
             PainterError::Studio(error) => error.into(),
             PainterError::Panic(_) | PainterError::Ended => Self::Transient(Fault::Painting, error.to_string()),
         }
+    }
+}
+
+impl From<OutOfTime> for Failure {
+    fn from(late: OutOfTime) -> Self {
+        Self::OutOfTime(late.to_string())
     }
 }
 

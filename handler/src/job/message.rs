@@ -1,7 +1,8 @@
 //! A message of the queue, and what becomes of it. It is not read here.
 
+use super::Deadline;
 use crate::trace::Carrier;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, SystemTime};
 
 /// How long a message rests after a fault, for each time it was received: a fault gets time to pass.
 const REST: Duration = Duration::from_secs(5);
@@ -18,8 +19,8 @@ pub struct Message {
     /// How often the queue has handed it out, this time included; 1 if the queue did not say. Where nobody brings it again,
     /// `max_receive_count`: the backend is told of a failure on the last receive only.
     pub receive_count: u32,
-    /// When the invocation that brought it ends; `None` if there is no such limit.
-    pub deadline: Option<Instant>,
+    /// When the invocation that brought it ends.
+    pub deadline: Deadline,
     /// When the queue got it, if it says so.
     pub sent_at: Option<SystemTime>,
 }

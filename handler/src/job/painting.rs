@@ -1,14 +1,14 @@
 //! The good way of a task: claimed, LoRAs fetched, painted, stored, told.
 
 use super::{
-    Workshop,
+    Deadline, Workshop,
     commission::commission,
     faults::{lora_fault, storage},
 };
 use crate::{
     failure::{Failure, Fault},
     lora::AppliedLora,
-    pace::Pace,
+    pace::{Load, Pace},
     report::{Ending, Report},
     startup::LoadError,
     studio::{Delivery, StudioError},
@@ -16,49 +16,52 @@ use crate::{
     trace::Stage,
 };
 use std::{
-    sync::{Arc, OnceLock},
-    time::{Duration, Instant},
+    sync::{Arc, atomic::Ordering},
+    time::Instant,
 };
-use tokio::time::timeout_at;
-
-/// Kept back of an invocation, to give a task back in.
-const MARGIN: Duration = Duration::from_secs(1);
 
 impl Workshop {
-    /// Paints while no other process does so.
+    /// Paints while no other process does so. Each wait ends when the invocation has no more time for it.
     pub(super) async fn claim_and_paint(
         &self,
         task: &Task,
-        deadline: Option<Instant>,
+        deadline: Deadline,
         report: &mut Report,
     ) -> Result<Ending, Failure> {
         let Some(claims) = &self.claims else { return self.paint_and_tell(task, deadline, report).await };
-        let taking = claims.take(task.generation_id);
-        let taking = async {
-            match deadline {
-                None => Ok(taking.await),
-                Some(deadline) => timeout_at(deadline.into(), taking).await,
-            }
-        };
+        let taking = deadline.work(claims.take(task.generation_id));
         let (claim, lap) = Stage::begin("claim").around(taking).await;
         report.stages.push(lap);
-        let claim = claim.map_err(|_| Failure::OutOfTime(Duration::ZERO))?;
-        let claim = claim.map_err(|error| Failure::Transient(Fault::Storage, format!("claim: {error}")))?;
+        let claim = claim?.map_err(|error| Failure::Transient(Fault::Storage, format!("claim: {error}")))?;
         let ended = self.paint_and_tell(task, deadline, report).await;
-        claim.release().await;
+        if deadline.tell(claim.release()).await.is_err() {
+            tracing::warn!("no time to let go of the claim: it will run out");
+        }
         ended
     }
 
-    async fn paint_and_tell(
+    async fn paint_and_tell(&self, task: &Task, deadline: Deadline, report: &mut Report) -> Result<Ending, Failure> {
+        let keys = task.result_keys();
+        let ending = deadline.work(self.paint_once(task, &keys, deadline, report)).await??;
+        let urls: Vec<String> = keys.iter().map(|key| self.store.picture_url(key)).collect();
+        let telling = deadline.work(self.backend.complete(task, &urls));
+        let (told, lap) = Stage::begin("complete").around(telling).await;
+        report.stages.push(lap);
+        // The pictures stand: the next delivery tells of them, and the backend gets the time that a fault of its own gets.
+        told.map_err(|late| Failure::Transient(Fault::Backend, format!("webhook complete was not taken: {late}")))??;
+        Ok(ending)
+    }
+
+    /// Paints and stores the pictures, unless they stand already.
+    async fn paint_once(
         &self,
         task: &Task,
-        deadline: Option<Instant>,
+        keys: &[String],
+        deadline: Deadline,
         report: &mut Report,
     ) -> Result<Ending, Failure> {
-        let (keys, fingerprint) = (task.result_keys(), task.fingerprint());
-        let urls: Vec<String> = keys.iter().map(|key| self.store.picture_url(key)).collect();
-        if self.store.stands(&keys, &fingerprint).await.map_err(storage)? {
-            self.backend.complete(task, &urls).await?;
+        let fingerprint = task.fingerprint();
+        if self.store.stands(keys, &fingerprint).await.map_err(storage)? {
             return Ok(Ending::AnnouncedAgain);
         }
         let fetching = async {
@@ -76,8 +79,7 @@ impl Workshop {
         report.stages.push(lap);
         telemetry::set(&span, "cache.hits", report.cache_hits() as i64);
         telemetry::set(&span, "cache.misses", report.cache_misses() as i64);
-        let loras = loras?;
-        let delivery = self.paint(task, loras, deadline).await?;
+        let delivery = self.paint(task, loras?, deadline).await?;
         report.stages.extend(delivery.stages);
         let uploading = async {
             for (key, file) in keys.iter().zip(delivery.files) {
@@ -91,50 +93,35 @@ impl Workshop {
         let (uploaded, lap) = Stage::begin("upload").around(uploading).await;
         report.stages.push(lap);
         uploaded?;
-        let (told, lap) = Stage::begin("complete").around(self.backend.complete(task, &urls)).await;
-        report.stages.push(lap);
-        told?;
         let after = report.stages.iter().skip_while(|(stage, _)| *stage != "denoise").skip(1);
-        self.times.note_rest(after.map(|(_, duration)| *duration).sum());
+        self.times.note_rest(load(task), after.map(|(_, duration)| *duration).sum());
         Ok(Ending::Painted)
     }
 
     /// Waits for the painter, and tells the milestones meanwhile; then signs and encodes while the painter goes on.
-    async fn paint(
-        &self,
-        task: &Task,
-        loras: Vec<AppliedLora>,
-        deadline: Option<Instant>,
-    ) -> Result<Delivery, Failure> {
+    async fn paint(&self, task: &Task, loras: Vec<AppliedLora>, deadline: Deadline) -> Result<Delivery, Failure> {
         let commission = Arc::new(commission(task, loras, self.file, self.credential.clone()));
         commission.check().map_err(StudioError::from)?;
         let loading = |error: LoadError| Failure::Transient(Fault::Painting, error.to_string());
         let waiting = Stage::begin("wait");
         let painter = self.opening.painter().await.map_err(loading)?;
         let line = self.backend.progress(task);
-        let out_of_time = Arc::new(OnceLock::new());
-        let pace = Pace {
-            steps: task.steps,
-            load: (task.width, task.height, task.num_images),
-            times: self.times.clone(),
-            deadline,
-            tell: line.teller(),
-            is_unwanted: line.is_unwanted(),
-            out_of_time: out_of_time.clone(),
-        };
-        let painting = painter.paint(commission.clone(), Box::new(pace.into_callback()), waiting);
-        let painted = match deadline.and_then(|deadline| deadline.checked_sub(MARGIN)) {
-            None => Some(painting.await),
-            // The turn may come too late.
-            Some(latest) => timeout_at(latest.into(), painting).await.ok(),
-        };
+        let (times, end) = (self.times.clone(), deadline.work_end());
+        let mut pace = Pace::new(task.steps, load(task), end, times, line.teller(), line.is_unwanted());
+        let out_of_time = pace.out_of_time();
+        let on_step = Box::new(move |step| pace.step(step, Instant::now()));
+        let painted = painter.paint(commission.clone(), on_step, waiting).await;
         line.finish().await;
-        let (Some(painted), None) = (painted, out_of_time.get()) else {
-            return Err(Failure::OutOfTime(out_of_time.get().copied().unwrap_or(MARGIN)));
-        };
+        if out_of_time.load(Ordering::Relaxed) {
+            return Err(deadline.out_of_time().into());
+        }
         let (painted, span) = (painted?, tracing::Span::current());
         let finished = tokio::task::spawn_blocking(move || span.in_scope(|| commission.finish(painted)));
         let broke_off = |panic| Failure::Transient(Fault::Painting, format!("signing broke off: {panic}"));
         finished.await.map_err(broke_off)?.map_err(Failure::from)
     }
+}
+
+fn load(task: &Task) -> Load {
+    Load { width: task.width, height: task.height, pictures: task.num_images }
 }

@@ -35,8 +35,25 @@ pub struct Commission {
     pub span: Span,
 }
 
-/// A commission, and what is called with the number of its finished steps.
-pub type Order<'a> = (&'a Commission, &'a mut dyn FnMut(usize) -> ControlFlow<()>);
+/// How far a try at painting is. A try paints its pictures at once or, where memory does not suffice for that, in several parts, one after
+/// the other. One that fails may be followed by another, which begins anew.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Step {
+    /// Steps of this part that are finished: first none, and at last all.
+    pub finished: usize,
+    /// Which part, from 0 on.
+    pub part: usize,
+    /// Parts of the try.
+    pub parts: usize,
+    /// Pictures that are painted at once, those of other commissions too.
+    pub pictures: usize,
+}
+
+/// What is called before the first step of each part of a try and after each step, and may stop the painting.
+pub type OnStep<'a> = dyn FnMut(Step) -> ControlFlow<()> + 'a;
+
+/// A commission, and what is called with its steps.
+pub type Order<'a> = (&'a Commission, &'a mut OnStep<'a>);
 
 /// Pictures of a commission, neither signed nor encoded, and how long each stage took.
 pub struct Painted {

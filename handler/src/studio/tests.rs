@@ -1,6 +1,6 @@
 //! A studio on a GPU: several at once, too little memory, a GPU that is lost. Needs a GPU.
 
-use super::{Commission, Order, Painted, Studio};
+use super::{Commission, Order, Painted, Step, Studio};
 use crate::{
     config::{DeviceKind, ModelConfig, Precision},
     gpu::{Dtype, Gpu, Shortage},
@@ -67,7 +67,7 @@ fn gpu_pictures_painted_together_are_those_painted_alone() {
         let all = [("red circle", 1), ("yellow star,green background", 2), ("blue square", 3), ("white heart", 4)];
         let all = all.map(|(prompt, seed)| commission(prompt, seed, 1, 256));
         let alone = all.each_ref().map(|commission| paint(&mut studio, commission));
-        let mut callbacks = all.each_ref().map(|_| |_: usize| ControlFlow::Continue(()));
+        let mut callbacks = all.each_ref().map(|_| |_: Step| ControlFlow::Continue(()));
         let mut orders: Vec<Order> =
             all.iter().zip(&mut callbacks).map(|(each, callback)| (each, callback as _)).collect();
         let together = studio.try_together(&mut orders).unwrap();
@@ -92,7 +92,7 @@ fn with_ever_more_memory(wanted: &Commission, at_once: usize) -> (usize, usize) 
         let shortage = Shortage::leaving(&gpu, free).unwrap();
         let mut began = 0;
         let painted = studio.paint_alone(wanted, &mut |step| {
-            began += usize::from(step == 0);
+            began += usize::from(step.finished == 0);
             ControlFlow::Continue(())
         });
         let (enough, free) = (studio.pipeline.is_at_ease(), free / MIB);

@@ -1,4 +1,4 @@
-//! The progress of one task, told in order beside the painting. Refuses to hold the painting up.
+//! The progress of one task, told in order beside the painting, which it never holds up.
 
 use super::{Backend, Subject, WebhookError};
 use crate::{progress::Progress, task::Task};
@@ -9,7 +9,8 @@ use std::{
     },
     time::Duration,
 };
-use tokio::{sync::mpsc, task::JoinHandle, time::timeout};
+use tokio::{sync::mpsc, time::timeout};
+use tokio_util::task::AbortOnDropHandle;
 use tracing::Instrument;
 
 /// How long the end of a task waits for progress that is still on its way.
@@ -18,7 +19,8 @@ const PROGRESS_GRACE: Duration = Duration::from_secs(2);
 /// The progress of one task. Telling never blocks and never fails.
 pub struct ProgressLine {
     sender: mpsc::UnboundedSender<Progress>,
-    done: JoinHandle<()>,
+    /// Ends with the task: nothing is told of one that was given back meanwhile.
+    done: AbortOnDropHandle<()>,
     unwanted: Arc<AtomicBool>,
 }
 
@@ -73,7 +75,7 @@ impl Backend {
                 }
             }
         };
-        let done = tokio::spawn(telling.in_current_span());
+        let done = AbortOnDropHandle::new(tokio::spawn(telling.in_current_span()));
         ProgressLine { sender, done, unwanted }
     }
 }

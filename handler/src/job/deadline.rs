@@ -1,0 +1,111 @@
+//! When an invocation ends, and what must be over before: it is answered in time, whatever a task waits for.
+
+use std::{
+    fmt,
+    future::Future,
+    time::{Duration, Instant},
+};
+use tokio::time::timeout_at;
+
+/// Kept back of an invocation when its tasks are told to stop, to let go of them and to tell of the last receive.
+const WORK_MARGIN: Duration = Duration::from_secs(2);
+/// Kept back when telling stops, to say when a message can be seen again.
+const TELL_MARGIN: Duration = Duration::from_secs(1);
+/// Kept back when that stops, to answer.
+const ANSWER_MARGIN: Duration = Duration::from_millis(400);
+
+/// When the invocation that brought a message ends; a worker's messages have no such limit. An event is answered as a whole, so that
+/// none of its tasks may wait for longer, be it for storage, for a claim, for the painter or for a backend.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Deadline(Option<Instant>);
+
+/// What is left of the invocation did not suffice.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct OutOfTime {
+    left: Duration,
+}
+
+impl Deadline {
+    /// No limit.
+    pub const NONE: Self = Self(None);
+
+    /// The invocation ends then.
+    pub fn at(end: Instant) -> Self {
+        Self(Some(end))
+    }
+
+    /// When a task must be done.
+    pub(super) fn work_end(self) -> Option<Instant> {
+        self.before(WORK_MARGIN)
+    }
+
+    /// What is left.
+    pub(super) fn out_of_time(self) -> OutOfTime {
+        let left = self.0.map(|end| end.saturating_duration_since(Instant::now()));
+        OutOfTime { left: left.unwrap_or_default() }
+    }
+
+    /// Works on a task while there is time for that.
+    pub(super) async fn work<T>(self, work: impl Future<Output = T>) -> Result<T, OutOfTime> {
+        self.until(WORK_MARGIN, work).await
+    }
+
+    /// Tells somebody of it while there is time for that.
+    pub(super) async fn tell<T>(self, telling: impl Future<Output = T>) -> Result<T, OutOfTime> {
+        self.until(TELL_MARGIN, telling).await
+    }
+
+    /// Does the last thing that is done before the answer.
+    ///
+    /// # Errors
+    /// The invocation is about to end.
+    pub async fn settle<T>(self, settling: impl Future<Output = T>) -> Result<T, OutOfTime> {
+        self.until(ANSWER_MARGIN, settling).await
+    }
+
+    async fn until<T>(self, margin: Duration, work: impl Future<Output = T>) -> Result<T, OutOfTime> {
+        match self.before(margin) {
+            None => Ok(work.await),
+            Some(latest) => timeout_at(latest.into(), work).await.map_err(|_| self.out_of_time()),
+        }
+    }
+
+    fn before(self, margin: Duration) -> Option<Instant> {
+        let end = self.0?;
+        // An end too close to the clock's own beginning has passed.
+        Some(end.checked_sub(margin).unwrap_or_else(Instant::now))
+    }
+}
+
+impl fmt::Display for OutOfTime {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let millis = self.left.as_millis();
+        write!(formatter, "the invocation ends in {millis} ms, too soon for what is left to do")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::future::{pending, ready};
+
+    #[test]
+    fn each_wait_ends_in_time_for_what_comes_after_it() {
+        let end = Instant::now() + Duration::from_secs(60);
+        let deadline = Deadline::at(end);
+        let ends = [WORK_MARGIN, TELL_MARGIN, ANSWER_MARGIN].map(|margin| deadline.before(margin));
+        assert!(ends.is_sorted() && ends.iter().all(|latest| latest.is_some_and(|latest| latest < end)), "{ends:?}");
+        assert_eq!(deadline.work_end(), ends[0]);
+    }
+
+    #[tokio::test]
+    async fn a_wait_beyond_the_end_is_broken_off_and_what_needs_none_is_done() {
+        let over = Deadline::at(Instant::now());
+        assert!(over.work(pending::<()>()).await.is_err());
+        assert!(over.tell(pending::<()>()).await.is_err());
+        assert!(over.settle(pending::<()>()).await.is_err());
+        assert_eq!(over.settle(ready(1)).await, Ok(1));
+        assert_eq!(over.out_of_time().left, Duration::ZERO);
+        assert_eq!(Deadline::NONE.work(ready(1)).await, Ok(1));
+    }
+}
