@@ -62,7 +62,9 @@ fn special_v6(address: Ipv6Addr) -> Option<&'static str> {
     }
     let [a, b, c, d, e, f, g, h] = address.segments();
     let carried = |high: u16, low: u16| special_v4(Ipv4Addr::from_bits(u32::from(high) << 16 | u32::from(low)));
-    match [a, b, c, d, e, f] {
+    // ISATAP, in whatever prefix, and whether or not its address counts as unique in the world.
+    let isatap = if matches!([e, f], [0 | 0x200, 0x5efe]) { carried(g, h) } else { None };
+    isatap.or_else(|| match [a, b, c, d, e, f] {
         // IPv4-mapped and NAT64.
         [0, 0, 0, 0, 0, 0xffff] | [0x64, 0xff9b, 0, 0, 0, 0] => carried(g, h),
         // IPv4-compatible, given up long ago.
@@ -71,5 +73,52 @@ fn special_v6(address: Ipv6Addr) -> Option<&'static str> {
         [0x2002, high, low, ..] => carried(high, low),
         _ if a >> 13 == 1 => None,
         _ => Some("a reserved"),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Every form in which an IPv6 address carries an IPv4 address, with the one that is given.
+    fn forms(carried: Ipv4Addr) -> Vec<(&'static str, Ipv6Addr)> {
+        let (high, low) = ((carried.to_bits() >> 16) as u16, carried.to_bits() as u16);
+        let public = Ipv4Addr::new(93, 184, 215, 14).to_bits();
+        let (public_high, public_low) = ((public >> 16) as u16, public as u16);
+        vec![
+            ("IPv4-mapped", Ipv6Addr::new(0, 0, 0, 0, 0, 0xffff, high, low)),
+            ("NAT64", Ipv6Addr::new(0x64, 0xff9b, 0, 0, 0, 0, high, low)),
+            ("6to4", Ipv6Addr::new(0x2002, high, low, 0, 0, 0, 0, 1)),
+            ("ISATAP, not unique", Ipv6Addr::new(0x2600, 0, 0, 0, 0, 0x5efe, high, low)),
+            ("ISATAP, unique", Ipv6Addr::new(0x2600, 0, 0, 0, 0x200, 0x5efe, high, low)),
+            ("ISATAP in 6to4", Ipv6Addr::new(0x2002, public_high, public_low, 0, 0, 0x5efe, high, low)),
+        ]
+    }
+
+    #[test]
+    fn an_ipv6_address_is_what_the_ipv4_address_in_it_is() {
+        for (carried, kind) in [
+            ("127.0.0.1", Some("a loopback")),
+            ("169.254.169.254", Some("a link-local")),
+            ("10.0.0.1", Some("a private")),
+            ("168.63.129.16", Some("a metadata")),
+            ("93.184.215.14", None),
+        ] {
+            for (form, address) in forms(carried.parse().unwrap()) {
+                assert_eq!(special(address.into()), kind, "{form}: {address}");
+            }
+        }
+    }
+
+    #[test]
+    fn forms_that_nobody_needs_are_refused_whatever_they_carry() {
+        for (form, address) in [
+            ("IPv4-compatible", "::5db8:d70e"),
+            ("IPv4-translated", "::ffff:0:5db8:d70e"),
+            ("NAT64 of a local prefix", "64:ff9b:1::5db8:d70e"),
+            ("Teredo", "2001:0:5db8:d70e:8000:63bf:a247:28f1"),
+        ] {
+            assert!(special(address.parse::<Ipv6Addr>().unwrap().into()).is_some(), "{form}: {address}");
+        }
     }
 }

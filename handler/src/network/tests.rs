@@ -68,6 +68,10 @@ const AROUND: &[&str] = &[
     "http://[2002:7f00:1::]",
     "http://[2002:a9fe:a9fe::1]",
     "http://[2002:a00:1::1]",
+    "http://[2600::5efe:7f00:1]",
+    "http://[2600::200:5efe:7f00:1]",
+    "http://[2600:1f18::5efe:169.254.169.254]",
+    "http://[2002:5db8:d70e::5efe:a00:1]",
     "http://[2001:0:4136:e378:8000:63bf:3fff:fdd2]",
     "http://[2001:db8::1]",
     "http://[3fff::1]",
@@ -215,6 +219,7 @@ async fn without_a_list_no_way_leads_to_what_is_not_public() {
         "http://93.184.215.14",
         "http://[2606:2800:21f:cb07:6820:80da:af6b:8b2c]",
         "http://[64:ff9b::5db8:d70e]",
+        "http://[2600::5efe:5db8:d70e]",
         "http://172.32.0.1",
         "http://100.128.0.1",
         "http://192.0.1.1",
@@ -321,7 +326,7 @@ async fn what_is_connected_to_is_what_was_checked() {
     let guard = rebinding(&config(&[], false));
     assert_eq!(guard.check_ahead(&url).await, Ok(()), "the first answer is public");
     let backend = backend(guard);
-    let error = backend.failed(&subject(&url), "CODE", "reason", 0).await.unwrap_err();
+    let error = backend.failed(&subject(&url), "CODE", "reason", 0, None).await.unwrap_err();
     assert!(matches!(error, WebhookError::Forbidden { refused: Refused::Private("a loopback"), .. }), "{error}");
     assert_eq!(connections.load(Ordering::SeqCst), 0);
 }
@@ -332,7 +337,7 @@ async fn an_address_in_a_hosts_place_is_checked_on_every_webhook() {
     let backend = backend(Guard::new(&config(&[], false)));
     for host in ["127.0.0.1", "[::ffff:127.0.0.1]", "localhost"] {
         let url = Url::parse(&format!("http://{host}:{port}")).unwrap();
-        let error = backend.failed(&subject(&url), "CODE", "reason", 0).await.unwrap_err();
+        let error = backend.failed(&subject(&url), "CODE", "reason", 0, None).await.unwrap_err();
         assert!(matches!(error, WebhookError::Forbidden { .. }), "{host}: {error}");
     }
     assert_eq!(connections.load(Ordering::SeqCst), 0);
