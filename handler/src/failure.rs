@@ -67,6 +67,10 @@ pub enum Failure {
     /// The backend does not want to hear of the picture that stands. Consume the message, tell nobody.
     #[error("{0}")]
     Unwanted(String),
+    /// The picture stands, and the backend could not be told, nor does it refuse to be. Give the message back, for as long as the
+    /// backend asks for, if it does; never tell that the task failed.
+    #[error("{0}")]
+    Untold(String, Option<Duration>),
     /// What is left of the invocation does not suffice. Give the message back at once.
     #[error("{0}")]
     OutOfTime(String),

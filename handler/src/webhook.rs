@@ -1,7 +1,7 @@
 //! Webhooks to the backend: progress, complete and failed, as the Python worker sent them.
 //!
-//! Progress is told once and never waited for. Complete and failed are repeated with jitter until they are taken or tries
-//! run out, or the backend says that it does not want them. Answers are not read, redirects are not followed, proxies are not asked:
+//! Progress is told once and never waited for. Complete and failed are repeated with jitter, or after as long as the backend asks
+//! for, until they are taken or tries run out, or the backend says that it does not want them. Answers are not read, redirects are not followed, proxies are not asked:
 //! the token goes to the task's address and nowhere else, and there only if the [`Guard`] lets it.
 
 mod body;
@@ -10,6 +10,7 @@ mod event;
 mod line;
 mod openapi;
 mod probe;
+mod retry_after;
 mod signing;
 
 pub use error::WebhookError;
@@ -32,7 +33,7 @@ use event::Event;
 use reqwest::{Client, StatusCode, header::CONTENT_TYPE, redirect};
 use std::{
     sync::atomic::{AtomicU32, Ordering},
-    time::{Duration, SystemTime, UNIX_EPOCH},
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 use tracing::{Instrument, Span};
 use url::Url;
@@ -41,6 +42,10 @@ use url::Url;
 const RETRIES: usize = 5;
 const FIRST_DELAY: Duration = Duration::from_millis(250);
 const LONGEST_DELAY: Duration = Duration::from_secs(8);
+/// All waits together that a backend asks for by Retry-After and that are spent here. For more, the queue keeps the message.
+const PATIENCE: Duration = Duration::from_secs(30);
+/// What a wait leaves of the invocation: for one more try, or to give the message back.
+const RESERVE: Duration = Duration::from_secs(2);
 /// Who sends, for every webhook the same.
 const SOURCE_HEADER: &str = "X-Request-Source";
 const SOURCE: &str = "inference-server";
@@ -69,15 +74,20 @@ impl Backend {
         Ok(Self { client, token: secrets.token, signing: secrets.signing, guard })
     }
 
-    /// Tells that a task's pictures stand at `result_urls`.
+    /// Tells that a task's pictures stand at `result_urls`. No wait between tries goes on beyond `deadline`.
     ///
     /// # Errors
     /// The last try's, when none was taken.
-    pub async fn complete(&self, task: &Task, result_urls: &[String]) -> Result<(), WebhookError> {
-        self.insist(&task.webhook_url, &Subject::task(task).complete(task, result_urls)).await
+    pub async fn complete(
+        &self,
+        task: &Task,
+        result_urls: &[String],
+        deadline: Option<Instant>,
+    ) -> Result<(), WebhookError> {
+        self.insist(&task.webhook_url, &Subject::task(task).complete(task, result_urls), deadline).await
     }
 
-    /// Tells that a task failed for good.
+    /// Tells that a task failed for good. No wait between tries goes on beyond `deadline`.
     ///
     /// # Errors
     /// The last try's, when none was taken.
@@ -87,20 +97,32 @@ impl Backend {
         code: &str,
         message: &str,
         retry_count: u32,
+        deadline: Option<Instant>,
     ) -> Result<(), WebhookError> {
-        self.insist(&subject.base, &subject.failed(code, message, retry_count)).await
+        self.insist(&subject.base, &subject.failed(code, message, retry_count), deadline).await
     }
 
-    async fn insist(&self, base: &Url, event: &Event) -> Result<(), WebhookError> {
+    async fn insist(&self, base: &Url, event: &Event, deadline: Option<Instant>) -> Result<(), WebhookError> {
         let delays = ExponentialBuilder::default()
             .with_min_delay(FIRST_DELAY)
             .with_max_delay(LONGEST_DELAY)
             .with_max_times(RETRIES)
             .with_jitter();
         let tries = AtomicU32::new(0);
+        let mut patience = PATIENCE;
+        let wait = |error: &WebhookError, delay: Option<Duration>| {
+            let (mut delay, asked) = (delay?, error.retry_after().unwrap_or_default());
+            if asked > delay {
+                patience = patience.checked_sub(asked)?;
+                delay = asked;
+            }
+            let fits = |deadline| Instant::now() + delay + RESERVE <= deadline;
+            deadline.is_none_or(fits).then_some(delay)
+        };
         (|| self.send(base, event, tries.fetch_add(1, Ordering::Relaxed)))
             .retry(delays)
             .when(|error| !matches!(error, WebhookError::Forbidden { .. } | WebhookError::Unwanted { .. }))
+            .adjust(wait)
             .notify(|error, delay| tracing::warn!(%error, ?delay, "webhook is tried again"))
             .await
     }
@@ -138,7 +160,10 @@ impl Backend {
         match answer.status() {
             status if status.is_success() => Ok(()),
             status @ (StatusCode::CONFLICT | StatusCode::GONE) => Err(WebhookError::Unwanted { path, status }),
-            status => Err(WebhookError::Refused { path, status }),
+            status => {
+                let retry_after = retry_after::asked_for(status, answer.headers(), SystemTime::now());
+                Err(WebhookError::Refused { path, status, retry_after })
+            }
         }
     }
 }

@@ -26,7 +26,7 @@ use tokio_util::sync::CancellationToken;
 /// # Errors
 /// The model cannot be loaded, the health address is taken, or the GPU is lost.
 pub async fn serve(config: &WorkerConfig) -> anyhow::Result<()> {
-    let aws = aws_config::load_from_env().await;
+    let aws = settings::sdk_config().await?;
     let workshop = Workshop::open(&config.service, &aws).await?;
     serve_until(stop::on_signal()?, &workshop, config, &aws).await
 }
@@ -154,7 +154,7 @@ async fn work(queue: Queue, visibility: i32, workshop: Workshop, deleter: Delete
         }
         Outcome::GivenBack(wait) => {
             let seconds = i32::try_from(wait.as_secs()).unwrap_or(i32::MAX);
-            queue.set_visibility(handle, seconds.min(visibility)).await
+            queue.set_visibility(handle, seconds).await
         }
     };
     if let Err(error) = ended {

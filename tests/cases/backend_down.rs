@@ -1,9 +1,13 @@
 //! The backend refuses webhooks, or is down, while a task is painted.
 
-use crate::scene::{PATIENCE, Scene, case, model};
+use crate::{
+    scene::{PATIENCE, Scene, case, model},
+    worker::worker,
+};
 use anyhow::Result;
 use e2e::{
-    backend::{COMPLETE, Call, PROGRESS},
+    backend::{COMPLETE, Call, FAILED, PROGRESS},
+    deletions::DeletionProxy,
     lambda::Function,
     line::{Line, LineOptions},
     stack::function_env,
@@ -103,6 +107,51 @@ fn complete_that_nobody_takes_brings_the_message_back_with_the_same_result() {
         assert_eq!(painting.progress.len(), 5, "a picture that stands is announced again, not painted again");
         let record = line.mapping.handled(&task.body(), 2, PATIENCE).await?;
         assert!(record.deleted && record.receive_count == 2, "{record:?}");
+        Ok(())
+    });
+}
+
+#[test]
+fn a_picture_that_stands_is_never_told_as_failed_and_rests_as_long_as_retry_after_says() {
+    case(|scene| async move {
+        let (aws, name) = (&scene.stack.aws, "retry-after");
+        let queue = aws.queue(name, Duration::from_secs(60), 9).await?;
+        let proxy = DeletionProxy::start(aws.endpoint()).await?;
+        // Every receive is the last one.
+        let options = [("AWS_ENDPOINT_URL_SQS", proxy.url()), ("EASEL_MAX_RECEIVE_COUNT", "1".to_string())];
+        let options = options.each_ref().map(|(name, value)| (*name, value.as_str()));
+        let worker = worker(&scene, name, &queue, &options)?;
+        let task = task(&scene);
+        scene.backend.refuse_until(COMPLETE, 429, usize::MAX, "3600");
+        aws.send(&queue.url, &task.body()).await?;
+        assert_eq!(proxy.hidden(60, PATIENCE).await?, 3600);
+        let calls = scene.backend.calls();
+        assert_eq!(statuses(&calls, COMPLETE), [429], "the backend was called before it wanted to be");
+        assert_eq!(statuses(&calls, FAILED), [0; 0]);
+        assert!(scene.etag(&task).await.is_some(), "no picture");
+        scene.backend.take();
+        // Another delivery, as the dead-letter queue's redrive makes it.
+        aws.send(&queue.url, &task.body()).await?;
+        let painting = scene.painting(&task).await?;
+        assert_eq!(painting.progress.len(), 5, "painted again");
+        assert!(worker.terminate(PATIENCE).await?.success());
+        Ok(())
+    });
+}
+
+#[test]
+fn a_failure_that_the_backend_has_no_time_for_is_told_later() {
+    case(|scene| async move {
+        let (aws, name) = (&scene.stack.aws, "retry-after-failed");
+        let queue = aws.queue(name, Duration::from_secs(60), 9).await?;
+        let proxy = DeletionProxy::start(aws.endpoint()).await?;
+        let worker = worker(&scene, name, &queue, &[("AWS_ENDPOINT_URL_SQS", &proxy.url())])?;
+        let task = scene.task().with("prompt_tags", 1);
+        scene.backend.refuse_until(FAILED, 503, 1, "120");
+        aws.send(&queue.url, &task.body()).await?;
+        assert_eq!(proxy.hidden(60, PATIENCE).await?, 120);
+        assert_eq!(statuses(&scene.backend.calls(), FAILED), [503]);
+        assert!(worker.terminate(PATIENCE).await?.success());
         Ok(())
     });
 }

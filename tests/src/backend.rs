@@ -11,7 +11,7 @@ use axum::{
     Json, Router,
     body::Bytes,
     extract::{ConnectInfo, State},
-    http::{HeaderMap, Method, StatusCode, Uri},
+    http::{HeaderMap, Method, StatusCode, Uri, header::RETRY_AFTER},
     response::{IntoResponse, Response},
 };
 use serde::Serialize;
@@ -73,6 +73,8 @@ struct Refusal {
     path: &'static str,
     status: u16,
     times: usize,
+    /// Empty for none.
+    retry_after: &'static str,
 }
 
 #[derive(Debug)]
@@ -114,7 +116,12 @@ impl Backend {
 
     /// Answers the next `times` calls to `path` with `status`.
     pub fn refuse(&self, path: &'static str, status: u16, times: usize) {
-        self.shared.refusals().push(Refusal { path, status, times });
+        self.refuse_until(path, status, times, "");
+    }
+
+    /// As [`Self::refuse`], and says in Retry-After when to come again.
+    pub fn refuse_until(&self, path: &'static str, status: u16, times: usize, retry_after: &'static str) {
+        self.shared.refusals().push(Refusal { path, status, times, retry_after });
     }
 
     /// Takes every call again.
@@ -208,12 +215,13 @@ impl Shared {
         self.refusals.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn status(&self, path: &str) -> u16 {
+    /// The status, and when to come again.
+    fn answer(&self, path: &str) -> (u16, &'static str) {
         let mut refusals = self.refusals();
         let due = refusals.iter_mut().find(|refusal| refusal.times > 0 && refusal.path == path);
-        due.map_or(200, |refusal| {
+        due.map_or((200, ""), |refusal| {
             refusal.times -= 1;
-            refusal.status
+            (refusal.status, refusal.retry_after)
         })
     }
 }
@@ -227,9 +235,9 @@ async fn receive(
     body: Bytes,
 ) -> Response {
     let mishap = shared.mishaps.as_ref().and_then(|mishaps| mishaps.next());
-    let status = match mishap {
-        Some(Mishap::Refusal(_)) => 500,
-        _ => shared.status(uri.path()),
+    let (status, retry_after) = match mishap {
+        Some(Mishap::Refusal(_)) => (500, ""),
+        _ => shared.answer(uri.path()),
     };
     let text = |value: &axum::http::HeaderValue| String::from_utf8_lossy(value.as_bytes()).into_owned();
     let call = Call {
@@ -247,7 +255,11 @@ async fn receive(
     }
     let answer = |status: u16| {
         let status = StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
-        (status, Json(json!({ "success": status.is_success() }))).into_response()
+        let body = Json(json!({ "success": status.is_success() }));
+        match retry_after {
+            "" => (status, body).into_response(),
+            wait => (status, [(RETRY_AFTER, wait)], body).into_response(),
+        }
     };
     match mishap {
         Some(Mishap::LostAnswer(loss)) => loss.lose(&connection, answer(500), answer(status)).await,

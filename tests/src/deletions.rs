@@ -1,5 +1,5 @@
 //! A reverse proxy in front of SQS that keeps how many messages each request deletes, holds such requests back, and lets entries
-//! of them fail. It can leave requests to extend a visibility timeout without an answer. All else passes.
+//! of them fail. It keeps for how long messages are hidden, and can leave requests for that without an answer. All else passes.
 
 use crate::{
     entries::{self, Refused},
@@ -30,6 +30,8 @@ struct Shared {
     target: Target,
     /// Entries of each request to delete.
     batches: watch::Sender<Vec<usize>>,
+    /// Seconds of each request to hide a message.
+    hidden: watch::Sender<Vec<u64>>,
     /// Requests to delete that may pass.
     open: watch::Sender<bool>,
     /// First entries of coming requests that fail, and what is said of them.
@@ -55,6 +57,7 @@ impl DeletionProxy {
         let shared = Arc::new(Shared {
             target: Target::new(target)?,
             batches: watch::Sender::default(),
+            hidden: watch::Sender::default(),
             open: watch::Sender::new(true),
             failures: Mutex::default(),
             unanswered: watch::Sender::default(),
@@ -113,6 +116,17 @@ impl DeletionProxy {
         self.shared.batches.borrow().clone()
     }
 
+    /// Waits until a message is hidden for at least `seconds`; for how many it is.
+    ///
+    /// # Errors
+    /// Not in time.
+    pub async fn hidden(&self, seconds: u64, within: Duration) -> Result<u64> {
+        let mut hidden = self.shared.hidden.subscribe();
+        let long = hidden.wait_for(|hidden| hidden.iter().any(|found| *found >= seconds));
+        let hidden = wait::at_most(&format!("a message that is hidden for {seconds} s"), within, long).await??;
+        hidden.iter().copied().find(|found| *found >= seconds).context("nothing is hidden")
+    }
+
     /// Waits for so many requests to delete.
     ///
     /// # Errors
@@ -143,6 +157,12 @@ impl Shared {
             Some(b"AmazonSQS.ChangeMessageVisibility") if self.is_mute.load(Ordering::Relaxed) => {
                 self.unanswered.send_modify(|count| *count += 1);
                 std::future::pending().await
+            }
+            Some(b"AmazonSQS.ChangeMessageVisibility") => {
+                let asked: Value = serde_json::from_slice(&request.body)?;
+                let seconds = asked["VisibilityTimeout"].as_u64().context("no VisibilityTimeout")?;
+                self.hidden.send_modify(|hidden| hidden.push(seconds));
+                self.target.pass(request).await
             }
             _ => self.target.pass(request).await,
         }

@@ -34,6 +34,11 @@ impl Deadline {
         Self(Some(end))
     }
 
+    /// When the invocation ends.
+    pub(super) fn end(self) -> Option<Instant> {
+        self.0
+    }
+
     /// When a task must be done.
     pub(super) fn work_end(self) -> Option<Instant> {
         self.before(WORK_MARGIN)

@@ -60,11 +60,17 @@ impl From<OutOfTime> for Failure {
     }
 }
 
+/// There was no time to tell of the picture, which stands.
+pub(super) fn untold(late: OutOfTime) -> Failure {
+    Failure::Untold(format!("webhook complete was not taken: {late}"), None)
+}
+
+/// Of `complete`: whatever the backend says, the picture stands.
 impl From<WebhookError> for Failure {
     fn from(error: WebhookError) -> Self {
         match error {
             WebhookError::Unwanted { .. } => Self::Unwanted(error.to_string()),
-            _ => Self::Transient(Fault::Backend, error.to_string()),
+            _ => Self::Untold(error.to_string(), error.retry_after()),
         }
     }
 }

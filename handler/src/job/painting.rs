@@ -3,7 +3,7 @@
 use super::{
     Deadline, Workshop,
     commission::commission,
-    faults::{lora_fault, storage},
+    faults::{lora_fault, storage, untold},
 };
 use crate::{
     failure::{Failure, Fault},
@@ -43,12 +43,10 @@ impl Workshop {
     async fn paint_and_tell(&self, task: &Task, deadline: Deadline, report: &mut Report) -> Result<Ending, Failure> {
         let keys = task.result_keys();
         let ending = deadline.work(self.paint_once(task, &keys, deadline, report)).await??;
-        let urls: Vec<String> = keys.iter().map(|key| self.store.picture_url(key)).collect();
-        let telling = deadline.work(self.backend.complete(task, &urls));
+        let telling = deadline.work(self.announce(task, deadline));
         let (told, lap) = Stage::begin("complete").around(telling).await;
         report.stages.push(lap);
-        // The pictures stand: the next delivery tells of them, and the backend gets the time that a fault of its own gets.
-        told.map_err(|late| Failure::Transient(Fault::Backend, format!("webhook complete was not taken: {late}")))??;
+        told.unwrap_or_else(|late| Err(untold(late)))?;
         Ok(ending)
     }
 
@@ -96,6 +94,12 @@ impl Workshop {
         let after = report.stages.iter().skip_while(|(stage, _)| *stage != "denoise").skip(1);
         self.times.note_rest(load(task), after.map(|(_, duration)| *duration).sum());
         Ok(Ending::Painted)
+    }
+
+    /// Tells that the pictures of a task stand.
+    pub(super) async fn announce(&self, task: &Task, deadline: Deadline) -> Result<(), Failure> {
+        let urls: Vec<String> = task.result_keys().iter().map(|key| self.store.picture_url(key)).collect();
+        Ok(self.backend.complete(task, &urls, deadline.end()).await?)
     }
 
     /// Waits for the painter, and tells the milestones meanwhile; then signs and encodes while the painter goes on.

@@ -2,7 +2,7 @@
 
 use crate::network::Refused;
 use reqwest::StatusCode;
-use std::error::Error;
+use std::{error::Error, time::Duration};
 
 /// Why a webhook was not delivered. Never holds the token.
 #[derive(Debug, thiserror::Error)]
@@ -38,10 +38,20 @@ pub enum WebhookError {
         path: &'static str,
         /// Its answer.
         status: StatusCode,
+        /// How long it asks not to be called, by Retry-After.
+        retry_after: Option<Duration>,
     },
 }
 
 impl WebhookError {
+    /// How long the backend asks not to be called.
+    pub fn retry_after(&self) -> Option<Duration> {
+        match self {
+            Self::Refused { retry_after, .. } => *retry_after,
+            Self::Unreachable { .. } | Self::Forbidden { .. } | Self::Unwanted { .. } => None,
+        }
+    }
+
     /// A word for each.
     pub(super) fn kind(&self) -> &'static str {
         match self {
