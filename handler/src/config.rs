@@ -17,7 +17,6 @@ mod secret;
 mod secrets;
 mod signature;
 mod store;
-mod variables;
 mod weights;
 mod work;
 
@@ -36,13 +35,13 @@ pub use secret::Secret;
 pub use secrets::{SecretsConfig, SigningConfig, TokenConfig};
 pub use signature::SignatureConfig;
 pub use store::{ResultAcl, StoreConfig};
-pub use variables::variables;
 pub use weights::{PullConfig, Variant, VerifyConfig, WeightsCommand};
 pub use work::{ErrorCodes, WorkConfig};
 
-use address::{queue_url, socket};
-use clap::{Args, Parser, Subcommand, ValueEnum};
-use std::{net::SocketAddr, time::Duration};
+use address::socket;
+use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum, error::ErrorKind};
+use settings::{Reads, queue_url, stray_whitespace};
+use std::{ffi::OsString, net::SocketAddr, time::Duration};
 
 /// Paints generation tasks with Stable Diffusion 1.5 and an artist's LoRA.
 ///
@@ -53,6 +52,29 @@ pub struct Cli {
     /// What to do.
     #[command(subcommand)]
     pub command: Command,
+}
+
+/// Options whose text is free, and those that take whitespace off by themselves.
+const FREE: [&str; 6] = ["prompt", "negative-prompt", "signature", "webhook-hosts", "lora-buckets", "webhook-secret"];
+
+impl Cli {
+    /// Reads a command line and the variables of its options.
+    ///
+    /// # Errors
+    /// What is missing or wrong, by its name. A value with whitespace at an end is wrong: a bucket or a queue of that name is not meant.
+    pub fn load(arguments: impl IntoIterator<Item = impl Into<OsString> + Clone>) -> Result<Self, clap::Error> {
+        let mut command = Self::command();
+        let matches = command.try_get_matches_from_mut(arguments)?;
+        match stray_whitespace(&command, &matches, &FREE) {
+            Some(problem) => Err(command.error(ErrorKind::InvalidValue, problem)),
+            None => Self::from_arg_matches(&matches),
+        }
+    }
+}
+
+/// A line for an error about options that are missing or have a wrong value: by which variables they could be given.
+pub fn variables(error: &clap::Error) -> Option<String> {
+    settings::variables(&Cli::command(), error)
 }
 
 /// What to do.
@@ -98,6 +120,21 @@ impl Command {
             | Self::Bench(_)
             | Self::Schema(_)
             | Self::Completions(_) => None,
+        }
+    }
+}
+
+impl Command {
+    /// What variables it reads beside those of its options.
+    pub fn reads(&self) -> Reads {
+        match self {
+            Self::Function(_) | Self::Worker(_) | Self::Doctor(_) => Reads::Services,
+            Self::Generate(_)
+            | Self::Weights(_)
+            | Self::Lora(_)
+            | Self::Bench(_)
+            | Self::Schema(_)
+            | Self::Completions(_) => Reads::Common,
         }
     }
 }
@@ -175,5 +212,89 @@ mod tests {
     fn missing_settings_are_named() {
         let error = Cli::try_parse_from(["handler", "generate", "--prompt", "x", "--out", "x.jpg"]).unwrap_err();
         assert!(error.to_string().contains("--model"), "{error}");
+    }
+
+    #[test]
+    fn what_is_missing_or_wrong_is_named_by_its_variable() {
+        let said = |line: &[&str]| variables(&Cli::load(["handler"].iter().chain(line)).unwrap_err());
+        let named = |line| said(line).unwrap();
+        assert_eq!(
+            named(&["generate", "--prompt", "x", "--out", "x.jpg"]),
+            "As variables: EASEL_MODEL_DIR for --model."
+        );
+        assert_eq!(named(&["generate", "--device", "abacus"]), "As variables: EASEL_DEVICE for --device.");
+        let token = ["weights", "pull", "--repo", "a/b", "--to", "x", "--token", "two words"];
+        assert_eq!(named(&token), "As variables: HF_TOKEN for --token.");
+        assert!(!Cli::load(["handler"].iter().chain(&token)).unwrap_err().to_string().contains("words"));
+        assert_eq!(said(&["generate", "--nonsense"]), None);
+    }
+
+    /// Every subcommand that has options, as it is typed.
+    fn commands(command: &clap::Command, path: &[String]) -> Vec<(Vec<String>, clap::Command)> {
+        let below: Vec<_> = command.get_subcommands().filter(|below| below.get_name() != "help").collect();
+        if below.is_empty() {
+            return vec![(path.to_vec(), command.clone())];
+        }
+        below.iter().flat_map(|below| commands(below, &[path, &[below.get_name().to_string()]].concat())).collect()
+    }
+
+    #[test]
+    fn no_option_takes_a_line_break_at_its_end() {
+        let folder = tempfile::tempdir().unwrap();
+        let pem = folder.path().join("a.pem\n");
+        std::fs::write(&pem, "-----BEGIN NONSENSE-----\n").unwrap();
+        let pem = pem.to_str().unwrap();
+        let mut looked_at = 0;
+        for (path, command) in commands(&Cli::command(), &["handler".to_string()]) {
+            for option in command.get_arguments().filter(|option| option.get_action().takes_values()) {
+                let long = option.get_long().unwrap_or_default();
+                if FREE.contains(&long) || option.get_long().is_none() {
+                    continue;
+                }
+                // What the parser of a value does not refuse is left to the look at the ends.
+                let texts = [
+                    "1\n",
+                    "0.1\n",
+                    "/tmp/x.png\n",
+                    "https://example.org\n",
+                    "s3://bucket/key\n",
+                    "127.0.0.1:80\n",
+                    "a/b\n",
+                    "abc\n",
+                    "arn:aws:secretsmanager:eu:1:secret:a\n",
+                    pem,
+                ];
+                for text in texts {
+                    let given = [format!("--{long}={text}")];
+                    let rest = required(&path[1..], long);
+                    let line = path.iter().chain(&rest).chain(&given);
+                    let error = match Cli::load(line) {
+                        Ok(_) => panic!("{path:?} --{long} takes {text:?}"),
+                        Err(error) => error.to_string(),
+                    };
+                    assert!(error.contains(&format!("--{long}")), "{path:?} {long} {text:?}: {error}");
+                }
+                looked_at += 1;
+            }
+        }
+        assert!(looked_at > 100, "{looked_at}");
+    }
+
+    /// What a command needs beside an option.
+    fn required(path: &[String], option: &str) -> Vec<String> {
+        let service = [("model", "m"), ("internal-api-token", "t"), ("sqs-queue-url", "http://h/q")];
+        let pairs: &[(&str, &str)] = match path.iter().map(String::as_str).collect::<Vec<_>>().as_slice() {
+            ["function" | "doctor"] => &service[..2],
+            ["worker"] => &service,
+            ["generate"] => &[("model", "m"), ("prompt", "x"), ("out", "x.png")],
+            ["weights", "pull"] => &[("repo", "a/b"), ("to", "x")],
+            ["bench", "lora"] => &[("model", "m"), ("lora", "x")],
+            ["bench", "picture" | "soak"] => &[("model", "m")],
+            ["lora", "inspect"] => return vec!["x".into()],
+            _ => &[],
+        };
+        let token = option.starts_with("internal-api-token");
+        let needed = pairs.iter().filter(|(name, _)| *name != option && !(token && *name == "internal-api-token"));
+        needed.map(|(name, value)| format!("--{name}={value}")).collect()
     }
 }

@@ -33,7 +33,7 @@ pub async fn run(config: &DoctorConfig) -> anyhow::Result<bool> {
     tell(model::check(config).await)?;
     tell(vec![machine::gpu(&service.model).await, machine::fonts()])?;
     tell(vec![machine::cache(&service.store).await])?;
-    let aws = aws_config::load_from_env().await;
+    let aws = settings::sdk_config().await?;
     tell(vec![storage::credentials(&aws).await])?;
     tell(vec![backend::secrets(&service.secrets, &aws).await])?;
     tell(storage::check(config, &aws).await)?;

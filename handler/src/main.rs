@@ -1,6 +1,5 @@
 //! The handler's binary: command line, logs, and the chosen entry point.
 
-use clap::Parser;
 use handler::{
     bench,
     causes::causes,
@@ -11,6 +10,7 @@ use handler::{
     picture::CredentialError,
     runtime, task, trace, webhook, weights, worker,
 };
+use settings::BadVariable;
 use std::{
     ffi::OsString,
     io::{self, Write},
@@ -23,7 +23,7 @@ use telemetry::{Logs, Traces};
 const TRACES_END: Duration = Duration::from_secs(2);
 
 fn main() -> ExitCode {
-    let cli = match Cli::try_parse_from(arguments()) {
+    let cli = match Cli::load(arguments()) {
         Ok(cli) => cli,
         Err(error) => {
             // The terminal may be gone; there is nobody else to tell.
@@ -34,6 +34,10 @@ fn main() -> ExitCode {
             return if error.use_stderr() { ExitCode::from(exit::USAGE) } else { ExitCode::from(exit::SUCCESS) };
         }
     };
+    if let Err(error) = settings::check_variables(cli.command.reads()) {
+        eprintln!("error: {error}");
+        return ExitCode::from(exit::USAGE);
+    }
     let from_env = |_| Traces::from_env("handler", trace::SERVICE_NAME);
     let traces = match cli.command.service().map(from_env).transpose() {
         Ok(traces) => traces.flatten(),
@@ -53,7 +57,7 @@ fn main() -> ExitCode {
         Err(error) => {
             eprintln!("handler: {}", causes(&*error));
             // A certificate that cannot sign is a setting; that it cannot be read from a secret is not.
-            let is_setting = error.is::<CredentialError>();
+            let is_setting = error.is::<CredentialError>() || error.is::<BadVariable>();
             if is_setting { ExitCode::from(exit::USAGE) } else { ExitCode::from(exit::FAILURE) }
         }
     }

@@ -29,7 +29,7 @@ const AT_ONCE: usize = 10;
 /// # Errors
 /// A setting cannot work, this is not Lambda, the model cannot be loaded, the GPU is lost, or the Runtime API is out of reach.
 pub async fn serve(config: &ServiceConfig, traces: Option<Traces>) -> anyhow::Result<()> {
-    let aws = aws_config::load_from_env().await;
+    let aws = settings::sdk_config().await?;
     let workshop = Workshop::open(config, &aws).await?;
     is_on_lambda()?;
     let (queues, busy) = (Arc::new(Queues::new(&aws)), Arc::new(RwLock::new(())));

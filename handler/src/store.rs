@@ -1,5 +1,6 @@
 //! S3: pictures go up, LoRAs and large messages come down.
 
+mod address;
 #[cfg(test)]
 pub(crate) mod loopback;
 mod loras;
@@ -20,6 +21,7 @@ use crate::{
     lora::Lora,
     task::LoraRef,
 };
+use address::Place;
 use aws_config::{SdkConfig, timeout::TimeoutConfig};
 use aws_sdk_s3::{Client, config::Builder};
 use loras::Loras;
@@ -56,10 +58,9 @@ impl Store {
             .operation_attempt_timeout(Duration::from_secs(120))
             .operation_timeout(Duration::from_secs(300))
             .build();
-        let stand_in = ["AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3"].iter().any(|name| std::env::var_os(name).is_some());
-        let path_style = config.path_style.unwrap_or(stand_in);
-        let s3 = Client::from_conf(Builder::from(aws).force_path_style(path_style).timeout_config(timeouts).build());
-        let s3 = Regional::new(s3);
+        let place = Place::of(config, aws);
+        let client = Builder::from(aws).force_path_style(place.path_style).timeout_config(timeouts).build();
+        let s3 = Regional::new(Client::from_conf(client));
         let base = config.base_url.as_ref().map(|url| url.as_str().trim_end_matches('/').to_string());
         let (folder, limits) = (config.cache_dir.join("loras"), config.cache.limits());
         let cache = Cache::new(Objects::new(s3.clone()), folder, config.cache.parts(), limits);
@@ -67,7 +68,7 @@ impl Store {
             s3,
             bucket: config.bucket.clone(),
             acl: config.acl,
-            base_url: base.unwrap_or_else(|| format!("https://{}.s3.amazonaws.com", config.bucket)),
+            base_url: base.unwrap_or_else(|| place.url()),
             payload_bucket: config.payload_bucket.clone(),
             loras: Loras::new(cache, config.max_lora_bytes),
         }
@@ -76,6 +77,11 @@ impl Store {
     /// The claims on generations, in the bucket of their pictures.
     pub fn claims(&self, lease: Duration) -> Claims {
         Claims::new(&self.s3, self.bucket.clone(), lease)
+    }
+
+    /// Where the addresses of pictures begin.
+    pub(crate) fn base_url(&self) -> &str {
+        &self.base_url
     }
 
     /// What was counted of the LoRAs' files.

@@ -38,7 +38,7 @@ struct Finding {
 pub async fn run(config: &Config) -> Result<(), Error> {
     let broker = config.validate()?;
     let mut findings = check_broker(config, &broker).await;
-    let sink = SqsSink::connect(config).await;
+    let sink = SqsSink::connect(config).await?;
     findings.extend(check_sqs(config, &sink).await);
     findings.extend(check_payloads(config, &sink).await);
     for Finding { what, wrong } in &findings {

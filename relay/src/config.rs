@@ -10,7 +10,7 @@ use std::{
 };
 
 use clap::{FromArgMatches, Parser, ValueEnum, builder::BoolishValueParser, value_parser};
-use url::Url;
+use settings::stray_whitespace;
 
 mod broker;
 mod error;
@@ -30,6 +30,9 @@ use crate::{
     attributes::{self, Attributes},
     field::Field,
 };
+
+/// Options that take whitespace off by themselves.
+const FREE: [&str; 2] = ["amqp-url", "attributes"];
 
 /// Moves messages from a RabbitMQ queue to an SQS queue, and acknowledges each one only after SQS has accepted it.
 #[derive(Debug, Clone, Parser)]
@@ -57,7 +60,7 @@ pub struct Config {
     #[arg(long, help_heading = "Broker", env = "AMQP_DEAD_LETTER_EXCHANGE")]
     pub dead_letter_exchange: Option<String>,
     /// The queue to send to
-    #[arg(long, help_heading = "SQS", env = "SQS_QUEUE_URL")]
+    #[arg(long, help_heading = "SQS", env = "SQS_QUEUE_URL", value_parser = settings::queue_url)]
     pub sqs_queue_url: String,
     /// How long a message waits for others to share its batch, in milliseconds
     #[arg(long, help_heading = "SQS", env = "RELAY_LINGER_MS", default_value_t = 20, value_parser = value_parser!(u64).range(..=60_000))]
@@ -82,7 +85,7 @@ pub struct Config {
     pub attributes: Attributes,
     /// The S3 bucket for bodies over 1 MiB, or over the queue's MaximumMessageSize if that is less, of which SQS gets a
     /// pointer; without it such a message is dead-lettered
-    #[arg(long, help_heading = "SQS", env = "RELAY_PAYLOAD_BUCKET", value_name = "BUCKET")]
+    #[arg(long, help_heading = "SQS", env = "RELAY_PAYLOAD_BUCKET", value_name = "BUCKET", value_parser = settings::bucket)]
     pub payload_bucket: Option<String>,
     /// Where /healthz, /readyz and /metrics answer
     #[arg(long, env = "RELAY_HEALTH_ADDR", default_value = "127.0.0.1:9100", value_parser = socket)]
@@ -124,8 +127,13 @@ impl Config {
         I: IntoIterator,
         I::Item: Into<OsString> + Clone,
     {
-        let refuse = |err: clap::Error| ConfigError::Usage(redact(err.to_string().trim_end()));
-        let matches = match manual::command().try_get_matches_from(args) {
+        let mut command = manual::command();
+        let asked = command.try_get_matches_from_mut(args);
+        let refuse = |err: clap::Error| {
+            let hint = settings::variables(&command, &err).map(|line| format!("\n{line}")).unwrap_or_default();
+            ConfigError::Usage(format!("{}{hint}", redact(err.to_string().trim_end())))
+        };
+        let matches = match asked {
             Ok(matches) => matches,
             Err(err) if !err.use_stderr() => {
                 // Printing help to a closed pipe is no reason to fail.
@@ -138,6 +146,9 @@ impl Config {
             // As with help.
             let _ = io::stdout().lock().write_all(&script);
             return Ok(None);
+        }
+        if let Some(problem) = stray_whitespace(&command, &matches, &FREE) {
+            return Err(ConfigError::Usage(format!("error: {problem}")));
         }
         let config = Self::from_arg_matches(&matches).map_err(refuse)?;
         config.validate()?;
@@ -154,15 +165,6 @@ impl Config {
         }
         check_name("--queue", &self.queue)?;
         check_name("--dead-letter-exchange", &self.dead_letter_exchange())?;
-        let sqs = Url::parse(&self.sqs_queue_url).map_err(|err| {
-            invalid("--sqs-queue-url", format!("must be an http or https URL, as SQS names the queue: {err}"))
-        })?;
-        if !matches!(sqs.scheme(), "http" | "https") || sqs.host().is_none() {
-            return Err(invalid("--sqs-queue-url", "must be an http or https URL, as SQS names the queue"));
-        }
-        if self.payload_bucket.as_deref() == Some("") {
-            return Err(invalid("--payload-bucket", "must not be empty"));
-        }
         if self.message_deduplication_id.is_some() && !self.is_fifo() {
             let problem = "only a FIFO queue takes one, and the URL of such a queue ends with .fifo";
             return Err(invalid("--message-deduplication-id", problem));

@@ -61,7 +61,7 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> Result<(), Erro
         health.addr = %health.addr,
         "relay started"
     );
-    let sink = SqsSink::connect(&config).await;
+    let sink = SqsSink::connect(&config).await?;
     let started = Instant::now();
     let bridge = Bridge::new(&config, broker, sink.clone(), readiness, metrics);
     let result = tokio::select! {

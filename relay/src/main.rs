@@ -12,6 +12,7 @@ use relay::{
     signal::{self, Asked},
     trace::SERVICE_NAME,
 };
+use settings::Reads;
 use telemetry::{Logs, Traces};
 use tracing::error;
 
@@ -26,6 +27,9 @@ fn main() -> ExitCode {
         Ok(None) => return ExitCode::SUCCESS,
         Err(err) => return refuse(err),
     };
+    if let Err(bad) = settings::check_variables(Reads::Services) {
+        return refuse(bad.into());
+    }
     let traces = match Traces::from_env("relay", SERVICE_NAME) {
         Ok(traces) => traces,
         Err(err) => return refuse(ConfigError::Invalid { option: err.option, problem: err.problem }),

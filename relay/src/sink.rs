@@ -7,7 +7,7 @@ mod verdict;
 
 use std::{convert::Infallible, future::Future, time::Duration};
 
-use aws_config::{BehaviorVersion, retry::RetryConfig, timeout::TimeoutConfig};
+use aws_config::{retry::RetryConfig, timeout::TimeoutConfig};
 use aws_errors::{Class, class, describe, status};
 use aws_sdk_sqs::{
     Client,
@@ -23,7 +23,7 @@ use tracing::{debug, error, info, warn};
 pub use crate::sink::verdict::Verdict;
 use crate::{
     attributes::Value,
-    config::Config,
+    config::{Config, ConfigError},
     entry::{Entry, MAX_BYTES, Reason, SizeLimit},
     error::Stop,
     metrics::{
@@ -78,9 +78,9 @@ pub struct SqsSink {
 }
 
 impl SqsSink {
-    /// A client with the standard credentials chain. Sends nothing yet.
-    pub async fn connect(config: &Config) -> Self {
-        let shared = aws_config::load_defaults(BehaviorVersion::latest()).await;
+    /// A client with the standard credentials chain. Sends nothing yet. An error names a variable that cannot be used.
+    pub async fn connect(config: &Config) -> Result<Self, ConfigError> {
+        let shared = settings::sdk_config().await?;
         let timeouts = TimeoutConfig::builder()
             .connect_timeout(CONNECT_TIMEOUT)
             .read_timeout(READ_TIMEOUT)
@@ -93,12 +93,12 @@ impl SqsSink {
             .retry_config(RetryConfig::disabled())
             .build();
         let payloads = config.payload_bucket.as_ref().map(|bucket| PayloadStore::new(bucket, &shared));
-        Self {
+        Ok(Self {
             client: Client::from_conf(client),
             queue_url: config.sqs_queue_url.clone(),
             payloads,
             limit: SizeLimit::default(),
-        }
+        })
     }
 
     /// The bucket for payloads, if one is configured.

@@ -69,6 +69,11 @@ fn where_all_is_well_every_line_says_so_and_nothing_is_left_behind() {
         assert!(text.contains("ok   webhooks.backend 127.0.0.1: answers HEAD with 200"), "{text}");
         // The cases' backend has a private address.
         assert!(text.contains("warn webhooks.hosts") && !text.contains("FAIL"), "{text}");
+        let base = format!("{}/{IMAGES}", aws.endpoint());
+        assert!(
+            text.contains(&format!("warn s3.result-url {base}: ")) && text.contains("EASEL_RESULT_BASE_URL"),
+            "{text}"
+        );
         let told = scene.backend.calls();
         assert!(
             told.iter().all(|call| call.method == "HEAD" && !call.headers.contains_key("authorization")),

@@ -32,4 +32,5 @@ pub mod stack;
 pub mod studio;
 pub mod task;
 pub mod timings;
+pub mod tls;
 pub mod wait;

@@ -106,7 +106,9 @@ impl Target {
         for header in [CONNECTION, CONTENT_LENGTH, EXPECT, TRANSFER_ENCODING] {
             headers.remove(header);
         }
-        let sent = self.http.request(method, format!("{}{uri}", self.url)).headers(headers).body(body);
+        // A client that takes us for its proxy names the host, too.
+        let path = uri.path_and_query().map_or("/", |path| path.as_str());
+        let sent = self.http.request(method, format!("{}{path}", self.url)).headers(headers).body(body);
         let answer = sent.send().await?;
         let mut passed = Response::new(Body::empty());
         *passed.status_mut() = answer.status();

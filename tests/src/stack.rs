@@ -93,7 +93,7 @@ impl Stack {
     }
 }
 
-/// The environment of a function or worker: the stand-in's address, the model, and results served by the stand-in.
+/// The environment of a function or worker: the stand-in's address and the model. The pictures' address follows from the first.
 ///
 /// # Errors
 /// The disk.
@@ -102,7 +102,6 @@ pub fn function_env(aws: &Aws, run: &RunDir, name: &str, model: &Path) -> Result
     env.extend([
         ("EASEL_MODEL_DIR", model.display().to_string()),
         ("EASEL_CACHE_DIR", run.folder(&format!("{name}-cache"))?.display().to_string()),
-        ("EASEL_RESULT_BASE_URL", format!("{}/{IMAGES}", aws.endpoint())),
         // Every receiver of webhooks here listens on a loopback address.
         ("EASEL_ALLOW_PRIVATE_WEBHOOKS", "true".to_string()),
         ("EASEL_PAYLOAD_BUCKET", PAYLOADS.to_string()),

@@ -3,12 +3,6 @@
 use std::net::SocketAddr;
 use url::Url;
 
-/// A queue's address, as the SDK needs it: a name or an ARN would be polled in vain.
-pub(super) fn queue_url(text: &str) -> Result<String, String> {
-    let is_address = Url::parse(text).is_ok_and(|url| matches!(url.scheme(), "http" | "https") && url.has_host());
-    is_address.then(|| text.to_string()).ok_or_else(|| "must be an http or https URL, as SQS names the queue".into())
-}
-
 /// Where to listen. A name would be looked up, and mean several.
 pub(super) fn socket(text: &str) -> Result<SocketAddr, String> {
     text.parse().map_err(|_| "must be an IP address and a port, as in 0.0.0.0:8080".into())
@@ -28,13 +22,5 @@ mod tests {
         assert!(socket("[::1]:8080").is_ok() && web_url("https://example.org/pictures").is_ok());
         assert!(socket("localhost:8080").is_err_and(|error| error.contains("0.0.0.0:8080")));
         assert!(web_url("example.org").is_err_and(|error| error.contains("https://")));
-    }
-
-    #[test]
-    fn a_queue_has_an_http_address() {
-        assert!(queue_url("https://sqs.eu-central-1.amazonaws.com/1/tasks").is_ok());
-        for text in ["", "tasks", "arn:aws:sqs:eu-central-1:1:tasks", "s3://bucket/key"] {
-            assert!(queue_url(text).is_err_and(|error| error.contains("http")), "{text}");
-        }
     }
 }

@@ -1,10 +1,8 @@
 //! Settings of `handler doctor`: those of function and worker, and what is needed to look further.
 
-use super::{
-    ServiceConfig,
-    address::{queue_url, web_url},
-};
+use super::{ServiceConfig, address::web_url};
 use clap::Args;
+use settings::queue_url;
 use url::Url;
 
 /// Settings of `handler doctor`.

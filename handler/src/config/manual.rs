@@ -5,6 +5,7 @@ use crate::exit;
 const ENVIRONMENT: &str = "Environment:
   Each option shows its variable, if it has one, in brackets; a flag wins over it.
   AWS_REGION, AWS_ENDPOINT_URL and the others of the AWS SDK say where S3, SQS and Secrets Manager are, and who we are.
+  AWS_CA_BUNDLE and SSL_CERT_FILE say whom TLS trusts, HTTPS_PROXY and NO_PROXY what goes by a proxy, webhooks never.
   RUST_LOG filters log lines, as in RUST_LOG=handler=debug.
 ";
 

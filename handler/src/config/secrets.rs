@@ -2,7 +2,11 @@
 
 use super::{CredentialConfig, Secret};
 use crate::{secrets::SecretArn, webhook::WebhookSecrets};
-use clap::{Arg, Args, Command, builder::TypedValueParser, error::ErrorKind};
+use clap::{
+    Arg, Args, Command,
+    builder::TypedValueParser,
+    error::{ContextKind, ContextValue, ErrorKind},
+};
 use std::{ffi::OsStr, marker::PhantomData, str::FromStr};
 
 /// The secrets.
@@ -47,9 +51,9 @@ pub struct SigningConfig {
 
 /// Reads a secret's value. The message of clap's own parser would show what cannot be used.
 #[derive(Debug, Clone, Copy)]
-struct Hidden<T>(PhantomData<T>);
+pub(super) struct Hidden<T>(PhantomData<T>);
 
-fn hidden<T>() -> Hidden<T> {
+pub(super) fn hidden<T>() -> Hidden<T> {
     Hidden(PhantomData)
 }
 
@@ -60,7 +64,10 @@ impl<T: FromStr<Err = String> + Clone + Send + Sync + 'static> TypedValueParser 
         let parsed = value.to_str().ok_or_else(|| "must be UTF-8".to_string()).and_then(str::parse);
         parsed.map_err(|reason| {
             let name = argument.map(ToString::to_string).unwrap_or_default();
-            clap::Error::raw(ErrorKind::InvalidValue, format!("the value of {name} {reason}\n")).with_cmd(command)
+            let text = format!("the value of {name} {reason}\n");
+            let mut error = clap::Error::raw(ErrorKind::InvalidValue, text).with_cmd(command);
+            error.insert(ContextKind::InvalidArg, ContextValue::String(name));
+            error
         })
     }
 }

@@ -1,6 +1,6 @@
 //! Settings of `handler weights`.
 
-use super::{Secret, address::web_url};
+use super::{Secret, address::web_url, secrets::hidden};
 use clap::{Args, Subcommand, ValueEnum};
 use std::path::PathBuf;
 use url::Url;
@@ -34,7 +34,7 @@ pub struct PullConfig {
           value_parser = web_url)]
     pub endpoint: Url,
     /// Token for a repository that is gated or private. It goes to the hub alone, not where the hub redirects to.
-    #[arg(long, env = "HF_TOKEN", hide_env_values = true, value_name = "TOKEN")]
+    #[arg(long, env = "HF_TOKEN", hide_env_values = true, value_name = "TOKEN", value_parser = hidden::<Secret>())]
     pub token: Option<Secret>,
 }
 

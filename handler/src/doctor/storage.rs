@@ -3,11 +3,13 @@
 use super::finding::{Finding, answer};
 use crate::{
     buckets::BucketPattern,
-    config::{DoctorConfig, ResultAcl},
+    config::{DoctorConfig, ResultAcl, SafetyConfig, StoreConfig},
+    network::Guard,
     store::{Access, Store},
 };
 use aws_config::SdkConfig;
 use aws_sdk_s3::config::ProvideCredentials;
+use url::Url;
 
 const NETWORK: &str = "check the network, the region and the endpoint";
 
@@ -27,7 +29,7 @@ pub(super) async fn credentials(aws: &SdkConfig) -> Finding {
 pub(super) async fn check(config: &DoctorConfig, aws: &SdkConfig) -> Vec<Finding> {
     let settings = &config.service.store;
     let store = Store::new(settings, aws);
-    let mut findings = vec![results(&store, &settings.bucket, settings.acl).await];
+    let mut findings = vec![results(&store, &settings.bucket, settings.acl).await, addresses(settings, &store)];
     for pattern in &config.service.safety.lora_buckets {
         if let BucketPattern::Named(bucket) = pattern {
             findings.push(readable(&store, "s3.lora-bucket", bucket, "--lora-buckets (EASEL_LORA_BUCKETS)").await);
@@ -65,6 +67,25 @@ async fn results(store: &Store, bucket: &str, acl: ResultAcl) -> Finding {
         ),
         Ok(Access::Unknown(error)) => Finding::fail(what, format!("{error}; {NETWORK}")),
         Err(error) => Finding::fail(what, error),
+    }
+}
+
+/// Whether pictures can be fetched from where the backend is told that they are, as far as the address says.
+fn addresses(settings: &StoreConfig, store: &Store) -> Finding {
+    let what = format!("s3.result-url {}", store.base_url());
+    if settings.base_url.is_some() {
+        return Finding::ok(what, "as --result-base-url says");
+    }
+    let public = Guard::new(&SafetyConfig::default());
+    let host = |url: &Url| url.host_str().is_some_and(|host| host.contains(['.', ':']));
+    let reachable = Url::parse(store.base_url()).is_ok_and(|url| host(&url) && public.check(&url).is_ok());
+    match reachable {
+        true => Finding::ok(what, ""),
+        false => Finding::warn(
+            what,
+            "made of the endpoint, which only this network knows; set --result-base-url (EASEL_RESULT_BASE_URL) to where others can \
+             fetch pictures",
+        ),
     }
 }
 

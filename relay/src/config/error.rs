@@ -2,6 +2,8 @@
 //!
 //! Refuses to repeat a value: it names the option and what is wrong with it.
 
+use settings::BadVariable;
+
 /// AMQP carries names as short strings.
 const MAX_NAME_BYTES: usize = 255;
 
@@ -14,11 +16,17 @@ pub enum ConfigError {
     /// One option has a value that cannot work.
     #[error("error: {option}: {problem}")]
     Invalid {
-        /// The option's name as on the command line.
+        /// The option's name as on the command line, or a variable's.
         option: &'static str,
         /// What is wrong with it.
         problem: String,
     },
+}
+
+impl From<BadVariable> for ConfigError {
+    fn from(bad: BadVariable) -> Self {
+        Self::Invalid { option: bad.name, problem: bad.problem }
+    }
 }
 
 pub(super) fn check_name(option: &'static str, name: &str) -> Result<(), ConfigError> {

@@ -22,6 +22,7 @@ const EXAMPLES: &str = "Examples:
 const ENVIRONMENT: &str = "Environment:
   Each option shows its variable, if it has one, in brackets; a flag wins over it.
   AWS_REGION, AWS_ENDPOINT_URL and the others of the AWS SDK say where SQS and S3 are, and who we are.
+  AWS_CA_BUNDLE and SSL_CERT_FILE say whom TLS trusts, HTTPS_PROXY and NO_PROXY what goes by a proxy.
   RUST_LOG filters log lines, as in RUST_LOG=relay=debug.
 ";
 

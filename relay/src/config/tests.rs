@@ -34,7 +34,13 @@ fn a_bad_option_is_named_and_exits_64() {
         ("--sqs-queue-url", "queue"),
         ("--sqs-queue-url", "ftp://h/q"),
         ("--linger-ms", "60001"),
+        ("--sqs-queue-url", "http://h/q.fifo\n"),
+        ("--sqs-queue-url", "http://h/q.fifo/"),
         ("--payload-bucket", ""),
+        ("--payload-bucket", "pics\n"),
+        ("--payload-bucket", "s3://pics"),
+        ("--queue", "tasks\n"),
+        ("--bind", "tasks:key "),
         ("--health-addr", "9100"),
         ("--max-in-flight", "0"),
         ("--max-in-flight", "257"),
@@ -89,6 +95,26 @@ fn every_option_has_a_flag_and_a_variable() {
     assert!(options.iter().all(|option| option.get_long().is_some()));
     let required = options.iter().filter(|option| option.is_required_set());
     assert_eq!(required.filter_map(|option| option.get_long()).collect::<Vec<_>>(), ["amqp-url", "sqs-queue-url"]);
+}
+
+#[test]
+fn no_option_takes_a_line_break_at_its_end() {
+    let command = Config::command();
+    for option in command.get_arguments().filter(|option| option.get_action().takes_values()) {
+        let long = option.get_long().unwrap_or_default();
+        if FREE.contains(&long) {
+            continue;
+        }
+        for text in ["1\n", "abc\n", "http://h/q\n", "127.0.0.1:80\n", "message-id\n", "a:b\n", "text\n"] {
+            let mut args: Vec<String> = REQUIRED.iter().map(ToString::to_string).collect();
+            args.retain(|arg| !arg.starts_with(&format!("--{long}=")));
+            args.extend(["--declare".to_owned(), format!("--{long}={text}")]);
+            let error = Config::load(args).expect_err(long).to_string();
+            assert!(error.contains(&format!("--{long}")), "{long} {text:?}: {error}");
+        }
+    }
+    let trimmed = load(&["--attributes= type, app-id\n"]).unwrap().unwrap();
+    assert_eq!(trimmed.attributes, "type,app-id".parse().unwrap());
 }
 
 #[test]

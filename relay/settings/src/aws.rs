@@ -1,0 +1,84 @@
+//! The settings of the AWS clients: what the SDK finds by itself, and the certificates of `AWS_CA_BUNDLE`, which it does not look for.
+
+use crate::BadVariable;
+use aws_config::{BehaviorVersion, SdkConfig};
+use aws_smithy_http_client::{
+    Builder, Connector,
+    proxy::ProxyConfig,
+    tls::{Provider, TlsContext, TrustStore, rustls_provider::CryptoMode},
+};
+use aws_smithy_runtime_api::client::http::SharedHttpClient;
+use base64::{Engine, engine::general_purpose::STANDARD};
+use rustls::RootCertStore;
+use rustls_pki_types::{CertificateDer, pem::PemObject};
+use std::{env, fs, path::Path};
+
+const CA_BUNDLE: &str = "AWS_CA_BUNDLE";
+
+/// The settings of all AWS clients of a process. Nothing is sent but what finding a region needs.
+///
+/// # Errors
+/// `AWS_CA_BUNDLE` names no file with certificates.
+pub async fn sdk_config() -> Result<SdkConfig, BadVariable> {
+    let loader = aws_config::defaults(BehaviorVersion::latest());
+    let loader = match env::var_os(CA_BUNDLE).filter(|path| !path.is_empty()) {
+        Some(path) => loader.http_client(client(trust(Path::new(&path))?)),
+        None => loader,
+    };
+    Ok(loader.load().await)
+}
+
+/// As with the AWS CLI, the file's certificates take the place of the system's.
+fn trust(path: &Path) -> Result<TlsContext, BadVariable> {
+    let bad = |problem: String| BadVariable { name: CA_BUNDLE, problem };
+    let pem = fs::read(path).map_err(|error| bad(format!("{}: cannot be read: {error}", path.display())))?;
+    let mut store = TrustStore::empty();
+    let mut count = 0;
+    // One by one: the client panics at a certificate that it cannot use, and bundles of systems have such.
+    for certificate in CertificateDer::pem_slice_iter(&pem).filter_map(Result::ok) {
+        if RootCertStore::empty().add(certificate.clone()).is_ok() {
+            let text = STANDARD.encode(&certificate);
+            store.add_pem_certificate(format!("-----BEGIN CERTIFICATE-----\n{text}\n-----END CERTIFICATE-----\n"));
+            count += 1;
+        }
+    }
+    if count == 0 {
+        return Err(bad(format!("{}: holds no PEM certificate of an authority", path.display())));
+    }
+    TlsContext::builder().with_trust_store(store).build().map_err(|_| bad("no TLS can be set up".into()))
+}
+
+/// As the SDK builds its own client, but for whom it trusts. The builder's other ways take no proxy.
+fn client(trusted: TlsContext) -> SharedHttpClient {
+    Builder::new().build_with_connector_fn(move |settings, components| {
+        let mut connector =
+            Connector::builder().tls_provider(Provider::Rustls(CryptoMode::AwsLc)).tls_context(trusted.clone());
+        connector.set_connector_settings(settings.cloned());
+        connector.set_sleep_impl(components.and_then(|components| components.sleep_impl()));
+        connector.set_proxy_config(Some(ProxyConfig::from_env()));
+        connector.build()
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_bundle_holds_at_least_one_certificate_and_is_named_if_not() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("ca.pem");
+        let said = || trust(&file).map(drop).map_err(|error| error.to_string());
+        assert!(said().is_err_and(|error| error.starts_with("AWS_CA_BUNDLE: ") && error.contains("cannot be read")));
+        let nonsense = "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n";
+        for empty in ["", "hidden", nonsense] {
+            fs::write(&file, empty).unwrap();
+            assert!(said().is_err_and(|error| error.contains("holds no PEM certificate") && !error.contains("hidden")));
+        }
+        let good = rcgen::generate_simple_self_signed(["example.org".to_string()]).unwrap().cert.pem();
+        fs::write(&file, format!("# a comment\n{nonsense}{good}")).unwrap();
+        assert_eq!(said(), Ok(()));
+        // Building the connector reads the certificates once more, and would panic there.
+        drop(format!("{:?}", client(trust(&file).unwrap())));
+    }
+}

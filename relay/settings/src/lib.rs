@@ -1,0 +1,24 @@
+//! What relay and handler ask of their options and variables alike: no whitespace around a value, names that SQS and S3 know, and AWS
+//! clients as the variables say. A value is never shown: it may be a secret.
+
+mod aws;
+mod ends;
+mod hints;
+mod names;
+mod variables;
+
+pub use aws::sdk_config;
+pub use ends::stray_whitespace;
+pub use hints::variables;
+pub use names::{BUCKET_LENGTH, bucket, is_bucket, queue_url};
+pub use variables::{Reads, check_variables};
+
+/// A variable that a person must correct.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{name}: {problem}")]
+pub struct BadVariable {
+    /// Its name.
+    pub name: &'static str,
+    /// What is wrong, without its value.
+    pub problem: String,
+}

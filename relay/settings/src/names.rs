@@ -1,0 +1,107 @@
+//! Names that SQS and S3 know: of buckets, and addresses of queues.
+
+use std::net::Ipv4Addr;
+use url::Url;
+
+/// Shortest and longest name of a bucket.
+pub const BUCKET_LENGTH: (usize, usize) = (3, 63);
+
+/// Whether S3 allows this as the name of a bucket: 3 to 63 of a-z, 0-9, dots and hyphens, and no IP address.
+pub fn is_bucket(name: &str) -> bool {
+    let plain = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit();
+    let ends = name.bytes().next().is_some_and(plain) && name.bytes().next_back().is_some_and(plain);
+    let inside = name.bytes().all(|byte| plain(byte) || byte == b'-' || byte == b'.');
+    (BUCKET_LENGTH.0..=BUCKET_LENGTH.1).contains(&name.len())
+        && ends
+        && inside
+        && !name.contains("..")
+        && name.parse::<Ipv4Addr>().is_err()
+}
+
+/// Reads an option that names a bucket.
+///
+/// # Errors
+/// S3 allows no such name.
+pub fn bucket(text: &str) -> Result<String, String> {
+    let (least, most) = BUCKET_LENGTH;
+    is_bucket(text).then(|| text.to_owned()).ok_or_else(|| {
+        format!("must be a bucket's name alone, of {least} to {most} characters a-z, 0-9, dots and hyphens, as my-pictures is")
+    })
+}
+
+/// Reads an option that names a queue by its address. The SDK needs it whole: a name or an ARN would be asked for in vain. Its end says
+/// whether the queue keeps an order, so that nothing may follow the name.
+///
+/// # Errors
+/// No queue has such an address.
+pub fn queue_url(text: &str) -> Result<String, String> {
+    let wanted = || "must be an http or https URL that ends with the queue's name, as SQS names the queue".to_owned();
+    // What reads URLs drops tabs and line breaks, and cuts off blanks.
+    let is_plain = !text.chars().any(|character| character.is_whitespace() || character.is_control());
+    let url = Url::parse(text).ok().filter(|_| is_plain).ok_or_else(wanted)?;
+    let is_queue = matches!(url.scheme(), "http" | "https")
+        && url.has_host()
+        && url.query().is_none()
+        && url.fragment().is_none()
+        && !url.path().ends_with('/');
+    is_queue.then(|| text.to_owned()).ok_or_else(wanted)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn buckets_follow_the_rules_of_s3() {
+        for name in ["abc", "a-b.c", "0a0", "stylelicense-models", &"a".repeat(63)] {
+            assert_eq!(bucket(name).as_deref(), Ok(name));
+        }
+        for name in [
+            "",
+            "ab",
+            "Abc",
+            "a_b",
+            "-abc",
+            "abc-",
+            ".abc",
+            "a..b",
+            "10.0.0.7",
+            "a/b",
+            "ä-b",
+            "a b",
+            "pics\n",
+            " pics",
+            "s3://pics",
+            "pics/",
+            "arn:aws:s3:::pics",
+            &"a".repeat(64),
+        ] {
+            assert!(bucket(name).is_err_and(|error| error.contains("bucket's name")), "{name:?}");
+        }
+    }
+
+    #[test]
+    fn a_queue_has_an_http_address_that_ends_with_its_name() {
+        for text in ["https://sqs.eu-central-1.amazonaws.com/1/tasks", "http://127.0.0.1:1/q", "http://h/1/tasks.fifo"]
+        {
+            assert_eq!(queue_url(text).as_deref(), Ok(text));
+        }
+        for text in [
+            "",
+            "tasks",
+            "arn:aws:sqs:eu-central-1:1:tasks",
+            "s3://bucket/key",
+            "ftp://h/q",
+            "http://h/q.fifo\n",
+            "http://h/q.fifo ",
+            " http://h/q",
+            "http://h/q\n.fifo",
+            "http://h/q.fifo/",
+            "http://h/q.fifo?a=b",
+            "http://h/q.fifo#a",
+            "http://h",
+        ] {
+            assert!(queue_url(text).is_err_and(|error| error.contains("http")), "{text:?}");
+        }
+    }
+}
