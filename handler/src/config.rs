@@ -223,6 +223,10 @@ mod tests {
             "As variables: EASEL_MODEL_DIR for --model."
         );
         assert_eq!(named(&["generate", "--device", "abacus"]), "As variables: EASEL_DEVICE for --device.");
+        assert_eq!(
+            named(&["generate", "--metadata-prompt=perhaps"]),
+            "As variables: EASEL_METADATA_PROMPT for --metadata-prompt."
+        );
         let token = ["weights", "pull", "--repo", "a/b", "--to", "x", "--token", "two words"];
         assert_eq!(named(&token), "As variables: HF_TOKEN for --token.");
         assert!(!Cli::load(["handler"].iter().chain(&token)).unwrap_err().to_string().contains("words"));

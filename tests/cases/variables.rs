@@ -51,7 +51,7 @@ async fn run(
 fn no_program_takes_a_variable_with_a_line_break_at_its_end() {
     case(|scene| async move {
         let scene = &scene;
-        let variable = Regex::new(r"\[env: ([A-Z0-9_]+)=")?;
+        let variable = Regex::new(r"\[env: ([A-Z0-9_]+)[=\]]")?;
         let (pull, none) = (["weights", "pull", "--repo", "a/b", "--to", "/nowhere"], [""; 0]);
         let mut cases = Vec::new();
         for (program, args, of_aws) in [

@@ -23,8 +23,10 @@ Every option of both binaries. This page is written by `{COMMAND}`, from `--help
 `tests/docs/test_configuration.py` fails when it says something else.
 
 A flag wins over its variable, and the variable over the default. If an option is missing or its value is wrong, the process ends with exit code 64 and
-names the option; a value with whitespace at an end [is wrong](OPERATIONS.md#values-of-variables). `handler` without arguments is `handler function`. Beside these options, relay, function and worker read the variables of the AWS SDK (`AWS_REGION`,
-`AWS_ENDPOINT_URL` …), `AWS_CA_BUNDLE`, `HTTPS_PROXY` and others for [certificates and proxies](OPERATIONS.md#certificates-and-proxies), `RUST_LOG`, and for [traces](OPERATIONS.md#traces) those of OpenTelemetry (`OTEL_EXPORTER_OTLP_ENDPOINT` …).
+names the option; a value with whitespace at an end [is wrong](OPERATIONS.md#values-of-variables). `handler` without arguments is `handler function`.
+Beside these options, relay, function and worker read the variables of the AWS SDK (`AWS_REGION`, `AWS_ENDPOINT_URL` …), `RUST_LOG`, for
+[certificates and proxies](OPERATIONS.md#certificates-and-proxies) `AWS_CA_BUNDLE`, `SSL_CERT_FILE`, `HTTPS_PROXY` and others, and for [traces](OPERATIONS.md#traces)
+those of OpenTelemetry (`OTEL_EXPORTER_OTLP_ENDPOINT` …).
 """
 # Its options are also those of others.
 SHARED = ("handler", ("function",))
