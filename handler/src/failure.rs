@@ -1,5 +1,7 @@
 //! Why a task was not painted: what is at fault, by what is to be done about it, and the code that the backend gets.
 
+use std::time::Duration;
+
 /// `error_code` of every failure, unless finer ones are asked for.
 pub const GENERATION_FAILED: &str = "GENERATION_FAILED";
 

@@ -64,7 +64,7 @@ mod tests {
             id: None,
             carrier: Carrier::default(),
             receive_count: 2,
-            deadline: None,
+            deadline: Deadline::NONE,
             sent_at: None,
         };
         for (asked, seconds) in [(None, 10), (Some(3), 10), (Some(3600), 3600), (Some(u64::MAX), 41_400)] {
