@@ -111,10 +111,8 @@ fn the_work_on_a_task_does_not_wait_for_its_heartbeat() {
         scene.stack.aws.send(&queue.url, &task.body()).await?;
         proxy.ignored(PATIENCE).await?;
         assert!(scene.etag(&task).await.is_none(), "it had finished already");
-        // The client itself would wait for 90 s.
-        let told = async || worker.log_text().contains("the visibility timeout was not extended").then_some(());
-        wait::until("word of it", Duration::from_secs(20), told).await?;
-        assert_eq!(scene.backend.end_of(task.id(), Duration::from_secs(60)).await?.path, COMPLETE);
+        // Sooner than any limit of the request that has no answer.
+        assert_eq!(scene.backend.end_of(task.id(), Duration::from_secs(8)).await?.path, COMPLETE);
         worker.kill().await;
         Ok(())
     });

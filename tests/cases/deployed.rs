@@ -38,6 +38,8 @@ fn worker(scene: &Scene, name: &str, deployed: &Value) -> Result<Process> {
         .args(["worker"])
         .envs(stack.aws.env())
         .envs(environment.iter().filter_map(|(key, value)| Some((key, value.as_str()?))))
+        // This machine has no GPU.
+        .env("EASEL_DEVICE", "cpu")
         .env("SQS_QUEUE_URL", deployed["tasks"].as_str().context("no queue")?)
         .env("EASEL_MODEL_DIR", model().as_os_str())
         .env("EASEL_CACHE_DIR", stack.run.folder(&format!("{name}-cache"))?.as_os_str())

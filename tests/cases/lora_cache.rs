@@ -1,7 +1,7 @@
 //! Two real processes that share a volume.
 
 use crate::scene::{PATIENCE, case, lora_file, model};
-use e2e::{counting::Counting, paths::binary, process::Spec, stack::function_env};
+use e2e::{aws::IMAGES, counting::Counting, paths::binary, process::Spec, stack::function_env};
 use reqwest::Method;
 use std::{fs, time::Duration};
 
@@ -25,7 +25,9 @@ fn two_processes_that_share_a_volume_download_a_lora_once() {
                 .args(["worker"])
                 .envs(function_env(&stack.aws, &stack.run, "shared", &model())?)
                 .env("SQS_QUEUE_URL", &queue.url)
-                .env("AWS_ENDPOINT_URL_S3", s3.url());
+                .env("AWS_ENDPOINT_URL_S3", s3.url())
+                // Not there, where whoever reads a picture would wait for others.
+                .env("EASEL_RESULT_BASE_URL", format!("{}/{IMAGES}", stack.aws.endpoint()));
             workers.push(worker.start(&stack.run)?);
         }
         for task in &tasks {

@@ -7,7 +7,7 @@ use crate::{
 };
 use anyhow::Result;
 use e2e::{
-    aws::MODELS,
+    aws::{IMAGES, MODELS},
     backend::FAILED,
     lambda::Function,
     refusing::{Refusing, s3_error},
@@ -77,7 +77,9 @@ fn buckets_in_another_region_are_asked_there_and_doctor_says_so() {
                 answer
             })
         });
-        let endpoint = [("AWS_ENDPOINT_URL_S3", s3.url())];
+        // Pictures are read where they are, by whoever signs nothing.
+        let pictures = format!("{}/{IMAGES}", aws.endpoint());
+        let endpoint = [("AWS_ENDPOINT_URL_S3", s3.url()), ("EASEL_RESULT_BASE_URL", pictures)];
         let endpoint = endpoint.each_ref().map(|(name, url)| (*name, url.as_str()));
         let function = function(&scene, "function-elsewhere", &endpoint).await?;
         let task = scene.task();

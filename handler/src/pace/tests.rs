@@ -116,9 +116,10 @@ fn who_was_stopped_for_want_of_time_stays_so_when_the_batch_is_tried_again() {
 #[test]
 fn a_finished_painting_is_never_given_up() {
     let now = Instant::now();
-    let mut pace = pace(&Times::default(), now, Some(0));
-    assert!(pace.step(alone(STEPS), now + Duration::from_secs(9)).is_continue());
-    assert!(pace.step(Step { parts: 2, ..alone(STEPS) }, now).is_break(), "a part is missing");
+    let late = now + Duration::from_secs(9);
+    assert!(pace(&Times::default(), now, Some(0)).step(alone(STEPS), late).is_continue());
+    let first_of_two = Step { parts: 2, ..alone(STEPS) };
+    assert!(pace(&Times::default(), now, Some(0)).step(first_of_two, late).is_break(), "a part is missing");
 }
 
 #[test]

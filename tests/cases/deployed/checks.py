@@ -136,7 +136,7 @@ def alarms(cloud, root, source):
     assert (made["metricNamespace"], made["metricName"]) == (alarm["Namespace"], alarm["MetricName"]), made
     messages = rule["filterPattern"].split('"')[1::2]
     said = "".join(path.read_text() for path in source.rglob("*.rs"))
-    assert len(messages) == 3 and all(f'"{message}"' in said for message in messages), messages
+    assert len(messages) == 4 and all(f'"{message}"' in said for message in messages), messages
     failures = found["failures"]
     return {"metric": failures["MetricName"], "namespace": failures["Namespace"], "dimensions": failures["Dimensions"]}
 

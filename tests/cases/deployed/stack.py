@@ -75,6 +75,9 @@ class Stack:
                 return self.resolve(yes if self.condition({"Condition": name}) else no)
             case {"Fn::Sub": str(text)}:
                 return re.sub(r"\$\{([^}]+)\}", lambda found: self.substitute(found[1]), text)
+            case {"Fn::Sub": [text, own]}:
+                own = self.resolve(own)
+                return re.sub(r"\$\{([^}]+)\}", lambda found: own.get(found[1]) or self.substitute(found[1]), text)
             case dict():
                 return {key: value for key, inner in node.items() if (value := self.resolve(inner)) is not None}
             case list():
