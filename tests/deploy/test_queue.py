@@ -81,7 +81,7 @@ class Queue(unittest.TestCase):
             budget = setting(overlay, "Deployment/relay", "AMQP_PREFETCH_BYTES", "relay", ())
             with self.subTest(overlay=overlay):
                 self.assertGreaterEqual(manifests.bytes_of(limits["resources"]["limits"]["memory"]), needed(budget))
-        stack, task = templates.the("AWS::ECS::TaskDefinition")
+        stack, task = templates.the("AWS::ECS::TaskDefinition", lambda each: "HealthCheck" in each["ContainerDefinitions"][0])
         given = {each["Name"]: each["Value"] for each in task["ContainerDefinitions"][0]["Environment"]}
         default = binaries.variables("relay", ())["AMQP_PREFETCH_BYTES"].default
         self.assertGreaterEqual(int(task["Memory"]) << 20, needed(given.get("AMQP_PREFETCH_BYTES", default)))
