@@ -198,9 +198,6 @@ async fn pump<S: Sink>(generation: &mut Generation, flow: &mut Flow<S>, shutdown
             },
             intake = generation.next() => match intake {
                 Intake::Delivery(delivery, note) => flow.accept(*delivery, note),
-                Intake::Resized => if let Err(err) = generation.consume().await {
-                    return End::Broken(err);
-                },
                 Intake::Cancelled => return End::Cancelled,
                 Intake::Broken(err) => return End::Broken(err),
             },

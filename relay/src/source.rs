@@ -1,11 +1,13 @@
 //! The consuming side: opens connections to the broker and takes deliveries from them.
 //!
 //! Each connection is a generation. No delivery is carried from one to the next: what was delivered on a
-//! broken one will be delivered again, and its ackers cannot do harm. How many messages fit at a time is known to all of them.
+//! broken one will be delivered again, and its ackers cannot do harm. Every one has the same
+//! prefetch: what comes back to a quorum queue goes behind what came back before, so that the order stays only where the next
+//! consumer takes all of it at once.
 
 use std::{
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc,
         atomic::{AtomicBool, Ordering},
     },
     time::Duration,
@@ -19,11 +21,11 @@ use lapin::{
     types::FieldTable,
 };
 use tokio::time::timeout;
-use tracing::{debug, info, warn};
+use tracing::debug;
 
 use crate::{
     amqp::{self, Broker},
-    budget::{Budget, Held, Window},
+    budget::Budget,
     channels::Channels,
     config::Config,
     error::BrokerError,
@@ -43,8 +45,8 @@ const CONSUMER_TAG: &str = "relay";
 pub struct Source {
     broker: Arc<Broker>,
     topology: Topology,
+    prefetch: u16,
     budget: Budget,
-    window: Arc<Mutex<Window>>,
     /// Looked at and found to be none.
     is_no_stream: AtomicBool,
 }
@@ -55,11 +57,6 @@ pub struct Generation {
     connection: Connection,
     channel: Channel,
     consumer: Consumer,
-    queue: String,
-    budget: Budget,
-    window: Arc<Mutex<Window>>,
-    /// The consumer is cancelled, to begin anew with another prefetch.
-    resizing: bool,
     notes: EndOnDrop,
 }
 
@@ -78,8 +75,6 @@ impl Drop for EndOnDrop {
 pub(crate) enum Intake {
     /// A message, and what is known of it.
     Delivery(Box<Delivery>, Note),
-    /// No more messages until [`Generation::consume`] is called.
-    Resized,
     /// No more messages, but the channel may still take acknowledgements.
     Cancelled,
     /// The channel has ended.
@@ -91,12 +86,11 @@ impl Source {
     pub fn new(config: &Config, broker: Arc<Broker>, metrics: &Metrics) -> Self {
         let topology = Topology::new(config);
         let limit = usize::try_from(config.prefetch_bytes).unwrap_or(usize::MAX);
-        let window = Arc::new(Mutex::new(Window::new(config.prefetch, limit)));
         Self {
             broker,
             topology,
+            prefetch: config.prefetch,
             budget: Budget::new(limit, metrics.held_bytes()),
-            window,
             is_no_stream: AtomicBool::new(false),
         }
     }
@@ -109,16 +103,7 @@ impl Source {
         let consuming = timeout(OPEN_TIMEOUT, self.consume(&mut channels)).await;
         let connection = channels.into_connection();
         match consuming.unwrap_or(Err(BrokerError::Timeout(OPEN_TIMEOUT))) {
-            Ok((channel, consumer)) => Ok(Generation {
-                connection,
-                channel,
-                consumer,
-                queue: self.topology.queue.clone(),
-                budget: self.budget.clone(),
-                window: Arc::clone(&self.window),
-                resizing: false,
-                notes: EndOnDrop(notes),
-            }),
+            Ok((channel, consumer)) => Ok(Generation { connection, channel, consumer, notes: EndOnDrop(notes) }),
             Err(err) => {
                 amqp::close(connection).await;
                 Err(err)
@@ -130,8 +115,10 @@ impl Source {
         self.topology.ensure(channels).await?;
         self.refuse_stream(channels).await?;
         let channel = channels.get().await?;
-        let prefetch = lock(&self.window).now();
-        let consumer = consume(&channel, &self.topology.queue, prefetch).await?;
+        // Without this the broker sends the whole queue at once. It must be answered before the consumer starts.
+        channel.basic_qos(self.prefetch, BasicQosOptions::default()).await?;
+        let (queue, options) = (self.topology.queue.as_str().into(), BasicConsumeOptions::default());
+        let consumer = channel.basic_consume(queue, CONSUMER_TAG.into(), options, FieldTable::default()).await?;
         Ok((channel, consumer))
     }
 
@@ -148,77 +135,19 @@ impl Source {
     }
 }
 
-async fn consume(channel: &Channel, queue: &str, prefetch: u16) -> Result<Consumer, lapin::Error> {
-    // Without this the broker sends the whole queue at once. It must be answered before the consumer starts.
-    channel.basic_qos(prefetch, BasicQosOptions::default()).await?;
-    let (options, arguments) = (BasicConsumeOptions::default(), FieldTable::default());
-    channel.basic_consume(queue.into(), CONSUMER_TAG.into(), options, arguments).await
-}
-
-fn lock(window: &Mutex<Window>) -> MutexGuard<'_, Window> {
-    // Nothing in there can be half done.
-    window.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
 impl Generation {
     /// Waits for the next delivery. Safe to cancel.
     pub(crate) async fn next(&mut self) -> Intake {
-        let next = loop {
-            tokio::select! {
-                biased;
-                next = self.consumer.next() => break next,
-                () = self.budget.full(), if !self.resizing => self.shrink(),
-            }
-        };
-        match next {
+        match self.consumer.next().await {
             Some(Ok(delivery)) => {
                 let note = self.notes.0.take(self.channel.id(), delivery.delivery_tag);
-                self.grow(note.held.as_ref().map_or(delivery.data.len(), Held::bytes));
                 Intake::Delivery(Box::new(delivery), note)
             }
             Some(Err(err)) => Intake::Broken(err.into()),
-            None if self.is_open() && self.resizing => Intake::Resized,
             // The broker cancels a consumer, for instance when its queue moves or goes, only by ending the stream.
             None if self.is_open() => Intake::Cancelled,
             None => Intake::Broken(BrokerError::ChannelGone),
         }
-    }
-
-    /// Consumes anew, with the prefetch that was decided on. What the last consumer brought can still be acknowledged.
-    pub(crate) async fn consume(&mut self) -> Result<(), BrokerError> {
-        let prefetch = lock(&self.window).now();
-        let consuming = timeout(OPEN_TIMEOUT, consume(&self.channel, &self.queue, prefetch)).await;
-        self.consumer = consuming.map_err(|_| BrokerError::Timeout(OPEN_TIMEOUT))??;
-        self.resizing = false;
-        Ok(())
-    }
-
-    /// The budget is full, or was a moment ago: so many messages fit.
-    fn shrink(&mut self) {
-        let held = self.budget.messages();
-        let mut window = lock(&self.window);
-        if self.budget.is_full() && window.full(held) {
-            warn!(prefetch = window.now(), "the messages held fill --prefetch-bytes, taking fewer at a time");
-            drop(window);
-            self.resize();
-        }
-    }
-
-    fn grow(&mut self, bytes: usize) {
-        let mut window = lock(&self.window);
-        if !self.resizing && window.came(bytes) {
-            info!(prefetch = window.now(), "messages are smaller again, taking more at a time");
-            drop(window);
-            self.resize();
-        }
-    }
-
-    /// Ends the consumer, so that another begins: the prefetch of one that is there cannot be changed.
-    fn resize(&mut self) {
-        self.resizing = true;
-        let channel = self.channel.clone();
-        // Its answer may be behind deliveries that wait for room. The consumer then ends, or the channel does.
-        tokio::spawn(async move { channel.basic_cancel(CONSUMER_TAG.into(), BasicCancelOptions::default()).await });
     }
 
     /// Whether acknowledgements can still reach the broker.

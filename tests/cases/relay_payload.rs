@@ -75,6 +75,9 @@ fn without_its_bucket_a_large_message_waits_and_the_others_pass() {
         stack.aws.has_depth(&queue.url, (1, 0), PATIENCE).await?;
         let told = async || relay.process.log_text().contains("NoSuchBucket (404)").then_some(());
         wait::until("word of the bucket", PATIENCE, told).await?;
+        // What SQS has is acknowledged a moment later; until then the broker would bring it again.
+        let acked = async || relay.metrics().await.ok()?.contains("relay_acked_total 1\n").then_some(());
+        wait::until("the other acknowledged", PATIENCE, acked).await?;
         assert!(relay.process.is_running(), "{}", relay.process.log_text());
         relay.process.kill().await;
         let back = async || (stack.publisher.ready_count(name).await.ok()? == 1).then_some(());
