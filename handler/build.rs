@@ -11,7 +11,8 @@ use std::thread;
 const KERNELS: [&str; 5] = ["attention", "norm", "place", "pointwise", "steps"];
 /// Those for Hopper alone, whose instructions no other architecture has.
 const HOPPER_KERNELS: [&str; 2] = ["attention_hopper", "geglu_hopper"];
-const ARCHITECTURES: &str = "75,80,86,89,90";
+/// Turing, A100, A10G, Ada (L4, L40S), Hopper, and Blackwell's two: B200, and the cards.
+const ARCHITECTURES: &str = "75,80,86,89,90,100,120";
 const NO_COMPILER: &str = "the feature cuda needs nvcc of CUDA 13: set NVCC or CUDA_HOME";
 
 fn main() {
@@ -31,6 +32,8 @@ fn main() {
     let Some(out) = env::var_os("OUT_DIR").map(PathBuf::from) else { panic!("OUT_DIR is not set") };
     let compiler = compiler();
     let (common, architectures) = (common(&compiler), architectures());
+    println!("cargo:rustc-env=EASEL_CUDA_ARCHS_BUILT={architectures}");
+    let architectures = code(&architectures);
     let hopper = vec!["-gencode=arch=compute_90a,code=sm_90a".to_string()];
     thread::scope(|scope| {
         let all = KERNELS.iter().map(|name| (name, &architectures));
@@ -57,17 +60,18 @@ fn common(compiler: &Path) -> Vec<String> {
     options
 }
 
-/// Machine code for each architecture, and PTX of the last for newer ones.
-fn architectures() -> Vec<String> {
+/// The architectures to build for, by commas.
+fn architectures() -> String {
     let chosen = env::var("EASEL_CUDA_ARCHS").ok().filter(|list| !list.trim().is_empty());
     let chosen = chosen.as_deref().unwrap_or(ARCHITECTURES);
-    let names: Vec<&str> = chosen.split([',', ' ']).map(str::trim).filter(|name| !name.is_empty()).collect();
-    let mut options: Vec<String> =
-        names.iter().map(|name| format!("-gencode=arch=compute_{name},code=sm_{name}")).collect();
-    if let Some(name) = names.last() {
-        options.push(format!("-gencode=arch=compute_{name},code=compute_{name}"));
-    }
-    options
+    chosen.split([',', ' ']).map(str::trim).filter(|name| !name.is_empty()).collect::<Vec<_>>().join(",")
+}
+
+/// Machine code for each architecture, and PTX of the last for newer ones.
+fn code(architectures: &str) -> Vec<String> {
+    let machine = architectures.split(',').map(|name| format!("-gencode=arch=compute_{name},code=sm_{name}"));
+    let last = architectures.split(',').next_back();
+    machine.chain(last.map(|name| format!("-gencode=arch=compute_{name},code=compute_{name}"))).collect()
 }
 
 /// Compiles one file.

@@ -10,6 +10,7 @@ mod array;
 pub(crate) mod conv;
 mod cublaslt;
 mod cudnn;
+mod driver;
 mod dtype;
 mod error;
 mod event;
@@ -20,11 +21,13 @@ pub(crate) mod matmul;
 mod memory;
 mod opening;
 mod place;
-#[cfg(all(test, feature = "cuda"))]
+#[cfg(test)]
+#[cfg(feature = "cuda")]
 mod shortage;
 mod tuned;
 
 pub(crate) use array::{Array, Moments, Pinned};
+pub(crate) use driver::device_of_machine;
 pub use dtype::Dtype;
 pub use error::GpuError;
 pub(crate) use error::{Result, tells_of_memory};

@@ -44,6 +44,7 @@ struct Inner {
     in_work: Gauge,
     lookups: Family<Label, Counter>,
     memory: Family<Label, Gauge>,
+    gpu_left: Gauge,
     last_memory: Mutex<Option<Memory>>,
 }
 
@@ -74,6 +75,7 @@ impl Metrics {
             in_work: Gauge::default(),
             lookups: Family::default(),
             memory: Family::default(),
+            gpu_left: Gauge::default(),
             last_memory: Mutex::default(),
         };
         let all = &mut inner.registry;
@@ -92,6 +94,7 @@ impl Metrics {
         all.register("lora_downloaded_bytes", "Bytes of LoRAs downloaded", cache.downloaded_bytes.clone());
         all.register("lora_kept_bytes", "Bytes of LoRAs on the volume at the last download", cache.kept_bytes.clone());
         all.register("gpu_memory_bytes", "Memory of the GPU after the last painting", inner.memory.clone());
+        all.register("gpu_left_unused", "1 if a GPU is there and cannot be used", inner.gpu_left.clone());
         // A rate of a counter that is not there yet is nothing, not zero.
         for ending in ENDINGS {
             drop(inner.tasks.get_or_create(&[("ending", ending.name())]));
@@ -142,6 +145,11 @@ impl Metrics {
             self.0.memory.get_or_create(&[("kind", kind)]).set(i64::try_from(bytes).unwrap_or(i64::MAX));
         }
         *self.0.last_memory.lock().unwrap_or_else(PoisonError::into_inner) = memory;
+    }
+
+    /// Takes down whether a GPU is there that cannot be used.
+    pub fn note_gpu_left(&self, is_left: bool) {
+        self.0.gpu_left.set(i64::from(is_left));
     }
 
     /// What was taken down last.

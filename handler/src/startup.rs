@@ -49,7 +49,10 @@ impl Opening {
         // A thread that panics or cannot be had drops the sender.
         drop(thread::Builder::new().name("load".into()).spawn(load));
         let painter = receiver.map(move |opened| match opened {
-            Ok(Ok(studio)) => Painter::start(studio, most, metrics).map_err(|_| LoadError::BrokeOff),
+            Ok(Ok(studio)) => {
+                metrics.note_gpu_left(studio.leaves_a_gpu());
+                Painter::start(studio, most, metrics).map_err(|_| LoadError::BrokeOff)
+            }
             Ok(Err(error)) => Err(LoadError::Model(Arc::new(error))),
             Err(_) => Err(LoadError::BrokeOff),
         });

@@ -5,7 +5,8 @@
 
 mod commission;
 mod device;
-#[cfg(all(test, feature = "cuda"))]
+#[cfg(test)]
+#[cfg(feature = "cuda")]
 mod tests;
 
 pub use commission::{Commission, Delivery, OnStep, Order, Painted, Step, StudioError};
@@ -20,7 +21,7 @@ use crate::{
 };
 use candle_core::Tensor;
 use commission::Watch;
-use device::compute;
+use device::{Chosen, choose};
 use image::RgbImage;
 use std::{
     ops::ControlFlow,
@@ -40,6 +41,7 @@ pub struct Studio {
     model: ModelName,
     noise_threads: u32,
     compute: Compute,
+    leaves_a_gpu: bool,
 }
 
 impl Studio {
@@ -52,13 +54,13 @@ impl Studio {
         if config.device != DeviceKind::Cpu {
             pipeline::read_ahead(&config.dir);
         }
-        let compute = compute(config.device, config.dtype)?;
+        let Chosen { compute, leaves_a_gpu } = choose(config.device, config.dtype)?;
         log_phase("device", started);
         let weights = Instant::now();
         let pipeline = Pipeline::load_with(&config.dir, &compute, config.offload, size)?.with_dora(config.dora);
         log_phase("weights", weights);
         let model = ModelName::of(&config.dir);
-        let studio = Self { pipeline, model, noise_threads: config.noise_threads, compute };
+        let studio = Self { pipeline, model, noise_threads: config.noise_threads, compute, leaves_a_gpu };
         let duration_ms = started.elapsed().as_millis() as u64;
         tracing::info!(device = studio.device_name(), duration_ms, "model loaded");
         Ok(studio)
@@ -67,6 +69,11 @@ impl Studio {
     /// What it computes on.
     pub fn device_name(&self) -> &str {
         self.gpu().map_or("cpu", Gpu::name)
+    }
+
+    /// Whether the machine has a GPU that should have been used and could not be opened.
+    pub fn leaves_a_gpu(&self) -> bool {
+        self.leaves_a_gpu
     }
 
     /// The GPU, if it computes on one.

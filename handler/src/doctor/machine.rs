@@ -6,7 +6,7 @@ use super::{
 };
 use crate::{
     config::{DeviceKind, ModelConfig, StoreConfig},
-    gpu::{Gpu, GpuError},
+    gpu::{self, Gpu, GpuError},
     signature::{self, Signature},
 };
 use std::{
@@ -24,19 +24,30 @@ const NAMES: [&str; 8] = ["Ada Kowalska", "Ελένη", "Анна", "אדה", "�
 pub(super) async fn gpu(config: &ModelConfig) -> Finding {
     let what = "gpu";
     if config.device == DeviceKind::Cpu {
-        return Finding::ok(what, "none, as --device cpu (EASEL_DEVICE) says: pictures take minutes");
+        return Finding::ok(what, "the CPU is used, as --device cpu (EASEL_DEVICE) says: pictures take minutes");
     }
-    match blocking(DRIVER_TIMEOUT, || describe().map_err(|error| error.to_string())).await.flatten() {
-        Ok(found) => Finding::ok(what, found),
-        Err(error) if config.device == DeviceKind::Cuda => {
-            Finding::fail(what, format!("{error}; install what is missing, or give up --device cuda (EASEL_DEVICE)"))
+    let found = blocking(DRIVER_TIMEOUT, || describe().map_err(|error| error.to_string())).await.flatten();
+    judge(config.device, found, gpu::device_of_machine())
+}
+
+/// What is to be said of a GPU that was described, or of why there is none to be used; `device` is where the machine shows one.
+fn judge(kind: DeviceKind, found: Result<String, String>, device: Option<String>) -> Finding {
+    let what = "gpu";
+    let seen = device.map(|device| format!("; the machine has an NVIDIA GPU ({device})"));
+    let is_seen = seen.is_some();
+    let seen = seen.unwrap_or_default();
+    match found {
+        Ok(found) => Finding::ok(what, format!("{found} is used")),
+        Err(error) if kind == DeviceKind::Cuda => {
+            let advice = "nothing can be painted: mend that, or give up --device cuda (EASEL_DEVICE)";
+            Finding::fail(what, format!("{error}{seen}; {advice}"))
         }
-        Err(error) => Finding::warn(
-            what,
-            format!(
-                "{error}; pictures are painted by the CPU and take minutes: --device cpu (EASEL_DEVICE) if that is wanted"
-            ),
-        ),
+        Err(error) => {
+            let advice =
+                if is_seen { "mend that, or --device cpu (EASEL_DEVICE)" } else { "--device cpu (EASEL_DEVICE)" };
+            let cpu = "the CPU is used and pictures take minutes";
+            Finding::warn(what, format!("{error}{seen}; {cpu}: {advice} if that is wanted"))
+        }
     }
 }
 
@@ -45,7 +56,7 @@ fn describe() -> Result<String, GpuError> {
     gpu.open_libraries()?;
     let ((major, minor), memory) = (gpu.compute_capability()?, gpu.memory()?);
     let (free, total) = (size(memory.total - memory.used), size(memory.total));
-    Ok(format!("{}, compute capability {major}.{minor}, {free} of {total} free", gpu.name()))
+    Ok(format!("{} (compute capability {major}.{minor}, {free} of {total} free)", gpu.name()))
 }
 
 pub(super) fn fonts() -> Finding {
@@ -97,4 +108,37 @@ fn free_after_writing(folder: &Path) -> io::Result<u64> {
     File::create(&probe).and_then(|mut file| file.write_all(b"easel\n")).and_then(|()| fs::remove_file(&probe))?;
     let volume = rustix::fs::statvfs(folder)?;
     Ok(volume.f_bavail.saturating_mul(volume.f_frsize))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_doctor_says_which_device_is_used_and_why_not_the_gpu() {
+        let device = || Some("/dev/nvidia0".to_string());
+        let failed = || Err("no NVIDIA driver".to_string());
+        let cases = [
+            (
+                DeviceKind::Auto,
+                Ok("NVIDIA L4 (compute capability 8.9)".into()),
+                device(),
+                "ok",
+                vec!["NVIDIA L4", "is used"],
+            ),
+            (DeviceKind::Auto, failed(), None, "warn", vec!["no NVIDIA driver", "the CPU is used"]),
+            (DeviceKind::Auto, failed(), device(), "warn", vec!["/dev/nvidia0", "the CPU is used", "mend that"]),
+            (DeviceKind::Cuda, failed(), device(), "FAIL", vec!["/dev/nvidia0", "nothing can be painted"]),
+            (DeviceKind::Cuda, failed(), None, "FAIL", vec!["no NVIDIA driver", "EASEL_DEVICE"]),
+        ];
+        for (kind, found, device, level, words) in cases {
+            let line = judge(kind, found, device).to_string();
+            assert!(line.starts_with(level), "{line}");
+            for word in words {
+                assert!(line.contains(word), "{word} is not in {line}");
+            }
+        }
+        let nothing = judge(DeviceKind::Auto, failed(), None).to_string();
+        assert!(!nothing.contains("the machine has"), "{nothing}");
+    }
 }

@@ -1,6 +1,6 @@
 //! Our own kernels: compiled into the binary by the build script, loaded once, found by name.
 
-use super::{GpuError, Result, check};
+use super::{GpuError, Result, check, driver::check_opening};
 use cudarc::driver::sys::{
     self, CUfunction, CUfunction_attribute, CUlaunchAttribute, CUlaunchAttributeID, CUlaunchAttributeValue,
     CUlaunchConfig, CUstream,
@@ -22,6 +22,11 @@ static IMAGES: [&[u8]; 5] = [
 ];
 #[cfg(not(feature = "cuda"))]
 static IMAGES: [&[u8]; 0] = [];
+/// The compute capabilities that there is machine code for, such as 75,80: [the build script](../../build.rs) says which.
+#[cfg(feature = "cuda")]
+pub(super) const ARCHITECTURES: &str = env!("EASEL_CUDA_ARCHS_BUILT");
+#[cfg(not(feature = "cuda"))]
+pub(super) const ARCHITECTURES: &str = "none";
 /// For compute capability 9.0 alone.
 #[cfg(feature = "cuda")]
 static HOPPER_IMAGES: [&[u8]; 2] = [
@@ -94,7 +99,7 @@ impl Kernels {
         let load = |image: &&[u8]| {
             let mut module = null_mut();
             // SAFETY: an image that nvcc made, whole in memory.
-            check("cuModuleLoadData", unsafe { sys::cuModuleLoadData(&mut module, image.as_ptr().cast()) })?;
+            check_opening("cuModuleLoadData", unsafe { sys::cuModuleLoadData(&mut module, image.as_ptr().cast()) })?;
             Ok(module)
         };
         let launches_ahead = generation >= 9;
@@ -164,6 +169,50 @@ impl Arg {
             Self::Int(value) => u64::from(value as i32 as u32),
             Self::Long(value) => value as u64,
             Self::Float(value) => u64::from(value.to_bits()),
+        }
+    }
+}
+
+#[cfg(test)]
+#[cfg(feature = "cuda")]
+mod tests {
+    use super::*;
+    use std::{collections::BTreeSet, env, fs, path::PathBuf, process::Command};
+
+    /// NVIDIA's own reader of these files, of CUDA 13 (in its toolkit, and on PyPI as nvidia-cuda-cuobjdump).
+    fn cuobjdump(arguments: &[&str], image: &[u8]) -> String {
+        let beside_nvcc = env::var_os("CUDA_HOME").map(|home| PathBuf::from(home).join("bin/cuobjdump"));
+        let program = beside_nvcc.filter(|path| path.exists()).unwrap_or_else(|| "cuobjdump".into());
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("kernels.fatbin");
+        fs::write(&path, image).unwrap();
+        let output = Command::new(&program).args(arguments).arg(&path).output();
+        let output = output.unwrap_or_else(|error| panic!("{}: {error}: put it on the PATH", program.display()));
+        assert!(output.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stdout).unwrap()
+    }
+
+    fn kernels(architecture: &str, image: &[u8]) -> BTreeSet<String> {
+        let symbols = cuobjdump(&["-symbols", "-arch", architecture], image);
+        let kernels = symbols.lines().filter(|line| line.contains("STO_ENTRY"));
+        kernels.filter_map(|line| line.split_whitespace().last()).map(str::to_string).collect()
+    }
+
+    #[test]
+    fn each_kernel_has_machine_code_for_each_architecture_and_ptx_of_the_last() {
+        let architectures: Vec<String> = ARCHITECTURES.split(',').map(|name| format!("sm_{name}")).collect();
+        for (index, image) in IMAGES.iter().enumerate() {
+            let first = kernels(&architectures[0], image);
+            assert!(!first.is_empty(), "image {index}");
+            for architecture in &architectures {
+                assert_eq!(kernels(architecture, image), first, "image {index}, {architecture}");
+            }
+            let ptx = cuobjdump(&["--list-ptx"], image);
+            let newest = format!(".{}.ptx", architectures[architectures.len() - 1]);
+            assert!(ptx.lines().count() == 1 && ptx.trim().ends_with(&newest), "image {index}: {ptx}");
+        }
+        for image in HOPPER_IMAGES {
+            assert!(!kernels("sm_90a", image).is_empty());
         }
     }
 }

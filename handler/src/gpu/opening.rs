@@ -3,7 +3,7 @@
 use super::{
     Gpu, GpuError, Inner, Meter, Result,
     arena::{self, Arena},
-    check,
+    check, driver,
     kernels::{self, Kernels},
     library, lock,
 };
@@ -17,12 +17,14 @@ use std::{
 
 /// The oldest compute capability for which there are kernels: Turing's.
 const OLDEST: (usize, usize) = (7, 5);
+const NO_DRIVER: &str = "no NVIDIA driver: libcuda.so.1 cannot be opened; install driver 580 or newer, give the container the GPU (`--gpus all`, \
+                         or nvidia.com/gpu in the pod's limits), and let LD_LIBRARY_PATH name its folder";
 
 impl Gpu {
     /// Opens the GPU of that number, as `CUDA_VISIBLE_DEVICES` counts them.
     ///
     /// # Errors
-    /// No driver, no such GPU, or a build without kernels; the message says which.
+    /// No driver or one that is too old, no such GPU, or a build without kernels for it; the message says which, and what helps.
     pub fn open(number: i32) -> Result<Self> {
         let mut clock = Instant::now();
         let mut opening = Vec::new();
@@ -31,21 +33,24 @@ impl Gpu {
             clock = Instant::now();
         };
         if !kernels::built() {
-            return Err(GpuError::Unavailable("this build has no GPU kernels: build with `--features cuda`".into()));
+            return Err(GpuError::Unavailable("this build has no GPU kernels: build it with `--features cuda`".into()));
         }
         library::open_ahead();
         // SAFETY: looks for the library and calls nothing.
         if !unsafe { sys::is_culib_present() } {
-            return Err(GpuError::Unavailable("no NVIDIA driver: libcuda.so.1 cannot be opened".into()));
+            return Err(GpuError::Unavailable(NO_DRIVER.into()));
         }
+        driver::check_version()?;
         // SAFETY: initialises the driver; may be called again.
-        check("cuInit", unsafe { sys::cuInit(0) })?;
+        driver::check_opening("cuInit", unsafe { sys::cuInit(0) })?;
         let mut device = 0;
         // SAFETY: writes the device's handle.
-        check("cuDeviceGet", unsafe { sys::cuDeviceGet(&mut device, number) })?;
+        driver::check_opening("cuDeviceGet", unsafe { sys::cuDeviceGet(&mut device, number) })?;
         let mut context = null_mut();
         // SAFETY: the primary context lives until the process ends.
-        check("cuDevicePrimaryCtxRetain", unsafe { sys::cuDevicePrimaryCtxRetain(&mut context, device) })?;
+        driver::check_opening("cuDevicePrimaryCtxRetain", unsafe {
+            sys::cuDevicePrimaryCtxRetain(&mut context, device)
+        })?;
         // SAFETY: a context from the line above.
         check("cuCtxSetCurrent", unsafe { sys::cuCtxSetCurrent(context) })?;
         lap("context");

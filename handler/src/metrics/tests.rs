@@ -61,6 +61,15 @@ fn memory_is_shown_where_there_is_a_gpu() {
 }
 
 #[test]
+fn a_gpu_that_cannot_be_used_is_shown() {
+    let metrics = Metrics::default();
+    let has = |line: &str| metrics.encode().unwrap().lines().any(|shown| shown == line);
+    assert!(has("easel_gpu_left_unused 0"));
+    metrics.note_gpu_left(true);
+    assert!(has("easel_gpu_left_unused 1"));
+}
+
+#[test]
 fn the_page_for_operators_has_every_metric_of_a_scrape_with_its_type_and_no_other() {
     let metrics = Metrics::default();
     metrics.note_memory(Some(Memory { used: 1, total: 2 }));

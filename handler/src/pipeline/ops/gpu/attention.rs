@@ -35,6 +35,16 @@ const FUSED: [Fused; 10] = [
     fused("160_small", 160, 128, 32, 86_016),
 ];
 
+/// The shared memory that a block may have where it is least: compute capability 8.6, 8.9 and 12.0.
+const LEAST_SHARED: usize = 99 << 10;
+const _: () = {
+    let mut index = 0;
+    while index < FUSED.len() {
+        assert!(FUSED[index].shared <= LEAST_SHARED);
+        index += 1;
+    }
+};
+
 /// As `kernels/attention_hopper.cu` has them.
 const HOPPER: [Fused; 5] = [
     fused("40", 40, 640, 256, 164_992),
