@@ -8,6 +8,10 @@ CHANGES = {
     "test_scaling.Scaling.test_the_function_has_the_settings_that_the_simulation_chooses": [
         ("template.yaml", "MaxConcurrency: {Type: Number, Default: 16", "MaxConcurrency: {Type: Number, Default: 8"),
     ],
+    "test_scaling.Scaling.test_the_simulation_knows_each_way_of_the_weights_and_chooses_the_same_for_all": [
+        ("template.yaml", "AllowedValues: [image, s3, efs]", "AllowedValues: [image, efs]"),
+        ("template.yaml", "ModelVolume: {Type: String, Default: image", "ModelVolume: {Type: String, Default: s3"),
+    ],
     "test_function.Versions.test_another_image_or_setting_is_another_version": [
         ("infra/aws/function.yaml", "${ResultBaseUrl}|${WebhookHosts}|", "${ResultBaseUrl}|"),
         ("infra/aws/function.yaml", "|${ModelUrl}", ""),
