@@ -77,16 +77,17 @@ class Builder:
             if unknown := flags.keys() - {"from", "link", "chmod"}:
                 raise SystemExit(f"{', '.join(sorted(unknown))} of COPY {rest}: not known here")
             layers = self.build(flags["from"]).layers if "from" in flags else ()
+            mode = [flags["chmod"]] if "chmod" in flags else []
             # With --link it is copied into nothing, and then lies on what was there: whatever that is.
-            below = replace(image, layers=(nothing(),), key="link") if "link" in flags else image
+            below = Image((nothing(),), "link", {}) if "link" in flags else image
             with tree.view(layers) as source:
                 source = source / path.lstrip("/") if source else self.context / path
-                mode = flags.get("chmod", "")
-                key = tree.digest(below.key, image.folder, target, tree.content(source), mode)
-                make = lambda root, _: copy(root, image.folder, source, target, mode)  # noqa: E731
+                key = tree.digest(below.key, image.folder, target, tree.content(source), *mode)
+                make = lambda root, _: copy(root, image.folder, source, target, *mode)  # noqa: E731
                 made = layer(below, key, f"COPY {rest}", make)
-            own = made.layers[-1]
-            return replace(image, layers=(*image.layers, own), key=tree.digest(image.key, key))
+            if below is image:
+                return made
+            return replace(image, layers=(*image.layers, made.layers[-1]), key=tree.digest(image.key, key))
         if word in ("USER", "EXPOSE", "ENTRYPOINT"):
             return image
         raise SystemExit(f"{word} is not an instruction that is known here")
