@@ -79,6 +79,10 @@ class Stack:
             return found
         if name == "Split":
             return str(self.value(argument[1])).split(argument[0])
+        if name == "Join":
+            parts = [self.value(each) for each in argument[1]] if isinstance(argument[1], list) else self.value(argument[1])
+            known = isinstance(parts, list) and not any(isinstance(each, Unknown) for each in parts)
+            return argument[0].join(map(str, parts)) if known else parts if isinstance(parts, str) else Unknown("Join")
         if name == "Select":
             return self.value(argument[1])[int(argument[0])]
         if name == "If":
