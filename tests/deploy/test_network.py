@@ -151,7 +151,8 @@ class Zones(unittest.TestCase):
                 self.assertEqual({is_open}, given)
                 self.assertEqual(not is_open, "AWS::EC2::NatGateway" in kinds)
                 self.assertEqual(not is_open, "AWS::EC2::EIP" in kinds)
-                self.assertEqual("ENABLED" if is_open else "DISABLED", stack.value(self.output(stack, "AssignPublicIp")))
+                relays = stack.value(self.output(stack, "AssignPublicIp"))
+                self.assertEqual("ENABLED" if is_open else "DISABLED", relays)
         relay = templates.root().body["Resources"]["Relay"]["Properties"]["Parameters"]["AssignPublicIp"]
         self.assertEqual({"GetAtt": "Network.Outputs.AssignPublicIp"}, relay)
 
