@@ -9,6 +9,7 @@ import re
 import shutil
 import subprocess
 import time
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 
 import bases
@@ -30,22 +31,32 @@ class Image:
 
 
 class Builder:
-    """Builds the stages of a Dockerfile from a folder."""
+    """Builds the stages of a Dockerfile from a folder, and others from folders that have their names."""
 
-    def __init__(self, path, context):
+    def __init__(self, path, context, contexts=None):
         self.stages, self.arguments = dockerfile.stages(path), dockerfile.arguments(path)
         self.context, self.built = context, {}
+        for name, folder in (contexts or {}).items():
+            self.built[name] = Image((folder,), tree.content(folder), {})
 
     def build(self, name):
         """The image of a stage."""
         if name not in self.built:
             stage = self.stages[name]
-            image = self.build(stage.base) if stage.base in self.stages else self.stand_in(stage.base[2:-1])
+            image = self.begin(stage.base)
             print(f"\n-- {name}, from {stage.base}", flush=True)
             for word, rest in stage.steps:
                 image = self.step(image, word, rest)
             self.built[name] = image
         return self.built[name]
+
+    def begin(self, base):
+        """What a stage begins with."""
+        if base in self.stages:
+            return self.build(base)
+        if base == "scratch":
+            return Image((nothing(),), "scratch", {})
+        return self.stand_in(base[2:-1])
 
     def step(self, image, word, rest):
         if word == "ENV":
@@ -55,24 +66,53 @@ class Builder:
         if word == "WORKDIR":
             return replace(image, folder=rest)
         if word == "RUN":
-            key = tree.digest(image.key, rest, image.folder, *sorted(image.environment.items()))
-            return layer(image, key, f"RUN {rest}", lambda root, log: run(root, log, image, rest))
+            flags, line = dockerfile.flags(rest)
+            lent = self.mounted(flags)
+            keys = [self.build(name).key for name in lent]
+            key = tree.digest(image.key, rest, image.folder, *keys, *sorted(image.environment.items()))
+            return layer(image, key, f"RUN {rest}", lambda root, log: run(root, log, image, line, lent))
         if word == "COPY":
-            *origin, path, target = rest.split()
-            layers = self.build(origin[0].removeprefix("--from=")).layers if origin else ()
+            flags, paths = dockerfile.flags(rest)
+            path, target = paths.split()
+            if unknown := flags.keys() - {"from", "link", "chmod"}:
+                raise SystemExit(f"{', '.join(sorted(unknown))} of COPY {rest}: not known here")
+            layers = self.build(flags["from"]).layers if "from" in flags else ()
+            mode = [flags["chmod"]] if "chmod" in flags else []
+            # With --link it is copied into nothing, and then lies on what was there: whatever that is.
+            below = Image((nothing(),), "link", {}) if "link" in flags else image
             with tree.view(layers) as source:
                 source = source / path.lstrip("/") if source else self.context / path
-                key = tree.digest(image.key, image.folder, target, tree.content(source))
-                return layer(image, key, f"COPY {rest}", lambda root, _: copy(root, image.folder, source, target))
+                key = tree.digest(below.key, image.folder, target, tree.content(source), *mode)
+                make = lambda root, _: copy(root, image.folder, source, target, *mode)  # noqa: E731
+                made = layer(below, key, f"COPY {rest}", make)
+            if below is image:
+                return made
+            return replace(image, layers=(*image.layers, made.layers[-1]), key=tree.digest(image.key, key))
         if word in ("USER", "EXPOSE", "ENTRYPOINT"):
             return image
         raise SystemExit(f"{word} is not an instruction that is known here")
+
+    def mounted(self, flags):
+        """The images that a line sees while it runs, by the name of their stage, each with where."""
+        if not flags:
+            return {}
+        options = dict(each.split("=", 1) for each in flags.get("mount", "").split(","))
+        if flags.keys() != {"mount"} or options.keys() != {"type", "from", "target"} or options["type"] != "bind":
+            raise SystemExit(f"RUN with {flags}: only --mount=type=bind,from=STAGE,target=FOLDER is known here")
+        return {options["from"]: (self.build(options["from"]).layers, options["target"])}
 
     def stand_in(self, argument):
         """What the first layer is where no registry is asked."""
         folder, environment = bases.STAND_INS[argument](self.arguments[argument])
         print(f"\n{folder.name} stands in for {argument}: {chroot.size(folder):.0f} MiB", flush=True)
         return Image((folder,), tree.digest(folder.name), environment)
+
+
+def nothing():
+    """A folder without anything in it."""
+    folder = STORE / "scratch"
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
 
 
 def layer(image, key, instruction, make):
@@ -104,9 +144,13 @@ def outcome(folder):
     return f"{chroot.size(folder / 'tree'):.1f} MiB" + (f", {len(compiled)} crates compiled{names}" if compiled else "")
 
 
-def run(root, log, image, line):
+def run(root, log, image, line, mounted):
     """Runs the line; what Debian lacks for it, or nothing."""
-    with tree.lent(root) as lent:
+    with tree.lent(root) as lent, ExitStack() as stack:
+        for layers, target in mounted.values():
+            (root / target[1:]).mkdir(parents=True, exist_ok=True)
+            source = stack.enter_context(tree.view(layers))
+            tree.mount(stack, root / target[1:], "--bind", "-o", "ro", str(source))
         (root / image.folder[1:]).mkdir(parents=True, exist_ok=True)
         command = ["nice", "-n", "3", "chroot", str(root), "sh", "-c", f'cd "{image.folder}" && {line}']
         ran = subprocess.run(command, env=image.environment | lent, stdout=log, stderr=subprocess.STDOUT)
@@ -117,9 +161,11 @@ def run(root, log, image, line):
     return lacking[-1] if ran.returncode != 0 else None
 
 
-def copy(root, folder, source, target):
+def copy(root, folder, source, target, mode=""):
     """Copies as COPY does: the content of a folder, or one file, and root owns it."""
     target = root / (target if target.startswith("/") else f"{folder}/{target}").lstrip("/")
     (target if source.is_dir() else target.parent).mkdir(parents=True, exist_ok=True)
     origin = f"{source}/." if source.is_dir() else str(source)
     subprocess.run(["cp", "-a", "--no-preserve=ownership", origin, str(target)], check=True)
+    if mode:
+        subprocess.run(["chmod", "--recursive", mode, str(target)], check=True)

@@ -18,16 +18,18 @@ PICTURE = [
     "--steps=1",
     "--out=/tmp/a.png",
 ]
+OWN = [each for each in PICTURE if not each.startswith("--model=")]
 # Arguments, and the exit code that they end with.
 STARTS = {
     "relay": [(["--version"], 0), (["--help"], 0), ([*AMQP, "--check"], 69)],
     "handler": [(["--version"], 0), (["worker", "--help"], 0), (WORKER, 1), ([], 64), (PICTURE, 0)],
+    "handler-with-model": [(["--version"], 0), (["weights", "verify", "/opt/model"], 0), (OWN, 0)],
 }
 
 
 def programs(stage):
-    """Where the stage puts binaries."""
-    return [target for _, target in stage.copies if target.startswith("/usr/local/bin/")]
+    """Where the stage puts binaries, or the one that it has from another stage."""
+    return [target for _, target in stage.copies if target.startswith("/usr/local/bin/")] or stage.entrypoint[:1]
 
 
 def start(stage, root):
@@ -39,7 +41,7 @@ def start(stage, root):
             sys.exit("FAILED    a library is missing")
     # Where a volume would be.
     shutil.copytree(chroot.ROOT / "tests/model/easel-tiny", root / "models/tiny")
-    options = {"user": stage.user, "read_only": True, "env": chroot.PATH, "timeout": 60}
+    options = {"user": stage.user, "read_only": True, "env": chroot.PATH | stage.environment, "timeout": 60}
     for arguments, expected in STARTS[stage.name]:
         started = chroot.chroot(root, *stage.entrypoint, *arguments, capture_output=True, text=True, **options)
         said = (started.stdout + started.stderr).strip().splitlines() or [""]

@@ -10,7 +10,7 @@ import itertools
 import json
 from dataclasses import asdict, replace
 
-from scaling_model import FINISH, PAINT, START_TO_PICTURE, SWAP, Settings, World, measure, traces
+from scaling_model import FINISH, PAINT, START_TO_PICTURE, SWAP, Settings, World, measure, traces, ways
 
 
 def keda():
@@ -18,9 +18,9 @@ def keda():
     return [Settings(*each) for each in itertools.product((5, 10, 30), (5, 20, 80), (2, 4, 8), (60, 300, 900))]
 
 
-def serverless():
-    """Those of Lambda: environments at most, and tasks in one at a time."""
-    return [Settings(1, tasks, most, 0, tasks) for tasks, most in itertools.product((1, 2, 4), (1, 2, 4, 8))]
+def serverless(weights="image"):
+    """Those of Lambda: environments at most, and tasks in one at a time. The weights come in the one way."""
+    return [Settings(1, tasks, most, 0, tasks, weights) for tasks, most in itertools.product((1, 2, 4), (1, 2, 4, 8))]
 
 
 def choose(candidates, world, on_lambda=False):
@@ -74,6 +74,18 @@ def show(world):
                 if same and other != best:
                     print(row(f"{field} {getattr(other, field)}", tried[other]))
         print()
+    show_ways(world)
+
+
+def show_ways(world):
+    """Prints what each way of the weights costs at a start, and what the settings that are chosen for it come to."""
+    names = list(traces(world))
+    print("| weights | a start | " + " | ".join(f"{name}: $ for 1,000 | p50 / p95 / p99, s" for name in names) + " |")
+    print("| --- | --- |" + " --- | --- |" * len(names))
+    for name, way in ways(world).items():
+        best, tried = choose(serverless(name), world, True)
+        cost = f"{way.seconds:.1f} s, ${way.dollars:.4f}"
+        print(row(f"`{name}`: most {best.most}, concurrency {best.concurrency} | {cost}", tried[best]))
 
 
 def main():

@@ -24,15 +24,24 @@ class World:
     gpu_factor: float = 8.0
     # Fetching a LoRA that is on the volume, storing, five webhooks: beside the painting where two tasks are in work.
     network: float = 0.5
-    # From a pod without a node to a node that takes it, half of it paid; the image on it; the model from a network's
-    # volume.
+    # From a pod without a node to a node that takes it, half of it paid; the image on it, without a model; the model from
+    # a network's volume.
     node: float = 90.0
     image: float = 40.0
     model: float = 10.0
-    # What is read from that volume at such a start, in GB (SD1.5 in f16), and what EFS takes for a GB read by elastic
-    # throughput in us-east-1, US dollars, as public pages had it in 2026.
+    # The weights in GB (SD1.5 in f16), and what EFS takes for a GB read by elastic throughput in us-east-1, US dollars,
+    # as public pages had it in 2026.
     weights: float = 2.134
     volume_read: float = 0.03
+    # GB a second that a g6.xlarge or g5.xlarge always gets from the network: 2.5 Gbit/s, of up to 10 for a while.
+    baseline: float = 0.3125
+    # A layer with the weights: its size by gzip, and GB a second that one core unpacks; both measured, with normally
+    # distributed numbers in f16.
+    packed: float = 0.92
+    unpack: float = 0.27
+    # MiB in one ranged GET of S3, and US dollars for a million of them in us-east-1, as public pages had it in 2026.
+    range_mib: float = 8.0
+    million_gets: float = 0.40
     # A pod on a node that is still there, and has the image.
     pod: float = 3.0
     # How long an empty node stays (Kubernetes), and an idle environment (Lambda).
@@ -57,6 +66,28 @@ class Settings:
     most: int
     idle_exit: int
     concurrency: int = 2
+    # How a machine that has nothing gets the weights: a name of `ways`.
+    weights: str = "efs"
+
+
+@dataclass(frozen=True)
+class Way:
+    """What a start costs on a machine that has no weights yet, beside node and image."""
+
+    seconds: float
+    dollars: float
+
+
+def ways(world):
+    """The ways of the weights, by the names that ModelVolume has."""
+    requests = math.ceil(world.weights * 1e9 / (world.range_mib * 2**20))
+    return {
+        # A larger image: fetched and then unpacked. Data from the registry costs nothing within the region.
+        "image": Way(world.weights * (world.packed / world.baseline + 1 / world.unpack), 0.0),
+        # Four connections fill the baseline; the hash is reckoned meanwhile.
+        "s3": Way(world.weights / world.baseline, requests * world.million_gets / 1e6),
+        "efs": Way(world.model, world.weights * world.volume_read),
+    }
 
 
 def traces(world):
@@ -88,6 +119,7 @@ class Run:
 
     def __init__(self, arrivals, settings, world, serverless):
         self.settings, self.world = settings, world
+        self.way = ways(world)[settings.weights]
         self.on_gpu = (PAINT + SWAP) * world.gpu_factor
         self.beside = FINISH + world.network
         self.stays = 0.0 if serverless else world.node_idle
@@ -146,7 +178,7 @@ class Run:
             self.at(now + world.pod + START_TO_PICTURE, self.ready, Worker(since))
         else:
             self.cold_starts += 1
-            cold = world.node + world.image + world.model + START_TO_PICTURE
+            cold = world.node + world.image + self.way.seconds + START_TO_PICTURE
             self.at(now + cold, self.ready, Worker(now + world.node / 2))
 
     def ready(self, now, worker):
@@ -195,6 +227,6 @@ def measure(arrivals, settings, world, serverless=False):
     hours = paid / 3600
     dollars = hours * world.node_hour * (world.lambda_fee if serverless else 1)
     # A node that stays has the weights in its page cache.
-    dollars += cold_starts * world.weights * world.volume_read
+    dollars += cold_starts * ways(world)[settings.weights].dollars
     dollars += len(waits) * world.million_requests / 1e6 if serverless else 0
     return Result(1000 * dollars / len(waits), *(waits[int(len(waits) * part)] for part in (0.5, 0.95, 0.99)))

@@ -8,8 +8,13 @@ CHANGES = {
     "test_scaling.Scaling.test_the_function_has_the_settings_that_the_simulation_chooses": [
         ("template.yaml", "MaxConcurrency: {Type: Number, Default: 16", "MaxConcurrency: {Type: Number, Default: 8"),
     ],
+    "test_scaling.Scaling.test_the_simulation_knows_each_way_of_the_weights_and_chooses_the_same_for_all": [
+        ("template.yaml", "AllowedValues: [image, s3, efs]", "AllowedValues: [image, efs]"),
+        ("template.yaml", "ModelVolume: {Type: String, Default: image", "ModelVolume: {Type: String, Default: s3"),
+    ],
     "test_function.Versions.test_another_image_or_setting_is_another_version": [
         ("infra/aws/function.yaml", "${ResultBaseUrl}|${WebhookHosts}|", "${ResultBaseUrl}|"),
+        ("infra/aws/function.yaml", "|${ModelUrl}", ""),
         ("infra/aws/function.yaml", "AutoPublishAliasAllProperties: true", "AutoPublishCodeSha256: one"),
         # Another capacity provider, and the function stays on the old one.
         ("infra/aws/function.yaml", 'Types: !Join [",", !Ref InstanceTypes]', "Types: any"),
@@ -35,6 +40,36 @@ CHANGES = {
     ],
     "test_function.Versions.test_lambda_gets_the_image_alone": [
         ("infra/aws/function.yaml", "${HandlerImageUri}|${RoleArn}", "${RoleArn}|${HandlerImageUri}"),
+    ],
+    "test_model.Ways.test_the_default_is_the_one_that_needs_nothing_of_aws": [
+        ("template.yaml", "ModelVolume: {Type: String, Default: image", "ModelVolume: {Type: String, Default: efs"),
+        ("template.yaml", ", unproven on Managed Instances", ""),
+    ],
+    "test_model.Ways.test_each_way_has_its_folder_and_nothing_of_the_others": [
+        ("template.yaml", "image: {Folder: /opt/model}", "image: {Folder: /models}"),
+        ("template.yaml", "s3: {Folder: /tmp/model}", "s3: {Folder: /var/model}"),
+        ("template.yaml", "OnVolume: !Equals [!Ref ModelVolume, efs]", "OnVolume: !Not [!Equals [!Ref ModelVolume, image]]"),
+        ("infra/aws/function.yaml", "!If [Fetches, !Ref ModelUrl, !Ref AWS::NoValue]", "!Ref ModelUrl"),
+        ("infra/aws/function.yaml", "          EASEL_MODEL_URL: !If [Fetches, !Ref ModelUrl, !Ref AWS::NoValue]\n", ""),
+    ],
+    "test_model.Ways.test_a_folder_of_ones_own_is_taken_as_it_is": [
+        ("template.yaml", 'UsualFolder: !Equals [!Ref ModelDir, ""]', "UsualFolder: !Equals [a, a]"),
+    ],
+    "test_model.Ways.test_an_address_is_given_on_with_s3_alone": [
+        ("template.yaml", 'ModelUrl: !If [InBucket, !Ref ModelUrl, ""]', "ModelUrl: !Ref ModelUrl"),
+    ],
+    "test_model.Ways.test_s3_needs_an_address_and_an_address_needs_s3": [
+        ("template.yaml", "RuleCondition: !Equals [!Ref ModelVolume, s3]", "RuleCondition: !Equals [!Ref ModelVolume, efs]"),
+        ("template.yaml", "- Assert: !Equals [!Ref ModelVolume, s3]", "- Assert: !Not [!Equals [!Ref ModelVolume, efs]]"),
+    ],
+    "test_model.Ways.test_an_address_is_a_bucket_and_a_prefix": [
+        ("template.yaml", "(/[A-Za-z0-9!_.'()=+@-]+)+$", "/.+$"),
+        ("template.yaml", "[a-z0-9](/[A-Za-z0-9!_.'()=+@-]+)+$", "[a-z0-9](/[A-Za-z0-9!_.'()=+@-]+)*$"),
+    ],
+    "test_permissions.Permissions.test_the_function_may_read_the_models_folder_where_it_fetches_it_and_nothing_beside": [
+        ("infra/aws/permissions.yaml", "s3:::${Folder}/*", "s3:::${Folder}*"),
+        ("infra/aws/permissions.yaml", "Action: s3:GetObject\n                  Resource: !Sub", "Action: s3:*\n                  Resource: !Sub"),
+        ("infra/aws/permissions.yaml", 'Fetches: !Not [!Equals [!Ref ModelUrl, ""]]', "Fetches: !Equals [a, a]"),
     ],
     "test_credentials.Credentials.test_without_a_certificate_there_are_none": [
         ("infra/aws/permissions.yaml", "!Ref CredentialKeyArn]], !Ref AWS::NoValue]", '!Ref CredentialKeyArn]], "*"]'),
@@ -78,6 +113,7 @@ CHANGES = {
     "test_queue.Queue.test_kept_loras_and_those_on_their_way_fit_into_what_the_function_has": [
         ("infra/aws/function.yaml", "EphemeralStorage: {Size: 10240}", "EphemeralStorage: {Size: 8192}"),
         ("infra/aws/function.yaml", '"5368709120"', '"6442450944"'),
+        ("infra/aws/function.yaml", '"3221225472"', '"4294967296"'),
     ],
     "test_relay.Relay.test_the_alarm_reads_what_the_relay_says_when_it_stops": [
         ("infra/aws/observability.yaml", '$.message = "relay stopped"', '$.fields.message = "relay stopped"'),

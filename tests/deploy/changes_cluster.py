@@ -128,6 +128,27 @@ CHANGES = {
     "test_pods.Image.test_the_relay_carries_no_cuda": [
         (IMAGE, "FROM ${DEBIAN_IMAGE} AS relay", "FROM ${CUDA_BASE_IMAGE} AS relay"),
     ],
+    "test_model.Image.test_it_is_the_handlers_with_the_model_where_the_function_looks_for_it": [
+        (IMAGE, "EASEL_MODEL_DIR=/opt/model", "EASEL_MODEL_DIR=/models"),
+        (IMAGE, "--from=model / /opt/model", "--from=model / /models"),
+    ],
+    "test_model.Image.test_a_new_binary_leaves_the_models_layer_as_it_is": [
+        (IMAGE, "COPY --link --chmod=755", "COPY --chmod=755"),
+        (IMAGE, "ENV EASEL_MODEL_DIR=/opt/model", "RUN true\nENV EASEL_MODEL_DIR=/opt/model"),
+    ],
+    "test_model.Image.test_everybody_may_read_it": [
+        (IMAGE, "--chmod=755", "--chmod=700"),
+        (IMAGE, "--chmod=644", "--chmod=600"),
+    ],
+    "test_model.Image.test_no_image_is_made_of_a_folder_that_was_not_looked_at": [
+        (IMAGE, "COPY --link --chmod=644 --from=model-check /model.json /usr/share/sbom/model.json\n", ""),
+        (IMAGE, "FROM scratch AS model\n", "FROM ${DEBIAN_IMAGE} AS model\n"),
+    ],
+    "test_model.Image.test_a_folder_that_was_not_pulled_whole_is_refused_and_the_reason_said": [
+        (IMAGE, "    && handler weights verify /opt/model \\\n", ""),
+        (IMAGE, "with --build-context model=DIR\" >&2", "again\" >&2"),
+        (IMAGE, "        exit 1; \\\n", ""),
+    ],
     "test_dockerfile.Dockerfile.test_hadolint_has_nothing_to_say": [
         (IMAGE, "# hadolint ignore=DL3008\n", ""),
     ],
@@ -140,6 +161,10 @@ CHANGES = {
     "test_volume.Volume.test_a_cluster_mounts_the_templates_file_system_as_its_policy_demands": [
         (EKS + "volume.yaml", "[tls, iam]", "[tls]"),
         ("infra/aws/volume.yaml", "Effect: Deny", "Effect: Allow"),
+    ],
+    "test_volume.Volume.test_the_fill_task_fills_the_folder_that_the_function_reads": [
+        ("infra/aws/volume.yaml", "--to, !Ref ModelDir", "--to, /mnt/models/stable-diffusion-v1-5"),
+        ("infra/aws/function.yaml", "LocalMountPath: /mnt/models", "LocalMountPath: /mnt/weights"),
     ],
     "test_volume.Volume.test_what_every_cold_start_reads_is_in_half_precision": [
         (BASE + "weights.yaml", "--variant=fp16", "--variant=full"),

@@ -17,6 +17,7 @@ class Stage:
     base: str
     # (word, rest) in order
     steps: list = field(default_factory=list)
+    # without their flags
     run: list = field(default_factory=list)
     # (stage or None, path) to path
     copies: list = field(default_factory=list)
@@ -26,6 +27,15 @@ class Stage:
     entrypoint: list = field(default_factory=list)
 
 
+def flags(rest):
+    """The flags of an instruction by name, each with its value or "", and what follows them."""
+    found = {}
+    while flag := re.match(r"--([a-z]+)(?:=(\S+))?\s+", rest):
+        found[flag[1]] = flag[2] or ""
+        rest = rest[flag.end() :]
+    return found, rest
+
+
 def arguments(path):
     """The ARG lines before the first stage, by name."""
     head = re.split(r"^FROM ", Path(path).read_text(), maxsplit=1, flags=re.M)[0]
@@ -33,7 +43,7 @@ def arguments(path):
 
 
 def stages(path):
-    """The stages by name."""
+    """The stages by name; one that begins with another has what that sets."""
     text = re.sub(r"^\s*#.*\n", "", Path(path).read_text(), flags=re.M)
     found, stage = {}, None
     for line in re.sub(r"\s*\\\n\s*", " ", text).splitlines():
@@ -41,14 +51,18 @@ def stages(path):
         if word == "FROM":
             base, _, name = rest.partition(" AS ")
             stage = found[name] = Stage(name, base)
+            if before := found.get(base):
+                stage.environment, stage.ports = {**before.environment}, [*before.ports]
+                stage.user, stage.entrypoint = before.user, before.entrypoint
             continue
         if stage and word:
             stage.steps.append((word, rest))
         if word == "RUN":
-            stage.run.append(rest)
+            stage.run.append(flags(rest)[1])
         elif word == "COPY":
-            origin, *paths = re.fullmatch(r"(?:--from=(\S+) )?(\S+) (\S+)", rest).groups()
-            stage.copies.append(((origin, paths[0]), paths[1]))
+            given, paths = flags(rest)
+            path, target = paths.split()
+            stage.copies.append(((given.get("from"), path), target))
         elif word == "ENV":
             stage.environment.update(pair.split("=", 1) for pair in rest.split())
         elif word == "EXPOSE":

@@ -28,7 +28,8 @@ def readable(parameters):
     for stack, _, kind, role in templates.root(parameters).resources():
         for policy in role.get("Policies", []) if kind == "AWS::IAM::Role" else []:
             for statement in policy["PolicyDocument"]["Statement"] if policy["PolicyName"] == "handler" else []:
-                if stack.value(statement).get("Action") == "secretsmanager:GetSecretValue":
+                found = stack.value(statement)
+                if isinstance(found, dict) and found.get("Action") == "secretsmanager:GetSecretValue":
                     return {stack.value(each) for each in statement["Resource"]} - {"AWS::NoValue"}
     raise AssertionError("no statement about secrets")
 

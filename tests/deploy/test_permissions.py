@@ -24,7 +24,11 @@ ACTIONS = {
 }
 # Done for the container and for the function, and not by them.
 PLATFORM = {"logs:CreateLogStream", "logs:PutLogEvents", "elasticfilesystem:ClientMount"}
-GIVEN = {"AccessPointArn": "arn:aws:elasticfilesystem:eu-central-1:1:access-point/fsap-1", "FileSystemArn": "arn:fs"}
+GIVEN = {
+    "AccessPointArn": "arn:aws:elasticfilesystem:eu-central-1:1:access-point/fsap-1",
+    "FileSystemArn": "arn:fs",
+    "ModelUrl": "",
+}
 
 
 def operations():
@@ -45,17 +49,23 @@ def called(binary):
     return {ACTIONS.get(each, each) for each in found}
 
 
-def allowed(path, policy, parameters):
-    """The actions that a role's policy allows."""
+def statements(path, policy, parameters):
+    """The template with these parameters, and the statements that a role's policy then has."""
     stack = templates.Stack(path, parameters)
     for _, _, _, role in (each for each in stack.resources() if each[2] == "AWS::IAM::Role"):
         for each in role["Policies"]:
             if each["PolicyName"] == policy:
-                statements = map(stack.value, each["PolicyDocument"]["Statement"])
-                actions = (one["Action"] for one in statements if isinstance(one, dict))
-                listed = (stack.value(one) for few in actions for one in (few if isinstance(few, list) else [few]))
-                return set(listed) - {"AWS::NoValue"}
+                found = map(stack.value, each["PolicyDocument"]["Statement"])
+                return stack, [one for one in found if isinstance(one, dict)]
     raise AssertionError(f"{path} has no policy {policy}")
+
+
+def allowed(path, policy, parameters):
+    """The actions that a role's policy allows."""
+    stack, found = statements(path, policy, parameters)
+    actions = (one["Action"] for one in found)
+    listed = (stack.value(one) for few in actions for one in (few if isinstance(few, list) else [few]))
+    return set(listed) - {"AWS::NoValue"}
 
 
 class Permissions(unittest.TestCase):
@@ -76,6 +86,18 @@ class Permissions(unittest.TestCase):
             allowed("infra/aws/permissions.yaml", "handler", {**GIVEN, "Acl": acl}) for acl in ("public-read", "none")
         )
         self.assertEqual({"s3:PutObjectAcl"}, with_acl - without)
+
+    def test_the_function_may_read_the_models_folder_where_it_fetches_it_and_nothing_beside(self):
+        for url, wanted in (("", []), ("s3://models/sd15/f16", [("s3:GetObject", "models/sd15/f16/*")])):
+            given = {**GIVEN, "ModelUrl": url}
+            stack, found = statements("infra/aws/permissions.yaml", "handler", given)
+            model = [one for one in found if one["Sid"] == "Model"]
+            resources = [one["Resource"]["Sub"] for one in model]
+            said = [text.replace("${Folder}", stack.value(own["Folder"])) for text, own in resources]
+            said = [each.removeprefix("arn:${AWS::Partition}:s3:::") for each in said]
+            with self.subTest(url=url):
+                self.assertEqual(wanted, [(one["Action"], each) for one, each in zip(model, said, strict=True)])
+                self.assertNotIn("models", str([one for one in found if one["Sid"] != "Model"]))
 
 
 if __name__ == "__main__":

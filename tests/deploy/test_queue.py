@@ -1,11 +1,17 @@
 """Times and counts that the queue, the function, the workers and their pods must agree on."""
 
+import math
 import re
+import sys
 import unittest
+from pathlib import Path
 
 import binaries
 import manifests
 import templates
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "bench"))
+import scaling_model  # noqa: E402
 
 
 def queue():
@@ -138,14 +144,18 @@ class Queue(unittest.TestCase):
                     self.assertEqual(named[1], variable)
 
     def test_kept_loras_and_those_on_their_way_fit_into_what_the_function_has(self):
-        stack, function = templates.the("AWS::Serverless::Function")
-        given = {name: stack.value(it) for name, it in function["Environment"]["Variables"].items()}
-        known = binaries.variables("handler", ("function",))
-        get = lambda name: int(given.get(name) or known[name].default)  # noqa: E731
-        tasks = int(stack.value(function["CapacityProviderConfig"]["PerExecutionEnvironmentMaxConcurrency"]))
-        needed = get("EASEL_CACHE_MAX_BYTES") + tasks * get("EASEL_MAX_LORA_BYTES")
-        size = function["EphemeralStorage"]["Size"] << 20
-        self.assertLessEqual(needed + get("EASEL_CACHE_RESERVE_BYTES"), size)
+        # A model that is fetched lies there, too.
+        fetched = {"ModelVolume": "s3", "ModelUrl": "s3://models/sd15"}
+        for parameters, model in (({}, 0), (fetched, math.ceil(scaling_model.World().weights * 1e9))):
+            stack, function = templates.the("AWS::Serverless::Function", parameters=parameters)
+            given = {name: stack.value(it) for name, it in function["Environment"]["Variables"].items()}
+            known = binaries.variables("handler", ("function",))
+            get = lambda name: int(given.get(name) or known[name].default)  # noqa: B023, E731
+            tasks = int(stack.value(function["CapacityProviderConfig"]["PerExecutionEnvironmentMaxConcurrency"]))
+            needed = get("EASEL_CACHE_MAX_BYTES") + tasks * get("EASEL_MAX_LORA_BYTES") + model
+            size = function["EphemeralStorage"]["Size"] << 20
+            with self.subTest(parameters=parameters):
+                self.assertLessEqual(needed + get("EASEL_CACHE_RESERVE_BYTES"), size)
 
     def test_kept_loras_and_those_on_their_way_fit_into_the_volume(self):
         for overlay in manifests.OVERLAYS:

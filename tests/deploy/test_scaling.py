@@ -1,5 +1,7 @@
 """The manifests' and the template's numbers are those that the simulation of scaling chooses."""
 
+import contextlib
+import io
 import sys
 import unittest
 from pathlib import Path
@@ -9,6 +11,8 @@ import templates
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "bench"))
 import scaling  # noqa: E402
+
+PAGE = Path(__file__).resolve().parents[2] / "docs/SCALING.md"
 
 
 class Scaling(unittest.TestCase):
@@ -36,6 +40,22 @@ class Scaling(unittest.TestCase):
             self.assertEqual("default", spec["scalingStrategy"]["strategy"])
             self.assertEqual("gradual", spec["rollout"]["strategy"])
             self.assertEqual(0, spec["minReplicaCount"])
+
+    def test_the_simulation_knows_each_way_of_the_weights_and_chooses_the_same_for_all(self):
+        known = templates.root().body["Parameters"]["ModelVolume"]
+        self.assertEqual(known["AllowedValues"], list(scaling.ways(scaling.World())))
+        chosen = {way: scaling.choose(scaling.serverless(way), scaling.World(), True)[0] for way in known["AllowedValues"]}
+        self.assertEqual({way: way for way in chosen}, {way: each.weights for way, each in chosen.items()})
+        self.assertEqual(1, len({(each.most, each.concurrency) for each in chosen.values()}), chosen)
+        self.assertEqual(known["Default"], scaling.serverless()[0].weights)
+
+    def test_the_page_has_what_the_simulation_prints(self):
+        printed = io.StringIO()
+        with contextlib.redirect_stdout(printed):
+            scaling.show(scaling.World())
+        tables = [line for line in printed.getvalue().splitlines() if line.startswith("|")]
+        self.assertGreater(len(tables), 20)
+        self.assertLessEqual(set(tables), set(PAGE.read_text().splitlines()))
 
     def test_the_function_has_the_settings_that_the_simulation_chooses(self):
         stack, function = templates.the("AWS::Serverless::Function", lambda each: "ImageUri" in each)

@@ -34,6 +34,21 @@ class Volume(unittest.TestCase):
                 place = {key: claim["metadata"][key] for key in ("namespace", "name")}
                 self.assertEqual(place, volume["claimRef"])
 
+    def test_the_fill_task_fills_the_folder_that_the_function_reads(self):
+        for own in ("", "/mnt/models/other"):
+            given = {"ModelVolume": "efs", "ModelDir": own}
+            stack, function = templates.the("AWS::Serverless::Function", parameters=given)
+            folder = stack.value(function["Environment"]["Variables"]["EASEL_MODEL_DIR"])
+            (mount,) = stack.value(function["FileSystemConfigs"])
+            stack, task = templates.the("AWS::ECS::TaskDefinition", lambda each: "Volumes" in each, given)
+            (container,) = task["ContainerDefinitions"]
+            command = [stack.value(each) for each in container["Command"]]
+            with self.subTest(own=own):
+                self.assertEqual(own or "/mnt/models/stable-diffusion-v1-5", folder)
+                self.assertTrue(folder.startswith(mount["LocalMountPath"] + "/"))
+                self.assertEqual(mount["LocalMountPath"], container["MountPoints"][0]["ContainerPath"])
+                self.assertEqual(folder, command[command.index("--to") + 1])
+
     def test_what_every_cold_start_reads_is_in_half_precision(self):
         _, task = templates.the("AWS::ECS::TaskDefinition", lambda each: "Volumes" in each)
         command = task["ContainerDefinitions"][0]["Command"]

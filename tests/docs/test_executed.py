@@ -65,7 +65,7 @@ ELSEWHERE = {
         "tests/cases/doctor.rs",
         "where_all_is_well_every_line_says_so_and_nothing_is_left_behind",
     ),
-    r"handler weights (pull|verify) .*": (
+    r"handler weights (pull(?!.* fp16)|verify) .*": (
         "tests/cases/weights.rs",
         "a_model_is_pulled_whole_without_pickles_and_verified",
     ),
@@ -77,6 +77,7 @@ NEEDS = {
     r"kubectl .*": "a cluster",
     r"mkdir .*": "what comes after it",
     r"\$EDITOR .*": "a person",
+    r"handler weights pull .* fp16 .*": "the hub, which has such files",
     r"infra/local/test": "itself",
     r"(python3 tests/bench/(on_gpu|tasks)\.py|cargo test .*--features cuda|ncu) .*": "a GPU",
     r"\S*python3? tests/(bench/beside_diffusers|goldens/\w+)\.py .*": "torch and diffusers",

@@ -28,6 +28,8 @@ def main(endpoint, name, kind, lora_bucket, webhook_host, amqp_url, token):
         "AmqpUrlSecretArn": amqp_arn,
         "AmqpQueue": name,
     }
+    # One with the model on a volume, the other as the default has it.
+    parameters |= {"ModelVolume": "efs"} if kind == "standard" else {}
     root = stacks.deploy(cloud, name, parameters)
     function = cloud.__getattr__("lambda").get_function_configuration(FunctionName=name)
     definition = cloud.ecs.describe_task_definition(taskDefinition=root.nested["Relay"].ids["Task"])["taskDefinition"]
