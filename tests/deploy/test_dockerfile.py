@@ -26,10 +26,10 @@ class Dockerfile(unittest.TestCase):
             text = (Path(__file__).resolve().parents[2] / page).read_text()
             lines = [line for line in text.splitlines() if re.search(r"buildx build .*--target handler", line)]
             with self.subTest(page=page):
-                self.assertEqual(1, len(lines))
-                self.assertIn("--provenance=false", lines[0])
-                self.assertNotIn("--sbom", lines[0])
-
+                self.assertTrue(lines)
+                for line in lines:
+                    self.assertIn("--provenance=false", line)
+                    self.assertNotIn("--sbom", line)
 
     def test_every_build_says_for_which_machine(self):
         # On a machine with another processor the image would be one that no GPU instance can run.
