@@ -88,7 +88,7 @@ CHANGES = {
         ("template.yaml", "  TasksUrl:", "  TaskUrl:"),
     ],
     "test_relay.Relay.test_a_deployment_starts_a_new_task_before_it_ends_an_old_one": [
-        ("infra/aws/relay.yaml", "!If [Ordered, 1, 2]", "1"),
+        ("infra/aws/relay.yaml", "!If [Ordered, 1, !Ref Tasks]", "1"),
         ("infra/aws/relay.yaml", "!If [Ordered, 0, 100]", "50"),
     ],
     "test_relay.Relay.test_with_a_fifo_queue_two_relays_never_run_at_once": [
@@ -146,9 +146,6 @@ CHANGES = {
         ("infra/aws/storage.yaml", "!If [ByAcl, public-read, none]", "none"),
         ("infra/aws/storage.yaml", "https://${Distribution.DomainName}", "https://${Pictures.RegionalDomainName}"),
     ],
-    "test_broker.Broker.test_one_broker_has_one_subnet_and_three_have_all": [
-        ("infra/aws/broker.yaml", "!If [Single, [!Select [0, !Ref SubnetIds]], !Ref SubnetIds]", "!Ref SubnetIds"),
-    ],
     "test_broker.Broker.test_it_is_not_public_and_lets_in_the_relay_and_the_backend_only": [
         ("infra/aws/broker.yaml", "PubliclyAccessible: false", "PubliclyAccessible: true"),
         ("infra/aws/broker.yaml", "ToPort: 5671", "ToPort: 15671"),
@@ -156,5 +153,98 @@ CHANGES = {
     ],
     "test_broker.Broker.test_its_password_is_made_there_and_read_where_it_is_needed": [
         ("infra/aws/broker.yaml", "Username: easel", "Username: relay"),
+    ],
+    "test_broker.Broker.test_one_broker_has_one_subnet_and_three_have_all": [
+        ("infra/aws/broker.yaml", "!If [Single, [!Select [0, !Ref SubnetIds]], !Ref SubnetIds]", "!Ref SubnetIds"),
+        ("infra/aws/broker.yaml", "!Ref SubnetIds]\n      Users", "[!Select [1, !Ref SubnetIds]]]\n      Users"),
+    ],
+    "test_function.Scaling.test_an_account_that_may_have_one_instance_can_say_so": [
+        ("template.yaml", "Default: 16, MinValue: 2, MaxValue: 15000", "Default: 16, MinValue: 12, MaxValue: 15000"),
+    ],
+    "test_network.Zones.test_instances_have_a_subnet_in_each_of_three_zones_and_a_way_out_of_it": [
+        ("infra/aws/network.yaml", "!Ref PrivateTwo, !Ref PrivateThree]", "!Ref PrivateTwo]"),
+        ("infra/aws/network.yaml", "AvailabilityZone: !Select [2,", "AvailabilityZone: !Select [1,"),
+        ("infra/aws/network.yaml", "{SubnetId: !Ref PublicThree, RouteTableId: !Ref PublicRoutes}",
+            "{SubnetId: !Ref PublicThree, RouteTableId: !Ref PrivateRoutes}"),
+        ("infra/aws/network.yaml", "[!If [Open, !Ref PublicRoutes, !Ref PrivateRoutes]]", "[!Ref PublicRoutes]"),
+    ],
+    "test_network.Zones.test_no_two_subnets_have_the_same_addresses": [
+        ("infra/aws/network.yaml", "10.42.10.0/24", "10.42.9.0/24"),
+        ("infra/aws/network.yaml", "10.42.12.0/22", "10.42.16.0/22"),
+    ],
+    "test_network.Zones.test_addresses_are_public_where_there_is_no_nat_gateway_and_only_there": [
+        ("infra/aws/network.yaml", "MapPublicIpOnLaunch: !If [Open, true, false]", "MapPublicIpOnLaunch: true"),
+        ("infra/aws/network.yaml", "  Nat:\n    Type: AWS::EC2::NatGateway\n    Condition: NewNat",
+            "  Nat:\n    Type: AWS::EC2::NatGateway\n    Condition: New"),
+        ("infra/aws/network.yaml", "!If [Open, ENABLED, DISABLED]", "DISABLED"),
+        ("template.yaml", "AssignPublicIp: !GetAtt Network.Outputs.AssignPublicIp, Tasks:", "Tasks:"),
+    ],
+    "test_network.Zones.test_an_existing_network_gets_a_security_group_and_keeps_its_subnets": [
+        ("infra/aws/network.yaml", "NewOpen: !And [!Condition New, !Condition Open]", "NewOpen: !Condition Open"),
+    ],
+    "test_volume.Volume.test_it_can_be_mounted_in_each_zone_of_two_or_three": [
+        ("infra/aws/volume.yaml", "    Condition: Three\n", ""),
+        ("infra/aws/volume.yaml", "SubnetId: !Select [2,", "SubnetId: !Select [1,"),
+    ],
+    "test_relay.Relay.test_there_are_as_many_as_are_asked_for_and_one_with_a_fifo_queue": [
+        ("infra/aws/relay.yaml", "!If [Ordered, 1, !Ref Tasks]", "!If [Ordered, 1, 2]"),
+        ("infra/aws/relay.yaml", "!If [Ordered, 1, !Ref Tasks]", "!Ref Tasks"),
+    ],
+    "test_relay.Relay.test_without_a_relay_nothing_of_it_is_made_nor_watched_and_no_broker": [
+        ("template.yaml", "NewBroker: !And [!Condition Relays, !Equals [!Ref AmqpUrlSecretArn, \"\"]]",
+            "NewBroker: !Equals [!Ref AmqpUrlSecretArn, \"\"]"),
+        ("template.yaml", "    Condition: Relays\n", ""),
+        ("infra/aws/observability.yaml", "  RelayGone:\n    Type: AWS::CloudWatch::Alarm\n    Condition: Relays\n",
+            "  RelayGone:\n    Type: AWS::CloudWatch::Alarm\n"),
+        ("infra/aws/observability.yaml", "            - \" \"\n", "            - \",\"\n"),
+    ],
+    "test_relay.Relay.test_a_relay_without_an_image_is_refused_by_name": [
+        ("template.yaml", "!Not [!Equals [!Ref RelayTasks, \"0\"]]", "!Equals [!Ref RelayTasks, \"0\"]"),
+        ("template.yaml", "RelayImageUri is empty: give", "It is empty: give"),
+    ],
+    "test_idle_cost.IdleCost.test_each_stack_has_what_the_templates_make_with_its_parameters": [
+        ("infra/aws/idle_cost.py", "nats=1, addresses=1, relays=2, brokers=1, secrets=3", "nats=1, addresses=1, relays=2, brokers=1, secrets=2"),
+        ("infra/aws/network.yaml", "  NatAddress:\n    Type: AWS::EC2::EIP\n    Condition: NewNat",
+            "  NatAddress:\n    Type: AWS::EC2::EIP\n    Condition: New"),
+        ("template.yaml", "RelayTasks: {Type: Number, Default: 2", "RelayTasks: {Type: Number, Default: 3"),
+    ],
+    "test_idle_cost.IdleCost.test_nothing_that_is_paid_by_the_hour_is_left_out": [
+        ("infra/aws/network.yaml", "    Type: AWS::EC2::VPCEndpoint\n    Condition: New\n    Properties:\n",
+            "    Type: AWS::EC2::VPCEndpoint\n    Condition: New\n    Properties:\n      VpcEndpointType: Interface\n"),
+    ],
+    "test_idle_cost.IdleCost.test_a_relay_task_and_the_broker_are_those_of_the_templates": [
+        ("infra/aws/relay.yaml", 'Cpu: "256"', 'Cpu: "512"'),
+        ("infra/aws/broker.yaml", "Default: mq.m7g.medium", "Default: mq.m7g.large"),
+    ],
+    "test_idle_cost.IdleCost.test_the_page_has_the_table": [
+        ("infra/aws/idle_cost.py", '"nat": (0.045,', '"nat": (0.05,'),
+        ("infra/aws/idle_cost.py", "HOURS = 730", "HOURS = 720"),
+    ],
+    "test_idle_cost.IdleCost.test_a_price_that_is_none_is_refused_with_option_value_and_limit": [
+        ("infra/aws/idle_cost.py", "if not 0 <= value < float(\"inf\"):", "if value < 0:"),
+    ],
+    "test_receiver.Receiver.test_it_takes_a_webhook_and_writes_down_what_it_says_but_not_the_token": [
+        ("infra/aws/receiver.yaml", 'event.get("body", ""))', 'event.get("body", ""), event["headers"])'),
+        ("infra/aws/receiver.yaml", '{"statusCode": 204}', '{"statusCode": 302}'),
+    ],
+    "test_receiver.Receiver.test_its_address_is_called_from_the_internet_and_it_may_do_nothing_but_log": [
+        ("infra/aws/receiver.yaml", "      InvokedViaFunctionUrl: true\n", "      InvokedViaFunctionUrl: false\n"),
+    ],
+    "test_walk.Walk.test_each_deployment_gives_what_must_be_given_within_its_limits": [
+        ("template.yaml", "  PictureDays: {Type: Number, Default: 0, MinValue: 0,", "  PictureDays: {Type: Number, MinValue: 0,"),
+        ("template.yaml", "AllowedValues: [nat, public]", "AllowedValues: [nat, open]"),
+    ],
+    "test_walk.Walk.test_it_fits_a_quota_of_one_instance": [
+        ("template.yaml", "TasksPerEnvironment: {Type: Number, Default: 4", "TasksPerEnvironment: {Type: Number, Default: 2"),
+    ],
+    "test_walk.Walk.test_every_output_that_it_asks_for_is_one": [
+        ("template.yaml", "  PicturesUrl:", "  PictureUrl:"),
+    ],
+    "test_walk.Walk.test_what_is_made_by_hand_is_removed_by_hand": [
+        ("infra/aws/storage.yaml", "  Payloads:\n    Type: AWS::S3::Bucket\n    DeletionPolicy: Retain",
+            "  Payloads:\n    Type: AWS::S3::Bucket\n    DeletionPolicy: Delete"),
+    ],
+    "test_walk.Walk.test_the_steps_figures_are_those_of_the_script": [
+        ("infra/aws/idle_cost.py", '"ecr": (0.10,', '"ecr": (0.20,'),
     ],
 }

@@ -47,17 +47,18 @@ class Stack:
     def __init__(self, path, parameters=None):
         self.path = ROOT / path
         self.body = written(self.path)
-        given = {name: value for name, value in (parameters or {}).items() if not isinstance(value, Unknown)}
-        declared = self.body.get("Parameters", {})
+        given, declared = parameters or {}, self.body.get("Parameters", {})
         self.parameters = {name: given.get(name, each.get("Default", Unknown(name))) for name, each in declared.items()}
 
-    def resources(self):
-        """Every resource, those of nested stacks too, as (stack, name, type, properties)."""
+    def resources(self, made=False):
+        """Every resource, those of nested stacks too, as (stack, name, type, properties); if asked only what is made."""
         for name, each in self.body["Resources"].items():
+            if made and "Condition" in each and not self.condition(each["Condition"]):
+                continue
             kind, properties = each["Type"], each.get("Properties", {})
             if kind == "AWS::CloudFormation::Stack":
                 values = {key: self.value(value) for key, value in properties.get("Parameters", {}).items()}
-                yield from Stack(self.value(properties["TemplateURL"]), values).resources()
+                yield from Stack(self.value(properties["TemplateURL"]), values).resources(made)
             else:
                 defaults = (
                     self.body.get("Globals", {}).get("Function", {}) if kind == "AWS::Serverless::Function" else {}
@@ -77,12 +78,13 @@ class Stack:
             for key in keys:
                 found = found[str(self.value(key))]
             return found
+        if name == "Join":
+            found = self.value(argument[1])
+            parts = [self.value(part) for part in found] if isinstance(found, list) else [Unknown(found)]
+            known = not any(isinstance(part, Unknown) for part in parts)
+            return argument[0].join(parts) if known else Unknown(f"{name} {argument}")
         if name == "Split":
             return str(self.value(argument[1])).split(argument[0])
-        if name == "Join":
-            parts = [self.value(each) for each in argument[1]] if isinstance(argument[1], list) else self.value(argument[1])
-            known = isinstance(parts, list) and not any(isinstance(each, Unknown) for each in parts)
-            return argument[0].join(map(str, parts)) if known else parts if isinstance(parts, str) else Unknown("Join")
         if name == "Select":
             return self.value(argument[1])[int(argument[0])]
         if name == "If":
@@ -115,3 +117,8 @@ def the(kind, where=lambda properties: True, parameters=None):
     found = [(stack, each) for stack, _, its, each in root(parameters).resources() if its == kind and where(each)]
     assert len(found) == 1, f"{len(found)} of {kind}"
     return found[0]
+
+
+def made(parameters=None):
+    """What a deployment with these parameters makes, as (stack, name, type, properties)."""
+    return list(root(parameters).resources(made=True))

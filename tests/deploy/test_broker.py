@@ -7,17 +7,17 @@ import templates
 
 def broker(mode):
     """The broker's stack with this mode, with three subnets to choose from."""
-    given = {"Mode": mode, "SubnetIds": "one", "Callers": "callers", "BackendSecurityGroup": ""}
+    given = {"Mode": mode, "SubnetIds": ["one", "two", "three"], "Callers": "callers", "BackendSecurityGroup": ""}
     return templates.Stack("infra/aws/broker.yaml", given)
 
 
 class Broker(unittest.TestCase):
     def test_one_broker_has_one_subnet_and_three_have_all(self):
-        for mode, wanted in (("SINGLE_INSTANCE", 1), ("CLUSTER_MULTI_AZ", None)):
+        for mode, wanted in (("SINGLE_INSTANCE", ["one"]), ("CLUSTER_MULTI_AZ", ["one", "two", "three"])):
             stack = broker(mode)
             subnets = stack.value(stack.body["Resources"]["Broker"]["Properties"]["SubnetIds"])
             with self.subTest(mode=mode):
-                self.assertEqual(wanted, len(subnets) if isinstance(subnets, list) else None)
+                self.assertEqual(wanted, [stack.value(each) for each in subnets])
 
     def test_it_is_not_public_and_lets_in_the_relay_and_the_backend_only(self):
         stack = broker("SINGLE_INSTANCE")

@@ -69,6 +69,11 @@ class Versions(unittest.TestCase):
 
 
 class Scaling(unittest.TestCase):
+    def test_an_account_that_may_have_one_instance_can_say_so(self):
+        # AWS::Lambda::CapacityProvider takes 2 to 15000; an xlarge with a GPU has 4.
+        limit = templates.root().body["Parameters"]["MaxVCpus"]
+        self.assertEqual((2, 15000), (limit["MinValue"], limit["MaxValue"]))
+
     def test_it_aims_at_a_use_of_the_gpu_where_one_is_given(self):
         for given, mode, policies in (
             (0, "Auto", None),

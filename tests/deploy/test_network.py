@@ -89,5 +89,81 @@ class Groups(unittest.TestCase):
         self.assertIn((2049, 2049), rules)
 
 
+class Zones(unittest.TestCase):
+    """The network that the template makes, with either way to the internet."""
+
+    WAYS = {"nat": "Nat", "public": "Internet"}
+
+    def network(self, connectivity):
+        """Its stack, and what is made of it by name, as (type, properties)."""
+        stack = templates.Stack("infra/aws/network.yaml", {"Connectivity": connectivity})
+        return stack, {name: (kind, each) for _, name, kind, each in stack.resources(made=True)}
+
+    def output(self, stack, name):
+        """An output as it is written, after what its conditions choose."""
+        node = stack.body["Outputs"][name]["Value"]
+        while "If" in node:
+            condition, yes, no = node["If"]
+            node = yes if stack.condition(condition) else no
+        return node
+
+    def test_instances_have_a_subnet_in_each_of_three_zones_and_a_way_out_of_it(self):
+        for connectivity, gateway in self.WAYS.items():
+            stack, made = self.network(connectivity)
+            names = [each["Ref"] for each in self.output(stack, "SubnetIds")["Join"][1]]
+            zones = [made[name][1]["AvailabilityZone"]["Select"][0] for name in names]
+            tables = {
+                each["SubnetId"]["Ref"]: each["RouteTableId"]["Ref"]
+                for kind, each in made.values()
+                if kind == "AWS::EC2::SubnetRouteTableAssociation"
+            }
+            ways = {
+                each["RouteTableId"]["Ref"]: each.get("NatGatewayId", each.get("GatewayId"))["Ref"]
+                for kind, each in made.values()
+                if kind == "AWS::EC2::Route" and each["DestinationCidrBlock"] == "0.0.0.0/0"
+            }
+            with self.subTest(connectivity=connectivity):
+                self.assertEqual([0, 1, 2], zones)
+                self.assertEqual([gateway] * 3, [ways[tables[name]] for name in names])
+                (endpoint,) = (each for kind, each in made.values() if kind == "AWS::EC2::VPCEndpoint")
+                routed = [stack.value(each) for each in endpoint["RouteTableIds"]]
+                self.assertEqual([tables[names[0]]], routed)
+
+    def test_no_two_subnets_have_the_same_addresses(self):
+        stack, made = self.network("nat")
+        whole = ipaddress.ip_network(made["Vpc"][1]["CidrBlock"])
+        subnets = [each for each in stack.body["Resources"].values() if each["Type"] == "AWS::EC2::Subnet"]
+        blocks = [ipaddress.ip_network(each["Properties"]["CidrBlock"]) for each in subnets]
+        self.assertTrue(all(block.subnet_of(whole) for block in blocks))
+        for at, block in enumerate(blocks):
+            self.assertFalse(any(block.overlaps(other) for other in blocks[at + 1 :]), block)
+
+    def test_addresses_are_public_where_there_is_no_nat_gateway_and_only_there(self):
+        for connectivity, is_open in (("nat", False), ("public", True)):
+            stack, made = self.network(connectivity)
+            kinds = [kind for kind, _ in made.values()]
+            given = {
+                stack.value(each.get("MapPublicIpOnLaunch", False))
+                for name, (kind, each) in made.items()
+                if kind == "AWS::EC2::Subnet"
+            }
+            with self.subTest(connectivity=connectivity):
+                self.assertEqual({is_open}, given)
+                self.assertEqual(not is_open, "AWS::EC2::NatGateway" in kinds)
+                self.assertEqual(not is_open, "AWS::EC2::EIP" in kinds)
+                relays = stack.value(self.output(stack, "AssignPublicIp"))
+                self.assertEqual("ENABLED" if is_open else "DISABLED", relays)
+        relay = templates.root().body["Resources"]["Relay"]["Properties"]["Parameters"]["AssignPublicIp"]
+        self.assertEqual({"GetAtt": "Network.Outputs.AssignPublicIp"}, relay)
+
+    def test_an_existing_network_gets_a_security_group_and_keeps_its_subnets(self):
+        given = {"VpcId": "vpc-1", "SubnetIds": "subnet-1,subnet-2"}
+        for connectivity in self.WAYS:
+            stack = templates.Stack("infra/aws/network.yaml", given | {"Connectivity": connectivity})
+            with self.subTest(connectivity=connectivity):
+                self.assertEqual(["Callers"], [name for _, name, _, _ in stack.resources(made=True)])
+                self.assertEqual(given["SubnetIds"], stack.value(self.output(stack, "SubnetIds")))
+
+
 if __name__ == "__main__":
     unittest.main()

@@ -1,4 +1,4 @@
-"""How the relay's service on Fargate changes its tasks: two never less than two, and one never more than one."""
+"""How many tasks the relay's service on Fargate has, how it changes them, and that all of it can be left out."""
 
 import json
 import re
@@ -8,9 +8,9 @@ import binaries
 import templates
 
 
-def service(kind):
+def service(kind, **parameters):
     """The service's settings with a queue of this type."""
-    stack, service = templates.the("AWS::ECS::Service", parameters={"QueueType": kind})
+    stack, service = templates.the("AWS::ECS::Service", parameters={"QueueType": kind, **parameters})
     deployment = service["DeploymentConfiguration"]
     return {
         "tasks": stack.value(service["DesiredCount"]),
@@ -27,6 +27,39 @@ class Relay(unittest.TestCase):
     def test_a_deployment_starts_a_new_task_before_it_ends_an_old_one(self):
         wanted = {"tasks": 2, "least": 100, "most": 200, "moves": "ENABLED", "back": self.BACK}
         self.assertEqual(wanted, service("standard"))
+
+    def test_there_are_as_many_as_are_asked_for_and_one_with_a_fifo_queue(self):
+        for kind, asked, wanted in (("standard", 1, 1), ("standard", 3, 3), ("fifo", 3, 1)):
+            with self.subTest(kind=kind, asked=asked):
+                self.assertEqual(wanted, service(kind, RelayTasks=asked)["tasks"])
+
+    def test_without_a_relay_nothing_of_it_is_made_nor_watched_and_no_broker(self):
+        kinds = ("AWS::ECS::", "AWS::AmazonMQ::", "AWS::Logs::MetricFilter")
+        for asked, wanted in ((2, True), (0, False)):
+            made = templates.made({"RelayTasks": asked, "ModelVolume": "image"})
+            with self.subTest(tasks=asked):
+                for kind in kinds:
+                    self.assertEqual(wanted, any(each.startswith(kind) for _, _, each, _ in made), kind)
+                alarms = {name for _, name, kind, _ in made if kind == "AWS::CloudWatch::Alarm"}
+                self.assertEqual({"DeadLetters", "Waiting", "Failures"}, alarms - {"RelayNotReady", "RelayGone"})
+                self.assertEqual(wanted, {"RelayNotReady", "RelayGone"} <= alarms)
+                self.assertEqual(wanted, "RelayGone" in alarms or "RelayNotReady" in alarms)
+                boards = (each for _, _, kind, each in made if kind == "AWS::CloudWatch::Dashboard")
+                text, own = next(boards)["DashboardBody"]["Sub"]
+                _, there, left_out = own["Relay"]["If"]
+                shown = json.loads(text.replace("${Relay}", there["Sub"] if wanted else left_out))
+                self.assertEqual(3 + wanted, len(shown["widgets"]))
+
+    def test_a_relay_without_an_image_is_refused_by_name(self):
+        rule = templates.root().body["Rules"]["ImageOfTheRelay"]
+        for given, refused in (({"RelayTasks": 0}, False), ({}, True), ({"RelayImageUri": "relay:1"}, False)):
+            root = templates.root(given)
+            (assertion,) = rule["Assertions"]
+            wrong = root.condition(rule["RuleCondition"]) and not root.condition(assertion["Assert"])
+            with self.subTest(given=given):
+                self.assertEqual(refused, wrong)
+        self.assertIn("RelayImageUri", assertion["AssertDescription"])
+        self.assertIn("RelayTasks=0", assertion["AssertDescription"])
 
     def test_with_a_fifo_queue_two_relays_never_run_at_once(self):
         # Moving to another zone starts a second one as well, and is what ECS does unless it is told not to.

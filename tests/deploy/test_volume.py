@@ -17,6 +17,13 @@ class Volume(unittest.TestCase):
             with self.subTest(overlay=overlay):
                 self.assertEqual({"tls", "iam"}, set(options))
 
+    def test_it_can_be_mounted_in_each_zone_of_two_or_three(self):
+        for subnets in (["one", "two"], ["one", "two", "three"]):
+            stack = templates.Stack("infra/aws/volume.yaml", {"SubnetIds": subnets})
+            mounts = [each for _, _, kind, each in stack.resources(made=True) if kind == "AWS::EFS::MountTarget"]
+            with self.subTest(subnets=len(subnets)):
+                self.assertEqual(subnets, [stack.value(each["SubnetId"]) for each in mounts])
+
     def test_a_claim_asks_for_what_its_volume_offers(self):
         for overlay in ("eks", "eks-pod-identity"):
             claim = manifests.find(overlay, "PersistentVolumeClaim", "models")

@@ -23,7 +23,7 @@ NEEDS = {
     "$EDITOR": "a person",
 }
 # Of the shell and of Debian.
-PLAIN = {"printf", "cargo", "python3", "exiftool", "openssl"}
+PLAIN = {"printf", "cargo", "python3", "exiftool", "openssl", "mkdir"}
 # The interpreters that docs/*.md make or name, whose first argument is a script.
 PYTHON = re.compile(r"(?:\.cache/venv/bin/|target/goldens-venv/bin/)?python3?")
 BINARY = re.compile(r"(?:target/(?:debug|release)/)?(relay|handler|ledger|load|toy-model)")
@@ -41,7 +41,7 @@ def commands(block):
         words = []
         for word in (*lexer, "&&"):
             if word in ("&&", ";", "|", "||"):
-                while words and ASSIGNMENT.fullmatch(words[0]):
+                while words and (ASSIGNMENT.fullmatch(words[0]) or words[0] == "export"):
                     words.pop(0)
                 if words:
                     yield words

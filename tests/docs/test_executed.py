@@ -27,6 +27,7 @@ HERE = (
     r"\S*handler bench file",
     r"(handler|relay) completions bash .*",
     r"python3 tests/bench/scaling\.py.*",
+    r"python3 infra/aws/idle_cost\.py.*",
     r"exiftool .*",
     r"openssl .*",
     r"printf .*",
@@ -74,6 +75,7 @@ NEEDS = {
     r"curl .*": "a demo that stays",
     r"docker .*": "an engine for images",
     r"kubectl .*": "a cluster",
+    r"mkdir .*": "what comes after it",
     r"\$EDITOR .*": "a person",
     r"handler weights pull .* fp16 .*": "the hub, which has such files",
     r"infra/local/test": "itself",
@@ -182,7 +184,8 @@ class Executed(unittest.TestCase):
     def test_what_stands_on_the_pages_works_and_says_what_they_show(self):
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name)
-            (folder / "tests").symlink_to(pages.ROOT / "tests")
+            for each in ("tests", "infra"):
+                (folder / each).symlink_to(pages.ROOT / each)
             (folder / "target").symlink_to(FOLDER.parent)
             self.run_in(folder, PICTURE)
             mine = [text for _, text in shell() if any(row in HERE for line in commands(text) for row in rows(line))]

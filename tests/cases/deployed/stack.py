@@ -49,6 +49,8 @@ class Stack:
                 return str(self.resolve(left)) == str(self.resolve(right))
             case {"Fn::Not": [inner]}:
                 return not self.condition(inner)
+            case {"Fn::And": inner}:
+                return all(self.condition(one) for one in inner)
         raise LookupError(f"condition {node}")
 
     def resolve(self, node):
@@ -65,6 +67,8 @@ class Stack:
             case {"Fn::Join": [mark, parts]}:
                 parts = self.resolve(parts)
                 return mark.join(parts) if isinstance(parts, list) else parts
+            case {"Fn::Select": [index, parts]}:
+                return self.resolve(parts)[int(index)]
             case {"Fn::Split": [mark, joined]}:
                 return self.resolve(joined).split(mark)
             case {"Ref": name}:
@@ -77,7 +81,7 @@ class Stack:
                 return re.sub(r"\$\{([^}]+)\}", lambda found: self.substitute(found[1]), text)
             case {"Fn::Sub": [text, own]}:
                 own = self.resolve(own)
-                return re.sub(r"\$\{([^}]+)\}", lambda found: own.get(found[1]) or self.substitute(found[1]), text)
+                return re.sub(r"\$\{([^}]+)\}", lambda found: own[found[1]] if found[1] in own else self.substitute(found[1]), text)
             case dict():
                 return {key: value for key, inner in node.items() if (value := self.resolve(inner)) is not None}
             case list():
