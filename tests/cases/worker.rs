@@ -81,7 +81,9 @@ fn a_second_signal_ends_it_at_once() {
         let aws = &scene.stack.aws;
         let queue = aws.queue("worker-twice", VISIBILITY, 3).await?;
         let worker = worker(&scene, "worker-twice", &queue, &[])?;
-        let task = scene.task().with("num_inference_steps", 150);
+        // However fast it is painted, it is in work until it is told.
+        scene.backend.refuse_until(COMPLETE, 503, usize::MAX, "1");
+        let task = scene.task();
         aws.send(&queue.url, &task.body()).await?;
         scene.backend.call("progress", PATIENCE, |call| call.path == PROGRESS).await?;
         worker.signal(Signal::TERM);
