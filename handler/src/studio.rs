@@ -13,15 +13,17 @@ pub use commission::{Commission, Delivery, OnStep, Order, Painted, Step, StudioE
 
 use crate::{
     config::{DeviceKind, ModelConfig},
-    gpu::{Gpu, Memory},
-    lora::AppliedLora,
     picture::ModelName,
-    pipeline::{self, Compute, Pipeline, Request, error::PipelineError},
     startup::log_phase,
 };
 use candle_core::Tensor;
 use commission::Watch;
 use device::{Chosen, choose};
+use diffusion::{
+    gpu::{Gpu, Memory},
+    lora::AppliedLora,
+    pipeline::{self, Compute, Pipeline, Request, error::PipelineError},
+};
 use image::RgbImage;
 use std::{
     ops::ControlFlow,
@@ -57,7 +59,8 @@ impl Studio {
         let Chosen { compute, leaves_a_gpu } = choose(config.device, config.dtype)?;
         log_phase("device", started);
         let weights = Instant::now();
-        let pipeline = Pipeline::load_with(&config.dir, &compute, config.offload, size)?.with_dora(config.dora);
+        let pipeline =
+            Pipeline::load_with(&config.dir, &compute, config.offload.into(), size)?.with_dora(config.dora.into());
         log_phase("weights", weights);
         let model = ModelName::of(&config.dir);
         let studio = Self { pipeline, model, noise_threads: config.noise_threads, compute, leaves_a_gpu };

@@ -16,16 +16,14 @@ mod schema;
 pub use format::Format;
 pub use schema::schema;
 
-use crate::{
-    pipeline::{noise, prompt, scheduler},
-    signature::Signature,
-};
+use crate::signature::Signature;
 use aws_sdk_s3::primitives::DateTime;
 use contract::{
     ARTIST_NAME, ASPECT_RATIO, CREATED_AT, GENERATION_ID, GUIDANCE_SCALE, KARRAS_SIGMAS, LORA_MODEL_URL, LORA_SCALE,
     LORAS, NEGATIVE_PROMPT, NOISE_SOURCE, NUM_IMAGES, NUM_INFERENCE_STEPS, OUTPUT_FORMAT, PROMPT_TAGS,
     PROMPT_WEIGHTING, SCHEDULER, SEED, SIGNATURE, STYLE_ID, TASK, WEBHOOK_URL, extra,
 };
+use diffusion::pipeline::{noise, prompt, scheduler};
 use fields::{Fields, Result};
 use json::Json;
 use rule::base_address;

@@ -11,7 +11,7 @@ mod together;
 
 use anyhow::{Context, Result};
 use candle_core::{Device, Tensor};
-use handler::{
+use diffusion::{
     lora::{AppliedLora, Lora},
     pipeline::{
         Compute, Pipeline, Request,

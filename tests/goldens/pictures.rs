@@ -2,7 +2,7 @@
 
 use super::{LEAST_PSNR, psnr};
 use anyhow::{Context, Result, ensure};
-use handler::{
+use diffusion::{
     lora::{AppliedLora, Lora},
     pipeline::{
         Compute, Pipeline, Request,
@@ -10,8 +10,8 @@ use handler::{
         prompt::Weighting,
         scheduler::Kind,
     },
-    task,
 };
+use handler::task;
 use image::RgbImage;
 use serde::Deserialize;
 use std::{

@@ -3,7 +3,7 @@
 use super::{LEAST_PSNR, NETWORK_TOLERANCE, goldens, psnr, relative_error, toy_model};
 use anyhow::{Context, Result};
 use candle_core::Tensor;
-use handler::pipeline::{
+use diffusion::pipeline::{
     Compute, Pipeline, Request,
     noise::{DEFAULT_THREADS, Source},
     prompt::Weighting,

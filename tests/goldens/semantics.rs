@@ -4,7 +4,7 @@
 
 use super::pictures;
 use anyhow::{Context, Result, ensure};
-use handler::pipeline::{Compute, Pipeline, Request, noise::Source, prompt::Weighting, scheduler::Kind};
+use diffusion::pipeline::{Compute, Pipeline, Request, noise::Source, prompt::Weighting, scheduler::Kind};
 use image::RgbImage;
 use serde::Deserialize;
 use std::{collections::BTreeMap, f64::consts::TAU, fs, path::Path};

@@ -1,14 +1,12 @@
 //! What `handler generate` paints.
 
 use super::{CredentialFiles, ModelConfig, PictureConfig, SignatureConfig};
-use crate::{
-    pipeline::{noise, prompt, scheduler},
-    task::Format,
-};
+use crate::task::Format;
 use clap::{
     Args,
     builder::{PossibleValuesParser, TypedValueParser},
 };
+use diffusion::pipeline::{noise, prompt, scheduler};
 use std::{path::PathBuf, str::FromStr};
 
 /// Settings of `handler generate`.

@@ -1,11 +1,10 @@
 //! What a file says of its picture, that it is the same picture, and what it keeps to itself.
 
 use super::{embed::XMP_SEGMENT, *};
-use crate::{
-    config::PictureConfig,
+use crate::{config::PictureConfig, task::Format};
+use diffusion::{
     lora::{AppliedLora, Lora},
     pipeline::{Request, noise, prompt, scheduler},
-    task::Format,
 };
 use image::{Rgb, RgbImage};
 use std::sync::Arc;

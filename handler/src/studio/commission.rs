@@ -2,12 +2,14 @@
 
 use crate::{
     config::PictureConfig,
-    lora::{AppliedLora, LoraError},
     picture::{self, Credential, CredentialError, EmbedError, EncodeError, ModelName, Origin, Provenance},
-    pipeline::{Request, error::PipelineError},
     signature::{self, Signature, SignatureError, sign},
     task::Format,
     trace::{Lap, Stage},
+};
+use diffusion::{
+    lora::{AppliedLora, LoraError},
+    pipeline::{Request, error::PipelineError},
 };
 use image::RgbImage;
 use std::{mem, ops::ControlFlow, sync::Arc};

@@ -1,7 +1,7 @@
 //! Which device and dtype a configuration means on this machine.
 
-use crate::{
-    config::{DeviceKind, Precision},
+use crate::config::{DeviceKind, Precision};
+use diffusion::{
     gpu::{self, Dtype, Gpu, GpuError},
     pipeline::{Compute, error::PipelineError},
 };

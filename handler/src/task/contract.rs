@@ -9,10 +9,8 @@ use super::{
         Text, Visible, Webhook,
     },
 };
-use crate::{
-    pipeline::{noise, prompt, scheduler},
-    signature::{MARGIN, MAX_MARGIN, OPACITY, Position, SIZES},
-};
+use crate::signature::{MARGIN, MAX_MARGIN, OPACITY, Position, SIZES};
+use diffusion::pipeline::{noise, prompt, scheduler};
 
 /// Makes a constant of each field, and a list of them all: what is read is on the list.
 macro_rules! fields {

@@ -2,7 +2,7 @@
 //! ignored there, so they are allowed here.
 
 use super::{contract::TASK, rule::Described};
-use crate::pipeline::scheduler;
+use diffusion::pipeline::scheduler;
 use serde_json::{Map, Value, json};
 
 /// Version of JSON Schema.

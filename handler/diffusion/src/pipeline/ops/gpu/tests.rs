@@ -286,7 +286,7 @@ fn gpu_pointwise_operations_are_the_cpus() {
 /// Whole pictures of the model in the repository: the text encoder, both ways through the steps, a LoRA in and out, the pixels.
 #[test]
 fn gpu_pictures_are_the_cpus() {
-    let folder = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/model"));
+    let folder = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/model"));
     let (model, size) = (folder.join("easel-tiny"), (256, 320));
     let style = Lora::read(&folder.join("styles/halftone.safetensors")).unwrap();
     let style = [AppliedLora { lora: Arc::new(style), scale: 0.9 }];

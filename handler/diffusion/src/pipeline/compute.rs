@@ -24,7 +24,7 @@ impl Compute {
 }
 
 /// Whether text encoder and VAE leave the GPU while the UNet works; they come back from the model's files when they are needed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, clap::ValueEnum)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Offload {
     /// If memory is short once the weights are loaded.
     #[default]

@@ -93,7 +93,7 @@ fn advice(code: CUresult) -> Option<String> {
 }
 
 /// Where this machine shows a GPU of NVIDIA's, whether or not it can be used; `None` if it has none.
-pub(crate) fn device_of_machine() -> Option<String> {
+pub fn device_of_machine() -> Option<String> {
     device_under(Path::new("/"))
 }
 

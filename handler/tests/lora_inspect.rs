@@ -2,7 +2,15 @@
 
 use anyhow::{Context, Result};
 use serde_json::{Value, json};
-use std::{fs, path::Path, process::Command};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+fn golden_file(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/goldens").join(name)
+}
 
 /// Exit code and standard output.
 fn inspect(file: &Path, more: &[&str]) -> Result<(Option<i32>, String)> {
@@ -25,7 +33,7 @@ fn inspect_tells_what_a_file_is() -> Result<()> {
     assert_eq!(style["rank"], json!({ "least": 8.0, "most": 8.0 }));
     assert_eq!((&style["alpha"], &style["modules"]["unet"]), (&json!({ "least": 8.0, "most": 8.0 }), &json!(84)));
 
-    let golden = |name: &str| report(&super::golden(&format!("lora/{name}.safetensors")), &[]);
+    let golden = |name: &str| report(&golden_file(&format!("lora/{name}.safetensors")), &[]);
     let formats = [
         ("lycoris-dora-mid", json!(["dora", "locon", "lora"]), "kohya"),
         ("lycoris-loha-tucker", json!(["loha"]), "kohya"),
@@ -39,7 +47,7 @@ fn inspect_tells_what_a_file_is() -> Result<()> {
         let (code, report) = golden(name)?;
         assert_eq!((code, &report["formats"], &report["layouts"]), (Some(0), &expected, &json!([layout])), "{name}");
     }
-    let (code, text) = inspect(&super::golden("lora/peft-dora.safetensors"), &[])?;
+    let (code, text) = inspect(&golden_file("lora/peft-dora.safetensors"), &[])?;
     assert_eq!(code, Some(0));
     assert!(text.contains("rank      2\n") && text.contains("loads     yes"), "{text}");
     Ok(())
@@ -48,7 +56,7 @@ fn inspect_tells_what_a_file_is() -> Result<()> {
 #[test]
 fn inspect_lists_everything_that_does_not_fit() -> Result<()> {
     let model = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/model/easel-tiny").display().to_string();
-    let (code, unfit) = report(&super::golden("lora/lycoris-full.safetensors"), &["--model", &model])?;
+    let (code, unfit) = report(&golden_file("lora/lycoris-full.safetensors"), &["--model", &model])?;
     assert_eq!((code, &unfit["would_load"]), (Some(1), &json!(false)));
     let keys: Vec<_> =
         unfit["misfits"].as_array().context("misfits")?.iter().filter_map(|misfit| misfit["key"].as_str()).collect();

@@ -3,13 +3,13 @@
 use std::borrow::Cow;
 
 /// What is shown of a name out of a file or a message, in bytes.
-pub(crate) const NAME: usize = 200;
+pub const NAME: usize = 200;
 /// The longest sentence that a log or a webhook gets, in bytes.
-pub(crate) const MESSAGE: usize = 1000;
+pub const MESSAGE: usize = 1000;
 
 /// At most `most` bytes of a text, cut between two characters and with a word that it was cut; the text itself if it is
 /// no longer.
-pub(crate) fn cut(text: &str, most: usize) -> Cow<'_, str> {
+pub fn cut(text: &str, most: usize) -> Cow<'_, str> {
     if text.len() <= most {
         return text.into();
     }

@@ -21,13 +21,12 @@ pub(crate) mod matmul;
 mod memory;
 mod opening;
 mod place;
-#[cfg(test)]
 #[cfg(feature = "cuda")]
 mod shortage;
 mod tuned;
 
 pub(crate) use array::{Array, Moments, Pinned};
-pub(crate) use driver::device_of_machine;
+pub use driver::device_of_machine;
 pub use dtype::Dtype;
 pub use error::GpuError;
 pub(crate) use error::{Result, tells_of_memory};
@@ -37,8 +36,10 @@ pub(crate) use kernels::{Arg, Launch};
 pub use memory::Memory;
 pub(crate) use place::{Layout, Placed, Product, Source};
 
-#[cfg(all(test, feature = "cuda"))]
-pub(crate) use shortage::Shortage;
+// For tests of whoever paints.
+#[cfg(feature = "cuda")]
+#[doc(hidden)]
+pub use shortage::Shortage;
 
 use arena::Arena;
 use conv::Convolutions;

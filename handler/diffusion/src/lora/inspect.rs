@@ -1,7 +1,6 @@
-//! What a LoRA file is, and whether it would load: `handler lora inspect`.
+//! What a LoRA file is, and whether it would load.
 
 use super::{BaseModel, Layout, Lora, LoraError, Misfit, Target, change::Kind, keys::Component};
-use crate::config::InspectConfig;
 use serde::Serialize;
 use std::{
     collections::BTreeSet,
@@ -60,20 +59,6 @@ pub struct Modules {
     pub unet: usize,
     /// In the text encoder.
     pub text_encoder: usize,
-}
-
-/// Runs `handler lora inspect` and says whether the file would load.
-///
-/// # Errors
-/// A file that cannot be read, or a model folder that is none.
-pub fn run(config: &InspectConfig) -> anyhow::Result<bool> {
-    let report = Report::of_file(&config.file, config.model.as_deref())?;
-    if config.json {
-        println!("{}", serde_json::to_string_pretty(&report)?);
-    } else {
-        println!("{report}");
-    }
-    Ok(report.would_load)
 }
 
 impl Report {

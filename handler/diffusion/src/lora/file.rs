@@ -20,7 +20,7 @@ const MAX_TENSORS: usize = 65_536;
 const CHUNK: usize = 1 << 20;
 
 /// The header of a safetensors file, checked against the file's length.
-pub(crate) struct Header {
+pub struct Header {
     /// Free texts of the file.
     pub metadata: HashMap<String, String>,
     /// Names with dtype, shape and place, in the order of the data.
@@ -34,7 +34,7 @@ impl Header {
     ///
     /// # Errors
     /// `NotSafetensors` or `Pickled` with what was found; `File` when the disk is at fault.
-    pub(crate) fn read(source: &mut (impl Read + Seek)) -> Result<Self, LoraError> {
+    pub fn read(source: &mut (impl Read + Seek)) -> Result<Self, LoraError> {
         let refused = |reason: String| LoraError::not_safetensors(&reason);
         let length = source.seek(SeekFrom::End(0))?;
         source.seek(SeekFrom::Start(0))?;

@@ -37,10 +37,10 @@ use tokenizer::{Tokenizer, Tokens};
 use weights::Weights;
 
 /// Names a diffusers folder uses for the weights of UNet and VAE, in order of preference.
-pub(crate) const DIFFUSION_FILES: [&str; 2] =
+pub const DIFFUSION_FILES: [&str; 2] =
     ["diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.fp16.safetensors"];
 /// Names a diffusers folder uses for the weights of the text encoder, in order of preference.
-pub(crate) const ENCODER_FILES: [&str; 2] = ["model.safetensors", "model.fp16.safetensors"];
+pub const ENCODER_FILES: [&str; 2] = ["model.safetensors", "model.fp16.safetensors"];
 
 /// Asks the system to bring a model's weights into memory, and does not wait for it.
 pub fn read_ahead(model: &Path) {
@@ -187,8 +187,7 @@ impl Pipeline {
     }
 
     /// Whether memory has sufficed so far, so that nothing needs to leave it.
-    #[cfg(all(test, feature = "cuda"))]
-    pub(crate) fn is_at_ease(&self) -> bool {
+    pub fn is_at_ease(&self) -> bool {
         !self.networks.offloads()
     }
 

@@ -3,7 +3,7 @@
 use crate::{difference, golden, numbers};
 use anyhow::{Context, Result};
 use candle_core::{DType, Device, Tensor};
-use handler::pipeline::{
+use diffusion::pipeline::{
     noise::Noise,
     scheduler::{self, Kind, SchedulerConfig},
 };

@@ -2,7 +2,7 @@
 
 use super::numbers;
 use anyhow::{Context, Result};
-use handler::{
+use diffusion::{
     lora::{AppliedLora, Dora, Lora, Target, merge},
     pipeline::{
         Compute, Pipeline, Request,
@@ -20,7 +20,7 @@ use std::{
 };
 
 fn model() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/model")
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/model")
 }
 
 fn style(name: &str, scale: f64) -> Result<AppliedLora> {

@@ -22,13 +22,15 @@ mod vector;
 
 pub use base_model::BaseModel;
 pub use error::{LoraError, Misfit};
-pub use inspect::{Modules, Range, Report, run as inspect};
+pub use inspect::{Modules, Range, Report};
 pub use keys::Layout;
 pub(crate) use merge::LowRank;
 pub use merge::{Overlays, Plan, merge, plan};
 pub use target::Target;
 
-pub(crate) use file::Header;
+// For the fuzz targets, which hold what is read against the file.
+#[doc(hidden)]
+pub use file::Header;
 
 use arena::Arena;
 use layer::Layer;
@@ -75,7 +77,7 @@ impl PartialEq for AppliedLora {
 }
 
 /// What becomes of DoRA's lengths.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, clap::ValueEnum)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Dora {
     /// They are applied, as LyCORIS and peft do.
     #[default]
@@ -110,7 +112,7 @@ impl Lora {
     ///
     /// # Errors
     /// As [`Lora::from_bytes`].
-    pub(crate) fn read_hashed(source: &mut (impl Read + Seek), sha256: [u8; 32]) -> Result<Self, LoraError> {
+    pub fn read_hashed(source: &mut (impl Read + Seek), sha256: [u8; 32]) -> Result<Self, LoraError> {
         Ok(Self { sha256: digest::hex(&sha256), ..Self::examine(source)?.sound()? })
     }
 

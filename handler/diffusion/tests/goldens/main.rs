@@ -2,7 +2,6 @@
 //!
 //! Needs none of them. The networks and whole pictures are compared in the package `e2e`, which has the model for it.
 
-mod inspect;
 mod lora;
 mod noise;
 mod schedulers;
@@ -15,7 +14,7 @@ use serde_json::Value;
 use std::{fs, path::PathBuf};
 
 fn golden(name: &str) -> PathBuf {
-    PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/goldens")).join(name)
+    PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/goldens")).join(name)
 }
 
 fn golden_json(name: &str) -> Result<Value> {

@@ -3,7 +3,7 @@
 use super::{golden, numbers};
 use anyhow::{Context, Result};
 use candle_core::{Device, Tensor};
-use handler::{
+use diffusion::{
     lora::{AppliedLora, Dora, Lora, Overlays, Target, merge},
     pipeline::weights::{Tensors, Weights},
 };
@@ -125,7 +125,7 @@ fn dora_is_dropped_as_diffusers_drops_it() -> Result<()> {
 
 #[test]
 fn styles_are_the_same_in_both_layouts() -> Result<()> {
-    let tests = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/model"));
+    let tests = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/model"));
     let load = |part: &str, file: &str| anyhow::Ok(Weights::open(&tests.join("easel-tiny").join(part), &[file])?);
     let unet = load("unet", "diffusion_pytorch_model.safetensors")?;
     let text_encoder = load("text_encoder", "model.safetensors")?;

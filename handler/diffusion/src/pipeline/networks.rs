@@ -239,7 +239,6 @@ impl Networks {
         self.spare()
     }
 
-    #[cfg(all(test, feature = "cuda"))]
     pub(super) fn offloads(&self) -> bool {
         matches!(&self.place, Place::Gpu(on_gpu) if on_gpu.offloads)
     }
