@@ -13,7 +13,10 @@ use anyhow::{Context, ensure};
 use diffusion::{
     gpu::Gpu,
     lora::{AppliedLora, Lora},
-    pipeline::{Request, noise::Source, prompt::Weighting, scheduler::Kind},
+    noise::Source,
+    pipeline::Request,
+    prompt::Weighting,
+    schedulers::Kind,
 };
 use serde_json::{Value, json};
 use std::{

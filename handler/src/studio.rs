@@ -20,9 +20,11 @@ use candle_core::Tensor;
 use commission::Watch;
 use device::{Chosen, choose};
 use diffusion::{
+    error::PipelineError,
     gpu::{Gpu, Memory},
+    loading,
     lora::AppliedLora,
-    pipeline::{self, Compute, Pipeline, Request, error::PipelineError},
+    pipeline::{Compute, Pipeline, Request},
 };
 use image::RgbImage;
 use std::{
@@ -54,7 +56,7 @@ impl Studio {
     pub fn open(config: &ModelConfig, size: (usize, usize)) -> Result<Self, PipelineError> {
         let started = Instant::now();
         if config.device != DeviceKind::Cpu {
-            pipeline::read_ahead(&config.dir);
+            loading::read_ahead(&config.dir);
         }
         let Chosen { compute, leaves_a_gpu } = choose(config.device, config.dtype)?;
         log_phase("device", started);

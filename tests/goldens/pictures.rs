@@ -4,12 +4,10 @@ use super::{LEAST_PSNR, psnr};
 use anyhow::{Context, Result, ensure};
 use diffusion::{
     lora::{AppliedLora, Lora},
-    pipeline::{
-        Compute, Pipeline, Request,
-        noise::{DEFAULT_THREADS, Source},
-        prompt::Weighting,
-        scheduler::Kind,
-    },
+    noise::{DEFAULT_THREADS, Source},
+    pipeline::{Compute, Pipeline, Request},
+    prompt::Weighting,
+    schedulers::Kind,
 };
 use handler::task;
 use image::RgbImage;

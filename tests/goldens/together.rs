@@ -2,11 +2,11 @@
 
 use super::{LEAST_PSNR, psnr, toy_model};
 use anyhow::{Context, Result, ensure};
-use diffusion::pipeline::{
-    Request,
+use diffusion::{
     noise::{DEFAULT_THREADS, Source},
+    pipeline::Request,
     prompt::Weighting,
-    scheduler::Kind,
+    schedulers::Kind,
 };
 use handler::{
     config::{DeviceKind, Dora, ModelConfig, Offload, Precision},

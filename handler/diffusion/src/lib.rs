@@ -5,8 +5,15 @@
 //! webhooks, and nothing waits for a network.
 
 mod cut;
+pub mod error;
 pub mod gpu;
+pub mod loading;
 pub mod lora;
+pub mod models;
+pub mod noise;
+mod ops;
 pub mod pipeline;
+pub mod prompt;
+pub mod schedulers;
 
 pub use cut::{MESSAGE, NAME, cut};

@@ -1,7 +1,7 @@
 //! Which model, and on what it runs.
 
 use clap::{Args, ValueEnum};
-use diffusion::{lora, pipeline};
+use diffusion::{lora, noise, pipeline};
 use std::path::PathBuf;
 
 /// Which model, and on what it runs.
@@ -23,7 +23,7 @@ pub struct ModelConfig {
     /// How many threads the GPU whose noise is reproduced runs at a time: multiprocessors times threads of each, a multiple of 256.
     /// H100 SXM and H200 270336, A100 221184, L40S 218112, A10G 122880, L4 89088, T4 40960. Only several large pictures of one task
     /// depend on it.
-    #[arg(long, env = "EASEL_NOISE_THREADS", default_value_t = pipeline::noise::DEFAULT_THREADS, value_name = "COUNT", value_parser = noise_threads)]
+    #[arg(long, env = "EASEL_NOISE_THREADS", default_value_t = noise::DEFAULT_THREADS, value_name = "COUNT", value_parser = noise_threads)]
     pub noise_threads: u32,
     /// What is done with the magnitudes in a DoRA file.
     #[arg(long, env = "EASEL_DORA", default_value = "apply")]

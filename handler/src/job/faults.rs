@@ -8,7 +8,7 @@ use crate::{
     studio::StudioError,
     webhook::WebhookError,
 };
-use diffusion::pipeline::error::PipelineError;
+use diffusion::error::PipelineError;
 
 /// Of a picture or a claim.
 pub(super) fn storage(error: StoreError) -> Failure {

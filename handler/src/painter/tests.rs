@@ -3,7 +3,7 @@
 
 use super::*;
 use crate::{cache::Tally, picture::ModelName};
-use diffusion::pipeline::{error::PipelineError, noise::Source, prompt::Weighting, scheduler::Kind};
+use diffusion::{error::PipelineError, noise::Source, prompt::Weighting, schedulers::Kind};
 use futures_util::poll;
 use std::{task::Poll, time::Duration};
 use tokio::time::timeout;

@@ -4,7 +4,9 @@ use super::{embed::XMP_SEGMENT, *};
 use crate::{config::PictureConfig, task::Format};
 use diffusion::{
     lora::{AppliedLora, Lora},
-    pipeline::{Request, noise, prompt, scheduler},
+    noise,
+    pipeline::Request,
+    prompt, schedulers,
 };
 use image::{Rgb, RgbImage};
 use std::sync::Arc;
@@ -19,7 +21,7 @@ pub(super) fn request() -> Request {
         seed: 7,
         steps: 20,
         guidance_scale: 7.5,
-        scheduler: scheduler::Kind::Euler,
+        scheduler: schedulers::Kind::Euler,
         karras_sigmas: None,
         noise_source: noise::Source::Cuda,
     }

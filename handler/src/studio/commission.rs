@@ -8,8 +8,9 @@ use crate::{
     trace::{Lap, Stage},
 };
 use diffusion::{
+    error::PipelineError,
     lora::{AppliedLora, LoraError},
-    pipeline::{Request, error::PipelineError},
+    pipeline::Request,
 };
 use image::RgbImage;
 use std::{mem, ops::ControlFlow, sync::Arc};

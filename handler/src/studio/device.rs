@@ -2,8 +2,9 @@
 
 use crate::config::{DeviceKind, Precision};
 use diffusion::{
+    error::PipelineError,
     gpu::{self, Dtype, Gpu, GpuError},
-    pipeline::{Compute, error::PipelineError},
+    pipeline::Compute,
 };
 
 /// What is computed on.

@@ -5,12 +5,10 @@ use crate::config::{DeviceKind, Dora, ModelConfig, Offload, Precision};
 use diffusion::{
     gpu::{Gpu, Shortage},
     lora::{AppliedLora, Lora},
-    pipeline::{
-        Request,
-        noise::{DEFAULT_THREADS, Source},
-        prompt::Weighting,
-        scheduler::Kind,
-    },
+    noise::{DEFAULT_THREADS, Source},
+    pipeline::Request,
+    prompt::Weighting,
+    schedulers::Kind,
 };
 use image::RgbImage;
 use std::{env, ops::ControlFlow, path::Path, process::Command, sync::Arc};

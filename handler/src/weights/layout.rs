@@ -3,7 +3,7 @@
 use super::hub::HubFile;
 use crate::config::Variant;
 use anyhow::{Context, ensure};
-use diffusion::pipeline::{DIFFUSION_FILES, ENCODER_FILES};
+use diffusion::{loading::DIFFUSION_FILES, loading::ENCODER_FILES};
 use std::path::{Component, Path};
 
 /// What the pipeline reads beside weights.

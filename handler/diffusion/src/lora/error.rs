@@ -1,10 +1,11 @@
 //! What can be wrong with a LoRA, told apart by who has to act.
 
 use super::base_model::BaseModel;
+use crate::loading::HeaderError;
 use crate::{
     cut::{MESSAGE, NAME, cut},
+    error::PipelineError,
     gpu::tells_of_memory,
-    pipeline::error::PipelineError,
 };
 use std::fmt;
 
@@ -43,10 +44,6 @@ pub enum LoraError {
 
 impl LoraError {
     /// No safetensors file, for a reason that may name what the file holds.
-    pub(super) fn not_safetensors(reason: &str) -> Self {
-        Self::NotSafetensors(cut(reason, MESSAGE).into_owned())
-    }
-
     /// Whether the LoRA itself is at fault, so that trying again would end the same way.
     pub fn is_permanent(&self) -> bool {
         !matches!(self, Self::File(_) | Self::Device(_))
@@ -96,5 +93,15 @@ impl Misfit {
 impl fmt::Display for Misfit {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "LoRA key `{}`: {}", self.key, self.reason)
+    }
+}
+
+impl From<HeaderError> for LoraError {
+    fn from(error: HeaderError) -> Self {
+        match error {
+            HeaderError::NotSafetensors(reason) => Self::NotSafetensors(reason),
+            HeaderError::Pickled => Self::Pickled,
+            HeaderError::File(error) => Self::File(error),
+        }
     }
 }

@@ -11,7 +11,7 @@ use super::{
 };
 use crate::{
     cut::{NAME, cut},
-    pipeline::weights::{Tensors, Weights},
+    loading::weights::{Tensors, Weights},
 };
 use candle_core::{DType, Tensor};
 use rayon::prelude::*;

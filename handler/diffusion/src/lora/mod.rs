@@ -8,7 +8,6 @@ mod base_model;
 mod change;
 mod digest;
 mod error;
-mod file;
 mod half;
 mod inspect;
 mod keys;
@@ -27,10 +26,6 @@ pub use keys::Layout;
 pub(crate) use merge::LowRank;
 pub use merge::{Overlays, Plan, merge, plan};
 pub use target::Target;
-
-// For the fuzz targets, which hold what is read against the file.
-#[doc(hidden)]
-pub use file::Header;
 
 use arena::Arena;
 use layer::Layer;

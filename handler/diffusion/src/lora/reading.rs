@@ -5,12 +5,14 @@ use super::{
     arena::Builder,
     base_model::BaseModel,
     error::Misfit,
-    file::Header,
     keys::{self, Component, Part},
     layer::{Held, Layer, Parts},
     settings::Settings,
 };
-use crate::cut::{NAME, cut};
+use crate::{
+    cut::{NAME, cut},
+    loading::Header,
+};
 use safetensors::{Dtype, tensor::TensorInfo};
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},

@@ -1,7 +1,13 @@
 //! The modules of a model, by every name a LoRA may use for them.
 
-use super::{LoraError, base_model::BaseModel, file::Header, keys::Component, ldm};
-use crate::pipeline::{DIFFUSION_FILES, ENCODER_FILES, error::PipelineError, text_encoder, weights::Weights};
+use super::{LoraError, base_model::BaseModel, keys::Component, ldm};
+use crate::{
+    error::PipelineError,
+    loading::Header,
+    loading::weights::Weights,
+    loading::{DIFFUSION_FILES, ENCODER_FILES},
+    models::text_encoder,
+};
 use std::{
     collections::{BTreeMap, HashMap},
     fs::File,

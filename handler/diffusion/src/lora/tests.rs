@@ -3,7 +3,7 @@
 mod refused;
 
 use super::*;
-use crate::pipeline::weights::{Tensors, Weights};
+use crate::loading::weights::{Tensors, Weights};
 use candle_core::{DType, Device, Tensor};
 use std::collections::HashMap;
 

@@ -3,13 +3,13 @@
 //! What is recorded reads and writes arrays that keep their place: latents, the step's number, guidance, what the steps share,
 //! and the weights. A LoRA changes weights in place, so recordings outlive it.
 
-use super::{
-    ops::{self, LANES, Step},
-    scheduler::Sums,
-    unet::{Prepared, Unet},
-    vae::VaeDecoder,
-};
 use crate::gpu::{Arg, Array, Dtype, Event, Gpu, Graph, Launch, Pinned};
+use crate::{
+    models::unet::{Prepared, Unet},
+    models::vae::VaeDecoder,
+    ops::{self, LANES, Step},
+    schedulers::Sums,
+};
 use candle_core::{Device, Error, Result, Tensor};
 use std::{
     collections::HashMap,
@@ -23,7 +23,7 @@ const MOST: usize = 24;
 const STEPS: usize = 128;
 
 /// Recordings by what they are for.
-pub(super) struct Recorded {
+pub(crate) struct Recorded {
     gpu: Gpu,
     dtype: Dtype,
     steps: Mutex<HashMap<StepKey, StepRecord>>,
@@ -62,25 +62,25 @@ struct StepRecord {
 }
 
 /// The steps of one picture.
-pub(super) struct Steps<'a> {
+pub(crate) struct Steps<'a> {
     recorded: &'a Recorded,
     unet: &'a Unet,
     key: StepKey,
 }
 
 impl Recorded {
-    pub(super) fn new(gpu: &Gpu, dtype: Dtype) -> Self {
+    pub(crate) fn new(gpu: &Gpu, dtype: Dtype) -> Self {
         Self { gpu: gpu.clone(), dtype, steps: Mutex::default() }
     }
 
     /// Gives the memory of all recordings back.
-    pub(super) fn forget(&self) -> Result<()> {
+    pub(crate) fn forget(&self) -> Result<()> {
         lock(&self.steps).clear();
         Ok(self.gpu.trim()?)
     }
 
     /// Gets the arrays of a recording ready for one picture's steps.
-    pub(super) fn steps<'a>(
+    pub(crate) fn steps<'a>(
         &'a self,
         unet: &'a Unet,
         prepared: Prepared,
@@ -108,7 +108,7 @@ impl Recorded {
     }
 
     /// Pixels of one picture's latents as bytes, with height and width. Not recorded: one call of it keeps the GPU busy as it is.
-    pub(super) fn pixels(&self, vae: &VaeDecoder, latents: &Tensor, factor: f64) -> Result<(Vec<u8>, usize, usize)> {
+    pub(crate) fn pixels(&self, vae: &VaeDecoder, latents: &Tensor, factor: f64) -> Result<(Vec<u8>, usize, usize)> {
         let (images, channels, height, width) = latents.dims4()?;
         let source = Array::from_tensor(&self.gpu, latents, Dtype::F32)?;
         let xs = self.gpu.scratch(&[images, height, width, channels.next_multiple_of(LANES)], self.dtype)?;
@@ -218,8 +218,8 @@ impl StepRecord {
 }
 
 impl Steps<'_> {
-    /// See [`super::networks::Steps::predict`].
-    pub(super) fn predict(&mut self, latents: &Tensor) -> Result<Tensor> {
+    /// See [`crate::pipeline::networks::Steps::predict`].
+    pub(crate) fn predict(&mut self, latents: &Tensor) -> Result<Tensor> {
         let mut steps = lock(&self.recorded.steps);
         let record = steps.get_mut(&self.key).ok_or_else(|| Error::Msg("a recording is gone".into()).bt())?;
         record.latents.write_through(&mut record.pinned, &latents.flatten_all()?.to_vec1::<f32>()?)?;
@@ -230,7 +230,7 @@ impl Steps<'_> {
 
     /// All steps, from the first latents to the last. `on_step` is called with the number of finished steps, before the first (0)
     /// and after each but the last, and may stop the run: then the number is given instead. The GPU is one step ahead of it.
-    pub(super) fn run(
+    pub(crate) fn run(
         &mut self,
         latents: &Tensor,
         count: usize,

@@ -1,18 +1,18 @@
 //! The three networks of a model where they compute, and how each is run: the prompt's embedding, the noise of one step, pixels.
 
-use super::{
-    compute::{Compute, Offload},
-    config::{TextEncoderConfig, UnetConfig, VaeConfig},
+use crate::{
     error::{PipelineError, Result},
-    graphs::{self, Recorded},
+    loading::config::{TextEncoderConfig, UnetConfig, VaeConfig},
+    loading::weights::Weights,
+    models::text_encoder::TextEncoder,
+    models::unet::{Prepared, Unet},
+    models::vae::VaeDecoder,
+    ops::params::{Asked, Params, Shapes},
     ops::{Array, Step},
-    params::{Asked, Params, Shapes},
-    scheduler::Sums,
-    text_encoder::TextEncoder,
-    tokenizer::Tokens,
-    unet::{Prepared, Unet},
-    vae::VaeDecoder,
-    weights::Weights,
+    pipeline::compute::{Compute, Offload},
+    pipeline::graphs::{self, Recorded},
+    prompt::tokenizer::Tokens,
+    schedulers::Sums,
 };
 use crate::{
     gpu::{Dtype, Gpu, GpuError, Placed, Product},
@@ -49,7 +49,7 @@ pub fn parameters(model: &Path) -> Result<[Shapes; 3]> {
 }
 
 /// What the networks are made from. The base never changes.
-pub(super) struct Model {
+pub(crate) struct Model {
     pub folder: PathBuf,
     pub text_config: TextEncoderConfig,
     pub text_weights: Weights,
@@ -60,7 +60,7 @@ pub(super) struct Model {
 }
 
 /// Text encoder, UNet and VAE decoder.
-pub(super) struct Networks {
+pub(crate) struct Networks {
     model: Model,
     text_encoder: TextEncoder,
     unet: Unet,
@@ -87,7 +87,7 @@ struct OnGpu {
 }
 
 /// What one picture's steps are predicted with.
-pub(super) enum Steps<'a> {
+pub(crate) enum Steps<'a> {
     Cpu { unet: &'a Unet, prepared: Prepared, guidance_scale: Option<f64> },
     Gpu(graphs::Steps<'a>),
 }
@@ -95,7 +95,7 @@ pub(super) enum Steps<'a> {
 impl Networks {
     /// On a GPU, `size` is the height and width of the latents that are expected first: a picture of them is rehearsed while the
     /// weights are on their way, which brings everything up that is made on first use.
-    pub(super) fn new(model: Model, compute: &Compute, offload: Offload, size: (usize, usize)) -> Result<Self> {
+    pub(crate) fn new(model: Model, compute: &Compute, offload: Offload, size: (usize, usize)) -> Result<Self> {
         match compute {
             Compute::Cpu => {
                 let [text, unet, vae] =
@@ -192,7 +192,7 @@ impl Networks {
         Ok(gpu.note_firsts()?)
     }
 
-    pub(super) fn model(&self) -> &Model {
+    pub(crate) fn model(&self) -> &Model {
         &self.model
     }
 
@@ -200,7 +200,7 @@ impl Networks {
     ///
     /// # Errors
     /// Memory, or the disk. What is in force then is for another plan to say.
-    pub(super) fn apply(&mut self, plan: Plan) -> std::result::Result<(), LoraError> {
+    pub(crate) fn apply(&mut self, plan: Plan) -> std::result::Result<(), LoraError> {
         let Model { text_weights, unet_weights, .. } = &self.model;
         match &mut self.place {
             Place::Cpu => {
@@ -220,7 +220,7 @@ impl Networks {
     }
 
     /// The prompts' embeddings, `[prompts, tokens, hidden_size]`.
-    pub(super) fn embed(&self, prompts: &[&Tokens]) -> Result<Array> {
+    pub(crate) fn embed(&self, prompts: &[&Tokens]) -> Result<Array> {
         self.enter()?;
         if let Place::Gpu(on_gpu) = &self.place {
             on_gpu.text.come(&self.model.text_weights)?;
@@ -231,7 +231,7 @@ impl Networks {
     }
 
     /// Gives back what memory it can: recordings, scratch memory, and from now on each network that has nothing to do.
-    pub(super) fn shrink(&mut self) -> Result<()> {
+    pub(crate) fn shrink(&mut self) -> Result<()> {
         if let Place::Gpu(on_gpu) = &mut self.place {
             on_gpu.recorded.forget()?;
             on_gpu.offloads = true;
@@ -239,12 +239,12 @@ impl Networks {
         self.spare()
     }
 
-    pub(super) fn offloads(&self) -> bool {
+    pub(crate) fn offloads(&self) -> bool {
         matches!(&self.place, Place::Gpu(on_gpu) if on_gpu.offloads)
     }
 
     /// Lets the UNet leave until it is needed again, with what LoRAs have changed in it.
-    pub(super) fn dismiss_unet(&mut self) -> Result<()> {
+    pub(crate) fn dismiss_unet(&mut self) -> Result<()> {
         if let Place::Gpu(on_gpu) = &mut self.place {
             on_gpu.unet.leave()?;
             on_gpu.changed[1].clear();
@@ -266,7 +266,7 @@ impl Networks {
     }
 
     /// The UNet's output for latents at one timestep, `context` the prompts' embedding for each of them; f32 on the CPU.
-    pub(super) fn output(&self, latents: &Tensor, timestep: f64, context: &Tensor) -> Result<Tensor> {
+    pub(crate) fn output(&self, latents: &Tensor, timestep: f64, context: &Tensor) -> Result<Tensor> {
         self.enter()?;
         self.call_unet()?;
         let prepared = self.unet.prepare(&[timestep], &self.device.on_device(context)?)?;
@@ -276,7 +276,7 @@ impl Networks {
     }
 
     /// The VAE decoder's output for latents: `[batch, 3, height, width]`, about -1 to 1, f32 on the CPU.
-    pub(super) fn decoded(&self, latents: &Tensor) -> Result<Tensor> {
+    pub(crate) fn decoded(&self, latents: &Tensor) -> Result<Tensor> {
         self.enter()?;
         if let Place::Gpu(on_gpu) = &self.place {
             on_gpu.vae.come(&self.model.vae_weights)?;
@@ -298,7 +298,7 @@ impl Networks {
 
     /// Gets ready for the steps of pictures of one size of latents. `context` is the prompts' embedding for each of them: the
     /// negatives and then the positives with guidance, else the positives alone. `sums` are those of the scheduler, if it has them.
-    pub(super) fn steps(
+    pub(crate) fn steps(
         &self,
         timesteps: &[f64],
         context: &Array,
@@ -318,7 +318,7 @@ impl Networks {
     }
 
     /// Pixels of one picture's latents, `[1, channels, height, width]`, as bytes `[height, width, 3]`, with height and width.
-    pub(super) fn pixels(&self, latents: &Tensor) -> Result<(Vec<u8>, usize, usize)> {
+    pub(crate) fn pixels(&self, latents: &Tensor) -> Result<(Vec<u8>, usize, usize)> {
         let factor = self.model.vae_config.scaling_factor;
         match &self.place {
             Place::Cpu => {
@@ -416,7 +416,7 @@ fn arithmetic(error: PipelineError) -> LoraError {
 
 impl Steps<'_> {
     /// The noise that the UNet sees in `latents` at that step, after guidance; both f32 on the CPU. Steps go in order from 0.
-    pub(super) fn predict(&mut self, latents: &Tensor, step: usize) -> Result<Tensor> {
+    pub(crate) fn predict(&mut self, latents: &Tensor, step: usize) -> Result<Tensor> {
         match self {
             Self::Cpu { unet, prepared, guidance_scale } => {
                 let input = if guidance_scale.is_some() {

@@ -4,8 +4,8 @@ use super::{golden, numbers};
 use anyhow::{Context, Result};
 use candle_core::{Device, Tensor};
 use diffusion::{
+    loading::weights::{Tensors, Weights},
     lora::{AppliedLora, Dora, Lora, Overlays, Target, merge},
-    pipeline::weights::{Tensors, Weights},
 };
 use serde::Deserialize;
 use std::{

@@ -3,7 +3,7 @@
 use crate::{difference, golden_json, numbers};
 use anyhow::{Context, Result};
 use candle_core::{DType, Device};
-use diffusion::pipeline::noise::Noise;
+use diffusion::noise::Noise;
 use serde_json::Value;
 
 /// Largest error of an f32 draw; torch's vectorised logarithm and sine differ from ours in the last bits.

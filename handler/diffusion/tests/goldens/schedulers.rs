@@ -3,9 +3,9 @@
 use crate::{difference, golden, numbers};
 use anyhow::{Context, Result};
 use candle_core::{DType, Device, Tensor};
-use diffusion::pipeline::{
+use diffusion::{
     noise::Noise,
-    scheduler::{self, Kind, SchedulerConfig},
+    schedulers::{self, Kind, SchedulerConfig},
 };
 use serde_json::json;
 use std::collections::{BTreeMap, HashMap};
@@ -54,7 +54,7 @@ fn trajectory_difference(goldens: &HashMap<String, Tensor>, key: &str) -> Result
         key.split('/').collect::<Vec<_>>().try_into().ok().context(key.to_string())?;
     let kind: Kind = name.parse().map_err(anyhow::Error::msg)?;
     let steps = steps.parse()?;
-    let mut scheduler = scheduler::build(kind, None, &config(prediction, variant)?, steps)?;
+    let mut scheduler = schedulers::build(kind, None, &config(prediction, variant)?, steps)?;
     let mut worst = difference(scheduler.timesteps(), &numbers(theirs("timesteps")?)?);
     worst = worst.max(difference(&[scheduler.init_noise_sigma()], &numbers(theirs("init_noise_sigma")?)?));
     let mut noise = Noise::cpu(SEED);

@@ -3,14 +3,12 @@
 use super::numbers;
 use anyhow::{Context, Result};
 use diffusion::{
+    loading::weights::Weights,
     lora::{AppliedLora, Dora, Lora, Target, merge},
-    pipeline::{
-        Compute, Pipeline, Request,
-        noise::{DEFAULT_THREADS, Source},
-        prompt::Weighting,
-        scheduler::Kind,
-        weights::Weights,
-    },
+    noise::{DEFAULT_THREADS, Source},
+    pipeline::{Compute, Pipeline, Request},
+    prompt::Weighting,
+    schedulers::Kind,
 };
 use std::{
     collections::BTreeSet,

@@ -2,7 +2,7 @@
 
 use crate::{golden, golden_json};
 use anyhow::{Context, Result};
-use diffusion::pipeline::tokenizer::Tokenizer;
+use diffusion::prompt::tokenizer::Tokenizer;
 use serde_json::json;
 use std::{collections::HashMap, fs, path::PathBuf};
 
