@@ -1,18 +1,14 @@
 //! Each operation on the GPU against the same one on the CPU, on random numbers, in every dtype. Needs a GPU.
 
-use super::super::{
-    super::{params::Params, weights::Weights},
-    *,
-};
+use super::super::{params::Params, *};
 use crate::{
     gpu::{Dtype, Gpu, Placed},
+    loading::weights::Weights,
     lora::{AppliedLora, Lora},
-    pipeline::{
-        Compute, Pipeline, Request,
-        noise::{DEFAULT_THREADS, Noise, Source},
-        prompt::Weighting,
-        scheduler::Kind,
-    },
+    noise::{DEFAULT_THREADS, Noise, Source},
+    pipeline::{Compute, Pipeline, Request},
+    prompt::Weighting,
+    schedulers::Kind,
 };
 use candle_core::{DType, Device, Tensor};
 use std::{
