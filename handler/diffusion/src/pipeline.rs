@@ -293,6 +293,17 @@ impl Pipeline {
         self.networks.decoded(latents)
     }
 
+    /// Paints one picture: noise of the request's seed, the steps, pixels. `on_step` is called with the number of finished steps,
+    /// before the first (0) and after each, and may stop the run.
+    ///
+    /// # Errors
+    /// A request that the model cannot paint, a stop ([`PipelineError::Stopped`]), or the device.
+    pub fn paint(&self, request: &Request, on_step: &mut dyn FnMut(usize) -> ControlFlow<()>) -> Result<RgbImage> {
+        let mut stream = self.noise(request, noise::DEFAULT_THREADS);
+        let noise = self.first_noise(request, 1, &mut stream)?;
+        self.decode_one(&self.denoise(request, noise, &mut stream, on_step)?)
+    }
+
     /// Pixels of the final latents, rounded to the nearest of 256 levels. One picture at a time, which bounds memory.
     ///
     /// # Errors
@@ -328,6 +339,23 @@ impl Pipeline {
 }
 
 impl Request {
+    /// What Stable Diffusion 1.5 is asked for where nothing else is said: 512x512, 50 steps of DPM-Solver++, guidance 7.5, seed 0.
+    pub fn new(prompt: impl Into<String>) -> Self {
+        Self {
+            prompt: prompt.into(),
+            negative_prompt: String::new(),
+            prompt_weighting: prompt::Weighting::None,
+            width: 512,
+            height: 512,
+            seed: 0,
+            steps: 50,
+            guidance_scale: 7.5,
+            scheduler: schedulers::Kind::DpmSolverPlusPlus,
+            karras_sigmas: None,
+            noise_source: noise::Source::Cuda,
+        }
+    }
+
     /// Whether both can be painted at once, as one batch. A scheduler that draws noise at each step cannot: it would draw it for all
     /// from one stream.
     pub fn goes_with(&self, other: &Self) -> bool {
