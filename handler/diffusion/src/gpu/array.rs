@@ -100,7 +100,11 @@ impl Array {
     }
 
     /// Some columns of it.
+    ///
+    /// # Panics
+    /// It has not that many.
     pub(crate) fn columns_from(&self, from: usize, count: usize) -> Self {
+        assert!(from + count <= self.columns(), "columns {from}..{} of {:?}", from + count, self.dims);
         let mut view = self.clone();
         if let Some(last) = view.dims.last_mut() {
             *last = count;
@@ -110,8 +114,13 @@ impl Array {
         view
     }
 
-    /// Some of what the first dimension counts.
+    /// Some of what the first of at least two dimensions counts.
+    ///
+    /// # Panics
+    /// It does not count that many.
     pub(crate) fn part(&self, from: usize, count: usize) -> Self {
+        let fits = self.dims.len() > 1 && from + count <= self.dims[0];
+        assert!(fits, "{from}..{} of the first of {:?}", from + count, self.dims);
         let mut view = self.clone();
         view.start += from * self.dims[1..self.dims.len() - 1].iter().product::<usize>() * self.row;
         view.dims[0] = count;
@@ -119,8 +128,13 @@ impl Array {
         view
     }
 
-    /// The same in other dimensions; the last one stays.
+    /// The same in other dimensions; the last one stays where rows are apart.
+    ///
+    /// # Panics
+    /// The dimensions are those of more or fewer numbers.
     pub(crate) fn reshaped(&self, dims: &[usize]) -> Self {
+        let same_rows = self.is_contiguous() || dims.last() == self.dims.last();
+        assert!(same_rows && dims.iter().product::<usize>() == self.count(), "{:?} as {dims:?}", self.dims);
         let mut view = self.clone();
         view.dims = dims.to_vec();
         if self.is_contiguous() {
@@ -149,7 +163,7 @@ impl Array {
     /// Fills an f32 array from the host's numbers through pinned memory, without a wait. The next use of `pinned` must come after
     /// one.
     pub(crate) fn write_through(&self, pinned: &mut Pinned, numbers: &[f32]) -> Result<()> {
-        if numbers.len() != self.count() || self.dtype != Dtype::F32 {
+        if numbers.len() != self.count() {
             return Err(GpuError::Unavailable(format!("{} numbers for {:?}", numbers.len(), self.dims)));
         }
         let room = pinned.numbers(numbers.len())?;
@@ -159,14 +173,16 @@ impl Array {
 
     /// Fills an f32 array from the beginning of pinned memory, without a wait.
     pub(crate) fn fill_from(&self, pinned: &mut Pinned) -> Result<()> {
+        self.check_is_f32()?;
         let (gpu, from) = (self.gpu(), pinned.numbers(self.count())?.as_ptr().cast());
-        // SAFETY: both ranges are that long, and the pinned one is kept until the stream has passed.
+        // SAFETY: both ranges hold as many f32, and the pinned one is kept until the stream has passed.
         let code = unsafe { sys::cuMemcpyHtoDAsync_v2(self.address(), from, self.bytes(), gpu.stream()) };
         check("cuMemcpyHtoDAsync", code)
     }
 
     /// The numbers of an f32 array through pinned memory, when all work before is done.
     pub(crate) fn read_through(&self, pinned: &mut Pinned) -> Result<Vec<f32>> {
+        self.check_is_f32()?;
         let (gpu, room) = (self.gpu(), pinned.numbers(self.count())?);
         // SAFETY: both ranges are that long, and the wait comes before anybody looks.
         let code =
@@ -174,6 +190,13 @@ impl Array {
         check("cuMemcpyDtoHAsync", code)?;
         gpu.synchronize()?;
         Ok(room.to_vec())
+    }
+
+    /// Whether the host's f32 can be copied to or from it as they are.
+    fn check_is_f32(&self) -> Result<()> {
+        let is_f32 = self.dtype == Dtype::F32 && self.is_contiguous();
+        let why = || GpuError::Unavailable(format!("{:?} of {} is copied as plain f32", self.dims, self.dtype.name()));
+        is_f32.then_some(()).ok_or_else(why)
     }
 
     /// Fills it from the host's bytes, which are as many. Returns when they have been read.

@@ -10,10 +10,20 @@ pub(crate) struct Graph {
     exec: CUgraphExec,
 }
 
-// SAFETY: a graph may be launched from any thread, one at a time.
+// SAFETY: a graph may be launched from any thread, one at a time: to launch it takes it for oneself.
 unsafe impl Send for Graph {}
-// SAFETY: launching does not change it.
-unsafe impl Sync for Graph {}
+
+/// What was captured, until it is destroyed.
+struct Captured(CUgraph);
+
+impl Drop for Captured {
+    fn drop(&mut self) {
+        // SAFETY: nobody else has it. A capture that failed left none.
+        if !self.0.is_null() {
+            unsafe { sys::cuGraphDestroy(self.0) };
+        }
+    }
+}
 
 impl Graph {
     /// Records what `work` asks for, without running it.
@@ -25,19 +35,14 @@ impl Graph {
         // SAFETY: our own stream, which no other thread uses now.
         check("cuStreamBeginCapture", unsafe { sys::cuStreamBeginCapture_v2(gpu.stream(), mode) })?;
         let done = work();
-        let mut graph: CUgraph = null_mut();
+        let mut captured = Captured(null_mut());
         // SAFETY: ends what was begun above, also after an error.
-        let ended = check("cuStreamEndCapture", unsafe { sys::cuStreamEndCapture(gpu.stream(), &mut graph) });
+        let ended = check("cuStreamEndCapture", unsafe { sys::cuStreamEndCapture(gpu.stream(), &mut captured.0) });
         let done = done?;
         ended?;
         let mut exec = null_mut();
         // SAFETY: a graph from the capture; the executable form does not need it any more.
-        let code = unsafe {
-            let code = sys::cuGraphInstantiateWithFlags(&mut exec, graph, 0);
-            sys::cuGraphDestroy(graph);
-            code
-        };
-        check("cuGraphInstantiate", code)?;
+        check("cuGraphInstantiate", unsafe { sys::cuGraphInstantiateWithFlags(&mut exec, captured.0, 0) })?;
         let graph = Self { gpu: gpu.clone(), exec };
         // SAFETY: an instantiated graph; uploading it now saves time at its first launch.
         check("cuGraphUpload", unsafe { sys::cuGraphUpload(graph.exec, gpu.stream()) })?;
@@ -45,7 +50,7 @@ impl Graph {
     }
 
     /// Runs it once.
-    pub(crate) fn launch(&self) -> Result<()> {
+    pub(crate) fn launch(&mut self) -> Result<()> {
         // SAFETY: an instantiated graph on the stream it was captured from.
         check("cuGraphLaunch", unsafe { sys::cuGraphLaunch(self.exec, self.gpu.stream()) })
     }

@@ -247,12 +247,18 @@ impl Placed {
         let run = |lane: &mut Lane| -> Result<()> {
             self.gpu.enter()?;
             let mut turn = 0;
-            while let Some(piece) = pieces.get(next.fetch_add(1, Ordering::Relaxed)) {
-                lane.carry(self, source, piece, turn)?;
-                turn = 1 - turn;
-            }
+            let mut carry = || {
+                while let Some(piece) = pieces.get(next.fetch_add(1, Ordering::Relaxed)) {
+                    lane.carry(self, source, piece, turn)?;
+                    turn = 1 - turn;
+                }
+                Ok(())
+            };
+            let carried = carry();
+            // After an error, too: whoever gives the memory back then must find no copy on its way there.
             // SAFETY: the lane's own stream.
-            check("cuStreamSynchronize", unsafe { sys::cuStreamSynchronize(lane.stream) })
+            let waited = check("cuStreamSynchronize", unsafe { sys::cuStreamSynchronize(lane.stream) });
+            carried.and(waited)
         };
         let carried = thread::scope(|scope| {
             let running: Vec<_> = lanes.iter_mut().take(threads).map(|lane| scope.spawn(|| run(lane))).collect();

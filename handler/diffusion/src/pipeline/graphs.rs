@@ -205,7 +205,7 @@ impl StepRecord {
 
     /// Runs a step, and records it if that has not been done.
     fn go(&mut self, unet: &Unet, dtype: Dtype) -> Result<()> {
-        if let Some(graph) = &self.graph {
+        if let Some(graph) = &mut self.graph {
             return Ok(graph.launch()?);
         }
         self.run(unet, dtype)?;

@@ -23,6 +23,15 @@ const CANDIDATES: usize = 16;
 const WARM_UPS: u32 = 3;
 const TIMED: u32 = 10;
 
+/// Room for an answer of the heuristics.
+const NO_RESULT: lt::cublasLtMatmulHeuristicResult_t = lt::cublasLtMatmulHeuristicResult_t {
+    algo: lt::cublasLtMatmulAlgo_t { data: [0; 8] },
+    workspaceSize: 0,
+    state: Status::CUBLAS_STATUS_NOT_SUPPORTED,
+    wavesCount: 0.0,
+    reserved: [0; 4],
+};
+
 /// How one case is run.
 #[derive(Debug)]
 pub(super) struct Plan {
@@ -68,11 +77,31 @@ impl Plan {
             algorithms: Vec::new(),
             index: 0,
         };
-        plan.algorithms = match preferred {
-            Some(data) => vec![lt::cublasLtMatmulAlgo_t { data }],
+        let preferred = preferred.map(|data| lt::cublasLtMatmulAlgo_t { data });
+        plan.algorithms = match preferred.filter(|algorithm| plan.can_run(queue, algorithm)) {
+            Some(algorithm) => vec![algorithm],
             None => plan.ask(queue)?,
         };
         Ok(plan)
+    }
+
+    /// Whether the library takes these words, which a file had, for an algorithm of this product that has enough workspace.
+    fn can_run(&self, queue: &Queue, algorithm: &lt::cublasLtMatmulAlgo_t) -> bool {
+        let mut result = NO_RESULT;
+        // SAFETY: the descriptors are alive, the words are only read, and there is room for the result.
+        let status = unsafe {
+            lt::cublasLtMatmulAlgoCheck(
+                queue.handle,
+                self.product.0,
+                self.w.0,
+                self.a.0,
+                self.out.0,
+                self.out.0,
+                algorithm,
+                &mut result,
+            )
+        };
+        status == Status::CUBLAS_STATUS_SUCCESS && result.workspaceSize <= queue.workspace_bytes
     }
 
     /// The heuristics' usable results, best first, of which there is at least one.
@@ -87,14 +116,7 @@ impl Plan {
         preference.set(Pref::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES, &self.alignments.a)?;
         preference.set(Pref::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, &self.alignments.onto)?;
         preference.set(Pref::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES, &self.alignments.out)?;
-        let none = lt::cublasLtMatmulHeuristicResult_t {
-            algo: lt::cublasLtMatmulAlgo_t { data: [0; 8] },
-            workspaceSize: 0,
-            state: Status::CUBLAS_STATUS_NOT_SUPPORTED,
-            wavesCount: 0.0,
-            reserved: [0; 4],
-        };
-        let mut results = [none; CANDIDATES];
+        let mut results = [NO_RESULT; CANDIDATES];
         let mut found = 0;
         // SAFETY: the descriptors are alive and there is room for as many results as are asked for.
         let status = unsafe {
