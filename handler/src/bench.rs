@@ -6,13 +6,18 @@ pub use file::file;
 
 use crate::{
     config::{BenchLoraConfig, BenchPictureConfig, BenchSoakConfig},
-    gpu::Gpu,
-    lora::{AppliedLora, Lora},
-    pipeline::{Request, noise::Source, prompt::Weighting, scheduler::Kind},
     studio::{Commission, Studio},
     task,
 };
 use anyhow::{Context, ensure};
+use diffusion::{
+    gpu::Gpu,
+    lora::{AppliedLora, Lora},
+    noise::Source,
+    pipeline::Request,
+    prompt::Weighting,
+    schedulers::Kind,
+};
 use serde_json::{Value, json};
 use std::{
     fs,

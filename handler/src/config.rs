@@ -27,7 +27,7 @@ pub use credential::{CredentialConfig, CredentialFiles, Pem};
 pub use doctor::DoctorConfig;
 pub use generate::{GenerateConfig, LoraFile};
 pub use lora::{InspectConfig, LoraCommand};
-pub use model::{DeviceKind, ModelConfig, Precision};
+pub use model::{DeviceKind, Dora, ModelConfig, Offload, Precision};
 pub use picture::PictureConfig;
 pub use safety::SafetyConfig;
 pub use schema::SchemaCommand;

@@ -2,13 +2,15 @@
 
 use crate::{
     config::GenerateConfig,
-    lora::{AppliedLora, Lora},
     picture::{Credential, Origin},
-    pipeline::Request,
     studio::{Commission, Studio},
     task::{self, Format},
 };
 use anyhow::{Context, ensure};
+use diffusion::{
+    lora::{AppliedLora, Lora},
+    pipeline::Request,
+};
 use indicatif::{ProgressBar, ProgressStyle};
 use std::{
     fs,

@@ -5,10 +5,10 @@
 use crate::{
     cache::Tally,
     failure::Fault,
-    gpu::Memory,
     report::{ENDINGS, Report, STAGES},
     store::Found,
 };
+use diffusion::gpu::Memory;
 use prometheus_client::{
     encoding::text,
     metrics::{counter::Counter, family::Family, gauge::Gauge, histogram::Histogram, info::Info},

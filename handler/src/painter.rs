@@ -8,13 +8,12 @@ mod batch;
 pub(crate) mod tests;
 
 use crate::{
-    gpu::Memory,
     metrics::Metrics,
-    pipeline::Request,
     studio::{self, Commission, Order, Painted, Studio, StudioError},
     trace::Stage,
 };
 use batch::{Job, gather, paint};
+use diffusion::{gpu::Memory, pipeline::Request};
 use std::{
     collections::VecDeque,
     ops::ControlFlow,

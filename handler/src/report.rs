@@ -1,6 +1,7 @@
 //! One line at the end of each task with what an operator asks first, and the same as a metric for CloudWatch.
 
-use crate::{failure::Fault, gpu::Memory, store::Found, task::Task, trace::Lap};
+use crate::{failure::Fault, store::Found, task::Task, trace::Lap};
+use diffusion::gpu::Memory;
 use serde_json::{Map, Value, json};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use tracing::info;

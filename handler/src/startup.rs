@@ -2,7 +2,8 @@
 //!
 //! Whoever needs the model waits for it. A model that cannot be loaded ends the process; no task is failed for it.
 
-use crate::{config::ModelConfig, metrics::Metrics, painter::Painter, pipeline::error::PipelineError, studio::Studio};
+use crate::{config::ModelConfig, metrics::Metrics, painter::Painter, studio::Studio};
+use diffusion::error::PipelineError;
 use futures_util::{
     FutureExt,
     future::{BoxFuture, Shared},

@@ -18,12 +18,12 @@ use crate::{
     cache::{Cache, SourceError, Tally},
     claim::Claims,
     config::{ResultAcl, StoreConfig},
-    lora::Lora,
     task::LoraRef,
 };
 use address::Place;
 use aws_config::{SdkConfig, timeout::TimeoutConfig};
 use aws_sdk_s3::{Client, config::Builder};
+use diffusion::lora::Lora;
 use loras::Loras;
 use objects::Objects;
 use std::{sync::Arc, time::Duration};

@@ -13,15 +13,19 @@ pub use commission::{Commission, Delivery, OnStep, Order, Painted, Step, StudioE
 
 use crate::{
     config::{DeviceKind, ModelConfig},
-    gpu::{Gpu, Memory},
-    lora::AppliedLora,
     picture::ModelName,
-    pipeline::{self, Compute, Pipeline, Request, error::PipelineError},
     startup::log_phase,
 };
 use candle_core::Tensor;
 use commission::Watch;
 use device::{Chosen, choose};
+use diffusion::{
+    error::PipelineError,
+    gpu::{Gpu, Memory},
+    loading,
+    lora::AppliedLora,
+    pipeline::{Compute, Pipeline, Request},
+};
 use image::RgbImage;
 use std::{
     ops::ControlFlow,
@@ -52,12 +56,13 @@ impl Studio {
     pub fn open(config: &ModelConfig, size: (usize, usize)) -> Result<Self, PipelineError> {
         let started = Instant::now();
         if config.device != DeviceKind::Cpu {
-            pipeline::read_ahead(&config.dir);
+            loading::read_ahead(&config.dir);
         }
         let Chosen { compute, leaves_a_gpu } = choose(config.device, config.dtype)?;
         log_phase("device", started);
         let weights = Instant::now();
-        let pipeline = Pipeline::load_with(&config.dir, &compute, config.offload, size)?.with_dora(config.dora);
+        let pipeline =
+            Pipeline::load_with(&config.dir, &compute, config.offload.into(), size)?.with_dora(config.dora.into());
         log_phase("weights", weights);
         let model = ModelName::of(&config.dir);
         let studio = Self { pipeline, model, noise_threads: config.noise_threads, compute, leaves_a_gpu };

@@ -16,16 +16,14 @@ mod schema;
 pub use format::Format;
 pub use schema::schema;
 
-use crate::{
-    pipeline::{noise, prompt, scheduler},
-    signature::Signature,
-};
+use crate::signature::Signature;
 use aws_sdk_s3::primitives::DateTime;
 use contract::{
     ARTIST_NAME, ASPECT_RATIO, CREATED_AT, GENERATION_ID, GUIDANCE_SCALE, KARRAS_SIGMAS, LORA_MODEL_URL, LORA_SCALE,
     LORAS, NEGATIVE_PROMPT, NOISE_SOURCE, NUM_IMAGES, NUM_INFERENCE_STEPS, OUTPUT_FORMAT, PROMPT_TAGS,
     PROMPT_WEIGHTING, SCHEDULER, SEED, SIGNATURE, STYLE_ID, TASK, WEBHOOK_URL, extra,
 };
+use diffusion::{noise, prompt, schedulers};
 use fields::{Fields, Result};
 use json::Json;
 use rule::base_address;
@@ -85,7 +83,7 @@ pub struct Task {
     /// Classifier-free guidance.
     pub guidance_scale: f64,
     /// Scheduler.
-    pub scheduler: scheduler::Kind,
+    pub scheduler: schedulers::Kind,
     /// The noise levels of Karras et al., or not; if nothing is asked for, the model's file decides.
     pub karras_sigmas: Option<bool>,
     /// Whose generator draws the noise.
@@ -256,7 +254,7 @@ pub fn size(aspect_ratio: Option<&str>) -> (usize, usize) {
     )
 }
 
-fn karras_sigmas(fields: &Fields, scheduler: scheduler::Kind) -> Result<Option<bool>> {
+fn karras_sigmas(fields: &Fields, scheduler: schedulers::Kind) -> Result<Option<bool>> {
     match KARRAS_SIGMAS.read(fields)? {
         Some(true) if !scheduler.has_karras_sigmas() => {
             Err(format!("`karras_sigmas` is true, must be false or absent with the scheduler {scheduler}"))

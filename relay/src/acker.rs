@@ -13,7 +13,7 @@ use tokio::{
 };
 
 use crate::{
-    error::BrokerError,
+    amqp::BrokerError,
     tags::{Run, Tags},
 };
 

@@ -3,6 +3,10 @@
 //! Refuses the client's own recovery: an acknowledgement must never reach a channel that did not bring the delivery,
 //! so a broken connection is thrown away and a new one is opened.
 
+mod error;
+
+pub use error::BrokerError;
+
 use std::{
     net::SocketAddr,
     sync::atomic::{AtomicUsize, Ordering},
@@ -18,10 +22,7 @@ use lapin::{
 use tokio::{net::lookup_host, time::timeout};
 use tracing::debug;
 
-use crate::{
-    error::BrokerError,
-    wire::{Notes, Wire, WireKit},
-};
+use crate::wire::{Notes, Wire, WireKit};
 
 /// A close that is not answered in this time does not matter any more.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);

@@ -7,6 +7,7 @@ mod value;
 use std::{str::FromStr, sync::Arc};
 
 pub use crate::attributes::value::Value;
+pub(crate) use crate::attributes::value::is_legal;
 use crate::field::{Parts, header_name};
 
 /// What SQS takes in one message.

@@ -10,10 +10,11 @@ use tracing::{error, info, warn};
 
 use crate::{
     amqp::Broker,
+    amqp::BrokerError,
     backoff,
     config::Config,
     dead_letter::DeadLetter,
-    error::{BrokerError, Error, Stop},
+    error::{Error, Stop},
     flow::{Flow, Halt, Terms},
     health::Readiness,
     metrics::Metrics,

@@ -7,8 +7,8 @@
 use lapin::{Channel, Connection};
 
 use crate::{
+    amqp::BrokerError,
     amqp::{self, Broker},
-    error::BrokerError,
     wire::Notes,
 };
 

@@ -8,11 +8,12 @@ use aws_errors::Class;
 use tokio::time::timeout;
 
 use crate::{
+    amqp::BrokerError,
     amqp::{self, Broker},
     channels::Channels,
     config::Config,
     entry::MAX_BYTES,
-    error::{BrokerError, Error},
+    error::Error,
     health,
     sink::{Probe, Sink, SqsSink},
     topology::{find_exchange, find_queue, is_stream},

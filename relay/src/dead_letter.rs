@@ -16,11 +16,11 @@ use tokio::{
 };
 
 use crate::{
+    amqp::BrokerError,
     amqp::{self, Broker},
     backoff,
     config::Config,
     dead_letter::headers::properties,
-    error::BrokerError,
     message::{Origin, Poison},
 };
 

@@ -16,7 +16,7 @@ mod ids;
 pub use ids::Ids;
 
 use crate::{
-    attributes::{Attribute, MAX_ATTRIBUTES},
+    attributes::{Attribute, MAX_ATTRIBUTES, is_legal},
     payload::Payload,
 };
 
@@ -218,11 +218,6 @@ impl fmt::Display for Reason {
             Self::Rejected(code) => write!(f, "SQS rejected the entry: {code}"),
         }
     }
-}
-
-/// The characters that SQS documents: `#x9 #xA #xD #x20-#xD7FF #xE000-#xFFFD #x10000-#x10FFFF`.
-pub(crate) fn is_legal(c: char) -> bool {
-    matches!(c, '\t' | '\n' | '\r' | ' '..='\u{FFFD}' | '\u{10000}'..)
 }
 
 #[cfg(test)]

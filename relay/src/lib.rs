@@ -23,6 +23,7 @@ pub mod config;
 pub mod dead_letter;
 pub mod entry;
 pub mod error;
+mod exit;
 pub mod field;
 pub mod flow;
 pub mod health;

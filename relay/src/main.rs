@@ -1,6 +1,6 @@
 //! The `relay` binary: reads the options, starts the logs, runs the relay and turns its end into an exit code.
 //!
-//! No logic lives here. The exit codes are `relay::error::EXIT_CODES`.
+//! No logic lives here. The exit codes are those of `exit.rs`.
 
 use std::{env, process::ExitCode, time::Duration};
 

@@ -24,11 +24,11 @@ use tokio::time::timeout;
 use tracing::debug;
 
 use crate::{
+    amqp::BrokerError,
     amqp::{self, Broker},
     budget::Budget,
     channels::Channels,
     config::Config,
-    error::BrokerError,
     metrics::Metrics,
     topology::{Topology, is_stream},
     wire::{Note, Notes},

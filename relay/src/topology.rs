@@ -10,10 +10,10 @@ use lapin::{
 use tracing::{info, warn};
 
 use crate::{
+    amqp::BrokerError,
     amqp::{self, is_not_found, is_precondition},
     channels::Channels,
     config::{Binding, Config, QueueType},
-    error::BrokerError,
 };
 
 const QUEUE_TYPE: &str = "x-queue-type";

@@ -51,7 +51,7 @@ class Context(unittest.TestCase):
         seen = set(context.files())
         members = tomllib.loads((manifests.ROOT / "Cargo.toml").read_text())["workspace"]["members"]
         self.assertLessEqual({"Cargo.toml", "Cargo.lock", *(f"{each}/Cargo.toml" for each in members)}, seen)
-        self.assertIn("handler/kernels/norm.cu", seen)
+        self.assertIn("handler/diffusion/kernels/norm.cu", seen)
         unwanted = [path for path in seen if path.startswith(("docs/", "infra/", "tests/model/"))]
         self.assertEqual([], unwanted)
 

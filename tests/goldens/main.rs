@@ -11,15 +11,13 @@ mod together;
 
 use anyhow::{Context, Result};
 use candle_core::{Device, Tensor};
-use handler::{
+use diffusion::{
     lora::{AppliedLora, Lora},
-    pipeline::{
-        Compute, Pipeline, Request,
-        noise::{Noise, Source},
-        prompt::Weighting,
-        scheduler::Kind,
-        tokenizer::Tokenizer,
-    },
+    noise::{Noise, Source},
+    pipeline::{Compute, Pipeline, Request},
+    prompt::Weighting,
+    prompt::tokenizer::Tokenizer,
+    schedulers::Kind,
 };
 use serde::{Deserialize, de::DeserializeOwned};
 use std::{

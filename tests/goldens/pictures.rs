@@ -2,16 +2,14 @@
 
 use super::{LEAST_PSNR, psnr};
 use anyhow::{Context, Result, ensure};
-use handler::{
+use diffusion::{
     lora::{AppliedLora, Lora},
-    pipeline::{
-        Compute, Pipeline, Request,
-        noise::{DEFAULT_THREADS, Source},
-        prompt::Weighting,
-        scheduler::Kind,
-    },
-    task,
+    noise::{DEFAULT_THREADS, Source},
+    pipeline::{Compute, Pipeline, Request},
+    prompt::Weighting,
+    schedulers::Kind,
 };
+use handler::task;
 use image::RgbImage;
 use serde::Deserialize;
 use std::{

@@ -3,12 +3,12 @@
 use super::{LEAST_PSNR, NETWORK_TOLERANCE, goldens, psnr, relative_error, toy_model};
 use anyhow::{Context, Result};
 use candle_core::Tensor;
-use handler::pipeline::{
-    Compute, Pipeline, Request,
+use diffusion::{
     noise::{DEFAULT_THREADS, Source},
+    pipeline::{Compute, Pipeline, Request},
     prompt::Weighting,
-    scheduler::Kind,
-    tokenizer::Tokenizer,
+    prompt::tokenizer::Tokenizer,
+    schedulers::Kind,
 };
 use serde::Deserialize;
 use std::{collections::HashMap, ops::ControlFlow};

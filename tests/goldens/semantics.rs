@@ -4,7 +4,12 @@
 
 use super::pictures;
 use anyhow::{Context, Result, ensure};
-use handler::pipeline::{Compute, Pipeline, Request, noise::Source, prompt::Weighting, scheduler::Kind};
+use diffusion::{
+    noise::Source,
+    pipeline::{Compute, Pipeline, Request},
+    prompt::Weighting,
+    schedulers::Kind,
+};
 use image::RgbImage;
 use serde::Deserialize;
 use std::{collections::BTreeMap, f64::consts::TAU, fs, path::Path};

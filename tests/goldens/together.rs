@@ -2,15 +2,14 @@
 
 use super::{LEAST_PSNR, psnr, toy_model};
 use anyhow::{Context, Result, ensure};
+use diffusion::{
+    noise::{DEFAULT_THREADS, Source},
+    pipeline::Request,
+    prompt::Weighting,
+    schedulers::Kind,
+};
 use handler::{
-    config::{DeviceKind, ModelConfig, Precision},
-    lora::Dora,
-    pipeline::{
-        Offload, Request,
-        noise::{DEFAULT_THREADS, Source},
-        prompt::Weighting,
-        scheduler::Kind,
-    },
+    config::{DeviceKind, Dora, ModelConfig, Offload, Precision},
     studio::{Commission, Order, Painted, Step, Studio},
 };
 use std::{ops::ControlFlow, path::Path};
@@ -22,7 +21,7 @@ fn studio(model: &Path) -> Result<Studio> {
         dtype: Precision::Auto,
         offload: Offload::Auto,
         noise_threads: DEFAULT_THREADS,
-        dora: Dora::default(),
+        dora: Dora::Apply,
     };
     Ok(Studio::open(&config, (512, 512))?)
 }

@@ -3,12 +3,12 @@
 use super::millis;
 use crate::{
     config::{BenchFileConfig, PictureConfig},
-    lora::AppliedLora,
     picture::{self, Credential, ModelName, Origin, Provenance},
     signature::{Signature, sign},
     task::{self, Format},
 };
 use anyhow::Context;
+use diffusion::lora::AppliedLora;
 use image::{Rgb, RgbImage, imageops::FilterType};
 use serde_json::{Map, json};
 use std::{

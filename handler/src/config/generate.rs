@@ -1,14 +1,12 @@
 //! What `handler generate` paints.
 
 use super::{CredentialFiles, ModelConfig, PictureConfig, SignatureConfig};
-use crate::{
-    pipeline::{noise, prompt, scheduler},
-    task::Format,
-};
+use crate::task::Format;
 use clap::{
     Args,
     builder::{PossibleValuesParser, TypedValueParser},
 };
+use diffusion::{noise, prompt, schedulers};
 use std::{path::PathBuf, str::FromStr};
 
 /// Settings of `handler generate`.
@@ -43,7 +41,7 @@ pub struct GenerateConfig {
     pub aspect_ratio: String,
     /// How the noise becomes a picture.
     #[arg(long, default_value_t, value_parser = schedulers())]
-    pub scheduler: scheduler::Kind,
+    pub scheduler: schedulers::Kind,
     /// Use the noise levels of Karras et al., or not, whatever the model's file says. Not every scheduler has them.
     #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     pub karras_sigmas: Option<bool>,
@@ -68,9 +66,9 @@ pub struct GenerateConfig {
 }
 
 /// Names, so that help and completions show them.
-fn schedulers() -> impl TypedValueParser<Value = scheduler::Kind> {
-    let names = scheduler::Kind::NAMES.iter().map(|(name, _)| *name);
-    PossibleValuesParser::new(names).try_map(|name| name.parse::<scheduler::Kind>())
+fn schedulers() -> impl TypedValueParser<Value = schedulers::Kind> {
+    let names = schedulers::Kind::NAMES.iter().map(|(name, _)| *name);
+    PossibleValuesParser::new(names).try_map(|name| name.parse::<schedulers::Kind>())
 }
 
 fn out_help() -> String {

@@ -1,10 +1,7 @@
 //! Which model, and on what it runs.
 
-use crate::{
-    lora::Dora,
-    pipeline::{Offload, noise},
-};
 use clap::{Args, ValueEnum};
+use diffusion::{lora, noise, pipeline};
 use std::path::PathBuf;
 
 /// Which model, and on what it runs.
@@ -47,6 +44,45 @@ pub enum DeviceKind {
     Cpu,
     /// The first CUDA GPU.
     Cuda,
+}
+
+/// Whether text encoder and VAE leave the GPU while the UNet works; they come back from the model's files when they are needed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Offload {
+    /// If memory is short once the weights are loaded.
+    Auto,
+    /// Always.
+    Always,
+    /// Never.
+    Never,
+}
+
+impl From<Offload> for pipeline::Offload {
+    fn from(offload: Offload) -> Self {
+        match offload {
+            Offload::Auto => Self::Auto,
+            Offload::Always => Self::Always,
+            Offload::Never => Self::Never,
+        }
+    }
+}
+
+/// What becomes of DoRA's lengths.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Dora {
+    /// They are applied, as LyCORIS and peft do.
+    Apply,
+    /// LyCORIS' `dora_scale` is dropped, as diffusers does; peft's `lora_magnitude_vector` is applied, as diffusers does.
+    Ignore,
+}
+
+impl From<Dora> for lora::Dora {
+    fn from(dora: Dora) -> Self {
+        match dora {
+            Dora::Apply => Self::Apply,
+            Dora::Ignore => Self::Ignore,
+        }
+    }
 }
 
 /// Floating-point type of weights and activations. Sums, norms, softmax and the scheduler are f32 in any case.

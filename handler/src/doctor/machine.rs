@@ -6,9 +6,9 @@ use super::{
 };
 use crate::{
     config::{DeviceKind, ModelConfig, StoreConfig},
-    gpu::{self, Gpu, GpuError},
     signature::{self, Signature},
 };
+use diffusion::gpu::{self, Gpu, GpuError};
 use std::{
     fs::{self, File},
     io::{self, Write},

@@ -5,7 +5,8 @@ use super::{
     ANSWER_TIMEOUT,
     finding::{Finding, blocking},
 };
-use crate::{causes::causes, config::DoctorConfig, pipeline, studio::Studio, task, weights};
+use crate::{causes::causes, config::DoctorConfig, studio::Studio, task, weights};
+use diffusion::pipeline;
 use std::{
     path::Path,
     time::{Duration, Instant},

@@ -1,7 +1,7 @@
 //! LoRA files: header, keys, and all that is made of them. What a header claims must lie in the file, so that no claim can
 //! make memory be taken.
 
-use crate::lora::{Header, Lora};
+use diffusion::{loading::Header, lora::Lora};
 use std::io::Cursor;
 
 /// Whether the bytes are a LoRA that could be loaded.

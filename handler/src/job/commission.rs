@@ -2,12 +2,11 @@
 
 use crate::{
     config::PictureConfig,
-    lora::AppliedLora,
     picture::{Credential, Origin},
-    pipeline::Request,
     studio::Commission,
     task::Task,
 };
+use diffusion::{lora::AppliedLora, pipeline::Request};
 use std::sync::Arc;
 use tracing::Span;
 

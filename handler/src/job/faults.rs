@@ -4,11 +4,11 @@ use super::OutOfTime;
 use crate::{
     failure::{Failure, Fault},
     painter::PainterError,
-    pipeline::error::PipelineError,
     store::StoreError,
     studio::StudioError,
     webhook::WebhookError,
 };
+use diffusion::error::PipelineError;
 
 /// Of a picture or a claim.
 pub(super) fn storage(error: StoreError) -> Failure {

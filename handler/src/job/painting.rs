@@ -7,7 +7,6 @@ use super::{
 };
 use crate::{
     failure::{Failure, Fault},
-    lora::AppliedLora,
     pace::{Load, Pace},
     report::{Ending, Report},
     startup::LoadError,
@@ -15,6 +14,7 @@ use crate::{
     task::Task,
     trace::Stage,
 };
+use diffusion::lora::AppliedLora;
 use std::{
     sync::{Arc, atomic::Ordering},
     time::Instant,

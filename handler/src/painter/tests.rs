@@ -2,11 +2,8 @@
 //! lost. That a studio notices a lost GPU is tested on a GPU.
 
 use super::*;
-use crate::{
-    cache::Tally,
-    picture::ModelName,
-    pipeline::{error::PipelineError, noise::Source, prompt::Weighting, scheduler::Kind},
-};
+use crate::{cache::Tally, picture::ModelName};
+use diffusion::{error::PipelineError, noise::Source, prompt::Weighting, schedulers::Kind};
 use futures_util::poll;
 use std::{task::Poll, time::Duration};
 use tokio::time::timeout;

@@ -2,8 +2,8 @@
 //! a task that comes again gives the same bytes; and prompts only where the operator wants them.
 
 use super::ModelName;
-use crate::{lora::AppliedLora, pipeline::Request};
 use aws_sdk_s3::primitives::{DateTime, DateTimeFormat};
+use diffusion::{lora::AppliedLora, pipeline::Request};
 
 /// What painted the picture.
 pub(super) const GENERATOR: &str = concat!("Easel ", env!("CARGO_PKG_VERSION"));

@@ -1,11 +1,12 @@
 //! What a file says of its picture, that it is the same picture, and what it keeps to itself.
 
 use super::{embed::XMP_SEGMENT, *};
-use crate::{
-    config::PictureConfig,
+use crate::{config::PictureConfig, task::Format};
+use diffusion::{
     lora::{AppliedLora, Lora},
-    pipeline::{Request, noise, prompt, scheduler},
-    task::Format,
+    noise,
+    pipeline::Request,
+    prompt, schedulers,
 };
 use image::{Rgb, RgbImage};
 use std::sync::Arc;
@@ -20,7 +21,7 @@ pub(super) fn request() -> Request {
         seed: 7,
         steps: 20,
         guidance_scale: 7.5,
-        scheduler: scheduler::Kind::Euler,
+        scheduler: schedulers::Kind::Euler,
         karras_sigmas: None,
         noise_source: noise::Source::Cuda,
     }

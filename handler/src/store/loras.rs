@@ -4,10 +4,8 @@
 //! fresh from the storage is the task's fault.
 
 use super::StoreError;
-use crate::{
-    cache::{Body, Cache, Content, Place, Source, SourceError, Tally, Version},
-    lora::{Lora, LoraError},
-};
+use crate::cache::{Body, Cache, Content, Place, Source, SourceError, Tally, Version};
+use diffusion::lora::{Lora, LoraError};
 use std::{
     sync::{Arc, Mutex, PoisonError},
     time::Instant,

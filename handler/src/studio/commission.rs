@@ -2,12 +2,15 @@
 
 use crate::{
     config::PictureConfig,
-    lora::{AppliedLora, LoraError},
     picture::{self, Credential, CredentialError, EmbedError, EncodeError, ModelName, Origin, Provenance},
-    pipeline::{Request, error::PipelineError},
     signature::{self, Signature, SignatureError, sign},
     task::Format,
     trace::{Lap, Stage},
+};
+use diffusion::{
+    error::PipelineError,
+    lora::{AppliedLora, LoraError},
+    pipeline::Request,
 };
 use image::RgbImage;
 use std::{mem, ops::ControlFlow, sync::Arc};

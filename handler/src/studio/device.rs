@@ -1,9 +1,10 @@
 //! Which device and dtype a configuration means on this machine.
 
-use crate::{
-    config::{DeviceKind, Precision},
+use crate::config::{DeviceKind, Precision};
+use diffusion::{
+    error::PipelineError,
     gpu::{self, Dtype, Gpu, GpuError},
-    pipeline::{Compute, error::PipelineError},
+    pipeline::Compute,
 };
 
 /// What is computed on.

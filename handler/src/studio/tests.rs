@@ -1,16 +1,14 @@
 //! A studio on a GPU: several at once, too little memory, a GPU that is lost. Needs a GPU.
 
 use super::{Commission, Order, Painted, Step, Studio};
-use crate::{
-    config::{DeviceKind, ModelConfig, Precision},
-    gpu::{Dtype, Gpu, Shortage},
-    lora::{AppliedLora, Dora, Lora},
-    pipeline::{
-        Offload, Request,
-        noise::{DEFAULT_THREADS, Source},
-        prompt::Weighting,
-        scheduler::Kind,
-    },
+use crate::config::{DeviceKind, Dora, ModelConfig, Offload, Precision};
+use diffusion::{
+    gpu::{Gpu, Shortage},
+    lora::{AppliedLora, Lora},
+    noise::{DEFAULT_THREADS, Source},
+    pipeline::Request,
+    prompt::Weighting,
+    schedulers::Kind,
 };
 use image::RgbImage;
 use std::{env, ops::ControlFlow, path::Path, process::Command, sync::Arc};
@@ -25,7 +23,7 @@ fn studio(dtype: Precision) -> Studio {
         dtype,
         offload: Offload::Never,
         noise_threads: DEFAULT_THREADS,
-        dora: Dora::default(),
+        dora: Dora::Apply,
     };
     Studio::open(&config, (256, 256)).unwrap()
 }
@@ -146,7 +144,7 @@ fn gpu_that_is_lost_is_told_from_one_that_has_too_little_memory() {
     }
     let mut studio = studio(Precision::F16);
     let gpu = Gpu::clone(studio.gpu().unwrap());
-    assert!(gpu.resident(&[1 << 40], Dtype::F32).is_err_and(|error| error.is_out_of_memory()));
+    assert!(Shortage::holding(&gpu, 1 << 42).is_err_and(|error| error.is_out_of_memory()));
     assert!(!studio.is_lost());
     let _ = gpu.break_it();
     let painted = studio.paint_alone(&commission("red circle", 1, 1, 256), &mut |_| ControlFlow::Continue(()));

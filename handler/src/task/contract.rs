@@ -9,10 +9,8 @@ use super::{
         Text, Visible, Webhook,
     },
 };
-use crate::{
-    pipeline::{noise, prompt, scheduler},
-    signature::{MARGIN, MAX_MARGIN, OPACITY, Position, SIZES},
-};
+use crate::signature::{MARGIN, MAX_MARGIN, OPACITY, Position, SIZES};
+use diffusion::{noise, prompt, schedulers};
 
 /// Makes a constant of each field, and a list of them all: what is read is on the list.
 macro_rules! fields {
@@ -58,7 +56,7 @@ fields! {
         /// Classifier-free guidance; none at 1 and below.
         GUIDANCE_SCALE: Defaulted<Number, f64> = "guidance_scale", Number { least: 0.0, most: MAX_GUIDANCE }, 7.5;
         /// How the noise becomes a picture.
-        SCHEDULER: Optional<Name<scheduler::Kind>> = "scheduler", Name::of(scheduler::Kind::names);
+        SCHEDULER: Optional<Name<schedulers::Kind>> = "scheduler", Name::of(schedulers::Kind::names);
         /// The noise levels of Karras et al., or not; by default as the model's scheduler_config.json says.
         KARRAS_SIGMAS: Optional<Boolean> = "karras_sigmas", Boolean;
         /// Whose generator of torch the seed starts.

@@ -2,7 +2,7 @@
 //! ignored there, so they are allowed here.
 
 use super::{contract::TASK, rule::Described};
-use crate::pipeline::scheduler;
+use diffusion::schedulers;
 use serde_json::{Map, Value, json};
 
 /// Version of JSON Schema.
@@ -22,7 +22,7 @@ pub fn schema() -> Value {
     ]);
     schema.extend(object(TASK));
     // The one rule between two fields.
-    let with_karras: Vec<Value> = scheduler::Kind::NAMES
+    let with_karras: Vec<Value> = schedulers::Kind::NAMES
         .iter()
         .filter(|(_, kind)| kind.has_karras_sigmas())
         .map(|(name, _)| json!(name))

@@ -27,7 +27,7 @@ fn the_seeds_message_gets_the_seeds_defaults() {
     assert_eq!((task.width, task.height, task.format), (512, 512, Format::Jpeg));
     assert_eq!(task.result_keys(), ["generations/gen_500.jpg"]);
     let key = "models/style_10/lora_weights.safetensors".to_string();
-    assert_eq!((task.scheduler, task.karras_sigmas), (scheduler::Kind::DpmSolverPlusPlus, None));
+    assert_eq!((task.scheduler, task.karras_sigmas), (schedulers::Kind::DpmSolverPlusPlus, None));
     assert_eq!((task.noise_source, task.prompt_weighting), (noise::Source::Cuda, prompt::Weighting::None));
     assert_eq!(task.loras, [LoraRef { bucket: "bucket".into(), key, scale: 1.0 }]);
 }
@@ -151,7 +151,7 @@ fn optional_fields_are_taken() {
         with("loras", json!([{"lora_model_url": "s3://bucket/k", "scale": -0.5}])).unwrap().loras[1].scale,
         -0.5
     );
-    assert_eq!(with("scheduler", json!("lcm")).unwrap().scheduler, scheduler::Kind::Lcm);
+    assert_eq!(with("scheduler", json!("lcm")).unwrap().scheduler, schedulers::Kind::Lcm);
     assert_eq!(with("karras_sigmas", json!(true)).unwrap().karras_sigmas, Some(true));
     assert_eq!(with("karras_sigmas", json!(null)).unwrap().karras_sigmas, None);
     assert_eq!(with("noise_source", json!("cpu")).unwrap().noise_source, noise::Source::Cpu);
@@ -242,7 +242,7 @@ fn bad_fields_are_named_with_kind_and_limit() {
 
 #[test]
 fn karras_sigmas_need_a_scheduler_that_has_them() {
-    for (name, kind) in scheduler::Kind::NAMES {
+    for (name, kind) in schedulers::Kind::NAMES {
         let mut task = seed_task();
         task["scheduler"] = json!(name);
         task["karras_sigmas"] = json!(false);

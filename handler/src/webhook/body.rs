@@ -1,7 +1,8 @@
 //! What the webhooks say: their bodies, as they are sent and as `handler schema webhooks` describes them. A comment
 //! here is the description there.
 
-use crate::{cut::MESSAGE, progress::Progress, task};
+use crate::{progress::Progress, task};
+use diffusion::MESSAGE;
 use reqwest::Method;
 use schemars::JsonSchema;
 use serde::Serialize;

@@ -4,11 +4,8 @@
 //! delivery of the message, or by another process. Refuses to hold anything from which the task could be read.
 
 use super::body::{Complete, Failed, InProgress, Kind, Metadata};
-use crate::{
-    cut::{MESSAGE, cut},
-    progress::Progress,
-    task::Task,
-};
+use crate::{progress::Progress, task::Task};
+use diffusion::{MESSAGE, cut};
 use serde::Serialize;
 use serde_json::json;
 use sha2::{Digest, Sha256};

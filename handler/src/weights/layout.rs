@@ -1,11 +1,9 @@
 //! Which files of a repository make a model: the names are ours, the hub only says which of them it has.
 
 use super::hub::HubFile;
-use crate::{
-    config::Variant,
-    pipeline::{DIFFUSION_FILES, ENCODER_FILES},
-};
+use crate::config::Variant;
 use anyhow::{Context, ensure};
+use diffusion::{loading::DIFFUSION_FILES, loading::ENCODER_FILES};
 use std::path::{Component, Path};
 
 /// What the pipeline reads beside weights.

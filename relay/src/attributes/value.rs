@@ -7,8 +7,6 @@ use std::fmt::{Display, LowerExp};
 use lapin::types::{AMQPValue, DecimalValue};
 use serde_json::{Map, Value as Json};
 
-use crate::entry::is_legal;
-
 /// The digits that SQS takes in a number. With so few it cannot leave the range that SQS has either.
 const MAX_DIGITS: usize = 38;
 /// Tables and arrays that are nested deeper become no attribute: the stack is finite.
@@ -145,4 +143,8 @@ fn json(value: &AMQPValue, depth: usize) -> Option<Json> {
         }
         AMQPValue::Void => Json::Null,
     })
+}
+/// The characters that SQS documents: `#x9 #xA #xD #x20-#xD7FF #xE000-#xFFFD #x10000-#x10FFFF`.
+pub(crate) fn is_legal(c: char) -> bool {
+    matches!(c, '\t' | '\n' | '\r' | ' '..='\u{FFFD}' | '\u{10000}'..)
 }

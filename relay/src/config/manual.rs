@@ -4,7 +4,7 @@ use clap::{Arg, Command, CommandFactory, value_parser};
 use clap_complete::Shell;
 
 use super::Config;
-use crate::error::EXIT_CODES;
+use crate::exit::CODES;
 
 const NAME: &str = "relay";
 const COMPLETIONS: &str = "completions";
@@ -49,7 +49,7 @@ pub(super) fn completions(matches: &clap::ArgMatches) -> Option<Vec<u8>> {
 }
 
 fn manual() -> String {
-    let codes: String = EXIT_CODES.iter().map(|(code, meaning)| format!("  {code:<4}{meaning}\n")).collect();
+    let codes: String = CODES.iter().map(|(code, meaning)| format!("  {code:<4}{meaning}\n")).collect();
     let codes = format!("Exit codes:\n{codes}");
     [EXAMPLES, &codes, ENVIRONMENT, telemetry::HELP, SEE_ALSO].join("\n")
 }

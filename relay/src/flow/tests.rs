@@ -5,10 +5,10 @@ use std::{
 
 use super::*;
 use crate::{
+    amqp::BrokerError,
     config::Config,
     dead_letter::{Stall, Stuck},
     entry::{Entry, Reason, SizeLimit},
-    error::BrokerError,
     metrics::{Cause, cause::OTHER},
     sink::{Probe, Verdict},
 };

@@ -6,7 +6,7 @@
 use anyhow::Context;
 use candle_core::{DType, Device, Tensor};
 use clap::Parser;
-use handler::pipeline::{noise::Noise, parameters};
+use diffusion::{noise::Noise, pipeline::parameters};
 use serde_json::{Value, json};
 use std::{
     collections::{BTreeMap, HashMap},

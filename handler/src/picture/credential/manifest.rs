@@ -46,7 +46,7 @@ fn generation(provenance: &Provenance) -> Value {
     }
     if !provenance.loras.is_empty() {
         let lora =
-            |applied: &crate::lora::AppliedLora| json!({ "Sha256": applied.lora.sha256(), "Scale": applied.scale });
+            |applied: &diffusion::lora::AppliedLora| json!({ "Sha256": applied.lora.sha256(), "Scale": applied.scale });
         fields.insert("Loras".into(), provenance.loras.iter().map(lora).collect());
     }
     fields.into()

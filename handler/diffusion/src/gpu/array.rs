@@ -1,0 +1,299 @@
+//! Arrays in the GPU's memory, and the way there and back.
+
+use super::{Dtype, Gpu, GpuError, Result, arena::Arena, check, lock};
+use candle_core::{DType, Device, Tensor};
+use cudarc::driver::sys;
+use half::{bf16, f16};
+use std::{
+    ptr::null_mut,
+    sync::{Arc, Mutex},
+};
+
+/// Numbers in a grid, row after row. A view of some columns has rows that are further apart. Cheap to clone.
+#[derive(Clone)]
+pub(crate) struct Array {
+    memory: Arc<Memory>,
+    /// Elements before the first one.
+    start: usize,
+    dims: Vec<usize>,
+    /// Elements from one row to the next; a row is the last dimension.
+    row: usize,
+    dtype: Dtype,
+    moments: Option<Moments>,
+}
+
+/// Mean and sum of squared deviations of each group of channels of each image, in parts.
+#[derive(Clone)]
+pub(crate) struct Moments {
+    /// f32, `[images, groups, chunks of rows, 2]`.
+    pub array: Arc<Array>,
+    /// Groups of channels.
+    pub groups: usize,
+}
+
+/// A piece of an arena.
+struct Memory {
+    gpu: Gpu,
+    arena: Arc<Mutex<Arena>>,
+    address: u64,
+    bytes: usize,
+}
+
+impl Drop for Memory {
+    fn drop(&mut self) {
+        // Whoever gets it next comes later on the same stream.
+        lock(&self.arena).give(self.address, self.bytes);
+    }
+}
+
+impl Array {
+    pub(super) fn new(gpu: &Gpu, arena: &Arc<Mutex<Arena>>, dims: &[usize], dtype: Dtype) -> Result<Self> {
+        let bytes = dims.iter().product::<usize>() * dtype.bytes();
+        let address = lock(arena).take(bytes)?;
+        let memory = Arc::new(Memory { gpu: gpu.clone(), arena: arena.clone(), address, bytes });
+        let row = dims.last().copied().unwrap_or(1);
+        Ok(Self { memory, start: 0, dims: dims.to_vec(), row, dtype, moments: None })
+    }
+
+    pub(crate) fn gpu(&self) -> &Gpu {
+        &self.memory.gpu
+    }
+
+    pub(crate) fn dims(&self) -> &[usize] {
+        &self.dims
+    }
+
+    pub(crate) fn dtype(&self) -> Dtype {
+        self.dtype
+    }
+
+    /// Length of the last dimension.
+    pub(crate) fn columns(&self) -> usize {
+        self.dims.last().copied().unwrap_or(1)
+    }
+
+    /// Product of all dimensions but the last.
+    pub(crate) fn rows(&self) -> usize {
+        self.dims.iter().product::<usize>() / self.columns().max(1)
+    }
+
+    /// Elements from one row to the next.
+    pub(crate) fn row(&self) -> usize {
+        self.row
+    }
+
+    pub(crate) fn count(&self) -> usize {
+        self.dims.iter().product()
+    }
+
+    /// Bytes of a contiguous array.
+    pub(crate) fn bytes(&self) -> usize {
+        self.count() * self.dtype.bytes()
+    }
+
+    pub(crate) fn address(&self) -> u64 {
+        self.memory.address + (self.start * self.dtype.bytes()) as u64
+    }
+
+    pub(crate) fn is_contiguous(&self) -> bool {
+        self.row == self.columns()
+    }
+
+    /// Some columns of it.
+    ///
+    /// # Panics
+    /// It has not that many.
+    pub(crate) fn columns_from(&self, from: usize, count: usize) -> Self {
+        assert!(from + count <= self.columns(), "columns {from}..{} of {:?}", from + count, self.dims);
+        let mut view = self.clone();
+        if let Some(last) = view.dims.last_mut() {
+            *last = count;
+        }
+        view.start += from;
+        view.moments = None;
+        view
+    }
+
+    /// Some of what the first of at least two dimensions counts.
+    ///
+    /// # Panics
+    /// It does not count that many.
+    pub(crate) fn part(&self, from: usize, count: usize) -> Self {
+        let fits = self.dims.len() > 1 && from + count <= self.dims[0];
+        assert!(fits, "{from}..{} of the first of {:?}", from + count, self.dims);
+        let mut view = self.clone();
+        view.start += from * self.dims[1..self.dims.len() - 1].iter().product::<usize>() * self.row;
+        view.dims[0] = count;
+        view.moments = None;
+        view
+    }
+
+    /// The same in other dimensions; the last one stays where rows are apart.
+    ///
+    /// # Panics
+    /// The dimensions are those of more or fewer numbers.
+    pub(crate) fn reshaped(&self, dims: &[usize]) -> Self {
+        let same_rows = self.is_contiguous() || dims.last() == self.dims.last();
+        assert!(same_rows && dims.iter().product::<usize>() == self.count(), "{:?} as {dims:?}", self.dims);
+        let mut view = self.clone();
+        view.dims = dims.to_vec();
+        if self.is_contiguous() {
+            view.row = view.columns();
+        }
+        view
+    }
+
+    pub(crate) fn moments(&self) -> Option<&Moments> {
+        self.moments.as_ref()
+    }
+
+    pub(crate) fn with_moments(self, moments: Moments) -> Self {
+        Self { moments: Some(moments), ..self }
+    }
+
+    /// A new one that lives for a while: of the same dims, or with another first one.
+    pub(crate) fn resident_like(&self, first: Option<usize>) -> Result<Self> {
+        let mut dims = self.dims.clone();
+        if let (Some(first), Some(dim)) = (first, dims.first_mut()) {
+            *dim = first;
+        }
+        self.gpu().resident(&dims, self.dtype)
+    }
+
+    /// Fills an f32 array from the host's numbers through pinned memory, without a wait. The next use of `pinned` must come after
+    /// one.
+    pub(crate) fn write_through(&self, pinned: &mut Pinned, numbers: &[f32]) -> Result<()> {
+        if numbers.len() != self.count() {
+            return Err(GpuError::Unavailable(format!("{} numbers for {:?}", numbers.len(), self.dims)));
+        }
+        let room = pinned.numbers(numbers.len())?;
+        room.copy_from_slice(numbers);
+        self.fill_from(pinned)
+    }
+
+    /// Fills an f32 array from the beginning of pinned memory, without a wait.
+    pub(crate) fn fill_from(&self, pinned: &mut Pinned) -> Result<()> {
+        self.check_is_f32()?;
+        let (gpu, from) = (self.gpu(), pinned.numbers(self.count())?.as_ptr().cast());
+        // SAFETY: both ranges hold as many f32, and the pinned one is kept until the stream has passed.
+        let code = unsafe { sys::cuMemcpyHtoDAsync_v2(self.address(), from, self.bytes(), gpu.stream()) };
+        check("cuMemcpyHtoDAsync", code)
+    }
+
+    /// The numbers of an f32 array through pinned memory, when all work before is done.
+    pub(crate) fn read_through(&self, pinned: &mut Pinned) -> Result<Vec<f32>> {
+        self.check_is_f32()?;
+        let (gpu, room) = (self.gpu(), pinned.numbers(self.count())?);
+        // SAFETY: both ranges are that long, and the wait comes before anybody looks.
+        let code =
+            unsafe { sys::cuMemcpyDtoHAsync_v2(room.as_mut_ptr().cast(), self.address(), self.bytes(), gpu.stream()) };
+        check("cuMemcpyDtoHAsync", code)?;
+        gpu.synchronize()?;
+        Ok(room.to_vec())
+    }
+
+    /// Whether the host's f32 can be copied to or from it as they are.
+    fn check_is_f32(&self) -> Result<()> {
+        let is_f32 = self.dtype == Dtype::F32 && self.is_contiguous();
+        let why = || GpuError::Unavailable(format!("{:?} of {} is copied as plain f32", self.dims, self.dtype.name()));
+        is_f32.then_some(()).ok_or_else(why)
+    }
+
+    /// Fills it from the host's bytes, which are as many. Returns when they have been read.
+    pub(crate) fn write(&self, bytes: &[u8]) -> Result<()> {
+        if bytes.len() != self.bytes() || !self.is_contiguous() {
+            return Err(GpuError::Unavailable(format!("{} bytes for {:?}", bytes.len(), self.dims)));
+        }
+        let (gpu, bytes_at) = (self.gpu(), bytes.as_ptr().cast());
+        // SAFETY: both ranges are that long; from pageable memory the copy has read its source when it returns, and the wait
+        // below is for pinned memory.
+        let code = unsafe { sys::cuMemcpyHtoDAsync_v2(self.address(), bytes_at, bytes.len(), gpu.stream()) };
+        check("cuMemcpyHtoDAsync", code)?;
+        gpu.synchronize()
+    }
+
+    /// Its bytes, when all work before is done.
+    pub(crate) fn read(&self) -> Result<Vec<u8>> {
+        let mut bytes = vec![0; self.bytes()];
+        self.read_into(&mut bytes)?;
+        Ok(bytes)
+    }
+
+    /// The same into the host's memory, which is as long.
+    pub(crate) fn read_into(&self, bytes: &mut [u8]) -> Result<()> {
+        if bytes.len() != self.bytes() || !self.is_contiguous() {
+            return Err(GpuError::Unavailable(format!("{} bytes from {:?}", bytes.len(), self.dims)));
+        }
+        let gpu = self.gpu();
+        // SAFETY: both ranges are that long, and the wait comes before anybody looks.
+        let code =
+            unsafe { sys::cuMemcpyDtoHAsync_v2(bytes.as_mut_ptr().cast(), self.address(), bytes.len(), gpu.stream()) };
+        check("cuMemcpyDtoHAsync", code)?;
+        gpu.synchronize()
+    }
+
+    /// A copy of a tensor of the CPU, rounded to `dtype`, between operations.
+    pub(crate) fn from_tensor(gpu: &Gpu, tensor: &Tensor, dtype: Dtype) -> Result<Self> {
+        let array = gpu.scratch(tensor.dims(), dtype)?;
+        let numbers = tensor.to_dtype(DType::F32).and_then(|tensor| tensor.flatten_all()?.to_vec1::<f32>());
+        let numbers = numbers.map_err(|error| GpuError::call("a tensor of the CPU", error))?;
+        let bytes: Vec<u8> = match dtype {
+            Dtype::F32 => numbers.iter().flat_map(|number| number.to_le_bytes()).collect(),
+            Dtype::F16 => numbers.iter().flat_map(|&number| f16::from_f32(number).to_le_bytes()).collect(),
+            Dtype::BF16 => numbers.iter().flat_map(|&number| bf16::from_f32(number).to_le_bytes()).collect(),
+        };
+        array.write(&bytes)?;
+        Ok(array)
+    }
+
+    /// A copy on the CPU, in f32.
+    pub(crate) fn to_tensor(&self) -> Result<Tensor> {
+        let bytes = self.read()?;
+        let numbers: Vec<f32> = match self.dtype {
+            Dtype::F32 => bytes.as_chunks().0.iter().map(|&chunk| f32::from_le_bytes(chunk)).collect(),
+            Dtype::F16 => bytes.as_chunks().0.iter().map(|&chunk| f16::from_le_bytes(chunk).to_f32()).collect(),
+            Dtype::BF16 => bytes.as_chunks().0.iter().map(|&chunk| bf16::from_le_bytes(chunk).to_f32()).collect(),
+        };
+        Tensor::from_vec(numbers, self.dims.as_slice(), &Device::Cpu)
+            .map_err(|error| GpuError::call("a tensor of the CPU", error))
+    }
+}
+
+/// Memory of the host that the GPU reads and writes itself.
+pub(crate) struct Pinned {
+    memory: *mut f32,
+    count: usize,
+}
+
+// SAFETY: plain memory with one owner.
+unsafe impl Send for Pinned {}
+
+impl Pinned {
+    /// So many bytes, of f32.
+    pub(crate) fn new(bytes: usize) -> Result<Self> {
+        let mut memory = null_mut();
+        // SAFETY: writes the address of new memory.
+        check("cuMemAllocHost", unsafe { sys::cuMemAllocHost_v2(&mut memory, bytes) })?;
+        Ok(Self { memory: memory.cast(), count: bytes / 4 })
+    }
+
+    /// Whether there is room for so many numbers.
+    pub(super) fn holds(&self, count: usize) -> bool {
+        count <= self.count
+    }
+
+    pub(super) fn numbers(&mut self, count: usize) -> Result<&mut [f32]> {
+        if count > self.count {
+            return Err(GpuError::Unavailable(format!("{count} numbers through memory for {}", self.count)));
+        }
+        // SAFETY: memory of at least that length, which the driver has cleared, borrowed with its owner.
+        Ok(unsafe { std::slice::from_raw_parts_mut(self.memory, count) })
+    }
+}
+
+impl Drop for Pinned {
+    fn drop(&mut self) {
+        // SAFETY: from `cuMemAllocHost`; the driver waits for copies that use it.
+        unsafe { sys::cuMemFreeHost(self.memory.cast()) };
+    }
+}

@@ -1,0 +1,44 @@
+//! Stable Diffusion 1.5 with LoRAs, on the CPU and on NVIDIA GPUs.
+//!
+//! A [`pipeline::Pipeline`] is a model folder in the diffusers layout, loaded on a device. It takes [`lora::Lora`]s on and off, and
+//! paints a [`pipeline::Request`]. The numbers are those of diffusers, with tolerances that the tests state.
+//!
+//! ```
+//! use diffusion::pipeline::{Compute, Pipeline, Request};
+//! use std::{ops::ControlFlow, path::Path};
+//!
+//! # let model = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/model/easel-tiny"));
+//! let pipeline = Pipeline::load(model, &Compute::Cpu, (64, 64))?;
+//! let request = Request { width: 64, height: 64, steps: 4, ..Request::new("lighthouse") };
+//! let picture = pipeline.paint(&request, &mut |finished| {
+//!     println!("{finished} of 4");
+//!     ControlFlow::Continue(())
+//! })?;
+//! assert_eq!(picture.dimensions(), (64, 64));
+//! # Ok::<(), diffusion::error::PipelineError>(())
+//! ```
+//!
+//! | to | see |
+//! | --- | --- |
+//! | load a model, paint, decode | [`pipeline`] |
+//! | use a GPU | [`gpu::Gpu::open`], then [`pipeline::Compute::Gpu`] |
+//! | put an artist's LoRA on | [`lora::Lora::read`], then [`pipeline::Pipeline::set_loras`] |
+//! | say what a LoRA file is | [`lora::Report::of_file`] |
+//! | look at a model folder without loading it | [`pipeline::inspect`] |
+//! | add a scheduler | [`schedulers`] |
+//!
+//! Nothing here knows of tasks, queues, storage or webhooks, and nothing waits for a network.
+
+mod cut;
+pub mod error;
+pub mod gpu;
+pub mod loading;
+pub mod lora;
+pub mod models;
+pub mod noise;
+mod ops;
+pub mod pipeline;
+pub mod prompt;
+pub mod schedulers;
+
+pub use cut::{MESSAGE, NAME, cut};

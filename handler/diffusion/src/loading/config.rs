@@ -1,0 +1,322 @@
+//! The JSON files of a model folder in the diffusers layout. Refuses, by field, what the pipeline cannot paint.
+
+use crate::error::{PipelineError, Result};
+use serde::{Deserialize, de::DeserializeOwned};
+use std::path::Path;
+
+/// Reads one JSON file of a model folder.
+///
+/// # Errors
+/// [`PipelineError::File`] or [`PipelineError::Json`], naming the file.
+pub fn read_json<T: DeserializeOwned>(path: &Path) -> Result<T> {
+    let text = read_text(path)?;
+    serde_json::from_str(&text).map_err(|source| PipelineError::Json { path: path.into(), source })
+}
+
+/// Reads one text file of a model folder.
+///
+/// # Errors
+/// [`PipelineError::File`], naming the file.
+pub(crate) fn read_text(path: &Path) -> Result<String> {
+    std::fs::read_to_string(path).map_err(|source| PipelineError::File { path: path.into(), source })
+}
+
+/// A number, or one number per block, as diffusers writes `attention_head_dim` and the like.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(untagged)]
+pub enum PerBlock {
+    /// The same for all blocks.
+    One(usize),
+    /// One per block.
+    Each(Vec<usize>),
+}
+
+impl PerBlock {
+    /// The value for block `index`; the last one when the list is too short.
+    pub fn at(&self, index: usize) -> usize {
+        match self {
+            Self::One(value) => *value,
+            Self::Each(values) => values.get(index).or(values.last()).copied().unwrap_or(1),
+        }
+    }
+}
+
+/// `model_index.json`.
+#[derive(Debug, Clone, Deserialize)]
+pub struct ModelIndex {
+    /// The pipeline's class; only `StableDiffusionPipeline` is supported.
+    #[serde(rename = "_class_name")]
+    pub class_name: String,
+}
+
+/// `text_encoder/config.json` of a `CLIPTextModel`.
+#[derive(Debug, Clone, Deserialize)]
+pub struct TextEncoderConfig {
+    /// Number of token embeddings.
+    pub vocab_size: usize,
+    /// Width of the encoder, and of the UNet's cross attention.
+    pub hidden_size: usize,
+    /// Width of the feed-forward layers.
+    pub intermediate_size: usize,
+    /// Number of layers.
+    pub num_hidden_layers: usize,
+    /// Heads per layer.
+    pub num_attention_heads: usize,
+    /// Longest sequence in tokens, 77 for CLIP.
+    #[serde(default = "seventy_seven")]
+    pub max_position_embeddings: usize,
+    /// Activation of the feed-forward layers.
+    #[serde(default = "quick_gelu")]
+    pub hidden_act: String,
+}
+
+/// `unet/config.json` of a `UNet2DConditionModel`.
+#[derive(Debug, Clone, Deserialize)]
+pub struct UnetConfig {
+    /// Channels of the latents going in.
+    #[serde(default = "four")]
+    pub in_channels: usize,
+    /// Channels of the predicted noise.
+    #[serde(default = "four")]
+    pub out_channels: usize,
+    /// Channels per level, outermost first.
+    pub block_out_channels: Vec<usize>,
+    /// Kind of each level on the way down.
+    pub down_block_types: Vec<String>,
+    /// Kind of each level on the way up.
+    pub up_block_types: Vec<String>,
+    /// Kind of the middle.
+    #[serde(default = "cross_attention_mid")]
+    pub mid_block_type: Option<String>,
+    /// ResNets per level.
+    #[serde(default = "two")]
+    pub layers_per_block: PerBlock,
+    /// Width of the text embedding.
+    pub cross_attention_dim: usize,
+    /// Heads per attention. diffusers keeps the head count under this name for SD1.5.
+    #[serde(default = "eight")]
+    pub attention_head_dim: PerBlock,
+    /// Heads per attention, where the file uses the newer name.
+    #[serde(default)]
+    pub num_attention_heads: Option<PerBlock>,
+    /// Transformer blocks per attention.
+    #[serde(default = "one")]
+    pub transformer_layers_per_block: PerBlock,
+    /// Groups of each GroupNorm.
+    #[serde(default = "thirty_two")]
+    pub norm_num_groups: usize,
+    /// Epsilon of each GroupNorm.
+    #[serde(default = "norm_eps")]
+    pub norm_eps: f64,
+    /// Whether projections around the transformer are linear layers (SD2) or 1x1 convolutions (SD1).
+    #[serde(default)]
+    pub use_linear_projection: bool,
+    /// Whether the timestep embedding starts with the cosines.
+    #[serde(default = "yes")]
+    pub flip_sin_to_cos: bool,
+    /// Shift of the timestep embedding's frequencies.
+    #[serde(default)]
+    pub freq_shift: f64,
+    /// Latent height and width the model was made for.
+    #[serde(default = "sixty_four")]
+    pub sample_size: usize,
+    #[serde(default = "silu")]
+    act_fn: String,
+    #[serde(default = "default_shift")]
+    resnet_time_scale_shift: String,
+    #[serde(default)]
+    class_embed_type: Option<String>,
+    #[serde(default)]
+    addition_embed_type: Option<String>,
+}
+
+/// `vae/config.json` of an `AutoencoderKL`.
+#[derive(Debug, Clone, Deserialize)]
+pub struct VaeConfig {
+    /// Channels per level, outermost first.
+    pub block_out_channels: Vec<usize>,
+    /// ResNets per level of the encoder; the decoder has one more.
+    #[serde(default = "layers_of_one")]
+    pub layers_per_block: usize,
+    /// Channels of the latents.
+    #[serde(default = "four")]
+    pub latent_channels: usize,
+    /// Channels of the picture.
+    #[serde(default = "three")]
+    pub out_channels: usize,
+    /// Groups of each GroupNorm.
+    #[serde(default = "thirty_two")]
+    pub norm_num_groups: usize,
+    /// What the latents are multiplied with after encoding; 0.18215 for SD1.5.
+    #[serde(default = "scaling_factor")]
+    pub scaling_factor: f64,
+    /// Whether the middle block attends.
+    #[serde(default = "yes")]
+    pub mid_block_add_attention: bool,
+    /// Whether a 1x1 convolution precedes the decoder.
+    #[serde(default = "yes")]
+    pub use_post_quant_conv: bool,
+    #[serde(default = "silu")]
+    act_fn: String,
+}
+
+impl ModelIndex {
+    /// Reads and checks `model_index.json`.
+    ///
+    /// # Errors
+    /// File, JSON, or a pipeline class that is not `StableDiffusionPipeline`.
+    pub fn load(model: &Path) -> Result<Self> {
+        let index: Self = read_json(&model.join("model_index.json"))?;
+        let supported = "StableDiffusionPipeline";
+        require("model_index.json", "_class_name", &index.class_name, index.class_name == supported, supported)?;
+        Ok(index)
+    }
+}
+
+impl TextEncoderConfig {
+    /// Reads and checks `text_encoder/config.json`.
+    ///
+    /// # Errors
+    /// File, JSON, or an activation other than `quick_gelu`.
+    pub fn load(model: &Path) -> Result<Self> {
+        let config: Self = read_json(&model.join("text_encoder/config.json"))?;
+        let file = "text_encoder/config.json";
+        let heads = config.num_attention_heads;
+        require(file, "hidden_act", &config.hidden_act, config.hidden_act == "quick_gelu", "quick_gelu")?;
+        let divides = heads > 0 && config.hidden_size.is_multiple_of(heads);
+        require(file, "num_attention_heads", heads, divides, "a divisor of `hidden_size`")?;
+        Ok(config)
+    }
+}
+
+impl UnetConfig {
+    /// Reads and checks `unet/config.json`.
+    ///
+    /// # Errors
+    /// File, JSON, or a block type, activation or conditioning that SD1.5 does not have.
+    pub fn load(model: &Path) -> Result<Self> {
+        let config: Self = read_json(&model.join("unet/config.json"))?;
+        let file = "unet/config.json";
+        let levels = config.block_out_channels.len();
+        let same = levels > 0 && config.down_block_types.len() == levels && config.up_block_types.len() == levels;
+        require(file, "block_out_channels", levels, same, "as many entries as down_block_types and up_block_types")?;
+        for kind in &config.down_block_types {
+            let known = matches!(kind.as_str(), "DownBlock2D" | "CrossAttnDownBlock2D");
+            require(file, "down_block_types", kind, known, "DownBlock2D, CrossAttnDownBlock2D")?;
+        }
+        for kind in &config.up_block_types {
+            let known = matches!(kind.as_str(), "UpBlock2D" | "CrossAttnUpBlock2D");
+            require(file, "up_block_types", kind, known, "UpBlock2D, CrossAttnUpBlock2D")?;
+        }
+        let mid = config.mid_block_type.as_deref().unwrap_or("null");
+        require(file, "mid_block_type", mid, mid == "UNetMidBlock2DCrossAttn", "UNetMidBlock2DCrossAttn")?;
+        require(file, "act_fn", &config.act_fn, matches!(config.act_fn.as_str(), "silu" | "swish"), "silu")?;
+        let shift = &config.resnet_time_scale_shift;
+        require(file, "resnet_time_scale_shift", shift, shift == "default", "default")?;
+        let class = config.class_embed_type.as_deref().unwrap_or("null");
+        require(file, "class_embed_type", class, class == "null", "null")?;
+        let addition = config.addition_embed_type.as_deref().unwrap_or("null");
+        require(file, "addition_embed_type", addition, addition == "null", "null (SDXL is another model)")?;
+        for (level, channels) in config.block_out_channels.iter().enumerate() {
+            let grouped = config.norm_num_groups > 0 && channels.is_multiple_of(config.norm_num_groups);
+            require(file, "block_out_channels", channels, grouped, "multiples of `norm_num_groups`")?;
+            let heads = config.heads(level);
+            let divides = heads > 0 && channels.is_multiple_of(heads);
+            require(file, "attention_head_dim", heads, divides, "a divisor of the level's channels")?;
+        }
+        Ok(config)
+    }
+
+    /// Attention heads at a level.
+    pub fn heads(&self, level: usize) -> usize {
+        self.num_attention_heads.as_ref().unwrap_or(&self.attention_head_dim).at(level)
+    }
+}
+
+impl VaeConfig {
+    /// Reads and checks `vae/config.json`.
+    ///
+    /// # Errors
+    /// File, JSON, or an activation other than SiLU.
+    pub fn load(model: &Path) -> Result<Self> {
+        let config: Self = read_json(&model.join("vae/config.json"))?;
+        let file = "vae/config.json";
+        require(file, "act_fn", &config.act_fn, matches!(config.act_fn.as_str(), "silu" | "swish"), "silu")?;
+        require(file, "out_channels", config.out_channels, config.out_channels == 3, "3")?;
+        require(file, "block_out_channels", "[]", !config.block_out_channels.is_empty(), "one entry per level")?;
+        for channels in &config.block_out_channels {
+            let grouped = config.norm_num_groups > 0 && channels.is_multiple_of(config.norm_num_groups);
+            require(file, "block_out_channels", channels, grouped, "multiples of `norm_num_groups`")?;
+        }
+        Ok(config)
+    }
+
+    /// Pixels per latent, along one side.
+    pub fn factor(&self) -> usize {
+        1 << (self.block_out_channels.len() - 1)
+    }
+}
+
+fn require(
+    file: &'static str,
+    field: &'static str,
+    value: impl ToString,
+    holds: bool,
+    supported: &'static str,
+) -> Result<()> {
+    if holds {
+        return Ok(());
+    }
+    Err(PipelineError::Unsupported { file, field, value: value.to_string(), supported })
+}
+
+// What diffusers and transformers assume for a field that a file leaves out.
+fn seventy_seven() -> usize {
+    77
+}
+fn quick_gelu() -> String {
+    "quick_gelu".into()
+}
+fn three() -> usize {
+    3
+}
+fn four() -> usize {
+    4
+}
+fn thirty_two() -> usize {
+    32
+}
+fn sixty_four() -> usize {
+    64
+}
+fn layers_of_one() -> usize {
+    1
+}
+fn one() -> PerBlock {
+    PerBlock::One(1)
+}
+fn two() -> PerBlock {
+    PerBlock::One(2)
+}
+fn eight() -> PerBlock {
+    PerBlock::One(8)
+}
+fn norm_eps() -> f64 {
+    1e-5
+}
+fn scaling_factor() -> f64 {
+    0.18215
+}
+fn yes() -> bool {
+    true
+}
+fn silu() -> String {
+    "silu".into()
+}
+fn default_shift() -> String {
+    "default".into()
+}
+#[expect(clippy::unnecessary_wraps, reason = "serde asks for the field's own type")]
+fn cross_attention_mid() -> Option<String> {
+    Some("UNetMidBlock2DCrossAttn".into())
+}

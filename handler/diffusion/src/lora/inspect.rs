@@ -1,0 +1,177 @@
+//! What a LoRA file is, and whether it would load.
+
+use super::{BaseModel, Layout, Lora, LoraError, Misfit, Target, change::Kind, keys::Component};
+use serde::Serialize;
+use std::{
+    collections::BTreeSet,
+    fmt,
+    fs::File,
+    io,
+    path::{Path, PathBuf},
+};
+
+/// Everything worth knowing of a LoRA file. Its JSON is stable: fields are added, never renamed.
+#[derive(Debug, Serialize)]
+pub struct Report {
+    /// The file.
+    pub file: PathBuf,
+    /// Its length.
+    pub bytes: u64,
+    /// The model it was checked against.
+    pub model: Option<PathBuf>,
+    /// Whether a task with it would be painted.
+    pub would_load: bool,
+    /// Why not, in one sentence.
+    pub refusal: Option<String>,
+    /// Any of lora, locon, loha, lokr, ia3, full, dora.
+    pub formats: Vec<&'static str>,
+    /// Who names tensors like that.
+    pub layouts: Vec<Layout>,
+    /// Tensors in the file.
+    pub tensors: usize,
+    /// Ranks of its products.
+    pub rank: Option<Range>,
+    /// Alphas that its keys name; where there is none, metadata decides, or alpha is the rank.
+    pub alpha: Option<Range>,
+    /// The base model it was made for.
+    pub base: Option<BaseModel>,
+    /// What gave the base model away.
+    pub base_sign: Option<String>,
+    /// Modules it changes.
+    pub modules: Modules,
+    /// Every key that cannot be used.
+    pub misfits: Vec<Misfit>,
+}
+
+/// The smallest and the largest of some numbers.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct Range {
+    /// The smallest.
+    pub least: f64,
+    /// The largest.
+    pub most: f64,
+}
+
+/// How many modules are changed.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+pub struct Modules {
+    /// In the UNet.
+    pub unet: usize,
+    /// In the text encoder.
+    pub text_encoder: usize,
+}
+
+impl Report {
+    /// Looks at a file, and at the headers of a model if one is given.
+    ///
+    /// # Errors
+    /// A file that cannot be read, or a model folder that is none. A bad LoRA is no error but a report that says so.
+    pub fn of_file(file: &Path, model: Option<&Path>) -> Result<Self, LoraError> {
+        let named = |error: io::Error| io::Error::new(error.kind(), format!("{}: {error}", file.display()));
+        let mut source = File::open(file).map_err(named)?;
+        let bytes = source.metadata()?.len();
+        let target = model.map(Target::of_folder).transpose()?;
+        let mut report = Self {
+            file: file.into(),
+            bytes,
+            model: model.map(Path::to_path_buf),
+            would_load: false,
+            refusal: None,
+            formats: Vec::new(),
+            layouts: Vec::new(),
+            tensors: 0,
+            rank: None,
+            alpha: None,
+            base: None,
+            base_sign: None,
+            modules: Modules::default(),
+            misfits: Vec::new(),
+        };
+        let refusal = match Lora::examine(&mut source) {
+            Ok(lora) => report.describe(lora, target.as_ref()),
+            Err(error) => Some(error),
+        };
+        if let Some(error) = refusal {
+            if !error.is_permanent() {
+                return Err(error);
+            }
+            report.refusal = Some(error.to_string());
+        }
+        report.would_load = report.refusal.is_none();
+        Ok(report)
+    }
+
+    /// Fills the fields in; the answer is why the file would be refused.
+    fn describe(&mut self, lora: Lora, target: Option<&Target>) -> Option<LoraError> {
+        self.tensors = lora.about.tensors;
+        self.layouts.clone_from(&lora.about.layouts);
+        (self.base, self.base_sign) = lora.about.base.clone().unzip();
+        let changes = || lora.layers.iter().flat_map(|layer| layer.weight.iter().chain(&layer.bias));
+        let mut formats = BTreeSet::new();
+        for change in changes() {
+            formats.insert(match &change.kind {
+                Kind::LowRank(half) if half.tail().iter().skip(1).any(|&side| side > 1) => "locon",
+                Kind::LowRank(_) => "lora",
+                Kind::Hadamard(..) => "loha",
+                Kind::Kronecker(..) => "lokr",
+                Kind::Scaled(_) => "ia3",
+                Kind::Difference(_) => "full",
+            });
+            formats.extend(change.magnitude.as_ref().map(|_| "dora"));
+        }
+        self.formats = formats.into_iter().collect();
+        self.rank = Range::of(changes().filter_map(|change| change.rank()).map(|rank| rank as f64));
+        self.alpha = Range::of(lora.layers.iter().filter_map(|layer| layer.alpha));
+        let count = |component| lora.layers.iter().filter(|layer| layer.component == component).count();
+        self.modules = Modules { unet: count(Component::Unet), text_encoder: count(Component::TextEncoder) };
+        self.misfits.clone_from(&lora.misfits);
+        if let Some(target) = target {
+            self.misfits.extend(lora.try_place(target).1);
+        }
+        match (lora.sound(), target) {
+            (Err(error), _) => Some(error),
+            (Ok(lora), Some(target)) => lora.place(target).err(),
+            (Ok(_), None) => None,
+        }
+    }
+}
+
+impl Range {
+    fn of(numbers: impl Iterator<Item = f64>) -> Option<Self> {
+        numbers.fold(None, |range, number| {
+            let Self { least, most } = range.unwrap_or(Self { least: number, most: number });
+            Some(Self { least: least.min(number), most: most.max(number) })
+        })
+    }
+}
+
+impl fmt::Display for Range {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.least == self.most { self.least.fmt(f) } else { write!(f, "{} to {}", self.least, self.most) }
+    }
+}
+
+impl fmt::Display for Report {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "file      {}, {} bytes, {} tensors", self.file.display(), self.bytes, self.tensors)?;
+        let layouts: Vec<String> = self.layouts.iter().map(|layout| format!("{layout:?}").to_lowercase()).collect();
+        let or_none = |texts: String| if texts.is_empty() { "none known".to_string() } else { texts };
+        writeln!(f, "format    {}", or_none(self.formats.join(", ")))?;
+        writeln!(f, "layout    {}", or_none(layouts.join(", ")))?;
+        let shown = |range: Option<Range>, none: &str| range.map_or(none.to_string(), |range| range.to_string());
+        writeln!(f, "rank      {}", shown(self.rank, "none"))?;
+        writeln!(f, "alpha     {}", shown(self.alpha, "none named"))?;
+        match (self.base, &self.base_sign) {
+            (Some(base), Some(sign)) => writeln!(f, "made for  {base}: {sign}")?,
+            _ => writeln!(f, "made for  the file does not tell")?,
+        }
+        let Modules { unet, text_encoder } = self.modules;
+        writeln!(f, "modules   {unet} of the UNet, {text_encoder} of the text encoder")?;
+        match (&self.refusal, &self.model) {
+            (Some(refusal), _) => write!(f, "loads     no: {refusal}")?,
+            (None, Some(model)) => write!(f, "loads     yes, onto {}", model.display())?,
+            (None, None) => write!(f, "loads     yes, as far as the file tells; --model checks it against a model")?,
+        }
+        self.misfits.iter().try_for_each(|Misfit { key, reason }| write!(f, "\nmisfit    {key}: {reason}"))
+    }
+}

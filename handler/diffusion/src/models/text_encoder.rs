@@ -1,0 +1,189 @@
+//! CLIP's text encoder (Radford et al., 2021): token ids to the prompt's embedding. Names and shapes are transformers'.
+
+use crate::{
+    error::{PipelineError, Result},
+    loading::config::TextEncoderConfig,
+    loading::weights::Weights,
+    ops::params::Params,
+    ops::{Array, LayerNorm, Linear, causal_attention, quick_gelu},
+    prompt::tokenizer::Tokens,
+};
+use candle_core::{DType, Error, Result as CandleResult, Tensor};
+
+/// A `CLIPTextModel`; its last hidden state after the final LayerNorm is the prompt's embedding.
+pub(crate) struct TextEncoder {
+    params: Params,
+    layers: Vec<Layer>,
+    final_layer_norm: LayerNorm,
+}
+
+struct Layer {
+    layer_norm1: LayerNorm,
+    qkv: Linear,
+    out: Linear,
+    heads: usize,
+    layer_norm2: LayerNorm,
+    fc1: Linear,
+    fc2: Linear,
+}
+
+impl TextEncoder {
+    /// Takes its tensors from `params`.
+    ///
+    /// # Errors
+    /// A tensor that is missing or has another shape than the config says.
+    pub(crate) fn new(config: &TextEncoderConfig, params: Params) -> Result<Self> {
+        let params = params.pp("text_model");
+        let embeddings = params.pp("embeddings");
+        let width = config.hidden_size;
+        embeddings.checked(&[config.vocab_size, width], "token_embedding.weight")?;
+        embeddings.checked(&[config.max_position_embeddings, width], "position_embedding.weight")?;
+        let layers =
+            (0..config.num_hidden_layers).map(|layer| Layer::new(config, params.pp("encoder.layers").pp(layer)));
+        Ok(Self {
+            layers: layers.collect::<CandleResult<_>>()?,
+            final_layer_norm: LayerNorm::new(width, 1e-5, params.pp("final_layer_norm"))?,
+            params: embeddings,
+        })
+    }
+
+    /// Takes the embeddings of tokens and positions from other weights.
+    pub(crate) fn embed_from(&mut self, weights: &Weights) {
+        self.params = self.params.with(weights);
+    }
+
+    /// Embeds prompts of one length: `[prompts, tokens, hidden_size]`. Where a token has a weight other than 1, its hidden state is
+    /// multiplied with it and the mean of the prompt's embedding restored, as AUTOMATIC1111's web UI does.
+    ///
+    /// # Errors
+    /// Weights that leave no mean to restore; device or memory.
+    pub(crate) fn encode(&self, prompts: &[&Tokens]) -> Result<Array> {
+        let mut xs = self.embed(prompts)?;
+        for layer in &self.layers {
+            xs = layer.forward(&xs)?;
+        }
+        let hidden = self.final_layer_norm.forward(&xs)?;
+        if prompts.iter().all(|tokens| tokens.weights.iter().all(|&weight| weight == 1.0)) {
+            return Ok(hidden);
+        }
+        let plain = hidden.to_tensor()?;
+        let rows =
+            prompts.iter().enumerate().map(|(index, tokens)| weighted(plain.narrow(0, index, 1)?, &tokens.weights));
+        Ok(Array::like(&Tensor::cat(&rows.collect::<Result<Vec<_>>>()?, 0)?, &hidden)?)
+    }
+
+    /// Tokens' and positions' embeddings; only their rows are read.
+    fn embed(&self, prompts: &[&Tokens]) -> CandleResult<Array> {
+        let length = prompts.first().map_or(0, |tokens| tokens.ids.len());
+        if prompts.iter().any(|tokens| tokens.ids.len() != length) {
+            return Err(Error::Msg("prompts of several lengths".into()).bt());
+        }
+        let ids: Vec<u32> = prompts.iter().flat_map(|tokens| tokens.ids.iter().copied()).collect();
+        let tokens = self.params.rows("token_embedding.weight", &ids)?.reshape((prompts.len(), length, ()))?;
+        let places: Vec<u32> = (0..length as u32).collect();
+        let positions = self.params.rows("position_embedding.weight", &places)?;
+        self.params.on_device(&tokens.broadcast_add(&positions)?)
+    }
+}
+
+impl Layer {
+    fn new(config: &TextEncoderConfig, params: Params) -> CandleResult<Self> {
+        let (width, inner) = (config.hidden_size, config.intermediate_size);
+        let parts = ["q_proj", "k_proj", "v_proj"].map(|part| params.pp("self_attn").pp(part));
+        Ok(Self {
+            layer_norm1: LayerNorm::new(width, 1e-5, params.pp("layer_norm1"))?,
+            qkv: Linear::packed(width, width, true, &parts)?,
+            out: Linear::new(width, width, params.pp("self_attn.out_proj"))?,
+            heads: config.num_attention_heads,
+            layer_norm2: LayerNorm::new(width, 1e-5, params.pp("layer_norm2"))?,
+            fc1: Linear::new(width, inner, params.pp("mlp.fc1"))?,
+            fc2: Linear::new(inner, width, params.pp("mlp.fc2"))?,
+        })
+    }
+
+    fn forward(&self, xs: &Array) -> CandleResult<Array> {
+        let parts = self.qkv.forward_each(&self.layer_norm1.forward(xs)?)?;
+        let [q, k, v] = parts.as_slice() else {
+            return Err(Error::Msg("an attention lacks queries, keys or values".into()).bt());
+        };
+        let xs = self.out.forward_onto(&causal_attention(q, k, v, self.heads)?, xs)?;
+        let wide = self.fc1.forward(&self.layer_norm2.forward(&xs)?)?;
+        self.fc2.forward_onto(&quick_gelu(&wide)?, &xs)
+    }
+}
+
+/// One prompt's hidden states, `[1, tokens, hidden_size]` in f32, with weights.
+fn weighted(hidden: Tensor, weights: &[f32]) -> Result<Tensor> {
+    if weights.iter().all(|&weight| weight == 1.0) {
+        return Ok(hidden);
+    }
+    let mean = |tensor: &Tensor| tensor.to_dtype(DType::F64)?.mean_all()?.to_scalar::<f64>();
+    let scaled = hidden.broadcast_mul(&Tensor::new(weights, hidden.device())?.reshape((1, weights.len(), 1))?)?;
+    let restore = mean(&hidden)? / mean(&scaled)?;
+    if !restore.is_finite() {
+        let limit = "the prompt's weights are too large, or cancel each other".to_string();
+        return Err(PipelineError::Request { field: "prompt_weighting", value: "a1111".into(), limit });
+    }
+    Ok((scaled * restore)?)
+}
+
+/// transformers 5 writes a `CLIPTextModel` without the `text_model.` that older files have in every name.
+pub fn canonical_name(name: &str) -> String {
+    if name.starts_with("text_model.") { name.to_string() } else { format!("text_model.{name}") }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{noise::Noise, ops::params::Asked};
+    use candle_core::Device;
+    use candle_nn::VarBuilder;
+    use candle_transformers::models::clip::text_model::{Activation, ClipTextConfig, ClipTextTransformer};
+    use std::collections::HashMap;
+
+    const WIDTH: usize = 64;
+
+    /// An independent implementation on the same weights.
+    #[test]
+    fn hidden_states_are_those_of_candle_transformers() {
+        let config = TextEncoderConfig {
+            vocab_size: 50,
+            hidden_size: WIDTH,
+            intermediate_size: 4 * WIDTH,
+            num_hidden_layers: 3,
+            num_attention_heads: 4,
+            max_position_embeddings: 12,
+            hidden_act: "quick_gelu".into(),
+        };
+        let asked = Asked::default();
+        TextEncoder::new(&config, Params::listed(&asked)).unwrap();
+        let asked = asked.lock().unwrap();
+        let draw = |(index, (name, dims)): (usize, &(String, Vec<usize>))| {
+            let draw = Noise::cpu(index as u64).randn(dims.as_slice(), DType::F32, &Device::Cpu).unwrap();
+            (name.clone(), (draw * 0.2).unwrap())
+        };
+        let tensors: HashMap<String, Tensor> = asked.iter().enumerate().map(draw).collect();
+        let theirs = ClipTextConfig {
+            vocab_size: config.vocab_size,
+            embed_dim: WIDTH,
+            activation: Activation::QuickGelu,
+            intermediate_size: config.intermediate_size,
+            max_position_embeddings: config.max_position_embeddings,
+            pad_with: None,
+            num_hidden_layers: config.num_hidden_layers,
+            num_attention_heads: config.num_attention_heads,
+            projection_dim: WIDTH,
+        };
+        let builder = VarBuilder::from_tensors(tensors.clone(), DType::F32, &Device::Cpu);
+        let theirs = ClipTextTransformer::new(builder.pp("text_model"), &theirs).unwrap();
+        let ours = TextEncoder::new(&config, Params::on_cpu(&Weights::new(tensors))).unwrap();
+        let ids: Vec<Vec<u32>> = vec![(0..12).collect(), (20..32).rev().collect()];
+        let prompts = ids.iter().map(|ids| Tokens { ids: ids.clone(), truncated: 0, weights: vec![1.0; 12] });
+        let prompts: Vec<Tokens> = prompts.collect();
+        let ours = ours.encode(&prompts.iter().collect::<Vec<_>>()).unwrap().to_tensor().unwrap();
+        let theirs = theirs.forward_with_mask(&Tensor::new(ids, &Device::Cpu).unwrap(), usize::MAX).unwrap();
+        let most = |tensor: &Tensor| tensor.abs().unwrap().max_all().unwrap().to_scalar::<f32>().unwrap();
+        let error = most(&(&ours - &theirs).unwrap()) / most(&theirs);
+        assert!(error < 1e-5, "{error:e}");
+    }
+}

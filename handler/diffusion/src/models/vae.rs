@@ -1,0 +1,128 @@
+//! The decoder of `AutoencoderKL`: latents to pixels. There is no encoder, since nothing here starts from a picture.
+
+use crate::{
+    error::Result,
+    loading::config::VaeConfig,
+    models::blocks::{Norm, ResnetBlock, Upsample},
+    ops::params::Params,
+    ops::{Array, Conv, GroupNorm, Linear, add, attention, to_map, to_tokens},
+};
+use candle_core::{Error, Result as CandleResult};
+
+/// A VAE decoder.
+pub(crate) struct VaeDecoder {
+    post_quant: Option<Conv>,
+    conv_in: Conv,
+    mid: (ResnetBlock, Option<SpatialAttention>, ResnetBlock),
+    up: Vec<(Vec<ResnetBlock>, Option<Upsample>)>,
+    norm_out: GroupNorm,
+    conv_out: Conv,
+}
+
+/// Single-head self-attention over all positions, residual included.
+struct SpatialAttention {
+    norm: GroupNorm,
+    to_qkv: Linear,
+    to_out: Linear,
+}
+
+impl VaeDecoder {
+    /// Takes its tensors from `params`.
+    ///
+    /// # Errors
+    /// A tensor that is missing or has another shape than the config says.
+    pub(crate) fn new(config: &VaeConfig, params: Params) -> Result<Self> {
+        let norm = Norm { groups: config.norm_num_groups, eps: 1e-6 };
+        let inner: Vec<usize> = config.block_out_channels.iter().rev().copied().collect();
+        let (top, latent) = (inner[0], config.latent_channels);
+        let decoder = params.pp("decoder");
+        let resnet = |name: &str| ResnetBlock::new(top, top, None, norm, decoder.pp("mid_block").pp(name));
+        let attention = config
+            .mid_block_add_attention
+            .then(|| SpatialAttention::new(top, norm, decoder.pp("mid_block.attentions.0")))
+            .transpose()?;
+        let up = |index: usize| -> CandleResult<_> {
+            let (before, out) = (inner[index.saturating_sub(1)], inner[index]);
+            let params = decoder.pp("up_blocks").pp(index);
+            let layer = |layer: usize| {
+                let channels_in = if layer == 0 { before } else { out };
+                ResnetBlock::new(channels_in, out, None, norm, params.pp("resnets").pp(layer))
+            };
+            let resnets = (0..=config.layers_per_block).map(layer).collect::<CandleResult<Vec<_>>>()?;
+            let upsample = (index + 1 < inner.len()).then(|| Upsample::new(out, params.clone())).transpose()?;
+            Ok((resnets, upsample))
+        };
+        let last = inner[inner.len() - 1];
+        Ok(Self {
+            post_quant: config
+                .use_post_quant_conv
+                .then(|| Conv::pointwise(latent, latent, params.pp("post_quant_conv")))
+                .transpose()?,
+            conv_in: Conv::same3x3(latent, top, decoder.pp("conv_in"))?,
+            mid: (resnet("resnets.0")?, attention, resnet("resnets.1")?),
+            up: (0..inner.len()).map(up).collect::<CandleResult<_>>()?,
+            norm_out: GroupNorm::new(norm.groups, last, norm.eps, decoder.pp("conv_norm_out"))?,
+            conv_out: Conv::same3x3(last, config.out_channels, decoder.pp("conv_out"))?,
+        })
+    }
+
+    /// Pixels of `latents` `[batch, latent_channels, height, width]`, which are divided by the scaling factor:
+    /// `[batch, 3, 8 x height, 8 x width]` for SD1.5, about -1 to 1.
+    ///
+    /// # Errors
+    /// Device or memory.
+    pub(crate) fn decode(&self, latents: &Array) -> Result<Array> {
+        let mut xs = latents.clone();
+        if let Some(conv) = &self.post_quant {
+            xs = conv.forward(&xs)?;
+        }
+        xs = self.conv_in.forward(&xs)?;
+        let (before, attention, after) = &self.mid;
+        xs = before.forward(&xs, None)?;
+        if let Some(attention) = attention {
+            xs = attention.forward(&xs)?;
+        }
+        xs = after.forward(&xs, None)?;
+        for (resnets, upsample) in &self.up {
+            for resnet in resnets {
+                xs = resnet.forward(&xs, None)?;
+            }
+            if let Some(upsample) = upsample {
+                xs = upsample.forward(&xs, None)?;
+            }
+        }
+        Ok(self.conv_out.forward(&self.norm_out.forward_silu(&xs)?)?)
+    }
+}
+
+impl SpatialAttention {
+    fn new(channels: usize, norm: Norm, params: Params) -> CandleResult<Self> {
+        let parts = ["to_q", "to_k", "to_v"].map(|part| params.pp(part));
+        Ok(Self {
+            norm: GroupNorm::new(norm.groups, channels, norm.eps, params.pp("group_norm"))?,
+            to_qkv: Linear::packed(channels, channels, true, &parts)?,
+            to_out: Linear::new(channels, channels, params.pp("to_out.0"))?,
+        })
+    }
+
+    fn forward(&self, xs: &Array) -> CandleResult<Array> {
+        let (height, width) = xs.size()?;
+        let tokens = to_tokens(&self.norm.forward(xs)?)?;
+        let parts = self.to_qkv.forward_each(&tokens)?;
+        let [q, k, v] = parts.as_slice() else {
+            return Err(Error::Msg("an attention lacks queries, keys or values".into()).bt());
+        };
+        let mixed = self.to_out.forward(&attention(q, k, v, 1)?)?;
+        add(xs, &to_map(&mixed, height, width)?)
+    }
+}
+
+/// SD1.5's own file has older names for the attention of the middle block.
+pub fn canonical_name(name: &str) -> String {
+    let Some((block, layer)) = name.split_once(".attentions.0.") else { return name.to_string() };
+    let layer = [("query.", "to_q."), ("key.", "to_k."), ("value.", "to_v."), ("proj_attn.", "to_out.0.")]
+        .iter()
+        .find_map(|(old, new)| layer.strip_prefix(old).map(|rest| format!("{new}{rest}")))
+        .unwrap_or_else(|| layer.to_string());
+    format!("{block}.attentions.0.{layer}")
+}

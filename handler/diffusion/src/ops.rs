@@ -1,0 +1,294 @@
+//! The operations the networks are made of. Each has one seam here, a form for the CPU ([`cpu`], f32, on candle's tensors) and
+//! one for the GPU ([`gpu`], f16, bf16 or f32); what calls them reads the same for both.
+//!
+//! What comes right after an operation (a residual, the timestep's shift) is part of it, which saves a pass over memory.
+
+mod array;
+mod cpu;
+mod gpu;
+pub(crate) mod params;
+
+pub(crate) use array::{Array, Step};
+pub(crate) use gpu::LANES;
+
+use crate::ops::params::Params;
+use candle_core::{Error, Result};
+
+/// The form of an operation on the device it was made for.
+enum Form<C, G> {
+    Cpu(C),
+    Gpu(G),
+}
+
+/// How a square kernel moves over the picture.
+#[derive(Debug, Clone, Copy)]
+struct Window {
+    side: usize,
+    stride: usize,
+    padding: usize,
+}
+
+/// A convolution with bias over a map.
+pub(crate) struct Conv(Form<cpu::Conv, gpu::Conv>);
+
+impl Conv {
+    /// A 3x3 convolution that keeps height and width.
+    pub(crate) fn same3x3(channels_in: usize, channels_out: usize, params: Params) -> Result<Self> {
+        Self::new(channels_in, channels_out, Window { side: 3, stride: 1, padding: 1 }, params)
+    }
+
+    /// A 3x3 convolution that halves height and width.
+    pub(crate) fn half3x3(channels_in: usize, channels_out: usize, params: Params) -> Result<Self> {
+        Self::new(channels_in, channels_out, Window { side: 3, stride: 2, padding: 1 }, params)
+    }
+
+    /// A 1x1 convolution.
+    pub(crate) fn pointwise(channels_in: usize, channels_out: usize, params: Params) -> Result<Self> {
+        Self::new(channels_in, channels_out, Window { side: 1, stride: 1, padding: 0 }, params)
+    }
+
+    fn new(channels_in: usize, channels_out: usize, window: Window, params: Params) -> Result<Self> {
+        Ok(Self(match params.placed() {
+            None => Form::Cpu(cpu::Conv::new(channels_in, channels_out, window, &params)?),
+            Some(placed) => Form::Gpu(gpu::Conv::new(channels_in, channels_out, window, &params, placed)?),
+        }))
+    }
+
+    pub(crate) fn forward(&self, xs: &Array) -> Result<Array> {
+        self.run(xs, None, None)
+    }
+
+    /// Plus a row of `shifts`, the one of that step, at every place.
+    pub(crate) fn forward_shifted(&self, xs: &Array, shifts: &Array, step: &Step) -> Result<Array> {
+        self.run(xs, Some((shifts, step)), None)
+    }
+
+    /// Plus `onto`, which has the output's shape.
+    pub(crate) fn forward_onto(&self, xs: &Array, onto: &Array) -> Result<Array> {
+        self.run(xs, None, Some(onto))
+    }
+
+    fn run(&self, xs: &Array, shift: Option<(&Array, &Step)>, onto: Option<&Array>) -> Result<Array> {
+        match (&self.0, xs) {
+            (Form::Cpu(conv), Array::Cpu(xs)) => {
+                let shift = shift.map(|(shifts, step)| step.row_of(shifts.cpu()?)).transpose()?;
+                let onto = onto.map(Array::cpu).transpose()?;
+                conv.forward(xs, shift.as_ref(), onto).map(Array::Cpu)
+            }
+            (Form::Gpu(conv), Array::Gpu(xs)) => {
+                let shift = shift.map(|(shifts, step)| Ok::<_, Error>((shifts.gpu()?, step.counter()?)));
+                let onto = onto.map(Array::gpu).transpose()?;
+                conv.forward(xs, shift.transpose()?, onto).map(Array::Gpu)
+            }
+            _ => Err(mixed()),
+        }
+    }
+}
+
+/// Linear layers over the last dimension, all of the same input.
+pub(crate) struct Linear(Form<Vec<cpu::Linear>, gpu::Linear>);
+
+impl Linear {
+    pub(crate) fn new(channels_in: usize, channels_out: usize, params: Params) -> Result<Self> {
+        Self::packed(channels_in, channels_out, true, &[params])
+    }
+
+    pub(crate) fn no_bias(channels_in: usize, channels_out: usize, params: Params) -> Result<Self> {
+        Self::packed(channels_in, channels_out, false, &[params])
+    }
+
+    /// One per element of `params`, each with that many channels.
+    pub(crate) fn packed(channels_in: usize, channels_out: usize, bias: bool, params: &[Params]) -> Result<Self> {
+        let on_gpu = params.first().and_then(Params::placed);
+        Ok(Self(match on_gpu {
+            None => {
+                let each = params.iter().map(|params| cpu::Linear::new(channels_in, channels_out, bias, params));
+                Form::Cpu(each.collect::<Result<_>>()?)
+            }
+            Some(placed) => Form::Gpu(gpu::Linear::new(channels_in, channels_out, bias, params, placed)?),
+        }))
+    }
+
+    /// What the first, mostly the only one, makes of `xs`.
+    pub(crate) fn forward(&self, xs: &Array) -> Result<Array> {
+        self.run(xs, None)
+    }
+
+    /// Plus `onto`, which has the output's shape.
+    pub(crate) fn forward_onto(&self, xs: &Array, onto: &Array) -> Result<Array> {
+        self.run(xs, Some(onto))
+    }
+
+    /// Then the gated GELU, see [`geglu`].
+    pub(crate) fn forward_geglu(&self, xs: &Array) -> Result<Array> {
+        match (&self.0, xs) {
+            (Form::Gpu(layer), Array::Gpu(xs)) => layer.forward_geglu(xs).map(Array::Gpu),
+            _ => geglu(&self.forward(xs)?),
+        }
+    }
+
+    /// What each makes of `xs`.
+    pub(crate) fn forward_each(&self, xs: &Array) -> Result<Vec<Array>> {
+        match (&self.0, xs) {
+            (Form::Cpu(layers), Array::Cpu(xs)) => {
+                layers.iter().map(|layer| layer.forward(xs, None).map(Array::Cpu)).collect()
+            }
+            (Form::Gpu(layers), Array::Gpu(xs)) => Ok(layers.forward_each(xs)?.into_iter().map(Array::Gpu).collect()),
+            _ => Err(mixed()),
+        }
+    }
+
+    fn run(&self, xs: &Array, onto: Option<&Array>) -> Result<Array> {
+        match (&self.0, xs) {
+            (Form::Cpu(layers), Array::Cpu(xs)) => {
+                layers[0].forward(xs, onto.map(Array::cpu).transpose()?).map(Array::Cpu)
+            }
+            (Form::Gpu(layer), Array::Gpu(xs)) => layer.forward(xs, onto.map(Array::gpu).transpose()?).map(Array::Gpu),
+            _ => Err(mixed()),
+        }
+    }
+}
+
+/// Layer normalisation (Ba et al., 2016) over the last dimension.
+pub(crate) struct LayerNorm(Form<cpu::LayerNorm, gpu::LayerNorm>);
+
+impl LayerNorm {
+    pub(crate) fn new(channels: usize, eps: f64, params: Params) -> Result<Self> {
+        Ok(Self(match params.placed() {
+            None => Form::Cpu(cpu::LayerNorm::new(channels, eps, &params)?),
+            Some(placed) => Form::Gpu(gpu::LayerNorm::new(channels, eps, &params, placed)?),
+        }))
+    }
+
+    pub(crate) fn forward(&self, xs: &Array) -> Result<Array> {
+        match (&self.0, xs) {
+            (Form::Cpu(norm), Array::Cpu(xs)) => norm.forward(xs).map(Array::Cpu),
+            (Form::Gpu(norm), Array::Gpu(xs)) => norm.forward(xs).map(Array::Gpu),
+            _ => Err(mixed()),
+        }
+    }
+}
+
+/// Group normalisation (Wu & He, "Group normalization", 2018) over a map.
+pub(crate) struct GroupNorm(Form<cpu::GroupNorm, gpu::GroupNorm>);
+
+impl GroupNorm {
+    pub(crate) fn new(groups: usize, channels: usize, eps: f64, params: Params) -> Result<Self> {
+        Ok(Self(match params.placed() {
+            None => Form::Cpu(cpu::GroupNorm::new(groups, channels, eps, &params)?),
+            Some(placed) => Form::Gpu(gpu::GroupNorm::new(groups, channels, eps, &params, placed)?),
+        }))
+    }
+
+    pub(crate) fn forward(&self, xs: &Array) -> Result<Array> {
+        self.run(xs, false)
+    }
+
+    /// The norm, then SiLU.
+    pub(crate) fn forward_silu(&self, xs: &Array) -> Result<Array> {
+        self.run(xs, true)
+    }
+
+    fn run(&self, xs: &Array, silu: bool) -> Result<Array> {
+        match (&self.0, xs) {
+            (Form::Cpu(norm), Array::Cpu(xs)) => norm.forward(xs, silu).map(Array::Cpu),
+            (Form::Gpu(norm), Array::Gpu(xs)) => norm.forward(xs, silu).map(Array::Gpu),
+            _ => Err(mixed()),
+        }
+    }
+}
+
+/// Gated GELU (Shazeer, "GLU variants improve transformer", 2020): the last dimension is halved.
+///
+/// The exact GELU, as diffusers has it.
+pub(crate) fn geglu(xs: &Array) -> Result<Array> {
+    match xs {
+        Array::Cpu(xs) => cpu::geglu(xs).map(Array::Cpu),
+        Array::Gpu(xs) => gpu::geglu(xs).map(Array::Gpu),
+    }
+}
+
+/// Scaled dot-product attention over `heads` heads. `q` is `[batch, tokens, channels]`, `k` and `v` `[batch, others, channels]`.
+///
+/// Scores and softmax are f32.
+pub(crate) fn attention(q: &Array, k: &Array, v: &Array, heads: usize) -> Result<Array> {
+    match (q, k, v) {
+        (Array::Cpu(q), Array::Cpu(k), Array::Cpu(v)) => cpu::attention(q, k, v, heads).map(Array::Cpu),
+        (Array::Gpu(q), Array::Gpu(k), Array::Gpu(v)) => gpu::attention(q, k, v, heads).map(Array::Gpu),
+        _ => Err(mixed()),
+    }
+}
+
+/// The same where a token sees itself and those before it.
+pub(crate) fn causal_attention(q: &Array, k: &Array, v: &Array, heads: usize) -> Result<Array> {
+    match (q, k, v) {
+        (Array::Cpu(q), Array::Cpu(k), Array::Cpu(v)) => cpu::causal_attention(q, k, v, heads).map(Array::Cpu),
+        (Array::Gpu(q), Array::Gpu(k), Array::Gpu(v)) => gpu::causal_attention(q, k, v, heads).map(Array::Gpu),
+        _ => Err(mixed()),
+    }
+}
+
+/// SiLU, or swish: `x * sigmoid(x)`.
+pub(crate) fn silu(xs: &Array) -> Result<Array> {
+    match xs {
+        Array::Cpu(xs) => xs.silu().map(Array::Cpu),
+        Array::Gpu(xs) => gpu::silu(xs).map(Array::Gpu),
+    }
+}
+
+/// CLIP's GELU: `x * sigmoid(1.702 x)`.
+pub(crate) fn quick_gelu(xs: &Array) -> Result<Array> {
+    match xs {
+        Array::Cpu(xs) => (xs * candle_nn::ops::sigmoid(&(xs * 1.702)?)?).map(Array::Cpu),
+        Array::Gpu(xs) => gpu::quick_gelu(xs).map(Array::Gpu),
+    }
+}
+
+/// The sum of two of one shape.
+pub(crate) fn add(a: &Array, b: &Array) -> Result<Array> {
+    match (a, b) {
+        (Array::Cpu(a), Array::Cpu(b)) => (a + b).map(Array::Cpu),
+        (Array::Gpu(a), Array::Gpu(b)) => gpu::add(a, b).map(Array::Gpu),
+        _ => Err(mixed()),
+    }
+}
+
+/// The channels of two maps, one after the other.
+pub(crate) fn join(a: &Array, b: &Array) -> Result<Array> {
+    match (a, b) {
+        (Array::Cpu(a), Array::Cpu(b)) => candle_core::Tensor::cat(&[a, b], 1).map(Array::Cpu),
+        (Array::Gpu(a), Array::Gpu(b)) => gpu::join(a, b).map(Array::Gpu),
+        _ => Err(mixed()),
+    }
+}
+
+/// A map of that height and width, each of its places the nearest one's value.
+pub(crate) fn upsample(xs: &Array, height: usize, width: usize) -> Result<Array> {
+    match xs {
+        Array::Cpu(xs) => xs.upsample_nearest2d(height, width).map(Array::Cpu),
+        Array::Gpu(xs) => gpu::upsample(xs, height, width).map(Array::Gpu),
+    }
+}
+
+/// A map as `[batch, height x width, channels]`.
+pub(crate) fn to_tokens(xs: &Array) -> Result<Array> {
+    Ok(match xs {
+        Array::Cpu(xs) => Array::Cpu(xs.flatten_from(2)?.transpose(1, 2)?.contiguous()?),
+        Array::Gpu(xs) => Array::Gpu(gpu::to_tokens(xs)),
+    })
+}
+
+/// `[batch, height x width, channels]` back to a map.
+pub(crate) fn to_map(xs: &Array, height: usize, width: usize) -> Result<Array> {
+    Ok(match xs {
+        Array::Cpu(xs) => {
+            let (batch, _, channels) = xs.dims3()?;
+            Array::Cpu(xs.transpose(1, 2)?.contiguous()?.reshape((batch, channels, height, width))?)
+        }
+        Array::Gpu(xs) => Array::Gpu(gpu::to_map(xs, height, width)),
+    })
+}
+
+fn mixed() -> Error {
+    Error::Msg("an operation on one device met an array of another".into()).bt()
+}

@@ -1,0 +1,115 @@
+//! What goes from one operation to the next.
+
+use super::mixed;
+use crate::gpu;
+use candle_core::{Result, Tensor};
+
+/// An activation. A map is `[batch, channels, height, width]` on the CPU, and `[batch, height, width, channels]` on a GPU, where
+/// channels are filled up with zeros to a multiple of 8. Tokens are `[batch, tokens, channels]` on both. Cheap to clone.
+#[derive(Clone)]
+pub(crate) enum Array {
+    /// Contiguous, f32.
+    Cpu(Tensor),
+    /// On a GPU.
+    Gpu(gpu::Array),
+}
+
+impl Array {
+    /// Height and width of a map.
+    pub(crate) fn size(&self) -> Result<(usize, usize)> {
+        match self {
+            Self::Cpu(map) => map.dims4().map(|(_, _, height, width)| (height, width)),
+            Self::Gpu(map) => match map.dims() {
+                &[_, height, width, _] => Ok((height, width)),
+                dims => Err(candle_core::Error::Msg(format!("{dims:?} is no map")).bt()),
+            },
+        }
+    }
+
+    pub(crate) fn cpu(&self) -> Result<&Tensor> {
+        match self {
+            Self::Cpu(tensor) => Ok(tensor),
+            Self::Gpu(_) => Err(mixed()),
+        }
+    }
+
+    pub(crate) fn gpu(&self) -> Result<&gpu::Array> {
+        match self {
+            Self::Gpu(array) => Ok(array),
+            Self::Cpu(_) => Err(mixed()),
+        }
+    }
+
+    /// A copy of a map on the CPU, `[batch, channels, height, width]` in f32, without what channels were filled up with.
+    pub(crate) fn to_map(&self, channels: usize) -> Result<Tensor> {
+        match self {
+            Self::Cpu(map) => Ok(map.clone()),
+            Self::Gpu(map) => map.to_tensor()?.permute((0, 3, 1, 2))?.narrow(1, 0, channels)?.contiguous(),
+        }
+    }
+
+    /// A copy on the CPU, in f32.
+    pub(crate) fn to_tensor(&self) -> Result<Tensor> {
+        match self {
+            Self::Cpu(tensor) => Ok(tensor.clone()),
+            Self::Gpu(array) => Ok(array.to_tensor()?),
+        }
+    }
+
+    /// Each of what the first dimension counts `times` times in a row: the order in which diffusers pairs prompts and images.
+    pub(crate) fn repeat_rows(&self, times: usize) -> Result<Self> {
+        if times == 1 {
+            return Ok(self.clone());
+        }
+        Ok(match self {
+            Self::Cpu(rows) => {
+                let (count, tokens, width) = rows.dims3()?;
+                let rows = rows.unsqueeze(1)?.repeat((1, times, 1, 1))?.reshape((count * times, tokens, width))?;
+                Self::Cpu(rows.contiguous()?)
+            }
+            Self::Gpu(rows) => {
+                let mut dims = rows.dims().to_vec();
+                let count = dims[0];
+                dims[0] *= times;
+                let (gpu, all) = (rows.gpu(), rows.gpu().scratch(&dims, rows.dtype())?);
+                for index in 0..count * times {
+                    gpu.copy(&rows.part(index / times, 1), &all.part(index, 1))?;
+                }
+                Self::Gpu(all)
+            }
+        })
+    }
+
+    /// A copy of a tensor of the CPU, where `like` is and in its dtype.
+    pub(crate) fn like(tensor: &Tensor, like: &Self) -> Result<Self> {
+        Ok(match like {
+            Self::Cpu(_) => Self::Cpu(tensor.contiguous()?),
+            Self::Gpu(array) => Self::Gpu(gpu::Array::from_tensor(array.gpu(), tensor, array.dtype())?),
+        })
+    }
+}
+
+/// Which row of a table of all steps counts now.
+pub(crate) enum Step {
+    /// This one.
+    Index(usize),
+    /// The one whose number lies on the GPU: what a graph recorded is the same for every step.
+    Counter(gpu::Array),
+}
+
+impl Step {
+    /// `[1, columns]` of a `[steps, columns]` table.
+    pub(super) fn row_of(&self, table: &Tensor) -> Result<Tensor> {
+        match self {
+            Self::Index(step) => table.narrow(0, *step, 1),
+            Self::Counter(_) => Err(mixed()),
+        }
+    }
+
+    pub(super) fn counter(&self) -> Result<&gpu::Array> {
+        match self {
+            Self::Counter(array) => Ok(array),
+            Self::Index(_) => Err(mixed()),
+        }
+    }
+}

@@ -1,0 +1,140 @@
+//! Each fast form against candle's plain one.
+
+use super::*;
+use crate::{noise::Noise, ops::Window};
+use candle_core::{D, DType, IndexOp};
+use candle_nn::{Module, ops::softmax_last_dim};
+use std::cell::Cell;
+
+thread_local! {
+    static DRAWS: Cell<u64> = const { Cell::new(0) };
+}
+
+/// The same in every run: each test has a thread of its own.
+fn draw(shape: &[usize]) -> Tensor {
+    let seed = DRAWS.get();
+    DRAWS.set(seed + 1);
+    Noise::cpu(seed).randn(shape, DType::F32, &Device::Cpu).unwrap()
+}
+
+/// The largest difference over the largest value.
+fn difference(ours: &Tensor, plain: &Tensor) -> f32 {
+    assert_eq!(ours.dims(), plain.dims());
+    let most = |xs: &Tensor| xs.abs().unwrap().max_all().unwrap().to_scalar::<f32>().unwrap();
+    most(&(ours - plain).unwrap()) / most(plain)
+}
+
+#[test]
+fn convolution_is_candles() {
+    // Batch, channels in and out, side, stride, padding, height, width. Odd sizes, and a case of several pieces.
+    let cases = [
+        (1, 3, 5, 3, 1, 1, 7, 9),
+        (2, 4, 6, 3, 2, 1, 9, 7),
+        (2, 4, 6, 3, 2, 1, 8, 8),
+        (2, 5, 4, 1, 1, 0, 6, 10),
+        (1, 1, 1, 3, 1, 1, 1, 1),
+        (2, 48, 8, 3, 1, 1, 64, 64),
+        // Transformed, whole tiles and not.
+        (1, 3, 2, 3, 1, 1, 5, 33),
+        (2, 20, 30, 3, 1, 1, 50, 70),
+        (1, 288, 200, 3, 1, 1, 32, 32),
+        // Too many channels for that.
+        (1, 288, 288, 3, 1, 1, 32, 32),
+        (1, 300, 4, 1, 1, 0, 40, 50),
+    ];
+    for (batch, channels_in, channels_out, side, stride, padding, height, width) in cases {
+        let weight = draw(&[channels_out, channels_in, side, side]);
+        let conv = Conv::of(weight, draw(&[channels_out]), Window { side, stride, padding }).unwrap();
+        let xs = draw(&[batch, channels_in, height, width]);
+        let plain = xs.conv2d(&conv.weight, padding, stride, 1, 1).unwrap();
+        let plain = plain.broadcast_add(&conv.bias.reshape((1, (), 1, 1)).unwrap()).unwrap();
+        // Transformed windows lose a digit or more, the more so with many channels.
+        let limit = if conv.kernels.is_some() && width >= 32 { 4e-5 } else { 2e-6 };
+        let name = format!("{channels_in}x{side}x{side} stride {stride} on {height}x{width}");
+        let check = |ours: Tensor, plain: &Tensor| {
+            let error = difference(&ours, plain);
+            println!("{name}: {error:e} of {limit:e}");
+            assert!(error < limit, "{name}: {error}");
+        };
+        check(conv.forward(&xs, None, None).unwrap(), &plain);
+        let (shift, onto) = (draw(&[batch, channels_out]), draw(plain.dims()));
+        let moved = plain.broadcast_add(&shift.reshape((batch, channels_out, 1, 1)).unwrap()).unwrap();
+        check(conv.forward(&xs, Some(&shift), None).unwrap(), &moved);
+        let (first, rest) = (shift.narrow(0, 0, 1).unwrap(), moved.narrow(0, 0, 1).unwrap());
+        check(conv.forward(&xs, Some(&first), None).unwrap().narrow(0, 0, 1).unwrap(), &rest);
+        check(conv.forward(&xs, None, Some(&onto)).unwrap(), &(&plain + &onto).unwrap());
+    }
+}
+
+#[test]
+fn linear_and_layer_norm_are_candles() {
+    for (rows, channels_in, channels_out) in [(1, 20, 5), (77, 128, 96), (1024, 96, 768)] {
+        let bias = draw(&[channels_out]);
+        for bias in [None, Some(bias)] {
+            let linear = Linear { weight: draw(&[channels_out, channels_in]), bias };
+            let (xs, onto) = (draw(&[2, rows, channels_in]), draw(&[2, rows, channels_out]));
+            let plain = candle_nn::Linear::new(linear.weight.clone(), linear.bias.clone()).forward(&xs).unwrap();
+            assert!(difference(&linear.forward(&xs, None).unwrap(), &plain) < 1e-6);
+            assert!(difference(&linear.forward(&xs, Some(&onto)).unwrap(), &(plain + &onto).unwrap()) < 1e-6);
+        }
+        let norm = LayerNorm { weight: draw(&[channels_in]), bias: draw(&[channels_in]), eps: 1e-5 };
+        let xs = (draw(&[2, rows, channels_in]) + 1.0).unwrap();
+        assert!(difference(&norm.forward(&xs).unwrap(), &exact_layer_norm(&xs, &norm)) < 1e-5);
+    }
+}
+
+/// In f64: candle's own takes the variance from the mean of squares, which loses digits where the mean is not zero.
+fn exact_layer_norm(xs: &Tensor, norm: &LayerNorm) -> Tensor {
+    let wide = |xs: &Tensor| xs.to_dtype(DType::F64).unwrap();
+    let xs = wide(xs);
+    let centred = xs.broadcast_sub(&xs.mean_keepdim(2).unwrap()).unwrap();
+    let variance = centred.sqr().unwrap().mean_keepdim(2).unwrap();
+    let unit = centred.broadcast_div(&(variance + norm.eps).unwrap().sqrt().unwrap()).unwrap();
+    let scaled = unit.broadcast_mul(&wide(&norm.weight)).unwrap();
+    scaled.broadcast_add(&wide(&norm.bias)).unwrap().to_dtype(DType::F32).unwrap()
+}
+
+#[test]
+fn group_norm_is_candles() {
+    let norm = GroupNorm { weight: draw(&[12]), bias: draw(&[12]), groups: 4, eps: 1e-5 };
+    let plain = candle_nn::GroupNorm::new(norm.weight.clone(), norm.bias.clone(), 12, 4, 1e-5).unwrap();
+    // A mean far from zero, which is what a careless variance gets wrong.
+    let xs = (draw(&[2, 12, 21, 17]) + 30.0).unwrap();
+    assert!(difference(&norm.forward(&xs, false).unwrap(), &plain.forward(&xs).unwrap()) < 1e-5);
+    let silu = plain.forward(&xs).unwrap().silu().unwrap();
+    assert!(difference(&norm.forward(&xs, true).unwrap(), &silu) < 1e-5);
+}
+
+#[test]
+fn geglu_is_candles() {
+    let xs = (draw(&[2, 5, 26]) * 3.0).unwrap();
+    let (kept, gate) = (xs.i((.., .., ..13)).unwrap(), xs.i((.., .., 13..)).unwrap());
+    let plain = (kept * gate.contiguous().unwrap().gelu_erf().unwrap()).unwrap();
+    assert!(difference(&geglu(&xs).unwrap(), &plain) < 1e-6);
+}
+
+#[test]
+fn attention_is_candles() {
+    // Tokens, others, heads, channels; the last needs slices and blocks.
+    for (tokens, others, heads, channels) in [(5, 77, 2, 16), (9, 9, 1, 4), (2100, 2100, 2, 8)] {
+        let q = draw(&[2, tokens, channels]);
+        let (k, v) = (draw(&[2, others, channels]), draw(&[2, others, channels]));
+        let width = channels / heads;
+        let part = |xs: &Tensor, head: usize| xs.narrow(2, head * width, width).unwrap().contiguous().unwrap();
+        let scores = |head: usize| {
+            let scores = part(&q, head).matmul(&part(&k, head).t().unwrap().contiguous().unwrap()).unwrap();
+            (scores * (width as f64).powf(-0.5)).unwrap()
+        };
+        let all = |mixed: &dyn Fn(usize) -> Tensor| Tensor::cat(&(0..heads).map(mixed).collect::<Vec<_>>(), D::Minus1);
+        let plain = all(&|head| softmax_last_dim(&scores(head)).unwrap().matmul(&part(&v, head)).unwrap());
+        assert!(difference(&attention(&q, &k, &v, heads).unwrap(), &plain.unwrap()) < 3e-6);
+        if tokens == others && tokens < 100 {
+            let seen =
+                Tensor::tril2(tokens, DType::U8, &Device::Cpu).unwrap().broadcast_as((2, tokens, tokens)).unwrap();
+            let none = Tensor::full(f32::NEG_INFINITY, (2, tokens, tokens), &Device::Cpu).unwrap();
+            let masked = |head| softmax_last_dim(&seen.where_cond(&scores(head), &none).unwrap()).unwrap();
+            let plain = all(&|head| masked(head).matmul(&part(&v, head)).unwrap());
+            assert!(difference(&causal_attention(&q, &k, &v, heads).unwrap(), &plain.unwrap()) < 3e-6);
+        }
+    }
+}

@@ -1,0 +1,134 @@
+//! Weights inside a prompt, as AUTOMATIC1111's web UI writes them: `(text)` counts 1.1 times as much, `[text]` 1/1.1 times,
+//! `(text:1.3)` 1.3 times. Brackets inside brackets multiply. `\(`, `\)`, `\[`, `\]` and `\\` are the characters themselves.
+//! A bracket that is never closed reaches to the end; one that was never opened is text.
+//!
+//! Not supported: `BREAK`, schedules and alternation (`[a:b:0.5]`, `[a|b]`), and prompts of more than one chunk. What looks
+//! like them is text.
+
+pub mod tokenizer;
+
+use crate::error::{PipelineError, Result};
+use serde::Deserialize;
+use std::{fmt, str::FromStr};
+use tokenizer::{Tokenizer, Tokens};
+
+/// How much a round bracket adds without a number, and a square one takes away.
+const EMPHASIS: f64 = 1.1;
+
+/// Whether a prompt's brackets mean weights.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Weighting {
+    /// Brackets are text, as in diffusers.
+    #[default]
+    None,
+    /// Brackets are weights, as in AUTOMATIC1111's web UI.
+    A1111,
+}
+
+impl Weighting {
+    /// The names a task uses, for an error or a help text.
+    pub const NAMES: &'static str = "none, a1111";
+
+    /// The tokens of a prompt with their weights. `field` names the prompt in an error.
+    ///
+    /// # Errors
+    /// A weight that is no number.
+    pub fn tokens(self, tokenizer: &Tokenizer, field: &'static str, prompt: &str) -> Result<Tokens> {
+        match self {
+            Self::None => tokenizer.encode(prompt),
+            Self::A1111 => {
+                let limit = "a weight is one number, as in (text:1.3)".to_string();
+                let value = "a text with a weight that is no number".to_string();
+                let refused = || PipelineError::Request { field, value, limit };
+                tokenizer.encode_weighted(&fragments(prompt).ok_or_else(refused)?)
+            }
+        }
+    }
+}
+
+impl FromStr for Weighting {
+    type Err = String;
+
+    fn from_str(name: &str) -> std::result::Result<Self, String> {
+        match name {
+            "none" => Ok(Self::None),
+            "a1111" => Ok(Self::A1111),
+            _ => Err(format!("unknown weighting, known: {}", Self::NAMES)),
+        }
+    }
+}
+
+impl fmt::Display for Weighting {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::None => "none",
+            Self::A1111 => "a1111",
+        })
+    }
+}
+
+/// A part of a prompt without its brackets, and its weight.
+pub type Fragment = (String, f64);
+
+/// Takes a prompt apart at its brackets. Neighbours of the same weight are one fragment. `None` if a weight is no number.
+pub fn fragments(prompt: &str) -> Option<Vec<Fragment>> {
+    let mut fragments: Vec<Fragment> = Vec::new();
+    let (mut round, mut square) = (Vec::new(), Vec::new());
+    let mut rest = prompt;
+    while let Some(first) = rest.chars().next() {
+        let mut taken = first.len_utf8();
+        match first {
+            '\\' => {
+                let escaped = rest[1..].chars().next().filter(|next| "()[]\\".contains(*next));
+                taken += escaped.map_or(0, char::len_utf8);
+                fragments.push((escaped.map(String::from).unwrap_or_default(), 1.0));
+            }
+            '(' => round.push(fragments.len()),
+            '[' => square.push(fragments.len()),
+            ')' if !round.is_empty() => multiply(&mut fragments, round.pop(), EMPHASIS),
+            ']' if !square.is_empty() => multiply(&mut fragments, square.pop(), EMPHASIS.recip()),
+            ':' if !round.is_empty() && closing_weight(rest).is_some() => {
+                let (length, number) = closing_weight(rest)?;
+                taken = length;
+                multiply(&mut fragments, round.pop(), number.parse().ok().filter(|weight: &f64| weight.is_finite())?);
+            }
+            _ => {
+                let more = rest[taken..].find(['\\', '(', ')', '[', ']', ':']).unwrap_or(rest.len() - taken);
+                taken += if "()[]:".contains(first) { 0 } else { more };
+                fragments.push((rest[..taken].to_string(), 1.0));
+            }
+        }
+        rest = &rest[taken..];
+    }
+    round.into_iter().for_each(|start| multiply(&mut fragments, Some(start), EMPHASIS));
+    square.into_iter().for_each(|start| multiply(&mut fragments, Some(start), EMPHASIS.recip()));
+    Some(joined(fragments))
+}
+
+/// `:1.3)` at the start of a text: how long it is, and the number in it.
+fn closing_weight(text: &str) -> Option<(usize, &str)> {
+    let (inside, _) = text.strip_prefix(':')?.split_once(')')?;
+    let number = inside.trim();
+    let digits = number.strip_prefix(['+', '-']).unwrap_or(number);
+    let numeric = !digits.is_empty() && digits.bytes().all(|byte| byte == b'.' || byte.is_ascii_digit());
+    numeric.then_some((inside.len() + 2, number))
+}
+
+fn multiply(fragments: &mut [Fragment], start: Option<usize>, factor: f64) {
+    fragments.iter_mut().skip(start.unwrap_or(usize::MAX)).for_each(|(_, weight)| *weight *= factor);
+}
+
+fn joined(fragments: Vec<Fragment>) -> Vec<Fragment> {
+    let mut joined: Vec<Fragment> = Vec::with_capacity(fragments.len());
+    for (text, weight) in fragments {
+        match joined.last_mut() {
+            Some((before, same)) if *same == weight => before.push_str(&text),
+            _ => joined.push((text, weight)),
+        }
+    }
+    joined
+}
+
+#[cfg(test)]
+mod tests;

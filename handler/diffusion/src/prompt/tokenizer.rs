@@ -1,0 +1,138 @@
+//! CLIP's byte-pair tokenizer, from the `tokenizer/` folder of a model. Pads and truncates as diffusers does.
+
+use crate::{
+    error::{PipelineError, Result},
+    loading::config::read_json,
+    prompt::Fragment,
+};
+use serde::Deserialize;
+use serde_json::Value;
+use std::path::Path;
+use tokenizers::{
+    AddedToken, NormalizerWrapper, PreTokenizerWrapper, SplitDelimiterBehavior, Tokenizer as Bpe,
+    models::bpe::BPE,
+    normalizers::{Lowercase, NFC, Replace, Sequence as Normalizers, replace::ReplacePattern},
+    pre_tokenizers::{
+        byte_level::ByteLevel,
+        sequence::Sequence as PreTokenizers,
+        split::{Split, SplitPattern},
+    },
+};
+
+/// Words, numbers digit by digit, English contractions and runs of punctuation, as CLIP splits them.
+const WORDS: &str = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+";
+
+/// Turns a prompt into token ids.
+pub struct Tokenizer {
+    bpe: Bpe,
+    bos: u32,
+    eos: u32,
+    pad: u32,
+    length: usize,
+}
+
+/// One prompt as ids.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Tokens {
+    /// Exactly `max_length` ids: start, text, end, padding.
+    pub ids: Vec<u32>,
+    /// How many text tokens did not fit and were cut off.
+    pub truncated: usize,
+    /// How much each id counts; 1 for start, end and padding.
+    pub weights: Vec<f32>,
+}
+
+#[derive(Deserialize)]
+struct TokenizerConfig {
+    #[serde(default)]
+    bos_token: Value,
+    #[serde(default)]
+    eos_token: Value,
+    #[serde(default)]
+    unk_token: Value,
+    #[serde(default)]
+    pad_token: Value,
+}
+
+impl Tokenizer {
+    /// Reads `tokenizer/{vocab.json,merges.txt,tokenizer_config.json}`; `length` is the encoder's longest sequence.
+    ///
+    /// # Errors
+    /// A missing file, a vocabulary that lacks its own special tokens, or merges that do not fit it.
+    pub fn load(model: &Path, length: usize) -> Result<Self> {
+        let folder = model.join("tokenizer");
+        let config: TokenizerConfig = read_json(&folder.join("tokenizer_config.json"))?;
+        let (bos, eos) = (text(&config.bos_token, "<|startoftext|>"), text(&config.eos_token, "<|endoftext|>"));
+        let (unknown, pad) = (text(&config.unk_token, "<|endoftext|>"), text(&config.pad_token, "<|endoftext|>"));
+        let [vocabulary, merges] = ["vocab.json", "merges.txt"].map(|name| folder.join(name));
+        let model = BPE::from_file(&vocabulary.to_string_lossy(), &merges.to_string_lossy())
+            .end_of_word_suffix("</w>".into())
+            .unk_token(unknown.clone())
+            .build()
+            .map_err(fault)?;
+        let mut bpe = Bpe::new(model);
+        bpe.with_normalizer(Some(normalizer()?)).map_err(fault)?;
+        bpe.with_pre_tokenizer(Some(pre_tokenizer()?));
+        let special = [&bos, &eos, &unknown, &pad].map(|token| AddedToken::from(token.clone(), true).normalized(false));
+        bpe.add_special_tokens(special).map_err(fault)?;
+        let id = |token: &str| {
+            bpe.token_to_id(token).ok_or_else(|| fault(format!("special token {token} is not in vocab.json")))
+        };
+        let (bos, eos, pad) = (id(&bos)?, id(&eos)?, id(&pad)?);
+        Ok(Self { bpe, bos, eos, pad, length })
+    }
+
+    /// Tokenizes a prompt, cuts what does not fit, adds start and end, and pads to the full length.
+    ///
+    /// # Errors
+    /// None that a prompt can cause; a broken vocabulary may.
+    pub fn encode(&self, prompt: &str) -> Result<Tokens> {
+        let encoding = self.bpe.encode_fast(prompt, false).map_err(fault)?;
+        Ok(self.framed(encoding.get_ids().iter().map(|&id| (id, 1.0)).collect()))
+    }
+
+    /// Tokenizes a prompt in fragments, each on its own and with a weight for all its tokens; then as [`Tokenizer::encode`].
+    ///
+    /// # Errors
+    /// None that a prompt can cause; a broken vocabulary may.
+    pub fn encode_weighted(&self, fragments: &[Fragment]) -> Result<Tokens> {
+        let mut text = Vec::new();
+        for (fragment, weight) in fragments {
+            let encoding = self.bpe.encode_fast(fragment.as_str(), false).map_err(fault)?;
+            text.extend(encoding.get_ids().iter().map(|&id| (id, *weight as f32)));
+        }
+        Ok(self.framed(text))
+    }
+
+    /// Between start and end, cut and padded.
+    fn framed(&self, mut text: Vec<(u32, f32)>) -> Tokens {
+        let truncated = text.len().saturating_sub(self.length - 2);
+        text.truncate(self.length - 2);
+        text.insert(0, (self.bos, 1.0));
+        text.push((self.eos, 1.0));
+        text.resize(self.length, (self.pad, 1.0));
+        let (ids, weights) = text.into_iter().unzip();
+        Tokens { ids, truncated, weights }
+    }
+}
+
+fn normalizer() -> Result<NormalizerWrapper> {
+    let spaces = Replace::new(ReplacePattern::Regex(r"\s+".into()), " ").map_err(fault)?;
+    Ok(Normalizers::new(vec![NFC.into(), spaces.into(), Lowercase.into()]).into())
+}
+
+fn pre_tokenizer() -> Result<PreTokenizerWrapper> {
+    let words = SplitPattern::Regex(WORDS.into());
+    let words = Split::new(words, SplitDelimiterBehavior::Removed, true).map_err(fault)?;
+    let bytes = ByteLevel::new(false, false, true);
+    Ok(PreTokenizers::new(vec![words.into(), bytes.into()]).into())
+}
+
+/// A special token is written as a string, or as an object with its `content`.
+fn text(token: &Value, default: &str) -> String {
+    token.as_str().or_else(|| token.get("content")?.as_str()).unwrap_or(default).to_string()
+}
+
+fn fault(error: impl ToString) -> PipelineError {
+    PipelineError::Tokenizer(error.to_string())
+}

@@ -1,0 +1,159 @@
+//! `scheduler/scheduler_config.json`, read for any scheduler as diffusers' `from_config` does, with what is not supported.
+//!
+//! A field that is absent or null has the default of the scheduler that reads it. Fields that a scheduler does not know are
+//! ignored; a field that it knows, and that asks for something not supported here, is an error.
+
+use super::{
+    arithmetic::{over, times},
+    training::BetaSchedule,
+};
+use crate::{
+    error::{PipelineError, Result},
+    loading::config::read_text,
+};
+use candle_core::Tensor;
+use serde::Deserialize;
+use serde_json::{Map, Value};
+use std::path::Path;
+
+/// The file inside the model folder.
+const FILE: &str = "scheduler/scheduler_config.json";
+/// What every scheduler supports.
+const COMMON: [Limit; 4] = [
+    ("prediction_type", "epsilon, v_prediction"),
+    ("beta_schedule", "linear, scaled_linear"),
+    ("timestep_spacing", "linspace, leading, trailing"),
+    ("trained_betas", "null"),
+];
+
+/// A field and the values it may have, if it is given.
+pub(super) type Limit = (&'static str, &'static str);
+
+/// What the UNet predicts.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum PredictionType {
+    /// The noise.
+    #[default]
+    Epsilon,
+    /// The velocity (Salimans & Ho, "Progressive distillation for fast sampling of diffusion models", 2022).
+    VPrediction,
+}
+
+/// How the timesteps of a run are picked from those of training.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(super) enum TimestepSpacing {
+    Linspace,
+    Leading,
+    Trailing,
+}
+
+/// The scheduler settings of a model folder.
+#[derive(Debug, Clone, Deserialize)]
+pub struct SchedulerConfig {
+    /// Timesteps of training, 1000 for SD1.5.
+    #[serde(default = "thousand")]
+    pub num_train_timesteps: usize,
+    /// What the UNet predicts.
+    #[serde(default)]
+    pub prediction_type: PredictionType,
+    pub(super) beta_start: Option<f64>,
+    pub(super) beta_end: Option<f64>,
+    pub(super) beta_schedule: Option<BetaSchedule>,
+    pub(super) rescale_betas_zero_snr: Option<bool>,
+    pub(super) timestep_spacing: Option<TimestepSpacing>,
+    #[serde(default)]
+    pub(super) steps_offset: usize,
+    pub(super) use_karras_sigmas: Option<bool>,
+    pub(super) set_alpha_to_one: Option<bool>,
+    clip_sample: Option<bool>,
+    clip_sample_range: Option<f64>,
+    pub(super) original_inference_steps: Option<usize>,
+    pub(super) timestep_scaling: Option<f64>,
+    #[serde(flatten)]
+    others: Map<String, Value>,
+}
+
+impl SchedulerConfig {
+    /// Reads the file of a model folder.
+    ///
+    /// # Errors
+    /// File, JSON, or a setting that no scheduler here supports.
+    pub fn load(model: &Path) -> Result<Self> {
+        let path = model.join(FILE);
+        // Python writes minus infinity, the default of a field that only limits it, as no JSON may.
+        let text = read_text(&path)?.replace("-Infinity", "null");
+        let value = serde_json::from_str(&text).map_err(|source| PipelineError::Json { path, source })?;
+        Self::from_json(value)
+    }
+
+    /// Reads the content of the file.
+    ///
+    /// # Errors
+    /// As [`SchedulerConfig::load`].
+    pub fn from_json(value: Value) -> Result<Self> {
+        if let Some(fields) = value.as_object() {
+            check(fields, &COMMON)?;
+        }
+        let config: Self =
+            serde_json::from_value(value).map_err(|source| PipelineError::Json { path: FILE.into(), source })?;
+        match config.num_train_timesteps {
+            0 | 1 => Err(unsupported("num_train_timesteps", config.num_train_timesteps.to_string(), "2 and more")),
+            _ => Ok(config),
+        }
+    }
+
+    /// Refuses what the scheduler that asks does not support.
+    pub(super) fn check(&self, limits: &[Limit]) -> Result<()> {
+        check(&self.others, limits)
+    }
+
+    /// The clean picture's bound, if it has one.
+    pub(super) fn clip(&self, default: bool) -> Option<f64> {
+        self.clip_sample.unwrap_or(default).then(|| self.clip_sample_range.unwrap_or(1.0))
+    }
+}
+
+impl PredictionType {
+    /// The clean picture that the UNet's output means, where the sample is `alpha` of it and `sigma` of noise.
+    pub(super) fn clean(
+        self,
+        output: &Tensor,
+        sample: &Tensor,
+        (alpha, sigma): (f32, f32),
+    ) -> candle_core::Result<Tensor> {
+        match self {
+            Self::Epsilon => over(&(sample - times(output, sigma)?)?, alpha),
+            Self::VPrediction => times(sample, alpha)? - times(output, sigma)?,
+        }
+    }
+
+    /// What of sample and output is in the clean picture.
+    pub(super) fn clean_by(self, (alpha, sigma): (f32, f32)) -> (f32, f32) {
+        match self {
+            Self::Epsilon => (1.0 / alpha, -sigma / alpha),
+            Self::VPrediction => (alpha, -sigma),
+        }
+    }
+}
+
+/// An error about a field of the file.
+pub(super) fn unsupported(field: &'static str, value: String, supported: &'static str) -> PipelineError {
+    PipelineError::Unsupported { file: FILE, field, value, supported }
+}
+
+fn check(fields: &Map<String, Value>, limits: &[Limit]) -> Result<()> {
+    for (field, supported) in limits {
+        let value = fields.get(*field).filter(|value| !value.is_null());
+        let text = value.map(|value| value.as_str().map_or_else(|| value.to_string(), str::to_string));
+        if let Some(text) = text.filter(|text| !supported.split(", ").any(|known| known == text)) {
+            return Err(unsupported(field, text, supported));
+        }
+    }
+    Ok(())
+}
+
+fn thousand() -> usize {
+    1000
+}

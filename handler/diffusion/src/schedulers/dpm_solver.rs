@@ -1,0 +1,106 @@
+//! DPM-Solver++(2M): Lu et al., "DPM-Solver++: fast solver for guided sampling of diffusion probabilistic models", 2022.
+//!
+//! As diffusers' `DPMSolverMultistepScheduler` with order 2, midpoint, a final sigma of zero and a first-order last step.
+
+use super::{
+    Scheduler, Setup, Sums,
+    arithmetic::times,
+    config::{Limit, PredictionType},
+    spacing::Levels,
+};
+use crate::{error, noise::Noise};
+use candle_core::{DType, Result, Tensor};
+
+pub(super) const KARRAS_SIGMAS: bool = true;
+pub(super) const DRAWS: bool = false;
+
+const LIMITS: [Limit; 12] = [
+    ("thresholding", "false"),
+    ("solver_order", "2"),
+    ("algorithm_type", "dpmsolver++, deis"),
+    ("solver_type", "midpoint, logrho, bh1, bh2"),
+    ("final_sigmas_type", "zero"),
+    ("use_exponential_sigmas", "false"),
+    ("use_beta_sigmas", "false"),
+    ("use_lu_lambdas", "false"),
+    ("use_flow_sigmas", "false"),
+    ("use_dynamic_shifting", "false"),
+    ("lambda_min_clipped", "null"),
+    ("variance_type", "null"),
+];
+
+struct DpmSolver {
+    levels: Levels,
+    prediction: PredictionType,
+    /// The clean picture predicted one step earlier.
+    previous: Option<Tensor>,
+}
+
+pub(super) fn build(setup: &Setup) -> error::Result<Box<dyn Scheduler>> {
+    setup.config.check(&LIMITS)?;
+    let (levels, prediction) = (Levels::multistep(setup)?, setup.config.prediction_type);
+    Ok(Box::new(DpmSolver { levels, prediction, previous: None }))
+}
+
+impl Scheduler for DpmSolver {
+    fn timesteps(&self) -> &[f64] {
+        &self.levels.timesteps
+    }
+
+    fn sums(&self) -> Option<Vec<Sums>> {
+        let sums = |step| {
+            let Factors { sample, drift, slope, from } = self.factors(step);
+            let (clean_by_sample, clean_by_output) = self.prediction.clean_by(from);
+            let (clean, clean_before) = (-drift - slope.unwrap_or(0.0), slope.unwrap_or(0.0));
+            Sums { clean_by_sample, clean_by_output, sample, clean, clean_before }
+        };
+        Some((0..self.levels.timesteps.len()).map(sums).collect())
+    }
+
+    fn step(&mut self, model_output: &Tensor, step: usize, sample: &Tensor, _: &mut Noise) -> Result<Tensor> {
+        let factors = self.factors(step);
+        let now = self.prediction.clean(&model_output.to_dtype(DType::F32)?, sample, factors.from)?;
+        let mut next = (times(sample, factors.sample)? - times(&now, factors.drift)?)?;
+        if let (Some(before), Some(slope)) = (&self.previous, factors.slope) {
+            next = (next - times(&(&now - before)?, slope)?)?;
+        }
+        self.previous = Some(now);
+        Ok(next)
+    }
+}
+
+/// What a step multiplies with.
+struct Factors {
+    sample: f32,
+    drift: f32,
+    /// For the difference of the last two clean pictures; none at the first step and the last.
+    slope: Option<f32>,
+    /// Factors of picture and noise before the step.
+    from: (f32, f32),
+}
+
+impl DpmSolver {
+    fn factors(&self, step: usize) -> Factors {
+        let sigmas = &self.levels.sigmas;
+        let (from, to) = (alpha_sigma(sigmas[step]), alpha_sigma(sigmas[step + 1]));
+        let h = lambda(to) - lambda(from);
+        let drift = to.0 * ((-h).exp() - 1.0);
+        let inner = step > 0 && step + 1 < self.levels.timesteps.len();
+        let slope = inner.then(|| {
+            let r = (lambda(from) - lambda(alpha_sigma(sigmas[step - 1]))) / h;
+            0.5 * drift * (1.0 / r)
+        });
+        Factors { sample: to.1 / from.1, drift, slope, from }
+    }
+}
+
+/// Splits a noise level into the factors of picture and noise: `alpha^2 + sigma^2 = 1`.
+pub(super) fn alpha_sigma(level: f32) -> (f32, f32) {
+    let alpha = 1.0 / (level * level + 1.0).sqrt();
+    (alpha, level * alpha)
+}
+
+/// Half the log of the signal-to-noise ratio.
+pub(super) fn lambda((alpha, sigma): (f32, f32)) -> f32 {
+    alpha.ln() - sigma.ln()
+}

@@ -1,0 +1,51 @@
+//! Euler's method with ancestral sampling: each step goes further down than it should, and new noise makes up for it (Song et
+//! al., "Score-based generative modeling through stochastic differential equations", 2021). As diffusers'
+//! `EulerAncestralDiscreteScheduler`.
+
+use super::{
+    Scheduler, Setup,
+    arithmetic::times,
+    config::PredictionType,
+    euler::{derivative, scaled},
+    spacing::Levels,
+};
+use crate::{error, noise::Noise};
+use candle_core::{DType, Result, Tensor};
+
+pub(super) const KARRAS_SIGMAS: bool = false;
+pub(super) const DRAWS: bool = true;
+
+struct EulerAncestral {
+    levels: Levels,
+    init_noise_sigma: f64,
+    prediction: PredictionType,
+}
+
+pub(super) fn build(setup: &Setup) -> error::Result<Box<dyn Scheduler>> {
+    let levels = Levels::euler(setup)?;
+    let init_noise_sigma = levels.init_noise_sigma(setup.config);
+    Ok(Box::new(EulerAncestral { levels, init_noise_sigma, prediction: setup.config.prediction_type }))
+}
+
+impl Scheduler for EulerAncestral {
+    fn timesteps(&self) -> &[f64] {
+        &self.levels.timesteps
+    }
+
+    fn init_noise_sigma(&self) -> f64 {
+        self.init_noise_sigma
+    }
+
+    fn scale_model_input(&self, sample: &Tensor, step: usize) -> Result<Tensor> {
+        scaled(sample, self.levels.sigmas[step])
+    }
+
+    fn step(&mut self, model_output: &Tensor, step: usize, sample: &Tensor, noise: &mut Noise) -> Result<Tensor> {
+        let output = model_output.to_dtype(DType::F32)?;
+        let (from, to) = (self.levels.sigmas[step], self.levels.sigmas[step + 1]);
+        let up = (to.powi(2) * (from.powi(2) - to.powi(2)) / from.powi(2)).sqrt();
+        let down = (to.powi(2) - up.powi(2)).max(0.0).sqrt();
+        let slope = derivative(self.prediction, &output, sample, from)?;
+        (sample + times(&slope, down - from)?)? + times(&noise.like(sample)?, up)?
+    }
+}

@@ -1,0 +1,33 @@
+//! Schedulers, noise and tokenizer against golden values from torch, diffusers and transformers (`tests/goldens/README.md`).
+//!
+//! Needs none of them. The networks and whole pictures are compared in the package `e2e`, which has the model for it.
+
+mod lora;
+mod noise;
+mod schedulers;
+mod swap;
+mod tokenizer;
+
+use anyhow::Result;
+use candle_core::{DType, Tensor};
+use serde_json::Value;
+use std::{fs, path::PathBuf};
+
+fn golden(name: &str) -> PathBuf {
+    PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/goldens")).join(name)
+}
+
+fn golden_json(name: &str) -> Result<Value> {
+    Ok(serde_json::from_slice(&fs::read(golden(name))?)?)
+}
+
+/// The largest difference, relative to values above 1.
+fn difference(ours: &[f64], theirs: &[f64]) -> f64 {
+    assert_eq!(ours.len(), theirs.len());
+    let apart = |(a, b): (&f64, &f64)| if a == b { 0.0 } else { (a - b).abs() / b.abs().max(1.0) };
+    ours.iter().zip(theirs).map(apart).fold(0.0, |worst, apart| if apart.is_nan() { apart } else { apart.max(worst) })
+}
+
+fn numbers(tensor: &Tensor) -> Result<Vec<f64>> {
+    Ok(tensor.to_dtype(DType::F64)?.flatten_all()?.to_vec1()?)
+}
