@@ -44,7 +44,7 @@ struct Inner {
     in_work: Gauge,
     lookups: Family<Label, Counter>,
     memory: Family<Label, Gauge>,
-    gpu_left: Gauge,
+    gpu_unused: Gauge,
     last_memory: Mutex<Option<Memory>>,
 }
 
@@ -75,7 +75,7 @@ impl Metrics {
             in_work: Gauge::default(),
             lookups: Family::default(),
             memory: Family::default(),
-            gpu_left: Gauge::default(),
+            gpu_unused: Gauge::default(),
             last_memory: Mutex::default(),
         };
         let all = &mut inner.registry;
@@ -94,7 +94,7 @@ impl Metrics {
         all.register("lora_downloaded_bytes", "Bytes of LoRAs downloaded", cache.downloaded_bytes.clone());
         all.register("lora_kept_bytes", "Bytes of LoRAs on the volume at the last download", cache.kept_bytes.clone());
         all.register("gpu_memory_bytes", "Memory of the GPU after the last painting", inner.memory.clone());
-        all.register("gpu_left_unused", "1 if a GPU is there and cannot be used", inner.gpu_left.clone());
+        all.register("gpu_unused", "1 if a GPU is there and cannot be used", inner.gpu_unused.clone());
         // A rate of a counter that is not there yet is nothing, not zero.
         for ending in ENDINGS {
             drop(inner.tasks.get_or_create(&[("ending", ending.name())]));
@@ -148,8 +148,8 @@ impl Metrics {
     }
 
     /// Takes down whether a GPU is there that cannot be used.
-    pub fn note_gpu_left(&self, is_left: bool) {
-        self.0.gpu_left.set(i64::from(is_left));
+    pub fn note_gpu_unused(&self, is_left: bool) {
+        self.0.gpu_unused.set(i64::from(is_left));
     }
 
     /// What was taken down last.

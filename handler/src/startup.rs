@@ -51,7 +51,7 @@ impl Opening {
         drop(thread::Builder::new().name("load".into()).spawn(load));
         let painter = receiver.map(move |opened| match opened {
             Ok(Ok(studio)) => {
-                metrics.note_gpu_left(studio.leaves_a_gpu());
+                metrics.note_gpu_unused(studio.leaves_a_gpu());
                 Painter::start(studio, most, metrics).map_err(|_| LoadError::BrokeOff)
             }
             Ok(Err(error)) => Err(LoadError::Model(Arc::new(error))),

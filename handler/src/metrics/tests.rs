@@ -64,9 +64,9 @@ fn memory_is_shown_where_there_is_a_gpu() {
 fn a_gpu_that_cannot_be_used_is_shown() {
     let metrics = Metrics::default();
     let has = |line: &str| metrics.encode().unwrap().lines().any(|shown| shown == line);
-    assert!(has("easel_gpu_left_unused 0"));
-    metrics.note_gpu_left(true);
-    assert!(has("easel_gpu_left_unused 1"));
+    assert!(has("easel_gpu_unused 0"));
+    metrics.note_gpu_unused(true);
+    assert!(has("easel_gpu_unused 1"));
 }
 
 #[test]
