@@ -119,7 +119,7 @@ impl Workshop {
 
     async fn handle_in_span(&self, message: &Message) -> Outcome {
         self.opening.note_request();
-        let span = trace::task(message);
+        let span = trace::task(&message.carrier, message.id.as_deref(), message.receive_count);
         async {
             let (started, _in_work) = (Instant::now(), self.metrics.begin());
             let mut report = Report { receive_count: message.receive_count, ..Report::default() };
@@ -129,8 +129,8 @@ impl Workshop {
             report.total = started.elapsed();
             report.gpu_memory = self.metrics.memory();
             let span = tracing::Span::current();
-            report.trace_id = trace::id(&span, message);
-            trace::end(&span, &report);
+            report.trace_id = trace::id(&span, &message.carrier);
+            trace::end(&span, report.ending.name(), report.fault.map(|fault| fault.code()));
             report.log();
             self.metrics.note(&report);
             if self.work.embedded_metrics {

@@ -5,8 +5,7 @@
 use crate::{
     cache::Tally,
     failure::Fault,
-    report::{ENDINGS, Report, STAGES},
-    store::Found,
+    report::{ENDINGS, Found, Report, STAGES},
 };
 use diffusion::gpu::Memory;
 use prometheus_client::{

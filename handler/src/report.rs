@@ -1,6 +1,6 @@
 //! One line at the end of each task with what an operator asks first, and the same as a metric for CloudWatch.
 
-use crate::{failure::Fault, store::Found, task::Task, trace::Lap};
+use crate::{failure::Fault, task::Task, trace::Lap};
 use diffusion::gpu::Memory;
 use serde_json::{Map, Value, json};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -52,6 +52,31 @@ pub enum Ending {
     Unwanted,
     /// No task, and nobody to tell.
     Unreadable,
+}
+
+/// Where a LoRA was found.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Found {
+    /// In memory, or on its way there for another task.
+    Memory,
+    /// On the volume.
+    Volume,
+    /// In the storage.
+    Storage,
+}
+
+impl Found {
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::Memory, Self::Volume, Self::Storage];
+
+    /// The word for metrics.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Memory => "memory",
+            Self::Volume => "volume",
+            Self::Storage => "storage",
+        }
+    }
 }
 
 /// What is known of a task at its end. Lengths of time are none for what it did not get to.

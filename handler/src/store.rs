@@ -10,7 +10,6 @@ mod probe;
 mod regional;
 mod results;
 
-pub use loras::Found;
 pub(crate) use probe::Access;
 pub(crate) use regional::Regional;
 
@@ -18,6 +17,7 @@ use crate::{
     cache::{Cache, SourceError, Tally},
     claim::Claims,
     config::{ResultAcl, StoreConfig},
+    report::Found,
     task::LoraRef,
 };
 use address::Place;

@@ -3,7 +3,6 @@
 //! Stages are measured whether traces are on or not. Refuses to hold what a task says or where it points: no prompt, name or token, and
 //! of addresses the host alone.
 
-use crate::{job::Message, report::Report};
 use reqwest::Method;
 use std::{
     collections::HashMap,
@@ -62,32 +61,31 @@ impl Stage {
     }
 }
 
-/// The span of a message that is worked on.
-pub fn task(message: &Message) -> Span {
-    let receive_count = message.receive_count;
+/// The span of a message that is worked on, with its id in the queue, and how often the queue has handed it out.
+pub fn task(carrier: &Carrier, id: Option<&str>, receive_count: u32) -> Span {
     let span = info_span!("task", generation_id = field::Empty, receive_count, otel.kind = field::Empty);
     if telemetry::is_on() {
-        telemetry::adopt(&span, &message.carrier);
+        telemetry::adopt(&span, carrier);
         // Not shown in the lines of those who have no traces.
         span.record("otel.kind", "consumer");
         telemetry::set(&span, "messaging.system", "aws_sqs");
         telemetry::set(&span, "messaging.operation.type", "process");
         telemetry::set(&span, "retry_count", i64::from(receive_count.saturating_sub(1)));
-        message.id.iter().for_each(|id| telemetry::set(&span, "messaging.message.id", id.clone()));
+        id.iter().for_each(|id| telemetry::set(&span, "messaging.message.id", id.to_string()));
     }
     span
 }
 
 /// The trace that a task belongs to; where traces are off, the one that its message names.
-pub fn id(span: &Span, message: &Message) -> Option<String> {
-    telemetry::trace_id(span).or_else(|| telemetry::incoming_trace_id(&message.carrier))
+pub fn id(span: &Span, carrier: &Carrier) -> Option<String> {
+    telemetry::trace_id(span).or_else(|| telemetry::incoming_trace_id(carrier))
 }
 
-/// Says how a task ended.
-pub fn end(span: &Span, report: &Report) {
-    telemetry::set(span, "ending", report.ending.name());
-    if let Some(fault) = report.fault {
-        telemetry::fail(span, fault.code());
+/// Says how a task ended, and by what code what was at fault is known.
+pub fn end(span: &Span, ending: &'static str, fault: Option<&'static str>) {
+    telemetry::set(span, "ending", ending);
+    if let Some(code) = fault {
+        telemetry::fail(span, code);
     }
 }
 

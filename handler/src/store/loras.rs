@@ -4,7 +4,10 @@
 //! fresh from the storage is the task's fault.
 
 use super::StoreError;
-use crate::cache::{Body, Cache, Content, Place, Source, SourceError, Tally, Version};
+use crate::{
+    cache::{Body, Cache, Content, Place, Source, SourceError, Tally, Version},
+    report::Found,
+};
 use diffusion::lora::{Lora, LoraError};
 use std::{
     sync::{Arc, Mutex, PoisonError},
@@ -16,31 +19,6 @@ use tokio::sync::OnceCell;
 const PARSED: usize = 4;
 /// How often a file may be replaced while it is read.
 const CHANGES: usize = 3;
-
-/// Where a LoRA was found.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Found {
-    /// In memory, or on its way there for another task.
-    Memory,
-    /// On the volume.
-    Volume,
-    /// In the storage.
-    Storage,
-}
-
-impl Found {
-    /// All of them.
-    pub const ALL: [Self; 3] = [Self::Memory, Self::Volume, Self::Storage];
-
-    /// The word for metrics.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Memory => "memory",
-            Self::Volume => "volume",
-            Self::Storage => "storage",
-        }
-    }
-}
 
 /// A LoRA in memory, or on its way there.
 type Cell = Arc<OnceCell<Arc<Lora>>>;

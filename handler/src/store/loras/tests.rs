@@ -1,10 +1,11 @@
 //! From a storage to LoRAs that can be applied.
 
-use super::{Found, Loras, StoreError};
+use super::{Loras, StoreError};
 use crate::cache::{
     Cache,
     fake::{Fake, Fault, LIMITS, PARTS, place},
 };
+use crate::report::Found;
 use diffusion::lora::Lora;
 use futures_util::future::join_all;
 use std::{fs, path::Path, sync::Arc};
