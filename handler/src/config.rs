@@ -11,9 +11,7 @@ mod lora;
 mod manual;
 mod model;
 mod picture;
-mod safety;
 mod schema;
-mod secret;
 mod secrets;
 mod signature;
 mod store;
@@ -29,19 +27,18 @@ pub use generate::{GenerateConfig, LoraFile};
 pub use lora::{InspectConfig, LoraCommand};
 pub use model::{DeviceKind, Dora, ModelConfig, Offload, Precision};
 pub use picture::PictureConfig;
-pub use safety::SafetyConfig;
 pub use schema::SchemaCommand;
-pub use secret::Secret;
 pub use secrets::{SecretsConfig, SigningConfig, TokenConfig};
 pub use signature::SignatureConfig;
 pub use store::{ResultAcl, StoreConfig};
 pub use weights::{PullConfig, Variant, VerifyConfig, WeightsCommand};
 pub use work::{ErrorCodes, WorkConfig};
 
+use crate::gate::SafetyConfig;
 use address::socket;
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum, error::ErrorKind};
 use settings::{Reads, queue_url, stray_whitespace};
-use std::{ffi::OsString, net::SocketAddr, time::Duration};
+use std::{ffi::OsString, net::SocketAddr};
 
 /// Paints generation tasks with Stable Diffusion 1.5 and an artist's LoRA.
 ///
@@ -200,9 +197,6 @@ pub enum LogFormat {
     /// For people.
     Text,
 }
-
-/// Longest time for one webhook call, as in the Python worker.
-pub const WEBHOOK_TIMEOUT: Duration = Duration::from_secs(10);
 
 #[cfg(test)]
 mod tests {

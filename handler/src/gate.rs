@@ -5,10 +5,33 @@
 
 use crate::{
     buckets::BucketPattern,
-    config::SafetyConfig,
-    network::Guard,
+    network::{Guard, HostPattern},
     task::{BadTask, Task},
 };
+use clap::Args;
+
+/// What a task may reach.
+#[derive(Debug, Clone, Default, Args)]
+#[command(next_help_heading = "What a task may reach")]
+pub struct SafetyConfig {
+    /// Hosts that webhooks may go to, and no others: api.example.org, or .example.org for all under it; :port narrows an entry
+    /// down [default: every host with a public address]
+    #[arg(long, env = "EASEL_WEBHOOK_HOSTS", value_name = "HOST,…", value_delimiter = ',')]
+    pub webhook_hosts: Vec<HostPattern>,
+    /// Let webhooks go to private, loopback and link-local addresses too, if there is no --webhook-hosts.
+    #[arg(long, env = "EASEL_ALLOW_PRIVATE_WEBHOOKS")]
+    pub allow_private_webhooks: bool,
+    /// Buckets that LoRAs may come from, and no others; *-loras means all that end so [default: every bucket that may be read]
+    #[arg(long, env = "EASEL_LORA_BUCKETS", value_name = "BUCKET,…", value_delimiter = ',')]
+    pub lora_buckets: Vec<BucketPattern>,
+}
+
+impl SafetyConfig {
+    /// The guard of the webhooks.
+    pub fn guard(&self) -> Guard {
+        Guard::new(&self.webhook_hosts, self.allow_private_webhooks)
+    }
+}
 
 /// What tasks may reach.
 #[derive(Clone)]
@@ -20,7 +43,7 @@ pub struct Gate {
 impl Gate {
     /// The gate that was asked for.
     pub fn new(config: &SafetyConfig) -> Self {
-        Self { guard: Guard::new(config), buckets: config.lora_buckets.clone() }
+        Self { guard: config.guard(), buckets: config.lora_buckets.clone() }
     }
 
     /// The guard of the webhooks.

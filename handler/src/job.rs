@@ -78,11 +78,12 @@ impl Workshop {
         let credential = pems.map(|(certificate, key)| Credential::open(certificate, key, stamp)).transpose()?;
         let gate = Gate::new(&config.safety);
         let lease = Duration::from_secs(config.work.claim_lease.into());
+        let (s3, bucket) = store.pictures();
         Ok(Self {
             opening,
-            claims: (!lease.is_zero()).then(|| store.claims(lease)),
+            claims: (!lease.is_zero()).then(|| Claims::new(s3, bucket.to_string(), lease)),
             store: Arc::new(store),
-            backend: Backend::new(secrets, gate.guard().clone())?,
+            backend: Backend::new(secrets.token, secrets.signing, gate.guard().clone())?,
             gate,
             times: Times::default(),
             metrics,

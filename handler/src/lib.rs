@@ -33,6 +33,7 @@ pub mod progress;
 pub mod queue;
 pub mod report;
 pub mod runtime;
+pub mod secret;
 pub mod secrets;
 pub mod signature;
 pub mod startup;

@@ -2,7 +2,7 @@
 //!
 //! Whoever needs the model waits for it. A model that cannot be loaded ends the process; no task is failed for it.
 
-use crate::{config::ModelConfig, metrics::Metrics, painter::Painter, studio::Studio};
+use crate::{config::ModelConfig, metrics::Metrics, painter::Painter, studio::Studio, trace::log_phase};
 use diffusion::error::PipelineError;
 use futures_util::{
     FutureExt,
@@ -94,9 +94,4 @@ impl Opening {
             }
         });
     }
-}
-
-/// A line of the log for a phase that began at `started` and is over now.
-pub(crate) fn log_phase(phase: &'static str, started: Instant) {
-    tracing::info!(phase, duration_ms = started.elapsed().as_millis() as u64, "startup");
 }

@@ -15,7 +15,6 @@ pub(crate) use regional::Regional;
 
 use crate::{
     cache::{Cache, SourceError, Tally},
-    claim::Claims,
     config::{ResultAcl, StoreConfig},
     report::Found,
     task::LoraRef,
@@ -74,9 +73,9 @@ impl Store {
         }
     }
 
-    /// The claims on generations, in the bucket of their pictures.
-    pub fn claims(&self, lease: Duration) -> Claims {
-        Claims::new(&self.s3, self.bucket.clone(), lease)
+    /// The bucket of the pictures, and the way there.
+    pub(crate) fn pictures(&self) -> (&Regional, &str) {
+        (&self.s3, &self.bucket)
     }
 
     /// Where the addresses of pictures begin.

@@ -14,7 +14,7 @@ pub use commission::{Commission, Delivery, OnStep, Order, Painted, Step, StudioE
 use crate::{
     config::{DeviceKind, ModelConfig},
     picture::ModelName,
-    startup::log_phase,
+    trace::log_phase,
 };
 use candle_core::Tensor;
 use commission::Watch;

@@ -103,3 +103,8 @@ pub fn webhook(event: &'static str, method: &Method, base: &Url, resends: u32) -
         server.port = base.port_or_known_default(),
     )
 }
+
+/// A line of the log for a phase that began at `started` and is over now.
+pub(crate) fn log_phase(phase: &'static str, started: Instant) {
+    tracing::info!(phase, duration_ms = started.elapsed().as_millis() as u64, "startup");
+}

@@ -20,13 +20,7 @@ pub use openapi::openapi;
 pub(crate) use probe::probe;
 pub use signing::WebhookSecrets;
 
-use crate::{
-    config::{Secret, WEBHOOK_TIMEOUT},
-    network::Guard,
-    secrets::Secrets,
-    task::Task,
-    trace,
-};
+use crate::{network::Guard, secret::Secret, task::Task, trace};
 use backon::{ExponentialBuilder, Retryable};
 use error::unanswered;
 use event::Event;
@@ -55,6 +49,9 @@ const SIGNATURE_HEADER: &str = "webhook-signature";
 /// Where the webhooks are, below the task's address.
 const FOLDER: &str = "/api/webhooks/inference";
 
+/// Longest time for one webhook call, as in the Python worker.
+pub const WEBHOOK_TIMEOUT: Duration = Duration::from_secs(10);
+
 /// The client for every backend.
 #[derive(Clone)]
 pub struct Backend {
@@ -69,9 +66,9 @@ impl Backend {
     ///
     /// # Errors
     /// The machine's TLS setup is unusable.
-    pub fn new(secrets: Secrets, guard: Guard) -> Result<Self, reqwest::Error> {
+    pub fn new(token: Secret, signing: WebhookSecrets, guard: Guard) -> Result<Self, reqwest::Error> {
         let client = client(&guard)?;
-        Ok(Self { client, token: secrets.token, signing: secrets.signing, guard })
+        Ok(Self { client, token, signing, guard })
     }
 
     /// Tells that a task's pictures stand at `result_urls`. No wait between tries goes on beyond `deadline`.

@@ -1,7 +1,7 @@
 //! The certificate and the key of Content Credentials: each as a file, or by the ARN of a secret, never both. Files are read with
 //! the command line, so that a missing one is a fault of the command line. Whether the two fit is not judged here.
 
-use crate::secrets::SecretArn;
+use crate::secret::SecretArn;
 use clap::Args;
 use std::{fmt, fs, io::Read, str::FromStr};
 use url::Url;

@@ -1,7 +1,10 @@
 //! Secrets: each is given itself, or by the ARN of a secret in AWS Secrets Manager, never both.
 
-use super::{CredentialConfig, Secret};
-use crate::{secrets::SecretArn, webhook::WebhookSecrets};
+use super::CredentialConfig;
+use crate::{
+    secret::{Secret, SecretArn},
+    webhook::WebhookSecrets,
+};
 use clap::{
     Arg, Args, Command,
     builder::TypedValueParser,

@@ -1,6 +1,7 @@
 //! Settings of `handler weights`.
 
-use super::{Secret, address::web_url, secrets::hidden};
+use super::{address::web_url, secrets::hidden};
+use crate::secret::Secret;
 use clap::{Args, Subcommand, ValueEnum};
 use std::path::PathBuf;
 use url::Url;

@@ -4,7 +4,6 @@ use super::finding::{Finding, answer};
 use crate::{
     causes::causes,
     config::{DoctorConfig, SecretsConfig, SigningConfig},
-    network::Guard,
     picture::Credential,
     secrets::Secrets,
     webhook::{self, WebhookError},
@@ -37,7 +36,7 @@ pub(super) async fn secrets(config: &SecretsConfig, aws: &SdkConfig) -> Finding 
 
 pub(super) async fn webhooks(config: &DoctorConfig) -> Vec<Finding> {
     let safety = &config.service.safety;
-    let guard = Guard::new(safety);
+    let guard = safety.guard();
     let hosts = match (safety.webhook_hosts.len(), safety.allow_private_webhooks) {
         (0, true) => Finding::warn(
             "webhooks.hosts",

@@ -2,7 +2,6 @@
 //! and by the text as it stands in the message: others may read it otherwise than the URL standard does.
 
 use crate::{
-    config::SafetyConfig,
     network::{Guard, HostPattern},
     task::Task,
     webhook::address,
@@ -17,7 +16,7 @@ pub fn webhook(bytes: &[u8]) -> bool {
     let entries: Vec<&str> = list.split(',').filter(|_| !list.is_empty()).collect();
     let hosts: Result<Vec<HostPattern>, _> = entries.iter().map(|entry| entry.parse()).collect();
     let Ok(webhook_hosts) = hosts else { return false };
-    let guard = Guard::new(&SafetyConfig { webhook_hosts, ..SafetyConfig::default() });
+    let guard = Guard::new(&webhook_hosts, false);
     // No task, but as much of one as is needed to tell its backend.
     let Some(url) = Task::parse(&json!({ "webhook_url": text }).to_string()).err().and_then(|bad| bad.webhook_url)
     else {

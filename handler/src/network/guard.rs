@@ -4,7 +4,6 @@
 //! Refuses to show a host in an error: it comes from a message.
 
 use super::{HostPattern, address::special};
-use crate::config::SafetyConfig;
 use futures_util::{FutureExt, future::BoxFuture};
 use reqwest::dns::{Addrs, Name, Resolve, Resolving};
 use std::{
@@ -63,9 +62,9 @@ enum Reach {
 }
 
 impl Guard {
-    /// The guard that was asked for.
-    pub fn new(config: &SafetyConfig) -> Self {
-        let reach = match (config.webhook_hosts.as_slice(), config.allow_private_webhooks) {
+    /// Lets webhooks go to these hosts and no others; where none is listed, to public addresses, or to all if that is allowed.
+    pub fn new(hosts: &[HostPattern], allow_private: bool) -> Self {
+        let reach = match (hosts, allow_private) {
             ([], false) => Reach::Public,
             ([], true) => Reach::Anywhere,
             (hosts, _) => Reach::Listed(hosts.to_vec()),
@@ -87,10 +86,9 @@ impl Guard {
     /// Checks what an address says by itself: its host's name, or the IP address in its place.
     ///
     /// ```
-    /// use handler::{config::SafetyConfig, network::Guard};
+    /// use handler::network::Guard;
     ///
-    /// let listed = vec![".example.org".parse().unwrap()];
-    /// let guard = Guard::new(&SafetyConfig { webhook_hosts: listed, ..SafetyConfig::default() });
+    /// let guard = Guard::new(&[".example.org".parse().unwrap()], false);
     /// assert!(guard.check(&"https://api.example.org".parse().unwrap()).is_ok());
     /// assert!(guard.check(&"http://169.254.169.254".parse().unwrap()).is_err());
     /// ```

@@ -2,8 +2,7 @@
 
 use super::*;
 use crate::{
-    config::SafetyConfig,
-    secrets::Secrets,
+    gate::SafetyConfig,
     webhook::{Backend, Subject, WebhookError, WebhookSecrets},
 };
 use futures_util::FutureExt;
@@ -193,7 +192,7 @@ fn sockets(addresses: &[&str], port: u16) -> Vec<SocketAddr> {
 }
 
 fn guard(config: &SafetyConfig) -> Guard {
-    Guard::new(config).with_lookup(|name| async move { Ok(sockets(&zone(&name), 0)) }.boxed())
+    config.guard().with_lookup(|name| async move { Ok(sockets(&zone(&name), 0)) }.boxed())
 }
 
 /// Whether a task with this address would be worked on.
@@ -299,11 +298,7 @@ async fn receiver() -> (u16, Arc<AtomicUsize>) {
 }
 
 fn backend(guard: Guard) -> Backend {
-    Backend::new(
-        Secrets { token: "token".parse().unwrap(), signing: WebhookSecrets::default(), credential: None },
-        guard,
-    )
-    .unwrap()
+    Backend::new("token".parse().unwrap(), WebhookSecrets::default(), guard).unwrap()
 }
 
 fn subject(url: &Url) -> Subject {
@@ -313,7 +308,7 @@ fn subject(url: &Url) -> Subject {
 /// The first answer is public, all later ones are not.
 fn rebinding(config: &SafetyConfig) -> Guard {
     let asked = AtomicUsize::new(0);
-    Guard::new(config).with_lookup(move |_| {
+    config.guard().with_lookup(move |_| {
         let address = if asked.fetch_add(1, Ordering::SeqCst) == 0 { PUBLIC } else { "127.0.0.1" };
         async move { Ok(sockets(&[address], 0)) }.boxed()
     })
@@ -334,7 +329,7 @@ async fn what_is_connected_to_is_what_was_checked() {
 #[tokio::test]
 async fn an_address_in_a_hosts_place_is_checked_on_every_webhook() {
     let (port, connections) = receiver().await;
-    let backend = backend(Guard::new(&config(&[], false)));
+    let backend = backend(config(&[], false).guard());
     for host in ["127.0.0.1", "[::ffff:127.0.0.1]", "localhost"] {
         let url = Url::parse(&format!("http://{host}:{port}")).unwrap();
         let error = backend.failed(&subject(&url), "CODE", "reason", 0, None).await.unwrap_err();
@@ -355,7 +350,7 @@ async fn of_several_addresses_only_public_ones_are_left() {
 #[test]
 fn a_refusal_names_field_and_option_and_not_the_host() {
     for (hosts, expected) in [(&["good.org"][..], "--webhook-hosts"), (&[], "--allow-private-webhooks")] {
-        let refused = Guard::new(&config(hosts, false)).check(&Url::parse("http://10.1.2.3").unwrap()).unwrap_err();
+        let refused = config(hosts, false).guard().check(&Url::parse("http://10.1.2.3").unwrap()).unwrap_err();
         let text = refused.to_string();
         assert!(text.starts_with("`webhook_url` ") && text.contains(expected) && !text.contains("10.1"), "{text}");
     }

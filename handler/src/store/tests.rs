@@ -97,7 +97,8 @@ async fn pictures_and_claims_of_a_bucket_in_another_region_go_there() {
     let bucket = Bucket::start().await;
     bucket.move_to("eu-central-1");
     let store = store(&bucket);
-    let claim = store.claims(Duration::from_secs(60)).take(1).await.unwrap();
+    let (s3, pictures) = store.pictures();
+    let claim = crate::claim::Claims::new(s3, pictures.to_string(), Duration::from_secs(60)).take(1).await.unwrap();
     assert!(bucket.body("claims/gen_1").is_some());
     claim.release().await;
     assert_eq!(stands(&store).await, Ok(false));

@@ -1,10 +1,11 @@
 //! The webhooks as OpenAPI 3.1, written from the types that are sent.
 
+use super::WEBHOOK_TIMEOUT;
 use super::{
     FOLDER, ID_HEADER, RETRIES, SIGNATURE_HEADER, SOURCE, SOURCE_HEADER, TIMESTAMP_HEADER,
     body::{Complete, Failed, InProgress, Kind},
 };
-use crate::{config::WEBHOOK_TIMEOUT, progress::MILESTONES};
+use crate::progress::MILESTONES;
 use schemars::{JsonSchema, SchemaGenerator, generate::SchemaSettings};
 use serde_json::{Map, Value, json};
 

@@ -1,7 +1,6 @@
 //! Answers and addresses.
 
 use super::*;
-use crate::config::SafetyConfig;
 use axum::{Router, http, response::IntoResponse};
 use std::sync::{Arc, Mutex};
 use tokio::{
@@ -68,9 +67,7 @@ async fn receiver(answers: &'static [(u16, &'static str)]) -> (Url, Arc<Mutex<Ve
 }
 
 fn backend() -> Backend {
-    let guard = Guard::new(&SafetyConfig { allow_private_webhooks: true, ..SafetyConfig::default() });
-    let secrets = Secrets { token: "token".parse().unwrap(), signing: WebhookSecrets::default(), credential: None };
-    Backend::new(secrets, guard).unwrap()
+    Backend::new("token".parse().unwrap(), WebhookSecrets::default(), Guard::new(&[], true)).unwrap()
 }
 
 #[tokio::test]

@@ -1,4 +1,8 @@
-//! A text that must not be seen.
+//! A text that must not be seen, and where one is kept.
+
+mod arn;
+
+pub use arn::SecretArn;
 
 use std::{fmt, str::FromStr};
 
