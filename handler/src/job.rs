@@ -1,30 +1,38 @@
 //! One task from start to end: parse, fetch the LoRAs, paint, store, tell. Function and worker both run it.
 
+pub mod admission;
+pub mod claim;
 mod commission;
 mod deadline;
 mod ending;
+pub mod failure;
 mod faults;
 mod message;
+pub mod options;
+pub mod pace;
 mod painting;
+pub mod secrets;
 
 pub use deadline::{Deadline, OutOfTime};
 pub use message::{Message, Outcome};
 
 use crate::{
-    claim::Claims,
-    config::{PictureConfig, ServiceConfig, WorkConfig},
-    failure::Fault,
-    gate::Gate,
-    metrics::Metrics,
-    pace::Times,
-    payload::Pointer,
-    picture::Credential,
-    report::{Ending, Order, Report},
-    secrets::Secrets,
-    startup::{LoadError, Opening},
-    store::Store,
-    task::Task,
-    trace,
+    engine::startup::{LoadError, Opening},
+    job::{
+        admission::Gate,
+        claim::Claims,
+        options::{ServiceConfig, WorkConfig},
+        pace::Times,
+        secrets::Secrets,
+    },
+    observe::{
+        metrics::Metrics,
+        report::{Ending, Order, Report},
+        trace,
+    },
+    picture::{Credential, options::PictureConfig},
+    storage::{Store, pointer::Pointer},
+    task::{Task, fault::Fault},
     webhook::Backend,
 };
 use aws_config::SdkConfig;

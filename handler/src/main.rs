@@ -1,14 +1,16 @@
 //! The handler's binary: command line, logs, and the chosen entry point.
 
 use handler::{
-    bench,
-    causes::causes,
-    config::{
-        BenchCommand, Cli, Command, DoctorConfig, LogFormat, LoraCommand, SchemaCommand, WeightsCommand, variables,
+    cli::{
+        bench, doctor, exit, generate, lora,
+        options::{BenchCommand, Cli, Command, DoctorConfig, LoraCommand, SchemaCommand, variables},
     },
-    doctor, exit, generate, lora,
+    entry::{lambda, worker},
+    job::options::LogFormat,
+    observe::{causes::causes, trace},
     picture::CredentialError,
-    runtime, task, trace, webhook, weights, worker,
+    storage::weights::{self, options::WeightsCommand},
+    task, webhook,
 };
 use settings::BadVariable;
 use std::{
@@ -87,7 +89,7 @@ fn log(command: &Command, traces: Option<&Traces>) {
 /// Runs the command; false is its answer "no", which the output has explained.
 fn run(command: &Command, traces: Option<Traces>) -> anyhow::Result<bool> {
     match command {
-        Command::Function(config) => serve(runtime::serve(config, traces))?,
+        Command::Function(config) => serve(lambda::serve(config, traces))?,
         Command::Worker(config) => serve(worker::serve(config))?,
         Command::Doctor(config) => return examine(config),
         Command::Generate(config) => generate::run(config)?,

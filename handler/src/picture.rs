@@ -6,7 +6,9 @@ mod embed;
 mod encode;
 mod exif;
 mod model;
+pub mod options;
 mod provenance;
+pub mod signature;
 #[cfg(test)]
 mod tests;
 mod xmp;

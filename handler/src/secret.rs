@@ -1,8 +1,10 @@
 //! A text that must not be seen, and where one is kept.
 
 mod arn;
+mod hidden;
 
 pub use arn::SecretArn;
+pub(crate) use hidden::hidden;
 
 use std::{fmt, str::FromStr};
 

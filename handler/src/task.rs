@@ -4,7 +4,9 @@
 //! is absent. Each error names the field, what it holds and what it may hold; the backend is told of it wherever its address and
 //! the id can be read, even where the message is no JSON.
 
+pub mod buckets;
 mod contract;
+pub mod fault;
 mod fields;
 mod fingerprint;
 mod format;
@@ -12,11 +14,12 @@ mod json;
 mod rule;
 mod salvage;
 mod schema;
+pub mod signature;
 
 pub use format::Format;
 pub use schema::schema;
 
-use crate::signature::Signature;
+use crate::task::signature::Signature;
 use aws_sdk_s3::primitives::DateTime;
 use contract::{
     ARTIST_NAME, ASPECT_RATIO, CREATED_AT, GENERATION_ID, GUIDANCE_SCALE, KARRAS_SIGMAS, LORA_MODEL_URL, LORA_SCALE,

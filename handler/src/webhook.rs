@@ -8,8 +8,10 @@ mod body;
 mod error;
 mod event;
 mod line;
+pub mod network;
 mod openapi;
 mod probe;
+pub mod progress;
 mod retry_after;
 mod signing;
 
@@ -20,7 +22,7 @@ pub use openapi::openapi;
 pub(crate) use probe::probe;
 pub use signing::WebhookSecrets;
 
-use crate::{network::Guard, secret::Secret, task::Task, trace};
+use crate::{observe::trace, secret::Secret, task::Task, webhook::network::Guard};
 use backon::{ExponentialBuilder, Retryable};
 use error::unanswered;
 use event::Event;

@@ -10,7 +10,7 @@ use std::{
 };
 
 use clap::{FromArgMatches, Parser, ValueEnum, builder::BoolishValueParser, value_parser};
-use settings::stray_whitespace;
+use settings::{socket, stray_whitespace};
 
 mod broker;
 mod error;
@@ -196,11 +196,6 @@ impl Config {
     pub fn shutdown_timeout(&self) -> Duration {
         Duration::from_secs(self.shutdown_timeout)
     }
-}
-
-/// Where to listen. A name would be looked up, and mean several.
-fn socket(text: &str) -> Result<SocketAddr, String> {
-    text.parse().map_err(|_| "must be an IP address and a port, as in 0.0.0.0:9100".into())
 }
 
 #[cfg(test)]

@@ -11,7 +11,7 @@ use e2e::{
     stack::function_env,
     wait,
 };
-use handler::report::STAGES;
+use handler::observe::report::STAGES;
 use rustix::process::Signal;
 use serde_json::{Value, json};
 use std::time::Duration;

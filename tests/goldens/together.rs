@@ -8,8 +8,8 @@ use diffusion::{
     prompt::Weighting,
     schedulers::Kind,
 };
-use handler::{
-    config::{DeviceKind, Dora, ModelConfig, Offload, Precision},
+use handler::engine::{
+    options::{DeviceKind, Dora, ModelConfig, Offload, Precision},
     studio::{Commission, Order, Painted, Step, Studio},
 };
 use std::{ops::ControlFlow, path::Path};

@@ -1,6 +1,6 @@
 //! What the function logs of a task's stages. Refuses to measure anything itself.
 
-use handler::report::STAGES;
+use handler::observe::report::STAGES;
 use serde_json::Value;
 
 /// The stages of a generation and their milliseconds, as last logged; without an id those of the first task.

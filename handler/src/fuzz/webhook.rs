@@ -2,9 +2,11 @@
 //! and by the text as it stands in the message: others may read it otherwise than the URL standard does.
 
 use crate::{
-    network::{Guard, HostPattern},
     task::Task,
-    webhook::address,
+    webhook::{
+        address,
+        network::{Guard, HostPattern},
+    },
 };
 use serde_json::json;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};

@@ -1,9 +1,8 @@
 //! What a task asks the painter for.
 
 use crate::{
-    config::PictureConfig,
-    picture::{Credential, Origin},
-    studio::Commission,
+    engine::studio::Commission,
+    picture::{Credential, Origin, options::PictureConfig},
     task::Task,
 };
 use diffusion::{lora::AppliedLora, pipeline::Request};

@@ -2,10 +2,12 @@
 
 use super::{Message, Outcome, Workshop, faults::untold};
 use crate::{
-    config::ErrorCodes,
-    failure::{Failure, Fault, GENERATION_FAILED},
-    report::{Ending, Report},
-    task::{BadTask, Task},
+    job::{failure::Failure, options::ErrorCodes},
+    observe::report::{Ending, Report},
+    task::{
+        BadTask, Task,
+        fault::{Fault, GENERATION_FAILED},
+    },
     webhook::{Subject, WebhookError},
 };
 use std::time::{Duration, Instant};

@@ -2,10 +2,10 @@
 
 use super::OutOfTime;
 use crate::{
-    failure::{Failure, Fault},
-    painter::PainterError,
-    store::StoreError,
-    studio::StudioError,
+    engine::{painter::PainterError, studio::StudioError},
+    job::failure::Failure,
+    storage::StoreError,
+    task::fault::Fault,
     webhook::WebhookError,
 };
 use diffusion::error::PipelineError;

@@ -1,7 +1,7 @@
 //! A message of the queue, and what becomes of it. It is not read here.
 
 use super::Deadline;
-use crate::trace::Carrier;
+use crate::observe::trace::Carrier;
 use std::time::{Duration, SystemTime};
 
 /// How long a message rests after a fault, for each time it was received: a fault gets time to pass.

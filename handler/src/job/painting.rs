@@ -6,13 +6,19 @@ use super::{
     faults::{lora_fault, storage, untold},
 };
 use crate::{
-    failure::{Failure, Fault},
-    pace::{Load, Pace},
-    report::{Ending, Report},
-    startup::LoadError,
-    studio::{Delivery, StudioError},
-    task::Task,
-    trace::Stage,
+    engine::{
+        startup::LoadError,
+        studio::{Delivery, StudioError},
+    },
+    job::{
+        failure::Failure,
+        pace::{Load, Pace},
+    },
+    observe::{
+        report::{Ending, Report},
+        trace::Stage,
+    },
+    task::{Task, fault::Fault},
 };
 use diffusion::lora::AppliedLora;
 use std::{

@@ -11,7 +11,7 @@ mod time_stamp;
 
 use super::Provenance;
 use crate::{
-    config::{CredentialFiles, Pem},
+    picture::options::{CredentialFiles, Pem},
     task::Format,
 };
 use c2pa::{Builder, Context, Signer, SigningAlg};

@@ -1,6 +1,6 @@
 //! Pixels to JPEG, PNG or WebP. The same pixels give the same bytes.
 
-use crate::{config::PictureConfig, task::Format};
+use crate::{picture::options::PictureConfig, task::Format};
 use image::{ExtendedColorType, ImageEncoder, RgbImage, codecs::jpeg::JpegEncoder, codecs::png::PngEncoder};
 use webp::{Encoder, WebPConfig};
 

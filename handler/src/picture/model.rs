@@ -1,6 +1,6 @@
 //! What a model is called: the words that a picture's file uses for it. Never a path, which would tell of the machine.
 
-use crate::weights;
+use crate::storage::weights;
 use std::path::Path;
 
 /// Name and revision of a model.

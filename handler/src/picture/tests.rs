@@ -1,7 +1,7 @@
 //! What a file says of its picture, that it is the same picture, and what it keeps to itself.
 
 use super::{embed::XMP_SEGMENT, *};
-use crate::{config::PictureConfig, task::Format};
+use crate::{picture::options::PictureConfig, task::Format};
 use diffusion::{
     lora::{AppliedLora, Lora},
     noise,

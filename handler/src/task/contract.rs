@@ -9,7 +9,7 @@ use super::{
         Text, Visible, Webhook,
     },
 };
-use crate::signature::{MARGIN, MAX_MARGIN, OPACITY, Position, SIZES};
+use crate::task::signature::{MARGIN, MAX_MARGIN, OPACITY, Position, SIZES};
 use diffusion::{noise, prompt, schedulers};
 
 /// Makes a constant of each field, and a list of them all: what is read is on the list.

@@ -5,7 +5,7 @@
 //! the names and words of the contract. The test holds the text and its digest.
 
 use super::{LoraRef, Task};
-use crate::signature::Signature;
+use crate::task::signature::Signature;
 use sha2::{Digest, Sha256};
 
 /// The version of the text. A higher one paints every task anew that is delivered again; it is due when the text changes for

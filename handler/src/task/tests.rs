@@ -3,7 +3,7 @@
 mod odd;
 
 use super::*;
-use crate::signature::Position;
+use crate::task::signature::Position;
 use serde_json::{Value, json};
 
 fn seed_task() -> Value {

@@ -1,7 +1,7 @@
 //! What the webhooks say: their bodies, as they are sent and as `handler schema webhooks` describes them. A comment
 //! here is the description there.
 
-use crate::{progress::Progress, task};
+use crate::{task, webhook::progress::Progress};
 use diffusion::MESSAGE;
 use reqwest::Method;
 use schemars::JsonSchema;
@@ -93,7 +93,7 @@ pub(super) struct Failed<'a> {
 
 /// Every `error_code`. Of a backend that does not answer nobody can tell it, and the picture stands then.
 fn codes() -> Vec<&'static str> {
-    use crate::failure::{Fault, GENERATION_FAILED};
+    use crate::task::fault::{Fault, GENERATION_FAILED};
     let told = Fault::ALL.into_iter().filter(|fault| *fault != Fault::Backend);
     [GENERATION_FAILED].into_iter().chain(told.map(Fault::code)).collect()
 }

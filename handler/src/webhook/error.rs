@@ -1,6 +1,6 @@
 //! Why a webhook was not delivered. Refuses to hold the token, or the address that a message chose.
 
-use crate::network::Refused;
+use crate::webhook::network::Refused;
 use reqwest::StatusCode;
 use std::{error::Error, time::Duration};
 

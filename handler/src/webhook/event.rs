@@ -4,7 +4,7 @@
 //! delivery of the message, or by another process. Refuses to hold anything from which the task could be read.
 
 use super::body::{Complete, Failed, InProgress, Kind, Metadata};
-use crate::{progress::Progress, task::Task};
+use crate::{task::Task, webhook::progress::Progress};
 use diffusion::{MESSAGE, cut};
 use serde::Serialize;
 use serde_json::json;

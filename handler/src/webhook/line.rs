@@ -1,7 +1,7 @@
 //! The progress of one task, told in order beside the painting, which it never holds up.
 
 use super::{Backend, Subject, WebhookError};
-use crate::{progress::Progress, task::Task};
+use crate::{task::Task, webhook::progress::Progress};
 use std::{
     sync::{
         Arc,

@@ -5,7 +5,7 @@ use super::{
     FOLDER, ID_HEADER, RETRIES, SIGNATURE_HEADER, SOURCE, SOURCE_HEADER, TIMESTAMP_HEADER,
     body::{Complete, Failed, InProgress, Kind},
 };
-use crate::progress::MILESTONES;
+use crate::webhook::progress::MILESTONES;
 use schemars::{JsonSchema, SchemaGenerator, generate::SchemaSettings};
 use serde_json::{Map, Value, json};
 

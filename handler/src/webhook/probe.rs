@@ -2,7 +2,7 @@
 //! event.
 
 use super::{WebhookError, client, error::unanswered};
-use crate::network::Guard;
+use crate::webhook::network::Guard;
 use reqwest::StatusCode;
 use url::Url;
 

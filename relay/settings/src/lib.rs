@@ -1,12 +1,14 @@
 //! What relay and handler ask of their options and variables alike: no whitespace around a value, names that SQS and S3 know, and AWS
 //! clients as the variables say. A value is never shown: it may be a secret.
 
+mod address;
 mod aws;
 mod ends;
 mod hints;
 mod names;
 mod variables;
 
+pub use address::{socket, web_url};
 pub use aws::sdk_config;
 pub use ends::stray_whitespace;
 pub use hints::variables;

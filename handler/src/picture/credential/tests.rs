@@ -4,10 +4,7 @@
 mod time_stamp;
 
 use super::*;
-use crate::{
-    config::PictureConfig,
-    picture::{ModelName, Origin, embed, encode, tests::request},
-};
+use crate::picture::{ModelName, Origin, embed, encode, options::PictureConfig, tests::request};
 use c2pa::{Reader, ValidationState};
 use image::{Rgb, RgbImage};
 use rcgen::{

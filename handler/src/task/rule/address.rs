@@ -2,13 +2,11 @@
 //! they refuse nothing that the parser takes.
 
 use super::{Rule, Text, object};
-use crate::{
+use crate::task::{
+    MAX_URL,
     buckets::{BUCKET_LENGTH, is_bucket, is_key},
-    task::{
-        MAX_URL,
-        fields::{Result, wrong},
-        json::Json,
-    },
+    fields::{Result, wrong},
+    json::Json,
 };
 use serde_json::{Map, Value, json};
 use url::Url;

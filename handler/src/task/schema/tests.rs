@@ -4,10 +4,7 @@
 mod sample;
 
 use super::*;
-use crate::{
-    buckets::MAX_KEY,
-    task::{MAX_PROMPT, Task},
-};
+use crate::task::{MAX_PROMPT, Task, buckets::MAX_KEY};
 use proptest::{prelude::*, test_runner::TestRunner};
 use regex::Regex;
 use sample::valid;

@@ -1,0 +1,211 @@
+//! `handler bench`: what something costs here, measured. Each figure is the median of its repeats.
+
+mod file;
+
+pub use file::file;
+
+use crate::{
+    cli::options::{BenchLoraConfig, BenchPictureConfig, BenchSoakConfig},
+    engine::studio::{Commission, Studio},
+    task,
+};
+use anyhow::{Context, ensure};
+use diffusion::{
+    gpu::Gpu,
+    lora::{AppliedLora, Lora},
+    noise::Source,
+    pipeline::Request,
+    prompt::Weighting,
+    schedulers::Kind,
+};
+use serde_json::{Value, json};
+use std::{
+    fs,
+    ops::ControlFlow,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+/// Tasks after which everything that is made on first use is there.
+const SETTLED: usize = 5;
+
+/// Measures reading a LoRA, swapping it in over the resident base, and swapping it out again.
+///
+/// The first swap in is told apart: it warms allocators and kernels up.
+///
+/// # Errors
+/// The model or the LoRA cannot be used.
+pub fn lora(config: &BenchLoraConfig) -> anyhow::Result<()> {
+    let named = || format!("--lora {}", config.lora.display());
+    let mut read = Vec::new();
+    let mut lora = Lora::read(&config.lora).with_context(named)?;
+    for _ in 0..config.repeat {
+        let clock = Instant::now();
+        lora = Lora::read(&config.lora).with_context(named)?;
+        read.push(clock.elapsed());
+    }
+    let modules = lora.modules();
+    let mut studio = Studio::open(&config.model, task::size(None))?;
+    let applied = [AppliedLora { lora: Arc::new(lora), scale: 1.0 }];
+    let first = studio.swap(&applied)?;
+    studio.swap(&[])?;
+    let (mut swap_in, mut swap_out) = (Vec::new(), Vec::new());
+    for _ in 0..config.repeat {
+        swap_in.push(studio.swap(&applied)?);
+        swap_out.push(studio.swap(&[])?);
+    }
+    let device = studio.device_name().to_string();
+    let figures = [
+        ("read", median(read)),
+        ("first_swap_in", first),
+        ("swap_in", median(swap_in)),
+        ("swap_out", median(swap_out)),
+    ];
+    let about = json!({ "device": device, "modules": modules, "repeat": config.repeat });
+    print(config.json, about, &format!("{modules} modules, {device}, median of {}", config.repeat), &figures)
+}
+
+/// Measures loading the model and painting pictures with it, stage by stage, from the prompt's text to the encoded file.
+///
+/// The first painting is told apart: it warms allocators and kernels up.
+///
+/// # Errors
+/// The model cannot be used, or an option is off.
+pub fn picture(config: &BenchPictureConfig) -> anyhow::Result<()> {
+    ensure!(config.guidance_scale.is_finite(), "--guidance-scale must be a finite number");
+    let clock = Instant::now();
+    let (width, height) = task::size(Some(&config.aspect_ratio));
+    let mut studio = Studio::open(&config.model, (width, height))?;
+    let load = clock.elapsed();
+    let request = request(&config.prompt, (width, height), config.steps, config.guidance_scale);
+    let commission = Commission::new(request, usize::from(config.num_images));
+    let mut paint = || -> anyhow::Result<_> {
+        let clock = Instant::now();
+        let delivery = studio.paint(&commission, &mut |_| ControlFlow::Continue(()))?;
+        Ok((clock.elapsed(), delivery.stages))
+    };
+    let (first, _) = paint()?;
+    let runs = (0..config.repeat).map(|_| paint()).collect::<anyhow::Result<Vec<_>>>()?;
+    let mut figures: Vec<(&str, Duration)> = studio.gpu().map(Gpu::opening).unwrap_or_default();
+    figures.extend([("load", load), ("first_picture", first)]);
+    figures.push(("picture", median(runs.iter().map(|(whole, _)| *whole).collect())));
+    for (index, (name, _)) in runs[0].1.iter().enumerate() {
+        figures.push((name, median(runs.iter().map(|(_, stages)| stages[index].1).collect())));
+    }
+    let device = studio.device_name().to_string();
+    let gpu_memory_mib = studio.gpu().map(|gpu| gpu.peak_bytes() >> 20);
+    let about = json!({
+        "device": device, "width": width, "height": height, "steps": config.steps, "images": config.num_images,
+        "repeat": config.repeat, "peak_memory_mib": peak_memory_mib(), "gpu_memory_mib": gpu_memory_mib,
+    });
+    let title = format!(
+        "{} x {width}x{height}, {} steps, {device}, median of {}, peak memory {} MiB{}",
+        config.num_images,
+        config.steps,
+        config.repeat,
+        peak_memory_mib().unwrap_or_default(),
+        gpu_memory_mib.map_or(String::new(), |mib| format!(", of the GPU {mib} MiB")),
+    );
+    print(config.json, about, &title, &figures)
+}
+
+/// Paints many tasks, with LoRAs and sizes in turns, and compares the last third with the first: time of each, and memory.
+///
+/// # Errors
+/// The model or a LoRA cannot be used.
+pub fn soak(config: &BenchSoakConfig) -> anyhow::Result<()> {
+    let loras = config.loras.iter().map(|path| {
+        let lora = Lora::read(path).with_context(|| format!("--lora {}", path.display()))?;
+        Ok(vec![AppliedLora { lora: Arc::new(lora), scale: 1.0 }])
+    });
+    let mut loras = loras.collect::<anyhow::Result<Vec<_>>>()?;
+    loras.push(Vec::new());
+    let sizes = ["1:1", "2:2", "1:2"].map(|ratio| task::size(Some(ratio)));
+    let mut studio = Studio::open(&config.model, sizes[0])?;
+    let mut times = Vec::new();
+    let mut memory = [(0, 0); 2];
+    for task in 0..config.tasks as usize {
+        let size = sizes[task % sizes.len()];
+        let loras = loras[task / sizes.len() % loras.len()].clone();
+        let request = request("lighthouse sunset sea", size, config.steps, 7.5);
+        let commission = Commission { loras, ..Commission::new(request, 1) };
+        let clock = Instant::now();
+        studio.paint(&commission, &mut |_| ControlFlow::Continue(()))?;
+        times.push(clock.elapsed());
+        let held = (studio.gpu().map_or(0, Gpu::bytes) >> 20, memory_mib("VmRSS:").unwrap_or_default());
+        if task + 1 == SETTLED {
+            memory[0] = held;
+        }
+        memory[1] = held;
+    }
+    let rest = &times[SETTLED..];
+    // Whole turns of sizes and LoRAs, so that both thirds have the same work; with too few tasks for that, halves.
+    let turn = sizes.len() * loras.len();
+    let whole = rest.len() / 3 / turn * turn;
+    let third = if whole > 0 { whole } else { rest.len() / 2 };
+    let device = studio.device_name().to_string();
+    let [(gpu_before, host_before), (gpu_after, host_after)] = memory;
+    let about = json!({
+        "device": device, "tasks": config.tasks, "steps": config.steps,
+        "gpu_memory_mib": [gpu_before, gpu_after], "memory_mib": [host_before, host_after],
+    });
+    let title = format!(
+        "{} tasks of {} steps, {device}; after {SETTLED} tasks and at the end: GPU {gpu_before} and {gpu_after} MiB, host {host_before} and {host_after} MiB",
+        config.tasks, config.steps
+    );
+    let rest = &times[SETTLED..];
+    let figures =
+        [("first_third", median(rest[..third].to_vec())), ("last_third", median(rest[rest.len() - third..].to_vec()))];
+    print(config.json, about, &title, &figures)
+}
+
+fn request(prompt: &str, (width, height): (usize, usize), steps: u16, guidance_scale: f64) -> Request {
+    Request {
+        prompt: prompt.to_string(),
+        negative_prompt: String::new(),
+        prompt_weighting: Weighting::None,
+        width,
+        height,
+        seed: 42,
+        steps: usize::from(steps),
+        guidance_scale,
+        scheduler: Kind::default(),
+        karras_sigmas: None,
+        noise_source: Source::default(),
+    }
+}
+
+/// The most memory of the host that this process has held.
+fn peak_memory_mib() -> Option<u64> {
+    memory_mib("VmHWM:")
+}
+
+fn memory_mib(field: &str) -> Option<u64> {
+    let status = fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix(field))?;
+    line.split_whitespace().next()?.parse::<u64>().ok().map(|kib| kib / 1024)
+}
+
+fn print(as_json: bool, mut about: Value, title: &str, figures: &[(&str, Duration)]) -> anyhow::Result<()> {
+    if as_json {
+        for (name, duration) in figures {
+            about[format!("{name}_ms")] = json!(millis(*duration));
+        }
+        println!("{}", serde_json::to_string_pretty(&about)?);
+    } else {
+        println!("{title}");
+        for (name, duration) in figures {
+            println!("{:<13}  {:>9.2} ms", name.replace('_', " "), millis(*duration));
+        }
+    }
+    Ok(())
+}
+
+fn median(mut durations: Vec<Duration>) -> Duration {
+    durations.sort();
+    durations.get(durations.len() / 2).copied().unwrap_or_default()
+}
+
+fn millis(duration: Duration) -> f64 {
+    duration.as_secs_f64() * 1e3
+}

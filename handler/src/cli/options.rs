@@ -1,0 +1,218 @@
+//! The command line and the environment of the handler. Tests build these structs; nothing else reads the environment.
+
+mod bench;
+mod completions;
+mod doctor;
+mod generate;
+mod lora;
+mod manual;
+mod schema;
+mod signature;
+
+pub use bench::{BenchCommand, BenchFileConfig, BenchLoraConfig, BenchPictureConfig, BenchSoakConfig};
+pub use completions::CompletionsConfig;
+pub use doctor::DoctorConfig;
+pub use generate::{GenerateConfig, LoraFile};
+pub use lora::{InspectConfig, LoraCommand};
+pub use schema::SchemaCommand;
+pub use signature::SignatureConfig;
+
+use crate::{entry::options::WorkerConfig, job::options::ServiceConfig, storage::weights::options::WeightsCommand};
+use clap::{CommandFactory, FromArgMatches, Parser, Subcommand, error::ErrorKind};
+use settings::{Reads, stray_whitespace};
+use std::ffi::OsString;
+
+/// Paints generation tasks with Stable Diffusion 1.5 and an artist's LoRA.
+///
+/// Without a subcommand it is the AWS Lambda function, configured by the environment alone.
+#[derive(Debug, Parser)]
+#[command(name = "handler", version, override_usage = "handler [COMMAND]", after_long_help = manual::handler())]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// Options whose text is free, and those that take whitespace off by themselves.
+const FREE: [&str; 6] = ["prompt", "negative-prompt", "signature", "webhook-hosts", "lora-buckets", "webhook-secret"];
+
+impl Cli {
+    /// Reads a command line and the variables of its options.
+    ///
+    /// # Errors
+    /// What is missing or wrong, by its name. A value with whitespace at an end is wrong: a bucket or a queue of that name is not meant.
+    pub fn load(arguments: impl IntoIterator<Item = impl Into<OsString> + Clone>) -> Result<Self, clap::Error> {
+        let mut command = Self::command();
+        let matches = command.try_get_matches_from_mut(arguments)?;
+        match stray_whitespace(&command, &matches, &FREE) {
+            Some(problem) => Err(command.error(ErrorKind::InvalidValue, problem)),
+            None => Self::from_arg_matches(&matches),
+        }
+    }
+}
+
+/// A line for an error about options that are missing or have a wrong value: by which variables they could be given.
+pub fn variables(error: &clap::Error) -> Option<String> {
+    settings::variables(&Cli::command(), error)
+}
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Serve SQS events through the Lambda Runtime API (what `handler` alone does).
+    #[command(after_long_help = manual::service())]
+    Function(ServiceConfig),
+    /// Poll an SQS queue: for GPU hosts that are not Lambda.
+    #[command(after_long_help = manual::service())]
+    Worker(WorkerConfig),
+    /// Look at everything that function and worker need: one line for each thing, with what to do about it.
+    #[command(after_long_help = manual::doctor())]
+    Doctor(DoctorConfig),
+    /// Paint one picture from the shell.
+    Generate(GenerateConfig),
+    /// Fill a model folder from the hub, and check one.
+    #[command(subcommand)]
+    Weights(WeightsCommand),
+    /// Look at LoRA files.
+    #[command(subcommand)]
+    Lora(LoraCommand),
+    /// Measure what something costs here.
+    #[command(subcommand)]
+    Bench(BenchCommand),
+    /// Print the contract with the backend.
+    #[command(subcommand)]
+    Schema(SchemaCommand),
+    /// Print a script that completes this command line in a shell.
+    Completions(CompletionsConfig),
+}
+
+impl Command {
+    /// What entry points share, those that take tasks from elsewhere and so have logs for programs, and traces. None of a tool.
+    pub fn service(&self) -> Option<&ServiceConfig> {
+        match self {
+            Self::Function(service) => Some(service),
+            Self::Worker(worker) => Some(&worker.service),
+            Self::Doctor(_)
+            | Self::Generate(_)
+            | Self::Weights(_)
+            | Self::Lora(_)
+            | Self::Bench(_)
+            | Self::Schema(_)
+            | Self::Completions(_) => None,
+        }
+    }
+}
+
+impl Command {
+    /// What variables it reads beside those of its options.
+    pub fn reads(&self) -> Reads {
+        match self {
+            Self::Function(_) | Self::Worker(_) | Self::Doctor(_) => Reads::Services,
+            Self::Generate(_)
+            | Self::Weights(_)
+            | Self::Lora(_)
+            | Self::Bench(_)
+            | Self::Schema(_)
+            | Self::Completions(_) => Reads::Common,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn missing_settings_are_named() {
+        let error = Cli::try_parse_from(["handler", "generate", "--prompt", "x", "--out", "x.jpg"]).unwrap_err();
+        assert!(error.to_string().contains("--model"), "{error}");
+    }
+
+    #[test]
+    fn what_is_missing_or_wrong_is_named_by_its_variable() {
+        let said = |line: &[&str]| variables(&Cli::load(["handler"].iter().chain(line)).unwrap_err());
+        let named = |line| said(line).unwrap();
+        assert_eq!(
+            named(&["generate", "--prompt", "x", "--out", "x.jpg"]),
+            "As variables: EASEL_MODEL_DIR for --model."
+        );
+        assert_eq!(named(&["generate", "--device", "abacus"]), "As variables: EASEL_DEVICE for --device.");
+        assert_eq!(
+            named(&["generate", "--metadata-prompt=perhaps"]),
+            "As variables: EASEL_METADATA_PROMPT for --metadata-prompt."
+        );
+        let token = ["weights", "pull", "--repo", "a/b", "--to", "x", "--token", "two words"];
+        assert_eq!(named(&token), "As variables: HF_TOKEN for --token.");
+        assert!(!Cli::load(["handler"].iter().chain(&token)).unwrap_err().to_string().contains("words"));
+        assert_eq!(said(&["generate", "--nonsense"]), None);
+    }
+
+    /// Every subcommand that has options, as it is typed.
+    fn commands(command: &clap::Command, path: &[String]) -> Vec<(Vec<String>, clap::Command)> {
+        let below: Vec<_> = command.get_subcommands().filter(|below| below.get_name() != "help").collect();
+        if below.is_empty() {
+            return vec![(path.to_vec(), command.clone())];
+        }
+        below.iter().flat_map(|below| commands(below, &[path, &[below.get_name().to_string()]].concat())).collect()
+    }
+
+    #[test]
+    fn no_option_takes_a_line_break_at_its_end() {
+        let folder = tempfile::tempdir().unwrap();
+        let pem = folder.path().join("a.pem\n");
+        std::fs::write(&pem, "-----BEGIN NONSENSE-----\n").unwrap();
+        let pem = pem.to_str().unwrap();
+        let mut looked_at = 0;
+        for (path, command) in commands(&Cli::command(), &["handler".to_string()]) {
+            for option in command.get_arguments().filter(|option| option.get_action().takes_values()) {
+                let long = option.get_long().unwrap_or_default();
+                if FREE.contains(&long) || option.get_long().is_none() {
+                    continue;
+                }
+                // What the parser of a value does not refuse is left to the look at the ends.
+                let texts = [
+                    "1\n",
+                    "0.1\n",
+                    "/tmp/x.png\n",
+                    "https://example.org\n",
+                    "s3://bucket/key\n",
+                    "127.0.0.1:80\n",
+                    "a/b\n",
+                    "abc\n",
+                    "arn:aws:secretsmanager:eu:1:secret:a\n",
+                    pem,
+                ];
+                for text in texts {
+                    let given = [format!("--{long}={text}")];
+                    let rest = required(&path[1..], long);
+                    let line = path.iter().chain(&rest).chain(&given);
+                    let error = match Cli::load(line) {
+                        Ok(_) => panic!("{path:?} --{long} takes {text:?}"),
+                        Err(error) => error.to_string(),
+                    };
+                    assert!(error.contains(&format!("--{long}")), "{path:?} {long} {text:?}: {error}");
+                }
+                looked_at += 1;
+            }
+        }
+        assert!(looked_at > 100, "{looked_at}");
+    }
+
+    /// What a command needs beside an option.
+    fn required(path: &[String], option: &str) -> Vec<String> {
+        let service = [("model", "m"), ("internal-api-token", "t"), ("sqs-queue-url", "http://h/q")];
+        let pairs: &[(&str, &str)] = match path.iter().map(String::as_str).collect::<Vec<_>>().as_slice() {
+            ["function" | "doctor"] => &service[..2],
+            ["worker"] => &service,
+            ["generate"] => &[("model", "m"), ("prompt", "x"), ("out", "x.png")],
+            ["weights", "pull"] => &[("repo", "a/b"), ("to", "x")],
+            ["bench", "lora"] => &[("model", "m"), ("lora", "x")],
+            ["bench", "picture" | "soak"] => &[("model", "m")],
+            ["lora", "inspect"] => return vec!["x".into()],
+            _ => &[],
+        };
+        let token = option.starts_with("internal-api-token");
+        let needed = pairs.iter().filter(|(name, _)| *name != option && !(token && *name == "internal-api-token"));
+        needed.map(|(name, value)| format!("--{name}={value}")).collect()
+    }
+}

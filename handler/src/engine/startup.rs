@@ -1,0 +1,100 @@
+//! The start: the model loads on a thread of its own while the process registers with its queue, and says how long each phase took.
+//!
+//! Whoever needs the model waits for it. A model that cannot be loaded ends the process; no task is failed for it.
+
+use crate::{
+    engine::{options::ModelConfig, painter::Painter, studio::Studio},
+    observe::{metrics::Metrics, trace::log_phase},
+};
+use diffusion::error::PipelineError;
+use futures_util::{
+    FutureExt,
+    future::{BoxFuture, Shared},
+};
+use std::{
+    sync::{Arc, Once},
+    thread,
+    time::Instant,
+};
+use tokio::sync::oneshot;
+
+/// A model that cannot be loaded, for each who waits for it.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum LoadError {
+    /// The model or the device is at fault.
+    #[error(transparent)]
+    Model(Arc<PipelineError>),
+    /// The loading thread ended without an answer.
+    #[error("loading the model broke off")]
+    BrokeOff,
+    /// It was loaded, and then the GPU failed for good.
+    #[error("the GPU can be used no more by this process: it needs a new one")]
+    Lost,
+}
+
+/// A studio that is being opened, and its painter.
+#[derive(Clone)]
+pub struct Opening {
+    painter: Shared<BoxFuture<'static, Result<Painter, LoadError>>>,
+    started: Instant,
+    first: Arc<Once>,
+}
+
+impl Opening {
+    /// Begins to load, on a thread that holds up nobody who wants to end. `most` pictures are painted at once at most; `None` for as
+    /// many as memory allows.
+    pub fn begin(config: &ModelConfig, most: Option<usize>, metrics: Metrics) -> Self {
+        let config = config.clone();
+        let (sender, receiver) = oneshot::channel();
+        let load = move || {
+            // Nobody waits for it when the process is about to end.
+            let _ = sender.send(Studio::open(&config, crate::task::size(None)));
+        };
+        // A thread that panics or cannot be had drops the sender.
+        drop(thread::Builder::new().name("load".into()).spawn(load));
+        let painter = receiver.map(move |opened| match opened {
+            Ok(Ok(studio)) => {
+                metrics.note_gpu_unused(studio.leaves_a_gpu());
+                Painter::start(studio, most, metrics).map_err(|_| LoadError::BrokeOff)
+            }
+            Ok(Err(error)) => Err(LoadError::Model(Arc::new(error))),
+            Err(_) => Err(LoadError::BrokeOff),
+        });
+        Self::of(painter)
+    }
+
+    /// A studio's painter that someone else opens.
+    pub(crate) fn of(painter: impl Future<Output = Result<Painter, LoadError>> + Send + 'static) -> Self {
+        Self { painter: painter.boxed().shared(), started: Instant::now(), first: Arc::new(Once::new()) }
+    }
+
+    /// The studio's painter, as soon as it is open.
+    ///
+    /// # Errors
+    /// It will never be.
+    pub async fn painter(&self) -> Result<Painter, LoadError> {
+        self.painter.clone().await
+    }
+
+    /// Waits for what makes painting impossible for good, and says what it is.
+    pub async fn broken(&self) -> LoadError {
+        match self.painter().await {
+            Ok(painter) => {
+                painter.ended().await;
+                LoadError::Lost
+            }
+            Err(error) => error,
+        }
+    }
+
+    /// To be called when work arrives: the first time it says how long after the start that was.
+    pub fn note_request(&self) {
+        self.first.call_once(|| {
+            let is_open = self.painter.peek().is_some();
+            log_phase("first_request", self.started);
+            if !is_open {
+                tracing::info!("the first request waits for the model");
+            }
+        });
+    }
+}

@@ -1,0 +1,131 @@
+//! The gate between a task that is well-formed and one that is worked on: whether we may go where it sends us.
+//!
+//! Refuses by BadTask, as if the field were malformed. A webhook address that is refused is taken out of it, so that nothing
+//! is told there.
+
+use crate::{
+    task::{BadTask, Task, buckets::BucketPattern},
+    webhook::network::{Guard, HostPattern},
+};
+use clap::Args;
+
+/// What a task may reach.
+#[derive(Debug, Clone, Default, Args)]
+#[command(next_help_heading = "What a task may reach")]
+pub struct SafetyConfig {
+    /// Hosts that webhooks may go to, and no others: api.example.org, or .example.org for all under it; :port narrows an entry
+    /// down [default: every host with a public address]
+    #[arg(long, env = "EASEL_WEBHOOK_HOSTS", value_name = "HOST,…", value_delimiter = ',')]
+    pub webhook_hosts: Vec<HostPattern>,
+    /// Let webhooks go to private, loopback and link-local addresses too, if there is no --webhook-hosts.
+    #[arg(long, env = "EASEL_ALLOW_PRIVATE_WEBHOOKS")]
+    pub allow_private_webhooks: bool,
+    /// Buckets that LoRAs may come from, and no others; *-loras means all that end so [default: every bucket that may be read]
+    #[arg(long, env = "EASEL_LORA_BUCKETS", value_name = "BUCKET,…", value_delimiter = ',')]
+    pub lora_buckets: Vec<BucketPattern>,
+}
+
+impl SafetyConfig {
+    /// The guard of the webhooks.
+    pub fn guard(&self) -> Guard {
+        Guard::new(&self.webhook_hosts, self.allow_private_webhooks)
+    }
+}
+
+/// What tasks may reach.
+#[derive(Clone)]
+pub struct Gate {
+    guard: Guard,
+    buckets: Vec<BucketPattern>,
+}
+
+impl Gate {
+    /// The gate that was asked for.
+    pub fn new(config: &SafetyConfig) -> Self {
+        Self { guard: config.guard(), buckets: config.lora_buckets.clone() }
+    }
+
+    /// The guard of the webhooks.
+    pub fn guard(&self) -> &Guard {
+        &self.guard
+    }
+
+    /// Lets a task through, or says what is wrong with it.
+    ///
+    /// # Errors
+    /// The task was bad already, or may not reach what it names.
+    pub async fn admit(&self, parsed: Result<Task, Box<BadTask>>) -> Result<Task, Box<BadTask>> {
+        match parsed {
+            Ok(task) => match self.guard.check_ahead(&task.webhook_url).await {
+                Ok(()) => self.check_buckets(task),
+                Err(refused) => Err(Box::new(BadTask {
+                    reason: refused.to_string(),
+                    generation_id: Some(task.generation_id),
+                    webhook_url: None,
+                })),
+            },
+            Err(mut bad) => {
+                if let Some(url) = &bad.webhook_url
+                    && let Err(refused) = self.guard.check_ahead(url).await
+                {
+                    bad.reason = format!("{}; {refused}", bad.reason);
+                    bad.webhook_url = None;
+                }
+                Err(bad)
+            }
+        }
+    }
+
+    fn check_buckets(&self, task: Task) -> Result<Task, Box<BadTask>> {
+        let listed = |bucket: &str| self.buckets.is_empty() || self.buckets.iter().any(|entry| entry.matches(bucket));
+        match task.loras.iter().position(|lora| !listed(&lora.bucket)) {
+            None => Ok(task),
+            Some(index) => {
+                let field = match index.checked_sub(1) {
+                    None => "lora_model_url".to_string(),
+                    Some(index) => format!("loras[{index}].lora_model_url"),
+                };
+                let reason =
+                    format!("`{field}` names a bucket that is not among those of --lora-buckets (EASEL_LORA_BUCKETS)");
+                let (generation_id, webhook_url) = (Some(task.generation_id), Some(task.webhook_url));
+                Err(Box::new(BadTask { reason, generation_id, webhook_url }))
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    async fn admit(buckets: &[&str], first: &str, second: &str) -> Result<Task, Box<BadTask>> {
+        let lora_buckets = buckets.iter().map(|bucket| bucket.parse().unwrap()).collect();
+        let config = SafetyConfig { lora_buckets, allow_private_webhooks: true, ..SafetyConfig::default() };
+        let body = json!({
+            "generation_id": 1, "style_id": 1, "lora_model_url": first, "prompt_tags": ["x"], "artist_name": "Ada",
+            "webhook_url": "http://localhost", "loras": [{ "lora_model_url": second }],
+        });
+        Gate::new(&config).admit(Task::parse(&body.to_string())).await
+    }
+
+    #[tokio::test]
+    async fn loras_come_from_listed_buckets_only_and_the_backend_can_be_told_else() {
+        let (good, ending, other) = ("s3://styles/k", "s3://anna-loras/k", "s3://other/k");
+        assert!(admit(&[], other, other).await.is_ok(), "no list");
+        assert!(admit(&["styles", "*-loras"], good, ending).await.is_ok());
+        for (first, second, field) in [(other, good, "`lora_model_url`"), (good, other, "`loras[0].lora_model_url`")] {
+            let bad = admit(&["styles", "*-loras"], first, second).await.unwrap_err();
+            assert!(bad.reason.starts_with(field) && bad.reason.contains("EASEL_LORA_BUCKETS"), "{bad}");
+            assert_eq!((bad.generation_id, bad.webhook_url.is_some()), (Some(1), true));
+        }
+    }
+
+    #[tokio::test]
+    async fn a_bad_task_is_told_to_no_host_that_is_refused() {
+        let gate = Gate::new(&SafetyConfig::default());
+        for change in [json!({}), json!({ "generation_id": 1, "webhook_url": "http://127.0.0.1:1" })] {
+            assert_eq!(gate.admit(Task::parse(&change.to_string())).await.unwrap_err().webhook_url, None);
+        }
+    }
+}

@@ -1,0 +1,78 @@
+//! What function and worker share: the options of every room that a task passes, and how it is worked on.
+
+mod secrets;
+
+pub use secrets::{SecretsConfig, SigningConfig, TokenConfig};
+
+use super::admission::SafetyConfig;
+use crate::{engine::options::ModelConfig, picture::options::PictureConfig, storage::options::StoreConfig};
+use clap::{Args, ValueEnum};
+
+/// What function and worker share.
+#[derive(Debug, Clone, Args)]
+pub struct ServiceConfig {
+    /// The model.
+    #[command(flatten)]
+    pub model: ModelConfig,
+    /// The storage.
+    #[command(flatten)]
+    pub store: StoreConfig,
+    /// The pictures' files.
+    #[command(flatten)]
+    pub picture: PictureConfig,
+    /// The secrets.
+    #[command(flatten)]
+    pub secrets: SecretsConfig,
+    /// What a task may reach.
+    #[command(flatten)]
+    pub safety: SafetyConfig,
+    /// How tasks are worked on.
+    #[command(flatten)]
+    pub work: WorkConfig,
+    /// How log lines look.
+    #[arg(long, env = "EASEL_LOG_FORMAT", default_value = "json")]
+    pub log_format: LogFormat,
+}
+
+/// How log lines look.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum LogFormat {
+    /// One JSON object a line.
+    Json,
+    /// For people.
+    Text,
+}
+
+/// How tasks are worked on, by function and worker alike.
+#[derive(Debug, Clone, Args)]
+#[command(next_help_heading = "Work")]
+pub struct WorkConfig {
+    /// How often a message is received before it is given up: the queue's maxReceiveCount. The backend is told on the last receive.
+    #[arg(long, env = "EASEL_MAX_RECEIVE_COUNT", default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..))]
+    pub max_receive_count: u32,
+    /// Seconds without a sign of life after which a task is taken over from the process that works on it; 0 for no such care: a task
+    /// that is delivered twice at once is then painted twice.
+    #[arg(long, env = "EASEL_CLAIM_LEASE", default_value_t = 60, value_name = "SECONDS",
+          value_parser = clap::value_parser!(u32).range(..=3_600))]
+    pub claim_lease: u32,
+    /// What `error_code` says: always GENERATION_FAILED (single), or what is at fault (fine).
+    #[arg(long, env = "EASEL_ERROR_CODES", default_value = "single")]
+    pub error_codes: ErrorCodes,
+    /// How many pictures are painted at once at most, where several tasks wait that differ in prompt, name and seed only; 0 for as many
+    /// as the GPU's memory allows, up to 8, and one on a CPU.
+    #[arg(long, env = "EASEL_BATCH", default_value_t = 0, value_name = "COUNT", value_parser = clap::value_parser!(u16).range(..=64))]
+    pub batch: u16,
+    /// Write the measurements of each task to standard output in CloudWatch's embedded metric format.
+    #[arg(long, env = "EASEL_EMBEDDED_METRICS", default_value_t = false, num_args = 0..=1, default_missing_value = "true",
+          value_name = "BOOL", action = clap::ArgAction::Set)]
+    pub embedded_metrics: bool,
+}
+
+/// What `error_code` says of a failure.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum ErrorCodes {
+    /// Always `GENERATION_FAILED`, as the Python worker did.
+    Single,
+    /// What is at fault.
+    Fine,
+}

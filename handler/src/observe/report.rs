@@ -1,0 +1,269 @@
+//! One line at the end of each task with what an operator asks first, and the same as a metric for CloudWatch.
+
+use crate::{
+    observe::trace::Lap,
+    task::{Task, fault::Fault},
+};
+use diffusion::gpu::Memory;
+use serde_json::{Map, Value, json};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use tracing::info;
+
+/// What a task goes through, in order.
+pub const STAGES: [&str; 12] = [
+    "claim",
+    "fetch",
+    "wait",
+    "lora",
+    "denoise",
+    "decode",
+    "sign",
+    "encode",
+    "metadata",
+    "credential",
+    "upload",
+    "complete",
+];
+/// Every way to end.
+pub const ENDINGS: [Ending; 7] = [
+    Ending::Painted,
+    Ending::AnnouncedAgain,
+    Ending::Failed,
+    Ending::GivenBack,
+    Ending::Cancelled,
+    Ending::Unwanted,
+    Ending::Unreadable,
+];
+/// Where the metrics are in CloudWatch.
+const NAMESPACE: &str = "Easel";
+
+/// How a task ended.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Ending {
+    /// Painted, stored and told.
+    Painted,
+    /// Told again: it had been painted before.
+    AnnouncedAgain,
+    /// Told as failed.
+    Failed,
+    /// Given back to the queue.
+    #[default]
+    GivenBack,
+    /// Not wanted any more.
+    Cancelled,
+    /// Painted or failed, and the backend refused to hear of it.
+    Unwanted,
+    /// No task, and nobody to tell.
+    Unreadable,
+}
+
+/// Where a LoRA was found.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Found {
+    /// In memory, or on its way there for another task.
+    Memory,
+    /// On the volume.
+    Volume,
+    /// In the storage.
+    Storage,
+}
+
+impl Found {
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::Memory, Self::Volume, Self::Storage];
+
+    /// The word for metrics.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Memory => "memory",
+            Self::Volume => "volume",
+            Self::Storage => "storage",
+        }
+    }
+}
+
+/// What is known of a task at its end. Lengths of time are none for what it did not get to.
+#[derive(Debug, Clone, Default)]
+pub struct Report {
+    /// How it ended.
+    pub ending: Ending,
+    /// What was at fault, unless it was painted or cancelled.
+    pub fault: Option<Fault>,
+    /// The generation, if it could be read.
+    pub generation_id: Option<i64>,
+    /// What was asked for, if it could be read.
+    pub order: Option<Order>,
+    /// How often the queue has handed it out.
+    pub receive_count: u32,
+    /// From SQS' receipt to ours.
+    pub queue_age: Option<Duration>,
+    /// From our receipt to the end.
+    pub total: Duration,
+    /// Where each LoRA was found.
+    pub loras_found: Vec<Found>,
+    /// The GPU's memory after the last painting; none on a CPU.
+    pub gpu_memory: Option<Memory>,
+    /// Stages in order.
+    pub stages: Vec<Lap>,
+    /// The trace that it belongs to.
+    pub trace_id: Option<String>,
+    /// Pictures stored.
+    pub images_stored: usize,
+    /// Their bytes.
+    pub bytes_stored: usize,
+}
+
+/// What decides how long a task takes. No prompt and no name.
+#[derive(Debug, Clone)]
+pub struct Order {
+    /// The style.
+    pub style_id: i64,
+    /// Pixels.
+    pub width: usize,
+    /// Pixels.
+    pub height: usize,
+    /// Denoising steps.
+    pub steps: usize,
+    /// Pictures.
+    pub images: usize,
+    /// LoRAs.
+    pub loras: usize,
+}
+
+impl Ending {
+    /// The word for logs and metrics.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Painted => "painted",
+            Self::AnnouncedAgain => "announced-again",
+            Self::Failed => "failed",
+            Self::GivenBack => "given-back",
+            Self::Cancelled => "cancelled",
+            Self::Unwanted => "refused-by-backend",
+            Self::Unreadable => "unreadable",
+        }
+    }
+}
+
+impl From<&Task> for Order {
+    fn from(task: &Task) -> Self {
+        let Task { style_id, width, height, steps, num_images: images, .. } = *task;
+        Self { style_id, width, height, steps, images, loras: task.loras.len() }
+    }
+}
+
+impl Report {
+    /// LoRAs that were in memory or on the volume.
+    pub fn cache_hits(&self) -> usize {
+        self.loras_found.len() - self.cache_misses()
+    }
+
+    /// LoRAs that were fetched from the storage.
+    pub fn cache_misses(&self) -> usize {
+        self.loras_found.iter().filter(|found| **found == Found::Storage).count()
+    }
+
+    /// Writes the line.
+    pub fn log(&self) {
+        let order = self.order.as_ref();
+        let stage = |wanted: &str| self.stages.iter().find(|(name, _)| *name == wanted).map(|(_, time)| ms(*time));
+        info!(
+            ending = self.ending.name(),
+            trace_id = self.trace_id,
+            fault = self.fault.map(Fault::code),
+            style_id = order.map(|order| order.style_id),
+            width = order.map(|order| order.width),
+            height = order.map(|order| order.height),
+            steps = order.map(|order| order.steps),
+            images = order.map(|order| order.images),
+            loras = order.map(|order| order.loras),
+            cache_hits = self.cache_hits(),
+            cache_misses = self.cache_misses(),
+            gpu_used_bytes = self.gpu_memory.map(|memory| memory.used),
+            bytes = self.bytes_stored,
+            queue_age_ms = self.queue_age.map(ms),
+            claim_ms = stage("claim"),
+            fetch_ms = stage("fetch"),
+            wait_ms = stage("wait"),
+            lora_ms = stage("lora"),
+            denoise_ms = stage("denoise"),
+            decode_ms = stage("decode"),
+            sign_ms = stage("sign"),
+            encode_ms = stage("encode"),
+            metadata_ms = stage("metadata"),
+            credential_ms = stage("credential"),
+            upload_ms = stage("upload"),
+            complete_ms = stage("complete"),
+            duration_ms = ms(self.total),
+            "task ended"
+        );
+    }
+
+    /// A line in CloudWatch's embedded metric format
+    /// (docs.aws.amazon.com/AmazonCloudWatch/latest/monitoring/CloudWatch_Embedded_Metric_Format_Specification.html).
+    pub fn embedded_metrics(&self) -> Value {
+        let timestamp = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, ms);
+        let mut values = Map::new();
+        let mut definitions = Vec::new();
+        let mut add = |name: &str, unit: &str, value: u64| {
+            values.insert(name.to_string(), json!(value));
+            definitions.push(json!({ "Name": name, "Unit": unit }));
+        };
+        add("Tasks", "Count", 1);
+        add("Images", "Count", self.images_stored as u64);
+        add("LoraCacheHits", "Count", self.cache_hits() as u64);
+        add("LoraCacheMisses", "Count", self.cache_misses() as u64);
+        add("TaskTime", "Milliseconds", ms(self.total));
+        if let Some(age) = self.queue_age {
+            add("QueueAge", "Milliseconds", ms(age));
+        }
+        if let Some(memory) = self.gpu_memory {
+            add("GpuMemoryUsed", "Bytes", memory.used);
+            add("GpuMemoryTotal", "Bytes", memory.total);
+        }
+        for (stage, duration) in &self.stages {
+            add(&format!("{stage}Time"), "Milliseconds", ms(*duration));
+        }
+        values.insert("Ending".into(), json!(self.ending.name()));
+        values.insert("Fault".into(), json!(self.fault.map_or("none", Fault::code)));
+        values.insert("generation_id".into(), json!(self.generation_id));
+        let directive =
+            json!({ "Namespace": NAMESPACE, "Dimensions": [["Ending"], ["Ending", "Fault"]], "Metrics": definitions });
+        values.insert("_aws".into(), json!({ "Timestamp": timestamp, "CloudWatchMetrics": [directive] }));
+        Value::Object(values)
+    }
+}
+
+fn ms(duration: Duration) -> u64 {
+    duration.as_millis() as u64
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_metric_that_is_announced_is_there_as_a_number_and_every_dimension_as_a_text() {
+        let report = Report {
+            ending: Ending::Painted,
+            queue_age: Some(Duration::from_secs(2)),
+            stages: STAGES.map(|stage| (stage, Duration::from_millis(7))).to_vec(),
+            images_stored: 1,
+            loras_found: vec![Found::Volume, Found::Storage, Found::Memory],
+            gpu_memory: Some(Memory { used: 3, total: 5 }),
+            ..Report::default()
+        };
+        let line = report.embedded_metrics();
+        let directive = &line["_aws"]["CloudWatchMetrics"][0];
+        let metrics = directive["Metrics"].as_array().unwrap();
+        assert_eq!(metrics.len(), 8 + STAGES.len());
+        assert!(metrics.iter().all(|metric| line[metric["Name"].as_str().unwrap()].is_u64()), "{line}");
+        let dimensions = directive["Dimensions"].as_array().unwrap().iter().flat_map(|set| set.as_array().unwrap());
+        assert!(dimensions.into_iter().all(|name| line[name.as_str().unwrap()].is_string()), "{line}");
+        assert_eq!(
+            (&line["Ending"], &line["Fault"], &line["denoiseTime"]),
+            (&json!("painted"), &json!("none"), &json!(7))
+        );
+        assert_eq!((&line["LoraCacheHits"], &line["LoraCacheMisses"]), (&json!(2), &json!(1)));
+    }
+}

@@ -1,0 +1,73 @@
+//! The artist's name, set small into the picture.
+//!
+//! Any script that the bundled fonts cover, right-to-left ones included. The ink is chosen from what lies beneath, with a halo
+//! where that is busy, so that the name reads on light, dark and busy grounds. Refuses names that would leave the picture
+//! unsigned, and never writes a name to a log.
+
+mod faces;
+mod fit;
+mod ink;
+mod layout;
+mod mask;
+#[cfg(test)]
+mod tests;
+mod text;
+
+use crate::task::signature::Signature;
+use image::RgbImage;
+
+/// Why a picture could not be signed. Trying again does not help.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum SignatureError {
+    /// The name is empty or only spaces.
+    #[error("`artist_name` is empty, must hold the name to sign with")]
+    Empty,
+    /// No bundled font can draw any character of the name.
+    #[error("`artist_name` has no character that can be drawn, must have at least one")]
+    NothingDrawable,
+    /// Not even the start of the name fits.
+    #[error("a picture of {width}x{height} pixels is too small for a signature")]
+    TooSmall {
+        /// Pixels.
+        width: u32,
+        /// Pixels.
+        height: u32,
+    },
+    /// A bundled font does not load.
+    #[error("the bundled font {0} cannot be read")]
+    Font(&'static str),
+}
+
+/// Signs the picture. An opacity of 0 checks the name and leaves the picture as it is.
+///
+/// ```
+/// use handler::picture::signature::{Signature, sign};
+///
+/// let mut picture = image::RgbImage::new(256, 256);
+/// sign(&mut picture, "Ada Kowalska", &Signature::default()).unwrap();
+/// assert!(picture.pixels().any(|pixel| pixel.0 != [0; 3]));
+/// ```
+///
+/// # Errors
+/// A name that cannot be drawn, or a picture that is too small for it; the picture is then unchanged.
+pub fn sign(picture: &mut RgbImage, artist_name: &str, options: &Signature) -> Result<(), SignatureError> {
+    let faces = faces::bundled()?;
+    let block = fit::fit(&layout::Name::read(artist_name, faces)?, picture.dimensions(), options)?;
+    if options.opacity > 0 {
+        let mask = mask::Mask::draw(&block, faces, picture.dimensions());
+        ink::lay(picture, &mask, options.opacity);
+    }
+    Ok(())
+}
+
+/// Says before a picture of that size is painted what [`sign`] would say, and warns of characters that it leaves out.
+///
+/// # Errors
+/// As [`sign`].
+pub fn check(size: (u32, u32), artist_name: &str, options: &Signature) -> Result<(), SignatureError> {
+    let name = layout::Name::read(artist_name, faces::bundled()?)?;
+    if name.dropped() > 0 {
+        tracing::warn!(dropped = name.dropped(), "the signature leaves out characters that cannot be drawn");
+    }
+    fit::fit(&name, size, options).map(|_| ())
+}
