@@ -35,7 +35,7 @@ pub use secret::Secret;
 pub use secrets::{SecretsConfig, SigningConfig, TokenConfig};
 pub use signature::SignatureConfig;
 pub use store::{ResultAcl, StoreConfig};
-pub use weights::{PullConfig, Variant, VerifyConfig, WeightsCommand};
+pub use weights::{FetchConfig, ModelUrl, PullConfig, Variant, VerifyConfig, WeightsCommand};
 pub use work::{ErrorCodes, WorkConfig};
 
 use address::socket;
@@ -91,7 +91,7 @@ pub enum Command {
     Doctor(DoctorConfig),
     /// Paint one picture from the shell.
     Generate(GenerateConfig),
-    /// Fill a model folder from the hub, and check one.
+    /// Fill a model folder from the hub or from S3, and check one.
     #[command(subcommand)]
     Weights(WeightsCommand),
     /// Look at LoRA files.
@@ -128,9 +128,11 @@ impl Command {
     /// What variables it reads beside those of its options.
     pub fn reads(&self) -> Reads {
         match self {
-            Self::Function(_) | Self::Worker(_) | Self::Doctor(_) => Reads::Services,
+            Self::Function(_) | Self::Worker(_) | Self::Doctor(_) | Self::Weights(WeightsCommand::Fetch(_)) => {
+                Reads::Services
+            }
             Self::Generate(_)
-            | Self::Weights(_)
+            | Self::Weights(WeightsCommand::Pull(_) | WeightsCommand::Verify(_))
             | Self::Lora(_)
             | Self::Bench(_)
             | Self::Schema(_)
@@ -145,6 +147,10 @@ pub struct ServiceConfig {
     /// The model.
     #[command(flatten)]
     pub model: ModelConfig,
+    /// Where the model lies in S3, s3://BUCKET/PREFIX: what its manifest there names is fetched into --model at the start. The folder
+    /// is one that handler weights pull filled and aws s3 sync brought there [default: --model is there already]
+    #[arg(long, env = "EASEL_MODEL_URL", value_name = "S3-URL", help_heading = "Model")]
+    pub model_url: Option<ModelUrl>,
     /// The storage.
     #[command(flatten)]
     pub store: StoreConfig,
@@ -292,6 +298,7 @@ mod tests {
             ["worker"] => &service,
             ["generate"] => &[("model", "m"), ("prompt", "x"), ("out", "x.png")],
             ["weights", "pull"] => &[("repo", "a/b"), ("to", "x")],
+            ["weights", "fetch"] => &[("to", "x")],
             ["bench", "lora"] => &[("model", "m"), ("lora", "x")],
             ["bench", "picture" | "soak"] => &[("model", "m")],
             ["lora", "inspect"] => return vec!["x".into()],
@@ -299,6 +306,7 @@ mod tests {
         };
         let token = option.starts_with("internal-api-token");
         let needed = pairs.iter().filter(|(name, _)| *name != option && !(token && *name == "internal-api-token"));
-        needed.map(|(name, value)| format!("--{name}={value}")).collect()
+        let argument = path.ends_with(&["fetch".to_string()]).then(|| "s3://models/sd15".to_string());
+        needed.map(|(name, value)| format!("--{name}={value}")).chain(argument).collect()
     }
 }

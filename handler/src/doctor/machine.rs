@@ -5,6 +5,7 @@ use super::{
     finding::{Finding, blocking, size},
 };
 use crate::{
+    cache::free_bytes,
     config::{DeviceKind, ModelConfig, StoreConfig},
     gpu::{Gpu, GpuError},
     signature::{self, Signature},
@@ -95,6 +96,5 @@ fn free_after_writing(folder: &Path) -> io::Result<u64> {
     fs::create_dir_all(folder)?;
     let probe = folder.join(format!(".easel-doctor-{}", std::process::id()));
     File::create(&probe).and_then(|mut file| file.write_all(b"easel\n")).and_then(|()| fs::remove_file(&probe))?;
-    let volume = rustix::fs::statvfs(folder)?;
-    Ok(volume.f_bavail.saturating_mul(volume.f_frsize))
+    free_bytes(folder)
 }
