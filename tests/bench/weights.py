@@ -4,7 +4,7 @@
 
 The files are made of random bytes: 859.5, 123.1 and 83.7 million numbers of two bytes, 2.1 GB. The stand-in sends them by sendfile(2), without
 TLS, from the page cache. With --rate each of its connections sends so many MB/s at most, as one connection to S3 does; with --connections it
-serves so many at a time, the others wait. Prints what the last line of the command says, for each round.
+serves so many at a time, the others wait. Prints what the last line of the command says, and its processor time, for each round.
 """
 
 import argparse
@@ -12,6 +12,7 @@ import contextlib
 import hashlib
 import json
 import os
+import resource
 import shutil
 import subprocess
 import tempfile
@@ -106,10 +107,15 @@ def main():
             "AWS_SECRET_ACCESS_KEY": "test",
             "NO_PROXY": "127.0.0.1",
         }
+        # What was made is on the disk before the clock runs.
+        os.sync()
         for _ in range(given.rounds):
             command = [given.handler, "weights", "fetch", "s3://models/sd15", "--to", target]
+            before = resource.getrusage(resource.RUSAGE_CHILDREN)
             done = subprocess.run(command, env=environment, check=True, capture_output=True, text=True)
-            print(done.stdout.splitlines()[-1], flush=True)
+            after = resource.getrusage(resource.RUSAGE_CHILDREN)
+            user, system = after.ru_utime - before.ru_utime, after.ru_stime - before.ru_stime
+            print(f"{done.stdout.splitlines()[-1]}, processor {user:.1f} s user and {system:.1f} s system", flush=True)
             shutil.rmtree(target)
 
 

@@ -56,8 +56,8 @@ async fn fetch(scene: &Scene, name: &str, url: &str, to: &Path) -> Result<(bool,
 /// The line of a worker's log about its fetch: how many files, and how many bytes.
 fn fetched(worker: &Process) -> Result<(u64, u64)> {
     let text = worker.log_text();
-    let lines = text.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
-    let line = lines.filter(|line| line["phase"] == "fetch_model").last().context("no line of the fetch")?;
+    let mut lines = text.lines().rev().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+    let line = lines.find(|line| line["phase"] == "fetch_model").context("no line of the fetch")?;
     Ok((line["files"].as_u64().context("no files")?, line["bytes"].as_u64().context("no bytes")?))
 }
 
