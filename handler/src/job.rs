@@ -31,7 +31,7 @@ use crate::{
         trace,
     },
     picture::{Credential, options::PictureConfig},
-    storage::{Store, pointer::Pointer},
+    storage::{Store, pointer::Pointer, weights::Remote},
     task::{Task, fault::Fault},
     webhook::Backend,
 };
@@ -68,7 +68,9 @@ impl Workshop {
         let metrics = Metrics::new(store.tally());
         // Reading secrets takes time that the model needs anyway.
         let most = (config.work.batch > 0).then_some(config.work.batch.into());
-        let opening = Opening::begin(&config.model, most, metrics.clone());
+        let folder = &config.model.dir;
+        let remote = config.model_url.as_ref().map(|url| Remote::at_start(store.s3(), url, folder));
+        let opening = Opening::begin(&config.model, remote, most, metrics.clone());
         Self::with(opening, store, metrics, config, aws).await
     }
 

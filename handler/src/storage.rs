@@ -1,4 +1,4 @@
-//! S3: pictures go up, LoRAs and large messages come down.
+//! S3: pictures go up; LoRAs, large messages and models come down.
 
 mod address;
 pub mod cache;
@@ -14,6 +14,7 @@ mod regional;
 mod results;
 pub mod weights;
 
+pub(crate) use objects::{Objects, Wording};
 pub(crate) use probe::Access;
 pub(crate) use regional::Regional;
 
@@ -25,12 +26,12 @@ use crate::{
     },
     task::LoraRef,
 };
-use address::Place;
+use address::{Place, endpoint};
 use aws_config::{SdkConfig, timeout::TimeoutConfig};
 use aws_sdk_s3::{Client, config::Builder};
 use diffusion::lora::Lora;
 use loras::Loras;
-use objects::Objects;
+use objects::LORA;
 use std::{sync::Arc, time::Duration};
 
 /// Why storage failed, named by what is to be done.
@@ -57,18 +58,11 @@ pub struct Store {
 impl Store {
     /// Sets the client up; nothing is sent.
     pub fn new(config: &StoreConfig, aws: &SdkConfig) -> Self {
-        let timeouts = TimeoutConfig::builder()
-            .connect_timeout(Duration::from_secs(5))
-            .read_timeout(Duration::from_secs(30))
-            .operation_attempt_timeout(Duration::from_secs(120))
-            .operation_timeout(Duration::from_secs(300))
-            .build();
         let place = Place::of(config, aws);
-        let client = Builder::from(aws).force_path_style(place.path_style).timeout_config(timeouts).build();
-        let s3 = Regional::new(Client::from_conf(client));
+        let s3 = client(aws, config.path_style);
         let base = config.base_url.as_ref().map(|url| url.as_str().trim_end_matches('/').to_string());
         let (folder, limits) = (config.cache_dir.join("loras"), config.cache.limits());
-        let cache = Cache::new(Objects::new(s3.clone()), folder, config.cache.parts(), limits);
+        let cache = Cache::new(Objects::new(s3.clone(), LORA), folder, config.cache.parts(), limits);
         Self {
             s3,
             bucket: config.bucket.clone(),
@@ -82,6 +76,11 @@ impl Store {
     /// The bucket of the pictures, and the way there.
     pub(crate) fn pictures(&self) -> (&Regional, &str) {
         (&self.s3, &self.bucket)
+    }
+
+    /// The client, for other buckets.
+    pub(crate) fn s3(&self) -> Regional {
+        self.s3.clone()
     }
 
     /// Where the addresses of pictures begin.
@@ -101,6 +100,19 @@ impl Store {
     pub async fn lora(&self, wanted: &LoraRef) -> Result<(Arc<Lora>, Found), StoreError> {
         self.loras.get(&wanted.bucket, &wanted.key).await
     }
+}
+
+/// A client of S3 as variables and profile say, and `--s3-path-style` if it is given. Nothing is sent.
+pub(crate) fn client(aws: &SdkConfig, path_style: Option<bool>) -> Regional {
+    let timeouts = TimeoutConfig::builder()
+        .connect_timeout(Duration::from_secs(5))
+        .read_timeout(Duration::from_secs(30))
+        .operation_attempt_timeout(Duration::from_secs(120))
+        .operation_timeout(Duration::from_secs(300))
+        .build();
+    // What stands in for S3 has no names of hosts for buckets.
+    let path_style = path_style.unwrap_or_else(|| endpoint(aws).is_some());
+    Regional::new(Client::from_conf(Builder::from(aws).force_path_style(path_style).timeout_config(timeouts).build()))
 }
 
 impl From<SourceError> for StoreError {

@@ -47,4 +47,5 @@ mod together;
 mod traces;
 mod variables;
 mod weights;
+mod weights_s3;
 mod worker;

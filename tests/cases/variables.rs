@@ -61,11 +61,13 @@ fn no_program_takes_a_variable_with_a_line_break_at_its_end() {
             ("handler", &["worker"], true),
             ("handler", &["doctor"], true),
             ("handler", &pull, false),
+            ("handler", &["weights", "fetch", "s3://models/sd15", "--to", "/nowhere"], true),
             ("handler", &["generate", "--prompt", "x", "--out", "/nowhere/x.png"], false),
             ("handler", &["bench", "file"], false),
         ] {
             let help = [args, &["--help"]].concat();
-            let name = format!("variables-{program}-{}", args.first().unwrap_or(&"run"));
+            let words: Vec<&str> = args.iter().take(2).map(|word| word.trim_start_matches('-')).collect();
+            let name = format!("variables-{program}-{}", words.join("-"));
             let (_, said) = run(scene, &format!("{name}-help"), program, &help, &[]).await?;
             let mut names: Vec<String> = variable.captures_iter(&said).map(|found| found[1].to_string()).collect();
             // The options of function and doctor that others have are those of the worker.
@@ -103,6 +105,8 @@ fn what_is_no_name_of_a_queue_or_bucket_is_refused_by_the_variables_name() {
             ("handler", "worker", "S3_BUCKET", "pics\n"),
             ("handler", "function", "S3_BUCKET", "s3://pics"),
             ("handler", "doctor", "EASEL_PAYLOAD_BUCKET", "Pics"),
+            ("handler", "worker", "EASEL_MODEL_URL", "my-models/sd15"),
+            ("handler", "doctor", "EASEL_MODEL_URL", "s3://my-models"),
             ("handler", "worker", "AWS_ENDPOINT_URL", "localhost:4566"),
             ("relay", "--check", "AWS_REGION", "eu central 1"),
             ("relay", "--check", "AWS_ACCESS_KEY_ID", "AKIA\nEXAMPLE"),

@@ -13,12 +13,12 @@ use std::{
     path::{Path, PathBuf},
 };
 
-const UNET: &str = "unet/diffusion_pytorch_model.safetensors";
+pub(crate) const UNET: &str = "unet/diffusion_pytorch_model.safetensors";
 const VAE: &str = "vae/diffusion_pytorch_model.safetensors";
 const TOKEN: &str = "hub-token-of-this-run-only";
 
 /// The toy model, and what a real repository has beside it.
-fn files() -> Result<BTreeMap<String, Vec<u8>>> {
+pub(crate) fn files() -> Result<BTreeMap<String, Vec<u8>>> {
     let mut files = BTreeMap::new();
     let mut folders = vec![PathBuf::new()];
     while let Some(folder) = folders.pop() {
@@ -48,13 +48,13 @@ async fn weights(run: &RunDir, name: &str, args: &[&str], token: bool) -> Result
     Ok((status.success(), text))
 }
 
-async fn pull(run: &RunDir, name: &str, hub: &Hub, to: &Path, token: bool) -> Result<(bool, String)> {
+pub(crate) async fn pull(run: &RunDir, name: &str, hub: &Hub, to: &Path, token: bool) -> Result<(bool, String)> {
     let (endpoint, to) = (hub.url(), to.display().to_string());
     let args = ["pull", "--repo", REPO, "--revision", "main", "--to", &to, "--endpoint", &endpoint];
     weights(run, name, &args, token).await
 }
 
-async fn verify(run: &RunDir, name: &str, folder: &Path) -> Result<(bool, String)> {
+pub(crate) async fn verify(run: &RunDir, name: &str, folder: &Path) -> Result<(bool, String)> {
     weights(run, name, &["verify", &folder.display().to_string()], false).await
 }
 

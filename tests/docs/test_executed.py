@@ -69,6 +69,7 @@ ELSEWHERE = {
         "tests/cases/weights.rs",
         "a_model_is_pulled_whole_without_pickles_and_verified",
     ),
+    r"handler weights fetch .*": ("tests/cases/weights_s3.rs", "a_model_is_fetched_from_s3_by_hand_and_verified"),
 }
 NEEDS = {
     r"aws .*": "an account",
@@ -82,7 +83,7 @@ NEEDS = {
     r"(python3 tests/bench/(on_gpu|tasks)\.py|cargo test .*--features cuda|ncu) .*": "a GPU",
     r"\S*python3? tests/(bench/beside_diffusers|goldens/\w+)\.py .*": "torch and diffusers",
     r"\S*toy-model --size sd15-full .*|\S*handler bench lora .*": "1.7 GB of disk, and as much memory",
-    r"\S*handler bench picture .*|python3 tests/bench/relay\.py .*": "an idle machine, or the figures mean nothing",
+    r"\S*handler bench picture .*|python3 tests/bench/(relay|weights)\.py .*": "an idle machine, or the figures mean nothing",
     r"cargo build --release .*|target/release/.*": "a release build, a quarter of an hour",
     r"\S*python tests/deploy/mutations\.py": "many minutes, for tests that see nothing change",
     r"\S*python tests/studio/screenshot\.py .*": "a person who looks at the picture",

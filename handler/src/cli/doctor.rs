@@ -22,7 +22,7 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(20);
 /// Looks at everything; whether nothing is wrong.
 ///
 /// # Errors
-/// Standard output is closed.
+/// Standard output is closed, or `AWS_CA_BUNDLE` has no certificates.
 pub async fn run(config: &DoctorConfig) -> anyhow::Result<bool> {
     let service = &config.service;
     let mut wrong = 0;
@@ -30,10 +30,10 @@ pub async fn run(config: &DoctorConfig) -> anyhow::Result<bool> {
         wrong += findings.iter().filter(|finding| finding.is_failure()).count();
         findings.iter().try_for_each(Finding::print)
     };
-    tell(model::check(config).await)?;
+    let aws = settings::sdk_config().await?;
+    tell(model::check(config, &aws).await)?;
     tell(vec![machine::gpu(&service.model).await, machine::fonts()])?;
     tell(vec![machine::cache(&service.store).await])?;
-    let aws = settings::sdk_config().await?;
     tell(vec![storage::credentials(&aws).await])?;
     tell(vec![backend::secrets(&service.secrets, &aws).await])?;
     tell(storage::check(config, &aws).await)?;

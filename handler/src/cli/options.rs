@@ -70,7 +70,7 @@ pub enum Command {
     Doctor(DoctorConfig),
     /// Paint one picture from the shell.
     Generate(GenerateConfig),
-    /// Fill a model folder from the hub, and check one.
+    /// Fill a model folder from the hub or from S3, and check one.
     #[command(subcommand)]
     Weights(WeightsCommand),
     /// Look at LoRA files.
@@ -107,9 +107,11 @@ impl Command {
     /// What variables it reads beside those of its options.
     pub fn reads(&self) -> Reads {
         match self {
-            Self::Function(_) | Self::Worker(_) | Self::Doctor(_) => Reads::Services,
+            Self::Function(_) | Self::Worker(_) | Self::Doctor(_) | Self::Weights(WeightsCommand::Fetch(_)) => {
+                Reads::Services
+            }
             Self::Generate(_)
-            | Self::Weights(_)
+            | Self::Weights(WeightsCommand::Pull(_) | WeightsCommand::Verify(_))
             | Self::Lora(_)
             | Self::Bench(_)
             | Self::Schema(_)
@@ -206,6 +208,7 @@ mod tests {
             ["worker"] => &service,
             ["generate"] => &[("model", "m"), ("prompt", "x"), ("out", "x.png")],
             ["weights", "pull"] => &[("repo", "a/b"), ("to", "x")],
+            ["weights", "fetch"] => &[("to", "x")],
             ["bench", "lora"] => &[("model", "m"), ("lora", "x")],
             ["bench", "picture" | "soak"] => &[("model", "m")],
             ["lora", "inspect"] => return vec!["x".into()],
@@ -213,6 +216,7 @@ mod tests {
         };
         let token = option.starts_with("internal-api-token");
         let needed = pairs.iter().filter(|(name, _)| *name != option && !(token && *name == "internal-api-token"));
-        needed.map(|(name, value)| format!("--{name}={value}")).collect()
+        let argument = path.ends_with(&["fetch".to_string()]).then(|| "s3://models/sd15".to_string());
+        needed.map(|(name, value)| format!("--{name}={value}")).chain(argument).collect()
     }
 }

@@ -1,10 +1,15 @@
-//! The start: the model loads on a thread of its own while the process registers with its queue, and says how long each phase took.
+//! The start: the model is fetched from S3 if it lies there, and loads on a thread of its own, while the process registers with its queue. It
+//! says how long each phase took.
 //!
 //! Whoever needs the model waits for it. A model that cannot be loaded ends the process; no task is failed for it.
 
 use crate::{
     engine::{options::ModelConfig, painter::Painter, studio::Studio},
     observe::{metrics::Metrics, trace::log_phase},
+    storage::{
+        Objects,
+        weights::{FetchError, Remote},
+    },
 };
 use diffusion::error::PipelineError;
 use futures_util::{
@@ -21,6 +26,9 @@ use tokio::sync::oneshot;
 /// A model that cannot be loaded, for each who waits for it.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum LoadError {
+    /// It did not come from S3.
+    #[error(transparent)]
+    Fetch(Arc<FetchError>),
     /// The model or the device is at fault.
     #[error(transparent)]
     Model(Arc<PipelineError>),
@@ -41,23 +49,28 @@ pub struct Opening {
 }
 
 impl Opening {
-    /// Begins to load, on a thread that holds up nobody who wants to end. `most` pictures are painted at once at most; `None` for as
-    /// many as memory allows.
-    pub fn begin(config: &ModelConfig, most: Option<usize>, metrics: Metrics) -> Self {
+    /// Begins to fetch what is to be fetched, and then to load, on a thread that holds up nobody who wants to end. `most` pictures are
+    /// painted at once at most; `None` for as many as memory allows.
+    pub(crate) fn begin(
+        config: &ModelConfig,
+        remote: Option<Remote<Objects>>,
+        most: Option<usize>,
+        metrics: Metrics,
+    ) -> Self {
         let config = config.clone();
-        let (sender, receiver) = oneshot::channel();
-        let load = move || {
-            // Nobody waits for it when the process is about to end.
-            let _ = sender.send(Studio::open(&config, crate::task::size(None)));
-        };
-        // A thread that panics or cannot be had drops the sender.
-        drop(thread::Builder::new().name("load".into()).spawn(load));
-        let painter = receiver.map(move |opened| match opened {
+        // It goes on whether somebody waits for the painter or not.
+        let opening = tokio::spawn(async move {
+            if let Some(remote) = remote {
+                fetch(&remote).await?;
+            }
+            load(config).await
+        });
+        let painter = opening.map(move |opened| match opened {
             Ok(Ok(studio)) => {
                 metrics.note_gpu_unused(studio.leaves_a_gpu());
                 Painter::start(studio, most, metrics).map_err(|_| LoadError::BrokeOff)
             }
-            Ok(Err(error)) => Err(LoadError::Model(Arc::new(error))),
+            Ok(Err(error)) => Err(error),
             Err(_) => Err(LoadError::BrokeOff),
         });
         Self::of(painter)
@@ -96,5 +109,30 @@ impl Opening {
                 tracing::info!("the first request waits for the model");
             }
         });
+    }
+}
+
+/// Brings the model from S3 into its folder.
+async fn fetch(remote: &Remote<Objects>) -> Result<(), LoadError> {
+    let started = Instant::now();
+    let brought = remote.bring(&|line| tracing::debug!("{line}")).await;
+    let brought = brought.map_err(|error| LoadError::Fetch(Arc::new(error)))?;
+    let duration_ms = started.elapsed().as_millis() as u64;
+    tracing::info!(phase = "fetch_model", duration_ms, files = brought.files, bytes = brought.bytes, "startup");
+    Ok(())
+}
+
+/// Loads the model on a thread of its own.
+async fn load(config: ModelConfig) -> Result<Studio, LoadError> {
+    let (sender, receiver) = oneshot::channel();
+    let open = move || {
+        // Nobody waits for it when the process is about to end.
+        let _ = sender.send(Studio::open(&config, crate::task::size(None)));
+    };
+    // A thread that panics or cannot be had drops the sender.
+    drop(thread::Builder::new().name("load".into()).spawn(open));
+    match receiver.await {
+        Ok(opened) => opened.map_err(|error| LoadError::Model(Arc::new(error))),
+        Err(_) => Err(LoadError::BrokeOff),
     }
 }

@@ -5,7 +5,11 @@ mod secrets;
 pub use secrets::{SecretsConfig, SigningConfig, TokenConfig};
 
 use super::admission::SafetyConfig;
-use crate::{engine::options::ModelConfig, picture::options::PictureConfig, storage::options::StoreConfig};
+use crate::{
+    engine::options::ModelConfig,
+    picture::options::PictureConfig,
+    storage::{options::StoreConfig, weights::options::ModelUrl},
+};
 use clap::{Args, ValueEnum};
 
 /// What function and worker share.
@@ -14,6 +18,10 @@ pub struct ServiceConfig {
     /// The model.
     #[command(flatten)]
     pub model: ModelConfig,
+    /// Where the model lies in S3, s3://BUCKET/PREFIX: what its manifest there names is fetched into --model at the start. The folder
+    /// is one that handler weights pull filled and aws s3 sync brought there [default: --model is there already]
+    #[arg(long, env = "EASEL_MODEL_URL", value_name = "S3-URL", help_heading = "Model")]
+    pub model_url: Option<ModelUrl>,
     /// The storage.
     #[command(flatten)]
     pub store: StoreConfig,

@@ -34,7 +34,7 @@ pub(super) struct Place {
     region: Option<String>,
     endpoint: Option<String>,
     /// Whether its name stands in the path, not in the host.
-    pub(super) path_style: bool,
+    path_style: bool,
 }
 
 impl Place {
@@ -44,7 +44,6 @@ impl Place {
         Self {
             bucket: config.bucket.clone(),
             region: aws.region().map(ToString::to_string),
-            // What stands in for S3 has no names of hosts for buckets.
             path_style: config.path_style.unwrap_or(endpoint.is_some()),
             endpoint,
         }
@@ -75,7 +74,7 @@ impl Place {
 }
 
 /// Where S3 is, if the environment or the profile says that it is elsewhere. The client looks in the same order.
-fn endpoint(aws: &SdkConfig) -> Option<String> {
+pub(super) fn endpoint(aws: &SdkConfig) -> Option<String> {
     let general = aws.endpoint_url().map(str::to_string);
     if aws.get_origin("endpoint_url").is_client_config() {
         return general;

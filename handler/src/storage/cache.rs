@@ -12,13 +12,14 @@ mod room;
 mod source;
 
 pub use download::Parts;
+pub(crate) use download::{DownloadError, patiently, sound};
 pub(crate) use entry::hash;
 pub(crate) use lock::{Kind, Lock};
 pub use room::Limits;
+pub(crate) use room::free_bytes;
 pub use source::{Place, Source, SourceError, Version};
 
 use crate::observe::Tally;
-use download::{DownloadError, sound};
 use entry::{Paths, Record, Volume};
 use futures_util::FutureExt;
 use std::{
@@ -26,8 +27,10 @@ use std::{
     io,
     path::PathBuf,
     sync::{Arc, Once},
+    thread,
     time::Duration,
 };
+use tokio::sync::oneshot;
 
 /// How long another process may take over its download before this one goes its own way.
 const PATIENCE: Duration = Duration::from_secs(180);
@@ -181,8 +184,21 @@ impl<S: Source> Cache<S> {
 }
 
 /// The disk may be a network's: nothing of it is touched on a thread that others wait for.
-async fn blocking<T: Send + 'static>(work: impl FnOnce() -> io::Result<T> + Send + 'static) -> io::Result<T> {
+pub(crate) async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> io::Result<T> + Send + 'static,
+) -> io::Result<T> {
     tokio::task::spawn_blocking(work).await.unwrap_or_else(|error| Err(io::Error::other(error)))
+}
+
+/// The same on a thread of its own, for what may take long: the runtime waits for its blocking threads when it ends.
+pub(crate) async fn aside<T: Send + 'static>(
+    name: &str,
+    work: impl FnOnce() -> io::Result<T> + Send + 'static,
+) -> io::Result<T> {
+    let (sender, receiver) = oneshot::channel();
+    // An answer that nobody waits for any more is dropped.
+    thread::Builder::new().name(name.into()).spawn(move || drop(sender.send(work())))?;
+    receiver.await.unwrap_or_else(|_| Err(io::Error::other("the thread ended without an answer")))
 }
 
 #[cfg(test)]

@@ -1,4 +1,4 @@
-//! LoRA files in S3, by range and only of one ETag; and whose fault it is when one cannot be read.
+//! Files in S3, by range and only of one ETag; and whose fault it is when one cannot be read.
 //!
 //! S3's error codes decide. A file that is not there is the task's fault; credentials, clocks and throttles are not. `AccessDenied` may
 //! be either: S3 says it of one file that nobody may read, of a missing file to those who may not list, and of everything if a role or a
@@ -24,16 +24,38 @@ use std::{
 /// Files that are remembered because they could be read.
 const WITNESSES: usize = 64;
 
+/// How messages speak of files: by the field or option that names them.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Wording {
+    /// What stands before the address of a file that is at fault.
+    pub(crate) file: &'static str,
+    /// The same where S3 is at fault, or the way from there.
+    pub(crate) passing: &'static str,
+    /// What to do where nothing of a bucket may be read.
+    pub(crate) if_denied: &'static str,
+    /// What to do where ranges are ignored.
+    pub(crate) if_whole: &'static str,
+}
+
+/// Of LoRAs, which tasks name.
+pub(super) const LORA: Wording = Wording {
+    file: "`lora_model_url`",
+    passing: "LoRA",
+    if_denied: "no other file of its bucket was read: check the role and the bucket's policy",
+    if_whole: "let --lora-part-bytes (EASEL_LORA_PART_BYTES) be no less than the file",
+};
+
 /// S3 as the cache sees it.
-pub(super) struct Objects {
+pub(crate) struct Objects {
     s3: Regional,
+    wording: Wording,
     /// Two at most of a bucket; the latest is the last.
     witnesses: Mutex<VecDeque<Place>>,
 }
 
 impl Objects {
-    pub(super) fn new(s3: Regional) -> Self {
-        Self { s3, witnesses: Mutex::default() }
+    pub(crate) fn new(s3: Regional, wording: Wording) -> Self {
+        Self { s3, wording, witnesses: Mutex::default() }
     }
 
     fn testify(&self, place: &Place) {
@@ -71,8 +93,7 @@ impl Objects {
     where
         E: ProvideErrorMetadata + Error + 'static,
     {
-        let Place { bucket, key } = place;
-        let at = format!("`lora_model_url` s3://{bucket}/{key}");
+        let at = self.name_of(place);
         match (class(error), error.code()) {
             (Class::Condition, _) => SourceError::Changed,
             // An answer without S3's code may be anybody's; the client calls that one NotFound.
@@ -86,19 +107,21 @@ impl Objects {
             (Class::Denied, Some("AccessDenied")) if self.is_bucket_readable(place).await => SourceError::Permanent(
                 format!("{at} may not be read, or does not exist; other files of its bucket may be read"),
             ),
-            (Class::Denied, _) => transient(
-                place,
-                &format!(
-                    "{}; no other file of its bucket was read: check the role and the bucket's policy",
-                    describe(error)
-                ),
-            ),
-            _ => transient(place, &describe(error)),
+            (Class::Denied, _) => self.transient(place, &format!("{}; {}", describe(error), self.wording.if_denied)),
+            _ => self.transient(place, &describe(error)),
         }
+    }
+
+    fn transient(&self, place: &Place, reason: &str) -> SourceError {
+        SourceError::Transient(format!("{} s3://{}/{}: {reason}", self.wording.passing, place.bucket, place.key))
     }
 }
 
 impl Source for Objects {
+    fn name_of(&self, place: &Place) -> String {
+        format!("{} s3://{}/{}", self.wording.file, place.bucket, place.key)
+    }
+
     fn version<'a>(&'a self, place: &'a Place) -> BoxFuture<'a, Result<Version, SourceError>> {
         async move {
             let Place { bucket, key } = place;
@@ -113,11 +136,11 @@ impl Source for Objects {
                 Err(error) => error,
             };
             if class(&error) == Class::Transient {
-                return Err(transient(place, &describe(&error)));
+                return Err(self.transient(place, &describe(&error)));
             }
             // An answer to HEAD has no code.
             match self.s3.first_byte(bucket, key).await {
-                Ok(_) => Err(transient(place, &describe(&error))),
+                Ok(_) => Err(self.transient(place, &describe(&error))),
                 Err(error) => Err(self.fault(place, &error).await),
             }
         }
@@ -149,15 +172,15 @@ impl Source for Objects {
                 return Err(SourceError::Changed);
             }
             if is_part && object.content_length.is_some_and(|length| length.unsigned_abs() > wanted) {
-                let reason = "a part was asked for and the whole file came: the storage, or a proxy before it, ignores Range; let \
-                              --lora-part-bytes (EASEL_LORA_PART_BYTES) be no less than the file";
-                return Err(transient(place, &reason));
+                let ignored =
+                    "a part was asked for and the whole file came: the storage, or a proxy before it, ignores Range";
+                return Err(self.transient(place, &format!("{ignored}; {}", self.wording.if_whole)));
             }
             let mut bytes = Vec::with_capacity(wanted as usize);
             while let Some(chunk) = object.body.next().await {
-                let chunk = chunk.map_err(|_| transient(place, &"the answer broke off"))?;
+                let chunk = chunk.map_err(|_| self.transient(place, "the answer broke off"))?;
                 if (bytes.len() + chunk.len()) as u64 > wanted {
-                    return Err(transient(place, &format!("more than the {wanted} bytes asked for")));
+                    return Err(self.transient(place, &format!("more than the {wanted} bytes asked for")));
                 }
                 bytes.extend_from_slice(&chunk);
             }
@@ -182,10 +205,6 @@ fn version(head: &HeadObjectOutput) -> Version {
         }),
         etag,
     }
-}
-
-fn transient(place: &Place, reason: &impl std::fmt::Display) -> SourceError {
-    SourceError::Transient(format!("LoRA s3://{}/{}: {reason}", place.bucket, place.key))
 }
 
 #[cfg(test)]

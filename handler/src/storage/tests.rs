@@ -17,7 +17,7 @@ const PRINT: &str = "fingerprint";
 
 fn store(bucket: &Bucket) -> Store {
     let s3 = Regional::new(bucket.client());
-    let cache = Cache::new(Objects::new(s3.clone()), "/nonexistent".into(), PARTS, LIMITS);
+    let cache = Cache::new(Objects::new(s3.clone(), LORA), "/nonexistent".into(), PARTS, LIMITS);
     Store {
         s3,
         bucket: "pictures".into(),

@@ -1,17 +1,22 @@
-//! `handler weights`: fills a model folder from the hub, and checks one.
+//! Fills model folders and checks them: `handler weights` by hand, and function and worker with `--model-url`.
 //!
-//! Takes the files that the pipeline reads and no others. Refuses to fetch anything pickled, whatever the hub offers, and to keep a file
-//! whose checksum is not the hub's.
+//! Of the hub it takes the files that the pipeline reads and no others, nothing that is pickled, and of S3 what the manifest there names. A
+//! file whose checksum is another one than theirs is not kept.
 
+mod bucket;
 mod files;
 mod hub;
 mod layout;
 mod manifest;
 pub mod options;
 
+pub use bucket::FetchError;
+pub(crate) use bucket::{Remote, no_room};
+
 use crate::storage::{
+    self,
     cache::{Kind, Lock},
-    weights::options::{PullConfig, VerifyConfig},
+    weights::options::{FetchConfig, PullConfig, VerifyConfig},
 };
 use anyhow::{Context, ensure};
 use files::Progress;
@@ -28,6 +33,26 @@ const LOCK: &str = ".easel-pull.lock";
 /// The hub refuses or does not have the model, a checksum does not match, or the disk.
 pub fn pull(config: &PullConfig) -> anyhow::Result<()> {
     tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(pull_all(config))
+}
+
+/// Fetches a model from S3; says on stdout what it does.
+///
+/// # Errors
+/// S3 refuses or cannot be reached, what lies there is no model as its manifest says, or the folder cannot be filled.
+pub fn fetch(config: &FetchConfig) -> anyhow::Result<()> {
+    // Decrypting what sixteen connections bring is more than one thread's work.
+    tokio::runtime::Builder::new_multi_thread().enable_all().build()?.block_on(fetch_all(config))
+}
+
+async fn fetch_all(config: &FetchConfig) -> anyhow::Result<()> {
+    let aws = settings::sdk_config().await?;
+    let remote = Remote::by_hand(storage::client(&aws, config.path_style), &config.url, &config.folder);
+    let clock = Instant::now();
+    let brought = remote.bring(&|line| println!("{line}")).await?;
+    let (bytes, seconds) = (brought.bytes, clock.elapsed().as_secs_f64());
+    let rate = bytes as f64 / 1e6 / seconds;
+    println!("{} files fetched, {bytes} bytes in {seconds:.2} s, {rate:.0} MB/s", brought.files);
+    Ok(())
 }
 
 /// Repository and commit of a folder that was pulled; `None` for any other.

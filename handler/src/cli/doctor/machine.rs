@@ -7,7 +7,7 @@ use super::{
 use crate::{
     engine::options::{DeviceKind, ModelConfig},
     picture::signature,
-    storage::options::StoreConfig,
+    storage::{cache::free_bytes, options::StoreConfig},
     task::signature::Signature,
 };
 use diffusion::gpu::{self, Gpu, GpuError};
@@ -108,8 +108,7 @@ fn free_after_writing(folder: &Path) -> io::Result<u64> {
     fs::create_dir_all(folder)?;
     let probe = folder.join(format!(".easel-doctor-{}", std::process::id()));
     File::create(&probe).and_then(|mut file| file.write_all(b"easel\n")).and_then(|()| fs::remove_file(&probe))?;
-    let volume = rustix::fs::statvfs(folder)?;
-    Ok(volume.f_bavail.saturating_mul(volume.f_frsize))
+    free_bytes(folder)
 }
 
 #[cfg(test)]

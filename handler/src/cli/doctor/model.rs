@@ -1,11 +1,21 @@
-//! The model's folder: whether it could be loaded, whether it is as it was pulled, and if that is asked for, whether
-//! it loads.
+//! The model: whether it could be fetched, if it lies in S3; whether its folder could be loaded, is as it was pulled, and if that is
+//! asked for, whether it loads.
 
 use super::{
     ANSWER_TIMEOUT,
-    finding::{Finding, blocking},
+    finding::{Finding, answer, blocking, size},
 };
-use crate::{cli::options::DoctorConfig, engine::studio::Studio, observe::causes::causes, storage::weights, task};
+use crate::{
+    cli::options::DoctorConfig,
+    engine::studio::Studio,
+    observe::causes::causes,
+    storage::{
+        self,
+        weights::{self, Remote, options::ModelUrl},
+    },
+    task,
+};
+use aws_config::SdkConfig;
 use diffusion::pipeline;
 use std::{
     path::Path,
@@ -15,7 +25,46 @@ use std::{
 /// Hashing and loading read gigabytes, from a volume that may be slow.
 const READ_TIMEOUT: Duration = Duration::from_secs(1800);
 
-pub(super) async fn check(config: &DoctorConfig) -> Vec<Finding> {
+pub(super) async fn check(config: &DoctorConfig, aws: &SdkConfig) -> Vec<Finding> {
+    let Some(url) = &config.service.model_url else { return folder(config).await };
+    let (found, is_there) = bucket(config, url, aws).await;
+    let mut findings = vec![found];
+    if is_there {
+        findings.extend(folder(config).await);
+    } else {
+        let dir = config.service.model.dir.display();
+        findings.push(Finding::warn(
+            format!("model.folder {dir}"),
+            format!("not looked at: function and worker fill it when they start; handler weights fetch {url} --to {dir} does so now"),
+        ));
+    }
+    findings
+}
+
+/// The model in S3, and whether the folder has it already.
+async fn bucket(config: &DoctorConfig, url: &ModelUrl, aws: &SdkConfig) -> (Finding, bool) {
+    let (what, folder) = (format!("model.bucket {url}"), &config.service.model.dir);
+    let remote = Remote::at_start(storage::client(aws, config.service.store.path_style), url, folder);
+    let looked = match answer(remote.look()).await {
+        Ok(Ok(looked)) => looked,
+        Ok(Err(error)) => return (Finding::fail(what, error.to_string()), false),
+        Err(error) => return (Finding::fail(what, error), false),
+    };
+    let (source, name) = (&looked.source, folder.display());
+    let shown = format!("{source}, {} files, {}", looked.files, size(looked.bytes));
+    let finding = if looked.is_complete {
+        Finding::ok(what, format!("{shown}, all of them in {name}"))
+    } else if looked.lacking > looked.free {
+        let option = format!("--model (EASEL_MODEL_DIR) {name}");
+        Finding::fail(what, format!("{shown}; {}", weights::no_room(&option, looked.lacking, looked.free)))
+    } else {
+        let (lacking, free) = (size(looked.lacking), size(looked.free));
+        Finding::ok(what, format!("{shown}; the start fetches {lacking} of it into {name}, where {free} are free"))
+    };
+    (finding, looked.is_complete)
+}
+
+async fn folder(config: &DoctorConfig) -> Vec<Finding> {
     let model = &config.service.model;
     let name = model.dir.display();
     let folder = model.dir.clone();

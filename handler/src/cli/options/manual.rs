@@ -17,7 +17,7 @@ const SEE_ALSO: &str = "See also:
 ";
 
 const FILES: &str = "Files:
-  MODEL/easel-weights.json   what weights pull brought, with hashes
+  MODEL/easel-weights.json   what weights pull or weights fetch brought, with hashes
   CACHE/loras/               LoRAs kept between tasks; may be removed while nothing runs
 ";
 
@@ -30,6 +30,8 @@ const EXAMPLES: &str = "Examples:
       paint one picture
   handler weights pull --repo ORG/NAME --to DIR
       fill a model folder
+  handler weights fetch s3://BUCKET/PREFIX --to DIR
+      fill one from S3, where aws s3 sync brought what was pulled
   handler schema task
       print the contract with the backend
   handler completions bash > ~/.local/share/bash-completion/completions/handler

@@ -1,12 +1,16 @@
 //! One file in parts, several at a time, checked against the checksums that the storage has.
 //!
 //! Parts arrive in any order and are taken in theirs, so that the SHA-256 of the whole is there with the last byte and nothing is read
-//! twice. At most `parallel` parts are in memory.
+//! twice. While one is taken, the next ones arrive. At most `parallel` parts and the one that is taken are in memory.
 
-use super::{Place, Source, SourceError, Version, blocking};
+use super::{Place, Source, SourceError, Version, blocking, source::hex};
 use crate::observe::Tally;
 use backon::{ExponentialBuilder, Retryable};
-use futures_util::{FutureExt, StreamExt, future::BoxFuture, stream};
+use futures_util::{
+    FutureExt, StreamExt, TryFutureExt,
+    future::{BoxFuture, ready},
+    stream,
+};
 use md5::Md5;
 use sha2::{Digest, Sha256};
 use std::{fs::File, io, ops::Range, os::unix::fs::FileExt, time::Duration};
@@ -29,7 +33,7 @@ pub struct Parts {
 
 /// Why a download broke off, told apart by where the fault is.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum DownloadError {
+pub(crate) enum DownloadError {
     /// In the storage, or on the way from there.
     #[error(transparent)]
     Source(#[from] SourceError),
@@ -39,7 +43,7 @@ pub(super) enum DownloadError {
 }
 
 /// What parts are written to, in order.
-pub(super) trait Target: Send + 'static {
+pub(crate) trait Target: Send + 'static {
     fn write(&mut self, start: u64, bytes: &[u8]) -> io::Result<()>;
 }
 
@@ -63,9 +67,9 @@ enum Mismatch {
     Etag,
 }
 
-/// Downloads until the content is beyond doubt: what does not have the storage's checksum is read a second time. The same bytes again
+/// Downloads until the content is beyond doubt: what does not have the checksum of this version is read a second time. The same bytes again
 /// were not broken on the way. Then a SHA-256 that differs says that the file itself is, and an ETag that it is no MD5.
-pub(super) async fn sound<S: Source, T: Target>(
+pub(crate) async fn sound<S: Source, T: Target>(
     source: &S,
     place: &Place,
     version: &Version,
@@ -78,16 +82,17 @@ pub(super) async fn sound<S: Source, T: Target>(
     let Some(mismatch) = mismatch else { return Ok((sha256, written)) };
     drop(written);
     tally.refetches.inc();
-    tracing::warn!(?mismatch, "a download does not have the storage's checksum: read again");
+    tracing::warn!(?mismatch, "a download does not have the checksum that it must have: read again");
     let (again, mismatch, written) = download(source, place, version, parts, target().await?).await?;
     tally.downloaded_bytes.inc_by(version.length);
-    let at = || format!("`lora_model_url` s3://{}/{}", place.bucket, place.key);
+    let name = || source.name_of(place);
     match mismatch {
         None => Ok((again, written)),
-        Some(_) if again != sha256 => Err(SourceError::Transient(format!("{} came with two contents", at())).into()),
+        Some(_) if again != sha256 => Err(SourceError::Transient(format!("{} came with two contents", name())).into()),
         Some(Mismatch::Etag) => Ok((again, written)),
         Some(Mismatch::Sha256) => {
-            let reason = format!("{} is corrupt: its content does not have the SHA-256 that S3 keeps for it", at());
+            let (found, wanted) = (hex(&sha256), hex(&version.sha256.unwrap_or_default()));
+            let reason = format!("{} is corrupt: its content has SHA-256 {found}, and must have {wanted}", name());
             Err(SourceError::Permanent(reason).into())
         }
     }
@@ -98,16 +103,19 @@ async fn download<S: Source, T: Target>(
     place: &Place,
     version: &Version,
     parts: Parts,
-    mut target: T,
+    target: T,
 ) -> Result<([u8; 32], Option<Mismatch>, T), DownloadError> {
-    let mut sums = (Sha256::new(), version.md5.map(|_| Md5::new()));
-    let ranges = ranges(version.length, parts.bytes);
-    let starts: Vec<u64> = ranges.iter().map(|range| range.start).collect();
-    let arriving = ranges.into_iter().map(|range| part(source, place, version, range, parts.first_delay));
+    let arriving = ranges(version.length, parts.bytes).into_iter().map(|range| {
+        let start = range.start;
+        part(source, place, version, range, parts.first_delay).map_ok(move |bytes| (start, bytes))
+    });
     let mut arriving = stream::iter(arriving).buffered(parts.parallel);
-    for start in starts {
-        let Some(bytes) = arriving.next().await.transpose()? else { break };
-        (target, sums) = blocking(move || {
+    let mut taking = ready(Ok((target, (Sha256::new(), version.md5.map(|_| Md5::new()))))).boxed();
+    let (target, sums) = loop {
+        let (arrived, taken) = tokio::join!(arriving.next(), taking);
+        let (mut target, mut sums) = taken?;
+        let Some((start, bytes)) = arrived.transpose()? else { break (target, sums) };
+        taking = blocking(move || {
             sums.0.update(&bytes);
             if let Some(md5) = &mut sums.1 {
                 md5.update(&bytes);
@@ -115,8 +123,8 @@ async fn download<S: Source, T: Target>(
             target.write(start, &bytes)?;
             Ok((target, sums))
         })
-        .await?;
-    }
+        .boxed();
+    };
     let (sha256, md5): ([u8; 32], Option<[u8; 16]>) =
         (sums.0.finalize().into(), sums.1.map(|md5| md5.finalize().into()));
     let mismatch = match version.sha256 {
@@ -134,7 +142,6 @@ fn part<'a, S: Source>(
     range: Range<u64>,
     first_delay: Duration,
 ) -> BoxFuture<'a, Result<Vec<u8>, SourceError>> {
-    let delays = ExponentialBuilder::default().with_min_delay(first_delay).with_max_times(RETRIES).with_jitter();
     let read = move || {
         let range = range.clone();
         async move {
@@ -146,7 +153,16 @@ fn part<'a, S: Source>(
             (length == wanted).then_some(bytes).ok_or_else(short)
         }
     };
-    async move { read.retry(delays).when(|error| matches!(error, SourceError::Transient(_))).await }.boxed()
+    patiently(first_delay, read).boxed()
+}
+
+/// Asks, and asks again while the fault may pass. The wait before that doubles each time.
+pub(crate) async fn patiently<T, F: Future<Output = Result<T, SourceError>>>(
+    first_delay: Duration,
+    ask: impl FnMut() -> F,
+) -> Result<T, SourceError> {
+    let delays = ExponentialBuilder::default().with_min_delay(first_delay).with_max_times(RETRIES).with_jitter();
+    ask.retry(delays).when(|error| matches!(error, SourceError::Transient(_))).await
 }
 
 /// The parts of a file; an empty file has one, too.

@@ -118,6 +118,10 @@ impl Fake {
 }
 
 impl Source for Fake {
+    fn name_of(&self, place: &Place) -> String {
+        format!("`lora_model_url` s3://{}/{}", place.bucket, place.key)
+    }
+
     fn version<'a>(&'a self, place: &'a Place) -> BoxFuture<'a, Result<Version, SourceError>> {
         async { Ok(self.now(&place.key)) }.boxed()
     }

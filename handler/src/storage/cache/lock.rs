@@ -4,15 +4,14 @@
 //! each other inside a process as well. A lock file is removed only by its exclusive holder; whoever waited for a removed one
 //! notices and begins again.
 
+use super::aside;
 use std::{
     fs::{self, File, OpenOptions, TryLockError},
     io,
     os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
-    thread,
     time::Duration,
 };
-use tokio::sync::oneshot;
 
 /// How a lock is held.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -66,16 +65,11 @@ impl Lock {
     ///
     /// # Errors
     /// `TimedOut`, or the volume's.
-    pub(super) async fn wait(path: &Path, kind: Kind, patience: Duration) -> io::Result<Self> {
-        let (sender, receiver) = oneshot::channel();
+    pub(crate) async fn wait(path: &Path, kind: Kind, patience: Duration) -> io::Result<Self> {
         let path = path.to_owned();
-        // A thread of its own: the runtime would wait for one of its blocking threads when it ends.
-        thread::Builder::new().name("lock".into()).spawn(move || {
-            // A lock that nobody waits for any more is freed by being dropped.
-            let _ = sender.send(Self::block(&path, kind));
-        })?;
-        match tokio::time::timeout(patience, receiver).await {
-            Ok(taken) => taken.unwrap_or_else(|_| Err(io::Error::other("the waiting thread ended"))),
+        // A lock that nobody waits for any more is freed by being dropped.
+        match tokio::time::timeout(patience, aside("lock", move || Self::block(&path, kind))).await {
+            Ok(taken) => taken,
             Err(_) => {
                 let reason = format!("another process has held the lock of this file for {patience:?}");
                 Err(io::Error::new(io::ErrorKind::TimedOut, reason))

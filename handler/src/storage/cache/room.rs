@@ -134,10 +134,15 @@ impl Stock {
         if self.bytes().saturating_add(length) > limits.bytes {
             return Ok(false);
         }
-        let volume = rustix::fs::statvfs(folder)?;
-        let free = volume.f_bavail.saturating_mul(volume.f_frsize).saturating_sub(self.unwritten);
+        let free = free_bytes(folder)?.saturating_sub(self.unwritten);
         Ok(free >= length.saturating_add(limits.reserve))
     }
+}
+
+/// Bytes that we may still write to the volume of this folder.
+pub(crate) fn free_bytes(folder: &Path) -> io::Result<u64> {
+    let volume = rustix::fs::statvfs(folder)?;
+    Ok(volume.f_bavail.saturating_mul(volume.f_frsize))
 }
 
 /// Removes a file that its owner, if it lived, would hold the lock of; and the lock.

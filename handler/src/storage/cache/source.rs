@@ -44,6 +44,9 @@ pub enum SourceError {
 
 /// A storage.
 pub trait Source: Send + Sync {
+    /// What messages call the file that lies there: by the field or option that names it.
+    fn name_of(&self, place: &Place) -> String;
+
     /// What lies there now.
     fn version<'a>(&'a self, place: &'a Place) -> BoxFuture<'a, Result<Version, SourceError>>;
 

@@ -5,7 +5,7 @@ use crate::storage::loopback::{Bucket, Fault, SECRET};
 use std::time::Duration;
 
 fn objects(bucket: &Bucket) -> Objects {
-    Objects::new(Regional::new(bucket.client()))
+    Objects::new(Regional::new(bucket.client()), LORA)
 }
 
 fn place(key: &str) -> Place {
@@ -116,9 +116,10 @@ async fn an_answer_that_is_late_or_lost_passes() {
 
 #[test]
 fn two_files_of_a_bucket_are_remembered_and_of_all_buckets_not_too_many() {
-    let objects = Objects::new(Regional::new(aws_sdk_s3::Client::from_conf(
+    let client = aws_sdk_s3::Client::from_conf(
         aws_sdk_s3::Config::builder().behavior_version(aws_sdk_s3::config::BehaviorVersion::latest()).build(),
-    )));
+    );
+    let objects = Objects::new(Regional::new(client), LORA);
     for key in ["a", "b", "c", "b"] {
         objects.testify(&place(key));
     }

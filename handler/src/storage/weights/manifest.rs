@@ -1,21 +1,22 @@
 //! What a pulled folder holds: repository, commit, and each file with its size and SHA-256. Written last, so that a folder with a manifest is
-//! complete.
+//! complete. The same file tells what of a folder in S3 belongs to a model.
 
 use super::layout::is_inside;
 use crate::storage::{cache::hash, weights::options::Variant};
-use anyhow::{Context, ensure};
+use anyhow::Context;
 use serde::{Deserialize, Serialize};
 use std::{
+    collections::HashSet,
     fs::{self, File},
     io::{self, ErrorKind},
     path::Path,
 };
 
 /// Its name in the folder.
-const NAME: &str = "easel-weights.json";
+pub(super) const NAME: &str = "easel-weights.json";
 
 /// The manifest.
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Manifest {
     pub(super) repo: String,
     /// As it was asked for.
@@ -27,14 +28,53 @@ pub(super) struct Manifest {
 }
 
 /// One file of it.
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Entry {
     pub(super) path: String,
     pub(super) bytes: u64,
     pub(super) sha256: String,
 }
 
+/// Why a file is no manifest, in words that go on from its name. None of what stands in it but a path.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+pub(super) enum BadManifest {
+    #[error("is no manifest of handler weights pull (line {0}, column {1})")]
+    Json(usize, usize),
+    #[error("names no file")]
+    Empty,
+    #[error("names a file outside the folder, {0:?}")]
+    Outside(String),
+    #[error("names {0:?} twice")]
+    Twice(String),
+    #[error("has no SHA-256 of {0:?}")]
+    NoSum(String),
+}
+
 impl Manifest {
+    /// Reads one, and nothing else.
+    pub(super) fn parse(text: &[u8]) -> Result<Self, BadManifest> {
+        let manifest: Self =
+            serde_json::from_slice(text).map_err(|error| BadManifest::Json(error.line(), error.column()))?;
+        let mut seen = HashSet::new();
+        for Entry { path, sha256, .. } in &manifest.files {
+            if !is_inside(path) {
+                return Err(BadManifest::Outside(path.clone()));
+            }
+            if !seen.insert(path) {
+                return Err(BadManifest::Twice(path.clone()));
+            }
+            if sum(sha256).is_none() {
+                return Err(BadManifest::NoSum(path.clone()));
+            }
+        }
+        if manifest.files.is_empty() { Err(BadManifest::Empty) } else { Ok(manifest) }
+    }
+
+    /// Bytes of all files.
+    pub(super) fn bytes(&self) -> u64 {
+        self.files.iter().fold(0, |sum, entry| sum.saturating_add(entry.bytes))
+    }
+
     pub(super) fn write(&self, folder: &Path) -> anyhow::Result<()> {
         let partial = folder.join(format!(".{NAME}.partial"));
         fs::write(&partial, serde_json::to_string_pretty(self)? + "\n")?;
@@ -52,16 +92,16 @@ impl Manifest {
         let text = fs::read(&path).with_context(|| {
             format!("{}, which handler weights pull writes at its end: pull the folder again", path.display())
         })?;
-        let manifest: Self = serde_json::from_slice(&text).with_context(|| {
-            format!("{} is no manifest of handler weights pull: pull the folder again", path.display())
-        })?;
-        let outside = manifest.files.iter().find(|entry| !is_inside(&entry.path));
-        ensure!(outside.is_none(), "{}: it names a file outside the folder: pull the folder again", path.display());
-        Ok(manifest)
+        Self::parse(&text).map_err(|bad| anyhow::anyhow!("{} {bad}: pull the folder again", path.display()))
     }
 }
 
 impl Entry {
+    /// The SHA-256 in bytes. A manifest that was read has it of each file.
+    pub(super) fn sum(&self) -> Option<[u8; 32]> {
+        sum(&self.sha256)
+    }
+
     /// What is wrong with the file, if anything is.
     pub(super) fn difference(&self, folder: &Path) -> Option<String> {
         self.difference_in_size(folder).or_else(|| {
@@ -84,9 +124,49 @@ impl Entry {
     }
 }
 
+/// The bytes of a SHA-256 as the hub and we write it, in lower case.
+fn sum(digits: &str) -> Option<[u8; 32]> {
+    let is_plain = digits.len() == 64 && digits.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
+    let digits = digits.as_bytes().chunks(2).filter(|_| is_plain);
+    let bytes = digits.filter_map(|pair| u8::from_str_radix(std::str::from_utf8(pair).ok()?, 16).ok());
+    bytes.collect::<Vec<u8>>().try_into().ok()
+}
+
 fn unreadable(error: &io::Error) -> String {
     match error.kind() {
         ErrorKind::NotFound => "missing".into(),
         _ => format!("cannot be read: {error}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::{Value, json};
+
+    #[test]
+    fn what_is_no_manifest_is_told_without_its_words() {
+        let sum = "0123456789abcdef".repeat(4);
+        let file = |path: &str, sum: &str| json!({ "path": path, "bytes": 1, "sha256": sum });
+        let text = |files: Value| {
+            json!({ "repo": "a/b", "revision": "main", "commit": "c", "variant": "full", "files": files }).to_string()
+        };
+        let good = Manifest::parse(text(json!([file("unet/a", &sum), file("b", &sum)])).as_bytes()).unwrap();
+        assert_eq!((good.bytes(), good.files[0].sum().unwrap()[..3].to_vec()), (2, vec![0x01, 0x23, 0x45]));
+        for (text, said) in [
+            (String::new(), "is no manifest of handler weights pull (line 1, column 0)"),
+            ("{\"repo\":\n7}".into(), "is no manifest of handler weights pull (line 2, column 1)"),
+            ("\"zebrafinch\"".into(), "is no manifest of handler weights pull (line 1, column 12)"),
+            (text(json!([])), "names no file"),
+            (text(json!([file("../x", &sum)])), "names a file outside the folder, \"../x\""),
+            (text(json!([file("/x", &sum)])), "names a file outside the folder, \"/x\""),
+            (text(json!([file("", &sum)])), "names a file outside the folder, \"\""),
+            (text(json!([file("x", &sum), file("x", &sum)])), "names \"x\" twice"),
+            (text(json!([file("x", &sum[1..])])), "has no SHA-256 of \"x\""),
+            (text(json!([file("x", &sum.to_uppercase())])), "has no SHA-256 of \"x\""),
+            (text(json!([file("x", &"+1".repeat(32))])), "has no SHA-256 of \"x\""),
+        ] {
+            assert_eq!(Manifest::parse(text.as_bytes()).unwrap_err().to_string(), said, "{text}");
+        }
     }
 }

@@ -60,6 +60,7 @@ async fn a_file_without_the_sha256_that_the_storage_keeps_for_it_is_a_permanent_
     let failed = fake.cache(folder.path()).fetch(&place("a"), &fake.now("a")).await.unwrap_err();
     let SourceError::Permanent(reason) = &failed else { panic!("{failed:?}") };
     assert!(reason.contains("`lora_model_url` s3://models/a is corrupt"), "{reason}");
+    assert!(reason.ends_with(&format!("and must have {}", "01".repeat(32))), "{reason}");
     assert_eq!(files(folder.path(), "safetensors"), 0);
 }
 
