@@ -2,27 +2,27 @@
 
 pub mod admission;
 pub mod claim;
-mod commission;
 mod deadline;
+pub mod deadline_guard;
 mod ending;
 pub mod failure;
 mod faults;
 mod message;
 pub mod options;
-pub mod pace;
 mod painting;
+mod request;
 pub mod secrets;
 
 pub use deadline::{Deadline, OutOfTime};
 pub use message::{Message, Outcome};
 
 use crate::{
-    engine::startup::{LoadError, Opening},
+    engine::loader::{LoadError, ModelLoader},
     job::{
-        admission::Gate,
+        admission::Admission,
         claim::Claims,
+        deadline_guard::Times,
         options::{ServiceConfig, WorkConfig},
-        pace::Times,
         secrets::Secrets,
     },
     observe::{
@@ -45,11 +45,11 @@ use tracing::{Instrument, warn};
 
 /// Everything a task needs. Shared by all tasks of a process.
 #[derive(Clone)]
-pub struct Workshop {
-    opening: Opening,
+pub struct JobRunner {
+    loader: ModelLoader,
     store: Arc<Store>,
     backend: Backend,
-    gate: Gate,
+    admission: Admission,
     claims: Option<Claims>,
     times: Times,
     metrics: Metrics,
@@ -58,7 +58,7 @@ pub struct Workshop {
     credential: Option<Arc<Credential>>,
 }
 
-impl Workshop {
+impl JobRunner {
     /// Begins to load the model and sets up the clients.
     ///
     /// # Errors
@@ -70,13 +70,13 @@ impl Workshop {
         let most = (config.work.batch > 0).then_some(config.work.batch.into());
         let folder = &config.model.dir;
         let remote = config.model_url.as_ref().map(|url| Remote::at_start(store.s3(), url, folder));
-        let opening = Opening::begin(&config.model, remote, most, metrics.clone());
-        Self::with(opening, store, metrics, config, aws).await
+        let loader = ModelLoader::begin(&config.model, remote, most, metrics.clone());
+        Self::with(loader, store, metrics, config, aws).await
     }
 
     /// With a model that is being loaded.
     pub(crate) async fn with(
-        opening: Opening,
+        loader: ModelLoader,
         store: Store,
         metrics: Metrics,
         config: &ServiceConfig,
@@ -86,15 +86,15 @@ impl Workshop {
         let stamp = config.secrets.credential.files.credential_time_stamp_url.as_ref();
         let pems = secrets.credential.as_ref();
         let credential = pems.map(|(certificate, key)| Credential::open(certificate, key, stamp)).transpose()?;
-        let gate = Gate::new(&config.safety);
+        let admission = Admission::new(&config.safety);
         let lease = Duration::from_secs(config.work.claim_lease.into());
         let (s3, bucket) = store.pictures();
         Ok(Self {
-            opening,
+            loader,
             claims: (!lease.is_zero()).then(|| Claims::new(s3, bucket.to_string(), lease)),
             store: Arc::new(store),
-            backend: Backend::new(secrets.token, secrets.signing, gate.guard().clone())?,
-            gate,
+            backend: Backend::new(secrets.token, secrets.signing, admission.guard().clone())?,
+            admission,
             times: Times::default(),
             metrics,
             work: config.work.clone(),
@@ -108,12 +108,12 @@ impl Workshop {
     /// # Errors
     /// A model folder that cannot be used.
     pub async fn ready(&self) -> Result<(), LoadError> {
-        self.opening.painter().await.map(|_| ())
+        self.loader.batcher().await.map(|_| ())
     }
 
     /// Waits for what makes painting impossible for good: a model that cannot be loaded, a GPU that is lost.
     pub async fn broken(&self) -> LoadError {
-        self.opening.broken().await
+        self.loader.broken().await
     }
 
     /// Handles one message to its end. Never fails and never panics: every fault becomes an outcome.
@@ -129,7 +129,7 @@ impl Workshop {
     }
 
     async fn handle_in_span(&self, message: &Message) -> Outcome {
-        self.opening.note_request();
+        self.loader.note_request();
         let span = trace::task(&message.carrier, message.id.as_deref(), message.receive_count);
         async {
             let (started, _in_work) = (Instant::now(), self.metrics.begin());
@@ -167,7 +167,7 @@ impl Workshop {
             },
         };
         let parsed = Task::parse(fetched.as_ref().unwrap_or(&message.body));
-        let admitted = match message.deadline.work(self.gate.admit(parsed)).await {
+        let admitted = match message.deadline.work(self.admission.admit(parsed)).await {
             Ok(admitted) => admitted,
             Err(late) => return give_back_unread(late, report),
         };

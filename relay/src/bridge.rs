@@ -1,4 +1,4 @@
-//! The life of the relay: one generation after the other, until a signal or a refusal for good.
+//! The life of the relay: one session after the other, until a signal or a refusal for good.
 //!
 //! Whatever the broker does, the bridge comes back, and never in a tight loop.
 
@@ -14,20 +14,20 @@ use crate::{
     backoff,
     config::Config,
     dead_letter::DeadLetter,
+    entry_builder::EntryBuilder,
     error::{Error, Stop},
-    flow::{Flow, Halt, Terms},
+    flow::{Flow, FlowOptions, Halt},
     health::Readiness,
     metrics::Metrics,
-    recipe::Recipe,
     sink::{Probe, Sink},
-    source::{Generation, Intake, Source},
+    source::{Intake, Session, Source},
 };
 
-/// A generation that lasted this long was a good one: the next failure starts with the shortest wait again.
+/// A session that lasted this long was a good one: the next failure starts with the shortest wait again.
 const STEADY: Duration = Duration::from_secs(10);
-/// How often a quiet generation is looked at, in case its end was never told.
+/// How often a quiet session is looked at, in case its end was never told.
 const WATCH: Duration = Duration::from_secs(5);
-/// How long a cancelled generation may still settle what is on its way.
+/// How long a cancelled session may still settle what is on its way.
 const SETTLE: Duration = Duration::from_secs(5);
 /// Kept back from the shutdown timeout to close the connections.
 const CLOSE_RESERVE: Duration = Duration::from_secs(1);
@@ -40,11 +40,11 @@ pub struct Bridge<S> {
     dead_letter: Arc<DeadLetter>,
     readiness: Readiness,
     metrics: Metrics,
-    terms: Arc<Terms>,
+    options: Arc<FlowOptions>,
     shutdown_timeout: Duration,
 }
 
-/// Why a generation ended.
+/// Why a session ended.
 #[derive(Debug)]
 enum End {
     Shutdown,
@@ -57,8 +57,8 @@ impl<S: Sink> Bridge<S> {
     /// A bridge as configured, to `broker`.
     pub fn new(config: &Config, broker: Broker, sink: S, readiness: Readiness, metrics: Metrics) -> Self {
         let broker = Arc::new(broker);
-        let terms = Terms {
-            recipe: Recipe::new(config, sink.limit()),
+        let options = FlowOptions {
+            builder: EntryBuilder::new(config, sink.limit()),
             linger: config.linger(),
             max_in_flight: config.max_in_flight.into(),
             backoff: backoff::delay,
@@ -69,12 +69,12 @@ impl<S: Sink> Bridge<S> {
             dead_letter: Arc::new(DeadLetter::new(config, broker)),
             readiness,
             metrics,
-            terms: Arc::new(terms),
+            options: Arc::new(options),
             shutdown_timeout: config.shutdown_timeout(),
         }
     }
 
-    /// Relays until `shutdown` is cancelled, SQS refuses for good, or the broker refuses the first generation.
+    /// Relays until `shutdown` is cancelled, SQS refuses for good, or the broker refuses the first session.
     pub async fn run(&self, shutdown: &CancellationToken) -> Result<(), Error> {
         let mut failures = 0;
         let mut consumed = false;
@@ -83,16 +83,16 @@ impl<S: Sink> Bridge<S> {
                 None => return Ok(()),
                 Some(answer) => answer?,
             }
-            let Some(generation) = shutdown.run_until_cancelled(self.open(&mut failures, consumed)).await else {
+            let Some(session) = shutdown.run_until_cancelled(self.open(&mut failures, consumed)).await else {
                 return Ok(());
             };
-            let generation = generation?;
+            let session = session?;
             consumed = true;
             let opened = Instant::now();
             self.readiness.set_broker(true);
             self.metrics.consuming();
             info!("consuming");
-            let ended = self.serve(generation, shutdown).await;
+            let ended = self.serve(session, shutdown).await;
             self.readiness.set_broker(false);
             if ended? {
                 return Ok(());
@@ -125,12 +125,12 @@ impl<S: Sink> Bridge<S> {
         Ok(())
     }
 
-    /// Opens the next generation, however long that takes. A refusal ends the first one: then somebody is looking.
+    /// Opens the next session, however long that takes. A refusal ends the first one: then somebody is looking.
     /// Later it is what a broker says in the middle of a restart or a failover, and it passes.
-    async fn open(&self, failures: &mut u32, consumed: bool) -> Result<Generation, Error> {
+    async fn open(&self, failures: &mut u32, consumed: bool) -> Result<Session, Error> {
         loop {
             match self.source.open().await {
-                Ok(generation) => return Ok(generation),
+                Ok(session) => return Ok(session),
                 Err(err) if !consumed && err.is_refusal() => return Err(Error::Refused(err)),
                 Err(err) => warn!(error = %err, attempt = *failures + 1, "cannot consume, trying again"),
             }
@@ -138,22 +138,22 @@ impl<S: Sink> Bridge<S> {
         }
     }
 
-    /// Serves one generation to its end; true when it was the last.
-    async fn serve(&self, mut generation: Generation, shutdown: &CancellationToken) -> Result<bool, Stop> {
+    /// Serves one session to its end; true when it was the last.
+    async fn serve(&self, mut session: Session, shutdown: &CancellationToken) -> Result<bool, Stop> {
         let (sink, dead_letter) = (Arc::clone(&self.sink), Arc::clone(&self.dead_letter));
         let (readiness, metrics) = (self.readiness.clone(), self.metrics.clone());
-        let mut flow = Flow::new(sink, dead_letter, readiness, metrics, Arc::clone(&self.terms));
-        let end = pump(&mut generation, &mut flow, shutdown).await;
+        let mut flow = Flow::new(sink, dead_letter, readiness, metrics, Arc::clone(&self.options));
+        let end = pump(&mut session, &mut flow, shutdown).await;
         let deadline = Instant::now() + self.shutdown_timeout;
         match end {
             End::Shutdown => {
                 // Cancelled first: while the broker delivers on, the flow would never run empty.
-                generation.cancel().await;
+                session.cancel().await;
                 let reserve = CLOSE_RESERVE.min(self.shutdown_timeout / 2);
-                let drained = drain(&generation, &mut flow, deadline - reserve).await;
+                let drained = drain(&session, &mut flow, deadline - reserve).await;
                 drop(flow);
                 let _ = timeout_at(deadline, async {
-                    generation.close().await;
+                    session.close().await;
                     self.dead_letter.close().await;
                 })
                 .await;
@@ -161,9 +161,9 @@ impl<S: Sink> Bridge<S> {
             }
             End::Cancelled => {
                 warn!("the broker cancelled the consumer");
-                let drained = drain(&generation, &mut flow, Instant::now() + SETTLE).await;
+                let drained = drain(&session, &mut flow, Instant::now() + SETTLE).await;
                 drop(flow);
-                generation.close().await;
+                session.close().await;
                 drained.map(|()| false)
             }
             End::Broken(err) => {
@@ -172,22 +172,22 @@ impl<S: Sink> Bridge<S> {
             }
             End::Halt(Halt::Lost(err)) => {
                 error!(error = %err, "a job failed, its messages will be delivered again");
-                generation.close().await;
+                session.close().await;
                 Ok(false)
             }
             End::Halt(Halt::Stop(stop)) => {
-                generation.cancel().await;
+                session.cancel().await;
                 finish(&mut flow, Instant::now() + SETTLE).await;
                 drop(flow);
-                generation.close().await;
+                session.close().await;
                 Err(stop)
             }
         }
     }
 }
 
-/// Moves messages until something ends the generation.
-async fn pump<S: Sink>(generation: &mut Generation, flow: &mut Flow<S>, shutdown: &CancellationToken) -> End {
+/// Moves messages until something ends the session.
+async fn pump<S: Sink>(session: &mut Session, flow: &mut Flow<S>, shutdown: &CancellationToken) -> End {
     let mut watch = interval(WATCH);
     watch.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
@@ -197,12 +197,12 @@ async fn pump<S: Sink>(generation: &mut Generation, flow: &mut Flow<S>, shutdown
             advanced = flow.advance() => if let Err(halt) = advanced {
                 return End::Halt(halt);
             },
-            intake = generation.next() => match intake {
+            intake = session.next() => match intake {
                 Intake::Delivery(delivery, note) => flow.accept(*delivery, note),
                 Intake::Cancelled => return End::Cancelled,
                 Intake::Broken(err) => return End::Broken(err),
             },
-            _ = watch.tick() => if !generation.is_open() {
+            _ = watch.tick() => if !session.is_open() {
                 return End::Broken(BrokerError::ChannelGone);
             },
         }
@@ -210,10 +210,10 @@ async fn pump<S: Sink>(generation: &mut Generation, flow: &mut Flow<S>, shutdown
 }
 
 /// Sends and settles what the flow holds, for as long as that is of any use.
-async fn drain<S: Sink>(generation: &Generation, flow: &mut Flow<S>, deadline: Instant) -> Result<(), Stop> {
+async fn drain<S: Sink>(session: &Session, flow: &mut Flow<S>, deadline: Instant) -> Result<(), Stop> {
     flow.flush();
     while !flow.is_idle() {
-        if !generation.is_open() {
+        if !session.is_open() {
             warn!("the connection broke, unsettled messages will be delivered again");
             return Ok(());
         }

@@ -1,6 +1,6 @@
-//! The messages of one generation: gathered, sent, settled, and those that failed sent again.
+//! The messages of one session: gathered, sent, settled, and those that failed sent again.
 //!
-//! How a generation ends is decided elsewhere; this only holds its messages. To drop a flow is safe: everything that was not
+//! How a session ends is decided elsewhere; this only holds its messages. To drop a flow is safe: everything that was not
 //! acknowledged is delivered again. It holds no more than the prefetch and its bytes allow, because all it holds is unacknowledged.
 
 mod dispatch;
@@ -23,13 +23,13 @@ use crate::{
     batch::Weigh,
     dead_letter::{DeadLetter, PoisonSink, headers::dead_lettered_before},
     entry::Reason,
+    entry_builder::EntryBuilder,
     error::Stop,
     flow::dispatch::{Outcome, acknowledge, bury, dispatch},
     health::Readiness,
     lanes::Lanes,
     message::{Message, Poison},
     metrics::{Metrics, cause::PAYLOAD_BUCKET},
-    recipe::Recipe,
     sink::Sink,
     wire::Note,
 };
@@ -39,9 +39,9 @@ pub type Backoff = fn(u32) -> Duration;
 
 /// How a flow is to work.
 #[derive(Debug, Clone)]
-pub struct Terms {
+pub struct FlowOptions {
     /// What becomes of a delivery.
-    pub recipe: Recipe,
+    pub builder: EntryBuilder,
     /// How long a message waits for others to share its batch.
     pub linger: Duration,
     /// How many batches may be on their way to SQS at once.
@@ -50,7 +50,7 @@ pub struct Terms {
     pub backoff: Backoff,
 }
 
-/// The messages of one generation.
+/// The messages of one session.
 #[derive(Debug)]
 pub struct Flow<S, D = DeadLetter> {
     sink: Arc<S>,
@@ -58,7 +58,7 @@ pub struct Flow<S, D = DeadLetter> {
     readiness: Readiness,
     metrics: Metrics,
     acks: Acks,
-    terms: Arc<Terms>,
+    options: Arc<FlowOptions>,
     lanes: Lanes<Message>,
     ready: VecDeque<Vec<Message>>,
     in_flight: usize,
@@ -82,21 +82,27 @@ enum Done {
 pub enum Halt {
     /// SQS refuses everything.
     Stop(Stop),
-    /// A job ended without settling its messages. A new generation gets them again.
+    /// A job ended without settling its messages. A new session gets them again.
     Lost(JoinError),
 }
 
 impl<S: Sink, D: PoisonSink> Flow<S, D> {
     /// An empty one.
-    pub fn new(sink: Arc<S>, dead_letter: Arc<D>, readiness: Readiness, metrics: Metrics, terms: Arc<Terms>) -> Self {
+    pub fn new(
+        sink: Arc<S>,
+        dead_letter: Arc<D>,
+        readiness: Readiness,
+        metrics: Metrics,
+        options: Arc<FlowOptions>,
+    ) -> Self {
         Self {
             sink,
             dead_letter,
             readiness,
             metrics,
             acks: Acks::default(),
-            lanes: Lanes::new(terms.linger),
-            terms,
+            lanes: Lanes::new(options.linger),
+            options,
             ready: VecDeque::new(),
             in_flight: 0,
             acknowledging: 0,
@@ -107,7 +113,7 @@ impl<S: Sink, D: PoisonSink> Flow<S, D> {
 
     /// Takes a delivery over. One with strings that were not UTF-8 is poison: SQS gets no message that is not as it was sent.
     pub(crate) fn accept(&mut self, delivery: Delivery, note: Note) {
-        let accepted = Message::accept(delivery, note.held, &self.acks, &self.metrics, &self.terms.recipe);
+        let accepted = Message::accept(delivery, note.held, &self.acks, &self.metrics, &self.options.builder);
         match (accepted, note.mended) {
             (Ok(message), Some(strings)) => self.give_up(message.into_poison(Reason::PropertyNotUtf8(strings))),
             (Ok(message), None) => {
@@ -185,14 +191,14 @@ impl<S: Sink, D: PoisonSink> Flow<S, D> {
     }
 
     fn launch(&mut self) {
-        while self.in_flight < self.terms.max_in_flight {
+        while self.in_flight < self.options.max_in_flight {
             let Some(batch) = self.ready.pop_front() else { return };
             let bytes: usize = batch.iter().map(Weigh::weight).sum();
             let span = info_span!("batch", batch.entries = batch.len(), batch.bytes = bytes);
-            let (sink, terms) = (Arc::clone(&self.sink), Arc::clone(&self.terms));
+            let (sink, options) = (Arc::clone(&self.sink), Arc::clone(&self.options));
             let in_flight = self.metrics.batch(batch.len(), bytes);
             let job = async move {
-                let outcome = dispatch(&*sink, batch, &terms.recipe).await;
+                let outcome = dispatch(&*sink, batch, &options.builder).await;
                 in_flight.answered();
                 Done::Sent(outcome)
             };
@@ -230,7 +236,7 @@ impl<S: Sink, D: PoisonSink> Flow<S, D> {
             messages.push(message);
         }
         for ((attempt, word), (cause, messages)) in alike {
-            let delay = (self.terms.backoff)(attempt.saturating_sub(1));
+            let delay = (self.options.backoff)(attempt.saturating_sub(1));
             let (count, retry_ms) = (messages.len(), delay.as_millis());
             if word == PAYLOAD_BUCKET {
                 // An alarm: nobody else notices, as all other messages pass.
@@ -254,7 +260,7 @@ impl<S: Sink, D: PoisonSink> Flow<S, D> {
         if before == 0 {
             return self.bury(poison);
         }
-        let delay = (self.terms.backoff)(u32::try_from(before - 1).unwrap_or(u32::MAX));
+        let delay = (self.options.backoff)(u32::try_from(before - 1).unwrap_or(u32::MAX));
         poison.ticket.span.in_scope(|| {
             warn!(
                 reason = poison.reason.as_str(),
@@ -275,7 +281,7 @@ impl<S: Sink, D: PoisonSink> Flow<S, D> {
 
     fn bury(&mut self, poison: Poison) {
         let span = poison.ticket.span.clone();
-        let (dead_letter, backoff) = (Arc::clone(&self.dead_letter), self.terms.backoff);
+        let (dead_letter, backoff) = (Arc::clone(&self.dead_letter), self.options.backoff);
         let job = async move {
             bury(&*dead_letter, poison, backoff).await;
             Done::Buried

@@ -5,7 +5,7 @@
 //! delivery. A message that SQS can never carry goes to [`dead_letter`] instead. [`flow`] ties these together for one
 //! connection to the broker, [`bridge`] for the whole life of the process.
 //!
-//! [`recipe`] says which ids and attributes a message gets in SQS, and [`lanes`] keep the order inside a FIFO group.
+//! [`entry_builder`] says which ids and attributes a message gets in SQS, and [`lanes`] keep the order inside a FIFO group.
 //!
 //! This crate knows nothing of the function behind the queue: it moves opaque bytes, and looks into a body only where an
 //! option names a JSON pointer.
@@ -22,6 +22,7 @@ pub mod check;
 pub mod config;
 pub mod dead_letter;
 pub mod entry;
+pub mod entry_builder;
 pub mod error;
 mod exit;
 pub mod field;
@@ -31,7 +32,6 @@ pub mod lanes;
 pub mod message;
 pub mod metrics;
 pub mod payload;
-pub mod recipe;
 pub mod signal;
 pub mod sink;
 mod size;

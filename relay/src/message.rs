@@ -12,9 +12,9 @@ use crate::{
     batch::Weigh,
     budget::Held,
     entry::{Entry, Reason},
+    entry_builder::EntryBuilder,
     field::Parts,
     metrics::{Metrics, Unacked},
-    recipe::Recipe,
     trace,
 };
 
@@ -67,7 +67,7 @@ impl Message {
         held: Option<Held>,
         acks: &Acks,
         metrics: &Metrics,
-        recipe: &Recipe,
+        builder: &EntryBuilder,
     ) -> Result<Self, Poison> {
         // The client lets it grow by doubling.
         delivery.data.shrink_to_fit();
@@ -84,7 +84,7 @@ impl Message {
             routing_key: delivery.routing_key.as_str(),
             properties: traced.as_ref().unwrap_or(&delivery.properties),
         };
-        let checked = span.in_scope(|| recipe.entry(delivery.data, parts));
+        let checked = span.in_scope(|| builder.entry(delivery.data, parts));
         let ticket = Ticket {
             acker,
             unacked: metrics.receive(*delivery.properties.timestamp()),

@@ -1,6 +1,6 @@
 //! The consuming side: opens connections to the broker and takes deliveries from them.
 //!
-//! Each connection is a generation. No delivery is carried from one to the next: what was delivered on a
+//! Each connection is a session. No delivery is carried from one to the next: what was delivered on a
 //! broken one will be delivered again, and its ackers cannot do harm. Every one has the same
 //! prefetch: what comes back to a quorum queue goes behind what came back before, so that the order stays only where the next
 //! consumer takes all of it at once.
@@ -53,7 +53,7 @@ pub struct Source {
 
 /// One connection, one channel, one consumer.
 #[derive(Debug)]
-pub struct Generation {
+pub struct Session {
     connection: Connection,
     channel: Channel,
     consumer: Consumer,
@@ -70,7 +70,7 @@ impl Drop for EndOnDrop {
     }
 }
 
-/// What a generation gives next.
+/// What a session gives next.
 #[derive(Debug)]
 pub(crate) enum Intake {
     /// A message, and what is known of it.
@@ -96,14 +96,14 @@ impl Source {
     }
 
     /// Connects and starts to consume. One try: the bridge repeats it.
-    pub async fn open(&self) -> Result<Generation, BrokerError> {
+    pub async fn open(&self) -> Result<Session, BrokerError> {
         // Each host has a time of its own for this.
         let notes = Notes::within(self.budget.clone());
         let mut channels = Channels::open(&self.broker, CONNECTION, &notes).await?;
         let consuming = timeout(OPEN_TIMEOUT, self.consume(&mut channels)).await;
         let connection = channels.into_connection();
         match consuming.unwrap_or(Err(BrokerError::Timeout(OPEN_TIMEOUT))) {
-            Ok((channel, consumer)) => Ok(Generation { connection, channel, consumer, notes: EndOnDrop(notes) }),
+            Ok((channel, consumer)) => Ok(Session { connection, channel, consumer, notes: EndOnDrop(notes) }),
             Err(err) => {
                 amqp::close(connection).await;
                 Err(err)
@@ -135,7 +135,7 @@ impl Source {
     }
 }
 
-impl Generation {
+impl Session {
     /// Waits for the next delivery. Safe to cancel.
     pub(crate) async fn next(&mut self) -> Intake {
         match self.consumer.next().await {
@@ -164,7 +164,7 @@ impl Generation {
         }
     }
 
-    /// Ends the generation; what is not acknowledged goes back to the queue.
+    /// Ends the session; what is not acknowledged goes back to the queue.
     pub async fn close(self) {
         self.notes.0.end();
         amqp::close(self.connection).await;

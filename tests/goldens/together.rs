@@ -9,12 +9,12 @@ use diffusion::{
     schedulers::Kind,
 };
 use handler::engine::{
+    Engine, GenerationRequest, Order, Painted, Step,
     options::{DeviceKind, Dora, ModelConfig, Offload, Precision},
-    studio::{Commission, Order, Painted, Step, Studio},
 };
 use std::{ops::ControlFlow, path::Path};
 
-fn studio(model: &Path) -> Result<Studio> {
+fn engine(model: &Path) -> Result<Engine> {
     let config = ModelConfig {
         dir: model.into(),
         device: DeviceKind::Cpu,
@@ -23,10 +23,10 @@ fn studio(model: &Path) -> Result<Studio> {
         noise_threads: DEFAULT_THREADS,
         dora: Dora::Apply,
     };
-    Ok(Studio::open(&config, (512, 512))?)
+    Ok(Engine::open(&config, (512, 512))?)
 }
 
-fn commission(prompt: &str, seed: u64, images: usize, scheduler: Kind) -> Commission {
+fn generation_request(prompt: &str, seed: u64, images: usize, scheduler: Kind) -> GenerationRequest {
     let request = Request {
         prompt: prompt.into(),
         negative_prompt: format!("not {prompt}"),
@@ -40,7 +40,7 @@ fn commission(prompt: &str, seed: u64, images: usize, scheduler: Kind) -> Commis
         karras_sigmas: None,
         noise_source: Source::Cuda,
     };
-    Commission::new(request, images)
+    GenerationRequest::new(request, images)
 }
 
 fn alike(alone: &Painted, together: &Painted) -> Result<()> {
@@ -53,36 +53,36 @@ fn alike(alone: &Painted, together: &Painted) -> Result<()> {
 }
 
 /// Paints all at once, each until it has finished the number of steps that it is given.
-fn together(studio: &mut Studio, all: &[(&Commission, usize)]) -> Vec<Option<Painted>> {
+fn together(engine: &mut Engine, all: &[(&GenerationRequest, usize)]) -> Vec<Option<Painted>> {
     let mut callbacks: Vec<_> = all
         .iter()
         .map(|(_, last)| {
             move |step: Step| if step.finished > *last { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
         })
         .collect();
-    let orders = all.iter().zip(&mut callbacks).map(|((commission, _), callback)| (*commission, callback as _));
-    studio.paint_together(&mut orders.collect::<Vec<Order>>()).into_iter().map(Result::ok).collect()
+    let orders = all.iter().zip(&mut callbacks).map(|((wanted, _), callback)| (*wanted, callback as _));
+    engine.paint_together(&mut orders.collect::<Vec<Order>>()).into_iter().map(Result::ok).collect()
 }
 
 #[test]
 fn pictures_painted_together_are_those_painted_alone() -> Result<()> {
     let model = toy_model("tiny")?;
-    let mut studio = studio(model.path())?;
+    let mut engine = engine(model.path())?;
     for images in [1, 2] {
         let kind = Kind::DpmSolverPlusPlus;
         let wanted = [("a fox", 1), ("b lighthouse by the sea", 2), ("c", 1)];
-        let wanted = wanted.map(|(prompt, seed)| commission(prompt, seed, images, kind));
+        let wanted = wanted.map(|(prompt, seed)| generation_request(prompt, seed, images, kind));
         let alone: Vec<Painted> = wanted
             .iter()
-            .map(|commission| together(&mut studio, &[(commission, 4)]).pop().flatten().context("not painted"))
+            .map(|wanted| together(&mut engine, &[(wanted, 4)]).pop().flatten().context("not painted"))
             .collect::<Result<_>>()?;
         ensure!(alone[0].pictures != alone[2].pictures, "the prompt changes nothing: the test would show nothing");
-        let all: Vec<_> = wanted.iter().map(|commission| (commission, 4)).collect();
-        for (alone, together) in alone.iter().zip(together(&mut studio, &all)) {
+        let all: Vec<_> = wanted.iter().map(|wanted| (wanted, 4)).collect();
+        for (alone, together) in alone.iter().zip(together(&mut engine, &all)) {
             alike(alone, &together.context("not painted")?)?;
         }
         // The second is cancelled in the middle.
-        let some = together(&mut studio, &[(&wanted[0], 4), (&wanted[1], 1), (&wanted[2], 4)]);
+        let some = together(&mut engine, &[(&wanted[0], 4), (&wanted[1], 1), (&wanted[2], 4)]);
         ensure!(some[1].is_none(), "painted to the end");
         for index in [0, 2] {
             alike(&alone[index], some[index].as_ref().context("not painted")?)?;
@@ -93,17 +93,17 @@ fn pictures_painted_together_are_those_painted_alone() -> Result<()> {
 
 #[test]
 fn only_what_differs_in_prompt_and_seed_alone_goes_together() {
-    let plain = || commission("a", 1, 1, Kind::DpmSolverPlusPlus);
+    let plain = || generation_request("a", 1, 1, Kind::DpmSolverPlusPlus);
     let with = |change: fn(&mut Request)| {
-        let mut commission = plain();
-        change(&mut commission.request);
-        commission
+        let mut wanted = plain();
+        change(&mut wanted.request);
+        wanted
     };
-    assert!(plain().goes_with(&commission("b", 2, 1, Kind::DpmSolverPlusPlus)));
+    assert!(plain().goes_with(&generation_request("b", 2, 1, Kind::DpmSolverPlusPlus)));
     assert!(plain().goes_with(&with(|request| request.noise_source = Source::Cpu)));
     for other in [
-        commission("a", 1, 2, Kind::DpmSolverPlusPlus),
-        commission("a", 1, 1, Kind::Euler),
+        generation_request("a", 1, 2, Kind::DpmSolverPlusPlus),
+        generation_request("a", 1, 1, Kind::Euler),
         with(|request| request.width = 128),
         with(|request| request.height = 128),
         with(|request| request.steps = 5),
@@ -112,6 +112,6 @@ fn only_what_differs_in_prompt_and_seed_alone_goes_together() {
     ] {
         assert!(!plain().goes_with(&other), "{:?}", other.request);
     }
-    let drawing = || commission("a", 1, 1, Kind::EulerAncestral);
+    let drawing = || generation_request("a", 1, 1, Kind::EulerAncestral);
     assert!(!drawing().goes_with(&drawing()), "its noise comes from one stream");
 }

@@ -6,7 +6,7 @@ pub use file::file;
 
 use crate::{
     cli::options::{BenchLoraConfig, BenchPictureConfig, BenchSoakConfig},
-    engine::studio::{Commission, Studio},
+    engine::{Engine, GenerationRequest},
     task,
 };
 use anyhow::{Context, ensure};
@@ -45,16 +45,16 @@ pub fn lora(config: &BenchLoraConfig) -> anyhow::Result<()> {
         read.push(clock.elapsed());
     }
     let modules = lora.modules();
-    let mut studio = Studio::open(&config.model, task::size(None))?;
+    let mut engine = Engine::open(&config.model, task::size(None))?;
     let applied = [AppliedLora { lora: Arc::new(lora), scale: 1.0 }];
-    let first = studio.swap(&applied)?;
-    studio.swap(&[])?;
+    let first = engine.swap(&applied)?;
+    engine.swap(&[])?;
     let (mut swap_in, mut swap_out) = (Vec::new(), Vec::new());
     for _ in 0..config.repeat {
-        swap_in.push(studio.swap(&applied)?);
-        swap_out.push(studio.swap(&[])?);
+        swap_in.push(engine.swap(&applied)?);
+        swap_out.push(engine.swap(&[])?);
     }
-    let device = studio.device_name().to_string();
+    let device = engine.device_name().to_string();
     let figures = [
         ("read", median(read)),
         ("first_swap_in", first),
@@ -75,25 +75,25 @@ pub fn picture(config: &BenchPictureConfig) -> anyhow::Result<()> {
     ensure!(config.guidance_scale.is_finite(), "--guidance-scale must be a finite number");
     let clock = Instant::now();
     let (width, height) = task::size(Some(&config.aspect_ratio));
-    let mut studio = Studio::open(&config.model, (width, height))?;
+    let mut engine = Engine::open(&config.model, (width, height))?;
     let load = clock.elapsed();
     let request = request(&config.prompt, (width, height), config.steps, config.guidance_scale);
-    let commission = Commission::new(request, usize::from(config.num_images));
+    let wanted = GenerationRequest::new(request, usize::from(config.num_images));
     let mut paint = || -> anyhow::Result<_> {
         let clock = Instant::now();
-        let delivery = studio.paint(&commission, &mut |_| ControlFlow::Continue(()))?;
-        Ok((clock.elapsed(), delivery.stages))
+        let output = engine.paint(&wanted, &mut |_| ControlFlow::Continue(()))?;
+        Ok((clock.elapsed(), output.stages))
     };
     let (first, _) = paint()?;
     let runs = (0..config.repeat).map(|_| paint()).collect::<anyhow::Result<Vec<_>>>()?;
-    let mut figures: Vec<(&str, Duration)> = studio.gpu().map(Gpu::opening).unwrap_or_default();
+    let mut figures: Vec<(&str, Duration)> = engine.gpu().map(Gpu::opening).unwrap_or_default();
     figures.extend([("load", load), ("first_picture", first)]);
     figures.push(("picture", median(runs.iter().map(|(whole, _)| *whole).collect())));
     for (index, (name, _)) in runs[0].1.iter().enumerate() {
         figures.push((name, median(runs.iter().map(|(_, stages)| stages[index].1).collect())));
     }
-    let device = studio.device_name().to_string();
-    let gpu_memory_mib = studio.gpu().map(|gpu| gpu.peak_bytes() >> 20);
+    let device = engine.device_name().to_string();
+    let gpu_memory_mib = engine.gpu().map(|gpu| gpu.peak_bytes() >> 20);
     let about = json!({
         "device": device, "width": width, "height": height, "steps": config.steps, "images": config.num_images,
         "repeat": config.repeat, "peak_memory_mib": peak_memory_mib(), "gpu_memory_mib": gpu_memory_mib,
@@ -121,18 +121,18 @@ pub fn soak(config: &BenchSoakConfig) -> anyhow::Result<()> {
     let mut loras = loras.collect::<anyhow::Result<Vec<_>>>()?;
     loras.push(Vec::new());
     let sizes = ["1:1", "2:2", "1:2"].map(|ratio| task::size(Some(ratio)));
-    let mut studio = Studio::open(&config.model, sizes[0])?;
+    let mut engine = Engine::open(&config.model, sizes[0])?;
     let mut times = Vec::new();
     let mut memory = [(0, 0); 2];
     for task in 0..config.tasks as usize {
         let size = sizes[task % sizes.len()];
         let loras = loras[task / sizes.len() % loras.len()].clone();
         let request = request("lighthouse sunset sea", size, config.steps, 7.5);
-        let commission = Commission { loras, ..Commission::new(request, 1) };
+        let wanted = GenerationRequest { loras, ..GenerationRequest::new(request, 1) };
         let clock = Instant::now();
-        studio.paint(&commission, &mut |_| ControlFlow::Continue(()))?;
+        engine.paint(&wanted, &mut |_| ControlFlow::Continue(()))?;
         times.push(clock.elapsed());
-        let held = (studio.gpu().map_or(0, Gpu::bytes) >> 20, memory_mib("VmRSS:").unwrap_or_default());
+        let held = (engine.gpu().map_or(0, Gpu::bytes) >> 20, memory_mib("VmRSS:").unwrap_or_default());
         if task + 1 == SETTLED {
             memory[0] = held;
         }
@@ -143,7 +143,7 @@ pub fn soak(config: &BenchSoakConfig) -> anyhow::Result<()> {
     let turn = sizes.len() * loras.len();
     let whole = rest.len() / 3 / turn * turn;
     let third = if whole > 0 { whole } else { rest.len() / 2 };
-    let device = studio.device_name().to_string();
+    let device = engine.device_name().to_string();
     let [(gpu_before, host_before), (gpu_after, host_after)] = memory;
     let about = json!({
         "device": device, "tasks": config.tasks, "steps": config.steps,

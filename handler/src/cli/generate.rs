@@ -2,7 +2,7 @@
 
 use crate::{
     cli::options::GenerateConfig,
-    engine::studio::{Commission, Studio},
+    engine::{Engine, GenerationRequest},
     picture::{Credential, Origin},
     task::{self, Format},
 };
@@ -25,25 +25,25 @@ use tracing::Span;
 /// # Errors
 /// The first file, option or model fault, in words for the person at the shell.
 pub fn run(config: &GenerateConfig) -> anyhow::Result<()> {
-    let commission = commission(config)?;
+    let wanted = wanted(config)?;
     let folder = config.out.parent().filter(|folder| !folder.as_os_str().is_empty());
     let is_there = folder.is_none_or(Path::is_dir);
     ensure!(is_there, "--out {}: there is no such folder; make it first", config.out.display());
-    let mut studio = Studio::open(&config.model, (commission.request.width, commission.request.height))?;
+    let mut engine = Engine::open(&config.model, (wanted.request.width, wanted.request.height))?;
     let style = ProgressStyle::with_template("{bar:40} step {pos}/{len}  {elapsed} elapsed, {eta} to go")?;
     let bar = ProgressBar::new(u64::from(config.steps)).with_style(style);
-    let delivery = studio.paint(&commission, &mut |step| {
+    let output = engine.paint(&wanted, &mut |step| {
         bar.set_length(u64::from(config.steps) * step.parts as u64);
         bar.set_position(u64::from(config.steps) * step.part as u64 + step.finished as u64);
         ControlFlow::Continue(())
     });
     bar.finish_and_clear();
-    let delivery = delivery?;
-    let names: Vec<PathBuf> = (1..).map(|number| numbered(&config.out, number)).take(delivery.files.len()).collect();
-    for (name, file) in names.iter().zip(&delivery.files) {
+    let output = output?;
+    let names: Vec<PathBuf> = (1..).map(|number| numbered(&config.out, number)).take(output.files.len()).collect();
+    for (name, file) in names.iter().zip(&output.files) {
         fs::write(name, file).with_context(|| format!("--out {}", name.display()))?;
     }
-    let stages = delivery.stages.iter().map(|(name, time)| format!("{name} {} ms", time.as_millis()));
+    let stages = output.stages.iter().map(|(name, time)| format!("{name} {} ms", time.as_millis()));
     eprintln!("{}", stages.collect::<Vec<_>>().join(", "));
     for name in &names {
         println!("{}", name.display());
@@ -60,14 +60,14 @@ fn numbered(out: &Path, number: usize) -> PathBuf {
     }
 }
 
-fn commission(config: &GenerateConfig) -> anyhow::Result<Commission> {
+fn wanted(config: &GenerateConfig) -> anyhow::Result<GenerationRequest> {
     let seed = config.seed;
     let (width, height) = task::size(Some(&config.aspect_ratio));
     let loras = config.loras.iter().map(|file| {
         let lora = Lora::read(&file.path).with_context(|| format!("--lora {}", file.path.display()))?;
         Ok(AppliedLora { lora: Arc::new(lora), scale: file.scale })
     });
-    Ok(Commission {
+    Ok(GenerationRequest {
         request: Request {
             prompt: config.prompt.clone(),
             negative_prompt: config.negative_prompt.clone(),

@@ -2,7 +2,7 @@
 
 use crate::{
     entry::{signals, sqs::Queues},
-    job::{Deadline, Message, Outcome, Workshop, options::ServiceConfig},
+    job::{Deadline, JobRunner, Message, Outcome, options::ServiceConfig},
     observe::trace::{CARRIED, FLUSH_LIMIT},
 };
 use aws_lambda_events::sqs::{SqsBatchResponse, SqsEvent, SqsMessage};
@@ -28,16 +28,16 @@ const AT_ONCE: usize = 10;
 /// A setting cannot work, this is not Lambda, the model cannot be loaded, the GPU is lost, or the Runtime API is out of reach.
 pub async fn serve(config: &ServiceConfig, traces: Option<Traces>) -> anyhow::Result<()> {
     let aws = settings::sdk_config().await?;
-    let workshop = Workshop::open(config, &aws).await?;
+    let runner = JobRunner::open(config, &aws).await?;
     is_on_lambda()?;
     let (queues, busy) = (Arc::new(Queues::new(&aws)), Arc::new(RwLock::new(())));
-    let shared = (workshop.clone(), queues, traces);
+    let shared = (runner.clone(), queues, traces);
     let service = service_fn(move |event: LambdaEvent<SqsEvent>| {
-        let (workshop, queues, traces) = shared.clone();
+        let (runner, queues, traces) = shared.clone();
         async move {
             let end = instant(event.context.deadline());
             let deadline = end.map_or(Deadline::NONE, Deadline::at);
-            let answer = handle(&workshop, &queues, event.payload, deadline).await;
+            let answer = handle(&runner, &queues, event.payload, deadline).await;
             if let Some(traces) = traces {
                 // No task is given up for its trace.
                 let left = end.map_or(FLUSH_LIMIT, |end| end.saturating_duration_since(Instant::now()) / 2);
@@ -53,7 +53,7 @@ pub async fn serve(config: &ServiceConfig, traces: Option<Traces>) -> anyhow::Re
     // Registers at once: standard Lambda gives the start ten seconds and then begins it again. The first event's LoRA is fetched
     // meanwhile, and only the painting waits for the model.
     let broken = tokio::select! {
-        broken = workshop.broken() => Some(broken),
+        broken = runner.broken() => Some(broken),
         ended = &mut runtime => return ended.map_err(out_of_reach),
         () = stop.cancelled() => None,
     };
@@ -97,7 +97,7 @@ fn out_of_reach(error: Error) -> anyhow::Error {
 
 /// All tasks of an event at once; of a FIFO queue one after the other. Only what the queue must bring again is reported.
 async fn handle(
-    workshop: &Workshop,
+    runner: &JobRunner,
     queues: &Queues,
     event: SqsEvent,
     deadline: Deadline,
@@ -106,7 +106,7 @@ async fn handle(
     let stopped = &AtomicBool::new(false);
     let works = event.records.into_iter().map(async |record| {
         let outcome = match stopped.load(Ordering::Relaxed) {
-            false => workshop.handle(&message(&record, deadline)).await,
+            false => runner.handle(&message(&record, deadline)).await,
             true => Outcome::GivenBack(Duration::ZERO),
         };
         let Outcome::GivenBack(wait) = outcome else { return None };

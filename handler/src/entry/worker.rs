@@ -13,7 +13,7 @@ use crate::{
         signals,
         sqs::{Deleter, Deletion, Deletions, Queue},
     },
-    job::{Deadline, Message, Outcome, Workshop},
+    job::{Deadline, JobRunner, Message, Outcome},
     observe::trace::{CARRIED, Carrier},
 };
 use aws_config::SdkConfig;
@@ -29,18 +29,18 @@ use tokio_util::sync::CancellationToken;
 /// The model cannot be loaded, the health address is taken, or the GPU is lost.
 pub async fn serve(config: &WorkerConfig) -> anyhow::Result<()> {
     let aws = settings::sdk_config().await?;
-    let workshop = Workshop::open(&config.service, &aws).await?;
-    serve_until(signals::on_signal()?, &workshop, config, &aws).await
+    let runner = JobRunner::open(&config.service, &aws).await?;
+    serve_until(signals::on_signal()?, &runner, config, &aws).await
 }
 
 async fn serve_until(
     stop: CancellationToken,
-    workshop: &Workshop,
+    runner: &JobRunner,
     config: &WorkerConfig,
     aws: &SdkConfig,
 ) -> anyhow::Result<()> {
     let health = match config.health_addr {
-        Some(addr) => Some(Health::serve(addr, workshop.metrics().clone()).await?),
+        Some(addr) => Some(Health::serve(addr, runner.metrics().clone()).await?),
         None => None,
     };
     let set_ready = |ready| health.iter().for_each(|health| health.set_ready(ready));
@@ -48,18 +48,18 @@ async fn serve_until(
     // Messages that wait in the queue can go to another worker; ones that were taken cannot.
     tokio::select! {
         () = stop.cancelled() => return Ok(()),
-        loaded = workshop.ready() => loaded?,
+        loaded = runner.ready() => loaded?,
     }
     tracing::info!(queue = queue.url, "polling");
     set_ready(true);
     let deletions = Deletions::start(queue.clone());
     let broken = {
         let deleter = deletions.deleter();
-        let polling = poll(&queue, config, workshop, &deleter, &stop);
+        let polling = poll(&queue, config, runner, &deleter, &stop);
         tokio::pin!(polling);
         tokio::select! {
             () = &mut polling => None,
-            broken = workshop.broken() => {
+            broken = runner.broken() => {
                 set_ready(false);
                 stop.cancel();
                 polling.await;
@@ -73,7 +73,7 @@ async fn serve_until(
     broken.map_or(Ok(()), |broken| Err(broken.into()))
 }
 
-async fn poll(queue: &Queue, config: &WorkerConfig, workshop: &Workshop, deleter: &Deleter, stop: &CancellationToken) {
+async fn poll(queue: &Queue, config: &WorkerConfig, runner: &JobRunner, deleter: &Deleter, stop: &CancellationToken) {
     let idle_exit = Duration::from_secs(config.idle_exit.into());
     let delays =
         ExponentialBuilder::default().with_max_delay(Duration::from_secs(30)).without_max_times().with_jitter();
@@ -110,7 +110,7 @@ async fn poll(queue: &Queue, config: &WorkerConfig, workshop: &Workshop, deleter
             Ok(Some(message)) => {
                 delay = delays.build();
                 let deleter = deleter.clone();
-                works.spawn(work(queue.clone(), config.visibility_timeout, workshop.clone(), deleter, message));
+                works.spawn(work(queue.clone(), config.visibility_timeout, runner.clone(), deleter, message));
             }
             Ok(None) => delay = delays.build(),
             Err(error) => {
@@ -134,7 +134,7 @@ fn tell(ended: Result<(), JoinError>) {
 }
 
 /// Runs the job under a heartbeat, then hands the message over for deletion or gives it back.
-async fn work(queue: Queue, visibility: i32, workshop: Workshop, deleter: Deleter, message: SqsMessage) {
+async fn work(queue: Queue, visibility: i32, runner: JobRunner, deleter: Deleter, message: SqsMessage) {
     let number = |name| message.attributes()?.get(&name)?.parse::<u64>().ok();
     let count = number(MessageSystemAttributeName::ApproximateReceiveCount);
     let job = Message {
@@ -149,7 +149,7 @@ async fn work(queue: Queue, visibility: i32, workshop: Workshop, deleter: Delete
         tracing::warn!("a message without receipt handle cannot be worked on");
         return;
     };
-    let (outcome, until) = queue.keep_invisible(handle, visibility, workshop.handle(&job)).await;
+    let (outcome, until) = queue.keep_invisible(handle, visibility, runner.handle(&job)).await;
     let ended = match outcome {
         Outcome::Consumed => {
             deleter.send(Deletion::new(handle, until)).map_err(|_| "deleting has ended already".to_string())

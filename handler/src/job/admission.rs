@@ -1,4 +1,4 @@
-//! The gate between a task that is well-formed and one that is worked on: whether we may go where it sends us.
+//! The admission between a task that is well-formed and one that is worked on: whether we may go where it sends us.
 //!
 //! Refuses by BadTask, as if the field were malformed. A webhook address that is refused is taken out of it, so that nothing
 //! is told there.
@@ -34,13 +34,13 @@ impl SafetyConfig {
 
 /// What tasks may reach.
 #[derive(Clone)]
-pub struct Gate {
+pub struct Admission {
     guard: Guard,
     buckets: Vec<BucketPattern>,
 }
 
-impl Gate {
-    /// The gate that was asked for.
+impl Admission {
+    /// The admission that was asked for.
     pub fn new(config: &SafetyConfig) -> Self {
         Self { guard: config.guard(), buckets: config.lora_buckets.clone() }
     }
@@ -106,7 +106,7 @@ mod tests {
             "generation_id": 1, "style_id": 1, "lora_model_url": first, "prompt_tags": ["x"], "artist_name": "Ada",
             "webhook_url": "http://localhost", "loras": [{ "lora_model_url": second }],
         });
-        Gate::new(&config).admit(Task::parse(&body.to_string())).await
+        Admission::new(&config).admit(Task::parse(&body.to_string())).await
     }
 
     #[tokio::test]
@@ -123,9 +123,9 @@ mod tests {
 
     #[tokio::test]
     async fn a_bad_task_is_told_to_no_host_that_is_refused() {
-        let gate = Gate::new(&SafetyConfig::default());
+        let admission = Admission::new(&SafetyConfig::default());
         for change in [json!({}), json!({ "generation_id": 1, "webhook_url": "http://127.0.0.1:1" })] {
-            assert_eq!(gate.admit(Task::parse(&change.to_string())).await.unwrap_err().webhook_url, None);
+            assert_eq!(admission.admit(Task::parse(&change.to_string())).await.unwrap_err().webhook_url, None);
         }
     }
 }

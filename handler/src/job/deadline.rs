@@ -15,7 +15,7 @@ const TELL_MARGIN: Duration = Duration::from_secs(1);
 const ANSWER_MARGIN: Duration = Duration::from_millis(400);
 
 /// When the invocation that brought a message ends; a worker's messages have no such limit. An event is answered as a whole, so that
-/// none of its tasks may wait for longer, be it for storage, for a claim, for the painter or for a backend.
+/// none of its tasks may wait for longer, be it for storage, for a claim, for the batcher or for a backend.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Deadline(Option<Instant>);
 

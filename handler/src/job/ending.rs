@@ -1,6 +1,6 @@
 //! How a task ends: painted, cancelled, refused, given back or given up. Whatever happens becomes an outcome, never an error.
 
-use super::{Message, Outcome, Workshop, faults::untold};
+use super::{JobRunner, Message, Outcome, faults::untold};
 use crate::{
     job::{failure::Failure, options::ErrorCodes},
     observe::report::{Ending, Report},
@@ -17,7 +17,7 @@ use tracing::{info, warn};
 /// Longest look for a picture before the backend hears that there is none.
 const LOOK: Duration = Duration::from_secs(5);
 
-impl Workshop {
+impl JobRunner {
     /// Paints a task, and decides once what its end means for the message.
     pub(super) async fn run(&self, task: &Task, message: &Message, report: &mut Report) -> Outcome {
         match self.claim_and_paint(task, message.deadline, report).await {
@@ -92,7 +92,7 @@ impl Workshop {
         Outcome::GivenBack(wait)
     }
 
-    /// Whether the picture is in S3, as far as S3 says so soon. An upload whose answer was lost has stored it, or an earlier delivery
+    /// Whether the picture is in S3, as far as S3 says so soon. An upload whose answer was lost has stored it, or an earlier output
     /// that could not tell of it; and of a picture that stands nobody may say that it failed.
     async fn stands_after_all(&self, task: &Task, message: &Message) -> bool {
         let left = message.deadline.end().map(|end| end.saturating_duration_since(Instant::now()) / 2);

@@ -2,7 +2,7 @@
 
 use super::OutOfTime;
 use crate::{
-    engine::{painter::PainterError, studio::StudioError},
+    engine::{EngineError, batcher::BatcherError},
     job::failure::Failure,
     storage::StoreError,
     task::fault::Fault,
@@ -27,17 +27,17 @@ fn by_class(permanent: Fault, transient: Fault, error: StoreError) -> Failure {
     }
 }
 
-impl From<StudioError> for Failure {
-    fn from(error: StudioError) -> Self {
+impl From<EngineError> for Failure {
+    fn from(error: EngineError) -> Self {
         let (fault, reason) = match &error {
-            StudioError::Pipeline(PipelineError::Stopped { step }) => return Self::Cancelled(*step),
+            EngineError::Pipeline(PipelineError::Stopped { step }) => return Self::Cancelled(*step),
             error if error.is_out_of_memory() => (Fault::Memory, format!("painting: {error}")),
-            StudioError::Lora(error) => (Fault::Lora, format!("`lora_model_url`: {error}")),
-            StudioError::Pipeline(PipelineError::Request { .. }) | StudioError::Signature(_) => {
+            EngineError::Lora(error) => (Fault::Lora, format!("`lora_model_url`: {error}")),
+            EngineError::Pipeline(PipelineError::Request { .. }) | EngineError::Signature(_) => {
                 (Fault::Picture, error.to_string())
             }
-            StudioError::Pipeline(PipelineError::Candle(error)) => (Fault::Painting, format!("painting: {error}")),
-            StudioError::Pipeline(_) | StudioError::Encode(_) | StudioError::Embed(_) | StudioError::Credential(_) => {
+            EngineError::Pipeline(PipelineError::Candle(error)) => (Fault::Painting, format!("painting: {error}")),
+            EngineError::Pipeline(_) | EngineError::Encode(_) | EngineError::Embed(_) | EngineError::Credential(_) => {
                 (Fault::Painting, error.to_string())
             }
         };
@@ -45,11 +45,11 @@ impl From<StudioError> for Failure {
     }
 }
 
-impl From<PainterError> for Failure {
-    fn from(error: PainterError) -> Self {
+impl From<BatcherError> for Failure {
+    fn from(error: BatcherError) -> Self {
         match error {
-            PainterError::Studio(error) => error.into(),
-            PainterError::Panic(_) | PainterError::Ended => Self::Transient(Fault::Painting, error.to_string()),
+            BatcherError::Engine(error) => error.into(),
+            BatcherError::Panic(_) | BatcherError::Ended => Self::Transient(Fault::Painting, error.to_string()),
         }
     }
 }

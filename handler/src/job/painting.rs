@@ -1,18 +1,15 @@
 //! The good way of a task: claimed, LoRAs fetched, painted, stored, told.
 
 use super::{
-    Deadline, Workshop,
-    commission::commission,
+    Deadline, JobRunner,
     faults::{lora_fault, storage, untold},
+    request::generation_request,
 };
 use crate::{
-    engine::{
-        startup::LoadError,
-        studio::{Delivery, StudioError},
-    },
+    engine::{EngineError, Output, loader::LoadError},
     job::{
+        deadline_guard::{DeadlineGuard, Load},
         failure::Failure,
-        pace::{Load, Pace},
     },
     observe::{
         report::{Ending, Report},
@@ -26,7 +23,7 @@ use std::{
     time::Instant,
 };
 
-impl Workshop {
+impl JobRunner {
     /// Paints while no other process does so. Each wait ends when the invocation has no more time for it.
     pub(super) async fn claim_and_paint(
         &self,
@@ -83,10 +80,10 @@ impl Workshop {
         report.stages.push(lap);
         telemetry::set(&span, "cache.hits", report.cache_hits() as i64);
         telemetry::set(&span, "cache.misses", report.cache_misses() as i64);
-        let delivery = self.paint(task, loras?, deadline).await?;
-        report.stages.extend(delivery.stages);
+        let output = self.paint(task, loras?, deadline).await?;
+        report.stages.extend(output.stages);
         let uploading = async {
-            for (key, file) in keys.iter().zip(delivery.files) {
+            for (key, file) in keys.iter().zip(output.files) {
                 let bytes = file.len();
                 self.store.put_picture(key, file, task.format, &fingerprint).await.map_err(storage)?;
                 report.images_stored += 1;
@@ -108,25 +105,25 @@ impl Workshop {
         Ok(self.backend.complete(task, &urls, deadline.end()).await?)
     }
 
-    /// Waits for the painter, and tells the milestones meanwhile; then signs and encodes while the painter goes on.
-    async fn paint(&self, task: &Task, loras: Vec<AppliedLora>, deadline: Deadline) -> Result<Delivery, Failure> {
-        let commission = Arc::new(commission(task, loras, self.file, self.credential.clone()));
-        commission.check().map_err(StudioError::from)?;
+    /// Waits for the batcher, and tells the milestones meanwhile; then signs and encodes while the batcher goes on.
+    async fn paint(&self, task: &Task, loras: Vec<AppliedLora>, deadline: Deadline) -> Result<Output, Failure> {
+        let wanted = Arc::new(generation_request(task, loras, self.file, self.credential.clone()));
+        wanted.check().map_err(EngineError::from)?;
         let loading = |error: LoadError| Failure::Transient(Fault::Painting, error.to_string());
         let waiting = Stage::begin("wait");
-        let painter = self.opening.painter().await.map_err(loading)?;
+        let batcher = self.loader.batcher().await.map_err(loading)?;
         let line = self.backend.progress(task);
         let (times, end) = (self.times.clone(), deadline.work_end());
-        let mut pace = Pace::new(task.steps, load(task), end, times, line.teller(), line.is_unwanted());
-        let out_of_time = pace.out_of_time();
-        let on_step = Box::new(move |step| pace.step(step, Instant::now()));
-        let painted = painter.paint(commission.clone(), on_step, waiting).await;
+        let mut guard = DeadlineGuard::new(task.steps, load(task), end, times, line.teller(), line.is_unwanted());
+        let out_of_time = guard.out_of_time();
+        let on_step = Box::new(move |step| guard.step(step, Instant::now()));
+        let painted = batcher.paint(wanted.clone(), on_step, waiting).await;
         line.finish().await;
         if out_of_time.load(Ordering::Relaxed) {
             return Err(deadline.out_of_time().into());
         }
         let (painted, span) = (painted?, tracing::Span::current());
-        let finished = tokio::task::spawn_blocking(move || span.in_scope(|| commission.finish(painted)));
+        let finished = tokio::task::spawn_blocking(move || span.in_scope(|| wanted.finish(painted)));
         let broke_off = |panic| Failure::Transient(Fault::Painting, format!("signing broke off: {panic}"));
         finished.await.map_err(broke_off)?.map_err(Failure::from)
     }

@@ -19,7 +19,7 @@ pub fn causes(error: &dyn Error) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::engine::startup::LoadError;
+    use crate::engine::loader::LoadError;
 
     #[test]
     fn a_cause_is_said_once() {

@@ -9,11 +9,11 @@ use crate::{
     acker,
     dead_letter::PoisonSink,
     entry::Entry,
+    entry_builder::EntryBuilder,
     error::Stop,
     flow::Backoff,
     message::{Message, Poison, Ticket},
     metrics::{Cause, Unacked},
-    recipe::Recipe,
     sink::{Sink, Verdict},
 };
 
@@ -37,7 +37,7 @@ pub(super) struct Outcome {
 }
 
 /// Sends one batch and settles each message by its verdict.
-pub(super) async fn dispatch<S: Sink>(sink: &S, batch: Vec<Message>, recipe: &Recipe) -> Outcome {
+pub(super) async fn dispatch<S: Sink>(sink: &S, batch: Vec<Message>, builder: &EntryBuilder) -> Outcome {
     let started = Instant::now();
     let entries: Vec<&Entry> = batch.iter().map(|message| &message.entry).collect();
     let verdicts = sink.send(&entries).await;
@@ -65,7 +65,7 @@ pub(super) async fn dispatch<S: Sink>(sink: &S, batch: Vec<Message>, recipe: &Re
                 message.attempts = message.attempts.saturating_add(1);
                 outcome.retry.push((message, cause));
             }
-            Verdict::Poison(reason) => match recipe.moved(message.entry, &reason) {
+            Verdict::Poison(reason) => match builder.moved(message.entry, &reason) {
                 // It keeps its lane.
                 Ok(entry) => outcome.moved.push(Message { entry, ..message }),
                 Err(entry) => {
@@ -145,7 +145,8 @@ mod tests {
     fn batch(acks: &Acks, bodies: &[&str]) -> Vec<Message> {
         let deliver = |(tag, body): (u64, &&str)| {
             let delivery = lapin::message::Delivery::mock(tag, "".into(), "".into(), false, body.as_bytes().to_vec());
-            let mut message = Message::accept(delivery, None, acks, &Metrics::default(), &Recipe::default()).unwrap();
+            let mut message =
+                Message::accept(delivery, None, acks, &Metrics::default(), &EntryBuilder::default()).unwrap();
             let ids = Ids::Fifo { group: body.to_string(), deduplication: tag.to_string() };
             message.entry = message.entry.with_ids(ids);
             message
@@ -166,7 +167,7 @@ mod tests {
             (vec!["stop", "ok", "retry"], vec![false, true, false], vec!["retry"], vec![], true, Some(true)),
         ] {
             let acks = Acks::default();
-            let outcome = dispatch(&Judge, batch(&acks, &bodies), &Recipe::default()).await;
+            let outcome = dispatch(&Judge, batch(&acks, &bodies), &EntryBuilder::default()).await;
             acknowledge(outcome.accepted).await;
             for (tag, acked) in (1..).zip(acked) {
                 assert_eq!(acks.is_told(tag).await, acked, "{tag} of {bodies:?}");

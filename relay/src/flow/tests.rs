@@ -113,10 +113,10 @@ fn flow(world: &Arc<World>, fifo: bool) -> Flow<World, World> {
     let queue = if fifo { "q.fifo" } else { "q" };
     let url = format!("--sqs-queue-url=http://h/{queue}");
     let config = Config::load(["relay", "--amqp-url=amqp://h", "--message-group-id=routing-key", &url]);
-    let recipe = Recipe::new(&config.unwrap().unwrap(), SizeLimit::default());
-    let terms = Terms { recipe, linger: MOMENT, max_in_flight: 2, backoff: |_| MOMENT };
+    let builder = EntryBuilder::new(&config.unwrap().unwrap(), SizeLimit::default());
+    let options = FlowOptions { builder, linger: MOMENT, max_in_flight: 2, backoff: |_| MOMENT };
     let (sink, dead_letter) = (Arc::clone(world), Arc::clone(world));
-    Flow::new(sink, dead_letter, Readiness::default(), Metrics::default(), Arc::new(terms))
+    Flow::new(sink, dead_letter, Readiness::default(), Metrics::default(), Arc::new(options))
 }
 
 /// The tags that the broker was told of, of those up to `last`.

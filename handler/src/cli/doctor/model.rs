@@ -7,7 +7,7 @@ use super::{
 };
 use crate::{
     cli::options::DoctorConfig,
-    engine::studio::Studio,
+    engine::Engine,
     observe::causes::causes,
     storage::{
         self,
@@ -85,7 +85,7 @@ async fn folder(config: &DoctorConfig) -> Vec<Finding> {
     findings.push(manifest.unwrap_or_else(|error| Finding::fail("model.manifest", error)));
     if config.load && !findings.iter().any(Finding::is_failure) {
         let (model, clock) = (model.clone(), Instant::now());
-        let load = move || Studio::open(&model, task::size(None)).map(|studio| studio.device_name().to_string());
+        let load = move || Engine::open(&model, task::size(None)).map(|engine| engine.device_name().to_string());
         let loaded = blocking(READ_TIMEOUT, move || load().map_err(|error| causes(&error))).await;
         findings.push(match loaded.flatten() {
             Ok(device) => Finding::ok("model.load", format!("on {device}, in {:.1} s", clock.elapsed().as_secs_f32())),

@@ -1,14 +1,14 @@
-//! A worker whose GPU is lost, in front of a studio that needs none. No queue is reached.
+//! A worker whose GPU is lost, in front of an engine that needs none. No queue is reached.
 
 use super::*;
 use crate::{
     cli::options::{Cli, Command},
     engine::{
-        painter::{
-            Painter,
-            tests::{End, Fake, commission},
+        batcher::{
+            Batcher,
+            tests::{End, Fake, wanted},
         },
-        startup::{LoadError, Opening},
+        loader::{LoadError, ModelLoader},
     },
     observe::{Tally, metrics::Metrics, trace::Stage},
     storage::Store,
@@ -37,17 +37,17 @@ fn aws() -> SdkConfig {
 
 #[tokio::test]
 async fn a_lost_gpu_ends_the_worker_with_an_error() {
-    let (config, aws, (studio, told)) = (config(), aws(), Fake::new());
-    let painter = Painter::start(studio, None, Metrics::new(&Tally::default())).unwrap();
-    let (opening, store) = (Opening::of(ready(Ok(painter.clone()))), Store::new(&config.service.store, &aws));
+    let (config, aws, (engine, told)) = (config(), aws(), Fake::new());
+    let batcher = Batcher::start(engine, None, Metrics::new(&Tally::default())).unwrap();
+    let (loader, store) = (ModelLoader::of(ready(Ok(batcher.clone()))), Store::new(&config.service.store, &aws));
     let metrics = Metrics::new(store.tally());
-    let workshop = Workshop::with(opening, store, metrics, &config.service, &aws).await.unwrap();
-    let serving = serve_until(CancellationToken::new(), &workshop, &config, &aws);
+    let runner = JobRunner::with(loader, store, metrics, &config.service, &aws).await.unwrap();
+    let serving = serve_until(CancellationToken::new(), &runner, &config, &aws);
     tokio::pin!(serving);
     assert!(poll!(&mut serving).is_pending());
     told.ends.send(End::Loss).unwrap();
     let on_step = Box::new(|_| ControlFlow::Continue(()));
-    assert!(painter.paint(commission(512), on_step, Stage::begin("wait")).await.is_err());
+    assert!(batcher.paint(wanted(512), on_step, Stage::begin("wait")).await.is_err());
     let ended = timeout(SOON, serving).await.unwrap();
     assert!(matches!(ended.unwrap_err().downcast_ref(), Some(LoadError::Lost)));
 }

@@ -1,10 +1,10 @@
 use super::*;
-use crate::{acker::Acks, message::Message, metrics::Metrics, recipe::Recipe};
+use crate::{acker::Acks, entry_builder::EntryBuilder, message::Message, metrics::Metrics};
 
 fn poison(headers: FieldTable) -> Poison {
     let mut delivery = lapin::message::Delivery::mock(1, "ex".into(), "key".into(), false, vec![0xff]);
     delivery.properties = BasicProperties::default().with_headers(headers);
-    Message::accept(delivery, None, &Acks::default(), &Metrics::default(), &Recipe::default()).unwrap_err()
+    Message::accept(delivery, None, &Acks::default(), &Metrics::default(), &EntryBuilder::default()).unwrap_err()
 }
 
 fn buried(headers: FieldTable, frame_max: usize) -> FieldTable {

@@ -4,7 +4,7 @@
 //! Whoever needs the model waits for it. A model that cannot be loaded ends the process; no task is failed for it.
 
 use crate::{
-    engine::{options::ModelConfig, painter::Painter, studio::Studio},
+    engine::{Engine, batcher::Batcher, options::ModelConfig},
     observe::{metrics::Metrics, trace::log_phase},
     storage::{
         Objects,
@@ -40,15 +40,15 @@ pub enum LoadError {
     Lost,
 }
 
-/// A studio that is being opened, and its painter.
+/// An engine that is being opened, and its batcher.
 #[derive(Clone)]
-pub struct Opening {
-    painter: Shared<BoxFuture<'static, Result<Painter, LoadError>>>,
+pub struct ModelLoader {
+    batcher: Shared<BoxFuture<'static, Result<Batcher, LoadError>>>,
     started: Instant,
     first: Arc<Once>,
 }
 
-impl Opening {
+impl ModelLoader {
     /// Begins to fetch what is to be fetched, and then to load, on a thread that holds up nobody who wants to end. `most` pictures are
     /// painted at once at most; `None` for as many as memory allows.
     pub(crate) fn begin(
@@ -58,42 +58,42 @@ impl Opening {
         metrics: Metrics,
     ) -> Self {
         let config = config.clone();
-        // It goes on whether somebody waits for the painter or not.
-        let opening = tokio::spawn(async move {
+        // It goes on whether somebody waits for the batcher or not.
+        let loader = tokio::spawn(async move {
             if let Some(remote) = remote {
                 fetch(&remote).await?;
             }
             load(config).await
         });
-        let painter = opening.map(move |opened| match opened {
-            Ok(Ok(studio)) => {
-                metrics.note_gpu_unused(studio.leaves_a_gpu());
-                Painter::start(studio, most, metrics).map_err(|_| LoadError::BrokeOff)
+        let batcher = loader.map(move |opened| match opened {
+            Ok(Ok(engine)) => {
+                metrics.note_gpu_unused(engine.leaves_a_gpu());
+                Batcher::start(engine, most, metrics).map_err(|_| LoadError::BrokeOff)
             }
             Ok(Err(error)) => Err(error),
             Err(_) => Err(LoadError::BrokeOff),
         });
-        Self::of(painter)
+        Self::of(batcher)
     }
 
-    /// A studio's painter that someone else opens.
-    pub(crate) fn of(painter: impl Future<Output = Result<Painter, LoadError>> + Send + 'static) -> Self {
-        Self { painter: painter.boxed().shared(), started: Instant::now(), first: Arc::new(Once::new()) }
+    /// An engine's batcher that someone else opens.
+    pub(crate) fn of(batcher: impl Future<Output = Result<Batcher, LoadError>> + Send + 'static) -> Self {
+        Self { batcher: batcher.boxed().shared(), started: Instant::now(), first: Arc::new(Once::new()) }
     }
 
-    /// The studio's painter, as soon as it is open.
+    /// The engine's batcher, as soon as it is open.
     ///
     /// # Errors
     /// It will never be.
-    pub async fn painter(&self) -> Result<Painter, LoadError> {
-        self.painter.clone().await
+    pub async fn batcher(&self) -> Result<Batcher, LoadError> {
+        self.batcher.clone().await
     }
 
     /// Waits for what makes painting impossible for good, and says what it is.
     pub async fn broken(&self) -> LoadError {
-        match self.painter().await {
-            Ok(painter) => {
-                painter.ended().await;
+        match self.batcher().await {
+            Ok(batcher) => {
+                batcher.ended().await;
                 LoadError::Lost
             }
             Err(error) => error,
@@ -103,7 +103,7 @@ impl Opening {
     /// To be called when work arrives: the first time it says how long after the start that was.
     pub fn note_request(&self) {
         self.first.call_once(|| {
-            let is_open = self.painter.peek().is_some();
+            let is_open = self.batcher.peek().is_some();
             log_phase("first_request", self.started);
             if !is_open {
                 tracing::info!("the first request waits for the model");
@@ -123,11 +123,11 @@ async fn fetch(remote: &Remote<Objects>) -> Result<(), LoadError> {
 }
 
 /// Loads the model on a thread of its own.
-async fn load(config: ModelConfig) -> Result<Studio, LoadError> {
+async fn load(config: ModelConfig) -> Result<Engine, LoadError> {
     let (sender, receiver) = oneshot::channel();
     let open = move || {
         // Nobody waits for it when the process is about to end.
-        let _ = sender.send(Studio::open(&config, crate::task::size(None)));
+        let _ = sender.send(Engine::open(&config, crate::task::size(None)));
     };
     // A thread that panics or cannot be had drops the sender.
     drop(thread::Builder::new().name("load".into()).spawn(open));

@@ -1,6 +1,6 @@
 //! The clock of a painting: how long a step takes in this try, and how many are missing. Pure: whoever asks brings the time.
 
-use crate::engine::studio::Step;
+use crate::engine::Step;
 use std::time::{Duration, Instant};
 
 /// Measures from step to step. The first step of each part is left out: networks are planned and recorded in it.

@@ -18,7 +18,7 @@ const ONE_GROUP: &str = "relay";
 
 /// The part of the configuration that shapes entries. The default is a standard queue, no ids, no attributes.
 #[derive(Debug, Clone, Default)]
-pub struct Recipe {
+pub struct EntryBuilder {
     fifo: bool,
     group: Option<Field>,
     deduplication: Option<Field>,
@@ -27,8 +27,8 @@ pub struct Recipe {
     limit: SizeLimit,
 }
 
-impl Recipe {
-    /// The recipe as configured, for a queue with this limit.
+impl EntryBuilder {
+    /// The builder as configured, for a queue with this limit.
     pub fn new(config: &Config, limit: SizeLimit) -> Self {
         Self {
             fifo: config.is_fifo(),
@@ -109,15 +109,15 @@ mod tests {
     };
     use lapin::BasicProperties;
 
-    fn recipe(fifo: bool, group: Option<&str>, deduplication: Option<&str>) -> Recipe {
+    fn builder(fifo: bool, group: Option<&str>, deduplication: Option<&str>) -> EntryBuilder {
         let field = |text: Option<&str>| text.map(|text| text.parse().unwrap());
         let attributes = "message-id,correlation-id".parse().unwrap();
         let (group, deduplication) = (field(group), field(deduplication));
-        Recipe { fifo, group, deduplication, attributes, payload_bucket: None, limit: SizeLimit::default() }
+        EntryBuilder { fifo, group, deduplication, attributes, payload_bucket: None, limit: SizeLimit::default() }
     }
 
-    fn entry(recipe: &Recipe, body: &str, properties: &BasicProperties) -> Entry {
-        recipe.entry(body.into(), Parts { body: "", exchange: "", routing_key: "", properties }).unwrap()
+    fn entry(builder: &EntryBuilder, body: &str, properties: &BasicProperties) -> Entry {
+        builder.entry(body.into(), Parts { body: "", exchange: "", routing_key: "", properties }).unwrap()
     }
 
     #[test]
@@ -127,21 +127,21 @@ mod tests {
         let style = r#"{"style":7}"#;
         let (style_hash, other_hash) = (sha256(style.as_bytes()), sha256(b"{}"));
         let group = Some("json:/style");
-        for (recipe, body, properties, want) in [
-            (recipe(false, None, None), style, &named, (None, None)),
-            (recipe(false, group, None), style, &named, (Some("7"), None)),
-            (recipe(false, group, None), "{}", &named, (None, None)),
-            (recipe(true, None, None), style, &named, (Some("relay"), Some("m"))),
-            (recipe(true, None, None), style, &nameless, (Some("relay"), Some(&*style_hash))),
-            (recipe(true, group, None), style, &named, (Some("7"), Some("m"))),
-            (recipe(true, group, None), "{}", &named, (Some("m"), Some("m"))),
-            (recipe(true, group, None), "{}", &nameless, (Some(&*other_hash), Some(&*other_hash))),
-            (recipe(true, group, Some("sha256")), style, &named, (Some("7"), Some(&*style_hash))),
-            (recipe(true, group, Some("json:/style")), style, &named, (Some("7"), Some("7"))),
-            (recipe(true, group, Some("json:/id")), style, &named, (Some("7"), Some(&*style_hash))),
+        for (builder, body, properties, want) in [
+            (builder(false, None, None), style, &named, (None, None)),
+            (builder(false, group, None), style, &named, (Some("7"), None)),
+            (builder(false, group, None), "{}", &named, (None, None)),
+            (builder(true, None, None), style, &named, (Some("relay"), Some("m"))),
+            (builder(true, None, None), style, &nameless, (Some("relay"), Some(&*style_hash))),
+            (builder(true, group, None), style, &named, (Some("7"), Some("m"))),
+            (builder(true, group, None), "{}", &named, (Some("m"), Some("m"))),
+            (builder(true, group, None), "{}", &nameless, (Some(&*other_hash), Some(&*other_hash))),
+            (builder(true, group, Some("sha256")), style, &named, (Some("7"), Some(&*style_hash))),
+            (builder(true, group, Some("json:/style")), style, &named, (Some("7"), Some("7"))),
+            (builder(true, group, Some("json:/id")), style, &named, (Some("7"), Some(&*style_hash))),
         ] {
-            let entry = entry(&recipe, body, properties);
-            assert_eq!((entry.group(), entry.deduplication()), want, "{recipe:?} {body}");
+            let entry = entry(&builder, body, properties);
+            assert_eq!((entry.group(), entry.deduplication()), want, "{builder:?} {body}");
         }
     }
 
@@ -150,10 +150,10 @@ mod tests {
         let body = format!(r#"{{"style":7,"padding":"{}"}}"#, "x".repeat(MAX_BYTES));
         let properties = BasicProperties::default().with_message_id("m".into());
         let with = || Parts { body: "", exchange: "", routing_key: "", properties: &properties };
-        let plain = recipe(true, Some("json:/style"), None);
+        let plain = builder(true, Some("json:/style"), None);
         let (back, reason) = plain.entry(body.clone().into(), with()).unwrap_err();
         assert!(back == body.as_bytes() && reason == Reason::TooLarge { bytes: body.len(), limit: MAX_BYTES });
-        let bucket = Recipe { payload_bucket: Some("b".to_owned()), ..plain };
+        let bucket = EntryBuilder { payload_bucket: Some("b".to_owned()), ..plain };
         let entry = bucket.entry(body.clone().into(), with()).unwrap();
         assert!(entry.body().contains(r#""s3BucketName":"b""#) && entry.size() < 1_000, "{}", entry.body());
         assert_eq!((entry.group(), entry.deduplication()), (Some("7"), Some("m")), "ids are those of the message");
@@ -168,7 +168,7 @@ mod tests {
     #[test]
     fn attributes_never_make_a_message_too_large_or_illegal() {
         let properties = BasicProperties::default().with_message_id("a\0".into()).with_correlation_id("c".into());
-        let recipe = recipe(false, None, None);
+        let builder = builder(false, None, None);
         let message_id = Attribute { name: "message_id".into(), value: Value::Binary(b"a\0".to_vec()) };
         let correlation_id = Attribute { name: "correlation_id".into(), value: Value::Text("c".to_owned()) };
         for (size, want) in [
@@ -176,7 +176,7 @@ mod tests {
             (MAX_BYTES - message_id.size(), vec![message_id]),
             (MAX_BYTES, vec![]),
         ] {
-            let entry = entry(&recipe, &"x".repeat(size), &properties);
+            let entry = entry(&builder, &"x".repeat(size), &properties);
             assert_eq!((entry.body().len(), entry.attributes()), (size, &*want));
         }
     }

@@ -1,4 +1,4 @@
-//! The painter: one thread that owns the studio. Tasks wait in front of it; those that go together are painted as one batch.
+//! The batcher: one thread that owns the engine. Tasks wait in front of it; those that go together are painted as one batch.
 //!
 //! Everything else of a task (fetching, signing, encoding, upload, webhooks) happens elsewhere meanwhile. Refuses to die: a panic in
 //! one painting is that painting's error. A GPU that is lost to the process ends it, and whoever waits gets an error.
@@ -8,7 +8,7 @@ mod batch;
 pub(crate) mod tests;
 
 use crate::{
-    engine::studio::{self, Commission, Order, Painted, Studio, StudioError},
+    engine::{self, Engine, EngineError, GenerationRequest, Order, Painted},
     observe::{metrics::Metrics, trace::Stage},
 };
 use batch::{Job, gather, paint};
@@ -23,39 +23,39 @@ use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 
 /// What is called with each step, and may stop the painting.
-pub type OnStep = Box<dyn FnMut(studio::Step) -> ControlFlow<()> + Send>;
+pub type OnStep = Box<dyn FnMut(engine::Step) -> ControlFlow<()> + Send>;
 
-/// The way to the painter's thread. It ends when the last of these is dropped, or when the studio can paint no more.
+/// The way to the batcher's thread. It ends when the last of these is dropped, or when the engine can paint no more.
 #[derive(Clone)]
-pub struct Painter {
+pub struct Batcher {
     jobs: mpsc::Sender<Job>,
     ended: CancellationToken,
 }
 
 /// Why there is no picture.
 #[derive(Debug, thiserror::Error)]
-pub enum PainterError {
-    /// The studio's reason.
+pub enum BatcherError {
+    /// The engine's reason.
     #[error(transparent)]
-    Studio(#[from] StudioError),
+    Engine(#[from] EngineError),
     /// A fault of ours.
     #[error("painting broke off: {0}")]
     Panic(String),
     /// The thread is gone.
-    #[error("the painter has ended")]
+    #[error("the batcher has ended")]
     Ended,
 }
 
-/// What the painter asks of a studio.
-pub(crate) trait Paints: Send + 'static {
-    fn paint_together(&mut self, orders: &mut [Order<'_>]) -> Vec<Result<Painted, StudioError>>;
+/// What the batcher asks of an engine.
+pub(crate) trait BatchEngine: Send + 'static {
+    fn paint_together(&mut self, orders: &mut [Order<'_>]) -> Vec<Result<Painted, EngineError>>;
     fn most_at_once(&self, request: &Request) -> usize;
     fn memory(&self) -> Option<Memory>;
     fn is_lost(&self) -> bool;
 }
 
-impl Paints for Studio {
-    fn paint_together(&mut self, orders: &mut [Order<'_>]) -> Vec<Result<Painted, StudioError>> {
+impl BatchEngine for Engine {
+    fn paint_together(&mut self, orders: &mut [Order<'_>]) -> Vec<Result<Painted, EngineError>> {
         self.paint_together(orders)
     }
 
@@ -72,17 +72,17 @@ impl Paints for Studio {
     }
 }
 
-impl Painter {
+impl Batcher {
     /// Starts the thread, which tells the metrics of the GPU. `most` pictures are painted at once at most; `None` for as many as memory allows.
     ///
     /// # Errors
     /// No thread.
-    pub(crate) fn start(studio: impl Paints, most: Option<usize>, metrics: Metrics) -> std::io::Result<Self> {
+    pub(crate) fn start(engine: impl BatchEngine, most: Option<usize>, metrics: Metrics) -> std::io::Result<Self> {
         let (sender, jobs) = mpsc::channel();
         let ended = CancellationToken::new();
         let ending = ended.clone().drop_guard();
-        thread::Builder::new().name("painter".into()).spawn(move || {
-            work(studio, most, &metrics, &jobs);
+        thread::Builder::new().name("batcher".into()).spawn(move || {
+            work(engine, most, &metrics, &jobs);
             // Whoever waits hears first that nobody paints any more.
             drop(jobs);
             drop(ending);
@@ -90,20 +90,20 @@ impl Painter {
         Ok(Self { jobs: sender, ended })
     }
 
-    /// Waits for the turn of a commission, which ends the stage, and for its pictures.
+    /// Waits for the turn of a request, which ends the stage, and for its pictures.
     ///
     /// # Errors
-    /// See [`PainterError`].
+    /// See [`BatcherError`].
     pub async fn paint(
         &self,
-        commission: Arc<Commission>,
+        wanted: Arc<GenerationRequest>,
         on_step: OnStep,
         waiting: Stage,
-    ) -> Result<Painted, PainterError> {
+    ) -> Result<Painted, BatcherError> {
         let (reply, painted) = oneshot::channel();
-        let job = Job { commission, on_step, waiting, reply };
-        self.jobs.send(job).map_err(|_| PainterError::Ended)?;
-        painted.await.map_err(|_| PainterError::Ended)?
+        let job = Job { wanted, on_step, waiting, reply };
+        self.jobs.send(job).map_err(|_| BatcherError::Ended)?;
+        painted.await.map_err(|_| BatcherError::Ended)?
     }
 
     /// Waits until nobody paints any more.
@@ -112,8 +112,8 @@ impl Painter {
     }
 }
 
-fn work(mut studio: impl Paints, most: Option<usize>, metrics: &Metrics, jobs: &mpsc::Receiver<Job>) {
-    metrics.note_memory(studio.memory());
+fn work(mut engine: impl BatchEngine, most: Option<usize>, metrics: &Metrics, jobs: &mpsc::Receiver<Job>) {
+    metrics.note_memory(engine.memory());
     let mut waiting = VecDeque::new();
     loop {
         if waiting.is_empty() {
@@ -124,9 +124,9 @@ fn work(mut studio: impl Paints, most: Option<usize>, metrics: &Metrics, jobs: &
         // Whoever asked has given up, for want of time.
         waiting.retain(|job: &Job| !job.reply.is_closed());
         let Some(first) = waiting.pop_front() else { continue };
-        let most = most.unwrap_or_else(|| studio.most_at_once(&first.commission.request));
+        let most = most.unwrap_or_else(|| engine.most_at_once(&first.wanted.request));
         let batch = gather(first, &mut waiting, most);
-        if !paint(&mut studio, metrics, batch) && studio.is_lost() {
+        if !paint(&mut engine, metrics, batch) && engine.is_lost() {
             tracing::error!("the GPU can be used no more by this process");
             return;
         }

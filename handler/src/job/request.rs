@@ -1,7 +1,7 @@
-//! What a task asks the painter for.
+//! What a task asks the batcher for.
 
 use crate::{
-    engine::studio::Commission,
+    engine::GenerationRequest,
     picture::{Credential, Origin, options::PictureConfig},
     task::Task,
 };
@@ -9,14 +9,14 @@ use diffusion::{lora::AppliedLora, pipeline::Request};
 use std::sync::Arc;
 use tracing::Span;
 
-/// The commission of a task, with its LoRAs fetched.
-pub(super) fn commission(
+/// What a task asks for, with its LoRAs fetched.
+pub(super) fn generation_request(
     task: &Task,
     loras: Vec<AppliedLora>,
     file: PictureConfig,
     credential: Option<Arc<Credential>>,
-) -> Commission {
-    Commission {
+) -> GenerationRequest {
+    GenerationRequest {
         request: Request {
             prompt: task.prompt.clone(),
             negative_prompt: task.negative_prompt.clone(),

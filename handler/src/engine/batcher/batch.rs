@@ -1,8 +1,8 @@
 //! Jobs that are painted as one batch: which ones go together, and what each hears. A panic is the batch's error.
 
-use super::{OnStep, PainterError, Paints};
+use super::{BatchEngine, BatcherError, OnStep};
 use crate::{
-    engine::studio::{Commission, Painted},
+    engine::{GenerationRequest, Painted},
     observe::{metrics::Metrics, trace::Stage},
 };
 use std::{
@@ -12,22 +12,22 @@ use std::{
 };
 use tokio::sync::oneshot;
 
-/// A commission that waits for its turn.
+/// A request that waits for its turn.
 pub(super) struct Job {
-    pub(super) commission: Arc<Commission>,
+    pub(super) wanted: Arc<GenerationRequest>,
     pub(super) on_step: OnStep,
     pub(super) waiting: Stage,
-    pub(super) reply: oneshot::Sender<Result<Painted, PainterError>>,
+    pub(super) reply: oneshot::Sender<Result<Painted, BatcherError>>,
 }
 
 /// The first one and those behind it that go with it, as long as there are no more than `most` pictures. The others keep their order.
 pub(super) fn gather(first: Job, waiting: &mut VecDeque<Job>, most: usize) -> Vec<Job> {
-    let mut room = most.saturating_sub(first.commission.images);
+    let mut room = most.saturating_sub(first.wanted.images);
     let mut batch = vec![first];
     for job in std::mem::take(waiting) {
-        let fits = job.commission.images <= room && batch[0].commission.goes_with(&job.commission);
+        let fits = job.wanted.images <= room && batch[0].wanted.goes_with(&job.wanted);
         if fits {
-            room -= job.commission.images;
+            room -= job.wanted.images;
             batch.push(job);
         } else {
             waiting.push_back(job);
@@ -37,10 +37,10 @@ pub(super) fn gather(first: Job, waiting: &mut VecDeque<Job>, most: usize) -> Ve
 }
 
 /// Whether all went well.
-pub(super) fn paint(studio: &mut impl Paints, metrics: &Metrics, batch: Vec<Job>) -> bool {
+pub(super) fn paint(engine: &mut impl BatchEngine, metrics: &Metrics, batch: Vec<Job>) -> bool {
     let (mut works, mut askers) = (Vec::new(), Vec::new());
-    for Job { commission, on_step, waiting, reply } in batch {
-        works.push((commission, on_step));
+    for Job { wanted, on_step, waiting, reply } in batch {
+        works.push((wanted, on_step));
         askers.push((waiting.end(), reply));
     }
     let painted = {
@@ -49,22 +49,22 @@ pub(super) fn paint(studio: &mut impl Paints, metrics: &Metrics, batch: Vec<Job>
         if works.len() > 1 {
             tracing::info!(tasks = works.len(), "painted together");
         }
-        // The studio sets itself up anew for each painting.
+        // The engine sets itself up anew for each painting.
         catch_unwind(AssertUnwindSafe(|| {
-            let orders = works.iter_mut().map(|(commission, on_step)| (&**commission, &mut **on_step as _));
-            studio.paint_together(&mut orders.collect::<Vec<_>>())
+            let orders = works.iter_mut().map(|(wanted, on_step)| (&**wanted, &mut **on_step as _));
+            engine.paint_together(&mut orders.collect::<Vec<_>>())
         }))
     };
-    let painted: Vec<Result<Painted, PainterError>> = match painted {
-        Ok(painted) => painted.into_iter().map(|painted| painted.map_err(PainterError::from)).collect(),
+    let painted: Vec<Result<Painted, BatcherError>> = match painted {
+        Ok(painted) => painted.into_iter().map(|painted| painted.map_err(BatcherError::from)).collect(),
         Err(panic) => {
             let words = panic.downcast_ref::<String>().cloned();
             let words = words.or_else(|| panic.downcast_ref::<&str>().map(|words| words.to_string()));
             let words = words.unwrap_or_default();
-            works.iter().map(|_| Err(PainterError::Panic(words.clone()))).collect()
+            works.iter().map(|_| Err(BatcherError::Panic(words.clone()))).collect()
         }
     };
-    metrics.note_memory(studio.memory());
+    metrics.note_memory(engine.memory());
     // A task's span ends with the task, which may end as soon as it has its pictures.
     drop(works);
     let well = painted.iter().all(Result::is_ok);

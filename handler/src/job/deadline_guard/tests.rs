@@ -7,9 +7,13 @@ const LOAD: Load = Load { width: 512, height: 512, pictures: 1 };
 const STEPS: usize = 10;
 
 /// A painting of ten steps that begins now, and has `left` milliseconds.
-fn pace(times: &Times, now: Instant, left: Option<u64>) -> Pace<impl Fn(Progress) + use<>, impl Fn() -> bool + use<>> {
+fn guard(
+    times: &Times,
+    now: Instant,
+    left: Option<u64>,
+) -> DeadlineGuard<impl Fn(Progress) + use<>, impl Fn() -> bool + use<>> {
     let end = left.map(|left| now + Duration::from_millis(left));
-    Pace::new(STEPS, LOAD, end, times.clone(), |_| {}, || false)
+    DeadlineGuard::new(STEPS, LOAD, end, times.clone(), |_| {}, || false)
 }
 
 fn alone(finished: usize) -> Step {
@@ -18,7 +22,7 @@ fn alone(finished: usize) -> Step {
 
 /// Part and finished steps when it was stopped, if it was. The first step of each part takes `first` ms, the others `step` ms.
 fn run(
-    pace: &mut Pace<impl Fn(Progress), impl Fn() -> bool>,
+    guard: &mut DeadlineGuard<impl Fn(Progress), impl Fn() -> bool>,
     now: &mut Instant,
     parts: usize,
     (first, step): (u64, u64),
@@ -30,7 +34,7 @@ fn run(
                 1 => first,
                 _ => step,
             });
-            if pace.step(Step { finished, part, parts, pictures: 1 }, *now).is_break() {
+            if guard.step(Step { finished, part, parts, pictures: 1 }, *now).is_break() {
                 return Some((part, finished));
             }
         }
@@ -58,20 +62,20 @@ fn a_painting_is_stopped_as_soon_as_its_own_steps_show_that_it_cannot_be_finishe
         (3_400, 2, 1_000, 100, Some((1, 1))),
     ] {
         let mut now = Instant::now();
-        let mut pace = pace(&Times::default(), now, Some(left));
+        let mut guard = guard(&Times::default(), now, Some(left));
         let what = format!("{left} ms for {parts} parts of {first} and {step} ms");
-        assert_eq!(run(&mut pace, &mut now, parts, (first, step)), stopped, "{what}");
-        assert_eq!(pace.out_of_time().load(Ordering::Relaxed), stopped.is_some(), "{what}");
+        assert_eq!(run(&mut guard, &mut now, parts, (first, step)), stopped, "{what}");
+        assert_eq!(guard.out_of_time().load(Ordering::Relaxed), stopped.is_some(), "{what}");
     }
 }
 
 #[test]
 fn slow_steps_of_an_earlier_painting_stop_no_other() {
     let (times, mut now) = (Times::default(), Instant::now());
-    let mut slow = pace(&times, now, None);
+    let mut slow = guard(&times, now, None);
     assert_eq!(run(&mut slow, &mut now, 1, (60_000, 60_000)), None);
     // The same process and size, with time enough for steps that are as fast as usual.
-    let mut usual = pace(&times, now, Some(2_000));
+    let mut usual = guard(&times, now, Some(2_000));
     assert_eq!(run(&mut usual, &mut now, 1, (100, 100)), None);
 }
 
@@ -80,27 +84,27 @@ fn what_is_told_to_take_too_long_after_the_steps_stops_one_task_and_then_the_nex
     let (times, mut now) = (Times::default(), Instant::now());
     // One upload that S3 held up says nothing.
     times.note_rest(LOAD, Duration::from_secs(300));
-    assert_eq!(run(&mut pace(&times, now, Some(2_000)), &mut now, 1, (100, 100)), None);
+    assert_eq!(run(&mut guard(&times, now, Some(2_000)), &mut now, 1, (100, 100)), None);
     times.note_rest(LOAD, Duration::from_secs(200));
-    assert_eq!(run(&mut pace(&times, now, Some(2_000)), &mut now, 1, (100, 100)), Some((0, 2)));
-    assert_eq!(run(&mut pace(&times, now, Some(2_000)), &mut now, 1, (100, 100)), None);
+    assert_eq!(run(&mut guard(&times, now, Some(2_000)), &mut now, 1, (100, 100)), Some((0, 2)));
+    assert_eq!(run(&mut guard(&times, now, Some(2_000)), &mut now, 1, (100, 100)), None);
     // It is kept where the steps alone were too many.
     [3, 3].iter().for_each(|seconds| times.note_rest(LOAD, Duration::from_secs(*seconds)));
-    assert_eq!(run(&mut pace(&times, now, Some(500)), &mut now, 1, (100, 100)), Some((0, 2)));
+    assert_eq!(run(&mut guard(&times, now, Some(500)), &mut now, 1, (100, 100)), Some((0, 2)));
     assert_eq!(times.rest(LOAD), Duration::from_secs(3));
 }
 
 #[test]
 fn each_try_has_a_clock_of_its_own() {
     let (times, mut now) = (Times::default(), Instant::now());
-    let mut pace = pace(&times, now, Some(60_000));
+    let mut guard = guard(&times, now, Some(60_000));
     // A batch of eight is slow, and breaks off out of memory. The next try waits for the others, and is fast.
     for finished in 0..=4 {
-        assert!(pace.step(Step { pictures: 8, ..alone(finished) }, now).is_continue());
+        assert!(guard.step(Step { pictures: 8, ..alone(finished) }, now).is_continue());
         now += Duration::from_millis(5_000);
     }
     now += Duration::from_millis(30_000);
-    assert_eq!(run(&mut pace, &mut now, 1, (100, 100)), None);
+    assert_eq!(run(&mut guard, &mut now, 1, (100, 100)), None);
     assert_eq!(times.step(LOAD), Some(Duration::from_millis(100)), "the batch's steps are those of a single one");
     assert_eq!(times.step(Load { pictures: 8, ..LOAD }), Some(Duration::from_millis(5_000)));
 }
@@ -108,29 +112,29 @@ fn each_try_has_a_clock_of_its_own() {
 #[test]
 fn who_was_stopped_for_want_of_time_stays_so_when_the_batch_is_tried_again() {
     let mut now = Instant::now();
-    let mut pace = pace(&Times::default(), now, Some(500));
-    assert_eq!(run(&mut pace, &mut now, 1, (100, 100)), Some((0, 2)));
-    assert!(pace.step(alone(0), now - Duration::from_secs(10)).is_break());
+    let mut guard = guard(&Times::default(), now, Some(500));
+    assert_eq!(run(&mut guard, &mut now, 1, (100, 100)), Some((0, 2)));
+    assert!(guard.step(alone(0), now - Duration::from_secs(10)).is_break());
 }
 
 #[test]
 fn a_finished_painting_is_never_given_up() {
     let now = Instant::now();
     let late = now + Duration::from_secs(9);
-    assert!(pace(&Times::default(), now, Some(0)).step(alone(STEPS), late).is_continue());
+    assert!(guard(&Times::default(), now, Some(0)).step(alone(STEPS), late).is_continue());
     let first_of_two = Step { parts: 2, ..alone(STEPS) };
-    assert!(pace(&Times::default(), now, Some(0)).step(first_of_two, late).is_break(), "a part is missing");
+    assert!(guard(&Times::default(), now, Some(0)).step(first_of_two, late).is_break(), "a part is missing");
 }
 
 #[test]
 fn milestones_are_told_once_over_all_tries_and_parts_until_the_picture_is_unwanted() {
     let (told, unwanted) = (RefCell::new(vec![]), RefCell::new(false));
     let tell = |progress: Progress| told.borrow_mut().push((progress.current_step, progress.estimated_seconds));
-    let mut pace = Pace::new(STEPS, LOAD, None, Times::default(), tell, || *unwanted.borrow());
+    let mut guard = DeadlineGuard::new(STEPS, LOAD, None, Times::default(), tell, || *unwanted.borrow());
     let mut now = Instant::now();
     let mut step = |finished, part, parts| {
         now += Duration::from_secs(1);
-        pace.step(Step { finished, part, parts, pictures: 1 }, now)
+        guard.step(Step { finished, part, parts, pictures: 1 }, now)
     };
     // Out of memory after three of ten steps; then in two parts.
     assert!((0..=3).all(|finished| step(finished, 0, 1).is_continue()));

@@ -10,7 +10,7 @@ mod times;
 pub use times::{Load, Times};
 
 use crate::{
-    engine::studio::Step,
+    engine::Step,
     webhook::progress::{Milestones, Progress},
 };
 use clock::Clock;
@@ -27,7 +27,7 @@ use std::{
 const ASSUMED_STEP: Duration = Duration::from_millis(100);
 
 /// One painting, over all of its tries.
-pub struct Pace<T, U> {
+pub struct DeadlineGuard<T, U> {
     task: Load,
     end: Option<Instant>,
     times: Times,
@@ -38,7 +38,7 @@ pub struct Pace<T, U> {
     milestones: Milestones,
 }
 
-impl<T: Fn(Progress), U: Fn() -> bool> Pace<T, U> {
+impl<T: Fn(Progress), U: Fn() -> bool> DeadlineGuard<T, U> {
     /// Of a task with so many steps, which has to be done at `end`, if there is such a limit. `tell` tells a milestone; `is_unwanted` says
     /// whether the backend wants the picture no more.
     pub fn new(steps: usize, task: Load, end: Option<Instant>, times: Times, tell: T, is_unwanted: U) -> Self {

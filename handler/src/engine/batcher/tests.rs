@@ -1,5 +1,5 @@
-//! The painter in front of a studio that needs no model and no GPU: who hears what when a painting breaks off, and when a GPU is
-//! lost. That a studio notices a lost GPU is tested on a GPU.
+//! The batcher in front of an engine that needs no model and no GPU: who hears what when a painting breaks off, and when a GPU is
+//! lost. That an engine notices a lost GPU is tested on a GPU.
 
 use super::*;
 use crate::{observe::Tally, picture::ModelName};
@@ -19,7 +19,7 @@ pub(crate) enum End {
     Loss,
 }
 
-/// A studio whose paintings end as they are told to.
+/// An engine whose paintings end as they are told to.
 #[derive(Debug)]
 pub(crate) struct Fake {
     begun: mpsc::Sender<usize>,
@@ -43,8 +43,8 @@ impl Fake {
     }
 }
 
-impl Paints for Fake {
-    fn paint_together(&mut self, orders: &mut [Order<'_>]) -> Vec<Result<Painted, StudioError>> {
+impl BatchEngine for Fake {
+    fn paint_together(&mut self, orders: &mut [Order<'_>]) -> Vec<Result<Painted, EngineError>> {
         self.begun.send(orders.len()).unwrap();
         let end = self.ends.recv().unwrap();
         assert_ne!(end, End::Panic, "told to");
@@ -69,12 +69,12 @@ impl Paints for Fake {
     }
 }
 
-fn painter() -> (Painter, Told) {
-    let (studio, told) = Fake::new();
-    (Painter::start(studio, None, Metrics::new(&Tally::default())).unwrap(), told)
+fn batcher() -> (Batcher, Told) {
+    let (engine, told) = Fake::new();
+    (Batcher::start(engine, None, Metrics::new(&Tally::default())).unwrap(), told)
 }
 
-pub(crate) fn commission(width: usize) -> Arc<Commission> {
+pub(crate) fn wanted(width: usize) -> Arc<GenerationRequest> {
     let request = Request {
         prompt: "a fox".into(),
         negative_prompt: String::new(),
@@ -88,46 +88,46 @@ pub(crate) fn commission(width: usize) -> Arc<Commission> {
         karras_sigmas: None,
         noise_source: Source::Cuda,
     };
-    Arc::new(Commission::new(request, 1))
+    Arc::new(GenerationRequest::new(request, 1))
 }
 
-async fn paint(painter: &Painter, width: usize) -> Result<Painted, PainterError> {
-    painter.paint(commission(width), Box::new(|_| ControlFlow::Continue(())), Stage::begin("wait")).await
+async fn paint(batcher: &Batcher, width: usize) -> Result<Painted, BatcherError> {
+    batcher.paint(wanted(width), Box::new(|_| ControlFlow::Continue(())), Stage::begin("wait")).await
 }
 
 #[tokio::test]
 async fn a_lost_gpu_ends_the_painter_and_whoever_waits_hears_it() {
-    let (painter, told) = painter();
-    let (first, second) = (paint(&painter, 512), paint(&painter, 512));
+    let (batcher, told) = batcher();
+    let (first, second) = (paint(&batcher, 512), paint(&batcher, 512));
     tokio::pin!(first, second);
     assert!(poll!(&mut first).is_pending());
     told.begun.recv_timeout(SOON).unwrap();
     assert!(poll!(&mut second).is_pending());
-    assert!(timeout(Duration::ZERO, painter.ended()).await.is_err());
+    assert!(timeout(Duration::ZERO, batcher.ended()).await.is_err());
     told.ends.send(End::Loss).unwrap();
-    assert!(matches!(timeout(SOON, first).await.unwrap(), Err(PainterError::Studio(_))));
-    assert!(matches!(timeout(SOON, second).await.unwrap(), Err(PainterError::Ended)));
-    timeout(SOON, painter.ended()).await.unwrap();
-    assert!(matches!(paint(&painter, 512).await, Err(PainterError::Ended)));
+    assert!(matches!(timeout(SOON, first).await.unwrap(), Err(BatcherError::Engine(_))));
+    assert!(matches!(timeout(SOON, second).await.unwrap(), Err(BatcherError::Ended)));
+    timeout(SOON, batcher.ended()).await.unwrap();
+    assert!(matches!(paint(&batcher, 512).await, Err(BatcherError::Ended)));
 }
 
 #[tokio::test]
 async fn a_panic_is_that_paintings_error_and_the_next_one_is_painted() {
-    let (painter, told) = painter();
+    let (batcher, told) = batcher();
     told.ends.send(End::Panic).unwrap();
     told.ends.send(End::Well).unwrap();
-    let broken = timeout(SOON, paint(&painter, 512)).await.unwrap();
-    assert!(matches!(broken, Err(PainterError::Panic(words)) if words.contains("told to")));
-    assert!(timeout(SOON, paint(&painter, 512)).await.unwrap().is_ok());
+    let broken = timeout(SOON, paint(&batcher, 512)).await.unwrap();
+    assert!(matches!(broken, Err(BatcherError::Panic(words)) if words.contains("told to")));
+    assert!(timeout(SOON, paint(&batcher, 512)).await.unwrap().is_ok());
 }
 
 #[tokio::test]
 async fn those_that_go_together_are_one_batch_as_far_as_memory_goes_and_nobody_who_gave_up_is_painted() {
-    let (painter, told) = painter();
+    let (batcher, told) = batcher();
     let mut all = Vec::new();
-    // The first keeps the painter busy; of the others, the second is another size, and the third gives up.
+    // The first keeps the batcher busy; of the others, the second is another size, and the third gives up.
     for width in [512, 512, 768, 512, 512, 512] {
-        let mut painting = Box::pin(paint(&painter, width));
+        let mut painting = Box::pin(paint(&batcher, width));
         assert!(matches!(poll!(&mut painting), Poll::Pending));
         if all.is_empty() {
             assert_eq!(told.begun.recv_timeout(SOON), Ok(1));

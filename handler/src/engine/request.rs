@@ -1,4 +1,4 @@
-//! What the studio is asked for and gives: commissions, pictures, files. Signing and encoding need no model.
+//! What the engine is asked for and gives: requests, pictures, files. Signing and encoding need no model.
 
 use crate::{
     observe::trace::{Lap, Stage},
@@ -19,7 +19,7 @@ use std::{mem, ops::ControlFlow, sync::Arc};
 use tracing::Span;
 
 /// What to paint, and how to deliver it.
-pub struct Commission {
+pub struct GenerationRequest {
     /// What to paint.
     pub request: Request,
     /// How many pictures of the request's seed.
@@ -50,17 +50,17 @@ pub struct Step {
     pub part: usize,
     /// Parts of the try.
     pub parts: usize,
-    /// Pictures that are painted at once, those of other commissions too.
+    /// Pictures that are painted at once, those of other all too.
     pub pictures: usize,
 }
 
 /// What is called before the first step of each part of a try and after each step, and may stop the painting.
 pub type OnStep<'a> = dyn FnMut(Step) -> ControlFlow<()> + 'a;
 
-/// A commission, and what is called with its steps.
-pub type Order<'a> = (&'a Commission, &'a mut OnStep<'a>);
+/// A request, and what is called with its steps.
+pub type Order<'a> = (&'a GenerationRequest, &'a mut OnStep<'a>);
 
-/// Pictures of a commission, neither signed nor encoded, and how long each stage took.
+/// Pictures of a request, neither signed nor encoded, and how long each stage took.
 pub struct Painted {
     /// The pictures.
     pub pictures: Vec<RgbImage>,
@@ -71,16 +71,16 @@ pub struct Painted {
 }
 
 /// Encoded pictures and how long each stage took.
-pub struct Delivery {
+pub struct Output {
     /// One file per picture.
     pub files: Vec<Vec<u8>>,
     /// Stages in order, with their names.
     pub stages: Vec<Lap>,
 }
 
-/// Why a commission was not painted.
+/// Why a request was not painted.
 #[derive(Debug, thiserror::Error)]
-pub enum StudioError {
+pub enum EngineError {
     /// A LoRA does not fit.
     #[error(transparent)]
     Lora(#[from] LoraError),
@@ -101,7 +101,7 @@ pub enum StudioError {
     Credential(#[from] CredentialError),
 }
 
-impl StudioError {
+impl EngineError {
     /// Whether the device's memory did not suffice.
     pub fn is_out_of_memory(&self) -> bool {
         match self {
@@ -111,7 +111,7 @@ impl StudioError {
         }
     }
 
-    /// Whether the commission itself is at fault, so that trying again would end the same way.
+    /// Whether the request itself is at fault, so that trying again would end the same way.
     pub fn is_permanent(&self) -> bool {
         match self {
             Self::Lora(error) => error.is_permanent(),
@@ -121,7 +121,7 @@ impl StudioError {
     }
 }
 
-impl Commission {
+impl GenerationRequest {
     /// Plain pictures: no LoRA, no signature, no credential, and in the default format.
     pub fn new(request: Request, images: usize) -> Self {
         Self {
@@ -155,7 +155,7 @@ impl Commission {
     ///
     /// # Errors
     /// A name that cannot be drawn, or a picture that cannot be encoded or be given a credential.
-    pub fn finish(&self, painted: Painted) -> Result<Delivery, StudioError> {
+    pub fn finish(&self, painted: Painted) -> Result<Output, EngineError> {
         let Painted { mut pictures, model, stages } = painted;
         let mut watch = Watch::start("sign", vec![self.span.clone()], stages);
         if let Some((name, options)) = &self.signature {
@@ -186,7 +186,7 @@ impl Commission {
                 *file = credential.sign(mem::take(file), self.format, &provenance(index))?;
             }
         }
-        Ok(Delivery { files, stages: watch.stop() })
+        Ok(Output { files, stages: watch.stop() })
     }
 }
 
