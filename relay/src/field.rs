@@ -3,11 +3,7 @@
 //! Refuses to refuse a value: what SQS does not take as an id is replaced by its SHA-256, so that the same value always
 //! gives the same id. Looks into a body only when asked for a JSON pointer.
 
-use std::{
-    borrow::Cow,
-    fmt::{self, Write},
-    str::FromStr,
-};
+use std::{borrow::Cow, fmt, str::FromStr};
 
 use lapin::{BasicProperties, types::AMQPValue};
 use serde::de::{Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
@@ -114,11 +110,7 @@ pub(crate) fn header_name(name: &str) -> Result<String, String> {
 
 /// The hex SHA-256, which SQS takes as an id.
 pub(crate) fn sha256(bytes: &[u8]) -> String {
-    Sha256::digest(bytes).iter().fold(String::with_capacity(64), |mut hex, byte| {
-        // Writing to a string cannot fail.
-        let _ = write!(hex, "{byte:02x}");
-        hex
-    })
+    hex::encode(Sha256::digest(bytes))
 }
 
 /// SQS takes alphanumerics and ASCII punctuation.

@@ -92,7 +92,7 @@ fn a_model_is_fetched_from_s3_by_hand_and_verified() {
 }
 
 fn hex(bytes: &[u8]) -> String {
-    Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect()
+    hex::encode(Sha256::digest(bytes))
 }
 
 #[test]

@@ -111,9 +111,9 @@ impl Span {
         Self {
             service: service.to_string(),
             name: span.name.clone(),
-            trace_id: hex(&span.trace_id),
-            id: hex(&span.span_id),
-            parent: hex(&span.parent_span_id),
+            trace_id: hex::encode(&span.trace_id),
+            id: hex::encode(&span.span_id),
+            parent: hex::encode(&span.parent_span_id),
             kind: span.kind(),
             error: failed.map(|status| status.message.clone()),
             attributes: texts(&span.attributes),
@@ -133,8 +133,4 @@ fn texts(attributes: &[KeyValue]) -> BTreeMap<String, String> {
     };
     let value = |attribute: &KeyValue| attribute.value.as_ref()?.value.as_ref().map(text);
     attributes.iter().map(|each| (each.key.clone(), value(each).unwrap_or_default())).collect()
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }

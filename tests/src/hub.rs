@@ -120,9 +120,9 @@ impl Shared {
     fn listing(&self) -> Value {
         let file = |(path, content): (&String, &Bytes)| {
             let git = Sha1::new().chain_update(format!("blob {}\0", content.len())).chain_update(content).finalize();
-            let mut listed = json!({ "type": "file", "path": path, "size": content.len(), "oid": hex(&git) });
+            let mut listed = json!({ "type": "file", "path": path, "size": content.len(), "oid": hex::encode(git) });
             if is_large(path) {
-                listed["lfs"] = json!({ "oid": hex(&Sha256::digest(content)), "size": content.len() });
+                listed["lfs"] = json!({ "oid": hex::encode(Sha256::digest(content)), "size": content.len() });
             }
             listed
         };
@@ -205,8 +205,4 @@ async fn answer_large(State(shared): State<Arc<Shared>>, uri: Uri, headers: Head
 
 fn is_large(path: &str) -> bool {
     path.ends_with(".safetensors")
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }

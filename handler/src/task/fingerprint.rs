@@ -16,9 +16,7 @@ impl Task {
     /// Says in a version and 64 hex digits what is to be painted. Where the backend is, which style it names and when are no
     /// part of it.
     pub fn fingerprint(&self) -> String {
-        let digest = Sha256::digest(self.canonical());
-        let digits: String = digest.iter().map(|byte| format!("{byte:02x}")).collect();
-        format!("{VERSION}-{digits}")
+        format!("{VERSION}-{}", hex::encode(Sha256::digest(self.canonical())))
     }
 
     /// The text that is digested.

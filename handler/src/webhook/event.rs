@@ -37,7 +37,7 @@ impl Subject {
 
     /// A message that is no task, but says whom to tell.
     pub fn message(base: Url, generation_id: i64, body: &str) -> Self {
-        Self { base, generation_id, origin: hex(&Sha256::digest(body)) }
+        Self { base, generation_id, origin: hex::encode(Sha256::digest(body)) }
     }
 
     pub(super) fn progress(&self, progress: Progress) -> Event {
@@ -67,12 +67,8 @@ impl Subject {
     fn event(&self, kind: Kind, part: &str, body: &impl Serialize) -> Event {
         let Self { generation_id, origin, .. } = self;
         let digest = Sha256::digest(format!("{generation_id}\n{origin}\n{}\n{part}", kind.path()));
-        Event { kind, id: format!("msg_{}", hex(&digest)), body: json!(body).to_string() }
+        Event { kind, id: format!("msg_{}", hex::encode(digest)), body: json!(body).to_string() }
     }
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 #[cfg(test)]

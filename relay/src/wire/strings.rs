@@ -148,8 +148,7 @@ impl<'a> Walk<'a> {
         if std::str::from_utf8(text).is_err() {
             self.more += 1;
             if self.mended.len() < TOLD {
-                let bytes: String = text.iter().map(|byte| format!("{byte:02x}")).collect();
-                self.mended.push(format!("{name} {bytes}"));
+                self.mended.push(format!("{name} {}", hex::encode(&*text)));
             }
             mend(text);
         }

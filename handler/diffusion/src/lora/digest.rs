@@ -11,7 +11,7 @@ pub(super) fn of_file(file: &File) -> io::Result<String> {
     let (mut sum, mut chunk, mut place) = (Sha256::new(), vec![0; CHUNK], 0);
     loop {
         match file.read_at(&mut chunk, place) {
-            Ok(0) => return Ok(hex(&sum.finalize())),
+            Ok(0) => return Ok(hex::encode(sum.finalize())),
             Ok(read) => {
                 sum.update(&chunk[..read]);
                 place += read as u64;
@@ -24,10 +24,5 @@ pub(super) fn of_file(file: &File) -> io::Result<String> {
 
 /// Of what is in memory.
 pub(super) fn of_bytes(bytes: &[u8]) -> String {
-    hex(&Sha256::digest(bytes))
-}
-
-/// As hex digits.
-pub(super) fn hex(digest: &[u8]) -> String {
-    digest.iter().map(|byte| format!("{byte:02x}")).collect()
+    hex::encode(Sha256::digest(bytes))
 }

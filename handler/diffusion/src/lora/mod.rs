@@ -108,7 +108,7 @@ impl Lora {
     /// # Errors
     /// As [`Lora::from_bytes`].
     pub fn read_hashed(source: &mut (impl Read + Seek), sha256: [u8; 32]) -> Result<Self, LoraError> {
-        Ok(Self { sha256: digest::hex(&sha256), ..Self::examine(source)?.sound()? })
+        Ok(Self { sha256: hex::encode(sha256), ..Self::examine(source)?.sound()? })
     }
 
     /// How many modules the file has matrices for.

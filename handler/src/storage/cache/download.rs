@@ -3,7 +3,7 @@
 //! Parts arrive in any order and are taken in theirs, so that the SHA-256 of the whole is there with the last byte and nothing is read
 //! twice. While one is taken, the next ones arrive. At most `parallel` parts and the one that is taken are in memory.
 
-use super::{Place, Source, SourceError, Version, blocking, source::hex};
+use super::{Place, Source, SourceError, Version, blocking};
 use crate::observe::Tally;
 use backon::{ExponentialBuilder, Retryable};
 use futures_util::{
@@ -91,7 +91,7 @@ pub(crate) async fn sound<S: Source, T: Target>(
         Some(_) if again != sha256 => Err(SourceError::Transient(format!("{} came with two contents", name())).into()),
         Some(Mismatch::Etag) => Ok((again, written)),
         Some(Mismatch::Sha256) => {
-            let (found, wanted) = (hex(&sha256), hex(&version.sha256.unwrap_or_default()));
+            let (found, wanted) = (hex::encode(sha256), hex::encode(version.sha256.unwrap_or_default()));
             let reason = format!("{} is corrupt: its content has SHA-256 {found}, and must have {wanted}", name());
             Err(SourceError::Permanent(reason).into())
         }

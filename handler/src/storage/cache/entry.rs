@@ -48,7 +48,7 @@ pub(super) struct Record {
 
 impl Record {
     pub(super) fn new(place: &Place, sha256: [u8; 32], bytes: u64) -> Self {
-        Self { source: format!("s3://{}/{}", place.bucket, place.key), sha256: hex(&sha256), bytes }
+        Self { source: format!("s3://{}/{}", place.bucket, place.key), sha256: hex::encode(sha256), bytes }
     }
 }
 
@@ -108,7 +108,7 @@ impl Volume {
         let sha256 = match (record, known) {
             (None, _) => None,
             (Some(_), Some(sha256)) => Some(sha256),
-            (Some(record), None) => Some(hash(&mut file)?).filter(|sha256| hex(sha256) == record.sha256),
+            (Some(record), None) => Some(hash(&mut file)?).filter(|sha256| hex::encode(sha256) == record.sha256),
         };
         let Some(sha256) = sha256 else {
             tracing::warn!(entry = %paths.data.display(), "a kept file is corrupt: downloaded again");

@@ -62,9 +62,5 @@ pub trait Source: Send + Sync {
 /// The name of an entry: no two contents share one.
 pub(super) fn name(place: &Place, version: &Version) -> String {
     let id = version.id.as_deref().unwrap_or_default();
-    hex(&Sha256::digest([place.bucket.as_str(), &place.key, &version.etag, id].join("\0")))
-}
-
-pub(super) fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+    hex::encode(Sha256::digest([place.bucket.as_str(), &place.key, &version.etag, id].join("\0")))
 }

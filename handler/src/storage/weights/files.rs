@@ -127,7 +127,7 @@ fn right(file: &mut File, wanted: &HubFile) -> anyhow::Result<Option<String>> {
     if file.metadata()?.len() != wanted.bytes {
         return Ok(None);
     }
-    let sha256: String = hash(file)?.iter().map(|byte| format!("{byte:02x}")).collect();
+    let sha256 = hex::encode(hash(file)?);
     let same = match (&wanted.sha256, &wanted.git) {
         (Some(listed), _) => *listed == sha256,
         (None, Some(listed)) => *listed == git(file, wanted.bytes)?,
@@ -142,5 +142,5 @@ fn git(file: &mut File, bytes: u64) -> io::Result<String> {
     file.rewind()?;
     file.read_to_end(&mut content)?;
     let sum = Sha1::new().chain_update(format!("blob {bytes}\0")).chain_update(content).finalize();
-    Ok(sum.iter().map(|byte| format!("{byte:02x}")).collect())
+    Ok(hex::encode(sum))
 }

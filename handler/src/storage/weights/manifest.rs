@@ -108,7 +108,7 @@ impl Entry {
             match File::open(folder.join(&self.path)).and_then(|mut file| hash(&mut file)) {
                 Err(error) => Some(unreadable(&error)),
                 Ok(found) => {
-                    let found: String = found.iter().map(|byte| format!("{byte:02x}")).collect();
+                    let found = hex::encode(found);
                     (found != self.sha256).then(|| format!("has SHA-256 {found}, not {}", self.sha256))
                 }
             }

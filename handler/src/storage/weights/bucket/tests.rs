@@ -21,7 +21,7 @@ fn manifest(files: &[(&str, &str)], variant: Variant) -> Manifest {
     let entry = |(path, content): &(&str, &str)| Entry {
         path: (*path).into(),
         bytes: content.len() as u64,
-        sha256: Sha256::digest(content).iter().map(|byte| format!("{byte:02x}")).collect(),
+        sha256: hex::encode(Sha256::digest(content)),
     };
     let files = files.iter().map(entry).collect();
     Manifest { repo: "a/b".into(), revision: "main".into(), commit: "c".into(), variant, files }
@@ -161,7 +161,7 @@ async fn what_is_there_stays_if_it_is_right_and_comes_anew_if_not() {
 #[tokio::test]
 async fn what_is_wrong_in_the_bucket_is_named_with_what_to_do_and_leaves_no_manifest() {
     type Spoil = fn(&Bucket);
-    let sum = |text: &str| Sha256::digest(text).iter().map(|byte| format!("{byte:02x}")).collect::<String>();
+    let sum = |text: &str| hex::encode(Sha256::digest(text));
     let both = format!("has SHA-256 {}, and must have {}", sum(&"b".repeat(1000)), sum(&content(1000)));
     let cases: [(Spoil, &str, &str); 11] = [
         (|bucket| bucket.remove(MANIFEST), "easel-weights.json does not exist", "aws s3 sync DIR s3://models/sd15"),
