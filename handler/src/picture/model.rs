@@ -48,7 +48,9 @@ mod tests {
     #[test]
     fn a_pulled_folder_is_named_by_its_manifest() {
         let folder = tempfile::tempdir().unwrap();
-        let manifest = r#"{"repo":"org/sd","revision":"main","commit":"451f4fe1","variant":"full","files":[]}"#;
+        let file = format!(r#"{{"path":"model_index.json","bytes":2,"sha256":"{}"}}"#, "0".repeat(64));
+        let manifest =
+            format!(r#"{{"repo":"org/sd","revision":"main","commit":"451f4fe1","variant":"full","files":[{file}]}}"#);
         std::fs::write(folder.path().join("easel-weights.json"), manifest).unwrap();
         let expected = ModelName { name: "org/sd".into(), revision: Some("451f4fe1".into()) };
         assert_eq!(ModelName::of(folder.path()), expected);

@@ -5,7 +5,7 @@
 
 use super::{
     lock::Lock,
-    source::{self, Place, Version, hex},
+    source::{self, Place, Version},
 };
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};

@@ -71,7 +71,7 @@ fn sheet() -> RgbImage {
 
 #[test]
 fn names_look_as_they_did_when_somebody_looked() {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/signature/tests/sheet.png");
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/picture/signature/tests/sheet.png");
     let drawn = sheet();
     if std::env::var_os("EASEL_WRITE_SHEET").is_some() {
         let mut file = Vec::new();
