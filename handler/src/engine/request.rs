@@ -50,7 +50,7 @@ pub struct Step {
     pub part: usize,
     /// Parts of the try.
     pub parts: usize,
-    /// Pictures that are painted at once, those of other all too.
+    /// Pictures that are painted at once, those of other requests too.
     pub pictures: usize,
 }
 

@@ -1,4 +1,4 @@
-//! The admission between a task that is well-formed and one that is worked on: whether we may go where it sends us.
+//! Between a task that is well-formed and one that is worked on: whether we may go where it sends us.
 //!
 //! Refuses by BadTask, as if the field were malformed. A webhook address that is refused is taken out of it, so that nothing
 //! is told there.
@@ -40,7 +40,7 @@ pub struct Admission {
 }
 
 impl Admission {
-    /// The admission that was asked for.
+    /// As it was asked for.
     pub fn new(config: &SafetyConfig) -> Self {
         Self { guard: config.guard(), buckets: config.lora_buckets.clone() }
     }

@@ -91,7 +91,7 @@ impl Claims {
         Self { objects, lease, off: Arc::default() }
     }
 
-    /// Takes the claim on a generation. Waits for as long as another output holds it.
+    /// Takes the claim on a generation. Waits for as long as another delivery holds it.
     ///
     /// # Errors
     /// S3 does not answer, or refuses for now: its code, and a sentence.
@@ -144,7 +144,7 @@ impl Claims {
                 continue;
             }
             if !std::mem::replace(&mut is_told, true) {
-                tracing::info!("another output of this task is being worked on: waiting for it");
+                tracing::info!("another delivery of this task is being worked on: waiting for it");
             }
             seen = Some((tag, since));
             sleep(self.poll()).await;
@@ -282,7 +282,7 @@ impl Own {
 }
 
 impl Claim {
-    /// Lets go, so that another output need not wait.
+    /// Lets go, so that another delivery need not wait.
     pub async fn release(mut self) {
         let Some(held) = self.0.take() else { return };
         held.renewal.abort();

@@ -92,7 +92,7 @@ impl JobRunner {
         Outcome::GivenBack(wait)
     }
 
-    /// Whether the picture is in S3, as far as S3 says so soon. An upload whose answer was lost has stored it, or an earlier output
+    /// Whether the picture is in S3, as far as S3 says so soon. An upload whose answer was lost has stored it, or an earlier delivery
     /// that could not tell of it; and of a picture that stands nobody may say that it failed.
     async fn stands_after_all(&self, task: &Task, message: &Message) -> bool {
         let left = message.deadline.end().map(|end| end.saturating_duration_since(Instant::now()) / 2);

@@ -1,7 +1,7 @@
 //! What a webhook tells: its id, its path and its body.
 //!
 //! The id is a digest of what the event is, so that it stays the same whenever the same is told: by another try, by another
-//! output of the message, or by another process. Refuses to hold anything from which the task could be read.
+//! delivery of the message, or by another process. Refuses to hold anything from which the task could be read.
 
 use super::body::{Complete, Failed, InProgress, Kind, Metadata};
 use crate::{task::Task, webhook::progress::Progress};
