@@ -41,7 +41,7 @@ pub enum SignatureError {
 /// Signs the picture. An opacity of 0 checks the name and leaves the picture as it is.
 ///
 /// ```
-/// use handler::picture::signature::{Signature, sign};
+/// use handler::{picture::signature::sign, task::signature::Signature};
 ///
 /// let mut picture = image::RgbImage::new(256, 256);
 /// sign(&mut picture, "Ada Kowalska", &Signature::default()).unwrap();
