@@ -1,8 +1,8 @@
 """Prints what a deployment costs while nobody asks and no GPU runs, as a table in US dollars.
 
-Every price is an option. Its default is that of us-east-1 as a public page had it, read on 2026-11-29; --help names the
-pages. What is counted for each stack is in STACKS, and tests/deploy holds that to the templates. AWS' own page and
-your bill are right where they say something else.
+Every price is an option. Its default is the price in us-east-1 on a public page, read on 2026-11-29; --help names the
+pages. STACKS says what is counted for each stack, and tests/deploy checks that against the templates. If AWS' own page
+or your bill says something else, trust those.
 """
 
 import argparse
@@ -17,7 +17,7 @@ VCPUS, MEMORY = 0.25, 0.5  # of a relay task, in vCPUs and GB: infra/aws/relay.y
 MODEL = 2.134  # GB: Stable Diffusion 1.5 in half precision
 
 FARGATE = "factualminds.com/blog/amazon-fargate-ecs-task-pricing-2026, 2026-06"
-# By option: the default in dollars, for what, and the page.
+# By option: the default in dollars, what it is for, and the page.
 PRICES = {
     "nat": (0.045, "NAT gateway, an hour", "cloudburn.io/blog/aws-nat-gateway-pricing, 2026-02"),
     "address": (0.005, "public IPv4 address, an hour", "cloudburn.io/blog/aws-nat-gateway-pricing, 2026-02"),
@@ -39,7 +39,7 @@ PRICES = {
 
 @dataclass(frozen=True)
 class Counted:
-    """How many of what a stack has while nothing runs."""
+    """How many of each thing a stack has while nothing runs."""
 
     parameters: dict
     nats: int
@@ -68,7 +68,7 @@ STACKS = {
 
 
 def rows(price):
-    """Each row as its name, its price for a month, and how many of it a stack has."""
+    """Each row: its name, its price for a month, and how many of it a stack has."""
     relay = VCPUS * price.vcpu + MEMORY * price.memory
     return [
         (f"NAT gateway, ${price.nat:g} an hour", price.nat * HOURS, lambda stack: stack.nats),
@@ -84,7 +84,7 @@ def rows(price):
 
 
 def table(price):
-    """The table, and what the model costs on a volume."""
+    """The table, and the cost of the model in the image and on a volume."""
     lines = ["| dollars a month | " + " | ".join(STACKS) + " |", "| --- |" + " ---: |" * len(STACKS)]
     sums = dict.fromkeys(STACKS, 0.0)
     for name, month, count in rows(price):
@@ -102,7 +102,7 @@ def table(price):
 
 
 def options(arguments=None):
-    """The prices, as they were given."""
+    """The prices from the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name, (default, what, source) in PRICES.items():
         text = f"dollars for: {what} (default {default:g}: {source})"
@@ -114,7 +114,7 @@ def options(arguments=None):
 
 
 def dollars(text):
-    """A figure that is no less than 0."""
+    """A finite number from 0."""
     try:
         value = float(text)
     except ValueError:

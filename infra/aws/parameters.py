@@ -1,4 +1,4 @@
-"""Writes the parameters of template.yaml into docs/DEPLOY.md. With --check it only says whether they differ."""
+"""Writes the parameters of template.yaml into docs/DEPLOY.md. With --check it only reports a difference."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""What CloudFormation makes of a template that uses SAM, offline. Refuses to reach any account."""
+"""Expands a template that uses SAM as CloudFormation would, offline."""
 
 import copy
 import json
@@ -17,14 +17,14 @@ NESTED = {path.name: path for path in sorted(HERE.glob("*.yaml"))}
 
 
 def load(path):
-    """A template as it is written, with long names for its functions."""
+    """A template as it is written, with the long names of intrinsic functions."""
     return yaml_parse(path.read_text())
 
 
 def translate(template, parameters=None):
-    """The template with SAM's resources taken apart, as it is with these values of its parameters."""
+    """The template with SAM's resources expanded, for these parameters."""
     template = copy.deepcopy(template)
-    # This version of the translator does not know the property; CloudFormation passes it on as it is.
+    # This version of the translator does not know the property. CloudFormation passes it on unchanged.
     accelerators = {
         name: resource["Properties"].pop("AcceleratorConfig")
         for name, resource in template["Resources"].items()

@@ -1,4 +1,4 @@
-"""A backend that takes every webhook and prints what it is told."""
+"""A backend that accepts every webhook and prints it."""
 
 import json
 import sys

@@ -1,4 +1,4 @@
-"""Makes in the stand-in for AWS what template.yaml makes in an account: queues and buckets. And LoRAs to try."""
+"""Creates the queues and buckets of template.yaml in the stand-in for AWS, and uploads LoRAs to try."""
 
 import json
 import sys
@@ -12,7 +12,7 @@ LORAS = Path(sys.argv[1] if len(sys.argv) > 1 else "/loras")
 sqs, s3 = boto3.client("sqs"), boto3.client("s3")
 dead = sqs.create_queue(QueueName="tasks-dead-letters")["QueueUrl"]
 arn = sqs.get_queue_attributes(QueueUrl=dead, AttributeNames=["QueueArn"])["Attributes"]["QueueArn"]
-# Three receives are what the worker's EASEL_MAX_RECEIVE_COUNT says when it is not set.
+# Three receives are the default of the worker's EASEL_MAX_RECEIVE_COUNT.
 redrive = json.dumps({"deadLetterTargetArn": arn, "maxReceiveCount": 3})
 url = sqs.create_queue(QueueName="tasks", Attributes={"RedrivePolicy": redrive, "VisibilityTimeout": "300"})["QueueUrl"]
 print("queue", url)

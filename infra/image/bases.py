@@ -1,5 +1,5 @@
-"""What stands in for the images that the Dockerfile begins with, where no registry of images can be asked: Debian by
-debootstrap, with this machine's Rust, or with the CUDA compiler of a folder. Refuses another Rust than the tag names.
+"""Stand-ins for the Dockerfile's base images, where no registry can be reached: Debian by debootstrap, alone, with this
+machine's Rust, or with the CUDA compiler of a folder. This machine's Rust must have the version of the image's tag.
 """
 
 import os
@@ -10,17 +10,17 @@ from pathlib import Path
 
 import chroot
 
-# What of the rust image's packages a build of ours could want; it has many more.
+# Those packages of the rust image that a build of ours may need.
 PACKAGES = "ca-certificates gcc g++ libc6-dev libssl-dev make pkg-config git"
 
 
 def debian(_image):
-    """The folder and the variables of Debian alone."""
+    """The folder and the variables of plain Debian."""
     return chroot.debian(), dict(chroot.PATH)
 
 
 def rust(image):
-    """The same with a compiler for C and with Rust, where the rust image has it."""
+    """The same with a C compiler, and with Rust in the folders of the rust image."""
     version = subprocess.check_output(["rustc", "--version"], text=True).split()[1]
     wanted = re.search(r"rust:([\d.]+)", image)[1]
     if not f"{version}.".startswith(f"{wanted}."):
@@ -46,7 +46,7 @@ def install_rust(root, home):
 
 
 def cuda(_image):
-    """Debian with the folder that CUDA_HOME names where NVIDIA's image has its own, without what only links."""
+    """Debian with the compiler and headers of CUDA_HOME, in the folder of NVIDIA's image; without the libraries."""
     here = Path(os.environ.get("CUDA_HOME", "/usr/local/cuda"))
     if not (here / "bin/nvcc").exists():
         raise SystemExit("CUDA_HOME must name a folder with bin/nvcc of CUDA 13")
@@ -59,7 +59,7 @@ def install_cuda(root, here):
 
 
 def made(name, fill):
-    """The Debian with something on top, made once."""
+    """Debian with additions, made once."""
     base = chroot.CACHE / name
     if not base.exists():
         partial = chroot.CACHE / "partial"
@@ -70,7 +70,7 @@ def made(name, fill):
     return base
 
 
-# By the argument that names the image.
+# By the build argument that names the image.
 STAND_INS = {
     "DEBIAN_IMAGE": debian,
     "RUST_IMAGE": rust,

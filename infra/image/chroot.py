@@ -1,4 +1,4 @@
-"""A minimal Debian of debootstrap's, and commands that run in such a tree. Refuses to reach beyond the tree."""
+"""A minimal Debian made by debootstrap, and commands that run in such a tree."""
 
 import shutil
 import subprocess
@@ -10,7 +10,7 @@ PATH = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"}
 
 
 def chroot(root, *command, user=None, read_only=False, **options):
-    """Runs a command in the tree; with `user` as the image does: no capability, nothing writable but /tmp."""
+    """Runs a command in the tree; with `user` as the image would: no capability, and with `read_only` only /tmp writable."""
     if user is None:
         return subprocess.run(["chroot", str(root), *command], **options)
     mounts = 'mount --bind "$0" "$0" && mount -t proc proc "$0/proc" && mount -t tmpfs tmpfs "$0/tmp"'
@@ -21,7 +21,7 @@ def chroot(root, *command, user=None, read_only=False, **options):
 
 
 def debian():
-    """A minimal Debian of the release that the relay's image is made from, made once."""
+    """A minimal Debian of the release of the relay's image, made once."""
     release = "bookworm"
     base = CACHE / release
     if not (base / "usr").exists():
@@ -32,7 +32,7 @@ def debian():
         )
         for name in ["etc/apt/apt.conf.d", "etc/apt/sources.list.d"]:
             shutil.copytree(f"/{name}", partial / name, dirs_exist_ok=True)
-        # As the published images are: without the lists and packages that made them.
+        # Like published images, without package lists and archives.
         for name in ["var/lib/apt/lists", "var/cache/apt/archives"]:
             shutil.rmtree(partial / name)
             (partial / name / "partial").mkdir(parents=True)

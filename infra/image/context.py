@@ -1,5 +1,5 @@
-"""What of the checkout a build sees: the files that git has, less what Dockerfile.dockerignore says. Knows of that
-file's language what this one uses: a path takes all under it along, and the last line that fits decides."""
+"""The files that a build gets: those of git without those that Dockerfile.dockerignore excludes. It supports the part of
+that syntax that our file uses: a path includes everything under it, and the last line that matches decides."""
 
 import fnmatch
 import shutil
@@ -17,7 +17,7 @@ def files():
 
 
 def ignored(path, rules):
-    """Whether the last rule that fits the path, or a folder above it, leaves it out."""
+    """Whether the last rule that matches the path, or a folder above it, excludes it."""
     out = False
     for rule in rules:
         pattern, inverted = rule.removeprefix("!"), rule.startswith("!")
@@ -27,13 +27,13 @@ def ignored(path, rules):
 
 
 def fits(path, pattern):
-    """A star stands for anything but a slash."""
+    """Whether a pattern matches the path or a folder above it. A star stands for anything but a slash."""
     parts, wanted = path.split("/"), pattern.split("/")
     return len(wanted) <= len(parts) and all(map(fnmatch.fnmatchcase, parts, wanted))
 
 
 def copy(folder):
-    """Lays them out in a folder, with the times that they have here, as an engine does."""
+    """Copies them into a folder and keeps their times, as an engine does."""
     shutil.rmtree(folder, ignore_errors=True)
     for path in files():
         target = folder / path

@@ -1,7 +1,7 @@
-"""Builds stages of the Dockerfile without an engine: each RUN and COPY is a layer of an overlay, kept under a key of
-what it is made from, and taken again while that is the same. An engine's cache decides the same way.
+"""Builds stages of the Dockerfile without an engine. Each RUN and COPY is a layer of an overlay, cached under a key of
+its inputs, as in an engine's cache.
 
-Needs root, in a mount namespace of its own. Refuses instructions that the Dockerfile does not use. A RUN line whose
+Needs root, in a mount namespace of its own. It knows only the instructions that the Dockerfile uses. A RUN line whose
 packages Debian does not have is named and left out.
 """
 
@@ -22,7 +22,7 @@ STORE = chroot.CACHE / "layers"
 
 @dataclass(frozen=True)
 class Image:
-    """Layers, lowest first; what they are made from; and what the next instruction finds set."""
+    """Layers, lowest first; the key of their inputs; and the environment and folder of the next instruction."""
 
     layers: tuple
     key: str
@@ -31,7 +31,7 @@ class Image:
 
 
 class Builder:
-    """Builds the stages of a Dockerfile from a folder, and others from folders that have their names."""
+    """Builds the stages of a Dockerfile from the build context; `contexts` are folders that replace stages by name."""
 
     def __init__(self, path, context, contexts=None):
         self.stages, self.arguments = dockerfile.stages(path), dockerfile.arguments(path)
@@ -51,7 +51,7 @@ class Builder:
         return self.built[name]
 
     def begin(self, base):
-        """What a stage begins with."""
+        """The image that a stage begins with."""
         if base in self.stages:
             return self.build(base)
         if base == "scratch":
@@ -78,7 +78,7 @@ class Builder:
                 raise SystemExit(f"{', '.join(sorted(unknown))} of COPY {rest}: not known here")
             layers = self.build(flags["from"]).layers if "from" in flags else ()
             mode = [flags["chmod"]] if "chmod" in flags else []
-            # With --link it is copied into nothing, and then lies on what was there: whatever that is.
+            # With --link the layer is copied into an empty tree, so it does not depend on the layers below.
             below = Image((nothing(),), "link", {}) if "link" in flags else image
             with tree.view(layers) as source:
                 source = source / path.lstrip("/") if source else self.context / path
@@ -93,7 +93,7 @@ class Builder:
         raise SystemExit(f"{word} is not an instruction that is known here")
 
     def mounted(self, flags):
-        """The images that a line sees while it runs, by the name of their stage, each with where."""
+        """The images mounted while a line runs, by stage, with the folder of the mount."""
         if not flags:
             return {}
         options = dict(each.split("=", 1) for each in flags.get("mount", "").split(","))
@@ -102,21 +102,21 @@ class Builder:
         return {options["from"]: (self.build(options["from"]).layers, options["target"])}
 
     def stand_in(self, argument):
-        """What the first layer is where no registry is asked."""
+        """The first layer, in place of an image from a registry."""
         folder, environment = bases.STAND_INS[argument](self.arguments[argument])
         print(f"\n{folder.name} stands in for {argument}: {chroot.size(folder):.0f} MiB", flush=True)
         return Image((folder,), tree.digest(folder.name), environment)
 
 
 def nothing():
-    """A folder without anything in it."""
+    """An empty folder."""
     folder = STORE / "scratch"
     folder.mkdir(parents=True, exist_ok=True)
     return folder
 
 
 def layer(image, key, instruction, make):
-    """The image with one layer more, which is made if it is not there."""
+    """The image with one more layer, which is made if it is not cached."""
     folder = STORE / key
     began = time.monotonic()
     kept = (folder / "said").exists()
@@ -138,14 +138,14 @@ def layer(image, key, instruction, make):
 
 
 def outcome(folder):
-    """How large a layer is, and which crates were compiled for it."""
+    """A layer's size, and the crates that were compiled for it."""
     compiled = sorted(set(re.findall(r"^ +Compiling (\S+) ", (folder / "log").read_text(), flags=re.M)))
     names = f": {', '.join(compiled)}" if len(compiled) <= 5 else ""
     return f"{chroot.size(folder / 'tree'):.1f} MiB" + (f", {len(compiled)} crates compiled{names}" if compiled else "")
 
 
 def run(root, log, image, line, mounted):
-    """Runs the line; what Debian lacks for it, or nothing."""
+    """Runs the line. Returns the message about a package that Debian lacks, or None."""
     with tree.lent(root) as lent, ExitStack() as stack:
         for layers, target in mounted.values():
             (root / target[1:]).mkdir(parents=True, exist_ok=True)
@@ -162,7 +162,7 @@ def run(root, log, image, line, mounted):
 
 
 def copy(root, folder, source, target, mode=""):
-    """Copies as COPY does: the content of a folder, or one file, and root owns it."""
+    """Copies as COPY does: the content of a folder, or one file, owned by root."""
     target = root / (target if target.startswith("/") else f"{folder}/{target}").lstrip("/")
     (target if source.is_dir() else target.parent).mkdir(parents=True, exist_ok=True)
     origin = f"{source}/." if source.is_dir() else str(source)

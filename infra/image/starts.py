@@ -1,6 +1,6 @@
-"""Starts an image's binary in a tree as a pod or Lambda would: as its user, on a read-only root, only /tmp to write.
+"""Starts an image's binary in a tree as a pod or Lambda would: as its user, on a read-only root with a writable /tmp.
 
-Without a broker, a queue or a model each must end by saying what is missing, and not by a library or a folder.
+Without a broker, a queue or a model the binary must report what is missing. It must not fail for a library or a folder.
 """
 
 import shutil
@@ -19,7 +19,7 @@ PICTURE = [
     "--out=/tmp/a.png",
 ]
 OWN = [each for each in PICTURE if not each.startswith("--model=")]
-# Arguments, and the exit code that they end with.
+# Arguments, and the expected exit code.
 STARTS = {
     "relay": [(["--version"], 0), (["--help"], 0), ([*AMQP, "--check"], 69)],
     "handler": [(["--version"], 0), (["worker", "--help"], 0), (WORKER, 1), ([], 64), (PICTURE, 0)],
@@ -28,18 +28,18 @@ STARTS = {
 
 
 def programs(stage):
-    """Where the stage puts binaries, or the one that it has from another stage."""
+    """The paths of the binaries that the stage copies, or else its entrypoint."""
     return [target for _, target in stage.copies if target.startswith("/usr/local/bin/")] or stage.entrypoint[:1]
 
 
 def start(stage, root):
-    """Says what the binary opens, and starts it."""
+    """Prints the libraries that the binary needs, and starts it."""
     for program in programs(stage):
         libraries = chroot.chroot(root, "ldd", program, capture_output=True, text=True, check=True).stdout
         print("opens     " + ", ".join(line.split()[0] for line in libraries.splitlines()))
         if "not found" in libraries:
             sys.exit("FAILED    a library is missing")
-    # Where a volume would be.
+    # In place of a volume.
     shutil.copytree(chroot.ROOT / "tests/model/easel-tiny", root / "models/tiny")
     options = {"user": stage.user, "read_only": True, "env": chroot.PATH | stage.environment, "timeout": 60}
     for arguments, expected in STARTS[stage.name]:

@@ -1,6 +1,6 @@
-"""Trees of files as layers: seen as one, told apart by what is in them, and lent what a build needs of this machine.
+"""Layers of files: mounted as one tree, hashed by content, and with the parts of this machine that a build needs.
 
-Refuses to leave a mount behind: all of them go with the block that asked for them.
+All mounts end with the `with` block that made them.
 """
 
 import hashlib
@@ -14,13 +14,13 @@ from pathlib import Path
 import chroot
 
 CERTIFICATES = Path("/etc/ssl/certs/ca-certificates.crt")
-# How this machine reaches its registries, if it says so.
+# Variables that say how this machine reaches its registries.
 REACH = re.compile(r"(?i)(https?|all|no)_proxy|CARGO_(HTTP|NET|SOURCE|REGISTR)\w+")
 
 
 @contextmanager
 def view(layers, upper=None):
-    """The layers as one tree, lowest first; what is written goes to `upper`. None if there are no layers."""
+    """Mounts the layers, lowest first, as one tree; writes go to `upper`. None if there are no layers."""
     if not layers:
         yield None
         return
@@ -29,7 +29,7 @@ def view(layers, upper=None):
         work = Path(stack.enter_context(tempfile.TemporaryDirectory(dir=chroot.CACHE, ignore_cleanup_errors=True)))
         for name in ["root", "work", "nothing"]:
             (work / name).mkdir()
-        # An overlay needs two; the lowest of all is empty.
+        # An overlay needs two layers, so an empty one is added below.
         options = "lowerdir=" + ":".join(map(str, [*reversed(layers), work / "nothing"]))
         options += f",upperdir={upper},workdir={work / 'work'}" if upper else ""
         mount(stack, work / "root", "-t", "overlay", "-o", options, "overlay")
@@ -38,7 +38,7 @@ def view(layers, upper=None):
 
 @contextmanager
 def lent(root):
-    """Processes, devices' folder and certificates while a line runs; its additional variables."""
+    """Mounts /proc, /tmp, /run and the certificates while a line runs; gives its additional variables."""
     with ExitStack() as stack:
         mount(stack, root / "proc", "-t", "proc", "proc")
         for name in ["tmp", "run"]:
@@ -55,7 +55,7 @@ def mount(stack, where, *what):
 
 
 def content(path):
-    """What is in a tree or file: names, kinds, whether they may be run, bytes. Times do not count, as for an engine."""
+    """A hash of a tree or file: names, kinds, executable bits and bytes. Times do not count, as in an engine."""
     paths = sorted(path.rglob("*")) if path.is_dir() else [path]
     found = hashlib.sha256()
     for each in paths:
@@ -69,5 +69,5 @@ def content(path):
 
 
 def digest(*parts):
-    """One short name for all of it."""
+    """A short hash of the parts."""
     return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
