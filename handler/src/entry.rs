@@ -3,6 +3,8 @@
 pub mod health;
 pub mod lambda;
 pub mod options;
-pub mod signals;
 pub mod sqs;
 pub mod worker;
+
+/// What happens between the first signal and the end of the process.
+const FINISHING: &str = "the tasks in work are finished";

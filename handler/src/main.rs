@@ -7,7 +7,7 @@ use handler::{
     },
     entry::{lambda, worker},
     job::options::LogFormat,
-    observe::{causes::causes, trace},
+    observe::trace,
     picture::CredentialError,
     storage::weights::{self, options::WeightsCommand},
     task, webhook,
@@ -57,7 +57,7 @@ fn main() -> ExitCode {
         Ok(true) => ExitCode::from(exit::SUCCESS),
         Ok(false) => ExitCode::from(exit::FAILURE),
         Err(error) => {
-            eprintln!("handler: {}", causes(&*error));
+            eprintln!("handler: {}", service::causes(&*error));
             // A certificate that cannot sign is a setting; that it cannot be read from a secret is not.
             let is_setting = error.is::<CredentialError>() || error.is::<BadVariable>();
             if is_setting { ExitCode::from(exit::USAGE) } else { ExitCode::from(exit::FAILURE) }

@@ -1,6 +1,5 @@
 //! What operators see: a line for each task, metrics, traces, and errors in one line.
 
-pub mod causes;
 pub mod metrics;
 pub mod report;
 mod tally;

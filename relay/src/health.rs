@@ -1,9 +1,10 @@
 //! `/healthz` says that the process lives, `/readyz` that it can relay now: consuming on one side, answered on the other.
 //! `/metrics` is for Prometheus.
 //!
-//! Refuses to test anything by itself: it shows what the bridge last saw.
+//! It tests nothing by itself: it shows what the bridge last saw.
 
 use std::{
+    fmt,
     net::SocketAddr,
     sync::{
         Arc,
@@ -11,20 +12,13 @@ use std::{
     },
 };
 
-use axum::{
-    Json, Router,
-    extract::State,
-    http::{StatusCode, header::CONTENT_TYPE},
-    response::{IntoResponse, Response},
-    routing::get,
-};
-use serde_json::{Value, json};
+use axum::{Json, response::IntoResponse};
+use serde_json::json;
+use service::{Health, Status};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
-    net::{TcpListener, TcpStream},
-    task::JoinHandle,
+    net::TcpStream,
 };
-use tracing::error;
 
 use crate::{
     error::Error,
@@ -46,14 +40,6 @@ struct Sides {
     broker: AtomicBool,
     /// Requests in a row that SQS did not answer.
     sqs_failures: AtomicU32,
-}
-
-/// A health endpoint; it ends when this is dropped.
-#[derive(Debug)]
-pub struct Health {
-    /// The address it listens on.
-    pub addr: SocketAddr,
-    task: JoinHandle<()>,
 }
 
 impl Readiness {
@@ -90,28 +76,26 @@ impl Default for Readiness {
     }
 }
 
-impl Drop for Health {
-    fn drop(&mut self) {
-        self.task.abort();
+#[derive(Clone)]
+struct Relay {
+    readiness: Readiness,
+    metrics: Metrics,
+}
+
+impl Status for Relay {
+    fn ready(&self) -> (bool, impl IntoResponse) {
+        let (broker, sqs) = (self.readiness.broker(), self.readiness.sqs());
+        (broker && sqs, Json(json!({ "ready": broker && sqs, "broker": broker, "sqs": sqs })))
+    }
+
+    fn metrics(&self) -> Result<String, fmt::Error> {
+        self.metrics.encode(self.readiness.broker(), self.readiness.sqs())
     }
 }
 
 /// Listens on `addr` and answers in the background.
 pub async fn serve(addr: SocketAddr, readiness: Readiness, metrics: Metrics) -> Result<Health, Error> {
-    let listen = |source| Error::Listen { addr, source };
-    let listener = TcpListener::bind(addr).await.map_err(listen)?;
-    let addr = listener.local_addr().map_err(listen)?;
-    let router = Router::new()
-        .route("/healthz", get(|| async { "ok\n" }))
-        .route("/readyz", get(ready))
-        .with_state(readiness.clone());
-    let router = router.merge(Router::new().route("/metrics", get(scrape)).with_state((readiness, metrics)));
-    let task = tokio::spawn(async move {
-        if let Err(err) = axum::serve(listener, router).await {
-            error!(error = %err, "the health endpoint ended");
-        }
-    });
-    Ok(Health { addr, task })
+    Health::serve(addr, Relay { readiness, metrics }).await.map_err(|source| Error::Listen { addr, source })
 }
 
 /// How many dead letters that came back the relay at `addr` holds; `None` when no relay answers there.
@@ -124,33 +108,25 @@ pub(crate) async fn held_at(addr: SocketAddr) -> Option<u64> {
     metrics::held(&answer)
 }
 
-async fn ready(State(readiness): State<Readiness>) -> (StatusCode, Json<Value>) {
-    let (broker, sqs) = (readiness.broker(), readiness.sqs());
-    let status = if broker && sqs { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
-    (status, Json(json!({ "ready": broker && sqs, "broker": broker, "sqs": sqs })))
-}
-
-async fn scrape(State((readiness, metrics)): State<(Readiness, Metrics)>) -> Response {
-    match metrics.encode(readiness.broker(), readiness.sqs()) {
-        Ok(text) => ([(CONTENT_TYPE, metrics::CONTENT_TYPE)], text).into_response(),
-        // Writing to a string does not fail; if it ever does, the scraper must not see half of it.
-        Err(_) => StatusCode::INTERNAL_SERVER_ERROR.into_response(),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use axum::body::to_bytes;
+    use serde_json::Value;
+    use tokio::net::TcpListener;
 
     #[tokio::test]
     async fn ready_needs_both_sides() {
-        for (broker, sqs, want) in [(false, false, 503), (true, false, 503), (false, true, 503), (true, true, 200)] {
+        for (broker, sqs) in [(false, false), (true, false), (false, true), (true, true)] {
             let readiness = Readiness::default();
             readiness.set_broker(broker);
             readiness.note_sqs(sqs);
-            let (status, Json(body)) = ready(State(readiness)).await;
-            assert_eq!(status, want);
-            assert_eq!(body, json!({ "ready": want == 200, "broker": broker, "sqs": sqs }));
+            let relay = Relay { readiness, metrics: Metrics::default() };
+            let (ready, body) = relay.ready();
+            assert_eq!(ready, broker && sqs);
+            let body = to_bytes(body.into_response().into_body(), 1024).await.unwrap();
+            let body: Value = serde_json::from_slice(&body).unwrap();
+            assert_eq!(body, json!({ "ready": ready, "broker": broker, "sqs": sqs }));
         }
     }
 

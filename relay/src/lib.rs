@@ -32,7 +32,6 @@ pub mod lanes;
 pub mod message;
 pub mod metrics;
 pub mod payload;
-pub mod signal;
 pub mod sink;
 mod size;
 pub mod source;

@@ -9,9 +9,9 @@ use relay::{
     amqp::STACK_BYTES,
     config::{Config, ConfigError, LogFormat},
     error::Error,
-    signal::{self, Asked},
     trace::SERVICE_NAME,
 };
+use service::Asked;
 use settings::Reads;
 use telemetry::{Logs, Traces};
 use tracing::error;
@@ -74,7 +74,8 @@ fn start(config: Config, asked: &Asked) -> anyhow::Result<()> {
         if config.check {
             return Ok(relay::check::run(&config).await?);
         }
-        let shutdown = signal::listen(asked).context("cannot listen to signals")?;
+        let shutdown =
+            service::on_signal(asked, "unacknowledged messages are settled").context("cannot listen to signals")?;
         Ok(relay::run(config, shutdown).await?)
     });
     // A lookup of a name may still block a helper thread; it holds no message, so nobody waits for it.

@@ -22,9 +22,6 @@ pub use cause::Cause;
 use series::Series;
 pub use unacked::{InFlight, Unacked};
 
-/// What [`Metrics::encode`] gives.
-pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
-
 /// The measurements of the process. Clones are the same ones.
 #[derive(Debug, Clone, Default)]
 pub struct Metrics(Arc<Inner>);

@@ -1,28 +1,28 @@
-//! A worker's `/healthz` (it lives), `/readyz` (the model is loaded and it polls) and `/metrics` (for Prometheus).
+//! A worker's health endpoint: ready once the model is loaded and it polls.
 
-use crate::observe::metrics::{self, Metrics};
+use crate::observe::metrics::Metrics;
 use anyhow::Context;
-use axum::{
-    Router,
-    extract::State,
-    http::{StatusCode, header::CONTENT_TYPE},
-    response::{IntoResponse, Response},
-    routing::get,
-};
+use service::Status;
 use std::{
+    fmt,
     net::SocketAddr,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
     },
 };
-use tokio::{net::TcpListener, task::JoinHandle};
 
-/// A health endpoint; it ends when this is dropped.
+/// A health endpoint. It ends when this is dropped.
 #[derive(Debug)]
 pub struct Health {
     ready: Arc<AtomicBool>,
-    task: JoinHandle<()>,
+    _endpoint: service::Health,
+}
+
+#[derive(Clone)]
+struct Worker {
+    ready: Arc<AtomicBool>,
+    metrics: Metrics,
 }
 
 impl Health {
@@ -31,21 +31,11 @@ impl Health {
     /// # Errors
     /// The address is taken.
     pub async fn serve(addr: SocketAddr, metrics: Metrics) -> anyhow::Result<Self> {
-        let listener = TcpListener::bind(addr)
+        let ready = Arc::new(AtomicBool::new(false));
+        let endpoint = service::Health::serve(addr, Worker { ready: ready.clone(), metrics })
             .await
             .with_context(|| format!("--health-addr (EASEL_HEALTH_ADDR) {addr} cannot be used, choose another"))?;
-        let ready = Arc::new(AtomicBool::new(false));
-        let router = Router::new()
-            .route("/healthz", get(|| async { "ok\n" }))
-            .route("/readyz", get(show_ready))
-            .with_state(ready.clone())
-            .merge(Router::new().route("/metrics", get(scrape)).with_state(metrics));
-        let task = tokio::spawn(async move {
-            if let Err(error) = axum::serve(listener, router).await {
-                tracing::error!(%error, "the health endpoint ended");
-            }
-        });
-        Ok(Self { ready, task })
+        Ok(Self { ready, _endpoint: endpoint })
     }
 
     /// Whether tasks are taken now.
@@ -54,23 +44,15 @@ impl Health {
     }
 }
 
-impl Drop for Health {
-    fn drop(&mut self) {
-        self.task.abort();
+impl Status for Worker {
+    fn ready(&self) -> (bool, impl axum::response::IntoResponse) {
+        match self.ready.load(Ordering::Relaxed) {
+            true => (true, "ready\n"),
+            false => (false, "not ready\n"),
+        }
     }
-}
 
-async fn show_ready(State(ready): State<Arc<AtomicBool>>) -> (StatusCode, &'static str) {
-    match ready.load(Ordering::Relaxed) {
-        true => (StatusCode::OK, "ready\n"),
-        false => (StatusCode::SERVICE_UNAVAILABLE, "not ready\n"),
-    }
-}
-
-async fn scrape(State(metrics): State<Metrics>) -> Response {
-    match metrics.encode() {
-        Ok(text) => ([(CONTENT_TYPE, metrics::CONTENT_TYPE)], text).into_response(),
-        // Writing to a string does not fail; if it ever does, the scraper must not see half of it.
-        Err(_) => StatusCode::INTERNAL_SERVER_ERROR.into_response(),
+    fn metrics(&self) -> Result<String, fmt::Error> {
+        self.metrics.encode()
     }
 }

@@ -1,13 +1,14 @@
 //! The Lambda function: SQS events through the Lambda Runtime API, answered with a partial batch response.
 
 use crate::{
-    entry::{signals, sqs::Queues},
+    entry::{FINISHING, sqs::Queues},
     job::{Deadline, JobRunner, Message, Outcome, options::ServiceConfig},
     observe::trace::{CARRIED, FLUSH_LIMIT},
 };
 use aws_lambda_events::sqs::{SqsBatchResponse, SqsEvent, SqsMessage};
 use futures_util::{FutureExt, StreamExt, future::BoxFuture, stream};
 use lambda_runtime::{Error, LambdaEvent, Runtime, service_fn};
+use service::Asked;
 use std::{
     sync::{
         Arc,
@@ -46,7 +47,7 @@ pub async fn serve(config: &ServiceConfig, traces: Option<Traces>) -> anyhow::Re
             answer
         }
     });
-    let stop = signals::on_signal()?;
+    let stop = service::on_signal(&Asked::default(), FINISHING)?;
     // As many at a time as AWS_LAMBDA_MAX_CONCURRENCY says, which Managed Instances set; else one.
     let runtime = Runtime::new(service).layer(MapFutureLayer::new(until_answered(busy.clone()))).run_concurrent();
     tokio::pin!(runtime);

@@ -8,9 +8,9 @@ mod tests;
 
 use crate::{
     entry::{
+        FINISHING,
         health::Health,
         options::WorkerConfig,
-        signals,
         sqs::{Deleter, Deletion, Deletions, Queue},
     },
     job::{Deadline, JobRunner, Message, Outcome},
@@ -19,6 +19,7 @@ use crate::{
 use aws_config::SdkConfig;
 use aws_sdk_sqs::types::{Message as SqsMessage, MessageSystemAttributeName};
 use backon::{BackoffBuilder, ExponentialBuilder};
+use service::Asked;
 use std::time::{Duration, Instant, UNIX_EPOCH};
 use tokio::task::{JoinError, JoinSet};
 use tokio_util::sync::CancellationToken;
@@ -30,7 +31,7 @@ use tokio_util::sync::CancellationToken;
 pub async fn serve(config: &WorkerConfig) -> anyhow::Result<()> {
     let aws = settings::sdk_config().await?;
     let runner = JobRunner::open(&config.service, &aws).await?;
-    serve_until(signals::on_signal()?, &runner, config, &aws).await
+    serve_until(service::on_signal(&Asked::default(), FINISHING)?, &runner, config, &aws).await
 }
 
 async fn serve_until(

@@ -2,7 +2,7 @@
 
 use crate::webhook::network::Refused;
 use reqwest::StatusCode;
-use std::{error::Error, time::Duration};
+use std::time::Duration;
 
 /// Why a webhook was not delivered. Never holds the token.
 #[derive(Debug, thiserror::Error)]
@@ -65,12 +65,9 @@ impl WebhookError {
 
 /// Why there is no answer. What the guard refused comes back inside the client's error.
 pub(super) fn unanswered(path: &'static str, error: reqwest::Error) -> WebhookError {
-    let mut cause = error.source();
-    while let Some(inner) = cause {
-        if let Some(refused) = inner.downcast_ref::<Refused>() {
-            return WebhookError::Forbidden { path, refused: *refused };
-        }
-        cause = inner.source();
+    let refused = service::chain(&error).find_map(|cause| cause.downcast_ref::<Refused>()).copied();
+    match refused {
+        Some(refused) => WebhookError::Forbidden { path, refused },
+        None => WebhookError::Unreachable { path, source: error.without_url() },
     }
-    WebhookError::Unreachable { path, source: error.without_url() }
 }

@@ -4,7 +4,8 @@ use crate::{Class, bucket_region, classify, classify_entry, is_throttle, status}
 use aws_credential_types::provider::error::CredentialsError;
 use aws_smithy_runtime_api::client::{orchestrator::HttpResponse, result::SdkError};
 use aws_smithy_types::error::metadata::ProvideErrorMetadata;
-use std::{error::Error, iter::successors};
+use service::{causes, chain};
+use std::error::Error;
 
 /// Longest code that is repeated.
 const MAX_CODE: usize = 64;
@@ -22,7 +23,7 @@ where
         },
         SdkError::TimeoutError(_) => "no answer in time".into(),
         // The client's own words. No service had a part in them, but where credentials come from.
-        error => no_credentials(error).map_or_else(|| unsent(error), str::to_owned),
+        error => no_credentials(error).map_or_else(|| causes(error), str::to_owned),
     }
 }
 
@@ -87,8 +88,7 @@ fn is_code(code: &str) -> bool {
 }
 
 fn no_credentials(error: &(dyn Error + 'static)) -> Option<&'static str> {
-    let mut chain = successors(Some(error), |error| (*error).source());
-    chain.find_map(|error| error.downcast_ref::<CredentialsError>()).map(credentials)
+    chain(error).find_map(|error| error.downcast_ref::<CredentialsError>()).map(credentials)
 }
 
 /// Why there are no credentials, in a sentence of ours.
@@ -100,18 +100,6 @@ pub fn credentials(error: &CredentialsError) -> &'static str {
         CredentialsError::ProviderError(_) => "no credentials: where they come from refused them",
         _ => "no credentials",
     }
-}
-
-/// The chain of causes, each said once.
-fn unsent(error: &(dyn Error + 'static)) -> String {
-    let mut text = String::new();
-    for cause in successors(Some(error), |error| (*error).source()) {
-        let words = cause.to_string();
-        if !text.contains(&words) {
-            text = if text.is_empty() { words } else { format!("{text}: {words}") };
-        }
-    }
-    text
 }
 
 #[cfg(test)]

@@ -1,19 +1,17 @@
-//! The HTTP client that brings spans to a collector.
+//! The HTTP client that sends spans to a collector.
 //!
-//! Refuses to borrow the process' runtime: the thread that exports waits here, and nobody waits for it. It tells of a
-//! collector that is gone once, and again only after it was back.
+//! It has a runtime of its own, so that only the exporting thread waits for the collector. A collector that cannot be
+//! reached is logged once, and again only after it came back.
 
+use async_trait::async_trait;
+use opentelemetry_http::{Bytes, HttpClient, HttpError, Request, Response};
+use service::causes;
 use std::{
     error::Error,
-    fmt,
-    future::Future,
-    io,
-    pin::Pin,
+    fmt, io,
     sync::atomic::{AtomicBool, Ordering},
     time::Duration,
 };
-
-use opentelemetry_http::{Bytes, HttpClient, HttpError, Request, Response};
 use tokio::runtime::{Builder, Runtime};
 use tracing::{info, warn};
 
@@ -34,19 +32,15 @@ impl Client {
         Ok(Self { http, runtime, gone: AtomicBool::new(false) })
     }
 
-    async fn send(&self, request: Request<Bytes>) -> Result<Response<Bytes>, HttpError> {
-        let answer = self.http.execute(request.try_into()?).await?;
-        let status = answer.status();
-        let mut response = Response::new(answer.bytes().await?);
-        *response.status_mut() = status;
-        Ok(response)
-    }
-
     fn note(&self, result: &Result<Response<Bytes>, HttpError>) {
         let problem = match result {
             Ok(response) if response.status().is_success() => None,
             Ok(response) => Some(format!("HTTP status {}", response.status().as_u16())),
-            Err(err) => Some(causes(&**err)),
+            // Without reqwest's own words, which name the address: it may hold a password.
+            Err(err) => {
+                let cause = err.downcast_ref::<reqwest::Error>().and_then(Error::source);
+                Some(causes(cause.unwrap_or(&**err)))
+            }
         };
         match (problem, self.gone.load(Ordering::Relaxed)) {
             (Some(cause), false) => warn!(cause, "the trace collector takes no spans, they are dropped"),
@@ -57,29 +51,13 @@ impl Client {
     }
 }
 
-/// The chain of causes without the address, which may hold a password.
-fn causes(err: &(dyn Error + 'static)) -> String {
-    let first: &(dyn Error + 'static) = err.downcast_ref::<reqwest::Error>().and_then(Error::source).unwrap_or(err);
-    let chain = std::iter::successors(Some(first), |err| (**err).source());
-    chain.map(ToString::to_string).collect::<Vec<_>>().join(": ")
-}
-
+#[async_trait]
 impl HttpClient for Client {
-    // Written out, what `#[async_trait]` would make of an `async fn`.
-    fn send_bytes<'life, 'async_trait>(
-        &'life self,
-        request: Request<Bytes>,
-    ) -> Pin<Box<dyn Future<Output = Result<Response<Bytes>, HttpError>> + Send + 'async_trait>>
-    where
-        'life: 'async_trait,
-        Self: 'async_trait,
-    {
-        Box::pin(async move {
-            // On the exporter's own thread, which has nothing else to do.
-            let result = self.runtime.block_on(self.send(request));
-            self.note(&result);
-            result
-        })
+    async fn send_bytes(&self, request: Request<Bytes>) -> Result<Response<Bytes>, HttpError> {
+        // On the exporter's own thread, which has nothing else to do.
+        let result = self.runtime.block_on(self.http.send_bytes(request));
+        self.note(&result);
+        result
     }
 }
 

@@ -7,7 +7,6 @@ use crate::{
         options::{SecretsConfig, SigningConfig},
         secrets::Secrets,
     },
-    observe::causes::causes,
     picture::Credential,
     webhook::{self, WebhookError},
 };
@@ -17,13 +16,15 @@ pub(super) async fn secrets(config: &SecretsConfig, aws: &SdkConfig) -> Finding 
     let what = "secrets";
     let secrets = match answer(Secrets::obtain(config, aws)).await {
         Ok(Ok(secrets)) => secrets,
-        Ok(Err(error)) => return Finding::fail(what, format!("{}; correct the option that it names", causes(&error))),
+        Ok(Err(error)) => {
+            return Finding::fail(what, format!("{}; correct the option that it names", service::causes(&error)));
+        }
         Err(error) => return Finding::fail(what, error),
     };
     let stamp = config.credential.files.credential_time_stamp_url.as_ref();
     let opened = secrets.credential.as_ref().map(|(certificate, key)| Credential::open(certificate, key, stamp));
     match opened.transpose() {
-        Err(error) => Finding::fail(what, format!("{}; pictures cannot be signed by it", causes(&error))),
+        Err(error) => Finding::fail(what, format!("{}; pictures cannot be signed by it", service::causes(&error))),
         Ok(credential) => {
             let has = |is_there| if is_there { "there" } else { "none" };
             let SigningConfig { webhook_secret, webhook_secret_arn } = &config.signing;
@@ -63,7 +64,7 @@ pub(super) async fn webhooks(config: &DoctorConfig) -> Vec<Finding> {
         Ok(Err(error @ WebhookError::Forbidden { .. })) => Finding::fail(what, error.to_string()),
         Ok(Err(error)) => {
             let advice = "check its name, the network to it, and for https its certificate";
-            Finding::fail(what, format!("{}; {advice}", causes(&error)))
+            Finding::fail(what, format!("{}; {advice}", service::causes(&error)))
         }
         Err(error) => Finding::fail(what, error),
     };

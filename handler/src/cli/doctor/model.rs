@@ -8,7 +8,6 @@ use super::{
 use crate::{
     cli::options::DoctorConfig,
     engine::Engine,
-    observe::causes::causes,
     storage::{
         self,
         weights::{self, Remote, options::ModelUrl},
@@ -68,7 +67,8 @@ async fn folder(config: &DoctorConfig) -> Vec<Finding> {
     let model = &config.service.model;
     let name = model.dir.display();
     let folder = model.dir.clone();
-    let inspected = blocking(ANSWER_TIMEOUT, move || pipeline::inspect(&folder).map_err(|error| causes(&error))).await;
+    let inspected =
+        blocking(ANSWER_TIMEOUT, move || pipeline::inspect(&folder).map_err(|error| service::causes(&error))).await;
     let what = format!("model.folder {name}");
     let mut findings = vec![match inspected.flatten() {
         Ok(()) => Finding::ok(what, "settings, tokenizer and the headers of the weights"),
@@ -86,7 +86,7 @@ async fn folder(config: &DoctorConfig) -> Vec<Finding> {
     if config.load && !findings.iter().any(Finding::is_failure) {
         let (model, clock) = (model.clone(), Instant::now());
         let load = move || Engine::open(&model, task::size(None)).map(|engine| engine.device_name().to_string());
-        let loaded = blocking(READ_TIMEOUT, move || load().map_err(|error| causes(&error))).await;
+        let loaded = blocking(READ_TIMEOUT, move || load().map_err(|error| service::causes(&error))).await;
         findings.push(match loaded.flatten() {
             Ok(device) => Finding::ok("model.load", format!("on {device}, in {:.1} s", clock.elapsed().as_secs_f32())),
             Err(error) => Finding::fail("model.load", format!("{error}; correct what it names")),

@@ -1,0 +1,10 @@
+//! What the relay and the handler have in common as long-running processes: signals, the health endpoint, and errors in
+//! one line.
+
+mod causes;
+mod health;
+mod signals;
+
+pub use causes::{causes, chain};
+pub use health::{Health, Status};
+pub use signals::{Asked, on_signal};
