@@ -1,4 +1,4 @@
-"""Writes docs/CONFIGURATION.md and the README's table from --help. Refuses to know by heart what an option does.
+"""Writes docs/CONFIGURATION.md and the README's table from --help.
 
     python3 tests/docs/configuration.py            writes the page and the table
     python3 tests/docs/configuration.py --check    ends with 1 if they say something else than --help
@@ -19,14 +19,19 @@ README = ROOT / "README.md"
 COMMAND = "python3 tests/docs/configuration.py"
 INTRODUCTION = f"""# Configuration
 
-Every option of both binaries. This page is written by `{COMMAND}`, from `--help` of the binaries in `target/debug`;
-`tests/docs/test_configuration.py` fails when it says something else.
+Every option of both binaries. `{COMMAND}` writes this page from `--help` of the binaries in
+`target/debug`, and `tests/docs/test_configuration.py` fails if they differ.
 
-A flag wins over its variable, and the variable over the default. If an option is missing or its value is wrong, the process ends with exit code 64 and
-names the option; a value with whitespace at an end [is wrong](OPERATIONS.md#values-of-variables). `handler` without arguments is `handler function`.
-Beside these options, relay, function and worker read the variables of the AWS SDK (`AWS_REGION`, `AWS_ENDPOINT_URL` …), `RUST_LOG`, for
-[certificates and proxies](OPERATIONS.md#certificates-and-proxies) `AWS_CA_BUNDLE`, `SSL_CERT_FILE`, `HTTPS_PROXY` and others, and for [traces](OPERATIONS.md#traces)
-those of OpenTelemetry (`OTEL_EXPORTER_OTLP_ENDPOINT` …).
+A flag wins over its variable, and the variable over the default. If an option is missing or its value is wrong, the
+process ends with exit code 64 and names the option. A value with whitespace at an end
+[is wrong](OPERATIONS.md#values-of-variables). `handler` without arguments is `handler function`.
+
+Relay, function and worker also read these variables:
+
+- those of the AWS SDK (`AWS_REGION`, `AWS_ENDPOINT_URL` …), and `RUST_LOG`;
+- for [certificates and proxies](OPERATIONS.md#certificates-and-proxies) `AWS_CA_BUNDLE`, `SSL_CERT_FILE`,
+  `HTTPS_PROXY` and others;
+- for [traces](OPERATIONS.md#traces) those of OpenTelemetry (`OTEL_EXPORTER_OTLP_ENDPOINT` …).
 """
 # Its options are also those of others.
 SHARED = ("handler", ("function",))
