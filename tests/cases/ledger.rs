@@ -7,7 +7,7 @@ use anyhow::{Result, ensure};
 use clap::Parser;
 use e2e::{
     broker::Broker,
-    ledger::{Fault, Options, Report, run},
+    ledger::{Options, Report, Scenario, run},
     paths::RunDir,
 };
 use std::sync::{LazyLock, OnceLock};
@@ -59,8 +59,8 @@ fn case(name: &str, node: Node, args: &[&str]) -> Report {
     let options = Cli::parse_from(fixed.iter().chain(&patience).chain(args)).options;
     let ended = RUNTIME.block_on(async {
         let report = report(name, node, &options).await?;
-        let faults = report.faults();
-        ensure!(faults.is_empty(), "{faults:?}\n{report}");
+        let violations = report.violations();
+        ensure!(violations.is_empty(), "{violations:?}\n{report}");
         let settled = report.sums.received + report.sums.dead_lettered;
         ensure!(report.sums.confirmed == options.messages && settled == options.messages, "{report}");
         Ok(report)
@@ -75,7 +75,7 @@ fn plain(fault: &str, node: Node) -> Report {
 #[test]
 fn none() {
     let report = plain("none", Node::Shared);
-    assert_eq!((report.sums.duplicated, report.fault), (0, Fault::None));
+    assert_eq!((report.sums.duplicated, report.fault), (0, Scenario::None));
 }
 
 /// Vector (#20735): no reconnect after an error of the broker.

@@ -1,9 +1,9 @@
 //! The relay in front of a FIFO queue: order inside each group, ids and attributes.
 
-use crate::scene::{PATIENCE, case};
+use crate::context::{PATIENCE, case, drained};
 use anyhow::{Context, Result};
 use aws_sdk_sqs::types::{Message, MessageSystemAttributeName};
-use e2e::{line::Relay, wait};
+use e2e::wait;
 use lapin::{
     BasicProperties,
     types::{AMQPValue, FieldTable},
@@ -57,8 +57,8 @@ fn checked(message: &Message) -> Result<(String, i32)> {
 
 #[test]
 fn a_fifo_queue_keeps_the_order_of_each_group() {
-    case(|scene| async move {
-        let (name, stack) = ("fifo", scene.stack);
+    case(|ctx| async move {
+        let (name, stack) = ("fifo", ctx.stack);
         let url = stack.aws.fifo_queue("relay.fifo").await?;
         stack.publisher.declare(name).await?;
         let body = |number: i32| match number % (GROUPS + 1) {
@@ -72,7 +72,7 @@ fn a_fifo_queue_keeps_the_order_of_each_group() {
             ("SQS_MESSAGE_GROUP_ID", "json:/style_id"),
             ("RELAY_ATTRIBUTES", "timestamp,message-id,header:x number,correlation-id,traceparent"),
         ];
-        let relay = Relay::start_with(&stack.run, name, &stack.broker.url(), &stack.aws, &url, &options).await?;
+        let relay = ctx.start_relay(name, &url, &options).await?;
         let mut groups: BTreeMap<String, Vec<i32>> = BTreeMap::new();
         let arrived = async {
             while groups.values().map(Vec::len).sum::<usize>() < usize::try_from(MESSAGES)? {
@@ -91,8 +91,7 @@ fn a_fifo_queue_keeps_the_order_of_each_group() {
             assert_eq!(groups.remove(&style.to_string()), Some(want), "group {style}");
         }
         assert_eq!(groups.len(), usize::try_from(MESSAGES / (GROUPS + 1))?, "messages without a style: {groups:?}");
-        assert!(relay.process.terminate(PATIENCE).await?.success());
-        assert_eq!(stack.publisher.ready_count(name).await?, 0, "something was not acknowledged");
+        drained(&relay, &stack.publisher).await?;
         Ok(())
     });
 }

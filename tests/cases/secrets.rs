@@ -1,22 +1,21 @@
 //! Secrets: read from Secrets Manager when asked for by ARN, and in no log.
 
 use crate::{
+    context::{PATIENCE, case, model},
     doctor::doctor,
     happy::assert_headers,
     safety::{function, given_back},
-    scene::{PATIENCE, case, model},
-    signed::verdicts,
     storage_faults::delivered,
+    webhooks::signature_verdicts,
 };
 use anyhow::{Context, Result};
 use e2e::{
     aws::{Aws, MODELS, PAYLOADS},
+    aws_proxies::{RequestHead, StubProxy, s3_error, sqs_error},
     backend::{FAILED, PROGRESS},
-    hub::{Conduct, Hub, REPO},
-    line::Relay,
+    hub::{Behavior, Hub, REPO},
     paths::binary,
     process::{Spec, output},
-    refusing::{Asked, Refusing, s3_error, sqs_error},
     stack::{TOKEN, function_env},
     wait,
 };
@@ -30,7 +29,7 @@ const SECRET: &str = "whsec_c2lnbmVkLXdpdGgtdGhpcy1rZXktb25seQ==";
 pub(crate) async fn keep(aws: &Aws, name: &str, value: &str) -> Result<String> {
     // The stand-in knows the service by the scope of the credentials and checks no signature.
     let scope = "AWS4-HMAC-SHA256 Credential=test/20260101/us-east-1/secretsmanager/aws4_request, SignedHeaders=host, Signature=0";
-    let request = reqwest::Client::builder().no_proxy().build()?.post(aws.endpoint()).header("authorization", scope);
+    let request = e2e::http_client()?.post(aws.endpoint()).header("authorization", scope);
     let request = request.header("x-amz-target", "secretsmanager.CreateSecret");
     let body = json!({ "Name": name, "SecretString": value, "ClientRequestToken": format!("{name:-<32}") });
     let request = request.header("content-type", "application/x-amz-json-1.1").body(body.to_string());
@@ -40,27 +39,27 @@ pub(crate) async fn keep(aws: &Aws, name: &str, value: &str) -> Result<String> {
 
 #[test]
 fn secrets_are_read_by_arn() {
-    case(|scene| async move {
-        let aws = &scene.stack.aws;
+    case(|ctx| async move {
+        let aws = &ctx.stack.aws;
         let token = keep(aws, "token", &json!({ "internal": TOKEN }).to_string()).await?;
         let secret = keep(aws, "signing", SECRET).await?;
         let token = format!("{token}#internal");
         let arns =
             [("INTERNAL_API_TOKEN", ""), ("INTERNAL_API_TOKEN_ARN", &token), ("EASEL_WEBHOOK_SECRET_ARN", &secret)];
-        let function = function(&scene, "function-arn", &arns).await?;
-        assert!(!given_back(&function, &scene.task().body()).await?);
-        let calls = scene.backend.calls();
+        let function = function(&ctx, "function-arn", &arns).await?;
+        assert!(!given_back(&function, &ctx.task().body()).await?);
+        let calls = ctx.backend.calls();
         assert!(calls.iter().any(|call| call.path == PROGRESS), "{calls:?}");
         calls.iter().for_each(assert_headers);
-        assert_eq!(verdicts(&scene, "arn", &calls, SECRET).await?, vec!["right"; calls.len()]);
+        assert_eq!(signature_verdicts(&ctx, "arn", &calls, SECRET).await?, vec!["right"; calls.len()]);
         Ok(())
     });
 }
 
 #[test]
 fn a_secret_that_cannot_be_had_stops_the_start_and_is_named() {
-    case(|scene| async move {
-        let stack = scene.stack;
+    case(|ctx| async move {
+        let stack = ctx.stack;
         let plain = keep(&stack.aws, "plain", "not to be shown").await?;
         let (absent, keyed) = (format!("{plain}-absent"), format!("{plain}#key"));
         let cases = [(absent, "does not exist"), (keyed, "no JSON"), (plain, "the secret must be visible ASCII")];
@@ -81,17 +80,15 @@ fn a_secret_that_cannot_be_had_stops_the_start_and_is_named() {
 /// Relay and handler at their most talkative, with good tasks and bad ones.
 #[test]
 fn no_log_holds_a_secret_or_what_a_task_says() {
-    case(|scene| async move {
-        let (name, stack) = ("quiet", scene.stack);
+    case(|ctx| async move {
+        let (name, stack) = ("quiet", ctx.stack);
         let talkative = [("RUST_LOG", "trace"), ("EASEL_WEBHOOK_SECRET", SECRET)];
-        let function = function(&scene, "function-quiet", &talkative).await?;
+        let function = function(&ctx, "function-quiet", &talkative).await?;
         let queue = stack.aws.queue(name, PATIENCE, 3).await?;
         let env = [("RUST_LOG", "trace")];
-        let url = stack.broker.url();
-        let relay = Relay::start_with(&stack.run, name, &url, &stack.aws, &queue.url, &env).await?;
-        relay.ready().await?;
+        let relay = ctx.relay(name, &queue.url, &env).await?;
         let task = || {
-            let task = scene.task().with("prompt_tags", json!(["zebrafinch", "quokkas"]));
+            let task = ctx.task().with("prompt_tags", json!(["zebrafinch", "quokkas"]));
             task.with("artist_name", "Wilhelmina Tester").with("negative_prompt", "aardvarks")
         };
         let many_tags = json!(["zebrafinch".repeat(2_000)]);
@@ -131,28 +128,28 @@ fn no_log_holds_a_secret_or_what_a_task_says() {
     });
 }
 
-fn is_claim(asked: &Asked<'_>) -> bool {
+fn is_claim(asked: &RequestHead<'_>) -> bool {
     asked.path.contains("/claims/")
 }
 
-fn is_picture(asked: &Asked<'_>) -> bool {
+fn is_picture(asked: &RequestHead<'_>) -> bool {
     asked.path.contains("/generations/")
 }
 
-fn is_lora(asked: &Asked<'_>) -> bool {
+fn is_lora(asked: &RequestHead<'_>) -> bool {
     asked.path.contains(MODELS)
 }
 
 #[test]
 fn what_s3_and_sqs_repeat_in_their_errors_reaches_neither_log_nor_backend() {
-    case(|scene| async move {
-        let (aws, run) = (&scene.stack.aws, &scene.stack.run);
+    case(|ctx| async move {
+        let (aws, run) = (&ctx.stack.aws, &ctx.stack.run);
         let queue = aws.queue("repeated", PATIENCE, 3).await?;
-        let services = Refusing::start(aws.endpoint()).await?;
+        let services = StubProxy::start(aws.endpoint()).await?;
         let url = services.url();
         let endpoint = [("AWS_ENDPOINT_URL", url.as_str()), ("RUST_LOG", "trace")];
-        let function = function(&scene, "function-repeated", &endpoint).await?;
-        type Which = fn(&Asked<'_>) -> bool;
+        let function = function(&ctx, "function-repeated", &endpoint).await?;
+        type Which = fn(&RequestHead<'_>) -> bool;
         let cases: [(&str, Which); 5] = [
             ("claim", is_claim),
             ("picture that stands", is_picture),
@@ -166,10 +163,10 @@ fn what_s3_and_sqs_repeat_in_their_errors_reaches_neither_log_nor_backend() {
                 None => which(asked).then(|| s3_error(400, "ExpiredToken", REPEATED)),
             });
             // The last receive: the backend is told.
-            let task = scene.task();
+            let task = ctx.task();
             assert!(delivered(&function, &task.body(), &queue.arn(), 3).await?, "{what}");
-            let failed = scene.backend.end_of(task.id(), PATIENCE).await?;
-            let message = failed.body["error_message"].as_str().unwrap_or_default();
+            let failed = ctx.backend.end_of(task.id(), PATIENCE).await?;
+            let message = failed.error_message();
             assert!(failed.path == FAILED && message.contains("ExpiredToken"), "{what}: {}", failed.line());
             assert!(!failed.body.to_string().contains(REPEATED), "{what}: {message}");
         }
@@ -191,7 +188,7 @@ fn what_s3_and_sqs_repeat_in_their_errors_reaches_neither_log_nor_backend() {
         let worker = spec.envs(env).envs(endpoint).start(run)?;
         worker.ready(PATIENCE, async || worker.log_text().contains("receive failed")).await?;
         assert!(worker.terminate(PATIENCE).await?.success());
-        let (code, text) = doctor(&scene, "repeated", &queue.url, &endpoint[..1]).await?;
+        let (code, text) = doctor(&ctx, "repeated", &queue.url, &endpoint[..1]).await?;
         assert!(code == 1 && text.contains("InvalidAccessKeyId") && !text.contains(REPEATED), "{text}");
         for log in [function.process().log_text(), worker.log_text()] {
             assert_eq!(log.lines().find(|line| line.contains(REPEATED)), None);
@@ -203,9 +200,9 @@ fn what_s3_and_sqs_repeat_in_their_errors_reaches_neither_log_nor_backend() {
 
 #[test]
 fn what_an_endpoint_of_credentials_says_reaches_no_log() {
-    case(|scene| async move {
-        let (aws, run) = (&scene.stack.aws, &scene.stack.run);
-        let endpoint = Refusing::start(aws.endpoint()).await?;
+    case(|ctx| async move {
+        let (aws, run) = (&ctx.stack.aws, &ctx.stack.run);
+        let endpoint = StubProxy::start(aws.endpoint()).await?;
         endpoint.answer(|_| Some(sqs_error(403, "AccessDeniedException", REPEATED)));
         let url = format!("{}/v1/credentials", endpoint.url());
         let mut env = function_env(aws, run, "worker-no-keys", &model())?;
@@ -224,8 +221,8 @@ fn what_an_endpoint_of_credentials_says_reaches_no_log() {
 
 #[test]
 fn what_a_hub_says_reaches_no_terminal() {
-    case(|scene| async move {
-        let run = &scene.stack.run;
+    case(|ctx| async move {
+        let run = &ctx.stack.run;
         let hub = Hub::start([("model_index.json".to_string(), b"{}".to_vec())].into()).await?;
         for (number, (status, body)) in [
             (500, format!("{{\"error\": \"{REPEATED}\"}}")),
@@ -238,7 +235,7 @@ fn what_a_hub_says_reaches_no_terminal() {
         .into_iter()
         .enumerate()
         {
-            hub.behave(Conduct { answer: Some((status, body)), ..Conduct::default() });
+            hub.set_behavior(Behavior { answer: Some((status, body)), ..Behavior::default() });
             let name = format!("pull-repeated-{number}");
             let (endpoint, to) = (hub.url(), run.folder(&name)?.display().to_string());
             let pull = ["weights", "pull", "--repo", REPO, "--to", &to, "--endpoint", &endpoint];

@@ -1,13 +1,13 @@
-//! What a run of the ledger can be told, and the faults that it knows.
+//! The options of a ledger run, and the fault scenarios.
 
 use super::Kind;
 use crate::paths::repo;
 use clap::{Args, ValueEnum};
 use std::{fmt, path::PathBuf, time::Duration};
 
-/// What breaks.
+/// What breaks during a run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum Fault {
+pub enum Scenario {
     /// Nothing
     None,
     /// The broker stops in order and starts again
@@ -67,9 +67,9 @@ pub struct Options {
     #[arg(long, default_value_t = 10_000, value_parser = clap::value_parser!(u64).range(1..))]
     pub messages: u64,
     /// What to break
-    #[arg(long, value_enum, default_value_t = Fault::None)]
-    pub fault: Fault,
-    /// Repeats the choices of chance of an earlier run
+    #[arg(long, value_enum, default_value_t = Scenario::None)]
+    pub fault: Scenario,
+    /// Repeats the random choices of an earlier run
     #[arg(long, default_value_t = u64::from(std::process::id()))]
     pub seed: u64,
     /// Send to a FIFO queue, with the group taken from the body
@@ -122,8 +122,8 @@ pub struct Options {
     pub name: String,
 }
 
-impl Fault {
-    /// Whether a response is lost, a connection breaks or something is killed, so that a message may come twice.
+impl Scenario {
+    /// Whether messages may arrive twice: a response is lost, a connection breaks, or something is killed.
     pub fn may_duplicate(self) -> bool {
         !matches!(
             self,
@@ -141,7 +141,7 @@ impl Fault {
     }
 }
 
-impl fmt::Display for Fault {
+impl fmt::Display for Scenario {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.to_possible_value().as_ref().map_or("?", |value| value.get_name()))
     }
@@ -168,8 +168,8 @@ impl Options {
     /// How long messages flow.
     pub(super) fn span(&self) -> Duration {
         match self.fault {
-            Fault::None => Duration::ZERO,
-            Fault::Random => Duration::from_secs(self.seconds),
+            Scenario::None => Duration::ZERO,
+            Scenario::Random => Duration::from_secs(self.seconds),
             _ => self.hold() * 2,
         }
     }

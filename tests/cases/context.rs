@@ -1,0 +1,192 @@
+//! What the cases share: the stack, one runtime for all of them, and a scene, which is a webhook receiver and the way to
+//! send a task.
+
+use anyhow::{Context, Result, ensure};
+use e2e::{
+    aws::{IMAGES, Queue},
+    backend::{Backend, COMPLETE, Call, PROGRESS},
+    broker::Publisher,
+    paths::{binary, repo},
+    process::{Process, Spec, output},
+    relay::Relay,
+    runtime_api::RuntimeApi,
+    sqs::Sqs,
+    stack::RouteOptions,
+    stack::{QUEUE, Stack, function_env},
+    task::Task,
+};
+use image::DynamicImage;
+use std::{
+    fs,
+    future::Future,
+    path::PathBuf,
+    sync::{LazyLock, OnceLock},
+    time::Duration,
+};
+use tokio::runtime::Runtime;
+
+/// Longer than anything here takes.
+pub(crate) const HOUR: Duration = Duration::from_secs(3600);
+/// For anything that waits its turn behind other cases' paintings on two cores.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(180);
+/// The main line: nothing that it carries may come back while other cases keep the function busy.
+const ROUTE: RouteOptions = RouteOptions { visibility: Duration::from_secs(600), max_receive_count: 3, batch_size: 1 };
+
+static RUNTIME: LazyLock<Runtime> =
+    LazyLock::new(|| tokio::runtime::Builder::new_multi_thread().enable_all().build().expect("a runtime"));
+static STACK: OnceLock<Result<Shared, String>> = OnceLock::new();
+
+struct Shared {
+    stack: Stack,
+    lora: String,
+}
+
+/// A case's own receiver in front of the shared stack.
+pub(crate) struct TestContext {
+    pub(crate) stack: &'static Stack,
+    pub(crate) backend: Backend,
+    /// A LoRA that fits.
+    pub(crate) lora: &'static str,
+}
+
+/// A finished painting.
+pub(crate) struct Painting {
+    pub(crate) file: Vec<u8>,
+    pub(crate) picture: DynamicImage,
+    pub(crate) complete: Call,
+    pub(crate) progress: Vec<Call>,
+}
+
+/// A function of a case's own whose invocations end when the case says so, and a queue whose messages can be seen again within
+/// the case by the function's own word alone.
+pub(crate) struct OwnFunction {
+    pub(crate) queue: Queue,
+    pub(crate) api: RuntimeApi,
+    pub(crate) function: Process,
+}
+
+/// Runs a case. All share one runtime, because connections belong to the runtime that opened them.
+pub(crate) fn case<F: Future<Output = Result<()>>>(body: impl FnOnce(TestContext) -> F) {
+    let ended = RUNTIME.block_on(async {
+        let ctx = TestContext::open().await?;
+        let stack = ctx.stack;
+        stack.alive(body(ctx)).await
+    });
+    if let Err(error) = ended {
+        panic!("{error:#}");
+    }
+}
+
+/// Ends a relay with SIGTERM. Its queue must be empty then: all messages were acknowledged.
+pub(crate) async fn drained(relay: &Relay, publisher: &Publisher) -> Result<()> {
+    ensure!(relay.process.terminate(PATIENCE).await?.success(), "{}", relay.process.log_text());
+    ensure!(publisher.ready_count(&relay.amqp_queue).await? == 0, "something was not acknowledged");
+    Ok(())
+}
+
+/// The model that the cases paint with.
+pub(crate) fn model() -> PathBuf {
+    repo().join(".cache/toy-model")
+}
+
+/// The LoRA file for it.
+pub(crate) fn lora_file() -> PathBuf {
+    model().join("lora.safetensors")
+}
+
+async fn shared() -> Result<&'static Shared> {
+    let start = || {
+        RUNTIME.block_on(async {
+            let lora = fs::read(lora_file()).context("no toy model: run infra/local/test")?;
+            let stack = Stack::start(&model(), ROUTE, |_, _| {}).await?;
+            let lora = stack.put_lora("models/style_10/lora_weights.safetensors", lora).await?;
+            anyhow::Ok(Shared { stack, lora })
+        })
+    };
+    // On a thread that may block: the first case starts the stack, the others wait for it.
+    let started = tokio::task::spawn_blocking(move || {
+        STACK.get_or_init(|| start().map_err(|error| format!("the stack did not start: {error:#}")))
+    });
+    started.await?.as_ref().map_err(|error| anyhow::anyhow!("{error}"))
+}
+
+impl TestContext {
+    async fn open() -> Result<Self> {
+        let Shared { stack, lora } = shared().await?;
+        Ok(Self { stack, backend: Backend::start().await?, lora })
+    }
+
+    /// An SQS queue whose messages stay hidden longer than a case takes.
+    pub(crate) async fn queue(&self, name: &str) -> Result<Queue> {
+        self.stack.aws.queue(name, Duration::from_secs(600), 3).await
+    }
+
+    /// Starts a relay on the shared broker; does not wait for it. `options` are environment variables.
+    pub(crate) async fn start_relay(&self, name: &str, sqs_url: &str, options: &[(&str, &str)]) -> Result<Relay> {
+        Relay::start(&self.stack.run, name, &self.stack.broker.url(), &self.stack.aws, sqs_url, options).await
+    }
+
+    /// As [`start_relay`](Self::start_relay), and waits until it consumes.
+    pub(crate) async fn relay(&self, name: &str, sqs_url: &str, options: &[(&str, &str)]) -> Result<Relay> {
+        let relay = self.start_relay(name, sqs_url, options).await?;
+        relay.ready().await?;
+        Ok(relay)
+    }
+
+    /// A relay from the shared broker to an SQS stand-in of the case's own.
+    pub(crate) async fn relay_to(&self, sqs: &Sqs, name: &str, options: &[(&str, &str)]) -> Result<Relay> {
+        let endpoint = format!("http://{}", sqs.addr());
+        let options = [&[("AWS_ENDPOINT_URL_SQS", endpoint.as_str())], options].concat();
+        self.relay(name, &sqs.queue_url(sqs.addr()), &options).await
+    }
+
+    /// Runs a program to its end; its exit code and all that it wrote.
+    pub(crate) async fn output(&self, spec: Spec) -> Result<(i32, String)> {
+        let (status, text) = output(&self.stack.run, spec, PATIENCE).await?;
+        Ok((status.code().unwrap_or(-1), text))
+    }
+
+    /// Starts a function and its queue, both of that name.
+    pub(crate) async fn own_function(&self, name: &str) -> Result<OwnFunction> {
+        let (aws, run) = (&self.stack.aws, &self.stack.run);
+        let queue = aws.queue(name, HOUR, 3).await?;
+        let api = RuntimeApi::start().await?;
+        let spec = Spec::new(name, binary("handler")?).envs(function_env(aws, run, name, &model())?);
+        Ok(OwnFunction { queue, function: spec.envs(api.env()).start(run)?, api })
+    }
+
+    /// A good task of few steps.
+    pub(crate) fn task(&self) -> Task {
+        Task::new(&self.backend.url(), self.lora).with("num_inference_steps", 2)
+    }
+
+    /// Publishes a body to RabbitMQ.
+    pub(crate) async fn publish(&self, body: &str) -> Result<()> {
+        self.stack.publisher.publish(QUEUE, body.as_bytes()).await
+    }
+
+    /// Sends a task through everything and waits for its picture.
+    pub(crate) async fn paint(&self, task: &Task) -> Result<Painting> {
+        self.publish(&task.body()).await?;
+        self.painting(task).await
+    }
+
+    /// Waits for the picture of a task that was sent.
+    pub(crate) async fn painting(&self, task: &Task) -> Result<Painting> {
+        let complete = self.backend.end_of(task.id(), PATIENCE).await?;
+        ensure!(complete.path == COMPLETE, "not painted: {}", complete.line());
+        let url = complete.body["result_url"].as_str().context("no result_url")?;
+        let answer = e2e::http_client()?.get(url).send().await?;
+        ensure!(answer.status().is_success(), "{url}: {}", answer.status());
+        let file = answer.bytes().await?.to_vec();
+        let picture = image::load_from_memory(&file)?;
+        let mut progress = self.backend.calls_of(task.id());
+        progress.retain(|call| call.path == PROGRESS);
+        Ok(Painting { file, picture, complete, progress })
+    }
+
+    /// The entity tag of a task's picture, if there is one.
+    pub(crate) async fn etag(&self, task: &Task) -> Option<String> {
+        self.stack.aws.etag(IMAGES, &task.key()).await
+    }
+}
