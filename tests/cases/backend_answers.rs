@@ -1,4 +1,4 @@
-//! What the backend answers to webhooks: refused, later, cancelled; or it is down.
+//! The backend's answers to webhooks: errors, Retry-After, cancellation, or none because it is down.
 
 use crate::{
     context::{PATIENCE, TestContext, case, model},
@@ -25,7 +25,7 @@ fn statuses(calls: &[Call], path: &str) -> Vec<u16> {
     calls.iter().filter(|call| call.path == path).map(|call| call.status).collect()
 }
 
-/// A line and a function of its own: they wait long for a backend that is down, and nobody else shall wait with them.
+/// The case's own route and function, so that no other case waits for the backend that is down.
 async fn own_route(ctx: &TestContext, name: &str) -> Result<Route> {
     let stack = ctx.stack;
     let env = function_env(&stack.aws, &stack.run, name, &model())?;
@@ -130,7 +130,7 @@ fn a_picture_that_stands_is_never_told_as_failed_and_rests_as_long_as_retry_afte
         assert_eq!(statuses(&calls, FAILED), [0; 0]);
         assert!(ctx.etag(&task).await.is_some(), "no picture");
         ctx.backend.take();
-        // Another delivery, as the dead-letter queue's redrive makes it.
+        // Another delivery, as by a redrive of the dead-letter queue.
         aws.send(&queue.url, &task.body()).await?;
         let painting = ctx.painting(&task).await?;
         assert_eq!(painting.progress.len(), 5, "painted again");
@@ -159,7 +159,7 @@ fn a_failure_that_the_backend_has_no_time_for_is_told_later() {
 #[test]
 fn an_answer_of_410_to_progress_ends_the_painting_without_a_word() {
     case(|ctx| async move {
-        // So many that the first answer comes long before the second milestone.
+        // So many steps that the first answer comes long before the second milestone.
         let task = ctx.task().with("num_inference_steps", 150);
         ctx.backend.refuse(PROGRESS, 410, usize::MAX);
         ctx.publish(&task.body()).await?;
@@ -201,14 +201,14 @@ fn an_answer_of_410_to_failed_is_the_last_word() {
     });
 }
 
-/// What was told of ends, refused or not.
+/// The complete and failed webhooks, refused or not.
 fn ends(ctx: &TestContext) -> Vec<(String, u16)> {
     let calls = ctx.backend.calls();
     let told = calls.iter().filter(|call| [COMPLETE, FAILED].contains(&call.path.as_str()));
     told.map(|call| (call.path.to_string(), call.status)).collect()
 }
 
-/// How the function's log says that a task ended.
+/// How a task ended, by the function's log.
 fn ending(ctx: &TestContext, task: &Task) -> Result<String> {
     let log = ctx.stack.function.process().log_text();
     let lines = log.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());

@@ -17,7 +17,7 @@ use std::time::Duration;
 fn only_the_broken_message_of_a_batch_is_reported() {
     case(|ctx| async move {
         let aws = &ctx.stack.aws;
-        // Two receives, far apart: the test ends before the second.
+        // The test ends before a second receive.
         let queue = aws.queue("batch", Duration::from_secs(600), 2).await?;
         let (good, refused) = (ctx.task(), ctx.task().with("seed", "none"));
         let bodies = ["{broken".to_string(), good.body(), refused.body()];
@@ -53,7 +53,7 @@ fn tasks_that_wait_together_are_painted_together() {
         let options =
             [("EASEL_CONCURRENCY", "4"), ("EASEL_BATCH", "3"), ("OTEL_EXPORTER_OTLP_ENDPOINT", endpoint.as_str())];
         let worker = worker(&ctx, "together", &queue, &options)?;
-        // Keeps the painter busy while the others gather.
+        // Keeps the batcher busy while the others gather.
         let first = ctx.task().with("num_inference_steps", 50);
         aws.send(&queue.url, &first.body()).await?;
         ctx.backend.call("first progress", PATIENCE, |call| call.path == PROGRESS).await?;
@@ -76,7 +76,7 @@ fn tasks_that_wait_together_are_painted_together() {
         let lines = lines.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
         let batches: Vec<u64> = lines.filter_map(|line| line["tasks"].as_u64()).collect();
         assert_eq!(batches, [3]);
-        // Each of them has the stages that it shared in its own trace.
+        // Each trace has the shared stages, too.
         let spans = collector.spans();
         let tasks: Vec<_> = spans.iter().filter(|span| span.name == "task").collect();
         assert_eq!(tasks.len(), 4);

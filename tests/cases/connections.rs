@@ -1,4 +1,4 @@
-//! TLS: whom the relay and the clients of AWS trust. HTTP proxies: which connections use one.
+//! TLS: which certificates the relay and the AWS clients trust. HTTP proxies: which connections use one.
 
 use crate::context::{PATIENCE, TestContext, case, drained, model};
 use anyhow::{Context, Result};
@@ -62,7 +62,7 @@ fn text(path: std::path::PathBuf) -> String {
     path.display().to_string()
 }
 
-/// Runs `relay --check`; its exit code and what it says.
+/// Runs `relay --check`; its exit code and output.
 async fn check(ctx: &TestContext, name: &str, queue: &str, env: &[(&str, &str)]) -> Result<(i32, String)> {
     let spec = Spec::new(&format!("connections-{name}"), binary("relay")?)
         .args(["--check", "--declare", "--payload-bucket", PAYLOADS])
@@ -120,7 +120,7 @@ fn a_proxy_carries_what_goes_to_aws_and_no_webhook() {
         let queue = ctx.queue("by-proxy").await?.url;
         let proxy = CountingProxy::start(stack.aws.endpoint(), 0).await?;
         let url = proxy.url();
-        // In place of the harness' own, which leaves loopback addresses out.
+        // Replaces the harness's NO_PROXY, which excludes loopback addresses.
         let by_proxy = [("HTTP_PROXY", url.as_str()), ("NO_PROXY", "")];
         let (code, said) = check(&ctx, "proxy", &queue, &by_proxy).await?;
         assert_eq!(code, 0, "{said}");

@@ -1,5 +1,4 @@
-//! What the cases share: the stack, one runtime for all of them, and a scene, which is a webhook receiver and the way to
-//! send a task.
+//! What the cases share: the stack, one runtime for all of them, and a context with a webhook receiver and helpers.
 
 use anyhow::{Context, Result, ensure};
 use e2e::{
@@ -27,9 +26,9 @@ use tokio::runtime::Runtime;
 
 /// Longer than anything here takes.
 pub(crate) const HOUR: Duration = Duration::from_secs(3600);
-/// For anything that waits its turn behind other cases' paintings on two cores.
+/// For anything that may have to wait for other cases on two cores.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(180);
-/// The main line: nothing that it carries may come back while other cases keep the function busy.
+/// The main route: no message may be received again while other cases keep the function busy.
 const ROUTE: RouteOptions = RouteOptions { visibility: Duration::from_secs(600), max_receive_count: 3, batch_size: 1 };
 
 static RUNTIME: LazyLock<Runtime> =
@@ -41,15 +40,15 @@ struct Shared {
     lora: String,
 }
 
-/// A case's own receiver in front of the shared stack.
+/// A case's own webhook receiver, and the shared stack.
 pub(crate) struct TestContext {
     pub(crate) stack: &'static Stack,
     pub(crate) backend: Backend,
-    /// A LoRA that fits.
+    /// The URL of a LoRA that fits the model.
     pub(crate) lora: &'static str,
 }
 
-/// A finished painting.
+/// A painted task.
 pub(crate) struct Painting {
     pub(crate) file: Vec<u8>,
     pub(crate) picture: DynamicImage,
@@ -57,8 +56,8 @@ pub(crate) struct Painting {
     pub(crate) progress: Vec<Call>,
 }
 
-/// A function of a case's own whose invocations end when the case says so, and a queue whose messages can be seen again within
-/// the case by the function's own word alone.
+/// A case's own function with a Runtime API that sets deadlines, and a queue with a long visibility timeout: within the case a
+/// message is visible again only if the function makes it so.
 pub(crate) struct OwnFunction {
     pub(crate) queue: Queue,
     pub(crate) api: RuntimeApi,
@@ -89,7 +88,7 @@ pub(crate) fn model() -> PathBuf {
     repo().join(".cache/toy-model")
 }
 
-/// The LoRA file for it.
+/// The LoRA file for that model.
 pub(crate) fn lora_file() -> PathBuf {
     model().join("lora.safetensors")
 }
@@ -103,7 +102,7 @@ async fn shared() -> Result<&'static Shared> {
             anyhow::Ok(Shared { stack, lora })
         })
     };
-    // On a thread that may block: the first case starts the stack, the others wait for it.
+    // The first case starts the stack and the others wait, on threads that may block.
     let started = tokio::task::spawn_blocking(move || {
         STACK.get_or_init(|| start().map_err(|error| format!("the stack did not start: {error:#}")))
     });
@@ -146,7 +145,7 @@ impl TestContext {
         Ok((status.code().unwrap_or(-1), text))
     }
 
-    /// Starts a function and its queue, both of that name.
+    /// Starts a function and a queue of that name.
     pub(crate) async fn own_function(&self, name: &str) -> Result<OwnFunction> {
         let (aws, run) = (&self.stack.aws, &self.stack.run);
         let queue = aws.queue(name, HOUR, 3).await?;

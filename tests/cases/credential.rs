@@ -1,4 +1,4 @@
-//! Content Credentials, as a reader finds them that shares no code with their writer; and what does not start.
+//! Content Credentials as an independent reader finds them, and certificates with which no function starts.
 
 use crate::{
     context::{PATIENCE, TestContext, case, model},
@@ -20,7 +20,7 @@ use std::{fs, path::Path};
 const TRAINED: &str = "http://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithmicMedia";
 const YEARS_ON: i32 = 2100;
 
-/// What the script finds in a file, or what it says is wrong.
+/// The script's result for a file, or its error.
 async fn read(
     run: &RunDir,
     name: &str,
@@ -121,7 +121,7 @@ fn certificate_and_key_come_from_secrets_and_several_pictures_each_have_their_ow
     });
 }
 
-/// The delivery that was painted and could not be told is not painted again, though it would not be the same bytes.
+/// A redelivered task is not painted again, although the bytes would differ.
 #[test]
 fn a_picture_with_a_credential_that_stands_is_not_painted_again() {
     case(|ctx| async move {

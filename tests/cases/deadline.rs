@@ -1,4 +1,4 @@
-//! An invocation that is too short for a task, or for what it waits for: answered in time, with what is given back visible again.
+//! An invocation that is too short for a task is answered in time, and the task's message is visible again at once.
 
 use crate::context::{HOUR, OwnFunction, PATIENCE, case};
 use anyhow::Context;
@@ -10,9 +10,9 @@ use e2e::{
 use serde_json::json;
 use std::time::{Duration, Instant};
 
-/// Too short for a claim that is waited for.
+/// Too short for waiting until a claim expires.
 const SHORT: Duration = Duration::from_secs(4);
-/// What is kept of an invocation for what comes after the painting.
+/// The time of an invocation that is kept for the steps after the painting.
 const KEPT: Duration = Duration::from_secs(2);
 
 #[test]
@@ -28,7 +28,7 @@ fn a_task_that_does_not_fit_the_invocation_is_given_back_in_time() {
         // The first event also waits for the model.
         let ready = wait::at_most("function", PATIENCE, api.invoke(json!({ "Records": [] }), HOUR)).await??;
         assert_eq!(ready, Ok(json!({ "batchItemFailures": [] })));
-        // A third of the steps takes a third of the time, however fast this machine is: no time for all of them.
+        // A third of the steps takes a third of the time on any machine: too short for all of them.
         let third = ctx.task().with("num_inference_steps", 50);
         aws.send(&queue.url, &third.body()).await?;
         let received = aws.receive(&queue.url, 20, 1).await?;
@@ -93,7 +93,7 @@ fn a_backend_that_takes_nothing_holds_up_no_answer_and_hears_of_the_picture_late
         let event = mapping::event(&messages, &queue.arn());
         let id = messages[0].message_id().context("no message id")?.to_string();
         ctx.backend.refuse(COMPLETE, 503, usize::MAX);
-        // Time enough for a picture, too little for all tries of its webhook.
+        // Enough for a picture, too short for all attempts of its webhook.
         let limit = Duration::from_secs(8);
         let started = Instant::now();
         let answer = wait::at_most("answer", PATIENCE, api.invoke(event.clone(), limit)).await??;

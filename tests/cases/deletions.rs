@@ -1,4 +1,4 @@
-//! A worker deletes the messages of finished tasks together, and none gets lost.
+//! A worker deletes the messages of finished tasks in batches, and no deletion is lost.
 
 use crate::{
     context::{PATIENCE, TestContext, case},
@@ -15,7 +15,7 @@ use e2e::{
 };
 use std::time::Duration;
 
-/// A worker with three tasks at a time, and what it deletes goes through the proxy.
+/// A worker with three concurrent tasks, with a proxy for its deletions.
 async fn start(ctx: &TestContext, name: &str, visibility: &str) -> Result<(Queue, DeletionProxy, Process)> {
     let aws = &ctx.stack.aws;
     let queue = aws.queue(name, Duration::from_secs(visibility.parse()?), 9).await?;
@@ -30,7 +30,7 @@ async fn start(ctx: &TestContext, name: &str, visibility: &str) -> Result<(Queue
     Ok((queue, proxy, worker))
 }
 
-/// Tasks that end as soon as they were read: as failed.
+/// Tasks that fail as soon as they are read.
 fn short(ctx: &TestContext, count: usize) -> Vec<Task> {
     (0..count).map(|_| ctx.task().with("prompt_tags", 1)).collect()
 }
@@ -53,10 +53,10 @@ fn tasks_that_end_while_a_deletion_is_on_its_way_are_deleted_with_one_request() 
         proxy.hold(true);
         ended(&ctx, &queue, &tasks[..1]).await?;
         proxy.requests(1, PATIENCE).await?;
-        // Their places are free although no message is deleted yet: more of them end than there are places, and than SQS deletes
+        // Their slots are free although no message is deleted yet: more of them end than there are slots, and than SQS deletes
         // with one request.
         ended(&ctx, &queue, &tasks[1..]).await?;
-        // The last ones may be handed over only now.
+        // The last deletions may be queued only now.
         proxy.hold(false);
         ctx.stack.aws.has_depth(&queue.url, (0, 0), PATIENCE).await?;
         let batches = proxy.batches();
@@ -87,7 +87,7 @@ fn an_entry_that_was_not_deleted_is_tried_again_alone() {
     });
 }
 
-/// SQS says of a throttled entry that the sender is at fault.
+/// SQS reports a throttled entry with `SenderFault` true.
 #[test]
 fn an_entry_that_was_throttled_is_tried_again() {
     case(|ctx| async move {
@@ -101,19 +101,19 @@ fn an_entry_that_was_throttled_is_tried_again() {
     });
 }
 
-/// The heartbeat is on its way while the task is told and deleted.
+/// The heartbeat is under way while the task ends and is deleted.
 #[test]
 fn the_work_on_a_task_does_not_wait_for_its_heartbeat() {
     case(|ctx| async move {
         let (queue, proxy, worker) = start(&ctx, "heartbeat", "3").await?;
         proxy.ignore_extensions();
-        // However fast it is painted, it is in work until the heartbeat is on its way.
+        // The task stays in work until the heartbeat is under way.
         ctx.backend.refuse_until(COMPLETE, 503, usize::MAX, "1");
         let task = ctx.task();
         ctx.stack.aws.send(&queue.url, &task.body()).await?;
         proxy.ignored(PATIENCE).await?;
         ctx.backend.take();
-        // Sooner than any limit of the request that has no answer.
+        // Sooner than any timeout of the unanswered request.
         assert_eq!(ctx.backend.end_of(task.id(), Duration::from_secs(8)).await?.path, COMPLETE);
         worker.kill().await;
         Ok(())
@@ -170,7 +170,7 @@ fn a_message_that_is_never_deleted_comes_again_and_is_announced_not_painted() {
     case(|ctx| async move {
         let (queue, proxy, worker) = start(&ctx, "deletions-never", "3").await?;
         let task = ctx.task();
-        // Those of the first receipt fail until it runs out.
+        // Deletions with the first receipt fail until it expires.
         proxy.fail(usize::MAX);
         ctx.stack.aws.send(&queue.url, &task.body()).await?;
         ctx.painting(&task).await?;

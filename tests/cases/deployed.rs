@@ -1,5 +1,5 @@
-//! `template.yaml`, put up in a stand-in: `deployed/main.py` deploys it, looks at what came out and says what relay and
-//! handler would be given; here the real ones run with just that.
+//! `template.yaml`, deployed to a stand-in: `deployed/main.py` deploys and checks it and prints the settings of relay and handler;
+//! here the real ones run with exactly those.
 
 use crate::context::{PATIENCE, TestContext, case, model};
 use anyhow::{Context, Result};
@@ -12,7 +12,7 @@ use e2e::{
 };
 use serde_json::{Map, Value};
 
-/// Deploys; what the script printed.
+/// Deploys; gives the script's output.
 async fn deploy(ctx: &TestContext, name: &str, kind: &str) -> Result<Value> {
     let stack = ctx.stack;
     let (aws, amqp_url) = (&stack.aws, stack.broker.url());
@@ -29,7 +29,7 @@ fn variables(of: &Value) -> Result<&Map<String, Value>> {
     of.as_object().context("no variables")
 }
 
-/// A worker as the function is set up, but for what is not of this machine.
+/// A worker with the function's settings, except for those that this machine cannot have.
 fn worker(ctx: &TestContext, name: &str, deployed: &Value) -> Result<Process> {
     let stack = ctx.stack;
     let environment = variables(&deployed["handler"])?;
@@ -47,7 +47,7 @@ fn worker(ctx: &TestContext, name: &str, deployed: &Value) -> Result<Process> {
         .start(&stack.run)
 }
 
-/// What the container's health check says of a relay.
+/// Runs the container's health check against a relay.
 async fn is_healthy(ctx: &TestContext, name: &str, deployed: &Value, relay: &Relay) -> Result<bool> {
     let command: Vec<String> = serde_json::from_value(deployed["health"].clone())?;
     let port = deployed["relay"]["RELAY_HEALTH_ADDR"].as_str().context("no address")?.replace(':', "/");
@@ -82,7 +82,7 @@ async fn paints(ctx: TestContext, name: &str, kind: &str) -> Result<()> {
     Ok(())
 }
 
-/// What alarm and dashboard show is what the handler wrote: in this namespace, with these dimensions.
+/// Alarm and dashboard use metrics that the handler writes, with its namespace and dimensions.
 fn assert_watched(deployed: &Value, written: &Value) {
     let directive = &written["_aws"]["CloudWatchMetrics"][0];
     let has = |name: &Value| {
@@ -96,7 +96,7 @@ fn assert_watched(deployed: &Value, written: &Value) {
     let dimensions = Value::Array(dimensions.collect());
     assert!(directive["Dimensions"].as_array().is_some_and(|sets| sets.contains(&dimensions)), "{alarm} {written}");
     let mut shown = 0;
-    // A dot repeats what stands above; a row of dots repeats all of it.
+    // "." repeats the value above, "..." all of them.
     let mut namespace = &Value::Null;
     for row in deployed["dashboard"].as_array().into_iter().flatten() {
         if row[0] != "." && row[0] != "..." {

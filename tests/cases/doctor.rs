@@ -1,4 +1,4 @@
-//! `handler doctor`: nothing to say where all is well, and one line with the remedy for each thing that is not.
+//! `handler doctor`: every check is ok where all is well, and each problem has one line with the remedy.
 
 use crate::context::{TestContext, case, lora_file, model};
 use anyhow::Result;
@@ -12,7 +12,7 @@ use e2e::{
 use std::{fs, time::Duration};
 
 const VISIBILITY: Duration = Duration::from_secs(900);
-/// What it looks at.
+/// Its checks.
 const LINES: [&str; 15] = [
     "model.folder ",
     "model.manifest",
@@ -31,7 +31,7 @@ const LINES: [&str; 15] = [
     "sqs.redrive-policy",
 ];
 
-/// Runs it with variables beside those of a function that works; its exit code and what it says.
+/// Runs it with the variables of a function that works and `changed`; its exit code and output.
 pub(crate) async fn doctor(
     ctx: &TestContext,
     name: &str,

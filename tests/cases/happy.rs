@@ -1,4 +1,4 @@
-//! The happy path, field by field against the seed document.
+//! A task that is painted: webhooks and picture field by field against the seed document.
 
 use crate::context::{PATIENCE, Painting, TestContext, case};
 use anyhow::{Context, Result};
@@ -11,7 +11,7 @@ use e2e::{
 use image::ImageFormat;
 use serde_json::json;
 
-/// What the seed sends with every webhook.
+/// The headers that the seed sends with every webhook.
 pub(crate) fn assert_headers(call: &Call) {
     let header = |name: &str| call.headers.get(name).map(String::as_str);
     assert_eq!(header("authorization"), Some(format!("Bearer {TOKEN}").as_str()));
@@ -19,7 +19,7 @@ pub(crate) fn assert_headers(call: &Call) {
     assert_eq!(header("content-type"), Some("application/json"));
 }
 
-/// Every progress webhook: the right steps, in order, each once, and nothing else in them.
+/// The progress webhooks are exactly those of these steps, in order.
 fn assert_progress(painting: &Painting, id: i64, total: u64, steps: &[u64]) {
     let told: Vec<_> = painting.progress.iter().map(|call| call.body["progress"]["current_step"].as_u64()).collect();
     assert_eq!(told, steps.iter().copied().map(Some).collect::<Vec<_>>());

@@ -17,7 +17,7 @@ use rustix::{
 use serde_json::json;
 use std::{fs, os::unix::fs::symlink, time::Duration};
 
-/// The model's index is a pipe, so loading goes on when the test says so and not before.
+/// The model's index is a pipe, so that loading waits for the test.
 #[test]
 fn the_function_registers_and_answers_while_the_model_loads() {
     case(|ctx| async move {
@@ -77,7 +77,7 @@ fn a_model_that_cannot_be_loaded_ends_the_function_with_the_reason() {
 fn outside_lambda_the_function_ends_with_the_reason() {
     case(|ctx| async move {
         let stack = ctx.stack;
-        // As a person would type it: no Lambda has set its variables.
+        // As a person would type it, without Lambda's variables.
         let env = function_env(&stack.aws, &stack.run, "no-lambda", &model())?;
         let spec = Spec::new("no-lambda", binary("handler")?).envs(env);
         let (status, said) = output(&stack.run, spec, PATIENCE).await?;
@@ -87,7 +87,7 @@ fn outside_lambda_the_function_ends_with_the_reason() {
     });
 }
 
-/// An answer that is lost brings the event again, after the queue's whole visibility timeout.
+/// Without an answer the event would come again after the whole visibility timeout.
 #[test]
 fn sigterm_lets_the_event_in_work_be_painted_and_answered() {
     case(|ctx| async move {
@@ -113,7 +113,7 @@ fn a_second_signal_ends_the_function_at_once() {
     case(|ctx| async move {
         let (aws, OwnFunction { queue, mut api, function }) =
             (&ctx.stack.aws, ctx.own_function("shutdown-twice").await?);
-        // However fast it is painted, it is in work until it is told.
+        // The task stays in work until the backend takes its webhook.
         ctx.backend.refuse_until(COMPLETE, 503, usize::MAX, "1");
         let task = ctx.task();
         aws.send(&queue.url, &task.body()).await?;

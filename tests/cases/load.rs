@@ -1,5 +1,4 @@
-//! A little of what the binary `load` does: workers, one of which is killed, and an S3, an SQS and a backend that fail by chance or
-//! carry out what is asked and lose the answer.
+//! A short run of the binary `load`: a worker is killed, and requests to S3, SQS and the backend fail or lose their answers.
 
 use crate::context::{case, model};
 use anyhow::ensure;
@@ -25,7 +24,7 @@ fn every_task_ends_once_with_its_own_picture_whatever_fails() {
         ensure!((report.outcomes.complete.len(), report.kills) == (12, 1), "{report}");
         let refused = [report.s3_faults, report.sqs_faults, report.webhook_faults].map(|faults| faults.refused);
         ensure!(refused.iter().all(|&count| count > 0), "{report}");
-        // With this seed the relay's first batch is carried out without an answer.
+        // With this seed the answer to the relay's first batch is lost.
         let lost = [report.s3_faults, report.sqs_faults, report.relay_faults].map(|faults| faults.lost_answers());
         ensure!(lost.iter().all(|&count| count > 0), "{report}");
         Ok(())

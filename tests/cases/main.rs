@@ -1,7 +1,7 @@
 //! End-to-end cases: the real relay and handler, a real RabbitMQ, SQS, S3 and the Lambda Runtime API over HTTP.
 //!
-//! One stack serves all cases; each has its own webhook receiver, so that they do not see each other. Cases that break
-//! a part bring that part along.
+//! All cases share one stack; each has its own webhook receiver, so that they do not see each other. Cases that break
+//! a part start their own.
 
 mod backend_answers;
 mod batches;

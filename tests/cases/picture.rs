@@ -72,7 +72,7 @@ fn the_artists_name_is_drawn_at_the_bottom_and_nowhere_else() {
         let one = ctx.paint(&ctx.task().with("artist_name", "Ada Kowalska")).await?;
         let other = ctx.paint(&ctx.task().with("artist_name", "Łucja 김")).await?;
         let (one, other) = (one.picture.to_rgb8(), other.picture.to_rgb8());
-        // JPEG spreads a pixel over its block of 16 at most.
+        // JPEG spreads a pixel over a block of 16 pixels at most.
         let top = |picture: &image::RgbImage| picture.view(0, 0, 512, 384).to_image().into_raw();
         assert!(top(&one) == top(&other), "the signature reached the upper three quarters");
         let bottom = |picture: &image::RgbImage| picture.view(256, 384, 256, 128).to_image().into_raw();

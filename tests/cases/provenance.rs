@@ -1,4 +1,4 @@
-//! What a picture's file says of how it came to be, as independent readers find it: Pillow and exiftool.
+//! The metadata of a picture's file, as the independent readers Pillow and exiftool find it.
 
 use crate::context::{PATIENCE, TestContext, case, lora_file, model};
 use anyhow::{Context, Result, ensure};

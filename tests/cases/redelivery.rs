@@ -18,7 +18,7 @@ use e2e::{
 use reqwest::Method;
 use std::{fs, time::Duration};
 
-/// Waits until the backend has heard of a second completion.
+/// Waits for the second complete webhook.
 pub(crate) async fn second_complete(ctx: &TestContext) -> Result<Vec<Call>> {
     let mut calls = ctx.backend.follow();
     let twice = |calls: &Vec<Call>| calls.iter().filter(|call| call.path == COMPLETE).count() == 2;
@@ -81,10 +81,10 @@ fn two_deliveries_at_once_paint_once() {
 fn two_processes_that_share_a_volume_download_a_lora_once() {
     case(|ctx| async move {
         let stack = ctx.stack;
-        // A key of its own, so that nobody else's reads are counted.
+        // Its own key, so that no other reads are counted.
         let key = "models/style_shared/lora_weights.safetensors";
         let url = stack.put_lora(key, fs::read(lora_file())?).await?;
-        // Both have asked what lies there before the first may read it.
+        // Both have sent their HEAD before the first may read.
         let s3 = CountingProxy::start(stack.aws.endpoint(), 2).await?;
         let mut workers = Vec::new();
         let mut tasks = Vec::new();
@@ -98,7 +98,7 @@ fn two_processes_that_share_a_volume_download_a_lora_once() {
                 .envs(function_env(&stack.aws, &stack.run, "shared", &model())?)
                 .env("SQS_QUEUE_URL", &queue.url)
                 .env("AWS_ENDPOINT_URL_S3", s3.url())
-                // Not there, where whoever reads a picture would wait for others.
+                // Not through the proxy, where GETs of pictures would wait, too.
                 .env("EASEL_RESULT_BASE_URL", format!("{}/{IMAGES}", stack.aws.endpoint()));
             workers.push(worker.start(&stack.run)?);
         }

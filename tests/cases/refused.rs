@@ -1,5 +1,5 @@
-//! Tasks that cannot be painted: the backend is told which field is at fault, the message is consumed, nothing is painted,
-//! and the same process paints the next task.
+//! Tasks that cannot be painted: the failed webhook names the bad field, the message is consumed, and the same process paints
+//! the next task.
 
 use crate::{
     context::{PATIENCE, TestContext, case},
@@ -29,7 +29,7 @@ async fn refused(ctx: &TestContext, task: &Task, field: &str) -> Result<()> {
     assert_eq!(failed.body, body);
     let record = ctx.stack.route.mapping.handled(&task.body(), 1, PATIENCE).await?;
     assert!(record.deleted, "the message must be consumed: {record:?}");
-    // The next task is painted behind it, by the same process.
+    // The same process paints the next task.
     let painting = ctx.paint(&ctx.task().with("num_inference_steps", 1)).await?;
     assert_eq!(painting.complete.body["metadata"]["steps"], 1);
     assert!(function.is_running() && function.id() == pid, "the function's process was replaced");
@@ -88,12 +88,12 @@ fn a_lora_that_is_no_safetensors() {
     });
 }
 
-/// The task as text, with more at its end.
+/// The task's JSON with more members at its end.
 fn and(task: &Task, members: &str) -> String {
     task.body().trim_end_matches('}').to_string() + "," + members + "}"
 }
 
-/// What no reader holds, where the task needs it, and what is no JSON: the backend hears of each all the same.
+/// Values that most JSON readers cannot hold, and texts that are not JSON: the backend is notified of each.
 #[test]
 fn what_can_hardly_be_read_is_told() {
     case(|ctx| async move {
@@ -132,7 +132,7 @@ fn what_can_hardly_be_read_is_told() {
     });
 }
 
-/// The backend can move first: what it adds is nothing to us, whatever it is.
+/// The backend may add fields of any kind before we know them.
 #[test]
 fn fields_of_tomorrow_may_hold_what_few_readers_take() {
     case(|ctx| async move {
@@ -167,7 +167,7 @@ fn a_lora_with_names_of_20_mb_is_told_in_few_bytes() {
     });
 }
 
-/// Nobody can be told of these: after its last receive each lies in the dead-letter queue, unchanged.
+/// No backend can be notified of these: after the last receive each is in the dead-letter queue, unchanged.
 #[test]
 fn what_nobody_can_be_told_of_ends_in_the_dead_letter_queue() {
     case(|ctx| async move {
@@ -178,7 +178,7 @@ fn what_nobody_can_be_told_of_ends_in_the_dead_letter_queue() {
         let mut bodies = vec![
             "{\"generation_id\": 500,".to_string(),
             "[]".to_string(),
-            // Cut off within the id: 500 may be the beginning of 5001.
+            // Cut off within the id, which may be 5001.
             format!("{{\"webhook_url\": \"{}\", \"generation_id\": 500", ctx.backend.url()),
             ctx.task().with("generation_id", "500").body(),
             ctx.task().without("webhook_url").body(),

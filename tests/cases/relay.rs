@@ -1,4 +1,4 @@
-//! The relay between a real broker and SQS: what it loses, which is nothing, and where poison goes.
+//! The relay between a real broker and SQS loses nothing, and poison is dead-lettered.
 
 use crate::context::{PATIENCE, TestContext, case, drained};
 use anyhow::{Context, Result};
@@ -20,13 +20,13 @@ async fn publish(publisher: &Publisher, queue: &str, bodies: &[String]) -> Resul
     publisher.publish_all(queue, bodies.iter().map(String::as_bytes)).await
 }
 
-/// Waits until the relay has moved something, but with `bodies` on the way surely not all.
+/// Waits until the relay has moved the first messages.
 async fn under_way(ctx: &TestContext, queue: &Queue) -> Result<()> {
     let begun = async || (ctx.stack.aws.depth(&queue.url).await.ok()?.0 > 0).then_some(());
     wait::until("first message in SQS", PATIENCE, begun).await
 }
 
-/// Takes messages from SQS until each of `bodies` has come; how many came in all.
+/// Takes messages from SQS until each of `bodies` has arrived; gives the number of messages.
 async fn all_arrive(ctx: &TestContext, queue: &Queue, bodies: &[String]) -> Result<usize> {
     let (mut missing, mut count): (BTreeSet<&str>, _) = (bodies.iter().map(String::as_str).collect(), 0);
     let arrived = async {
@@ -133,7 +133,7 @@ fn sigterm_drains_the_relay() {
         under_way(&ctx, &queue).await?;
         let status = relay.process.terminate(PATIENCE).await?;
         assert!(status.success(), "{}", relay.process.error(&status.to_string()));
-        // What it sent it has acknowledged, and the rest it gave back: nothing twice, nothing lost.
+        // Sent messages are acknowledged and the rest is requeued: nothing twice, nothing lost.
         let (left, moved) = (stack.publisher.ready_count(name).await?, stack.aws.depth(&queue.url).await?.0);
         assert!(left > 0, "it had moved everything already: the case shows nothing");
         assert_eq!(left + moved, 1000, "{moved} in SQS and {left} in RabbitMQ");

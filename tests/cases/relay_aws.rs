@@ -1,4 +1,4 @@
-//! What SQS and S3 answer the relay when something is wrong: what passes, what a person must correct, and what is said of it.
+//! Errors of SQS and S3: which the relay retries, which a person must correct, and what it logs of them.
 
 use crate::context::{PATIENCE, TestContext, case, drained};
 use anyhow::{Context, Result};
@@ -25,7 +25,7 @@ use std::sync::{
 type Answer = fn() -> Response;
 
 const MIB: usize = 1024 * 1024;
-/// What a service says and nobody may repeat.
+/// A text in the services' errors that no log may repeat.
 const SECRET: &str = "zebrafinch";
 
 /// A header of the next dead letter.
@@ -38,13 +38,13 @@ async fn dead(ctx: &TestContext, name: &str, header: &str) -> Result<String> {
     }
 }
 
-/// An answer to a batch of one entry, which it says is not accepted.
+/// An answer that reports the only entry of a batch as failed.
 fn failed(code: &str, sender_fault: bool) -> Response {
     let entry = json!({ "Id": "0", "Code": code, "Message": SECRET, "SenderFault": sender_fault });
     axum::Json(json!({ "Successful": [], "Failed": [entry] })).into_response()
 }
 
-/// Answers the next request to send, and no other.
+/// Answers only the next send request.
 fn next(sqs: &StubProxy, answer: impl Fn() -> Response + Send + 'static) {
     let answered = AtomicBool::new(false);
     sqs.answer(move |asked| {

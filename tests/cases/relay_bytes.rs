@@ -1,4 +1,4 @@
-//! The relay's budget of bytes: what it holds is bounded whatever the prefetch is, everything comes through, and in order.
+//! The relay's byte budget: what it holds is bounded whatever the prefetch is, and everything arrives in order.
 
 use crate::context::{PATIENCE, case, drained};
 use e2e::{
@@ -18,12 +18,12 @@ fn body(number: usize, padding: &str) -> String {
     format!("{{\"group\":{},\"number\":{number},\"padding\":\"{padding}\"}}", number % 3)
 }
 
-/// Each group came whole, once and in its order.
+/// Each group arrived completely, once and in order.
 fn assert_order(sqs: &Sqs, bodies: &[String]) {
     let kept: Vec<String> = sqs.kept().into_iter().map(|kept| kept.body).collect();
     for group in 0..3 {
         let prefix = format!("{{\"group\":{group},");
-        // The paddings would fill the screen.
+        // The padding would fill the screen.
         let heads = |all: &[String]| -> Vec<String> {
             all.iter().filter(|body| body.starts_with(&prefix)).map(|body| body.chars().take(40).collect()).collect()
         };
@@ -31,7 +31,7 @@ fn assert_order(sqs: &Sqs, bodies: &[String]) {
     }
 }
 
-/// With a throttled SQS for longer than a client waits for the broker's heartbeats, which are behind what is not read.
+/// SQS throttles for longer than a client waits for the broker's heartbeats, which come after the unread bytes.
 #[test]
 fn no_more_bytes_are_held_than_the_budget_has_and_the_order_stays() {
     case(|ctx| async move {
@@ -47,7 +47,7 @@ fn no_more_bytes_are_held_than_the_budget_has_and_the_order_stays() {
         let full = async || relay.metric("relay_held_bytes").await.filter(|held| *held >= BUDGET);
         let held = wait::until("full budget", PATIENCE, full).await?;
         assert!(held < BUDGET + 301.0 * 1024.0, "{held} bytes: more than one over the limit");
-        // Twice the heartbeat is what a client waits for.
+        // A client waits for twice the heartbeat.
         tokio::time::sleep(Duration::from_millis(2500)).await;
         sqs.set_fault(None);
         sqs.accepts(60, PATIENCE).await?;
@@ -61,7 +61,7 @@ fn no_more_bytes_are_held_than_the_budget_has_and_the_order_stays() {
     });
 }
 
-/// RabbitMQ closes a connection that is not read from for 30 s: here it is cut before, and more than once.
+/// RabbitMQ closes a connection that is not read for 30 s. Here it is cut earlier, and twice.
 #[test]
 fn connections_cut_while_the_budget_is_full_change_no_order() {
     case(|ctx| async move {
@@ -74,7 +74,7 @@ fn connections_cut_while_the_budget_is_full_change_no_order() {
             ("AMQP_URL", amqp.as_str()),
             ("AMQP_PREFETCH_BYTES", "2097152"),
             ("AMQP_PREFETCH", "20"),
-            // A connection that is not read shows its end at the next write.
+            // The end of a connection that is not read shows at the next write.
             ("AMQP_HEARTBEAT", "1"),
             ("SQS_MESSAGE_GROUP_ID", "json:/group"),
         ];
@@ -97,7 +97,7 @@ fn connections_cut_while_the_budget_is_full_change_no_order() {
     });
 }
 
-/// What is not read must not hide the broker's answers when the relay is to end.
+/// Unread deliveries must not hide the broker's answers at the end.
 #[test]
 fn sigterm_ends_a_relay_that_waits_for_room() {
     case(|ctx| async move {
@@ -116,7 +116,7 @@ fn sigterm_ends_a_relay_that_waits_for_room() {
     });
 }
 
-/// The limit of the manifest in `infra/kubernetes`, and more bytes in the queue than that.
+/// More bytes in the queue than the memory limit of the manifest in `infra/kubernetes`.
 #[test]
 fn large_messages_fit_the_memory_of_the_manifest() {
     case(|ctx| async move {

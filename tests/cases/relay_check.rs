@@ -1,4 +1,4 @@
-//! `relay --check`, and a start that the broker refuses: each says what is wrong, and takes nothing.
+//! `relay --check`, and a start that the broker refuses: each says what is wrong and consumes nothing.
 
 use crate::context::{PATIENCE, TestContext, case};
 use anyhow::Result;
@@ -13,7 +13,7 @@ use std::net::TcpListener;
 const USAGE: i32 = 64;
 const UNAVAILABLE: i32 = 69;
 
-/// Runs the relay to its end; its exit code and all it wrote.
+/// Runs the relay to its end; its exit code and output.
 pub(crate) async fn relay(
     ctx: &TestContext,
     name: &str,
@@ -45,7 +45,7 @@ fn a_check_names_what_is_wrong_and_takes_nothing() {
         let (nobody, no_sqs) = (ports::free()?, format!("http://127.0.0.1:{}/q", ports::free()?));
         let down = format!("amqp://guest:hidden@127.0.0.1:{nobody}");
         let wrong_password = broker.replace(":guest@", ":hidden@");
-        // lapin: a broker that takes the connection and says nothing is waited for without end.
+        // lapin: waits for ever for a broker that accepts the connection and never answers.
         let listener = TcpListener::bind("127.0.0.1:0")?;
         let silent = format!("amqp://guest:hidden@{}", listener.local_addr()?);
         let gone = format!("{good}-gone");
@@ -136,7 +136,7 @@ fn a_refusal_after_the_first_consume_is_tried_again() {
             let log = relay.process.log_text();
             log.lines().any(|line| line.contains("does not exist") && line.contains("trying again"))
         };
-        // Fails at once when the process ends.
+        // `ready` also fails as soon as the process ends.
         relay.process.ready(PATIENCE, refused).await?;
         assert_eq!((relay.status("/healthz").await, relay.status("/readyz").await), (Some(200), Some(503)));
         stack.publisher.declare(name).await?;

@@ -1,4 +1,4 @@
-//! The way of dead letters when the broker is not set up for them: nothing is lost, and nothing turns in a hot loop.
+//! Dead letters when the broker is not set up for them: nothing is lost, and there is no hot loop.
 
 use crate::{
     context::{PATIENCE, TestContext, case, drained},
@@ -15,7 +15,7 @@ use std::time::Duration;
 const POISON: &[u8] = b"\xff\xfe";
 const GOOD: &[u8] = b"{\"good\":1}";
 
-/// A relay on a queue that is there, without `--declare`.
+/// A relay on an existing queue, without `--declare`.
 async fn relay(ctx: &TestContext, queue: &str, amqp: &str, sqs: &str, exchange: &str) -> Result<Relay> {
     let options = [("AMQP_URL", amqp), ("RELAY_DECLARE", "false"), ("AMQP_DEAD_LETTER_EXCHANGE", exchange)];
     ctx.relay(queue, sqs, &options).await
@@ -33,7 +33,7 @@ fn a_hundred_stuck_dead_letters_share_one_connection() {
         let relay = relay(&ctx, name, &amqp, &sqs, "dead-unroutable.x").await?;
         let before = proxy.accepted();
         publisher.publish_all(name, vec![POISON; 99]).await?;
-        // Each of them has tried and failed, most more than once.
+        // Each has been tried, most more than once.
         let tries = async || (relay.process.log_text().matches("routes to no queue").count() >= 150).then_some(());
         wait::until("150 tries", PATIENCE, tries).await?;
         assert_eq!(proxy.accepted() - before, 1, "connections for dead letters");
@@ -102,7 +102,7 @@ fn dead_letters_that_come_back_are_held_and_leave_once_the_exchange_is_right() {
         assert!(code == 69 && text.contains("FAIL amqp.dead-letters ") && text.contains(wanted), "{code}: {text}");
         publisher.publish(name, GOOD).await?;
         stack.aws.has_depth(&sqs, (1, 0), PATIENCE).await?;
-        // A person mends the bindings: what is held needs no more than its wait.
+        // A person repairs the bindings. Held dead letters leave after their wait.
         publisher.declare("dead-loop.q").await?;
         publisher.bind("dead-loop.q", "dead-loop.x", "").await?;
         publisher.unbind(name, "dead-loop.x", "").await?;
@@ -136,7 +136,7 @@ fn what_a_person_publishes_again_is_tried_at_once_and_what_is_held_holds_up_no_e
         headers.insert("x-relay-reason".into(), AMQPValue::LongString("too-large".into()));
         headers.insert("x-relay-count".into(), AMQPValue::LongLongInt(50));
         let again = BasicProperties::default().with_headers(headers).with_delivery_mode(2);
-        // Were it held first, it would come after ten seconds at the least.
+        // A held message would take ten seconds at least.
         publisher.publish_with(name, [(GOOD, again.clone())]).await?;
         stack.aws.has_depth(&sqs, (1, 0), Duration::from_secs(8)).await?;
         publisher.publish_with(name, [(POISON, again)]).await?;

@@ -33,13 +33,13 @@ fn attribute(message: &Message, name: &str) -> Option<String> {
     Some(format!("{}={}", value.data_type, value.string_value.as_deref()?))
 }
 
-/// Checks all that came with a message; gives its group and number.
+/// Checks ids and attributes of a message; gives its group and number.
 fn checked(message: &Message) -> Result<(String, i32)> {
     let system = |name| message.attributes.as_ref().and_then(|all| all.get(&name)).cloned().context("not there");
     let body: serde_json::Value = serde_json::from_str(message.body.as_deref().context("no body")?)?;
     let number = i32::try_from(body["number"].as_i64().context("no number")?)?;
     let group = system(MessageSystemAttributeName::MessageGroupId)?;
-    // Without a style it is a group of its own, by its deduplication id.
+    // Without a style its deduplication id is its group.
     let want = body["style_id"].as_i64().map_or(format!("m-{number}"), |style| style.to_string());
     assert_eq!(group, want);
     assert_eq!(system(MessageSystemAttributeName::MessageDeduplicationId)?, format!("m-{number}"));

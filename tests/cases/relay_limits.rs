@@ -16,7 +16,7 @@ use std::fs;
 fn a_task_over_the_limit_of_sqs_is_painted() {
     case(|ctx| async move {
         let (name, stack) = ("payload", ctx.stack);
-        // Into the main line: from there on it is a task like any other.
+        // Into the main route.
         let url = &stack.route.queue.url;
         let env = [("RELAY_PAYLOAD_BUCKET", PAYLOADS)];
         let relay = ctx.relay(name, url, &env).await?;
@@ -28,7 +28,7 @@ fn a_task_over_the_limit_of_sqs_is_painted() {
     });
 }
 
-/// 16 MiB of the smallest objects are two million of them: held as values they were a gigabyte.
+/// 16 MiB of the smallest objects are two million of them; parsed into values they took a gigabyte.
 #[test]
 fn a_body_of_16_mib_takes_little_more_memory_than_its_length() {
     case(|ctx| async move {
@@ -43,7 +43,7 @@ fn a_body_of_16_mib_takes_little_more_memory_than_its_length() {
             let class = "software.amazon.payloadoffloading.PayloadS3Pointer";
             aws.send(&queue.url, &json!([class, { "s3BucketName": PAYLOADS, "s3Key": field }]).to_string()).await?;
             let event = mapping::event(&aws.receive(&queue.url, 20, 1).await?, &queue.arn());
-            // From here on the process's peak is counted anew.
+            // Resets the process's peak memory.
             fs::write(format!("/proc/{}/clear_refs", function.id()), "5")?;
             let before = function.memory_kib("VmRSS")?;
             let answer = wait::at_most("answer", PATIENCE, api.invoke(event, HOUR)).await??;
@@ -71,7 +71,7 @@ fn without_its_bucket_a_large_message_waits_and_the_others_pass() {
         stack.aws.has_depth(&queue.url, (1, 0), PATIENCE).await?;
         let told = async || relay.process.log_text().contains("NoSuchBucket (404)").then_some(());
         wait::until("word of the bucket", PATIENCE, told).await?;
-        // What SQS has is acknowledged a moment later; until then the broker would bring it again.
+        // The accepted message is acknowledged a moment later; a kill before that would requeue it.
         relay.reaches("relay_acked_total", 1.0, PATIENCE).await?;
         assert!(relay.process.is_running(), "{}", relay.process.log_text());
         relay.process.kill().await;
@@ -101,7 +101,7 @@ fn one_channel_is_enough_and_frames_that_are_too_small_are_named() {
         assert!(relay.process.terminate(PATIENCE).await?.success());
         let (code, text) = relay_check::relay(&ctx, "limits-one", name, &broker.url(), &sqs, &["--check"]).await?;
         assert_eq!(code, 0, "{text}");
-        // As `frame_max = 4096` in its configuration, for connections that are still to come.
+        // As `frame_max = 4096` in its configuration, for new connections.
         broker.control(&stack.run, &["eval", "application:set_env(rabbit, frame_max, 4096)."]).await?;
         for (run, args) in [("limits-frame", &["--check"][..]), ("limits-start", &[][..])] {
             let (code, text) = relay_check::relay(&ctx, run, name, &broker.url(), &sqs, args).await?;
@@ -129,7 +129,7 @@ fn headers_that_are_larger_than_a_frame_are_told_with_what_to_do() {
         let told = async || relay.process.log_text().contains("larger than frame_max; raise that").then_some(());
         wait::until("the reason", PATIENCE, told).await?;
         relay.process.terminate(PATIENCE).await?;
-        // With the limit of the broker it goes through.
+        // It fits the broker's own limit.
         let relay = ctx.start_relay(name, &sqs, &[]).await?;
         stack.aws.has_depth(&sqs, (1, 0), PATIENCE).await?;
         relay.process.terminate(PATIENCE).await?;

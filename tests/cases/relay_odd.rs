@@ -1,4 +1,4 @@
-//! Messages that nobody should send: relayed as they are, or dead-lettered with the reason. None is lost, none blocks the next.
+//! Odd messages are relayed as they are, or dead-lettered with the reason. None is lost, none blocks the next.
 
 use crate::context::{PATIENCE, case, drained};
 use anyhow::{Context, ensure};
@@ -16,7 +16,7 @@ use tokio::process::Command;
 const MIB: usize = 1024 * 1024;
 const MARK: &str = "sqs-says-no";
 
-/// A header of every type, and some inside one another. RabbitMQ itself takes neither NaN nor infinities.
+/// A header of every type, some nested. RabbitMQ itself accepts neither NaN nor infinities.
 fn every_type() -> FieldTable {
     let mut inner = FieldTable::default();
     inner.insert("deep".into(), AMQPValue::Boolean(true));
@@ -59,7 +59,7 @@ fn many_headers() -> FieldTable {
     headers
 }
 
-/// Each body with its properties and, if SQS cannot carry it, the reason.
+/// Each body with its properties and the reason if SQS cannot carry it.
 fn messages() -> Vec<(Vec<u8>, BasicProperties, Option<&'static str>)> {
     let plain = BasicProperties::default;
     let random: Vec<u8> = (0..1024_u32).map(|n| (n.wrapping_mul(2_654_435_761) >> 24) as u8 | 0x80).collect();
@@ -86,7 +86,7 @@ fn odd_messages_are_relayed_or_dead_lettered_and_block_nobody() {
     case(|ctx| async move {
         let (name, stack) = ("odd", ctx.stack);
         let sqs = Sqs::start(name, None).await?;
-        // Redpanda Connect: one entry's own fault fails its whole batch.
+        // Redpanda Connect: one bad entry fails its whole batch.
         sqs.set_fault(Some(SqsFault::sender_fault(MARK)));
         let attributes = (0..6).map(|number| format!("header:odd-{}", number * 3)).collect::<Vec<_>>().join(",");
         let attributes = format!("message-id,timestamp,{attributes}");
@@ -120,7 +120,7 @@ fn odd_messages_are_relayed_or_dead_lettered_and_block_nobody() {
     });
 }
 
-/// What is wrong with each of the messages of `odd_strings.py`.
+/// The details of the dead letters of `odd_strings.py`.
 const ODD_STRINGS: [&str; 6] = [
     "not UTF-8: message-id fffe",
     "not UTF-8: correlation-id 618062",

@@ -1,4 +1,4 @@
-//! Faults of other bridges that no other case shows; and a look at docs/OPERATIONS.md, whose table names a test for each.
+//! Known bugs of similar programs that no other case covers, and a check that docs/OPERATIONS.md names existing tests for all.
 
 use crate::context::{PATIENCE, case, drained};
 use anyhow::{Context, Result, ensure};
@@ -8,7 +8,7 @@ use std::{fs, time::Duration};
 
 const KIB: usize = 1024;
 
-/// Vector (#21037): without a prefetch the broker hands out the whole queue at once. lapin: nothing else bounds the buffer.
+/// Vector (#21037): without a prefetch the broker sends the whole queue at once. lapin: nothing else bounds the buffer.
 #[test]
 fn the_broker_hands_out_no_more_than_the_prefetch() {
     case(|ctx| async move {
@@ -19,7 +19,7 @@ fn the_broker_hands_out_no_more_than_the_prefetch() {
         stack.publisher.publish_all(name, bodies).await?;
         let relay = ctx.relay_to(&sqs, name, &[("AMQP_PREFETCH", "12")]).await?;
         sqs.accepts(50, PATIENCE).await?;
-        // From now on nothing is settled.
+        // From now on nothing is acknowledged.
         sqs.set_latency(Duration::from_secs(600));
         stack.publisher.publish_all(name, vec![b"{}".as_slice(); 50]).await?;
         let held = async || (relay.metric("relay_unacked_messages").await? == 12.0).then_some(());
@@ -51,7 +51,7 @@ fn ten_messages_share_a_request_and_bring_their_attributes() {
     });
 }
 
-/// Redpanda Connect (#756): a batch of ten that is over the byte limit is refused, again and again.
+/// Redpanda Connect (#756): a batch of ten over the byte limit is refused again and again.
 #[test]
 fn a_batch_ends_where_the_byte_limit_of_sqs_is() {
     case(|ctx| async move {
@@ -68,7 +68,7 @@ fn a_batch_ends_where_the_byte_limit_of_sqs_is() {
     });
 }
 
-/// Each row of the table of peers' faults: what stands in its last column, which is `file` `test`, must be there.
+/// Each row of the table names an existing test in its last column, as `file` `test`.
 #[test]
 fn every_test_that_the_docs_name_for_a_peers_fault_exists() -> Result<()> {
     let docs = fs::read_to_string(repo().join("docs/OPERATIONS.md"))?;

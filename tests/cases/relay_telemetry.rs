@@ -72,7 +72,7 @@ fn a_trace_goes_on_through_the_relay() {
         let message = stack.aws.receive(&queue.url, 0, 1).await?.pop().context("no message")?;
         let attribute = message.message_attributes.as_ref().and_then(|map| map.get("traceparent"));
         let onward = attribute.and_then(|value| value.string_value()).context("no traceparent")?;
-        // The end sends what has gathered.
+        // The collected spans are sent at the end.
         assert!(relay.process.terminate(PATIENCE).await?.success());
         let spans = collector.spans();
         let span = spans.iter().find(|span| span.name == "delivery").context("no span named delivery")?;
@@ -89,7 +89,7 @@ fn a_collector_that_is_gone_is_told_once_and_harms_nothing() {
         let (name, stack) = ("untraced", ctx.stack);
         let queue = ctx.queue(name).await?;
         let collector = format!("http://127.0.0.1:{}", ports::free()?);
-        // Often enough that it fails more than once.
+        // Short, so that the export fails more than once.
         let env = [("OTEL_EXPORTER_OTLP_ENDPOINT", collector.as_str()), ("OTEL_BSP_SCHEDULE_DELAY", "50")];
         let relay = ctx.relay(name, &queue.url, &env).await?;
         for number in 1..=4 {
@@ -107,7 +107,7 @@ fn a_collector_that_is_gone_is_told_once_and_harms_nothing() {
 fn a_collector_that_never_answers_does_not_prolong_the_end() {
     case(|ctx| async move {
         let (name, stack, limit) = ("untraced-silent", ctx.stack, 3);
-        // The system takes connections for it, and nobody reads from them.
+        // The operating system accepts connections, and nobody reads from them.
         let silent = TcpListener::bind("127.0.0.1:0").await?;
         let collector = format!("http://{}", silent.local_addr()?);
         let queue = ctx.queue(name).await?;
@@ -122,7 +122,7 @@ fn a_collector_that_never_answers_does_not_prolong_the_end() {
         let relay = ctx.relay(name, &queue.url, &env).await?;
         stack.publisher.publish(name, b"{}").await?;
         stack.aws.has_depth(&queue.url, (1, 0), PATIENCE).await?;
-        // A broker that does not say goodbye takes up the whole time, and leaves none for the spans.
+        // A broker that does not answer the close takes up the whole time and leaves none for the spans.
         proxy.set(Network::Silent);
         let asked = Instant::now();
         assert!(relay.process.terminate(PATIENCE).await?.success());

@@ -1,4 +1,4 @@
-//! Where a task may send us: hosts and buckets off the lists are refused before anything is painted.
+//! Hosts and buckets that are not allowed are refused before anything is painted.
 
 use crate::context::{PATIENCE, TestContext, case, model};
 use anyhow::Result;
@@ -15,7 +15,7 @@ pub(crate) async fn function(ctx: &TestContext, name: &str, changes: &[(&'static
     Function::start(&stack.run, name, &env).await
 }
 
-/// Invokes it with one message; whether the message is given back.
+/// Invokes it with one message; whether that is given back.
 pub(crate) async fn given_back(function: &Function, body: &str) -> Result<bool> {
     let event =
         json!({ "Records": [{ "messageId": "m", "body": body, "attributes": { "ApproximateReceiveCount": "1" } }] });
@@ -25,7 +25,7 @@ pub(crate) async fn given_back(function: &Function, body: &str) -> Result<bool> 
 
 async fn assert_untold(ctx: &TestContext, function: &Function, task: &Task) -> Result<()> {
     assert!(given_back(function, &task.body()).await?, "left for the dead-letter queue");
-    // A bad task, too, is told to no such host.
+    // Nor does that host hear of a bad task.
     assert!(given_back(function, &task.clone().with("prompt_tags", Value::Null).body()).await?);
     assert_eq!(ctx.backend.calls(), [], "the host is not allowed");
     assert_eq!(ctx.etag(task).await, None, "something was painted");

@@ -1,4 +1,4 @@
-//! Secrets: read from Secrets Manager when asked for by ARN, and in no log.
+//! Secrets are read from Secrets Manager by ARN, and no log shows them.
 
 use crate::{
     context::{PATIENCE, case, model},
@@ -21,13 +21,13 @@ use e2e::{
 };
 use serde_json::{Value, json};
 
-/// What a service repeats in its errors: a token, an id of a key.
+/// A token or key id that a service repeats in its errors.
 const REPEATED: &str = "FwoGZXIvYXdzEAplanted";
 const SECRET: &str = "whsec_c2lnbmVkLXdpdGgtdGhpcy1rZXktb25seQ==";
 
-/// Keeps a secret; gives its ARN.
+/// Stores a secret; gives its ARN.
 pub(crate) async fn keep(aws: &Aws, name: &str, value: &str) -> Result<String> {
-    // The stand-in knows the service by the scope of the credentials and checks no signature.
+    // The stand-in finds the service by the credential scope and checks no signature.
     let scope = "AWS4-HMAC-SHA256 Credential=test/20260101/us-east-1/secretsmanager/aws4_request, SignedHeaders=host, Signature=0";
     let request = e2e::http_client()?.post(aws.endpoint()).header("authorization", scope);
     let request = request.header("x-amz-target", "secretsmanager.CreateSecret");
@@ -77,7 +77,7 @@ fn a_secret_that_cannot_be_had_stops_the_start_and_is_named() {
     });
 }
 
-/// Relay and handler at their most talkative, with good tasks and bad ones.
+/// Relay and handler log at level trace, with good tasks and bad ones.
 #[test]
 fn no_log_holds_a_secret_or_what_a_task_says() {
     case(|ctx| async move {
@@ -117,7 +117,7 @@ fn no_log_holds_a_secret_or_what_a_task_says() {
         for (log, sign_of_life) in logs.iter().zip(["INFO", "generation_id"]) {
             assert!(log.contains(sign_of_life), "{log}");
             let said = [TOKEN, key, "zebrafinch", "quokkas", "aardvarks", "Wilhelmina", "Bearer", "v1,"];
-            // The beginning of a task, and of what the backend is told, as they stand inside a string.
+            // The beginnings of tasks and webhooks as they would stand inside a JSON string.
             let bodies = ["prompt_tags\\\"", "progress_percent\\\"", "result_url\\\"", "error_message\\\""];
             for word in said.into_iter().chain(bodies) {
                 let line = log.lines().find(|line| line.contains(word));
@@ -162,7 +162,7 @@ fn what_s3_and_sqs_repeat_in_their_errors_reaches_neither_log_nor_backend() {
                 Some(_) => Some(sqs_error(403, "AccessDenied", REPEATED)),
                 None => which(asked).then(|| s3_error(400, "ExpiredToken", REPEATED)),
             });
-            // The last receive: the backend is told.
+            // On the last receive the backend is notified.
             let task = ctx.task();
             assert!(delivered(&function, &task.body(), &queue.arn(), 3).await?, "{what}");
             let failed = ctx.backend.end_of(task.id(), PATIENCE).await?;
@@ -174,7 +174,7 @@ fn what_s3_and_sqs_repeat_in_their_errors_reaches_neither_log_nor_backend() {
         let place = json!({ "s3BucketName": PAYLOADS, "s3Key": "body" });
         let pointer = json!(["software.amazon.payloadoffloading.PayloadS3Pointer", place]).to_string();
         assert!(delivered(&function, &pointer, &queue.arn(), 1).await?);
-        // A worker that gets no message, and doctor, which asks for all of it.
+        // A worker that cannot receive, and doctor, which uses all services.
         services.answer(|asked| {
             let is_sqs = asked.operation().is_some();
             Some(if is_sqs {

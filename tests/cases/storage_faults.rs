@@ -1,4 +1,4 @@
-//! What S3 says of a moment, of a role or of a region is no fault of a task; what it says of one file is.
+//! Errors of S3 that are temporary or concern a role or a region fail no task; an error of one file does.
 
 use crate::{
     context::{PATIENCE, case, lora_file},
@@ -15,7 +15,7 @@ use e2e::{
 use serde_json::json;
 use std::{fs, time::Duration};
 
-/// Invokes a function with one message of a queue that was received so often; whether the message is given back.
+/// Invokes a function with one message with this receive count; whether it is given back.
 pub(crate) async fn delivered(function: &Function, body: &str, queue_arn: &str, receives: u32) -> Result<bool> {
     let event = json!({ "Records": [{
         "messageId": "m",
@@ -41,7 +41,7 @@ fn what_passes_or_concerns_all_fails_no_task_and_the_same_process_paints_it_then
             (403, "InvalidAccessKeyId"),
             (403, "AccessDenied"),
         ] {
-            // Everything; then what concerns the LoRA alone.
+            // All requests, then only those for the LoRA.
             for path in ["/", "/stylelicense-models/"] {
                 s3.answer(move |asked| asked.path.starts_with(path).then(|| s3_error(status, code, "it")));
                 assert!(given_back(&function, &task.body()).await?, "{code} {path}: the message is lost");
@@ -51,7 +51,7 @@ fn what_passes_or_concerns_all_fails_no_task_and_the_same_process_paints_it_then
         s3.pass();
         assert!(!given_back(&function, &task.body()).await?);
         ctx.painting(&task).await?;
-        // The bucket can be read, and this file cannot.
+        // The bucket can be read, but not this file.
         ctx.stack.put_lora("models/denied.safetensors", fs::read(lora_file())?).await?;
         s3.answer(|asked| asked.path.ends_with("/denied.safetensors").then(|| s3_error(403, "AccessDenied", "it")));
         let denied = ctx.task().with("lora_model_url", format!("s3://{MODELS}/models/denied.safetensors"));
@@ -70,14 +70,14 @@ fn buckets_in_another_region_are_asked_there_and_doctor_says_so() {
         let s3 = StubProxy::start(aws.endpoint()).await?;
         s3.answer(|asked| {
             (!asked.is_signed_for("eu-central-1")).then(|| {
-                // As S3 does: to HEAD without a word.
+                // S3 answers HEAD without a body.
                 let status = if *asked.method == "HEAD" { 400 } else { 301 };
                 let mut answer = s3_error(status, "PermanentRedirect", "it");
                 answer.headers_mut().insert("x-amz-bucket-region", "eu-central-1".parse().expect("a header"));
                 answer
             })
         });
-        // Pictures are read where they are, by whoever signs nothing.
+        // Pictures are read without a signature, directly from the stand-in.
         let pictures = format!("{}/{IMAGES}", aws.endpoint());
         let endpoint = [("AWS_ENDPOINT_URL_S3", s3.url()), ("EASEL_RESULT_BASE_URL", pictures)];
         let endpoint = endpoint.each_ref().map(|(name, url)| (*name, url.as_str()));

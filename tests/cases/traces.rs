@@ -30,11 +30,11 @@ use tokio::net::TcpListener;
 const ENDPOINT: &str = "OTEL_EXPORTER_OTLP_ENDPOINT";
 pub(crate) const TRACE: &str = "0af7651916cd43dd8448eb211c80319c";
 pub(crate) const PARENT: &str = "b7ad6b7169203331";
-/// Those of a task that is painted.
+/// The stages of a painted task.
 const STAGES: [&str; 11] =
     ["claim", "fetch", "wait", "lora", "denoise", "decode", "sign", "encode", "metadata", "upload", "complete"];
 
-/// Publishes a body in a trace.
+/// Publishes a body with a trace context.
 pub(crate) async fn publish(ctx: &TestContext, queue: &str, body: &str) -> Result<()> {
     let connection = Connection::connect(&ctx.stack.broker.url(), ConnectionProperties::default()).await?;
     let channel = connection.create_channel().await?;
@@ -48,7 +48,7 @@ pub(crate) async fn publish(ctx: &TestContext, queue: &str, body: &str) -> Resul
     Ok(())
 }
 
-/// A queue, and a relay to it that exports its spans.
+/// A queue, and a relay to it that exports spans.
 async fn queue_and_relay(ctx: &TestContext, name: &str, collector: &Collector) -> Result<(Queue, Relay)> {
     let queue = ctx.queue(name).await?;
     let relay = ctx.relay(name, &queue.url, &[(ENDPOINT, &collector.url())]).await?;
@@ -60,7 +60,7 @@ fn named<'a>(spans: &'a [Span], service: &str, name: &str) -> Result<&'a Span> {
     found.with_context(|| format!("no span {name} of {service}"))
 }
 
-/// The spans are one tree under the publisher's, and the webhooks belong to it.
+/// The spans are one tree under the publisher's span, and the webhooks belong to it.
 fn assert_joined(ctx: &TestContext, task: &Task, spans: &[Span]) -> Result<()> {
     let delivery = named(spans, "easel-relay", "delivery")?;
     assert_eq!(delivery.parent, PARENT, "the relay's parent is the publisher's span");
@@ -113,7 +113,7 @@ fn a_trace_goes_from_the_publisher_to_the_webhooks_of_the_function() {
         let task = ctx.task();
         publish(&ctx, name, &task.body()).await?;
         mapping.handled(&task.body(), 1, PATIENCE).await?;
-        // The process may stand still from its answer on: by then its spans are there.
+        // Lambda may freeze the process after its answer, so the spans are sent before.
         let spans = collector.spans();
         assert!(spans.iter().any(|span| span.name == "task"), "the answer came before the task's span");
         assert!(relay.process.terminate(PATIENCE).await?.success());
@@ -138,12 +138,12 @@ fn a_trace_goes_from_the_publisher_to_the_webhooks_of_a_worker() {
         ctx.painting(&third).await?;
         ctx.stack.aws.has_depth(&queue.url, (0, 0), PATIENCE).await?;
         assert!(relay.process.terminate(PATIENCE).await?.success());
-        // The end sends what has gathered.
+        // The collected spans are sent at the end.
         assert!(worker.terminate(PATIENCE).await?.success());
         let (joined, others): (Vec<Span>, Vec<Span>) =
             collector.spans().into_iter().partition(|span| span.trace_id == TRACE);
         assert_joined(&ctx, &task, &joined)?;
-        // One that names no trace begins its own, and says how it failed.
+        // A task without a trace context begins its own trace, with its error.
         let failed = others.iter().find(|span| span.name == "task").context("no span of the bad task")?;
         assert_eq!((failed.parent.as_str(), failed.error.as_deref()), ("", Some("TASK_INVALID")));
         let refused = others.iter().find(|span| span.error.as_deref() == Some("refused"));
@@ -151,7 +151,7 @@ fn a_trace_goes_from_the_publisher_to_the_webhooks_of_a_worker() {
         let lines: Vec<Value> = worker.log_text().lines().filter_map(|line| serde_json::from_str(line).ok()).collect();
         let line = |message: &str| lines.iter().find(|line| line["message"] == message).context(message.to_string());
         assert_eq!(line("task ended")?["trace_id"], TRACE, "the line that ends a task names its trace");
-        // The spans of stages and webhooks do not come between a line and its task.
+        // A log line inside a stage or webhook still has the task's fields.
         assert_eq!(line("webhook is tried again")?["span"]["generation_id"], third.id());
         Ok(())
     });
@@ -161,7 +161,7 @@ fn a_trace_goes_from_the_publisher_to_the_webhooks_of_a_worker() {
 fn a_collector_that_never_answers_holds_up_no_task_of_the_function() {
     case(|ctx| async move {
         let (name, stack) = ("traced-silent", ctx.stack);
-        // The system takes connections for it, and nobody reads from them.
+        // The operating system accepts connections, and nobody reads from them.
         let silent = TcpListener::bind("127.0.0.1:0").await?;
         let endpoint = format!("http://{}", silent.local_addr()?);
         let function = Arc::new(function(&ctx, name, &[(ENDPOINT, &endpoint)]).await?);
@@ -172,7 +172,7 @@ fn a_collector_that_never_answers_holds_up_no_task_of_the_function() {
         ctx.backend.end_of(task.id(), PATIENCE).await?;
         let told = Instant::now();
         assert!(mapping.handled(&task.body(), 1, PATIENCE).await?.deleted);
-        // Half a second is the limit; the rest is for a busy machine, and less than the collector may take.
+        // The limit is half a second. The rest is for a busy machine, and less than the export timeout.
         assert!(told.elapsed() < Duration::from_secs(4), "{:?}", told.elapsed());
         Ok(())
     });

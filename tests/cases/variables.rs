@@ -1,4 +1,4 @@
-//! Variables with whitespace at an end, as a file that ends with a line break makes them: no program starts with one.
+//! No program starts with a variable that begins or ends with whitespace, such as the line break at the end of a file.
 
 use crate::context::{TestContext, case, model};
 use anyhow::Result;
@@ -7,12 +7,12 @@ use futures_util::{StreamExt, TryStreamExt, stream};
 use regex::Regex;
 
 const USAGE: i32 = 64;
-/// Programs at a time.
+/// Programs that run at the same time.
 const AT_ONCE: usize = 4;
-/// What takes whitespace off by itself.
+/// Variables that are trimmed.
 const TRIMMED: [&str; 5] =
     ["AMQP_URL", "RELAY_ATTRIBUTES", "EASEL_WEBHOOK_HOSTS", "EASEL_LORA_BUCKETS", "EASEL_WEBHOOK_SECRET"];
-/// Some that the SDK reads; all of them are in the unit tests.
+/// Some variables of the SDK; the unit tests have all of them.
 const OF_AWS: [&str; 8] = [
     "AWS_ACCESS_KEY_ID",
     "AWS_SECRET_ACCESS_KEY",
@@ -24,7 +24,7 @@ const OF_AWS: [&str; 8] = [
     "AWS_CA_BUNDLE",
 ];
 
-/// A program that would work, but for what is wrong in `changed`; its exit code and what it says.
+/// Runs a program that would work without `changed`; its exit code and output.
 async fn run(
     ctx: &TestContext,
     name: &str,
@@ -65,7 +65,7 @@ fn no_program_takes_a_variable_with_a_line_break_at_its_end() {
             let name = format!("variables-{program}-{}", words.join("-"));
             let (_, said) = run(ctx, &format!("{name}-help"), program, &help, &[]).await?;
             let mut names: Vec<String> = variable.captures_iter(&said).map(|found| found[1].to_string()).collect();
-            // The options of function and doctor that others have are those of the worker.
+            // The worker has the options that function and doctor share with it.
             names.retain(|found| match args {
                 ["function" | "--check"] => false,
                 ["doctor"] => found.contains("DOCTOR") || found.contains("FUNCTION"),

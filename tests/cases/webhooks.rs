@@ -18,7 +18,7 @@ use std::{
 };
 use tokio::process::Command;
 
-/// The validator's word on each call.
+/// The validator's result for each call.
 async fn schema_verdicts(ctx: &TestContext, name: &str, calls: &Value) -> Result<Vec<String>> {
     let run = &ctx.stack.run;
     let file = run.path().join(format!("{name}.json"));
@@ -58,7 +58,7 @@ const OLD: &str = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw";
 const NEW: &str = "whsec_AAECAwQFBgcICQoLDA0ODxAREhMUFRYX";
 const OTHER: &str = "whsec_AQIDBAUGBwgJCgsMDQ4PEBESExQVFhcY";
 
-/// The library's verdict on each call with a secret.
+/// The library's result for each call with this secret.
 pub(crate) async fn signature_verdicts(
     ctx: &TestContext,
     name: &str,
@@ -87,7 +87,7 @@ fn webhooks_are_signed_with_every_secret_and_keep_their_ids() {
         let task = ctx.task().with("num_inference_steps", 4);
         ctx.backend.refuse(COMPLETE, 503, 1);
         assert!(!given_back(&function, &task.body()).await?);
-        // The queue delivers it once more.
+        // A redelivery.
         assert!(!given_back(&function, &task.body()).await?);
         let bad = ctx.task().with("seed", "42");
         assert!(!given_back(&function, &bad.body()).await?);

@@ -17,7 +17,7 @@ pub(crate) const UNET: &str = "unet/diffusion_pytorch_model.safetensors";
 const VAE: &str = "vae/diffusion_pytorch_model.safetensors";
 const TOKEN: &str = "hub-token-of-this-run-only";
 
-/// The toy model, and what a real repository has beside it.
+/// The files of the toy model, and other files that a real repository has.
 pub(crate) fn files() -> Result<BTreeMap<String, Vec<u8>>> {
     let mut files = BTreeMap::new();
     let mut folders = vec![PathBuf::new()];
@@ -79,7 +79,7 @@ fn a_model_is_pulled_whole_without_pickles_and_verified() {
         assert!(fetches.iter().any(|fetch| fetch.is_cdn) && fetches.len() >= 11);
         let (fine, text) = verify(run, "verify", &folder).await?;
         assert!(fine, "{text}");
-        // A second pull finds everything there.
+        // A second pull fetches nothing.
         assert!(pull(run, "pull-again", &hub, &folder, true).await?.0);
         assert_eq!(hub.fetches(), []);
         let out = run.folder("generate")?.join("pulled.png").display().to_string();
@@ -113,7 +113,7 @@ fn verify_names_what_differs_or_is_missing() {
         let (fine, text) = verify(run, "verify-corrupted", &folder).await?;
         assert!(!fine && text.contains(&format!("{UNET}: has SHA-256")), "{text}");
         assert!(text.contains("tokenizer/merges.txt: missing") && !text.contains(VAE), "{text}");
-        // Only what differs is fetched again.
+        // Only the differing files are fetched again.
         assert!(pull(run, "pull-mended", &hub, &folder, false).await?.0);
         assert_eq!(
             hub.fetches()

@@ -1,4 +1,4 @@
-//! A model that lies in S3: fetched by hand, by a worker when it starts, and looked at by the doctor.
+//! A model in S3: fetched by hand and by a worker at its start, and checked by `handler doctor`.
 
 use crate::{
     context::{PATIENCE, TestContext, case},
@@ -28,7 +28,7 @@ use std::{
 
 const MANIFEST: &str = "easel-weights.json";
 
-/// A folder in S3 that was pulled and brought there, below a prefix of that name; gives its address and the files, the manifest last.
+/// Uploads a pulled model folder to S3 below the prefix `name`; gives its URL and the files, the manifest last.
 async fn brought(ctx: &TestContext, name: &str) -> Result<(String, Vec<String>)> {
     let run = &ctx.stack.run;
     let (hub, folder) = (Hub::start(files()?).await?, run.folder(&format!("{name}-pulled"))?);
@@ -44,7 +44,7 @@ async fn brought(ctx: &TestContext, name: &str) -> Result<(String, Vec<String>)>
     Ok((format!("s3://{MODELS}/{name}"), paths))
 }
 
-/// `handler weights fetch`; whether it worked, and what it said.
+/// Runs `handler weights fetch`; whether it succeeded, and its output.
 async fn fetch(ctx: &TestContext, name: &str, url: &str, to: &Path) -> Result<(bool, String)> {
     let to = to.display().to_string();
     let spec = Spec::new(name, binary("handler")?).args(["weights", "fetch", url, "--to", &to]);
@@ -53,7 +53,7 @@ async fn fetch(ctx: &TestContext, name: &str, url: &str, to: &Path) -> Result<(b
     Ok((status.success(), text))
 }
 
-/// The line of a worker's log about its fetch: how many files, and how many bytes.
+/// Files and bytes in the line of a worker's log about its fetch.
 fn fetched(worker: &Process) -> Result<(u64, u64)> {
     let text = worker.log_text();
     let mut lines = text.lines().rev().filter_map(|line| serde_json::from_str::<Value>(line).ok());
@@ -74,7 +74,7 @@ fn a_model_is_fetched_from_s3_by_hand_and_verified() {
         let (fine, text) = fetch(&ctx, "fetch-again", &url, &folder).await?;
         assert!(fine && text.contains(&format!("{UNET}: there already")), "{text}");
         assert!(text.contains("0 files fetched, 0 bytes"), "{text}");
-        // Another content of the same length.
+        // Other content of the same length.
         let right = fs::read(folder.join(UNET))?;
         let mut corrupted = right.clone();
         corrupted[1000] ^= 1;
@@ -163,7 +163,7 @@ fn a_worker_that_ends_while_it_fetches_leaves_what_the_next_one_goes_on_with() {
         let aws = &ctx.stack.aws;
         let queue = aws.queue("model-url-killed", SHORT_VISIBILITY, 3).await?;
         let s3 = StubProxy::start(aws.endpoint()).await?;
-        // The largest file does not come; it is asked for again and again.
+        // The largest file never arrives and is requested again and again.
         s3.answer(|asked| {
             (asked.method == Method::GET && asked.path.ends_with(UNET)).then(|| s3_error(503, "SlowDown", "it"))
         });
@@ -177,7 +177,7 @@ fn a_worker_that_ends_while_it_fetches_leaves_what_the_next_one_goes_on_with() {
             wait::until("the begun file", PATIENCE, async || partial.exists().then_some(())).await?;
             worker.signal(signal);
             let ended = wait::at_most("end of the worker", PATIENCE, worker.exited()).await?;
-            // SIGTERM does not wait for the fetch, which would fail.
+            // SIGTERM does not wait for the end of the fetch.
             assert_eq!(ended.success(), signal == Signal::TERM, "{}", worker.error(&ended.to_string()));
             assert_eq!(partial.exists(), signal == Signal::KILL, "{name}");
             assert!(!dir.join(MANIFEST).exists() && other.exists(), "{name}");
@@ -229,7 +229,7 @@ fn the_doctor_looks_at_a_model_in_s3_and_at_the_room_for_it() {
         let (code, text) = at("bucket-none", format!("s3://{MODELS}/none")).await?;
         let said = line(&text, "FAIL model.bucket ");
         assert!(code == 1 && said.contains("EASEL_MODEL_URL") && said.contains("aws s3 sync"), "{text}");
-        // A manifest of more than any disk has.
+        // A manifest with more bytes than any disk.
         let sum = "0".repeat(64);
         let huge = json!({
             "repo": "easel/tiny", "revision": "main", "commit": COMMIT, "variant": "full",
@@ -242,12 +242,12 @@ fn the_doctor_looks_at_a_model_in_s3_and_at_the_room_for_it() {
     });
 }
 
-/// A folder for a model, which is not there yet.
+/// The path of a model folder that does not exist yet.
 fn folder(ctx: &TestContext, name: &str) -> Result<String> {
     Ok(ctx.stack.run.folder(name)?.join("model").display().to_string())
 }
 
-/// What a worker needs to fetch its model.
+/// The variables with which a worker fetches its model.
 fn options<'a>(url: &'a str, folder: &'a str, endpoint: &'a str) -> [(&'static str, &'a str); 3] {
     [("EASEL_MODEL_URL", url), ("EASEL_MODEL_DIR", folder), ("AWS_ENDPOINT_URL_S3", endpoint)]
 }

@@ -16,10 +16,10 @@ use rustix::process::Signal;
 use serde_json::{Value, json};
 use std::time::Duration;
 
-/// Short, so that it must be extended while a task is painted, and a dead worker's task comes soon to the next.
+/// Short, so that it must be extended during a task, and a killed worker's task is soon received by the next.
 pub(crate) const SHORT_VISIBILITY: Duration = Duration::from_secs(3);
 
-/// A worker on a queue of its own, with more options by their variables.
+/// Starts a worker on this queue; `options` are environment variables.
 pub(crate) fn worker(ctx: &TestContext, name: &str, queue: &Queue, options: &[(&str, &str)]) -> Result<Process> {
     let stack = ctx.stack;
     Spec::new(name, binary("handler")?)
@@ -69,7 +69,7 @@ fn sigterm_lets_the_task_in_work_finish() {
         assert!(status.success(), "{}", worker.error(&status.to_string()));
         assert_eq!(ctx.backend.end_of(first.id(), Duration::ZERO).await?.path, COMPLETE);
         assert_eq!(ctx.backend.calls_of(second.id()), [], "it took another task after SIGTERM");
-        // Nothing of the first is left; the second waits for the next worker.
+        // The first was deleted; the second waits for the next worker.
         assert_eq!(aws.empty(&queue.url).await?, [second.body()]);
         Ok(())
     });
@@ -81,7 +81,7 @@ fn a_second_signal_ends_it_at_once() {
         let aws = &ctx.stack.aws;
         let queue = aws.queue("worker-twice", SHORT_VISIBILITY, 3).await?;
         let worker = worker(&ctx, "worker-twice", &queue, &[])?;
-        // However fast it is painted, it is in work until it is told.
+        // The task stays in work until the backend takes its webhook.
         ctx.backend.refuse_until(COMPLETE, 503, usize::MAX, "1");
         let task = ctx.task();
         aws.send(&queue.url, &task.body()).await?;

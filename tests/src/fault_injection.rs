@@ -147,7 +147,7 @@ mod tests {
     const LATEST: Duration = Duration::from_secs(9);
 
     #[test]
-    fn a_seed_repeats_its_mishaps_and_counts_them() {
+    fn a_seed_repeats_its_faults_and_counts_them() {
         let draw = |seed| {
             let injector = FaultInjector::new(seed, 1, 0.5, LATEST);
             let drawn: Vec<_> = (0..100).map(|_| injector.next()).collect();
@@ -162,7 +162,7 @@ mod tests {
     }
 
     #[test]
-    fn what_comes_too_late_comes_after_every_lease_and_no_later_than_it_may() {
+    fn late_answers_come_after_every_lease_and_before_the_latest() {
         let injector = FaultInjector::new(1, 1, 1.0, LATEST);
         let lates: Vec<_> = std::iter::repeat_with(|| injector.next())
             .take(200)

@@ -46,7 +46,7 @@ mod tests {
     use std::net::TcpListener;
 
     #[test]
-    fn a_port_is_not_free_while_somebody_listens_and_a_probe_is_in_nobodys_way() {
+    fn a_port_is_not_free_while_somebody_listens_and_a_probe_blocks_nobody() {
         let port = free().unwrap();
         let probe_that_stays = probe(port).unwrap();
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, port)).unwrap();

@@ -52,7 +52,7 @@ mod tests {
     }
 
     #[test]
-    fn a_share_is_hit_as_often_as_it_says() {
+    fn a_share_is_hit_in_proportion() {
         let hits = |share| {
             let mut random = Random::new(1, 1);
             (0..10_000).filter(|_| random.hits(share)).count()

@@ -187,7 +187,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_the_form_says_is_in_the_task_right_or_wrong() {
+    fn the_task_has_the_values_of_the_form_right_or_wrong() {
         let style = Style { name: "dots".into(), id: 10, artist: "B".into(), url: "s3://b/10".into() };
         let Value::Object(form) = json!({ "style": "dots", "tags": [], "seed": "x", "steps": 0, "else": 1 }) else {
             panic!("no object");

@@ -261,7 +261,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_refusing_network_keeps_what_is_there_and_listens_again() -> Result<()> {
+    async fn a_refusing_network_keeps_open_connections_and_listens_again() -> Result<()> {
         let proxy = echo().await?;
         let mut before = TcpStream::connect(proxy.addr()).await?;
         assert!(answers(&mut before, 1).await?);

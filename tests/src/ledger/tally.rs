@@ -218,7 +218,7 @@ mod tests {
     }
 
     #[test]
-    fn each_kind_of_fault_is_seen() {
+    fn each_kind_of_fault_is_counted() {
         let tally = Tally::new(4);
         for publish in 0..5 {
             assert_eq!(tally.attempt(), publish);
@@ -248,7 +248,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_dead_lettered_is_not_lost_and_must_not_arrive_too() {
+    fn a_dead_letter_is_not_lost_and_must_not_arrive_too() {
         let tally = Tally::new(2);
         assert_eq!([tally.attempt(), tally.attempt()], [0, 1]);
         tally.confirm(0);

@@ -133,7 +133,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_is_throttled_does_not_reach_the_service() -> Result<()> {
+    async fn a_throttled_request_does_not_reach_the_service() -> Result<()> {
         for (service, status, code) in [(Service::S3, 503, "SlowDown"), (Service::Sqs, 400, "RequestThrottled")] {
             let (answer, bodies) = ask(service, Some(RequestFault::Refuse(Extent::Whole)), 1).await?;
             let (told, text) = answer?;
@@ -160,7 +160,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_loses_its_answer_is_carried_out() -> Result<()> {
+    async fn a_request_that_loses_its_answer_is_carried_out() -> Result<()> {
         for (service, code) in [(Service::S3, "InternalError"), (Service::Sqs, "InternalFailure")] {
             let (answer, bodies) = ask(service, Some(RequestFault::LostAnswer(Loss::ServerError)), 1).await?;
             let (status, text) = answer?;

@@ -214,7 +214,7 @@ mod tests {
     use serde_json::json;
 
     #[test]
-    fn every_broken_must_is_told_with_its_generations() {
+    fn every_broken_promise_is_reported_with_its_generations() {
         assert_eq!(Report::default().violations(), [] as [String; 0]);
         let outcomes = Outcomes {
             complete: vec![1],
@@ -277,7 +277,7 @@ mod tests {
     }
 
     #[test]
-    fn an_end_told_again_keeps_its_id() {
+    fn a_repeated_end_keeps_its_id() {
         let calls = [
             // The first try was refused, so the second is no repetition.
             call(1, COMPLETE, "a", 500),
@@ -296,7 +296,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_says_whose_it_is_or_nothing() {
+    fn a_file_has_the_id_of_its_generation_or_none() {
         for (file, expected) in [
             ("\u{fffd}..<easel:GenerationId>512</easel:GenerationId>..", Some(512)),
             ("<easel:GenerationId>x</easel:GenerationId>", None),

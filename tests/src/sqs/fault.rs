@@ -118,7 +118,7 @@ mod tests {
     }
 
     #[test]
-    fn each_trouble_hits_what_it_says_and_nothing_else() {
+    fn each_fault_hits_its_requests_or_entries_and_nothing_else() {
         let good = ("", "", false);
         let (throttled, slow) = (("RequestThrottled", "", false), ("ThrottlingException", "", false));
         assert_eq!(four(&SqsFault::throttle(), "x"), [throttled, slow, throttled, slow]);
@@ -150,7 +150,7 @@ mod tests {
     }
 
     #[test]
-    fn a_sender_fault_says_that_it_is_the_senders_and_so_does_a_throttle() {
+    fn sender_faults_and_throttles_have_sender_fault_true() {
         let of_entry = |fault: SqsFault| fault.of_entry("mark").map(|refusal| refusal.sender_fault);
         assert_eq!(
             (of_entry(SqsFault::sender_fault("mark")), of_entry(SqsFault::partial())),

@@ -165,7 +165,7 @@ mod tests {
     }
 
     #[test]
-    fn what_sqs_refuses_is_refused_with_its_code() {
+    fn requests_that_sqs_rejects_are_rejected_with_its_code() {
         let attributes = |count: usize| {
             let all = (0..count).map(|n| (format!("n{n}"), json!({ "DataType": "Number", "StringValue": "1" })));
             json!({ "Id": "0", "MessageBody": "x", "MessageAttributes": all.collect::<serde_json::Map<_, _>>() })

@@ -179,7 +179,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn no_name_leads_out_of_the_shelf() {
+    fn no_name_leads_out_of_the_gallery() {
         let folder = tempfile::tempdir().unwrap();
         let gallery = Gallery::open(folder.path()).unwrap();
         fs::write(folder.path().join("gen_1.json"), "{}").unwrap();
@@ -193,7 +193,7 @@ mod tests {
     }
 
     #[test]
-    fn a_shelf_keeps_its_signer() {
+    fn a_gallery_keeps_its_signer() {
         let folder = tempfile::tempdir().unwrap();
         let gallery = Gallery::open(folder.path()).unwrap();
         let read = || fs::read(gallery.signer().unwrap().certificate).unwrap();

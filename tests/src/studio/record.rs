@@ -206,7 +206,7 @@ mod tests {
     }
 
     #[test]
-    fn each_task_is_counted_once_and_what_was_told_again_apart() {
+    fn each_task_is_counted_once_and_repeated_ends_apart() {
         let failed = || Some(End::Failed { code: "C".into(), message: "m".into(), retries: 0 });
         let records = [
             record(0, 0, None),

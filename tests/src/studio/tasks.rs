@@ -174,7 +174,7 @@ mod tests {
     }
 
     #[test]
-    fn what_has_ended_is_there_after_a_restart_and_counts_no_more() {
+    fn ended_tasks_are_there_after_a_restart_and_not_counted() {
         let folder = tempfile::tempdir().unwrap();
         let first = tasks(folder.path());
         let [ended, open] = [(), ()].map(|()| first.enter("halftone", |id| json!({ "generation_id": id })));
@@ -187,7 +187,7 @@ mod tests {
     }
 
     #[test]
-    fn who_follows_gets_what_is_there_and_then_each_change() {
+    fn a_follower_gets_the_state_and_then_each_change() {
         let folder = tempfile::tempdir().unwrap();
         let tasks = tasks(folder.path());
         let id = tasks.enter("halftone", |id| json!({ "generation_id": id }));
@@ -201,7 +201,7 @@ mod tests {
     }
 
     #[test]
-    fn a_task_keeps_the_end_that_was_told_first() {
+    fn a_task_keeps_its_first_end() {
         let folder = tempfile::tempdir().unwrap();
         let tasks = tasks(folder.path());
         let id = tasks.enter("halftone", |id| json!({ "generation_id": id }));
