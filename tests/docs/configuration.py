@@ -1,4 +1,4 @@
-"""Writes docs/CONFIGURATION.md and the README's table from --help. Refuses to know by heart what an option does.
+"""Writes docs/CONFIGURATION.md and the README's table from --help.
 
     python3 tests/docs/configuration.py            writes the page and the table
     python3 tests/docs/configuration.py --check    ends with 1 if they say something else than --help

@@ -1,4 +1,4 @@
-"""The hands of the two artists: a picture in, the same picture as that artist would have made it.
+"""Redraws a picture in the style of one of the two artists.
 
 The styles learn from these. Both work on a batch of pictures in 0..1.
 """
@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-# The dots repeat every 16 pixels, that is every second latent, so that the pattern falls alike everywhere.
+# The dots repeat every 16 pixels, that is every second latent, so that the pattern is the same everywhere.
 DOT_PERIOD = 16
 PANE = 64
 PAPER = (0.965, 0.935, 0.870)
@@ -85,4 +85,4 @@ def stained_glass(rgb: Tensor, seed: int = 0) -> Tensor:
     return torch.lerp(glass.clamp(0, 1), leading.expand_as(rgb), lead.unsqueeze(1))
 
 
-HANDS = {"halftone": halftone, "stained-glass": stained_glass}
+RESTYLE = {"halftone": halftone, "stained-glass": stained_glass}
