@@ -1,7 +1,7 @@
 //! The backend's answers to webhooks: errors, Retry-After, cancellation, or none because it is down.
 
 use crate::{
-    context::{PATIENCE, TestContext, case, model},
+    context::{PATIENCE, TestContext, case},
     worker::worker,
 };
 use anyhow::{Context, Result};
@@ -9,7 +9,7 @@ use e2e::{
     aws_proxies::DeletionProxy,
     backend::{COMPLETE, Call, FAILED, PROGRESS},
     lambda::Function,
-    stack::{Route, RouteOptions, function_env},
+    stack::{Route, RouteOptions},
     task::Task,
     wait,
 };
@@ -28,7 +28,7 @@ fn statuses(calls: &[Call], path: &str) -> Vec<u16> {
 /// The case's own route and function, so that no other case waits for the backend that is down.
 async fn own_route(ctx: &TestContext, name: &str) -> Result<Route> {
     let stack = ctx.stack;
-    let env = function_env(&stack.aws, &stack.run, name, &model())?;
+    let env = ctx.env(name)?;
     let function = Arc::new(Function::start(&stack.run, &format!("function-{name}"), &env).await?);
     let options = RouteOptions { visibility: Duration::from_secs(2), max_receive_count: 3, batch_size: 1 };
     Route::start(&stack.run, name, &stack.broker.url(), &stack.aws, &function, options).await

@@ -1,6 +1,6 @@
 //! TLS: which certificates the relay and the AWS clients trust. HTTP proxies: which connections use one.
 
-use crate::context::{PATIENCE, TestContext, case, drained, model};
+use crate::context::{PATIENCE, TestContext, case, drained};
 use anyhow::{Context, Result};
 use axum::http::Method;
 use e2e::{
@@ -9,7 +9,6 @@ use e2e::{
     broker::Broker,
     paths::binary,
     process::{Spec, output},
-    stack::function_env,
     tls::{Authority, TlsFront},
 };
 
@@ -105,7 +104,7 @@ fn aws_clients_trust_the_bundle_that_is_named_and_nobody_else() {
         }
         let spec = Spec::new("connections-doctor", binary("handler")?)
             .args(["doctor"])
-            .envs(function_env(&stack.aws, &stack.run, "connections", &model())?)
+            .envs(ctx.env("connections")?)
             .envs([endpoint, ("AWS_CA_BUNDLE", &ours), ("SQS_QUEUE_URL", &queue), ("EASEL_DEVICE", "cpu")]);
         let (status, said) = output(&stack.run, spec, PATIENCE).await?;
         assert!(status.success() && said.contains("ok   s3.pictures") && said.contains("ok   sqs.queue"), "{said}");
@@ -128,7 +127,7 @@ fn a_proxy_carries_what_goes_to_aws_and_no_webhook() {
         assert_eq!(asked, 1, "S3 was asked without the proxy");
         let spec = Spec::new("connections-proxy-doctor", binary("handler")?)
             .args(["doctor"])
-            .envs(function_env(&stack.aws, &stack.run, "connections-proxy", &model())?)
+            .envs(ctx.env("connections-proxy")?)
             .env("EASEL_DOCTOR_WEBHOOK_URL", format!("{}/webhooks", ctx.backend.url()))
             .envs([("SQS_QUEUE_URL", queue.as_str()), ("EASEL_DEVICE", "cpu")])
             .envs(by_proxy);

@@ -120,6 +120,11 @@ impl TestContext {
         self.stack.aws.queue(name, Duration::from_secs(600), 3).await
     }
 
+    /// The environment of a handler that works; `name` is that of its cache.
+    pub(crate) fn env(&self, name: &str) -> Result<Vec<(&'static str, String)>> {
+        function_env(&self.stack.aws, &self.stack.run, name, &model())
+    }
+
     /// Starts a relay on the shared broker; does not wait for it. `options` are environment variables.
     pub(crate) async fn start_relay(&self, name: &str, sqs_url: &str, options: &[(&str, &str)]) -> Result<Relay> {
         Relay::start(&self.stack.run, name, &self.stack.broker.url(), &self.stack.aws, sqs_url, options).await
@@ -150,7 +155,7 @@ impl TestContext {
         let (aws, run) = (&self.stack.aws, &self.stack.run);
         let queue = aws.queue(name, HOUR, 3).await?;
         let api = RuntimeApi::start().await?;
-        let spec = Spec::new(name, binary("handler")?).envs(function_env(aws, run, name, &model())?);
+        let spec = Spec::new(name, binary("handler")?).envs(self.env(name)?);
         Ok(OwnFunction { queue, function: spec.envs(api.env()).start(run)?, api })
     }
 

@@ -1,7 +1,7 @@
 //! Content Credentials as an independent reader finds them, and certificates with which no function starts.
 
 use crate::{
-    context::{PATIENCE, TestContext, case, model},
+    context::{PATIENCE, TestContext, case},
     safety::{function, given_back},
     secrets::keep,
 };
@@ -9,7 +9,6 @@ use anyhow::{Context, Result};
 use e2e::{
     paths::{RunDir, binary, repo, tool},
     process::{Spec, output},
-    stack::function_env,
     task::Task,
     tls::Authority,
 };
@@ -154,7 +153,7 @@ fn a_certificate_that_cannot_sign_ends_the_start_with_64_and_is_named() {
             ("alone", Some(&good), None, "--credential-key"),
             ("keyless", None, Some(&key), "--credential-certificate"),
         ] {
-            let env = function_env(&stack.aws, &stack.run, name, &model())?;
+            let env = ctx.env(name)?;
             let mut spec = Spec::new(&format!("credential-{name}"), binary("handler")?).args(["function"]).envs(env);
             for (variable, file) in [("EASEL_CREDENTIAL_CERTIFICATE", certificate), ("EASEL_CREDENTIAL_KEY", key)] {
                 if let Some(file) = file {

@@ -7,7 +7,7 @@ use e2e::{
     paths::binary,
     ports,
     process::Spec,
-    stack::{TOKEN, function_env},
+    stack::TOKEN,
 };
 use std::{fs, time::Duration};
 
@@ -38,11 +38,10 @@ pub(crate) async fn doctor(
     queue: &str,
     changed: &[(&str, &str)],
 ) -> Result<(i32, String)> {
-    let stack = ctx.stack;
     let (timeout, backend) = ((VISIBILITY.as_secs() / 6).to_string(), ctx.backend.url());
     let mut spec = Spec::new(&format!("doctor-{name}"), binary("handler")?)
         .args(["doctor"])
-        .envs(function_env(&stack.aws, &stack.run, "doctor", &model())?)
+        .envs(ctx.env("doctor")?)
         .env("EASEL_DEVICE", "cpu")
         .env("EASEL_LORA_BUCKETS", MODELS)
         .env("EASEL_DOCTOR_LORA_URL", "s3://stylelicense-models/doctor.safetensors")

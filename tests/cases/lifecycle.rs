@@ -78,7 +78,7 @@ fn outside_lambda_the_function_ends_with_the_reason() {
     case(|ctx| async move {
         let stack = ctx.stack;
         // As a person would type it, without Lambda's variables.
-        let env = function_env(&stack.aws, &stack.run, "no-lambda", &model())?;
+        let env = ctx.env("no-lambda")?;
         let spec = Spec::new("no-lambda", binary("handler")?).envs(env);
         let (status, said) = output(&stack.run, spec, PATIENCE).await?;
         assert_eq!(status.code(), Some(1), "{said}");

@@ -2,7 +2,7 @@
 //! downloaded once.
 
 use crate::{
-    context::{PATIENCE, TestContext, case, lora_file, model},
+    context::{PATIENCE, TestContext, case, lora_file},
     worker::{SHORT_VISIBILITY, worker},
 };
 use anyhow::Result;
@@ -12,7 +12,6 @@ use e2e::{
     backend::{COMPLETE, Call, PROGRESS},
     paths::binary,
     process::Spec,
-    stack::function_env,
     wait,
 };
 use reqwest::Method;
@@ -95,7 +94,7 @@ fn two_processes_that_share_a_volume_download_a_lora_once() {
             tasks.push(task);
             let worker = Spec::new(name, binary("handler")?)
                 .args(["worker"])
-                .envs(function_env(&stack.aws, &stack.run, "shared", &model())?)
+                .envs(ctx.env("shared")?)
                 .env("SQS_QUEUE_URL", &queue.url)
                 .env("AWS_ENDPOINT_URL_S3", s3.url())
                 // Not through the proxy, where GETs of pictures would wait, too.

@@ -1,14 +1,14 @@
 //! Hosts and buckets that are not allowed are refused before anything is painted.
 
-use crate::context::{PATIENCE, TestContext, case, model};
+use crate::context::{PATIENCE, TestContext, case};
 use anyhow::Result;
-use e2e::{backend::FAILED, lambda::Function, stack::function_env, task::Task};
+use e2e::{backend::FAILED, lambda::Function, task::Task};
 use serde_json::{Value, json};
 
 /// A function with other settings than the shared one.
 pub(crate) async fn function(ctx: &TestContext, name: &str, changes: &[(&'static str, &str)]) -> Result<Function> {
     let stack = ctx.stack;
-    let mut env = function_env(&stack.aws, &stack.run, name, &model())?;
+    let mut env = ctx.env(name)?;
     env.retain(|(key, _)| changes.iter().all(|(change, _)| change != key));
     let set = changes.iter().filter(|(_, value)| !value.is_empty());
     env.extend(set.map(|(key, value)| (*key, value.to_string())));

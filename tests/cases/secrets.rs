@@ -1,7 +1,7 @@
 //! Secrets are read from Secrets Manager by ARN, and no log shows them.
 
 use crate::{
-    context::{PATIENCE, case, model},
+    context::{PATIENCE, case},
     doctor::doctor,
     happy::assert_headers,
     safety::{function, given_back},
@@ -16,7 +16,7 @@ use e2e::{
     hub::{Behavior, Hub, REPO},
     paths::binary,
     process::{Spec, output},
-    stack::{TOKEN, function_env},
+    stack::TOKEN,
     wait,
 };
 use serde_json::{Value, json};
@@ -65,7 +65,7 @@ fn a_secret_that_cannot_be_had_stops_the_start_and_is_named() {
         let cases = [(absent, "does not exist"), (keyed, "no JSON"), (plain, "the secret must be visible ASCII")];
         for (number, (arn, expected)) in cases.into_iter().enumerate() {
             let name = format!("no-secret-{number}");
-            let mut env = function_env(&stack.aws, &stack.run, &name, &model())?;
+            let mut env = ctx.env(&name)?;
             env.retain(|(key, _)| *key != "INTERNAL_API_TOKEN");
             let spec = Spec::new(&name, binary("handler")?).args(["worker", "--sqs-queue-url", "http://127.0.0.1:1/q"]);
             let spec = spec.envs(env).env("INTERNAL_API_TOKEN_ARN", arn);
@@ -184,7 +184,7 @@ fn what_s3_and_sqs_repeat_in_their_errors_reaches_neither_log_nor_backend() {
             })
         });
         let spec = Spec::new("worker-repeated", binary("handler")?).args(["worker"]).env("SQS_QUEUE_URL", &queue.url);
-        let env = function_env(aws, run, "worker-repeated", &model())?;
+        let env = ctx.env("worker-repeated")?;
         let worker = spec.envs(env).envs(endpoint).start(run)?;
         worker.ready(PATIENCE, async || worker.log_text().contains("receive failed")).await?;
         assert!(worker.terminate(PATIENCE).await?.success());
@@ -205,7 +205,7 @@ fn what_an_endpoint_of_credentials_says_reaches_no_log() {
         let endpoint = StubProxy::start(aws.endpoint()).await?;
         endpoint.answer(|_| Some(sqs_error(403, "AccessDeniedException", REPEATED)));
         let url = format!("{}/v1/credentials", endpoint.url());
-        let mut env = function_env(aws, run, "worker-no-keys", &model())?;
+        let mut env = ctx.env("worker-no-keys")?;
         env.retain(|(name, _)| !name.starts_with("AWS_ACCESS") && !name.starts_with("AWS_SECRET"));
         env.push(("AWS_CONTAINER_CREDENTIALS_FULL_URI", url));
         let spec = Spec::new("worker-no-keys", binary("handler")?).args(["worker"]).envs(env);

@@ -1,8 +1,8 @@
 //! No program starts with a variable that begins or ends with whitespace, such as the line break at the end of a file.
 
-use crate::context::{TestContext, case, model};
+use crate::context::{TestContext, case};
 use anyhow::Result;
-use e2e::{paths::binary, process::Spec, stack::function_env};
+use e2e::{paths::binary, process::Spec};
 use futures_util::{StreamExt, TryStreamExt, stream};
 use regex::Regex;
 
@@ -34,7 +34,7 @@ async fn run(
 ) -> Result<(i32, String)> {
     let stack = ctx.stack;
     let spec = Spec::new(name, binary(program)?)
-        .envs(function_env(&stack.aws, &stack.run, "variables", &model())?)
+        .envs(ctx.env("variables")?)
         .env("AMQP_URL", stack.broker.url())
         .env("SQS_QUEUE_URL", "http://127.0.0.1/123456789012/tasks")
         .args(args)

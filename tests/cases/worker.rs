@@ -1,6 +1,6 @@
 //! `handler worker`: the same job without Lambda, on a queue of its own.
 
-use crate::context::{PATIENCE, TestContext, case, model};
+use crate::context::{PATIENCE, TestContext, case};
 use anyhow::{Context, Result};
 use e2e::{
     aws::Queue,
@@ -8,7 +8,6 @@ use e2e::{
     paths::binary,
     ports,
     process::{Process, Spec},
-    stack::function_env,
     wait,
 };
 use handler::observe::report::STAGES;
@@ -21,15 +20,14 @@ pub(crate) const SHORT_VISIBILITY: Duration = Duration::from_secs(3);
 
 /// Starts a worker on this queue; `options` are environment variables.
 pub(crate) fn worker(ctx: &TestContext, name: &str, queue: &Queue, options: &[(&str, &str)]) -> Result<Process> {
-    let stack = ctx.stack;
     Spec::new(name, binary("handler")?)
         .args(["worker"])
-        .envs(function_env(&stack.aws, &stack.run, name, &model())?)
+        .envs(ctx.env(name)?)
         .env("SQS_QUEUE_URL", &queue.url)
         .env("EASEL_VISIBILITY_TIMEOUT", SHORT_VISIBILITY.as_secs().to_string())
         .env("EASEL_CLAIM_LEASE", "5")
         .envs(options.iter().copied())
-        .start(&stack.run)
+        .start(&ctx.stack.run)
 }
 
 #[test]
