@@ -41,7 +41,7 @@ fn refused_progress_does_no_harm() {
         ctx.backend.refuse(PROGRESS, 500, usize::MAX);
         let painting = ctx.paint(&task).await?;
         let calls = ctx.backend.calls();
-        assert_eq!(statuses(&calls, PROGRESS), [500; 5], "each milestone is told once, taken or not");
+        assert_eq!(statuses(&calls, PROGRESS), [500; 5], "one webhook for each milestone, accepted or not");
         assert_eq!(statuses(&calls, COMPLETE), [200]);
         assert_eq!(painting.picture.width(), 512);
         let record = ctx.stack.route.mapping.handled(&task.body(), 1, PATIENCE).await?;
@@ -100,7 +100,7 @@ fn complete_that_nobody_takes_brings_the_message_back_with_the_same_result() {
         let tries = statuses(&ctx.backend.calls(), COMPLETE).len();
         assert!(tries >= 5, "only {tries} tries");
         let first = ctx.etag(&task).await;
-        ctx.backend.take();
+        ctx.backend.accept_all();
         let painting = ctx.painting(&task).await?;
         assert_eq!(painting.complete.body["generation_id"], task.id());
         assert!(first.is_some() && ctx.etag(&task).await == first, "another result");
@@ -122,14 +122,14 @@ fn a_picture_that_stands_is_never_told_as_failed_and_rests_as_long_as_retry_afte
         let options = options.each_ref().map(|(name, value)| (*name, value.as_str()));
         let worker = worker(&ctx, name, &queue, &options)?;
         let task = task(&ctx);
-        ctx.backend.refuse_until(COMPLETE, 429, usize::MAX, "3600");
+        ctx.backend.refuse_with_retry_after(COMPLETE, 429, usize::MAX, "3600");
         aws.send(&queue.url, &task.body()).await?;
         assert_eq!(proxy.hidden(60, PATIENCE).await?, 3600);
         let calls = ctx.backend.calls();
         assert_eq!(statuses(&calls, COMPLETE), [429], "the backend was called before it wanted to be");
         assert_eq!(statuses(&calls, FAILED), [0; 0]);
         assert!(ctx.etag(&task).await.is_some(), "no picture");
-        ctx.backend.take();
+        ctx.backend.accept_all();
         // Another delivery, as by a redrive of the dead-letter queue.
         aws.send(&queue.url, &task.body()).await?;
         let painting = ctx.painting(&task).await?;
@@ -147,7 +147,7 @@ fn a_failure_that_the_backend_has_no_time_for_is_told_later() {
         let proxy = DeletionProxy::start(aws.endpoint()).await?;
         let worker = worker(&ctx, name, &queue, &[("AWS_ENDPOINT_URL_SQS", &proxy.url())])?;
         let task = ctx.task().with("prompt_tags", 1);
-        ctx.backend.refuse_until(FAILED, 503, 1, "120");
+        ctx.backend.refuse_with_retry_after(FAILED, 503, 1, "120");
         aws.send(&queue.url, &task.body()).await?;
         assert_eq!(proxy.hidden(60, PATIENCE).await?, 120);
         assert_eq!(statuses(&ctx.backend.calls(), FAILED), [503]);
@@ -166,7 +166,7 @@ fn an_answer_of_410_to_progress_ends_the_painting_without_a_word() {
         let record = ctx.stack.route.mapping.handled(&task.body(), 1, PATIENCE).await?;
         assert!(record.deleted, "it would come again: {record:?}");
         let calls = ctx.backend.calls();
-        assert_eq!(calls.len(), 1, "told on: {calls:?}");
+        assert_eq!(calls.len(), 1, "further webhooks: {calls:?}");
         assert_eq!(ctx.etag(&task).await, None, "it was painted to its end");
         Ok(())
     });
@@ -180,7 +180,7 @@ fn an_answer_of_409_to_complete_is_the_last_word() {
         ctx.publish(&task.body()).await?;
         let record = ctx.stack.route.mapping.handled(&task.body(), 1, PATIENCE).await?;
         assert!(record.deleted, "it would come again: {record:?}");
-        assert_eq!(ends(&ctx), [(COMPLETE.to_string(), 409)], "told again");
+        assert_eq!(ends(&ctx), [(COMPLETE.to_string(), 409)], "sent again");
         assert!(ctx.etag(&task).await.is_some(), "the picture is gone");
         assert_eq!(ending(&ctx, &task)?, "refused-by-backend");
         Ok(())
@@ -195,7 +195,7 @@ fn an_answer_of_410_to_failed_is_the_last_word() {
         ctx.publish(&task.body()).await?;
         let record = ctx.stack.route.mapping.handled(&task.body(), 1, PATIENCE).await?;
         assert!(record.deleted, "it would come again: {record:?}");
-        assert_eq!(ends(&ctx), [(FAILED.to_string(), 410)], "told again");
+        assert_eq!(ends(&ctx), [(FAILED.to_string(), 410)], "sent again");
         assert_eq!(ending(&ctx, &task)?, "refused-by-backend");
         Ok(())
     });
@@ -204,8 +204,8 @@ fn an_answer_of_410_to_failed_is_the_last_word() {
 /// The complete and failed webhooks, refused or not.
 fn ends(ctx: &TestContext) -> Vec<(String, u16)> {
     let calls = ctx.backend.calls();
-    let told = calls.iter().filter(|call| [COMPLETE, FAILED].contains(&call.path.as_str()));
-    told.map(|call| (call.path.to_string(), call.status)).collect()
+    let ends = calls.iter().filter(|call| [COMPLETE, FAILED].contains(&call.path.as_str()));
+    ends.map(|call| (call.path.to_string(), call.status)).collect()
 }
 
 /// How a task ended, by the function's log.

@@ -1,10 +1,12 @@
 //! What the cases share: the stack, one runtime for all of them, and a context with a webhook receiver and helpers.
 
 use anyhow::{Context, Result, ensure};
+use aws_sdk_sqs::types::Message;
 use e2e::{
-    aws::{IMAGES, Queue},
+    aws::{Aws, IMAGES, Queue},
     backend::{Backend, COMPLETE, Call, PROGRESS},
     broker::Publisher,
+    mapping,
     paths::{binary, repo},
     process::{Process, Spec, output},
     relay::Relay,
@@ -13,8 +15,10 @@ use e2e::{
     stack::RouteOptions,
     stack::{QUEUE, Stack, function_env},
     task::Task,
+    wait,
 };
 use image::DynamicImage;
+use serde_json::Value;
 use std::{
     fs,
     future::Future,
@@ -107,6 +111,24 @@ async fn shared() -> Result<&'static Shared> {
         STACK.get_or_init(|| start().map_err(|error| format!("the stack did not start: {error:#}")))
     });
     started.await?.as_ref().map_err(|error| anyhow::anyhow!("{error}"))
+}
+
+impl OwnFunction {
+    /// Puts a body into the queue and receives it, as an event source mapping would.
+    pub(crate) async fn receive(&self, aws: &Aws, body: &str) -> Result<Vec<Message>> {
+        aws.send(&self.queue.url, body).await?;
+        aws.receive(&self.queue.url, 20, 1).await
+    }
+
+    /// Invokes it with these messages for this time; gives the ids that it reports as failed.
+    pub(crate) async fn invoke(&mut self, messages: &[Message], time: Duration) -> Result<Vec<String>> {
+        let event = mapping::event(messages, &self.queue.arn());
+        let answer = wait::at_most("answer", PATIENCE, self.api.invoke(event, time)).await??;
+        let answer = answer.map_err(anyhow::Error::msg)?;
+        let id = |item: &Value| item["itemIdentifier"].as_str().map(str::to_string);
+        let failures = answer["batchItemFailures"].as_array().and_then(|items| items.iter().map(id).collect());
+        failures.with_context(|| format!("not an answer for SQS: {answer}"))
+    }
 }
 
 impl TestContext {

@@ -108,11 +108,11 @@ fn the_work_on_a_task_does_not_wait_for_its_heartbeat() {
         let (queue, proxy, worker) = start(&ctx, "heartbeat", "3").await?;
         proxy.ignore_extensions();
         // The task stays in work until the heartbeat is under way.
-        ctx.backend.refuse_until(COMPLETE, 503, usize::MAX, "1");
+        ctx.backend.refuse_with_retry_after(COMPLETE, 503, usize::MAX, "1");
         let task = ctx.task();
         ctx.stack.aws.send(&queue.url, &task.body()).await?;
         proxy.ignored(PATIENCE).await?;
-        ctx.backend.take();
+        ctx.backend.accept_all();
         // Sooner than any timeout of the unanswered request.
         assert_eq!(ctx.backend.end_of(task.id(), Duration::from_secs(8)).await?.path, COMPLETE);
         worker.kill().await;

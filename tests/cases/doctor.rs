@@ -78,10 +78,10 @@ fn where_all_is_well_every_line_says_so_and_nothing_is_left_behind() {
             text.contains(&format!("warn s3.result-url {base}: ")) && text.contains("EASEL_RESULT_BASE_URL"),
             "{text}"
         );
-        let told = ctx.backend.calls();
+        let calls = ctx.backend.calls();
         assert!(
-            told.iter().all(|call| call.method == "HEAD" && !call.headers.contains_key("authorization")),
-            "{told:?}"
+            calls.iter().all(|call| call.method == "HEAD" && !call.headers.contains_key("authorization")),
+            "{calls:?}"
         );
         assert_eq!(aws.etag(IMAGES, "generations/.easel-doctor").await, None);
         Ok(())

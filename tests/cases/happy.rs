@@ -21,8 +21,8 @@ pub(crate) fn assert_headers(call: &Call) {
 
 /// The progress webhooks are exactly those of these steps, in order.
 fn assert_progress(painting: &Painting, id: i64, total: u64, steps: &[u64]) {
-    let told: Vec<_> = painting.progress.iter().map(|call| call.body["progress"]["current_step"].as_u64()).collect();
-    assert_eq!(told, steps.iter().copied().map(Some).collect::<Vec<_>>());
+    let current: Vec<_> = painting.progress.iter().map(|call| call.body["progress"]["current_step"].as_u64()).collect();
+    assert_eq!(current, steps.iter().copied().map(Some).collect::<Vec<_>>());
     for (call, &step) in painting.progress.iter().zip(steps) {
         assert_eq!((call.method.as_str(), call.path.as_str(), call.status), ("PATCH", PROGRESS, 200));
         assert_headers(call);

@@ -114,7 +114,7 @@ fn a_second_signal_ends_the_function_at_once() {
         let (aws, OwnFunction { queue, mut api, function }) =
             (&ctx.stack.aws, ctx.own_function("shutdown-twice").await?);
         // The task stays in work until the backend takes its webhook.
-        ctx.backend.refuse_until(COMPLETE, 503, usize::MAX, "1");
+        ctx.backend.refuse_with_retry_after(COMPLETE, 503, usize::MAX, "1");
         let task = ctx.task();
         aws.send(&queue.url, &task.body()).await?;
         let messages = aws.receive(&queue.url, 20, 1).await?;
@@ -122,8 +122,7 @@ fn a_second_signal_ends_the_function_at_once() {
         let ended = async {
             ctx.backend.call("progress", PATIENCE, |call| call.path == PROGRESS).await?;
             function.signal(Signal::INT);
-            let told = async || function.log_text().contains("a second signal").then_some(());
-            wait::until("it says that it ends", PATIENCE, told).await?;
+            function.logs("a second signal", PATIENCE).await?;
             assert!(function.is_running(), "{}", function.error("ended by the first one"));
             function.signal(Signal::TERM);
             wait::at_most("end", Duration::from_secs(3), function.exited()).await

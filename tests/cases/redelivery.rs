@@ -34,7 +34,7 @@ fn a_task_delivered_twice_is_painted_once_and_told_twice() {
         ctx.publish(&task.body()).await?;
         let calls = second_complete(&ctx).await?;
         assert_eq!(calls.len(), painting.progress.len() + 2, "painted again");
-        assert_eq!(calls.last().map(|call| &call.body), Some(&painting.complete.body), "told the same");
+        assert_eq!(calls.last().map(|call| &call.body), Some(&painting.complete.body), "another webhook");
         assert!(first.is_some() && ctx.etag(&task).await == first, "another picture");
         Ok(())
     });
@@ -67,7 +67,7 @@ fn two_deliveries_at_once_paint_once() {
         }
         let mut calls = ctx.backend.follow();
         let twice = calls.wait_for(|calls| calls.iter().filter(|call| call.path == COMPLETE).count() == 2);
-        wait::at_most("both are told", PATIENCE, twice).await??;
+        wait::at_most("two complete webhooks", PATIENCE, twice).await??;
         let calls = ctx.backend.calls_of(task.id());
         assert_eq!(calls.iter().filter(|call| call.path == PROGRESS).count(), 5, "painted more than once");
         assert!(calls.iter().all(|call| call.path == COMPLETE || call.path == PROGRESS), "{calls:?}");

@@ -196,7 +196,7 @@ fn what_nobody_can_be_told_of_ends_in_the_dead_letter_queue() {
         bodies.sort();
         assert_eq!(dead, bodies);
         assert_eq!(stack.aws.depth(&route.queue.url).await?, (0, 0));
-        assert_eq!(ctx.backend.calls(), [], "there was nobody to tell");
+        assert_eq!(ctx.backend.calls(), [], "no webhook was possible");
         let pid = stack.function.process().id();
         ctx.paint(&ctx.task()).await?;
         assert_eq!(stack.function.process().id(), pid);

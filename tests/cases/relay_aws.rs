@@ -140,8 +140,8 @@ fn what_passes_is_tried_again_and_told_in_words_of_our_own() {
         let log = relay.process.log_text();
         assert_eq!(ended.code(), Some(69), "{log}");
         assert!(log.contains("KmsDisabled (400): the KMS key cannot be used as it is"), "{log}");
-        for (_, told) in passing {
-            assert!(log.contains(told), "{told} in {log}");
+        for (_, text) in passing {
+            assert!(log.contains(text), "{text} in {log}");
         }
         assert!(!log.contains(SECRET), "{log}");
         Ok(())

@@ -1,10 +1,10 @@
 //! Limits of SQS and of the broker: what the relay does with messages that exceed them.
 
 use crate::{
-    context::{HOUR, OwnFunction, PATIENCE, case, drained},
+    context::{HOUR, PATIENCE, case, drained},
     relay_check,
 };
-use e2e::{aws::PAYLOADS, backend::FAILED, broker::Broker, mapping, wait};
+use e2e::{aws::PAYLOADS, backend::FAILED, broker::Broker, wait};
 use lapin::{
     BasicProperties,
     types::{AMQPValue, FieldTable},
@@ -32,26 +32,25 @@ fn a_task_over_the_limit_of_sqs_is_painted() {
 #[test]
 fn a_body_of_16_mib_takes_little_more_memory_than_its_length() {
     case(|ctx| async move {
-        let (aws, OwnFunction { queue, mut api, function }) = (&ctx.stack.aws, ctx.own_function("large-body").await?);
-        let ready = wait::at_most("function", PATIENCE, api.invoke(json!({ "Records": [] }), HOUR)).await??;
-        assert_eq!(ready, Ok(json!({ "batchItemFailures": [] })));
+        let (aws, mut own) = (&ctx.stack.aws, ctx.own_function("large-body").await?);
+        // Waits for the model.
+        own.invoke(&[], HOUR).await?;
         for (field, expected) in [("loras", "`loras` is an array of "), ("not_a_field", "`seed` is a string")] {
             let task = ctx.task().with("seed", "many");
             let head = format!("{},\"{field}\":[{{\"\":0}}", task.body().trim_end_matches('}'));
             let more = ",{\"\":0}".repeat((16 * 1024 * 1024 - head.len() - 2) / 7);
             aws.put(PAYLOADS, field, format!("{head}{more}]}}").into_bytes()).await?;
             let class = "software.amazon.payloadoffloading.PayloadS3Pointer";
-            aws.send(&queue.url, &json!([class, { "s3BucketName": PAYLOADS, "s3Key": field }]).to_string()).await?;
-            let event = mapping::event(&aws.receive(&queue.url, 20, 1).await?, &queue.arn());
+            let pointer = json!([class, { "s3BucketName": PAYLOADS, "s3Key": field }]);
+            let messages = own.receive(aws, &pointer.to_string()).await?;
             // Resets the process's peak memory.
-            fs::write(format!("/proc/{}/clear_refs", function.id()), "5")?;
-            let before = function.memory_kib("VmRSS")?;
-            let answer = wait::at_most("answer", PATIENCE, api.invoke(event, HOUR)).await??;
-            assert_eq!(answer, Ok(json!({ "batchItemFailures": [] })));
+            fs::write(format!("/proc/{}/clear_refs", own.function.id()), "5")?;
+            let before = own.function.memory_kib("VmRSS")?;
+            assert_eq!(own.invoke(&messages, HOUR).await?, [""; 0]);
             let failed = ctx.backend.end_of(task.id(), PATIENCE).await?;
             let message = failed.error_message();
             assert!(failed.path == FAILED && message.starts_with(expected), "{}", failed.line());
-            let more = function.memory_kib("VmHWM")?.saturating_sub(before) / 1024;
+            let more = own.function.memory_kib("VmHWM")?.saturating_sub(before) / 1024;
             assert!(more < 80, "{field}: it took {more} MiB");
             println!("{field}: {more} MiB more");
         }
@@ -69,8 +68,7 @@ fn without_its_bucket_a_large_message_waits_and_the_others_pass() {
         stack.publisher.publish(name, &vec![b'x'; 1024 * 1024 + 1]).await?;
         stack.publisher.publish(name, b"{}").await?;
         stack.aws.has_depth(&queue.url, (1, 0), PATIENCE).await?;
-        let told = async || relay.process.log_text().contains("NoSuchBucket (404)").then_some(());
-        wait::until("word of the bucket", PATIENCE, told).await?;
+        relay.process.logs("NoSuchBucket (404)", PATIENCE).await?;
         // The accepted message is acknowledged a moment later; a kill before that would requeue it.
         relay.reaches("relay_acked_total", 1.0, PATIENCE).await?;
         assert!(relay.process.is_running(), "{}", relay.process.log_text());
@@ -126,8 +124,7 @@ fn headers_that_are_larger_than_a_frame_are_told_with_what_to_do() {
             .await?;
         let amqp = format!("{}?frame_max=8192", stack.broker.url());
         let relay = ctx.start_relay(name, &sqs, &[("AMQP_URL", &amqp)]).await?;
-        let told = async || relay.process.log_text().contains("larger than frame_max; raise that").then_some(());
-        wait::until("the reason", PATIENCE, told).await?;
+        relay.process.logs("larger than frame_max; raise that", PATIENCE).await?;
         relay.process.terminate(PATIENCE).await?;
         // It fits the broker's own limit.
         let relay = ctx.start_relay(name, &sqs, &[]).await?;

@@ -186,7 +186,7 @@ fn what_s3_and_sqs_repeat_in_their_errors_reaches_neither_log_nor_backend() {
         let spec = Spec::new("worker-repeated", binary("handler")?).args(["worker"]).env("SQS_QUEUE_URL", &queue.url);
         let env = ctx.env("worker-repeated")?;
         let worker = spec.envs(env).envs(endpoint).start(run)?;
-        worker.ready(PATIENCE, async || worker.log_text().contains("receive failed")).await?;
+        worker.logs("receive failed", PATIENCE).await?;
         assert!(worker.terminate(PATIENCE).await?.success());
         let (code, text) = doctor(&ctx, "repeated", &queue.url, &endpoint[..1]).await?;
         assert!(code == 1 && text.contains("InvalidAccessKeyId") && !text.contains(REPEATED), "{text}");
@@ -210,7 +210,7 @@ fn what_an_endpoint_of_credentials_says_reaches_no_log() {
         env.push(("AWS_CONTAINER_CREDENTIALS_FULL_URI", url));
         let spec = Spec::new("worker-no-keys", binary("handler")?).args(["worker"]).envs(env);
         let worker = spec.env("SQS_QUEUE_URL", "http://127.0.0.1:1/q").start(run)?;
-        worker.ready(PATIENCE, async || worker.log_text().contains("receive failed")).await?;
+        worker.logs("receive failed", PATIENCE).await?;
         assert!(worker.terminate(PATIENCE).await?.success());
         let log = worker.log_text();
         assert!(log.contains("no credentials"), "{log}");

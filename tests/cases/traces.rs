@@ -88,7 +88,7 @@ fn assert_joined(ctx: &TestContext, task: &Task, spans: &[Span]) -> Result<()> {
         assert!(span.start >= whole.start && span.end <= whole.end, "{stage} is not within the task");
     }
     let calls = ctx.backend.calls_of(task.id());
-    ensure!(calls.len() > 1, "no progress was told");
+    ensure!(calls.len() > 1, "no progress webhook came");
     let webhooks: Vec<&Span> = spans.iter().filter(|span| span.name == "webhook").collect();
     assert_eq!(webhooks.len(), calls.len());
     for call in calls {
@@ -170,10 +170,10 @@ fn a_collector_that_never_answers_holds_up_no_task_of_the_function() {
         let task = ctx.task();
         stack.aws.send(&queue.url, &task.body()).await?;
         ctx.backend.end_of(task.id(), PATIENCE).await?;
-        let told = Instant::now();
+        let ended = Instant::now();
         assert!(mapping.handled(&task.body(), 1, PATIENCE).await?.deleted);
         // The limit is half a second. The rest is for a busy machine, and less than the export timeout.
-        assert!(told.elapsed() < Duration::from_secs(4), "{:?}", told.elapsed());
+        assert!(ended.elapsed() < Duration::from_secs(4), "{:?}", ended.elapsed());
         Ok(())
     });
 }

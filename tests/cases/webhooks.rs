@@ -42,14 +42,17 @@ fn webhooks_are_as_the_published_contract_says() {
         let seen: BTreeSet<&str> = calls.iter().map(|call| call.path.as_str()).collect();
         assert_eq!(seen, BTreeSet::from([PROGRESS, COMPLETE, FAILED]));
         let mut calls = json!(calls);
-        let told = schema_verdicts(&ctx, "contract", &calls).await?;
-        assert!(told.iter().all(|verdict| verdict == "right"), "{told:#?}");
+        let verdicts = schema_verdicts(&ctx, "contract", &calls).await?;
+        assert!(verdicts.iter().all(|verdict| verdict == "right"), "{verdicts:#?}");
         // The validator notices a field that is missing.
         for call in calls.as_array_mut().into_iter().flatten() {
             call["body"].as_object_mut().map(|body| body.remove("generation_id"));
         }
-        let told = schema_verdicts(&ctx, "contract-less", &calls).await?;
-        assert!(told.iter().all(|verdict| verdict.contains("'generation_id' is a required property")), "{told:#?}");
+        let verdicts = schema_verdicts(&ctx, "contract-less", &calls).await?;
+        assert!(
+            verdicts.iter().all(|verdict| verdict.contains("'generation_id' is a required property")),
+            "{verdicts:#?}"
+        );
         Ok(())
     });
 }

@@ -114,7 +114,7 @@ fn verify_names_what_differs_or_is_missing() {
         assert!(!fine && text.contains(&format!("{UNET}: has SHA-256")), "{text}");
         assert!(text.contains("tokenizer/merges.txt: missing") && !text.contains(VAE), "{text}");
         // Only the differing files are fetched again.
-        assert!(pull(run, "pull-mended", &hub, &folder, false).await?.0);
+        assert!(pull(run, "pull-repaired", &hub, &folder, false).await?.0);
         assert_eq!(
             hub.fetches()
                 .iter()
@@ -124,7 +124,7 @@ fn verify_names_what_differs_or_is_missing() {
                 .count(),
             2
         );
-        assert!(verify(run, "verify-mended", &folder).await?.0);
+        assert!(verify(run, "verify-repaired", &folder).await?.0);
         let (fine, text) = verify(run, "verify-nothing", &run.folder("not-pulled")?).await?;
         assert!(!fine && text.contains("easel-weights.json"), "{text}");
         Ok(())

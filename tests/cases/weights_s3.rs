@@ -183,7 +183,7 @@ fn a_worker_that_ends_while_it_fetches_leaves_what_the_next_one_goes_on_with() {
             assert!(!dir.join(MANIFEST).exists() && other.exists(), "{name}");
         }
         s3.pass();
-        let worker = worker(&ctx, "model-url-mended", &queue, &options)?;
+        let worker = worker(&ctx, "model-url-repaired", &queue, &options)?;
         let task = ctx.task();
         aws.send(&queue.url, &task.body()).await?;
         assert_eq!(ctx.painting(&task).await?.picture.width(), 512);

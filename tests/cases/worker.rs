@@ -80,13 +80,12 @@ fn a_second_signal_ends_it_at_once() {
         let queue = aws.queue("worker-twice", SHORT_VISIBILITY, 3).await?;
         let worker = worker(&ctx, "worker-twice", &queue, &[])?;
         // The task stays in work until the backend takes its webhook.
-        ctx.backend.refuse_until(COMPLETE, 503, usize::MAX, "1");
+        ctx.backend.refuse_with_retry_after(COMPLETE, 503, usize::MAX, "1");
         let task = ctx.task();
         aws.send(&queue.url, &task.body()).await?;
         ctx.backend.call("progress", PATIENCE, |call| call.path == PROGRESS).await?;
         worker.signal(Signal::TERM);
-        let told = async || worker.log_text().contains("a second signal").then_some(());
-        wait::until("it says that it ends", PATIENCE, told).await?;
+        worker.logs("a second signal", PATIENCE).await?;
         assert!(worker.is_running(), "{}", worker.error("ended by the first one"));
         worker.signal(Signal::INT);
         let status = wait::at_most("end", Duration::from_secs(3), worker.exited()).await?;

@@ -116,16 +116,16 @@ impl Backend {
 
     /// Answers the next `times` calls to `path` with `status`.
     pub fn refuse(&self, path: &'static str, status: u16, times: usize) {
-        self.refuse_until(path, status, times, "");
+        self.refuse_with_retry_after(path, status, times, "");
     }
 
     /// As [`Self::refuse`], with a Retry-After header.
-    pub fn refuse_until(&self, path: &'static str, status: u16, times: usize, retry_after: &'static str) {
+    pub fn refuse_with_retry_after(&self, path: &'static str, status: u16, times: usize, retry_after: &'static str) {
         self.shared.refusals().push(Refusal { path, status, times, retry_after });
     }
 
     /// Accepts every call again.
-    pub fn take(&self) {
+    pub fn accept_all(&self) {
         self.shared.refusals().clear();
     }
 

@@ -124,8 +124,8 @@ pub async fn run(run: &RunDir, broker: &Broker, aws: &Aws, model: &Path, options
 
     let ids: Vec<i64> = tasks.iter().map(Task::id).collect();
     let outcomes = Outcomes::of(&ids, &backend.calls());
-    let told = |task: &&Task| outcomes.complete.contains(&task.id()) || outcomes.both.contains(&task.id());
-    let pictures = Pictures::look(aws, tasks.iter().filter(told)).await?;
+    let completed = |task: &&Task| outcomes.complete.contains(&task.id()) || outcomes.both.contains(&task.id());
+    let pictures = Pictures::check(aws, tasks.iter().filter(completed)).await?;
     Ok(Report {
         tasks: tasks.len(),
         outcomes,

@@ -163,6 +163,19 @@ impl Process {
         String::from_utf8_lossy(&fs::read(&self.log).unwrap_or_default()).into_owned()
     }
 
+    /// Waits until its log contains a text.
+    ///
+    /// # Errors
+    /// It ended, or the text did not come in time.
+    pub async fn logs(&self, text: &str, within: Duration) -> Result<()> {
+        let what = format!("{text:?} in {}", self.log.display());
+        let found = async || self.log_text().contains(text).then_some(());
+        tokio::select! {
+            error = self.died() => Err(error),
+            found = wait::until(&what, within, found) => found,
+        }
+    }
+
     /// Whether it still runs.
     pub fn is_running(&self) -> bool {
         self.exit.borrow().is_none()

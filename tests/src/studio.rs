@@ -141,7 +141,7 @@ impl StudioStack {
     /// RabbitMQ does not take it.
     pub async fn publish(&self, form: &Map<String, Value>, styles: &[Style]) -> Result<i64> {
         let webhook = self.faults.backend.url();
-        let id = self.tasks.enter(style(form), |id| body(form, styles, id, &webhook));
+        let id = self.tasks.add(style(form), |id| body(form, styles, id, &webhook));
         let body = self.tasks.record(id).context("the task is gone")?.task.to_string();
         self.publisher.publish(QUEUE, body.as_bytes()).await?;
         self.tasks.mark_once(id, Station::Broker, "RabbitMQ has confirmed it");

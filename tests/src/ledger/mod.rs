@@ -178,7 +178,7 @@ impl Run<'_> {
         tokio::select! {
             err = dead_letters => return Err(err),
             arrived = wait::at_most("arrival of every message", self.options.patience(), arrived) => {
-                drop(arrived?.context("the books closed")?);
+                drop(arrived?.context("the tally is gone")?);
             }
         }
         let left = self.options.patience().saturating_sub(started.elapsed());
@@ -202,10 +202,10 @@ impl Run<'_> {
         let mut watch = self.tally.watch();
         let patience = self.options.patience().max(PREFILL);
         let first = watch.wait_for(|progress| progress.received > 0);
-        drop(wait::at_most("first arrival", patience, first).await?.context("the books closed")?);
+        drop(wait::at_most("first arrival", patience, first).await?.context("the tally is gone")?);
         let before = bridge::cpu_us(&process)?;
         let arrived = watch.wait_for(|progress| progress.received >= self.options.messages);
-        drop(wait::at_most("arrival of every message", patience, arrived).await?.context("the books closed")?);
+        drop(wait::at_most("arrival of every message", patience, arrived).await?.context("the tally is gone")?);
         let cost = Cost {
             messages_a_second: self.options.messages as f64 / self.tally.seconds(),
             cpu_us_a_message: (bridge::cpu_us(&process)? - before) as f64 / self.options.messages as f64,

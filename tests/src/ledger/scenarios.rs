@@ -1,11 +1,11 @@
 //! The fault scenarios step by step. Each repairs what it broke when it ends.
 
 use super::{Options, Scenario, bridge::Bridge, publisher, publisher::Publishing, tally::Tally};
-use crate::random::Random;
 use crate::{
     broker::Broker,
     paths::RunDir,
     process::Process,
+    random::Random,
     sqs::{Sqs, SqsFault},
     tcp_proxy::{Network, TcpProxy},
 };
@@ -80,7 +80,10 @@ impl Run<'_> {
     pub(super) async fn play_scenario(&self) -> Result<()> {
         let early = self.options.messages / 10;
         let mut watch = self.tally.watch();
-        watch.wait_for(|progress| progress.confirmed >= early && progress.received > 0).await.context("books")?;
+        watch
+            .wait_for(|progress| progress.confirmed >= early && progress.received > 0)
+            .await
+            .context("the tally is gone")?;
         match self.options.fault {
             Scenario::Random => self.random().await,
             scenario => self.play_one(scenario, self.options.hold()).await,

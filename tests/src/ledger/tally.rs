@@ -100,7 +100,7 @@ impl Tally {
             state.sums.confirmed += 1;
             state.outstanding += u64::from(!state.received[number as usize]);
         }
-        self.tell(&state);
+        self.notify(&state);
     }
 
     /// Notes an arrival.
@@ -131,7 +131,7 @@ impl Tally {
             state.outstanding -= u64::from(state.confirmed[body.number as usize]);
             state.last = Some(now);
         }
-        self.tell(state);
+        self.notify(state);
     }
 
     /// Times each attempt from now on.
@@ -161,7 +161,7 @@ impl Tally {
             state.sums.dead_lettered += 1;
             state.outstanding -= u64::from(state.confirmed[body.number as usize]);
         }
-        self.tell(state);
+        self.notify(state);
     }
 
     pub(super) fn watch(&self) -> watch::Receiver<Progress> {
@@ -190,7 +190,7 @@ impl Tally {
         }
     }
 
-    fn tell(&self, state: &State) {
+    fn notify(&self, state: &State) {
         let (confirmed, received) = (state.sums.confirmed, state.sums.received);
         self.progress.send_replace(Progress { confirmed, received, outstanding: state.outstanding });
     }

@@ -136,8 +136,8 @@ mod tests {
     async fn a_throttled_request_does_not_reach_the_service() -> Result<()> {
         for (service, status, code) in [(Service::S3, 503, "SlowDown"), (Service::Sqs, 400, "RequestThrottled")] {
             let (answer, bodies) = ask(service, Some(RequestFault::Refuse(Extent::Whole)), 1).await?;
-            let (told, text) = answer?;
-            assert_eq!((told, text.contains(code), bodies.len()), (status, true, 0), "{text}");
+            let (answered, text) = answer?;
+            assert_eq!((answered, text.contains(code), bodies.len()), (status, true, 0), "{text}");
         }
         Ok(())
     }
@@ -148,12 +148,12 @@ mod tests {
             |id| json!({ "Id": id, "Code": "RequestThrottled", "Message": "RequestThrottled", "SenderFault": true });
         let part = Some(RequestFault::Refuse(Extent::Entries));
         let (answer, bodies) = ask(Service::Sqs, part, 3).await?;
-        let told: Value = serde_json::from_str(&answer?.1)?;
-        assert_eq!(told, json!({ "Successful": [1], "Failed": [throttled(0), throttled(2)] }));
+        let answer: Value = serde_json::from_str(&answer?.1)?;
+        assert_eq!(answer, json!({ "Successful": [1], "Failed": [throttled(0), throttled(2)] }));
         assert_eq!(bodies, [json!({ "Entries": [{ "Id": 1 }] })]);
         let (answer, bodies) = ask(Service::Sqs, part, 1).await?;
-        let told: Value = serde_json::from_str(&answer?.1)?;
-        assert_eq!((told, bodies.len()), (json!({ "Successful": [], "Failed": [throttled(0)] }), 0));
+        let answer: Value = serde_json::from_str(&answer?.1)?;
+        assert_eq!((answer, bodies.len()), (json!({ "Successful": [], "Failed": [throttled(0)] }), 0));
         let (answer, bodies) = ask(Service::S3, part, 1).await?;
         assert_eq!((answer?.0, bodies.len()), (503, 0), "S3 has no entries");
         Ok(())

@@ -13,7 +13,7 @@ use std::{
     fmt,
 };
 
-const OPENS: &[u8] = b"<easel:GenerationId>";
+const ID_TAG: &[u8] = b"<easel:GenerationId>";
 
 /// The results of a run.
 #[derive(Debug, Clone, Default)]
@@ -131,8 +131,8 @@ impl Outcomes {
         }
         let mut outcomes = Self::default();
         for &task in tasks {
-            let told = ends.get(&task).map_or(&[][..], Vec::as_slice);
-            let taken = |path| told.iter().any(|call| call.is_end() && call.path == path);
+            let heard = ends.get(&task).map_or(&[][..], Vec::as_slice);
+            let taken = |path| heard.iter().any(|call| call.is_end() && call.path == path);
             match (taken(COMPLETE), taken(FAILED)) {
                 (true, false) => outcomes.complete.push(task),
                 (false, true) => outcomes.failed.push(task),
@@ -140,15 +140,15 @@ impl Outcomes {
                 (true, true) => outcomes.both.push(task),
             }
             for path in [COMPLETE, FAILED] {
-                outcomes.note_ids(task, told.iter().filter(|call| call.path == path));
+                outcomes.note_ids(task, heard.iter().filter(|call| call.path == path));
             }
         }
         outcomes
     }
 
-    fn note_ids<'a>(&mut self, task: i64, told: impl Iterator<Item = &'a &'a Call>) {
+    fn note_ids<'a>(&mut self, task: i64, calls: impl Iterator<Item = &'a &'a Call>) {
         let (mut ids, mut taken) = (BTreeSet::new(), BTreeSet::new());
-        for call in told {
+        for call in calls {
             let id = call.headers.get("webhook-id").map_or("", String::as_str);
             ids.insert(id);
             if call.is_end() && !taken.insert(id) {
@@ -181,7 +181,7 @@ impl Pictures {
     ///
     /// # Errors
     /// S3 does not answer.
-    pub(super) async fn look(aws: &Aws, tasks: impl Iterator<Item = &Task>) -> Result<Self> {
+    pub(super) async fn check(aws: &Aws, tasks: impl Iterator<Item = &Task>) -> Result<Self> {
         let mut found = Self::default();
         for task in tasks {
             let file = match aws.s3.get_object().bucket(IMAGES).key(task.key()).send().await {
@@ -202,7 +202,7 @@ impl Pictures {
 
 /// The generation id in a file's XMP.
 fn owner(file: &[u8]) -> Option<i64> {
-    let start = file.windows(OPENS.len()).position(|window| window == OPENS)? + OPENS.len();
+    let start = file.windows(ID_TAG.len()).position(|window| window == ID_TAG)? + ID_TAG.len();
     let length = file[start..].iter().position(|&byte| byte == b'<')?;
     std::str::from_utf8(&file[start..start + length]).ok()?.parse().ok()
 }
@@ -226,9 +226,10 @@ mod tests {
         };
         let pictures = Pictures { missing: vec![6], of_another_task: vec![7, 8] };
         let violations = Report { outcomes, pictures, left_in_queue: 9, ..Report::default() }.violations();
-        let told = ["[2]", "[3]", "[4]", "[5]", "[6]", "[7, 8]", "9"];
+        let ids = ["[2]", "[3]", "[4]", "[5]", "[6]", "[7, 8]", "9"];
         assert!(
-            violations.len() == told.len() && violations.iter().zip(told).all(|(fault, ids)| fault.ends_with(ids)),
+            violations.len() == ids.len()
+                && violations.iter().zip(ids).all(|(violation, ids)| violation.ends_with(ids)),
             "{violations:?}"
         );
     }

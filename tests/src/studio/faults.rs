@@ -52,7 +52,7 @@ impl FaultSwitches {
         match fault {
             FaultSwitch::KillFunction => self.function.kill().await,
             FaultSwitch::DropWebhooks => {
-                self.backend.take();
+                self.backend.accept_all();
                 if on {
                     for path in [PROGRESS, COMPLETE, FAILED] {
                         self.backend.refuse(path, UNAVAILABLE, usize::MAX);

@@ -64,11 +64,11 @@ impl TaskStore {
     }
 
     /// Adds a task with a new id, for which `make` makes the body; gives the id.
-    pub fn enter(&self, style: &str, make: impl FnOnce(i64) -> Value) -> i64 {
+    pub fn add(&self, style: &str, make: impl FnOnce(i64) -> Value) -> i64 {
         let mut inner = self.inner();
         let id = inner.records.keys().next_back().map_or(inner.first, |last| (last + 1).max(inner.first));
         inner.records.insert(id, Record::new(id, style, make(id), now_ms()));
-        self.tell(&mut inner, id);
+        self.notify(&mut inner, id);
         id
     }
 
@@ -81,7 +81,7 @@ impl TaskStore {
         let Some(record) = inner.records.get_mut(&id) else { return };
         let at_ms = now_ms().saturating_sub(record.published_ms);
         change(record, at_ms);
-        self.tell(&mut inner, id);
+        self.notify(&mut inner, id);
     }
 
     /// Adds an observation of a task.
@@ -124,7 +124,7 @@ impl TaskStore {
         (Change { name: "all", data: all }, self.changes.subscribe())
     }
 
-    fn tell(&self, inner: &mut Inner, id: i64) {
+    fn notify(&self, inner: &mut Inner, id: i64) {
         let Some(record) = inner.records.get(&id) else { return };
         if record.end.is_some()
             && let Err(error) = self.gallery.keep(record)
@@ -177,20 +177,20 @@ mod tests {
     fn ended_tasks_are_there_after_a_restart_and_not_counted() {
         let folder = tempfile::tempdir().unwrap();
         let first = tasks(folder.path());
-        let [ended, open] = [(), ()].map(|()| first.enter("halftone", |id| json!({ "generation_id": id })));
+        let [ended, open] = [(), ()].map(|()| first.add("halftone", |id| json!({ "generation_id": id })));
         end(&first, ended);
         let again = tasks(folder.path());
         assert_eq!(again.record(ended).unwrap().end, Some(End::Complete));
         assert!(again.record(open).is_none(), "a task whose stack is gone never ends");
         assert_eq!(again.follow().0.data["status"]["ledger"]["published"], 0);
-        assert!(again.enter("halftone", |id| json!({ "generation_id": id })) > ended, "two tasks of one id");
+        assert!(again.add("halftone", |id| json!({ "generation_id": id })) > ended, "two tasks of one id");
     }
 
     #[test]
     fn a_follower_gets_the_state_and_then_each_change() {
         let folder = tempfile::tempdir().unwrap();
         let tasks = tasks(folder.path());
-        let id = tasks.enter("halftone", |id| json!({ "generation_id": id }));
+        let id = tasks.add("halftone", |id| json!({ "generation_id": id }));
         let (all, mut changes) = tasks.follow();
         assert_eq!(all.data["tasks"][0]["id"], id);
         tasks.mark_once(id, Station::Relay, "seen");
@@ -204,7 +204,7 @@ mod tests {
     fn a_task_keeps_its_first_end() {
         let folder = tempfile::tempdir().unwrap();
         let tasks = tasks(folder.path());
-        let id = tasks.enter("halftone", |id| json!({ "generation_id": id }));
+        let id = tasks.add("halftone", |id| json!({ "generation_id": id }));
         end(&tasks, id);
         tasks.dead_letter(id);
         assert_eq!(tasks.record(id).unwrap().end, Some(End::Complete));

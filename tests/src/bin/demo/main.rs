@@ -137,7 +137,7 @@ async fn follow(
             "the message was given back {} times and is now in the dead-letter queue",
             stack.route.queue.max_receive_count
         ),
-        Outcome::Complete(_) | Outcome::ToldElsewhere => {}
+        Outcome::Complete(_) | Outcome::OtherReceiver => {}
     }
     match picture? {
         Some(path) => println!("{}\npicture: {}", task::title(body, styles), path.display()),
@@ -160,24 +160,24 @@ async fn run_studio(options: &Options) -> Result<()> {
     let studio = Arc::new(Studio { stack, styles: stored.into_iter().map(style).collect() });
     let (addr, served) = open(studio.clone()).await?;
     let stack = &studio.stack;
-    let told = async {
+    let announced = async {
         stack.faults.function.ready().await?;
         ready("function");
         println!("\nstudio: http://{addr}\n  pictures  {}", stack.tasks.gallery().path().display());
         println!("  logs      {}\nIt stays until ctrl-C.", stack.run.path().display());
-        look(&format!("http://{addr}"));
+        open_browser(&format!("http://{addr}"));
         std::future::pending::<Result<()>>().await
     };
     tokio::select! {
         ended = stack.run() => match ended? {},
         ended = served => ended?,
-        ended = told => ended?,
+        ended = announced => ended?,
     }
     bail!("the page's server has ended")
 }
 
 /// Opens the page in a browser if there is a display.
-fn look(url: &str) {
+fn open_browser(url: &str) {
     if ["DISPLAY", "WAYLAND_DISPLAY"].iter().any(|name| env::var_os(name).is_some()) {
         let quiet = || Stdio::null();
         // Without a browser the address is still printed.

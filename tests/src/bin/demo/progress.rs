@@ -27,7 +27,7 @@ pub(crate) enum Outcome {
     /// The backend could not be notified; the message is in the dead-letter queue.
     DeadLettered,
     /// The message was deleted, but its webhooks went to another address.
-    ToldElsewhere,
+    OtherReceiver,
 }
 
 /// Shows what happens to the task until it has ended.
@@ -42,14 +42,14 @@ pub(crate) async fn outcome(screen: &mut Screen, stack: &Stack, backend: &Backen
             if call.is_end() && (id.is_none() || call.generation_id() == id) {
                 // The function must still answer and log its timings.
                 stack.route.mapping.handled(body, receives + 1, ANSWER).await?;
-                return Ok(told(call));
+                return Ok(end_of(call));
             }
         }
         shown = came.len();
         let records = of_body(&batches.borrow_and_update(), body);
         for record in &records[receives..] {
             if record.deleted {
-                return Ok(Outcome::ToldElsewhere);
+                return Ok(Outcome::OtherReceiver);
             }
             let (count, most) = (record.receive_count, stack.route.queue.max_receive_count);
             screen.line(&format!("the function gave the message back to the queue (receive {count} of {most})"));
@@ -69,7 +69,7 @@ fn of_body(batches: &[Batch], body: &str) -> Vec<Record> {
     batches.iter().flat_map(|batch| &batch.records).filter(|record| record.body == body).cloned().collect()
 }
 
-fn told(call: &Call) -> Outcome {
+fn end_of(call: &Call) -> Outcome {
     let text = |name: &str| call.body[name].as_str().unwrap_or_default().to_string();
     match call.path.as_str() {
         COMPLETE => Outcome::Complete(text("result_url")),

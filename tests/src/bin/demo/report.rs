@@ -68,14 +68,14 @@ impl Report {
     ) -> Result<Option<PathBuf>> {
         let url = match (outcome, id) {
             (Outcome::Complete(url), _) => url.clone(),
-            (Outcome::ToldElsewhere, Some(id)) => {
+            (Outcome::OtherReceiver, Some(id)) => {
                 format!("{}/{IMAGES}/generations/gen_{id}.jpg", stack.aws.endpoint())
             }
             _ => return Ok(None),
         };
         let http = e2e::http_client()?;
         let answer = http.get(&url).send().await.with_context(|| format!("the picture at {url}"))?;
-        if matches!(outcome, Outcome::ToldElsewhere) && !answer.status().is_success() {
+        if matches!(outcome, Outcome::OtherReceiver) && !answer.status().is_success() {
             return Ok(None);
         }
         ensure!(answer.status().is_success(), "the picture at {url}: S3 answered {}", answer.status());
