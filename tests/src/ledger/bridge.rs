@@ -1,7 +1,7 @@
 //! The process between the broker and SQS: the relay, or a Python bridge to compare it with.
 
 use crate::{
-    ledger::options::QueueType,
+    ledger::options::{BridgeKind, QueueType},
     paths::{RunDir, binary, repo},
     ports,
     process::{Process, Spec},
@@ -13,21 +13,10 @@ const START: Duration = Duration::from_secs(60);
 /// The unit of `utime` and `stime` in /proc: 100 per second on all common Linux systems.
 const TICK_US: u64 = 10_000;
 
-/// Which bridge.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
-pub enum Kind {
-    /// The relay.
-    Relay,
-    /// pika and boto3, one `send_message` and one ack for each message.
-    Python,
-    /// pika and boto3, one `send_message_batch` and one ack for ten messages.
-    PythonBatch,
-}
-
 /// How to start it.
 #[derive(Debug, Clone)]
 pub(super) struct Bridge {
-    pub(super) kind: Kind,
+    pub(super) kind: BridgeKind,
     pub(super) python: PathBuf,
     pub(super) name: String,
     pub(super) amqp_url: String,
@@ -43,9 +32,9 @@ impl Bridge {
     /// Starts it; does not wait for it.
     pub(super) fn start(&self, run: &RunDir) -> Result<Process> {
         let spec = match self.kind {
-            Kind::Relay => Spec::new(&self.name, binary("relay")?),
-            Kind::Python => self.python(&["single"])?,
-            Kind::PythonBatch => self.python(&["batch"])?,
+            BridgeKind::Relay => Spec::new(&self.name, binary("relay")?),
+            BridgeKind::Python => self.python(&["single"])?,
+            BridgeKind::PythonBatch => self.python(&["batch"])?,
         };
         let endpoint = self.sqs_url.split("/000000000000").next().unwrap_or_default();
         let mut spec = spec

@@ -7,14 +7,13 @@ mod publisher;
 mod scenarios;
 mod tally;
 
-pub use bridge::Kind;
-pub use options::{Options, QueueType, Scenario};
+pub use options::{BridgeKind, Options, QueueType, Scenario};
 pub use publisher::Delay;
 pub use tally::Sums;
 
 use self::{bridge::Bridge, publisher::Publishing, scenarios::Run, tally::Tally};
 use crate::{broker::Broker, paths::RunDir, sqs::Sqs, tcp_proxy::TcpProxy, wait};
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use std::{
     fmt,
     sync::Arc,
@@ -33,6 +32,9 @@ const IMPATIENT: &str = "application:set_env(rabbit, consumer_timeout, 3000), \
 const WRITE_NAMES: &str = "[dets:sync(Table) || Table <- dets:all()].";
 /// For publishing the backlog of a bench.
 const PREFILL: Duration = Duration::from_secs(600);
+
+/// The messages before the timed ones, in a run at a steady rate.
+const WARM_UP: u64 = 200;
 
 /// The results of a run.
 #[derive(Debug, Clone)]
@@ -216,6 +218,20 @@ impl Run<'_> {
         self.settled(self.options.messages).await?;
         self.end().await?;
         Ok(cost)
+    }
+
+    /// Publishes `rate` messages per second and waits until all is settled. The first ones, which open connections, are not timed.
+    async fn pace(&self, rate: u32) -> Result<Delay> {
+        let all = self.options.messages;
+        ensure!(all > WARM_UP, "--messages must be over {WARM_UP}, the first of which are not timed");
+        self.publishing.run(&self.tally, 0..WARM_UP, Duration::ZERO).await;
+        self.settled(WARM_UP).await?;
+        self.tally.start_clock();
+        let within = Duration::from_secs((all - WARM_UP) / u64::from(rate)) + self.options.patience();
+        wait::at_most("end of publishing", within, self.publishing.steady(&self.tally, WARM_UP..all, rate)).await??;
+        self.settled(all).await?;
+        self.end().await?;
+        Delay::of(self.tally.delays()).context("nothing was timed")
     }
 }
 

@@ -1,6 +1,5 @@
 //! The options of a ledger run, and the fault scenarios.
 
-use super::Kind;
 use crate::paths::repo;
 use clap::{Args, ValueEnum};
 use std::{fmt, path::PathBuf, time::Duration};
@@ -60,6 +59,17 @@ pub enum QueueType {
     Quorum,
 }
 
+/// Which bridge.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum BridgeKind {
+    /// The relay.
+    Relay,
+    /// pika and boto3, one `send_message` and one ack for each message.
+    Python,
+    /// pika and boto3, one `send_message_batch` and one ack for ten messages.
+    PythonBatch,
+}
+
 /// The options of one run.
 #[derive(Debug, Clone, Args)]
 pub struct Options {
@@ -112,8 +122,8 @@ pub struct Options {
     #[arg(long)]
     pub linger_ms: Option<u64>,
     /// What moves the messages
-    #[arg(long, value_enum, default_value_t = Kind::Relay)]
-    pub bridge: Kind,
+    #[arg(long, value_enum, default_value_t = BridgeKind::Relay)]
+    pub bridge: BridgeKind,
     /// The Python for the Python bridges
     #[arg(long, default_value_os_t = repo().join("target/bench-venv/bin/python"))]
     pub python: PathBuf,

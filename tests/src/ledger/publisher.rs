@@ -1,10 +1,6 @@
 //! Publishes numbered messages until the broker has confirmed each. One without confirmation is published again.
 
-use super::{
-    scenarios::Run,
-    tally::{Body, Tally},
-};
-use crate::wait;
+use super::tally::{Body, Tally};
 use anyhow::{Context, Result, ensure};
 use lapin::{
     BasicProperties, Channel, Confirmation, Connection, ConnectionProperties, PublisherConfirm,
@@ -25,8 +21,6 @@ const PERSISTENT: u8 = 2;
 const CONFIRM: Duration = Duration::from_secs(60);
 const CONNECT: Duration = Duration::from_secs(10);
 const AGAIN: Duration = Duration::from_millis(100);
-const WARM_UP: u64 = 200;
-
 /// What is published, and where.
 #[derive(Debug, Clone)]
 pub(super) struct Publishing {
@@ -156,25 +150,9 @@ impl Delay {
     }
 }
 
-impl Run<'_> {
-    /// Publishes `rate` messages per second and waits until all is settled. The first ones, which open connections, are not timed.
-    pub(super) async fn pace(&self, rate: u32) -> Result<Delay> {
-        let all = self.options.messages;
-        ensure!(all > WARM_UP, "--messages must be over {WARM_UP}, the first of which are not timed");
-        self.publishing.run(&self.tally, 0..WARM_UP, Duration::ZERO).await;
-        self.settled(WARM_UP).await?;
-        self.tally.start_clock();
-        let within = Duration::from_secs((all - WARM_UP) / u64::from(rate)) + self.options.patience();
-        wait::at_most("end of publishing", within, self.publishing.steady(&self.tally, WARM_UP..all, rate)).await??;
-        self.settled(all).await?;
-        self.end().await?;
-        Delay::of(self.tally.delays()).context("nothing was timed")
-    }
-}
-
 impl Publishing {
     /// Publishes `rate` messages per second and waits for the confirmations at the end.
-    async fn steady(&self, tally: &Tally, numbers: Range<u64>, rate: u32) -> Result<()> {
+    pub(super) async fn steady(&self, tally: &Tally, numbers: Range<u64>, rate: u32) -> Result<()> {
         let (_connection, channel) = self.connect().await?;
         let mut ticks = interval(Duration::from_secs(1) / rate);
         let mut waiting = JoinSet::new();
