@@ -1,8 +1,7 @@
 #!/usr/bin/env python3
 """Simulates how workers come and go, says what 1,000 pictures cost and how long they are waited for, and chooses.
 
-What was measured and what is assumed is in scaling_model.py, and is printed. Refuses to be better than its assumptions:
-each is an option.
+What was measured and what is assumed is in scaling_model.py, and is printed. Each assumption is an option.
 """
 
 import argparse

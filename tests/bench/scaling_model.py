@@ -1,7 +1,7 @@
 """One trace of tasks under one policy of scaling: who works when, how long each task waits, which nodes are paid for.
 
-Seeded and without a clock: the same on every run. What was measured and what is assumed stands here.
-Refuses to know a cloud: how fast a node comes and what it costs is given.
+Seeded and without a clock: the same on every run. The measured and the assumed values are here, also how fast a node
+comes and what it costs.
 """
 
 import heapq
@@ -194,7 +194,7 @@ class Run:
             worker.idle_since = None
             self.in_work += 1
             self.waits.append(now + self.on_gpu + self.beside - self.waiting.popleft())
-            # With two in work, the GPU paints one while the other is fetched, stored and told.
+            # With two in work, the GPU paints one while the other is fetched, stored and reported.
             self.at(now + self.on_gpu + (self.beside if self.settings.concurrency == 1 else 0), self.done, worker)
 
     def done(self, now, worker):

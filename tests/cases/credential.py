@@ -25,7 +25,7 @@ ALGORITHM, CERTIFICATES = 1, 33  # labels of COSE headers
 
 
 class Bad(Exception):
-    """A fault of the file's."""
+    """The file is wrong."""
 
 
 def need(condition, reason):

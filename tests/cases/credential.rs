@@ -1,17 +1,16 @@
-//! Content Credentials, as a reader finds them that shares no code with their writer; and what does not start.
+//! Content Credentials as an independent reader finds them, and certificates with which no function starts.
 
 use crate::{
+    context::{PATIENCE, TestContext, case},
     safety::{function, given_back},
-    scene::{PATIENCE, Scene, case, model},
     secrets::keep,
 };
 use anyhow::{Context, Result};
 use e2e::{
-    certificates::Authority,
     paths::{RunDir, binary, repo, tool},
     process::{Spec, output},
-    stack::function_env,
     task::Task,
+    tls::Authority,
 };
 use handler::task::Format;
 use serde_json::{Value, json};
@@ -20,7 +19,7 @@ use std::{fs, path::Path};
 const TRAINED: &str = "http://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithmicMedia";
 const YEARS_ON: i32 = 2100;
 
-/// What the script finds in a file, or what it says is wrong.
+/// The script's result for a file, or its error.
 async fn read(
     run: &RunDir,
     name: &str,
@@ -37,8 +36,8 @@ async fn read(
 }
 
 /// An authority for this case.
-fn authority(scene: &Scene, name: &str) -> Result<Authority> {
-    Authority::new(&scene.stack.run.folder(name)?)
+fn authority(ctx: &TestContext, name: &str) -> Result<Authority> {
+    Authority::new(&ctx.stack.run.folder(name)?)
 }
 
 fn assert_says(said: &Value, title: &str, fields: &[(&str, &str)]) {
@@ -55,17 +54,17 @@ fn assert_says(said: &Value, title: &str, fields: &[(&str, &str)]) {
 
 #[test]
 fn an_independent_reader_verifies_every_format_and_notices_a_changed_byte() {
-    case(|scene| async move {
-        let (run, authority) = (&scene.stack.run, authority(&scene, "credential")?);
+    case(|ctx| async move {
+        let (run, authority) = (&ctx.stack.run, authority(&ctx, "credential")?);
         let (certificate, key) = authority.sign_for_pictures("signer", YEARS_ON)?;
         let files = [certificate.display().to_string(), key.display().to_string()];
         let env = [("EASEL_CREDENTIAL_CERTIFICATE", files[0].as_str()), ("EASEL_CREDENTIAL_KEY", &files[1])];
-        let function = function(&scene, "function-credential", &env).await?;
+        let function = function(&ctx, "function-credential", &env).await?;
         let log = || function.process().log_text();
         for format in Format::ALL {
-            let (ending, task) = (format.extension(), scene.task().with("output_format", format.name()));
+            let (ending, task) = (format.extension(), ctx.task().with("output_format", format.name()));
             assert!(!given_back(&function, &task.body()).await?, "{}", log());
-            let file = scene.painting(&task).await?.file;
+            let file = ctx.painting(&task).await?.file;
             let path = run.folder("credential")?.join(format!("picture.{ending}"));
             fs::write(&path, &file)?;
             let said = read(run, &format!("credential-{format}"), &path, &authority).await?;
@@ -86,26 +85,26 @@ fn an_independent_reader_verifies_every_format_and_notices_a_changed_byte() {
 
 #[test]
 fn certificate_and_key_come_from_secrets_and_several_pictures_each_have_their_own() {
-    case(|scene| async move {
-        let (run, authority) = (&scene.stack.run, authority(&scene, "credential-arn")?);
+    case(|ctx| async move {
+        let (run, authority) = (&ctx.stack.run, authority(&ctx, "credential-arn")?);
         let (certificate, key) = authority.sign_for_pictures("signer", YEARS_ON)?;
         let (certificate, key) = (fs::read_to_string(certificate)?, fs::read_to_string(key)?);
         let pems = json!({ "certificate": certificate, "key": key });
-        let arn = keep(&scene.stack.aws, "credential", &pems.to_string()).await?;
+        let arn = keep(&ctx.stack.aws, "credential", &pems.to_string()).await?;
         let arns = [format!("{arn}#certificate"), format!("{arn}#key")];
         let env = [
             ("EASEL_CREDENTIAL_CERTIFICATE_ARN", arns[0].as_str()),
             ("EASEL_CREDENTIAL_KEY_ARN", &arns[1]),
             ("RUST_LOG", "trace"),
         ];
-        let function = function(&scene, "function-credential-arn", &env).await?;
-        let task = scene.task().with("num_images", 2);
+        let function = function(&ctx, "function-credential-arn", &env).await?;
+        let task = ctx.task().with("num_images", 2);
         assert!(!given_back(&function, &task.body()).await?);
-        let urls = scene.painting(&task).await?.complete.body["result_urls"].clone();
+        let urls = ctx.painting(&task).await?.complete.body["result_urls"].clone();
         let mut labels = Vec::new();
         for (number, title) in [(0, format!("gen_{}.jpg", task.id())), (1, format!("gen_{}_2.jpg", task.id()))] {
             let url = urls[number].as_str().context("no address")?;
-            let answer = reqwest::Client::builder().no_proxy().build()?.get(url).send().await?;
+            let answer = e2e::http_client()?.get(url).send().await?;
             let path = run.folder("credential-arn")?.join(&title);
             fs::write(&path, answer.bytes().await?)?;
             let said =
@@ -121,28 +120,28 @@ fn certificate_and_key_come_from_secrets_and_several_pictures_each_have_their_ow
     });
 }
 
-/// The delivery that was painted and could not be told is not painted again, though it would not be the same bytes.
+/// A redelivered task is not painted again, although the bytes would differ.
 #[test]
 fn a_picture_with_a_credential_that_stands_is_not_painted_again() {
-    case(|scene| async move {
-        let authority = authority(&scene, "credential-again")?;
+    case(|ctx| async move {
+        let authority = authority(&ctx, "credential-again")?;
         let (certificate, key) = authority.sign_for_pictures("signer", YEARS_ON)?;
         let files = [certificate.display().to_string(), key.display().to_string()];
         let env = [("EASEL_CREDENTIAL_CERTIFICATE", files[0].as_str()), ("EASEL_CREDENTIAL_KEY", &files[1])];
-        let function = function(&scene, "function-credential-again", &env).await?;
-        let task: Task = scene.task();
+        let function = function(&ctx, "function-credential-again", &env).await?;
+        let task: Task = ctx.task();
         assert!(!given_back(&function, &task.body()).await?);
-        let first = scene.etag(&task).await.context("no picture")?;
+        let first = ctx.etag(&task).await.context("no picture")?;
         assert!(!given_back(&function, &task.body()).await?);
-        assert_eq!(scene.etag(&task).await, Some(first));
+        assert_eq!(ctx.etag(&task).await, Some(first));
         Ok(())
     });
 }
 
 #[test]
 fn a_certificate_that_cannot_sign_ends_the_start_with_64_and_is_named() {
-    case(|scene| async move {
-        let (stack, authority) = (scene.stack, authority(&scene, "credential-refused")?);
+    case(|ctx| async move {
+        let (stack, authority) = (ctx.stack, authority(&ctx, "credential-refused")?);
         let (good, key) = authority.sign_for_pictures("good", YEARS_ON)?;
         let (other, _) = authority.sign_for_pictures("other", YEARS_ON)?;
         let (old, old_key) = authority.sign_for_pictures("old", 2020)?;
@@ -154,7 +153,7 @@ fn a_certificate_that_cannot_sign_ends_the_start_with_64_and_is_named() {
             ("alone", Some(&good), None, "--credential-key"),
             ("keyless", None, Some(&key), "--credential-certificate"),
         ] {
-            let env = function_env(&stack.aws, &stack.run, name, &model())?;
+            let env = ctx.env(name)?;
             let mut spec = Spec::new(&format!("credential-{name}"), binary("handler")?).args(["function"]).envs(env);
             for (variable, file) in [("EASEL_CREDENTIAL_CERTIFICATE", certificate), ("EASEL_CREDENTIAL_KEY", key)] {
                 if let Some(file) = file {

@@ -1,107 +1,93 @@
-//! An invocation that is too short for a task, or for what it waits for: answered in time, with what is given back visible again.
+//! An invocation that is too short for a task is answered in time, and the task's message is visible again at once.
 
-use crate::scene::{HOUR, PATIENCE, Solo, case};
+use crate::context::{HOUR, PATIENCE, case};
 use anyhow::Context;
 use e2e::{
     aws::IMAGES,
     backend::{COMPLETE, FAILED, PROGRESS},
-    mapping, wait,
 };
-use serde_json::json;
 use std::time::{Duration, Instant};
 
-/// Too short for a claim that is waited for.
+/// No failed messages.
+const NONE: [&str; 0] = [];
+/// Too short for waiting until a claim expires.
 const SHORT: Duration = Duration::from_secs(4);
-/// What is kept of an invocation for what comes after the painting.
+/// The time of an invocation that is kept for the steps after the painting.
 const KEPT: Duration = Duration::from_secs(2);
 
 #[test]
 fn a_task_that_does_not_fit_the_invocation_is_given_back_in_time() {
-    case(|scene| async move {
-        let (aws, Solo { queue, mut api, function: _function }) = (&scene.stack.aws, scene.solo("deadline").await?);
-        let task = scene.task().with("num_inference_steps", 150);
-        aws.send(&queue.url, &task.body()).await?;
-        let first = aws.receive(&queue.url, 20, 1).await?;
-        let id = first[0].message_id().context("no message id")?.to_string();
-        let event = |messages| mapping::event(messages, &queue.arn());
+    case(|ctx| async move {
+        let (aws, mut own) = (&ctx.stack.aws, ctx.own_function("deadline").await?);
+        let task = ctx.task().with("num_inference_steps", 150);
+        let first = own.receive(aws, &task.body()).await?;
+        let id = first[0].message_id().context("no message id")?;
         // The first event also waits for the model.
-        let ready = wait::at_most("function", PATIENCE, api.invoke(json!({ "Records": [] }), HOUR)).await??;
-        assert_eq!(ready, Ok(json!({ "batchItemFailures": [] })));
-        // A third of the steps takes a third of the time, however fast this machine is: no time for all of them.
-        let third = scene.task().with("num_inference_steps", 50);
-        aws.send(&queue.url, &third.body()).await?;
-        let received = aws.receive(&queue.url, 20, 1).await?;
+        assert_eq!(own.invoke(&[], HOUR).await?, NONE);
+        // A third of the steps takes a third of the time on any machine: too short for all of them.
+        let third = own.receive(aws, &ctx.task().with("num_inference_steps", 50).body()).await?;
         let started = Instant::now();
-        let answer = wait::at_most("answer", PATIENCE, api.invoke(event(&received), HOUR)).await??;
-        assert_eq!(answer, Ok(json!({ "batchItemFailures": [] })));
+        assert_eq!(own.invoke(&third, HOUR).await?, NONE);
         let short = started.elapsed() + KEPT;
         let started = Instant::now();
-        let answer = wait::at_most("answer", PATIENCE, api.invoke(event(&first), short)).await??;
+        let failures = own.invoke(&first, short).await?;
         assert!(started.elapsed() < short, "it took {:?} of {short:?}", started.elapsed());
-        assert_eq!(answer, Ok(json!({ "batchItemFailures": [{ "itemIdentifier": id }] })));
-        let calls = scene.backend.calls_of(task.id());
+        assert_eq!(failures, [id]);
+        let calls = ctx.backend.calls_of(task.id());
         assert!(calls.iter().all(|call| call.path == PROGRESS), "{calls:?}");
-        let again = aws.receive(&queue.url, 20, 1).await?;
-        assert_eq!(again.first().and_then(|message| message.message_id()), Some(id.as_str()), "not visible at once");
-        let short_task = scene.task();
-        aws.send(&queue.url, &short_task.body()).await?;
-        let next = aws.receive(&queue.url, 20, 1).await?;
-        let answer = wait::at_most("answer", PATIENCE, api.invoke(event(&next), HOUR)).await??;
-        assert_eq!(answer, Ok(json!({ "batchItemFailures": [] })));
-        assert_eq!(scene.backend.end_of(short_task.id(), PATIENCE).await?.path, COMPLETE);
+        let again = aws.receive(&own.queue.url, 20, 1).await?;
+        assert_eq!(again.first().and_then(|message| message.message_id()), Some(id), "not visible at once");
+        let short_task = ctx.task();
+        let next = own.receive(aws, &short_task.body()).await?;
+        assert_eq!(own.invoke(&next, HOUR).await?, NONE);
+        assert_eq!(ctx.backend.end_of(short_task.id(), PATIENCE).await?.path, COMPLETE);
         Ok(())
     });
 }
 
 #[test]
 fn a_finished_neighbour_is_answered_while_a_task_waits_for_its_claim() {
-    case(|scene| async move {
-        let (aws, Solo { queue, mut api, function: _function }) =
-            (&scene.stack.aws, scene.solo("deadline-claim").await?);
-        let (done, waiting) = (scene.task().with("prompt_tags", 1), scene.task());
+    case(|ctx| async move {
+        let (aws, mut own) = (&ctx.stack.aws, ctx.own_function("deadline-claim").await?);
+        let (done, waiting) = (ctx.task().with("prompt_tags", 1), ctx.task());
         aws.put(IMAGES, &format!("claims/gen_{}", waiting.id()), b"somebody 1\n".to_vec()).await?;
         for task in [&done, &waiting] {
-            aws.send(&queue.url, &task.body()).await?;
+            aws.send(&own.queue.url, &task.body()).await?;
         }
-        let mut messages = aws.receive(&queue.url, 20, 2).await?;
+        let mut messages = aws.receive(&own.queue.url, 20, 2).await?;
         if messages.len() < 2 {
-            messages.extend(aws.receive(&queue.url, 20, 1).await?);
+            messages.extend(aws.receive(&own.queue.url, 20, 1).await?);
         }
         let is_waiting = |body: Option<&str>| body == Some(waiting.body().as_str());
         let theirs = messages.iter().find(|message| is_waiting(message.body())).context("not received")?;
-        let id = theirs.message_id().context("no message id")?.to_string();
+        let id = theirs.message_id().context("no message id")?;
         let started = Instant::now();
-        let answer =
-            wait::at_most("answer", PATIENCE, api.invoke(mapping::event(&messages, &queue.arn()), SHORT)).await??;
+        let failures = own.invoke(&messages, SHORT).await?;
         assert!(started.elapsed() < SHORT, "it took {:?}", started.elapsed());
-        assert_eq!(answer, Ok(json!({ "batchItemFailures": [{ "itemIdentifier": id }] })));
-        assert_eq!(scene.backend.end_of(done.id(), Duration::ZERO).await?.path, FAILED);
-        assert_eq!(scene.backend.calls_of(waiting.id()), []);
+        assert_eq!(failures, [id]);
+        assert_eq!(ctx.backend.end_of(done.id(), Duration::ZERO).await?.path, FAILED);
+        assert_eq!(ctx.backend.calls_of(waiting.id()), []);
         Ok(())
     });
 }
 
 #[test]
 fn a_backend_that_takes_nothing_holds_up_no_answer_and_hears_of_the_picture_later() {
-    case(|scene| async move {
-        let (aws, Solo { queue, mut api, function: _function }) =
-            (&scene.stack.aws, scene.solo("deadline-webhook").await?);
-        let task = scene.task();
-        aws.send(&queue.url, &task.body()).await?;
-        let messages = aws.receive(&queue.url, 20, 1).await?;
-        let event = mapping::event(&messages, &queue.arn());
-        let id = messages[0].message_id().context("no message id")?.to_string();
-        scene.backend.refuse(COMPLETE, 503, usize::MAX);
-        // Time enough for a picture, too little for all tries of its webhook.
+    case(|ctx| async move {
+        let mut own = ctx.own_function("deadline-webhook").await?;
+        let task = ctx.task();
+        let messages = own.receive(&ctx.stack.aws, &task.body()).await?;
+        let id = messages[0].message_id().context("no message id")?;
+        ctx.backend.refuse(COMPLETE, 503, usize::MAX);
+        // Enough for a picture, too short for all attempts of its webhook.
         let limit = Duration::from_secs(8);
         let started = Instant::now();
-        let answer = wait::at_most("answer", PATIENCE, api.invoke(event.clone(), limit)).await??;
+        let failures = own.invoke(&messages, limit).await?;
         assert!(started.elapsed() < limit, "it took {:?}", started.elapsed());
-        assert_eq!(answer, Ok(json!({ "batchItemFailures": [{ "itemIdentifier": id }] })));
-        scene.backend.take();
-        let answer = wait::at_most("answer", PATIENCE, api.invoke(event, HOUR)).await??;
-        assert_eq!(answer, Ok(json!({ "batchItemFailures": [] })));
-        assert_eq!(scene.backend.end_of(task.id(), Duration::ZERO).await?.path, COMPLETE);
+        assert_eq!(failures, [id]);
+        ctx.backend.accept_all();
+        assert_eq!(own.invoke(&messages, HOUR).await?, NONE);
+        assert_eq!(ctx.backend.end_of(task.id(), Duration::ZERO).await?.path, COMPLETE);
         Ok(())
     });
 }

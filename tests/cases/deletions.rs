@@ -1,23 +1,23 @@
-//! A worker deletes the messages of finished tasks together, and none gets lost.
+//! A worker deletes the messages of finished tasks in batches, and no deletion is lost.
 
 use crate::{
-    scene::{PATIENCE, Scene, case},
+    context::{PATIENCE, TestContext, case},
     worker::worker,
 };
 use anyhow::Result;
 use e2e::{
     aws::Queue,
+    aws_proxies::DeletionProxy,
     backend::{COMPLETE, Call, FAILED, PROGRESS},
-    deletions::DeletionProxy,
     process::Process,
     task::Task,
     wait,
 };
 use std::time::Duration;
 
-/// A worker with three tasks at a time, and what it deletes goes through the proxy.
-async fn start(scene: &Scene, name: &str, visibility: &str) -> Result<(Queue, DeletionProxy, Process)> {
-    let aws = &scene.stack.aws;
+/// A worker with three concurrent tasks, with a proxy for its deletions.
+async fn start(ctx: &TestContext, name: &str, visibility: &str) -> Result<(Queue, DeletionProxy, Process)> {
+    let aws = &ctx.stack.aws;
     let queue = aws.queue(name, Duration::from_secs(visibility.parse()?), 9).await?;
     let proxy = DeletionProxy::start(aws.endpoint()).await?;
     let options = [
@@ -26,39 +26,39 @@ async fn start(scene: &Scene, name: &str, visibility: &str) -> Result<(Queue, De
         ("EASEL_VISIBILITY_TIMEOUT", visibility.to_string()),
     ];
     let options = options.each_ref().map(|(name, value)| (*name, value.as_str()));
-    let worker = worker(scene, name, &queue, &options)?;
+    let worker = worker(ctx, name, &queue, &options)?;
     Ok((queue, proxy, worker))
 }
 
-/// Tasks that end as soon as they were read: as failed.
-fn short(scene: &Scene, count: usize) -> Vec<Task> {
-    (0..count).map(|_| scene.task().with("prompt_tags", 1)).collect()
+/// Tasks that fail as soon as they are read.
+fn short(ctx: &TestContext, count: usize) -> Vec<Task> {
+    (0..count).map(|_| ctx.task().with("prompt_tags", 1)).collect()
 }
 
-async fn ended(scene: &Scene, queue: &Queue, tasks: &[Task]) -> Result<()> {
+async fn ended(ctx: &TestContext, queue: &Queue, tasks: &[Task]) -> Result<()> {
     for task in tasks {
-        scene.stack.aws.send(&queue.url, &task.body()).await?;
+        ctx.stack.aws.send(&queue.url, &task.body()).await?;
     }
     for task in tasks {
-        assert_eq!(scene.backend.end_of(task.id(), PATIENCE).await?.path, FAILED);
+        assert_eq!(ctx.backend.end_of(task.id(), PATIENCE).await?.path, FAILED);
     }
     Ok(())
 }
 
 #[test]
 fn tasks_that_end_while_a_deletion_is_on_its_way_are_deleted_with_one_request() {
-    case(|scene| async move {
-        let (queue, proxy, worker) = start(&scene, "deletions", "60").await?;
-        let tasks = short(&scene, 14);
+    case(|ctx| async move {
+        let (queue, proxy, worker) = start(&ctx, "deletions", "60").await?;
+        let tasks = short(&ctx, 14);
         proxy.hold(true);
-        ended(&scene, &queue, &tasks[..1]).await?;
+        ended(&ctx, &queue, &tasks[..1]).await?;
         proxy.requests(1, PATIENCE).await?;
-        // Their places are free although no message is deleted yet: more of them end than there are places, and than SQS deletes
+        // Their slots are free although no message is deleted yet: more of them end than there are slots, and than SQS deletes
         // with one request.
-        ended(&scene, &queue, &tasks[1..]).await?;
-        // The last ones may be handed over only now.
+        ended(&ctx, &queue, &tasks[1..]).await?;
+        // The last deletions may be queued only now.
         proxy.hold(false);
-        scene.stack.aws.has_depth(&queue.url, (0, 0), PATIENCE).await?;
+        ctx.stack.aws.has_depth(&queue.url, (0, 0), PATIENCE).await?;
         let batches = proxy.batches();
         assert_eq!(batches.iter().sum::<usize>(), 14, "{batches:?}");
         assert!(batches.len() <= 4 && batches.iter().all(|&entries| entries <= 10), "{batches:?}");
@@ -69,52 +69,52 @@ fn tasks_that_end_while_a_deletion_is_on_its_way_are_deleted_with_one_request() 
 
 #[test]
 fn an_entry_that_was_not_deleted_is_tried_again_alone() {
-    case(|scene| async move {
-        let (queue, proxy, worker) = start(&scene, "deletions-entry", "60").await?;
-        let tasks = short(&scene, 3);
+    case(|ctx| async move {
+        let (queue, proxy, worker) = start(&ctx, "deletions-entry", "60").await?;
+        let tasks = short(&ctx, 3);
         proxy.hold(true);
         proxy.fail(2);
-        ended(&scene, &queue, &tasks).await?;
+        ended(&ctx, &queue, &tasks).await?;
         proxy.requests(1, PATIENCE).await?;
         proxy.hold(false);
-        scene.stack.aws.has_depth(&queue.url, (0, 0), PATIENCE).await?;
+        ctx.stack.aws.has_depth(&queue.url, (0, 0), PATIENCE).await?;
         assert_eq!(proxy.batches().iter().sum::<usize>(), 3 + 2, "{:?}", proxy.batches());
         for task in &tasks {
-            assert_eq!(scene.backend.calls_of(task.id()).len(), 1, "it came again");
+            assert_eq!(ctx.backend.calls_of(task.id()).len(), 1, "it came again");
         }
         assert!(worker.terminate(PATIENCE).await?.success());
         Ok(())
     });
 }
 
-/// SQS says of a throttled entry that the sender is at fault.
+/// SQS reports a throttled entry with `SenderFault` true.
 #[test]
 fn an_entry_that_was_throttled_is_tried_again() {
-    case(|scene| async move {
-        let (queue, proxy, worker) = start(&scene, "deletions-throttled", "60").await?;
+    case(|ctx| async move {
+        let (queue, proxy, worker) = start(&ctx, "deletions-throttled", "60").await?;
         proxy.throttle(1);
-        ended(&scene, &queue, &short(&scene, 1)).await?;
-        scene.stack.aws.has_depth(&queue.url, (0, 0), Duration::from_secs(30)).await?;
+        ended(&ctx, &queue, &short(&ctx, 1)).await?;
+        ctx.stack.aws.has_depth(&queue.url, (0, 0), Duration::from_secs(30)).await?;
         assert_eq!(proxy.batches(), [1, 1]);
         assert!(worker.terminate(PATIENCE).await?.success());
         Ok(())
     });
 }
 
-/// The heartbeat is on its way while the task is told and deleted.
+/// The heartbeat is under way while the task ends and is deleted.
 #[test]
 fn the_work_on_a_task_does_not_wait_for_its_heartbeat() {
-    case(|scene| async move {
-        let (queue, proxy, worker) = start(&scene, "heartbeat", "3").await?;
+    case(|ctx| async move {
+        let (queue, proxy, worker) = start(&ctx, "heartbeat", "3").await?;
         proxy.ignore_extensions();
-        // However fast it is painted, it is in work until the heartbeat is on its way.
-        scene.backend.refuse_until(COMPLETE, 503, usize::MAX, "1");
-        let task = scene.task();
-        scene.stack.aws.send(&queue.url, &task.body()).await?;
+        // The task stays in work until the heartbeat is under way.
+        ctx.backend.refuse_with_retry_after(COMPLETE, 503, usize::MAX, "1");
+        let task = ctx.task();
+        ctx.stack.aws.send(&queue.url, &task.body()).await?;
         proxy.ignored(PATIENCE).await?;
-        scene.backend.take();
-        // Sooner than any limit of the request that has no answer.
-        assert_eq!(scene.backend.end_of(task.id(), Duration::from_secs(8)).await?.path, COMPLETE);
+        ctx.backend.accept_all();
+        // Sooner than any timeout of the unanswered request.
+        assert_eq!(ctx.backend.end_of(task.id(), Duration::from_secs(8)).await?.path, COMPLETE);
         worker.kill().await;
         Ok(())
     });
@@ -122,42 +122,42 @@ fn the_work_on_a_task_does_not_wait_for_its_heartbeat() {
 
 #[test]
 fn an_entry_that_sqs_refuses_for_good_is_not_tried_again() {
-    case(|scene| async move {
-        let (queue, proxy, worker) = start(&scene, "deletions-refused", "60").await?;
+    case(|ctx| async move {
+        let (queue, proxy, worker) = start(&ctx, "deletions-refused", "60").await?;
         proxy.refuse(1);
-        ended(&scene, &queue, &short(&scene, 1)).await?;
+        ended(&ctx, &queue, &short(&ctx, 1)).await?;
         proxy.requests(1, PATIENCE).await?;
         assert!(worker.terminate(PATIENCE).await?.success());
         assert_eq!(proxy.batches(), [1]);
         assert!(worker.log_text().contains("was not deleted: it comes again"), "{}", worker.log_text());
-        assert_eq!(scene.stack.aws.depth(&queue.url).await?, (0, 1));
+        assert_eq!(ctx.stack.aws.depth(&queue.url).await?, (0, 1));
         Ok(())
     });
 }
 
 #[test]
 fn sigterm_right_after_a_task_loses_no_deletion() {
-    case(|scene| async move {
-        let (queue, proxy, worker) = start(&scene, "deletions-term", "60").await?;
+    case(|ctx| async move {
+        let (queue, proxy, worker) = start(&ctx, "deletions-term", "60").await?;
         proxy.hold(true);
         proxy.fail(1);
-        let tasks = short(&scene, 2);
-        ended(&scene, &queue, &tasks).await?;
+        let tasks = short(&ctx, 2);
+        ended(&ctx, &queue, &tasks).await?;
         proxy.requests(1, PATIENCE).await?;
         let (status, ()) = tokio::join!(worker.terminate(PATIENCE), async { proxy.hold(false) });
         let status = status?;
-        assert!(status.success(), "{}", worker.fault(&status.to_string()));
-        assert_eq!(scene.stack.aws.depth(&queue.url).await?, (0, 0));
+        assert!(status.success(), "{}", worker.error(&status.to_string()));
+        assert_eq!(ctx.stack.aws.depth(&queue.url).await?, (0, 0));
         Ok(())
     });
 }
 
 #[test]
 fn an_sqs_that_answers_no_more_holds_up_no_end() {
-    case(|scene| async move {
-        let (queue, proxy, worker) = start(&scene, "deletions-hang", "60").await?;
+    case(|ctx| async move {
+        let (queue, proxy, worker) = start(&ctx, "deletions-hang", "60").await?;
         proxy.hold(true);
-        ended(&scene, &queue, &short(&scene, 1)).await?;
+        ended(&ctx, &queue, &short(&ctx, 1)).await?;
         proxy.requests(1, PATIENCE).await?;
         assert!(worker.terminate(Duration::from_secs(30)).await?.success());
         assert!(worker.log_text().contains("were not deleted: they come again"), "{}", worker.log_text());
@@ -167,20 +167,20 @@ fn an_sqs_that_answers_no_more_holds_up_no_end() {
 
 #[test]
 fn a_message_that_is_never_deleted_comes_again_and_is_announced_not_painted() {
-    case(|scene| async move {
-        let (queue, proxy, worker) = start(&scene, "deletions-never", "3").await?;
-        let task = scene.task();
-        // Those of the first receipt fail until it runs out.
+    case(|ctx| async move {
+        let (queue, proxy, worker) = start(&ctx, "deletions-never", "3").await?;
+        let task = ctx.task();
+        // Deletions with the first receipt fail until it expires.
         proxy.fail(usize::MAX);
-        scene.stack.aws.send(&queue.url, &task.body()).await?;
-        scene.painting(&task).await?;
-        let (mut calls, id) = (scene.backend.follow(), Some(task.id()));
+        ctx.stack.aws.send(&queue.url, &task.body()).await?;
+        ctx.painting(&task).await?;
+        let (mut calls, id) = (ctx.backend.follow(), Some(task.id()));
         let is_complete = |call: &&Call| call.path == COMPLETE && call.generation_id() == id;
         let again = calls.wait_for(|calls| calls.iter().filter(is_complete).count() > 1);
         wait::at_most("second complete", PATIENCE, again).await??;
         proxy.fail(0);
-        scene.stack.aws.has_depth(&queue.url, (0, 0), PATIENCE).await?;
-        let mut starts = scene.backend.calls_of(task.id());
+        ctx.stack.aws.has_depth(&queue.url, (0, 0), PATIENCE).await?;
+        let mut starts = ctx.backend.calls_of(task.id());
         starts.retain(|call| call.path == PROGRESS && call.body["progress"]["current_step"] == 0);
         assert_eq!(starts.len(), 1, "painted again");
         assert!(worker.terminate(PATIENCE).await?.success());

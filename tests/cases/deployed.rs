@@ -1,22 +1,22 @@
-//! `template.yaml`, put up in a stand-in: `deployed/main.py` deploys it, looks at what came out and says what relay and
-//! handler would be given; here the real ones run with just that.
+//! `template.yaml`, deployed to a stand-in: `deployed/main.py` deploys and checks it and prints the settings of relay and handler;
+//! here the real ones run with exactly those.
 
-use crate::scene::{PATIENCE, Scene, case, model};
+use crate::context::{PATIENCE, TestContext, case, model};
 use anyhow::{Context, Result};
 use e2e::{
     aws::MODELS,
-    line::Relay,
     paths::{binary, repo, tool},
     process::{Process, Spec, output},
+    relay::Relay,
     stack::TOKEN,
 };
 use serde_json::{Map, Value};
 
-/// Deploys; what the script printed.
-async fn deploy(scene: &Scene, name: &str, kind: &str) -> Result<Value> {
-    let stack = scene.stack;
+/// Deploys; gives the script's output.
+async fn deploy(ctx: &TestContext, name: &str, kind: &str) -> Result<Value> {
+    let stack = ctx.stack;
     let (aws, amqp_url) = (&stack.aws, stack.broker.url());
-    let host = scene.backend.url().replace("http://", "");
+    let host = ctx.backend.url().replace("http://", "");
     let spec = Spec::new(&format!("deploy-{name}"), tool("python3")?)
         .args([repo().join("tests/cases/deployed/main.py")])
         .args([aws.endpoint(), name, kind, MODELS, &host, &amqp_url, TOKEN]);
@@ -29,9 +29,9 @@ fn variables(of: &Value) -> Result<&Map<String, Value>> {
     of.as_object().context("no variables")
 }
 
-/// A worker as the function is set up, but for what is not of this machine.
-fn worker(scene: &Scene, name: &str, deployed: &Value) -> Result<Process> {
-    let stack = scene.stack;
+/// A worker with the function's settings, except for those that this machine cannot have.
+fn worker(ctx: &TestContext, name: &str, deployed: &Value) -> Result<Process> {
+    let stack = ctx.stack;
     let environment = variables(&deployed["handler"])?;
     let bucket = environment["S3_BUCKET"].as_str().context("no bucket")?;
     Spec::new(&format!("worker-{name}"), binary("handler")?)
@@ -47,32 +47,31 @@ fn worker(scene: &Scene, name: &str, deployed: &Value) -> Result<Process> {
         .start(&stack.run)
 }
 
-/// What the container's health check says of a relay.
-async fn is_healthy(scene: &Scene, name: &str, deployed: &Value, relay: &Relay) -> Result<bool> {
+/// Runs the container's health check against a relay.
+async fn is_healthy(ctx: &TestContext, name: &str, deployed: &Value, relay: &Relay) -> Result<bool> {
     let command: Vec<String> = serde_json::from_value(deployed["health"].clone())?;
     let port = deployed["relay"]["RELAY_HEALTH_ADDR"].as_str().context("no address")?.replace(':', "/");
     let here = relay.health.replace("http://", "").replace(':', "/");
     let [program, arguments @ ..] = &command[..] else { panic!("no command") };
     let spec =
         Spec::new(&format!("health-{name}"), program).args(arguments.iter().map(|text| text.replace(&port, &here)));
-    Ok(output(&scene.stack.run, spec, PATIENCE).await?.0.success())
+    Ok(output(&ctx.stack.run, spec, PATIENCE).await?.0.success())
 }
 
-async fn paints(scene: Scene, name: &str, kind: &str) -> Result<()> {
-    let stack = scene.stack;
-    let deployed = deploy(&scene, name, kind).await?;
+async fn paints(ctx: TestContext, name: &str, kind: &str) -> Result<()> {
+    let stack = ctx.stack;
+    let deployed = deploy(&ctx, name, kind).await?;
     let queue = deployed["tasks"].as_str().context("no queue")?;
     let options = variables(&deployed["relay"])?;
     // Its health endpoint gets a free port of this machine.
     let options = options.iter().filter(|(key, _)| *key != "RELAY_HEALTH_ADDR");
     let options: Vec<_> = options.filter_map(|(key, value)| Some((key.as_str(), value.as_str()?))).collect();
-    let relay = Relay::start_with(&stack.run, name, &stack.broker.url(), &stack.aws, queue, &options).await?;
-    relay.ready().await?;
-    assert!(is_healthy(&scene, name, &deployed, &relay).await?, "the relay lives");
-    let worker = worker(&scene, name, &deployed)?;
-    let task = scene.task();
+    let relay = ctx.relay(name, queue, &options).await?;
+    assert!(is_healthy(&ctx, name, &deployed, &relay).await?, "the relay lives");
+    let worker = worker(&ctx, name, &deployed)?;
+    let task = ctx.task();
     stack.publisher.publish(name, task.body().as_bytes()).await?;
-    scene.painting(&task).await?;
+    ctx.painting(&task).await?;
     stack.aws.has_depth(queue, (0, 0), PATIENCE).await?;
     let log = worker.log_text();
     let metrics = log.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
@@ -83,7 +82,7 @@ async fn paints(scene: Scene, name: &str, kind: &str) -> Result<()> {
     Ok(())
 }
 
-/// What alarm and dashboard show is what the handler wrote: in this namespace, with these dimensions.
+/// Alarm and dashboard use metrics that the handler writes, with its namespace and dimensions.
 fn assert_watched(deployed: &Value, written: &Value) {
     let directive = &written["_aws"]["CloudWatchMetrics"][0];
     let has = |name: &Value| {
@@ -97,7 +96,7 @@ fn assert_watched(deployed: &Value, written: &Value) {
     let dimensions = Value::Array(dimensions.collect());
     assert!(directive["Dimensions"].as_array().is_some_and(|sets| sets.contains(&dimensions)), "{alarm} {written}");
     let mut shown = 0;
-    // A dot repeats what stands above; a row of dots repeats all of it.
+    // "." repeats the value above, "..." all of them.
     let mut namespace = &Value::Null;
     for row in deployed["dashboard"].as_array().into_iter().flatten() {
         if row[0] != "." && row[0] != "..." {
@@ -114,10 +113,10 @@ fn assert_watched(deployed: &Value, written: &Value) {
 
 #[test]
 fn what_a_standard_deployment_makes_carries_a_task_to_its_picture() {
-    case(|scene| paints(scene, "deployed-standard", "standard"));
+    case(|ctx| paints(ctx, "deployed-standard", "standard"));
 }
 
 #[test]
 fn what_a_fifo_deployment_makes_carries_a_task_to_its_picture() {
-    case(|scene| paints(scene, "deployed-fifo", "fifo"));
+    case(|ctx| paints(ctx, "deployed-fifo", "fifo"));
 }

@@ -1,18 +1,18 @@
-//! `handler doctor`: nothing to say where all is well, and one line with the remedy for each thing that is not.
+//! `handler doctor`: every check is ok where all is well, and each problem has one line with the remedy.
 
-use crate::scene::{PATIENCE, Scene, case, lora_file, model};
+use crate::context::{TestContext, case, lora_file, model};
 use anyhow::Result;
 use e2e::{
     aws::{IMAGES, MODELS},
     paths::binary,
     ports,
-    process::{Spec, output},
-    stack::{TOKEN, function_env},
+    process::Spec,
+    stack::TOKEN,
 };
 use std::{fs, time::Duration};
 
 const VISIBILITY: Duration = Duration::from_secs(900);
-/// What it looks at.
+/// Its checks.
 const LINES: [&str; 15] = [
     "model.folder ",
     "model.manifest",
@@ -31,13 +31,17 @@ const LINES: [&str; 15] = [
     "sqs.redrive-policy",
 ];
 
-/// Runs it with variables beside those of a function that works; its exit code and what it says.
-pub(crate) async fn doctor(scene: &Scene, name: &str, queue: &str, changed: &[(&str, &str)]) -> Result<(i32, String)> {
-    let stack = scene.stack;
-    let (timeout, backend) = ((VISIBILITY.as_secs() / 6).to_string(), scene.backend.url());
+/// Runs it with the variables of a function that works and `changed`; its exit code and output.
+pub(crate) async fn doctor(
+    ctx: &TestContext,
+    name: &str,
+    queue: &str,
+    changed: &[(&str, &str)],
+) -> Result<(i32, String)> {
+    let (timeout, backend) = ((VISIBILITY.as_secs() / 6).to_string(), ctx.backend.url());
     let mut spec = Spec::new(&format!("doctor-{name}"), binary("handler")?)
         .args(["doctor"])
-        .envs(function_env(&stack.aws, &stack.run, "doctor", &model())?)
+        .envs(ctx.env("doctor")?)
         .env("EASEL_DEVICE", "cpu")
         .env("EASEL_LORA_BUCKETS", MODELS)
         .env("EASEL_DOCTOR_LORA_URL", "s3://stylelicense-models/doctor.safetensors")
@@ -50,18 +54,18 @@ pub(crate) async fn doctor(scene: &Scene, name: &str, queue: &str, changed: &[(&
             variable => spec.env(variable, *value),
         };
     }
-    let (status, text) = output(&stack.run, spec, PATIENCE).await?;
+    let (code, text) = ctx.output(spec).await?;
     assert!(!text.contains(TOKEN), "it shows the token: {text}");
-    Ok((status.code().unwrap_or(-1), text))
+    Ok((code, text))
 }
 
 #[test]
 fn where_all_is_well_every_line_says_so_and_nothing_is_left_behind() {
-    case(|scene| async move {
-        let aws = &scene.stack.aws;
+    case(|ctx| async move {
+        let aws = &ctx.stack.aws;
         let queue = aws.queue("doctor", VISIBILITY, 3).await?.url;
         aws.put(MODELS, "doctor.safetensors", fs::read(lora_file())?).await?;
-        let (code, text) = doctor(&scene, "well", &queue, &[("", "--load")]).await?;
+        let (code, text) = doctor(&ctx, "well", &queue, &[("", "--load")]).await?;
         assert_eq!(code, 0, "{text}");
         for line in LINES {
             assert!(text.lines().any(|said| said.starts_with(&format!("ok   {line}"))), "no word of {line}:\n{text}");
@@ -74,10 +78,10 @@ fn where_all_is_well_every_line_says_so_and_nothing_is_left_behind() {
             text.contains(&format!("warn s3.result-url {base}: ")) && text.contains("EASEL_RESULT_BASE_URL"),
             "{text}"
         );
-        let told = scene.backend.calls();
+        let calls = ctx.backend.calls();
         assert!(
-            told.iter().all(|call| call.method == "HEAD" && !call.headers.contains_key("authorization")),
-            "{told:?}"
+            calls.iter().all(|call| call.method == "HEAD" && !call.headers.contains_key("authorization")),
+            "{calls:?}"
         );
         assert_eq!(aws.etag(IMAGES, "generations/.easel-doctor").await, None);
         Ok(())
@@ -86,8 +90,8 @@ fn where_all_is_well_every_line_says_so_and_nothing_is_left_behind() {
 
 #[test]
 fn what_is_wrong_is_named_with_its_remedy() {
-    case(|scene| async move {
-        let (aws, run) = (&scene.stack.aws, &scene.stack.run);
+    case(|ctx| async move {
+        let (aws, run) = (&ctx.stack.aws, &ctx.stack.run);
         let queue = aws.queue("doctor-wrong", VISIBILITY, 3).await?.url;
         aws.put(MODELS, "doctor.safetensors", fs::read(lora_file())?).await?;
         let (empty, cut) = (run.folder("doctor-empty")?.display().to_string(), run.folder("doctor-cut")?);
@@ -119,7 +123,7 @@ fn what_is_wrong_is_named_with_its_remedy() {
             ("unlisted", "EASEL_WEBHOOK_HOSTS", "example.org", "FAIL webhooks.backend ", "EASEL_WEBHOOK_HOSTS"),
             ("no-aws", "AWS_ENDPOINT_URL", &no_aws, "FAIL s3.pictures ", "check the network"),
         ] {
-            let (code, text) = doctor(&scene, name, &queue, &[(variable, value)]).await?;
+            let (code, text) = doctor(&ctx, name, &queue, &[(variable, value)]).await?;
             assert_eq!(code, 1, "{name}: {text}");
             let said = text.lines().find(|said| said.starts_with(line));
             assert!(said.is_some_and(|said| said.contains(remedy)), "{name}: no `{line}` with `{remedy}`:\n{text}");

@@ -1,6 +1,6 @@
 //! `handler generate`: a picture from the shell.
 
-use crate::scene::{PATIENCE, case, lora_file, model};
+use crate::context::{PATIENCE, case, lora_file, model};
 use anyhow::Result;
 use e2e::{
     paths::{RunDir, binary},
@@ -19,8 +19,8 @@ async fn generate(run: &RunDir, name: &str, out: &Path, more: &[&str]) -> Result
 
 #[test]
 fn the_same_command_writes_the_same_bytes() {
-    case(|scene| async move {
-        let run = &scene.stack.run;
+    case(|ctx| async move {
+        let run = &ctx.stack.run;
         let folder = run.folder("generate")?;
         let lora = format!("{}=0.5", lora_file().display());
         let mut files = Vec::new();
@@ -41,8 +41,8 @@ fn the_same_command_writes_the_same_bytes() {
 
 #[test]
 fn a_png_of_another_shape_by_the_other_scheduler() {
-    case(|scene| async move {
-        let run = &scene.stack.run;
+    case(|ctx| async move {
+        let run = &ctx.stack.run;
         let out = run.folder("generate")?.join("tall.png");
         let (fine, text) =
             generate(run, "generate-tall", &out, &["--aspect-ratio", "1:2", "--scheduler", "euler"]).await?;
@@ -56,8 +56,8 @@ fn a_png_of_another_shape_by_the_other_scheduler() {
 
 #[test]
 fn several_pictures_of_one_seed_are_several_files() {
-    case(|scene| async move {
-        let run = &scene.stack.run;
+    case(|ctx| async move {
+        let run = &ctx.stack.run;
         let folder = run.folder("generate")?;
         let more = ["--num-images", "2", "--scheduler", "euler_ancestral", "--noise-source", "cpu"];
         let (fine, text) = generate(run, "generate-two", &folder.join("pair.jpg"), &more).await?;
@@ -71,8 +71,8 @@ fn several_pictures_of_one_seed_are_several_files() {
 
 #[test]
 fn what_is_wrong_is_said_and_nothing_is_written() {
-    case(|scene| async move {
-        let run = &scene.stack.run;
+    case(|ctx| async move {
+        let run = &ctx.stack.run;
         let folder = run.folder("generate")?;
         let no_lora = folder.join("none.safetensors").display().to_string();
         for (name, out, more, said) in [

@@ -1,6 +1,6 @@
-//! The happy path, field by field against the seed document.
+//! A task that is painted: webhooks and picture field by field against the seed document.
 
-use crate::scene::{PATIENCE, Painting, Scene, case};
+use crate::context::{PATIENCE, Painting, TestContext, case};
 use anyhow::{Context, Result};
 use e2e::{
     aws::IMAGES,
@@ -11,7 +11,7 @@ use e2e::{
 use image::ImageFormat;
 use serde_json::json;
 
-/// What the seed sends with every webhook.
+/// The headers that the seed sends with every webhook.
 pub(crate) fn assert_headers(call: &Call) {
     let header = |name: &str| call.headers.get(name).map(String::as_str);
     assert_eq!(header("authorization"), Some(format!("Bearer {TOKEN}").as_str()));
@@ -19,10 +19,10 @@ pub(crate) fn assert_headers(call: &Call) {
     assert_eq!(header("content-type"), Some("application/json"));
 }
 
-/// Every progress webhook: the right steps, in order, each once, and nothing else in them.
+/// The progress webhooks are exactly those of these steps, in order.
 fn assert_progress(painting: &Painting, id: i64, total: u64, steps: &[u64]) {
-    let told: Vec<_> = painting.progress.iter().map(|call| call.body["progress"]["current_step"].as_u64()).collect();
-    assert_eq!(told, steps.iter().copied().map(Some).collect::<Vec<_>>());
+    let current: Vec<_> = painting.progress.iter().map(|call| call.body["progress"]["current_step"].as_u64()).collect();
+    assert_eq!(current, steps.iter().copied().map(Some).collect::<Vec<_>>());
     for (call, &step) in painting.progress.iter().zip(steps) {
         assert_eq!((call.method.as_str(), call.path.as_str(), call.status), ("PATCH", PROGRESS, 200));
         assert_headers(call);
@@ -51,29 +51,29 @@ fn assert_complete(call: &Call, url: &str, task: &Task, seed: i64, steps: u64) {
 
 #[test]
 fn a_task_of_the_seeds_shape_is_painted_and_told() {
-    case(|scene| async move {
+    case(|ctx| async move {
         // Only the six fields of the seed: 50 steps, seed 42, 512x512.
-        let task = scene.task().without("num_inference_steps");
-        let painting = scene.paint(&task).await?;
+        let task = ctx.task().without("num_inference_steps");
+        let painting = ctx.paint(&task).await?;
         assert_progress(&painting, task.id(), 50, &[0, 13, 25, 38, 45]);
-        let url = format!("{}/{IMAGES}/generations/gen_{}.jpg", scene.stack.aws.endpoint(), task.id());
+        let url = format!("{}/{IMAGES}/generations/gen_{}.jpg", ctx.stack.aws.endpoint(), task.id());
         assert_complete(&painting.complete, &url, &task, 42, 50);
-        let calls = scene.backend.calls();
+        let calls = ctx.backend.calls();
         assert_eq!(calls.len(), 6, "five milestones and the end, nothing else");
         assert_eq!(calls.last(), Some(&painting.complete), "the end comes last");
-        assert_jpeg(&scene, &task, &painting).await?;
-        let record = scene.stack.line.mapping.handled(&task.body(), 1, PATIENCE).await?;
+        assert_jpeg(&ctx, &task, &painting).await?;
+        let record = ctx.stack.route.mapping.handled(&task.body(), 1, PATIENCE).await?;
         assert!(record.deleted && record.receive_count == 1, "{record:?}");
         Ok(())
     });
 }
 
-async fn assert_jpeg(scene: &Scene, task: &Task, painting: &Painting) -> Result<()> {
+async fn assert_jpeg(ctx: &TestContext, task: &Task, painting: &Painting) -> Result<()> {
     assert_eq!(image::guess_format(&painting.file)?, ImageFormat::Jpeg);
     assert_eq!((painting.picture.width(), painting.picture.height()), (512, 512));
     let pixels = painting.picture.to_rgb8();
     assert!(pixels.pixels().any(|pixel| pixel != pixels.get_pixel(0, 0)), "one colour is no picture");
-    let s3 = &scene.stack.aws.s3;
+    let s3 = &ctx.stack.aws.s3;
     let head = s3.head_object().bucket(IMAGES).key(task.key()).send().await?;
     assert_eq!(head.content_type(), Some("image/jpeg"));
     let acl = s3.get_object_acl().bucket(IMAGES).key(task.key()).send().await?;
@@ -86,12 +86,12 @@ async fn assert_jpeg(scene: &Scene, task: &Task, painting: &Painting) -> Result<
 }
 
 fn milestones(total: u64, steps: &'static [u64]) {
-    case(|scene| async move {
-        let task = scene.task().with("num_inference_steps", total);
-        let painting = scene.paint(&task).await?;
+    case(|ctx| async move {
+        let task = ctx.task().with("num_inference_steps", total);
+        let painting = ctx.paint(&task).await?;
         assert_progress(&painting, task.id(), total, steps);
         assert_eq!(painting.complete.body["metadata"]["steps"], total);
-        assert_eq!(scene.backend.calls().len(), steps.len() + 1);
+        assert_eq!(ctx.backend.calls().len(), steps.len() + 1);
         Ok(())
     });
 }

@@ -1,13 +1,13 @@
-//! Every fault that the ledger knows, with few messages: nothing is lost, nothing comes twice without need.
+//! Every scenario of the ledger with few messages: nothing is lost, nothing arrives twice without need. Only the binary `ledger`
+//! plays `random`, which takes 60 s.
 //!
-//! Peers' known faults are among them; the comment at each case names whose. Left to the binary `ledger`: `random`, which
-//! takes its 60 s.
+//! Some are known bugs of similar programs; the comment at the case names them.
 
 use anyhow::{Result, ensure};
 use clap::Parser;
 use e2e::{
     broker::Broker,
-    ledger::{Fault, Options, Report, run},
+    ledger::{Options, Report, Scenario, run},
     paths::RunDir,
 };
 use std::sync::{LazyLock, OnceLock};
@@ -27,12 +27,12 @@ struct Cli {
     options: Options,
 }
 
-/// Whose broker a case uses.
+/// The broker that a case uses.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Node {
-    /// That of all cases which do not hit the broker itself.
+    /// The one of all cases that do not break the broker.
     Shared,
-    /// One of its own, because the fault hits all of it.
+    /// Its own, because the scenario breaks it.
     Own,
 }
 
@@ -52,15 +52,15 @@ async fn report(name: &str, node: Node, options: &Options) -> Result<Report> {
     run(folder(), &RwLock::new(broker), options).await
 }
 
-/// Runs a fault; gives the report when every promise was kept.
+/// Runs a scenario; gives the report if every promise was kept.
 fn case(name: &str, node: Node, args: &[&str]) -> Report {
     let fixed = ["ledger", "--name", name, "--messages", "400", "--hold-ms", "1500", "--heartbeat", "2"];
     let patience = ["--patience", "90", "--prefetch", "100"];
     let options = Cli::parse_from(fixed.iter().chain(&patience).chain(args)).options;
     let ended = RUNTIME.block_on(async {
         let report = report(name, node, &options).await?;
-        let faults = report.faults();
-        ensure!(faults.is_empty(), "{faults:?}\n{report}");
+        let violations = report.violations();
+        ensure!(violations.is_empty(), "{violations:?}\n{report}");
         let settled = report.sums.received + report.sums.dead_lettered;
         ensure!(report.sums.confirmed == options.messages && settled == options.messages, "{report}");
         Ok(report)
@@ -75,7 +75,7 @@ fn plain(fault: &str, node: Node) -> Report {
 #[test]
 fn none() {
     let report = plain("none", Node::Shared);
-    assert_eq!((report.sums.duplicated, report.fault), (0, Fault::None));
+    assert_eq!((report.sums.duplicated, report.fault), (0, Scenario::None));
 }
 
 /// Vector (#20735): no reconnect after an error of the broker.
@@ -95,7 +95,7 @@ fn broker_kill_quorum() {
     case("ledger-kill-quorum", Node::Own, &["--fault", "broker-kill", "--queue-type", "quorum"]);
 }
 
-/// FIFO: what SQS refuses of a batch must not be overtaken by what follows it in its group.
+/// FIFO: a refused entry must not be overtaken by later ones of its group.
 #[test]
 fn sqs_partial_fifo() {
     case("ledger-partial-fifo", Node::Shared, &["--fault", "sqs-partial", "--fifo"]);
@@ -117,7 +117,7 @@ fn broker_cut() {
     plain("broker-cut", Node::Shared);
 }
 
-/// rabbot (#202), lapin (#283): the consumer is dead, and the connection looks well for hours.
+/// rabbot (#202), lapin (#283): the consumer is dead, and the connection looks healthy for hours.
 #[test]
 fn broker_half_open() {
     plain("broker-half-open", Node::Shared);
@@ -128,19 +128,19 @@ fn broker_slow() {
     plain("broker-slow", Node::Shared);
 }
 
-/// lapin: a cancel by the server is only an end of the stream.
+/// lapin: a cancel by the server only ends the stream.
 #[test]
 fn broker_cancel() {
     plain("broker-cancel", Node::Shared);
 }
 
-/// lapin: soft errors of a channel are left to its user, and late acks must not reach the next channel.
+/// lapin: channel errors are left to the user, and late acks must not reach the next channel.
 #[test]
 fn broker_ack_timeout() {
     plain("broker-ack-timeout", Node::Own);
 }
 
-/// lapin: a blocked connection stops acks too when it also publishes.
+/// lapin: a blocked connection that also publishes stops acks, too.
 #[test]
 fn broker_blocked() {
     plain("broker-blocked", Node::Own);
@@ -151,7 +151,7 @@ fn relay_kill() {
     plain("relay-kill", Node::Shared);
 }
 
-/// Vector: an error downstream becomes a reject without requeue.
+/// Vector: a downstream error becomes a reject without requeue.
 #[test]
 fn sqs_cut() {
     plain("sqs-cut", Node::Shared);
@@ -168,13 +168,13 @@ fn sqs_slow() {
     plain("sqs-slow", Node::Shared);
 }
 
-/// Vector: SQS's throttling is not in the list of what is tried again.
+/// Vector: throttling by SQS is not retried.
 #[test]
 fn sqs_throttle() {
     plain("sqs-throttle", Node::Shared);
 }
 
-/// Being throttled is never a message's fault, whatever the flag beside it says.
+/// Throttling is never the message's fault, whatever `SenderFault` says.
 #[test]
 fn sqs_throttle_entries() {
     plain("sqs-throttle-entries", Node::Shared);
@@ -184,21 +184,21 @@ fn sqs_throttle_entries() {
 #[test]
 fn sqs_500() {
     let report = plain("sqs-500", Node::Shared);
-    // 400 messages need 40 to 400 requests when all is well; a loop would make thousands in the time of the fault.
+    // Without a fault 400 messages need 40 to 400 requests; a loop would make thousands during the fault.
     assert!(report.requests < 800, "{} requests", report.requests);
 }
 
-/// camel, shoryuken (#1037): partial failures are ignored. Redpanda Connect (#1070): what is sent again has no body.
+/// camel, shoryuken (#1037): partial failures are ignored. Redpanda Connect (#1070): retried messages have no body.
 #[test]
 fn sqs_partial() {
     plain("sqs-partial", Node::Shared);
 }
 
-/// Redpanda Connect: one entry's own fault fails its whole batch, and its neighbours come twice.
+/// Redpanda Connect: one bad entry fails its whole batch, and the others arrive twice.
 #[test]
 fn sqs_sender_fault() {
     let report = plain("sqs-sender-fault", Node::Shared);
-    // Of ten groups one is refused while the fault lasts, which is half of the time.
+    // One of ten groups is refused during the fault, which lasts half of the time.
     assert!((5..=40).contains(&report.sums.dead_lettered), "{report}");
 }
 
@@ -208,7 +208,7 @@ fn sqs_lost_response() {
     assert!(report.sums.duplicated > 0, "no response was lost: the case shows nothing");
 }
 
-/// FIFO: what was taken once is not taken again, and nothing overtakes what is sent again.
+/// FIFO: nothing is accepted twice, and nothing overtakes a retried message.
 #[test]
 fn sqs_lost_response_fifo() {
     let report = case("ledger-lost-fifo", Node::Shared, &["--fault", "sqs-lost-response", "--fifo"]);

@@ -1,7 +1,6 @@
-//! A little of what the binary `load` does: workers, one of which is killed, and an S3, an SQS and a backend that fail by chance or
-//! carry out what is asked and lose the answer.
+//! A short run of the binary `load`: a worker is killed, and requests to S3, SQS and the backend fail or lose their answers.
 
-use crate::scene::{case, model};
+use crate::context::{case, model};
 use anyhow::ensure;
 use clap::Parser;
 use e2e::load::{Options, run};
@@ -14,18 +13,18 @@ struct Cli {
 
 #[test]
 fn every_task_ends_once_with_its_own_picture_whatever_fails() {
-    case(|scene| async move {
+    case(|ctx| async move {
         let args = ["load", "--tasks", "12", "--workers", "2", "--kill-every", "2", "--kills", "1"];
         let rest = ["--fault-rate", "0.12", "--latest", "6", "--seed", "764", "--patience", "180"];
         let options = Cli::try_parse_from(args.iter().chain(&rest))?.options;
-        let stack = scene.stack;
+        let stack = ctx.stack;
         let report = run(&stack.run, &stack.broker, &stack.aws, &model(), &options).await?;
-        let faults = report.faults();
-        ensure!(faults.is_empty(), "{faults:?}\n{report}");
-        ensure!((report.books.complete.len(), report.kills) == (12, 1), "{report}");
+        let violations = report.violations();
+        ensure!(violations.is_empty(), "{violations:?}\n{report}");
+        ensure!((report.outcomes.complete.len(), report.kills) == (12, 1), "{report}");
         let refused = [report.s3_faults, report.sqs_faults, report.webhook_faults].map(|faults| faults.refused);
         ensure!(refused.iter().all(|&count| count > 0), "{report}");
-        // With this seed the relay's first batch is carried out without an answer.
+        // With this seed the answer to the relay's first batch is lost.
         let lost = [report.s3_faults, report.sqs_faults, report.relay_faults].map(|faults| faults.lost_answers());
         ensure!(lost.iter().all(|&count| count > 0), "{report}");
         Ok(())

@@ -1,6 +1,6 @@
-//! What a picture's file says of how it came to be, as independent readers find it: Pillow and exiftool.
+//! The metadata of a picture's file, as the independent readers Pillow and exiftool find it.
 
-use crate::scene::{PATIENCE, Scene, case, lora_file, model};
+use crate::context::{PATIENCE, TestContext, case, lora_file, model};
 use anyhow::{Context, Result, ensure};
 use e2e::{
     aws::IMAGES,
@@ -26,22 +26,22 @@ async fn read(run: &RunDir, name: &str, file: &Path) -> Result<Value> {
 }
 
 /// Paints a task and reads its file.
-async fn paint_and_read(scene: &Scene, task: &Task) -> Result<(Vec<u8>, Value)> {
-    let painting = scene.paint(task).await?;
+async fn paint_and_read(ctx: &TestContext, task: &Task) -> Result<(Vec<u8>, Value)> {
+    let painting = ctx.paint(task).await?;
     let name = format!("provenance-{}", task.id());
-    let file = scene.stack.run.folder("provenance")?.join(&name);
+    let file = ctx.stack.run.folder("provenance")?.join(&name);
     fs::write(&file, &painting.file)?;
-    Ok((painting.file, read(&scene.stack.run, &name, &file).await?))
+    Ok((painting.file, read(&ctx.stack.run, &name, &file).await?))
 }
 
 #[test]
 fn independent_readers_find_the_same_in_every_format() {
-    case(|scene| async move {
+    case(|ctx| async move {
         let lora = fs::read(lora_file())?;
         for format in Format::ALL {
-            let task = scene.task().with("output_format", format.name()).with("artist_name", "Łucja <김> & Co");
+            let task = ctx.task().with("output_format", format.name()).with("artist_name", "Łucja <김> & Co");
             let task = task.with("created_at", "2026-11-25T15:04:05.5+01:00").with("lora_scale", 0.5);
-            let (file, found) = paint_and_read(&scene, &task).await?;
+            let (file, found) = paint_and_read(&ctx, &task).await?;
             let (pillow, exiftool) = (&found["pillow"], &found["exiftool"]);
             assert_eq!(
                 (&pillow["format"], &pillow["size"]),
@@ -85,22 +85,22 @@ fn independent_readers_find_the_same_in_every_format() {
 
 #[test]
 fn a_task_that_is_painted_again_gives_the_same_bytes() {
-    case(|scene| async move {
-        let task = scene.task();
-        let first = scene.paint(&task).await?;
-        scene.stack.aws.delete(IMAGES, &task.key()).await?;
-        scene.publish(&task.body()).await?;
-        let calls = crate::again::second_complete(&scene).await?;
+    case(|ctx| async move {
+        let task = ctx.task();
+        let first = ctx.paint(&task).await?;
+        ctx.stack.aws.delete(IMAGES, &task.key()).await?;
+        ctx.publish(&task.body()).await?;
+        let calls = crate::redelivery::second_complete(&ctx).await?;
         assert!(calls.len() > first.progress.len() + 2, "not painted again");
-        assert!(scene.painting(&task).await?.file == first.file, "other bytes");
+        assert!(ctx.painting(&task).await?.file == first.file, "other bytes");
         Ok(())
     });
 }
 
 #[test]
 fn prompts_are_written_where_the_operator_wants_them() {
-    case(|scene| async move {
-        let run = &scene.stack.run;
+    case(|ctx| async move {
+        let run = &ctx.stack.run;
         let folder = run.folder("provenance")?;
         let each = Format::ALL.iter().map(|format| (format.extension(), true));
         for (ending, wanted) in each.chain([("webp", false)]) {

@@ -1,41 +1,41 @@
-//! Tasks that cannot be painted: the backend is told which field is at fault, the message is consumed, nothing is painted,
-//! and the same process paints the next task.
+//! Tasks that cannot be painted: the failed webhook names the bad field, the message is consumed, and the same process paints
+//! the next task.
 
 use crate::{
+    context::{PATIENCE, TestContext, case},
     happy::assert_headers,
-    scene::{PATIENCE, Scene, case},
 };
 use anyhow::{Context, Result, ensure};
 use e2e::{
     aws::MODELS,
     backend::FAILED,
-    line::{Line, LineOptions},
+    stack::{Route, RouteOptions},
     task::Task,
 };
 use serde_json::{Value, json};
 use std::time::Duration;
 
-async fn refused(scene: &Scene, task: &Task, field: &str) -> Result<()> {
-    let function = scene.stack.function.process();
+async fn refused(ctx: &TestContext, task: &Task, field: &str) -> Result<()> {
+    let function = ctx.stack.function.process();
     let pid = function.id();
-    scene.publish(&task.body()).await?;
-    let failed = scene.backend.end_of(task.id(), PATIENCE).await?;
+    ctx.publish(&task.body()).await?;
+    let failed = ctx.backend.end_of(task.id(), PATIENCE).await?;
     assert_eq!((failed.method.as_str(), failed.path.as_str()), ("POST", FAILED));
     assert_headers(&failed);
-    let message = failed.body["error_message"].as_str().unwrap_or_default();
+    let message = failed.error_message();
     assert!(message.contains(&format!("`{field}")), "the message must name {field}: {message}");
     let body = json!({ "generation_id": task.id(), "error_message": message,
                        "error_code": "GENERATION_FAILED", "retry_count": 0 });
     assert_eq!(failed.body, body);
-    let record = scene.stack.line.mapping.handled(&task.body(), 1, PATIENCE).await?;
+    let record = ctx.stack.route.mapping.handled(&task.body(), 1, PATIENCE).await?;
     assert!(record.deleted, "the message must be consumed: {record:?}");
-    // The next task is painted behind it, by the same process.
-    let painting = scene.paint(&scene.task().with("num_inference_steps", 1)).await?;
+    // The same process paints the next task.
+    let painting = ctx.paint(&ctx.task().with("num_inference_steps", 1)).await?;
     assert_eq!(painting.complete.body["metadata"]["steps"], 1);
     assert!(function.is_running() && function.id() == pid, "the function's process was replaced");
-    assert_eq!(scene.backend.calls_of(task.id()), [failed], "one failed webhook and nothing else");
-    assert_eq!(scene.etag(task).await, None, "something was painted");
-    assert_eq!(scene.stack.line.mapping.receives(&task.body()).len(), 1, "it came again");
+    assert_eq!(ctx.backend.calls_of(task.id()), [failed], "one failed webhook and nothing else");
+    assert_eq!(ctx.etag(task).await, None, "something was painted");
+    assert_eq!(ctx.stack.route.mapping.receives(&task.body()).len(), 1, "it came again");
     Ok(())
 }
 
@@ -43,9 +43,9 @@ macro_rules! refused {
     ($($name:ident: $field:literal, $change:expr;)*) => {$(
         #[test]
         fn $name() {
-            case(|scene| async move {
+            case(|ctx| async move {
                 let change: fn(Task) -> Task = $change;
-                refused(&scene, &change(scene.task()), $field).await
+                refused(&ctx, &change(ctx.task()), $field).await
             });
         }
     )*};
@@ -73,36 +73,36 @@ refused! {
 
 #[test]
 fn a_negative_id() {
-    case(|scene| async move {
-        let task = scene.task();
+    case(|ctx| async move {
+        let task = ctx.task();
         let id = task.id();
-        refused(&scene, &task.with("generation_id", -id), "generation_id").await
+        refused(&ctx, &task.with("generation_id", -id), "generation_id").await
     });
 }
 
 #[test]
 fn a_lora_that_is_no_safetensors() {
-    case(|scene| async move {
-        let url = scene.stack.put_lora("models/style_11/lora_weights.safetensors", b"no tensors".repeat(99)).await?;
-        refused(&scene, &scene.task().with("lora_model_url", url), "lora_model_url").await
+    case(|ctx| async move {
+        let url = ctx.stack.put_lora("models/style_11/lora_weights.safetensors", b"no tensors".repeat(99)).await?;
+        refused(&ctx, &ctx.task().with("lora_model_url", url), "lora_model_url").await
     });
 }
 
-/// The task as text, with more at its end.
+/// The task's JSON with more members at its end.
 fn and(task: &Task, members: &str) -> String {
     task.body().trim_end_matches('}').to_string() + "," + members + "}"
 }
 
-/// What no reader holds, where the task needs it, and what is no JSON: the backend hears of each all the same.
+/// Values that most JSON readers cannot hold, and texts that are not JSON: the backend is notified of each.
 #[test]
 fn what_can_hardly_be_read_is_told() {
-    case(|scene| async move {
+    case(|ctx| async move {
         let with = |members: &str| {
-            let task = scene.task();
+            let task = ctx.task();
             (task.id(), and(&task, members))
         };
         let changed = |change: fn(String) -> String| {
-            let task = scene.task();
+            let task = ctx.task();
             (task.id(), change(task.body()))
         };
         let deep = "[".repeat(130) + &"]".repeat(130);
@@ -118,86 +118,87 @@ fn what_can_hardly_be_read_is_told() {
             (changed(|body| body.trim_end_matches('}').to_string()), "no JSON: it ends too early, at line 1"),
         ];
         for ((_, body), _) in &bodies {
-            scene.publish(body).await?;
+            ctx.publish(body).await?;
         }
         for ((id, body), expected) in &bodies {
-            let failed = scene.backend.end_of(*id, PATIENCE).await?;
-            let message = failed.body["error_message"].as_str().unwrap_or_default();
+            let failed = ctx.backend.end_of(*id, PATIENCE).await?;
+            let message = failed.error_message();
             assert!(failed.path == FAILED && message.contains(expected), "not `{expected}`: {}", failed.line());
-            let record = scene.stack.line.mapping.handled(body, 1, PATIENCE).await?;
+            let record = ctx.stack.route.mapping.handled(body, 1, PATIENCE).await?;
             assert!(record.deleted, "the message must be consumed: {record:?}");
         }
-        assert_eq!(scene.backend.calls().len(), bodies.len(), "one failed webhook each and nothing else");
+        assert_eq!(ctx.backend.calls().len(), bodies.len(), "one failed webhook each and nothing else");
         Ok(())
     });
 }
 
-/// The backend can move first: what it adds is nothing to us, whatever it is.
+/// The backend may add fields of any kind before we know them.
 #[test]
 fn fields_of_tomorrow_may_hold_what_few_readers_take() {
-    case(|scene| async move {
-        let task = scene.task().with("num_inference_steps", 1);
+    case(|ctx| async move {
+        let task = ctx.task().with("num_inference_steps", 1);
         let deep = "[".repeat(5000) + &"]".repeat(5000);
         let more = format!(r#""new":["\ud83d",1e400,{}],"\udc00":{deep}"#, "9".repeat(100));
-        scene.publish(&format!("\u{feff}{}", and(&task, &more))).await?;
-        assert_eq!(scene.painting(&task).await?.complete.body["metadata"]["steps"], 1);
+        ctx.publish(&format!("\u{feff}{}", and(&task, &more))).await?;
+        assert_eq!(ctx.painting(&task).await?.complete.body["metadata"]["steps"], 1);
         Ok(())
     });
 }
 
 #[test]
 fn a_lora_with_names_of_20_mb_is_told_in_few_bytes() {
-    case(|scene| async move {
+    case(|ctx| async move {
         let name = "x".repeat(20_000_000);
         let header = format!(r#"{{"{name}":{{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}}}"#);
         let file = [&(header.len() as u64).to_le_bytes()[..], header.as_bytes(), &[0; 4]].concat();
-        let url = scene.stack.put_lora("models/style_12/lora_weights.safetensors", file).await?;
-        let task = scene.task().with("lora_model_url", url);
-        scene.publish(&task.body()).await?;
-        let failed = scene.backend.end_of(task.id(), PATIENCE).await?;
-        let message = failed.body["error_message"].as_str().unwrap_or_default();
+        let url = ctx.stack.put_lora("models/style_12/lora_weights.safetensors", file).await?;
+        let task = ctx.task().with("lora_model_url", url);
+        ctx.publish(&task.body()).await?;
+        let failed = ctx.backend.end_of(task.id(), PATIENCE).await?;
+        let message = failed.error_message();
         ensure!(failed.path == FAILED && message.contains("(cut, 20000000 bytes in all)`"), "{:.2000}", failed.text);
         assert!(failed.text.len() < 2000, "a webhook of {} bytes", failed.text.len());
-        let record = scene.stack.line.mapping.handled(&task.body(), 1, PATIENCE).await?;
+        let record = ctx.stack.route.mapping.handled(&task.body(), 1, PATIENCE).await?;
         assert!(record.deleted, "the message must be consumed: {record:?}");
-        let log = scene.stack.function.process().log_text();
+        let log = ctx.stack.function.process().log_text();
         let longest = log.lines().map(str::len).max().context("no log")?;
         assert!(longest < 8000, "a log line of {longest} bytes");
         Ok(())
     });
 }
 
-/// Nobody can be told of these: after its last receive each lies in the dead-letter queue, unchanged.
+/// No backend can be notified of these: after the last receive each is in the dead-letter queue, unchanged.
 #[test]
 fn what_nobody_can_be_told_of_ends_in_the_dead_letter_queue() {
-    case(|scene| async move {
-        let stack = scene.stack;
-        let options = LineOptions { visibility: Duration::from_secs(1), max_receive_count: 2, batch_size: 1 };
-        let line = Line::lay(&stack.run, "hopeless", &stack.broker.url(), &stack.aws, &stack.function, options).await?;
+    case(|ctx| async move {
+        let stack = ctx.stack;
+        let options = RouteOptions { visibility: Duration::from_secs(1), max_receive_count: 2, batch_size: 1 };
+        let route =
+            Route::start(&stack.run, "hopeless", &stack.broker.url(), &stack.aws, &stack.function, options).await?;
         let mut bodies = vec![
             "{\"generation_id\": 500,".to_string(),
             "[]".to_string(),
-            // Cut off within the id: 500 may be the beginning of 5001.
-            format!("{{\"webhook_url\": \"{}\", \"generation_id\": 500", scene.backend.url()),
-            scene.task().with("generation_id", "500").body(),
-            scene.task().without("webhook_url").body(),
-            scene.task().with("webhook_url", "not an address").body(),
+            // Cut off within the id, which may be 5001.
+            format!("{{\"webhook_url\": \"{}\", \"generation_id\": 500", ctx.backend.url()),
+            ctx.task().with("generation_id", "500").body(),
+            ctx.task().without("webhook_url").body(),
+            ctx.task().with("webhook_url", "not an address").body(),
         ];
         stack.publisher.publish_all("hopeless", bodies.iter().map(String::as_bytes)).await?;
         for body in &bodies {
-            let record = line.mapping.handled(body, 2, PATIENCE).await?;
+            let record = route.mapping.handled(body, 2, PATIENCE).await?;
             assert!(!record.deleted && record.receive_count == 2, "{record:?}");
         }
-        let dead_letters = &line.queue.dead_letter_url;
+        let dead_letters = &route.queue.dead_letter_url;
         stack.aws.has_depth(dead_letters, (bodies.len() as u32, 0), PATIENCE).await?;
         let mut dead = stack.aws.empty(dead_letters).await?;
         dead.sort();
         bodies.sort();
         assert_eq!(dead, bodies);
-        assert_eq!(stack.aws.depth(&line.queue.url).await?, (0, 0));
-        assert_eq!(scene.backend.calls(), [], "there was nobody to tell");
+        assert_eq!(stack.aws.depth(&route.queue.url).await?, (0, 0));
+        assert_eq!(ctx.backend.calls(), [], "no webhook was possible");
         let pid = stack.function.process().id();
-        scene.paint(&scene.task()).await?;
+        ctx.paint(&ctx.task()).await?;
         assert_eq!(stack.function.process().id(), pid);
         Ok(())
     });

@@ -1,6 +1,6 @@
-//! What SQS and S3 answer the relay when something is wrong: what passes, what a person must correct, and what is said of it.
+//! Errors of SQS and S3: which the relay retries, which a person must correct, and what it logs of them.
 
-use crate::scene::{PATIENCE, Scene, case};
+use crate::context::{PATIENCE, TestContext, case, drained};
 use anyhow::{Context, Result};
 use aws_sdk_sqs::types::QueueAttributeName;
 use axum::{
@@ -9,40 +9,28 @@ use axum::{
 };
 use e2e::{
     aws::PAYLOADS,
-    line::Relay,
+    aws_proxies::{StubProxy, s3_error, sqs_error},
     paths::binary,
     ports,
     process::{Spec, output},
-    refusing::{Refusing, s3_error, sqs_error},
     wait,
 };
 use lapin::types::AMQPValue;
 use serde_json::json;
-use std::{
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
-    time::Duration,
+use std::sync::{
+    Arc,
+    atomic::{AtomicBool, Ordering},
 };
 
 type Answer = fn() -> Response;
 
-const VISIBILITY: Duration = Duration::from_secs(600);
 const MIB: usize = 1024 * 1024;
-/// What a service says and nobody may repeat.
+/// A text in the services' errors that no log may repeat.
 const SECRET: &str = "zebrafinch";
 
-async fn start(scene: &Scene, name: &str, url: &str, env: &[(&str, &str)]) -> Result<Relay> {
-    let stack = scene.stack;
-    let relay = Relay::start_with(&stack.run, name, &stack.broker.url(), &stack.aws, url, env).await?;
-    relay.ready().await?;
-    Ok(relay)
-}
-
 /// A header of the next dead letter.
-async fn dead(scene: &Scene, name: &str, header: &str) -> Result<String> {
-    let letter = scene.stack.publisher.take(&format!("{name}.dead-letter"), PATIENCE).await?;
+async fn dead(ctx: &TestContext, name: &str, header: &str) -> Result<String> {
+    let letter = ctx.stack.publisher.take(&format!("{name}.dead-letter"), PATIENCE).await?;
     let headers = letter.properties.headers().clone().context("no headers")?;
     match headers.inner().get(header) {
         Some(AMQPValue::LongString(text)) => Ok(text.to_string()),
@@ -50,14 +38,14 @@ async fn dead(scene: &Scene, name: &str, header: &str) -> Result<String> {
     }
 }
 
-/// An answer to a batch of one entry, which it says is not accepted.
+/// An answer that reports the only entry of a batch as failed.
 fn failed(code: &str, sender_fault: bool) -> Response {
     let entry = json!({ "Id": "0", "Code": code, "Message": SECRET, "SenderFault": sender_fault });
     axum::Json(json!({ "Successful": [], "Failed": [entry] })).into_response()
 }
 
-/// Answers the next request to send, and no other.
-fn next(sqs: &Refusing, answer: impl Fn() -> Response + Send + 'static) {
+/// Answers only the next send request.
+fn next(sqs: &StubProxy, answer: impl Fn() -> Response + Send + 'static) {
     let answered = AtomicBool::new(false);
     sqs.answer(move |asked| {
         let sends = asked.operation() == Some("SendMessageBatch");
@@ -67,14 +55,14 @@ fn next(sqs: &Refusing, answer: impl Fn() -> Response + Send + 'static) {
 
 #[test]
 fn a_bucket_that_refuses_holds_back_its_own_messages_and_no_other() {
-    case(|scene| async move {
-        let (name, stack) = ("bucket-403", scene.stack);
-        let queue = stack.aws.queue(name, VISIBILITY, 3).await?;
-        let s3 = Refusing::start(stack.aws.endpoint()).await?;
+    case(|ctx| async move {
+        let (name, stack) = ("bucket-403", ctx.stack);
+        let queue = ctx.queue(name).await?;
+        let s3 = StubProxy::start(stack.aws.endpoint()).await?;
         s3.answer(|asked| (asked.method == Method::PUT).then(|| s3_error(403, "AccessDenied", SECRET)));
         let endpoint = s3.url();
         let env = [("RELAY_PAYLOAD_BUCKET", PAYLOADS), ("AWS_ENDPOINT_URL_S3", &endpoint)];
-        let relay = start(&scene, name, &queue.url, &env).await?;
+        let relay = ctx.relay(name, &queue.url, &env).await?;
         let (large, small) = (vec![b'x'; MIB + 1], vec![b"{}".as_slice(); 20]);
         stack.publisher.publish_all(name, [&[large.as_slice()][..], &small].concat()).await?;
         stack.aws.has_depth(&queue.url, (20, 0), PATIENCE).await?;
@@ -85,8 +73,7 @@ fn a_bucket_that_refuses_holds_back_its_own_messages_and_no_other() {
         assert!(retried.is_some_and(|count| count != "0"), "{metrics}");
         s3.pass();
         stack.aws.has_depth(&queue.url, (21, 0), PATIENCE).await?;
-        assert!(relay.process.terminate(PATIENCE).await?.success());
-        assert_eq!(stack.publisher.ready_count(name).await?, 0, "not acknowledged");
+        drained(&relay, &stack.publisher).await?;
         let log = relay.process.log_text();
         let alarm = log.lines().find(|line| line.contains("\"ERROR\"")).with_context(|| log.clone())?;
         assert!(alarm.contains("not taken by the payload bucket, trying again"), "{alarm}");
@@ -98,10 +85,10 @@ fn a_bucket_that_refuses_holds_back_its_own_messages_and_no_other() {
 
 #[test]
 fn a_bucket_in_another_region_is_named() {
-    case(|scene| async move {
-        let (name, stack) = ("bucket-region", scene.stack);
-        let queue = stack.aws.queue(name, VISIBILITY, 3).await?.url;
-        let s3 = Refusing::start(stack.aws.endpoint()).await?;
+    case(|ctx| async move {
+        let (name, stack) = ("bucket-region", ctx.stack);
+        let queue = ctx.queue(name).await?.url;
+        let s3 = StubProxy::start(stack.aws.endpoint()).await?;
         s3.answer(|_| Some((StatusCode::MOVED_PERMANENTLY, [("x-amz-bucket-region", "eu-west-1")]).into_response()));
         let spec = Spec::new("check-bucket-region", binary("relay")?)
             .envs(stack.aws.env())
@@ -119,12 +106,12 @@ fn a_bucket_in_another_region_is_named() {
 
 #[test]
 fn what_passes_is_tried_again_and_told_in_words_of_our_own() {
-    case(|scene| async move {
-        let (name, stack) = ("sqs-says", scene.stack);
-        let queue = stack.aws.queue(name, VISIBILITY, 3).await?;
-        let sqs = Refusing::start(stack.aws.endpoint()).await?;
+    case(|ctx| async move {
+        let (name, stack) = ("sqs-says", ctx.stack);
+        let queue = ctx.queue(name).await?;
+        let sqs = StubProxy::start(stack.aws.endpoint()).await?;
         let endpoint = sqs.url();
-        let relay = start(&scene, name, &queue.url, &[("AWS_ENDPOINT_URL_SQS", &endpoint)]).await?;
+        let relay = ctx.relay(name, &queue.url, &[("AWS_ENDPOINT_URL_SQS", &endpoint)]).await?;
         let passing: [(Answer, &str); 7] = [
             (|| sqs_error(403, "InvalidSignatureException", "Signature expired: zebrafinch"), "clock is off"),
             (|| sqs_error(400, "KmsThrottled", SECRET), "KmsThrottled (400): asked too often"),
@@ -144,7 +131,7 @@ fn what_passes_is_tried_again_and_told_in_words_of_our_own() {
         }
         next(&sqs, || failed("InvalidMessageContents", true));
         stack.publisher.publish(name, b"{\"never\":1}").await?;
-        let detail = dead(&scene, name, "x-relay-detail").await?;
+        let detail = dead(&ctx, name, "x-relay-detail").await?;
         let content = "InvalidMessageContents: the request's content is not accepted";
         assert_eq!(detail, format!("SQS rejected the entry: {content}"));
         sqs.answer(|_| Some(sqs_error(400, "KmsDisabled", SECRET)));
@@ -153,8 +140,8 @@ fn what_passes_is_tried_again_and_told_in_words_of_our_own() {
         let log = relay.process.log_text();
         assert_eq!(ended.code(), Some(69), "{log}");
         assert!(log.contains("KmsDisabled (400): the KMS key cannot be used as it is"), "{log}");
-        for (_, told) in passing {
-            assert!(log.contains(told), "{told} in {log}");
+        for (_, text) in passing {
+            assert!(log.contains(text), "{text} in {log}");
         }
         assert!(!log.contains(SECRET), "{log}");
         Ok(())
@@ -163,15 +150,15 @@ fn what_passes_is_tried_again_and_told_in_words_of_our_own() {
 
 #[test]
 fn a_queue_may_take_less_than_sqs_from_the_start_or_from_now_on() {
-    case(|scene| async move {
-        let (name, stack) = ("queue-limit", scene.stack);
-        let queue = stack.aws.queue(name, VISIBILITY, 3).await?;
+    case(|ctx| async move {
+        let (name, stack) = ("queue-limit", ctx.stack);
+        let queue = ctx.queue(name).await?;
         let limit = async |bytes: usize| {
             let request = stack.aws.sqs.set_queue_attributes().queue_url(&queue.url);
             request.attributes(QueueAttributeName::MaximumMessageSize, bytes.to_string()).send().await.map(drop)
         };
         limit(4096).await?;
-        let relay = start(&scene, name, &queue.url, &[("RELAY_PAYLOAD_BUCKET", PAYLOADS)]).await?;
+        let relay = ctx.relay(name, &queue.url, &[("RELAY_PAYLOAD_BUCKET", PAYLOADS)]).await?;
         let pointers = async |number: usize| {
             let arrived = Arc::new(std::sync::Mutex::new(vec![]));
             let all = async || {
@@ -191,9 +178,9 @@ fn a_queue_may_take_less_than_sqs_from_the_start_or_from_now_on() {
         let log = relay.process.log_text();
         assert!(log.contains("\"bytes\":4096") && log.contains("\"bytes\":2048"), "{log}");
         // Without a bucket.
-        let relay = start(&scene, name, &queue.url, &[]).await?;
+        let relay = ctx.relay(name, &queue.url, &[]).await?;
         stack.publisher.publish(name, &[b'e'; 3000]).await?;
-        let detail = dead(&scene, name, "x-relay-detail").await?;
+        let detail = dead(&ctx, name, "x-relay-detail").await?;
         assert!(detail.contains("takes 2048: raise its MaximumMessageSize, or set --payload-bucket"), "{detail}");
         assert!(relay.process.terminate(PATIENCE).await?.success());
         assert!(relay.process.log_text().contains("larger ones are dead-lettered"), "{}", relay.process.log_text());

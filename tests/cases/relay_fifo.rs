@@ -1,9 +1,9 @@
 //! The relay in front of a FIFO queue: order inside each group, ids and attributes.
 
-use crate::scene::{PATIENCE, case};
+use crate::context::{PATIENCE, case, drained};
 use anyhow::{Context, Result};
 use aws_sdk_sqs::types::{Message, MessageSystemAttributeName};
-use e2e::{line::Relay, wait};
+use e2e::wait;
 use lapin::{
     BasicProperties,
     types::{AMQPValue, FieldTable},
@@ -33,13 +33,13 @@ fn attribute(message: &Message, name: &str) -> Option<String> {
     Some(format!("{}={}", value.data_type, value.string_value.as_deref()?))
 }
 
-/// Checks all that came with a message; gives its group and number.
+/// Checks ids and attributes of a message; gives its group and number.
 fn checked(message: &Message) -> Result<(String, i32)> {
     let system = |name| message.attributes.as_ref().and_then(|all| all.get(&name)).cloned().context("not there");
     let body: serde_json::Value = serde_json::from_str(message.body.as_deref().context("no body")?)?;
     let number = i32::try_from(body["number"].as_i64().context("no number")?)?;
     let group = system(MessageSystemAttributeName::MessageGroupId)?;
-    // Without a style it is a group of its own, by its deduplication id.
+    // Without a style its deduplication id is its group.
     let want = body["style_id"].as_i64().map_or(format!("m-{number}"), |style| style.to_string());
     assert_eq!(group, want);
     assert_eq!(system(MessageSystemAttributeName::MessageDeduplicationId)?, format!("m-{number}"));
@@ -57,8 +57,8 @@ fn checked(message: &Message) -> Result<(String, i32)> {
 
 #[test]
 fn a_fifo_queue_keeps_the_order_of_each_group() {
-    case(|scene| async move {
-        let (name, stack) = ("fifo", scene.stack);
+    case(|ctx| async move {
+        let (name, stack) = ("fifo", ctx.stack);
         let url = stack.aws.fifo_queue("relay.fifo").await?;
         stack.publisher.declare(name).await?;
         let body = |number: i32| match number % (GROUPS + 1) {
@@ -72,7 +72,7 @@ fn a_fifo_queue_keeps_the_order_of_each_group() {
             ("SQS_MESSAGE_GROUP_ID", "json:/style_id"),
             ("RELAY_ATTRIBUTES", "timestamp,message-id,header:x number,correlation-id,traceparent"),
         ];
-        let relay = Relay::start_with(&stack.run, name, &stack.broker.url(), &stack.aws, &url, &options).await?;
+        let relay = ctx.start_relay(name, &url, &options).await?;
         let mut groups: BTreeMap<String, Vec<i32>> = BTreeMap::new();
         let arrived = async {
             while groups.values().map(Vec::len).sum::<usize>() < usize::try_from(MESSAGES)? {
@@ -91,8 +91,7 @@ fn a_fifo_queue_keeps_the_order_of_each_group() {
             assert_eq!(groups.remove(&style.to_string()), Some(want), "group {style}");
         }
         assert_eq!(groups.len(), usize::try_from(MESSAGES / (GROUPS + 1))?, "messages without a style: {groups:?}");
-        assert!(relay.process.terminate(PATIENCE).await?.success());
-        assert_eq!(stack.publisher.ready_count(name).await?, 0, "something was not acknowledged");
+        drained(&relay, &stack.publisher).await?;
         Ok(())
     });
 }

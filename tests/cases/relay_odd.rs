@@ -1,12 +1,10 @@
-//! Messages that nobody should send: relayed as they are, or dead-lettered with the reason. None is lost, none blocks the next.
+//! Odd messages are relayed as they are, or dead-lettered with the reason. None is lost, none blocks the next.
 
-use crate::scene::{PATIENCE, case};
+use crate::context::{PATIENCE, case, drained};
 use anyhow::{Context, ensure};
 use e2e::{
-    line::Relay,
     paths,
-    sqs::{Sqs, Trouble},
-    wait,
+    sqs::{Sqs, SqsFault},
 };
 use lapin::{
     BasicProperties,
@@ -18,7 +16,7 @@ use tokio::process::Command;
 const MIB: usize = 1024 * 1024;
 const MARK: &str = "sqs-says-no";
 
-/// A header of every type, and some inside one another. RabbitMQ itself takes neither NaN nor infinities.
+/// A header of every type, some nested. RabbitMQ itself accepts neither NaN nor infinities.
 fn every_type() -> FieldTable {
     let mut inner = FieldTable::default();
     inner.insert("deep".into(), AMQPValue::Boolean(true));
@@ -61,7 +59,7 @@ fn many_headers() -> FieldTable {
     headers
 }
 
-/// Each body with its properties and, if SQS cannot carry it, the reason.
+/// Each body with its properties and the reason if SQS cannot carry it.
 fn messages() -> Vec<(Vec<u8>, BasicProperties, Option<&'static str>)> {
     let plain = BasicProperties::default;
     let random: Vec<u8> = (0..1024_u32).map(|n| (n.wrapping_mul(2_654_435_761) >> 24) as u8 | 0x80).collect();
@@ -85,17 +83,15 @@ fn messages() -> Vec<(Vec<u8>, BasicProperties, Option<&'static str>)> {
 
 #[test]
 fn odd_messages_are_relayed_or_dead_lettered_and_block_nobody() {
-    case(|scene| async move {
-        let (name, stack) = ("odd", scene.stack);
+    case(|ctx| async move {
+        let (name, stack) = ("odd", ctx.stack);
         let sqs = Sqs::start(name, None).await?;
-        // Redpanda Connect: one entry's own fault fails its whole batch.
-        sqs.set_trouble(Some(Trouble::sender_fault(MARK)));
-        let (url, endpoint) = (sqs.queue_url(sqs.addr()), format!("http://{}", sqs.addr()));
+        // Redpanda Connect: one bad entry fails its whole batch.
+        sqs.set_fault(Some(SqsFault::sender_fault(MARK)));
         let attributes = (0..6).map(|number| format!("header:odd-{}", number * 3)).collect::<Vec<_>>().join(",");
         let attributes = format!("message-id,timestamp,{attributes}");
-        let env = [("AWS_ENDPOINT_URL_SQS", endpoint.as_str()), ("RELAY_ATTRIBUTES", &attributes)];
-        let relay = Relay::start_with(&stack.run, name, &stack.broker.url(), &stack.aws, &url, &env).await?;
-        relay.ready().await?;
+        let env = [("RELAY_ATTRIBUTES", attributes.as_str())];
+        let relay = ctx.relay_to(&sqs, name, &env).await?;
         let all = messages();
         let sent = all.iter().map(|(body, properties, _)| (body.as_slice(), properties.clone()));
         stack.publisher.publish_with(name, sent).await?;
@@ -112,21 +108,19 @@ fn odd_messages_are_relayed_or_dead_lettered_and_block_nobody() {
         }
         let wanted: BTreeSet<&[u8]> =
             all.iter().filter(|(.., reason)| reason.is_none()).map(|(body, ..)| body.as_slice()).collect();
-        let arrived = async || (sqs.count() >= wanted.len() as u64).then_some(());
-        wait::until("the others in SQS", PATIENCE, arrived).await?;
+        sqs.accepts(wanted.len() as u64, PATIENCE).await?;
         let kept = sqs.kept();
         assert_eq!(kept.iter().map(|kept| kept.body.as_bytes()).collect::<BTreeSet<_>>(), wanted);
         for (body, _, reason) in all.iter().filter(|(.., reason)| reason.is_some()) {
             assert_eq!(reasons.get(body).map(String::as_str), *reason, "{:?}", &body[..body.len().min(20)]);
         }
         assert_eq!(sqs.broken_limits(), [] as [String; 0]);
-        assert!(relay.process.terminate(PATIENCE).await?.success(), "{}", relay.process.log_text());
-        assert_eq!(stack.publisher.ready_count(name).await?, 0, "something was not acknowledged");
+        drained(&relay, &stack.publisher).await?;
         Ok(())
     });
 }
 
-/// What is wrong with each of the messages of `odd_strings.py`.
+/// The details of the dead letters of `odd_strings.py`.
 const ODD_STRINGS: [&str; 6] = [
     "not UTF-8: message-id fffe",
     "not UTF-8: correlation-id 618062",
@@ -138,13 +132,10 @@ const ODD_STRINGS: [&str; 6] = [
 
 #[test]
 fn strings_that_are_not_utf8_are_dead_lettered_and_block_nobody() {
-    case(|scene| async move {
-        let (name, stack) = ("odd-strings", scene.stack);
+    case(|ctx| async move {
+        let (name, stack) = ("odd-strings", ctx.stack);
         let sqs = Sqs::start(name, None).await?;
-        let (url, endpoint) = (sqs.queue_url(sqs.addr()), format!("http://{}", sqs.addr()));
-        let env = [("AWS_ENDPOINT_URL_SQS", endpoint.as_str())];
-        let relay = Relay::start_with(&stack.run, name, &stack.broker.url(), &stack.aws, &url, &env).await?;
-        relay.ready().await?;
+        let relay = ctx.relay_to(&sqs, name, &[]).await?;
         let script = paths::repo().join("tests/cases/odd_strings.py");
         let published =
             Command::new(paths::tool("python")?).arg(script).args([&stack.broker.url(), name]).output().await?;
@@ -163,12 +154,10 @@ fn strings_that_are_not_utf8_are_dead_lettered_and_block_nobody() {
         let expected =
             (0..).zip(ODD_STRINGS).map(|(number, detail)| (format!("{{\"odd\":{number}}}"), detail.to_owned()));
         assert_eq!(details, expected.collect());
-        let arrived = async || (sqs.count() >= ODD_STRINGS.len() as u64).then_some(());
-        wait::until("the good ones in SQS", PATIENCE, arrived).await?;
+        sqs.accepts(ODD_STRINGS.len() as u64, PATIENCE).await?;
         assert!(sqs.kept().iter().all(|kept| kept.body.starts_with("{\"good\"")), "{:?}", sqs.kept());
         assert!(!relay.process.log_text().contains("cannot consume"), "a connection broke");
-        assert!(relay.process.terminate(PATIENCE).await?.success(), "{}", relay.process.log_text());
-        assert_eq!(stack.publisher.ready_count(name).await?, 0, "something was not acknowledged");
+        drained(&relay, &stack.publisher).await?;
         Ok(())
     });
 }

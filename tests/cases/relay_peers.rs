@@ -1,40 +1,28 @@
-//! Faults of other bridges that no other case shows; and a look at docs/OPERATIONS.md, whose table names a test for each.
+//! Known bugs of similar programs that no other case covers, and a check that docs/OPERATIONS.md names existing tests for all.
 
-use crate::scene::{PATIENCE, Scene, case};
+use crate::context::{PATIENCE, case, drained};
 use anyhow::{Context, Result, ensure};
-use e2e::{line::Relay, paths::repo, sqs::Sqs, wait};
+use e2e::{paths::repo, sqs::Sqs, wait};
 use lapin::BasicProperties;
 use std::{fs, time::Duration};
 
 const KIB: usize = 1024;
 
-/// A relay between the shared broker and an SQS of its own.
-async fn relay(scene: &Scene, name: &str, sqs: &Sqs, options: &[(&str, &str)]) -> Result<Relay> {
-    let (url, endpoint) = (sqs.queue_url(sqs.addr()), format!("http://{}", sqs.addr()));
-    let options = [&[("AWS_ENDPOINT_URL_SQS", endpoint.as_str())], options].concat();
-    Relay::start_with(&scene.stack.run, name, &scene.stack.broker.url(), &scene.stack.aws, &url, &options).await
-}
-
-async fn count(sqs: &Sqs, messages: u64) -> Result<()> {
-    wait::until("every message in SQS", PATIENCE, async || (sqs.count() >= messages).then_some(())).await
-}
-
-/// Vector (#21037): without a prefetch the broker hands out the whole queue at once. lapin: nothing else bounds the buffer.
+/// Vector (#21037): without a prefetch the broker sends the whole queue at once. lapin: nothing else bounds the buffer.
 #[test]
 fn the_broker_hands_out_no_more_than_the_prefetch() {
-    case(|scene| async move {
-        let (name, stack) = ("peer-prefetch", scene.stack);
+    case(|ctx| async move {
+        let (name, stack) = ("peer-prefetch", ctx.stack);
         let sqs = Sqs::start(name, None).await?;
         let bodies = vec![b"{}".as_slice(); 50];
         stack.publisher.declare(name).await?;
         stack.publisher.publish_all(name, bodies).await?;
-        let relay = relay(&scene, name, &sqs, &[("AMQP_PREFETCH", "12")]).await?;
-        relay.ready().await?;
-        count(&sqs, 50).await?;
-        // From now on nothing is settled.
+        let relay = ctx.relay_to(&sqs, name, &[("AMQP_PREFETCH", "12")]).await?;
+        sqs.accepts(50, PATIENCE).await?;
+        // From now on nothing is acknowledged.
         sqs.set_latency(Duration::from_secs(600));
         stack.publisher.publish_all(name, vec![b"{}".as_slice(); 50]).await?;
-        let held = async || relay.metrics().await.ok()?.contains("relay_unacked_messages 12\n").then_some(());
+        let held = async || (relay.metric("relay_unacked_messages").await? == 12.0).then_some(());
         wait::until("12 messages held", PATIENCE, held).await?;
         assert_eq!(stack.publisher.ready_count(name).await?, 38, "the others stay with the broker");
         relay.process.kill().await;
@@ -45,14 +33,14 @@ fn the_broker_hands_out_no_more_than_the_prefetch() {
 /// Vector (#22631): one SendMessage for each message, and no attributes.
 #[test]
 fn ten_messages_share_a_request_and_bring_their_attributes() {
-    case(|scene| async move {
-        let (name, stack) = ("peer-batch", scene.stack);
+    case(|ctx| async move {
+        let (name, stack) = ("peer-batch", ctx.stack);
         let sqs = Sqs::start(name, None).await?;
         let properties = |number: u32| BasicProperties::default().with_message_id(format!("m{number}").into());
         stack.publisher.declare(name).await?;
         stack.publisher.publish_with(name, (0..100).map(|number| (b"{}".as_slice(), properties(number)))).await?;
-        let relay = relay(&scene, name, &sqs, &[("RELAY_LINGER_MS", "2000")]).await?;
-        count(&sqs, 100).await?;
+        let relay = ctx.relay_to(&sqs, name, &[("RELAY_LINGER_MS", "2000")]).await?;
+        sqs.accepts(100, PATIENCE).await?;
         assert_eq!(sqs.requests(), 10);
         for kept in sqs.kept() {
             let id = kept.attributes.get("message_id").and_then(|attribute| attribute.string_value.as_deref());
@@ -63,25 +51,24 @@ fn ten_messages_share_a_request_and_bring_their_attributes() {
     });
 }
 
-/// Redpanda Connect (#756): a batch of ten that is over the byte limit is refused, again and again.
+/// Redpanda Connect (#756): a batch of ten over the byte limit is refused again and again.
 #[test]
 fn a_batch_ends_where_the_byte_limit_of_sqs_is() {
-    case(|scene| async move {
-        let (name, stack) = ("peer-bytes", scene.stack);
+    case(|ctx| async move {
+        let (name, stack) = ("peer-bytes", ctx.stack);
         let sqs = Sqs::start(name, None).await?;
         let body = vec![b'x'; 300 * KIB];
         stack.publisher.declare(name).await?;
         stack.publisher.publish_all(name, vec![body.as_slice(); 20]).await?;
-        let relay = relay(&scene, name, &sqs, &[("RELAY_LINGER_MS", "2000")]).await?;
-        count(&sqs, 20).await?;
+        let relay = ctx.relay_to(&sqs, name, &[("RELAY_LINGER_MS", "2000")]).await?;
+        sqs.accepts(20, PATIENCE).await?;
         assert_eq!((sqs.broken_limits(), sqs.requests()), (vec![], 7), "three fit into a MiB");
-        assert!(relay.process.terminate(PATIENCE).await?.success());
-        assert_eq!(stack.publisher.ready_count(name).await?, 0, "something was not acknowledged");
+        drained(&relay, &stack.publisher).await?;
         Ok(())
     });
 }
 
-/// Each row of the table of peers' faults: what stands in its last column, which is `file` `test`, must be there.
+/// Each row of the table names an existing test in its last column, as `file` `test`.
 #[test]
 fn every_test_that_the_docs_name_for_a_peers_fault_exists() -> Result<()> {
     let docs = fs::read_to_string(repo().join("docs/OPERATIONS.md"))?;

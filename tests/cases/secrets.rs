@@ -1,36 +1,35 @@
-//! Secrets: read from Secrets Manager when asked for by ARN, and in no log.
+//! Secrets are read from Secrets Manager by ARN, and no log shows them.
 
 use crate::{
+    context::{PATIENCE, case},
     doctor::doctor,
     happy::assert_headers,
     safety::{function, given_back},
-    scene::{PATIENCE, case, model},
-    signed::verdicts,
     storage_faults::delivered,
+    webhooks::signature_verdicts,
 };
 use anyhow::{Context, Result};
 use e2e::{
     aws::{Aws, MODELS, PAYLOADS},
+    aws_proxies::{RequestHead, StubProxy, s3_error, sqs_error},
     backend::{FAILED, PROGRESS},
-    hub::{Conduct, Hub, REPO},
-    line::Relay,
+    hub::{Behavior, Hub, REPO},
     paths::binary,
     process::{Spec, output},
-    refusing::{Asked, Refusing, s3_error, sqs_error},
-    stack::{TOKEN, function_env},
+    stack::TOKEN,
     wait,
 };
 use serde_json::{Value, json};
 
-/// What a service repeats in its errors: a token, an id of a key.
+/// A token or key id that a service repeats in its errors.
 const REPEATED: &str = "FwoGZXIvYXdzEAplanted";
 const SECRET: &str = "whsec_c2lnbmVkLXdpdGgtdGhpcy1rZXktb25seQ==";
 
-/// Keeps a secret; gives its ARN.
+/// Stores a secret; gives its ARN.
 pub(crate) async fn keep(aws: &Aws, name: &str, value: &str) -> Result<String> {
-    // The stand-in knows the service by the scope of the credentials and checks no signature.
+    // The stand-in finds the service by the credential scope and checks no signature.
     let scope = "AWS4-HMAC-SHA256 Credential=test/20260101/us-east-1/secretsmanager/aws4_request, SignedHeaders=host, Signature=0";
-    let request = reqwest::Client::builder().no_proxy().build()?.post(aws.endpoint()).header("authorization", scope);
+    let request = e2e::http_client()?.post(aws.endpoint()).header("authorization", scope);
     let request = request.header("x-amz-target", "secretsmanager.CreateSecret");
     let body = json!({ "Name": name, "SecretString": value, "ClientRequestToken": format!("{name:-<32}") });
     let request = request.header("content-type", "application/x-amz-json-1.1").body(body.to_string());
@@ -40,33 +39,33 @@ pub(crate) async fn keep(aws: &Aws, name: &str, value: &str) -> Result<String> {
 
 #[test]
 fn secrets_are_read_by_arn() {
-    case(|scene| async move {
-        let aws = &scene.stack.aws;
+    case(|ctx| async move {
+        let aws = &ctx.stack.aws;
         let token = keep(aws, "token", &json!({ "internal": TOKEN }).to_string()).await?;
         let secret = keep(aws, "signing", SECRET).await?;
         let token = format!("{token}#internal");
         let arns =
             [("INTERNAL_API_TOKEN", ""), ("INTERNAL_API_TOKEN_ARN", &token), ("EASEL_WEBHOOK_SECRET_ARN", &secret)];
-        let function = function(&scene, "function-arn", &arns).await?;
-        assert!(!given_back(&function, &scene.task().body()).await?);
-        let calls = scene.backend.calls();
+        let function = function(&ctx, "function-arn", &arns).await?;
+        assert!(!given_back(&function, &ctx.task().body()).await?);
+        let calls = ctx.backend.calls();
         assert!(calls.iter().any(|call| call.path == PROGRESS), "{calls:?}");
         calls.iter().for_each(assert_headers);
-        assert_eq!(verdicts(&scene, "arn", &calls, SECRET).await?, vec!["right"; calls.len()]);
+        assert_eq!(signature_verdicts(&ctx, "arn", &calls, SECRET).await?, vec!["right"; calls.len()]);
         Ok(())
     });
 }
 
 #[test]
 fn a_secret_that_cannot_be_had_stops_the_start_and_is_named() {
-    case(|scene| async move {
-        let stack = scene.stack;
+    case(|ctx| async move {
+        let stack = ctx.stack;
         let plain = keep(&stack.aws, "plain", "not to be shown").await?;
         let (absent, keyed) = (format!("{plain}-absent"), format!("{plain}#key"));
         let cases = [(absent, "does not exist"), (keyed, "no JSON"), (plain, "the secret must be visible ASCII")];
         for (number, (arn, expected)) in cases.into_iter().enumerate() {
             let name = format!("no-secret-{number}");
-            let mut env = function_env(&stack.aws, &stack.run, &name, &model())?;
+            let mut env = ctx.env(&name)?;
             env.retain(|(key, _)| *key != "INTERNAL_API_TOKEN");
             let spec = Spec::new(&name, binary("handler")?).args(["worker", "--sqs-queue-url", "http://127.0.0.1:1/q"]);
             let spec = spec.envs(env).env("INTERNAL_API_TOKEN_ARN", arn);
@@ -78,20 +77,18 @@ fn a_secret_that_cannot_be_had_stops_the_start_and_is_named() {
     });
 }
 
-/// Relay and handler at their most talkative, with good tasks and bad ones.
+/// Relay and handler log at level trace, with good tasks and bad ones.
 #[test]
 fn no_log_holds_a_secret_or_what_a_task_says() {
-    case(|scene| async move {
-        let (name, stack) = ("quiet", scene.stack);
+    case(|ctx| async move {
+        let (name, stack) = ("quiet", ctx.stack);
         let talkative = [("RUST_LOG", "trace"), ("EASEL_WEBHOOK_SECRET", SECRET)];
-        let function = function(&scene, "function-quiet", &talkative).await?;
+        let function = function(&ctx, "function-quiet", &talkative).await?;
         let queue = stack.aws.queue(name, PATIENCE, 3).await?;
         let env = [("RUST_LOG", "trace")];
-        let url = stack.broker.url();
-        let relay = Relay::start_with(&stack.run, name, &url, &stack.aws, &queue.url, &env).await?;
-        relay.ready().await?;
+        let relay = ctx.relay(name, &queue.url, &env).await?;
         let task = || {
-            let task = scene.task().with("prompt_tags", json!(["zebrafinch", "quokkas"]));
+            let task = ctx.task().with("prompt_tags", json!(["zebrafinch", "quokkas"]));
             task.with("artist_name", "Wilhelmina Tester").with("negative_prompt", "aardvarks")
         };
         let many_tags = json!(["zebrafinch".repeat(2_000)]);
@@ -120,7 +117,7 @@ fn no_log_holds_a_secret_or_what_a_task_says() {
         for (log, sign_of_life) in logs.iter().zip(["INFO", "generation_id"]) {
             assert!(log.contains(sign_of_life), "{log}");
             let said = [TOKEN, key, "zebrafinch", "quokkas", "aardvarks", "Wilhelmina", "Bearer", "v1,"];
-            // The beginning of a task, and of what the backend is told, as they stand inside a string.
+            // The beginnings of tasks and webhooks as they would stand inside a JSON string.
             let bodies = ["prompt_tags\\\"", "progress_percent\\\"", "result_url\\\"", "error_message\\\""];
             for word in said.into_iter().chain(bodies) {
                 let line = log.lines().find(|line| line.contains(word));
@@ -131,28 +128,28 @@ fn no_log_holds_a_secret_or_what_a_task_says() {
     });
 }
 
-fn is_claim(asked: &Asked<'_>) -> bool {
+fn is_claim(asked: &RequestHead<'_>) -> bool {
     asked.path.contains("/claims/")
 }
 
-fn is_picture(asked: &Asked<'_>) -> bool {
+fn is_picture(asked: &RequestHead<'_>) -> bool {
     asked.path.contains("/generations/")
 }
 
-fn is_lora(asked: &Asked<'_>) -> bool {
+fn is_lora(asked: &RequestHead<'_>) -> bool {
     asked.path.contains(MODELS)
 }
 
 #[test]
 fn what_s3_and_sqs_repeat_in_their_errors_reaches_neither_log_nor_backend() {
-    case(|scene| async move {
-        let (aws, run) = (&scene.stack.aws, &scene.stack.run);
+    case(|ctx| async move {
+        let (aws, run) = (&ctx.stack.aws, &ctx.stack.run);
         let queue = aws.queue("repeated", PATIENCE, 3).await?;
-        let services = Refusing::start(aws.endpoint()).await?;
+        let services = StubProxy::start(aws.endpoint()).await?;
         let url = services.url();
         let endpoint = [("AWS_ENDPOINT_URL", url.as_str()), ("RUST_LOG", "trace")];
-        let function = function(&scene, "function-repeated", &endpoint).await?;
-        type Which = fn(&Asked<'_>) -> bool;
+        let function = function(&ctx, "function-repeated", &endpoint).await?;
+        type Which = fn(&RequestHead<'_>) -> bool;
         let cases: [(&str, Which); 5] = [
             ("claim", is_claim),
             ("picture that stands", is_picture),
@@ -165,11 +162,11 @@ fn what_s3_and_sqs_repeat_in_their_errors_reaches_neither_log_nor_backend() {
                 Some(_) => Some(sqs_error(403, "AccessDenied", REPEATED)),
                 None => which(asked).then(|| s3_error(400, "ExpiredToken", REPEATED)),
             });
-            // The last receive: the backend is told.
-            let task = scene.task();
+            // On the last receive the backend is notified.
+            let task = ctx.task();
             assert!(delivered(&function, &task.body(), &queue.arn(), 3).await?, "{what}");
-            let failed = scene.backend.end_of(task.id(), PATIENCE).await?;
-            let message = failed.body["error_message"].as_str().unwrap_or_default();
+            let failed = ctx.backend.end_of(task.id(), PATIENCE).await?;
+            let message = failed.error_message();
             assert!(failed.path == FAILED && message.contains("ExpiredToken"), "{what}: {}", failed.line());
             assert!(!failed.body.to_string().contains(REPEATED), "{what}: {message}");
         }
@@ -177,7 +174,7 @@ fn what_s3_and_sqs_repeat_in_their_errors_reaches_neither_log_nor_backend() {
         let place = json!({ "s3BucketName": PAYLOADS, "s3Key": "body" });
         let pointer = json!(["software.amazon.payloadoffloading.PayloadS3Pointer", place]).to_string();
         assert!(delivered(&function, &pointer, &queue.arn(), 1).await?);
-        // A worker that gets no message, and doctor, which asks for all of it.
+        // A worker that cannot receive, and doctor, which uses all services.
         services.answer(|asked| {
             let is_sqs = asked.operation().is_some();
             Some(if is_sqs {
@@ -187,11 +184,11 @@ fn what_s3_and_sqs_repeat_in_their_errors_reaches_neither_log_nor_backend() {
             })
         });
         let spec = Spec::new("worker-repeated", binary("handler")?).args(["worker"]).env("SQS_QUEUE_URL", &queue.url);
-        let env = function_env(aws, run, "worker-repeated", &model())?;
+        let env = ctx.env("worker-repeated")?;
         let worker = spec.envs(env).envs(endpoint).start(run)?;
-        worker.ready(PATIENCE, async || worker.log_text().contains("receive failed")).await?;
+        worker.logs("receive failed", PATIENCE).await?;
         assert!(worker.terminate(PATIENCE).await?.success());
-        let (code, text) = doctor(&scene, "repeated", &queue.url, &endpoint[..1]).await?;
+        let (code, text) = doctor(&ctx, "repeated", &queue.url, &endpoint[..1]).await?;
         assert!(code == 1 && text.contains("InvalidAccessKeyId") && !text.contains(REPEATED), "{text}");
         for log in [function.process().log_text(), worker.log_text()] {
             assert_eq!(log.lines().find(|line| line.contains(REPEATED)), None);
@@ -203,17 +200,17 @@ fn what_s3_and_sqs_repeat_in_their_errors_reaches_neither_log_nor_backend() {
 
 #[test]
 fn what_an_endpoint_of_credentials_says_reaches_no_log() {
-    case(|scene| async move {
-        let (aws, run) = (&scene.stack.aws, &scene.stack.run);
-        let endpoint = Refusing::start(aws.endpoint()).await?;
+    case(|ctx| async move {
+        let (aws, run) = (&ctx.stack.aws, &ctx.stack.run);
+        let endpoint = StubProxy::start(aws.endpoint()).await?;
         endpoint.answer(|_| Some(sqs_error(403, "AccessDeniedException", REPEATED)));
         let url = format!("{}/v1/credentials", endpoint.url());
-        let mut env = function_env(aws, run, "worker-no-keys", &model())?;
+        let mut env = ctx.env("worker-no-keys")?;
         env.retain(|(name, _)| !name.starts_with("AWS_ACCESS") && !name.starts_with("AWS_SECRET"));
         env.push(("AWS_CONTAINER_CREDENTIALS_FULL_URI", url));
         let spec = Spec::new("worker-no-keys", binary("handler")?).args(["worker"]).envs(env);
         let worker = spec.env("SQS_QUEUE_URL", "http://127.0.0.1:1/q").start(run)?;
-        worker.ready(PATIENCE, async || worker.log_text().contains("receive failed")).await?;
+        worker.logs("receive failed", PATIENCE).await?;
         assert!(worker.terminate(PATIENCE).await?.success());
         let log = worker.log_text();
         assert!(log.contains("no credentials"), "{log}");
@@ -224,8 +221,8 @@ fn what_an_endpoint_of_credentials_says_reaches_no_log() {
 
 #[test]
 fn what_a_hub_says_reaches_no_terminal() {
-    case(|scene| async move {
-        let run = &scene.stack.run;
+    case(|ctx| async move {
+        let run = &ctx.stack.run;
         let hub = Hub::start([("model_index.json".to_string(), b"{}".to_vec())].into()).await?;
         for (number, (status, body)) in [
             (500, format!("{{\"error\": \"{REPEATED}\"}}")),
@@ -238,7 +235,7 @@ fn what_a_hub_says_reaches_no_terminal() {
         .into_iter()
         .enumerate()
         {
-            hub.behave(Conduct { answer: Some((status, body)), ..Conduct::default() });
+            hub.set_behavior(Behavior { answer: Some((status, body)), ..Behavior::default() });
             let name = format!("pull-repeated-{number}");
             let (endpoint, to) = (hub.url(), run.folder(&name)?.display().to_string());
             let pull = ["weights", "pull", "--repo", REPO, "--to", &to, "--endpoint", &endpoint];

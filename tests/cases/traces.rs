@@ -1,8 +1,8 @@
 //! One trace from the publisher to the webhook: through the relay, SQS, and the function or a worker.
 
 use crate::{
+    context::{PATIENCE, TestContext, case},
     safety::function,
-    scene::{PATIENCE, Scene, case},
     worker::worker,
 };
 use anyhow::{Context, Result, ensure};
@@ -10,8 +10,8 @@ use e2e::{
     aws::Queue,
     backend::COMPLETE,
     collector::{Collector, Span},
-    line::Relay,
     mapping::Mapping,
+    relay::Relay,
     task::Task,
 };
 use lapin::{
@@ -28,16 +28,15 @@ use std::{
 use tokio::net::TcpListener;
 
 const ENDPOINT: &str = "OTEL_EXPORTER_OTLP_ENDPOINT";
-const VISIBILITY: Duration = Duration::from_secs(600);
 pub(crate) const TRACE: &str = "0af7651916cd43dd8448eb211c80319c";
 pub(crate) const PARENT: &str = "b7ad6b7169203331";
-/// Those of a task that is painted.
+/// The stages of a painted task.
 const STAGES: [&str; 11] =
     ["claim", "fetch", "wait", "lora", "denoise", "decode", "sign", "encode", "metadata", "upload", "complete"];
 
-/// Publishes a body in a trace.
-pub(crate) async fn publish(scene: &Scene, queue: &str, body: &str) -> Result<()> {
-    let connection = Connection::connect(&scene.stack.broker.url(), ConnectionProperties::default()).await?;
+/// Publishes a body with a trace context.
+pub(crate) async fn publish(ctx: &TestContext, queue: &str, body: &str) -> Result<()> {
+    let connection = Connection::connect(&ctx.stack.broker.url(), ConnectionProperties::default()).await?;
     let channel = connection.create_channel().await?;
     let mut headers = FieldTable::default();
     let traceparent = format!("00-{TRACE}-{PARENT}-01");
@@ -49,14 +48,10 @@ pub(crate) async fn publish(scene: &Scene, queue: &str, body: &str) -> Result<()
     Ok(())
 }
 
-/// A queue, and a relay to it that exports its spans.
-async fn line(scene: &Scene, name: &str, collector: &Collector) -> Result<(Queue, Relay)> {
-    let stack = scene.stack;
-    let queue = stack.aws.queue(name, VISIBILITY, 3).await?;
-    let env = [(ENDPOINT, collector.url())];
-    let env = env.each_ref().map(|(name, value)| (*name, value.as_str()));
-    let relay = Relay::start_with(&stack.run, name, &stack.broker.url(), &stack.aws, &queue.url, &env).await?;
-    relay.ready().await?;
+/// A queue, and a relay to it that exports spans.
+async fn queue_and_relay(ctx: &TestContext, name: &str, collector: &Collector) -> Result<(Queue, Relay)> {
+    let queue = ctx.queue(name).await?;
+    let relay = ctx.relay(name, &queue.url, &[(ENDPOINT, &collector.url())]).await?;
     Ok((queue, relay))
 }
 
@@ -65,8 +60,8 @@ fn named<'a>(spans: &'a [Span], service: &str, name: &str) -> Result<&'a Span> {
     found.with_context(|| format!("no span {name} of {service}"))
 }
 
-/// The spans are one tree under the publisher's, and the webhooks belong to it.
-fn assert_joined(scene: &Scene, task: &Task, spans: &[Span]) -> Result<()> {
+/// The spans are one tree under the publisher's span, and the webhooks belong to it.
+fn assert_joined(ctx: &TestContext, task: &Task, spans: &[Span]) -> Result<()> {
     let delivery = named(spans, "easel-relay", "delivery")?;
     assert_eq!(delivery.parent, PARENT, "the relay's parent is the publisher's span");
     let whole = named(spans, "easel-handler", "task")?;
@@ -92,8 +87,8 @@ fn assert_joined(scene: &Scene, task: &Task, spans: &[Span]) -> Result<()> {
         assert_eq!(span.parent, whole.id, "{stage} is no stage of the task");
         assert!(span.start >= whole.start && span.end <= whole.end, "{stage} is not within the task");
     }
-    let calls = scene.backend.calls_of(task.id());
-    ensure!(calls.len() > 1, "no progress was told");
+    let calls = ctx.backend.calls_of(task.id());
+    ensure!(calls.len() > 1, "no progress webhook came");
     let webhooks: Vec<&Span> = spans.iter().filter(|span| span.name == "webhook").collect();
     assert_eq!(webhooks.len(), calls.len());
     for call in calls {
@@ -110,45 +105,45 @@ fn assert_joined(scene: &Scene, task: &Task, spans: &[Span]) -> Result<()> {
 
 #[test]
 fn a_trace_goes_from_the_publisher_to_the_webhooks_of_the_function() {
-    case(|scene| async move {
-        let (name, stack, collector) = ("traced-function", scene.stack, Collector::start().await?);
-        let (queue, relay) = line(&scene, name, &collector).await?;
-        let function = Arc::new(function(&scene, name, &[(ENDPOINT, &collector.url())]).await?);
+    case(|ctx| async move {
+        let (name, stack, collector) = ("traced-function", ctx.stack, Collector::start().await?);
+        let (queue, relay) = queue_and_relay(&ctx, name, &collector).await?;
+        let function = Arc::new(function(&ctx, name, &[(ENDPOINT, &collector.url())]).await?);
         let mapping = Mapping::start(stack.aws.clone(), queue, function.clone(), 1);
-        let task = scene.task();
-        publish(&scene, name, &task.body()).await?;
+        let task = ctx.task();
+        publish(&ctx, name, &task.body()).await?;
         mapping.handled(&task.body(), 1, PATIENCE).await?;
-        // The process may stand still from its answer on: by then its spans are there.
+        // Lambda may freeze the process after its answer, so the spans are sent before.
         let spans = collector.spans();
         assert!(spans.iter().any(|span| span.name == "task"), "the answer came before the task's span");
         assert!(relay.process.terminate(PATIENCE).await?.success());
-        assert_joined(&scene, &task, &collector.spans())
+        assert_joined(&ctx, &task, &collector.spans())
     });
 }
 
 #[test]
 fn a_trace_goes_from_the_publisher_to_the_webhooks_of_a_worker() {
-    case(|scene| async move {
+    case(|ctx| async move {
         let (name, collector) = ("traced-worker", Collector::start().await?);
-        let (queue, relay) = line(&scene, name, &collector).await?;
-        let worker = worker(&scene, name, &queue, &[(ENDPOINT, &collector.url())])?;
-        let (task, bad) = (scene.task(), scene.task().with("prompt_tags", 1));
-        publish(&scene, name, &task.body()).await?;
-        scene.painting(&task).await?;
-        scene.stack.aws.send(&queue.url, &bad.body()).await?;
-        scene.backend.end_of(bad.id(), PATIENCE).await?;
-        let third = scene.task();
-        scene.backend.refuse(COMPLETE, 503, 1);
-        scene.stack.aws.send(&queue.url, &third.body()).await?;
-        scene.painting(&third).await?;
-        scene.stack.aws.has_depth(&queue.url, (0, 0), PATIENCE).await?;
+        let (queue, relay) = queue_and_relay(&ctx, name, &collector).await?;
+        let worker = worker(&ctx, name, &queue, &[(ENDPOINT, &collector.url())])?;
+        let (task, bad) = (ctx.task(), ctx.task().with("prompt_tags", 1));
+        publish(&ctx, name, &task.body()).await?;
+        ctx.painting(&task).await?;
+        ctx.stack.aws.send(&queue.url, &bad.body()).await?;
+        ctx.backend.end_of(bad.id(), PATIENCE).await?;
+        let third = ctx.task();
+        ctx.backend.refuse(COMPLETE, 503, 1);
+        ctx.stack.aws.send(&queue.url, &third.body()).await?;
+        ctx.painting(&third).await?;
+        ctx.stack.aws.has_depth(&queue.url, (0, 0), PATIENCE).await?;
         assert!(relay.process.terminate(PATIENCE).await?.success());
-        // The end sends what has gathered.
+        // The collected spans are sent at the end.
         assert!(worker.terminate(PATIENCE).await?.success());
         let (joined, others): (Vec<Span>, Vec<Span>) =
             collector.spans().into_iter().partition(|span| span.trace_id == TRACE);
-        assert_joined(&scene, &task, &joined)?;
-        // One that names no trace begins its own, and says how it failed.
+        assert_joined(&ctx, &task, &joined)?;
+        // A task without a trace context begins its own trace, with its error.
         let failed = others.iter().find(|span| span.name == "task").context("no span of the bad task")?;
         assert_eq!((failed.parent.as_str(), failed.error.as_deref()), ("", Some("TASK_INVALID")));
         let refused = others.iter().find(|span| span.error.as_deref() == Some("refused"));
@@ -156,7 +151,7 @@ fn a_trace_goes_from_the_publisher_to_the_webhooks_of_a_worker() {
         let lines: Vec<Value> = worker.log_text().lines().filter_map(|line| serde_json::from_str(line).ok()).collect();
         let line = |message: &str| lines.iter().find(|line| line["message"] == message).context(message.to_string());
         assert_eq!(line("task ended")?["trace_id"], TRACE, "the line that ends a task names its trace");
-        // The spans of stages and webhooks do not come between a line and its task.
+        // A log line inside a stage or webhook still has the task's fields.
         assert_eq!(line("webhook is tried again")?["span"]["generation_id"], third.id());
         Ok(())
     });
@@ -164,21 +159,21 @@ fn a_trace_goes_from_the_publisher_to_the_webhooks_of_a_worker() {
 
 #[test]
 fn a_collector_that_never_answers_holds_up_no_task_of_the_function() {
-    case(|scene| async move {
-        let (name, stack) = ("traced-silent", scene.stack);
-        // The system takes connections for it, and nobody reads from them.
+    case(|ctx| async move {
+        let (name, stack) = ("traced-silent", ctx.stack);
+        // The operating system accepts connections, and nobody reads from them.
         let silent = TcpListener::bind("127.0.0.1:0").await?;
         let endpoint = format!("http://{}", silent.local_addr()?);
-        let function = Arc::new(function(&scene, name, &[(ENDPOINT, &endpoint)]).await?);
-        let queue = stack.aws.queue(name, VISIBILITY, 3).await?;
+        let function = Arc::new(function(&ctx, name, &[(ENDPOINT, &endpoint)]).await?);
+        let queue = ctx.queue(name).await?;
         let mapping = Mapping::start(stack.aws.clone(), queue.clone(), function.clone(), 1);
-        let task = scene.task();
+        let task = ctx.task();
         stack.aws.send(&queue.url, &task.body()).await?;
-        scene.backend.end_of(task.id(), PATIENCE).await?;
-        let told = Instant::now();
+        ctx.backend.end_of(task.id(), PATIENCE).await?;
+        let ended = Instant::now();
         assert!(mapping.handled(&task.body(), 1, PATIENCE).await?.deleted);
-        // Half a second is the limit; the rest is for a busy machine, and less than the collector may take.
-        assert!(told.elapsed() < Duration::from_secs(4), "{:?}", told.elapsed());
+        // The limit is half a second. The rest is for a busy machine, and less than the export timeout.
+        assert!(ended.elapsed() < Duration::from_secs(4), "{:?}", ended.elapsed());
         Ok(())
     });
 }

@@ -1,22 +1,18 @@
-//! Variables with whitespace at an end, as a file that ends with a line break makes them: no program starts with one.
+//! No program starts with a variable that begins or ends with whitespace, such as the line break at the end of a file.
 
-use crate::scene::{PATIENCE, Scene, case, model};
+use crate::context::{TestContext, case};
 use anyhow::Result;
-use e2e::{
-    paths::binary,
-    process::{Spec, output},
-    stack::function_env,
-};
+use e2e::{paths::binary, process::Spec};
 use futures_util::{StreamExt, TryStreamExt, stream};
 use regex::Regex;
 
 const USAGE: i32 = 64;
-/// Programs at a time.
+/// Programs that run at the same time.
 const AT_ONCE: usize = 4;
-/// What takes whitespace off by itself.
+/// Variables that are trimmed.
 const TRIMMED: [&str; 5] =
     ["AMQP_URL", "RELAY_ATTRIBUTES", "EASEL_WEBHOOK_HOSTS", "EASEL_LORA_BUCKETS", "EASEL_WEBHOOK_SECRET"];
-/// Some that the SDK reads; all of them are in the unit tests.
+/// Some variables of the SDK; the unit tests have all of them.
 const OF_AWS: [&str; 8] = [
     "AWS_ACCESS_KEY_ID",
     "AWS_SECRET_ACCESS_KEY",
@@ -28,29 +24,28 @@ const OF_AWS: [&str; 8] = [
     "AWS_CA_BUNDLE",
 ];
 
-/// A program that would work, but for what is wrong in `changed`; its exit code and what it says.
+/// Runs a program that would work without `changed`; its exit code and output.
 async fn run(
-    scene: &Scene,
+    ctx: &TestContext,
     name: &str,
     program: &str,
     args: &[&str],
     changed: &[(&str, &str)],
 ) -> Result<(i32, String)> {
-    let stack = scene.stack;
+    let stack = ctx.stack;
     let spec = Spec::new(name, binary(program)?)
-        .envs(function_env(&stack.aws, &stack.run, "variables", &model())?)
+        .envs(ctx.env("variables")?)
         .env("AMQP_URL", stack.broker.url())
         .env("SQS_QUEUE_URL", "http://127.0.0.1/123456789012/tasks")
         .args(args)
         .envs(changed.iter().copied());
-    let (status, said) = output(&stack.run, spec, PATIENCE).await?;
-    Ok((status.code().unwrap_or(-1), said))
+    ctx.output(spec).await
 }
 
 #[test]
 fn no_program_takes_a_variable_with_a_line_break_at_its_end() {
-    case(|scene| async move {
-        let scene = &scene;
+    case(|ctx| async move {
+        let ctx = &ctx;
         let variable = Regex::new(r"\[env: ([A-Z0-9_]+)[=\]]")?;
         let (pull, none) = (["weights", "pull", "--repo", "a/b", "--to", "/nowhere"], [""; 0]);
         let mut cases = Vec::new();
@@ -68,9 +63,9 @@ fn no_program_takes_a_variable_with_a_line_break_at_its_end() {
             let help = [args, &["--help"]].concat();
             let words: Vec<&str> = args.iter().take(2).map(|word| word.trim_start_matches('-')).collect();
             let name = format!("variables-{program}-{}", words.join("-"));
-            let (_, said) = run(scene, &format!("{name}-help"), program, &help, &[]).await?;
+            let (_, said) = run(ctx, &format!("{name}-help"), program, &help, &[]).await?;
             let mut names: Vec<String> = variable.captures_iter(&said).map(|found| found[1].to_string()).collect();
-            // The options of function and doctor that others have are those of the worker.
+            // The worker has the options that function and doctor share with it.
             names.retain(|found| match args {
                 ["function" | "--check"] => false,
                 ["doctor"] => found.contains("DOCTOR") || found.contains("FUNCTION"),
@@ -83,7 +78,7 @@ fn no_program_takes_a_variable_with_a_line_break_at_its_end() {
         assert!(cases.len() > 100, "{}", cases.len());
         stream::iter(cases.into_iter().map(|(name, program, args, variable)| async move {
             let name = format!("{name}-{variable}");
-            let (code, said) = run(scene, &name, program, args, &[(&variable, "1\n")]).await?;
+            let (code, said) = run(ctx, &name, program, args, &[(&variable, "1\n")]).await?;
             assert!(code == USAGE && said.contains(&variable), "{program} {args:?} with {variable}: {code}: {said}");
             anyhow::Ok(())
         }))
@@ -96,7 +91,7 @@ fn no_program_takes_a_variable_with_a_line_break_at_its_end() {
 
 #[test]
 fn what_is_no_name_of_a_queue_or_bucket_is_refused_by_the_variables_name() {
-    case(|scene| async move {
+    case(|ctx| async move {
         for (number, (program, args, variable, value)) in [
             ("relay", "--check", "SQS_QUEUE_URL", "http://127.0.0.1/1/tasks.fifo\n"),
             ("relay", "--check", "SQS_QUEUE_URL", "http://127.0.0.1/1/tasks.fifo/"),
@@ -114,7 +109,7 @@ fn what_is_no_name_of_a_queue_or_bucket_is_refused_by_the_variables_name() {
         .into_iter()
         .enumerate()
         {
-            let (code, said) = run(&scene, &format!("names-{number}"), program, &[args], &[(variable, value)]).await?;
+            let (code, said) = run(&ctx, &format!("names-{number}"), program, &[args], &[(variable, value)]).await?;
             assert!(code == USAGE && said.contains(variable), "{variable}={value:?}: {code}: {said}");
         }
         Ok(())
@@ -123,9 +118,9 @@ fn what_is_no_name_of_a_queue_or_bucket_is_refused_by_the_variables_name() {
 
 #[test]
 fn a_token_that_cannot_be_used_is_not_shown() {
-    case(|scene| async move {
+    case(|ctx| async move {
         let pull = ["weights", "pull", "--repo", "a/b", "--to", "/nowhere"];
-        let (code, said) = run(&scene, "token-pull", "handler", &pull, &[("HF_TOKEN", "hf_hidden\n")]).await?;
+        let (code, said) = run(&ctx, "token-pull", "handler", &pull, &[("HF_TOKEN", "hf_hidden\n")]).await?;
         assert!(code == USAGE && said.contains("HF_TOKEN") && !said.contains("hidden"), "{said}");
         Ok(())
     });

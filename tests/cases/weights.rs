@@ -1,9 +1,9 @@
 //! `handler weights pull` and `verify` against a hub on loopback.
 
-use crate::scene::{PATIENCE, case, model};
+use crate::context::{PATIENCE, case, model};
 use anyhow::Result;
 use e2e::{
-    hub::{COMMIT, Conduct, Hub, REPO},
+    hub::{Behavior, COMMIT, Hub, REPO},
     paths::{RunDir, binary},
     process::{Spec, output},
 };
@@ -17,7 +17,7 @@ pub(crate) const UNET: &str = "unet/diffusion_pytorch_model.safetensors";
 const VAE: &str = "vae/diffusion_pytorch_model.safetensors";
 const TOKEN: &str = "hub-token-of-this-run-only";
 
-/// The toy model, and what a real repository has beside it.
+/// The files of the toy model, and other files that a real repository has.
 pub(crate) fn files() -> Result<BTreeMap<String, Vec<u8>>> {
     let mut files = BTreeMap::new();
     let mut folders = vec![PathBuf::new()];
@@ -60,10 +60,10 @@ pub(crate) async fn verify(run: &RunDir, name: &str, folder: &Path) -> Result<(b
 
 #[test]
 fn a_model_is_pulled_whole_without_pickles_and_verified() {
-    case(|scene| async move {
-        let run = &scene.stack.run;
+    case(|ctx| async move {
+        let run = &ctx.stack.run;
         let (hub, folder) = (Hub::start(files()?).await?, run.folder("pulled")?);
-        hub.behave(Conduct { token: Some(TOKEN.into()), ..Conduct::default() });
+        hub.set_behavior(Behavior { token: Some(TOKEN.into()), ..Behavior::default() });
         let (fine, text) = pull(run, "pull", &hub, &folder, true).await?;
         assert!(fine && text.contains(COMMIT), "{text}");
         let fetches = hub.fetches();
@@ -79,7 +79,7 @@ fn a_model_is_pulled_whole_without_pickles_and_verified() {
         assert!(fetches.iter().any(|fetch| fetch.is_cdn) && fetches.len() >= 11);
         let (fine, text) = verify(run, "verify", &folder).await?;
         assert!(fine, "{text}");
-        // A second pull finds everything there.
+        // A second pull fetches nothing.
         assert!(pull(run, "pull-again", &hub, &folder, true).await?.0);
         assert_eq!(hub.fetches(), []);
         let out = run.folder("generate")?.join("pulled.png").display().to_string();
@@ -102,19 +102,19 @@ fn a_model_is_pulled_whole_without_pickles_and_verified() {
 
 #[test]
 fn verify_names_what_differs_or_is_missing() {
-    case(|scene| async move {
-        let run = &scene.stack.run;
-        let (hub, folder) = (Hub::start(files()?).await?, run.folder("pulled-spoilt")?);
-        assert!(pull(run, "pull-spoilt", &hub, &folder, false).await?.0);
-        let mut spoilt = fs::read(folder.join(UNET))?;
-        spoilt[1000] ^= 1;
-        fs::write(folder.join(UNET), spoilt)?;
+    case(|ctx| async move {
+        let run = &ctx.stack.run;
+        let (hub, folder) = (Hub::start(files()?).await?, run.folder("pulled-corrupted")?);
+        assert!(pull(run, "pull-corrupted", &hub, &folder, false).await?.0);
+        let mut corrupted = fs::read(folder.join(UNET))?;
+        corrupted[1000] ^= 1;
+        fs::write(folder.join(UNET), corrupted)?;
         fs::remove_file(folder.join("tokenizer/merges.txt"))?;
-        let (fine, text) = verify(run, "verify-spoilt", &folder).await?;
+        let (fine, text) = verify(run, "verify-corrupted", &folder).await?;
         assert!(!fine && text.contains(&format!("{UNET}: has SHA-256")), "{text}");
         assert!(text.contains("tokenizer/merges.txt: missing") && !text.contains(VAE), "{text}");
-        // Only what differs is fetched again.
-        assert!(pull(run, "pull-mended", &hub, &folder, false).await?.0);
+        // Only the differing files are fetched again.
+        assert!(pull(run, "pull-repaired", &hub, &folder, false).await?.0);
         assert_eq!(
             hub.fetches()
                 .iter()
@@ -124,7 +124,7 @@ fn verify_names_what_differs_or_is_missing() {
                 .count(),
             2
         );
-        assert!(verify(run, "verify-mended", &folder).await?.0);
+        assert!(verify(run, "verify-repaired", &folder).await?.0);
         let (fine, text) = verify(run, "verify-nothing", &run.folder("not-pulled")?).await?;
         assert!(!fine && text.contains("easel-weights.json"), "{text}");
         Ok(())
@@ -133,10 +133,10 @@ fn verify_names_what_differs_or_is_missing() {
 
 #[test]
 fn a_download_that_is_cut_goes_on_where_it_was() {
-    case(|scene| async move {
-        let run = &scene.stack.run;
+    case(|ctx| async move {
+        let run = &ctx.stack.run;
         let (hub, folder) = (Hub::start(files()?).await?, run.folder("pulled-cut")?);
-        hub.behave(Conduct { cuts: [(UNET.to_string(), 5000)].into(), ..Conduct::default() });
+        hub.set_behavior(Behavior { cuts: [(UNET.to_string(), 5000)].into(), ..Behavior::default() });
         let (fine, text) = pull(run, "pull-cut", &hub, &folder, false).await?;
         assert!(fine, "{text}");
         let ranges: Vec<_> =
@@ -150,15 +150,15 @@ fn a_download_that_is_cut_goes_on_where_it_was() {
 
 #[test]
 fn a_content_without_the_listed_hash_is_refused_and_not_kept() {
-    case(|scene| async move {
-        let run = &scene.stack.run;
+    case(|ctx| async move {
+        let run = &ctx.stack.run;
         let hub = Hub::start(files()?).await?;
-        for (name, spoilt) in [("large", VAE), ("small", "tokenizer/vocab.json")] {
+        for (name, corrupted) in [("large", VAE), ("small", "tokenizer/vocab.json")] {
             let folder = run.folder(&format!("pulled-wrong-{name}"))?;
-            hub.behave(Conduct { spoilt: vec![spoilt.into()], ..Conduct::default() });
+            hub.set_behavior(Behavior { corrupted: vec![corrupted.into()], ..Behavior::default() });
             let (fine, text) = pull(run, &format!("pull-wrong-{name}"), &hub, &folder, false).await?;
-            assert!(!fine && text.contains(spoilt) && text.contains("checksum"), "{text}");
-            assert!(!folder.join(spoilt).exists() && !folder.join("easel-weights.json").exists());
+            assert!(!fine && text.contains(corrupted) && text.contains("checksum"), "{text}");
+            assert!(!folder.join(corrupted).exists() && !folder.join("easel-weights.json").exists());
         }
         Ok(())
     });
@@ -166,14 +166,14 @@ fn a_content_without_the_listed_hash_is_refused_and_not_kept() {
 
 #[test]
 fn names_outside_the_folder_and_closed_repositories_are_refused() {
-    case(|scene| async move {
-        let run = &scene.stack.run;
+    case(|ctx| async move {
+        let run = &ctx.stack.run;
         let (hub, folder) = (Hub::start(files()?).await?, run.folder("pulled-refused")?);
-        hub.behave(Conduct { listed: vec!["../../outside.safetensors".into()], ..Conduct::default() });
+        hub.set_behavior(Behavior { listed: vec!["../../outside.safetensors".into()], ..Behavior::default() });
         let (fine, text) = pull(run, "pull-outside", &hub, &folder, false).await?;
         assert!(!fine && text.contains("outside the repository"), "{text}");
         assert_eq!(hub.fetches(), []);
-        hub.behave(Conduct { token: Some("another".into()), ..Conduct::default() });
+        hub.set_behavior(Behavior { token: Some("another".into()), ..Behavior::default() });
         for (name, token, said) in [("no-token", false, "set a token"), ("wrong-token", true, "does not open it")] {
             let (fine, text) = pull(run, &format!("pull-{name}"), &hub, &folder, token).await?;
             assert!(!fine && text.contains("is gated, private or not there") && text.contains(said), "{text}");

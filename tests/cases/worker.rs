@@ -1,6 +1,6 @@
 //! `handler worker`: the same job without Lambda, on a queue of its own.
 
-use crate::scene::{PATIENCE, Scene, case, model};
+use crate::context::{PATIENCE, TestContext, case};
 use anyhow::{Context, Result};
 use e2e::{
     aws::Queue,
@@ -8,7 +8,6 @@ use e2e::{
     paths::binary,
     ports,
     process::{Process, Spec},
-    stack::function_env,
     wait,
 };
 use handler::observe::report::STAGES;
@@ -16,60 +15,59 @@ use rustix::process::Signal;
 use serde_json::{Value, json};
 use std::time::Duration;
 
-/// Short, so that it must be extended while a task is painted, and a dead worker's task comes soon to the next.
-pub(crate) const VISIBILITY: Duration = Duration::from_secs(3);
+/// Short, so that it must be extended during a task, and a killed worker's task is soon received by the next.
+pub(crate) const SHORT_VISIBILITY: Duration = Duration::from_secs(3);
 
-/// A worker on a queue of its own, with more options by their variables.
-pub(crate) fn worker(scene: &Scene, name: &str, queue: &Queue, options: &[(&str, &str)]) -> Result<Process> {
-    let stack = scene.stack;
+/// Starts a worker on this queue; `options` are environment variables.
+pub(crate) fn worker(ctx: &TestContext, name: &str, queue: &Queue, options: &[(&str, &str)]) -> Result<Process> {
     Spec::new(name, binary("handler")?)
         .args(["worker"])
-        .envs(function_env(&stack.aws, &stack.run, name, &model())?)
+        .envs(ctx.env(name)?)
         .env("SQS_QUEUE_URL", &queue.url)
-        .env("EASEL_VISIBILITY_TIMEOUT", VISIBILITY.as_secs().to_string())
+        .env("EASEL_VISIBILITY_TIMEOUT", SHORT_VISIBILITY.as_secs().to_string())
         .env("EASEL_CLAIM_LEASE", "5")
         .envs(options.iter().copied())
-        .start(&stack.run)
+        .start(&ctx.stack.run)
 }
 
 #[test]
 fn it_paints_tells_deletes_and_ends_in_order() {
-    case(|scene| async move {
-        let aws = &scene.stack.aws;
-        let queue = aws.queue("worker", VISIBILITY, 3).await?;
-        let worker = worker(&scene, "worker", &queue, &[])?;
-        let (good, bad) = (scene.task().with("num_inference_steps", 20), scene.task().with("prompt_tags", 1));
+    case(|ctx| async move {
+        let aws = &ctx.stack.aws;
+        let queue = aws.queue("worker", SHORT_VISIBILITY, 3).await?;
+        let worker = worker(&ctx, "worker", &queue, &[])?;
+        let (good, bad) = (ctx.task().with("num_inference_steps", 20), ctx.task().with("prompt_tags", 1));
         for task in [&good, &bad] {
             aws.send(&queue.url, &task.body()).await?;
         }
-        let painting = scene.painting(&good).await?;
+        let painting = ctx.painting(&good).await?;
         assert_eq!(painting.progress.len(), 5, "painted more than once");
-        assert_eq!(scene.backend.end_of(bad.id(), PATIENCE).await?.path, FAILED);
+        assert_eq!(ctx.backend.end_of(bad.id(), PATIENCE).await?.path, FAILED);
         aws.has_depth(&queue.url, (0, 0), PATIENCE).await?;
         assert_eq!(aws.depth(&queue.dead_letter_url).await?, (0, 0));
         let status = worker.terminate(PATIENCE).await?;
-        assert!(status.success(), "{}", worker.fault(&status.to_string()));
+        assert!(status.success(), "{}", worker.error(&status.to_string()));
         Ok(())
     });
 }
 
 #[test]
 fn sigterm_lets_the_task_in_work_finish() {
-    case(|scene| async move {
-        let aws = &scene.stack.aws;
-        let queue = aws.queue("worker-term", VISIBILITY, 3).await?;
-        let worker = worker(&scene, "worker-term", &queue, &[])?;
-        let (first, second) = (scene.task().with("num_inference_steps", 7), scene.task());
+    case(|ctx| async move {
+        let aws = &ctx.stack.aws;
+        let queue = aws.queue("worker-term", SHORT_VISIBILITY, 3).await?;
+        let worker = worker(&ctx, "worker-term", &queue, &[])?;
+        let (first, second) = (ctx.task().with("num_inference_steps", 7), ctx.task());
         for task in [&first, &second] {
             aws.send(&queue.url, &task.body()).await?;
         }
         let id = Some(first.id());
-        scene.backend.call("progress", PATIENCE, |call| call.path == PROGRESS && call.generation_id() == id).await?;
+        ctx.backend.call("progress", PATIENCE, |call| call.path == PROGRESS && call.generation_id() == id).await?;
         let status = worker.terminate(PATIENCE).await?;
-        assert!(status.success(), "{}", worker.fault(&status.to_string()));
-        assert_eq!(scene.backend.end_of(first.id(), Duration::ZERO).await?.path, COMPLETE);
-        assert_eq!(scene.backend.calls_of(second.id()), [], "it took another task after SIGTERM");
-        // Nothing of the first is left; the second waits for the next worker.
+        assert!(status.success(), "{}", worker.error(&status.to_string()));
+        assert_eq!(ctx.backend.end_of(first.id(), Duration::ZERO).await?.path, COMPLETE);
+        assert_eq!(ctx.backend.calls_of(second.id()), [], "it took another task after SIGTERM");
+        // The first was deleted; the second waits for the next worker.
         assert_eq!(aws.empty(&queue.url).await?, [second.body()]);
         Ok(())
     });
@@ -77,39 +75,38 @@ fn sigterm_lets_the_task_in_work_finish() {
 
 #[test]
 fn a_second_signal_ends_it_at_once() {
-    case(|scene| async move {
-        let aws = &scene.stack.aws;
-        let queue = aws.queue("worker-twice", VISIBILITY, 3).await?;
-        let worker = worker(&scene, "worker-twice", &queue, &[])?;
-        // However fast it is painted, it is in work until it is told.
-        scene.backend.refuse_until(COMPLETE, 503, usize::MAX, "1");
-        let task = scene.task();
+    case(|ctx| async move {
+        let aws = &ctx.stack.aws;
+        let queue = aws.queue("worker-twice", SHORT_VISIBILITY, 3).await?;
+        let worker = worker(&ctx, "worker-twice", &queue, &[])?;
+        // The task stays in work until the backend takes its webhook.
+        ctx.backend.refuse_with_retry_after(COMPLETE, 503, usize::MAX, "1");
+        let task = ctx.task();
         aws.send(&queue.url, &task.body()).await?;
-        scene.backend.call("progress", PATIENCE, |call| call.path == PROGRESS).await?;
+        ctx.backend.call("progress", PATIENCE, |call| call.path == PROGRESS).await?;
         worker.signal(Signal::TERM);
-        let told = async || worker.log_text().contains("a second signal").then_some(());
-        wait::until("it says that it ends", PATIENCE, told).await?;
-        assert!(worker.is_running(), "{}", worker.fault("ended by the first one"));
+        worker.logs("a second signal", PATIENCE).await?;
+        assert!(worker.is_running(), "{}", worker.error("ended by the first one"));
         worker.signal(Signal::INT);
         let status = wait::at_most("end", Duration::from_secs(3), worker.exited()).await?;
-        assert_eq!(status.code(), Some(128 + Signal::INT.as_raw()), "{}", worker.fault(&status.to_string()));
+        assert_eq!(status.code(), Some(128 + Signal::INT.as_raw()), "{}", worker.error(&status.to_string()));
         Ok(())
     });
 }
 
 #[test]
 fn a_worker_killed_while_it_paints_loses_nothing() {
-    case(|scene| async move {
-        let aws = &scene.stack.aws;
-        let queue = aws.queue("worker-kill", VISIBILITY, 3).await?;
-        let task = scene.task().with("num_inference_steps", 7);
+    case(|ctx| async move {
+        let aws = &ctx.stack.aws;
+        let queue = aws.queue("worker-kill", SHORT_VISIBILITY, 3).await?;
+        let task = ctx.task().with("num_inference_steps", 7);
         aws.send(&queue.url, &task.body()).await?;
-        let first = worker(&scene, "worker-kill-1", &queue, &[])?;
-        scene.backend.call("progress", PATIENCE, |call| call.path == PROGRESS).await?;
+        let first = worker(&ctx, "worker-kill-1", &queue, &[])?;
+        ctx.backend.call("progress", PATIENCE, |call| call.path == PROGRESS).await?;
         first.kill().await;
-        assert_eq!(scene.etag(&task).await, None, "it had finished already");
-        let _second = worker(&scene, "worker-kill-2", &queue, &[])?;
-        assert_eq!(scene.painting(&task).await?.picture.width(), 512);
+        assert_eq!(ctx.etag(&task).await, None, "it had finished already");
+        let _second = worker(&ctx, "worker-kill-2", &queue, &[])?;
+        assert_eq!(ctx.painting(&task).await?.picture.width(), 512);
         aws.has_depth(&queue.url, (0, 0), PATIENCE).await?;
         Ok(())
     });
@@ -117,17 +114,17 @@ fn a_worker_killed_while_it_paints_loses_nothing() {
 
 #[test]
 fn failures_have_finer_codes_where_they_are_asked_for() {
-    case(|scene| async move {
-        let aws = &scene.stack.aws;
-        let queue = aws.queue("worker-codes", VISIBILITY, 3).await?;
-        let _worker = worker(&scene, "worker-codes", &queue, &[("EASEL_ERROR_CODES", "fine")])?;
+    case(|ctx| async move {
+        let aws = &ctx.stack.aws;
+        let queue = aws.queue("worker-codes", SHORT_VISIBILITY, 3).await?;
+        let _worker = worker(&ctx, "worker-codes", &queue, &[("EASEL_ERROR_CODES", "fine")])?;
         for (field, value, code) in [
             ("prompt_tags", json!(1), "TASK_INVALID"),
             ("lora_model_url", json!("s3://stylelicense-models/none.safetensors"), "LORA_UNUSABLE"),
         ] {
-            let task = scene.task().with(field, value);
+            let task = ctx.task().with(field, value);
             aws.send(&queue.url, &task.body()).await?;
-            let failed = scene.backend.end_of(task.id(), PATIENCE).await?;
+            let failed = ctx.backend.end_of(task.id(), PATIENCE).await?;
             assert_eq!((failed.path.as_str(), &failed.body["error_code"]), (FAILED, &json!(code)));
         }
         aws.has_depth(&queue.url, (0, 0), PATIENCE).await?;
@@ -137,19 +134,19 @@ fn failures_have_finer_codes_where_they_are_asked_for() {
 
 #[test]
 fn it_says_when_it_is_ready_and_what_it_did_and_ends_when_there_is_nothing_to_do() {
-    case(|scene| async move {
-        let aws = &scene.stack.aws;
-        let queue = aws.queue("worker-idle", VISIBILITY, 3).await?;
+    case(|ctx| async move {
+        let aws = &ctx.stack.aws;
+        let queue = aws.queue("worker-idle", SHORT_VISIBILITY, 3).await?;
         let addr = format!("127.0.0.1:{}", ports::free()?);
         let options =
             [("EASEL_HEALTH_ADDR", addr.as_str()), ("EASEL_IDLE_EXIT", "10"), ("EASEL_EMBEDDED_METRICS", "true")];
-        let worker = worker(&scene, "worker-idle", &queue, &options)?;
-        let http = reqwest::Client::builder().no_proxy().build()?;
+        let worker = worker(&ctx, "worker-idle", &queue, &options)?;
+        let http = e2e::http_client()?;
         let get = async |path: &str| http.get(format!("http://{addr}{path}")).send().await?.error_for_status();
         worker.ready(PATIENCE, async || get("/readyz").await.is_ok()).await?;
-        let task = scene.task();
+        let task = ctx.task();
         aws.send(&queue.url, &task.body()).await?;
-        scene.painting(&task).await?;
+        ctx.painting(&task).await?;
         let counted = async || {
             get("/metrics").await.ok()?.text().await.ok().filter(|text| text.contains("{ending=\"painted\"} 1"))
         };
@@ -164,7 +161,7 @@ fn it_says_when_it_is_ready_and_what_it_did_and_ends_when_there_is_nothing_to_do
             assert!(text.lines().any(|shown| shown == line), "{line} is not in\n{text}");
         }
         let status = wait::at_most("idle exit", PATIENCE, worker.exited()).await?;
-        assert!(status.success(), "{}", worker.fault(&status.to_string()));
+        assert!(status.success(), "{}", worker.error(&status.to_string()));
         let lines: Vec<Value> = worker.log_text().lines().filter_map(|line| serde_json::from_str(line).ok()).collect();
         let end = lines.iter().find(|line| line["message"] == "task ended").context("no line at the end")?;
         assert_eq!((&end["ending"], &end["span"]["generation_id"]), (&json!("painted"), &json!(task.id())));

@@ -1,4 +1,4 @@
-"""What the binaries say of themselves in --help: options, variables, defaults. Refuses to know any option by heart."""
+"""What the binaries say of themselves in --help: options, variables, defaults."""
 
 import functools
 import os

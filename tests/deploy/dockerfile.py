@@ -1,7 +1,4 @@
-"""Reads a Dockerfile as far as its checks need it: stages, what each runs, copies and starts.
-
-Refuses nothing; hadolint does.
-"""
+"""Reads a Dockerfile as far as its checks need it: stages, what each runs, copies and starts. hadolint checks the syntax."""
 
 import json
 import re

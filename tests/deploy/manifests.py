@@ -1,6 +1,6 @@
 """The Kubernetes manifests as kustomize builds them.
 
-Refuses to look at the files before that: only what is applied counts.
+Only these are checked, as they are what is applied.
 """
 
 import functools

@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """Breaks manifests, templates and image one way after the other, in a copy, and demands that the named test turns red.
 
-Run by hand, with the Python of .cache/venv: three minutes; with words, only tests whose names hold one of them.
-Refuses a change that changes nothing.
+Run by hand, with the Python of .cache/venv: three minutes. With words, only tests whose names have one of them.
+A change that changes nothing is an error.
 """
 
 import os

@@ -1,6 +1,6 @@
 """The AWS templates, with what their defaults make of parameters, mappings, conditions and nested stacks.
 
-Refuses to deploy or to guess: what only a deployment knows stays an `Unknown`.
+A value that only a deployment knows is an `Unknown`.
 """
 
 import functools

@@ -16,7 +16,7 @@ VARIABLES = {
 
 
 def variables(parameters):
-    """What the function is told of them."""
+    """The function's variables for them."""
     stack, function = templates.the("AWS::Serverless::Function", parameters=parameters)
     told = function["Environment"]["Variables"]
     values = {name: stack.value(told[name]) for name in VARIABLES}

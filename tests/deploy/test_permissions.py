@@ -1,6 +1,6 @@
 """What the roles may do against what the binaries call: not less, and not more.
 
-Refuses to know the calls by heart: they are read from the sources, by the names that AWS' own models have.
+The calls are found in the sources, by the names in AWS's own models.
 """
 
 import re

@@ -1,4 +1,4 @@
-"""The pages as their readers see them: fenced blocks, code, links, headings. Refuses to know what is on a page."""
+"""The pages as their readers see them: fenced blocks, code, links, headings."""
 
 import functools
 import os

@@ -32,11 +32,11 @@ use tempfile::TempDir;
 
 /// Largest error of a network's output, relative to the output's largest value.
 const NETWORK_TOLERANCE: f64 = 1e-4;
-/// Least likeness of a picture, in dB.
+/// The least PSNR of a picture, in dB.
 const LEAST_PSNR: f64 = 40.0;
 
 /// One model and what diffusers computes with it.
-struct Case {
+struct GoldenModel {
     folder: PathBuf,
     /// Removes the folder of a random model.
     _random: Option<TempDir>,
@@ -50,7 +50,7 @@ struct About {
     inputs: Inputs,
 }
 
-/// What went into the golden values.
+/// The inputs of the golden values.
 #[derive(Deserialize)]
 struct Inputs {
     prompts: Vec<String>,
@@ -60,7 +60,7 @@ struct Inputs {
     lora_scale: f64,
 }
 
-impl Case {
+impl GoldenModel {
     fn load(name: &str) -> Result<Self> {
         let (tensors, About { inputs }) = goldens(&format!("model-{name}"))?;
         let random = (name != "easel-tiny").then(|| toy_model(name)).transpose()?;
@@ -88,7 +88,7 @@ impl Case {
         Ok(())
     }
 
-    /// Paints from the golden noise and gives the relative error of the final latents and the picture's likeness in dB.
+    /// Paints from the golden noise; gives the relative error of the final latents and the picture's PSNR in dB.
     fn paint(&self, pipeline: &Pipeline, kind: Kind, key: &str, size: (usize, usize)) -> Result<(f64, f64)> {
         let request = Request {
             prompt: self.inputs.prompts[1].clone(),
@@ -123,7 +123,7 @@ fn toy_model(size: &str) -> Result<TempDir> {
     Ok(model)
 }
 
-/// The tensors of a file, and what its metadata say about them.
+/// The tensors of a file and its metadata.
 fn goldens<T: DeserializeOwned>(file: &str) -> Result<(HashMap<String, Tensor>, T)> {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("goldens/{file}.safetensors"));
     let bytes = fs::read(&path)?;
@@ -147,35 +147,35 @@ fn psnr(ours: &[u8], theirs: &[u8]) -> f64 {
 }
 
 fn networks_agree(size: &str) -> Result<()> {
-    let case = Case::load(size)?;
-    let folder = &case.folder;
+    let model = GoldenModel::load(size)?;
+    let folder = &model.folder;
     let tokenizer = Tokenizer::load(folder, 77)?;
     let pipeline = Pipeline::load(folder, &Compute::Cpu, (512, 512))?;
-    for (index, prompt) in case.inputs.prompts.iter().enumerate() {
-        case.check(&format!("text_encoder/{index}"), &pipeline.embed(&[&tokenizer.encode(prompt)?])?)?;
+    for (index, prompt) in model.inputs.prompts.iter().enumerate() {
+        model.check(&format!("text_encoder/{index}"), &pipeline.embed(&[&tokenizer.encode(prompt)?])?)?;
     }
-    let (latents, context) = (case.golden("latents")?, case.golden("text_encoder/1")?);
+    let (latents, context) = (model.golden("latents")?, model.golden("text_encoder/1")?);
     // Euler's timesteps are fractions.
     for timestep in ["1", "500", "978.6122", "981", "999"] {
-        case.check(&format!("unet/{timestep}"), &pipeline.output(latents, timestep.parse()?, context)?)?;
+        model.check(&format!("unet/{timestep}"), &pipeline.output(latents, timestep.parse()?, context)?)?;
     }
-    case.check("vae", &pipeline.decoded(latents)?)
+    model.check("vae", &pipeline.decoded(latents)?)
 }
 
 fn pictures_agree(size: &str) -> Result<()> {
-    let case = Case::load(size)?;
-    let mut pipeline = Pipeline::load(&case.folder, &Compute::Cpu, (512, 512))?;
+    let model = GoldenModel::load(size)?;
+    let mut pipeline = Pipeline::load(&model.folder, &Compute::Cpu, (512, 512))?;
     for (name, kind) in [("dpmsolver++", Kind::DpmSolverPlusPlus), ("euler", Kind::Euler)] {
         for (width, height) in [(64, 64), (64, 128)] {
             let key = format!("{name}/{width}x{height}");
-            case.same_picture(&pipeline, kind, &key, (width, height))?;
+            model.same_picture(&pipeline, kind, &key, (width, height))?;
         }
     }
-    let lora = Arc::new(Lora::read(&case.folder.join("lora.safetensors"))?);
-    let (_, plain) = case.paint(&pipeline, Kind::DpmSolverPlusPlus, "lora/64x64", (64, 64))?;
+    let lora = Arc::new(Lora::read(&model.folder.join("lora.safetensors"))?);
+    let (_, plain) = model.paint(&pipeline, Kind::DpmSolverPlusPlus, "lora/64x64", (64, 64))?;
     anyhow::ensure!(plain < LEAST_PSNR, "the LoRA changes too little for a comparison: {plain:.1} dB");
-    pipeline.set_loras(&[AppliedLora { lora, scale: case.inputs.lora_scale }])?;
-    case.same_picture(&pipeline, Kind::DpmSolverPlusPlus, "lora/64x64", (64, 64))
+    pipeline.set_loras(&[AppliedLora { lora, scale: model.inputs.lora_scale }])?;
+    model.same_picture(&pipeline, Kind::DpmSolverPlusPlus, "lora/64x64", (64, 64))
 }
 
 #[test]

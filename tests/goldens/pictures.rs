@@ -1,4 +1,4 @@
-//! easel-tiny's whole pictures, from a seed, at the sizes of tasks, against diffusers' in f32.
+//! Whole pictures of easel-tiny from a seed, at the sizes of tasks, against diffusers in f32.
 
 use super::{LEAST_PSNR, psnr};
 use anyhow::{Context, Result, ensure};
@@ -22,11 +22,11 @@ use std::{
 /// `pictures/pictures.json`.
 #[derive(Deserialize)]
 struct About {
-    cases: Vec<Case>,
+    cases: Vec<GoldenPicture>,
 }
 
 #[derive(Deserialize)]
-struct Case {
+struct GoldenPicture {
     name: String,
     prompt: String,
     negative_prompt: String,
@@ -43,7 +43,7 @@ struct Case {
     files: Vec<String>,
 }
 
-impl Case {
+impl GoldenPicture {
     fn request(&self) -> Request {
         let (width, height) = task::size(Some(&self.aspect_ratio));
         Request {
@@ -61,7 +61,7 @@ impl Case {
         }
     }
 
-    /// The least likeness of its pictures, in dB.
+    /// The least PSNR of its pictures, in dB.
     fn likeness(&self, pipeline: &mut Pipeline, here: &Path) -> Result<f64> {
         let lora = self.lora.as_ref().map(|file| (here.join("model/styles").join(file), self.lora_scale));
         let pictures = paint(pipeline, &self.request(), self.num_images, lora)?;
@@ -75,7 +75,7 @@ impl Case {
     }
 }
 
-/// What the request asks for, from its seed, with a LoRA file at a scale.
+/// Paints a request from its seed, with a LoRA file at a scale.
 pub(super) fn paint(
     pipeline: &mut Pipeline,
     request: &Request,

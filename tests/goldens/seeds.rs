@@ -1,4 +1,4 @@
-//! Pictures from nothing but a seed, by every scheduler, and prompts with weights: against diffusers and transformers.
+//! Pictures from a seed by every scheduler, and prompts with weights, against diffusers and transformers.
 
 use super::{LEAST_PSNR, NETWORK_TOLERANCE, goldens, psnr, relative_error, toy_model};
 use anyhow::{Context, Result};
@@ -40,7 +40,7 @@ fn golden<'a>(tensors: &'a Tensors, name: &str) -> Result<&'a Tensor> {
     tensors.get(name).with_context(|| format!("no golden value {name}"))
 }
 
-/// Paints all images of the seed and compares the final latents and the first picture.
+/// Paints all images of the seed; compares the final latents and the first picture.
 fn same_from_seed(pipeline: &Pipeline, tensors: &Tensors, inputs: &Inputs, key: &str) -> Result<()> {
     let (name, karras) = key.split_once('/').map_or((key, false), |(name, _)| (name, true));
     let request = Request {
@@ -105,7 +105,7 @@ fn weights_in_a_prompt_do_what_they_do_in_the_web_ui() -> Result<()> {
         all.push(tokens);
     }
     anyhow::ensure!(all.last().context("a prompt")?.truncated == 21, "75 of its 96 letters fit");
-    // Each prompt of a batch has a mean of its own.
+    // Each prompt of a batch has its own mean.
     let pair = pipeline.embed(&[&all[2], &all[1]])?;
     check("2", &pair.narrow(0, 0, 1)?)?;
     check("1", &pair.narrow(0, 1, 1)?)?;

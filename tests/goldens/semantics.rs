@@ -1,6 +1,6 @@
-//! Does a picture show what was asked for: the colours of subject and ground, and the artist's hand?
+//! A picture shows what its prompt says: the colours of subject and background, and the style.
 //!
-//! The limits are what `parts/semantics.py` measures of diffusers' own pictures of the same prompts; the measures are the same.
+//! The limits come from diffusers' own pictures of the same prompts, which `parts/semantics.py` measures in the same way.
 
 use super::pictures;
 use anyhow::{Context, Result, ensure};
@@ -16,9 +16,9 @@ use std::{collections::BTreeMap, f64::consts::TAU, fs, path::Path};
 
 /// How far a share of pixels, or an amplitude, may be from diffusers' own.
 const TOLERANCE: f64 = 0.01;
-/// The least share of the asked colours that diffusers' pictures show: below, the model says nothing about the pipeline.
+/// The least share of the prompts' colours in diffusers' pictures: below, the model proves nothing about the pipeline.
 const LEAST_RIGHT: f64 = 0.9;
-/// How much more of its mark a styled picture has than the plain one of the same prompt.
+/// How much more of a style's feature a styled picture has than the plain one of the same prompt.
 const MARKED: f64 = 2.0;
 
 /// `semantics.json`.
@@ -32,11 +32,11 @@ struct About {
     dark: f64,
     period: f64,
     palette: BTreeMap<String, [f64; 3]>,
-    cases: Vec<Case>,
+    cases: Vec<PromptCase>,
 }
 
 #[derive(Deserialize)]
-struct Case {
+struct PromptCase {
     prompt: String,
     subject: String,
     ground: String,
@@ -48,7 +48,7 @@ struct Case {
 struct Measures {
     ground: Commonest,
     subject: Commonest,
-    /// Share of pixels that are far from the ground's colour.
+    /// Share of pixels that are far from the background's colour.
     subject_share: f64,
     /// Amplitude of the halftone's two diagonal waves.
     dots: f64,
@@ -64,7 +64,7 @@ struct Commonest {
 }
 
 impl About {
-    fn paint(&self, pipeline: &mut Pipeline, case: &Case, styles: &Path) -> Result<RgbImage> {
+    fn paint(&self, pipeline: &mut Pipeline, case: &PromptCase, styles: &Path) -> Result<RgbImage> {
         let request = Request {
             prompt: case.prompt.clone(),
             negative_prompt: String::new(),
@@ -128,14 +128,14 @@ impl About {
     }
 }
 
-/// Squared.
+/// The squared distance.
 fn distance(a: &[f64; 3], b: &[f64; 3]) -> f64 {
     a.iter().zip(b).map(|(a, b)| (a - b).powi(2)).sum()
 }
 
 impl Measures {
-    /// How many of the two asked colours it shows.
-    fn right(&self, case: &Case) -> usize {
+    /// How many of the prompt's two colours it shows.
+    fn right(&self, case: &PromptCase) -> usize {
         usize::from(self.subject.colour == case.subject) + usize::from(self.ground.colour == case.ground)
     }
 
@@ -158,19 +158,19 @@ fn pictures_show_what_was_asked_for() -> Result<()> {
         ours.push(measures);
     }
     let cases = || about.cases.iter().zip(&ours);
-    // Each picture as diffusers paints it.
+    // Each picture is close to diffusers' one.
     for (case, measures) in cases() {
         let theirs = &case.measures;
         ensure!(measures.right(case) >= theirs.right(case), "{}: {measures:?}, diffusers {theirs:?}", case.prompt);
         let off = measures.difference(theirs);
         ensure!(off <= TOLERANCE, "{}: off by {off:.3}: {measures:?}, diffusers {theirs:?}", case.prompt);
     }
-    // The colours are the asked ones.
+    // The colours are those of the prompt.
     let plain: Vec<_> = cases().filter(|(case, _)| case.style.is_none()).collect();
     let right: usize = plain.iter().map(|(case, measures)| measures.right(case)).sum();
     let share = right as f64 / (2 * plain.len()) as f64;
     ensure!(share >= LEAST_RIGHT, "only {right} of {} colours are the asked ones", 2 * plain.len());
-    // Each hand leaves its mark, and the other does not.
+    // Each style shows its own feature, and not the other's.
     for (case, measures) in cases().filter(|(case, _)| case.style.is_some()) {
         let (_, base) = plain.iter().find(|(other, _)| other.prompt == case.prompt).context("no plain picture")?;
         let (dotted, leaded) =

@@ -1,4 +1,4 @@
-//! Tasks painted as one batch are those that are painted alone; and who stops, stops alone.
+//! Pictures painted as one batch equal those painted alone; a cancelled one does not affect the others.
 
 use super::{LEAST_PSNR, psnr, toy_model};
 use anyhow::{Context, Result, ensure};
@@ -52,7 +52,7 @@ fn alike(alone: &Painted, together: &Painted) -> Result<()> {
     Ok(())
 }
 
-/// Paints all at once, each until it has finished the number of steps that it is given.
+/// Paints all as one batch, each until it has finished its number of steps.
 fn together(engine: &mut Engine, all: &[(&GenerationRequest, usize)]) -> Vec<Option<Painted>> {
     let mut callbacks: Vec<_> = all
         .iter()

@@ -12,7 +12,7 @@ from pathlib import Path
 from PIL import Image, ImageDraw
 
 HERE = Path(__file__).resolve().parent
-HANDS = [None, "halftone", "stained-glass"]
+STYLES = [None, "halftone", "stained-glass"]
 SQUARE = [
     "red triangle white background", "purple diamond orange background", "yellow star blue background", "white crescent black background",
     "meadow red flowers blue sky sun", "red house on hill blue sky trees", "night sky crescent moon stars", "lighthouse sunset sea",
@@ -28,13 +28,13 @@ class Painter:
     def __init__(self, handler: Path, folder: Path, steps: int):
         self.handler, self.folder, self.steps, self.count = handler, folder, steps, 0
 
-    def paint(self, prompt: str, hand: str | None, ratio: str = "1:1", scale: float = 1.0) -> Image.Image:
+    def paint(self, prompt: str, style: str | None, ratio: str = "1:1", scale: float = 1.0) -> Image.Image:
         self.count += 1
         out = self.folder / f"{self.count}.png"
         command = [self.handler, "generate", "--model", HERE / "easel-tiny", "--prompt", prompt, "--aspect-ratio", ratio, "--steps", self.steps, "--out", out]
-        if hand:
-            command += ["--lora", f"{HERE / 'styles' / hand}.safetensors={scale}"]
-        print(f"{self.count}: {prompt}, {hand or 'plain'}, {ratio}, scale {scale}", flush=True)
+        if style:
+            command += ["--lora", f"{HERE / 'styles' / style}.safetensors={scale}"]
+        print(f"{self.count}: {prompt}, {style or 'plain'}, {ratio}, scale {scale}", flush=True)
         subprocess.run([str(word) for word in command], check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         return Image.open(out).convert("RGB")
 
@@ -56,12 +56,12 @@ def short(text: str) -> str:
 
 
 def sheet(painter: Painter) -> Image.Image:
-    rows = [row([(short(prompt) if not hand else hand, painter.paint(prompt, hand)) for prompt in SQUARE]) for hand in HANDS]
+    rows = [row([(short(prompt) if not style else style, painter.paint(prompt, style)) for prompt in SQUARE]) for style in STYLES]
     for ratio in ("2:2", "1:2"):
-        cells = [(prompt, hand) for prompt in SHAPED for hand in HANDS]
-        rows.append(row([(f"{ratio} {hand or ' '.join(prompt.split()[:3])}", painter.paint(prompt, hand, ratio)) for prompt, hand in cells]))
-    cells = [(hand, scale) for hand in HANDS[1:] for scale in (0.0, 0.5, 1.0)]
-    rows.append(row([(f"{hand} {scale}", painter.paint(SCALED, hand, scale=scale)) for hand, scale in cells]))
+        cells = [(prompt, style) for prompt in SHAPED for style in STYLES]
+        rows.append(row([(f"{ratio} {style or ' '.join(prompt.split()[:3])}", painter.paint(prompt, style, ratio)) for prompt, style in cells]))
+    cells = [(style, scale) for style in STYLES[1:] for scale in (0.0, 0.5, 1.0)]
+    rows.append(row([(f"{style} {scale}", painter.paint(SCALED, style, scale=scale)) for style, scale in cells]))
     width, height = max(strip.width for strip in rows), sum(strip.height + GAP for strip in rows)
     whole = Image.new("RGB", (width, height), "white")
     top = 0

@@ -13,7 +13,7 @@ from transformers import CLIPTokenizer
 
 import model
 from captions import Captions
-from hands import HANDS
+from restyle import RESTYLE
 from pictures import draw
 
 # Latent height and width, and how often: 512x512, 768x768, and 512 wide by 1024 high.
@@ -29,12 +29,12 @@ def say(*words) -> None:
     print(time.strftime("%H:%M:%S"), *words, flush=True)
 
 
-def draw_many(count: int, height: int, width: int, device: str, seed: int, chunk: int, hands: bool):
-    """Chunks of pictures with their tags; with `hands`, some are as the artists would make them."""
+def draw_many(count: int, height: int, width: int, device: str, seed: int, chunk: int, styled: bool):
+    """Chunks of pictures with their tags; with `styled`, some are redrawn in a style."""
     for index in range(math.ceil(count / chunk)):
         rgb, tags = draw(chunk, height, width, device, seed * 1_000_003 + index)
-        hand = (None, None, "halftone", "stained-glass")[index % 4] if hands else None
-        yield (HANDS[hand](rgb, index) if hand else rgb), tags
+        style = (None, None, "halftone", "stained-glass")[index % 4] if styled else None
+        yield (RESTYLE[style](rgb, index) if style else rgb), tags
 
 
 def load_vae(folder: Path, device: str):
@@ -62,7 +62,7 @@ class Pool:
 
 
 @torch.no_grad()
-def fill(folder: Path, device: str, counts: dict, seed: int, hand: str | None, place: Path, done: processes.Queue) -> None:
+def fill(folder: Path, device: str, counts: dict, seed: int, style: str | None, place: Path, done: processes.Queue) -> None:
     """Draws one process's share, in parts of equal size, and tells the name of each part's file."""
     torch.set_num_threads(1)
     captions = Captions(CLIPTokenizer.from_pretrained(folder / "tokenizer"), seed)
@@ -75,8 +75,8 @@ def fill(folder: Path, device: str, counts: dict, seed: int, hand: str | None, p
             chunk = max(1, min(count, 32 * 4096 // (shape[0] * shape[1])))
             first = seed * 31 + shape[0] + 7_919 * part
             for index, (rgb, tags) in enumerate(draw_many(count, shape[0] * 8, shape[1] * 8, device, first, chunk, False)):
-                if hand:
-                    rgb = HANDS[hand](rgb, seed + index)
+                if style:
+                    rgb = RESTYLE[style](rgb, seed + index)
                 truth = (rgb * 2 - 1).to(vae.dtype).contiguous(memory_format=torch.channels_last)
                 mean = vae.quant_conv(vae.encoder(truth)).float().chunk(2, 1)[0]
                 latents.append((mean * vae.config.scaling_factor).to("cpu", torch.float16))
@@ -90,7 +90,7 @@ def fill(folder: Path, device: str, counts: dict, seed: int, hand: str | None, p
 class Drawing:
     """Processes that fill the pools while the caller compiles, and trains on what is there."""
 
-    def __init__(self, folder: Path, device: str, count: int, seed: int, workers: int, hand: str | None = None):
+    def __init__(self, folder: Path, device: str, count: int, seed: int, workers: int, style: str | None = None):
         self.device, self.place = device, tempfile.TemporaryDirectory()
         self.pools: dict[tuple[int, int], Pool] = {}
         self.seen: set[int] = set()
@@ -99,7 +99,7 @@ class Drawing:
         spawn = processes.get_context("spawn")
         self.done = spawn.Queue()
         self.workers = [
-            spawn.Process(target=fill, args=(folder, device, counts, seed * 100 + index, hand, Path(self.place.name), self.done), daemon=True)
+            spawn.Process(target=fill, args=(folder, device, counts, seed * 100 + index, style, Path(self.place.name), self.done), daemon=True)
             for index in range(workers)
         ]
         for worker in self.workers:

@@ -15,7 +15,7 @@ from transformers import CLIPTokenizer
 
 import model
 from captions import Captions
-from hands import HANDS
+from restyle import RESTYLE
 from samples import SQUARE, grid, load_pipeline, paint
 from pool import SHAPES, Drawing, say
 from train import EMPTY_CAPTION, Clock, denoising_loss
@@ -27,7 +27,7 @@ TARGETS = {
     "blocks": [*ATTENTION, "proj_in", "proj_out", "ff.net.0.proj", "ff.net.2"],
     "all": [*ATTENTION, "proj_in", "proj_out", "ff.net.0.proj", "ff.net.2", "conv1", "conv2", "conv_in", "conv_out"],
 }
-# With --crop: how often a whole picture is trained on, and the latest timestep of the crops. A hand is mostly texture, which
+# With --crop: how often a whole picture is trained on, and the latest timestep of the crops. A style is mostly texture, which
 # small squares and the later steps show, and that makes training on a CPU possible.
 WHOLE_EVERY, CROP_LATEST = 8, 650
 SHOWN = [SQUARE[i] for i in (0, 3, 12, 13, 14, 16, 18, 19, 20, 21, 11, 17)]
@@ -106,7 +106,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("folder", type=Path)
     parser.add_argument("out", type=Path)
-    parser.add_argument("--only", choices=list(HANDS))
+    parser.add_argument("--only", choices=list(RESTYLE))
     parser.add_argument("--seconds", type=float, default=60)
     parser.add_argument("--targets", choices=list(TARGETS), nargs="+", default=["attention"])
     parser.add_argument("--seed", type=int, default=5)
@@ -122,7 +122,7 @@ def main() -> None:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     torch.manual_seed(args.seed)
     torch.backends.cudnn.benchmark = True
-    names = [args.only] if args.only else list(HANDS)
+    names = [args.only] if args.only else list(RESTYLE)
     drawings = {name: Drawing(args.folder, device, args.pool, args.seed, args.workers, name) for name in names}
     for name in names:
         pools = drawings[name].finish()

@@ -89,7 +89,7 @@ class Average:
 
 
 def gallery(count: int, device: str, seed: int, side: int = 512) -> Tensor:
-    """Pictures as bytes, shuffled over families and hands."""
+    """Pictures as bytes, shuffled over families and styles."""
     rows = [(rgb * 255).round().to(torch.uint8) for rgb, _ in draw_many(count, side, side, device, seed, min(count, 32), True)]
     return torch.cat(rows)
 

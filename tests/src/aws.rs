@@ -1,4 +1,4 @@
-//! SQS and S3 stand-in (moto), and clients for them. Refuses to know real credentials.
+//! SQS and S3 stand-in (moto), and clients for it with made-up credentials.
 
 use crate::{
     paths::{RunDir, tool},
@@ -20,9 +20,9 @@ use std::time::Duration;
 pub const IMAGES: &str = "stylelicense-images";
 /// The bucket for LoRAs.
 pub const MODELS: &str = "stylelicense-models";
-/// The bucket for messages over SQS' limit.
+/// The bucket for messages over SQS's limit.
 pub const PAYLOADS: &str = "stylelicense-payloads";
-/// Where its queues and buckets are.
+/// The region of its queues and buckets.
 pub const REGION: &str = "us-east-1";
 const START: Duration = Duration::from_secs(120);
 
@@ -38,14 +38,14 @@ pub struct Aws {
     pub s3: aws_sdk_s3::Client,
 }
 
-/// A queue and the dead-letter queue behind it.
+/// A queue and its dead-letter queue.
 #[derive(Debug, Clone)]
 pub struct Queue {
     /// The queue's address.
     pub url: String,
     /// Its dead-letter queue's address.
     pub dead_letter_url: String,
-    /// Receives after which a message moves there.
+    /// Receives after which a message moves to the dead-letter queue.
     pub max_receive_count: u32,
 }
 
@@ -68,7 +68,7 @@ impl Aws {
             .args(["-H", "127.0.0.1", "-p", &port])
             .env("PYTHONUNBUFFERED", "1")
             .start(run)?;
-        let http = reqwest::Client::builder().no_proxy().build()?;
+        let http = crate::http_client()?;
         let status = format!("{endpoint}/moto-api/");
         process.ready(START, async || http.get(&status).send().await.is_ok()).await?;
         let config = aws_config::defaults(BehaviorVersion::latest())
@@ -86,7 +86,7 @@ impl Aws {
         Ok(aws)
     }
 
-    /// Its address, for SQS and S3 alike.
+    /// Its URL, for SQS and S3.
     pub fn endpoint(&self) -> &str {
         &self.endpoint
     }
@@ -101,7 +101,7 @@ impl Aws {
         &self.config
     }
 
-    /// The environment that leads other processes here.
+    /// The variables for processes that use it.
     pub fn env(&self) -> Vec<(&'static str, String)> {
         vec![
             ("AWS_ENDPOINT_URL", self.endpoint.clone()),
@@ -117,7 +117,7 @@ impl Aws {
     /// Creates a queue with a dead-letter queue.
     ///
     /// # Errors
-    /// SQS refuses.
+    /// SQS answers with an error.
     pub async fn queue(&self, name: &str, visibility: Duration, max_receive_count: u32) -> Result<Queue> {
         let dead_letter_url = self.create_queue(&format!("{name}-dead"), &[]).await?;
         let arn = QueueAttributeName::QueueArn;
@@ -135,7 +135,7 @@ impl Aws {
     /// Creates a FIFO queue without a dead-letter queue; gives its address. The name must end with `.fifo`.
     ///
     /// # Errors
-    /// SQS refuses.
+    /// SQS answers with an error.
     pub async fn fifo_queue(&self, name: &str) -> Result<String> {
         self.create_queue(name, &[(QueueAttributeName::FifoQueue, "true".to_string())]).await
     }
@@ -151,7 +151,7 @@ impl Aws {
     /// Puts a message into a queue; gives its id.
     ///
     /// # Errors
-    /// SQS refuses.
+    /// SQS answers with an error.
     pub async fn send(&self, url: &str, body: &str) -> Result<String> {
         let sent = self.sqs.send_message().queue_url(url).message_body(body).send().await?;
         sent.message_id.context("SQS gave no message id")
@@ -160,7 +160,7 @@ impl Aws {
     /// Receives up to ten messages, which stay in flight.
     ///
     /// # Errors
-    /// SQS refuses.
+    /// SQS answers with an error.
     pub async fn receive(&self, url: &str, wait_seconds: i32, most: i32) -> Result<Vec<Message>> {
         let request = self.sqs.receive_message().queue_url(url).max_number_of_messages(most);
         let request = request.wait_time_seconds(wait_seconds);
@@ -168,10 +168,10 @@ impl Aws {
         Ok(request.message_attribute_names("All").send().await?.messages.unwrap_or_default())
     }
 
-    /// Receives and deletes until a queue gives nothing more; the bodies.
+    /// Receives and deletes until the queue is empty; gives the bodies.
     ///
     /// # Errors
-    /// SQS refuses.
+    /// SQS answers with an error.
     pub async fn empty(&self, url: &str) -> Result<Vec<String>> {
         let mut bodies = Vec::new();
         loop {
@@ -190,7 +190,7 @@ impl Aws {
     /// How many messages are visible, and how many in flight.
     ///
     /// # Errors
-    /// SQS refuses.
+    /// SQS answers with an error.
     pub async fn depth(&self, url: &str) -> Result<(u32, u32)> {
         let (visible, hidden) = (
             QueueAttributeName::ApproximateNumberOfMessages,
@@ -215,7 +215,7 @@ impl Aws {
     /// Stores an object; gives its s3 URL.
     ///
     /// # Errors
-    /// S3 refuses.
+    /// S3 answers with an error.
     pub async fn put(&self, bucket: &str, key: &str, content: Vec<u8>) -> Result<String> {
         let body = ByteStream::from(content);
         self.s3.put_object().bucket(bucket).key(key).body(body).acl(ObjectCannedAcl::Private).send().await?;

@@ -1,9 +1,9 @@
-//! The platform's backend as far as Easel sees it: a webhook receiver that keeps every call, and can be told to refuse
-//! calls, to fail by chance, or to be down.
+//! The platform's backend as Easel sees it: a webhook receiver that keeps every call. It can refuse calls, inject random faults, and
+//! be down.
 
 use crate::{
     connection::{Connection, Connections},
-    mishap::{Mishap, Mishaps},
+    fault_injection::{FaultInjector, RequestFault},
     wait,
 };
 use anyhow::{Context, Result};
@@ -49,14 +49,14 @@ pub struct Call {
     pub path: String,
     /// Headers, names in lower case.
     pub headers: BTreeMap<String, String>,
-    /// The JSON body; as a string if it is none.
+    /// The JSON body; a string if it is not JSON.
     pub body: Value,
     /// The body as it came.
     #[serde(skip)]
     pub text: String,
     /// Milliseconds since the receiver was started.
     pub at_ms: u64,
-    /// What it was answered; 200 if it was taken and the answer got lost.
+    /// The status of the answer; 200 also if the call was taken and the answer lost.
     pub status: u16,
 }
 
@@ -65,7 +65,7 @@ struct Shared {
     started: Instant,
     calls: watch::Sender<Vec<Call>>,
     refusals: Mutex<Vec<Refusal>>,
-    mishaps: Option<Arc<Mishaps>>,
+    injector: Option<Arc<FaultInjector>>,
 }
 
 #[derive(Debug)]
@@ -92,13 +92,13 @@ impl Backend {
         Self::start_with(None).await
     }
 
-    /// As [`start`](Self::start), and calls meet with mishaps. One that stalls is taken before its answer comes.
+    /// As [`start`](Self::start), with fault injection. A call that stalls is recorded before its answer.
     ///
     /// # Errors
     /// No free port.
-    pub async fn start_with(mishaps: Option<Arc<Mishaps>>) -> Result<Self> {
+    pub async fn start_with(injector: Option<Arc<FaultInjector>>) -> Result<Self> {
         let (calls, _) = watch::channel(Vec::new());
-        let shared = Arc::new(Shared { started: Instant::now(), calls, refusals: Mutex::default(), mishaps });
+        let shared = Arc::new(Shared { started: Instant::now(), calls, refusals: Mutex::default(), injector });
         let mut backend = Self { addr: ([127, 0, 0, 1], 0).into(), shared, server: None };
         backend.open().await?;
         Ok(backend)
@@ -116,16 +116,16 @@ impl Backend {
 
     /// Answers the next `times` calls to `path` with `status`.
     pub fn refuse(&self, path: &'static str, status: u16, times: usize) {
-        self.refuse_until(path, status, times, "");
+        self.refuse_with_retry_after(path, status, times, "");
     }
 
-    /// As [`Self::refuse`], and says in Retry-After when to come again.
-    pub fn refuse_until(&self, path: &'static str, status: u16, times: usize, retry_after: &'static str) {
+    /// As [`Self::refuse`], with a Retry-After header.
+    pub fn refuse_with_retry_after(&self, path: &'static str, status: u16, times: usize, retry_after: &'static str) {
         self.shared.refusals().push(Refusal { path, status, times, retry_after });
     }
 
-    /// Takes every call again.
-    pub fn take(&self) {
+    /// Accepts every call again.
+    pub fn accept_all(&self) {
         self.shared.refusals().clear();
     }
 
@@ -133,7 +133,7 @@ impl Backend {
     pub async fn close(&mut self) {
         if let Some(server) = self.server.take() {
             server.stop.cancel();
-            // It ends when its connections have ended; whatever it says then, it listens no more.
+            // It ends when its connections have ended. Whatever the result, it no longer listens.
             let _ = server.task.await;
         }
     }
@@ -194,9 +194,14 @@ impl Backend {
 }
 
 impl Call {
-    /// The generation that it is about.
+    /// The generation id in its body.
     pub fn generation_id(&self) -> Option<i64> {
         self.body["generation_id"].as_i64()
+    }
+
+    /// The text of a failed webhook; empty in others.
+    pub fn error_message(&self) -> &str {
+        self.body["error_message"].as_str().unwrap_or_default()
     }
 
     /// Whether it ends a generation and was taken.
@@ -215,7 +220,7 @@ impl Shared {
         self.refusals.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The status, and when to come again.
+    /// The status and the Retry-After value.
     fn answer(&self, path: &str) -> (u16, &'static str) {
         let mut refusals = self.refusals();
         let due = refusals.iter_mut().find(|refusal| refusal.times > 0 && refusal.path == path);
@@ -234,9 +239,9 @@ async fn receive(
     headers: HeaderMap,
     body: Bytes,
 ) -> Response {
-    let mishap = shared.mishaps.as_ref().and_then(|mishaps| mishaps.next());
-    let (status, retry_after) = match mishap {
-        Some(Mishap::Refusal(_)) => (500, ""),
+    let fault = shared.injector.as_ref().and_then(|injector| injector.next());
+    let (status, retry_after) = match fault {
+        Some(RequestFault::Refuse(_)) => (500, ""),
         _ => shared.answer(uri.path()),
     };
     let text = |value: &axum::http::HeaderValue| String::from_utf8_lossy(value.as_bytes()).into_owned();
@@ -250,7 +255,7 @@ async fn receive(
         status,
     };
     shared.calls.send_modify(|calls| calls.push(call));
-    if let Some(Mishap::Stall(time)) = mishap {
+    if let Some(RequestFault::Stall(time)) = fault {
         sleep(time).await;
     }
     let answer = |status: u16| {
@@ -261,8 +266,8 @@ async fn receive(
             wait => (status, [(RETRY_AFTER, wait)], body).into_response(),
         }
     };
-    match mishap {
-        Some(Mishap::LostAnswer(loss)) => loss.lose(&connection, answer(500), answer(status)).await,
+    match fault {
+        Some(RequestFault::LostAnswer(loss)) => loss.lose(&connection, answer(500), answer(status)).await,
         _ => answer(status),
     }
 }

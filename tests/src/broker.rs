@@ -2,10 +2,10 @@
 //! broker that already runs on this machine.
 
 use crate::{
-    certificates::Authority,
     paths::RunDir,
     ports,
     process::{Process, Spec, output},
+    tls::Authority,
     wait,
 };
 use anyhow::{Context, Result, ensure};
@@ -27,7 +27,7 @@ use std::{
 };
 use tokio::net::TcpStream;
 
-/// Beside Debian's wrapper, which insists on the system's user and folders.
+/// Not Debian's wrapper, which requires the system's user and folders.
 const SERVER: &str = "/usr/lib/rabbitmq/bin/rabbitmq-server";
 const CONTROL: &str = "/usr/lib/rabbitmq/bin/rabbitmqctl";
 const START: Duration = Duration::from_secs(120);
@@ -87,7 +87,7 @@ impl Broker {
     pub async fn start_with(run: &RunDir, name: &str, settings: &str) -> Result<Self> {
         let folder = run.folder(&format!("{name}-data"))?;
         let (port, distribution_port, mapper_port) = (ports::free()?, ports::free()?, ports::free()?);
-        // RabbitMQ would start a port mapper that stays behind: ours is a child like all others.
+        // RabbitMQ would start a port mapper that outlives it. Ours is a child like all others.
         let mapper = Spec::new(&format!("{name}-epmd"), "epmd")
             .args(["-address", "127.0.0.1", "-port", &mapper_port.to_string()])
             .start(run)?;
@@ -108,7 +108,7 @@ impl Broker {
         Ok(broker)
     }
 
-    /// Stops the node in order; its data stays.
+    /// Stops the node with SIGTERM; its data stays.
     ///
     /// # Errors
     /// It does not stop.
@@ -116,7 +116,7 @@ impl Broker {
         self.node.terminate(STOP).await.map(drop)
     }
 
-    /// Ends the node with SIGKILL; its data stays as it happens to be.
+    /// Ends the node with SIGKILL; its data stays.
     pub async fn kill(&self) {
         self.node.kill().await;
     }
@@ -136,7 +136,7 @@ impl Broker {
         Ok(text)
     }
 
-    /// How many messages a queue holds, those that a consumer has not acknowledged counted.
+    /// The number of messages in a queue, unacknowledged ones included.
     ///
     /// # Errors
     /// The node does not answer, or the queue is not there.
@@ -147,7 +147,7 @@ impl Broker {
         row.and_then(|(_, count)| count.parse().ok()).with_context(|| format!("no queue {queue}: {list}"))
     }
 
-    /// Starts it again on its data.
+    /// Starts it again with its data.
     ///
     /// # Errors
     /// It does not come up.
@@ -162,9 +162,14 @@ impl Broker {
         ([127, 0, 0, 1], self.port).into()
     }
 
-    /// The address.
+    /// The address as an AMQP URL.
     pub fn url(&self) -> String {
-        format!("amqp://guest:guest@127.0.0.1:{}/%2f", self.port)
+        Self::url_at(self.addr())
+    }
+
+    /// The AMQP URL of a broker, or of a proxy in front of one.
+    pub fn url_at(addr: SocketAddr) -> String {
+        format!("amqp://guest:guest@{addr}/%2f")
     }
 
     /// The node's process.
@@ -175,20 +180,20 @@ impl Broker {
     /// Opens a channel for publishing.
     ///
     /// # Errors
-    /// The broker refuses.
+    /// The broker answers with an error.
     pub async fn publisher(&self) -> Result<Publisher> {
         Publisher::connect(&self.url()).await
     }
 
     async fn ready(&self) -> Result<()> {
         let answers = async || Connection::connect(&self.url(), ConnectionProperties::default()).await.is_ok();
-        // A client that comes too early waits long for its answer: first the port, then the protocol.
+        // A client that connects too early waits long for its answer: first the port, then the protocol.
         self.node.ready(START, async || listens(self.port).await).await?;
         self.node.ready(START, answers).await
     }
 }
 
-/// What leads a program to a node: its folder, which has the cookie, and its settings instead of the system's.
+/// Points a program to a node: its folder with the cookie, and its settings instead of the system's.
 fn at_node(spec: Spec, name: &str, folder: &Path) -> Spec {
     spec.folder(folder)
         .env("HOME", folder)
@@ -207,8 +212,8 @@ fn spec(name: &str, folder: &Path, distribution_port: u16, mapper_port: u16) -> 
         .env("RABBITMQ_LOG_BASE", folder.join("log"))
         .env("RABBITMQ_LOGS", "-")
         .env("RABBITMQ_PID_FILE", folder.join("pid"))
-        // Otherwise the script stays in between, and the broker outlives it when it is killed. `-noinput` below makes up
-        // for what this switches off.
+        // Otherwise a shell script stays as the parent, and the broker outlives it when it is killed. It switches off
+        // `-noinput`, which is added below.
         .env("RABBITMQ_ALLOW_INPUT", "1")
         .env(
             "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS",
@@ -229,7 +234,7 @@ impl Publisher {
     /// Connects to a broker's address.
     ///
     /// # Errors
-    /// The broker refuses.
+    /// The broker answers with an error.
     pub async fn connect(url: &str) -> Result<Self> {
         let connection = Connection::connect(url, ConnectionProperties::default()).await.context("RabbitMQ")?;
         let channel = connection.create_channel().await?;
@@ -240,7 +245,7 @@ impl Publisher {
     /// Creates a durable queue.
     ///
     /// # Errors
-    /// The broker refuses.
+    /// The broker answers with an error.
     pub async fn declare(&self, queue: &str) -> Result<()> {
         self.declare_with(queue, &[]).await
     }
@@ -248,7 +253,7 @@ impl Publisher {
     /// Creates a durable queue with arguments that are texts.
     ///
     /// # Errors
-    /// The broker refuses.
+    /// The broker answers with an error.
     pub async fn declare_with(&self, queue: &str, arguments: &[(&str, &str)]) -> Result<()> {
         let mut table = FieldTable::default();
         for (name, value) in arguments {
@@ -261,27 +266,27 @@ impl Publisher {
     /// Creates a durable exchange, `direct`, `fanout` or the like.
     ///
     /// # Errors
-    /// The broker refuses.
+    /// The broker answers with an error.
     pub async fn declare_exchange(&self, exchange: &str, kind: ExchangeKind) -> Result<()> {
         let options = ExchangeDeclareOptions { durable: true, ..Default::default() };
         self.channel.exchange_declare(exchange.into(), kind, options, FieldTable::default()).await?;
         Ok(())
     }
 
-    /// Leads what an exchange gets with a routing key to a queue.
+    /// Binds a queue to an exchange with a routing key.
     ///
     /// # Errors
-    /// The broker refuses.
+    /// The broker answers with an error.
     pub async fn bind(&self, queue: &str, exchange: &str, key: &str) -> Result<()> {
         let options = QueueBindOptions::default();
         self.channel.queue_bind(queue.into(), exchange.into(), key.into(), options, FieldTable::default()).await?;
         Ok(())
     }
 
-    /// Takes that back.
+    /// Removes a binding.
     ///
     /// # Errors
-    /// The broker refuses.
+    /// The broker answers with an error.
     pub async fn unbind(&self, queue: &str, exchange: &str, key: &str) -> Result<()> {
         self.channel.queue_unbind(queue.into(), exchange.into(), key.into(), FieldTable::default()).await?;
         Ok(())
@@ -290,15 +295,15 @@ impl Publisher {
     /// Publishes one message.
     ///
     /// # Errors
-    /// The broker does not take it.
+    /// The broker does not confirm it.
     pub async fn publish(&self, queue: &str, body: &[u8]) -> Result<()> {
         self.publish_with(queue, [(body, persistent())]).await
     }
 
-    /// Publishes messages one behind the other, then waits for all confirmations.
+    /// Publishes messages one after the other, then waits for all confirmations.
     ///
     /// # Errors
-    /// The broker does not take one of them.
+    /// The broker does not confirm one of them.
     pub async fn publish_all<'a>(&self, queue: &str, bodies: impl IntoIterator<Item = &'a [u8]>) -> Result<()> {
         self.publish_with(queue, bodies.into_iter().map(|body| (body, persistent()))).await
     }
@@ -306,7 +311,7 @@ impl Publisher {
     /// As [`publish_all`](Self::publish_all), each message with its own properties.
     ///
     /// # Errors
-    /// The broker does not take one of them.
+    /// The broker does not confirm one of them.
     pub async fn publish_with<'a>(
         &self,
         queue: &str,
@@ -324,7 +329,7 @@ impl Publisher {
         Ok(())
     }
 
-    /// How many messages lie ready in a queue.
+    /// The number of ready messages in a queue.
     ///
     /// # Errors
     /// The queue is not there.

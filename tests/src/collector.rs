@@ -1,4 +1,4 @@
-//! A collector of traces: takes OTLP over HTTP and keeps every span. Refuses what is no such request.
+//! A trace collector: takes OTLP over HTTP and keeps every span. It answers anything else with 400.
 
 use anyhow::{Context, Result};
 use axum::{Router, body::Bytes, extract::State, http::StatusCode, routing::post};
@@ -28,7 +28,7 @@ pub struct Collector {
 /// A span that has ended. Ids are in hexadecimal.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Span {
-    /// What its process calls itself.
+    /// `service.name` of its process.
     pub service: String,
     /// Its name.
     pub name: String,
@@ -38,7 +38,7 @@ pub struct Span {
     pub id: String,
     /// The id of its parent, empty if it has none.
     pub parent: String,
-    /// Whether it takes what another process sent, or asks one.
+    /// Consumer, client and the like.
     pub kind: SpanKind,
     /// The text of its error, if it has failed.
     pub error: Option<String>,
@@ -75,7 +75,7 @@ impl Collector {
         self.spans.borrow().clone()
     }
 
-    /// Waits until the spans are such; all of them.
+    /// Waits until `wanted` accepts the spans; gives all of them.
     ///
     /// # Errors
     /// Not in time.

@@ -1,4 +1,4 @@
-//! Connections that the server's own code can reset before an answer has gone out: a lost answer as a client sees it.
+//! Connections that a server can reset before it has answered, so that the client loses the answer.
 
 use axum::{
     extract::connect_info::Connected,
@@ -18,11 +18,11 @@ use tokio::{
     net::{TcpListener, TcpStream},
 };
 
-/// One connection, for whoever answers on it.
+/// The handle of one connection.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Connection(Arc<AtomicBool>);
 
-/// All that come in.
+/// The listener.
 #[derive(Debug)]
 pub(crate) struct Connections(TcpListener);
 
@@ -34,7 +34,7 @@ pub(crate) struct Stream {
 }
 
 impl Connection {
-    /// Nothing more goes out: the client is told that the connection was reset.
+    /// Sends nothing more: the client sees a reset.
     pub(crate) fn reset(&self) {
         self.0.store(true, Ordering::Relaxed);
     }
@@ -49,7 +49,7 @@ impl Connections {
 impl Stream {
     fn intact(&self) -> io::Result<()> {
         if self.connection.0.load(Ordering::Relaxed) {
-            // Whoever serves drops the stream at this error; with this set, that is a reset and no orderly end.
+            // axum drops the stream at this error. With zero linger that is a reset and no orderly close.
             self.stream.set_zero_linger()?;
             return Err(io::ErrorKind::ConnectionReset.into());
         }
@@ -63,7 +63,7 @@ impl Listener for Connections {
 
     async fn accept(&mut self) -> (Stream, Connection) {
         let (stream, _) = Listener::accept(&mut self.0).await;
-        // Without it small answers wait for each other. A connection that has gone already does not mind.
+        // Without nodelay small answers wait for each other. A closed connection may ignore it.
         let _ = stream.set_nodelay(true);
         let connection = Connection::default();
         (Stream { stream, connection: connection.clone() }, connection)

@@ -1,5 +1,5 @@
-//! A model hub on loopback, as far as `handler weights pull` sees one: revisions, listings, and files, of which the large ones lie on another
-//! host. It can ask for a token, cut a file in the middle, spoil one, and list what it should not.
+//! A model hub on loopback as `handler weights pull` sees one: revisions, listings and files, the large ones on another host. It can
+//! require a token, cut a file in the middle, corrupt one, and list wrong paths.
 
 use anyhow::Result;
 use axum::{
@@ -34,16 +34,16 @@ pub struct Hub {
     servers: [JoinHandle<io::Result<()>>; 2],
 }
 
-/// What it does wrong, and what it wants.
+/// What it requires and does wrong.
 #[derive(Debug, Default, Clone)]
-pub struct Conduct {
-    /// The token without which it refuses everything.
+pub struct Behavior {
+    /// The token that every request must have.
     pub token: Option<String>,
-    /// Files that end, once each, after this many bytes.
+    /// Files that break off after this many bytes, once each.
     pub cuts: BTreeMap<String, usize>,
-    /// Files whose content is not the listed one.
-    pub spoilt: Vec<String>,
-    /// Paths that are listed without being there.
+    /// Files whose content does not match the listing.
+    pub corrupted: Vec<String>,
+    /// Listed paths that do not exist.
     pub listed: Vec<String>,
     /// Status and body of every answer.
     pub answer: Option<(u16, String)>,
@@ -56,7 +56,7 @@ pub struct Fetch {
     pub path: String,
     /// Its `Range` header.
     pub range: Option<String>,
-    /// Whether it came to the host for large files.
+    /// Whether it went to the host for large files.
     pub is_cdn: bool,
     /// Whether it carried a token.
     pub has_token: bool,
@@ -66,7 +66,7 @@ pub struct Fetch {
 struct Shared {
     files: BTreeMap<String, Bytes>,
     cdn: SocketAddr,
-    conduct: Mutex<Conduct>,
+    behavior: Mutex<Behavior>,
     fetches: Mutex<Vec<Fetch>>,
 }
 
@@ -78,8 +78,8 @@ impl Hub {
     pub async fn start(files: BTreeMap<String, Vec<u8>>) -> Result<Self> {
         let (own, cdn) = (TcpListener::bind(("127.0.0.1", 0)).await?, TcpListener::bind(("127.0.0.1", 0)).await?);
         let files = files.into_iter().map(|(path, content)| (path, content.into())).collect();
-        let (conduct, fetches) = (Mutex::default(), Mutex::default());
-        let shared = Arc::new(Shared { files, cdn: cdn.local_addr()?, conduct, fetches });
+        let (behavior, fetches) = (Mutex::default(), Mutex::default());
+        let shared = Arc::new(Shared { files, cdn: cdn.local_addr()?, behavior, fetches });
         let addr = own.local_addr()?;
         let hub = Router::new().fallback(answer).with_state(shared.clone());
         let large = Router::new().fallback(answer_large).with_state(shared.clone());
@@ -95,9 +95,9 @@ impl Hub {
         format!("http://{}", self.addr)
     }
 
-    /// Behaves so from now on.
-    pub fn behave(&self, conduct: Conduct) {
-        *self.shared.conduct() = conduct;
+    /// Changes its behavior from now on.
+    pub fn set_behavior(&self, behavior: Behavior) {
+        *self.shared.behavior() = behavior;
     }
 
     /// The requests for files since the last call.
@@ -113,8 +113,8 @@ impl Drop for Hub {
 }
 
 impl Shared {
-    fn conduct(&self) -> MutexGuard<'_, Conduct> {
-        self.conduct.lock().unwrap_or_else(PoisonError::into_inner)
+    fn behavior(&self) -> MutexGuard<'_, Behavior> {
+        self.behavior.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn listing(&self) -> Value {
@@ -126,7 +126,7 @@ impl Shared {
             }
             listed
         };
-        let more = self.conduct().listed.clone();
+        let more = self.behavior().listed.clone();
         let more = more.into_iter().map(|path| json!({ "type": "file", "path": path, "size": 1, "oid": "00" }));
         self.files
             .iter()
@@ -136,7 +136,7 @@ impl Shared {
             .collect()
     }
 
-    /// A file's bytes, from the start of the range on; and whatever is wrong with them.
+    /// A file's bytes from the start of the range on, with the faults set for it.
     fn serve(&self, path: &str, headers: &HeaderMap, is_cdn: bool) -> Response {
         let range = headers.get(header::RANGE).and_then(|value| value.to_str().ok()).map(str::to_string);
         let has_token = headers.contains_key(header::AUTHORIZATION);
@@ -144,17 +144,17 @@ impl Shared {
         self.fetches.lock().unwrap_or_else(PoisonError::into_inner).push(fetch);
         let Some(content) = self.files.get(path) else { return StatusCode::NOT_FOUND.into_response() };
         let mut content = content.to_vec();
-        let mut conduct = self.conduct();
-        if conduct.spoilt.iter().any(|spoilt| spoilt == path) {
+        let mut behavior = self.behavior();
+        if behavior.corrupted.iter().any(|corrupted| corrupted == path) {
             content[0] ^= 1;
         }
         let start = range.and_then(|range| range.strip_prefix("bytes=")?.strip_suffix('-')?.parse().ok());
         let first = start.unwrap_or(0).min(content.len());
         let wanted = content.len() - first;
-        let body = match conduct.cuts.remove(path) {
+        let body = match behavior.cuts.remove(path) {
             Some(end) => {
                 let part = Bytes::from(content[first..end.max(first)].to_vec());
-                // What is there goes out while the rest is waited for.
+                // The first part is sent before the error.
                 let cut = stream::once(async {
                     tokio::task::yield_now().await;
                     Err(io::Error::from(io::ErrorKind::ConnectionReset))
@@ -176,10 +176,10 @@ impl Shared {
 
 async fn answer(State(shared): State<Arc<Shared>>, uri: Uri, headers: HeaderMap) -> Response {
     let token = headers.get(header::AUTHORIZATION).and_then(|value| value.to_str().ok()).unwrap_or_default();
-    if let Some((status, body)) = shared.conduct().answer.clone() {
+    if let Some((status, body)) = shared.behavior().answer.clone() {
         return (StatusCode::from_u16(status).unwrap_or_default(), body).into_response();
     }
-    let wanted = shared.conduct().token.clone();
+    let wanted = shared.behavior().token.clone();
     match wanted {
         Some(_) if token.is_empty() => return StatusCode::UNAUTHORIZED.into_response(),
         Some(wanted) if token != format!("Bearer {wanted}") => return StatusCode::FORBIDDEN.into_response(),

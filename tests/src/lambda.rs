@@ -7,12 +7,13 @@ use crate::{
     process::{Process, Spec},
 };
 use anyhow::{Context, Result, bail};
+use handler::observe::report::STAGES;
 use serde_json::{Value, json};
 use std::{fs, path::PathBuf, time::Duration};
 use tokio::net::TcpStream;
 
 const START: Duration = Duration::from_secs(120);
-/// AWS's longest.
+/// The longest timeout that Lambda allows.
 const TIMEOUT: Duration = Duration::from_secs(900);
 
 /// One execution environment of the function.
@@ -45,11 +46,11 @@ impl Function {
             .env("AWS_LAMBDA_FUNCTION_MEMORY_SIZE", "4096")
             .envs(env.iter().map(|(key, value)| (key, value)))
             .start(run)?;
-        let http = reqwest::Client::builder().no_proxy().build()?;
+        let http = crate::http_client()?;
         let invoke_url = format!("http://127.0.0.1:{port}/2015-03-31/functions/_/invocations");
         let function = Self { http, invoke_url, api, handler };
         let answer = tokio::time::timeout(START, function.invoke(&json!({ "Records": [] }))).await;
-        answer.map_err(|_| function.handler.fault("did not answer its first event"))??;
+        answer.map_err(|_| function.handler.error("did not answer its first event"))??;
         Ok(function)
     }
 
@@ -74,6 +75,11 @@ impl Function {
             error = self.api.died() => Err(error),
             answer = answered => answer,
         }
+    }
+
+    /// The stages of a generation and their milliseconds, as last logged; without an id those of the first task.
+    pub fn stages(&self, id: Option<i64>) -> Vec<(String, u64)> {
+        stages(&self.handler.log_text(), id)
     }
 
     /// The handler's process.
@@ -103,4 +109,32 @@ fn manifest(run: &RunDir) -> Result<PathBuf> {
     )?;
     fs::write(folder.join("src/main.rs"), "fn main() {}\n")?;
     Ok(folder)
+}
+
+fn stages(log: &str, id: Option<i64>) -> Vec<(String, u64)> {
+    let lines = log.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+    let mut ends = lines.filter(|line| line["message"] == "task ended");
+    let end = match id {
+        None => ends.next(),
+        Some(_) => ends.rfind(|line| line["span"]["generation_id"].as_i64() == id),
+    };
+    let stage = |name: &&str| Some((name.to_string(), end.as_ref()?[format!("{name}_ms")].as_u64()?));
+    STAGES.iter().filter_map(stage).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_last_line_of_a_generation_counts_and_other_lines_do_not() {
+        let line = |id: i64, ms: u64| {
+            format!(r#"{{"message":"task ended","denoise_ms":{ms},"span":{{"generation_id":{id}}}}}"#)
+        };
+        let log = [line(1, 10), "no JSON".to_string(), line(2, 20), line(1, 30)].join("\n");
+        let denoise = |ms| vec![("denoise".to_string(), ms)];
+        assert_eq!(stages(&log, Some(1)), denoise(30));
+        assert_eq!(stages(&log, None), denoise(10));
+        assert!(stages(&log, Some(3)).is_empty());
+    }
 }

@@ -1,36 +1,39 @@
 //! Harness for the demo and the end-to-end cases: the real binaries on a real broker, with SQS, S3 and the Lambda Runtime
 //! API over HTTP. Everything listens on loopback only, and nothing outlives the process that started it.
 //!
-//! Knows nothing of the inside of `relay` and `handler`: it sees them as the outside world does.
+//! It uses `relay` and `handler` only from outside, as programs.
 
 pub mod aws;
+pub mod aws_proxies;
 pub mod backend;
 pub mod broker;
-pub mod certificates;
-mod chance;
 pub mod collector;
 mod connection;
-pub mod counting;
-pub mod deletions;
-mod entries;
-pub mod fault;
+pub mod fault_injection;
+mod http_proxy;
 pub mod hub;
 pub mod lambda;
 pub mod ledger;
-pub mod line;
 pub mod load;
 pub mod mapping;
-pub mod mishap;
 pub mod paths;
 pub mod ports;
 pub mod process;
-mod proxy;
-pub mod refusing;
+mod random;
+pub mod relay;
 pub mod runtime_api;
 pub mod sqs;
 pub mod stack;
 pub mod studio;
 pub mod task;
-pub mod timings;
+pub mod tcp_proxy;
 pub mod tls;
 pub mod wait;
+
+/// An HTTP client that uses no proxy, whatever the environment says.
+///
+/// # Errors
+/// The client cannot be built.
+pub fn http_client() -> reqwest::Result<reqwest::Client> {
+    reqwest::Client::builder().no_proxy().build()
+}

@@ -1,6 +1,5 @@
-//! The event source mapping between SQS and the function, as AWS documents it with ReportBatchItemFailures on: what the
-//! function does not report is deleted, what it reports stays in the queue; after an error of the function, or an answer
-//! that makes no sense, the whole batch stays.
+//! The event source mapping between SQS and the function, as AWS documents it with ReportBatchItemFailures. Messages that the
+//! function reports as failed stay in the queue, the others are deleted. After an error or an invalid answer the whole batch stays.
 
 use crate::{
     aws::{Aws, Queue},
@@ -12,9 +11,9 @@ use serde_json::{Map, Value, json};
 use std::{collections::BTreeSet, sync::Arc, time::Duration};
 use tokio::{sync::watch, task::JoinHandle};
 
-/// SQS' long poll.
+/// The wait time of SQS's long polling.
 const WAIT_SECONDS: i32 = 5;
-/// Before the next poll after an error of SQS.
+/// The pause after an error of SQS.
 const PAUSE: Duration = Duration::from_millis(500);
 
 /// A running mapping; it ends when it is dropped.
@@ -27,28 +26,28 @@ pub struct Mapping {
 /// One invocation that has ended.
 #[derive(Debug, Clone)]
 pub struct Batch {
-    /// What it carried.
+    /// Its messages.
     pub records: Vec<Record>,
-    /// The function's answer, or its error in words.
+    /// The function's answer, or its error as text.
     pub answer: Result<Value, String>,
 }
 
 /// One message of a batch.
 #[derive(Debug, Clone)]
 pub struct Record {
-    /// SQS' id.
+    /// SQS's id.
     pub message_id: String,
     /// The body.
     pub body: String,
-    /// Which receive it was.
+    /// The receive count.
     pub receive_count: u32,
-    /// Whether it was deleted; otherwise the queue brings it again, or moves it to the dead-letter queue.
+    /// Whether it was deleted; otherwise it is received again or moves to the dead-letter queue.
     pub deleted: bool,
 }
 
-/// What a mapping invokes.
+/// The function of a mapping.
 pub trait Invoke: Send + Sync + 'static {
-    /// Gives it an event and waits for its answer.
+    /// Sends an event and waits for the answer.
     ///
     /// # Errors
     /// It answered with an error, or not at all.
@@ -85,7 +84,7 @@ impl Mapping {
         batches.iter().flat_map(|batch| &batch.records).filter(|record| record.body == body).cloned().collect()
     }
 
-    /// Waits until a body has been handled `times` times; the last of them.
+    /// Waits until a body has been handled `times` times; gives the last record.
     ///
     /// # Errors
     /// Not in time.
@@ -132,7 +131,7 @@ async fn step(aws: &Aws, queue: &Queue, function: &impl Invoke, batch_size: i32)
     Ok(Some(Batch { records: messages.iter().map(record).collect(), answer }))
 }
 
-/// The ids that the function reports as failed; `None` when the answer counts as a failure of the whole batch.
+/// The ids that the function reports as failed; `None` when the whole batch counts as failed.
 fn reported(answer: &Value, ids: &BTreeSet<&str>) -> Option<BTreeSet<String>> {
     let failures = match answer {
         Value::Null => return Some(BTreeSet::new()),
@@ -148,7 +147,7 @@ fn reported(answer: &Value, ids: &BTreeSet<&str>) -> Option<BTreeSet<String>> {
     failures.iter().map(known).collect()
 }
 
-/// The event that AWS makes of messages of the queue with this ARN.
+/// The Lambda event for messages of the queue with this ARN.
 pub fn event(messages: &[Message], queue_arn: &str) -> Value {
     let record = |message: &Message| {
         let attributes: Map<String, Value> = message.attributes().map_or_else(Map::new, |attributes| {

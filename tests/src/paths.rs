@@ -22,7 +22,7 @@ pub fn binary(name: &str) -> Result<PathBuf> {
     found.with_context(|| format!("{name} is not built: run infra/local/test, or cargo build -p {name}"))
 }
 
-/// A program of the Python side.
+/// A program of the virtual environment.
 ///
 /// # Errors
 /// It has not been installed.
@@ -50,7 +50,7 @@ impl RunDir {
         for entry in fs::read_dir(&runs)?.flatten() {
             let name = entry.file_name();
             if !Path::new("/proc").join(&name).exists() {
-                // Another run may be tidying up the same.
+                // Another run may be removing it, too.
                 let _ = fs::remove_dir_all(entry.path());
             }
         }

@@ -8,15 +8,15 @@ use std::{
 };
 use tokio::net::TcpSocket;
 
-/// Below the range that Linux takes for outgoing connections, so that none of those can take a port in between.
+/// Below the range that Linux uses for outgoing connections, so that none of those can take the port meanwhile.
 const FIRST: u16 = 20_000;
 const COUNT: u16 = 12_000;
-/// How far apart two runs begin.
+/// The distance between the first ports of two process ids.
 const STRIDE: u32 = 61;
 
 static NEXT: AtomicU16 = AtomicU16::new(0);
 
-/// A port that nobody listens on now and that this process has not given out before.
+/// A port on which nobody listens and which this process has not given out before.
 ///
 /// # Errors
 /// None is free.
@@ -32,7 +32,7 @@ pub fn free() -> Result<u16> {
     bail!("no free port on 127.0.0.1 from {FIRST} to {}", FIRST + COUNT - 1)
 }
 
-/// Takes a port without listening: a process that is being started has a copy of the socket, which must be in nobody's way.
+/// Binds a port without listening: a child that is being started has a copy of the socket, which must not block others.
 fn probe(port: u16) -> io::Result<TcpSocket> {
     let socket = TcpSocket::new_v4()?;
     socket.set_reuseaddr(true)?;
@@ -46,7 +46,7 @@ mod tests {
     use std::net::TcpListener;
 
     #[test]
-    fn a_port_is_not_free_while_somebody_listens_and_a_probe_is_in_nobodys_way() {
+    fn a_port_is_not_free_while_somebody_listens_and_a_probe_blocks_nobody() {
         let port = free().unwrap();
         let probe_that_stays = probe(port).unwrap();
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, port)).unwrap();

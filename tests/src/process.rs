@@ -1,5 +1,5 @@
-//! Child processes that cannot outlive us: each has its own process group, is killed when its `Process` is dropped, and by
-//! the kernel when this process dies in any other way. Refuses to hand our environment down.
+//! Child processes that cannot outlive us: each has its own process group and is killed when its `Process` is dropped, or by the
+//! kernel when this process dies in another way. They get only a few variables of our environment.
 
 use crate::{paths::RunDir, wait};
 use anyhow::{Context, Result, bail};
@@ -16,7 +16,7 @@ use std::{
 };
 use tokio::sync::watch;
 
-/// What a child may see of our environment. No credentials, no proxies, no settings of a broker that already runs.
+/// The variables that a child inherits. No credentials, no proxies, no settings of a broker that already runs.
 const HANDED_DOWN: [&str; 11] = [
     "PATH",
     "HOME",
@@ -53,7 +53,7 @@ pub struct Process {
 impl Spec {
     /// A program whose output goes to `name.log`.
     pub fn new(name: &str, program: impl AsRef<OsStr>) -> Self {
-        // setpriv has the kernel kill the program when the thread that started it ends.
+        // setpriv makes the kernel kill the program when the thread that started it ends.
         let mut command = Command::new("setpriv");
         command.args(["--pdeathsig", "KILL", "--"]).arg(program).env_clear().process_group(0).stdin(Stdio::null());
         command.envs(HANDED_DOWN.iter().filter_map(|key| Some((key, std::env::var_os(key)?))));
@@ -118,15 +118,15 @@ fn supervise(
         Err(error) => return drop(started.send(Err(error))),
     };
     let pid = Pid::from_child(&child);
-    // Nobody listens only if the starting thread has gone; then this one goes on and the child dies with us.
+    // If the starting thread has gone nobody listens. Then this thread goes on and the child dies with us.
     drop(started.send(Ok(pid)));
     let status = child.wait();
-    // Whatever it left behind in its group. An empty group is no fault.
+    // Whatever it left behind in its group. An empty group is no error.
     let _ = kill_process_group(pid, Signal::KILL);
     exited.send_replace(Some(status.unwrap_or_else(|_| unknown_end())));
 }
 
-/// What stands for an exit status that nobody can know: a failure.
+/// The exit status if it cannot be known: a failure.
 fn unknown_end() -> ExitStatus {
     ExitStatus::from_raw(1 << 8)
 }
@@ -135,6 +135,17 @@ impl Process {
     /// The process id.
     pub fn id(&self) -> i32 {
         self.pid.as_raw_nonzero().get()
+    }
+
+    /// A value in KiB from the process's status in /proc, such as `VmRSS` or `VmHWM` (the most that it ever had).
+    ///
+    /// # Errors
+    /// The process has ended, or there is no such value.
+    pub fn memory_kib(&self, field: &str) -> Result<u64> {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.id()))?;
+        let value = status.lines().find_map(|line| line.strip_prefix(field)?.strip_prefix(':'));
+        let value = value.with_context(|| format!("no {field} of {}", self.name))?;
+        Ok(value.trim().trim_end_matches("kB").trim().parse()?)
     }
 
     /// Its name.
@@ -152,6 +163,19 @@ impl Process {
         String::from_utf8_lossy(&fs::read(&self.log).unwrap_or_default()).into_owned()
     }
 
+    /// Waits until its log contains a text.
+    ///
+    /// # Errors
+    /// It ended, or the text did not come in time.
+    pub async fn logs(&self, text: &str, within: Duration) -> Result<()> {
+        let what = format!("{text:?} in {}", self.log.display());
+        let found = async || self.log_text().contains(text).then_some(());
+        tokio::select! {
+            error = self.died() => Err(error),
+            found = wait::until(&what, within, found) => found,
+        }
+    }
+
     /// Whether it still runs.
     pub fn is_running(&self) -> bool {
         self.exit.borrow().is_none()
@@ -164,13 +188,13 @@ impl Process {
         ended.ok().and_then(|status| *status).unwrap_or_else(unknown_end)
     }
 
-    /// Never returns unless it ends; then with the error that says so.
+    /// Waits for its end and gives that as an error.
     pub async fn died(&self) -> anyhow::Error {
         let status = self.exited().await;
-        self.fault(&format!("ended ({status})"))
+        self.error(&format!("ended ({status})"))
     }
 
-    /// Waits until `probe` says that it is ready.
+    /// Waits until `probe` is true.
     ///
     /// # Errors
     /// It ended, or was not ready in time.
@@ -178,15 +202,15 @@ impl Process {
         tokio::select! {
             error = self.died() => Err(error),
             ready = wait::until("readiness", within, async || probe().await.then_some(())) => {
-                ready.map_err(|_| self.fault(&format!("was not ready within {within:?}")))
+                ready.map_err(|_| self.error(&format!("was not ready within {within:?}")))
             }
         }
     }
 
-    /// Sends a signal to it and to whatever it started.
+    /// Sends a signal to its process group.
     pub fn signal(&self, signal: Signal) {
         if self.is_running() {
-            // It may end at this very moment.
+            // It may have just ended.
             let _ = kill_process_group(self.pid, signal);
         }
     }
@@ -199,18 +223,18 @@ impl Process {
         self.signal(Signal::TERM);
         match wait::at_most("end", within, self.exited()).await {
             Ok(status) => Ok(status),
-            Err(_) => bail!(self.fault(&format!("did not end within {within:?} of SIGTERM"))),
+            Err(_) => bail!(self.error(&format!("did not end within {within:?} of SIGTERM"))),
         }
     }
 
-    /// SIGKILL, and its end.
+    /// SIGKILL; waits for its end.
     pub async fn kill(&self) {
         self.signal(Signal::KILL);
         self.exited().await;
     }
 
-    /// An error about it that says which log to read and shows the end of that.
-    pub fn fault(&self, what: &str) -> anyhow::Error {
+    /// An error that names its log and shows the last lines of it.
+    pub fn error(&self, what: &str) -> anyhow::Error {
         let text = self.log_text();
         let lines: Vec<&str> = text.lines().collect();
         let tail = lines[lines.len().saturating_sub(TAIL)..].join("\n    ");
@@ -222,7 +246,7 @@ impl Drop for Process {
     fn drop(&mut self) {
         self.signal(Signal::KILL);
         if let Some(supervisor) = self.supervisor.take() {
-            // A killed child ends at once. A supervisor that panicked has nothing left to tell.
+            // A killed child ends at once. The result of a supervisor that panicked is not needed.
             let _ = supervisor.join();
         }
     }
@@ -236,6 +260,6 @@ pub async fn output(run: &RunDir, spec: Spec, within: Duration) -> Result<(ExitS
     let process = spec.start(run)?;
     match wait::at_most("end", within, process.exited()).await {
         Ok(status) => Ok((status, process.log_text())),
-        Err(_) => bail!(process.fault(&format!("did not end within {within:?}"))),
+        Err(_) => bail!(process.error(&format!("did not end within {within:?}"))),
     }
 }

@@ -1,5 +1,5 @@
-//! A Lambda Runtime API that says when an invocation ends, which cargo-lambda's does not: its deadline header holds no time.
-//! One function polls it, one event is out at a time.
+//! A Lambda Runtime API with a deadline for each invocation, which cargo-lambda's does not have. One function polls it, one event at
+//! a time.
 
 use anyhow::{Context, Result};
 use axum::{
@@ -102,7 +102,7 @@ async fn ended(State(shared): State<Arc<Shared>>, Path((_, end)): Path<(String, 
         Ok(answer) if end == "response" => Ok(answer),
         _ => Err(text),
     };
-    // Nobody may be left to hear it.
+    // Nobody may be waiting any more.
     let _ = shared.answers.send(answer);
     StatusCode::ACCEPTED
 }

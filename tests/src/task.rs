@@ -32,7 +32,7 @@ impl Task {
         self
     }
 
-    /// Takes a field away.
+    /// Removes a field.
     pub fn without(mut self, field: &str) -> Self {
         self.0.remove(field);
         self
@@ -43,7 +43,7 @@ impl Task {
         self.0.get("generation_id").and_then(Value::as_i64).unwrap_or_default()
     }
 
-    /// Where its first picture goes.
+    /// The S3 key of its first picture.
     pub fn key(&self) -> String {
         format!("generations/gen_{}.jpg", self.id())
     }

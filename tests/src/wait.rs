@@ -1,4 +1,4 @@
-//! Waiting with a deadline. The only place that sleeps: for what offers no event, such as a port of another process.
+//! Waiting with a deadline. It polls only what offers no event, such as a port of another process.
 
 use anyhow::{Result, bail};
 use std::{
@@ -8,7 +8,7 @@ use std::{
 
 const INTERVAL: Duration = Duration::from_millis(25);
 
-/// Asks `probe` again and again until it gives a value.
+/// Polls `probe` until it gives a value.
 ///
 /// # Errors
 /// `what` did not happen in time.
@@ -25,7 +25,7 @@ pub async fn until<T>(what: &str, within: Duration, mut probe: impl AsyncFnMut()
     }
 }
 
-/// Gives `future` at most `within`.
+/// Waits for `future` at most `within`.
 ///
 /// # Errors
 /// `what` did not happen in time.

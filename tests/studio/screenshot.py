@@ -3,7 +3,7 @@
     .cache/venv/bin/python tests/studio/screenshot.py docs/studio.jpg
     .cache/venv/bin/python tests/studio/screenshot.py FOLDER      light, dark, phone, details and comparison, to look at
 
-Needs infra/local/install and a build, as the tests beside it. Refuses to retouch anything: what it shows was painted then.
+Needs infra/local/install and a build, as the tests beside it. The pictures on it are painted then.
 """
 
 import io

@@ -1,4 +1,4 @@
-"""Starts `demo --studio` for the tests beside it, once for all of them. Refuses to leave anything running."""
+"""Starts `demo --studio` for the tests beside it, once for all of them. Stops it afterwards."""
 
 import atexit
 import functools
@@ -23,7 +23,7 @@ class Stack:
 
     def __init__(self, out):
         command = [BINARY, "--studio", "--out", out, "--model", MODEL / "easel-tiny", "--styles", MODEL / "styles"]
-        # Even if these tests are killed, nothing stays.
+        # Nothing keeps running even if these tests are killed.
         self.demo = subprocess.Popen(
             ["setpriv", "--pdeathsig", "TERM", "--", *command],
             stdout=subprocess.PIPE,
@@ -69,14 +69,14 @@ KEPT = {
 
 @functools.cache
 def stack(kept=True):
-    """One for all tests of this process, on a shelf with a picture of an earlier run, or on an empty one."""
+    """One for all tests of this process, whose gallery has a picture of an earlier run, or is empty."""
     folder = tempfile.TemporaryDirectory()
     atexit.register(folder.cleanup)
     if kept:
-        shelf = Path(folder.name) / "studio"
-        shelf.mkdir()
-        (shelf / "gen_499.json").write_text(json.dumps(KEPT))
-        shutil.copy(ROOT / "docs/lighthouse.jpg", shelf / "gen_499.jpg")
+        gallery = Path(folder.name) / "studio"
+        gallery.mkdir()
+        (gallery / "gen_499.json").write_text(json.dumps(KEPT))
+        shutil.copy(ROOT / "docs/lighthouse.jpg", gallery / "gen_499.jpg")
     started = Stack(folder.name)
     atexit.register(started.stop)
     return started

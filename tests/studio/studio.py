@@ -1,4 +1,4 @@
-"""A headless Chromium on the studio page, and what the tests do there again and again. Refuses to sleep."""
+"""A headless Chromium on the studio page, and the steps that several tests share."""
 
 import os
 import shutil
@@ -20,7 +20,7 @@ def launch(playwright):
 
 
 class Case(unittest.TestCase):
-    """A page of its own for each test. What the browser complains of, and requests to other hosts, fail it."""
+    """A page of its own for each test. Errors in the browser and requests to other hosts fail it."""
 
     VIEWPORT = {"width": 1280, "height": 900}
 
@@ -54,7 +54,7 @@ class Case(unittest.TestCase):
         expect(self.page.locator("#connection")).to_have_text("Live")
 
     def check(self):
-        """Nothing was complained of, and nobody else was asked."""
+        """The browser logged no errors and called no other hosts."""
         self.assertEqual(self.faults, [])
 
     def paint(self, steps=4, seed=42):

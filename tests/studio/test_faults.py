@@ -19,7 +19,7 @@ class Faults(Case):
             self.page.get_by_role("switch", name=name).uncheck()
 
     def ended(self, number):
-        """The picture has come, and the books are closed: once each, and nothing told twice."""
+        """The picture is there, and the ledger says that each task ended exactly once."""
         expect(self.figure(number)).to_be_visible()
         expect(self.count("in_flight")).to_have_text("0")
         expect(self.page.locator("#verdict")).to_contain_text("exactly once")

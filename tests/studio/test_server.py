@@ -45,7 +45,7 @@ class Server(unittest.TestCase):
         self.assertEqual(self.post("/api/tasks", b'{"orders": ["' + b"x" * 70_000 + b'"]}'), 413)
         self.assertEqual(self.post("/api/tasks", b'{"orders": [' + b",".join([b"{}"] * 17) + b"]}"), 400)
 
-    def test_no_path_leads_out_of_the_page_and_the_shelf(self):
+    def test_no_path_leads_out_of_the_page_and_the_gallery(self):
         for path in (
             *("/..%2fstudio.py", "/..%2f..%2f..%2fCargo.toml", "/style.css%00.html", "/nothing.html", "/INDEX.html"),
             *("/pictures/..%2fauthority%2fsigner.key", "/pictures/gen_500.json", "/api/pictures/..%2fgen_500.jpg"),

@@ -1,5 +1,4 @@
-"""Looks at what came out of the deployment, through the services' own interfaces. Refuses to look at the templates
-where the stand-in can say it."""
+"""Checks the deployed resources through the services' own interfaces; the templates only where the stand-in cannot say."""
 
 import ast
 import json
@@ -76,7 +75,7 @@ def roles(cloud, root):
         assert not cloud.iam.list_attached_role_policies(RoleName=role)["AttachedPolicies"], role
         for name in cloud.iam.list_role_policies(RoleName=role)["PolicyNames"]:
             document = cloud.iam.get_role_policy(RoleName=role, PolicyName=name)["PolicyDocument"]
-            # The stand-in keeps what a stack made as Python wrote it.
+            # The stand-in keeps what a stack made in the notation of Python.
             document = document if isinstance(document, dict) else ast.literal_eval(document)
             for statement in filter(None, document["Statement"]):
                 actions = one_or_many(statement["Action"])
@@ -87,7 +86,7 @@ def roles(cloud, root):
 
 
 def one_or_many(value):
-    """As a list, without the nothing that the stand-in leaves where AWS::NoValue was."""
+    """As a list, without the empty values that the stand-in leaves for AWS::NoValue."""
     return [one for one in (value if isinstance(value, list) else [value]) if one is not None]
 
 

@@ -1,4 +1,4 @@
-"""Deploys to a stand-in, looks at what came out, and prints what relay and handler would be given there, as JSON.
+"""Deploys to a stand-in, checks the result, and prints the settings of relay and handler there, as JSON.
 Usage: main.py ENDPOINT NAME standard|fifo LORA_BUCKET WEBHOOK_HOST AMQP_URL TOKEN."""
 
 import json

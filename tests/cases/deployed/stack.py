@@ -1,4 +1,4 @@
-"""One template, deployed to a stand-in for AWS, and what its functions give there. Refuses those it does not know."""
+"""One template, deployed to a stand-in for AWS, and the values of its intrinsic functions there. Unknown ones are an error."""
 
 import json
 import re

@@ -1,8 +1,8 @@
-"""Puts template.yaml with what it nests up in a stand-in for AWS.
+"""Deploys template.yaml with its nested stacks to a stand-in for AWS.
 
 What the stand-in's CloudFormation does not know is left out of the stacks. Bucket and queue policies, alarms and metric
 filters are then made through the services' own interfaces, from the same properties. Capacity provider, version and
-alias are looked at in the template and left out; CloudFront and Amazon MQ are not asked for. Refuses anything else."""
+alias are checked in the template and left out; CloudFront and Amazon MQ are switched off. Anything else is an error."""
 
 import json
 import sys
@@ -30,7 +30,7 @@ class Cloud:
 
 
 def deploy(cloud, name, parameters):
-    """Puts all stacks up, each with the outputs of others as parameters: the stand-in cannot nest them."""
+    """Deploys all stacks, each with the outputs of others as parameters: the stand-in cannot nest them."""
     root = Stack(name, translate.load(translate.ROOT), parameters)
     waiting = dict(root.template["Resources"])
     while waiting:
@@ -59,7 +59,7 @@ def deploy(cloud, name, parameters):
 
 
 def known_here(resources, name):
-    """Takes out what the stand-in would stumble over, after a look at how it is tied in."""
+    """Takes out what the stand-in cannot deploy, after checking its references."""
     function = resources["Handler"]["Properties"]
     alias = resources.pop("HandlerAliaslive")["Properties"]
     version = resources.pop(alias["FunctionVersion"]["Fn::GetAtt"][0])
@@ -104,7 +104,7 @@ def complete(cloud, stack):
 
 
 def lifecycle(rule):
-    """A rule in the words of S3, which are others than CloudFormation's."""
+    """A rule with S3's names, which differ from CloudFormation's."""
     words = {"ID": rule["Id"], "Status": rule["Status"], "Filter": {"Prefix": rule.get("Prefix", "")}}
     if "ExpirationInDays" in rule:
         words["Expiration"] = {"Days": int(rule["ExpirationInDays"])}
@@ -114,7 +114,7 @@ def lifecycle(rule):
 
 
 def allow_plain(cloud, root):
-    """Takes the statements away that refuse plain HTTP, which is all that the stand-in speaks; the others stay in force."""
+    """Removes the statements that forbid plain HTTP, because the stand-in has no TLS; the others stay in force."""
     for _, policy in root.nested["Storage"].of_type("AWS::S3::BucketPolicy"):
         document = policy["PolicyDocument"]
         document["Statement"] = [one for one in document["Statement"] if one["Effect"] != "Deny"]

@@ -1,6 +1,6 @@
-"""Does a picture show what was asked for? Measures of colour and style, taken from diffusers' own pictures of easel-tiny.
+"""Measures of colour and style in diffusers' own pictures of easel-tiny: whether a picture shows what its prompt says.
 
-`semantics.rs` takes the same measures of Easel's pictures. A picture is told apart into ground and subject by its frame: the
+`semantics.rs` takes the same measures of Easel's pictures. A picture is divided into ground and subject by its frame: the
 ground's colour is the median of the frame's pixels, and what is far from it is the subject.
 """
 

@@ -1,4 +1,4 @@
-//! `ledger`: proves on real parts that the relay loses nothing, or shows what it lost. No logic lives here.
+//! `ledger`: checks with real parts that the relay loses nothing; the logic is in `e2e::ledger`.
 //!
 //! Exit codes: 0 when every promise was kept, 1 when not.
 
@@ -30,9 +30,9 @@ async fn main() -> Result<ExitCode> {
     let broker = RwLock::new(Broker::start(&folder, "rabbitmq-ledger").await?);
     let report = run(&folder, &broker, &options).await?;
     println!("{report}");
-    let faults = report.faults();
-    for fault in &faults {
-        eprintln!("wrong: {fault}");
+    let violations = report.violations();
+    for violation in &violations {
+        eprintln!("wrong: {violation}");
     }
-    Ok(if faults.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    Ok(if violations.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }

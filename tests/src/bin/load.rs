@@ -1,5 +1,4 @@
-//! `load`: proves on real parts that every task ends once, with its own picture, whatever breaks; or shows which did not. No
-//! logic lives here.
+//! `load`: checks with real parts that every task ends once, with its own picture; the logic is in `e2e::load`.
 //!
 //! Exit codes: 0 when every promise was kept, 1 when not.
 
@@ -39,9 +38,9 @@ async fn main() -> Result<ExitCode> {
     let (broker, aws) = tokio::try_join!(Broker::start(&folder, "rabbitmq-load"), Aws::start(&folder))?;
     let report = run(&folder, &broker, &aws, &model, &options).await?;
     println!("{report}");
-    let faults = report.faults();
-    for fault in &faults {
-        eprintln!("wrong: {fault}");
+    let violations = report.violations();
+    for violation in &violations {
+        eprintln!("wrong: {violation}");
     }
-    Ok(if faults.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    Ok(if violations.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }

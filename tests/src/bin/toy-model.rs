@@ -19,7 +19,7 @@ struct Options {
     /// Folder to write.
     #[arg(long)]
     out: PathBuf,
-    /// The layout, at sizes that paint 50 steps in seconds on a CPU, or SD1.5's own block structure at reduced width.
+    /// A small layout that paints 50 steps in seconds on a CPU, or SD1.5's block structure.
     #[arg(long, value_enum, default_value = "tiny")]
     size: Size,
 }

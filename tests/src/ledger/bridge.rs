@@ -1,7 +1,7 @@
 //! The process between the broker and SQS: the relay, or a Python bridge to compare it with.
 
 use crate::{
-    ledger::options::QueueType,
+    ledger::options::{BridgeKind, QueueType},
     paths::{RunDir, binary, repo},
     ports,
     process::{Process, Spec},
@@ -10,24 +10,13 @@ use anyhow::{Context, Result, ensure};
 use std::{fs, path::PathBuf, time::Duration};
 
 const START: Duration = Duration::from_secs(60);
-/// Of `utime` and `stime` in /proc: 100 a second on every Linux that anybody runs.
+/// The unit of `utime` and `stime` in /proc: 100 per second on all common Linux systems.
 const TICK_US: u64 = 10_000;
-
-/// Which bridge.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
-pub enum Kind {
-    /// The relay.
-    Relay,
-    /// pika and boto3, one `send_message` and one ack for each message.
-    Python,
-    /// pika and boto3, one `send_message_batch` and one ack for ten messages.
-    PythonBatch,
-}
 
 /// How to start it.
 #[derive(Debug, Clone)]
 pub(super) struct Bridge {
-    pub(super) kind: Kind,
+    pub(super) kind: BridgeKind,
     pub(super) python: PathBuf,
     pub(super) name: String,
     pub(super) amqp_url: String,
@@ -43,9 +32,9 @@ impl Bridge {
     /// Starts it; does not wait for it.
     pub(super) fn start(&self, run: &RunDir) -> Result<Process> {
         let spec = match self.kind {
-            Kind::Relay => Spec::new(&self.name, binary("relay")?),
-            Kind::Python => self.python(&["single"])?,
-            Kind::PythonBatch => self.python(&["batch"])?,
+            BridgeKind::Relay => Spec::new(&self.name, binary("relay")?),
+            BridgeKind::Python => self.python(&["single"])?,
+            BridgeKind::PythonBatch => self.python(&["batch"])?,
         };
         let endpoint = self.sqs_url.split("/000000000000").next().unwrap_or_default();
         let mut spec = spec
@@ -53,7 +42,7 @@ impl Bridge {
             .env("AMQP_QUEUE", &self.amqp_queue)
             .env("AMQP_PREFETCH", self.prefetch.to_string())
             .env("RELAY_DECLARE", "true")
-            // Whoever comes first after the queue is gone makes the same one.
+            // After the queue is deleted, the bridge or the ledger declares the same one.
             .env("AMQP_QUEUE_TYPE", self.queue_type.as_str())
             .env("RELAY_HEALTH_ADDR", format!("127.0.0.1:{}", ports::free()?))
             .env("SQS_QUEUE_URL", &self.sqs_url)
@@ -89,10 +78,10 @@ impl Bridge {
     }
 }
 
-/// Ends it in order.
+/// Ends it with SIGTERM; it must exit with 0.
 pub(super) async fn end(process: &Process) -> Result<()> {
     let status = process.terminate(START).await?;
-    ensure!(status.success(), process.fault(&format!("ended with {status} after SIGTERM")));
+    ensure!(status.success(), process.error(&format!("ended with {status} after SIGTERM")));
     Ok(())
 }
 
@@ -103,12 +92,4 @@ pub(super) fn cpu_us(process: &Process) -> Result<u64> {
     let fields: Vec<&str> = stat.rsplit_once(')').context("/proc stat")?.1.split_whitespace().collect();
     let ticks = |index: usize| fields.get(index).and_then(|field| field.parse::<u64>().ok()).context("/proc stat");
     Ok((ticks(11)? + ticks(12)?) * TICK_US)
-}
-
-/// The most memory that it ever had, in MiB.
-pub(super) fn peak_mib(process: &Process) -> Result<f64> {
-    let status = fs::read_to_string(format!("/proc/{}/status", process.id()))?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).context("no VmHWM")?;
-    let kib: f64 = line.trim().trim_end_matches("kB").trim().parse()?;
-    Ok(kib / 1024.0)
 }

@@ -1,13 +1,12 @@
-//! What a run of the ledger can be told, and the faults that it knows.
+//! The options of a ledger run, and the fault scenarios.
 
-use super::Kind;
 use crate::paths::repo;
 use clap::{Args, ValueEnum};
 use std::{fmt, path::PathBuf, time::Duration};
 
-/// What breaks.
+/// What breaks during a run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum Fault {
+pub enum Scenario {
     /// Nothing
     None,
     /// The broker stops in order and starts again
@@ -60,6 +59,17 @@ pub enum QueueType {
     Quorum,
 }
 
+/// Which bridge.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum BridgeKind {
+    /// The relay.
+    Relay,
+    /// pika and boto3, one `send_message` and one ack for each message.
+    Python,
+    /// pika and boto3, one `send_message_batch` and one ack for ten messages.
+    PythonBatch,
+}
+
 /// The options of one run.
 #[derive(Debug, Clone, Args)]
 pub struct Options {
@@ -67,9 +77,9 @@ pub struct Options {
     #[arg(long, default_value_t = 10_000, value_parser = clap::value_parser!(u64).range(1..))]
     pub messages: u64,
     /// What to break
-    #[arg(long, value_enum, default_value_t = Fault::None)]
-    pub fault: Fault,
-    /// Repeats the choices of chance of an earlier run
+    #[arg(long, value_enum, default_value_t = Scenario::None)]
+    pub fault: Scenario,
+    /// Repeats the random choices of an earlier run
     #[arg(long, default_value_t = u64::from(std::process::id()))]
     pub seed: u64,
     /// Send to a FIFO queue, with the group taken from the body
@@ -112,8 +122,8 @@ pub struct Options {
     #[arg(long)]
     pub linger_ms: Option<u64>,
     /// What moves the messages
-    #[arg(long, value_enum, default_value_t = Kind::Relay)]
-    pub bridge: Kind,
+    #[arg(long, value_enum, default_value_t = BridgeKind::Relay)]
+    pub bridge: BridgeKind,
     /// The Python for the Python bridges
     #[arg(long, default_value_os_t = repo().join("target/bench-venv/bin/python"))]
     pub python: PathBuf,
@@ -122,8 +132,8 @@ pub struct Options {
     pub name: String,
 }
 
-impl Fault {
-    /// Whether a response is lost, a connection breaks or something is killed, so that a message may come twice.
+impl Scenario {
+    /// Whether messages may arrive twice: a response is lost, a connection breaks, or something is killed.
     pub fn may_duplicate(self) -> bool {
         !matches!(
             self,
@@ -141,7 +151,7 @@ impl Fault {
     }
 }
 
-impl fmt::Display for Fault {
+impl fmt::Display for Scenario {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.to_possible_value().as_ref().map_or("?", |value| value.get_name()))
     }
@@ -168,8 +178,8 @@ impl Options {
     /// How long messages flow.
     pub(super) fn span(&self) -> Duration {
         match self.fault {
-            Fault::None => Duration::ZERO,
-            Fault::Random => Duration::from_secs(self.seconds),
+            Scenario::None => Duration::ZERO,
+            Scenario::Random => Duration::from_secs(self.seconds),
             _ => self.hold() * 2,
         }
     }

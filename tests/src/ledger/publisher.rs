@@ -1,6 +1,4 @@
-//! Publishes numbered messages until the broker has confirmed each, whatever happens to the broker.
-//!
-//! Refuses to believe in a message without its confirmation: it is published again, as another try.
+//! Publishes numbered messages until the broker has confirmed each. One without confirmation is published again.
 
 use super::tally::{Body, Tally};
 use anyhow::{Context, Result, ensure};
@@ -13,14 +11,16 @@ use std::{
     ops::Range,
     time::{Duration, Instant},
 };
-use tokio::time::{sleep, timeout};
+use tokio::{
+    task::JoinSet,
+    time::{interval, sleep, timeout},
+};
 
 const PERSISTENT: u8 = 2;
 /// Longer than any alarm of the broker that a fault raises.
 const CONFIRM: Duration = Duration::from_secs(60);
 const CONNECT: Duration = Duration::from_secs(10);
 const AGAIN: Duration = Duration::from_millis(100);
-
 /// What is published, and where.
 #[derive(Debug, Clone)]
 pub(super) struct Publishing {
@@ -38,8 +38,8 @@ pub(super) async fn declare(url: &str, queue: &str, kind: &str) -> Result<()> {
     let mut arguments = FieldTable::default();
     arguments.insert("x-queue-type".into(), AMQPValue::LongString(kind.into()));
     if kind == "quorum" {
-        // RabbitMQ 4 drops after 20 deliveries unless told otherwise. Its -1 for "never" RabbitMQ 3 takes for a limit that
-        // the first redelivery exceeds, and drops: that looks as if the relay had lost the message.
+        // RabbitMQ 4 drops a message after 20 deliveries by default. -1 means "never" for it, but RabbitMQ 3 then drops at the
+        // first redelivery, which looks as if the relay had lost the message.
         arguments.insert("x-delivery-limit".into(), AMQPValue::LongInt(i32::MAX));
     }
     let channel = connection.create_channel().await?;
@@ -74,7 +74,7 @@ impl Publishing {
                     channel = link.ok();
                     sleep((span * done / all).saturating_sub(started.elapsed())).await;
                 }
-                // The broker is on its way down or up: it tells no event, so it is asked again.
+                // The broker is going down or coming up. There is no event for that, so try again.
                 Err(_) => sleep(AGAIN).await,
             }
         }
@@ -87,7 +87,7 @@ impl Publishing {
         Ok((connection, channel))
     }
 
-    /// Publishes what is pending in order; what is confirmed leaves it.
+    /// Publishes the pending numbers in order and removes the confirmed ones.
     async fn window(&self, tally: &Tally, channel: &Channel, pending: &mut Vec<u64>) -> Result<u32> {
         let mut waiting = Vec::with_capacity(pending.len());
         for &number in pending.iter() {
@@ -110,7 +110,7 @@ impl Publishing {
         Ok(sent)
     }
 
-    /// Publishes one number; gives what will be its confirmation.
+    /// Publishes one number; gives its future confirmation.
     pub(super) async fn publish(&self, tally: &Tally, channel: &Channel, number: u64) -> Result<PublisherConfirm> {
         let options = BasicPublishOptions { mandatory: true, ..Default::default() };
         let publish = tally.attempt();
@@ -127,5 +127,60 @@ impl Publishing {
         let bare = serde_json::to_vec(&body).unwrap_or_default();
         body.pad = "x".repeat(self.size.saturating_sub(bare.len())).into();
         serde_json::to_vec(&body).unwrap_or_default()
+    }
+}
+
+/// The time from the publish of a message to its acceptance by SQS.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Delay {
+    /// The median.
+    pub p50: Duration,
+    /// The 99th percentile.
+    pub p99: Duration,
+    /// The longest.
+    pub max: Duration,
+}
+
+impl Delay {
+    /// Of all times; `None` when there are none.
+    pub(super) fn of(mut all: Vec<Duration>) -> Option<Self> {
+        all.sort_unstable();
+        let at = |percent: usize| all.get((all.len() * percent).div_ceil(100).saturating_sub(1)).copied();
+        Some(Self { p50: at(50)?, p99: at(99)?, max: at(100)? })
+    }
+}
+
+impl Publishing {
+    /// Publishes `rate` messages per second and waits for the confirmations at the end.
+    pub(super) async fn steady(&self, tally: &Tally, numbers: Range<u64>, rate: u32) -> Result<()> {
+        let (_connection, channel) = self.connect().await?;
+        let mut ticks = interval(Duration::from_secs(1) / rate);
+        let mut waiting = JoinSet::new();
+        for number in numbers {
+            ticks.tick().await;
+            let confirmation = self.publish(tally, &channel, number).await?;
+            waiting.spawn(async move { (number, confirmation.await) });
+        }
+        while let Some(done) = waiting.join_next().await {
+            let (number, confirmation) = done?;
+            ensure!(matches!(confirmation?, Confirmation::Ack(None)), "a message was not confirmed");
+            tally.confirm(number);
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn percentiles_are_those_of_the_nearest_rank() {
+        let millis = Duration::from_millis;
+        let of = |last: u64| Delay::of((1..=last).rev().map(millis).collect());
+        for (last, p50, p99) in [(1, 1, 1), (2, 1, 2), (100, 50, 99), (101, 51, 100), (200, 100, 198)] {
+            assert_eq!(of(last), Some(Delay { p50: millis(p50), p99: millis(p99), max: millis(last) }));
+        }
+        assert_eq!(of(0), None);
     }
 }

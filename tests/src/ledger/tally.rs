@@ -1,6 +1,4 @@
-//! The books: what was published, what was confirmed, what arrived, and what that adds up to.
-//!
-//! Refuses to guess: an arrival that was never published is counted as foreign, which fails a run.
+//! Counts what was published, confirmed and received. A message that was never published counts as foreign, which fails a run.
 
 use serde::{Deserialize, Serialize};
 use std::{
@@ -11,12 +9,12 @@ use std::{
 };
 use tokio::sync::watch;
 
-/// What a message says about itself.
+/// The body of a message.
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) struct Body<'a> {
     /// The number that must arrive.
     pub(super) number: u64,
-    /// The try to publish it.
+    /// The number of the publish attempt.
     pub(super) publish: u64,
     /// The group.
     pub(super) style_id: u64,
@@ -28,7 +26,7 @@ pub(super) struct Body<'a> {
 /// The sums of a run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Sums {
-    /// Tries to publish.
+    /// Publish attempts.
     pub attempted: u64,
     /// Numbers that the broker confirmed.
     pub confirmed: u64,
@@ -38,22 +36,22 @@ pub struct Sums {
     pub dead_lettered: u64,
     /// Numbers that were confirmed and neither arrived nor were dead-lettered.
     pub lost: u64,
-    /// Arrivals of a try that had arrived already.
+    /// Repeated arrivals of an attempt.
     pub duplicated: u64,
-    /// First arrivals of a try behind a later one of the same group.
+    /// First arrivals of an attempt after a later one of the same group.
     pub reordered: u64,
-    /// Arrivals of what was never published.
+    /// Arrivals that were never published.
     pub foreign: u64,
 }
 
-/// The books of one run.
+/// The counts of one run.
 #[derive(Debug)]
 pub(super) struct Tally {
-    books: Mutex<Books>,
+    state: Mutex<State>,
     progress: watch::Sender<Progress>,
 }
 
-/// What others wait for.
+/// The counts that others wait for.
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct Progress {
     pub(super) confirmed: u64,
@@ -62,7 +60,7 @@ pub(super) struct Progress {
 }
 
 #[derive(Debug, Default)]
-struct Books {
+struct State {
     sums: Sums,
     confirmed: Vec<bool>,
     /// Arrived or dead-lettered.
@@ -70,7 +68,7 @@ struct Books {
     arrivals: Vec<u8>,
     latest: HashMap<u64, u64>,
     outstanding: u64,
-    /// When each try was published, from the first that is timed on.
+    /// When each attempt was published, from the first timed one on.
     clock: Option<(u64, Vec<Instant>)>,
     delays: Vec<Duration>,
     first: Option<Instant>,
@@ -80,90 +78,90 @@ struct Books {
 impl Tally {
     pub(super) fn new(messages: u64) -> Self {
         let flags = vec![false; messages as usize];
-        let books = Books { confirmed: flags.clone(), received: flags, ..Default::default() };
-        Self { books: Mutex::new(books), progress: watch::channel(Progress::default()).0 }
+        let state = State { confirmed: flags.clone(), received: flags, ..Default::default() };
+        Self { state: Mutex::new(state), progress: watch::channel(Progress::default()).0 }
     }
 
-    /// Notes a try to publish and gives its id.
+    /// Notes a publish attempt and gives its number.
     pub(super) fn attempt(&self) -> u64 {
-        let mut books = self.books();
-        books.arrivals.push(0);
-        books.sums.attempted += 1;
-        if let Some((_, published)) = &mut books.clock {
+        let mut state = self.state();
+        state.arrivals.push(0);
+        state.sums.attempted += 1;
+        if let Some((_, published)) = &mut state.clock {
             published.push(Instant::now());
         }
-        books.sums.attempted - 1
+        state.sums.attempted - 1
     }
 
     /// Notes a confirmation.
     pub(super) fn confirm(&self, number: u64) {
-        let mut books = self.books();
-        if !std::mem::replace(&mut books.confirmed[number as usize], true) {
-            books.sums.confirmed += 1;
-            books.outstanding += u64::from(!books.received[number as usize]);
+        let mut state = self.state();
+        if !std::mem::replace(&mut state.confirmed[number as usize], true) {
+            state.sums.confirmed += 1;
+            state.outstanding += u64::from(!state.received[number as usize]);
         }
-        self.tell(&books);
+        self.notify(&state);
     }
 
-    /// Notes an arrival; true when it was the first of its number.
+    /// Notes an arrival.
     pub(super) fn arrive(&self, text: &str) {
-        let mut guard = self.books();
-        let books = &mut *guard;
+        let mut guard = self.state();
+        let state = &mut *guard;
         let now = Instant::now();
-        books.first.get_or_insert(now);
-        let Some(body) = books.known(text) else {
-            books.sums.foreign += 1;
+        state.first.get_or_insert(now);
+        let Some(body) = state.known(text) else {
+            state.sums.foreign += 1;
             return;
         };
-        let arrivals = &mut books.arrivals[body.publish as usize];
+        let arrivals = &mut state.arrivals[body.publish as usize];
         *arrivals = arrivals.saturating_add(1);
         if *arrivals > 1 {
-            books.sums.duplicated += 1;
+            state.sums.duplicated += 1;
             return;
         }
-        if let Some((from, published)) = &books.clock {
+        if let Some((from, published)) = &state.clock {
             let at = body.publish.checked_sub(*from).and_then(|index| published.get(index as usize));
-            books.delays.extend(at.map(|at| now.duration_since(*at)));
+            state.delays.extend(at.map(|at| now.duration_since(*at)));
         }
-        let latest = books.latest.entry(body.style_id).or_default();
-        books.sums.reordered += u64::from(body.publish < *latest);
+        let latest = state.latest.entry(body.style_id).or_default();
+        state.sums.reordered += u64::from(body.publish < *latest);
         *latest = body.publish.max(*latest);
-        if !std::mem::replace(&mut books.received[body.number as usize], true) {
-            books.sums.received += 1;
-            books.outstanding -= u64::from(books.confirmed[body.number as usize]);
-            books.last = Some(now);
+        if !std::mem::replace(&mut state.received[body.number as usize], true) {
+            state.sums.received += 1;
+            state.outstanding -= u64::from(state.confirmed[body.number as usize]);
+            state.last = Some(now);
         }
-        self.tell(books);
+        self.notify(state);
     }
 
-    /// From now on each try is timed.
+    /// Times each attempt from now on.
     pub(super) fn start_clock(&self) {
-        let mut books = self.books();
-        books.clock = Some((books.sums.attempted, Vec::new()));
+        let mut state = self.state();
+        state.clock = Some((state.sums.attempted, Vec::new()));
     }
 
-    /// How long each timed try was on its way.
+    /// The time from publish to arrival of each timed attempt.
     pub(super) fn delays(&self) -> Vec<Duration> {
-        self.books().delays.clone()
+        self.state().delays.clone()
     }
 
-    /// Notes a message in the dead-letter queue. If it arrives as well, it came twice.
-    pub(super) fn bury(&self, text: &str) {
-        let mut guard = self.books();
-        let books = &mut *guard;
-        let Some(body) = books.known(text) else {
-            books.sums.foreign += 1;
+    /// Notes a message in the dead-letter queue. If it also arrives in SQS it is a duplicate.
+    pub(super) fn dead_letter(&self, text: &str) {
+        let mut guard = self.state();
+        let state = &mut *guard;
+        let Some(body) = state.known(text) else {
+            state.sums.foreign += 1;
             return;
         };
-        let arrivals = &mut books.arrivals[body.publish as usize];
+        let arrivals = &mut state.arrivals[body.publish as usize];
         *arrivals = arrivals.saturating_add(1);
-        if std::mem::replace(&mut books.received[body.number as usize], true) {
-            books.sums.duplicated += 1;
+        if std::mem::replace(&mut state.received[body.number as usize], true) {
+            state.sums.duplicated += 1;
         } else {
-            books.sums.dead_lettered += 1;
-            books.outstanding -= u64::from(books.confirmed[body.number as usize]);
+            state.sums.dead_lettered += 1;
+            state.outstanding -= u64::from(state.confirmed[body.number as usize]);
         }
-        self.tell(books);
+        self.notify(state);
     }
 
     pub(super) fn watch(&self) -> watch::Receiver<Progress> {
@@ -172,37 +170,37 @@ impl Tally {
 
     /// The sums so far.
     pub(super) fn sums(&self) -> Sums {
-        let books = self.books();
-        Sums { lost: books.outstanding, ..books.sums }
+        let state = self.state();
+        Sums { lost: state.outstanding, ..state.sums }
     }
 
     /// The first numbers that were confirmed and did not arrive.
     pub(super) fn missing(&self) -> Vec<u64> {
-        let books = self.books();
-        let all = books.confirmed.iter().zip(&books.received).enumerate();
+        let state = self.state();
+        let all = state.confirmed.iter().zip(&state.received).enumerate();
         all.filter(|(_, (confirmed, received))| **confirmed && !**received).map(|(at, _)| at as u64).take(40).collect()
     }
 
     /// Seconds from the first arrival to the last new one.
     pub(super) fn seconds(&self) -> f64 {
-        let books = self.books();
-        match (books.first, books.last) {
+        let state = self.state();
+        match (state.first, state.last) {
             (Some(first), Some(last)) => last.duration_since(first).as_secs_f64(),
             _ => 0.0,
         }
     }
 
-    fn tell(&self, books: &Books) {
-        let (confirmed, received) = (books.sums.confirmed, books.sums.received);
-        self.progress.send_replace(Progress { confirmed, received, outstanding: books.outstanding });
+    fn notify(&self, state: &State) {
+        let (confirmed, received) = (state.sums.confirmed, state.sums.received);
+        self.progress.send_replace(Progress { confirmed, received, outstanding: state.outstanding });
     }
 
-    fn books(&self) -> MutexGuard<'_, Books> {
-        self.books.lock().unwrap_or_else(PoisonError::into_inner)
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl Books {
+impl State {
     /// A message of this run.
     fn known<'a>(&self, text: &'a str) -> Option<Body<'a>> {
         let body = serde_json::from_str::<Body<'_>>(text).ok()?;
@@ -220,12 +218,12 @@ mod tests {
     }
 
     #[test]
-    fn each_kind_of_fault_is_seen() {
+    fn each_kind_of_fault_is_counted() {
         let tally = Tally::new(4);
         for publish in 0..5 {
             assert_eq!(tally.attempt(), publish);
         }
-        // Number 0 was published twice, and number 3 only once and never confirmed.
+        // Number 0 was published twice. Number 3 was published once and never confirmed.
         [0, 1, 2].into_iter().for_each(|number| tally.confirm(number));
         assert_eq!(tally.sums().lost, 3);
         for text in [text(1, 1, 7), text(0, 0, 7), text(0, 0, 7), text(0, 4, 7), text(3, 3, 8), text(9, 9, 9)] {
@@ -250,17 +248,17 @@ mod tests {
     }
 
     #[test]
-    fn what_is_dead_lettered_is_not_lost_and_must_not_arrive_too() {
+    fn a_dead_letter_is_not_lost_and_must_not_arrive_too() {
         let tally = Tally::new(2);
         assert_eq!([tally.attempt(), tally.attempt()], [0, 1]);
         tally.confirm(0);
-        tally.bury(&text(0, 0, 0));
-        tally.bury(&text(1, 1, 0));
+        tally.dead_letter(&text(0, 0, 0));
+        tally.dead_letter(&text(1, 1, 0));
         assert_eq!((tally.sums().dead_lettered, tally.sums().lost, tally.sums().duplicated), (2, 0, 0));
         tally.confirm(1);
         assert_eq!(tally.sums().lost, 0, "its confirmation came later");
         tally.arrive(&text(0, 0, 0));
-        tally.bury("no JSON");
+        tally.dead_letter("no JSON");
         let sums = tally.sums();
         assert_eq!((sums.received, sums.duplicated, sums.foreign), (0, 1, 1));
     }

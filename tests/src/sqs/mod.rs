@@ -1,15 +1,15 @@
-//! An SQS of our own for load and for faults: one queue, AWS JSON 1.0 over HTTP, the limits of the real one.
+//! An SQS stand-in for load and fault tests: one queue, AWS JSON 1.0 over HTTP, the limits of the real SQS.
 //!
-//! It is fast where moto is not, and it can misbehave on purpose (see [`Trouble`]). Refuses to deliver: what it took it only
-//! counts, keeps or shows to whoever watches. A sender that breaks a limit is refused as SQS would, and remembered.
+//! It is faster than moto and can inject faults ([`SqsFault`]). Nobody can receive from it: accepted messages are counted and kept,
+//! or given to a watcher. It answers violated limits as SQS does, and keeps a list of them.
 
+mod fault;
 mod limits;
 mod queue;
-mod trouble;
 mod wire;
 
+pub use fault::SqsFault;
 pub use queue::{Accepted, Kept};
-pub use trouble::Trouble;
 
 use self::{
     queue::Queue,
@@ -17,7 +17,8 @@ use self::{
 };
 use crate::{
     connection::{Connection, Connections},
-    mishap::Loss,
+    fault_injection::Loss,
+    wait,
 };
 use anyhow::{Context, Result};
 use axum::{
@@ -37,10 +38,10 @@ use std::{
 };
 use tokio::{net::TcpListener, task::JoinHandle, time::sleep};
 
-/// More than any batch may have, escapes counted: what is too long shall get SQS's answer and not HTTP's.
+/// More than any batch with its escapes: a batch that is too long must get the error of SQS and not 413.
 const MAX_REQUEST_BYTES: usize = 16 << 20;
 
-/// Sees every entry at the moment that it is accepted, in order.
+/// Called with every accepted entry, in order.
 pub type Watcher = Box<dyn Fn(&Accepted<'_>) + Send + Sync>;
 
 /// The stand-in. It ends when this is dropped.
@@ -55,14 +56,14 @@ struct Shared {
     name: String,
     latency_us: AtomicU64,
     requests: AtomicU64,
-    trouble: Mutex<Option<Trouble>>,
+    fault: Mutex<Option<SqsFault>>,
     queue: Mutex<Queue>,
     broken: Mutex<Vec<String>>,
 }
 
 impl Sqs {
-    /// Starts one with the queue `name`; a name that ends with `.fifo` makes a FIFO queue. With a watcher nothing is kept
-    /// beside what FIFO needs, so that a million messages need no memory.
+    /// Starts one with the queue `name`; a name that ends with `.fifo` makes a FIFO queue. With a watcher no messages are kept,
+    /// so that a million of them need no memory.
     ///
     /// # Errors
     /// No free port.
@@ -73,7 +74,7 @@ impl Sqs {
             name: name.to_string(),
             latency_us: AtomicU64::default(),
             requests: AtomicU64::default(),
-            trouble: Mutex::default(),
+            fault: Mutex::default(),
             queue: Mutex::new(Queue::new(name.ends_with(".fifo"), watcher)),
             broken: Mutex::default(),
         });
@@ -89,37 +90,45 @@ impl Sqs {
         self.addr
     }
 
-    /// The queue's address when the stand-in is reached at `addr`, which may be a proxy's.
+    /// The queue's URL for clients that reach the stand-in at `addr`, which may be a proxy's.
     pub fn queue_url(&self, addr: SocketAddr) -> String {
         format!("http://{addr}/000000000000/{}", self.shared.name)
     }
 
-    /// From now on every answer takes this long.
+    /// Delays every answer by this time from now on.
     pub fn set_latency(&self, latency: Duration) {
         self.shared.latency_us.store(latency.as_micros() as u64, Ordering::Relaxed);
     }
 
-    /// Misbehaves from now on, or behaves again.
-    pub fn set_trouble(&self, trouble: Option<Trouble>) {
-        *lock(&self.shared.trouble) = trouble;
+    /// Injects this fault from now on, or none.
+    pub fn set_fault(&self, fault: Option<SqsFault>) {
+        *lock(&self.shared.fault) = fault;
     }
 
-    /// How many requests to send came in, refused ones too.
+    /// Number of send requests, refused ones included.
     pub fn requests(&self) -> u64 {
         self.shared.requests.load(Ordering::Relaxed)
     }
 
-    /// How many entries were accepted.
+    /// Number of accepted entries.
     pub fn count(&self) -> u64 {
         lock(&self.shared.queue).count()
     }
 
-    /// What was accepted, in order. Nothing where a watcher was given.
+    /// Waits until `count` entries were accepted.
+    ///
+    /// # Errors
+    /// Not in time.
+    pub async fn accepts(&self, count: u64, within: Duration) -> Result<()> {
+        wait::until(&format!("{count} messages in SQS"), within, async || (self.count() >= count).then_some(())).await
+    }
+
+    /// The accepted entries, in order. Empty with a watcher.
     pub fn kept(&self) -> Vec<Kept> {
         lock(&self.shared.queue).kept().to_vec()
     }
 
-    /// The limits of SQS that senders broke.
+    /// The violations of SQS's limits so far.
     pub fn broken_limits(&self) -> Vec<String> {
         lock(&self.shared.broken).clone()
     }
@@ -167,12 +176,12 @@ async fn serve(
     }
 }
 
-/// SQS' answer to whoever asks too often.
+/// SQS's answer to a throttled request.
 pub(crate) fn throttled() -> Response {
     Refusal::throttled().into_response()
 }
 
-/// SQS' answer when it is broken.
+/// SQS's answer when it fails.
 pub(crate) fn internal() -> Response {
     Refusal::internal("We encountered an internal error. Please try again.").into_response()
 }
@@ -180,8 +189,8 @@ pub(crate) fn internal() -> Response {
 impl Shared {
     fn batch(&self, body: &[u8], loss: &mut Option<Loss>) -> Result<Answer, Refusal> {
         self.requests.fetch_add(1, Ordering::Relaxed);
-        let trouble = lock(&self.trouble);
-        if let Some(refusal) = trouble.as_ref().and_then(Trouble::refusal) {
+        let fault = lock(&self.fault);
+        if let Some(refusal) = fault.as_ref().and_then(SqsFault::refusal) {
             return Err(refusal);
         }
         let batch: Batch<'_> = wire::read(body)?;
@@ -192,19 +201,19 @@ impl Shared {
         for entry in &batch.entries {
             let failed = match limits::entry(entry) {
                 Err(refusal) => Some(self.remember(refusal)),
-                Ok(()) => trouble.as_ref().and_then(|trouble| trouble.of_entry(&entry.body)),
+                Ok(()) => fault.as_ref().and_then(|fault| fault.of_entry(&entry.body)),
             };
             match failed {
                 Some(refusal) => answer.failed(&entry.id, refusal),
                 None => answer.accepted(&entry.id, queue.accept(entry)),
             }
         }
-        *loss = trouble.as_ref().and_then(Trouble::loss);
+        *loss = fault.as_ref().and_then(SqsFault::loss);
         Ok(answer)
     }
 
     fn single(&self, body: &[u8], loss: &mut Option<Loss>) -> Result<serde_json::Value, Refusal> {
-        // A batch of one in all but its shape.
+        // It differs from a batch of one only in its shape.
         let mut answer = self.batch(&wire::as_batch(body)?, loss)?;
         answer.only()
     }

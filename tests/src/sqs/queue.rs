@@ -1,4 +1,4 @@
-//! What the queue took, and for FIFO what it must not take twice.
+//! The accepted messages of the queue, and the deduplication ids of a FIFO queue.
 
 use super::{
     Watcher,
@@ -12,7 +12,7 @@ use std::{
 /// How long a FIFO queue remembers a deduplication id.
 const REMEMBERED: Duration = Duration::from_secs(300);
 
-/// An entry at the moment that it is accepted.
+/// An entry when it is accepted.
 #[derive(Debug)]
 pub struct Accepted<'a> {
     /// Counts from 0.
@@ -65,7 +65,7 @@ impl Queue {
         &self.kept
     }
 
-    /// Takes an entry, or knows it already; either way gives the number that it has.
+    /// Accepts an entry and gives its number: the earlier one for a known deduplication id.
     pub(super) fn accept(&mut self, entry: &Entry<'_>) -> u64 {
         if let Some(id) = entry.deduplication.as_deref().filter(|_| self.fifo) {
             self.forget(Instant::now());

@@ -1,6 +1,4 @@
-//! AWS JSON 1.0 as SQS speaks it: requests, answers and errors.
-//!
-//! Refuses to judge: it reads and writes, nothing else.
+//! AWS JSON 1.0 as SQS uses it: requests, answers and errors.
 
 use axum::{
     body::Body,
@@ -22,7 +20,7 @@ pub(super) struct Batch<'a> {
     pub(super) entries: Vec<Entry<'a>>,
 }
 
-/// One message of it.
+/// One message of a batch.
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "PascalCase")]
 pub(super) struct Entry<'a> {
@@ -50,7 +48,7 @@ pub struct Attribute {
     pub binary_value: Option<String>,
 }
 
-/// A request of which only the queue matters.
+/// A request from which only the queue is needed.
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "PascalCase")]
 pub(super) struct QueueOnly<'a> {
@@ -97,7 +95,7 @@ pub(super) struct Refusal {
 
 impl Answer {
     pub(super) fn accepted(&mut self, id: &str, number: u64) {
-        // Neither the Rust SDK nor boto3 checks the digest, and to compute it would cost load its speed.
+        // Neither the Rust SDK nor boto3 checks the digest, and computing it would slow down a load test.
         let md5 = "00000000000000000000000000000000";
         let message_id = format!("00000000-0000-4000-8000-{number:012x}");
         self.successful.push(Success { id: id.to_string(), message_id, md5 });
@@ -135,7 +133,7 @@ impl Refusal {
         let body = json!({ "__type": format!("com.amazonaws.sqs#{}", self.code), "message": self.message });
         let mut response = ok(&body);
         *response.status_mut() = StatusCode::from_u16(self.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
-        // For clients of the older protocol, which knew other names.
+        // Clients of the older protocol expect other names.
         let old = match self.code {
             "QueueDoesNotExist" => "AWS.SimpleQueueService.NonExistentQueue".to_string(),
             "BatchRequestTooLong"
@@ -166,7 +164,7 @@ pub(super) fn read<'a, T: Deserialize<'a>>(body: &'a [u8]) -> Result<T, Refusal>
     serde_json::from_slice(body).map_err(|err| Refusal::sender("SerializationException", err.to_string()))
 }
 
-/// A request of `SendMessage` as a batch.
+/// A `SendMessage` request as a batch of one.
 pub(super) fn as_batch(body: &[u8]) -> Result<Vec<u8>, Refusal> {
     let mut single: serde_json::Map<String, Value> = read(body)?;
     let queue = single.remove("QueueUrl").unwrap_or_default();

@@ -1,79 +1,152 @@
-//! The switches that break things, and what they have broken. Refuses to lose anything: each fault is one that Easel promises to
-//! outlive.
+//! The page's fault switches, and the function that is started again after it was killed. Easel must lose no task by any of them.
 
-use super::{book::Book, gate::Gate, hands::Hands};
+use super::{
+    aws_proxy::AwsProxy,
+    record::{Mark, Station},
+    tasks::TaskStore,
+};
 use crate::{
     backend::{Backend, COMPLETE, FAILED, PROGRESS},
-    sqs::Trouble,
+    lambda::Function,
+    mapping::Invoke,
+    paths::RunDir,
+    sqs::SqsFault,
 };
-use serde::{Deserialize, Serialize};
-use std::sync::Arc;
+use anyhow::{Context, Result};
+use serde::Deserialize;
+use serde_json::Value;
+use std::{convert::Infallible, sync::Arc};
+use tokio::sync::watch;
 
-/// What a backend answers that is down for a while.
+/// The status of a backend that is down for a while.
 pub(super) const UNAVAILABLE: u16 = 503;
 
-/// A fault.
+/// A fault switch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-pub enum Fault {
+pub enum FaultSwitch {
     /// SIGKILL to the function. It is started again.
     KillFunction,
-    /// The backend takes no webhooks.
+    /// The backend refuses webhooks.
     DropWebhooks,
-    /// SQS takes no messages.
+    /// SQS throttles send requests.
     ThrottleQueue,
 }
 
-/// What is broken now, and what was broken so far.
-#[derive(Debug, Clone, Default, Serialize)]
-pub struct Status {
-    /// Whether the function can take work.
-    pub function_ready: bool,
-    /// How often it was killed.
-    pub kills: u64,
-    /// Whether webhooks are not taken now.
-    pub drops_webhooks: bool,
-    /// Webhooks that were not taken.
-    pub webhooks_dropped: u64,
-    /// Whether SQS takes nothing now.
-    pub throttles_queue: bool,
-    /// Requests to send that SQS did not take.
-    pub sends_refused: u64,
-    /// What is wrong with the page's own affairs.
-    pub trouble: Option<String>,
-}
-
-/// The switches.
+/// The fault switches.
 #[derive(Debug)]
-pub struct Faults {
+pub struct FaultSwitches {
     /// The function.
-    pub hands: Arc<Hands>,
+    pub function: Arc<RestartingFunction>,
     /// The backend.
     pub backend: Arc<Backend>,
-    /// The way to SQS.
-    pub gate: Arc<Gate>,
-    /// Where it is told.
-    pub book: Arc<Book>,
+    /// The proxy to SQS.
+    pub aws_proxy: Arc<AwsProxy>,
+    /// Gets the status of the faults.
+    pub tasks: Arc<TaskStore>,
 }
 
-impl Faults {
-    /// Injects a fault, or lifts it.
-    pub async fn set(&self, fault: Fault, on: bool) {
+impl FaultSwitches {
+    /// Switches a fault on or off.
+    pub async fn set(&self, fault: FaultSwitch, on: bool) {
         match fault {
-            Fault::KillFunction => self.hands.kill().await,
-            Fault::DropWebhooks => {
-                self.backend.take();
+            FaultSwitch::KillFunction => self.function.kill().await,
+            FaultSwitch::DropWebhooks => {
+                self.backend.accept_all();
                 if on {
                     for path in [PROGRESS, COMPLETE, FAILED] {
                         self.backend.refuse(path, UNAVAILABLE, usize::MAX);
                     }
                 }
-                self.book.set_status(|status| status.drops_webhooks = on);
+                self.tasks.set_status(|status| status.drops_webhooks = on);
             }
-            Fault::ThrottleQueue => {
-                self.gate.set_trouble(on.then(Trouble::throttle));
-                self.book.set_status(|status| status.throttles_queue = on);
+            FaultSwitch::ThrottleQueue => {
+                self.aws_proxy.set_fault(on.then(SqsFault::throttle));
+                self.tasks.set_status(|status| status.throttles_queue = on);
             }
         }
     }
+}
+
+/// A function that is started again when it has died, as Lambda replaces a dead execution environment. Events are not retried here;
+/// the queue does that.
+#[derive(Debug)]
+pub struct RestartingFunction {
+    current: watch::Sender<Option<Arc<Function>>>,
+    tasks: Arc<TaskStore>,
+}
+
+impl RestartingFunction {
+    /// No function is running yet.
+    pub fn new(tasks: Arc<TaskStore>) -> Self {
+        Self { current: watch::channel(None).0, tasks }
+    }
+
+    /// Runs one function after the other. Ends only if one does not come up.
+    ///
+    /// # Errors
+    /// The function does not come up.
+    pub async fn run(&self, dir: &RunDir, env: &[(&'static str, String)]) -> Result<Infallible> {
+        loop {
+            let function = Arc::new(Function::start(dir, "function", env).await?);
+            self.current.send_replace(Some(function.clone()));
+            self.tasks.set_status(|status| status.function_ready = true);
+            tokio::select! {
+                _ = function.process().exited() => {}
+                _ = function.api().exited() => {}
+            }
+            self.current.send_replace(None);
+            self.tasks.set_status(|status| status.function_ready = false);
+        }
+    }
+
+    /// Waits for a running function.
+    ///
+    /// # Errors
+    /// None in practice.
+    pub async fn ready(&self) -> Result<Arc<Function>> {
+        let mut current = self.current.subscribe();
+        let function = current.wait_for(Option::is_some).await.context("no function runs")?;
+        function.clone().context("no function runs")
+    }
+
+    /// SIGKILL to the running function.
+    pub async fn kill(&self) {
+        let current = self.current.borrow().clone();
+        if let Some(function) = current {
+            self.tasks.set_status(|status| status.kills += 1);
+            function.process().kill().await;
+        }
+    }
+}
+
+impl Invoke for RestartingFunction {
+    async fn invoke(&self, event: &Value) -> Result<Value> {
+        let tasks: Vec<_> = event["Records"].as_array().into_iter().flatten().filter_map(received).collect();
+        let function = self.ready().await?;
+        for (id, count) in &tasks {
+            self.tasks.change(*id, |record, at_ms| {
+                record.receives = *count;
+                let what = format!("the function has it, receive {count}");
+                record.marks.push(Mark { station: Station::Function, at_ms, what, good: true });
+            });
+        }
+        let answer = function.invoke(event).await;
+        for (id, _) in &tasks {
+            if answer.is_err() {
+                self.tasks.mark(*id, Station::Function, false, "the function died with it; the queue brings it again");
+                continue;
+            }
+            let stages = function.stages(Some(*id));
+            self.tasks.change(*id, |record, _| record.stages = stages);
+        }
+        answer
+    }
+}
+
+/// Generation and receive count of a record of an event.
+fn received(record: &Value) -> Option<(i64, u32)> {
+    let body: Value = serde_json::from_str(record["body"].as_str()?).ok()?;
+    let count = record["attributes"]["ApproximateReceiveCount"].as_str()?.parse().ok()?;
+    Some((body["generation_id"].as_i64()?, count))
 }

@@ -1,10 +1,10 @@
-//! What is known of one task: what was published, where it was seen, and how it ended. Refuses to guess: a station is lit by
-//! what was seen there, never by what must have happened.
+//! What is known of one task: what was published, where it was seen, and how it ended; and the counts over all tasks. A station
+//! counts as passed only if the task was seen there.
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-/// Where a task is seen on its way.
+/// A station on the way of a task.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Station {
@@ -18,27 +18,27 @@ pub enum Station {
     Function,
     /// The bucket has its picture.
     Storage,
-    /// The backend was told of its end.
+    /// The backend has heard of its end.
     Backend,
 }
 
-/// Something that was seen.
+/// An observation.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Mark {
     /// Where.
     pub station: Station,
-    /// Since it was published.
+    /// Milliseconds since the publish.
     pub at_ms: u64,
-    /// In words.
+    /// The text for the page.
     pub what: String,
-    /// Whether it went on from there; otherwise it was held up.
+    /// Whether the task went on from there; otherwise it was held up.
     pub good: bool,
 }
 
-/// A progress webhook that was taken.
+/// An accepted progress webhook.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Progress {
-    /// Since it was published.
+    /// Milliseconds since the publish.
     pub at_ms: u64,
     /// `progress_percent`.
     pub percent: u64,
@@ -50,13 +50,13 @@ pub struct Progress {
     pub seconds_left: u64,
 }
 
-/// How it ended.
+/// How a task ended.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", tag = "kind")]
 pub enum End {
-    /// The complete webhook was taken.
+    /// The complete webhook was accepted.
     Complete,
-    /// The failed webhook was taken.
+    /// The failed webhook was accepted.
     Failed {
         /// `error_code`.
         code: String,
@@ -65,7 +65,7 @@ pub enum End {
         /// `retry_count`.
         retries: u64,
     },
-    /// Nobody could be told; the message lies in the dead-letter queue.
+    /// The backend could not be notified; the message is in the dead-letter queue.
     DeadLettered,
 }
 
@@ -78,29 +78,29 @@ pub struct Record {
     pub style: String,
     /// The message's body.
     pub task: Value,
-    /// When it was published, since the epoch.
+    /// When it was published, in milliseconds since the epoch.
     pub published_ms: u64,
-    /// In the order in which they were seen.
+    /// In order of time.
     pub marks: Vec<Mark>,
     /// In order of arrival.
     pub progress: Vec<Progress>,
     /// What the function logged: stages and their milliseconds.
     pub stages: Vec<(String, u64)>,
-    /// How often the queue has handed it out.
+    /// Receives of its message.
     pub receives: u32,
-    /// How often SQS did not take it.
+    /// Send requests with it that SQS refused.
     pub refusals: u64,
-    /// Webhooks of it that were not taken.
+    /// Its webhooks that were not accepted.
     pub dropped: u64,
-    /// Complete webhooks that were taken.
+    /// Accepted complete webhooks.
     pub completes: u64,
-    /// Failed webhooks that were taken.
+    /// Accepted failed webhooks.
     pub failures: u64,
-    /// The first end that was told.
+    /// The first end.
     pub end: Option<End>,
-    /// When that was, since it was published.
+    /// Milliseconds from the publish to the first end.
     pub ended_ms: Option<u64>,
-    /// The picture's file on the shelf.
+    /// The picture's file in the gallery.
     pub picture: Option<String>,
 }
 
@@ -126,7 +126,7 @@ impl Record {
         }
     }
 
-    /// Whether it was seen there.
+    /// Whether it has passed this station.
     pub fn was_at(&self, station: Station) -> bool {
         self.marks.iter().any(|mark| mark.station == station && mark.good)
     }
@@ -136,5 +136,96 @@ impl Record {
         if self.end.is_none() {
             (self.end, self.ended_ms) = (Some(end), Some(at_ms));
         }
+    }
+}
+
+/// The faults now and so far.
+#[derive(Debug, Clone, Default, Serialize)]
+pub struct Status {
+    /// Whether the function can take work.
+    pub function_ready: bool,
+    /// How often it was killed.
+    pub kills: u64,
+    /// Whether webhooks are refused now.
+    pub drops_webhooks: bool,
+    /// Webhooks that were refused.
+    pub webhooks_dropped: u64,
+    /// Whether SQS throttles now.
+    pub throttles_queue: bool,
+    /// Send requests that SQS refused.
+    pub sends_refused: u64,
+    /// An error of the studio itself.
+    pub trouble: Option<String>,
+}
+
+/// The counts over the tasks of this run: every published task must end exactly once.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+pub struct Ledger {
+    /// Published tasks.
+    pub published: u64,
+    /// Ended with complete.
+    pub complete: u64,
+    /// Ended with failed.
+    pub failed: u64,
+    /// In the dead-letter queue.
+    pub dead_lettered: u64,
+    /// Not ended yet.
+    pub in_flight: u64,
+    /// Repeated ends; the backend recognises them by their `webhook-id`.
+    pub repeats: u64,
+    /// Tasks with complete and failed: there must be none.
+    pub contradictions: u64,
+}
+
+impl Ledger {
+    /// Counts these tasks.
+    pub fn of<'a>(records: impl IntoIterator<Item = &'a Record>) -> Self {
+        let mut ledger = Self::default();
+        for record in records {
+            ledger.published += 1;
+            match &record.end {
+                None => ledger.in_flight += 1,
+                Some(End::Complete) => ledger.complete += 1,
+                Some(End::Failed { .. }) => ledger.failed += 1,
+                Some(End::DeadLettered) => ledger.dead_lettered += 1,
+            }
+            ledger.repeats += (record.completes + record.failures).saturating_sub(1);
+            ledger.contradictions += u64::from(record.completes > 0 && record.failures > 0);
+        }
+        ledger
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn record(completes: u64, failures: u64, end: Option<End>) -> Record {
+        Record { completes, failures, end, ..Record::new(1, "halftone", json!({}), 0) }
+    }
+
+    #[test]
+    fn each_task_is_counted_once_and_repeated_ends_apart() {
+        let failed = || Some(End::Failed { code: "C".into(), message: "m".into(), retries: 0 });
+        let records = [
+            record(0, 0, None),
+            record(1, 0, Some(End::Complete)),
+            record(3, 0, Some(End::Complete)),
+            record(0, 1, failed()),
+            record(1, 1, failed()),
+            record(0, 0, Some(End::DeadLettered)),
+        ];
+        let ledger = Ledger::of(&records);
+        let expected = Ledger {
+            published: 6,
+            complete: 2,
+            failed: 2,
+            dead_lettered: 1,
+            in_flight: 1,
+            repeats: 3,
+            contradictions: 1,
+        };
+        assert_eq!(ledger, expected);
     }
 }

@@ -1,21 +1,14 @@
-//! The page's server: files of the page, a stream of changes, pictures, and what the page asks for. Refuses to be reached from
-//! elsewhere, and to judge a task: that is the function's.
+//! The page's server: its files, a stream of changes, pictures, and the requests of the page. It answers only pages that it has
+//! served itself at its own address, so that neither DNS rebinding nor other sites reach it.
 
-use super::{
-    about,
-    book::Change,
-    faults::Fault,
-    guard::{Names, guard},
-    order::Style,
-    stage::Stage,
-};
+use super::{StudioStack, Style, faults::FaultSwitch, gallery, tasks::Change};
 use crate::paths::repo;
 use anyhow::{Context, Result};
 use axum::{
     Json, Router,
-    extract::{DefaultBodyLimit, Path, State},
-    http::{StatusCode, header::CONTENT_TYPE},
-    middleware,
+    extract::{DefaultBodyLimit, Path, Request, State},
+    http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header},
+    middleware::{self, Next},
     response::{
         IntoResponse, Response,
         sse::{Event, KeepAlive, Sse},
@@ -29,7 +22,7 @@ use serde_json::{Map, Value, json};
 use std::{net::SocketAddr, sync::Arc};
 use tokio::net::TcpListener;
 
-/// Far more than sixteen tasks have.
+/// Far more than sixteen tasks need.
 const MAX_BODY_BYTES: usize = 64 << 10;
 /// Tasks to a request.
 const MAX_ORDERS: usize = 16;
@@ -40,12 +33,24 @@ const KINDS: [(&str, &str); 4] = [
     ("js", "text/javascript; charset=utf-8"),
     ("svg", "image/svg+xml"),
 ];
+/// The headers of every answer: nothing is loaded from elsewhere, run inline, framed or sniffed.
+const HEADERS: [(HeaderName, &str); 6] = [
+    (
+        header::CONTENT_SECURITY_POLICY,
+        "default-src 'self'; base-uri 'none'; form-action 'self'; frame-ancestors 'none'; object-src 'none'",
+    ),
+    (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
+    (header::REFERRER_POLICY, "no-referrer"),
+    (header::CACHE_CONTROL, "no-store"),
+    (HeaderName::from_static("cross-origin-resource-policy"), "same-origin"),
+    (HeaderName::from_static("cross-origin-opener-policy"), "same-origin"),
+];
 
 /// What the server needs.
 #[derive(Debug)]
 pub struct Studio {
     /// The running parts.
-    pub stage: Stage,
+    pub stack: StudioStack,
     /// The styles that can be chosen.
     pub styles: Vec<Style>,
 }
@@ -57,7 +62,7 @@ struct Orders {
 
 #[derive(Debug, Deserialize)]
 struct Switch {
-    fault: Fault,
+    fault: FaultSwitch,
     #[serde(default)]
     on: bool,
 }
@@ -89,23 +94,23 @@ async fn file(name: &str) -> Response {
     let kind = name.split_once('.').and_then(|(_, ending)| KINDS.iter().find(|(known, _)| ending == *known));
     let Some((_, kind)) = kind.filter(|_| plain) else { return StatusCode::NOT_FOUND.into_response() };
     match tokio::fs::read(repo().join("tests/studio/page").join(name)).await {
-        Ok(content) => ([(CONTENT_TYPE, *kind)], content).into_response(),
+        Ok(content) => ([(header::CONTENT_TYPE, *kind)], content).into_response(),
         Err(_) => StatusCode::NOT_FOUND.into_response(),
     }
 }
 
 async fn picture(State(studio): State<Arc<Studio>>, Path(name): Path<String>) -> Response {
-    let Some(path) = studio.stage.book.shelf().picture(&name) else { return StatusCode::NOT_FOUND.into_response() };
+    let Some(path) = studio.stack.tasks.gallery().picture(&name) else { return StatusCode::NOT_FOUND.into_response() };
     let kind = Format::of_path(&path).unwrap_or_default().content_type();
     match tokio::fs::read(path).await {
-        Ok(content) => ([(CONTENT_TYPE, kind)], content).into_response(),
+        Ok(content) => ([(header::CONTENT_TYPE, kind)], content).into_response(),
         Err(_) => StatusCode::NOT_FOUND.into_response(),
     }
 }
 
-/// Everything as it is, then each change. A page that is too slow is cut off: it comes back and gets everything again.
+/// The current state, then each change. A page that is too slow is cut off; it reconnects and gets everything again.
 async fn events(State(studio): State<Arc<Studio>>) -> Sse<impl Stream<Item = Result<Event, axum::Error>>> {
-    let (mut all, changes) = studio.stage.book.follow();
+    let (mut all, changes) = studio.stack.tasks.follow();
     all.data["styles"] = json!(studio.styles);
     let changes = stream::unfold(changes, async |mut changes| Some((changes.recv().await.ok()?, changes)));
     let event = |change: Change| Event::default().event(change.name).json_data(change.data);
@@ -117,8 +122,8 @@ async fn publish(State(studio): State<Arc<Studio>>, Json(asked): Json<Orders>) -
         return (StatusCode::BAD_REQUEST, format!("at most {MAX_ORDERS} tasks at a time\n")).into_response();
     }
     let mut ids = Vec::new();
-    for order in &asked.orders {
-        match studio.stage.publish(order, &studio.styles).await {
+    for form in &asked.orders {
+        match studio.stack.publish(form, &studio.styles).await {
             Ok(id) => ids.push(id),
             Err(error) => return (StatusCode::BAD_GATEWAY, format!("{error:#}\n")).into_response(),
         }
@@ -127,13 +132,82 @@ async fn publish(State(studio): State<Arc<Studio>>, Json(asked): Json<Orders>) -
 }
 
 async fn switch(State(studio): State<Arc<Studio>>, Json(switch): Json<Switch>) -> StatusCode {
-    studio.stage.faults.set(switch.fault, switch.on).await;
+    studio.stack.faults.set(switch.fault, switch.on).await;
     StatusCode::NO_CONTENT
 }
 
 async fn read(State(studio): State<Arc<Studio>>, Path(name): Path<String>) -> Response {
-    match about::read(&studio.stage.run, studio.stage.book.shelf(), &name).await {
+    match gallery::read_picture(&studio.stack.run, studio.stack.tasks.gallery(), &name).await {
         Ok(said) => Json(said).into_response(),
         Err(error) => (StatusCode::NOT_FOUND, format!("{error:#}\n")).into_response(),
+    }
+}
+
+/// The names under which the server may be reached.
+#[derive(Debug, Clone)]
+struct Names(Arc<[String; 2]>);
+
+impl Names {
+    fn of(addr: SocketAddr) -> Self {
+        Self(Arc::new([addr.to_string(), format!("localhost:{}", addr.port())]))
+    }
+
+    /// Whether a request comes from a page of ours. Requests that change something must have an Origin header.
+    fn allow(&self, method: &Method, headers: &HeaderMap) -> bool {
+        let text = |name: HeaderName| headers.get(name).map(|value| value.to_str().unwrap_or_default());
+        let Some(host) = text(header::HOST).filter(|host| self.0.iter().any(|name| name == host)) else {
+            return false;
+        };
+        match text(header::ORIGIN) {
+            Some(origin) => origin.strip_prefix("http://") == Some(host),
+            None => *method == Method::GET || *method == Method::HEAD,
+        }
+    }
+}
+
+/// Lets a request through, or answers 403.
+async fn guard(State(names): State<Names>, request: Request, next: Next) -> Response {
+    let mut response = if names.allow(request.method(), request.headers()) {
+        next.run(request).await
+    } else {
+        (StatusCode::FORBIDDEN, "this page is for 127.0.0.1 alone\n").into_response()
+    };
+    for (name, value) in HEADERS {
+        response.headers_mut().insert(name, HeaderValue::from_static(value));
+    }
+    response
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_our_own_pages_at_our_own_address_are_served() {
+        let names = Names::of(([127, 0, 0, 1], 80).into());
+        let cases = [
+            ("GET", "127.0.0.1:80", None, true),
+            ("GET", "localhost:80", None, true),
+            ("POST", "localhost:80", Some("http://localhost:80"), true),
+            ("POST", "localhost:80", None, false),
+            ("POST", "localhost:80", Some("http://127.0.0.1:80"), false),
+            ("POST", "127.0.0.1:80", Some("null"), false),
+            ("POST", "127.0.0.1:80", Some("https://127.0.0.1:80"), false),
+            ("POST", "127.0.0.1:80", Some("http://evil.example"), false),
+            ("GET", "127.0.0.1:80", Some("http://evil.example"), false),
+            ("GET", "evil.example:80", None, false),
+            ("GET", "127.0.0.1:81", None, false),
+            ("GET", "", None, false),
+        ];
+        for (method, host, origin, expected) in cases {
+            let mut headers = HeaderMap::new();
+            headers.insert(header::HOST, host.parse().unwrap());
+            if let Some(origin) = origin {
+                headers.insert(header::ORIGIN, origin.parse().unwrap());
+            }
+            let allowed = names.allow(&method.parse().unwrap(), &headers);
+            assert_eq!(allowed, expected, "{method} {host} {origin:?}");
+        }
+        assert!(!names.allow(&Method::GET, &HeaderMap::new()));
     }
 }

@@ -1,9 +1,8 @@
-//! Brings what the backend hears and what becomes of each message into the book, and pictures onto the shelf. Refuses to take a
-//! picture from anywhere but the address that was told.
+//! Follows the webhooks and the event source mapping, updates the tasks, and downloads pictures into the gallery.
 
 use super::{
-    book::Book,
     record::{End, Mark, Progress, Record, Station},
+    tasks::TaskStore,
 };
 use crate::{
     backend::{Backend, COMPLETE, Call, FAILED, PROGRESS},
@@ -17,20 +16,20 @@ use std::convert::Infallible;
 ///
 /// # Errors
 /// The receiver has ended.
-pub async fn webhooks(backend: &Backend, book: &Book) -> Result<Infallible> {
+pub async fn webhooks(backend: &Backend, tasks: &TaskStore) -> Result<Infallible> {
     let (mut calls, mut seen) = (backend.follow(), 0);
-    let http = reqwest::Client::builder().no_proxy().build()?;
+    let http = crate::http_client()?;
     loop {
         let new = calls.borrow_and_update()[seen..].to_vec();
         seen += new.len();
         for call in &new {
             let Some(id) = call.generation_id() else { continue };
             if call.status != 200 {
-                book.set_status(|status| status.webhooks_dropped += 1);
+                tasks.set_status(|status| status.webhooks_dropped += 1);
             }
-            book.change(id, |record, at_ms| note(record, at_ms, call));
+            tasks.change(id, |record, at_ms| note(record, at_ms, call));
             if call.is_end() && call.path == COMPLETE {
-                fetch(&http, book, id, call).await;
+                fetch(&http, tasks, id, call).await;
             }
         }
         calls.changed().await.context("the webhook receiver has ended")?;
@@ -41,7 +40,7 @@ pub async fn webhooks(backend: &Backend, book: &Book) -> Result<Infallible> {
 ///
 /// # Errors
 /// The mapping has ended.
-pub async fn batches(mapping: &Mapping, most: u32, book: &Book) -> Result<Infallible> {
+pub async fn batches(mapping: &Mapping, most: u32, tasks: &TaskStore) -> Result<Infallible> {
     let (mut batches, mut seen) = (mapping.follow(), 0);
     loop {
         let new: Vec<Batch> = batches.borrow_and_update()[seen..].to_vec();
@@ -50,16 +49,16 @@ pub async fn batches(mapping: &Mapping, most: u32, book: &Book) -> Result<Infall
             let body: Value = serde_json::from_str(&record.body).unwrap_or_default();
             let Some(id) = body["generation_id"].as_i64() else { continue };
             let what = format!("back in the queue after receive {} of {most}", record.receive_count);
-            book.mark(id, Station::Queue, false, what);
+            tasks.mark(id, Station::Queue, false, what);
             if record.receive_count >= most {
-                book.dead_letter(id);
+                tasks.dead_letter(id);
             }
         }
         batches.changed().await.context("the mapping has ended")?;
     }
 }
 
-/// Enters a webhook.
+/// Notes a webhook in its task's record.
 fn note(record: &mut Record, at_ms: u64, call: &Call) {
     let name = call.path.rsplit('/').next().unwrap_or_default();
     let taken = call.status == 200;
@@ -96,17 +95,17 @@ fn note(record: &mut Record, at_ms: u64, call: &Call) {
     }
 }
 
-/// Fetches a picture as anybody can, and puts it on the shelf.
-async fn fetch(http: &reqwest::Client, book: &Book, id: i64, call: &Call) {
+/// Downloads a picture without credentials into the gallery.
+async fn fetch(http: &reqwest::Client, tasks: &TaskStore, id: i64, call: &Call) {
     let fetched = async {
         let url = call.body["result_url"].as_str().context("complete without an address")?;
         let answer = http.get(url).send().await?;
         ensure!(answer.status().is_success(), "the picture's address answered {}", answer.status());
-        book.shelf().keep_picture(url, &answer.bytes().await?)
+        tasks.gallery().keep_picture(url, &answer.bytes().await?)
     };
     match fetched.await {
-        Ok(name) => book.change(id, |record, _| record.picture = Some(name)),
-        Err(error) => book.set_status(|status| status.trouble = Some(format!("generation {id}: {error:#}"))),
+        Ok(name) => tasks.change(id, |record, _| record.picture = Some(name)),
+        Err(error) => tasks.set_status(|status| status.trouble = Some(format!("generation {id}: {error:#}"))),
     }
 }
 

@@ -1,4 +1,4 @@
-// Pictures side by side: what they have in common is said once, and under each what is its own.
+// Pictures side by side: common values once, and the different ones under each.
 
 import { byId, el } from "./dom.js";
 import { heading } from "./parts.js";

@@ -1,4 +1,4 @@
-// One task: its picture, its way, and what the picture's file says of itself.
+// One task: its picture, its history, and the metadata of the picture's file.
 
 import { byId, el } from "./dom.js";
 import { credential, metadata } from "./file.js";

@@ -1,4 +1,4 @@
-// Makes elements. Text comes in as text only: nothing here reads markup.
+// Makes elements. Text is always inserted as text, never as markup.
 
 /** An element with properties (`class`, `data-…` and `aria-…` as attributes, `on…` as listeners) and children. */
 export function el(tag, properties = {}, ...children) {
@@ -15,7 +15,7 @@ export function el(tag, properties = {}, ...children) {
 
 export const byId = (id) => document.getElementById(id);
 
-/** Sets a text only if it is another, so that screen readers are told of changes alone. */
+/** Sets a text only if it differs, so that screen readers announce only changes. */
 export function setText(node, text) {
   if (node.textContent !== text) node.textContent = text;
 }

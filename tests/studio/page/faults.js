@@ -1,4 +1,4 @@
-// The switches, what they have broken, and the ledger that says whether anything was lost.
+// The fault switches with their counts, and the ledger, which shows whether anything was lost.
 
 import { byId, el, setText } from "./dom.js";
 import { post, store, watch } from "./store.js";

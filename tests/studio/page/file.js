@@ -1,4 +1,4 @@
-// What a picture's file says of itself: Content Credentials and metadata.
+// Content Credentials and metadata of a picture's file.
 
 import { el } from "./dom.js";
 import { list } from "./parts.js";

@@ -1,4 +1,4 @@
-// The form that a task is made of. Refuses to correct anything: what is wrong goes the whole way, and the function says so.
+// The form for a task. It corrects nothing, so that the function's answer to a wrong value can be seen.
 
 import { byId, el, setText } from "./dom.js";
 import { post, store, watch } from "./store.js";

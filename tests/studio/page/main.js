@@ -1,4 +1,4 @@
-// Starts the parts of the page; each looks after its own.
+// Starts the parts of the page.
 
 import { byId, setText } from "./dom.js";
 import * as faults from "./faults.js";

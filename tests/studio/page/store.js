@@ -1,4 +1,4 @@
-// What the server has told: tasks, styles, faults and ledger. Refuses to work anything out.
+// The state that the server has sent: tasks, styles, faults and ledger.
 
 export const store = { tasks: new Map(), styles: [], status: null, live: false };
 

@@ -1,4 +1,4 @@
-// The way of one task: five stations, its progress, and where its time went.
+// One task: the five stations it has passed, its progress, and the time of its stages.
 
 import { el, setText } from "./dom.js";
 import { stageGroups, time } from "./words.js";
@@ -39,7 +39,7 @@ function isHeld(task) {
   return throttled || task.marks.at(-1)?.good === false;
 }
 
-/** A bar with the milestones at which the backend is told. */
+/** A bar with the milestones of progress webhooks. */
 export function progress() {
   const bar = el("progress", { max: 100, value: 0, "aria-label": "Progress" });
   const ticks = MILESTONES.slice(1).map((percent) => {
@@ -54,7 +54,7 @@ export function progress() {
       const now = task.progress.at(-1);
       const percent = task.end?.kind === "complete" ? 100 : (now?.percent ?? 0);
       bar.value = percent;
-      ticks.forEach((tick) => tick.classList.toggle("told", task.progress.some((told) => told.percent >= Number(tick.dataset.percent))));
+      ticks.forEach((tick) => tick.classList.toggle("reached", task.progress.some((progress) => progress.percent >= Number(tick.dataset.percent))));
       const held = note(task);
       says.classList.toggle("held", Boolean(held) && !task.end);
       setText(says, held || (now ? `${now.percent} %, step ${now.step} of ${now.steps}, about ${now.seconds_left} s left` : "waiting for its first step"));

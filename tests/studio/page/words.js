@@ -1,4 +1,4 @@
-// How things are said.
+// Texts for values.
 
 export function time(ms) {
   if (ms < 1000) return `${ms} ms`;

@@ -1,10 +1,9 @@
-//! `--keep` and `--to`: a stack that stays, and further tasks for it.
+//! `--keep` and `--to`: a stack that keeps running, and further tasks for it.
 
 use crate::{
     options::Options,
-    screen::{Screen, short, summary},
-    styles::Styles,
-    task,
+    progress::{Screen, short, summary},
+    task::{self, Styles},
 };
 use anyhow::{Context, Result};
 use e2e::{
@@ -19,7 +18,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-/// Where the parts of a kept stack are.
+/// The addresses of a kept stack.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct Addresses {
     amqp_url: String,
@@ -37,15 +36,15 @@ impl Addresses {
         Self {
             amqp_url: stack.broker.url(),
             amqp_queue: QUEUE.to_string(),
-            sqs_queue_url: stack.line.queue.url.clone(),
-            sqs_dead_letter_queue_url: stack.line.queue.dead_letter_url.clone(),
+            sqs_queue_url: stack.route.queue.url.clone(),
+            sqs_dead_letter_queue_url: stack.route.queue.dead_letter_url.clone(),
             s3_endpoint: stack.aws.endpoint().to_string(),
             webhook: backend.url(),
             styles: styles.clone(),
         }
     }
 
-    /// The variables of a program that uses the stack, as a line for a shell.
+    /// The variables for a program that uses the stack, as a shell command.
     fn export(&self) -> String {
         let mut variables = vec![
             ("AMQP_URL", self.amqp_url.as_str()),
@@ -57,14 +56,14 @@ impl Addresses {
             ("AWS_ACCESS_KEY_ID", "any"),
             ("AWS_SECRET_ACCESS_KEY", "any"),
         ];
-        // That of the artist whom the README's tasks name, if it is there.
+        // The style of the artist in the README's tasks, if it is there.
         let style = self.styles.get("stained-glass").or_else(|| self.styles.values().next());
         variables.extend(style.map(|style| ("LORA_URL", style.url.as_str())));
         variables.iter().fold("export".to_string(), |line, (name, value)| format!("{line} {name}={value}"))
     }
 }
 
-/// Tells the addresses and shows webhooks; never ends by itself.
+/// Prints the addresses and shows webhooks; never ends by itself.
 pub(crate) async fn wait(addresses: &Addresses, stack: &Stack, backend: &Backend, out: &Path) -> Result<()> {
     let file = StackFile(out.join("stack.json"));
     fs::write(&file.0, serde_json::to_string_pretty(addresses)? + "\n")?;
@@ -104,12 +103,12 @@ pub(crate) async fn publish(stack: &Path, options: &Options) -> Result<()> {
     Ok(())
 }
 
-/// The file that leads to the stack, gone when the stack is.
+/// The file with the stack's addresses; removed with the stack.
 struct StackFile(PathBuf);
 
 impl Drop for StackFile {
     fn drop(&mut self) {
-        // Whoever finds it later is told that nothing listens there.
+        // A file that stays leads to a clear error: nothing listens there.
         let _ = fs::remove_file(&self.0);
     }
 }

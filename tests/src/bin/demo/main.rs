@@ -3,35 +3,33 @@
 
 mod keep;
 mod options;
-mod outcome;
+mod progress;
 mod report;
-mod screen;
-mod studio;
-mod styles;
 mod task;
 
 use anyhow::{Context, Result, anyhow, bail};
 use clap::Parser;
 use e2e::{
     backend::Backend,
-    line::LineOptions,
+    stack::RouteOptions,
     stack::{QUEUE, Stack},
+    studio::{Gallery, Studio, StudioStack, Style, TaskStore, open},
     wait,
 };
 use options::Options;
-use outcome::Outcome;
+use progress::{Outcome, Screen};
 use report::Report;
-use screen::Screen;
 use std::{
-    fs,
-    process::ExitCode,
+    env, fs,
+    process::{Command, ExitCode, Stdio},
+    sync::Arc,
     time::{Duration, Instant},
 };
-use styles::Styles;
+use task::Styles;
 use tokio::signal::unix::{SignalKind, signal};
 
-/// A task that was given back comes again after this time, so that a hopeless one ends soon in the dead-letter queue.
-const LINE: LineOptions = LineOptions { visibility: Duration::from_secs(10), max_receive_count: 3, batch_size: 1 };
+/// Short, so that a hopeless task is soon in the dead-letter queue.
+const ROUTE: RouteOptions = RouteOptions { visibility: Duration::from_secs(10), max_receive_count: 3, batch_size: 1 };
 /// Exit code of a program that a signal has stopped: 128 and SIGINT.
 const INTERRUPTED: u8 = 130;
 
@@ -45,7 +43,7 @@ fn main() -> ExitCode {
         }
     };
     let ended = runtime.block_on(async {
-        // Whichever side loses is dropped, and the stack with it.
+        // The side that loses is dropped, and the stack with it.
         tokio::select! {
             ended = run(&options) => Some(ended),
             () = stopped() => None,
@@ -67,7 +65,7 @@ fn main() -> ExitCode {
 async fn stopped() {
     let kinds = [SignalKind::interrupt(), SignalKind::terminate(), SignalKind::hangup()];
     let [Ok(mut interrupt), Ok(mut terminate), Ok(mut hangup)] = kinds.map(signal) else {
-        // Without handlers the default holds: we die, and the kernel takes the children.
+        // Without handlers the default applies: we die, and the kernel kills the children.
         return std::future::pending().await;
     };
     tokio::select! { _ = interrupt.recv() => {}, _ = terminate.recv() => {}, _ = hangup.recv() => {} }
@@ -78,7 +76,7 @@ async fn run(options: &Options) -> Result<()> {
         return keep::publish(stack, options).await;
     }
     if options.studio {
-        return studio::run(options).await;
+        return run_studio(options).await;
     }
     let (model, folder) = (options.model()?, options.styles()?);
     options.find_files()?;
@@ -91,10 +89,10 @@ async fn run(options: &Options) -> Result<()> {
     println!("starting the stack");
     let clock = Instant::now();
     let backend = Backend::start().await?;
-    let stack = Stack::start(model, LINE, |part, ms| println!("  {part} ready after {:.1} s", ms as f64 / 1000.0));
+    let stack = Stack::start(model, ROUTE, |part, ms| println!("  {part} ready after {:.1} s", ms as f64 / 1000.0));
     let stack = stack.await?;
     let started = clock.elapsed();
-    let styles = styles::store(&stack.aws, folder, options.lora.as_deref()).await?;
+    let styles = task::store(&stack.aws, folder, options.lora.as_deref()).await?;
     let body = task::body(options, &backend.url(), &styles)?;
     let ended = stack.alive(follow(options, &stack, &backend, &styles, &body, started)).await;
     let logs = stack.run.path().display();
@@ -123,7 +121,7 @@ async fn follow(
     println!("task published to RabbitMQ ({} bytes)", body.len());
     let mut screen = Screen::new();
     let limit = Duration::from_secs(options.timeout);
-    let outcome = wait::at_most("end of the task", limit, outcome::of(&mut screen, stack, backend, body)).await;
+    let outcome = wait::at_most("end of the task", limit, progress::outcome(&mut screen, stack, backend, body)).await;
     screen.clear();
     let outcome = outcome.and_then(|outcome| outcome);
     let mut report = Report::new(stack, backend, body, published_ms, started);
@@ -137,13 +135,52 @@ async fn follow(
         Outcome::Failed(message) => bail!("the task failed: {message}"),
         Outcome::DeadLettered => bail!(
             "the message was given back {} times and is now in the dead-letter queue",
-            stack.line.queue.max_receive_count
+            stack.route.queue.max_receive_count
         ),
-        Outcome::Complete(_) | Outcome::ToldElsewhere => {}
+        Outcome::Complete(_) | Outcome::OtherReceiver => {}
     }
     match picture? {
         Some(path) => println!("{}\npicture: {}", task::title(body, styles), path.display()),
         None => println!("no picture: the task's webhooks went to another address than $WEBHOOK"),
     }
     Ok(())
+}
+
+/// Starts everything and serves the page; never ends by itself.
+async fn run_studio(options: &Options) -> Result<()> {
+    let (model, folder) = (options.model()?, options.styles()?);
+    let tasks = Arc::new(TaskStore::open(Gallery::open(&options.out.join("studio"))?)?);
+    println!("starting the stack");
+    let clock = Instant::now();
+    let ready = |part: &str| println!("  {part} ready after {:.1} s", clock.elapsed().as_secs_f64());
+    let stack = StudioStack::start(model, tasks, ready).await?;
+    let stored = task::store(&stack.aws, folder, options.lora.as_deref()).await?;
+    let style =
+        |(name, style): (String, task::Style)| Style { name, id: style.id, artist: style.artist, url: style.url };
+    let studio = Arc::new(Studio { stack, styles: stored.into_iter().map(style).collect() });
+    let (addr, served) = open(studio.clone()).await?;
+    let stack = &studio.stack;
+    let announced = async {
+        stack.faults.function.ready().await?;
+        ready("function");
+        println!("\nstudio: http://{addr}\n  pictures  {}", stack.tasks.gallery().path().display());
+        println!("  logs      {}\nIt stays until ctrl-C.", stack.run.path().display());
+        open_browser(&format!("http://{addr}"));
+        std::future::pending::<Result<()>>().await
+    };
+    tokio::select! {
+        ended = stack.run() => match ended? {},
+        ended = served => ended?,
+        ended = announced => ended?,
+    }
+    bail!("the page's server has ended")
+}
+
+/// Opens the page in a browser if there is a display.
+fn open_browser(url: &str) {
+    if ["DISPLAY", "WAYLAND_DISPLAY"].iter().any(|name| env::var_os(name).is_some()) {
+        let quiet = || Stdio::null();
+        // Without a browser the address is still printed.
+        let _ = Command::new("xdg-open").arg(url).stdin(quiet()).stdout(quiet()).stderr(quiet()).spawn();
+    }
 }

@@ -1,6 +1,6 @@
 //! The demo's command line.
 
-use crate::styles;
+use crate::task;
 use anyhow::{Context, Result, ensure};
 use clap::Parser;
 use serde_json::Value;
@@ -63,7 +63,7 @@ impl Options {
         Ok(model)
     }
 
-    /// Looks for the files that it names: before everything is started, and not after.
+    /// Checks that the given files exist, before anything is started.
     pub(crate) fn find_files(&self) -> Result<()> {
         for (option, file) in [("--task", &self.task), ("--lora", &self.lora)] {
             if let Some(file) = file {
@@ -80,11 +80,11 @@ impl Options {
 
     /// The name of the style that is used.
     pub(crate) fn style(&self) -> String {
-        self.lora.as_deref().map_or_else(|| self.style.clone(), styles::name)
+        self.lora.as_deref().map_or_else(|| self.style.clone(), task::name)
     }
 }
 
-/// Whether a model folder says of itself that nobody has trained it.
+/// Whether a model folder is marked as untrained.
 pub(crate) fn is_noise(model: &Path) -> bool {
     let index = fs::read(model.join("model_index.json")).unwrap_or_default();
     let index: Value = serde_json::from_slice(&index).unwrap_or_default();

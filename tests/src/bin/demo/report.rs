@@ -1,15 +1,11 @@
-//! What the demo leaves behind: image.jpg, report.json, and a table on the screen. The token is in none of them.
+//! The results of the demo: image.jpg, report.json, and tables on the screen. None of them has the token.
 
-use crate::{
-    outcome::Outcome,
-    screen::{short, summary},
-};
+use crate::progress::{Outcome, short, summary};
 use anyhow::{Context, Result, ensure};
 use e2e::{
     aws::IMAGES,
     backend::{Backend, Call, PROGRESS},
     stack::Stack,
-    timings,
 };
 use serde::{Serialize, Serializer};
 use std::{
@@ -24,7 +20,7 @@ const REPORT: &str = "report.json";
 /// The report.
 #[derive(Debug, Serialize)]
 pub(crate) struct Report {
-    /// In order of arrival; times from the publishing of the task.
+    /// In order of arrival; times from the publish of the task.
     webhooks: Vec<Call>,
     #[serde(serialize_with = "as_object")]
     timings_ms: Vec<(String, u64)>,
@@ -43,7 +39,7 @@ struct Picture {
 }
 
 impl Report {
-    /// From what has come in so far.
+    /// A report of the webhooks so far.
     pub(crate) fn new(stack: &Stack, backend: &Backend, body: &str, published_ms: u64, started: Duration) -> Self {
         let mut webhooks = backend.calls();
         for call in &mut webhooks {
@@ -55,14 +51,14 @@ impl Report {
         let mut timings_ms = vec![("start the stack".to_string(), started.as_millis() as u64)];
         let first = webhooks.iter().find(|call| call.path == PROGRESS);
         timings_ms.extend(first.map(|call| ("publish to first webhook".to_string(), call.at_ms)));
-        let stages = timings::stages(&stack.function.process().log_text(), crate::task::id(body));
+        let stages = stack.function.stages(crate::task::id(body));
         timings_ms.extend(stages.into_iter().map(|(name, ms)| (format!("stage {name}"), ms)));
         let end = webhooks.iter().find(|call| call.is_end());
         timings_ms.extend(end.map(|call| ("publish to last webhook".to_string(), call.at_ms)));
         Self { webhooks, timings_ms, image: None }
     }
 
-    /// Downloads the picture as anybody can; `None` if nobody knows where it is.
+    /// Downloads the picture without credentials; `None` if its address is not known.
     pub(crate) async fn fetch_picture(
         &mut self,
         stack: &Stack,
@@ -72,14 +68,14 @@ impl Report {
     ) -> Result<Option<PathBuf>> {
         let url = match (outcome, id) {
             (Outcome::Complete(url), _) => url.clone(),
-            (Outcome::ToldElsewhere, Some(id)) => {
+            (Outcome::OtherReceiver, Some(id)) => {
                 format!("{}/{IMAGES}/generations/gen_{id}.jpg", stack.aws.endpoint())
             }
             _ => return Ok(None),
         };
-        let http = reqwest::Client::builder().no_proxy().build()?;
+        let http = e2e::http_client()?;
         let answer = http.get(&url).send().await.with_context(|| format!("the picture at {url}"))?;
-        if matches!(outcome, Outcome::ToldElsewhere) && !answer.status().is_success() {
+        if matches!(outcome, Outcome::OtherReceiver) && !answer.status().is_success() {
             return Ok(None);
         }
         ensure!(answer.status().is_success(), "the picture at {url}: S3 answered {}", answer.status());
@@ -100,7 +96,7 @@ impl Report {
         fs::write(&path, serde_json::to_string_pretty(self)? + "\n").with_context(|| path.display().to_string())
     }
 
-    /// The tables.
+    /// Prints the tables.
     pub(crate) fn print(&self) {
         let none = if self.webhooks.is_empty() { ": none" } else { "" };
         println!("\nwebhooks received{none}\n{:>9}  {:>8}  {:<6}  {:<8}  says", "at ms", "answered", "method", "path");
@@ -118,7 +114,7 @@ impl Report {
     }
 }
 
-/// Removes what an earlier run left, so that nobody takes it for this one's.
+/// Removes the results of an earlier run.
 pub(crate) fn remove_old(out: &Path) -> Result<()> {
     for name in [IMAGE, REPORT, "stack.json"] {
         match fs::remove_file(out.join(name)) {
