@@ -62,7 +62,7 @@ impl JobRunner {
         report: &mut Report,
     ) -> Result<Ending, Failure> {
         let fingerprint = task.fingerprint();
-        if self.store.stands(keys, &fingerprint).await.map_err(storage)? {
+        if self.store.has_pictures(keys, &fingerprint).await.map_err(storage)? {
             return Ok(Ending::AnnouncedAgain);
         }
         let fetching = async {

@@ -37,7 +37,7 @@ impl ModelName {
     /// The name of the model in a folder: the repository's if `handler weights pull` filled the folder or it is in a cache of Hugging
     /// Face (`models--ORG--NAME/snapshots/COMMIT`), else the folder's own.
     pub fn of(folder: &Path) -> Self {
-        if let Some((name, commit)) = weights::source(folder) {
+        if let Some((name, commit)) = weights::pulled_from(folder) {
             return Self { name, revision: Some(commit) };
         }
         let folder = folder.canonicalize().unwrap_or_else(|_| folder.into());
