@@ -3,7 +3,7 @@
 use crate::{
     cli::options::GenerateConfig,
     engine::{Engine, GenerationRequest},
-    picture::{Credential, Origin},
+    picture::{Credential, PictureOrigin},
     task::{self, Format},
 };
 use anyhow::{Context, ensure};
@@ -86,7 +86,7 @@ fn wanted(config: &GenerateConfig) -> anyhow::Result<GenerationRequest> {
         signature: config.signature.name.clone().map(|name| (name, config.signature.options())),
         format: Format::of_path(&config.out).map_err(anyhow::Error::msg)?,
         file: config.picture,
-        origin: Origin { seed, ..Origin::default() },
+        origin: PictureOrigin { seed, ..PictureOrigin::default() },
         credential: Credential::of_files(&config.credential)?.map(Arc::new),
         span: Span::none(),
     })

@@ -3,7 +3,7 @@
 use crate::{
     observe::trace::{Lap, Stage},
     picture::{
-        self, Credential, CredentialError, EmbedError, EncodeError, ModelName, Origin, Provenance,
+        self, Credential, CredentialError, EmbedError, EncodeError, ModelName, PictureOrigin, Provenance,
         options::PictureConfig,
         signature::{self, SignatureError, sign},
     },
@@ -33,7 +33,7 @@ pub struct GenerationRequest {
     /// How the file is written.
     pub file: PictureConfig,
     /// What the file says beside that.
-    pub origin: Origin,
+    pub origin: PictureOrigin,
     /// What signs the file, if anything does.
     pub credential: Option<Arc<Credential>>,
     /// The task whose stages these are; none in the shell.
@@ -130,7 +130,7 @@ impl GenerationRequest {
             signature: None,
             format: Format::default(),
             file: PictureConfig::default(),
-            origin: Origin { seed: request.seed.into(), ..Origin::default() },
+            origin: PictureOrigin { seed: request.seed.into(), ..PictureOrigin::default() },
             credential: None,
             span: Span::none(),
             request,

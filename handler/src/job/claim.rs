@@ -8,7 +8,7 @@
 
 mod object;
 
-use crate::storage::Regional;
+use crate::storage::S3Client;
 use aws_config::timeout::TimeoutConfig;
 use object::{Condition, Deleted, Look, Mark, Objects, Written};
 use std::{
@@ -80,7 +80,7 @@ struct State {
 
 impl Claims {
     /// Claims in `bucket`, each good for `lease` after it was last renewed.
-    pub(crate) fn new(s3: &Regional, bucket: String, lease: Duration) -> Self {
+    pub(crate) fn new(s3: &S3Client, bucket: String, lease: Duration) -> Self {
         let timeouts = TimeoutConfig::builder()
             .connect_timeout(attempt(lease))
             .read_timeout(attempt(lease))

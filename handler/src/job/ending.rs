@@ -97,7 +97,7 @@ impl JobRunner {
     async fn stands_after_all(&self, task: &Task, message: &Message) -> bool {
         let left = message.deadline.end().map(|end| end.saturating_duration_since(Instant::now()) / 2);
         let (keys, fingerprint) = (task.result_keys(), task.fingerprint());
-        let looked = timeout(left.unwrap_or(LOOK).min(LOOK), self.store.stands(&keys, &fingerprint)).await;
+        let looked = timeout(left.unwrap_or(LOOK).min(LOOK), self.store.has_pictures(&keys, &fingerprint)).await;
         matches!(looked, Ok(Ok(true)))
     }
 

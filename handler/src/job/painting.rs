@@ -62,7 +62,7 @@ impl JobRunner {
         report: &mut Report,
     ) -> Result<Ending, Failure> {
         let fingerprint = task.fingerprint();
-        if self.store.stands(keys, &fingerprint).await.map_err(storage)? {
+        if self.store.has_pictures(keys, &fingerprint).await.map_err(storage)? {
             return Ok(Ending::AnnouncedAgain);
         }
         let fetching = async {
@@ -112,13 +112,14 @@ impl JobRunner {
         let loading = |error: LoadError| Failure::Transient(Fault::Painting, error.to_string());
         let waiting = Stage::begin("wait");
         let batcher = self.loader.batcher().await.map_err(loading)?;
-        let line = self.backend.progress(task);
+        let progress = self.backend.progress(task);
         let (times, end) = (self.times.clone(), deadline.work_end());
-        let mut guard = DeadlineGuard::new(task.steps, load(task), end, times, line.teller(), line.is_unwanted());
+        let mut guard =
+            DeadlineGuard::new(task.steps, load(task), end, times, progress.sender(), progress.is_unwanted());
         let out_of_time = guard.out_of_time();
         let on_step = Box::new(move |step| guard.step(step, Instant::now()));
         let painted = batcher.paint(wanted.clone(), on_step, waiting).await;
-        line.finish().await;
+        progress.finish().await;
         if out_of_time.load(Ordering::Relaxed) {
             return Err(deadline.out_of_time().into());
         }

@@ -2,7 +2,7 @@
 
 use crate::{
     engine::GenerationRequest,
-    picture::{Credential, Origin, options::PictureConfig},
+    picture::{Credential, PictureOrigin, options::PictureConfig},
     task::Task,
 };
 use diffusion::{lora::AppliedLora, pipeline::Request};
@@ -36,7 +36,7 @@ pub(super) fn generation_request(
         format: task.format,
         file,
         span: Span::current(),
-        origin: Origin { generation_id: Some(task.generation_id), created_at: task.created_at, seed: task.seed },
+        origin: PictureOrigin { generation_id: Some(task.generation_id), created_at: task.created_at, seed: task.seed },
         credential,
     }
 }

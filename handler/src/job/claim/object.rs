@@ -1,6 +1,6 @@
 //! A claim's object in S3: what it says, and what S3's answers to a write, a look and a deletion mean.
 
-use crate::storage::Regional;
+use crate::storage::S3Client;
 use aws_errors::{Class, class, describe};
 use aws_sdk_s3::{
     error::{ProvideErrorMetadata, SdkError},
@@ -15,7 +15,7 @@ const MOST_BYTES: usize = 256;
 /// Where claims lie.
 #[derive(Debug, Clone)]
 pub(super) struct Objects {
-    pub(super) s3: Regional,
+    pub(super) s3: S3Client,
     pub(super) bucket: String,
 }
 
