@@ -2,18 +2,26 @@
 //!
 //! Refuses a list that SQS would refuse: more than ten, or two of one name. It never refuses a message.
 
-mod value;
+use std::{
+    fmt::{Display, LowerExp},
+    str::FromStr,
+    sync::Arc,
+};
 
-use std::{str::FromStr, sync::Arc};
+use lapin::types::{AMQPValue, DecimalValue};
+use serde_json::{Map, Value as Json};
 
-pub use crate::attributes::value::Value;
-pub(crate) use crate::attributes::value::is_legal;
 use crate::field::{Parts, header_name};
 
 /// What SQS takes in one message.
 pub const MAX_ATTRIBUTES: usize = 10;
 /// What a relay sends that was not told otherwise.
 pub const DEFAULT: &str = "message-id,correlation-id,timestamp,traceparent";
+
+/// The digits that SQS takes in a number. With so few it cannot leave the range that SQS has either.
+const MAX_DIGITS: usize = 38;
+/// Tables and arrays that are nested deeper become no attribute: the stack is finite.
+const MAX_DEPTH: usize = 64;
 
 /// The attributes that were asked for.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -151,6 +159,143 @@ fn legal_name(header: &str) -> String {
         name.insert(0, '_');
     }
     name
+}
+
+/// The value of an attribute.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Value {
+    /// Characters that SQS takes.
+    Text(String),
+    /// A number in decimal digits.
+    Number(String),
+    /// Anything else.
+    Binary(Vec<u8>),
+}
+
+impl Value {
+    /// A text, as bytes where SQS does not take its characters; nothing for an empty one.
+    pub fn text(text: &str) -> Option<Self> {
+        Self::bytes(text.as_bytes())
+    }
+
+    /// Any value of a header; nothing for void and for empty ones.
+    pub fn of(value: &AMQPValue) -> Option<Self> {
+        match value {
+            AMQPValue::Boolean(flag) => Self::text(&flag.to_string()),
+            AMQPValue::ShortShortInt(number) => Some(Self::Number(number.to_string())),
+            AMQPValue::ShortShortUInt(number) => Some(Self::Number(number.to_string())),
+            AMQPValue::ShortInt(number) => Some(Self::Number(number.to_string())),
+            AMQPValue::ShortUInt(number) => Some(Self::Number(number.to_string())),
+            AMQPValue::LongInt(number) => Some(Self::Number(number.to_string())),
+            AMQPValue::LongUInt(number) => Some(Self::Number(number.to_string())),
+            AMQPValue::LongLongInt(number) => Some(Self::Number(number.to_string())),
+            AMQPValue::Timestamp(seconds) => Some(Self::Number(seconds.to_string())),
+            AMQPValue::Float(number) => Some(float(*number, number.is_finite(), *number == 0.0)),
+            AMQPValue::Double(number) => Some(float(*number, number.is_finite(), *number == 0.0)),
+            AMQPValue::DecimalValue(number) => Some(decimal(*number)),
+            AMQPValue::ShortString(text) => Self::text(text.as_str()),
+            AMQPValue::LongString(text) => Self::bytes(text.as_bytes()),
+            AMQPValue::ByteArray(bytes) => (!bytes.is_empty()).then(|| Self::Binary(bytes.as_slice().to_vec())),
+            AMQPValue::FieldArray(_) | AMQPValue::FieldTable(_) => Self::text(&json(value, 0)?.to_string()),
+            AMQPValue::Void => None,
+        }
+    }
+
+    /// The name of the type in SQS.
+    pub fn type_name(&self) -> &'static str {
+        match self {
+            Self::Text(_) => "String",
+            Self::Number(_) => "Number",
+            Self::Binary(_) => "Binary",
+        }
+    }
+
+    /// The bytes of the value.
+    pub fn len(&self) -> usize {
+        match self {
+            Self::Text(text) | Self::Number(text) => text.len(),
+            Self::Binary(bytes) => bytes.len(),
+        }
+    }
+
+    /// Never true: SQS has no empty values.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    fn bytes(bytes: &[u8]) -> Option<Self> {
+        match std::str::from_utf8(bytes) {
+            Ok("") => None,
+            Ok(text) if text.chars().all(is_legal) => Some(Self::Text(text.to_owned())),
+            _ => Some(Self::Binary(bytes.to_vec())),
+        }
+    }
+}
+
+fn float(number: impl Display + LowerExp, finite: bool, zero: bool) -> Value {
+    if zero {
+        // The client library of the reader need not know of a negative zero.
+        return Value::Number("0".to_owned());
+    }
+    let plain = number.to_string();
+    if finite && digits(&plain) <= MAX_DIGITS { Value::Number(plain) } else { Value::Text(format!("{number:e}")) }
+}
+
+fn decimal(number: DecimalValue) -> Value {
+    let DecimalValue { scale, value } = number;
+    let scale = usize::from(scale);
+    if scale >= MAX_DIGITS {
+        return Value::Text(format!("{value}e-{scale}"));
+    }
+    let mut plain = format!("{value:0width$}", width = scale + 1);
+    if scale > 0 {
+        plain.insert(plain.len() - scale, '.');
+    }
+    Value::Number(plain)
+}
+
+fn digits(plain: &str) -> usize {
+    plain.bytes().filter(u8::is_ascii_digit).count()
+}
+
+/// A value inside a table or array. JSON has no bytes, and no numbers that are none.
+fn json(value: &AMQPValue, depth: usize) -> Option<Json> {
+    if depth > MAX_DEPTH {
+        return None;
+    }
+    Some(match value {
+        AMQPValue::Boolean(flag) => Json::from(*flag),
+        AMQPValue::ShortShortInt(number) => Json::from(*number),
+        AMQPValue::ShortShortUInt(number) => Json::from(*number),
+        AMQPValue::ShortInt(number) => Json::from(*number),
+        AMQPValue::ShortUInt(number) => Json::from(*number),
+        AMQPValue::LongInt(number) => Json::from(*number),
+        AMQPValue::LongUInt(number) => Json::from(*number),
+        AMQPValue::LongLongInt(number) => Json::from(*number),
+        AMQPValue::Timestamp(seconds) => Json::from(*seconds),
+        AMQPValue::Float(number) => Json::from(*number),
+        AMQPValue::Double(number) => Json::from(*number),
+        AMQPValue::DecimalValue(number) => match decimal(*number) {
+            Value::Number(text) | Value::Text(text) => Json::from(text),
+            Value::Binary(_) => Json::Null,
+        },
+        AMQPValue::ShortString(text) => Json::from(text.as_str()),
+        AMQPValue::LongString(text) => Json::from(String::from_utf8_lossy(text.as_bytes())),
+        AMQPValue::ByteArray(bytes) => Json::from(String::from_utf8_lossy(bytes.as_slice())),
+        AMQPValue::FieldArray(items) => {
+            Json::Array(items.as_slice().iter().map(|item| json(item, depth + 1)).collect::<Option<_>>()?)
+        }
+        AMQPValue::FieldTable(table) => {
+            let field =
+                |(name, item): (&lapin::types::ShortString, _)| Some((name.to_string(), json(item, depth + 1)?));
+            Json::Object(table.inner().iter().map(field).collect::<Option<Map<_, _>>>()?)
+        }
+        AMQPValue::Void => Json::Null,
+    })
+}
+/// The characters that SQS documents: `#x9 #xA #xD #x20-#xD7FF #xE000-#xFFFD #x10000-#x10FFFF`.
+pub(crate) fn is_legal(c: char) -> bool {
+    matches!(c, '\t' | '\n' | '\r' | ' '..='\u{FFFD}' | '\u{10000}'..)
 }
 
 #[cfg(test)]

@@ -9,8 +9,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
 use crate::{
-    amqp::Broker,
-    amqp::BrokerError,
+    amqp::{Broker, BrokerError},
     backoff,
     config::Config,
     dead_letter::DeadLetter,

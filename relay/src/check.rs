@@ -8,9 +8,7 @@ use aws_errors::Class;
 use tokio::time::timeout;
 
 use crate::{
-    amqp::BrokerError,
-    amqp::{self, Broker},
-    channels::Channels,
+    amqp::{self, Broker, BrokerError, Channels},
     config::Config,
     entry::MAX_BYTES,
     error::Error,

@@ -9,30 +9,53 @@ use std::{
     time::Duration,
 };
 
-use clap::{FromArgMatches, Parser, ValueEnum, builder::BoolishValueParser, value_parser};
+use clap::{
+    Arg, ArgMatches, Command, CommandFactory, FromArgMatches, Parser, ValueEnum, builder::BoolishValueParser, value_parser,
+};
+use clap_complete::Shell;
 use settings::{socket, stray_whitespace};
 
 mod broker;
-mod error;
-mod hosts;
-mod manual;
 
 pub(crate) use broker::Binding;
-pub use broker::{BrokerOptions, QueueType};
-pub use error::ConfigError;
-use error::{check_name, invalid};
-pub use hosts::AmqpUrl;
-use hosts::redact;
-
-use crate::amqp::Broker;
+pub use broker::{AmqpUrl, BrokerOptions, QueueType};
+use broker::{check_name, invalid, redact};
 
 use crate::{
+    amqp::Broker,
     attributes::{self, Attributes},
+    error::{CODES, ConfigError},
     field::Field,
 };
 
 /// Options that take whitespace off by themselves.
 const FREE: [&str; 2] = ["amqp-url", "attributes"];
+
+const NAME: &str = "relay";
+const COMPLETIONS: &str = "completions";
+const SHELL: &str = "shell";
+
+const EXAMPLES: &str = "Examples:
+  relay --check
+      look whether broker, queue and SQS are as they must be, configured by the environment
+  relay --declare --health-addr 0.0.0.0:9100
+      create what is missing in the broker, and move messages until SIGTERM
+  relay completions bash > ~/.local/share/bash-completion/completions/relay
+      complete this command line from now on
+";
+
+const ENVIRONMENT: &str = "Environment:
+  Each option shows its variable, if it has one, in brackets; a flag wins over it.
+  AWS_REGION, AWS_ENDPOINT_URL and the others of the AWS SDK say where SQS and S3 are, and who we are.
+  AWS_CA_BUNDLE and SSL_CERT_FILE say whom TLS trusts, HTTPS_PROXY and NO_PROXY what goes by a proxy.
+  RUST_LOG filters log lines, as in RUST_LOG=relay=debug.
+";
+
+const SEE_ALSO: &str = "
+See also:
+  docs/OPERATIONS.md      failures, metrics, what others get wrong
+  docs/CONFIGURATION.md   every option of both binaries
+  handler --help          what takes the messages from SQS";
 
 /// Moves messages from a RabbitMQ queue to an SQS queue, and acknowledges each one only after SQS has accepted it.
 #[derive(Debug, Clone, Parser)]
@@ -127,7 +150,7 @@ impl Config {
         I: IntoIterator,
         I::Item: Into<OsString> + Clone,
     {
-        let mut command = manual::command();
+        let mut command = command();
         let asked = command.try_get_matches_from_mut(args);
         let refuse = |err: clap::Error| {
             let hint = settings::variables(&command, &err).map(|line| format!("\n{line}")).unwrap_or_default();
@@ -142,7 +165,7 @@ impl Config {
             }
             Err(err) => return Err(refuse(err)),
         };
-        if let Some(script) = manual::completions(&matches) {
+        if let Some(script) = completions(&matches) {
             // As with help.
             let _ = io::stdout().lock().write_all(&script);
             return Ok(None);
@@ -196,6 +219,28 @@ impl Config {
     pub fn shutdown_timeout(&self) -> Duration {
         Duration::from_secs(self.shutdown_timeout)
     }
+}
+
+/// The command line, with its manual and the command that prints completions.
+fn command() -> Command {
+    let shell = Arg::new(SHELL).value_name("SHELL").help("The shell").required(true).value_parser(value_parser!(Shell));
+    let completions =
+        Command::new(COMPLETIONS).about("Print a script that completes this command line in a shell").arg(shell);
+    Config::command().after_long_help(manual()).subcommand(completions).subcommand_negates_reqs(true)
+}
+
+/// The script for a shell, if that is what was asked for.
+fn completions(matches: &ArgMatches) -> Option<Vec<u8>> {
+    let (_, asked) = matches.subcommand()?;
+    let mut script = Vec::new();
+    clap_complete::generate(*asked.get_one::<Shell>(SHELL)?, &mut command(), NAME, &mut script);
+    Some(script)
+}
+
+fn manual() -> String {
+    let codes: String = CODES.iter().map(|(code, meaning)| format!("  {code:<4}{meaning}\n")).collect();
+    let codes = format!("Exit codes:\n{codes}");
+    [EXAMPLES, &codes, ENVIRONMENT, telemetry::HELP, SEE_ALSO].join("\n")
 }
 
 #[cfg(test)]

@@ -4,7 +4,23 @@
 
 use std::{io, net::SocketAddr};
 
-use crate::{amqp::BrokerError, config::ConfigError, exit};
+use settings::BadVariable;
+
+use crate::amqp::BrokerError;
+
+/// `EX_USAGE` of sysexits.
+pub(crate) const USAGE: u8 = 64;
+/// `EX_UNAVAILABLE` of sysexits.
+pub(crate) const UNAVAILABLE: u8 = 69;
+pub(crate) const FAILURE: u8 = 1;
+
+/// Every exit code but those of signals, and when it comes.
+pub(crate) const CODES: [(u8, &str); 4] = [
+    (0, "ended by a signal, in order; --check found all well"),
+    (FAILURE, "anything else, such as a health address that is taken"),
+    (USAGE, "an option or a variable is missing or wrong; standard error names it"),
+    (UNAVAILABLE, "SQS or the first broker refuses for good; --check found something wrong"),
+];
 
 /// Why the relay ended.
 #[derive(Debug, thiserror::Error)]
@@ -35,9 +51,9 @@ impl Error {
     /// The exit code of the process.
     pub fn exit_code(&self) -> u8 {
         match self {
-            Self::Config(_) => exit::USAGE,
-            Self::Refused(_) | Self::Check(_) | Self::Stop(_) => exit::UNAVAILABLE,
-            Self::Listen { .. } => exit::FAILURE,
+            Self::Config(_) => USAGE,
+            Self::Refused(_) | Self::Check(_) | Self::Stop(_) => UNAVAILABLE,
+            Self::Listen { .. } => FAILURE,
         }
     }
 }
@@ -49,3 +65,25 @@ pub struct Stop(
     /// The error code that SQS gave, and a sentence for it.
     pub String,
 );
+
+/// An option that a person must correct.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// The command line or the environment cannot be read as options.
+    #[error("{0}")]
+    Usage(String),
+    /// One option has a value that cannot work.
+    #[error("error: {option}: {problem}")]
+    Invalid {
+        /// The option's name as on the command line, or a variable's.
+        option: &'static str,
+        /// What is wrong with it.
+        problem: String,
+    },
+}
+
+impl From<BadVariable> for ConfigError {
+    fn from(bad: BadVariable) -> Self {
+        Self::Invalid { option: bad.name, problem: bad.problem }
+    }
+}

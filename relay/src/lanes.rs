@@ -87,4 +87,231 @@ impl<T: Weigh> Lanes<T> {
 }
 
 #[cfg(test)]
-mod tests;
+mod tests {
+    use super::*;
+    use crate::{batch::MAX_ENTRIES, entry::MAX_BYTES};
+    use proptest::prelude::*;
+    use std::collections::{BTreeMap, BTreeSet};
+
+    const LINGER: Duration = Duration::from_millis(20);
+
+    /// A lane, a place in the order of arrival, a weight.
+    #[derive(Debug, Clone, PartialEq, Eq)]
+    struct Item(Option<String>, usize, usize);
+
+    impl Weigh for Item {
+        fn weight(&self) -> usize {
+            self.2
+        }
+
+        fn lane(&self) -> Option<&str> {
+            self.0.as_deref()
+        }
+    }
+
+    fn item(lane: &str, number: usize) -> Item {
+        Item(Some(lane.to_owned()), number, 1)
+    }
+
+    fn numbers(batch: Option<Vec<Item>>) -> Vec<usize> {
+        batch.into_iter().flatten().map(|item| item.1).collect()
+    }
+
+    #[test]
+    fn one_of_a_lane_is_out_until_it_is_settled() {
+        let (mut lanes, now) = (Lanes::new(LINGER), Instant::now());
+        for (number, lane) in ["a", "a", "b", "a"].iter().enumerate() {
+            assert_eq!(lanes.push(item(lane, number), now), None);
+        }
+        assert_eq!(numbers(lanes.flush()), [0, 2]);
+        assert_eq!((lanes.deadline(), lanes.is_empty()), (None, false), "the others wait for a verdict, not for time");
+        assert_eq!(lanes.settle("b"), None);
+        assert_eq!(lanes.flush(), None);
+        // Sent again: it goes before those that came later, and they do not go with it.
+        lanes.again(item("a", 0), now);
+        assert_eq!(numbers(lanes.flush()), [0]);
+        for want in [1, 3] {
+            lanes.settle("a");
+            assert_eq!(numbers(lanes.flush()), [want]);
+        }
+        lanes.settle("a");
+        assert!(lanes.is_empty() && lanes.waiting.is_empty(), "a lane that nobody uses is forgotten");
+        assert_eq!(lanes.settle("nobody"), None);
+    }
+
+    #[test]
+    fn who_has_waited_for_its_turn_does_not_linger_again() {
+        let (mut lanes, start) = (Lanes::new(LINGER), Instant::now());
+        lanes.push(item("a", 0), start);
+        lanes.push(item("a", 1), start + LINGER / 4);
+        lanes.push(item("b", 2), start + LINGER / 2);
+        lanes.flush();
+        lanes.push(item("c", 3), start + LINGER * 5);
+        lanes.settle("a");
+        assert_eq!(lanes.deadline(), Some(start + LINGER / 4 + LINGER));
+        assert_eq!(numbers(lanes.flush()), [3, 1]);
+    }
+
+    #[test]
+    fn a_settled_batch_lets_a_whole_batch_out() {
+        let (mut lanes, now) = (Lanes::new(LINGER), Instant::now());
+        let lane = |number: usize| format!("lane-{}", number % MAX_ENTRIES);
+        let batches: Vec<_> = (0..30).filter_map(|number| lanes.push(item(&lane(number), number), now)).collect();
+        assert_eq!(batches.concat().len(), MAX_ENTRIES);
+        for from in [10, 20] {
+            let batches: Vec<_> = (0..MAX_ENTRIES).filter_map(|number| lanes.settle(&lane(number))).collect();
+            assert_eq!(numbers(Some(batches.concat())), (from..from + 10).collect::<Vec<_>>());
+        }
+    }
+
+    /// What happens next in a run of the model.
+    #[derive(Debug, Clone)]
+    enum Event {
+        /// An item comes, of one of a few lanes or of none.
+        Arrive { lane: Option<u8>, weight: usize },
+        /// A batch comes back, if one is out: which one, and bits that say for each entry whether it must be sent again.
+        Verdict { batch: usize, again: u16 },
+        /// What rests is sent again.
+        Rested,
+        /// The linger time is over.
+        Linger,
+    }
+
+    fn events() -> impl Strategy<Value = Vec<Event>> {
+        let lane = prop_oneof![3 => (0u8..12).prop_map(Some), 1 => Just(None)];
+        let weight = prop_oneof![4 => 0..64usize, 1 => 0..=MAX_BYTES, 1 => Just(MAX_BYTES)];
+        let event = prop_oneof![
+            5 => (lane, weight).prop_map(|(lane, weight)| Event::Arrive { lane, weight }),
+            2 => (any::<usize>(), any::<u16>()).prop_map(|(batch, again)| Event::Verdict { batch, again }),
+            1 => Just(Event::Rested),
+            2 => Just(Event::Linger),
+        ];
+        prop::collection::vec(event, 0..300)
+    }
+
+    /// The world around the lanes: what is out, what rests, and what was accepted in which order.
+    struct World {
+        lanes: Lanes<Item>,
+        now: Instant,
+        out: Vec<Vec<Item>>,
+        resting: Vec<Item>,
+        accepted: Vec<Item>,
+    }
+
+    impl World {
+        fn send(&mut self, batch: Option<Vec<Item>>) -> Result<(), TestCaseError> {
+            let Some(batch) = batch else { return Ok(()) };
+            prop_assert!((1..=MAX_ENTRIES).contains(&batch.len()));
+            prop_assert!(batch.iter().map(Weigh::weight).sum::<usize>() <= MAX_BYTES);
+            self.out.push(batch);
+            let lanes: Vec<&str> = self.out.iter().flatten().chain(&self.resting).filter_map(Item::lane).collect();
+            let distinct: BTreeSet<&str> = lanes.iter().copied().collect();
+            prop_assert_eq!(lanes.len(), distinct.len(), "two of a lane are out");
+            Ok(())
+        }
+
+        fn verdict(&mut self, batch: usize, again: u16) -> Result<(), TestCaseError> {
+            if self.out.is_empty() {
+                return Ok(());
+            }
+            let batch = self.out.swap_remove(batch % self.out.len());
+            let mut lanes = vec![];
+            for (index, item) in batch.into_iter().enumerate() {
+                if again >> index & 1 == 1 {
+                    self.resting.push(item);
+                } else {
+                    lanes.extend(item.0.clone());
+                    self.accepted.push(item);
+                }
+            }
+            for lane in lanes {
+                let batch = self.lanes.settle(&lane);
+                self.send(batch)?;
+            }
+            Ok(())
+        }
+
+        fn rested(&mut self) -> Result<(), TestCaseError> {
+            while !self.resting.is_empty() {
+                let item = self.resting.remove(0);
+                let batch = self.lanes.again(item, self.now);
+                self.send(batch)?;
+            }
+            Ok(())
+        }
+
+        fn linger(&mut self) -> Result<(), TestCaseError> {
+            let Some(deadline) = self.lanes.deadline() else { return Ok(()) };
+            prop_assert!(deadline <= self.now + LINGER, "nobody waits longer than the linger time");
+            self.now = self.now.max(deadline);
+            let batch = self.lanes.flush();
+            prop_assert!(batch.is_some(), "a deadline means that something may be sent");
+            self.send(batch)
+        }
+    }
+
+    /// The numbers of each lane, in order. Those without a lane have none.
+    fn by_lane(items: &[Item]) -> BTreeMap<Option<String>, Vec<usize>> {
+        let mut lanes: BTreeMap<Option<String>, Vec<usize>> = BTreeMap::new();
+        for item in items {
+            lanes.entry(item.0.clone()).or_default().push(item.1);
+        }
+        lanes.entry(None).or_default().sort_unstable();
+        lanes
+    }
+
+    proptest! {
+        #[test]
+        fn order_is_kept_and_nothing_is_dropped_doubled_or_stuck(events in events()) {
+            let now = Instant::now();
+            let mut world = World { lanes: Lanes::new(LINGER), now, out: vec![], resting: vec![], accepted: vec![] };
+            let mut arrived = vec![];
+            for event in events {
+                world.now += Duration::from_millis(1);
+                match event {
+                    Event::Arrive { lane, weight } => {
+                        let item = Item(lane.map(|lane| lane.to_string()), arrived.len(), weight);
+                        arrived.push(item.clone());
+                        let batch = world.lanes.push(item, world.now);
+                        world.send(batch)?;
+                    }
+                    Event::Verdict { batch, again } => world.verdict(batch, again)?,
+                    Event::Rested => world.rested()?,
+                    Event::Linger => world.linger()?,
+                }
+            }
+            // Nothing more comes, and SQS takes everything: it must end.
+            for _ in 0..=arrived.len() {
+                world.rested()?;
+                world.linger()?;
+                while !world.out.is_empty() {
+                    world.verdict(0, 0)?;
+                }
+            }
+            prop_assert!(world.lanes.is_empty() && world.lanes.waiting.is_empty());
+            prop_assert_eq!(by_lane(&world.accepted), by_lane(&arrived));
+        }
+    }
+
+    #[test]
+    fn a_full_prefetch_goes_through_whatever_its_lanes() {
+        const PREFETCH: usize = 65_535;
+        for lanes_in_use in [1, 1_000, PREFETCH] {
+            let (mut lanes, now) = (Lanes::new(LINGER), Instant::now());
+            let mut out = VecDeque::new();
+            for number in 0..PREFETCH {
+                out.extend(lanes.push(item(&(number % lanes_in_use).to_string(), number), now));
+            }
+            let mut settled = 0;
+            loop {
+                out.extend(lanes.flush());
+                let Some(batch) = out.pop_front() else { break };
+                settled += batch.len();
+                for item in batch {
+                    out.extend(item.lane().and_then(|lane| lanes.settle(lane)));
+                }
+            }
+            assert_eq!(settled, PREFETCH);
+        }
+    }
+}

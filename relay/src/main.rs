@@ -10,12 +10,13 @@ use relay::{
     config::{Config, ConfigError, LogFormat},
     error::Error,
     signal::{self, Asked},
-    trace::SERVICE_NAME,
 };
 use settings::Reads;
 use telemetry::{Logs, Traces};
 use tracing::error;
 
+/// Unless `OTEL_SERVICE_NAME` is set.
+const SERVICE_NAME: &str = "easel-relay";
 const MIN_STACK: &str = "RUST_MIN_STACK";
 /// The AMQP client reports each failure that it also returns; ours is the line that counts.
 const LOG_FILTER: &str = "warn,relay=info,telemetry=info,lapin=off";

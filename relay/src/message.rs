@@ -4,7 +4,12 @@
 
 use std::time::SystemTime;
 
-use lapin::{BasicProperties, message::Delivery, types::AMQPValue};
+use lapin::{
+    BasicProperties,
+    message::Delivery,
+    types::{AMQPValue, FieldTable},
+};
+use telemetry::Extractor;
 use tracing::{Span, info_span};
 
 use crate::{
@@ -15,7 +20,6 @@ use crate::{
     entry_builder::EntryBuilder,
     field::Parts,
     metrics::{Metrics, Unacked},
-    trace,
 };
 
 /// A message that SQS can carry.
@@ -74,7 +78,9 @@ impl Message {
         let acker = acks.acker(&delivery);
         let message_id = delivery.properties.message_id().as_ref().map(|id| id.as_str());
         let span = info_span!("delivery", delivery.tag = delivery.delivery_tag, message.id = message_id);
-        trace::adopt(&span, delivery.properties.headers());
+        if let Some(headers) = delivery.properties.headers() {
+            telemetry::adopt(&span, &Headers(headers));
+        }
         // The function's spans are children of ours.
         let traced =
             telemetry::outgoing_traceparent(&span).map(|parent| with_traceparent(&delivery.properties, parent));
@@ -122,5 +128,46 @@ impl Weigh for Message {
 
     fn lane(&self) -> Option<&str> {
         self.entry.lane()
+    }
+}
+
+/// The headers that carry a trace.
+struct Headers<'a>(&'a FieldTable);
+
+impl Extractor for Headers<'_> {
+    fn get(&self, key: &str) -> Option<&str> {
+        match self.0.inner().get(key)? {
+            AMQPValue::LongString(text) => std::str::from_utf8(text.as_bytes()).ok(),
+            AMQPValue::ShortString(text) => Some(text.as_str()),
+            _ => None,
+        }
+    }
+
+    fn keys(&self) -> Vec<&str> {
+        self.0.inner().keys().map(|key| key.as_str()).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use lapin::types::LongString;
+    use telemetry::TRACEPARENT;
+
+    #[test]
+    fn a_header_is_read_if_it_is_a_text() {
+        let text = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
+        for (value, read) in [
+            (AMQPValue::LongString(LongString::from(text)), Some(text)),
+            (AMQPValue::ShortString(text.into()), Some(text)),
+            (AMQPValue::LongString(LongString::from(b"\xff\xfe".to_vec())), None),
+            (AMQPValue::LongLongInt(1), None),
+            (AMQPValue::Void, None),
+        ] {
+            let mut table = FieldTable::default();
+            table.insert(TRACEPARENT.into(), value);
+            assert_eq!(Headers(&table).get(TRACEPARENT), read);
+            assert_eq!(Headers(&table).keys(), [TRACEPARENT]);
+        }
     }
 }

@@ -7,23 +7,36 @@ use std::{
     fmt,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
-    time::{Duration, Instant, UNIX_EPOCH},
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
-use prometheus_client::{encoding::text, metrics::gauge::Gauge};
+use prometheus_client::{
+    encoding::text,
+    metrics::{counter::Counter, family::Family, gauge::Gauge, histogram::Histogram, info::Info},
+    registry::{Metric, Registry},
+};
 
 pub(crate) mod cause;
-mod series;
-mod unacked;
 
 pub use cause::Cause;
-use series::Series;
-pub use unacked::{InFlight, Unacked};
+
+use crate::{entry::Reason, metrics::cause::CAUSES};
 
 /// What [`Metrics::encode`] gives.
 pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+
+const SECONDS: [f64; 14] = [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 60.0];
+const LONG_SECONDS: [f64; 12] = [0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 15.0, 60.0, 300.0, 1_800.0, 7_200.0, 86_400.0];
+const ENTRIES: [f64; 10] = [1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 9.0, 10.0];
+const BYTES: [f64; 7] = [256.0, 1_024.0, 4_096.0, 16_384.0, 65_536.0, 262_144.0, 1_048_576.0];
+
+type Label = [(&'static str, &'static str); 1];
+/// A message that claims to be older has a wrong clock or another unit in its timestamp.
+const MAX_AGE: Duration = Duration::from_secs(30 * 24 * 3600);
+/// How far ahead a publisher's clock may be; AMQP counts in whole seconds.
+const MAX_SKEW: Duration = Duration::from_secs(5);
 
 /// The measurements of the process. Clones are the same ones.
 #[derive(Debug, Clone, Default)]
@@ -101,6 +114,190 @@ impl Metrics {
 pub(crate) fn held(text: &str) -> Option<u64> {
     text.lines().find_map(|line| line.strip_prefix("relay_held_messages ")?.parse().ok())
 }
+
+/// One unacknowledged message. It counts as gone when this is dropped, however that happens.
+pub struct Unacked {
+    metrics: Metrics,
+    number: u64,
+    since: Instant,
+    published: Option<SystemTime>,
+}
+
+/// One batch on its way to SQS.
+#[derive(Debug)]
+pub struct InFlight {
+    metrics: Metrics,
+    since: Instant,
+}
+
+/// One dead letter that has come back. It counts as held until this is dropped.
+#[derive(Debug)]
+pub(crate) struct Held(Gauge);
+
+impl Unacked {
+    /// SQS accepted it.
+    pub(crate) fn sent(&self) {
+        self.metrics.0.series.sent.inc();
+        if let Some(age) = self.published.and_then(|published| age(published, SystemTime::now())) {
+            self.metrics.0.series.end_to_end.observe(age.as_secs_f64());
+        }
+    }
+
+    /// SQS did not accept it, and it will be sent again.
+    pub(crate) fn retried(&self, cause: &Cause) {
+        self.metrics.0.series.retries.get_or_create(&[("cause", cause.word)]).inc();
+    }
+
+    /// It was dead-lettered before and came back, and waits until the answer is dropped.
+    pub(crate) fn held(&self) -> Held {
+        let series = &self.metrics.0.series;
+        series.returned.inc();
+        series.held.inc();
+        Held(series.held.clone())
+    }
+
+    /// The dead-letter exchange has it.
+    pub(crate) fn dead_lettered(&self, reason: &Reason) {
+        self.metrics.0.series.dead_lettered.get_or_create(&[("reason", reason.as_str())]).inc();
+    }
+
+    /// The broker was told to forget it.
+    pub(crate) fn acked(self) {
+        self.metrics.0.series.acked.inc();
+        self.metrics.0.series.to_ack.observe(self.since.elapsed().as_secs_f64());
+    }
+}
+
+impl fmt::Debug for Unacked {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Unacked").field(&self.number).finish()
+    }
+}
+
+impl Drop for Unacked {
+    fn drop(&mut self) {
+        self.metrics.open().since.remove(&self.number);
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        self.0.dec();
+    }
+}
+
+impl InFlight {
+    /// The verdicts are in.
+    pub(crate) fn answered(self) {
+        self.metrics.0.series.request.observe(self.since.elapsed().as_secs_f64());
+    }
+}
+
+impl Drop for InFlight {
+    fn drop(&mut self) {
+        self.metrics.0.series.in_flight.dec();
+    }
+}
+
+/// How old a message is, if its timestamp can be right.
+fn age(published: SystemTime, now: SystemTime) -> Option<Duration> {
+    match now.duration_since(published) {
+        Ok(age) => (age <= MAX_AGE).then_some(age),
+        Err(ahead) => (ahead.duration() <= MAX_SKEW).then_some(Duration::ZERO),
+    }
+}
+
+/// All of them.
+#[derive(Debug)]
+struct Series {
+    registry: Registry,
+    received: Counter,
+    sent: Counter,
+    acked: Counter,
+    dead_lettered: Family<Label, Counter>,
+    returned: Counter,
+    held: Gauge,
+    retries: Family<Label, Counter>,
+    reconnects: Counter,
+    in_flight: Gauge,
+    unacked: Gauge,
+    held_bytes: Gauge,
+    batch_entries: Histogram,
+    batch_bytes: Histogram,
+    request: Histogram,
+    oldest: Gauge<f64, AtomicU64>,
+    to_ack: Histogram,
+    end_to_end: Histogram,
+    broker_ready: Gauge,
+    sqs_ready: Gauge,
+}
+
+impl Default for Series {
+    /// All at zero.
+    fn default() -> Self {
+        let mut all = Registry::with_prefix("relay");
+        let r = &mut all;
+        r.register("build", "The version of the relay", Info::new([("version", env!("CARGO_PKG_VERSION"))]));
+        let mut series = Self {
+            received: Counter::default().register(r, "received", "Messages taken from the broker"),
+            sent: Counter::default().register(r, "sent", "Entries that SQS accepted"),
+            acked: Counter::default().register(r, "acked", "Messages acknowledged to the broker"),
+            dead_lettered: Family::default().register(r, "dead_lettered", "Messages moved to the dead-letter exchange"),
+            returned: Counter::default().register(
+                r,
+                "returned_dead_letters",
+                "Dead letters that came back and that SQS still cannot carry",
+            ),
+            held: Gauge::default().register(r, "held_messages", "Those of them that wait now"),
+            retries: Family::default().register(
+                r,
+                "retries",
+                "Entries that SQS did not accept and that are sent again",
+            ),
+            reconnects: Counter::default().register(r, "reconnects", "Times that consuming began again"),
+            in_flight: Gauge::default().register(r, "in_flight_batches", "Batches on their way to SQS"),
+            unacked: Gauge::default().register(r, "unacked_messages", "Messages held and not acknowledged"),
+            held_bytes: Gauge::default().register(r, "held_bytes", "Bytes of the messages held and not acknowledged"),
+            batch_entries: Histogram::new(ENTRIES).register(r, "batch_entries", "Entries in a batch"),
+            batch_bytes: Histogram::new(BYTES).register(r, "batch_bytes", "Bytes in a batch as SQS counts them"),
+            request: Histogram::new(SECONDS).register(
+                r,
+                "sqs_request_duration_seconds",
+                "From sending a batch to the verdicts on its entries",
+            ),
+            oldest: Gauge::default().register(r, "oldest_unacked_age_seconds", "Age of the oldest message held, or 0"),
+            to_ack: Histogram::new(SECONDS).register(
+                r,
+                "delivery_to_ack_seconds",
+                "From a message's delivery to its acknowledgement",
+            ),
+            end_to_end: Histogram::new(LONG_SECONDS).register(
+                r,
+                "end_to_end_seconds",
+                "From a message's AMQP timestamp to its acceptance by SQS",
+            ),
+            broker_ready: Gauge::default().register(r, "broker_ready", "Whether the relay consumes"),
+            sqs_ready: Gauge::default().register(r, "sqs_ready", "Whether SQS answers"),
+            registry: Registry::default(),
+        };
+        // A rate of a counter that is not there yet is nothing, not zero.
+        for cause in CAUSES {
+            drop(series.retries.get_or_create(&[("cause", cause)]));
+        }
+        series.registry = all;
+        series
+    }
+}
+
+/// Registers a metric and gives it back.
+trait Register: Metric + Clone {
+    fn register(self, registry: &mut Registry, name: &str, help: &str) -> Self {
+        registry.register(name, help, self.clone());
+        self
+    }
+}
+
+impl<M: Metric + Clone> Register for M {}
 
 #[cfg(test)]
 mod tests;

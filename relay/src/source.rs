@@ -24,10 +24,8 @@ use tokio::time::timeout;
 use tracing::debug;
 
 use crate::{
-    amqp::BrokerError,
-    amqp::{self, Broker},
+    amqp::{self, Broker, BrokerError, Channels},
     budget::Budget,
-    channels::Channels,
     config::Config,
     metrics::Metrics,
     topology::{Topology, is_stream},

@@ -10,9 +10,7 @@ use lapin::{
 use tracing::{info, warn};
 
 use crate::{
-    amqp::BrokerError,
-    amqp::{self, is_not_found, is_precondition},
-    channels::Channels,
+    amqp::{self, BrokerError, Channels, is_not_found, is_precondition},
     config::{Binding, Config, QueueType},
 };
 

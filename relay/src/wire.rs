@@ -29,12 +29,11 @@ use futures_io::{AsyncRead, AsyncWrite};
 use futures_util::Stream;
 use lapin::AsyncTcpStream;
 
-use crate::wire::frames::Frames;
-pub(crate) use crate::wire::notes::{Note, Notes};
-
 mod frames;
-mod notes;
 mod strings;
+
+use frames::Frames;
+pub(crate) use frames::{Note, Notes};
 
 type Socket = AsyncTcpStream<<Tokio as Reactor>::TcpStream>;
 
@@ -69,9 +68,7 @@ impl Wire {
     pub(crate) fn new(socket: Socket, notes: Notes) -> Self {
         Self { socket, frames: Frames::new(notes), reader: None, wrote: false }
     }
-}
 
-impl Wire {
     /// Remembers that something has left, for whoever waits for a sign of life.
     fn note(&mut self, written: &Poll<io::Result<usize>>) {
         if self.frames.is_waiting() && matches!(written, Poll::Ready(Ok(1..))) {

@@ -1,7 +1,7 @@
 //! Variables that libraries read by themselves. Some panic at a value that they cannot use, some take another one without a word, so it
 //! is looked at before they do.
 
-use crate::{BadVariable, ends};
+use crate::{BadVariable, options};
 use aws_smithy_types::retry::RetryMode;
 use std::{env, ffi::OsStr};
 use url::Url;
@@ -141,7 +141,7 @@ fn check(reads: Reads, value: impl Fn(&str) -> Option<std::ffi::OsString>) -> Re
 }
 
 fn problem(shape: Shape, value: &OsStr) -> Option<String> {
-    if let Some(problem) = ends::problem(value) {
+    if let Some(problem) = options::whitespace_problem(value) {
         return Some(problem);
     }
     let Some(text) = value.to_str() else { return Some("is not UTF-8".into()) };

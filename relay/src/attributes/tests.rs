@@ -1,7 +1,7 @@
 use super::*;
 use lapin::{
     BasicProperties,
-    types::{AMQPValue, ByteArray, DecimalValue, FieldArray, FieldTable},
+    types::{ByteArray, FieldArray, FieldTable},
 };
 
 fn names(list: &str) -> Vec<String> {

@@ -1,7 +1,6 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::budget::Budget;
 use prometheus_client::metrics::gauge::Gauge;
 
 fn frame(kind: u8, channel: u16, payload: &[u8]) -> Vec<u8> {

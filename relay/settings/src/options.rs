@@ -1,11 +1,14 @@
-//! Whitespace around values: a file that ends with a line break made a variable of it, or a quote is in the wrong place. What is meant
-//! is plain, but not to the services that would get it.
+//! Mistakes on a command line that clap alone does not explain: whitespace around a value, and the variables of missing options.
 
-use clap::{ArgMatches, Command, parser::ValueSource};
-use std::ffi::OsStr;
+use clap::{
+    Arg, ArgMatches, Command,
+    error::{ContextKind, ContextValue, ErrorKind},
+    parser::ValueSource,
+};
+use std::{collections::BTreeSet, ffi::OsStr};
 
 /// What is wrong with the ends of a value, if anything.
-pub(crate) fn problem(value: &OsStr) -> Option<String> {
+pub(crate) fn whitespace_problem(value: &OsStr) -> Option<String> {
     let text = value.to_string_lossy();
     let place = match (text.trim_start().len() < text.len(), text.trim_end().len() < text.len()) {
         (false, false) => return None,
@@ -33,7 +36,7 @@ pub fn stray_whitespace(command: &Command, matches: &ArgMatches, free: &[&str]) 
             return None;
         }
         let mut values = matches.try_get_raw(id).ok().flatten()?;
-        values.find_map(problem).map(|problem| format!("{name}: {problem}"))
+        values.find_map(whitespace_problem).map(|problem| format!("{name}: {problem}"))
     });
     found.or_else(|| {
         let (name, matches) = matches.subcommand()?;
@@ -41,10 +44,47 @@ pub fn stray_whitespace(command: &Command, matches: &ArgMatches, free: &[&str]) 
     })
 }
 
+/// A line for an error about options that are missing or have a wrong value, if any of them has a variable.
+pub fn variables(command: &Command, error: &clap::Error) -> Option<String> {
+    let wanted = [ErrorKind::MissingRequiredArgument, ErrorKind::InvalidValue, ErrorKind::ValueValidation];
+    if !wanted.contains(&error.kind()) {
+        return None;
+    }
+    let at_fault = match error.get(ContextKind::InvalidArg)? {
+        ContextValue::Strings(options) => options.as_slice(),
+        ContextValue::String(option) => std::slice::from_ref(option),
+        _ => return None,
+    };
+    let known: BTreeSet<String> = options(command)
+        .into_iter()
+        .filter_map(|option| {
+            let (long, variable) = (option.get_long()?, option.get_env()?);
+            at_fault
+                .iter()
+                .any(|given| names(given, long))
+                .then(|| format!("{} for --{long}", variable.to_string_lossy()))
+        })
+        .collect();
+    let known = known.into_iter().collect::<Vec<_>>().join(", ");
+    (!known.is_empty()).then(|| format!("As variables: {known}."))
+}
+
+/// Whether an error speaks of an option: `--long`, `--long <VALUE>`, `--long[=<VALUE>]`, alone or in a group.
+fn names(given: &str, long: &str) -> bool {
+    let flag = format!("--{long}");
+    given
+        .match_indices(&flag)
+        .any(|(at, _)| !given[at + flag.len()..].starts_with(|next: char| next.is_ascii_alphanumeric() || next == '-'))
+}
+
+/// Those of a command and of all below it.
+fn options(command: &Command) -> Vec<&Arg> {
+    command.get_arguments().chain(command.get_subcommands().flat_map(options)).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use clap::Arg;
 
     #[test]
     fn the_option_is_named_and_its_value_is_not_shown() {
@@ -69,5 +109,15 @@ mod tests {
         assert!(said(&["a.fifo\n"]).is_some_and(|text| text.starts_with("[file]: ")), "an argument");
         assert_eq!(said(&["--queue-url", "in the middle", "--text", "free "]), None);
         assert_eq!(said(&["--queue-url", ""]), None);
+    }
+
+    #[test]
+    fn an_option_is_known_however_it_is_shown() {
+        for given in ["--declare", "--declare <BOOL>", "--declare[=<BOOL>]", "<--declare <BOOL>|--other <X>>"] {
+            assert!(names(given, "declare"), "{given}");
+        }
+        for given in ["--declare-all", "--undeclared", "declare", ""] {
+            assert!(!names(given, "declare"), "{given}");
+        }
     }
 }

@@ -1,10 +1,26 @@
-//! Names that SQS and S3 know: of buckets, and addresses of queues.
+//! Parsers for the values of options: addresses, names of buckets and URLs of queues. They check the form only.
 
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, SocketAddr};
 use url::Url;
 
 /// Shortest and longest name of a bucket.
 pub const BUCKET_LENGTH: (usize, usize) = (3, 63);
+
+/// Where to listen. A name would be looked up, and mean several.
+///
+/// # Errors
+/// It is none, and what it must be.
+pub fn socket(text: &str) -> Result<SocketAddr, String> {
+    text.parse().map_err(|_| "must be an IP address and a port, as in 0.0.0.0:8080".into())
+}
+
+/// A whole address.
+///
+/// # Errors
+/// It is none, and what it must be.
+pub fn web_url(text: &str) -> Result<Url, String> {
+    Url::parse(text).map_err(|error| format!("must be a whole address, as https://example.org is: {error}"))
+}
 
 /// Whether S3 allows this as the name of a bucket: 3 to 63 of a-z, 0-9, dots and hyphens, and no IP address.
 pub fn is_bucket(name: &str) -> bool {
@@ -50,6 +66,13 @@ pub fn queue_url(text: &str) -> Result<String, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_an_address_must_be_is_said() {
+        assert!(socket("[::1]:8080").is_ok() && web_url("https://example.org/pictures").is_ok());
+        assert!(socket("localhost:8080").is_err_and(|error| error.contains("0.0.0.0:8080")));
+        assert!(web_url("example.org").is_err_and(|error| error.contains("https://")));
+    }
 
     #[test]
     fn buckets_follow_the_rules_of_s3() {
