@@ -7,7 +7,8 @@ use clap::{
 };
 use std::{collections::BTreeSet, ffi::OsStr};
 
-/// What is wrong with the ends of a value, if anything.
+/// Whitespace around a value, as a problem to show. It comes from files that end with a line break, or from quotes in
+/// the wrong place, and services do not ignore it.
 pub(crate) fn whitespace_problem(value: &OsStr) -> Option<String> {
     let text = value.to_string_lossy();
     let place = match (text.trim_start().len() < text.len(), text.trim_end().len() < text.len()) {
@@ -21,8 +22,8 @@ pub(crate) fn whitespace_problem(value: &OsStr) -> Option<String> {
     Some(format!("{place} with {what}, which is no part of it: take that away"))
 }
 
-/// The first option or variable of a command line, also of its subcommands, whose value has whitespace at an end. `free` are the options
-/// whose text is free, or whose own parser takes whitespace off.
+/// The first option or variable of a command line, including subcommands, whose value has whitespace around it. `free`
+/// are the options with free text, or whose parser trims whitespace.
 pub fn stray_whitespace(command: &Command, matches: &ArgMatches, free: &[&str]) -> Option<String> {
     let found = command.get_arguments().find_map(|option| {
         let long = option.get_long();
@@ -44,7 +45,8 @@ pub fn stray_whitespace(command: &Command, matches: &ArgMatches, free: &[&str]) 
     })
 }
 
-/// A line for an error about options that are missing or have a wrong value, if any of them has a variable.
+/// Names the variables of options that an error says are missing or wrong: on Lambda or in a cluster there is nothing
+/// else to set. `None` if they have none.
 pub fn variables(command: &Command, error: &clap::Error) -> Option<String> {
     let wanted = [ErrorKind::MissingRequiredArgument, ErrorKind::InvalidValue, ErrorKind::ValueValidation];
     if !wanted.contains(&error.kind()) {
@@ -69,7 +71,7 @@ pub fn variables(command: &Command, error: &clap::Error) -> Option<String> {
     (!known.is_empty()).then(|| format!("As variables: {known}."))
 }
 
-/// Whether an error speaks of an option: `--long`, `--long <VALUE>`, `--long[=<VALUE>]`, alone or in a group.
+/// Whether an error mentions an option: `--long`, `--long <VALUE>`, `--long[=<VALUE>]`, alone or in a group.
 fn names(given: &str, long: &str) -> bool {
     let flag = format!("--{long}");
     given
@@ -77,7 +79,7 @@ fn names(given: &str, long: &str) -> bool {
         .any(|(at, _)| !given[at + flag.len()..].starts_with(|next: char| next.is_ascii_alphanumeric() || next == '-'))
 }
 
-/// Those of a command and of all below it.
+/// The options of a command and all its subcommands.
 fn options(command: &Command) -> Vec<&Arg> {
     command.get_arguments().chain(command.get_subcommands().flat_map(options)).collect()
 }

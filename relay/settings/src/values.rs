@@ -6,7 +6,7 @@ use url::Url;
 /// Shortest and longest name of a bucket.
 pub const BUCKET_LENGTH: (usize, usize) = (3, 63);
 
-/// Where to listen. A name would be looked up, and mean several.
+/// Parses an address to listen on. A host name is not accepted: it may stand for several addresses.
 ///
 /// # Errors
 /// It is none, and what it must be.
@@ -14,7 +14,7 @@ pub fn socket(text: &str) -> Result<SocketAddr, String> {
     text.parse().map_err(|_| "must be an IP address and a port, as in 0.0.0.0:8080".into())
 }
 
-/// A whole address.
+/// Parses a complete URL.
 ///
 /// # Errors
 /// It is none, and what it must be.
@@ -34,10 +34,9 @@ pub fn is_bucket(name: &str) -> bool {
         && name.parse::<Ipv4Addr>().is_err()
 }
 
-/// Reads an option that names a bucket.
+/// Parses the name of a bucket.
 ///
-/// # Errors
-/// S3 allows no such name.
+/// # Errors S3 does not allow this name.
 pub fn bucket(text: &str) -> Result<String, String> {
     let (least, most) = BUCKET_LENGTH;
     is_bucket(text).then(|| text.to_owned()).ok_or_else(|| {
@@ -45,14 +44,13 @@ pub fn bucket(text: &str) -> Result<String, String> {
     })
 }
 
-/// Reads an option that names a queue by its address. The SDK needs it whole: a name or an ARN would be asked for in vain. Its end says
-/// whether the queue keeps an order, so that nothing may follow the name.
+/// Parses the URL of a queue. The SDK needs the complete URL: a name or an ARN would not work. The end says whether the
+/// queue is FIFO, so nothing may follow the name.
 ///
-/// # Errors
-/// No queue has such an address.
+/// # Errors It is no URL of a queue.
 pub fn queue_url(text: &str) -> Result<String, String> {
     let wanted = || "must be an http or https URL that ends with the queue's name, as SQS names the queue".to_owned();
-    // What reads URLs drops tabs and line breaks, and cuts off blanks.
+    // URL parsers drop tabs and line breaks, and trim spaces.
     let is_plain = !text.chars().any(|character| character.is_whitespace() || character.is_control());
     let url = Url::parse(text).ok().filter(|_| is_plain).ok_or_else(wanted)?;
     let is_queue = matches!(url.scheme(), "http" | "https")

@@ -1,38 +1,38 @@
-//! Variables that libraries read by themselves. Some panic at a value that they cannot use, some take another one without a word, so it
-//! is looked at before they do.
+//! Environment variables that libraries read themselves. Some panic at a bad value, some silently use another one, so
+//! they are checked first.
 
 use crate::{BadVariable, options};
 use aws_smithy_types::retry::RetryMode;
 use std::{env, ffi::OsStr};
 use url::Url;
 
-/// What a process reads beside its own options.
+/// Which variables a process reads besides its own options.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Reads {
-    /// Those of logs, certificates and proxies.
+    /// For logs, certificates and proxies.
     Common,
-    /// Also those of AWS and of traces.
+    /// Also for AWS and traces.
     Services,
 }
 
 /// What a value must be.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Shape {
-    /// Without whitespace at its ends and control characters.
+    /// No whitespace around it and no control characters.
     Text,
-    /// What goes into a header of a request.
+    /// Fit for a header of a request.
     Key,
-    /// A part of a host's name.
+    /// Fit for a part of a host name.
     Region,
     Url,
-    /// How often something is tried.
+    /// A number from 1.
     Count,
     RetryMode,
 }
 
 use Shape::{Count, Key, Region, Text, Url as Address};
 
-/// A list in NO_PROXY may have blanks: what reads it takes them off.
+/// Without NO_PROXY: its list may contain spaces, which its reader trims.
 const COMMON: [&str; 9] = [
     "RUST_LOG",
     "SSL_CERT_FILE",
@@ -45,7 +45,7 @@ const COMMON: [&str; 9] = [
     "all_proxy",
 ];
 
-/// Those of the AWS SDK for Rust, each as its documentation has it.
+/// The variables of the AWS SDK for Rust, as documented.
 const AWS: [(&str, Shape); 46] = [
     ("AWS_ACCESS_KEY_ID", Key),
     ("AWS_SECRET_ACCESS_KEY", Key),
@@ -95,7 +95,7 @@ const AWS: [(&str, Shape); 46] = [
     ("AWS_EXECUTION_ENV", Text),
 ];
 
-/// Those of OpenTelemetry's exporter.
+/// The variables of OpenTelemetry's exporter.
 const TRACES: [&str; 19] = [
     "OTEL_EXPORTER_OTLP_ENDPOINT",
     "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT",
@@ -118,10 +118,9 @@ const TRACES: [&str; 19] = [
     "OTEL_BSP_MAX_CONCURRENT_EXPORTS",
 ];
 
-/// Looks at the variables that are read by others than the options.
+/// Checks the variables that libraries read.
 ///
-/// # Errors
-/// The first whose value cannot be used.
+/// # Errors The first variable with a value that cannot be used.
 pub fn check_variables(reads: Reads) -> Result<(), BadVariable> {
     check(reads, |name| env::var_os(name))
 }
@@ -131,7 +130,7 @@ fn check(reads: Reads, value: impl Fn(&str) -> Option<std::ffi::OsString>) -> Re
     let services = AWS.into_iter().chain(TRACES.map(|name| (name, Text)));
     let read = common.into_iter().chain(services.filter(|_| reads == Reads::Services));
     for (name, shape) in read {
-        // One that is set to nothing counts as not set.
+        // An empty variable counts as not set.
         let Some(value) = value(name).filter(|value| !value.is_empty()) else { continue };
         if let Some(problem) = problem(shape, &value) {
             return Err(BadVariable { name, problem });
