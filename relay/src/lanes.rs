@@ -1,12 +1,12 @@
-//! Keeps the order inside each group: of every group at most one item is out, and the next leaves only when that one is
-//! settled.
+//! Keeps the order inside each FIFO group: at most one item of a group is out, and the next leaves only when that one
+//! is settled.
 //!
-//! SQS may refuse an entry of a batch and take a later one of the same group. So a batch must be made of different groups,
-//! and an item that is sent again must find its place still free. Here both follow from one rule: a lane is held by the
-//! item that left it last, until somebody says that this item is settled. Items without a lane only pass through.
+//! SQS may refuse an entry of a batch and take a later one of the same group. So a batch must not hold two items of a
+//! group, and a retry must go before later items. Both follow from one rule: an item that leaves holds its lane until
+//! it is settled. Items without a lane pass through.
 //!
-//! Pure, like the [`Batcher`] behind it. It refuses to drop, copy or reorder anything. No call takes longer
-//! when more items wait.
+//! Pure, like the [`Batcher`] behind it. Nothing is dropped, copied or reordered. No call takes longer when more items
+//! wait.
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -15,25 +15,25 @@ use std::{
 
 use tokio::time::Instant;
 
-use crate::batch::{Batcher, Weigh};
+use crate::batch::{BatchItem, Batcher};
 
-/// Items that wait for their turn, and in front of them the batch that is being filled.
+/// Items that wait for their lane, and the batch that is being filled.
 #[derive(Debug)]
 pub struct Lanes<T> {
     batcher: Batcher<T>,
-    /// A lane is in here as long as an item of it is out. With each item since when it waits.
+    /// The lanes that have an item out, with the waiting items of each and when these came.
     waiting: HashMap<String, VecDeque<(T, Instant)>>,
-    /// How many wait in all lanes together.
+    /// How many items wait in all lanes together.
     count: usize,
 }
 
-impl<T: Weigh> Lanes<T> {
+impl<T: BatchItem> Lanes<T> {
     /// Empty lanes.
     pub fn new(linger: Duration) -> Self {
         Self { batcher: Batcher::new(linger), waiting: HashMap::new(), count: 0 }
     }
 
-    /// Adds an item that is new; gives a batch when that made one ready.
+    /// Adds a new item. Returns a batch if one is ready now.
     pub fn push(&mut self, item: T, now: Instant) -> Option<Vec<T>> {
         if let Some(lane) = item.lane() {
             if let Some(queue) = self.waiting.get_mut(lane) {
@@ -46,13 +46,13 @@ impl<T: Weigh> Lanes<T> {
         self.batcher.push(item, now)
     }
 
-    /// Adds an item that is out and must be sent again. It has its lane still, so it goes before all others of it.
-    pub fn again(&mut self, item: T, now: Instant) -> Option<Vec<T>> {
+    /// Adds an item that must be sent again. It still holds its lane, so it goes before all others of it.
+    pub fn retry(&mut self, item: T, now: Instant) -> Option<Vec<T>> {
         self.batcher.push(item, now)
     }
 
-    /// Says that the item that is out of this lane is settled. Lets the next one out, which need not linger again if it
-    /// has waited long enough here.
+    /// Call this when the item of this lane that was out is settled. Lets the next one out, whose linger time counts
+    /// from when it came.
     pub fn settle(&mut self, lane: &str) -> Option<Vec<T>> {
         let queue = self.waiting.get_mut(lane)?;
         let Some((item, since)) = queue.pop_front() else {
@@ -63,7 +63,7 @@ impl<T: Weigh> Lanes<T> {
         self.batcher.push(item, since)
     }
 
-    /// Gives what may be sent, ready or not.
+    /// Returns what may be sent, full or not.
     pub fn flush(&mut self) -> Option<Vec<T>> {
         self.batcher.flush()
     }
@@ -75,12 +75,12 @@ impl<T: Weigh> Lanes<T> {
         self.count = 0;
     }
 
-    /// When the oldest item that may be sent has waited long enough; `None` when there is none.
+    /// When the linger time of the oldest item that may be sent is over; `None` if there is none.
     pub fn deadline(&self) -> Option<Instant> {
         self.batcher.deadline()
     }
 
-    /// Whether it holds no item. Those that are out do not count.
+    /// Whether no item waits. Those that are out do not count.
     pub fn is_empty(&self) -> bool {
         self.deadline().is_none() && self.count == 0
     }
@@ -95,12 +95,12 @@ mod tests {
 
     const LINGER: Duration = Duration::from_millis(20);
 
-    /// A lane, a place in the order of arrival, a weight.
+    /// A lane, the position in the order of arrival, a size.
     #[derive(Debug, Clone, PartialEq, Eq)]
     struct Item(Option<String>, usize, usize);
 
-    impl Weigh for Item {
-        fn weight(&self) -> usize {
+    impl BatchItem for Item {
+        fn size(&self) -> usize {
             self.2
         }
 
@@ -127,20 +127,20 @@ mod tests {
         assert_eq!((lanes.deadline(), lanes.is_empty()), (None, false), "the others wait for a verdict, not for time");
         assert_eq!(lanes.settle("b"), None);
         assert_eq!(lanes.flush(), None);
-        // Sent again: it goes before those that came later, and they do not go with it.
-        lanes.again(item("a", 0), now);
+        // A retry goes before later items, and without them.
+        lanes.retry(item("a", 0), now);
         assert_eq!(numbers(lanes.flush()), [0]);
         for want in [1, 3] {
             lanes.settle("a");
             assert_eq!(numbers(lanes.flush()), [want]);
         }
         lanes.settle("a");
-        assert!(lanes.is_empty() && lanes.waiting.is_empty(), "a lane that nobody uses is forgotten");
-        assert_eq!(lanes.settle("nobody"), None);
+        assert!(lanes.is_empty() && lanes.waiting.is_empty(), "an unused lane is forgotten");
+        assert_eq!(lanes.settle("unused"), None);
     }
 
     #[test]
-    fn who_has_waited_for_its_turn_does_not_linger_again() {
+    fn what_has_waited_for_its_turn_does_not_linger_again() {
         let (mut lanes, start) = (Lanes::new(LINGER), Instant::now());
         lanes.push(item("a", 0), start);
         lanes.push(item("a", 1), start + LINGER / 4);
@@ -164,14 +164,14 @@ mod tests {
         }
     }
 
-    /// What happens next in a run of the model.
+    /// One event of the model.
     #[derive(Debug, Clone)]
     enum Event {
-        /// An item comes, of one of a few lanes or of none.
-        Arrive { lane: Option<u8>, weight: usize },
-        /// A batch comes back, if one is out: which one, and bits that say for each entry whether it must be sent again.
+        /// A new item, of one of a few lanes or of none.
+        Arrive { lane: Option<u8>, size: usize },
+        /// A batch in flight is answered: which one, and a bit for each entry that must be sent again.
         Verdict { batch: usize, again: u16 },
-        /// What rests is sent again.
+        /// Waiting retries are sent.
         Rested,
         /// The linger time is over.
         Linger,
@@ -179,9 +179,9 @@ mod tests {
 
     fn events() -> impl Strategy<Value = Vec<Event>> {
         let lane = prop_oneof![3 => (0u8..12).prop_map(Some), 1 => Just(None)];
-        let weight = prop_oneof![4 => 0..64usize, 1 => 0..=MAX_BYTES, 1 => Just(MAX_BYTES)];
+        let size = prop_oneof![4 => 0..64usize, 1 => 0..=MAX_BYTES, 1 => Just(MAX_BYTES)];
         let event = prop_oneof![
-            5 => (lane, weight).prop_map(|(lane, weight)| Event::Arrive { lane, weight }),
+            5 => (lane, size).prop_map(|(lane, size)| Event::Arrive { lane, size }),
             2 => (any::<usize>(), any::<u16>()).prop_map(|(batch, again)| Event::Verdict { batch, again }),
             1 => Just(Event::Rested),
             2 => Just(Event::Linger),
@@ -189,7 +189,7 @@ mod tests {
         prop::collection::vec(event, 0..300)
     }
 
-    /// The world around the lanes: what is out, what rests, and what was accepted in which order.
+    /// A model of the flow and SQS: batches in flight, waiting retries, and what was accepted in which order.
     struct World {
         lanes: Lanes<Item>,
         now: Instant,
@@ -202,7 +202,7 @@ mod tests {
         fn send(&mut self, batch: Option<Vec<Item>>) -> Result<(), TestCaseError> {
             let Some(batch) = batch else { return Ok(()) };
             prop_assert!((1..=MAX_ENTRIES).contains(&batch.len()));
-            prop_assert!(batch.iter().map(Weigh::weight).sum::<usize>() <= MAX_BYTES);
+            prop_assert!(batch.iter().map(BatchItem::size).sum::<usize>() <= MAX_BYTES);
             self.out.push(batch);
             let lanes: Vec<&str> = self.out.iter().flatten().chain(&self.resting).filter_map(Item::lane).collect();
             let distinct: BTreeSet<&str> = lanes.iter().copied().collect();
@@ -234,7 +234,7 @@ mod tests {
         fn rested(&mut self) -> Result<(), TestCaseError> {
             while !self.resting.is_empty() {
                 let item = self.resting.remove(0);
-                let batch = self.lanes.again(item, self.now);
+                let batch = self.lanes.retry(item, self.now);
                 self.send(batch)?;
             }
             Ok(())
@@ -242,7 +242,7 @@ mod tests {
 
         fn linger(&mut self) -> Result<(), TestCaseError> {
             let Some(deadline) = self.lanes.deadline() else { return Ok(()) };
-            prop_assert!(deadline <= self.now + LINGER, "nobody waits longer than the linger time");
+            prop_assert!(deadline <= self.now + LINGER, "no item waits longer than the linger time");
             self.now = self.now.max(deadline);
             let batch = self.lanes.flush();
             prop_assert!(batch.is_some(), "a deadline means that something may be sent");
@@ -250,7 +250,7 @@ mod tests {
         }
     }
 
-    /// The numbers of each lane, in order. Those without a lane have none.
+    /// The numbers of each lane, in order. Items without a lane have no order.
     fn by_lane(items: &[Item]) -> BTreeMap<Option<String>, Vec<usize>> {
         let mut lanes: BTreeMap<Option<String>, Vec<usize>> = BTreeMap::new();
         for item in items {
@@ -269,8 +269,8 @@ mod tests {
             for event in events {
                 world.now += Duration::from_millis(1);
                 match event {
-                    Event::Arrive { lane, weight } => {
-                        let item = Item(lane.map(|lane| lane.to_string()), arrived.len(), weight);
+                    Event::Arrive { lane, size } => {
+                        let item = Item(lane.map(|lane| lane.to_string()), arrived.len(), size);
                         arrived.push(item.clone());
                         let batch = world.lanes.push(item, world.now);
                         world.send(batch)?;
@@ -280,7 +280,7 @@ mod tests {
                     Event::Linger => world.linger()?,
                 }
             }
-            // Nothing more comes, and SQS takes everything: it must end.
+            // No new items, and SQS accepts everything: all must be sent.
             for _ in 0..=arrived.len() {
                 world.rested()?;
                 world.linger()?;

@@ -1,6 +1,6 @@
-//! What `/metrics` shows: counters, gauges and histograms in the OpenMetrics text that Prometheus reads.
+//! What `/metrics` shows: counters, gauges and histograms in OpenMetrics text, which Prometheus reads.
 //!
-//! Refuses labels without bounds: a reason or a cause is one of a few words, never what a service or a message said.
+//! Labels have few values: a reason or a cause comes from a fixed list, never from a service or a message.
 
 use std::{
     collections::BTreeMap,
@@ -20,11 +20,11 @@ use prometheus_client::{
 
 pub(crate) mod cause;
 
-pub use cause::Cause;
+pub use cause::RetryCause;
 
-use crate::{entry::Reason, metrics::cause::CAUSES};
+use crate::{entry::PoisonReason, metrics::cause::CAUSES};
 
-/// What [`Metrics::encode`] gives.
+/// The content type of [`Metrics::encode`].
 pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
 const SECONDS: [f64; 14] = [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 60.0];
@@ -33,12 +33,12 @@ const ENTRIES: [f64; 10] = [1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 9.0, 10.0];
 const BYTES: [f64; 7] = [256.0, 1_024.0, 4_096.0, 16_384.0, 65_536.0, 262_144.0, 1_048_576.0];
 
 type Label = [(&'static str, &'static str); 1];
-/// A message that claims to be older has a wrong clock or another unit in its timestamp.
+/// An older timestamp comes from a wrong clock or is in another unit.
 const MAX_AGE: Duration = Duration::from_secs(30 * 24 * 3600);
 /// How far ahead a publisher's clock may be; AMQP counts in whole seconds.
 const MAX_SKEW: Duration = Duration::from_secs(5);
 
-/// The measurements of the process. Clones are the same ones.
+/// The metrics of the process. Clones share them.
 #[derive(Debug, Clone, Default)]
 pub struct Metrics(Arc<Inner>);
 
@@ -46,38 +46,38 @@ pub struct Metrics(Arc<Inner>);
 struct Inner {
     series: Series,
     consumed_before: AtomicBool,
-    open: Mutex<Open>,
+    unacked: Mutex<UnackedSince>,
 }
 
-/// When each unacknowledged message came, in the order of coming.
+/// When each unacknowledged message was received, in that order.
 #[derive(Debug, Default)]
-struct Open {
+struct UnackedSince {
     next: u64,
     since: BTreeMap<u64, Instant>,
 }
 
 impl Metrics {
-    /// A message came; `published` is its AMQP timestamp.
+    /// A message was received; `published` is its AMQP timestamp.
     pub(crate) fn receive(&self, published: Option<u64>) -> Unacked {
         self.0.series.received.inc();
         let published = published.and_then(|seconds| UNIX_EPOCH.checked_add(Duration::from_secs(seconds)));
-        let mut open = self.open();
-        let (number, since) = (open.next, Instant::now());
-        open.next += 1;
-        open.since.insert(number, since);
-        drop(open);
+        let mut unacked = self.unacked_since();
+        let (number, since) = (unacked.next, Instant::now());
+        unacked.next += 1;
+        unacked.since.insert(number, since);
+        drop(unacked);
         Unacked { metrics: self.clone(), number, since, published }
     }
 
-    /// A batch leaves for SQS.
-    pub(crate) fn batch(&self, entries: usize, bytes: usize) -> InFlight {
+    /// A batch is sent to SQS.
+    pub(crate) fn start_batch(&self, entries: usize, bytes: usize) -> InFlight {
         self.0.series.batch_entries.observe(entries as f64);
         self.0.series.batch_bytes.observe(bytes as f64);
         self.0.series.in_flight.inc();
         InFlight { metrics: self.clone(), since: Instant::now() }
     }
 
-    /// What shows the bytes held.
+    /// The gauge of the bytes held.
     pub(crate) fn held_bytes(&self) -> Gauge {
         self.0.series.held_bytes.clone()
     }
@@ -91,10 +91,10 @@ impl Metrics {
 
     /// The text for a scrape.
     pub fn encode(&self, broker_ready: bool, sqs_ready: bool) -> Result<String, fmt::Error> {
-        let open = self.open();
-        let age = open.since.first_key_value().map_or(Duration::ZERO, |(_, since)| since.elapsed());
-        let held = open.since.len();
-        drop(open);
+        let unacked = self.unacked_since();
+        let age = unacked.since.first_key_value().map_or(Duration::ZERO, |(_, since)| since.elapsed());
+        let held = unacked.since.len();
+        drop(unacked);
         self.0.series.oldest.set(age.as_secs_f64());
         self.0.series.unacked.set(i64::try_from(held).unwrap_or(i64::MAX));
         self.0.series.broker_ready.set(broker_ready.into());
@@ -104,18 +104,18 @@ impl Metrics {
         Ok(text)
     }
 
-    fn open(&self) -> MutexGuard<'_, Open> {
-        // Nothing in there can be half done.
-        self.0.open.lock().unwrap_or_else(PoisonError::into_inner)
+    fn unacked_since(&self) -> MutexGuard<'_, UnackedSince> {
+        // A panic cannot leave it half changed.
+        self.0.unacked.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// How many dead letters that came back are held, by the text of a scrape.
+/// How many returned dead letters are held, from the text of a scrape.
 pub(crate) fn held(text: &str) -> Option<u64> {
     text.lines().find_map(|line| line.strip_prefix("relay_held_messages ")?.parse().ok())
 }
 
-/// One unacknowledged message. It counts as gone when this is dropped, however that happens.
+/// One unacknowledged message. It counts until this is dropped.
 pub struct Unacked {
     metrics: Metrics,
     number: u64,
@@ -123,16 +123,16 @@ pub struct Unacked {
     published: Option<SystemTime>,
 }
 
-/// One batch on its way to SQS.
+/// One batch in flight. It counts until this is dropped.
 #[derive(Debug)]
 pub struct InFlight {
     metrics: Metrics,
     since: Instant,
 }
 
-/// One dead letter that has come back. It counts as held until this is dropped.
+/// One returned dead letter that is held. It counts until this is dropped.
 #[derive(Debug)]
-pub(crate) struct Held(Gauge);
+pub(crate) struct HeldDeadLetter(Gauge);
 
 impl Unacked {
     /// SQS accepted it.
@@ -143,25 +143,25 @@ impl Unacked {
         }
     }
 
-    /// SQS did not accept it, and it will be sent again.
-    pub(crate) fn retried(&self, cause: &Cause) {
-        self.metrics.0.series.retries.get_or_create(&[("cause", cause.word)]).inc();
+    /// SQS did not accept it, and it will be retried.
+    pub(crate) fn retried(&self, cause: &RetryCause) {
+        self.metrics.0.series.retries.get_or_create(&[("cause", cause.label)]).inc();
     }
 
-    /// It was dead-lettered before and came back, and waits until the answer is dropped.
-    pub(crate) fn held(&self) -> Held {
+    /// It was dead-lettered before and came back. It counts as held until the answer is dropped.
+    pub(crate) fn held(&self) -> HeldDeadLetter {
         let series = &self.metrics.0.series;
         series.returned.inc();
         series.held.inc();
-        Held(series.held.clone())
+        HeldDeadLetter(series.held.clone())
     }
 
     /// The dead-letter exchange has it.
-    pub(crate) fn dead_lettered(&self, reason: &Reason) {
+    pub(crate) fn dead_lettered(&self, reason: &PoisonReason) {
         self.metrics.0.series.dead_lettered.get_or_create(&[("reason", reason.as_str())]).inc();
     }
 
-    /// The broker was told to forget it.
+    /// It was acknowledged.
     pub(crate) fn acked(self) {
         self.metrics.0.series.acked.inc();
         self.metrics.0.series.to_ack.observe(self.since.elapsed().as_secs_f64());
@@ -176,11 +176,11 @@ impl fmt::Debug for Unacked {
 
 impl Drop for Unacked {
     fn drop(&mut self) {
-        self.metrics.open().since.remove(&self.number);
+        self.metrics.unacked_since().since.remove(&self.number);
     }
 }
 
-impl Drop for Held {
+impl Drop for HeldDeadLetter {
     fn drop(&mut self) {
         self.0.dec();
     }
@@ -199,7 +199,7 @@ impl Drop for InFlight {
     }
 }
 
-/// How old a message is, if its timestamp can be right.
+/// The age of a message, if its timestamp is plausible.
 fn age(published: SystemTime, now: SystemTime) -> Option<Duration> {
     match now.duration_since(published) {
         Ok(age) => (age <= MAX_AGE).then_some(age),
@@ -207,7 +207,7 @@ fn age(published: SystemTime, now: SystemTime) -> Option<Duration> {
     }
 }
 
-/// All of them.
+/// All series. They are registered at the start: a rate needs the zero before the first value.
 #[derive(Debug)]
 struct Series {
     registry: Registry,
@@ -280,7 +280,7 @@ impl Default for Series {
             sqs_ready: Gauge::default().register(r, "sqs_ready", "Whether SQS answers"),
             registry: Registry::default(),
         };
-        // A rate of a counter that is not there yet is nothing, not zero.
+        // Without a zero, the rate of a counter is missing until its second value.
         for cause in CAUSES {
             drop(series.retries.get_or_create(&[("cause", cause)]));
         }

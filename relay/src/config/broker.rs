@@ -1,6 +1,6 @@
-//! The options of the broker's side beside its URLs: TLS, times, and what `--declare` creates.
+//! The broker's options: `--amqp-url` with one or more hosts, TLS, timeouts, and what `--declare` creates.
 //!
-//! Refuses to start with a certificate or key that cannot be used, and names its option.
+//! An error names the option, or a URL by its number, and never repeats a value: it may hold a password.
 
 use std::{fmt, fs, path::PathBuf, time::Duration};
 
@@ -15,7 +15,7 @@ use url::{Host, Url};
 use crate::{
     amqp::{Broker, SMALLEST_FRAME},
     error::ConfigError,
-    field::MAX_HEADER_NAME_BYTES,
+    id_source::MAX_SHORT_STRING_BYTES,
 };
 
 const URL: &str = "--amqp-url";
@@ -25,12 +25,13 @@ const CERT: &str = "--amqp-client-cert";
 const KEY: &str = "--amqp-client-key";
 const BIND: &str = "--bind";
 
-/// URLs with passwords in them. They are checked after parsing, because the parser of options repeats a bad value.
+/// The value of `--amqp-url`, with its passwords. It is checked after clap has parsed the options, because clap's
+/// errors repeat a bad value.
 #[derive(Clone)]
 pub struct AmqpUrl(String);
 
 impl AmqpUrl {
-    /// Every host. The first entry is a URL; a later one may be only host:port, the rest of it as in the first.
+    /// All hosts. The first entry is a URL. A later one may be host:port; the rest is then that of the first.
     pub(super) fn parse(&self) -> Result<Vec<AMQPUri>, ConfigError> {
         let mut hosts: Vec<AMQPUri> = Vec::new();
         let entries = split(&self.0);
@@ -54,7 +55,7 @@ impl From<String> for AmqpUrl {
 
 impl fmt::Debug for AmqpUrl {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // Without a scheme nobody knows where the password begins.
+        // Without a scheme it is unclear where the password begins.
         f.write_str(&if self.0.contains("://") { redact(&self.0) } else { "***".to_owned() })
     }
 }
@@ -86,7 +87,7 @@ pub struct BrokerOptions {
     pub bind: Vec<String>,
 }
 
-/// What RabbitMQ keeps a queue in.
+/// The type of a queue in RabbitMQ.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum QueueType {
     /// Replicated.
@@ -108,7 +109,7 @@ impl BrokerOptions {
         Ok(Broker::new(hosts, self.tls()?, Duration::from_secs(self.connect_timeout), self.heartbeat))
     }
 
-    /// The bindings asked for. The routing key may hold colons, the exchange not.
+    /// The bindings to create. A routing key may contain colons, an exchange may not.
     pub(super) fn bindings(&self, declare: bool) -> Result<Vec<Binding>, ConfigError> {
         if !declare && !self.bind.is_empty() {
             return Err(invalid(BIND, "needs --declare"));
@@ -125,7 +126,7 @@ impl BrokerOptions {
         self.bind.iter().map(binding).collect()
     }
 
-    /// `None` when nothing is asked for: then the client takes the system's roots.
+    /// `None` without a TLS option: then the client uses the system's root certificates.
     fn tls(&self) -> Result<Option<RustlsConnector>, ConfigError> {
         let identity = match (&self.amqp_client_cert, &self.amqp_client_key) {
             (Some(cert), Some(key)) => Some((certificates(CERT, cert)?, private_key(key)?)),
@@ -163,12 +164,12 @@ fn certificates(option: &'static str, path: &PathBuf) -> Result<Vec<CertificateD
 }
 
 fn private_key(path: &PathBuf) -> Result<PrivateKeyDer<'static>, ConfigError> {
-    // The error could hold parts of the key.
+    // The parser's error could contain parts of the key.
     let problem = |_| invalid(KEY, format!("{}: holds no PEM private key without a passphrase", path.display()));
     PrivateKeyDer::from_pem_slice(&read(KEY, path)?).map_err(problem)
 }
 
-/// Cuts at commas, but not at one in a password: there, an `@` still comes before the next URL begins.
+/// Splits at commas, except those in a password: after such a comma an `@` comes before the next URL.
 fn split(list: &str) -> Vec<String> {
     let mut entries: Vec<Vec<&str>> = Vec::new();
     for piece in list.split(',') {
@@ -189,13 +190,13 @@ fn parse(entry: &str) -> Result<AMQPUri, String> {
     let url = Url::parse(entry).map_err(|err| format!("is no URL: {err}"))?;
     // The client repeats the whole URL in some of its errors.
     let mut uri: AMQPUri = entry.parse().map_err(|err: String| redact(&err.replace(entry, "***")))?;
-    // The client takes an IPv6 address for no host at all and would connect to localhost.
+    // The client does not recognize an IPv6 address and would connect to localhost.
     match url.host() {
         Some(Host::Ipv6(address)) => uri.authority.host = address.to_string(),
         Some(_) => {}
         None => return Err("names no host".to_owned()),
     }
-    // Read literally, a lone slash is the virtual host with the empty name. Nobody has one.
+    // Strictly, a lone slash means the virtual host with the empty name, which nobody uses.
     if uri.vhost.is_empty() {
         uri.vhost = "/".to_owned();
     }
@@ -224,7 +225,7 @@ fn inherit(first: &AMQPUri, entry: &str) -> Result<AMQPUri, String> {
     Ok(uri)
 }
 
-/// Hides everything from the first `://` to the last `@`: a password may hold any character.
+/// Hides everything from the first `://` to the last `@`: a password may contain any character.
 pub(super) fn redact(text: &str) -> String {
     match (text.find("://"), text.rfind('@')) {
         (Some(start), Some(end)) if start < end => format!("{}://***{}", &text[..start], &text[end..]),
@@ -235,8 +236,8 @@ pub(super) fn redact(text: &str) -> String {
 pub(super) fn check_name(option: &'static str, name: &str) -> Result<(), ConfigError> {
     match name.len() {
         0 => Err(invalid(option, "must not be empty")),
-        1..=MAX_HEADER_NAME_BYTES => Ok(()),
-        bytes => Err(invalid(option, format!("has {bytes} bytes, AMQP takes {MAX_HEADER_NAME_BYTES}"))),
+        1..=MAX_SHORT_STRING_BYTES => Ok(()),
+        bytes => Err(invalid(option, format!("has {bytes} bytes, AMQP takes {MAX_SHORT_STRING_BYTES}"))),
     }
 }
 
