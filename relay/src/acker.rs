@@ -185,7 +185,7 @@ mod tests {
 
     /// Otherwise they would count as acknowledged although the broker redelivers them.
     #[tokio::test]
-    async fn those_that_wait_for_a_frame_hear_that_it_did_not_leave() {
+    async fn a_failed_frame_is_an_error_for_all_who_wait_for_it() {
         let acks = ChannelAcks::default();
         let [first, second, third] = [1, 2, 3].map(delivery);
         let newer = tokio::spawn(acknowledge(vec![acks.acker(&third)]));

@@ -97,7 +97,7 @@ impl<S: Sink> Bridge<S> {
                 return Ok(());
             }
             failures = if opened.elapsed() >= STABLE_AFTER { 0 } else { failures };
-            if shutdown.run_until_cancelled(wait_and_count(&mut failures)).await.is_none() {
+            if shutdown.run_until_cancelled(back_off(&mut failures)).await.is_none() {
                 return Ok(());
             }
         }
@@ -133,7 +133,7 @@ impl<S: Sink> Bridge<S> {
                 Err(err) if !consumed && err.is_refusal() => return Err(Error::BrokerRefused(err)),
                 Err(err) => warn!(error = %err, attempt = *failures + 1, "cannot consume, trying again"),
             }
-            wait_and_count(failures).await;
+            back_off(failures).await;
         }
     }
 
@@ -176,7 +176,7 @@ impl<S: Sink> Bridge<S> {
             }
             SessionEnd::FlowError(FlowError::Stop(stop)) => {
                 session.cancel().await;
-                finish(&mut flow, Instant::now() + SETTLE_TIMEOUT).await;
+                settle_in_flight(&mut flow, Instant::now() + SETTLE_TIMEOUT).await;
                 drop(flow);
                 session.close().await;
                 Err(stop)
@@ -187,8 +187,8 @@ impl<S: Sink> Bridge<S> {
 
 /// Moves messages until something ends the session.
 async fn pump<S: Sink>(session: &mut Session, flow: &mut Flow<S>, shutdown: &CancellationToken) -> SessionEnd {
-    let mut watch = interval(CHECK_INTERVAL);
-    watch.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut check = interval(CHECK_INTERVAL);
+    check.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         tokio::select! {
             biased;
@@ -201,7 +201,7 @@ async fn pump<S: Sink>(session: &mut Session, flow: &mut Flow<S>, shutdown: &Can
                 SessionEvent::Cancelled => return SessionEnd::Cancelled,
                 SessionEvent::Broken(err) => return SessionEnd::Broken(err),
             },
-            _ = watch.tick() => if !session.is_open() {
+            _ = check.tick() => if !session.is_open() {
                 return SessionEnd::Broken(BrokerError::ChannelGone);
             },
         }
@@ -220,7 +220,7 @@ async fn drain<S: Sink>(session: &Session, flow: &mut Flow<S>, deadline: Instant
             settled = timeout_at(deadline, flow.advance()) => match settled {
                 Ok(Ok(())) => flow.flush(),
                 Ok(Err(FlowError::Stop(stop))) => {
-                    finish(flow, deadline).await;
+                    settle_in_flight(flow, deadline).await;
                     return Err(stop);
                 }
                 Ok(Err(FlowError::JobFailed(err))) => error!(error = %err, "a job failed, its messages will be delivered again"),
@@ -236,7 +236,7 @@ async fn drain<S: Sink>(session: &Session, flow: &mut Flow<S>, deadline: Instant
 }
 
 /// Waits for the batches in flight, so that what SQS accepted is acknowledged and not sent twice.
-async fn finish<S: Sink>(flow: &mut Flow<S>, deadline: Instant) {
+async fn settle_in_flight<S: Sink>(flow: &mut Flow<S>, deadline: Instant) {
     flow.discard_unsent();
     while flow.is_sending() {
         if timeout_at(deadline, flow.advance()).await.is_err() {
@@ -247,7 +247,7 @@ async fn finish<S: Sink>(flow: &mut Flow<S>, deadline: Instant) {
 }
 
 /// Waits before the next attempt, and counts the failure.
-async fn wait_and_count(failures: &mut u32) {
+async fn back_off(failures: &mut u32) {
     let delay = backoff::delay(*failures);
     *failures = failures.saturating_add(1);
     sleep(delay).await;

@@ -57,7 +57,7 @@ async fn check_broker(config: &Config, broker: &Broker) -> Vec<CheckResult> {
     let mut open = None;
     for host in 0..broker.len() {
         let answer = broker.connect_to(host, CONNECTION).await;
-        let problem = answer.as_ref().err().map(advise);
+        let problem = answer.as_ref().err().map(with_advice);
         results.push(CheckResult { subject: format!("amqp.connect {}", broker.address(host)), problem });
         match (answer, &open) {
             (Ok(connection), None) => open = Some(connection),
@@ -72,7 +72,7 @@ async fn check_broker(config: &Config, broker: &Broker) -> Vec<CheckResult> {
     let problem = match queue_there {
         Ok(true) => match answer(is_stream(&mut channels, &config.queue)).await {
             Ok(stream) => stream.then(|| BrokerError::Stream(config.queue.clone()).to_string()),
-            Err(err) => Some(advise(&err)),
+            Err(err) => Some(with_advice(&err)),
         },
         other => problem_if_missing(other, config, "create it, or start the relay with --declare"),
     };
@@ -86,18 +86,18 @@ async fn check_broker(config: &Config, broker: &Broker) -> Vec<CheckResult> {
         let problem = match there {
             Ok(true) => None,
             Ok(false) => Some("does not exist; create it, or leave the binding out".to_owned()),
-            Err(err) => Some(advise(&err)),
+            Err(err) => Some(with_advice(&err)),
         };
         results.push(CheckResult { subject: format!("amqp.bind {}", binding.exchange), problem });
     }
     amqp::close(channels.into_connection()).await;
-    results.extend(check_returned(config, &exchange).await);
+    results.extend(check_returned_dead_letters(config, &exchange).await);
     results
 }
 
 /// Asks a relay that runs here with the same options for returned dead letters: AMQP cannot be asked where an exchange
 /// leads.
-async fn check_returned(config: &Config, exchange: &str) -> Option<CheckResult> {
+async fn check_returned_dead_letters(config: &Config, exchange: &str) -> Option<CheckResult> {
     let addr = config.health_addr;
     let held = timeout(LOCAL_TIMEOUT, health::held_at(addr)).await.ok()??;
     let problem = format!(
@@ -118,11 +118,11 @@ async fn answer(question: impl Future<Output = Result<bool, BrokerError>>) -> Re
 fn problem_if_missing(found: Result<bool, BrokerError>, config: &Config, advice: &str) -> Option<String> {
     match found {
         Ok(there) => (!there && !config.declare).then(|| format!("does not exist; {advice}")),
-        Err(err) => Some(advise(&err)),
+        Err(err) => Some(with_advice(&err)),
     }
 }
 
-fn advise(err: &BrokerError) -> String {
+fn with_advice(err: &BrokerError) -> String {
     match err {
         // These already say what to do.
         BrokerError::Refused(_) | BrokerError::FrameMax(_) => err.to_string(),

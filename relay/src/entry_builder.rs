@@ -152,7 +152,7 @@ mod tests {
     }
 
     #[test]
-    fn a_body_over_the_limit_goes_elsewhere_if_there_is_a_bucket() {
+    fn a_body_over_the_limit_goes_to_the_bucket_if_there_is_one() {
         let body = format!(r#"{{"style":7,"padding":"{}"}}"#, "x".repeat(MAX_BYTES));
         let properties = BasicProperties::default().with_message_id("m".into());
         let with = || MessageParts { body: "", exchange: "", routing_key: "", properties: &properties };

@@ -168,7 +168,7 @@ impl<S: Sink, D: PoisonSink> Flow<S, D> {
             }
             JobResult::Sent(outcome) => {
                 self.in_flight -= 1;
-                let settled = self.apply(outcome);
+                let settled = self.handle_outcome(outcome);
                 self.send_ready();
                 settled
             }
@@ -208,7 +208,7 @@ impl<S: Sink, D: PoisonSink> Flow<S, D> {
         }
     }
 
-    fn apply(&mut self, outcome: BatchOutcome) -> Result<(), FlowError> {
+    fn handle_outcome(&mut self, outcome: BatchOutcome) -> Result<(), FlowError> {
         if outcome.answered.is_some_and(|answered| self.readiness.note_sqs(answered)) {
             info!("SQS answers again");
         }
@@ -231,12 +231,12 @@ impl<S: Sink, D: PoisonSink> Flow<S, D> {
             self.ready.extend(self.lanes.retry(message, Instant::now()));
         }
         // Grouped by attempt, so that a message that has failed for hours does not delay the others of its batch.
-        let mut alike: BTreeMap<(u32, &str), (String, Vec<Message>)> = BTreeMap::new();
+        let mut groups: BTreeMap<(u32, &str), (String, Vec<Message>)> = BTreeMap::new();
         for (message, cause) in outcome.retry {
-            let (_, messages) = alike.entry((message.attempts, cause.label)).or_insert((cause.text, vec![]));
+            let (_, messages) = groups.entry((message.attempts, cause.label)).or_insert((cause.text, vec![]));
             messages.push(message);
         }
-        for ((attempt, word), (cause, messages)) in alike {
+        for ((attempt, word), (cause, messages)) in groups {
             let delay = (self.options.backoff)(attempt.saturating_sub(1));
             let (count, retry_ms) = (messages.len(), delay.as_millis());
             if word == PAYLOAD_BUCKET {

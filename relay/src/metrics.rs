@@ -33,6 +33,7 @@ const ENTRIES: [f64; 10] = [1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 9.0, 10.0];
 const BYTES: [f64; 7] = [256.0, 1_024.0, 4_096.0, 16_384.0, 65_536.0, 262_144.0, 1_048_576.0];
 
 type Label = [(&'static str, &'static str); 1];
+
 /// An older timestamp comes from a wrong clock or is in another unit.
 const MAX_AGE: Duration = Duration::from_secs(30 * 24 * 3600);
 /// How far ahead a publisher's clock may be; AMQP counts in whole seconds.

@@ -221,7 +221,7 @@ mod tests {
     }
 
     #[test]
-    fn a_clock_that_is_off_passes_and_a_wrong_secret_does_not() {
+    fn a_wrong_clock_is_temporary_and_a_wrong_secret_is_not() {
         for code in ["InvalidSignatureException", "SignatureDoesNotMatch"] {
             let class = |message| classify(Some(403), Some(code), Some(message));
             assert_eq!(class("Signature expired: 20260101T000000Z is now earlier than 20260101T000500Z"), Transient);

@@ -64,19 +64,23 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_bundle_holds_at_least_one_certificate_and_is_named_if_not() {
+    fn a_bundle_without_a_usable_certificate_is_an_error() {
         let folder = tempfile::tempdir().unwrap();
         let file = folder.path().join("ca.pem");
-        let said = || trust(&file).map(drop).map_err(|error| error.to_string());
-        assert!(said().is_err_and(|error| error.starts_with("AWS_CA_BUNDLE: ") && error.contains("cannot be read")));
+        let reported = || trust(&file).map(drop).map_err(|error| error.to_string());
+        assert!(
+            reported().is_err_and(|error| error.starts_with("AWS_CA_BUNDLE: ") && error.contains("cannot be read"))
+        );
         let nonsense = "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n";
         for empty in ["", "hidden", nonsense] {
             fs::write(&file, empty).unwrap();
-            assert!(said().is_err_and(|error| error.contains("holds no PEM certificate") && !error.contains("hidden")));
+            assert!(
+                reported().is_err_and(|error| error.contains("holds no PEM certificate") && !error.contains("hidden"))
+            );
         }
         let good = rcgen::generate_simple_self_signed(["example.org".to_string()]).unwrap().cert.pem();
         fs::write(&file, format!("# a comment\n{nonsense}{good}")).unwrap();
-        assert_eq!(said(), Ok(()));
+        assert_eq!(reported(), Ok(()));
         // Building the connector parses the certificates again, and would panic.
         drop(format!("{:?}", client(trust(&file).unwrap())));
     }

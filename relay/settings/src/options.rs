@@ -92,7 +92,7 @@ mod tests {
     fn the_option_is_named_and_its_value_is_not_shown() {
         let inner = Command::new("inner").arg(Arg::new("url").long("queue-url")).arg(Arg::new("text").long("text"));
         let command = Command::new("outer").subcommand(inner.arg(Arg::new("file")));
-        let said = |arguments: &[&str]| {
+        let reported = |arguments: &[&str]| {
             let matches = command.clone().get_matches_from([&["outer", "inner"], arguments].concat());
             stray_whitespace(&command, &matches, &["text"])
         };
@@ -104,17 +104,17 @@ mod tests {
             ("\u{a0}hidden\n", "begins and ends with a line break"),
             (" ", "begins and ends with whitespace"),
         ] {
-            let text = said(&["--queue-url", value]).unwrap();
+            let text = reported(&["--queue-url", value]).unwrap();
             assert!(text.starts_with("--queue-url: ") && text.contains(ends), "{text}");
             assert!(!text.contains("hidden"), "{text}");
         }
-        assert!(said(&["a.fifo\n"]).is_some_and(|text| text.starts_with("[file]: ")), "an argument");
-        assert_eq!(said(&["--queue-url", "in the middle", "--text", "free "]), None);
-        assert_eq!(said(&["--queue-url", ""]), None);
+        assert!(reported(&["a.fifo\n"]).is_some_and(|text| text.starts_with("[file]: ")), "an argument");
+        assert_eq!(reported(&["--queue-url", "in the middle", "--text", "free "]), None);
+        assert_eq!(reported(&["--queue-url", ""]), None);
     }
 
     #[test]
-    fn an_option_is_known_however_it_is_shown() {
+    fn an_option_is_found_in_every_form() {
         for given in ["--declare", "--declare <BOOL>", "--declare[=<BOOL>]", "<--declare <BOOL>|--other <X>>"] {
             assert!(names(given, "declare"), "{given}");
         }

@@ -9,7 +9,7 @@ pub const BUCKET_LENGTH: (usize, usize) = (3, 63);
 /// Parses an address to listen on. A host name is not accepted: it may stand for several addresses.
 ///
 /// # Errors
-/// It is none, and what it must be.
+/// The text is none; the error says what it must be.
 pub fn socket(text: &str) -> Result<SocketAddr, String> {
     text.parse().map_err(|_| "must be an IP address and a port, as in 0.0.0.0:8080".into())
 }
@@ -17,7 +17,7 @@ pub fn socket(text: &str) -> Result<SocketAddr, String> {
 /// Parses a complete URL.
 ///
 /// # Errors
-/// It is none, and what it must be.
+/// The text is none; the error says what it must be.
 pub fn web_url(text: &str) -> Result<Url, String> {
     Url::parse(text).map_err(|error| format!("must be a whole address, as https://example.org is: {error}"))
 }
@@ -66,7 +66,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_an_address_must_be_is_said() {
+    fn an_error_says_what_an_address_must_be() {
         assert!(socket("[::1]:8080").is_ok() && web_url("https://example.org/pictures").is_ok());
         assert!(socket("localhost:8080").is_err_and(|error| error.contains("0.0.0.0:8080")));
         assert!(web_url("example.org").is_err_and(|error| error.contains("https://")));

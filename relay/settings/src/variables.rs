@@ -168,7 +168,7 @@ fn problem(shape: Shape, value: &OsStr) -> Option<String> {
 mod tests {
     use super::*;
 
-    fn said(name: &str, value: &str) -> Option<String> {
+    fn reported(name: &str, value: &str) -> Option<String> {
         let value = |asked: &str| (asked == name).then(|| value.into());
         check(Reads::Services, value).err().map(|error| error.to_string())
     }
@@ -178,13 +178,13 @@ mod tests {
         let all = COMMON.into_iter().chain(AWS.map(|(name, _)| name)).chain(TRACES);
         for name in all {
             for value in ["1\n", "1 ", " 1", "\t"] {
-                let text = said(name, value).unwrap_or_default();
+                let text = reported(name, value).unwrap_or_default();
                 assert!(
                     text.starts_with(&format!("{name}: ")) && text.contains("take that away"),
                     "{name} {value:?}: {text}"
                 );
             }
-            assert_eq!(said(name, ""), None, "{name}");
+            assert_eq!(reported(name, ""), None, "{name}");
         }
     }
 
@@ -204,14 +204,14 @@ mod tests {
             ("AWS_PROFILE", "my profile", "hidden\nprofile"),
             ("HTTPS_PROXY", "proxy:3128", "http://hidden\n:1"),
         ] {
-            assert_eq!(said(name, good), None, "{name}");
-            let text = said(name, bad).unwrap_or_default();
+            assert_eq!(reported(name, good), None, "{name}");
+            let text = reported(name, bad).unwrap_or_default();
             assert!(text.starts_with(&format!("{name}: ")) && !text.contains("hidden"), "{name}: {text}");
         }
     }
 
     #[test]
-    fn a_tool_is_not_stopped_by_what_it_does_not_read() {
+    fn variables_that_are_not_read_are_not_checked() {
         let value = |name: &str| (name == "AWS_ACCESS_KEY_ID").then(|| "AKIA\n".into());
         assert_eq!(check(Reads::Common, value), Ok(()));
     }

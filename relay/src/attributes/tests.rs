@@ -59,7 +59,7 @@ fn lists_that_cannot_work_are_refused() {
 }
 
 #[test]
-fn a_message_gives_what_it_has_in_the_order_of_the_list() {
+fn attributes_come_in_the_order_of_the_list() {
     let list = "priority,message-id,correlation-id,timestamp,traceparent,routing-key,exchange,type,app-id,content-type";
     let attributes: Attributes = list.parse().unwrap();
     let mut headers = FieldTable::default();

@@ -8,7 +8,7 @@ fn load(extra: &[&str]) -> Result<Option<Config>, ConfigError> {
 }
 
 #[test]
-fn defaults_are_those_of_the_manual() {
+fn the_defaults_are_as_documented() {
     let config = load(&[]).unwrap().unwrap();
     assert_eq!(config.queue, "image_generation");
     assert_eq!(config.dead_letter_exchange(), "image_generation.dead-letter");

@@ -209,7 +209,7 @@ mod tests {
     }
 
     #[test]
-    fn ours_come_beside_what_was_there() {
+    fn our_headers_are_added_to_the_original_ones() {
         let mut original = FieldTable::default();
         original.insert("kept".into(), AMQPValue::FieldTable(FieldTable::default()));
         original.insert(BROKER_DELIVERY_COUNT.into(), AMQPValue::LongLongInt(7));
@@ -224,7 +224,7 @@ mod tests {
     }
 
     #[test]
-    fn the_count_goes_on_and_nonsense_counts_as_none() {
+    fn the_count_continues_and_an_invalid_one_is_ignored() {
         for (before, after) in [
             (None, 1),
             (Some(AMQPValue::LongLongInt(1)), 2),

@@ -65,7 +65,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_code_has_one_of_a_few_words() {
+    fn every_code_has_one_of_the_labels() {
         for (status, code, want) in [
             (400, "RequestThrottled", THROTTLED),
             (400, "ThrottlingException", THROTTLED),

@@ -88,7 +88,7 @@ fn a_message_is_counted_along_its_way() {
 }
 
 #[test]
-fn a_batch_that_is_given_up_is_not_in_flight_and_has_no_duration() {
+fn a_dropped_batch_is_not_in_flight_and_has_no_duration() {
     let metrics = Metrics::default();
     drop(metrics.start_batch(1, 1));
     let text = metrics.encode(true, true).unwrap();
@@ -106,7 +106,7 @@ fn only_the_first_consumer_is_no_reconnect() {
 }
 
 #[test]
-fn timestamps_that_cannot_be_right_have_no_age() {
+fn implausible_timestamps_have_no_age() {
     let now = UNIX_EPOCH + Duration::from_secs(1_800_000_000);
     for (published, want) in [
         (1_800_000_000, Some(0)),

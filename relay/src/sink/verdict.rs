@@ -177,7 +177,7 @@ mod tests {
     }
 
     #[test]
-    fn a_413_of_a_proxy_is_the_fault_of_a_large_body_only() {
+    fn a_413_of_a_proxy_makes_only_a_large_message_poison() {
         let error = RequestError { kind: RequestErrorKind::TooLarge, cause: RetryCause::new("other", "status 413") };
         for (bytes, bucket, at_fault) in [
             (100, false, false),

@@ -96,7 +96,7 @@ mod tests {
     const TRACE: &str = "0af7651916cd43dd8448eb211c80319c";
 
     #[test]
-    fn a_trace_goes_on_and_nonsense_starts_a_new_one() {
+    fn a_trace_is_continued_and_an_invalid_one_is_replaced() {
         ON.store(true, Ordering::Relaxed);
         let provider = SdkTracerProvider::builder().build();
         let layer = tracing_opentelemetry::layer().with_tracer(provider.tracer("test"));
@@ -124,7 +124,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_vendor_says_goes_along_and_nothing_makes_no_header() {
+    fn tracestate_is_passed_on_unless_it_is_missing_or_long() {
         ON.store(true, Ordering::Relaxed);
         let provider = SdkTracerProvider::builder().build();
         let layer = tracing_opentelemetry::layer().with_tracer(provider.tracer("test"));

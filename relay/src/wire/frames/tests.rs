@@ -83,7 +83,7 @@ proptest! {
 }
 
 #[test]
-fn what_is_no_amqp_passes_as_it_is() {
+fn bytes_that_are_no_amqp_pass_unchanged() {
     let notes = ConnectionNotes::default();
     for bytes in
         [&b"AMQP\x00\x00\x09\x01"[..], b"HTTP/1.1 400 Bad Request\r\n\r\n", b"\x01\x00\x00\xff\xff\xff\xff\xff"]
@@ -160,7 +160,7 @@ fn a_delivery_that_is_half_read_at_the_end_is_read_whole() {
 }
 
 #[test]
-fn the_brokers_limit_of_frames_is_seen_and_passes_as_it_is() {
+fn the_brokers_frame_max_is_noted_and_passes_unchanged() {
     for (method, want) in [
         (vec![0, 10, 0, 30, 7, 255, 0, 0, 16, 0, 0, 60], Some(4096)),
         (vec![0, 10, 0, 30, 0, 0, 0, 0, 0, 0, 0, 0], None),
