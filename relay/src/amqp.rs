@@ -33,7 +33,7 @@ const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
 pub const STACK_BYTES: usize = 64 * 1024 * 1024;
 
 /// The client takes no smaller `frame_max`, and RabbitMQ 4.1 offers none.
-pub(crate) const SMALLEST_FRAME: u32 = FRAME_MIN_SIZE;
+pub(crate) const MIN_FRAME_MAX: u32 = FRAME_MIN_SIZE;
 
 const REPLY_SUCCESS: u16 = 200;
 const ACCESS_REFUSED: u16 = 403;
@@ -141,7 +141,7 @@ impl Broker {
             .and_then(|opened| opened.map_err(BrokerError::from));
         opened.map_err(|err| match notes.frame_max() {
             // The client asks for its minimum anyway, and the broker closes the connection without an error.
-            Some(bytes @ 1..SMALLEST_FRAME) => BrokerError::FrameMax(bytes),
+            Some(bytes @ 1..MIN_FRAME_MAX) => BrokerError::FrameMax(bytes),
             _ => err,
         })
     }

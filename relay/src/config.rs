@@ -25,7 +25,7 @@ use broker::{check_name, invalid, redact};
 use crate::{
     amqp::Broker,
     attributes::{self, Attributes},
-    error::{CODES, ConfigError},
+    error::{ConfigError, EXIT_CODES},
     id_source::IdSource,
 };
 
@@ -239,7 +239,7 @@ fn completions(matches: &ArgMatches) -> Option<Vec<u8>> {
 }
 
 fn manual() -> String {
-    let codes: String = CODES.iter().map(|(code, meaning)| format!("  {code:<4}{meaning}\n")).collect();
+    let codes: String = EXIT_CODES.iter().map(|(code, meaning)| format!("  {code:<4}{meaning}\n")).collect();
     let codes = format!("Exit codes:\n{codes}");
     [EXAMPLES, &codes, ENVIRONMENT, telemetry::HELP, SEE_ALSO].join("\n")
 }

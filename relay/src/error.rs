@@ -7,17 +7,17 @@ use settings::BadVariable;
 use crate::amqp::BrokerError;
 
 /// `EX_USAGE` of sysexits.
-pub(crate) const USAGE: u8 = 64;
+pub(crate) const EXIT_USAGE: u8 = 64;
 /// `EX_UNAVAILABLE` of sysexits.
-pub(crate) const UNAVAILABLE: u8 = 69;
-pub(crate) const FAILURE: u8 = 1;
+pub(crate) const EXIT_UNAVAILABLE: u8 = 69;
+pub(crate) const EXIT_FAILURE: u8 = 1;
 
 /// Every exit code except those of signals, with its text in `--help`.
-pub(crate) const CODES: [(u8, &str); 4] = [
+pub(crate) const EXIT_CODES: [(u8, &str); 4] = [
     (0, "ended by a signal, in order; --check found all well"),
-    (FAILURE, "anything else, such as a health address that is taken"),
-    (USAGE, "an option or a variable is missing or wrong; standard error names it"),
-    (UNAVAILABLE, "SQS or the first broker refuses for good; --check found something wrong"),
+    (EXIT_FAILURE, "anything else, such as a health address that is taken"),
+    (EXIT_USAGE, "an option or a variable is missing or wrong; standard error names it"),
+    (EXIT_UNAVAILABLE, "SQS or the first broker refuses for good; --check found something wrong"),
 ];
 
 /// Why the relay ended.
@@ -49,9 +49,9 @@ impl Error {
     /// The exit code of the process.
     pub fn exit_code(&self) -> u8 {
         match self {
-            Self::Config(_) => USAGE,
-            Self::BrokerRefused(_) | Self::ChecksFailed(_) | Self::Stop(_) => UNAVAILABLE,
-            Self::Listen { .. } => FAILURE,
+            Self::Config(_) => EXIT_USAGE,
+            Self::BrokerRefused(_) | Self::ChecksFailed(_) | Self::Stop(_) => EXIT_UNAVAILABLE,
+            Self::Listen { .. } => EXIT_FAILURE,
         }
     }
 }

@@ -1,4 +1,5 @@
-//! Mistakes on a command line that clap alone does not explain: whitespace around a value, and the variables of missing options.
+//! What clap does not say about mistakes on a command line: whitespace around a value, and the variables of missing
+//! options.
 
 use clap::{
     Arg, ArgMatches, Command,
@@ -63,7 +64,7 @@ pub fn variables(command: &Command, error: &clap::Error) -> Option<String> {
             let (long, variable) = (option.get_long()?, option.get_env()?);
             at_fault
                 .iter()
-                .any(|given| names(given, long))
+                .any(|given| mentions(given, long))
                 .then(|| format!("{} for --{long}", variable.to_string_lossy()))
         })
         .collect();
@@ -72,7 +73,7 @@ pub fn variables(command: &Command, error: &clap::Error) -> Option<String> {
 }
 
 /// Whether an error mentions an option: `--long`, `--long <VALUE>`, `--long[=<VALUE>]`, alone or in a group.
-fn names(given: &str, long: &str) -> bool {
+fn mentions(given: &str, long: &str) -> bool {
     let flag = format!("--{long}");
     given
         .match_indices(&flag)
@@ -116,10 +117,10 @@ mod tests {
     #[test]
     fn an_option_is_found_in_every_form() {
         for given in ["--declare", "--declare <BOOL>", "--declare[=<BOOL>]", "<--declare <BOOL>|--other <X>>"] {
-            assert!(names(given, "declare"), "{given}");
+            assert!(mentions(given, "declare"), "{given}");
         }
         for given in ["--declare-all", "--undeclared", "declare", ""] {
-            assert!(!names(given, "declare"), "{given}");
+            assert!(!mentions(given, "declare"), "{given}");
         }
     }
 }

@@ -1,6 +1,6 @@
 //! What can go wrong with the broker.
 
-use super::{SMALLEST_FRAME, is_frame_too_large, is_refusal};
+use super::{MIN_FRAME_MAX, is_frame_too_large, is_refusal};
 
 /// A failure on the broker's side. After the first session it is always retried.
 #[derive(Debug, thiserror::Error)]
@@ -28,7 +28,7 @@ pub enum BrokerError {
     #[error(
         "the broker allows frames of {0} bytes, its AMQP clients need {least}; set frame_max in rabbitmq.conf to {least} or \
          more, or leave it out, which is 131072",
-        least = SMALLEST_FRAME
+        least = MIN_FRAME_MAX
     )]
     FrameMax(u32),
     /// The headers of a message do not fit into the agreed `frame_max`.

@@ -13,7 +13,7 @@ use rustls_pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject};
 use url::{Host, Url};
 
 use crate::{
-    amqp::{Broker, SMALLEST_FRAME},
+    amqp::{Broker, MIN_FRAME_MAX},
     error::ConfigError,
     id_source::MAX_SHORT_STRING_BYTES,
 };
@@ -203,8 +203,8 @@ fn parse(entry: &str) -> Result<AMQPUri, String> {
     if uri.query.heartbeat == Some(0) {
         return Err("has heartbeat=0: a dead connection would never be noticed".to_owned());
     }
-    if let Some(bytes @ 1..SMALLEST_FRAME) = uri.query.frame_max {
-        return Err(format!("has frame_max={bytes}: AMQP clients need {SMALLEST_FRAME}; leave it out"));
+    if let Some(bytes @ 1..MIN_FRAME_MAX) = uri.query.frame_max {
+        return Err(format!("has frame_max={bytes}: AMQP clients need {MIN_FRAME_MAX}; leave it out"));
     }
     Ok(uri)
 }
