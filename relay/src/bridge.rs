@@ -223,7 +223,9 @@ async fn drain<S: Sink>(session: &Session, flow: &mut Flow<S>, deadline: Instant
                     settle_in_flight(flow, deadline).await;
                     return Err(stop);
                 }
-                Ok(Err(FlowError::JobFailed(err))) => error!(error = %err, "a job failed, its messages will be delivered again"),
+                Ok(Err(FlowError::JobFailed(err))) => {
+                    error!(error = %err, "a job failed, its messages will be delivered again");
+                }
                 Err(_) => {
                     warn!("out of time, unsettled messages will be delivered again");
                     return Ok(());
