@@ -1,7 +1,7 @@
-//! One way to connect to the broker, for the consuming and for the publishing side: several hosts, plain or TLS.
+//! Connections and channels to the broker: one or more hosts, plain or TLS.
 //!
-//! Refuses the client's own recovery: an acknowledgement must never reach a channel that did not bring the delivery,
-//! so a broken connection is thrown away and a new one is opened.
+//! The client's own recovery is not used: an acknowledgement must never reach a channel that did not bring the
+//! delivery. So a broken connection is dropped and a new one is opened.
 
 mod error;
 
@@ -22,17 +22,18 @@ use lapin::{
 use tokio::{net::lookup_host, time::timeout};
 use tracing::debug;
 
-use crate::wire::{Notes, Wire, WireKit};
+use crate::wire::{ConnectionNotes, Wire, WireKit};
 
-/// A close that is not answered in this time does not matter any more.
+/// How long to wait for the answer to a close.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// For each thread. The client reads nested headers by recursion, on a thread of its own: with the system's 2 MiB, one header
-/// of a few thousand levels would end the process, again after each restart. Only what is used takes memory.
+/// The stack of each thread. The client parses nested headers by recursion, on a thread of its own: with the default of
+/// 2 MiB, one header of a few thousand levels would end the process, again after each restart. Only the pages in use
+/// take memory.
 pub const STACK_BYTES: usize = 64 * 1024 * 1024;
 
-/// The client takes no smaller limit of frames, and RabbitMQ 4.1 gives none.
-pub(crate) const SMALLEST_FRAME: u32 = FRAME_MIN_SIZE;
+/// The client takes no smaller `frame_max`, and RabbitMQ 4.1 offers none.
+pub(crate) const MIN_FRAME_MAX: u32 = FRAME_MIN_SIZE;
 
 const REPLY_SUCCESS: u16 = 200;
 const ACCESS_REFUSED: u16 = 403;
@@ -48,13 +49,13 @@ pub struct Broker {
     tls: Option<RustlsConnector>,
     connect_timeout: Duration,
     heartbeat: u16,
-    /// Where the last connection was opened.
+    /// The host that the last connection went to.
     good: AtomicUsize,
 }
 
 impl Broker {
-    /// The broker at `hosts`. `tls` stands in for the system's roots; a heartbeat in a URL goes before `heartbeat`, in
-    /// seconds: a silent connection is given up after twice this time.
+    /// The broker at `hosts`. `tls` replaces the system's root certificates. `heartbeat` is in seconds, unless a URL
+    /// has one: a silent connection is given up after twice this time.
     pub(crate) fn new(
         hosts: Vec<AMQPUri>,
         tls: Option<RustlsConnector>,
@@ -69,23 +70,27 @@ impl Broker {
         self.hosts.len()
     }
 
-    /// All hosts with their ports, for people.
+    /// All hosts with their ports, for logs.
     pub(crate) fn addresses(&self) -> String {
         self.hosts.iter().map(address).collect::<Vec<_>>().join(",")
     }
 
-    /// One host with its port, for people.
+    /// One host with its port, for logs.
     pub(crate) fn address(&self, host: usize) -> String {
         self.hosts.get(host).map(address).unwrap_or_default()
     }
 
-    /// Opens a connection that the broker shows under `name`: to the last good host, or to the next one that takes it.
+    /// Opens a connection that the broker lists under `name`: to the last good host, or else the next one that works.
     pub(crate) async fn connect(&self, name: &str) -> Result<Connection, BrokerError> {
-        self.connect_noting(name, &Notes::default()).await
+        self.connect_with_notes(name, &ConnectionNotes::default()).await
     }
 
-    /// The same; `notes` will say which of the connection's deliveries had strings that are not UTF-8.
-    pub(crate) async fn connect_noting(&self, name: &str, notes: &Notes) -> Result<Connection, BrokerError> {
+    /// The same. What is seen of the connection's deliveries goes to `notes`.
+    pub(crate) async fn connect_with_notes(
+        &self,
+        name: &str,
+        notes: &ConnectionNotes,
+    ) -> Result<Connection, BrokerError> {
         let first = self.good.load(Ordering::Relaxed);
         let mut failures = Vec::new();
         for host in (first..first + self.len()).map(|host| host % self.len()) {
@@ -105,20 +110,20 @@ impl Broker {
 
     /// Opens a connection to one host.
     pub(crate) async fn connect_to(&self, host: usize, name: &str) -> Result<Connection, BrokerError> {
-        self.open(host, name, &Notes::default()).await
+        self.open(host, name, &ConnectionNotes::default()).await
     }
 
-    async fn open(&self, host: usize, name: &str, notes: &Notes) -> Result<Connection, BrokerError> {
+    async fn open(&self, host: usize, name: &str, notes: &ConnectionNotes) -> Result<Connection, BrokerError> {
         let mut uri = self.hosts.get(host).cloned().unwrap_or_default();
         uri.query.heartbeat.get_or_insert(self.heartbeat);
         let properties = ConnectionProperties::default().with_connection_name(name.into());
         let tls = self.tls.clone().filter(|_| matches!(uri.scheme, AMQPScheme::AMQPS));
-        notes.forget_limit();
+        notes.reset_frame_max();
         let (seen, sockets) = (notes.clone(), WireKit::sockets());
         let dial = async move |uri: AMQPUri, _| {
             let socket = match &tls {
                 None => uri.connect_async(&sockets).await?,
-                // The client's own way adds the given roots to those of the system.
+                // The client itself would add the given root certificates to the system's.
                 Some(tls) => {
                     let host = (uri.authority.host.clone(), uri.authority.port);
                     let addresses: Vec<SocketAddr> = lookup_host(host).await?.collect();
@@ -129,16 +134,69 @@ impl Broker {
             Ok(AsyncTcpStream::Plain(Wire::new(socket, seen.clone())))
         };
         let opening = Connection::connector(uri, WireKit::runtime(), dial, properties);
-        // The client waits without end for a broker that takes the connection and says nothing.
+        // The client has no timeout for a broker that accepts the connection and says nothing.
         let opened = timeout(self.connect_timeout, opening).await;
         let opened = opened
             .map_err(|_| BrokerError::Timeout(self.connect_timeout))
             .and_then(|opened| opened.map_err(BrokerError::from));
-        opened.map_err(|err| match notes.limit() {
-            // The client asks for its least all the same, and the broker hangs up without a word.
-            Some(bytes @ 1..SMALLEST_FRAME) => BrokerError::FrameMax(bytes),
+        opened.map_err(|err| match notes.frame_max() {
+            // The client asks for its minimum anyway, and the broker closes the connection without an error.
+            Some(bytes @ 1..MIN_FRAME_MAX) => BrokerError::FrameMax(bytes),
             _ => err,
         })
+    }
+}
+
+/// A connection with one channel, and another in its place if the broker has closed it: AMQP answers a question for
+/// what does not exist by closing the channel.
+///
+/// A broker may allow as few as one channel per connection (`channel_max`), and the client never uses a channel number
+/// again. When the numbers are used up, a new connection replaces the first.
+#[derive(Debug)]
+pub(crate) struct Channels<'a> {
+    broker: &'a Broker,
+    name: &'static str,
+    notes: ConnectionNotes,
+    connection: Connection,
+    channel: Option<Channel>,
+    used: u16,
+}
+
+impl<'a> Channels<'a> {
+    /// Connects to the broker, which lists the connection under `name`. `notes` are for its deliveries.
+    pub(crate) async fn open(
+        broker: &'a Broker,
+        name: &'static str,
+        notes: &ConnectionNotes,
+    ) -> Result<Self, BrokerError> {
+        let connection = broker.connect_with_notes(name, notes).await?;
+        Ok(Self::on(connection, broker, name, notes))
+    }
+
+    /// Channels on a connection that has had none yet.
+    pub(crate) fn on(connection: Connection, broker: &'a Broker, name: &'static str, notes: &ConnectionNotes) -> Self {
+        Self { broker, name, notes: notes.clone(), connection, channel: None, used: 0 }
+    }
+
+    /// The channel: the same as before if it is still open.
+    pub(crate) async fn get(&mut self) -> Result<Channel, BrokerError> {
+        if let Some(channel) = self.channel.as_ref().filter(|channel| channel.status().connected()) {
+            return Ok(channel.clone());
+        }
+        if self.used >= self.connection.configuration().channel_max() {
+            let next = self.broker.connect_with_notes(self.name, &self.notes).await?;
+            close(std::mem::replace(&mut self.connection, next)).await;
+            self.used = 0;
+        }
+        self.used += 1;
+        let channel = self.connection.create_channel().await?;
+        self.channel = Some(channel.clone());
+        Ok(channel)
+    }
+
+    /// The connection, with the channel on it.
+    pub(crate) fn into_connection(self) -> Connection {
+        self.connection
     }
 }
 
@@ -151,36 +209,36 @@ fn address(uri: &AMQPUri) -> String {
     }
 }
 
-/// Says goodbye. Unacknowledged deliveries go back to their queue, whether the broker answers or not.
+/// Closes a connection. Unacknowledged deliveries go back to their queue, whether the broker answers or not.
 pub(crate) async fn close(connection: Connection) {
     let goodbye = connection.close(REPLY_SUCCESS, "OK".into());
-    // A connection that is already broken cannot be closed in order, and need not be.
+    // If the connection is already broken, there is nothing to close.
     let _ = timeout(CLOSE_TIMEOUT, goodbye).await;
 }
 
-/// Closes a channel; what is unacknowledged there goes back to its queue.
+/// Closes a channel. Unacknowledged deliveries on it go back to their queue.
 pub(crate) async fn close_channel(channel: &Channel) {
-    // One that is closed already is as good.
+    // It may be closed already.
     let _ = timeout(CLOSE_TIMEOUT, channel.close(REPLY_SUCCESS, "OK".into())).await;
 }
 
-/// Whether the broker says that a queue or exchange is not there.
+/// Whether the broker says that a queue or exchange does not exist.
 pub(crate) fn is_not_found(err: &lapin::Error) -> bool {
     reply_code(err) == Some(NOT_FOUND)
 }
 
-/// Whether the broker says that a queue does not allow what was asked of it.
+/// Whether the broker answers that a queue does not allow this request.
 pub(crate) fn is_precondition(err: &lapin::Error) -> bool {
     reply_code(err) == Some(PRECONDITION_FAILED)
 }
 
-/// Whether a frame came that is larger than both sides agreed on. The client says so: brokers cut bodies, but not headers.
+/// Whether a frame is larger than the agreed `frame_max`, as the client reports. Brokers split bodies, but not headers.
 pub(crate) fn is_frame_too_large(err: &lapin::Error) -> bool {
     reply_code(err) == Some(FRAME_ERROR) && err.to_string().contains("too large")
 }
 
-/// Whether the broker knows this user, this virtual host or this right not at all. A limit of connections, or another
-/// consumer that has the queue for itself, passes.
+/// Whether the broker refuses the user, the virtual host or a permission. A connection limit, or another consumer with
+/// exclusive use, is temporary.
 pub(crate) fn is_refusal(err: &lapin::Error) -> bool {
     match reply_code(err) {
         Some(ACCESS_REFUSED) => !err.to_string().contains("exclusive use"),
@@ -203,7 +261,7 @@ mod tests {
 
     #[test]
     fn the_deepest_header_of_a_frame_fits_the_stack() {
-        // An array is its length and what it holds; each level adds a letter and a length, until the frame is full.
+        // Each level adds a type byte and a length, until the frame is full.
         let levels = 128 * 1024 / 5;
         let mut bytes = 0_u32.to_be_bytes().to_vec();
         for _ in 1..levels {

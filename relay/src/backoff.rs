@@ -1,17 +1,18 @@
-//! How long to wait before trying again: exponential, jittered, without an end.
-//!
-//! Refuses to give up; whoever waits decides when it is enough.
+//! How long to wait before a retry: exponential with jitter, for any number of attempts.
 
 use std::time::Duration;
 
 use backon::{BackoffBuilder, ExponentialBuilder};
 
-/// Shortest wait; the jitter adds up to as much again.
+/// The shortest wait; jitter at most doubles it.
 const MIN_DELAY: Duration = Duration::from_millis(100);
-/// Longest wait before jitter.
+/// The longest wait before jitter.
 const MAX_DELAY: Duration = Duration::from_secs(10);
-/// From this attempt on the wait has reached its longest.
+/// From this attempt on the wait is `MAX_DELAY`.
 const LAST_STEP: u32 = 8;
+
+/// The wait after so many failures in a row, counted from 0.
+pub(crate) type Backoff = fn(u32) -> Duration;
 
 /// The wait after the `attempt`-th failure in a row, counted from 0.
 pub(crate) fn delay(attempt: u32) -> Duration {

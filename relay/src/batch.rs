@@ -1,6 +1,7 @@
-//! Groups messages into batches that SQS accepts: ten entries, one MiB, and nobody waits longer than the linger time.
+//! Groups messages into batches that SQS accepts: ten entries and 1 MiB at most. No message waits longer than the
+//! linger time.
 //!
-//! Pure: it knows no clock and no queue. It refuses to drop, copy or reorder anything.
+//! Pure: no clock, no I/O. Nothing is dropped, copied or reordered.
 
 use std::{mem, time::Duration};
 
@@ -8,15 +9,15 @@ use tokio::time::Instant;
 
 use crate::entry::MAX_BYTES;
 
-/// What `SendMessageBatch` takes.
+/// The most entries that `SendMessageBatch` takes.
 pub const MAX_ENTRIES: usize = 10;
 
-/// The bytes of a thing as SQS counts them.
-pub trait Weigh {
-    /// At most [`MAX_BYTES`].
-    fn weight(&self) -> usize;
+/// What a batch is made of.
+pub trait BatchItem {
+    /// The size in bytes as SQS counts it, at most [`MAX_BYTES`].
+    fn size(&self) -> usize;
 
-    /// The group that it must keep its place in, if there is one.
+    /// The FIFO group whose order it must keep, if any.
     fn lane(&self) -> Option<&str> {
         None
     }
@@ -31,26 +32,26 @@ pub struct Batcher<T> {
     deadline: Option<Instant>,
 }
 
-impl<T: Weigh> Batcher<T> {
-    /// An empty one.
+impl<T: BatchItem> Batcher<T> {
+    /// An empty batch.
     pub fn new(linger: Duration) -> Self {
         Self { linger, pending: Vec::new(), bytes: 0, deadline: None }
     }
 
-    /// Adds an item that waits since the given time; gives a batch when that made one ready.
+    /// Adds an item that has waited since `since`. Returns a batch if one is ready now.
     pub fn push(&mut self, item: T, since: Instant) -> Option<Vec<T>> {
-        let weight = item.weight();
-        debug_assert!(weight <= MAX_BYTES, "an entry is checked before it comes here");
-        // A full batch leaves at once, so at most one of the two ways to be ready can happen in one call.
-        let sealed = if self.bytes + weight > MAX_BYTES { self.flush() } else { None };
+        let size = item.size();
+        debug_assert!(size <= MAX_BYTES, "an entry is checked before it comes here");
+        // A full batch leaves at once, so only one of the two batches can be ready in one call.
+        let sealed = if self.bytes + size > MAX_BYTES { self.flush() } else { None };
         let due = since + self.linger;
         self.deadline = Some(self.deadline.map_or(due, |deadline| deadline.min(due)));
-        self.bytes += weight;
+        self.bytes += size;
         self.pending.push(item);
         if self.pending.len() == MAX_ENTRIES { self.flush() } else { sealed }
     }
 
-    /// Gives what has gathered, ready or not.
+    /// Returns what was collected, full or not.
     pub fn flush(&mut self) -> Option<Vec<T>> {
         self.bytes = 0;
         self.deadline = None;
@@ -58,7 +59,7 @@ impl<T: Weigh> Batcher<T> {
         (!batch.is_empty()).then_some(batch)
     }
 
-    /// When the oldest item has waited long enough.
+    /// When the linger time of the oldest item is over.
     pub fn deadline(&self) -> Option<Instant> {
         self.deadline
     }
@@ -72,18 +73,18 @@ mod tests {
     #[derive(Debug, PartialEq, Eq)]
     struct Item(usize, usize);
 
-    impl Weigh for Item {
-        fn weight(&self) -> usize {
+    impl BatchItem for Item {
+        fn size(&self) -> usize {
             self.1
         }
     }
 
-    fn batches(weights: &[usize]) -> Vec<Vec<usize>> {
+    fn batches(sizes: &[usize]) -> Vec<Vec<usize>> {
         let mut batcher = Batcher::new(Duration::from_millis(20));
         let now = Instant::now();
         let mut got: Vec<Vec<Item>> = Vec::new();
-        for (index, weight) in weights.iter().enumerate() {
-            got.extend(batcher.push(Item(index, *weight), now));
+        for (index, size) in sizes.iter().enumerate() {
+            got.extend(batcher.push(Item(index, *size), now));
         }
         got.extend(batcher.flush());
         got.into_iter().map(|batch| batch.into_iter().map(|item| item.0).collect()).collect()
@@ -92,7 +93,7 @@ mod tests {
     #[test]
     fn limits_are_exact() {
         let half = MAX_BYTES / 2;
-        for (weights, sizes) in [
+        for (sizes, lengths) in [
             (vec![], vec![]),
             (vec![1; 9], vec![9]),
             (vec![1; 10], vec![10]),
@@ -106,8 +107,8 @@ mod tests {
             (vec![MAX_BYTES / 10; 10], vec![10]),
             (vec![MAX_BYTES / 10 + 1; 10], vec![9, 1]),
         ] {
-            let got: Vec<usize> = batches(&weights).iter().map(Vec::len).collect();
-            assert_eq!(got, sizes, "{weights:?}");
+            let got: Vec<usize> = batches(&sizes).iter().map(Vec::len).collect();
+            assert_eq!(got, lengths, "{sizes:?}");
         }
     }
 
@@ -120,10 +121,10 @@ mod tests {
         batcher.push(Item(0, 1), start);
         batcher.push(Item(1, 1), start + Duration::from_millis(5));
         assert_eq!(batcher.deadline(), Some(start + linger));
-        // One that has waited elsewhere brings its own clock.
+        // The linger time counts from when the item began to wait elsewhere.
         batcher.push(Item(2, 1), start - Duration::from_millis(5));
         assert_eq!(batcher.deadline(), Some(start + linger - Duration::from_millis(5)));
-        // The item that did not fit starts the next batch, and a clock of its own.
+        // The item that did not fit starts the next batch and its linger time.
         let later = start + Duration::from_millis(7);
         assert!(batcher.push(Item(3, MAX_BYTES), later).is_some());
         assert_eq!(batcher.deadline(), Some(later + linger));
@@ -134,16 +135,16 @@ mod tests {
     proptest! {
         #[test]
         fn nothing_is_dropped_doubled_reordered_or_over_a_limit(
-            weights in prop::collection::vec(
+            sizes in prop::collection::vec(
                 prop_oneof![0..64usize, 0..MAX_BYTES / 8, 0..=MAX_BYTES, Just(MAX_BYTES)], 0..200,
             )
         ) {
-            let got = batches(&weights);
+            let got = batches(&sizes);
             for batch in &got {
                 prop_assert!((1..=MAX_ENTRIES).contains(&batch.len()));
-                prop_assert!(batch.iter().map(|index| weights[*index]).sum::<usize>() <= MAX_BYTES);
+                prop_assert!(batch.iter().map(|index| sizes[*index]).sum::<usize>() <= MAX_BYTES);
             }
-            prop_assert_eq!(got.concat(), (0..weights.len()).collect::<Vec<_>>());
+            prop_assert_eq!(got.concat(), (0..sizes.len()).collect::<Vec<_>>());
         }
     }
 }

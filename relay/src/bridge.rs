@@ -1,6 +1,6 @@
-//! The life of the relay: one session after the other, until a signal or a refusal for good.
+//! Runs one broker session after the other, until a signal comes or the broker or SQS refuses for good.
 //!
-//! Whatever the broker does, the bridge comes back, and never in a tight loop.
+//! After any other failure it reconnects, with a backoff.
 
 use std::{sync::Arc, time::Duration};
 
@@ -9,35 +9,34 @@ use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
 use crate::{
-    amqp::Broker,
-    amqp::BrokerError,
+    amqp::{Broker, BrokerError},
     backoff,
     config::Config,
-    dead_letter::DeadLetter,
+    dead_letter::DeadLetterPublisher,
     entry_builder::EntryBuilder,
     error::{Error, Stop},
-    flow::{Flow, FlowOptions, Halt},
+    flow::{Flow, FlowError, FlowOptions},
     health::Readiness,
     metrics::Metrics,
     sink::{Probe, Sink},
-    source::{Intake, Session, Source},
+    source::{Session, SessionEvent, Source},
 };
 
-/// A session that lasted this long was a good one: the next failure starts with the shortest wait again.
-const STEADY: Duration = Duration::from_secs(10);
-/// How often a quiet session is looked at, in case its end was never told.
-const WATCH: Duration = Duration::from_secs(5);
-/// How long a cancelled session may still settle what is on its way.
-const SETTLE: Duration = Duration::from_secs(5);
-/// Kept back from the shutdown timeout to close the connections.
+/// After a session of this length the backoff starts again with the shortest wait.
+const STABLE_AFTER: Duration = Duration::from_secs(10);
+/// How often a quiet session is checked, in case the client did not report its end.
+const CHECK_INTERVAL: Duration = Duration::from_secs(5);
+/// How long a cancelled session may still settle batches in flight.
+const SETTLE_TIMEOUT: Duration = Duration::from_secs(5);
+/// The part of the shutdown timeout that is kept for closing connections.
 const CLOSE_RESERVE: Duration = Duration::from_secs(1);
 
-/// Ties a source to a sink.
+/// Moves messages from a source to a sink.
 #[derive(Debug)]
 pub struct Bridge<S> {
     source: Source,
     sink: Arc<S>,
-    dead_letter: Arc<DeadLetter>,
+    dead_letters: Arc<DeadLetterPublisher>,
     readiness: Readiness,
     metrics: Metrics,
     options: Arc<FlowOptions>,
@@ -46,15 +45,15 @@ pub struct Bridge<S> {
 
 /// Why a session ended.
 #[derive(Debug)]
-enum End {
+enum SessionEnd {
     Shutdown,
     Cancelled,
     Broken(BrokerError),
-    Halt(Halt),
+    FlowError(FlowError),
 }
 
 impl<S: Sink> Bridge<S> {
-    /// A bridge as configured, to `broker`.
+    /// A bridge from `broker` to `sink`, as configured.
     pub fn new(config: &Config, broker: Broker, sink: S, readiness: Readiness, metrics: Metrics) -> Self {
         let broker = Arc::new(broker);
         let options = FlowOptions {
@@ -66,7 +65,7 @@ impl<S: Sink> Bridge<S> {
         Self {
             source: Source::new(config, Arc::clone(&broker), &metrics),
             sink: Arc::new(sink),
-            dead_letter: Arc::new(DeadLetter::new(config, broker)),
+            dead_letters: Arc::new(DeadLetterPublisher::new(config, broker)),
             readiness,
             metrics,
             options: Arc::new(options),
@@ -79,7 +78,7 @@ impl<S: Sink> Bridge<S> {
         let mut failures = 0;
         let mut consumed = false;
         loop {
-            match shutdown.run_until_cancelled(self.await_sqs()).await {
+            match shutdown.run_until_cancelled(self.wait_for_sqs()).await {
                 None => return Ok(()),
                 Some(answer) => answer?,
             }
@@ -97,16 +96,16 @@ impl<S: Sink> Bridge<S> {
             if ended? {
                 return Ok(());
             }
-            failures = if opened.elapsed() >= STEADY { 0 } else { failures };
-            if shutdown.run_until_cancelled(rest(&mut failures)).await.is_none() {
+            failures = if opened.elapsed() >= STABLE_AFTER { 0 } else { failures };
+            if shutdown.run_until_cancelled(back_off(&mut failures)).await.is_none() {
                 return Ok(());
             }
         }
     }
 
-    /// Waits for SQS before messages are taken: a wrong queue is told at once, and while SQS is gone messages are better
-    /// kept by the broker.
-    async fn await_sqs(&self) -> Result<(), Stop> {
+    /// Waits for SQS before consuming: a wrong queue is reported at once, and while SQS is gone the broker keeps the
+    /// messages.
+    async fn wait_for_sqs(&self) -> Result<(), Stop> {
         if self.readiness.sqs() {
             return Ok(());
         }
@@ -125,59 +124,59 @@ impl<S: Sink> Bridge<S> {
         Ok(())
     }
 
-    /// Opens the next session, however long that takes. A refusal ends the first one: then somebody is looking.
-    /// Later it is what a broker says in the middle of a restart or a failover, and it passes.
+    /// Opens the next session, retrying without end. Only before the first session is a refusal an error: later it may
+    /// be temporary, when the broker restarts or fails over.
     async fn open(&self, failures: &mut u32, consumed: bool) -> Result<Session, Error> {
         loop {
             match self.source.open().await {
                 Ok(session) => return Ok(session),
-                Err(err) if !consumed && err.is_refusal() => return Err(Error::Refused(err)),
+                Err(err) if !consumed && err.is_refusal() => return Err(Error::BrokerRefused(err)),
                 Err(err) => warn!(error = %err, attempt = *failures + 1, "cannot consume, trying again"),
             }
-            rest(failures).await;
+            back_off(failures).await;
         }
     }
 
-    /// Serves one session to its end; true when it was the last.
+    /// Serves one session to its end. Returns true after a shutdown.
     async fn serve(&self, mut session: Session, shutdown: &CancellationToken) -> Result<bool, Stop> {
-        let (sink, dead_letter) = (Arc::clone(&self.sink), Arc::clone(&self.dead_letter));
+        let (sink, dead_letters) = (Arc::clone(&self.sink), Arc::clone(&self.dead_letters));
         let (readiness, metrics) = (self.readiness.clone(), self.metrics.clone());
-        let mut flow = Flow::new(sink, dead_letter, readiness, metrics, Arc::clone(&self.options));
+        let mut flow = Flow::new(sink, dead_letters, readiness, metrics, Arc::clone(&self.options));
         let end = pump(&mut session, &mut flow, shutdown).await;
         let deadline = Instant::now() + self.shutdown_timeout;
         match end {
-            End::Shutdown => {
-                // Cancelled first: while the broker delivers on, the flow would never run empty.
+            SessionEnd::Shutdown => {
+                // Cancelled first: while the broker keeps delivering, the flow never becomes idle.
                 session.cancel().await;
                 let reserve = CLOSE_RESERVE.min(self.shutdown_timeout / 2);
                 let drained = drain(&session, &mut flow, deadline - reserve).await;
                 drop(flow);
                 let _ = timeout_at(deadline, async {
                     session.close().await;
-                    self.dead_letter.close().await;
+                    self.dead_letters.close().await;
                 })
                 .await;
                 drained.map(|()| true)
             }
-            End::Cancelled => {
+            SessionEnd::Cancelled => {
                 warn!("the broker cancelled the consumer");
-                let drained = drain(&session, &mut flow, Instant::now() + SETTLE).await;
+                let drained = drain(&session, &mut flow, Instant::now() + SETTLE_TIMEOUT).await;
                 drop(flow);
                 session.close().await;
                 drained.map(|()| false)
             }
-            End::Broken(err) => {
+            SessionEnd::Broken(err) => {
                 warn!(error = %err, "the connection to the broker broke");
                 Ok(false)
             }
-            End::Halt(Halt::Lost(err)) => {
+            SessionEnd::FlowError(FlowError::JobFailed(err)) => {
                 error!(error = %err, "a job failed, its messages will be delivered again");
                 session.close().await;
                 Ok(false)
             }
-            End::Halt(Halt::Stop(stop)) => {
+            SessionEnd::FlowError(FlowError::Stop(stop)) => {
                 session.cancel().await;
-                finish(&mut flow, Instant::now() + SETTLE).await;
+                settle_in_flight(&mut flow, Instant::now() + SETTLE_TIMEOUT).await;
                 drop(flow);
                 session.close().await;
                 Err(stop)
@@ -187,29 +186,29 @@ impl<S: Sink> Bridge<S> {
 }
 
 /// Moves messages until something ends the session.
-async fn pump<S: Sink>(session: &mut Session, flow: &mut Flow<S>, shutdown: &CancellationToken) -> End {
-    let mut watch = interval(WATCH);
-    watch.set_missed_tick_behavior(MissedTickBehavior::Delay);
+async fn pump<S: Sink>(session: &mut Session, flow: &mut Flow<S>, shutdown: &CancellationToken) -> SessionEnd {
+    let mut check = interval(CHECK_INTERVAL);
+    check.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         tokio::select! {
             biased;
-            () = shutdown.cancelled() => return End::Shutdown,
-            advanced = flow.advance() => if let Err(halt) = advanced {
-                return End::Halt(halt);
+            () = shutdown.cancelled() => return SessionEnd::Shutdown,
+            advanced = flow.advance() => if let Err(err) = advanced {
+                return SessionEnd::FlowError(err);
             },
             intake = session.next() => match intake {
-                Intake::Delivery(delivery, note) => flow.accept(*delivery, note),
-                Intake::Cancelled => return End::Cancelled,
-                Intake::Broken(err) => return End::Broken(err),
+                SessionEvent::Delivery(delivery, note) => flow.accept(*delivery, note),
+                SessionEvent::Cancelled => return SessionEnd::Cancelled,
+                SessionEvent::Broken(err) => return SessionEnd::Broken(err),
             },
-            _ = watch.tick() => if !session.is_open() {
-                return End::Broken(BrokerError::ChannelGone);
+            _ = check.tick() => if !session.is_open() {
+                return SessionEnd::Broken(BrokerError::ChannelGone);
             },
         }
     }
 }
 
-/// Sends and settles what the flow holds, for as long as that is of any use.
+/// Sends and settles what the flow holds, until it is idle, the connection breaks or the deadline passes.
 async fn drain<S: Sink>(session: &Session, flow: &mut Flow<S>, deadline: Instant) -> Result<(), Stop> {
     flow.flush();
     while !flow.is_idle() {
@@ -220,35 +219,37 @@ async fn drain<S: Sink>(session: &Session, flow: &mut Flow<S>, deadline: Instant
         tokio::select! {
             settled = timeout_at(deadline, flow.advance()) => match settled {
                 Ok(Ok(())) => flow.flush(),
-                Ok(Err(Halt::Stop(stop))) => {
-                    finish(flow, deadline).await;
+                Ok(Err(FlowError::Stop(stop))) => {
+                    settle_in_flight(flow, deadline).await;
                     return Err(stop);
                 }
-                Ok(Err(Halt::Lost(err))) => error!(error = %err, "a job failed, its messages will be delivered again"),
+                Ok(Err(FlowError::JobFailed(err))) => {
+                    error!(error = %err, "a job failed, its messages will be delivered again");
+                }
                 Err(_) => {
                     warn!("out of time, unsettled messages will be delivered again");
                     return Ok(());
                 }
             },
-            () = sleep(WATCH) => {}
+            () = sleep(CHECK_INTERVAL) => {}
         }
     }
     Ok(())
 }
 
-/// Lets batches that are on their way come back, so that what SQS took is acknowledged and not sent twice.
-async fn finish<S: Sink>(flow: &mut Flow<S>, deadline: Instant) {
-    flow.halt();
+/// Waits for the batches in flight, so that what SQS accepted is acknowledged and not sent twice.
+async fn settle_in_flight<S: Sink>(flow: &mut Flow<S>, deadline: Instant) {
+    flow.discard_unsent();
     while flow.is_sending() {
         if timeout_at(deadline, flow.advance()).await.is_err() {
             return;
         }
-        flow.halt();
+        flow.discard_unsent();
     }
 }
 
-/// Waits before the next try.
-async fn rest(failures: &mut u32) {
+/// Waits before the next attempt, and counts the failure.
+async fn back_off(failures: &mut u32) {
     let delay = backoff::delay(*failures);
     *failures = failures.saturating_add(1);
     sleep(delay).await;

@@ -1,9 +1,9 @@
-//! How many bytes of messages the relay holds, and when it reads no more of them.
+//! Bounds the bytes of the messages that the relay holds.
 //!
-//! The broker counts messages, not bytes: with a prefetch of 100 it may have sent 100 of the largest before anybody has seen the
-//! first. So the bound is kept where the bytes come in (see [`crate::wire`]): while it is reached, no further delivery is read. RabbitMQ
-//! closes a connection that is not read from for 30 s; the next one gets the same messages in the same order. The prefetch does not
-//! follow: see [`crate::source`].
+//! The prefetch counts messages, not bytes: with 100 the broker may have sent 100 of the largest before the first is
+//! handled. So the bound is kept where the bytes come in (see [`crate::wire`]): while the budget is used up, no further
+//! delivery is read. RabbitMQ closes a connection that is not read from for 30 s; the next one gets the same messages
+//! in the same order. Why the prefetch stays the same: see [`crate::source`].
 
 use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -12,7 +12,7 @@ use std::{
 
 use prometheus_client::metrics::gauge::Gauge;
 
-/// The bytes held, over all connections. Clones are the same one. The default has no bound.
+/// The bytes held over all connections. Clones share it. The default has no bound.
 #[derive(Debug, Clone)]
 pub(crate) struct Budget(Arc<Inner>);
 
@@ -20,19 +20,19 @@ pub(crate) struct Budget(Arc<Inner>);
 struct Inner {
     limit: usize,
     gauge: Gauge,
-    holding: Mutex<Holding>,
+    state: Mutex<State>,
 }
 
 #[derive(Debug, Default)]
-struct Holding {
+struct State {
     bytes: usize,
-    /// Who waits for room.
+    /// Readers that wait for room.
     waiting: Vec<Waker>,
 }
 
-/// The bytes of one message. They count until this is dropped.
+/// The bytes of one message, counted until this is dropped.
 #[derive(Debug)]
-pub(crate) struct Held {
+pub(crate) struct HeldBytes {
     budget: Budget,
     bytes: usize,
 }
@@ -44,60 +44,101 @@ impl Default for Budget {
 }
 
 impl Budget {
-    /// For `limit` bytes; `gauge` shows how many there are.
+    /// A budget of `limit` bytes; `gauge` shows how many are held.
     pub(crate) fn new(limit: usize, gauge: Gauge) -> Self {
-        Self(Arc::new(Inner { limit, gauge, holding: Mutex::default() }))
+        Self(Arc::new(Inner { limit, gauge, state: Mutex::default() }))
     }
 
-    /// Counts a message, whether there is room for it or not: whoever begins to read one reads it to its end.
-    pub(crate) fn hold(&self, bytes: usize) -> Held {
-        let mut holding = self.holding();
-        holding.bytes += bytes;
-        self.0.gauge.set(i64::try_from(holding.bytes).unwrap_or(i64::MAX));
-        Held { budget: self.clone(), bytes }
+    /// Counts a message, with or without room for it: one that has begun is read to its end.
+    pub(crate) fn hold(&self, bytes: usize) -> HeldBytes {
+        let mut state = self.state();
+        state.bytes += bytes;
+        self.0.gauge.set(i64::try_from(state.bytes).unwrap_or(i64::MAX));
+        HeldBytes { budget: self.clone(), bytes }
     }
 
-    /// Whether another message may be read: as long as any room is left. So one always may when nothing is held, and at most one
-    /// goes over the limit.
+    /// Ready if another message may be read, which needs any room at all. So one message always passes when nothing is
+    /// held, and at most one goes over the limit.
     pub(crate) fn poll_room(&self, context: &Context<'_>) -> Poll<()> {
-        let mut holding = self.holding();
-        if holding.bytes < self.0.limit {
+        let mut state = self.state();
+        if state.bytes < self.0.limit {
             return Poll::Ready(());
         }
-        if !holding.waiting.iter().any(|waker| waker.will_wake(context.waker())) {
-            holding.waiting.push(context.waker().clone());
+        if !state.waiting.iter().any(|waker| waker.will_wake(context.waker())) {
+            state.waiting.push(context.waker().clone());
         }
         Poll::Pending
     }
 
-    /// Whether nothing more may be read now.
+    /// Whether no further message may be read now.
     pub(crate) fn is_full(&self) -> bool {
-        self.holding().bytes >= self.0.limit
+        self.state().bytes >= self.0.limit
     }
 
-    /// Lets those look again who wait for room.
+    /// Wakes the readers that wait for room.
     pub(crate) fn wake(&self) {
-        let waiting = std::mem::take(&mut self.holding().waiting);
+        let waiting = std::mem::take(&mut self.state().waiting);
         waiting.into_iter().for_each(Waker::wake);
     }
 
-    fn holding(&self) -> MutexGuard<'_, Holding> {
-        // Nothing in there can be half done.
-        self.0.holding.lock().unwrap_or_else(PoisonError::into_inner)
+    fn state(&self) -> MutexGuard<'_, State> {
+        // A panic cannot leave it half changed.
+        self.0.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl Drop for Held {
+impl Drop for HeldBytes {
     fn drop(&mut self) {
-        let mut holding = self.budget.holding();
-        holding.bytes -= self.bytes;
-        self.budget.0.gauge.set(i64::try_from(holding.bytes).unwrap_or(i64::MAX));
-        if holding.bytes < self.budget.0.limit {
-            drop(holding);
+        let mut state = self.budget.state();
+        state.bytes -= self.bytes;
+        self.budget.0.gauge.set(i64::try_from(state.bytes).unwrap_or(i64::MAX));
+        if state.bytes < self.budget.0.limit {
+            drop(state);
             self.budget.wake();
         }
     }
 }
 
 #[cfg(test)]
-mod tests;
+mod tests {
+    use std::{
+        sync::atomic::{AtomicUsize, Ordering},
+        task::Wake,
+    };
+
+    use super::*;
+
+    /// Counts its wake-ups.
+    #[derive(Default)]
+    struct Woken(AtomicUsize);
+
+    impl Wake for Woken {
+        fn wake(self: Arc<Self>) {
+            self.0.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    #[test]
+    fn one_message_always_passes_and_one_at_most_goes_over() {
+        let (gauge, woken) = (Gauge::default(), Arc::new(Woken::default()));
+        let budget = Budget::new(100, gauge.clone());
+        let waker = Waker::from(Arc::clone(&woken));
+        let context = Context::from_waker(&waker);
+        let room = || budget.poll_room(&context).is_ready();
+        assert!(room());
+        let huge = budget.hold(1_000);
+        assert!(!room() && !room(), "nothing beside one that is over the limit alone");
+        drop(huge);
+        assert_eq!(woken.0.load(Ordering::Relaxed), 1, "woken once, however often it asked");
+        let (first, second) = (budget.hold(99), budget.hold(500));
+        assert_eq!(gauge.get(), 599);
+        assert!(!room());
+        drop(first);
+        assert!(!room() && woken.0.load(Ordering::Relaxed) == 1, "still full");
+        drop(second);
+        assert_eq!((gauge.get(), woken.0.load(Ordering::Relaxed)), (0, 2));
+        assert!(room());
+        let _all = [(); 1_000].map(|()| Budget::default().hold(usize::MAX / 2));
+        assert!(Budget::default().poll_room(&context).is_ready(), "without a bound");
+    }
+}

@@ -1,6 +1,6 @@
-//! `relay --check`: looks at everything that the relay needs and prints one line for each thing on standard output.
+//! `relay --check`: checks everything that the relay needs and prints a line for each on standard output.
 //!
-//! Refuses to change anything: it takes no message and creates nothing.
+//! It takes no message and changes nothing.
 
 use std::time::Duration;
 
@@ -8,127 +8,130 @@ use aws_errors::Class;
 use tokio::time::timeout;
 
 use crate::{
-    amqp::BrokerError,
-    amqp::{self, Broker},
-    channels::Channels,
+    amqp::{self, Broker, BrokerError, Channels},
     config::Config,
     entry::MAX_BYTES,
     error::Error,
     health,
     sink::{Probe, Sink, SqsSink},
     topology::{find_exchange, find_queue, is_stream},
-    wire::Notes,
+    wire::ConnectionNotes,
 };
 
 const CONNECTION: &str = "relay: check";
 
-/// For each question to a broker that is connected, and for the one to SQS.
+/// For each request to a connected broker, and to SQS or S3.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// For a relay on this machine.
-const HERE_TIMEOUT: Duration = Duration::from_secs(2);
+const LOCAL_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// What was found about one thing.
-struct Finding {
-    what: String,
-    /// The problem and what to do about it.
-    wrong: Option<String>,
+/// The result of one check.
+struct CheckResult {
+    subject: String,
+    /// What is wrong, and what to do about it.
+    problem: Option<String>,
 }
 
-/// Checks and prints. An error says that something is wrong; what, is printed.
+/// Checks and prints. The error only says how many checks failed.
 pub async fn run(config: &Config) -> Result<(), Error> {
     let broker = config.validate()?;
-    let mut findings = check_broker(config, &broker).await;
+    let mut results = check_broker(config, &broker).await;
     let sink = SqsSink::connect(config).await?;
-    findings.extend(check_sqs(config, &sink).await);
-    findings.extend(check_payloads(config, &sink).await);
-    for Finding { what, wrong } in &findings {
-        match wrong {
-            None => println!("ok   {what}"),
-            Some(wrong) => println!("FAIL {what}: {wrong}"),
+    results.extend(check_sqs(config, &sink).await);
+    results.extend(check_payloads(config, &sink).await);
+    for CheckResult { subject, problem } in &results {
+        match problem {
+            None => println!("ok   {subject}"),
+            Some(problem) => println!("FAIL {subject}: {problem}"),
         }
     }
-    match findings.iter().filter(|finding| finding.wrong.is_some()).count() {
+    match results.iter().filter(|result| result.problem.is_some()).count() {
         0 => Ok(()),
-        wrong => Err(Error::Check(wrong)),
+        failed => Err(Error::ChecksFailed(failed)),
     }
 }
 
-async fn check_broker(config: &Config, broker: &Broker) -> Vec<Finding> {
-    let mut findings = Vec::new();
+async fn check_broker(config: &Config, broker: &Broker) -> Vec<CheckResult> {
+    let mut results = Vec::new();
     let mut open = None;
     for host in 0..broker.len() {
         let answer = broker.connect_to(host, CONNECTION).await;
-        let wrong = answer.as_ref().err().map(advise);
-        findings.push(Finding { what: format!("amqp.connect {}", broker.address(host)), wrong });
+        let problem = answer.as_ref().err().map(with_advice);
+        results.push(CheckResult { subject: format!("amqp.connect {}", broker.address(host)), problem });
         match (answer, &open) {
             (Ok(connection), None) => open = Some(connection),
             (Ok(connection), Some(_)) => amqp::close(connection).await,
             (Err(_), _) => {}
         }
     }
-    let Some(connection) = open else { return findings };
-    let mut channels = Channels::on(connection, broker, CONNECTION, &Notes::default());
+    let Some(connection) = open else { return results };
+    let mut channels = Channels::on(connection, broker, CONNECTION, &ConnectionNotes::default());
     let exchange = config.dead_letter_exchange();
     let queue_there = answer(find_queue(&mut channels, &config.queue)).await;
-    let wrong = match queue_there {
+    let problem = match queue_there {
         Ok(true) => match answer(is_stream(&mut channels, &config.queue)).await {
             Ok(stream) => stream.then(|| BrokerError::Stream(config.queue.clone()).to_string()),
-            Err(err) => Some(advise(&err)),
+            Err(err) => Some(with_advice(&err)),
         },
-        other => existence(other, config, "create it, or start the relay with --declare"),
+        other => problem_if_missing(other, config, "create it, or start the relay with --declare"),
     };
-    findings.push(Finding { what: format!("amqp.queue {}", config.queue), wrong });
+    results.push(CheckResult { subject: format!("amqp.queue {}", config.queue), problem });
     let exchange_there = answer(find_exchange(&mut channels, &exchange)).await;
-    let wrong = existence(exchange_there, config, "create it with a queue, or start the relay with --declare");
-    findings.push(Finding { what: format!("amqp.dead-letter-exchange {exchange}"), wrong });
+    let problem =
+        problem_if_missing(exchange_there, config, "create it with a queue, or start the relay with --declare");
+    results.push(CheckResult { subject: format!("amqp.dead-letter-exchange {exchange}"), problem });
     for binding in config.bindings().unwrap_or_default() {
         let there = answer(find_exchange(&mut channels, &binding.exchange)).await;
-        let wrong = match there {
+        let problem = match there {
             Ok(true) => None,
             Ok(false) => Some("does not exist; create it, or leave the binding out".to_owned()),
-            Err(err) => Some(advise(&err)),
+            Err(err) => Some(with_advice(&err)),
         };
-        findings.push(Finding { what: format!("amqp.bind {}", binding.exchange), wrong });
+        results.push(CheckResult { subject: format!("amqp.bind {}", binding.exchange), problem });
     }
     amqp::close(channels.into_connection()).await;
-    findings.extend(check_returned(config, &exchange).await);
-    findings
+    results.extend(check_returned_dead_letters(config, &exchange).await);
+    results
 }
 
-/// What a relay says that runs here with the same options: AMQP has no question for where an exchange leads to.
-async fn check_returned(config: &Config, exchange: &str) -> Option<Finding> {
+/// Asks a relay that runs here with the same options for returned dead letters: AMQP cannot be asked where an exchange
+/// leads.
+async fn check_returned_dead_letters(config: &Config, exchange: &str) -> Option<CheckResult> {
     let addr = config.health_addr;
-    let held = timeout(HERE_TIMEOUT, health::held_at(addr)).await.ok()??;
-    let wrong = format!(
+    let held = timeout(LOCAL_TIMEOUT, health::held_at(addr)).await.ok()??;
+    let problem = format!(
         "{held} came back to queue {} and are held; exchange {exchange} leads back to it, correct its bindings",
         config.queue
     );
-    Some(Finding { what: format!("amqp.dead-letters of the relay at {addr}"), wrong: (held > 0).then_some(wrong) })
+    Some(CheckResult {
+        subject: format!("amqp.dead-letters of the relay at {addr}"),
+        problem: (held > 0).then_some(problem),
+    })
 }
 
 async fn answer(question: impl Future<Output = Result<bool, BrokerError>>) -> Result<bool, BrokerError> {
     timeout(ANSWER_TIMEOUT, question).await.unwrap_or(Err(BrokerError::Timeout(ANSWER_TIMEOUT)))
 }
 
-/// With `--declare` what is missing will be created.
-fn existence(found: Result<bool, BrokerError>, config: &Config, advice: &str) -> Option<String> {
+/// With `--declare` the relay creates what is missing.
+fn problem_if_missing(found: Result<bool, BrokerError>, config: &Config, advice: &str) -> Option<String> {
     match found {
         Ok(there) => (!there && !config.declare).then(|| format!("does not exist; {advice}")),
-        Err(err) => Some(advise(&err)),
+        Err(err) => Some(with_advice(&err)),
     }
 }
 
-fn advise(err: &BrokerError) -> String {
+fn with_advice(err: &BrokerError) -> String {
     match err {
-        // These say it themselves.
+        // These already say what to do.
         BrokerError::Refused(_) | BrokerError::FrameMax(_) => err.to_string(),
         _ => format!("{err}; check that the broker runs there, and the network, port and TLS to it"),
     }
 }
 
-async fn check_sqs(config: &Config, sink: &SqsSink) -> Vec<Finding> {
-    let what = format!("sqs.queue {}", config.sqs_queue_url);
+async fn check_sqs(config: &Config, sink: &SqsSink) -> Vec<CheckResult> {
+    let subject = format!("sqs.queue {}", config.sqs_queue_url);
     let limit = match timeout(ANSWER_TIMEOUT, sink.probe()).await {
         Ok(Probe::Ready(limit)) => Ok(limit),
         Ok(Probe::Stop(stop)) => Err(format!("{stop}; check --sqs-queue-url, the region and the credentials")),
@@ -139,12 +142,15 @@ async fn check_sqs(config: &Config, sink: &SqsSink) -> Vec<Finding> {
         Err(_) => Err(format!("no answer within {ANSWER_TIMEOUT:?}; check the network and the endpoint")),
     };
     match limit {
-        Err(wrong) => vec![Finding { what, wrong: Some(wrong) }],
-        Ok(limit) => vec![Finding { what, wrong: None }, Finding { what: size_limit(config, limit), wrong: None }],
+        Err(problem) => vec![CheckResult { subject, problem: Some(problem) }],
+        Ok(limit) => vec![
+            CheckResult { subject, problem: None },
+            CheckResult { subject: size_limit(config, limit), problem: None },
+        ],
     }
 }
 
-/// What becomes of messages that the queue does not take. None of it is wrong.
+/// What happens to messages over the queue's limit. None of it is a problem.
 fn size_limit(config: &Config, limit: Option<usize>) -> String {
     let larger = match &config.payload_bucket {
         Some(_) => "larger ones go to --payload-bucket",
@@ -157,9 +163,9 @@ fn size_limit(config: &Config, limit: Option<usize>) -> String {
     format!("sqs.maximum-message-size: {limit}; {larger}")
 }
 
-async fn check_payloads(config: &Config, sink: &SqsSink) -> Option<Finding> {
+async fn check_payloads(config: &Config, sink: &SqsSink) -> Option<CheckResult> {
     let (bucket, payloads) = (config.payload_bucket.as_ref()?, sink.payloads()?);
-    let wrong = match timeout(ANSWER_TIMEOUT, payloads.probe()).await {
+    let problem = match timeout(ANSWER_TIMEOUT, payloads.probe()).await {
         Ok(Ok(())) => None,
         Ok(Err(err)) => Some(match err.class {
             Class::NoContainer | Class::NoObject => "does not exist; create it, or correct --payload-bucket".to_owned(),
@@ -168,5 +174,5 @@ async fn check_payloads(config: &Config, sink: &SqsSink) -> Option<Finding> {
         }),
         Err(_) => Some(format!("no answer within {ANSWER_TIMEOUT:?}; check the network and the endpoint")),
     };
-    Some(Finding { what: format!("s3.payload-bucket {bucket}"), wrong })
+    Some(CheckResult { subject: format!("s3.payload-bucket {bucket}"), problem })
 }

@@ -1,6 +1,6 @@
-//! Options, each a flag and an environment variable, and their checks.
+//! The command line: options, each a flag and an environment variable, their checks, and the text of `--help`.
 //!
-//! Refuses to show the AMQP password: not in `--help`, not in `Debug`, not in an error.
+//! The AMQP password is never shown, not in `--help`, `Debug` or an error.
 
 use std::{
     ffi::OsString,
@@ -9,30 +9,54 @@ use std::{
     time::Duration,
 };
 
-use clap::{FromArgMatches, Parser, ValueEnum, builder::BoolishValueParser, value_parser};
+use clap::{
+    Arg, ArgMatches, Command, CommandFactory, FromArgMatches, Parser, ValueEnum, builder::BoolishValueParser,
+    value_parser,
+};
+use clap_complete::Shell;
 use settings::{socket, stray_whitespace};
 
 mod broker;
-mod error;
-mod hosts;
-mod manual;
 
 pub(crate) use broker::Binding;
-pub use broker::{BrokerOptions, QueueType};
-pub use error::ConfigError;
-use error::{check_name, invalid};
-pub use hosts::AmqpUrl;
-use hosts::redact;
-
-use crate::amqp::Broker;
+pub use broker::{AmqpUrl, BrokerOptions, QueueType};
+use broker::{check_name, invalid, redact};
 
 use crate::{
+    amqp::Broker,
     attributes::{self, Attributes},
-    field::Field,
+    error::{ConfigError, EXIT_CODES},
+    id_source::IdSource,
 };
 
-/// Options that take whitespace off by themselves.
+/// Options whose parser trims whitespace itself.
 const FREE: [&str; 2] = ["amqp-url", "attributes"];
+
+const NAME: &str = "relay";
+const COMPLETIONS: &str = "completions";
+const SHELL: &str = "shell";
+
+const EXAMPLES: &str = "Examples:
+  relay --check
+      look whether broker, queue and SQS are as they must be, configured by the environment
+  relay --declare --health-addr 0.0.0.0:9100
+      create what is missing in the broker, and move messages until SIGTERM
+  relay completions bash > ~/.local/share/bash-completion/completions/relay
+      complete this command line from now on
+";
+
+const ENVIRONMENT: &str = "Environment:
+  Each option shows its variable, if it has one, in brackets; a flag wins over it.
+  AWS_REGION, AWS_ENDPOINT_URL and the others of the AWS SDK say where SQS and S3 are, and who we are.
+  AWS_CA_BUNDLE and SSL_CERT_FILE say whom TLS trusts, HTTPS_PROXY and NO_PROXY what goes by a proxy.
+  RUST_LOG filters log lines, as in RUST_LOG=relay=debug.
+";
+
+const SEE_ALSO: &str = "
+See also:
+  docs/OPERATIONS.md      failures, metrics, what others get wrong
+  docs/CONFIGURATION.md   every option of both binaries
+  handler --help          what takes the messages from SQS";
 
 /// Moves messages from a RabbitMQ queue to an SQS queue, and acknowledges each one only after SQS has accepted it.
 #[derive(Debug, Clone, Parser)]
@@ -72,12 +96,12 @@ pub struct Config {
     /// fixed:TEXT. A FIFO queue keeps the order inside a group and takes one message of a group at a time; without this
     /// option all messages are one group, which is strict and slow. A message that has no such field gets a group of its
     /// own. A standard queue is sent the group too (fair queues), when this is set
-    #[arg(long, help_heading = "SQS", env = "SQS_MESSAGE_GROUP_ID", value_name = "SOURCE", value_parser = Field::for_group)]
-    pub message_group_id: Option<Field>,
+    #[arg(long, help_heading = "SQS", env = "SQS_MESSAGE_GROUP_ID", value_name = "SOURCE", value_parser = IdSource::for_group)]
+    pub message_group_id: Option<IdSource>,
     /// Where the deduplication id comes from, FIFO queues only: as for the group, or sha256 of the body. A message that
     /// has no such field gets the hash. SQS drops a second message with the same id for five minutes [default: message-id]
     #[arg(long, help_heading = "SQS", env = "SQS_MESSAGE_DEDUPLICATION_ID", value_name = "SOURCE")]
-    pub message_deduplication_id: Option<Field>,
+    pub message_deduplication_id: Option<IdSource>,
     /// What becomes an SQS message attribute, ten at most, separated by commas: message-id, correlation-id, timestamp,
     /// traceparent, tracestate, routing-key, exchange, type, app-id, content-type, priority, header:NAME. When a message
     /// is too large with them, the last ones are left out
@@ -111,7 +135,7 @@ pub enum LogFormat {
 }
 
 impl Config {
-    /// Reads the options; `None` when the person asked for help, the version or completions, and has them.
+    /// Reads the options. `None` if help, the version or completions were asked for; they are printed.
     ///
     /// ```
     /// use relay::config::Config;
@@ -127,35 +151,35 @@ impl Config {
         I: IntoIterator,
         I::Item: Into<OsString> + Clone,
     {
-        let mut command = manual::command();
-        let asked = command.try_get_matches_from_mut(args);
-        let refuse = |err: clap::Error| {
+        let mut command = command();
+        let parsed = command.try_get_matches_from_mut(args);
+        let usage_error = |err: clap::Error| {
             let hint = settings::variables(&command, &err).map(|line| format!("\n{line}")).unwrap_or_default();
             ConfigError::Usage(format!("{}{hint}", redact(err.to_string().trim_end())))
         };
-        let matches = match asked {
+        let matches = match parsed {
             Ok(matches) => matches,
             Err(err) if !err.use_stderr() => {
                 // Printing help to a closed pipe is no reason to fail.
                 let _ = err.print();
                 return Ok(None);
             }
-            Err(err) => return Err(refuse(err)),
+            Err(err) => return Err(usage_error(err)),
         };
-        if let Some(script) = manual::completions(&matches) {
-            // As with help.
+        if let Some(script) = completions(&matches) {
+            // As with help, a closed pipe is no error.
             let _ = io::stdout().lock().write_all(&script);
             return Ok(None);
         }
         if let Some(problem) = stray_whitespace(&command, &matches, &FREE) {
             return Err(ConfigError::Usage(format!("error: {problem}")));
         }
-        let config = Self::from_arg_matches(&matches).map_err(refuse)?;
+        let config = Self::from_arg_matches(&matches).map_err(usage_error)?;
         config.validate()?;
         Ok(Some(config))
     }
 
-    /// Checks what depends on more than one value or must not be repeated, and gives the way to the broker.
+    /// Checks values that depend on each other or must not be repeated in an error. Returns the broker.
     pub fn validate(&self) -> Result<Broker, ConfigError> {
         let broker = self.broker.broker(self.amqp_url.parse()?)?;
         let leads_back = |binding: &Binding| binding.exchange == self.dead_letter_exchange();
@@ -172,17 +196,17 @@ impl Config {
         Ok(broker)
     }
 
-    /// Whether the queue keeps an order. Its name says so.
+    /// Whether the SQS queue is FIFO. Its name says so.
     pub fn is_fifo(&self) -> bool {
         self.sqs_queue_url.ends_with(".fifo")
     }
 
-    /// The exchange for poison.
+    /// The dead-letter exchange.
     pub fn dead_letter_exchange(&self) -> String {
         self.dead_letter_exchange.clone().unwrap_or_else(|| format!("{}.dead-letter", self.queue))
     }
 
-    /// What to bind the queue to.
+    /// The bindings to create.
     pub(crate) fn bindings(&self) -> Result<Vec<Binding>, ConfigError> {
         self.broker.bindings(self.declare)
     }
@@ -192,10 +216,32 @@ impl Config {
         Duration::from_millis(self.linger_ms)
     }
 
-    /// The time for an ordered end.
+    /// How long a graceful shutdown may take.
     pub fn shutdown_timeout(&self) -> Duration {
         Duration::from_secs(self.shutdown_timeout)
     }
+}
+
+/// The command line with the text after its options and the subcommand for completions.
+fn command() -> Command {
+    let shell = Arg::new(SHELL).value_name("SHELL").help("The shell").required(true).value_parser(value_parser!(Shell));
+    let completions =
+        Command::new(COMPLETIONS).about("Print a script that completes this command line in a shell").arg(shell);
+    Config::command().after_long_help(manual()).subcommand(completions).subcommand_negates_reqs(true)
+}
+
+/// The completion script, if its subcommand was given.
+fn completions(matches: &ArgMatches) -> Option<Vec<u8>> {
+    let (_, asked) = matches.subcommand()?;
+    let mut script = Vec::new();
+    clap_complete::generate(*asked.get_one::<Shell>(SHELL)?, &mut command(), NAME, &mut script);
+    Some(script)
+}
+
+fn manual() -> String {
+    let codes: String = EXIT_CODES.iter().map(|(code, meaning)| format!("  {code:<4}{meaning}\n")).collect();
+    let codes = format!("Exit codes:\n{codes}");
+    [EXAMPLES, &codes, ENVIRONMENT, telemetry::HELP, SEE_ALSO].join("\n")
 }
 
 #[cfg(test)]

@@ -1,7 +1,7 @@
-//! What one message becomes in SQS, and the rules that SQS sets for it.
+//! One message as SQS carries it, and SQS' rules for it.
 //!
-//! A body that SQS would refuse is told apart, with the reason, before a request is spent on it. It is never changed
-//! to make it fit; attributes that do not fit beside it are left out.
+//! A body that SQS would refuse is rejected here, with the reason, before a request is made. It is never changed to
+//! make it fit; attributes that do not fit beside it are left out.
 
 use std::{
     fmt,
@@ -11,19 +11,15 @@ use std::{
     },
 };
 
-mod ids;
-
-pub use ids::Ids;
-
 use crate::{
     attributes::{Attribute, MAX_ATTRIBUTES, is_legal},
     payload::Payload,
 };
 
-/// What SQS takes in one message and also in one batch, attributes counted.
+/// SQS' limit for one message and for one batch, in bytes, attributes included.
 pub const MAX_BYTES: usize = 1024 * 1024;
 
-/// What this queue takes in one message: its `MaximumMessageSize`, as far as that is known. Clones are the same one.
+/// The queue's `MaximumMessageSize`, as far as it is known. Clones share it.
 #[derive(Debug, Clone)]
 pub struct SizeLimit(Arc<AtomicUsize>);
 
@@ -35,12 +31,12 @@ impl Default for SizeLimit {
 }
 
 impl SizeLimit {
-    /// In bytes, attributes counted.
+    /// In bytes, attributes included.
     pub fn get(&self) -> usize {
         self.0.load(Ordering::Relaxed)
     }
 
-    /// Changes it; gives what it was before.
+    /// Changes it, to [`MAX_BYTES`] at most. Returns the previous limit.
     pub(crate) fn set(&self, bytes: usize) -> usize {
         self.0.swap(bytes.min(MAX_BYTES), Ordering::Relaxed)
     }
@@ -51,59 +47,76 @@ impl SizeLimit {
 pub struct Entry {
     body: String,
     attributes: Vec<Attribute>,
-    ids: Ids,
+    ids: EntryIds,
     payload: Option<Payload>,
+}
+
+/// The group id and deduplication id of an entry.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum EntryIds {
+    /// For a standard queue. A group is for fairness there and keeps no order.
+    Standard {
+        /// The group id.
+        group: Option<String>,
+    },
+    /// For a FIFO queue, which needs both.
+    Fifo {
+        /// The group id: messages of one group keep their order.
+        group: String,
+        /// The deduplication id.
+        deduplication: String,
+    },
 }
 
 /// Why SQS can never carry a message.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Reason {
+pub enum PoisonReason {
     /// SQS has no empty messages.
     EmptyBody,
-    /// SQS carries text.
+    /// The body is not UTF-8: SQS carries text.
     NotUtf8,
     /// A message id, routing key, header name or the like is not UTF-8: which, with its bytes in hexadecimal.
     PropertyNotUtf8(String),
-    /// A character that XML 1.0 does not have.
+    /// The body has a character that XML 1.0 does not allow.
     IllegalCharacter,
     /// The message has more bytes than the queue takes.
     TooLarge {
-        /// What it has.
+        /// The size of the message.
         bytes: usize,
-        /// What the queue takes.
+        /// The limit of the queue.
         limit: usize,
     },
-    /// Something between here and SQS takes no message of so many bytes.
-    TooLargeOnTheWay(usize),
-    /// SQS itself refused this very entry: its code, and a sentence for it.
+    /// A proxy between the relay and SQS takes no message of so many bytes.
+    TooLargeForProxy(usize),
+    /// SQS refused this entry: its code, and what it means.
     Rejected(String),
 }
 
 impl Entry {
-    /// Checks a body; gives it back with the reason when SQS cannot carry it. The entry has no attributes and no ids yet.
-    pub fn new(body: Vec<u8>, limit: usize) -> Result<Self, (Vec<u8>, Reason)> {
+    /// Checks a body. The entry has no attributes and no ids yet. An error returns the body with the reason.
+    pub fn new(body: Vec<u8>, limit: usize) -> Result<Self, (Vec<u8>, PoisonReason)> {
         if body.is_empty() {
-            return Err((body, Reason::EmptyBody));
+            return Err((body, PoisonReason::EmptyBody));
         }
         if body.len() > limit {
             let bytes = body.len();
-            return Err((body, Reason::TooLarge { bytes, limit }));
+            return Err((body, PoisonReason::TooLarge { bytes, limit }));
         }
-        let body = String::from_utf8(body).map_err(|err| (err.into_bytes(), Reason::NotUtf8))?;
+        let body = String::from_utf8(body).map_err(|err| (err.into_bytes(), PoisonReason::NotUtf8))?;
         if !body.chars().all(is_legal) {
-            return Err((body.into_bytes(), Reason::IllegalCharacter));
+            return Err((body.into_bytes(), PoisonReason::IllegalCharacter));
         }
-        Ok(Self { body, attributes: vec![], ids: Ids::Standard { group: None }, payload: None })
+        Ok(Self { body, attributes: vec![], ids: EntryIds::Standard { group: None }, payload: None })
     }
 
-    /// The entry of a body over the limit, which goes to S3: its own body is the pointer.
-    pub fn elsewhere(payload: Payload, bucket: &str) -> Self {
+    /// The entry for a body that goes to S3: its own body is the pointer.
+    pub fn offloaded(payload: Payload, bucket: &str) -> Self {
         let body = payload.pointer(bucket);
-        Self { body, attributes: vec![], ids: Ids::Standard { group: None }, payload: Some(payload) }
+        Self { body, attributes: vec![], ids: EntryIds::Standard { group: None }, payload: Some(payload) }
     }
 
-    /// The same message with its body in S3; itself where it is there already. Ids stay.
-    pub fn moved(self, bucket: &str, limit: usize) -> Self {
+    /// The same message with its body in S3; unchanged if it is there already.
+    pub fn offload(self, bucket: &str, limit: usize) -> Self {
         if self.payload.is_some() {
             return self;
         }
@@ -111,10 +124,10 @@ impl Entry {
         let mut attributes = self.attributes;
         attributes.insert(0, payload.size_attribute());
         attributes.truncate(MAX_ATTRIBUTES);
-        Self::elsewhere(payload, bucket).with_ids(self.ids).with_attributes(attributes, limit)
+        Self::offloaded(payload, bucket).with_ids(self.ids).with_attributes(attributes, limit)
     }
 
-    /// Adds attributes, without the last ones when all together are too large beside the body.
+    /// Adds attributes. The last ones are left out if the message would exceed the limit.
     pub fn with_attributes(mut self, mut attributes: Vec<Attribute>, limit: usize) -> Self {
         let mut size = self.size();
         let fitting = attributes.iter().take_while(|attribute| {
@@ -127,7 +140,7 @@ impl Entry {
     }
 
     /// Sets the ids.
-    pub fn with_ids(self, ids: Ids) -> Self {
+    pub fn with_ids(self, ids: EntryIds) -> Self {
         Self { ids, ..self }
     }
 
@@ -149,24 +162,24 @@ impl Entry {
     /// The group id.
     pub fn group(&self) -> Option<&str> {
         match &self.ids {
-            Ids::Standard { group } => group.as_deref(),
-            Ids::Fifo { group, .. } => Some(group),
+            EntryIds::Standard { group } => group.as_deref(),
+            EntryIds::Fifo { group, .. } => Some(group),
         }
     }
 
     /// The deduplication id.
     pub fn deduplication(&self) -> Option<&str> {
         match &self.ids {
-            Ids::Standard { .. } => None,
-            Ids::Fifo { deduplication, .. } => Some(deduplication),
+            EntryIds::Standard { .. } => None,
+            EntryIds::Fifo { deduplication, .. } => Some(deduplication),
         }
     }
 
     /// The group whose order is kept, if there is one.
     pub fn lane(&self) -> Option<&str> {
         match &self.ids {
-            Ids::Standard { .. } => None,
-            Ids::Fifo { group, .. } => Some(group),
+            EntryIds::Standard { .. } => None,
+            EntryIds::Fifo { group, .. } => Some(group),
         }
     }
 
@@ -175,27 +188,27 @@ impl Entry {
         self.body.len() + self.attributes.iter().map(Attribute::size).sum::<usize>()
     }
 
-    /// Gives the body up, as it came.
+    /// The body as it was published.
     pub fn into_body(self) -> Vec<u8> {
         self.payload.map_or_else(|| self.body.into_bytes(), |payload| payload.body.into())
     }
 }
 
-impl Reason {
-    /// The word that stands in headers and logs.
+impl PoisonReason {
+    /// The code for headers, logs and metrics.
     pub fn as_str(&self) -> &'static str {
         match self {
             Self::EmptyBody => "empty-body",
             Self::NotUtf8 => "not-utf8",
             Self::PropertyNotUtf8(_) => "property-not-utf8",
             Self::IllegalCharacter => "illegal-character",
-            Self::TooLarge { .. } | Self::TooLargeOnTheWay(_) => "too-large",
+            Self::TooLarge { .. } | Self::TooLargeForProxy(_) => "too-large",
             Self::Rejected(_) => "rejected-by-sqs",
         }
     }
 }
 
-impl fmt::Display for Reason {
+impl fmt::Display for PoisonReason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::EmptyBody => f.write_str("the body is empty"),
@@ -210,7 +223,7 @@ impl fmt::Display for Reason {
             Self::TooLarge { bytes, limit } => {
                 write!(f, "the message has {bytes} bytes, and SQS takes {limit}: set --payload-bucket")
             }
-            Self::TooLargeOnTheWay(bytes) => write!(
+            Self::TooLargeForProxy(bytes) => write!(
                 f,
                 "the message has {bytes} bytes, and something between the relay and SQS takes no such request (413): \
                  correct that, or set --payload-bucket"
@@ -221,4 +234,99 @@ impl fmt::Display for Reason {
 }
 
 #[cfg(test)]
-mod tests;
+mod tests {
+    use super::*;
+    use crate::attributes::AttributeValue;
+
+    #[test]
+    fn bodies_are_taken_whole_or_refused_with_their_reason() {
+        let full = vec![b'x'; MAX_BYTES];
+        let over = vec![b'x'; MAX_BYTES + 1];
+        let cases: Vec<(&[u8], Option<&str>)> = vec![
+            (b"x", None),
+            (b"{\"a\":1}\r\n\t", None),
+            ("\u{7f}\u{85}\u{d7ff}\u{e000}\u{fffd}\u{10000}\u{10ffff}".as_bytes(), None),
+            (&full, None),
+            (b"", Some("empty-body")),
+            (b"\xff", Some("not-utf8")),
+            (b"\xed\xa0\x80", Some("not-utf8")),
+            (b"a\0b", Some("illegal-character")),
+            (b"\x08", Some("illegal-character")),
+            (b"\x0b", Some("illegal-character")),
+            (b"\x1f", Some("illegal-character")),
+            ("\u{fffe}".as_bytes(), Some("illegal-character")),
+            ("\u{ffff}".as_bytes(), Some("illegal-character")),
+            (&over, Some("too-large")),
+        ];
+        for (body, refused) in cases {
+            let shown = String::from_utf8_lossy(&body[..body.len().min(16)]);
+            match Entry::new(body.to_vec(), MAX_BYTES) {
+                Ok(entry) => {
+                    assert_eq!(refused, None, "{shown:?}");
+                    assert_eq!(entry.into_body(), body);
+                }
+                Err((back, reason)) => {
+                    assert_eq!(Some(reason.as_str()), refused, "{shown:?}");
+                    assert_eq!(back, body, "the body must come back unchanged");
+                }
+            }
+        }
+    }
+
+    /// The SDK counts nothing: SQS would refuse what is too large.
+    #[test]
+    fn size_counts_attributes_as_sqs_does_and_the_last_ones_give_way() {
+        // Name, type and value: 2 + 6 + 3, 1 + 6 + 2 and 1 + 6 + 4 bytes.
+        let attributes = vec![
+            Attribute { name: "id".into(), value: AttributeValue::Text("abc".to_owned()) },
+            Attribute { name: "n".into(), value: AttributeValue::Number("12".to_owned()) },
+            Attribute { name: "b".into(), value: AttributeValue::Binary(vec![0xff; 4]) },
+        ];
+        for (room, kept, bytes) in
+            [(31, 3, 31), (30, 2, 20), (20, 2, 20), (19, 1, 11), (11, 1, 11), (10, 0, 0), (0, 0, 0)]
+        {
+            let body = vec![b'x'; MAX_BYTES - room];
+            let entry = Entry::new(body, MAX_BYTES).unwrap().with_attributes(attributes.clone(), MAX_BYTES);
+            assert_eq!(entry.attributes(), &attributes[..kept], "{room}");
+            assert_eq!(entry.size(), MAX_BYTES - room + bytes, "{room}");
+        }
+    }
+
+    #[test]
+    fn only_a_fifo_queue_keeps_an_order() {
+        let entry = || Entry::new(b"x".to_vec(), MAX_BYTES).unwrap();
+        let fifo = EntryIds::Fifo { group: "g".to_owned(), deduplication: "d".to_owned() };
+        for (ids, group, deduplication, lane) in [
+            (EntryIds::Standard { group: None }, None, None, None),
+            (EntryIds::Standard { group: Some("g".to_owned()) }, Some("g"), None, None),
+            (fifo, Some("g"), Some("d"), Some("g")),
+        ] {
+            let entry = entry().with_ids(ids);
+            assert_eq!((entry.group(), entry.deduplication(), entry.lane()), (group, deduplication, lane));
+        }
+    }
+
+    #[test]
+    fn a_queue_may_take_less_than_sqs_and_a_message_can_still_move_to_the_bucket() {
+        let (limit, size) = (SizeLimit::default(), |entry: &Entry| entry.attributes()[0].value.clone());
+        assert_eq!((limit.get(), limit.set(1_024), limit.get()), (MAX_BYTES, MAX_BYTES, 1_024));
+        assert_eq!((limit.set(usize::MAX), limit.get()), (1_024, MAX_BYTES), "never more than SQS");
+        let (back, reason) = Entry::new(vec![b'x'; 1_025], 1_024).unwrap_err();
+        assert_eq!((back.len(), &reason), (1_025, &PoisonReason::TooLarge { bytes: 1_025, limit: 1_024 }));
+        assert!(reason.to_string().contains("takes 1024: raise its MaximumMessageSize"), "{reason}");
+        let attributes: Vec<Attribute> = (0..10)
+            .map(|n| Attribute { name: format!("n{n}").into(), value: AttributeValue::Text("v".to_owned()) })
+            .collect();
+        let ids = EntryIds::Fifo { group: "g".to_owned(), deduplication: "d".to_owned() };
+        let entry =
+            Entry::new(vec![b'x'; 900], 1_024).unwrap().with_ids(ids).with_attributes(attributes.clone(), 1_024);
+        let moved = entry.offload("b", 1_024);
+        assert_eq!((moved.group(), moved.deduplication()), (Some("g"), Some("d")));
+        assert_eq!(&moved.attributes()[1..], &attributes[..9], "SQS takes ten");
+        assert_eq!(size(&moved), AttributeValue::Number("900".to_owned()));
+        assert!(moved.size() < 900 && moved.body().contains("payloads/"), "{}", moved.body());
+        let again = moved.clone().offload("other", 1_024);
+        assert_eq!(again, moved, "it is there already");
+        assert_eq!(again.into_body(), vec![b'x'; 900]);
+    }
+}

@@ -1,27 +1,27 @@
-//! How a delivery becomes an entry: which ids it gets, and which attributes.
+//! Turns a delivery into an entry with its ids and attributes.
 //!
-//! No message fails for its ids or attributes: what is missing or does not fit is replaced or left out, always the same
-//! way, so that a message that is delivered again becomes the same entry again.
+//! No message fails because of its ids or attributes: what is missing or does not fit is replaced or left out. The same
+//! message always becomes the same entry, also when it is redelivered.
 
 use tracing::warn;
 
 use crate::{
     attributes::{Attributes, MAX_ATTRIBUTES},
     config::Config,
-    entry::{Entry, Ids, Reason, SizeLimit},
-    field::{Field, Parts},
+    entry::{Entry, EntryIds, PoisonReason, SizeLimit},
+    id_source::{IdSource, MessageParts},
     payload::Payload,
 };
 
-/// The group of every message of a FIFO queue that was given no group option.
+/// The group of every message of a FIFO queue without `--message-group-id`.
 const ONE_GROUP: &str = "relay";
 
 /// The part of the configuration that shapes entries. The default is a standard queue, no ids, no attributes.
 #[derive(Debug, Clone, Default)]
 pub struct EntryBuilder {
     fifo: bool,
-    group: Option<Field>,
-    deduplication: Option<Field>,
+    group: Option<IdSource>,
+    deduplication: Option<IdSource>,
     attributes: Attributes,
     payload_bucket: Option<String>,
     limit: SizeLimit,
@@ -40,14 +40,14 @@ impl EntryBuilder {
         }
     }
 
-    /// The entry of a body and of what came with it; the parts' own body is not looked at.
-    pub fn entry(&self, body: Vec<u8>, with: Parts<'_>) -> Result<Entry, (Vec<u8>, Reason)> {
+    /// The entry for a body and what came with it; `with.body` is ignored.
+    pub fn entry(&self, body: Vec<u8>, with: MessageParts<'_>) -> Result<Entry, (Vec<u8>, PoisonReason)> {
         let limit = self.limit.get();
-        let entry = Entry::new(body, limit).or_else(|(body, reason)| self.elsewhere(body, reason))?;
-        // That of the message, wherever it goes.
+        let entry = Entry::new(body, limit).or_else(|(body, reason)| self.offload_large(body, reason))?;
+        // The message's own body, also if it goes to S3.
         let body =
             entry.payload().map_or(entry.body(), |payload| std::str::from_utf8(&payload.body).unwrap_or_default());
-        let parts = Parts { body, ..with };
+        let parts = MessageParts { body, ..with };
         let (ids, mut attributes) = (self.ids(&parts), self.attributes.of(&parts));
         if let Some(payload) = entry.payload() {
             attributes.insert(0, payload.size_attribute());
@@ -62,40 +62,46 @@ impl EntryBuilder {
         Ok(entry)
     }
 
-    /// A second chance for a body over the limit. The function reads text, so that it must be text there as well.
-    fn elsewhere(&self, body: Vec<u8>, reason: Reason) -> Result<Entry, (Vec<u8>, Reason)> {
+    /// Lets a body over the limit go to S3, if there is a bucket. The function reads text, so it must be UTF-8 there
+    /// too.
+    fn offload_large(&self, body: Vec<u8>, reason: PoisonReason) -> Result<Entry, (Vec<u8>, PoisonReason)> {
         match (&self.payload_bucket, &reason) {
-            (Some(_), Reason::TooLarge { .. }) if std::str::from_utf8(&body).is_err() => Err((body, Reason::NotUtf8)),
-            (Some(bucket), Reason::TooLarge { .. }) => Ok(Entry::elsewhere(Payload::new(body), bucket)),
+            (Some(_), PoisonReason::TooLarge { .. }) if std::str::from_utf8(&body).is_err() => {
+                Err((body, PoisonReason::NotUtf8))
+            }
+            (Some(bucket), PoisonReason::TooLarge { .. }) => Ok(Entry::offloaded(Payload::new(body), bucket)),
             _ => Err((body, reason)),
         }
     }
 
-    /// A second chance for a message that turned out to be too large, if there is a bucket and its body is not there already.
-    pub(crate) fn moved(&self, entry: Entry, reason: &Reason) -> Result<Entry, Box<Entry>> {
+    /// Lets the body of a message that was refused as too large go to S3, if there is a bucket and it is not there
+    /// already.
+    pub(crate) fn offload(&self, entry: Entry, reason: &PoisonReason) -> Result<Entry, Box<Entry>> {
         match (&self.payload_bucket, reason) {
-            (Some(bucket), Reason::TooLarge { .. } | Reason::TooLargeOnTheWay(_)) if entry.payload().is_none() => {
-                Ok(entry.moved(bucket, self.limit.get()))
+            (Some(bucket), PoisonReason::TooLarge { .. } | PoisonReason::TooLargeForProxy(_))
+                if entry.payload().is_none() =>
+            {
+                Ok(entry.offload(bucket, self.limit.get()))
             }
             _ => Err(Box::new(entry)),
         }
     }
 
-    fn ids(&self, parts: &Parts<'_>) -> Ids {
+    fn ids(&self, parts: &MessageParts<'_>) -> EntryIds {
         let group = self.group.as_ref().map(|field| field.id(parts));
         if !self.fifo {
-            return Ids::Standard { group: group.flatten() };
+            return EntryIds::Standard { group: group.flatten() };
         }
-        let configured = self.deduplication.as_ref().unwrap_or(&Field::MessageId);
+        let configured = self.deduplication.as_ref().unwrap_or(&IdSource::MessageId);
         // A body is never empty, so its hash always is an id.
-        let deduplication = configured.id(parts).or_else(|| Field::Sha256.id(parts)).unwrap_or_default();
+        let deduplication = configured.id(parts).or_else(|| IdSource::Sha256.id(parts)).unwrap_or_default();
         let group = match group {
             None => ONE_GROUP.to_owned(),
             Some(Some(group)) => group,
-            // In a group of its own it waits for nobody.
+            // In a group of its own it waits for no other message.
             Some(None) => deduplication.clone(),
         };
-        Ids::Fifo { group, deduplication }
+        EntryIds::Fifo { group, deduplication }
     }
 }
 
@@ -103,9 +109,9 @@ impl EntryBuilder {
 mod tests {
     use super::*;
     use crate::{
-        attributes::{Attribute, Value},
+        attributes::{Attribute, AttributeValue},
         entry::MAX_BYTES,
-        field::sha256,
+        id_source::sha256,
     };
     use lapin::BasicProperties;
 
@@ -117,7 +123,7 @@ mod tests {
     }
 
     fn entry(builder: &EntryBuilder, body: &str, properties: &BasicProperties) -> Entry {
-        builder.entry(body.into(), Parts { body: "", exchange: "", routing_key: "", properties }).unwrap()
+        builder.entry(body.into(), MessageParts { body: "", exchange: "", routing_key: "", properties }).unwrap()
     }
 
     #[test]
@@ -146,31 +152,31 @@ mod tests {
     }
 
     #[test]
-    fn a_body_over_the_limit_goes_elsewhere_if_there_is_a_bucket() {
+    fn a_body_over_the_limit_goes_to_the_bucket_if_there_is_one() {
         let body = format!(r#"{{"style":7,"padding":"{}"}}"#, "x".repeat(MAX_BYTES));
         let properties = BasicProperties::default().with_message_id("m".into());
-        let with = || Parts { body: "", exchange: "", routing_key: "", properties: &properties };
+        let with = || MessageParts { body: "", exchange: "", routing_key: "", properties: &properties };
         let plain = builder(true, Some("json:/style"), None);
         let (back, reason) = plain.entry(body.clone().into(), with()).unwrap_err();
-        assert!(back == body.as_bytes() && reason == Reason::TooLarge { bytes: body.len(), limit: MAX_BYTES });
+        assert!(back == body.as_bytes() && reason == PoisonReason::TooLarge { bytes: body.len(), limit: MAX_BYTES });
         let bucket = EntryBuilder { payload_bucket: Some("b".to_owned()), ..plain };
         let entry = bucket.entry(body.clone().into(), with()).unwrap();
         assert!(entry.body().contains(r#""s3BucketName":"b""#) && entry.size() < 1_000, "{}", entry.body());
         assert_eq!((entry.group(), entry.deduplication()), (Some("7"), Some("m")), "ids are those of the message");
         let names: Vec<&str> = entry.attributes().iter().map(|attribute| &*attribute.name).collect();
         assert_eq!(names, ["ExtendedPayloadSize", "message_id"]);
-        assert_eq!(entry.attributes()[0].value, Value::Number(body.len().to_string()));
+        assert_eq!(entry.attributes()[0].value, AttributeValue::Number(body.len().to_string()));
         assert!(entry.into_body() == body.as_bytes(), "a dead letter has the message's own body");
         let (_, reason) = bucket.entry(vec![0xff; MAX_BYTES + 1], with()).unwrap_err();
-        assert_eq!(reason, Reason::NotUtf8);
+        assert_eq!(reason, PoisonReason::NotUtf8);
     }
 
     #[test]
     fn attributes_never_make_a_message_too_large_or_illegal() {
         let properties = BasicProperties::default().with_message_id("a\0".into()).with_correlation_id("c".into());
         let builder = builder(false, None, None);
-        let message_id = Attribute { name: "message_id".into(), value: Value::Binary(b"a\0".to_vec()) };
-        let correlation_id = Attribute { name: "correlation_id".into(), value: Value::Text("c".to_owned()) };
+        let message_id = Attribute { name: "message_id".into(), value: AttributeValue::Binary(b"a\0".to_vec()) };
+        let correlation_id = Attribute { name: "correlation_id".into(), value: AttributeValue::Text("c".to_owned()) };
         for (size, want) in [
             (1, vec![message_id.clone(), correlation_id]),
             (MAX_BYTES - message_id.size(), vec![message_id]),

@@ -1,15 +1,29 @@
-//! Errors, named by what is to be done about them.
-//!
-//! What is retried for ever never becomes an [`Error`]: these are the ends of the process.
+//! The errors that end the process, and the exit codes. What is retried is no [`Error`].
 
 use std::{io, net::SocketAddr};
 
-use crate::{amqp::BrokerError, config::ConfigError, exit};
+use settings::BadVariable;
+
+use crate::amqp::BrokerError;
+
+/// `EX_USAGE` of sysexits.
+pub(crate) const EXIT_USAGE: u8 = 64;
+/// `EX_UNAVAILABLE` of sysexits.
+pub(crate) const EXIT_UNAVAILABLE: u8 = 69;
+pub(crate) const EXIT_FAILURE: u8 = 1;
+
+/// Every exit code except those of signals, with its text in `--help`.
+pub(crate) const EXIT_CODES: [(u8, &str); 4] = [
+    (0, "ended by a signal, in order; --check found all well"),
+    (EXIT_FAILURE, "anything else, such as a health address that is taken"),
+    (EXIT_USAGE, "an option or a variable is missing or wrong; standard error names it"),
+    (EXIT_UNAVAILABLE, "SQS or the first broker refuses for good; --check found something wrong"),
+];
 
 /// Why the relay ended.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// An option is missing or wrong: a person must correct it.
+    /// An option is missing or wrong.
     #[error(transparent)]
     Config(#[from] ConfigError),
     /// The health endpoint cannot listen.
@@ -17,16 +31,16 @@ pub enum Error {
     Listen {
         /// The address asked for.
         addr: SocketAddr,
-        /// What the system said.
+        /// The operating system's error.
         source: io::Error,
     },
-    /// At the start the broker refuses what only a person can correct.
+    /// At startup the broker refused something that only a person can correct.
     #[error("{0}")]
-    Refused(BrokerError),
-    /// `--check` found this many things wrong, and has printed them.
+    BrokerRefused(BrokerError),
+    /// So many of the checks failed. They are already printed.
     #[error("{0} of the checks failed")]
-    Check(usize),
-    /// SQS refuses every message, and would refuse it again.
+    ChecksFailed(usize),
+    /// SQS refuses every message, now and later.
     #[error(transparent)]
     Stop(#[from] Stop),
 }
@@ -35,9 +49,9 @@ impl Error {
     /// The exit code of the process.
     pub fn exit_code(&self) -> u8 {
         match self {
-            Self::Config(_) => exit::USAGE,
-            Self::Refused(_) | Self::Check(_) | Self::Stop(_) => exit::UNAVAILABLE,
-            Self::Listen { .. } => exit::FAILURE,
+            Self::Config(_) => EXIT_USAGE,
+            Self::BrokerRefused(_) | Self::ChecksFailed(_) | Self::Stop(_) => EXIT_UNAVAILABLE,
+            Self::Listen { .. } => EXIT_FAILURE,
         }
     }
 }
@@ -46,6 +60,28 @@ impl Error {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("SQS refuses every message: {0}")]
 pub struct Stop(
-    /// The error code that SQS gave, and a sentence for it.
+    /// SQS' error code and what it means.
     pub String,
 );
+
+/// An option that a person must correct.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// The command line or the environment cannot be parsed.
+    #[error("{0}")]
+    Usage(String),
+    /// One option has a value that cannot work.
+    #[error("error: {option}: {problem}")]
+    Invalid {
+        /// The option as on the command line, or the variable.
+        option: &'static str,
+        /// What is wrong with it.
+        problem: String,
+    },
+}
+
+impl From<BadVariable> for ConfigError {
+    fn from(bad: BadVariable) -> Self {
+        Self::Invalid { option: bad.name, problem: bad.problem }
+    }
+}

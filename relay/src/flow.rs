@@ -1,7 +1,7 @@
-//! The messages of one session: gathered, sent, settled, and those that failed sent again.
+//! The messages of one session: collects them into batches, sends and settles these, and retries failures.
 //!
-//! How a session ends is decided elsewhere; this only holds its messages. To drop a flow is safe: everything that was not
-//! acknowledged is delivered again. It holds no more than the prefetch and its bytes allow, because all it holds is unacknowledged.
+//! Dropping a flow is safe: the broker redelivers what was not acknowledged. Everything held here is unacknowledged, so
+//! the prefetch and its byte limit bound it.
 
 mod dispatch;
 
@@ -19,120 +19,121 @@ use tokio::{
 use tracing::{Instrument, error, info, info_span, warn};
 
 use crate::{
-    acker::Acks,
-    batch::Weigh,
-    dead_letter::{DeadLetter, PoisonSink, headers::dead_lettered_before},
-    entry::Reason,
+    acker::ChannelAcks,
+    backoff::Backoff,
+    batch::BatchItem,
+    dead_letter::{DeadLetterPublisher, PoisonSink, headers::dead_lettered_before},
+    entry::PoisonReason,
     entry_builder::EntryBuilder,
     error::Stop,
-    flow::dispatch::{Outcome, acknowledge, bury, dispatch},
+    flow::dispatch::{BatchOutcome, acknowledge, dead_letter, dispatch},
     health::Readiness,
     lanes::Lanes,
     message::{Message, Poison},
     metrics::{Metrics, cause::PAYLOAD_BUCKET},
     sink::Sink,
-    wire::Note,
+    wire::DeliveryNote,
 };
 
-/// The wait after so many failures in a row, counted from 0.
-pub type Backoff = fn(u32) -> Duration;
-
-/// How a flow is to work.
+/// The settings of a flow.
 #[derive(Debug, Clone)]
 pub struct FlowOptions {
-    /// What becomes of a delivery.
+    /// Turns a delivery into an entry.
     pub builder: EntryBuilder,
     /// How long a message waits for others to share its batch.
     pub linger: Duration,
-    /// How many batches may be on their way to SQS at once.
+    /// How many batches may be in flight to SQS at once.
     pub max_in_flight: usize,
-    /// How long what failed rests.
+    /// How long to wait before a retry.
     pub backoff: Backoff,
 }
 
 /// The messages of one session.
 #[derive(Debug)]
-pub struct Flow<S, D = DeadLetter> {
+pub struct Flow<S, D = DeadLetterPublisher> {
     sink: Arc<S>,
-    dead_letter: Arc<D>,
+    publisher: Arc<D>,
     readiness: Readiness,
     metrics: Metrics,
-    acks: Acks,
+    acks: ChannelAcks,
     options: Arc<FlowOptions>,
     lanes: Lanes<Message>,
     ready: VecDeque<Vec<Message>>,
     in_flight: usize,
     acknowledging: usize,
-    holding: usize,
-    jobs: JoinSet<Done>,
+    held_dead_letters: usize,
+    jobs: JoinSet<JobResult>,
 }
 
-/// What a job leaves behind.
+/// The result of a background job.
 #[derive(Debug)]
-enum Done {
-    Sent(Outcome),
+enum JobResult {
+    Sent(BatchOutcome),
     Acknowledged,
-    Buried,
-    Held(Poison),
-    Rested(Vec<Message>),
+    DeadLettered,
+    HoldOver(Poison),
+    RetryDue(Vec<Message>),
 }
 
-/// Why a flow cannot go on.
+/// Why a flow cannot continue.
 #[derive(Debug)]
-pub enum Halt {
-    /// SQS refuses everything.
+pub enum FlowError {
+    /// SQS refuses every message.
     Stop(Stop),
-    /// A job ended without settling its messages. A new session gets them again.
-    Lost(JoinError),
+    /// A job panicked before it settled its messages. They are redelivered to the next session.
+    JobFailed(JoinError),
 }
 
 impl<S: Sink, D: PoisonSink> Flow<S, D> {
-    /// An empty one.
+    /// An empty flow.
     pub fn new(
         sink: Arc<S>,
-        dead_letter: Arc<D>,
+        publisher: Arc<D>,
         readiness: Readiness,
         metrics: Metrics,
         options: Arc<FlowOptions>,
     ) -> Self {
         Self {
             sink,
-            dead_letter,
+            publisher,
             readiness,
             metrics,
-            acks: Acks::default(),
+            acks: ChannelAcks::default(),
             lanes: Lanes::new(options.linger),
             options,
             ready: VecDeque::new(),
             in_flight: 0,
             acknowledging: 0,
-            holding: 0,
+            held_dead_letters: 0,
             jobs: JoinSet::new(),
         }
     }
 
-    /// Takes a delivery over. One with strings that were not UTF-8 is poison: SQS gets no message that is not as it was sent.
-    pub(crate) fn accept(&mut self, delivery: Delivery, note: Note) {
-        let accepted = Message::accept(delivery, note.held, &self.acks, &self.metrics, &self.options.builder);
-        match (accepted, note.mended) {
-            (Ok(message), Some(strings)) => self.give_up(message.into_poison(Reason::PropertyNotUtf8(strings))),
+    /// Takes over a delivery. One with repaired strings is poison: SQS only gets messages exactly as they were
+    /// published.
+    pub(crate) fn accept(&mut self, delivery: Delivery, note: DeliveryNote) {
+        let accepted = Message::from_delivery(delivery, note.held, &self.acks, &self.metrics, &self.options.builder);
+        match (accepted, note.repaired) {
+            (Ok(message), Some(strings)) => {
+                self.dead_letter(message.into_poison(PoisonReason::PropertyNotUtf8(strings)))
+            }
             (Ok(message), None) => {
                 self.ready.extend(self.lanes.push(message, Instant::now()));
-                self.launch();
+                self.send_ready();
             }
-            (Err(poison), _) => self.give_up(poison),
+            (Err(poison), _) => self.dead_letter(poison),
         }
     }
 
-    /// Sends what has gathered, ready or not.
+    /// Sends everything collected, without waiting for the linger time.
     pub fn flush(&mut self) {
         self.ready.extend(self.lanes.flush());
-        self.launch();
+        self.send_ready();
     }
 
-    /// Waits until a job ends, and settles what it leaves behind, or until the oldest message has waited long enough,
-    /// and sends it. For ever when there is neither. Safe to cancel.
-    pub async fn advance(&mut self) -> Result<(), Halt> {
+    /// Waits until a job ends, and handles its result, or until the oldest message has lingered long enough, and sends
+    /// its batch. Waits for ever if there is neither. Safe to cancel.
+    pub async fn advance(&mut self) -> Result<(), FlowError> {
         let deadline = self.lanes.deadline();
         let lingered = async move {
             match deadline {
@@ -141,127 +142,127 @@ impl<S: Sink, D: PoisonSink> Flow<S, D> {
             }
         };
         let done = tokio::select! {
-            Some(done) = self.jobs.join_next(), if !self.jobs.is_empty() => done.map_err(Halt::Lost)?,
+            Some(done) = self.jobs.join_next(), if !self.jobs.is_empty() => done.map_err(FlowError::JobFailed)?,
             () = lingered => {
                 self.flush();
                 return Ok(());
             }
         };
         match done {
-            Done::Buried => Ok(()),
-            Done::Held(poison) => {
-                self.holding -= 1;
-                self.bury(poison);
+            JobResult::DeadLettered => Ok(()),
+            JobResult::HoldOver(poison) => {
+                self.held_dead_letters -= 1;
+                self.publish_dead_letter(poison);
                 Ok(())
             }
-            Done::Acknowledged => {
+            JobResult::Acknowledged => {
                 self.acknowledging -= 1;
                 Ok(())
             }
-            Done::Rested(messages) => {
+            JobResult::RetryDue(messages) => {
                 for message in messages {
-                    self.ready.extend(self.lanes.again(message, Instant::now()));
+                    self.ready.extend(self.lanes.retry(message, Instant::now()));
                 }
-                self.launch();
+                self.send_ready();
                 Ok(())
             }
-            Done::Sent(outcome) => {
+            JobResult::Sent(outcome) => {
                 self.in_flight -= 1;
-                let settled = self.apply(outcome);
-                self.launch();
+                let settled = self.handle_outcome(outcome);
+                self.send_ready();
                 settled
             }
         }
     }
 
-    /// Whether every message is settled, but for dead letters that came back: nobody waits for those.
+    /// Whether every message is settled, except held dead letters: a shutdown does not wait for those.
     pub fn is_idle(&self) -> bool {
-        self.jobs.len() == self.holding && self.ready.is_empty() && self.lanes.is_empty()
+        self.jobs.len() == self.held_dead_letters && self.ready.is_empty() && self.lanes.is_empty()
     }
 
-    /// Sends nothing more; only what is on its way can still be settled.
-    pub fn halt(&mut self) {
+    /// Drops everything that is not in flight. Only batches in flight can still be settled.
+    pub fn discard_unsent(&mut self) {
         self.ready.clear();
         self.lanes.clear();
     }
 
-    /// Whether a batch is on its way, or the acknowledgement of one.
+    /// Whether a batch or the acknowledgement of one is in flight.
     pub fn is_sending(&self) -> bool {
         self.in_flight + self.acknowledging > 0
     }
 
-    fn launch(&mut self) {
+    fn send_ready(&mut self) {
         while self.in_flight < self.options.max_in_flight {
             let Some(batch) = self.ready.pop_front() else { return };
-            let bytes: usize = batch.iter().map(Weigh::weight).sum();
+            let bytes: usize = batch.iter().map(BatchItem::size).sum();
             let span = info_span!("batch", batch.entries = batch.len(), batch.bytes = bytes);
             let (sink, options) = (Arc::clone(&self.sink), Arc::clone(&self.options));
-            let in_flight = self.metrics.batch(batch.len(), bytes);
+            let in_flight = self.metrics.start_batch(batch.len(), bytes);
             let job = async move {
                 let outcome = dispatch(&*sink, batch, &options.builder).await;
                 in_flight.answered();
-                Done::Sent(outcome)
+                JobResult::Sent(outcome)
             };
             self.jobs.spawn(job.instrument(span));
             self.in_flight += 1;
         }
     }
 
-    fn apply(&mut self, outcome: Outcome) -> Result<(), Halt> {
+    fn handle_outcome(&mut self, outcome: BatchOutcome) -> Result<(), FlowError> {
         if outcome.answered.is_some_and(|answered| self.readiness.note_sqs(answered)) {
             info!("SQS answers again");
         }
-        // Beside the next batch: an acknowledgement waits a little for older ones.
+        // In a job of its own, because an acknowledgement waits a little for older ones.
         self.jobs.spawn(async move {
             acknowledge(outcome.accepted).await;
-            Done::Acknowledged
+            JobResult::Acknowledged
         });
         self.acknowledging += 1;
         for poison in outcome.poison {
-            self.give_up(poison);
+            self.dead_letter(poison);
         }
         if let Some(stop) = outcome.stop {
-            return Err(Halt::Stop(stop));
+            return Err(FlowError::Stop(stop));
         }
         for lane in outcome.lanes {
             self.ready.extend(self.lanes.settle(&lane));
         }
-        for message in outcome.moved {
-            self.ready.extend(self.lanes.again(message, Instant::now()));
+        for message in outcome.offloaded {
+            self.ready.extend(self.lanes.retry(message, Instant::now()));
         }
-        // One that has failed for hours must not let the others of its batch wait as long.
-        let mut alike: BTreeMap<(u32, &str), (String, Vec<Message>)> = BTreeMap::new();
+        // Grouped by attempt, so that a message that has failed for hours does not delay the others of its batch.
+        let mut groups: BTreeMap<(u32, &str), (String, Vec<Message>)> = BTreeMap::new();
         for (message, cause) in outcome.retry {
-            let (_, messages) = alike.entry((message.attempts, cause.word)).or_insert((cause.text, vec![]));
+            let (_, messages) = groups.entry((message.attempts, cause.label)).or_insert((cause.text, vec![]));
             messages.push(message);
         }
-        for ((attempt, word), (cause, messages)) in alike {
+        for ((attempt, word), (cause, messages)) in groups {
             let delay = (self.options.backoff)(attempt.saturating_sub(1));
             let (count, retry_ms) = (messages.len(), delay.as_millis());
             if word == PAYLOAD_BUCKET {
-                // An alarm: nobody else notices, as all other messages pass.
+                // An error, because nothing else shows the problem: all other messages get through.
                 error!(messages = count, attempt, retry_ms, cause, "not taken by the payload bucket, trying again");
             } else {
                 warn!(messages = count, attempt, retry_ms, cause, "not accepted by SQS, trying again");
             }
             let rest = async move {
                 sleep(delay).await;
-                Done::Rested(messages)
+                JobResult::RetryDue(messages)
             };
             self.jobs.spawn(rest);
         }
         Ok(())
     }
 
-    /// Dead-letters a message, but one that was dead-lettered before not at once: an exchange that leads back to the queue
-    /// would make of it as many dead letters as the broker can carry. It waits longer each time that it comes.
-    fn give_up(&mut self, poison: Poison) {
-        let before = dead_lettered_before(&poison.ticket.origin.properties);
+    /// Dead-letters a message. One that was dead-lettered before is held first, longer each time: if the exchange leads
+    /// back to the queue, it would otherwise go round as fast as the broker can carry it.
+    fn dead_letter(&mut self, poison: Poison) {
+        let before = dead_lettered_before(&poison.delivery.envelope.properties);
         if before == 0 {
-            return self.bury(poison);
+            return self.publish_dead_letter(poison);
         }
         let delay = (self.options.backoff)(u32::try_from(before - 1).unwrap_or(u32::MAX));
-        poison.ticket.span.in_scope(|| {
+        poison.delivery.span.in_scope(|| {
             warn!(
                 reason = poison.reason.as_str(),
                 count = before,
@@ -270,21 +271,21 @@ impl<S: Sink, D: PoisonSink> Flow<S, D> {
                  Unless somebody published it again, the dead-letter exchange leads back to the queue: correct its bindings"
             );
         });
-        let held = poison.ticket.unacked.held();
-        self.holding += 1;
+        let held = poison.delivery.unacked.held();
+        self.held_dead_letters += 1;
         self.jobs.spawn(async move {
             sleep(delay).await;
             drop(held);
-            Done::Held(poison)
+            JobResult::HoldOver(poison)
         });
     }
 
-    fn bury(&mut self, poison: Poison) {
-        let span = poison.ticket.span.clone();
-        let (dead_letter, backoff) = (Arc::clone(&self.dead_letter), self.options.backoff);
+    fn publish_dead_letter(&mut self, poison: Poison) {
+        let span = poison.delivery.span.clone();
+        let (publisher, backoff) = (Arc::clone(&self.publisher), self.options.backoff);
         let job = async move {
-            bury(&*dead_letter, poison, backoff).await;
-            Done::Buried
+            dead_letter(&*publisher, poison, backoff).await;
+            JobResult::DeadLettered
         };
         self.jobs.spawn(job.instrument(span));
     }

@@ -1,38 +1,39 @@
 //! The `relay` binary: reads the options, starts the logs, runs the relay and turns its end into an exit code.
 //!
-//! No logic lives here. The exit codes are those of `exit.rs`.
+//! The exit codes are in `error.rs`.
 
 use std::{env, process::ExitCode, time::Duration};
 
 use anyhow::Context;
 use relay::{
     amqp::STACK_BYTES,
-    config::{Config, ConfigError, LogFormat},
-    error::Error,
-    trace::SERVICE_NAME,
+    config::{Config, LogFormat},
+    error::{ConfigError, Error},
 };
 use service::Asked;
 use settings::Reads;
 use telemetry::{Logs, Traces};
 use tracing::error;
 
+/// Unless `OTEL_SERVICE_NAME` is set.
+const SERVICE_NAME: &str = "easel-relay";
 const MIN_STACK: &str = "RUST_MIN_STACK";
-/// The AMQP client reports each failure that it also returns; ours is the line that counts.
+/// The AMQP client also returns each error that it logs, and the relay logs it then.
 const LOG_FILTER: &str = "warn,relay=info,telemetry=info,lapin=off";
 
 fn main() -> ExitCode {
-    deepen_stacks();
+    set_thread_stack_size();
     let config = match Config::load(env::args_os()) {
         Ok(Some(config)) => config,
         Ok(None) => return ExitCode::SUCCESS,
-        Err(err) => return refuse(err),
+        Err(err) => return usage_error(err),
     };
     if let Err(bad) = settings::check_variables(Reads::Services) {
-        return refuse(bad.into());
+        return usage_error(bad.into());
     }
     let traces = match Traces::from_env("relay", SERVICE_NAME) {
         Ok(traces) => traces,
-        Err(err) => return refuse(ConfigError::Invalid { option: err.option, problem: err.problem }),
+        Err(err) => return usage_error(ConfigError::Invalid { option: err.option, problem: err.problem }),
     };
     let json = config.log_format == LogFormat::Json;
     Logs { own: "relay", json, filter: LOG_FILTER }.init(traces.as_ref());
@@ -46,23 +47,23 @@ fn main() -> ExitCode {
         }
     };
     if let Some(traces) = traces {
-        // The ended relay has used up a part of it.
+        // The relay has already used a part of the shutdown timeout.
         let used = asked.get().map_or(Duration::ZERO, |asked| asked.elapsed());
         traces.end(limit.saturating_sub(used));
     }
     code
 }
 
-/// The client starts its thread itself, so that the stack of all threads is the only one that can be set.
+/// The AMQP client starts its own thread, so its stack can only be set through the default of all threads.
 #[allow(unsafe_code)]
-fn deepen_stacks() {
+fn set_thread_stack_size() {
     if env::var_os(MIN_STACK).is_none() {
-        // SAFETY: no other thread runs yet.
+        // SAFETY: no other thread is running yet.
         unsafe { env::set_var(MIN_STACK, STACK_BYTES.to_string()) };
     }
 }
 
-fn refuse(err: ConfigError) -> ExitCode {
+fn usage_error(err: ConfigError) -> ExitCode {
     eprintln!("{err}");
     ExitCode::from(Error::from(err).exit_code())
 }
@@ -78,7 +79,7 @@ fn start(config: Config, asked: &Asked) -> anyhow::Result<()> {
             service::on_signal(asked, "unacknowledged messages are settled").context("cannot listen to signals")?;
         Ok(relay::run(config, shutdown).await?)
     });
-    // A lookup of a name may still block a helper thread; it holds no message, so nobody waits for it.
+    // A DNS lookup may still block a helper thread. It holds no message, so do not wait for it.
     runtime.shutdown_background();
     result
 }

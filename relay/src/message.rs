@@ -1,21 +1,25 @@
-//! One message on its way: what SQS will carry, where it came from, and the right to acknowledge it.
+//! One message in the relay: its entry for SQS, what came with the delivery, and its acker.
 //!
-//! The acker is never parted from its message: whoever settles the one holds the other.
+//! The acker stays with its message, so whoever settles the message has it.
 
 use std::time::SystemTime;
 
-use lapin::{BasicProperties, message::Delivery, types::AMQPValue};
+use lapin::{
+    BasicProperties,
+    message::Delivery,
+    types::{AMQPValue, FieldTable},
+};
+use telemetry::Extractor;
 use tracing::{Span, info_span};
 
 use crate::{
-    acker::{Acker, Acks},
-    batch::Weigh,
-    budget::Held,
-    entry::{Entry, Reason},
+    acker::{Acker, ChannelAcks},
+    batch::BatchItem,
+    budget::HeldBytes,
+    entry::{Entry, PoisonReason},
     entry_builder::EntryBuilder,
-    field::Parts,
+    id_source::MessageParts,
     metrics::{Metrics, Unacked},
-    trace,
 };
 
 /// A message that SQS can carry.
@@ -23,9 +27,9 @@ use crate::{
 pub struct Message {
     /// What goes to SQS.
     pub entry: Entry,
-    /// How often it was sent in vain.
+    /// How many attempts have failed.
     pub attempts: u32,
-    pub(crate) ticket: Ticket,
+    pub(crate) delivery: DeliveryContext,
 }
 
 /// A message that SQS can never carry.
@@ -34,24 +38,24 @@ pub struct Poison {
     /// The body, unchanged.
     pub body: Vec<u8>,
     /// Why.
-    pub reason: Reason,
-    pub(crate) ticket: Ticket,
+    pub reason: PoisonReason,
+    pub(crate) delivery: DeliveryContext,
 }
 
-/// What belongs to a delivery besides its body.
+/// What belongs to a delivery besides its body, until it is settled.
 #[derive(Debug)]
-pub(crate) struct Ticket {
+pub(crate) struct DeliveryContext {
     pub(crate) acker: Acker,
     pub(crate) unacked: Unacked,
-    pub(crate) origin: Box<Origin>,
+    pub(crate) envelope: Box<Envelope>,
     pub(crate) span: Span,
-    /// Its bytes count until it is settled.
-    pub(crate) _held: Option<Held>,
+    /// Counts its bytes until it is settled.
+    pub(crate) _held: Option<HeldBytes>,
 }
 
-/// Where a message came from.
+/// How a message was published, and when it was received.
 #[derive(Debug)]
-pub(crate) struct Origin {
+pub(crate) struct Envelope {
     pub(crate) exchange: String,
     pub(crate) routing_key: String,
     pub(crate) properties: BasicProperties,
@@ -59,36 +63,38 @@ pub(crate) struct Origin {
 }
 
 impl Message {
-    /// Takes a delivery over.
-    // The error is the other of two ordinary outcomes, and it is moved only once.
+    /// Turns a delivery into a message, or into poison if SQS cannot carry it.
+    // The error is an ordinary outcome, and it is moved only once.
     #[allow(clippy::result_large_err)]
-    pub(crate) fn accept(
+    pub(crate) fn from_delivery(
         mut delivery: Delivery,
-        held: Option<Held>,
-        acks: &Acks,
+        held: Option<HeldBytes>,
+        acks: &ChannelAcks,
         metrics: &Metrics,
         builder: &EntryBuilder,
     ) -> Result<Self, Poison> {
-        // The client lets it grow by doubling.
+        // The client grows the buffer by doubling it.
         delivery.data.shrink_to_fit();
         let acker = acks.acker(&delivery);
         let message_id = delivery.properties.message_id().as_ref().map(|id| id.as_str());
         let span = info_span!("delivery", delivery.tag = delivery.delivery_tag, message.id = message_id);
-        trace::adopt(&span, delivery.properties.headers());
-        // The function's spans are children of ours.
+        if let Some(headers) = delivery.properties.headers() {
+            telemetry::adopt(&span, &Headers(headers));
+        }
+        // So that the function's spans become children of this one.
         let traced =
             telemetry::outgoing_traceparent(&span).map(|parent| with_traceparent(&delivery.properties, parent));
-        let parts = Parts {
+        let parts = MessageParts {
             body: "",
             exchange: delivery.exchange.as_str(),
             routing_key: delivery.routing_key.as_str(),
             properties: traced.as_ref().unwrap_or(&delivery.properties),
         };
         let checked = span.in_scope(|| builder.entry(delivery.data, parts));
-        let ticket = Ticket {
+        let context = DeliveryContext {
             acker,
             unacked: metrics.receive(*delivery.properties.timestamp()),
-            origin: Box::new(Origin {
+            envelope: Box::new(Envelope {
                 exchange: delivery.exchange.into(),
                 routing_key: delivery.routing_key.into(),
                 properties: delivery.properties,
@@ -98,14 +104,14 @@ impl Message {
             _held: held,
         };
         match checked {
-            Ok(entry) => Ok(Self { entry, attempts: 0, ticket }),
-            Err((body, reason)) => Err(Poison { body, reason, ticket }),
+            Ok(entry) => Ok(Self { entry, attempts: 0, delivery: context }),
+            Err((body, reason)) => Err(Poison { body, reason, delivery: context }),
         }
     }
 
-    /// Gives up on SQS for this message.
-    pub fn into_poison(self, reason: Reason) -> Poison {
-        Poison { body: self.entry.into_body(), reason, ticket: self.ticket }
+    /// The message as poison, for `reason`.
+    pub fn into_poison(self, reason: PoisonReason) -> Poison {
+        Poison { body: self.entry.into_body(), reason, delivery: self.delivery }
     }
 }
 
@@ -115,12 +121,53 @@ fn with_traceparent(properties: &BasicProperties, traceparent: String) -> BasicP
     properties.clone().with_headers(headers)
 }
 
-impl Weigh for Message {
-    fn weight(&self) -> usize {
+impl BatchItem for Message {
+    fn size(&self) -> usize {
         self.entry.size()
     }
 
     fn lane(&self) -> Option<&str> {
         self.entry.lane()
+    }
+}
+
+/// Headers in which a publisher's trace arrives.
+struct Headers<'a>(&'a FieldTable);
+
+impl Extractor for Headers<'_> {
+    fn get(&self, key: &str) -> Option<&str> {
+        match self.0.inner().get(key)? {
+            AMQPValue::LongString(text) => std::str::from_utf8(text.as_bytes()).ok(),
+            AMQPValue::ShortString(text) => Some(text.as_str()),
+            _ => None,
+        }
+    }
+
+    fn keys(&self) -> Vec<&str> {
+        self.0.inner().keys().map(|key| key.as_str()).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use lapin::types::LongString;
+    use telemetry::TRACEPARENT;
+
+    #[test]
+    fn a_header_is_read_if_it_is_a_text() {
+        let text = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
+        for (value, read) in [
+            (AMQPValue::LongString(LongString::from(text)), Some(text)),
+            (AMQPValue::ShortString(text.into()), Some(text)),
+            (AMQPValue::LongString(LongString::from(b"\xff\xfe".to_vec())), None),
+            (AMQPValue::LongLongInt(1), None),
+            (AMQPValue::Void, None),
+        ] {
+            let mut table = FieldTable::default();
+            table.insert(TRACEPARENT.into(), value);
+            assert_eq!(Headers(&table).get(TRACEPARENT), read);
+            assert_eq!(Headers(&table).keys(), [TRACEPARENT]);
+        }
     }
 }

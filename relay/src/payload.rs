@@ -1,8 +1,8 @@
 //! Bodies over SQS' limit: they go to S3, and a pointer to them goes to SQS.
 //!
-//! The pointer has the form of Amazon's Extended Client Libraries (github.com/awslabs/payload-offloading-java-common-lib-for-aws),
-//! so that their receivers find the body too. Nothing is deleted here: a message may be delivered again; the bucket's lifecycle
-//! rule is for that.
+//! The pointer has the form of Amazon's Extended Client Libraries
+//! (github.com/awslabs/payload-offloading-java-common-lib-for-aws), so that their receivers find the body too. Nothing
+//! is deleted here, because a message may be redelivered: that is for a lifecycle rule of the bucket.
 
 use std::{env, error::Error, time::Duration};
 
@@ -17,8 +17,8 @@ use bytes::Bytes;
 use serde_json::json;
 
 use crate::{
-    attributes::{Attribute, Value},
-    field::sha256,
+    attributes::{Attribute, AttributeValue},
+    id_source::sha256,
 };
 
 const CLASS: &str = "software.amazon.payloadoffloading.PayloadS3Pointer";
@@ -28,12 +28,12 @@ const READ_TIMEOUT: Duration = Duration::from_secs(10);
 /// Enough for RabbitMQ's largest message, 16 MiB, over a slow line.
 const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// What lies in S3 for one message.
+/// A body that goes to S3.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Payload {
-    /// The key, made of the body alone: the same message sent again overwrites itself.
+    /// The key, made from the body alone: the same message sent again overwrites itself.
     pub key: String,
-    /// The body. The client sends these very bytes, without a copy.
+    /// The body. The client sends it without a copy.
     pub body: Bytes,
 }
 
@@ -43,12 +43,12 @@ impl Payload {
         Self { key: format!("payloads/{}", sha256(&body)), body: body.into() }
     }
 
-    /// The attribute by which receivers know a pointer: the body's bytes.
+    /// The attribute by which receivers recognize a pointer: the length of the body in bytes.
     pub fn size_attribute(&self) -> Attribute {
-        Attribute { name: "ExtendedPayloadSize".into(), value: Value::Number(self.body.len().to_string()) }
+        Attribute { name: "ExtendedPayloadSize".into(), value: AttributeValue::Number(self.body.len().to_string()) }
     }
 
-    /// What goes to SQS in its place.
+    /// The body of the SQS message that points to it.
     pub fn pointer(&self, bucket: &str) -> String {
         json!([CLASS, { "s3BucketName": bucket, "s3Key": self.key }]).to_string()
     }
@@ -64,10 +64,10 @@ pub struct PayloadStore {
 
 /// Why a payload could not be stored.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Unstored {
+pub struct PayloadError {
     /// What the error means.
     pub class: Class,
-    /// The error code, of the service or of the client, and a sentence for it.
+    /// The error code of the service or the client, and what it means.
     pub text: String,
 }
 
@@ -80,7 +80,7 @@ impl PayloadStore {
             .operation_attempt_timeout(ATTEMPT_TIMEOUT)
             .operation_timeout(ATTEMPT_TIMEOUT)
             .build();
-        // What stands in for S3 has no names of hosts for buckets.
+        // A stand-in for S3 has no host names for buckets.
         let stand_in = ["AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3"].iter().any(|name| env::var_os(name).is_some());
         let config = aws_sdk_s3::config::Builder::from(shared)
             .timeout_config(timeouts)
@@ -92,33 +92,33 @@ impl PayloadStore {
         Self { s3: Client::from_conf(config), bucket: bucket.to_owned(), region }
     }
 
-    /// Whether payloads could be stored: the bucket is there.
-    pub async fn probe(&self) -> Result<(), Unstored> {
+    /// Checks that the bucket exists.
+    pub async fn probe(&self) -> Result<(), PayloadError> {
         match self.s3.head_bucket().bucket(&self.bucket).send().await {
             Ok(_) => Ok(()),
-            // A role may be allowed to write objects and nothing else. The first large body will tell.
+            // A role may be allowed to write objects and nothing else. The first large body will show.
             Err(err) if status(&err) == Some(403) => Ok(()),
-            Err(err) => Err(self.unstored(&err)),
+            Err(err) => Err(self.payload_error(&err)),
         }
     }
 
     /// Stores a payload.
-    pub async fn put(&self, payload: &Payload) -> Result<(), Unstored> {
+    pub async fn put(&self, payload: &Payload) -> Result<(), PayloadError> {
         let body = ByteStream::from(payload.body.clone());
         let sent = self.s3.put_object().bucket(&self.bucket).key(&payload.key).body(body).send().await;
-        sent.map(drop).map_err(|err| self.unstored(&err))
+        sent.map(drop).map_err(|err| self.payload_error(&err))
     }
 
-    fn unstored<E: Error + ProvideErrorMetadata + 'static>(&self, err: &SdkError<E>) -> Unstored {
+    fn payload_error<E: Error + ProvideErrorMetadata + 'static>(&self, err: &SdkError<E>) -> PayloadError {
         let elsewhere = bucket_region(err).filter(|region| Some(*region) != self.region.as_deref());
         let text = match (elsewhere, &self.region) {
-            // SQS is asked in the same region, so that AWS_REGION cannot simply be changed.
+            // The queue is in the relay's region, so AWS_REGION cannot simply be changed.
             (Some(there), Some(here)) => {
                 format!("the bucket lies in {there}, and the relay works in {here}: name a bucket of {here}")
             }
             _ => describe(err),
         };
-        Unstored { class: class(err), text }
+        PayloadError { class: class(err), text }
     }
 }
 

@@ -1,7 +1,6 @@
-//! Sends batches to SQS and says for each entry what became of it.
+//! Sends batches to SQS and returns a verdict for each entry. The flow decides when to retry.
 //!
-//! It reports, and the flow decides when to try again. One bad entry does not fail its neighbours: a request refused for its
-//! content or size is repeated entry by entry.
+//! One bad entry does not fail its neighbours: a request refused for its content or size is repeated entry by entry.
 
 mod verdict;
 
@@ -22,30 +21,30 @@ use tracing::{debug, error, info, warn};
 
 pub use crate::sink::verdict::Verdict;
 use crate::{
-    attributes::Value,
-    config::{Config, ConfigError},
-    entry::{Entry, MAX_BYTES, Reason, SizeLimit},
-    error::Stop,
+    attributes::AttributeValue,
+    config::Config,
+    entry::{Entry, MAX_BYTES, PoisonReason, SizeLimit},
+    error::{ConfigError, Stop},
     metrics::{
-        Cause,
+        RetryCause,
         cause::{self, OTHER, PAYLOAD_BUCKET, TIMEOUT, UNMENTIONED, UNREACHABLE, UNREADABLE},
     },
     payload::PayloadStore,
-    sink::verdict::{Fault, Refusal, fault, verdicts},
+    sink::verdict::{RequestError, RequestErrorKind, error_kind, verdicts},
 };
 
-/// The SDK sets only the first of these by itself; without the others a lost connection is waited for without end.
+/// The SDK has a default for the first of these only. Without the others it waits for a lost connection for ever.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 const READ_TIMEOUT: Duration = Duration::from_secs(10);
 const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(15);
 const OPERATION_TIMEOUT: Duration = Duration::from_secs(20);
 
-/// How often the queue's limit is looked at.
+/// How often the queue's limit is read.
 const LIMIT_WATCH: Duration = Duration::from_secs(60);
 
 /// Where batches go.
 pub trait Sink: Send + Sync + 'static {
-    /// Asks whether sending can work at all.
+    /// Checks whether sending can work at all.
     fn probe(&self) -> impl Future<Output = Probe> + Send;
 
     /// How large a message may be. It may change at any time.
@@ -53,14 +52,14 @@ pub trait Sink: Send + Sync + 'static {
         SizeLimit::default()
     }
 
-    /// Sends one batch, within the limits of [`crate::batch`]. Gives one verdict per entry, in the order of the entries.
+    /// Sends one batch, within the limits of [`crate::batch`]. Returns one verdict per entry, in the same order.
     fn send(&self, entries: &[&Entry]) -> impl Future<Output = Vec<Verdict>> + Send;
 }
 
-/// What a probe found.
+/// The result of a probe.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Probe {
-    /// The queue answers, and takes messages of so many bytes; `None` if it may not be asked.
+    /// The queue answers. With its `MaximumMessageSize`, unless the relay may not read that.
     Ready(Option<usize>),
     /// It does not answer now.
     Unreachable(String),
@@ -87,7 +86,7 @@ impl SqsSink {
             .operation_attempt_timeout(ATTEMPT_TIMEOUT)
             .operation_timeout(OPERATION_TIMEOUT)
             .build();
-        // The flow retries without end and by entry; retries below it would only hide failures from it.
+        // The flow retries each entry without end. Retries in the client would only hide failures from it.
         let client = aws_sdk_sqs::config::Builder::from(&shared)
             .timeout_config(timeouts)
             .retry_config(RetryConfig::disabled())
@@ -106,7 +105,7 @@ impl SqsSink {
         self.payloads.as_ref()
     }
 
-    /// Looks for the bucket once, and at the queue's limit from time to time: somebody may change it.
+    /// Checks the bucket once, and reads the queue's limit from time to time: it may be changed.
     pub(crate) async fn watch(&self) -> Infallible {
         if let Some(payloads) = &self.payloads
             && let Err(err) = payloads.probe().await
@@ -118,12 +117,12 @@ impl SqsSink {
         }
         loop {
             sleep(LIMIT_WATCH).await;
-            // What is wrong with the queue shows when a batch is sent.
+            // A problem with the queue shows when a batch is sent.
             drop(self.probe().await);
         }
     }
 
-    fn learn(&self, limit: usize) {
+    fn set_limit(&self, limit: usize) {
         let before = self.limit.set(limit);
         if before == self.limit.get() {
             return;
@@ -140,17 +139,17 @@ impl SqsSink {
         }
     }
 
-    /// Puts an entry's payload into S3, if it has one; a verdict if that cannot be done now.
+    /// Stores an entry's payload in S3, if it has one. Returns a verdict if that failed.
     async fn store(&self, entry: &Entry) -> Option<Verdict> {
         let (Some(payload), Some(payloads)) = (entry.payload(), &self.payloads) else { return None };
         let err = payloads.put(payload).await.err()?;
         let text = format!("--payload-bucket: {}", err.text);
-        Some(Verdict::Retry { cause: Cause::new(PAYLOAD_BUCKET, text), answered: None })
+        Some(Verdict::Retry { cause: RetryCause::new(PAYLOAD_BUCKET, text), answered: None })
     }
 
-    async fn deliver(&self, entries: &[&Entry]) -> Vec<Verdict> {
-        let mut verdicts = self.try_each(entries).await;
-        let rejected = |verdict: &Verdict| matches!(verdict, Verdict::Poison(Reason::Rejected(_)));
+    async fn send_stored(&self, entries: &[&Entry]) -> Vec<Verdict> {
+        let mut verdicts = self.send_or_split(entries).await;
+        let rejected = |verdict: &Verdict| matches!(verdict, Verdict::Poison(PoisonReason::Rejected(_)));
         if verdicts.iter().any(rejected) {
             // The queue's limit may have been lowered a moment ago.
             drop(self.probe().await);
@@ -158,39 +157,39 @@ impl SqsSink {
             for (verdict, entry) in verdicts.iter_mut().zip(entries) {
                 let bytes = entry.size();
                 if rejected(verdict) && bytes > limit {
-                    *verdict = Verdict::Poison(Reason::TooLarge { bytes, limit });
+                    *verdict = Verdict::Poison(PoisonReason::TooLarge { bytes, limit });
                 }
             }
         }
         verdicts
     }
 
-    async fn try_each(&self, entries: &[&Entry]) -> Vec<Verdict> {
+    async fn send_or_split(&self, entries: &[&Entry]) -> Vec<Verdict> {
         let bucket = self.payloads.is_some();
-        let refusal = match self.request(entries).await {
+        let error = match self.request(entries).await {
             Ok(output) => return verdicts(entries.len(), &output),
-            Err(refusal) => refusal,
+            Err(error) => error,
         };
-        if !matches!(refusal.fault, Fault::Content | Fault::TooLarge) || entries.len() == 1 {
-            return entries.iter().map(|entry| refusal.verdict(entry, bucket)).collect();
+        if !matches!(error.kind, RequestErrorKind::Content | RequestErrorKind::TooLarge) || entries.len() == 1 {
+            return entries.iter().map(|entry| error.verdict(entry, bucket)).collect();
         }
-        warn!(cause = refusal.cause.text, "batch refused for its content or size, sending its entries one by one");
+        warn!(cause = error.cause.text, "batch refused for its content or size, sending its entries one by one");
         let mut all = Vec::with_capacity(entries.len());
         for entry in entries {
             all.push(match self.request(&[*entry]).await {
                 Ok(output) => verdicts(1, &output).remove(0),
-                Err(refusal) => refusal.verdict(entry, bucket),
+                Err(error) => error.verdict(entry, bucket),
             });
         }
         all
     }
 
-    async fn request(&self, entries: &[&Entry]) -> Result<SendMessageBatchOutput, Refusal> {
+    async fn request(&self, entries: &[&Entry]) -> Result<SendMessageBatchOutput, RequestError> {
         let mut request = self.client.send_message_batch().queue_url(&self.queue_url);
         for (id, entry) in entries.iter().enumerate() {
             request = request.entries(to_sqs(id, entry)?);
         }
-        request.send().await.map_err(|err| refusal(&err))
+        request.send().await.map_err(|err| request_error(&err))
     }
 }
 
@@ -201,17 +200,17 @@ impl Sink for SqsSink {
         match request.attribute_names(arn).attribute_names(limit.clone()).send().await {
             Ok(answer) => {
                 let limit = answer.attributes().and_then(|all| all.get(&limit)?.parse().ok());
-                limit.into_iter().for_each(|limit| self.learn(limit));
+                limit.into_iter().for_each(|limit| self.set_limit(limit));
                 Probe::Ready(limit)
             }
             Err(err) if class(&err) == Class::Denied => {
-                // A role may be allowed to send and nothing else. The first batch will tell.
+                // A role may be allowed to send and nothing else. The first batch will show.
                 debug!(cause = describe(&err), "the queue may not be looked at");
                 Probe::Ready(None)
             }
-            Err(err) => match refusal(&err) {
-                Refusal { fault: Fault::Stop, cause } => Probe::Stop(Stop(cause.text)),
-                Refusal { cause, .. } => Probe::Unreachable(cause.text),
+            Err(err) => match request_error(&err) {
+                RequestError { kind: RequestErrorKind::Stop, cause } => Probe::Stop(Stop(cause.text)),
+                RequestError { cause, .. } => Probe::Unreachable(cause.text),
             },
         }
     }
@@ -223,18 +222,18 @@ impl Sink for SqsSink {
     async fn send(&self, entries: &[&Entry]) -> Vec<Verdict> {
         let unstored = join_all(entries.iter().map(|entry| self.store(entry))).await;
         let sent: Vec<&Entry> =
-            entries.iter().zip(&unstored).filter(|(_, no)| no.is_none()).map(|(entry, _)| *entry).collect();
-        let mut verdicts = if sent.is_empty() { vec![] } else { self.deliver(&sent).await }.into_iter();
-        let lost = || Verdict::Retry { cause: Cause::new(UNMENTIONED, "no verdict"), answered: Some(true) };
-        unstored.into_iter().map(|no| no.or_else(|| verdicts.next()).unwrap_or_else(lost)).collect()
+            entries.iter().zip(&unstored).filter(|(_, failed)| failed.is_none()).map(|(entry, _)| *entry).collect();
+        let mut verdicts = if sent.is_empty() { vec![] } else { self.send_stored(&sent).await }.into_iter();
+        let lost = || Verdict::Retry { cause: RetryCause::new(UNMENTIONED, "no verdict"), answered: Some(true) };
+        unstored.into_iter().map(|failed| failed.or_else(|| verdicts.next()).unwrap_or_else(lost)).collect()
     }
 }
 
-/// The position in the batch serves as the id: it is unique, legal and leads back to the entry.
-fn to_sqs(id: usize, entry: &Entry) -> Result<SendMessageBatchRequestEntry, Refusal> {
-    let incomplete = |err: aws_sdk_sqs::error::BuildError| Refusal {
-        fault: Fault::Stop,
-        cause: Cause::new(OTHER, format!("the request cannot be made: {err}")),
+/// The id is the position in the batch, by which the answer's results are matched to entries.
+fn to_sqs(id: usize, entry: &Entry) -> Result<SendMessageBatchRequestEntry, RequestError> {
+    let incomplete = |err: aws_sdk_sqs::error::BuildError| RequestError {
+        kind: RequestErrorKind::Stop,
+        cause: RetryCause::new(OTHER, format!("the request cannot be made: {err}")),
     };
     let mut builder = SendMessageBatchRequestEntry::builder()
         .id(id.to_string())
@@ -244,24 +243,24 @@ fn to_sqs(id: usize, entry: &Entry) -> Result<SendMessageBatchRequestEntry, Refu
     for attribute in entry.attributes() {
         let value = MessageAttributeValue::builder().data_type(attribute.value.type_name());
         let value = match &attribute.value {
-            Value::Text(text) | Value::Number(text) => value.string_value(text),
-            Value::Binary(bytes) => value.binary_value(Blob::new(bytes.as_slice())),
+            AttributeValue::Text(text) | AttributeValue::Number(text) => value.string_value(text),
+            AttributeValue::Binary(bytes) => value.binary_value(Blob::new(bytes.as_slice())),
         };
         builder = builder.message_attributes(&*attribute.name, value.build().map_err(incomplete)?);
     }
     builder.build().map_err(incomplete)
 }
 
-/// What follows from a failed request, and a line about it of our own.
-fn refusal<E>(err: &SdkError<E>) -> Refusal
+/// What follows from a failed request, and its cause in our own words.
+fn request_error<E>(err: &SdkError<E>) -> RequestError
 where
     E: std::error::Error + ProvideErrorMetadata + 'static,
 {
-    let word = match err {
+    let label = match err {
         SdkError::TimeoutError(_) => TIMEOUT,
         SdkError::DispatchFailure(_) => UNREACHABLE,
         SdkError::ResponseError(_) => UNREADABLE,
-        _ => cause::of(status(err), err.code().unwrap_or_default()),
+        _ => cause::label(status(err), err.code().unwrap_or_default()),
     };
-    Refusal { fault: fault(class(err), status(err)), cause: Cause::new(word, describe(err)) }
+    RequestError { kind: error_kind(class(err), status(err)), cause: RetryCause::new(label, describe(err)) }
 }

@@ -1,9 +1,8 @@
-//! The consuming side: opens connections to the broker and takes deliveries from them.
+//! The consuming side: opens sessions with the broker and takes deliveries from them.
 //!
-//! Each connection is a session. No delivery is carried from one to the next: what was delivered on a
-//! broken one will be delivered again, and its ackers cannot do harm. Every one has the same
-//! prefetch: what comes back to a quorum queue goes behind what came back before, so that the order stays only where the next
-//! consumer takes all of it at once.
+//! A session is one connection. Nothing is carried over to the next: the broker redelivers what was not acknowledged.
+//! Every session has the same prefetch: a quorum queue puts a returned message behind those returned before it, so the
+//! order is kept only if the next consumer takes all of them at once.
 
 use std::{
     sync::{
@@ -24,31 +23,29 @@ use tokio::time::timeout;
 use tracing::debug;
 
 use crate::{
-    amqp::BrokerError,
-    amqp::{self, Broker},
+    amqp::{self, Broker, BrokerError, Channels},
     budget::Budget,
-    channels::Channels,
     config::Config,
     metrics::Metrics,
     topology::{Topology, is_stream},
-    wire::{Note, Notes},
+    wire::{ConnectionNotes, DeliveryNote},
 };
 
-/// From the open connection to the first delivery that may come.
+/// From the open connection to the running consumer.
 const OPEN_TIMEOUT: Duration = Duration::from_secs(20);
 const CANCEL_TIMEOUT: Duration = Duration::from_secs(2);
 const CONNECTION: &str = "relay: consume";
 const CONSUMER_TAG: &str = "relay";
 
-/// Opens generations.
+/// Opens sessions.
 #[derive(Debug)]
 pub struct Source {
     broker: Arc<Broker>,
     topology: Topology,
     prefetch: u16,
     budget: Budget,
-    /// Looked at and found to be none.
-    is_no_stream: AtomicBool,
+    /// The queue was checked and is no stream.
+    stream_checked: AtomicBool,
 }
 
 /// One connection, one channel, one consumer.
@@ -60,9 +57,9 @@ pub struct Session {
     notes: EndOnDrop,
 }
 
-/// Whatever becomes of the client's side, the connection must not wait for room that nobody makes.
+/// Ends the notes however the session ends: otherwise the connection could wait for room that nobody makes.
 #[derive(Debug)]
-struct EndOnDrop(Notes);
+struct EndOnDrop(ConnectionNotes);
 
 impl Drop for EndOnDrop {
     fn drop(&mut self) {
@@ -70,12 +67,12 @@ impl Drop for EndOnDrop {
     }
 }
 
-/// What a session gives next.
+/// The next event of a session.
 #[derive(Debug)]
-pub(crate) enum Intake {
-    /// A message, and what is known of it.
-    Delivery(Box<Delivery>, Note),
-    /// No more messages, but the channel may still take acknowledgements.
+pub(crate) enum SessionEvent {
+    /// A delivery, and what was noted about it.
+    Delivery(Box<Delivery>, DeliveryNote),
+    /// The consumer was cancelled. The channel may still take acknowledgements.
     Cancelled,
     /// The channel has ended.
     Broken(BrokerError),
@@ -91,14 +88,14 @@ impl Source {
             topology,
             prefetch: config.prefetch,
             budget: Budget::new(limit, metrics.held_bytes()),
-            is_no_stream: AtomicBool::new(false),
+            stream_checked: AtomicBool::new(false),
         }
     }
 
-    /// Connects and starts to consume. One try: the bridge repeats it.
+    /// Connects and starts to consume. One attempt: the bridge retries.
     pub async fn open(&self) -> Result<Session, BrokerError> {
-        // Each host has a time of its own for this.
-        let notes = Notes::within(self.budget.clone());
+        // Connecting is outside OPEN_TIMEOUT: each host has its own connect timeout.
+        let notes = ConnectionNotes::within(self.budget.clone());
         let mut channels = Channels::open(&self.broker, CONNECTION, &notes).await?;
         let consuming = timeout(OPEN_TIMEOUT, self.consume(&mut channels)).await;
         let connection = channels.into_connection();
@@ -122,31 +119,32 @@ impl Source {
         Ok((channel, consumer))
     }
 
-    /// Looks once whether the queue is a stream.
+    /// Checks once that the queue is no stream.
     async fn refuse_stream(&self, channels: &mut Channels<'_>) -> Result<(), BrokerError> {
-        if self.is_no_stream.load(Ordering::Relaxed) {
+        if self.stream_checked.load(Ordering::Relaxed) {
             return Ok(());
         }
         if is_stream(channels, &self.topology.queue).await? {
             return Err(BrokerError::Stream(self.topology.queue.clone()));
         }
-        self.is_no_stream.store(true, Ordering::Relaxed);
+        self.stream_checked.store(true, Ordering::Relaxed);
         Ok(())
     }
 }
 
 impl Session {
     /// Waits for the next delivery. Safe to cancel.
-    pub(crate) async fn next(&mut self) -> Intake {
+    pub(crate) async fn next(&mut self) -> SessionEvent {
         match self.consumer.next().await {
             Some(Ok(delivery)) => {
                 let note = self.notes.0.take(self.channel.id(), delivery.delivery_tag);
-                Intake::Delivery(Box::new(delivery), note)
+                SessionEvent::Delivery(Box::new(delivery), note)
             }
-            Some(Err(err)) => Intake::Broken(err.into()),
-            // The broker cancels a consumer, for instance when its queue moves or goes, only by ending the stream.
-            None if self.is_open() => Intake::Cancelled,
-            None => Intake::Broken(BrokerError::ChannelGone),
+            Some(Err(err)) => SessionEvent::Broken(err.into()),
+            // When the broker cancels a consumer, for instance because its queue moves or is deleted, the stream just
+            // ends.
+            None if self.is_open() => SessionEvent::Cancelled,
+            None => SessionEvent::Broken(BrokerError::ChannelGone),
         }
     }
 
@@ -155,7 +153,7 @@ impl Session {
         self.connection.status().connected() && self.channel.status().connected()
     }
 
-    /// Asks the broker for no more deliveries. Those already taken can still be acknowledged, the others go back.
+    /// Stops consuming. Deliveries already taken can still be acknowledged, the others go back to the queue.
     pub async fn cancel(&self) {
         self.notes.0.end();
         let cancel = self.channel.basic_cancel(CONSUMER_TAG.into(), BasicCancelOptions::default());

@@ -1,33 +1,24 @@
-//! Which delivery tags of one channel are settled, and which acknowledgements say so in the fewest frames.
+//! Which delivery tags of one channel are settled, and the fewest frames that acknowledge them.
 //!
-//! Pure: it knows no channel and no clock. It refuses to acknowledge a tag twice, which the broker answers by closing the
-//! channel, and to cover one that is not settled, which would lose a message.
+//! Pure: no channel, no clock. A tag is never acknowledged twice, because the broker would close the channel, and a
+//! frame never covers an unsettled tag, because that would lose a message.
 
 use std::collections::{BTreeMap, BTreeSet};
 
-/// The tags of one channel, which counts them from 1 without a gap.
+/// The delivery tags of one channel, which are 1, 2, 3 and so on.
 #[derive(Debug)]
 pub(crate) struct Tags {
-    /// The lowest that is not settled.
+    /// The lowest unsettled tag.
     oldest: u64,
-    /// Settled and not yet acknowledged, above `oldest`.
+    /// Settled but not acknowledged, above `oldest`.
     settled: BTreeSet<u64>,
-    /// Acknowledged above `oldest`: first and last of each run. There are no more runs than unsettled messages.
-    told: BTreeMap<u64, u64>,
-}
-
-/// One acknowledgement of every settled tag up to `last`.
-#[derive(Debug, PartialEq, Eq)]
-pub(crate) struct Run {
-    /// The tag to send, with the flag `multiple`.
-    pub(crate) last: u64,
-    /// How many messages it acknowledges.
-    pub(crate) count: usize,
+    /// Acknowledged above `oldest`, as ranges from first to last tag: no more than there are unsettled messages.
+    acked: BTreeMap<u64, u64>,
 }
 
 impl Default for Tags {
     fn default() -> Self {
-        Self { oldest: 1, settled: BTreeSet::new(), told: BTreeMap::new() }
+        Self { oldest: 1, settled: BTreeSet::new(), acked: BTreeMap::new() }
     }
 }
 
@@ -37,24 +28,26 @@ impl Tags {
         self.oldest
     }
 
-    /// Notes settled tags. If nothing below them is unsettled, one acknowledgement covers them all; it must be sent.
-    pub(crate) fn settle(&mut self, tags: impl IntoIterator<Item = u64>) -> Option<Run> {
+    /// Records settled tags. Returns the tag that the caller must then acknowledge with the flag `multiple`, if
+    /// everything below it is settled.
+    pub(crate) fn settle(&mut self, tags: impl IntoIterator<Item = u64>) -> Option<u64> {
         self.settled.extend(tags);
-        let mut run: Option<Run> = None;
+        let mut last = None;
         loop {
             if self.settled.remove(&self.oldest) {
-                run = Some(Run { last: self.oldest, count: run.map_or(1, |run| run.count + 1) });
+                last = Some(self.oldest);
                 self.oldest += 1;
-            } else if let Some(last) = self.told.remove(&self.oldest) {
-                self.oldest = last + 1;
+            } else if let Some(end) = self.acked.remove(&self.oldest) {
+                self.oldest = end + 1;
             } else {
-                return run;
+                return last;
             }
         }
     }
 
-    /// Gives up waiting for those below: of `tags`, those not acknowledged yet, each of which must be sent on its own.
-    pub(crate) fn tell(&mut self, tags: impl IntoIterator<Item = u64>) -> Vec<u64> {
+    /// Stops waiting for lower tags. Returns those of `tags` not acknowledged yet; the caller must send each on its
+    /// own.
+    pub(crate) fn ack_each(&mut self, tags: impl IntoIterator<Item = u64>) -> Vec<u64> {
         let open: Vec<u64> = tags.into_iter().filter(|tag| self.settled.remove(tag)).collect();
         for &tag in &open {
             self.join(tag);
@@ -62,19 +55,19 @@ impl Tags {
         open
     }
 
-    /// Whether the broker was told of a tag.
+    /// Whether a tag is acknowledged.
     #[cfg(test)]
-    pub(crate) fn is_told(&self, tag: u64) -> bool {
-        tag < self.oldest || self.told.range(..=tag).next_back().is_some_and(|(_, last)| *last >= tag)
+    pub(crate) fn is_acked(&self, tag: u64) -> bool {
+        tag < self.oldest || self.acked.range(..=tag).next_back().is_some_and(|(_, last)| *last >= tag)
     }
 
-    /// Adds a tag to the runs that were told.
+    /// Adds a tag to the acknowledged ranges.
     fn join(&mut self, tag: u64) {
-        let last = self.told.remove(&(tag + 1)).unwrap_or(tag);
-        match self.told.range_mut(..tag).next_back() {
+        let last = self.acked.remove(&(tag + 1)).unwrap_or(tag);
+        match self.acked.range_mut(..tag).next_back() {
             Some((_, end)) if *end + 1 == tag => *end = last,
             _ => {
-                self.told.insert(tag, last);
+                self.acked.insert(tag, last);
             }
         }
     }
@@ -89,11 +82,11 @@ mod tests {
     fn a_run_without_a_gap_takes_one_frame() {
         let mut tags = Tags::default();
         assert_eq!(tags.settle([2, 3]), None);
-        assert_eq!(tags.settle([1]), Some(Run { last: 3, count: 3 }));
+        assert_eq!(tags.settle([1]), Some(3));
         assert_eq!(tags.settle([5, 6]), None);
-        assert_eq!(tags.tell([5]), [5]);
-        assert_eq!(tags.tell([5]), [] as [u64; 0], "never twice");
-        assert_eq!(tags.settle([4]), Some(Run { last: 6, count: 2 }), "5 is told already");
+        assert_eq!(tags.ack_each([5]), [5]);
+        assert_eq!(tags.ack_each([5]), [] as [u64; 0], "never twice");
+        assert_eq!(tags.settle([4]), Some(6), "5 is acked already");
         assert_eq!(tags.oldest(), 7);
     }
 
@@ -102,14 +95,14 @@ mod tests {
         let mut tags = Tags::default();
         for tag in 2..10_000 {
             assert_eq!(tags.settle([tag]), None);
-            assert_eq!(tags.tell([tag]), [tag]);
+            assert_eq!(tags.ack_each([tag]), [tag]);
         }
-        assert_eq!((tags.told.len(), tags.settled.len()), (1, 0));
-        assert_eq!(tags.settle([1]), Some(Run { last: 1, count: 1 }));
+        assert_eq!((tags.acked.len(), tags.settled.len()), (1, 0));
+        assert_eq!(tags.settle([1]), Some(1));
         assert_eq!(tags.oldest(), 10_000);
     }
 
-    /// The broker's side: what it still waits for, and what it would close the channel for.
+    /// A model of the broker: the tags that it still waits for. It would close the channel over any other.
     #[derive(Default)]
     struct Broker(BTreeSet<u64>);
 
@@ -118,16 +111,16 @@ mod tests {
             assert!(self.0.remove(&tag), "unknown delivery tag {tag}");
         }
 
-        fn ack_up_to(&mut self, run: &Run) {
-            assert!(self.0.contains(&run.last), "unknown delivery tag {}", run.last);
-            let rest = self.0.split_off(&(run.last + 1));
-            assert_eq!(std::mem::replace(&mut self.0, rest).len(), run.count);
+        fn ack_up_to(&mut self, last: u64, settled: &BTreeSet<u64>) {
+            assert!(self.0.contains(&last), "unknown delivery tag {last}");
+            let rest = self.0.split_off(&(last + 1));
+            assert!(std::mem::replace(&mut self.0, rest).is_subset(settled), "a frame covers an unsettled tag");
         }
     }
 
     proptest! {
         #[test]
-        fn every_settled_tag_is_told_once_and_no_other(
+        fn every_settled_tag_is_acknowledged_once_and_no_other(
             order in Just((1..=60u64).collect::<Vec<_>>()).prop_shuffle(),
             sizes in prop::collection::vec((1..10usize, any::<bool>()), 1..30),
         ) {
@@ -138,17 +131,17 @@ mod tests {
             for (size, gives_up) in sizes {
                 let batch: Vec<u64> = order.by_ref().take(size).collect();
                 settled.extend(batch.iter().copied());
-                if let Some(run) = tags.settle(batch.iter().copied()) {
-                    broker.ack_up_to(&run);
+                if let Some(last) = tags.settle(batch.iter().copied()) {
+                    broker.ack_up_to(last, &settled);
                 }
                 waiting.extend(batch);
                 if gives_up {
-                    tags.tell(waiting.drain(..)).into_iter().for_each(|tag| broker.ack(tag));
+                    tags.ack_each(waiting.drain(..)).into_iter().for_each(|tag| broker.ack(tag));
                 }
                 prop_assert!(broker.0.is_disjoint(&(1..tags.oldest()).collect()));
-                prop_assert!((1..=60).all(|tag| tags.is_told(tag) != broker.0.contains(&tag)));
+                prop_assert!((1..=60).all(|tag| tags.is_acked(tag) != broker.0.contains(&tag)));
             }
-            tags.tell(waiting).into_iter().for_each(|tag| broker.ack(tag));
+            tags.ack_each(waiting).into_iter().for_each(|tag| broker.ack(tag));
             prop_assert_eq!(broker.0, (1..=60).filter(|tag| !settled.contains(tag)).collect::<BTreeSet<_>>());
         }
     }

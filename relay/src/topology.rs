@@ -1,6 +1,6 @@
-//! The queue, the dead-letter exchange and its queue: looked for, or created when asked to.
+//! The queue, the dead-letter exchange and its queue: found, or created with `--declare`.
 //!
-//! Refuses to redeclare what exists: a queue of another type or with other arguments is taken as it is.
+//! What exists is not declared again: a queue of another type or with other arguments is used as it is.
 
 use lapin::{
     Channel, ExchangeKind,
@@ -10,21 +10,19 @@ use lapin::{
 use tracing::{info, warn};
 
 use crate::{
-    amqp::BrokerError,
-    amqp::{self, is_not_found, is_precondition},
-    channels::Channels,
+    amqp::{self, BrokerError, Channels, is_not_found, is_precondition},
     config::{Binding, Config, QueueType},
 };
 
 const QUEUE_TYPE: &str = "x-queue-type";
-/// Where in a stream a consumer begins. No other queue knows it.
+/// Where in a stream a consumer begins. Only streams know this argument.
 const STREAM_OFFSET: &str = "x-stream-offset";
-/// As a consumer that says nothing.
-const FROM_NOW_ON: &str = "next";
-const LOOK_TAG: &str = "relay-look";
+/// The default: new messages only.
+const OFFSET_NEXT: &str = "next";
+const PROBE_TAG: &str = "relay-look";
 const DELIVERY_LIMIT: &str = "x-delivery-limit";
-/// As good as none. RabbitMQ 4 sets 20 by itself, counts every lost connection and then drops the message. The -1 that it
-/// takes for "none" is no way out: 3.10.8 takes it too, and drops a message at its first redelivery.
+/// As good as no limit. RabbitMQ 4 has a default of 20, counts every lost connection and then drops the message. The -1
+/// that it takes for "no limit" does not help: 3.10.8 takes it too, and drops a message at its first redelivery.
 const UNLIMITED: i32 = i32::MAX;
 
 /// The names on the broker.
@@ -38,19 +36,19 @@ pub(crate) struct Topology {
 }
 
 impl Topology {
-    /// What the options ask for.
+    /// As configured.
     pub(crate) fn new(config: &Config) -> Self {
         Self {
             queue: config.queue.clone(),
             dead_letter_exchange: config.dead_letter_exchange(),
             declare: config.declare,
             queue_type: config.broker.queue_type,
-            // Checked at the start: nothing is wrong with them here.
+            // They were checked at startup.
             bindings: config.bindings().unwrap_or_default(),
         }
     }
 
-    /// Makes sure that the queue is there. A missing dead-letter exchange is only told: most days nobody needs it.
+    /// Makes sure that the queue exists. A missing dead-letter exchange is only reported: it is rarely needed.
     pub(crate) async fn ensure(&self, channels: &mut Channels<'_>) -> Result<(), BrokerError> {
         let queue_there = find_queue(channels, &self.queue).await?;
         let exchange_there = find_exchange(channels, &self.dead_letter_exchange).await?;
@@ -134,27 +132,27 @@ pub(crate) async fn find_queue(channels: &mut Channels<'_>, name: &str) -> Resul
     let channel = channels.get().await?;
     let options = QueueDeclareOptions::durable().passive();
     let found = channel.queue_declare(name.into(), options, FieldTable::default()).await;
-    existence(found.map(drop))
+    exists(found.map(drop))
 }
 
 pub(crate) async fn find_exchange(channels: &mut Channels<'_>, name: &str) -> Result<bool, BrokerError> {
     let channel = channels.get().await?;
     let options = ExchangeDeclareOptions { passive: true, ..Default::default() };
     let arguments = FieldTable::default();
-    existence(channel.exchange_declare(name.into(), ExchangeKind::Fanout, options, arguments).await)
+    exists(channel.exchange_declare(name.into(), ExchangeKind::Fanout, options, arguments).await)
 }
 
-/// Whether a queue is a stream; AMQP has no question for it. Only a stream knows the argument: every other queue refuses a consumer
-/// that has it, before it gives that a message.
+/// Whether a queue is a stream. AMQP cannot be asked that, but only a stream knows this argument: every other queue
+/// refuses a consumer with it before delivering a message.
 pub(crate) async fn is_stream(channels: &mut Channels<'_>, queue: &str) -> Result<bool, BrokerError> {
     let channel = channels.get().await?;
     channel.basic_qos(1, BasicQosOptions::default()).await?;
     let mut arguments = FieldTable::default();
-    arguments.insert(STREAM_OFFSET.into(), AMQPValue::LongString(FROM_NOW_ON.into()));
+    arguments.insert(STREAM_OFFSET.into(), AMQPValue::LongString(OFFSET_NEXT.into()));
     let options = BasicConsumeOptions::default();
-    match channel.basic_consume(queue.into(), LOOK_TAG.into(), options, arguments).await {
+    match channel.basic_consume(queue.into(), PROBE_TAG.into(), options, arguments).await {
         Ok(consumer) => {
-            // Other brokers may take any argument for any queue, but they count its consumers.
+            // Other brokers may accept any argument for any queue, but then they count the consumer.
             let options = QueueDeclareOptions::durable().passive();
             let counted = channel.queue_declare(queue.into(), options, FieldTable::default()).await?.consumer_count();
             drop(consumer);
@@ -166,7 +164,7 @@ pub(crate) async fn is_stream(channels: &mut Channels<'_>, queue: &str) -> Resul
     }
 }
 
-fn existence(found: lapin::Result<()>) -> Result<bool, BrokerError> {
+fn exists(found: lapin::Result<()>) -> Result<bool, BrokerError> {
     match found {
         Ok(()) => Ok(true),
         Err(err) if is_not_found(&err) => Ok(false),

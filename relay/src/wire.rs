@@ -1,14 +1,14 @@
-//! What lies between the broker's bytes and the AMQP client: short strings that are not UTF-8 are mended on the way in, and
-//! deliveries wait until there is room for them.
+//! Sits between the broker's bytes and the AMQP client: repairs short strings that are not UTF-8, and holds deliveries
+//! back until there is room for them.
 //!
-//! AMQP 0-9-1 asks for UTF-8 in message ids, routing keys and header names, and RabbitMQ takes any bytes. The client ends the
-//! connection over them, so that the broker would deliver the same message for ever. Here each offending byte becomes a
-//! question mark, and a note says which delivery it was: the relay dead-letters it. Nothing else is touched: a
-//! stream without such strings comes through byte by byte, and bodies are never looked at.
+//! AMQP 0-9-1 asks for UTF-8 in message ids, routing keys and header names, and RabbitMQ takes any bytes. The client
+//! ends the connection over them, so the broker would redeliver the same message for ever. Here each offending byte
+//! becomes a question mark, and a note says which delivery it was: the relay dead-letters it. Nothing else is changed:
+//! a stream without such strings passes byte by byte, and bodies are never looked at.
 //!
-//! The client reads whatever comes and keeps it until it is asked for. So while the [`Budget`](crate::budget::Budget) is full, no
-//! further delivery is read from the socket. The broker's heartbeats are then behind that delivery; as long as the client's own
-//! leave, it is given one for each.
+//! The client reads whatever comes and keeps it until it is asked for. So while the [`Budget`](crate::budget::Budget)
+//! is used up, no further delivery is read from the socket. The broker's heartbeats are stuck behind that delivery, so
+//! the client gets one from here after each of its own writes, as long as these get through.
 
 use std::{
     future::Future,
@@ -29,50 +29,47 @@ use futures_io::{AsyncRead, AsyncWrite};
 use futures_util::Stream;
 use lapin::AsyncTcpStream;
 
-use crate::wire::frames::Frames;
-pub(crate) use crate::wire::notes::{Note, Notes};
-
 mod frames;
-mod notes;
 mod strings;
+
+use frames::Frames;
+pub(crate) use frames::{ConnectionNotes, DeliveryNote};
 
 type Socket = AsyncTcpStream<<Tokio as Reactor>::TcpStream>;
 
-/// Tokio, as the client wants it, with [`Wire`] for its streams.
+/// Tokio as the client's runtime, with [`Wire`] as its stream.
 #[derive(Debug, Clone)]
 pub(crate) struct WireKit(Tokio);
 
-/// A connection to the broker, plain or TLS, of which the client reads mended bytes.
+/// A connection to the broker, plain or TLS, from which the client reads repaired bytes.
 pub(crate) struct Wire {
     socket: Socket,
     frames: Frames,
-    /// Who reads, while a delivery waits for room.
+    /// The reader, while a delivery waits for room.
     reader: Option<Waker>,
-    /// Something has left meanwhile.
+    /// Something was written meanwhile.
     wrote: bool,
 }
 
 impl WireKit {
-    /// The runtime of the caller.
+    /// The caller's runtime, for the client.
     pub(crate) fn runtime() -> Runtime<Self> {
         Runtime::new(Self(Tokio::current()))
     }
 
-    /// What the sockets themselves are opened with.
+    /// The caller's runtime, for opening sockets.
     pub(crate) fn sockets() -> Runtime<Tokio> {
         Runtime::tokio_current()
     }
 }
 
 impl Wire {
-    /// Reads from `socket`, and writes to `notes` what it mends.
-    pub(crate) fn new(socket: Socket, notes: Notes) -> Self {
+    /// Reads from `socket`, and records in `notes` what it repairs.
+    pub(crate) fn new(socket: Socket, notes: ConnectionNotes) -> Self {
         Self { socket, frames: Frames::new(notes), reader: None, wrote: false }
     }
-}
 
-impl Wire {
-    /// Remembers that something has left, for whoever waits for a sign of life.
+    /// Records that something was written, so that a waiting reader gets a heartbeat.
     fn note(&mut self, written: &Poll<io::Result<usize>>) {
         if self.frames.is_waiting() && matches!(written, Poll::Ready(Ok(1..))) {
             self.wrote = true;
@@ -87,14 +84,14 @@ impl AsyncRead for Wire {
     fn poll_read(self: Pin<&mut Self>, context: &mut Context<'_>, buffer: &mut [u8]) -> Poll<io::Result<usize>> {
         let Self { socket, frames, reader, wrote } = self.get_mut();
         loop {
-            let given = frames.give(buffer);
+            let given = frames.read(buffer);
             if given > 0 || buffer.is_empty() {
                 return Poll::Ready(Ok(given));
             }
             let wrote = std::mem::take(wrote);
             if frames.poll_delivery(context).is_pending() {
                 if wrote {
-                    frames.beat();
+                    frames.insert_heartbeat();
                     continue;
                 }
                 *reader = Some(context.waker().clone());
@@ -103,11 +100,11 @@ impl AsyncRead for Wire {
             if frames.is_ready() {
                 continue;
             }
-            let read = ready!(Pin::new(&mut *socket).poll_read(context, frames.room()))?;
+            let read = ready!(Pin::new(&mut *socket).poll_read(context, frames.spare()))?;
             if read == 0 {
                 return Poll::Ready(Ok(0));
             }
-            frames.take(read);
+            frames.fill(read);
         }
     }
 }
@@ -177,6 +174,6 @@ impl Reactor for WireKit {
 
     fn tcp_connect_addr(&self, address: SocketAddr) -> impl Future<Output = io::Result<Wire>> + Send + 'static {
         let connecting = self.0.tcp_connect_addr(address);
-        async { Ok(Wire::new(AsyncTcpStream::Plain(connecting.await?), Notes::default())) }
+        async { Ok(Wire::new(AsyncTcpStream::Plain(connecting.await?), ConnectionNotes::default())) }
     }
 }

@@ -1,4 +1,4 @@
-//! The table itself: status, code and message to class. Pure.
+//! The table from status, code and message to class. Pure.
 //!
 //! Codes are those of the documents "Error responses" of Amazon S3, "Common errors" and `SendMessageBatch` of Amazon SQS, and the
 //! exceptions of AWS KMS as both repeat them.
@@ -6,33 +6,33 @@
 /// What an error means.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Class {
-    /// It passes by itself: an outage, a throttle, a clock that is off, credentials that are being renewed, a connection that was lost.
-    /// Also every code that is not known here: what is tried again can be found again, what is dropped cannot.
+    /// Temporary: an outage, throttling, a wrong clock, credentials that are being renewed, a lost connection. Also
+    /// every unknown code: a retry does no harm, and what is dropped is lost.
     Transient,
-    /// A person must set something right: a key of KMS that is disabled, credentials that are wrong.
+    /// A person must correct something: a disabled KMS key, wrong credentials.
     Setup,
-    /// The caller has no right. S3 says so of an object that is not there, too, to those who may not list.
+    /// The caller has no permission. S3 also says so about a missing object if the caller may not list the bucket.
     Denied,
     /// There is no such bucket or queue.
     NoContainer,
-    /// The bucket lies in another region than the one that was asked.
+    /// The bucket is in another region than the one that was asked.
     OtherRegion,
-    /// The object, or this version of it, is not there or cannot be read where it lies (an archive).
+    /// The object or this version of it does not exist, or is archived and cannot be read.
     NoObject,
     /// The condition of the request does not hold.
     Condition,
-    /// Two requests were in each other's way: ask again at once.
+    /// Two requests collided: retry at once.
     Conflict,
-    /// What the request holds will never be accepted.
+    /// The content of the request will never be accepted.
     Content,
-    /// The service does not know such requests.
+    /// The service does not support such requests.
     Unsupported,
-    /// An answer without a code, as every one to `HEAD` is, with a status that can mean either the object or the caller. A request
-    /// whose answer has a body tells more.
+    /// An answer without a code, as to every `HEAD`, with a status that can be about the object or the caller. A
+    /// request whose answer has a body says more.
     Unclear,
 }
 
-/// What a status, an error code and a message mean. Of the message only AWS' own wording of a clock that is off is looked for.
+/// The class for a status, an error code and a message. The message is only searched for AWS' text about a wrong clock.
 pub fn classify(status: Option<u16>, code: Option<&str>, message: Option<&str>) -> Class {
     let code = short(code.unwrap_or_default());
     if is_throttle(code) || status.is_some_and(|status| status >= 500 && status != 501) {
@@ -41,8 +41,8 @@ pub fn classify(status: Option<u16>, code: Option<&str>, message: Option<&str>) 
     by_code(code, message.unwrap_or_default()).unwrap_or_else(|| by_status(status, code))
 }
 
-/// What SQS says of one entry of a batch. Where the code is not known, its flag decides: the sender is at fault, and so the entry. A code
-/// that is known wins over the flag, which stands on throttles and faults of KMS as well.
+/// The class for one entry of a batch. A known code wins over the flag, which SQS also sets for throttling and KMS
+/// errors. For an unknown code the flag says whether the entry is at fault.
 pub fn classify_entry(code: &str, message: Option<&str>, sender_fault: bool) -> Class {
     let (code, message) = (short(code), message.unwrap_or_default());
     match by_code(code, message) {
@@ -60,10 +60,10 @@ fn by_code(code: &str, message: &str) -> Option<Class> {
         | "SlowDown" | "Busy"
         // The connection broke while the body was on its way.
         | "IncompleteBody" | "BadDigest" | "XAmzContentSHA256Mismatch" | "XAmzContentChecksumMismatch"
-        // KMS behind S3 and SQS.
+        // KMS errors that S3 and SQS pass on.
         | "KMS.DependencyTimeoutException" | "KMS.KMSInternalException" | "KMS.KeyUnavailableException"
         | "DependencyTimeoutException" | "KMSInternalException" | "KeyUnavailableException" => Class::Transient,
-        // One code for a secret that is wrong and for a clock that is off.
+        // The same code stands for a wrong secret and a wrong clock.
         "SignatureDoesNotMatch" | "InvalidSignatureException" => {
             if is_about_time(message) { Class::Transient } else { Class::Setup }
         }
@@ -72,7 +72,7 @@ fn by_code(code: &str, message: &str) -> Option<Class> {
         "InvalidAccessKeyId" | "InvalidClientTokenId" | "UnrecognizedClientException" | "InvalidToken" | "InvalidSecurity"
         | "OptInRequired" | "NotSignedUp" | "MissingAuthenticationToken" | "MissingAuthenticationTokenException"
         | "InvalidAddress" | "UnsupportedOperation"
-        // A FIFO queue asks for a group, and requests are complete otherwise: queue and caller do not fit.
+        // Requests are complete except for a group, which a FIFO queue needs: queue and configuration do not match.
         | "MissingParameter" | "MissingRequiredParameterException" | "EmptyBatchRequest" | "BatchEntryIdsNotDistinct"
         | "TooManyEntriesInBatchRequest" | "InvalidBatchEntryId"
         | "KMS.DisabledException" | "KMS.InvalidStateException" | "KMS.KMSInvalidStateException" | "KMS.NotFoundException"
@@ -93,7 +93,7 @@ fn by_code(code: &str, message: &str) -> Option<Class> {
     })
 }
 
-/// For answers whose code says nothing.
+/// For answers without a known code.
 fn by_status(status: Option<u16>, code: &str) -> Class {
     match status {
         Some(301 | 307) => Class::OtherRegion,
@@ -106,7 +106,7 @@ fn by_status(status: Option<u16>, code: &str) -> Class {
     }
 }
 
-/// Whether a code says that the caller asks too often. SQS marks such entries as the sender's fault.
+/// Whether a code means throttling. SQS marks such entries as the sender's fault.
 pub fn is_throttle(code: &str) -> bool {
     let code = short(code);
     let known = ["OverLimit", "RequestLimitExceeded", "TooManyRequestsException", "SlowDown", "LimitExceededException"];
@@ -118,7 +118,7 @@ fn is_about_time(message: &str) -> bool {
     ["Signature expired", "Signature not yet current"].iter().any(|start| message.starts_with(start))
 }
 
-/// SQS has two spellings for many codes, by protocol.
+/// SQS spells many codes in two ways, depending on the protocol.
 fn short(code: &str) -> &str {
     code.strip_prefix("AWS.SimpleQueueService.").unwrap_or(code)
 }
@@ -221,7 +221,7 @@ mod tests {
     }
 
     #[test]
-    fn a_clock_that_is_off_passes_and_a_wrong_secret_does_not() {
+    fn a_wrong_clock_is_temporary_and_a_wrong_secret_is_not() {
         for code in ["InvalidSignatureException", "SignatureDoesNotMatch"] {
             let class = |message| classify(Some(403), Some(code), Some(message));
             assert_eq!(class("Signature expired: 20260101T000000Z is now earlier than 20260101T000500Z"), Transient);

@@ -1,4 +1,4 @@
-//! The settings of the AWS clients: what the SDK finds by itself, and the certificates of `AWS_CA_BUNDLE`, which it does not look for.
+//! The configuration of the AWS clients: the SDK's own, and the certificates of `AWS_CA_BUNDLE`, which the SDK ignores.
 
 use crate::BadVariable;
 use aws_config::{BehaviorVersion, SdkConfig};
@@ -15,10 +15,9 @@ use std::{env, fs, path::Path};
 
 const CA_BUNDLE: &str = "AWS_CA_BUNDLE";
 
-/// The settings of all AWS clients of a process. Nothing is sent but what finding a region needs.
+/// The configuration for all AWS clients of a process. The only requests made are for finding the region.
 ///
-/// # Errors
-/// `AWS_CA_BUNDLE` names no file with certificates.
+/// # Errors `AWS_CA_BUNDLE` names no usable file with certificates.
 pub async fn sdk_config() -> Result<SdkConfig, BadVariable> {
     let loader = aws_config::defaults(BehaviorVersion::latest());
     let loader = match env::var_os(CA_BUNDLE).filter(|path| !path.is_empty()) {
@@ -28,13 +27,13 @@ pub async fn sdk_config() -> Result<SdkConfig, BadVariable> {
     Ok(loader.load().await)
 }
 
-/// As with the AWS CLI, the file's certificates take the place of the system's.
+/// As in the AWS CLI, the file's certificates replace the system's.
 fn trust(path: &Path) -> Result<TlsContext, BadVariable> {
     let bad = |problem: String| BadVariable { name: CA_BUNDLE, problem };
     let pem = fs::read(path).map_err(|error| bad(format!("{}: cannot be read: {error}", path.display())))?;
     let mut store = TrustStore::empty();
     let mut count = 0;
-    // One by one: the client panics at a certificate that it cannot use, and bundles of systems have such.
+    // One by one: the client panics at a certificate that it cannot use, and system bundles contain such.
     for certificate in CertificateDer::pem_slice_iter(&pem).filter_map(Result::ok) {
         if RootCertStore::empty().add(certificate.clone()).is_ok() {
             let text = STANDARD.encode(&certificate);
@@ -48,7 +47,7 @@ fn trust(path: &Path) -> Result<TlsContext, BadVariable> {
     TlsContext::builder().with_trust_store(store).build().map_err(|_| bad("no TLS can be set up".into()))
 }
 
-/// As the SDK builds its own client, but for whom it trusts. The builder's other ways take no proxy.
+/// The SDK's own client with other trusted certificates. The builder's simpler functions ignore proxies.
 fn client(trusted: TlsContext) -> SharedHttpClient {
     Builder::new().build_with_connector_fn(move |settings, components| {
         let mut connector =
@@ -65,20 +64,24 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_bundle_holds_at_least_one_certificate_and_is_named_if_not() {
+    fn a_bundle_without_a_usable_certificate_is_an_error() {
         let folder = tempfile::tempdir().unwrap();
         let file = folder.path().join("ca.pem");
-        let said = || trust(&file).map(drop).map_err(|error| error.to_string());
-        assert!(said().is_err_and(|error| error.starts_with("AWS_CA_BUNDLE: ") && error.contains("cannot be read")));
+        let reported = || trust(&file).map(drop).map_err(|error| error.to_string());
+        assert!(
+            reported().is_err_and(|error| error.starts_with("AWS_CA_BUNDLE: ") && error.contains("cannot be read"))
+        );
         let nonsense = "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n";
         for empty in ["", "hidden", nonsense] {
             fs::write(&file, empty).unwrap();
-            assert!(said().is_err_and(|error| error.contains("holds no PEM certificate") && !error.contains("hidden")));
+            assert!(
+                reported().is_err_and(|error| error.contains("holds no PEM certificate") && !error.contains("hidden"))
+            );
         }
         let good = rcgen::generate_simple_self_signed(["example.org".to_string()]).unwrap().cert.pem();
         fs::write(&file, format!("# a comment\n{nonsense}{good}")).unwrap();
-        assert_eq!(said(), Ok(()));
-        // Building the connector reads the certificates once more, and would panic there.
+        assert_eq!(reported(), Ok(()));
+        // Building the connector parses the certificates again, and would panic.
         drop(format!("{:?}", client(trust(&file).unwrap())));
     }
 }

@@ -1,21 +1,18 @@
-//! What relay and handler ask of their options and variables alike: no whitespace around a value, names that SQS and S3 know, and AWS
-//! clients as the variables say. A value is never shown: it may be a secret.
+//! The checks that relay and handler share for options and variables: no whitespace around a value, legal names of
+//! buckets and queues. Also AWS clients with the configured certificates. A value is never shown, because it may be a
+//! secret.
 
-mod address;
 mod aws;
-mod ends;
-mod hints;
-mod names;
+mod options;
+mod values;
 mod variables;
 
-pub use address::{socket, web_url};
 pub use aws::sdk_config;
-pub use ends::stray_whitespace;
-pub use hints::variables;
-pub use names::{BUCKET_LENGTH, bucket, is_bucket, queue_url};
+pub use options::{stray_whitespace, variables};
+pub use values::{BUCKET_LENGTH, bucket, is_bucket, queue_url, socket, web_url};
 pub use variables::{Reads, check_variables};
 
-/// A variable that a person must correct.
+/// A variable with a value that cannot be used.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{name}: {problem}")]
 pub struct BadVariable {

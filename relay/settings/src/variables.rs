@@ -1,38 +1,38 @@
-//! Variables that libraries read by themselves. Some panic at a value that they cannot use, some take another one without a word, so it
-//! is looked at before they do.
+//! Environment variables that libraries read themselves. Some panic at a bad value, some silently use another one, so
+//! they are checked first.
 
-use crate::{BadVariable, ends};
+use crate::{BadVariable, options};
 use aws_smithy_types::retry::RetryMode;
 use std::{env, ffi::OsStr};
 use url::Url;
 
-/// What a process reads beside its own options.
+/// Which variables a process reads besides its own options.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Reads {
-    /// Those of logs, certificates and proxies.
+    /// For logs, certificates and proxies.
     Common,
-    /// Also those of AWS and of traces.
+    /// Also for AWS and traces.
     Services,
 }
 
 /// What a value must be.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Shape {
-    /// Without whitespace at its ends and control characters.
+    /// No whitespace around it and no control characters.
     Text,
-    /// What goes into a header of a request.
+    /// Fit for a header of a request.
     Key,
-    /// A part of a host's name.
+    /// Fit for a part of a host name.
     Region,
     Url,
-    /// How often something is tried.
+    /// A number from 1.
     Count,
     RetryMode,
 }
 
 use Shape::{Count, Key, Region, Text, Url as Address};
 
-/// A list in NO_PROXY may have blanks: what reads it takes them off.
+/// Without NO_PROXY: its list may contain spaces, which its reader trims.
 const COMMON: [&str; 9] = [
     "RUST_LOG",
     "SSL_CERT_FILE",
@@ -45,7 +45,7 @@ const COMMON: [&str; 9] = [
     "all_proxy",
 ];
 
-/// Those of the AWS SDK for Rust, each as its documentation has it.
+/// The variables of the AWS SDK for Rust, as documented.
 const AWS: [(&str, Shape); 46] = [
     ("AWS_ACCESS_KEY_ID", Key),
     ("AWS_SECRET_ACCESS_KEY", Key),
@@ -95,7 +95,7 @@ const AWS: [(&str, Shape); 46] = [
     ("AWS_EXECUTION_ENV", Text),
 ];
 
-/// Those of OpenTelemetry's exporter.
+/// The variables of OpenTelemetry's exporter.
 const TRACES: [&str; 19] = [
     "OTEL_EXPORTER_OTLP_ENDPOINT",
     "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT",
@@ -118,10 +118,9 @@ const TRACES: [&str; 19] = [
     "OTEL_BSP_MAX_CONCURRENT_EXPORTS",
 ];
 
-/// Looks at the variables that are read by others than the options.
+/// Checks the variables that libraries read.
 ///
-/// # Errors
-/// The first whose value cannot be used.
+/// # Errors The first variable with a value that cannot be used.
 pub fn check_variables(reads: Reads) -> Result<(), BadVariable> {
     check(reads, |name| env::var_os(name))
 }
@@ -131,7 +130,7 @@ fn check(reads: Reads, value: impl Fn(&str) -> Option<std::ffi::OsString>) -> Re
     let services = AWS.into_iter().chain(TRACES.map(|name| (name, Text)));
     let read = common.into_iter().chain(services.filter(|_| reads == Reads::Services));
     for (name, shape) in read {
-        // One that is set to nothing counts as not set.
+        // An empty variable counts as not set.
         let Some(value) = value(name).filter(|value| !value.is_empty()) else { continue };
         if let Some(problem) = problem(shape, &value) {
             return Err(BadVariable { name, problem });
@@ -141,7 +140,7 @@ fn check(reads: Reads, value: impl Fn(&str) -> Option<std::ffi::OsString>) -> Re
 }
 
 fn problem(shape: Shape, value: &OsStr) -> Option<String> {
-    if let Some(problem) = ends::problem(value) {
+    if let Some(problem) = options::whitespace_problem(value) {
         return Some(problem);
     }
     let Some(text) = value.to_str() else { return Some("is not UTF-8".into()) };
@@ -169,7 +168,7 @@ fn problem(shape: Shape, value: &OsStr) -> Option<String> {
 mod tests {
     use super::*;
 
-    fn said(name: &str, value: &str) -> Option<String> {
+    fn reported(name: &str, value: &str) -> Option<String> {
         let value = |asked: &str| (asked == name).then(|| value.into());
         check(Reads::Services, value).err().map(|error| error.to_string())
     }
@@ -179,13 +178,13 @@ mod tests {
         let all = COMMON.into_iter().chain(AWS.map(|(name, _)| name)).chain(TRACES);
         for name in all {
             for value in ["1\n", "1 ", " 1", "\t"] {
-                let text = said(name, value).unwrap_or_default();
+                let text = reported(name, value).unwrap_or_default();
                 assert!(
                     text.starts_with(&format!("{name}: ")) && text.contains("take that away"),
                     "{name} {value:?}: {text}"
                 );
             }
-            assert_eq!(said(name, ""), None, "{name}");
+            assert_eq!(reported(name, ""), None, "{name}");
         }
     }
 
@@ -205,14 +204,14 @@ mod tests {
             ("AWS_PROFILE", "my profile", "hidden\nprofile"),
             ("HTTPS_PROXY", "proxy:3128", "http://hidden\n:1"),
         ] {
-            assert_eq!(said(name, good), None, "{name}");
-            let text = said(name, bad).unwrap_or_default();
+            assert_eq!(reported(name, good), None, "{name}");
+            let text = reported(name, bad).unwrap_or_default();
             assert!(text.starts_with(&format!("{name}: ")) && !text.contains("hidden"), "{name}: {text}");
         }
     }
 
     #[test]
-    fn a_tool_is_not_stopped_by_what_it_does_not_read() {
+    fn variables_that_are_not_read_are_not_checked() {
         let value = |name: &str| (name == "AWS_ACCESS_KEY_ID").then(|| "AKIA\n".into());
         assert_eq!(check(Reads::Common, value), Ok(()));
     }

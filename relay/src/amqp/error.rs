@@ -1,20 +1,20 @@
-//! What can be wrong with the broker, named by what is to be done about it.
+//! What can go wrong with the broker.
 
-use super::{SMALLEST_FRAME, is_frame_too_large, is_refusal};
+use super::{MIN_FRAME_MAX, is_frame_too_large, is_refusal};
 
-/// Why the broker's side does not work now. Always tried again once the relay has consumed.
+/// A failure on the broker's side. After the first session it is always retried.
 #[derive(Debug, thiserror::Error)]
 pub enum BrokerError {
-    /// The queue is not there, and the relay was not asked to create it.
+    /// The queue does not exist, and the relay was not asked to create it.
     #[error("queue {0:?} does not exist; create it, or start the relay with --declare")]
     QueueMissing(String),
-    /// No host of the broker opened a connection: each with what it said.
+    /// No host of the broker opened a connection: each with its error.
     #[error("{}", each(.0))]
     Connect(Vec<(String, BrokerError)>),
-    /// An exchange to bind the queue to is not there.
+    /// An exchange of `--bind` does not exist.
     #[error("exchange {0:?} of --bind does not exist; create it, or leave the binding out")]
     ExchangeMissing(String),
-    /// The broker does not know the user, the virtual host or the right.
+    /// The broker refuses the user, the virtual host or a permission.
     #[error("{0}; correct user, password and virtual host in --amqp-url, or give the user the right on the broker")]
     Refused(lapin::Error),
     /// The queue is a stream.
@@ -24,14 +24,14 @@ pub enum BrokerError {
          queue instead, bound to the same exchange or filled from the stream by RabbitMQ's shovel plugin"
     )]
     Stream(String),
-    /// The broker's limit of frames is below that of the client.
+    /// The broker's `frame_max` is below the client's minimum.
     #[error(
         "the broker allows frames of {0} bytes, its AMQP clients need {least}; set frame_max in rabbitmq.conf to {least} or \
          more, or leave it out, which is 131072",
-        least = SMALLEST_FRAME
+        least = MIN_FRAME_MAX
     )]
     FrameMax(u32),
-    /// The headers of a message do not fit into the frames that were agreed on.
+    /// The headers of a message do not fit into the agreed `frame_max`.
     #[error(
         "{0}: the headers of a message are larger than frame_max; raise that in rabbitmq.conf, and leave it out of \
          --amqp-url"
@@ -43,25 +43,25 @@ pub enum BrokerError {
     /// A dead-lettered message reached no queue.
     #[error("exchange {0:?} routes to no queue")]
     Unroutable(String),
-    /// The broker refused to take a dead-lettered message.
+    /// The broker did not confirm a dead-lettered message.
     #[error("the broker did not confirm the message")]
     Unconfirmed,
-    /// The delivery's channel has ended: it will be delivered again.
+    /// The delivery's channel has ended: it will be redelivered.
     #[error("the delivery's channel has ended")]
     ChannelGone,
-    /// Anything that the client or the broker reports. It never holds the URI.
+    /// Any other error of the client or the broker. It never contains the URI.
     #[error("{0}")]
     Amqp(lapin::Error),
 }
 
 impl BrokerError {
-    /// Whether only a person can correct it. At the start that ends the relay; later the same is what a broker says that
-    /// is being restarted or has lost a queue's node, and it passes.
+    /// Whether only a person can correct it. At startup that ends the relay. Later a broker says the same while it
+    /// restarts or has lost a queue's node, and that is temporary.
     pub(crate) fn is_refusal(&self) -> bool {
         match self {
             Self::QueueMissing(_) | Self::ExchangeMissing(_) | Self::Refused(_) => true,
             Self::Stream(_) | Self::FrameMax(_) => true,
-            // A host that refuses speaks for the broker; one that does not answer may only be down.
+            // One host that refuses is enough; one that does not answer may only be down.
             Self::Connect(hosts) => hosts.iter().any(|(_, error)| error.is_refusal()),
             _ => false,
         }
@@ -97,7 +97,7 @@ mod tests {
             (403, "ACCESS_REFUSED - queue 'q' in vhost '/' in exclusive use", false),
             (530, "NOT_ALLOWED - vhost nowhere not found", true),
             (530, "NOT_ALLOWED - connection limit (1) is reached", false),
-            // What a broker cannot do with this queue it may do after its upgrade, which the relay outlives.
+            // The broker may support it after an upgrade, and the relay keeps running meanwhile.
             (540, "NOT_IMPLEMENTED - queue 'q' in vhost '/' does not support this", false),
             (541, "INTERNAL_ERROR", false),
             (406, "PRECONDITION_FAILED - inequivalent arg", false),

@@ -1,19 +1,19 @@
 use super::*;
 use lapin::{
     BasicProperties,
-    types::{AMQPValue, ByteArray, DecimalValue, FieldArray, FieldTable},
+    types::{ByteArray, FieldArray, FieldTable},
 };
 
 fn names(list: &str) -> Vec<String> {
     list.parse::<Attributes>().expect(list).0.iter().map(|item| item.name.to_string()).collect()
 }
 
-fn text(text: &str) -> Option<Value> {
-    Some(Value::Text(text.to_owned()))
+fn text(text: &str) -> Option<AttributeValue> {
+    Some(AttributeValue::Text(text.to_owned()))
 }
 
-fn number(text: &str) -> Option<Value> {
-    Some(Value::Number(text.to_owned()))
+fn number(text: &str) -> Option<AttributeValue> {
+    Some(AttributeValue::Number(text.to_owned()))
 }
 
 #[test]
@@ -59,7 +59,7 @@ fn lists_that_cannot_work_are_refused() {
 }
 
 #[test]
-fn a_message_gives_what_it_has_in_the_order_of_the_list() {
+fn attributes_come_in_the_order_of_the_list() {
     let list = "priority,message-id,correlation-id,timestamp,traceparent,routing-key,exchange,type,app-id,content-type";
     let attributes: Attributes = list.parse().unwrap();
     let mut headers = FieldTable::default();
@@ -73,13 +73,14 @@ fn a_message_gives_what_it_has_in_the_order_of_the_list() {
         .with_app_id("a".into())
         .with_content_type("".into())
         .with_priority(9);
-    let got = attributes.of(&Parts { body: "", exchange: "e", routing_key: "", properties: &full });
-    let got: Vec<(&str, Option<Value>)> = got.iter().map(|got| (&*got.name, Some(got.value.clone()))).collect();
+    let got = attributes.of(&MessageParts { body: "", exchange: "e", routing_key: "", properties: &full });
+    let got: Vec<(&str, Option<AttributeValue>)> =
+        got.iter().map(|got| (&*got.name, Some(got.value.clone()))).collect();
     assert_eq!(
         got,
         vec![
             ("priority", number("9")),
-            ("message_id", Some(Value::Binary(b"m\0".to_vec()))),
+            ("message_id", Some(AttributeValue::Binary(b"m\0".to_vec()))),
             ("correlation_id", text("c")),
             ("timestamp", number("18446744073709551615")),
             ("traceparent", text("00-a-b-01")),
@@ -89,7 +90,7 @@ fn a_message_gives_what_it_has_in_the_order_of_the_list() {
         ]
     );
     let empty = BasicProperties::default();
-    assert_eq!(attributes.of(&Parts { body: "", exchange: "", routing_key: "", properties: &empty }), vec![]);
+    assert_eq!(attributes.of(&MessageParts { body: "", exchange: "", routing_key: "", properties: &empty }), vec![]);
 }
 
 #[test]
@@ -129,15 +130,15 @@ fn values_of_every_type() {
         (AMQPValue::ShortString("s".into()), text("s")),
         (AMQPValue::LongString("Ü".into()), text("Ü")),
         (AMQPValue::LongString("".into()), None),
-        (AMQPValue::LongString("\u{ffff}".into()), Some(Value::Binary("\u{ffff}".as_bytes().to_vec()))),
-        (AMQPValue::LongString(vec![0xff].into()), Some(Value::Binary(vec![0xff]))),
-        (AMQPValue::ByteArray(ByteArray::from(b"b".to_vec())), Some(Value::Binary(b"b".to_vec()))),
+        (AMQPValue::LongString("\u{ffff}".into()), Some(AttributeValue::Binary("\u{ffff}".as_bytes().to_vec()))),
+        (AMQPValue::LongString(vec![0xff].into()), Some(AttributeValue::Binary(vec![0xff]))),
+        (AMQPValue::ByteArray(ByteArray::from(b"b".to_vec())), Some(AttributeValue::Binary(b"b".to_vec()))),
         (AMQPValue::ByteArray(ByteArray::from(vec![])), None),
         (AMQPValue::FieldTable(table), text("{\"f\":null,\"l\":[true],\"n\":null}")),
         (AMQPValue::FieldTable(FieldTable::default()), text("{}")),
         (AMQPValue::Void, None),
     ] {
-        assert_eq!(Value::of(&value), want, "{value:?}");
+        assert_eq!(AttributeValue::of(&value), want, "{value:?}");
     }
 }
 
@@ -145,8 +146,8 @@ fn values_of_every_type() {
 fn nesting_without_end_becomes_no_attribute() {
     let nested =
         |depth| (0..depth).fold(AMQPValue::Void, |inner, _| AMQPValue::FieldArray(FieldArray::from(vec![inner])));
-    assert_eq!(Value::of(&nested(3)), text("[[[null]]]"));
-    assert!(Value::of(&nested(64)).is_some());
-    assert_eq!(Value::of(&nested(65)), None);
-    assert_eq!(Value::of(&nested(2_000)), None);
+    assert_eq!(AttributeValue::of(&nested(3)), text("[[[null]]]"));
+    assert!(AttributeValue::of(&nested(64)).is_some());
+    assert_eq!(AttributeValue::of(&nested(65)), None);
+    assert_eq!(AttributeValue::of(&nested(2_000)), None);
 }

@@ -1,8 +1,8 @@
-//! The options of the broker's side beside its URLs: TLS, times, and what `--declare` creates.
+//! The broker's options: `--amqp-url` with one or more hosts, TLS, timeouts, and what `--declare` creates.
 //!
-//! Refuses to start with a certificate or key that cannot be used, and names its option.
+//! An error names the option, or a URL by its number, and never repeats a value: it may hold a password.
 
-use std::{fs, path::PathBuf, time::Duration};
+use std::{fmt, fs, path::PathBuf, time::Duration};
 
 use clap::{Args, ValueEnum, value_parser};
 use lapin::{
@@ -10,14 +10,55 @@ use lapin::{
     uri::AMQPUri,
 };
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject};
+use url::{Host, Url};
 
-use super::{ConfigError, check_name, invalid};
-use crate::amqp::Broker;
+use crate::{
+    amqp::{Broker, MIN_FRAME_MAX},
+    error::ConfigError,
+    id_source::MAX_SHORT_STRING_BYTES,
+};
 
+const URL: &str = "--amqp-url";
+const URL_FORM: &str = "it must be amqp://user:password@host:port/vhost or amqps://…";
 const CA: &str = "--amqp-ca";
 const CERT: &str = "--amqp-client-cert";
 const KEY: &str = "--amqp-client-key";
 const BIND: &str = "--bind";
+
+/// The value of `--amqp-url`, with its passwords. It is checked after clap has parsed the options, because clap's
+/// errors repeat a bad value.
+#[derive(Clone)]
+pub struct AmqpUrl(String);
+
+impl AmqpUrl {
+    /// All hosts. The first entry is a URL. A later one may be host:port; the rest is then that of the first.
+    pub(super) fn parse(&self) -> Result<Vec<AMQPUri>, ConfigError> {
+        let mut hosts: Vec<AMQPUri> = Vec::new();
+        let entries = split(&self.0);
+        for (index, entry) in entries.iter().enumerate() {
+            let parsed = match hosts.first() {
+                Some(first) if !entry.contains("://") => inherit(first, entry),
+                _ => parse(entry),
+            };
+            let place = if entries.len() > 1 { format!("entry {} ", index + 1) } else { String::new() };
+            hosts.push(parsed.map_err(|problem| invalid(URL, format!("{place}{problem}; {URL_FORM}")))?);
+        }
+        Ok(hosts)
+    }
+}
+
+impl From<String> for AmqpUrl {
+    fn from(url: String) -> Self {
+        Self(url)
+    }
+}
+
+impl fmt::Debug for AmqpUrl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // Without a scheme it is unclear where the password begins.
+        f.write_str(&if self.0.contains("://") { redact(&self.0) } else { "***".to_owned() })
+    }
+}
 
 /// How to reach the broker, and what to create there.
 #[derive(Debug, Clone, Args)]
@@ -46,7 +87,7 @@ pub struct BrokerOptions {
     pub bind: Vec<String>,
 }
 
-/// What RabbitMQ keeps a queue in.
+/// The type of a queue in RabbitMQ.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum QueueType {
     /// Replicated.
@@ -68,7 +109,7 @@ impl BrokerOptions {
         Ok(Broker::new(hosts, self.tls()?, Duration::from_secs(self.connect_timeout), self.heartbeat))
     }
 
-    /// The bindings asked for. The routing key may hold colons, the exchange not.
+    /// The bindings to create. A routing key may contain colons, an exchange may not.
     pub(super) fn bindings(&self, declare: bool) -> Result<Vec<Binding>, ConfigError> {
         if !declare && !self.bind.is_empty() {
             return Err(invalid(BIND, "needs --declare"));
@@ -85,7 +126,7 @@ impl BrokerOptions {
         self.bind.iter().map(binding).collect()
     }
 
-    /// `None` when nothing is asked for: then the client takes the system's roots.
+    /// `None` without a TLS option: then the client uses the system's root certificates.
     fn tls(&self) -> Result<Option<RustlsConnector>, ConfigError> {
         let identity = match (&self.amqp_client_cert, &self.amqp_client_key) {
             (Some(cert), Some(key)) => Some((certificates(CERT, cert)?, private_key(key)?)),
@@ -123,7 +164,146 @@ fn certificates(option: &'static str, path: &PathBuf) -> Result<Vec<CertificateD
 }
 
 fn private_key(path: &PathBuf) -> Result<PrivateKeyDer<'static>, ConfigError> {
-    // The error could hold parts of the key.
+    // The parser's error could contain parts of the key.
     let problem = |_| invalid(KEY, format!("{}: holds no PEM private key without a passphrase", path.display()));
     PrivateKeyDer::from_pem_slice(&read(KEY, path)?).map_err(problem)
+}
+
+/// Splits at commas, except those in a password: after such a comma an `@` comes before the next URL.
+fn split(list: &str) -> Vec<String> {
+    let mut entries: Vec<Vec<&str>> = Vec::new();
+    for piece in list.split(',') {
+        let url = entries.iter().rposition(|entry| entry.first().is_some_and(|piece| piece.contains("://")));
+        match url {
+            Some(url) if !piece.contains("://") && piece.contains('@') => {
+                let cut: Vec<&str> = entries.drain(url + 1..).flatten().collect();
+                entries[url].extend(cut);
+                entries[url].push(piece);
+            }
+            _ => entries.push(vec![piece]),
+        }
+    }
+    entries.into_iter().map(|pieces| pieces.join(",").trim().to_owned()).collect()
+}
+
+fn parse(entry: &str) -> Result<AMQPUri, String> {
+    let url = Url::parse(entry).map_err(|err| format!("is no URL: {err}"))?;
+    // The client repeats the whole URL in some of its errors.
+    let mut uri: AMQPUri = entry.parse().map_err(|err: String| redact(&err.replace(entry, "***")))?;
+    // The client does not recognize an IPv6 address and would connect to localhost.
+    match url.host() {
+        Some(Host::Ipv6(address)) => uri.authority.host = address.to_string(),
+        Some(_) => {}
+        None => return Err("names no host".to_owned()),
+    }
+    // Strictly, a lone slash means the virtual host with the empty name, which nobody uses.
+    if uri.vhost.is_empty() {
+        uri.vhost = "/".to_owned();
+    }
+    if uri.query.heartbeat == Some(0) {
+        return Err("has heartbeat=0: a dead connection would never be noticed".to_owned());
+    }
+    if let Some(bytes @ 1..MIN_FRAME_MAX) = uri.query.frame_max {
+        return Err(format!("has frame_max={bytes}: AMQP clients need {MIN_FRAME_MAX}; leave it out"));
+    }
+    Ok(uri)
+}
+
+fn inherit(first: &AMQPUri, entry: &str) -> Result<AMQPUri, String> {
+    let url = Url::parse(&format!("amqp://{entry}")).map_err(|err| format!("is neither a URL nor host:port: {err}"))?;
+    let bare = url.username().is_empty() && url.password().is_none() && url.path().trim_matches('/').is_empty();
+    if !bare || url.query().is_some() || url.fragment().is_some() {
+        return Err("is neither a URL nor host:port".to_owned());
+    }
+    let mut uri = first.clone();
+    uri.authority.host = match url.host() {
+        Some(Host::Ipv6(address)) => address.to_string(),
+        Some(host) => host.to_string(),
+        None => return Err("names no host".to_owned()),
+    };
+    uri.authority.port = url.port().unwrap_or_else(|| first.scheme.default_port());
+    Ok(uri)
+}
+
+/// Hides everything from the first `://` to the last `@`: a password may contain any character.
+pub(super) fn redact(text: &str) -> String {
+    match (text.find("://"), text.rfind('@')) {
+        (Some(start), Some(end)) if start < end => format!("{}://***{}", &text[..start], &text[end..]),
+        _ => text.to_owned(),
+    }
+}
+
+pub(super) fn check_name(option: &'static str, name: &str) -> Result<(), ConfigError> {
+    match name.len() {
+        0 => Err(invalid(option, "must not be empty")),
+        1..=MAX_SHORT_STRING_BYTES => Ok(()),
+        bytes => Err(invalid(option, format!("has {bytes} bytes, AMQP takes {MAX_SHORT_STRING_BYTES}"))),
+    }
+}
+
+pub(super) fn invalid(option: &'static str, problem: impl Into<String>) -> ConfigError {
+    ConfigError::Invalid { option, problem: problem.into() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn hosts(list: &str) -> Vec<String> {
+        let hosts = AmqpUrl::from(list.to_owned()).parse().expect(list);
+        let show = |uri: &AMQPUri| {
+            let (user, host) = (&uri.authority.userinfo, &uri.authority.host);
+            let (scheme, port, vhost) = (uri.scheme.clone(), uri.authority.port, &uri.vhost);
+            format!("{scheme}|{}|{}|{host}|{port}|{vhost}", user.username, user.password)
+        };
+        hosts.iter().map(show).collect()
+    }
+
+    #[test]
+    fn urls_mean_what_people_expect() {
+        for (list, wanted) in [
+            ("amqp://h", vec!["amqp|guest|guest|h|5672|/"]),
+            ("amqp://h/", vec!["amqp|guest|guest|h|5672|/"]),
+            ("amqp://h/%2f", vec!["amqp|guest|guest|h|5672|/"]),
+            ("amqp://h:1/v", vec!["amqp|guest|guest|h|1|v"]),
+            ("amqp://127.0.0.1/v", vec!["amqp|guest|guest|127.0.0.1|5672|v"]),
+            ("amqp://[::1]:5672", vec!["amqp|guest|guest|::1|5672|/"]),
+            ("amqps://u:p@a/v,b:1,[::2]", vec!["amqps|u|p|a|5671|v", "amqps|u|p|b|1|v", "amqps|u|p|::2|5671|v"]),
+            ("amqp://u:p@a, amqp://w:q@b/v", vec!["amqp|u|p|a|5672|/", "amqp|w|q|b|5672|v"]),
+            ("amqp://u:p,q,r@a,b", vec!["amqp|u|p,q,r|a|5672|/", "amqp|u|p,q,r|b|5672|/"]),
+            (
+                "amqp://a:1,b:2,amqp://u:p,q@c",
+                vec!["amqp|guest|guest|a|1|/", "amqp|guest|guest|b|2|/", "amqp|u|p,q|c|5672|/"],
+            ),
+        ] {
+            assert_eq!(hosts(list), wanted, "{list}");
+        }
+    }
+
+    #[test]
+    fn a_bad_entry_is_named_by_its_number_and_shows_no_password() {
+        for (list, wanted) in [
+            ("amqp://u:secret@a,", "entry 2 "),
+            ("amqp://u:secret@a,b:port", "entry 2 is neither a URL nor host:port"),
+            ("amqp://u:secret@a,b/v", "entry 2 is neither"),
+            ("amqp://u:secret@a,b,http://u:secret@c", "entry 3 "),
+            ("amqp://u:secret@a,amqp://u:secret@b:port", "entry 2 is no URL"),
+            ("amqp://u:secret@a?heartbeat=0", "heartbeat=0"),
+            ("amqp://u:secret@a?frame_max=4096", "frame_max=4096: AMQP clients need 8192"),
+            ("u:secret@a", "--amqp-url: "),
+            ("amqp:secret", "--amqp-url: "),
+        ] {
+            let text = AmqpUrl::from(list.to_owned()).parse().expect_err(list).to_string();
+            assert!(text.contains(wanted) && text.contains(URL), "{list}: {text}");
+            assert!(!text.contains("secret"), "{list}: {text}");
+            let shown = format!("{:?}", AmqpUrl::from(list.to_owned()));
+            assert!(!shown.contains("secret@"), "{shown}");
+        }
+    }
+
+    #[test]
+    fn no_password_of_a_list_is_shown() {
+        let shown = format!("{:?}", AmqpUrl::from("amqp://u:secret@a,amqps://v:secret@b,c:1".to_owned()));
+        assert_eq!(shown, "amqp://***@b,c:1");
+    }
 }

@@ -1,5 +1,5 @@
 use super::*;
-use clap::CommandFactory;
+use std::process::{Command as Process, Stdio};
 
 const REQUIRED: [&str; 3] = ["relay", "--amqp-url=amqp://u:secret@h", "--sqs-queue-url=http://h/q"];
 
@@ -8,7 +8,7 @@ fn load(extra: &[&str]) -> Result<Option<Config>, ConfigError> {
 }
 
 #[test]
-fn defaults_are_those_of_the_manual() {
+fn the_defaults_are_as_documented() {
     let config = load(&[]).unwrap().unwrap();
     assert_eq!(config.queue, "image_generation");
     assert_eq!(config.dead_letter_exchange(), "image_generation.dead-letter");
@@ -142,4 +142,15 @@ fn the_password_is_never_shown() {
     let config = load(&[]).unwrap().unwrap();
     let shown = format!("{config:?}");
     assert!(shown.contains("amqp://***@h") && !shown.contains("secret"), "{shown}");
+}
+
+#[test]
+fn bash_can_read_the_completions_and_finds_the_options_in_them() {
+    let matches = command().try_get_matches_from([NAME, COMPLETIONS, "bash"]).unwrap();
+    let script = completions(&matches).unwrap();
+    let mut bash = Process::new("bash").arg("-n").stdin(Stdio::piped()).spawn().unwrap();
+    bash.stdin.take().unwrap().write_all(&script).unwrap();
+    assert!(bash.wait().unwrap().success());
+    let script = String::from_utf8(script).unwrap();
+    assert!(script.contains("--sqs-queue-url") && script.contains("--check") && script.contains(COMPLETIONS));
 }

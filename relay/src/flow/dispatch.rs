@@ -1,51 +1,51 @@
-//! The two jobs of a flow: send one batch and settle each of its messages, and bury one poisoned message.
+//! The two jobs of a flow: send one batch and settle its messages, and dead-letter one poison message.
 //!
-//! Nothing is acknowledged before the verdict on that very message is in.
+//! A message is acknowledged only after the verdict on that message.
 
 use tokio::time::{Instant, sleep};
 use tracing::{debug, warn};
 
 use crate::{
     acker,
+    backoff::Backoff,
     dead_letter::PoisonSink,
     entry::Entry,
     entry_builder::EntryBuilder,
     error::Stop,
-    flow::Backoff,
-    message::{Message, Poison, Ticket},
-    metrics::{Cause, Unacked},
+    message::{DeliveryContext, Message, Poison},
+    metrics::{RetryCause, Unacked},
     sink::{Sink, Verdict},
 };
 
-/// What became of a batch.
+/// The result of one batch.
 #[derive(Debug)]
-pub(super) struct Outcome {
-    /// To be acknowledged.
-    pub(super) accepted: Vec<Ticket>,
-    /// To be sent again, each with its body, and why.
-    pub(super) retry: Vec<(Message, Cause)>,
-    /// To be sent at once, in another form.
-    pub(super) moved: Vec<Message>,
-    /// To be buried.
+pub(super) struct BatchOutcome {
+    /// To acknowledge.
+    pub(super) accepted: Vec<DeliveryContext>,
+    /// To retry, each with the cause.
+    pub(super) retry: Vec<(Message, RetryCause)>,
+    /// To send again at once, now with the body in S3.
+    pub(super) offloaded: Vec<Message>,
+    /// To dead-letter.
     pub(super) poison: Vec<Poison>,
-    /// The lanes of those that were accepted or are to be buried: the next of each may leave.
+    /// The lanes of accepted and poison messages: the next message of each may be sent.
     pub(super) lanes: Vec<String>,
-    /// SQS refuses everything. The messages stay unacknowledged.
+    /// SQS refuses every message. They stay unacknowledged.
     pub(super) stop: Option<Stop>,
-    /// Whether SQS answered; `None` where it was not asked.
+    /// Whether SQS answered; `None` if no request was made.
     pub(super) answered: Option<bool>,
 }
 
 /// Sends one batch and settles each message by its verdict.
-pub(super) async fn dispatch<S: Sink>(sink: &S, batch: Vec<Message>, builder: &EntryBuilder) -> Outcome {
+pub(super) async fn dispatch<S: Sink>(sink: &S, batch: Vec<Message>, builder: &EntryBuilder) -> BatchOutcome {
     let started = Instant::now();
     let entries: Vec<&Entry> = batch.iter().map(|message| &message.entry).collect();
     let verdicts = sink.send(&entries).await;
     debug_assert_eq!(verdicts.len(), batch.len(), "one verdict per entry");
-    let mut outcome = Outcome {
+    let mut outcome = BatchOutcome {
         accepted: vec![],
         retry: vec![],
-        moved: vec![],
+        offloaded: vec![],
         poison: vec![],
         lanes: vec![],
         stop: None,
@@ -57,17 +57,17 @@ pub(super) async fn dispatch<S: Sink>(sink: &S, batch: Vec<Message>, builder: &E
         match verdict {
             Verdict::Accepted => {
                 outcome.lanes.extend(message.entry.lane().map(str::to_owned));
-                message.ticket.unacked.sent();
-                outcome.accepted.push(message.ticket);
+                message.delivery.unacked.sent();
+                outcome.accepted.push(message.delivery);
             }
             Verdict::Retry { cause, .. } => {
-                message.ticket.unacked.retried(&cause);
+                message.delivery.unacked.retried(&cause);
                 message.attempts = message.attempts.saturating_add(1);
                 outcome.retry.push((message, cause));
             }
-            Verdict::Poison(reason) => match builder.moved(message.entry, &reason) {
-                // It keeps its lane.
-                Ok(entry) => outcome.moved.push(Message { entry, ..message }),
+            Verdict::Poison(reason) => match builder.offload(message.entry, &reason) {
+                // It still holds its lane.
+                Ok(entry) => outcome.offloaded.push(Message { entry, ..message }),
                 Err(entry) => {
                     outcome.lanes.extend(entry.lane().map(str::to_owned));
                     outcome.poison.push(Message { entry: *entry, ..message }.into_poison(reason));
@@ -80,12 +80,12 @@ pub(super) async fn dispatch<S: Sink>(sink: &S, batch: Vec<Message>, builder: &E
     outcome
 }
 
-/// Publishes a poisoned message to the dead-letter exchange, however long that takes, and then acknowledges it.
-pub(super) async fn bury<D: PoisonSink>(dead_letter: &D, poison: Poison, backoff: Backoff) {
+/// Publishes a poison message to the dead-letter exchange, retrying without end, and then acknowledges it.
+pub(super) async fn dead_letter<D: PoisonSink>(publisher: &D, poison: Poison, backoff: Backoff) {
     let mut stuck = None;
     for attempt in 0.. {
-        let Err(err) = dead_letter.publish(&poison).await else { break };
-        stuck.get_or_insert_with(|| dead_letter.stuck());
+        let Err(err) = publisher.publish(&poison).await else { break };
+        stuck.get_or_insert_with(|| publisher.stuck());
         let delay = backoff(attempt);
         warn!(
             error = %err,
@@ -96,14 +96,15 @@ pub(super) async fn bury<D: PoisonSink>(dead_letter: &D, poison: Poison, backoff
         sleep(delay).await;
     }
     warn!(reason = poison.reason.as_str(), detail = %poison.reason, "dead-lettered");
-    poison.ticket.unacked.dead_lettered(&poison.reason);
-    acknowledge(vec![poison.ticket]).await;
+    poison.delivery.unacked.dead_lettered(&poison.reason);
+    acknowledge(vec![poison.delivery]).await;
 }
 
-/// Acknowledges messages. One that fails is delivered again, which makes a duplicate and loses nothing.
-pub(super) async fn acknowledge(tickets: Vec<Ticket>) {
-    let messages = tickets.len();
-    let (ackers, unacked): (_, Vec<_>) = tickets.into_iter().map(|ticket| (ticket.acker, ticket.unacked)).unzip();
+/// Acknowledges messages. After a failure they are redelivered: duplicates, but no loss.
+pub(super) async fn acknowledge(deliveries: Vec<DeliveryContext>) {
+    let messages = deliveries.len();
+    let (ackers, unacked): (_, Vec<_>) =
+        deliveries.into_iter().map(|delivery| (delivery.acker, delivery.unacked)).unzip();
     match acker::acknowledge(ackers).await {
         Ok(()) => unacked.into_iter().for_each(Unacked::acked),
         Err(error) => warn!(messages, %error, "accepted but not acknowledged, will be delivered again"),
@@ -114,14 +115,14 @@ pub(super) async fn acknowledge(tickets: Vec<Ticket>) {
 mod tests {
     use super::*;
     use crate::{
-        acker::Acks,
-        entry::{Ids, Reason},
+        acker::ChannelAcks,
+        entry::{EntryIds, PoisonReason},
         metrics::Metrics,
         metrics::cause::OTHER,
         sink::Probe,
     };
 
-    /// Judges each entry by its body, and remembers nothing.
+    /// Gives each entry the verdict that its body names.
     struct Judge;
 
     impl Sink for Judge {
@@ -131,10 +132,10 @@ mod tests {
 
         async fn send(&self, entries: &[&Entry]) -> Vec<Verdict> {
             let judge = |entry: &&Entry| match entry.body() {
-                "retry" => Verdict::Retry { cause: Cause::new(OTHER, "later"), answered: Some(true) },
-                "lost" => Verdict::Retry { cause: Cause::new(OTHER, "gone"), answered: Some(false) },
-                "unstored" => Verdict::Retry { cause: Cause::new(OTHER, "no bucket"), answered: None },
-                "poison" => Verdict::Poison(Reason::Rejected("Bad".to_owned())),
+                "retry" => Verdict::Retry { cause: RetryCause::new(OTHER, "later"), answered: Some(true) },
+                "lost" => Verdict::Retry { cause: RetryCause::new(OTHER, "gone"), answered: Some(false) },
+                "unstored" => Verdict::Retry { cause: RetryCause::new(OTHER, "no bucket"), answered: None },
+                "poison" => Verdict::Poison(PoisonReason::Rejected("Bad".to_owned())),
                 "stop" => Verdict::Stop(Stop("AccessDenied".to_owned())),
                 _ => Verdict::Accepted,
             };
@@ -142,12 +143,12 @@ mod tests {
         }
     }
 
-    fn batch(acks: &Acks, bodies: &[&str]) -> Vec<Message> {
+    fn batch(acks: &ChannelAcks, bodies: &[&str]) -> Vec<Message> {
         let deliver = |(tag, body): (u64, &&str)| {
             let delivery = lapin::message::Delivery::mock(tag, "".into(), "".into(), false, body.as_bytes().to_vec());
             let mut message =
-                Message::accept(delivery, None, acks, &Metrics::default(), &EntryBuilder::default()).unwrap();
-            let ids = Ids::Fifo { group: body.to_string(), deduplication: tag.to_string() };
+                Message::from_delivery(delivery, None, acks, &Metrics::default(), &EntryBuilder::default()).unwrap();
+            let ids = EntryIds::Fifo { group: body.to_string(), deduplication: tag.to_string() };
             message.entry = message.entry.with_ids(ids);
             message
         };
@@ -166,19 +167,19 @@ mod tests {
             (vec!["poison", "ok"], vec![false, true], vec![], vec!["poison"], false, Some(true)),
             (vec!["stop", "ok", "retry"], vec![false, true, false], vec!["retry"], vec![], true, Some(true)),
         ] {
-            let acks = Acks::default();
+            let acks = ChannelAcks::default();
             let outcome = dispatch(&Judge, batch(&acks, &bodies), &EntryBuilder::default()).await;
             acknowledge(outcome.accepted).await;
             for (tag, acked) in (1..).zip(acked) {
-                assert_eq!(acks.is_told(tag).await, acked, "{tag} of {bodies:?}");
+                assert_eq!(acks.is_acked(tag).await, acked, "{tag} of {bodies:?}");
             }
             let left: Vec<&str> = bodies.iter().copied().filter(|body| matches!(*body, "ok" | "poison")).collect();
             assert_eq!(outcome.lanes, left, "a retry keeps its lane: {bodies:?}");
             let bodies_again: Vec<&str> = outcome.retry.iter().map(|(message, _)| message.entry.body()).collect();
             assert_eq!(bodies_again, retried, "a retry keeps its body");
             assert!(outcome.retry.iter().all(|(message, _)| message.attempts == 1));
-            let buried: Vec<Vec<u8>> = outcome.poison.into_iter().map(|poison| poison.body).collect();
-            assert_eq!(buried, poisoned.iter().map(|body| body.as_bytes()).collect::<Vec<_>>());
+            let dead_lettered: Vec<Vec<u8>> = outcome.poison.into_iter().map(|poison| poison.body).collect();
+            assert_eq!(dead_lettered, poisoned.iter().map(|body| body.as_bytes()).collect::<Vec<_>>());
             assert_eq!((outcome.stop.is_some(), outcome.answered), (stopped, answered), "{bodies:?}");
         }
     }

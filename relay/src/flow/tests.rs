@@ -7,76 +7,76 @@ use super::*;
 use crate::{
     amqp::BrokerError,
     config::Config,
-    dead_letter::{Stall, Stuck},
-    entry::{Entry, Reason, SizeLimit},
-    metrics::{Cause, cause::OTHER},
+    dead_letter::{StuckGuard, StuckMessages},
+    entry::{Entry, PoisonReason, SizeLimit},
+    metrics::{RetryCause, cause::OTHER},
     sink::{Probe, Verdict},
 };
 use proptest::prelude::*;
 use tokio::time::timeout;
 
-/// Long enough for a case that goes wrong to be told from one that is slow.
+/// Far longer than a slow case takes.
 const PATIENCE: Duration = Duration::from_secs(20);
 
 /// Every wait in the flow.
 const MOMENT: Duration = Duration::from_millis(1);
 
-/// What is said of one message each time that it is sent; whatever comes after that is accepted.
+/// The answer to one attempt for a message. After its last scripted answer it is accepted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Say {
+enum Answer {
     Retry,
     Lost,
     Poison,
     Stop,
 }
 
-/// A lane of few, a text of its own, and what is said of it.
-type Drawn = (u8, String, Vec<Say>);
+/// A lane, a text and the scripted answers.
+type Drawn = (u8, String, Vec<Answer>);
 
-/// SQS and the dead-letter exchange in one, and the oracle: plain lists of what they were given.
+/// SQS and the dead-letter exchange, which record what they were given.
 #[derive(Debug)]
 struct World {
-    said: Mutex<Said>,
-    stall: Stall,
+    record: Mutex<Record>,
+    stuck: StuckMessages,
 }
 
 #[derive(Debug, Default)]
-struct Said {
-    script: BTreeMap<String, Vec<Say>>,
+struct Record {
+    script: BTreeMap<String, Vec<Answer>>,
     accepted: Vec<String>,
-    buried: Vec<String>,
+    dead_lettered: Vec<String>,
     unknown: Vec<String>,
-    /// How often the next burial fails.
+    /// Counts publishes, of which some fail.
     failures: u8,
 }
 
 impl World {
-    fn with<T>(&self, look: impl FnOnce(&mut Said) -> T) -> T {
-        look(&mut self.said.lock().unwrap_or_else(PoisonError::into_inner))
+    fn with<T>(&self, look: impl FnOnce(&mut Record) -> T) -> T {
+        look(&mut self.record.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// What may be, and in the end must be, told to the broker.
+    /// What may be, and in the end must be, acknowledged.
     fn settled(&self) -> BTreeSet<String> {
-        self.with(|said| said.accepted.iter().chain(&said.buried).cloned().collect())
+        self.with(|record| record.accepted.iter().chain(&record.dead_lettered).cloned().collect())
     }
 }
 
-impl Said {
+impl Record {
     fn judge(&mut self, body: &str) -> Verdict {
         let Some(script) = self.script.get_mut(body) else {
             self.unknown.push(body.to_owned());
             return Verdict::Accepted;
         };
-        let say = (!script.is_empty()).then(|| script.remove(0));
-        match say {
+        let answer = (!script.is_empty()).then(|| script.remove(0));
+        match answer {
             None => {
                 self.accepted.push(body.to_owned());
                 Verdict::Accepted
             }
-            Some(Say::Retry) => Verdict::Retry { cause: Cause::new(OTHER, "later"), answered: Some(true) },
-            Some(Say::Lost) => Verdict::Retry { cause: Cause::new(OTHER, "gone"), answered: Some(false) },
-            Some(Say::Poison) => Verdict::Poison(Reason::Rejected("Bad".to_owned())),
-            Some(Say::Stop) => Verdict::Stop(Stop("AccessDenied".to_owned())),
+            Some(Answer::Retry) => Verdict::Retry { cause: RetryCause::new(OTHER, "later"), answered: Some(true) },
+            Some(Answer::Lost) => Verdict::Retry { cause: RetryCause::new(OTHER, "gone"), answered: Some(false) },
+            Some(Answer::Poison) => Verdict::Poison(PoisonReason::Rejected("Bad".to_owned())),
+            Some(Answer::Stop) => Verdict::Stop(Stop("AccessDenied".to_owned())),
         }
     }
 }
@@ -88,24 +88,24 @@ impl Sink for World {
 
     async fn send(&self, entries: &[&Entry]) -> Vec<Verdict> {
         tokio::task::yield_now().await;
-        self.with(|said| entries.iter().map(|entry| said.judge(entry.body())).collect())
+        self.with(|record| entries.iter().map(|entry| record.judge(entry.body())).collect())
     }
 }
 
 impl PoisonSink for World {
     async fn publish(&self, poison: &Poison) -> Result<(), BrokerError> {
-        self.with(|said| {
-            said.failures = (said.failures + 1) % 3;
-            if said.failures == 1 {
+        self.with(|record| {
+            record.failures = (record.failures + 1) % 3;
+            if record.failures == 1 {
                 return Err(BrokerError::Unconfirmed);
             }
-            said.buried.push(String::from_utf8_lossy(&poison.body).into_owned());
+            record.dead_lettered.push(String::from_utf8_lossy(&poison.body).into_owned());
             Ok(())
         })
     }
 
-    fn stuck(&self) -> Stuck<'_> {
-        self.stall.count()
+    fn stuck(&self) -> StuckGuard<'_> {
+        self.stuck.count()
     }
 }
 
@@ -119,20 +119,20 @@ fn flow(world: &Arc<World>, fifo: bool) -> Flow<World, World> {
     Flow::new(sink, dead_letter, Readiness::default(), Metrics::default(), Arc::new(options))
 }
 
-/// The tags that the broker was told of, of those up to `last`.
-async fn told(acks: &Acks, last: u64) -> BTreeSet<u64> {
-    let mut told = BTreeSet::new();
+/// The acknowledged tags of those up to `last`.
+async fn acked(acks: &ChannelAcks, last: u64) -> BTreeSet<u64> {
+    let mut acked = BTreeSet::new();
     for tag in 1..=last {
-        if acks.is_told(tag).await {
-            told.insert(tag);
+        if acks.is_acked(tag).await {
+            acked.insert(tag);
         }
     }
-    told
+    acked
 }
 
-/// Relays the rounds one after the other, and after each looks whether the broker was told what it must be told.
+/// Relays the rounds one after the other, and checks the acknowledgements after each.
 async fn relay(rounds: Vec<Vec<Drawn>>, fifo: bool) -> Result<(), TestCaseError> {
-    let world = Arc::new(World { said: Mutex::default(), stall: Stall::new(String::new(), usize::MAX) });
+    let world = Arc::new(World { record: Mutex::default(), stuck: StuckMessages::new(String::new(), usize::MAX) });
     let mut flow = flow(&world, fifo);
     // The body of each tag.
     let mut bodies: Vec<String> = Vec::new();
@@ -140,12 +140,12 @@ async fn relay(rounds: Vec<Vec<Drawn>>, fifo: bool) -> Result<(), TestCaseError>
     for round in rounds {
         for (lane, text, script) in round {
             let body = format!("{} {text}", bodies.len());
-            world.with(|said| said.script.insert(body.clone(), script));
+            world.with(|record| record.script.insert(body.clone(), script));
             bodies.push(body.clone());
             let tag = bodies.len() as u64;
             flow.accept(
                 Delivery::mock(tag, "".into(), lane.to_string().into(), false, body.into_bytes()),
-                Note::default(),
+                DeliveryNote::default(),
             );
         }
         let last = bodies.len() as u64;
@@ -155,32 +155,32 @@ async fn relay(rounds: Vec<Vec<Drawn>>, fifo: bool) -> Result<(), TestCaseError>
                 stopped = true;
             }
             if stopped {
-                flow.halt();
+                flow.discard_unsent();
             }
-            // Before the look at what may be: while this waits, more is settled.
-            let told = told(&flow.acks, last).await;
-            let may_be_told: BTreeSet<u64> = tags(&world.settled());
-            prop_assert!(told.is_subset(&may_be_told), "told too early");
+            // Read first: while this waits, more may be settled.
+            let acked = acked(&flow.acks, last).await;
+            let may_be_acked: BTreeSet<u64> = tags(&world.settled());
+            prop_assert!(acked.is_subset(&may_be_acked), "acked too early");
         }
-        let (accepted, buried) = world.with(|said| (said.accepted.clone(), said.buried.clone()));
-        let unique: BTreeSet<&String> = accepted.iter().chain(&buried).collect();
-        prop_assert_eq!(unique.len(), accepted.len() + buried.len(), "sent or buried twice");
-        prop_assert_eq!(world.with(|said| said.unknown.clone()), Vec::<String>::new(), "a body was changed");
-        let told = told(&flow.acks, last).await;
+        let (accepted, dead_lettered) = world.with(|record| (record.accepted.clone(), record.dead_lettered.clone()));
+        let unique: BTreeSet<&String> = accepted.iter().chain(&dead_lettered).collect();
+        prop_assert_eq!(unique.len(), accepted.len() + dead_lettered.len(), "sent or dead-lettered twice");
+        prop_assert_eq!(world.with(|record| record.unknown.clone()), Vec::<String>::new(), "a body was changed");
+        let acked = acked(&flow.acks, last).await;
         if stopped {
-            // Who was on the way to its grave when SQS refused everything is delivered again.
-            prop_assert!(tags(&accepted.into_iter().collect()).is_subset(&told), "accepted and not told");
+            // A message on its way to the exchange when SQS refused everything is redelivered.
+            prop_assert!(tags(&accepted.into_iter().collect()).is_subset(&acked), "accepted and not acked");
             return Ok(());
         }
-        prop_assert_eq!(told, (1..=last).collect::<BTreeSet<u64>>(), "accepted or buried, and not told");
+        prop_assert_eq!(acked, (1..=last).collect::<BTreeSet<u64>>(), "accepted or dead-lettered, and not acked");
         prop_assert_eq!(unique.len(), bodies.len(), "lost");
     }
     Ok(())
 }
 
 fn message() -> impl Strategy<Value = Drawn> {
-    let again = prop::collection::vec(prop_oneof![Just(Say::Retry), Just(Say::Lost)], 0..4);
-    let last = prop_oneof![12 => Just(None), 3 => Just(Some(Say::Poison)), 1 => Just(Some(Say::Stop))];
+    let again = prop::collection::vec(prop_oneof![Just(Answer::Retry), Just(Answer::Lost)], 0..4);
+    let last = prop_oneof![12 => Just(None), 3 => Just(Some(Answer::Poison)), 1 => Just(Some(Answer::Stop))];
     let script = (again, last).prop_map(|(again, last)| again.into_iter().chain(last).collect());
     (0..4u8, "[a-zé\u{1F3A8}]{0,8}", script)
 }
@@ -188,7 +188,7 @@ fn message() -> impl Strategy<Value = Drawn> {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(48))]
     #[test]
-    fn exactly_what_was_accepted_or_buried_is_acknowledged_whatever_the_verdicts(
+    fn exactly_what_was_accepted_or_dead_lettered_is_acknowledged_whatever_the_verdicts(
         rounds in prop::collection::vec(prop::collection::vec(message(), 0..30), 1..4),
         fifo: bool,
     ) {

@@ -1,5 +1,5 @@
-//! Why an entry is sent again: one of a few words for metrics, and a line of ours for the log. Nothing that a service said is in
-//! either: a label with that in it would have values without end.
+//! Why an entry is retried: one of a few labels for metrics, and a line in our own words for the log. Neither repeats
+//! what a service said: the label would have unlimited values.
 
 use aws_errors::is_throttle;
 
@@ -30,23 +30,23 @@ pub(super) const CAUSES: [&str; 11] = [
     OTHER,
 ];
 
-/// Why an entry was not accepted now.
+/// Why an entry was not accepted.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Cause {
+pub struct RetryCause {
     /// For metrics.
-    pub(crate) word: &'static str,
+    pub(crate) label: &'static str,
     /// For the log.
     pub(crate) text: String,
 }
 
-impl Cause {
-    pub(crate) fn new(word: &'static str, text: impl Into<String>) -> Self {
-        Self { word, text: text.into() }
+impl RetryCause {
+    pub(crate) fn new(label: &'static str, text: impl Into<String>) -> Self {
+        Self { label, text: text.into() }
     }
 }
 
-/// The word for an answer's status and error code.
-pub(crate) fn of(status: Option<u16>, code: &str) -> &'static str {
+/// The label for an answer's status and error code.
+pub(crate) fn label(status: Option<u16>, code: &str) -> &'static str {
     let code = code.rsplit('.').next().unwrap_or_default();
     let is_kms = code.to_ascii_lowercase().starts_with("kms") || code == "KeyUnavailableException";
     match code {
@@ -65,7 +65,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_code_has_one_of_a_few_words() {
+    fn every_code_has_one_of_the_labels() {
         for (status, code, want) in [
             (400, "RequestThrottled", THROTTLED),
             (400, "ThrottlingException", THROTTLED),
@@ -85,7 +85,7 @@ mod tests {
             (400, "", OTHER),
             (400, "\0\u{fffd}{}\"\n", OTHER),
         ] {
-            assert_eq!(of(Some(status), code), want, "{status} {code:?}");
+            assert_eq!(label(Some(status), code), want, "{status} {code:?}");
             assert!(CAUSES.contains(&want));
         }
     }

@@ -1,7 +1,4 @@
-use std::time::SystemTime;
-
 use super::*;
-use crate::entry::Reason;
 
 /// The value of a line of the text.
 fn value(text: &str, name: &str) -> Option<f64> {
@@ -46,7 +43,7 @@ fn a_message_is_counted_along_its_way() {
     let metrics = Metrics::default();
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs();
     let [first, second, third] = [Some(now - 60), None, Some(u64::MAX)].map(|published| metrics.receive(published));
-    let batch = metrics.batch(3, 300);
+    let batch = metrics.start_batch(3, 300);
     let text = metrics.encode(true, true).unwrap();
     assert_eq!(value(&text, "relay_unacked_messages"), Some(3.0));
     assert_eq!(value(&text, "relay_in_flight_batches"), Some(1.0));
@@ -58,8 +55,8 @@ fn a_message_is_counted_along_its_way() {
     batch.answered();
     first.sent();
     first.acked();
-    second.retried(&Cause::new(cause::THROTTLED, "later"));
-    second.dead_lettered(&Reason::Rejected("anything at all".to_owned()));
+    second.retried(&RetryCause::new(cause::THROTTLED, "later"));
+    second.dead_lettered(&PoisonReason::Rejected("anything at all".to_owned()));
     second.acked();
     third.sent();
     let text = metrics.encode(true, true).unwrap();
@@ -77,12 +74,12 @@ fn a_message_is_counted_along_its_way() {
         ("batch_bytes_sum", 300.0),
         ("sqs_request_duration_seconds_count", 1.0),
         ("delivery_to_ack_seconds_count", 2.0),
-        // Of the two that SQS took one had no timestamp that can be right.
+        // Of the two that SQS accepted, one had no plausible timestamp.
         ("end_to_end_seconds_count", 1.0),
     ] {
         assert_eq!(value(&text, &format!("relay_{name}")), Some(want), "{name} in\n{text}");
     }
-    // A message that is given up counts no longer, and was not acknowledged.
+    // A dropped message no longer counts, and was not acknowledged.
     drop(third);
     let text = metrics.encode(true, true).unwrap();
     assert_eq!(value(&text, "relay_unacked_messages"), Some(0.0));
@@ -91,9 +88,9 @@ fn a_message_is_counted_along_its_way() {
 }
 
 #[test]
-fn a_batch_that_is_given_up_is_not_in_flight_and_has_no_duration() {
+fn a_dropped_batch_is_not_in_flight_and_has_no_duration() {
     let metrics = Metrics::default();
-    drop(metrics.batch(1, 1));
+    drop(metrics.start_batch(1, 1));
     let text = metrics.encode(true, true).unwrap();
     assert_eq!(value(&text, "relay_in_flight_batches"), Some(0.0));
     assert_eq!(value(&text, "relay_sqs_request_duration_seconds_count"), Some(0.0));
@@ -105,5 +102,23 @@ fn only_the_first_consumer_is_no_reconnect() {
     for want in [0.0, 1.0, 2.0] {
         metrics.consuming();
         assert_eq!(value(&metrics.encode(true, true).unwrap(), "relay_reconnects_total"), Some(want));
+    }
+}
+
+#[test]
+fn implausible_timestamps_have_no_age() {
+    let now = UNIX_EPOCH + Duration::from_secs(1_800_000_000);
+    for (published, want) in [
+        (1_800_000_000, Some(0)),
+        (1_799_999_990, Some(10)),
+        (1_800_000_005, Some(0)),
+        (1_800_000_006, None),
+        (1_800_000_000 - MAX_AGE.as_secs(), Some(MAX_AGE.as_secs())),
+        (1_800_000_000 - MAX_AGE.as_secs() - 1, None),
+        (0, None),
+        (1_800_000_000_000, None),
+    ] {
+        let got = age(UNIX_EPOCH + Duration::from_secs(published), now);
+        assert_eq!(got, want.map(Duration::from_secs), "{published}");
     }
 }

@@ -1,90 +1,94 @@
-//! Turns what SQS says into one verdict per entry. Pure. What a code means stands in the crate `aws-errors`; here, what follows from it.
+//! Turns SQS' answers into one verdict per entry. Pure. The crate `aws-errors` says what an error code means, this
+//! module what follows from it.
 //!
-//! A code that is not known is retried: a message that is sent twice is found again, and one that is dropped is not.
+//! An unknown code is retried: a duplicate can be recognized, a dropped message cannot be recovered.
 
 use aws_errors::{Class, classify_entry, describe_entry};
 use aws_sdk_sqs::{operation::send_message_batch::SendMessageBatchOutput, types::BatchResultErrorEntry};
 
 use crate::{
-    entry::{Entry, MAX_BYTES, Reason},
+    entry::{Entry, MAX_BYTES, PoisonReason},
     error::Stop,
     metrics::{
-        Cause,
+        RetryCause,
         cause::{self, REQUEST_TOO_LARGE, UNMENTIONED},
     },
 };
 
-/// What RFC 9110 calls "Content Too Large". SQS says such things with 400 and a code.
+/// "Content Too Large" in RFC 9110. It comes from a proxy: SQS answers 400 with a code.
 const CONTENT_TOO_LARGE: u16 = 413;
-/// A body from here on is worth an object in S3, if nothing between here and SQS takes it.
+/// A body over this size goes to S3 if a proxy refuses it.
 const WORTH_AN_OBJECT: usize = 16 * 1024;
 
-/// What became of one entry.
+/// The result for one entry.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Verdict {
-    /// SQS has it: acknowledge.
+    /// SQS accepted it.
     Accepted,
     /// It may be accepted later.
     Retry {
         /// Why not now.
-        cause: Cause,
-        /// Whether SQS took the request and judged its entries; `None` where it was not asked.
+        cause: RetryCause,
+        /// Whether SQS answered with a result for each entry; `None` if no request was made.
         answered: Option<bool>,
     },
     /// SQS will never accept this entry as it is.
-    Poison(Reason),
+    Poison(PoisonReason),
     /// SQS will never accept any entry.
     Stop(Stop),
 }
 
-/// What a refused request says about its entries.
+/// What follows from a failed request for its entries.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Fault {
-    /// Nothing: try again later.
+pub(super) enum RequestErrorKind {
+    /// A temporary error: retry later.
     Transient,
-    /// One of them, nobody knows which, can never be accepted.
+    /// One of them can never be accepted, and it is not known which.
     Content,
-    /// Something on the way to SQS takes no request of this size.
+    /// A proxy in front of SQS takes no request of this size.
     TooLarge,
     /// None of them, nor any other, will be accepted.
     Stop,
 }
 
-/// A request that was not taken: what follows, and why.
+/// A failed request.
 #[derive(Debug, Clone)]
-pub(super) struct Refusal {
-    pub(super) fault: Fault,
-    pub(super) cause: Cause,
+pub(super) struct RequestError {
+    pub(super) kind: RequestErrorKind,
+    pub(super) cause: RetryCause,
 }
 
-impl Refusal {
-    /// The verdict for the only entry of a request, or for each when the fault lies in no single entry. `bucket`: whether there is
-    /// one for bodies.
+impl RequestError {
+    /// The verdict for each entry of the request; for a content or size error it must be the only one. `bucket`:
+    /// whether there is a payload bucket.
     pub(super) fn verdict(&self, entry: &Entry, bucket: bool) -> Verdict {
-        let Self { fault, cause } = self.clone();
-        match fault {
-            Fault::Transient => Verdict::Retry { cause, answered: Some(false) },
-            Fault::Content => Verdict::Poison(Reason::Rejected(cause.text)),
-            Fault::TooLarge if is_at_fault(entry, bucket) => Verdict::Poison(Reason::TooLargeOnTheWay(entry.size())),
-            Fault::TooLarge => {
-                let text = format!("{}; something between the relay and SQS takes no such request", cause.text);
-                Verdict::Retry { cause: Cause::new(REQUEST_TOO_LARGE, text), answered: Some(false) }
+        let Self { kind, cause } = self.clone();
+        match kind {
+            RequestErrorKind::Transient => Verdict::Retry { cause, answered: Some(false) },
+            RequestErrorKind::Content => Verdict::Poison(PoisonReason::Rejected(cause.text)),
+            RequestErrorKind::TooLarge if may_be_too_large(entry, bucket) => {
+                Verdict::Poison(PoisonReason::TooLargeForProxy(entry.size()))
             }
-            Fault::Stop => Verdict::Stop(Stop(cause.text)),
+            RequestErrorKind::TooLarge => {
+                let text = format!("{}; something between the relay and SQS takes no such request", cause.text);
+                Verdict::Retry { cause: RetryCause::new(REQUEST_TOO_LARGE, text), answered: Some(false) }
+            }
+            RequestErrorKind::Stop => Verdict::Stop(Stop(cause.text)),
         }
     }
 }
 
-/// Whether its size can be blamed: a proxy that refuses also what SQS would take with ease is set up wrongly, and no message's fault.
-fn is_at_fault(entry: &Entry, bucket: bool) -> bool {
+/// Whether its size can be the reason. A proxy that refuses small requests too is misconfigured, and that is no
+/// message's fault.
+fn may_be_too_large(entry: &Entry, bucket: bool) -> bool {
     let least = if bucket { WORTH_AN_OBJECT } else { MAX_BYTES / 2 };
     entry.payload().is_none() && entry.size() > least
 }
 
-/// One verdict per entry of a request that SQS took. Ids are the positions of the entries.
+/// One verdict per entry of a request that SQS answered. The ids are the positions of the entries.
 pub(super) fn verdicts(entries: usize, output: &SendMessageBatchOutput) -> Vec<Verdict> {
-    // An entry that the answer does not mention was not accepted as far as anybody knows.
-    let unmentioned = Verdict::Retry { cause: Cause::new(UNMENTIONED, "not in the answer"), answered: Some(true) };
+    // An entry that the answer does not mention may not have been accepted.
+    let unmentioned = Verdict::Retry { cause: RetryCause::new(UNMENTIONED, "not in the answer"), answered: Some(true) };
     let mut all = vec![unmentioned; entries];
     for failed in output.failed() {
         if let Some(slot) = failed.id().parse().ok().and_then(|id: usize| all.get_mut(id)) {
@@ -102,28 +106,28 @@ pub(super) fn verdicts(entries: usize, output: &SendMessageBatchOutput) -> Vec<V
 fn judge(failed: &BatchResultErrorEntry) -> Verdict {
     let (code, message, sender_fault) = (failed.code(), failed.message(), failed.sender_fault());
     let text = describe_entry(code, message, sender_fault);
-    match fault(classify_entry(code, message, sender_fault), None) {
-        Fault::Stop => Verdict::Stop(Stop(text)),
-        Fault::Content => Verdict::Poison(Reason::Rejected(text)),
-        Fault::Transient | Fault::TooLarge => {
-            Verdict::Retry { cause: Cause::new(cause::of(None, code), text), answered: Some(true) }
+    match error_kind(classify_entry(code, message, sender_fault), None) {
+        RequestErrorKind::Stop => Verdict::Stop(Stop(text)),
+        RequestErrorKind::Content => Verdict::Poison(PoisonReason::Rejected(text)),
+        RequestErrorKind::Transient | RequestErrorKind::TooLarge => {
+            Verdict::Retry { cause: RetryCause::new(cause::label(None, code), text), answered: Some(true) }
         }
     }
 }
 
 /// What the relay does about an error of this class.
-pub(super) fn fault(class: Class, status: Option<u16>) -> Fault {
+pub(super) fn error_kind(class: Class, status: Option<u16>) -> RequestErrorKind {
     match class {
-        Class::Setup | Class::Denied | Class::NoContainer => Fault::Stop,
-        Class::Content => Fault::Content,
-        Class::Transient if status == Some(CONTENT_TOO_LARGE) => Fault::TooLarge,
+        Class::Setup | Class::Denied | Class::NoContainer => RequestErrorKind::Stop,
+        Class::Content => RequestErrorKind::Content,
+        Class::Transient if status == Some(CONTENT_TOO_LARGE) => RequestErrorKind::TooLarge,
         Class::Transient
         | Class::OtherRegion
         | Class::NoObject
         | Class::Condition
         | Class::Conflict
         | Class::Unsupported
-        | Class::Unclear => Fault::Transient,
+        | Class::Unclear => RequestErrorKind::Transient,
     }
 }
 
@@ -137,7 +141,7 @@ mod tests {
 
     #[test]
     fn refused_requests() {
-        use Fault::{Content, Stop, TooLarge, Transient};
+        use RequestErrorKind::{Content, Stop, TooLarge, Transient};
         let expired = "Signature expired: 20260101T000000Z is now earlier than 20260101T000500Z";
         for (status, code, message, want) in [
             (None, None, "", Transient),
@@ -164,13 +168,17 @@ mod tests {
             (Some(400), Some("AWS.SimpleQueueService.BatchRequestTooLong"), "", Content),
             (Some(413), None, "", TooLarge),
         ] {
-            assert_eq!(fault(classify(status, code, Some(message)), status), want, "{status:?} {code:?} {message}");
+            assert_eq!(
+                error_kind(classify(status, code, Some(message)), status),
+                want,
+                "{status:?} {code:?} {message}"
+            );
         }
     }
 
     #[test]
-    fn a_413_of_a_proxy_is_the_fault_of_a_large_body_only() {
-        let refusal = Refusal { fault: Fault::TooLarge, cause: Cause::new("other", "status 413") };
+    fn a_413_of_a_proxy_makes_only_a_large_message_poison() {
+        let error = RequestError { kind: RequestErrorKind::TooLarge, cause: RetryCause::new("other", "status 413") };
         for (bytes, bucket, at_fault) in [
             (100, false, false),
             (MAX_BYTES / 2, false, false),
@@ -179,9 +187,9 @@ mod tests {
             (WORTH_AN_OBJECT + 1, true, true),
         ] {
             let entry = Entry::new(vec![b'x'; bytes], MAX_BYTES).unwrap();
-            let verdict = refusal.verdict(&entry, bucket);
-            assert_eq!(verdict == Verdict::Poison(Reason::TooLargeOnTheWay(bytes)), at_fault, "{bytes} {bucket}");
-            let retried = matches!(&verdict, Verdict::Retry { cause, .. } if cause.word == REQUEST_TOO_LARGE);
+            let verdict = error.verdict(&entry, bucket);
+            assert_eq!(verdict == Verdict::Poison(PoisonReason::TooLargeForProxy(bytes)), at_fault, "{bytes} {bucket}");
+            let retried = matches!(&verdict, Verdict::Retry { cause, .. } if cause.label == REQUEST_TOO_LARGE);
             assert_eq!(retried, !at_fault, "{verdict:?}");
         }
     }
@@ -203,8 +211,10 @@ mod tests {
 
     #[test]
     fn one_verdict_per_entry() {
-        let retry =
-            |word: &'static str, text: &str| Verdict::Retry { cause: Cause::new(word, text), answered: Some(true) };
+        let retry = |word: &'static str, text: &str| Verdict::Retry {
+            cause: RetryCause::new(word, text),
+            answered: Some(true),
+        };
         let output = answer(
             vec![accepted("0"), accepted("3")],
             vec![
@@ -221,7 +231,7 @@ mod tests {
             verdicts,
             vec![
                 Verdict::Accepted,
-                Verdict::Poison(Reason::Rejected(content.to_owned())),
+                Verdict::Poison(PoisonReason::Rejected(content.to_owned())),
                 retry("server-error", "InternalError: the service failed for the moment"),
                 Verdict::Accepted,
                 retry("throttled", "RequestThrottled: asked too often; it passes"),
@@ -235,11 +245,11 @@ mod tests {
 
     #[test]
     fn strange_answers_lose_nothing() {
-        // Ids that nobody sent are no verdict on anything.
+        // Unknown ids count for no entry.
         let strange = answer(vec![accepted("9"), accepted("x")], vec![failed("-1", true, "c")]);
         assert!(matches!(&verdicts(1, &strange)[..], [Verdict::Retry { .. }]));
         assert_eq!(verdicts(0, &strange), vec![]);
-        // Accepted and failed at once: it was accepted, and a second copy helps nobody.
+        // Accepted and failed at once counts as accepted: a second copy helps nobody.
         let both = answer(vec![accepted("0")], vec![failed("0", false, "c")]);
         assert_eq!(verdicts(1, &both), vec![Verdict::Accepted]);
     }

@@ -1,6 +1,6 @@
-//! From one process to the next: a span goes on where its sender's ended, and what is sent goes on where ours is.
+//! Trace context between processes: a span continues its sender's trace, and what is sent continues ours.
 //!
-//! Does nothing while traces are off, but to read an id.
+//! While traces are off, only reading a trace id works.
 
 use opentelemetry::{
     Context, Value,
@@ -13,34 +13,34 @@ use tracing_opentelemetry::OpenTelemetrySpanExt;
 
 use crate::is_on;
 
-/// The header or attribute that carries a trace on.
+/// The header or attribute with the trace context.
 pub const TRACEPARENT: &str = "traceparent";
-/// The one beside it, for what vendors have to say.
+/// The header beside it with the vendors' part.
 pub const TRACESTATE: &str = "tracestate";
-/// The longest of those that is passed on, in bytes: what W3C's Trace Context asks everybody to take. A longer one can make a request
-/// that its receiver refuses for its headers.
+/// The longest `tracestate` that is passed on, in bytes: what W3C Trace Context requires everybody to accept. A longer
+/// one could make the receiver refuse the request for its headers.
 const LONGEST_STATE: usize = 512;
 
-/// Ties a span to the trace that its message names. Must come before anything else is done with the span.
+/// Makes a span part of the trace that its message carries. Must be the first thing done with the span.
 pub fn adopt(span: &Span, carrier: &dyn Extractor) {
     if !is_on() {
         return;
     }
     let parent = TraceContextPropagator::new().extract_with_context(&Context::new(), carrier);
     if parent.span().span_context().is_valid() {
-        // Fails for a span that nobody records, which needs no parent.
+        // Fails for a span that is not recorded, which needs no parent.
         let _ = span.set_parent(parent);
     }
 }
 
-/// The `traceparent` that makes what comes after a child of `span`; `None` when traces are off.
+/// The `traceparent` for what is sent, which makes the receiver's span a child of `span`; `None` while traces are off.
 pub fn outgoing_traceparent(span: &Span) -> Option<String> {
     let own = own(span)?;
     let flags = own.trace_flags().to_u8() & 1;
     Some(format!("00-{}-{}-{flags:02x}", own.trace_id(), own.span_id()))
 }
 
-/// The headers that make what comes after a child of `span`: none when traces are off, and none that is empty or long.
+/// The trace headers for what is sent: none while traces are off, and no empty or too long one.
 pub fn outgoing(span: &Span) -> Vec<(&'static str, String)> {
     let Some(own) = own(span) else { return vec![] };
     let state = Some(own.trace_state().header()).filter(|state| (1..=LONGEST_STATE).contains(&state.len()));
@@ -48,26 +48,26 @@ pub fn outgoing(span: &Span) -> Vec<(&'static str, String)> {
     parent.into_iter().chain(state.map(|state| (TRACESTATE, state))).collect()
 }
 
-/// The id of a span's trace; `None` when traces are off.
+/// The id of a span's trace; `None` while traces are off.
 pub fn trace_id(span: &Span) -> Option<String> {
     Some(own(span)?.trace_id().to_string())
 }
 
-/// The id of the trace that a message names, also when traces are off.
+/// The id of the trace that a message carries, also while traces are off.
 pub fn incoming_trace_id(carrier: &dyn Extractor) -> Option<String> {
     let parent = TraceContextPropagator::new().extract_with_context(&Context::new(), carrier);
     let parent = parent.span().span_context().clone();
     parent.is_valid().then(|| parent.trace_id().to_string())
 }
 
-/// Says something of what the span stands for.
+/// Sets an attribute of the span.
 pub fn set(span: &Span, key: &'static str, value: impl Into<Value>) {
     if is_on() {
         span.set_attribute(key, value);
     }
 }
 
-/// Says that what the span stands for failed, by a code of ours: never a text that a service or a task wrote.
+/// Marks the span as failed, with a code of ours: never with text from a service or a task.
 pub fn fail(span: &Span, code: &'static str) {
     if is_on() {
         span.set_attribute("error.type", code);
@@ -96,7 +96,7 @@ mod tests {
     const TRACE: &str = "0af7651916cd43dd8448eb211c80319c";
 
     #[test]
-    fn a_trace_goes_on_and_nonsense_starts_a_new_one() {
+    fn a_trace_is_continued_and_an_invalid_one_is_replaced() {
         ON.store(true, Ordering::Relaxed);
         let provider = SdkTracerProvider::builder().build();
         let layer = tracing_opentelemetry::layer().with_tracer(provider.tracer("test"));
@@ -119,12 +119,12 @@ mod tests {
                 assert!(outgoing.len() == 55 && outgoing.starts_with("00-") && outgoing.ends_with("-01"), "{outgoing}");
             }
         });
-        // A span that nobody records has no context to go on from.
+        // A span that is not recorded has no context.
         assert_eq!(outgoing_traceparent(&info_span!("delivery")), None);
     }
 
     #[test]
-    fn what_a_vendor_says_goes_along_and_nothing_makes_no_header() {
+    fn tracestate_is_passed_on_unless_it_is_missing_or_long() {
         ON.store(true, Ordering::Relaxed);
         let provider = SdkTracerProvider::builder().build();
         let layer = tracing_opentelemetry::layer().with_tracer(provider.tracer("test"));

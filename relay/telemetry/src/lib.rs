@@ -1,7 +1,7 @@
-//! What relay and handler tell of themselves beside metrics: log lines, and traces that go from one process to the next.
+//! Logs and traces of relay and handler. Traces continue from one process to the next.
 //!
-//! Knows neither AMQP nor SQS: what carries a trace is behind OpenTelemetry's extractor. Refuses to let a
-//! collector matter, and another crate log below INFO.
+//! It knows neither AMQP nor SQS: trace context is read through OpenTelemetry's `Extractor`. An unreachable collector
+//! never disturbs the process, and other crates log at INFO and above only.
 
 mod client;
 mod context;
@@ -14,10 +14,10 @@ pub use context::{
 pub use logs::{DETAIL, Logs};
 pub use traces::{BadEndpoint, Traces, is_on};
 
-/// What a trace is carried by.
+/// Reads the headers or attributes that carry a trace.
 pub use opentelemetry::propagation::Extractor;
 
-/// For the end of `--help`.
+/// The section on traces in `--help`.
 pub const HELP: &str = "Traces, off unless one of the first two is set:
   OTEL_EXPORTER_OTLP_ENDPOINT          where a collector takes OTLP over HTTP, such as http://localhost:4318
   OTEL_EXPORTER_OTLP_TRACES_ENDPOINT   the same for traces alone, with its path

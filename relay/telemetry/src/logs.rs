@@ -1,7 +1,7 @@
-//! Logs: text or JSON lines on standard error, filtered by `RUST_LOG`; and spans where traces are on.
+//! Logs: text or JSON lines on standard error, filtered by `RUST_LOG`; and spans, if traces are on.
 //!
-//! Another crate logs at INFO and above only, whatever `RUST_LOG` says: the AMQP, HTTP and AWS clients print bodies and
-//! authorization headers at their lower levels. Those modules of the AWS client that print whole answers as warnings log nothing.
+//! Other crates log at INFO and above only, whatever `RUST_LOG` says: the AMQP, HTTP and AWS clients print bodies and
+//! authorization headers at lower levels. Modules of the AWS client that print whole answers as warnings log nothing.
 
 use std::io::{self, IsTerminal};
 
@@ -17,10 +17,11 @@ use tracing_subscriber::{
 
 use crate::Traces;
 
-/// The target of spans that are for traces only. Lines leave them out and say in what they lie.
+/// The target of spans that are for traces only. Log lines do not show them.
 pub const DETAIL: &str = "detail";
 
-/// Where the AWS client asks others for credentials. What they answer stands in its warnings; why there are none, our own errors say.
+/// Modules in which the AWS client asks for credentials. Their warnings contain the answers; our own errors say why
+/// there are no credentials.
 const QUOTING: [&str; 9] = [
     "aws_config::credential_process",
     "aws_config::ecs",
@@ -38,7 +39,7 @@ const QUOTING: [&str; 9] = [
 pub struct Logs {
     /// The crate whose lines and spans these are.
     pub own: &'static str,
-    /// Lines for programs: one JSON object each.
+    /// One JSON object per line instead of text.
     pub json: bool,
     /// What is logged unless `RUST_LOG` says otherwise.
     pub filter: &'static str,
@@ -58,7 +59,7 @@ impl Logs {
         };
         tracing_subscriber::registry()
             .with(self.lines().with_filter(filter.and(allowed)))
-            // Whatever the lines leave out, a trace is whole.
+            // A trace is complete, whatever the lines leave out.
             .with(spans.with_filter(filter_fn(traced)))
             .init();
     }

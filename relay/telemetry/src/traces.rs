@@ -1,7 +1,7 @@
-//! Spans on their way to a collector.
+//! Sends spans to an OTLP collector.
 //!
-//! Off, and without cost, unless an OTLP endpoint is set. It refuses to let a collector matter: spans are sent from a
-//! thread of their own, what does not fit its queue is dropped, and a collector that is gone is told once.
+//! Off, and without cost, unless an OTLP endpoint is set. A collector never slows the process down: spans are sent from
+//! a thread of their own, those that do not fit its queue are dropped, and an unreachable collector is reported once.
 
 use std::{
     env,
@@ -22,7 +22,7 @@ use crate::client::Client;
 /// Either of these turns traces on.
 const ENDPOINTS: [&str; 2] = ["OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT"];
 const SERVICE_NAME_VARIABLE: &str = "OTEL_SERVICE_NAME";
-/// For the last spans; a collector that does not answer must not hold up the end.
+/// For the last spans: a collector that does not answer must not delay the exit.
 const FLUSH_TIMEOUT: Duration = Duration::from_secs(2);
 
 pub(crate) static ON: AtomicBool = AtomicBool::new(false);
@@ -32,7 +32,7 @@ pub fn is_on() -> bool {
     ON.load(Ordering::Relaxed)
 }
 
-/// A variable that turns traces on and cannot be used.
+/// A variable that turns traces on and has an unusable value.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{option}: {problem}")]
 pub struct BadEndpoint {
@@ -42,7 +42,7 @@ pub struct BadEndpoint {
     pub problem: String,
 }
 
-/// Traces that are on. To be ended when the process ends. Clones are the same ones.
+/// Traces that are on. Call [`Traces::end`] when the process ends. Clones share the exporter.
 #[derive(Debug, Clone)]
 pub struct Traces {
     provider: SdkTracerProvider,
@@ -50,16 +50,15 @@ pub struct Traces {
 }
 
 impl Traces {
-    /// Starts them if the environment asks for it: spans of the crate `scope`, under `service_name` unless the environment
-    /// says otherwise.
+    /// Starts traces if an endpoint is set: spans of the crate `scope`, under `service_name` unless `OTEL_SERVICE_NAME`
+    /// is set.
     ///
-    /// # Errors
-    /// An endpoint that cannot be one.
+    /// # Errors The endpoint is no URL, or the exporter refuses it.
     pub fn from_env(scope: &'static str, service_name: &'static str) -> Result<Option<Self>, BadEndpoint> {
         let set = |name: &&str| env::var_os(name).is_some_and(|value| !value.is_empty());
         let Some(option) = ENDPOINTS.into_iter().find(|name| set(name)) else { return Ok(None) };
         let invalid = |problem: String| BadEndpoint { option, problem };
-        // The exporter takes more than it can reach, such as a port that is no number.
+        // The exporter accepts addresses that cannot work, such as a port that is no number.
         if !env::var(option).is_ok_and(|value| is_endpoint(&value)) {
             return Err(invalid("must be an http or https URL".into()));
         }
@@ -69,7 +68,7 @@ impl Traces {
             .with_http_client(client)
             .with_protocol(Protocol::HttpBinary)
             .build()
-            // The error's own words would repeat the value.
+            // The error's own text would repeat the value.
             .map_err(|_| invalid("the exporter refuses it, or another of the OTEL_EXPORTER_OTLP_ variables".into()))?;
         let mut resource = Resource::builder();
         if !set(&SERVICE_NAME_VARIABLE) {
@@ -80,21 +79,21 @@ impl Traces {
         Ok(Some(Self { provider: provider.build(), scope }))
     }
 
-    /// What makes spans.
+    /// The tracer for spans.
     pub(crate) fn tracer(&self) -> SdkTracer {
         self.provider.tracer(self.scope)
     }
 
-    /// Sends what has gathered, and waits for that for at most `limit`. Later spans are sent as before.
+    /// Sends the collected spans, and waits at most `limit` for that. Later spans are sent as before.
     pub async fn flush(&self, limit: Duration) {
         let provider = self.provider.clone();
-        // What is not sent in time may still be, as long as the process runs.
+        // What is not sent in time may still be sent while the process runs.
         let _ = tokio::time::timeout(limit, tokio::task::spawn_blocking(move || provider.force_flush())).await;
     }
 
-    /// Sends what has gathered, for at most `limit`.
+    /// Sends the collected spans, for at most `limit`.
     pub fn end(self, limit: Duration) {
-        // Spans that cannot be sent now are lost, and the client has told why.
+        // Spans that cannot be sent now are lost; the client has logged why.
         let _ = self.provider.shutdown_with_timeout(limit.min(FLUSH_TIMEOUT));
     }
 }

@@ -1,7 +1,7 @@
-//! Where the ids of a message come from: one field of it, which an option names.
+//! Where the group id or deduplication id of a message comes from: one of its fields, named by an option.
 //!
-//! Refuses to refuse a value: what SQS does not take as an id is replaced by its SHA-256, so that the same value always
-//! gives the same id. Looks into a body only when asked for a JSON pointer.
+//! A value that SQS does not take as an id is replaced by its SHA-256, so that the same value always gives the same id.
+//! The body is parsed only for a JSON pointer.
 
 use std::{borrow::Cow, fmt, str::FromStr};
 
@@ -12,12 +12,12 @@ use sha2::{Digest, Sha256};
 
 /// The longest id that SQS takes, in bytes.
 const MAX_ID_BYTES: usize = 128;
-/// AMQP carries the names of headers as short strings.
-pub(crate) const MAX_HEADER_NAME_BYTES: usize = 255;
+/// AMQP's short strings, such as the names of queues and headers, have at most so many bytes.
+pub(crate) const MAX_SHORT_STRING_BYTES: usize = 255;
 
-/// What a message offers.
+/// The parts of a message that ids and attributes come from.
 #[derive(Debug, Clone, Copy)]
-pub struct Parts<'a> {
+pub struct MessageParts<'a> {
     /// The body.
     pub body: &'a str,
     /// The exchange that it was published to.
@@ -28,9 +28,9 @@ pub struct Parts<'a> {
     pub properties: &'a BasicProperties,
 }
 
-/// One field of a message.
+/// The field of a message that an id comes from.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Field {
+pub enum IdSource {
     /// The AMQP message-id.
     MessageId,
     /// The routing key.
@@ -45,14 +45,14 @@ pub enum Field {
     Sha256,
 }
 
-impl Field {
-    /// Reads the option of the group id. A hash of the body is no group: no two messages would share it.
+impl IdSource {
+    /// Parses `--message-group-id`. A hash of the body is no group: no two messages would share it.
     ///
     /// ```
-    /// use relay::field::Field;
+    /// use relay::id_source::IdSource;
     ///
-    /// assert_eq!(Field::for_group("json:/style_id"), Ok(Field::Json(vec!["style_id".into()])));
-    /// assert!(Field::for_group("sha256").is_err());
+    /// assert_eq!(IdSource::for_group("json:/style_id"), Ok(IdSource::Json(vec!["style_id".into()])));
+    /// assert!(IdSource::for_group("sha256").is_err());
     /// ```
     pub fn for_group(text: &str) -> Result<Self, String> {
         match text.parse()? {
@@ -62,24 +62,24 @@ impl Field {
     }
 
     /// The field's value as an id that SQS takes; `None` when the message has no such field or an empty one.
-    pub fn id(&self, parts: &Parts<'_>) -> Option<String> {
+    pub fn id(&self, parts: &MessageParts<'_>) -> Option<String> {
         let value = self.value(parts).filter(|value| !value.is_empty())?;
-        Some(fit(&value))
+        Some(legal_id(&value))
     }
 
-    fn value<'a>(&'a self, parts: &Parts<'a>) -> Option<Cow<'a, [u8]>> {
+    fn value<'a>(&'a self, parts: &MessageParts<'a>) -> Option<Cow<'a, [u8]>> {
         Some(match self {
             Self::MessageId => parts.properties.message_id().as_ref()?.as_str().as_bytes().into(),
             Self::RoutingKey => parts.routing_key.as_bytes().into(),
-            Self::Header(name) => plain(parts.properties.headers().as_ref()?.inner().get(name.as_str())?)?,
-            Self::Json(pointer) => find(parts.body, pointer)?.into(),
+            Self::Header(name) => header_text(parts.properties.headers().as_ref()?.inner().get(name.as_str())?)?,
+            Self::Json(pointer) => at_pointer(parts.body, pointer)?.into(),
             Self::Fixed(text) => text.as_bytes().into(),
             Self::Sha256 => sha256(parts.body.as_bytes()).into_bytes().into(),
         })
     }
 }
 
-impl FromStr for Field {
+impl FromStr for IdSource {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
@@ -89,7 +89,7 @@ impl FromStr for Field {
             ("routing-key", None) => Ok(Self::RoutingKey),
             ("sha256", None) => Ok(Self::Sha256),
             ("header", Some(name)) => header_name(name).map(Self::Header),
-            ("json", Some(pointer)) => tokens(pointer).map(Self::Json),
+            ("json", Some(pointer)) => pointer_tokens(pointer).map(Self::Json),
             ("fixed", Some("")) => Err("fixed: needs a text".to_owned()),
             ("fixed", Some(text)) => Ok(Self::Fixed(text.to_owned())),
             _ => Err("want message-id, routing-key, header:NAME, json:/pointer or fixed:TEXT \
@@ -103,8 +103,8 @@ impl FromStr for Field {
 pub(crate) fn header_name(name: &str) -> Result<String, String> {
     match name.len() {
         0 => Err("header: needs a name".to_owned()),
-        1..=MAX_HEADER_NAME_BYTES => Ok(name.to_owned()),
-        bytes => Err(format!("the header's name has {bytes} bytes, AMQP takes {MAX_HEADER_NAME_BYTES}")),
+        1..=MAX_SHORT_STRING_BYTES => Ok(name.to_owned()),
+        bytes => Err(format!("the header's name has {bytes} bytes, AMQP takes {MAX_SHORT_STRING_BYTES}")),
     }
 }
 
@@ -113,16 +113,16 @@ pub(crate) fn sha256(bytes: &[u8]) -> String {
     hex::encode(Sha256::digest(bytes))
 }
 
-/// SQS takes alphanumerics and ASCII punctuation.
-fn fit(value: &[u8]) -> String {
+/// The value, if SQS takes it (ASCII letters, digits and punctuation), or else its SHA-256.
+fn legal_id(value: &[u8]) -> String {
     match std::str::from_utf8(value) {
         Ok(text) if text.len() <= MAX_ID_BYTES && text.bytes().all(|byte| byte.is_ascii_graphic()) => text.to_owned(),
         _ => sha256(value),
     }
 }
 
-/// The value of a header that can be an id: one that has a plain text.
-fn plain(value: &AMQPValue) -> Option<Cow<'_, [u8]>> {
+/// The value of a header as text; `None` for tables, arrays and void.
+fn header_text(value: &AMQPValue) -> Option<Cow<'_, [u8]>> {
     let text = match value {
         AMQPValue::LongString(text) => return Some(text.as_bytes().into()),
         AMQPValue::ShortString(text) => return Some(text.as_str().as_bytes().into()),
@@ -145,7 +145,7 @@ fn plain(value: &AMQPValue) -> Option<Cow<'_, [u8]>> {
 }
 
 /// The tokens of an RFC 6901 pointer.
-fn tokens(pointer: &str) -> Result<Vec<String>, String> {
+fn pointer_tokens(pointer: &str) -> Result<Vec<String>, String> {
     if pointer.is_empty() {
         return Ok(vec![]);
     }
@@ -160,10 +160,10 @@ fn tokens(pointer: &str) -> Result<Vec<String>, String> {
     rest.split('/').map(unescape).collect()
 }
 
-/// The bytes of the string or number at a pointer. A number keeps its digits: two long ones must not become one by rounding. Nothing
-/// but what the pointer leads through is kept, so that a body takes no memory but its own.
-fn find(body: &str, pointer: &[String]) -> Option<Vec<u8>> {
-    // RFC 8259 lets a reader ignore the mark there.
+/// The bytes of the string or number at a pointer. A number keeps its digits: rounding could make two ids equal.
+/// Nothing else of the body is kept, so that parsing takes no memory to speak of.
+fn at_pointer(body: &str, pointer: &[String]) -> Option<Vec<u8>> {
+    // RFC 8259 lets a parser ignore a byte order mark.
     let mut at: &RawValue = serde_json::from_str(body.trim_start_matches('\u{feff}')).ok()?;
     for token in pointer {
         let mut reader = serde_json::Deserializer::from_str(at.get());
@@ -185,7 +185,7 @@ fn find(body: &str, pointer: &[String]) -> Option<Vec<u8>> {
     }
 }
 
-/// The member of that name; of several the last.
+/// Finds the member of that name; the last one if there are several.
 struct Member<'a>(&'a str);
 
 impl<'de> Visitor<'de> for Member<'_> {
@@ -198,7 +198,7 @@ impl<'de> Visitor<'de> for Member<'_> {
     fn visit_map<A: MapAccess<'de>>(self, mut object: A) -> Result<Self::Value, A::Error> {
         let mut found = None;
         while let Some(name) = object.next_key::<&RawValue>()? {
-            // A name with half of a surrogate pair is no text, and none that is looked for.
+            // A name with a lone surrogate is not UTF-8, so it cannot be the one looked for.
             if serde_json::from_str::<Cow<'_, str>>(name.get()).is_ok_and(|name| name == self.0) {
                 found = Some(object.next_value()?);
             } else {
@@ -209,7 +209,7 @@ impl<'de> Visitor<'de> for Member<'_> {
     }
 }
 
-/// The item at that place.
+/// Finds the item at that index.
 struct Item(usize);
 
 impl<'de> Visitor<'de> for Item {
@@ -232,7 +232,7 @@ impl<'de> Visitor<'de> for Item {
     }
 }
 
-/// A string's bytes: half of a surrogate pair is three of them that are not UTF-8.
+/// A string's bytes. A lone surrogate becomes three bytes that are not UTF-8.
 struct Bytes;
 
 impl Visitor<'_> for Bytes {

@@ -4,26 +4,26 @@ use lapin::types::{ByteArray, DecimalValue, FieldTable};
 const EMPTY: &str = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855";
 
 fn id(field: &str, body: &str, properties: &BasicProperties) -> Option<String> {
-    let field: Field = field.parse().expect(field);
-    field.id(&Parts { body, exchange: "", routing_key: "key", properties })
+    let field: IdSource = field.parse().expect(field);
+    field.id(&MessageParts { body, exchange: "", routing_key: "key", properties })
 }
 
 #[test]
 fn options_are_read_or_refused_with_what_would_be_right() {
-    let tokens = |tokens: &[&str]| Field::Json(tokens.iter().map(ToString::to_string).collect());
+    let tokens = |tokens: &[&str]| IdSource::Json(tokens.iter().map(ToString::to_string).collect());
     for (text, want) in [
-        ("message-id", Field::MessageId),
-        ("routing-key", Field::RoutingKey),
-        ("sha256", Field::Sha256),
-        ("header:x", Field::Header("x".to_owned())),
-        ("header:a:b c", Field::Header("a:b c".to_owned())),
-        ("fixed:one:two", Field::Fixed("one:two".to_owned())),
+        ("message-id", IdSource::MessageId),
+        ("routing-key", IdSource::RoutingKey),
+        ("sha256", IdSource::Sha256),
+        ("header:x", IdSource::Header("x".to_owned())),
+        ("header:a:b c", IdSource::Header("a:b c".to_owned())),
+        ("fixed:one:two", IdSource::Fixed("one:two".to_owned())),
         ("json:", tokens(&[])),
         ("json:/", tokens(&[""])),
         ("json:/style_id", tokens(&["style_id"])),
         ("json:/a~1b/~0~01/0", tokens(&["a/b", "~~1", "0"])),
     ] {
-        assert_eq!(text.parse::<Field>().expect(text), want);
+        assert_eq!(text.parse::<IdSource>().expect(text), want);
     }
     let long = format!("header:{}", "h".repeat(256));
     for (text, part) in [
@@ -39,11 +39,11 @@ fn options_are_read_or_refused_with_what_would_be_right() {
         ("json:/a~", "~0 or ~1"),
         ("json:/a~2", "~0 or ~1"),
     ] {
-        let problem = text.parse::<Field>().expect_err(text);
+        let problem = text.parse::<IdSource>().expect_err(text);
         assert!(problem.contains(part), "{text}: {problem}");
     }
-    assert_eq!(Field::for_group("message-id"), Ok(Field::MessageId));
-    assert!(Field::for_group("sha256").is_err());
+    assert_eq!(IdSource::for_group("message-id"), Ok(IdSource::MessageId));
+    assert!(IdSource::for_group("sha256").is_err());
 }
 
 #[test]

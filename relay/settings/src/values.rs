@@ -1,10 +1,26 @@
-//! Names that SQS and S3 know: of buckets, and addresses of queues.
+//! Parsers for the values of options: addresses, names of buckets and URLs of queues. They check the form only.
 
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, SocketAddr};
 use url::Url;
 
 /// Shortest and longest name of a bucket.
 pub const BUCKET_LENGTH: (usize, usize) = (3, 63);
+
+/// Parses an address to listen on. A host name is not accepted: it may stand for several addresses.
+///
+/// # Errors
+/// The text is none; the error says what it must be.
+pub fn socket(text: &str) -> Result<SocketAddr, String> {
+    text.parse().map_err(|_| "must be an IP address and a port, as in 0.0.0.0:8080".into())
+}
+
+/// Parses a complete URL.
+///
+/// # Errors
+/// The text is none; the error says what it must be.
+pub fn web_url(text: &str) -> Result<Url, String> {
+    Url::parse(text).map_err(|error| format!("must be a whole address, as https://example.org is: {error}"))
+}
 
 /// Whether S3 allows this as the name of a bucket: 3 to 63 of a-z, 0-9, dots and hyphens, and no IP address.
 pub fn is_bucket(name: &str) -> bool {
@@ -18,10 +34,9 @@ pub fn is_bucket(name: &str) -> bool {
         && name.parse::<Ipv4Addr>().is_err()
 }
 
-/// Reads an option that names a bucket.
+/// Parses the name of a bucket.
 ///
-/// # Errors
-/// S3 allows no such name.
+/// # Errors S3 does not allow this name.
 pub fn bucket(text: &str) -> Result<String, String> {
     let (least, most) = BUCKET_LENGTH;
     is_bucket(text).then(|| text.to_owned()).ok_or_else(|| {
@@ -29,14 +44,13 @@ pub fn bucket(text: &str) -> Result<String, String> {
     })
 }
 
-/// Reads an option that names a queue by its address. The SDK needs it whole: a name or an ARN would be asked for in vain. Its end says
-/// whether the queue keeps an order, so that nothing may follow the name.
+/// Parses the URL of a queue. The SDK needs the complete URL: a name or an ARN would not work. The end says whether the
+/// queue is FIFO, so nothing may follow the name.
 ///
-/// # Errors
-/// No queue has such an address.
+/// # Errors It is no URL of a queue.
 pub fn queue_url(text: &str) -> Result<String, String> {
     let wanted = || "must be an http or https URL that ends with the queue's name, as SQS names the queue".to_owned();
-    // What reads URLs drops tabs and line breaks, and cuts off blanks.
+    // URL parsers drop tabs and line breaks, and trim spaces.
     let is_plain = !text.chars().any(|character| character.is_whitespace() || character.is_control());
     let url = Url::parse(text).ok().filter(|_| is_plain).ok_or_else(wanted)?;
     let is_queue = matches!(url.scheme(), "http" | "https")
@@ -50,6 +64,13 @@ pub fn queue_url(text: &str) -> Result<String, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_error_says_what_an_address_must_be() {
+        assert!(socket("[::1]:8080").is_ok() && web_url("https://example.org/pictures").is_ok());
+        assert!(socket("localhost:8080").is_err_and(|error| error.contains("0.0.0.0:8080")));
+        assert!(web_url("example.org").is_err_and(|error| error.contains("https://")));
+    }
 
     #[test]
     fn buckets_follow_the_rules_of_s3() {
