@@ -19,7 +19,7 @@ pub(crate) use probe::Access;
 pub(crate) use regional::Regional;
 
 use crate::{
-    observe::{Tally, report::Found},
+    observe::{CacheMetrics, report::Found},
     storage::{
         cache::{Cache, SourceError},
         options::{ResultAcl, StoreConfig},
@@ -89,7 +89,7 @@ impl Store {
     }
 
     /// What was counted of the LoRAs' files.
-    pub fn tally(&self) -> &Tally {
+    pub fn tally(&self) -> &CacheMetrics {
         self.loras.tally()
     }
 

@@ -19,7 +19,7 @@ pub use room::Limits;
 pub(crate) use room::free_bytes;
 pub use source::{Place, Source, SourceError, Version};
 
-use crate::observe::Tally;
+use crate::observe::CacheMetrics;
 use entry::{Paths, Record, Volume};
 use futures_util::FutureExt;
 use std::{
@@ -44,7 +44,7 @@ pub struct Cache<S> {
     parts: Parts,
     limits: Limits,
     patience: Duration,
-    tally: Tally,
+    tally: CacheMetrics,
     warned: Once,
 }
 
@@ -71,12 +71,12 @@ pub enum Body {
 impl<S: Source> Cache<S> {
     /// A cache in `folder`, which need not exist. Touches nothing.
     pub fn new(source: S, folder: PathBuf, parts: Parts, limits: Limits) -> Self {
-        let (volume, tally) = (Arc::new(Volume::new(folder)), Tally::default());
+        let (volume, tally) = (Arc::new(Volume::new(folder)), CacheMetrics::default());
         Self { source, volume, parts, limits, patience: PATIENCE, tally, warned: Once::new() }
     }
 
     /// What it has done so far.
-    pub fn tally(&self) -> &Tally {
+    pub fn tally(&self) -> &CacheMetrics {
         &self.tally
     }
 

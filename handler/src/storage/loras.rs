@@ -5,7 +5,7 @@
 
 use super::StoreError;
 use crate::{
-    observe::{Tally, report::Found},
+    observe::{CacheMetrics, report::Found},
     storage::cache::{Body, Cache, Content, Place, Source, SourceError, Version},
 };
 use diffusion::lora::{Lora, LoraError};
@@ -37,7 +37,7 @@ impl<S: Source> Loras<S> {
     }
 
     /// What was counted of the files.
-    pub(super) fn tally(&self) -> &Tally {
+    pub(super) fn tally(&self) -> &CacheMetrics {
         self.cache.tally()
     }
 

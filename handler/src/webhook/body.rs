@@ -93,7 +93,7 @@ pub(super) struct Failed<'a> {
 
 /// Every `error_code`. Of a backend that does not answer nobody can tell it, and the picture stands then.
 fn codes() -> Vec<&'static str> {
-    use crate::task::fault::{Fault, GENERATION_FAILED};
-    let told = Fault::ALL.into_iter().filter(|fault| *fault != Fault::Backend);
-    [GENERATION_FAILED].into_iter().chain(told.map(Fault::code)).collect()
+    use crate::task::fault::{GENERATION_FAILED, TaskFault};
+    let told = TaskFault::ALL.into_iter().filter(|fault| *fault != TaskFault::Backend);
+    [GENERATION_FAILED].into_iter().chain(told.map(TaskFault::code)).collect()
 }

@@ -4,7 +4,7 @@
 //! twice. While one is taken, the next ones arrive. At most `parallel` parts and the one that is taken are in memory.
 
 use super::{Place, Source, SourceError, Version, blocking};
-use crate::observe::Tally;
+use crate::observe::CacheMetrics;
 use backon::{ExponentialBuilder, Retryable};
 use futures_util::{
     FutureExt, StreamExt, TryFutureExt,
@@ -74,7 +74,7 @@ pub(crate) async fn sound<S: Source, T: Target>(
     place: &Place,
     version: &Version,
     parts: Parts,
-    tally: &Tally,
+    tally: &CacheMetrics,
     target: impl Fn() -> BoxFuture<'static, io::Result<T>>,
 ) -> Result<([u8; 32], T), DownloadError> {
     let (sha256, mismatch, written) = download(source, place, version, parts, target().await?).await?;

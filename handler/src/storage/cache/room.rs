@@ -8,7 +8,7 @@ use super::{
     entry::{self, Paths, absent_is_none},
     lock::{Kind, Lock},
 };
-use crate::observe::Tally;
+use crate::observe::CacheMetrics;
 use std::{
     collections::BTreeSet,
     ffi::OsStr,
@@ -48,7 +48,13 @@ struct Stock {
 ///
 /// # Errors
 /// `StorageFull` if there is no room even when all that may go is gone; else the volume's.
-pub(super) fn reserve(folder: &Path, own: &Paths, length: u64, limits: Limits, tally: &Tally) -> io::Result<File> {
+pub(super) fn reserve(
+    folder: &Path,
+    own: &Paths,
+    length: u64,
+    limits: Limits,
+    tally: &CacheMetrics,
+) -> io::Result<File> {
     let _counting = Lock::block(&folder.join(COUNT), Kind::Exclusive)?;
     // Never written to again: a thread of a download that was given up may still have it open.
     for left_over in [&own.partial, &own.record] {

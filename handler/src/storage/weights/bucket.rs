@@ -9,7 +9,7 @@ use super::{
     manifest::{self, Entry, Manifest},
 };
 use crate::{
-    observe::Tally,
+    observe::CacheMetrics,
     storage::{
         Objects, Regional, Wording,
         cache::{
@@ -266,7 +266,7 @@ impl<S: Source> Remote<S> {
             })
             .boxed()
         };
-        match sound(&self.source, &place, &version, self.parts, &Tally::default(), target).await {
+        match sound(&self.source, &place, &version, self.parts, &CacheMetrics::default(), target).await {
             // Nothing waits for the disk: a file that it lost in a crash is shorter than the manifest says, and is fetched again.
             Ok(_) => {}
             Err(DownloadError::Source(error)) => return Err(fault(error)),

@@ -2,7 +2,7 @@
 
 use super::{bytes, files};
 use crate::{
-    observe::Tally,
+    observe::CacheMetrics,
     storage::cache::{
         Limits,
         fake::{Fake, LIMITS, content, place},
@@ -105,10 +105,10 @@ async fn what_dead_processes_left_is_swept_and_what_living_ones_download_is_not(
     let limits = Limits { bytes: 300, ..LIMITS };
     let own = paths("a");
     let _own = Lock::attempt(&own.lock, Kind::Exclusive).unwrap();
-    room::reserve(folder.path(), &own, 200, limits, &Tally::default()).unwrap();
+    room::reserve(folder.path(), &own, 200, limits, &CacheMetrics::default()).unwrap();
     assert!(alive.partial.exists() && alive.lock.exists());
     assert!(!dead.partial.exists() && !dead.lock.exists());
-    let more = room::reserve(folder.path(), &paths("b"), 1, limits, &Tally::default());
+    let more = room::reserve(folder.path(), &paths("b"), 1, limits, &CacheMetrics::default());
     assert!(more.is_err(), "what is being downloaded was not counted");
     drop(living);
 }

@@ -1,7 +1,7 @@
 //! What is evicted for a new file, against a model of it.
 
 use crate::{
-    observe::Tally,
+    observe::CacheMetrics,
     storage::cache::{
         Limits,
         entry::{Paths, Record},
@@ -70,7 +70,7 @@ proptest! {
                 Action::Add(name, bytes) if !pins.contains_key(&name) => {
                     let own = paths(folder.path(), name);
                     let lock = Lock::attempt(&own.lock, Kind::Exclusive).unwrap().unwrap();
-                    let reserved = room::reserve(folder.path(), &own, bytes, limits, &Tally::default());
+                    let reserved = room::reserve(folder.path(), &own, bytes, limits, &CacheMetrics::default());
                     model.remove(&name);
                     let mut kept: u64 = model.values().map(|(bytes, _)| bytes).sum();
                     let mut by_use: Vec<(u64, u64, u8)> =

@@ -1,5 +1,5 @@
-//! The schema against the parser: what it accepts is taken, what it refuses is refused by the name of the field. What
-//! it cannot say is the table in `tests/docs/test_schemas.py`.
+//! The schema against the parser: what the schema accepts, the parser accepts; what it refuses is refused with the field's name. What
+//! the schema cannot express is in `tests/docs/test_schemas.py`.
 
 mod sample;
 
@@ -10,29 +10,29 @@ use regex::Regex;
 use sample::valid;
 use std::fs;
 
-/// Where a field stands, as a JSON pointer and as an error names it, and its schema.
-struct Place {
+/// A field's path, as a JSON pointer and as in errors, and its schema.
+struct FieldPath {
     pointer: String,
     name: String,
     schema: Value,
 }
 
-/// Every field of the schema, those inside other fields too.
-fn places(object: &Value, pointer: &str, name: &str) -> Vec<Place> {
+/// Every field of the schema, nested ones included.
+fn field_paths(object: &Value, pointer: &str, name: &str) -> Vec<FieldPath> {
     let mut found = Vec::new();
     for (field, schema) in object["properties"].as_object().unwrap() {
         let (pointer, name) = (format!("{pointer}/{field}"), format!("{name}{field}"));
         if schema["properties"].is_object() {
-            found.extend(places(schema, &pointer, &format!("{name}.")));
+            found.extend(field_paths(schema, &pointer, &format!("{name}.")));
         } else if schema["items"]["properties"].is_object() {
-            found.extend(places(&schema["items"], &format!("{pointer}/0"), &format!("{name}[0].")));
+            found.extend(field_paths(&schema["items"], &format!("{pointer}/0"), &format!("{name}[0].")));
         }
-        found.push(Place { pointer, name, schema: schema.clone() });
+        found.push(FieldPath { pointer, name, schema: schema.clone() });
     }
     found
 }
 
-/// A task that has every object the schema knows.
+/// A task with every object of the schema.
 fn task() -> Value {
     json!({
         "generation_id": 500, "style_id": 10, "lora_model_url": "s3://bucket/k", "prompt_tags": ["cat"], "artist_name": "Ada",
@@ -40,7 +40,7 @@ fn task() -> Value {
     })
 }
 
-/// The task with another value in one place.
+/// The task with another value of one field.
 fn with(pointer: &str, value: Value) -> Value {
     let mut task = task();
     let (parent, field) = pointer.rsplit_once('/').unwrap();
@@ -55,7 +55,7 @@ fn types(schema: &Value) -> Vec<&str> {
     }
 }
 
-/// Values that a schema refuses: another type, one step beyond each limit.
+/// Values that a schema refuses: other types, and one step beyond each limit.
 fn refused(schema: &Value) -> Vec<Value> {
     let types = types(schema);
     let number = |text: String| serde_json::from_str::<Value>(&text).unwrap();
@@ -100,11 +100,11 @@ fn refused(schema: &Value) -> Vec<Value> {
 }
 
 #[test]
-fn what_the_schema_refuses_is_refused_by_name() {
-    let places = places(&schema(), "", "");
-    assert!(places.len() > 25, "{}", places.len());
+fn what_the_schema_refuses_the_parser_refuses_by_name() {
+    let fields = field_paths(&schema(), "", "");
+    assert!(fields.len() > 25, "{}", fields.len());
     let mut count = 0;
-    for Place { pointer, name, schema } in &places {
+    for FieldPath { pointer, name, schema } in &fields {
         for value in refused(schema) {
             count += 1;
             let Err(bad) = Task::parse(&with(pointer, value.clone()).to_string()) else {
@@ -133,7 +133,7 @@ fn a_required_field_that_is_missing_or_null_is_named() {
 }
 
 #[test]
-fn what_the_schema_accepts_is_taken() {
+fn what_the_schema_accepts_the_parser_accepts() {
     let schema = schema();
     TestRunner::default()
         .run(&valid(&schema, ""), |task| {
@@ -144,9 +144,9 @@ fn what_the_schema_accepts_is_taken() {
         .unwrap();
 }
 
-/// Draws addresses near the edge, where the two could part.
+/// With random addresses near the limits, where both could differ.
 #[test]
-fn addresses_of_loras_are_the_same_to_both() {
+fn schema_and_parser_agree_about_addresses_of_loras() {
     let schema = &schema()["properties"]["lora_model_url"];
     let regex = |schema: &Value| Regex::new(schema["pattern"].as_str().unwrap()).unwrap();
     let (wanted, unwanted) =
@@ -168,7 +168,7 @@ fn addresses_of_loras_are_the_same_to_both() {
 }
 
 #[test]
-fn limits_that_only_a_description_says_are_the_parsers() {
+fn limits_in_descriptions_are_those_of_the_parser() {
     let schema = schema();
     for (field, limit) in [("lora_model_url", MAX_KEY), ("prompt_tags", MAX_PROMPT)] {
         let text = schema["properties"][field]["description"].as_str().unwrap();
@@ -177,8 +177,8 @@ fn limits_that_only_a_description_says_are_the_parsers() {
 }
 
 #[test]
-fn the_file_is_what_the_types_say() {
+fn the_published_schema_is_the_current_one() {
     let file = fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/contract/task.schema.json")).unwrap();
     let file: Value = serde_json::from_str(&file).unwrap();
-    assert!(file == schema(), "to mend it: target/debug/handler schema task > docs/contract/task.schema.json");
+    assert!(file == schema(), "to update it: target/debug/handler schema task > docs/contract/task.schema.json");
 }

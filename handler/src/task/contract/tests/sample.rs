@@ -1,18 +1,17 @@
-//! Values that a schema accepts, drawn from the schema alone; where it accepts more than the parser takes, from what
-//! both do.
+//! Random values that a schema accepts. Where it accepts more than the parser, values that both accept.
 
 use proptest::{collection::vec, option, prelude::*, sample::select, string::string_regex};
 use serde_json::{Map, Value, json};
 
-/// A host that the URL standard takes.
+/// An address whose host the URL standard accepts.
 const WEBHOOK: &str = r"[hH]ttps?://([a-z][a-z0-9]{0,8}\.){0,3}[a-z]{2,9}(:[1-9][0-9]{0,3})?(/[^?#\\\pZ\pC]{0,9}){0,3}";
-/// A time that calendars have.
+/// A date that exists.
 const TIME: &str = concat!(
     r"20[0-9]{2}-(0[1-9]|1[0-2])-(0[1-9]|1[0-9]|2[0-8])T(0[0-9]|1[0-9]|2[0-3]):[0-5][0-9]:[0-5][0-9]",
     r"(\.[0-9]{1,9})?(Z|[+-]0[0-9]:[0-5][0-9])"
 );
 
-/// What a schema accepts. `name` is the field's.
+/// Values of the field `name` that its schema accepts.
 pub(super) fn valid(schema: &Value, name: &str) -> BoxedStrategy<Value> {
     if let Some(names) = schema["enum"].as_array() {
         return select(names.clone()).boxed();
@@ -72,7 +71,7 @@ fn pattern(schema: &Value) -> regex::Regex {
     regex::Regex::new(schema["pattern"].as_str().unwrap()).unwrap()
 }
 
-/// Required fields are there, the others may be; and one that nobody knows.
+/// All required fields, some of the others, and an unknown one.
 fn object(schema: &Value) -> BoxedStrategy<Value> {
     let required = schema["required"].as_array().cloned().unwrap_or_default();
     let mut object = Just(Map::new()).boxed();
@@ -89,7 +88,7 @@ fn object(schema: &Value) -> BoxedStrategy<Value> {
     }
     let with_karras = schema["then"]["properties"]["scheduler"]["enum"].as_array().cloned().unwrap_or_default();
     let whole = move |mut object: Map<String, Value>| {
-        // The one rule between two fields: a scheduler that does not fit is left out.
+        // The only rule about two fields: a scheduler that does not fit is left out.
         let fits = object.get("scheduler").is_none_or(|chosen| with_karras.contains(chosen));
         if object.get("karras_sigmas") == Some(&json!(true)) && !fits {
             object.remove("scheduler");
