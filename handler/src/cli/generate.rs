@@ -174,9 +174,9 @@ fn margin(text: &str) -> Result<f64, String> {
     share(text, 0.0, MAX_MARGIN)
 }
 
-fn share(text: &str, least: f64, most: f64) -> Result<f64, String> {
-    let share = text.parse().ok().filter(|share| (least..=most).contains(share));
-    share.ok_or_else(|| format!("must be a number from {least} to {most}"))
+fn share(text: &str, min: f64, max: f64) -> Result<f64, String> {
+    let share = text.parse().ok().filter(|share| (min..=max).contains(share));
+    share.ok_or_else(|| format!("must be a number from {min} to {max}"))
 }
 
 /// Paints the pictures and writes their files.

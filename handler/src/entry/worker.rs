@@ -234,6 +234,7 @@ mod tests {
         aws.credentials_provider(credentials).endpoint_url("http://127.0.0.1:1").build()
     }
 
+    /// With a fake engine; no queue is reached.
     #[tokio::test]
     async fn a_lost_gpu_ends_the_worker_with_an_error() {
         let (config, aws, (engine, control)) = (config(), aws(), Fake::new());

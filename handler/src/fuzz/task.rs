@@ -16,8 +16,8 @@ pub fn task(bytes: &[u8]) -> bool {
             same_task_if_written_otherwise(&task, body);
             true
         }
-        Err(bad) => {
-            valid_error(&bad);
+        Err(invalid) => {
+            valid_error(&invalid);
             false
         }
     }
@@ -72,20 +72,20 @@ fn same_task_if_written_otherwise(task: &Task, body: &str) {
 /// The backend is found, too, if the JSON is broken: without its end, or with something invalid in it.
 fn backend_found_in_broken_json(task: &Task, fields: &BTreeMap<String, &RawValue>, members: &[String]) {
     for broken in [members.join(",") + "\n", members.join(", nothing ,\u{feff}") + "}"] {
-        let bad = Task::parse(&format!("{{{broken}")).expect_err("no JSON was taken");
-        assert!(bad.reason.starts_with("the message is no JSON: "), "{}", bad.reason);
-        valid_error(&bad);
-        assert_eq!(bad.generation_id, Some(task.generation_id));
-        assert_eq!(bad.webhook_url.as_ref(), Some(&task.webhook_url), "{}", fields["webhook_url"]);
+        let invalid = Task::parse(&format!("{{{broken}")).expect_err("no JSON was taken");
+        assert!(invalid.reason.starts_with("the message is no JSON: "), "{}", invalid.reason);
+        valid_error(&invalid);
+        assert_eq!(invalid.generation_id, Some(task.generation_id));
+        assert_eq!(invalid.webhook_url.as_ref(), Some(&task.webhook_url), "{}", fields["webhook_url"]);
     }
 }
 
-fn valid_error(bad: &InvalidTask) {
-    let reason = &bad.reason;
+fn valid_error(invalid: &InvalidTask) {
+    let reason = &invalid.reason;
     assert!(reason.starts_with('`') || reason.starts_with("the message"), "nothing is named: {reason}");
     assert!(!reason.contains(MARK), "it holds what stood in the message: {reason}");
     assert!(reason.len() <= 1000, "{} bytes long: {reason}", reason.len());
-    bad.webhook_url.iter().for_each(valid_address);
+    invalid.webhook_url.iter().for_each(valid_address);
 }
 
 fn valid_address(url: &url::Url) {

@@ -20,7 +20,8 @@ pub fn webhook(bytes: &[u8]) -> bool {
     let Ok(webhook_hosts) = hosts else { return false };
     let guard = Guard::new(&webhook_hosts, false);
     // An invalid task that has a backend to notify.
-    let Some(url) = Task::parse(&json!({ "webhook_url": text }).to_string()).err().and_then(|bad| bad.webhook_url)
+    let Some(url) =
+        Task::parse(&json!({ "webhook_url": text }).to_string()).err().and_then(|invalid| invalid.webhook_url)
     else {
         return false;
     };

@@ -64,14 +64,14 @@ impl Admission {
                     webhook_url: None,
                 })),
             },
-            Err(mut bad) => {
-                if let Some(url) = &bad.webhook_url
+            Err(mut invalid) => {
+                if let Some(url) = &invalid.webhook_url
                     && let Err(refused) = self.guard.check_ahead(url).await
                 {
-                    bad.reason = format!("{}; {refused}", bad.reason);
-                    bad.webhook_url = None;
+                    invalid.reason = format!("{}; {refused}", invalid.reason);
+                    invalid.webhook_url = None;
                 }
-                Err(bad)
+                Err(invalid)
             }
         }
     }
@@ -115,9 +115,9 @@ mod tests {
         assert!(admit(&[], other, other).await.is_ok(), "no list");
         assert!(admit(&["styles", "*-loras"], good, ending).await.is_ok());
         for (first, second, field) in [(other, good, "`lora_model_url`"), (good, other, "`loras[0].lora_model_url`")] {
-            let bad = admit(&["styles", "*-loras"], first, second).await.unwrap_err();
-            assert!(bad.reason.starts_with(field) && bad.reason.contains("EASEL_LORA_BUCKETS"), "{bad}");
-            assert_eq!((bad.generation_id, bad.webhook_url.is_some()), (Some(1), true));
+            let invalid = admit(&["styles", "*-loras"], first, second).await.unwrap_err();
+            assert!(invalid.reason.starts_with(field) && invalid.reason.contains("EASEL_LORA_BUCKETS"), "{invalid}");
+            assert_eq!((invalid.generation_id, invalid.webhook_url.is_some()), (Some(1), true));
         }
     }
 

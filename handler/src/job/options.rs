@@ -1,4 +1,4 @@
-//! What function and worker share: the options of every room that a task passes, and how it is worked on.
+//! The options that function and worker share: those of every module that a task passes, and how tasks are worked on.
 
 use super::{admission::SafetyConfig, secrets::SecretsConfig};
 use crate::{

@@ -47,8 +47,8 @@ impl<'a> Fields<'a> {
 }
 
 /// An error: what a field is, and what it must be.
-pub(super) fn wrong(path: &str, what: &str, wanted: &str) -> String {
-    format!("`{path}` is {what}, must be {wanted}")
+pub(super) fn wrong(path: &str, what: &str, expected: &str) -> String {
+    format!("`{path}` is {what}, must be {expected}")
 }
 
 /// The rule of a value: its type and its limits.

@@ -234,9 +234,9 @@ fn bad_fields_are_named_with_kind_and_limit() {
         ("created_at", json!(1_764_000_000), "`created_at` is an integer, must be a string"),
     ];
     for (field, value, expected) in cases {
-        let bad = with(field, value).unwrap_err();
-        assert!(bad.reason.contains(expected), "`{}` does not say `{expected}`", bad.reason);
-        assert_eq!(bad.webhook_url.is_some(), field != "webhook_url", "{field}");
+        let invalid = with(field, value).unwrap_err();
+        assert!(invalid.reason.contains(expected), "`{}` does not say `{expected}`", invalid.reason);
+        assert_eq!(invalid.webhook_url.is_some(), field != "webhook_url", "{field}");
     }
 }
 
@@ -250,9 +250,9 @@ fn karras_sigmas_need_a_scheduler_that_has_them() {
         task["karras_sigmas"] = json!(true);
         match Task::parse(&task.to_string()) {
             Ok(task) => assert!(kind.has_karras_sigmas() && task.karras_sigmas == Some(true), "{name}"),
-            Err(bad) => {
+            Err(invalid) => {
                 let expected = format!("`karras_sigmas` is true, must be false or absent with the scheduler {name}");
-                assert!(!kind.has_karras_sigmas() && bad.reason == expected, "{}", bad.reason);
+                assert!(!kind.has_karras_sigmas() && invalid.reason == expected, "{}", invalid.reason);
             }
         }
     }

@@ -41,12 +41,12 @@ fn visibility_timeout(visibility: Option<u32>, function: Option<u32>) -> Finding
             format!("{visibility} s; a worker sets its own, a function's is held to --function-timeout"),
         );
     };
-    let wanted = function.saturating_mul(VISIBILITY_FACTOR);
+    let recommended = function.saturating_mul(VISIBILITY_FACTOR);
     let shown = format!("{visibility} s for a function of {function} s");
     if visibility < function {
-        Finding::fail(what, format!("{shown}: a task comes again while it is worked on; set it to {wanted} s"))
-    } else if visibility < wanted {
-        Finding::warn(what, format!("{shown}: AWS wants {VISIBILITY_FACTOR} times as long; set it to {wanted} s"))
+        Finding::fail(what, format!("{shown}: a task comes again while it is worked on; set it to {recommended} s"))
+    } else if visibility < recommended {
+        Finding::warn(what, format!("{shown}: AWS wants {VISIBILITY_FACTOR} times as long; set it to {recommended} s"))
     } else {
         Finding::ok(what, shown)
     }

@@ -43,11 +43,11 @@ pub(in crate::task) struct OneOf<T> {
 pub(in crate::task) struct Timestamp;
 
 /// A string of any length.
-pub(super) fn string<'a>(path: &str, value: Json<'a>, wanted: &str) -> Result<Cow<'a, str>> {
+pub(super) fn string<'a>(path: &str, value: Json<'a>, expected: &str) -> Result<Cow<'a, str>> {
     match value.string() {
         Some(Ok(text)) => Ok(text),
-        Some(Err(LoneSurrogate)) => Err(wrong(path, "a string with half of a surrogate pair", wanted)),
-        None => Err(wrong(path, value.kind(), wanted)),
+        Some(Err(LoneSurrogate)) => Err(wrong(path, "a string with half of a surrogate pair", expected)),
+        None => Err(wrong(path, value.kind(), expected)),
     }
 }
 

@@ -31,7 +31,7 @@ fn unknown_fields_are_ignored_whatever_they_hold() {
     ];
     for field in fields {
         let shown: String = field.chars().take(60).collect();
-        let task = Task::parse(&and(&field)).unwrap_or_else(|bad| panic!("{shown}: {bad}"));
+        let task = Task::parse(&and(&field)).unwrap_or_else(|invalid| panic!("{shown}: {invalid}"));
         assert_eq!(task.generation_id, 500, "{shown}");
     }
 }
@@ -78,9 +78,9 @@ fn values_that_json_parsers_cannot_hold_are_errors_in_known_fields() {
         ),
     ];
     for (field, expected) in cases {
-        let bad = Task::parse(&and(&field)).unwrap_err();
-        assert!(bad.reason.starts_with(expected), "`{}` does not begin with `{expected}`", bad.reason);
-        assert_eq!((bad.generation_id, bad.webhook_url.is_some()), (Some(500), true), "{expected}");
+        let invalid = Task::parse(&and(&field)).unwrap_err();
+        assert!(invalid.reason.starts_with(expected), "`{}` does not begin with `{expected}`", invalid.reason);
+        assert_eq!((invalid.generation_id, invalid.webhook_url.is_some()), (Some(500), true), "{expected}");
     }
 }
 
@@ -91,13 +91,13 @@ fn an_integer_may_be_written_as_minus_zero() {
 
 #[test]
 fn the_backend_can_be_notified_if_id_and_address_are_readable() {
-    let bad = with("generation_id", json!(-7)).unwrap_err();
-    assert_eq!(bad.generation_id, Some(-7));
-    let bad = Task::parse(&and(r#""generation_id": 7e0"#)).unwrap_err();
-    assert_eq!((bad.generation_id, bad.webhook_url.is_some()), (Some(7), true));
+    let invalid = with("generation_id", json!(-7)).unwrap_err();
+    assert_eq!(invalid.generation_id, Some(-7));
+    let invalid = Task::parse(&and(r#""generation_id": 7e0"#)).unwrap_err();
+    assert_eq!((invalid.generation_id, invalid.webhook_url.is_some()), (Some(7), true));
     for body in ["", "{", "[]", "\"x\"", "{}", "\u{feff}"] {
-        let bad = Task::parse(body).unwrap_err();
-        assert_eq!((bad.generation_id, bad.webhook_url), (None, None), "{body}");
+        let invalid = Task::parse(body).unwrap_err();
+        assert_eq!((invalid.generation_id, invalid.webhook_url), (None, None), "{body}");
     }
 }
 
@@ -125,11 +125,11 @@ fn id_and_address_are_found_in_a_message_that_is_no_json() {
         (python, "key must be a string at line 1 column 2"),
     ];
     for (body, expected) in cases {
-        let bad = Task::parse(&body).unwrap_err();
+        let invalid = Task::parse(&body).unwrap_err();
         let expected = format!("the message is no JSON: {expected}");
-        assert!(bad.reason.starts_with(&expected), "`{}` does not begin with `{expected}`", bad.reason);
-        assert_eq!(bad.generation_id, Some(500), "{body}");
-        assert!(bad.webhook_url.is_some_and(|url| url.as_str().starts_with("http://backend")), "{body}");
+        assert!(invalid.reason.starts_with(&expected), "`{}` does not begin with `{expected}`", invalid.reason);
+        assert_eq!(invalid.generation_id, Some(500), "{body}");
+        assert!(invalid.webhook_url.is_some_and(|url| url.as_str().starts_with("http://backend")), "{body}");
     }
 }
 
@@ -162,7 +162,11 @@ fn id_and_address_are_never_guessed() {
         (format!("{{{id}, \"webhook_url\": \"\\ud83d\", x}}"), (Some(500), false)),
     ];
     for (body, (generation_id, address)) in cases {
-        let bad = Task::parse(&body).unwrap_err();
-        assert_eq!((bad.generation_id, bad.webhook_url.is_some()), (generation_id, address), "{body}: {bad}");
+        let invalid = Task::parse(&body).unwrap_err();
+        assert_eq!(
+            (invalid.generation_id, invalid.webhook_url.is_some()),
+            (generation_id, address),
+            "{body}: {invalid}"
+        );
     }
 }
