@@ -121,15 +121,6 @@ impl JobRunner {
     ///
     /// Boxed: otherwise the futures of the AWS clients nest too deep for the compiler.
     pub fn handle<'a>(&'a self, message: &'a Message) -> BoxFuture<'a, Outcome> {
-        self.handle_in_span(message).boxed()
-    }
-
-    /// The metrics of this process.
-    pub fn metrics(&self) -> &Metrics {
-        &self.metrics
-    }
-
-    async fn handle_in_span(&self, message: &Message) -> Outcome {
         self.loader.note_request();
         let span = trace::task(&message.carrier, message.id.as_deref(), message.receive_count);
         async {
@@ -151,7 +142,12 @@ impl JobRunner {
             outcome
         }
         .instrument(span)
-        .await
+        .boxed()
+    }
+
+    /// The metrics of this process.
+    pub fn metrics(&self) -> &Metrics {
+        &self.metrics
     }
 
     async fn work_on(&self, message: &Message, report: &mut Report) -> Outcome {

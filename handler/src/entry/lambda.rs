@@ -106,7 +106,7 @@ async fn handle(
     let stopped = &AtomicBool::new(false);
     let works = event.records.into_iter().map(async |record| {
         let outcome = match stopped.load(Ordering::Relaxed) {
-            false => runner.handle(&message(&record, deadline)).await,
+            false => runner.handle(&job_message(&record, deadline)).await,
             true => Outcome::GivenBack(Duration::ZERO),
         };
         let Outcome::GivenBack(wait) = outcome else { return None };
@@ -127,7 +127,7 @@ async fn handle(
     Ok(response)
 }
 
-fn message(record: &SqsMessage, deadline: Deadline) -> Message {
+fn job_message(record: &SqsMessage, deadline: Deadline) -> Message {
     let body = record.body.clone().unwrap_or_default();
     let number = |name: &str| record.attributes.get(name)?.parse::<u64>().ok();
     let carried = |name: &str| record.message_attributes.get(name)?.string_value.clone();

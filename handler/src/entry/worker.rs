@@ -10,7 +10,7 @@ use crate::{
         sqs::{Deleter, Deletion, Deletions, Queue},
     },
     job::{Deadline, JobRunner, Message, Outcome, options::ServiceConfig},
-    observe::trace::{CARRIER_FIELDS, Carrier},
+    observe::trace::CARRIER_FIELDS,
 };
 use aws_config::SdkConfig;
 use aws_sdk_sqs::types::{Message as SqsMessage, MessageSystemAttributeName};
@@ -163,21 +163,11 @@ fn log_panic(ended: Result<(), JoinError>) {
 
 /// Handles a message under a heartbeat, then hands it over for deletion or gives it back.
 async fn work(queue: Queue, visibility: i32, runner: JobRunner, deleter: Deleter, message: SqsMessage) {
-    let number = |name| message.attributes()?.get(&name)?.parse::<u64>().ok();
-    let count = number(MessageSystemAttributeName::ApproximateReceiveCount);
-    let received = Message {
-        body: message.body().unwrap_or_default().to_string(),
-        id: message.message_id().map(str::to_string),
-        carrier: carrier(&message),
-        receive_count: count.and_then(|count| count.try_into().ok()).unwrap_or(1),
-        deadline: Deadline::NONE,
-        sent_at: number(MessageSystemAttributeName::SentTimestamp).map(|ms| UNIX_EPOCH + Duration::from_millis(ms)),
-    };
     let Some(handle) = message.receipt_handle() else {
         tracing::warn!("a message without receipt handle cannot be worked on");
         return;
     };
-    let (outcome, visible_at) = queue.keep_invisible(handle, visibility, runner.handle(&received)).await;
+    let (outcome, visible_at) = queue.keep_invisible(handle, visibility, runner.handle(&job_message(&message))).await;
     let ended = match outcome {
         Outcome::Consumed => {
             deleter.send(Deletion::new(handle, visible_at)).map_err(|_| "deleting has ended already".to_string())
@@ -192,9 +182,18 @@ async fn work(queue: Queue, visibility: i32, runner: JobRunner, deleter: Deleter
     }
 }
 
-fn carrier(message: &SqsMessage) -> Carrier {
-    let value = |name: &str| message.message_attributes()?.get(name)?.string_value().map(str::to_string);
-    CARRIER_FIELDS.iter().filter_map(|name| Some((name.to_string(), value(name)?))).collect()
+fn job_message(message: &SqsMessage) -> Message {
+    let number = |name| message.attributes()?.get(&name)?.parse::<u64>().ok();
+    let count = number(MessageSystemAttributeName::ApproximateReceiveCount);
+    let carried = |name: &str| message.message_attributes()?.get(name)?.string_value().map(str::to_string);
+    Message {
+        body: message.body().unwrap_or_default().to_string(),
+        id: message.message_id().map(str::to_string),
+        carrier: CARRIER_FIELDS.iter().filter_map(|name| Some((name.to_string(), carried(name)?))).collect(),
+        receive_count: count.and_then(|count| count.try_into().ok()).unwrap_or(1),
+        deadline: Deadline::NONE,
+        sent_at: number(MessageSystemAttributeName::SentTimestamp).map(|ms| UNIX_EPOCH + Duration::from_millis(ms)),
+    }
 }
 
 #[cfg(test)]
