@@ -32,7 +32,7 @@ use crate::{
         trace,
     },
     picture::{Credential, options::PictureConfig},
-    storage::{Store, pointer::Pointer, weights::Remote},
+    storage::{Store, payload::PayloadPointer, weights::RemoteModel},
     task::{Task, fault::TaskFault},
     webhook::Backend,
 };
@@ -70,7 +70,7 @@ impl JobRunner {
         // Before the secrets are read: both take time.
         let max_batch = (config.work.batch > 0).then_some(config.work.batch.into());
         let folder = &config.model.dir;
-        let remote = config.model_url.as_ref().map(|url| Remote::at_start(store.s3(), url, folder));
+        let remote = config.model_url.as_ref().map(|url| RemoteModel::for_service(store.s3(), url, folder));
         let loader = ModelLoader::begin(&config.model, remote, max_batch, metrics.clone());
         Self::with(loader, store, metrics, config, aws).await
     }
@@ -151,7 +151,7 @@ impl JobRunner {
     }
 
     async fn work_on(&self, message: &Message, report: &mut Report) -> Outcome {
-        let fetched = match Pointer::parse(&message.body) {
+        let fetched = match PayloadPointer::parse(&message.body) {
             None => None,
             Some(pointer) => match message.deadline.work(self.store.payload(&pointer)).await {
                 Ok(Ok(body)) => Some(body),

@@ -1,22 +1,20 @@
-//! S3: pictures go up; LoRAs, large messages and models come down.
+//! S3: uploads pictures; downloads LoRAs, large messages and models.
 
 mod address;
 pub mod cache;
 #[cfg(test)]
-pub(crate) mod loopback;
+pub(crate) mod fake_s3;
 mod loras;
-mod objects;
 pub mod options;
-mod payload;
-pub mod pointer;
+pub mod payload;
 mod probe;
-mod regional;
-mod results;
+mod s3_client;
+mod s3_source;
 pub mod weights;
 
-pub(crate) use objects::{Objects, Wording};
 pub(crate) use probe::Access;
-pub(crate) use regional::Regional;
+pub(crate) use s3_client::S3Client;
+pub(crate) use s3_source::{ErrorWording, S3Source};
 
 use crate::{
     observe::{CacheMetrics, report::Found},
@@ -24,95 +22,168 @@ use crate::{
         cache::{Cache, SourceError},
         options::{ResultAcl, StoreConfig},
     },
-    task::LoraRef,
+    task::{Format, LoraRef},
 };
-use address::{Place, endpoint};
+use address::{ResultAddress, endpoint};
 use aws_config::{SdkConfig, timeout::TimeoutConfig};
-use aws_sdk_s3::{Client, config::Builder};
+use aws_errors::{Class, class, describe};
+use aws_sdk_s3::{Client, config::Builder, primitives::ByteStream, types::ObjectCannedAcl};
 use diffusion::lora::Lora;
-use loras::Loras;
-use objects::LORA;
-use std::{sync::Arc, time::Duration};
+use loras::LoraCache;
+use s3_source::LORA;
+use std::{collections::HashMap, sync::Arc, time::Duration};
 
-/// Why storage failed, named by what is to be done.
+/// Metadata of a picture with the fingerprint of its task.
+const FINGERPRINT: &str = "easel-fingerprint";
+
+/// Why storage failed, by what to do about it.
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
-    /// Will not get better: the task fails.
+    /// Trying again does not help: the task fails.
     #[error("{0}")]
     Permanent(String),
-    /// May get better: the queue tries again.
+    /// Trying again may help: the message goes back to the queue.
     #[error("{0}")]
     Transient(String),
 }
 
-/// Buckets and the LoRA cache.
+/// The buckets of the service, and the LoRA cache.
 pub struct Store {
-    s3: Regional,
+    s3: S3Client,
     bucket: String,
     acl: ResultAcl,
     base_url: String,
     payload_bucket: Option<String>,
-    loras: Loras<Objects>,
+    loras: LoraCache<S3Source>,
 }
 
 impl Store {
-    /// Sets the client up; nothing is sent.
+    /// Sets up the client. Sends nothing.
     pub fn new(config: &StoreConfig, aws: &SdkConfig) -> Self {
-        let place = Place::of(config, aws);
+        let address = ResultAddress::of(config, aws);
         let s3 = client(aws, config.path_style);
         let base = config.base_url.as_ref().map(|url| url.as_str().trim_end_matches('/').to_string());
         let (folder, limits) = (config.cache_dir.join("loras"), config.cache.limits());
-        let cache = Cache::new(Objects::new(s3.clone(), LORA), folder, config.cache.parts(), limits);
+        let cache = Cache::new(S3Source::new(s3.clone(), LORA), folder, config.cache.download_options(), limits);
         Self {
             s3,
             bucket: config.bucket.clone(),
             acl: config.acl,
-            base_url: base.unwrap_or_else(|| place.url()),
+            base_url: base.unwrap_or_else(|| address.url()),
             payload_bucket: config.payload_bucket.clone(),
-            loras: Loras::new(cache, config.max_lora_bytes),
+            loras: LoraCache::new(cache, config.max_lora_bytes),
         }
     }
 
-    /// The bucket of the pictures, and the way there.
-    pub(crate) fn pictures(&self) -> (&Regional, &str) {
+    /// The client, and the bucket of the pictures.
+    pub(crate) fn pictures(&self) -> (&S3Client, &str) {
         (&self.s3, &self.bucket)
     }
 
     /// The client, for other buckets.
-    pub(crate) fn s3(&self) -> Regional {
+    pub(crate) fn s3(&self) -> S3Client {
         self.s3.clone()
     }
 
-    /// Where the addresses of pictures begin.
+    /// Base of the pictures' addresses.
     pub(crate) fn base_url(&self) -> &str {
         &self.base_url
     }
 
-    /// What was counted of the LoRAs' files.
+    /// Counters of the LoRA cache.
     pub fn tally(&self) -> &CacheMetrics {
         self.loras.tally()
     }
 
-    /// A LoRA, from memory, from the volume or from S3, and from which.
+    /// A LoRA, and whether it came from memory, the volume or S3.
     ///
     /// # Errors
-    /// Permanent if it does not exist, is too large, is no LoRA, or may not be read where other objects of its bucket may; else transient.
+    /// Permanent if it does not exist, is too large, is not a LoRA, or may not be read while another object of its bucket may; else
+    /// transient.
     pub async fn lora(&self, wanted: &LoraRef) -> Result<(Arc<Lora>, Found), StoreError> {
         self.loras.get(&wanted.bucket, &wanted.key).await
     }
+
+    /// Whether all these pictures are stored and belong to the task with this fingerprint.
+    ///
+    /// # Errors
+    /// Transient, if S3 gives no clear answer.
+    pub async fn has_pictures(&self, keys: &[String], fingerprint: &str) -> Result<bool, StoreError> {
+        for key in keys {
+            let metadata = self
+                .metadata(key)
+                .await
+                .map_err(|cause| StoreError::Transient(format!("picture s3://{}/{key}: {cause}", self.bucket)))?;
+            if metadata.and_then(|mut metadata| metadata.remove(FINGERPRINT)).as_deref() != Some(fingerprint) {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
+    /// The metadata of a picture; `None` if it is not stored.
+    async fn metadata(&self, key: &str) -> Result<Option<HashMap<String, String>>, String> {
+        let bucket = &self.bucket;
+        let head = self.s3.ask(bucket, |s3| s3.head_object().bucket(bucket).key(key).send()).await;
+        match head.map_err(|error| (class(&error), error)) {
+            Ok(head) => return Ok(head.metadata),
+            Err((Class::NoObject, _)) => return Ok(None),
+            Err((Class::Transient, error)) => return Err(describe(&error)),
+            // Answers to HEAD do not say why.
+            Err(_) => {}
+        }
+        match self.s3.first_byte(bucket, key).await {
+            Ok(object) => Ok(object.metadata),
+            Err(error) => match class(&error) {
+                // Without s3:ListBucket, S3 also denies access to objects that do not exist.
+                Class::NoObject | Class::Denied => Ok(None),
+                _ => Err(describe(&error)),
+            },
+        }
+    }
+
+    /// The public address of a picture.
+    pub fn picture_url(&self, key: &str) -> String {
+        format!("{}/{key}", self.base_url)
+    }
+
+    /// Stores a picture, with the fingerprint of its task.
+    ///
+    /// # Errors
+    /// Always transient: the operator must fix a wrong bucket or a missing permission, and the task must not be lost meanwhile.
+    pub async fn put_picture(
+        &self,
+        key: &str,
+        bytes: Vec<u8>,
+        format: Format,
+        fingerprint: &str,
+    ) -> Result<(), StoreError> {
+        let put = self.s3.ask(&self.bucket, |s3| {
+            let mut put = s3.put_object().bucket(&self.bucket).key(key);
+            put = put.content_type(format.content_type()).metadata(FINGERPRINT, fingerprint);
+            if self.acl == ResultAcl::PublicRead {
+                put = put.acl(ObjectCannedAcl::PublicRead);
+            }
+            put.body(ByteStream::from(bytes.clone())).send()
+        });
+        put.await.map_err(|error| {
+            StoreError::Transient(format!("picture upload to s3://{}/{key}: {}", self.bucket, describe(&error)))
+        })?;
+        Ok(())
+    }
 }
 
-/// A client of S3 as variables and profile say, and `--s3-path-style` if it is given. Nothing is sent.
-pub(crate) fn client(aws: &SdkConfig, path_style: Option<bool>) -> Regional {
+/// An S3 client by environment, profile and `--s3-path-style`. Sends nothing.
+pub(crate) fn client(aws: &SdkConfig, path_style: Option<bool>) -> S3Client {
     let timeouts = TimeoutConfig::builder()
         .connect_timeout(Duration::from_secs(5))
         .read_timeout(Duration::from_secs(30))
         .operation_attempt_timeout(Duration::from_secs(120))
         .operation_timeout(Duration::from_secs(300))
         .build();
-    // What stands in for S3 has no names of hosts for buckets.
+    // Other S3 implementations usually have no host names for buckets.
     let path_style = path_style.unwrap_or_else(|| endpoint(aws).is_some());
-    Regional::new(Client::from_conf(Builder::from(aws).force_path_style(path_style).timeout_config(timeouts).build()))
+    S3Client::new(Client::from_conf(Builder::from(aws).force_path_style(path_style).timeout_config(timeouts).build()))
 }
 
 impl From<SourceError> for StoreError {

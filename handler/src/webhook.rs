@@ -1,32 +1,31 @@
 //! Webhooks to the backend: progress, complete and failed, as the Python worker sent them.
 //!
-//! Progress is told once and never waited for. Complete and failed are repeated with jitter, or after as long as the backend asks
-//! for, until they are taken or tries run out, or the backend says that it does not want them. Answers are not read, redirects are not followed, proxies are not asked:
-//! the token goes to the task's address and nowhere else, and there only if the [`Guard`] lets it.
+//! Progress is sent once and never waited for. Complete and failed are retried, with jitter or after the time that the backend asks
+//! for, until it accepts them, says that it does not want them, or the tries run out. Response bodies are not read, redirects are
+//! not followed and no proxy is used: the token goes to the task's address only, and only if the [`Guard`] allows that address.
 
-mod body;
 mod error;
 mod event;
-mod line;
 pub mod network;
 mod openapi;
-mod probe;
 pub mod progress;
-mod retry_after;
 mod signing;
 
 pub use error::WebhookError;
 pub use event::Subject;
-pub use line::ProgressLine;
 pub use openapi::openapi;
-pub(crate) use probe::probe;
+pub use progress::ProgressReporter;
 pub use signing::WebhookSecrets;
 
 use crate::{observe::trace, secret::Secret, task::Task, webhook::network::Guard};
 use backon::{ExponentialBuilder, Retryable};
 use error::unanswered;
 use event::Event;
-use reqwest::{Client, StatusCode, header::CONTENT_TYPE, redirect};
+use reqwest::{
+    Client, StatusCode,
+    header::{CONTENT_TYPE, DATE, HeaderMap, RETRY_AFTER},
+    redirect,
+};
 use std::{
     sync::atomic::{AtomicU32, Ordering},
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
@@ -34,24 +33,24 @@ use std::{
 use tracing::{Instrument, Span};
 use url::Url;
 
-/// Tries of complete and failed after the first one.
+/// Retries of complete and failed after the first try.
 const RETRIES: usize = 5;
 const FIRST_DELAY: Duration = Duration::from_millis(250);
 const LONGEST_DELAY: Duration = Duration::from_secs(8);
-/// All waits together that a backend asks for by Retry-After and that are spent here. For more, the queue keeps the message.
-const PATIENCE: Duration = Duration::from_secs(30);
-/// What a wait leaves of the invocation: for one more try, or to give the message back.
+/// The longest sum of waits by Retry-After that is spent in this process. For more, the message goes back to the queue.
+const MAX_RETRY_AFTER: Duration = Duration::from_secs(30);
+/// Time that a wait must leave before the deadline: for one more try, or to give the message back.
 const RESERVE: Duration = Duration::from_secs(2);
-/// Who sends, for every webhook the same.
+/// Names the sender; the same for every webhook.
 const SOURCE_HEADER: &str = "X-Request-Source";
 const SOURCE: &str = "inference-server";
 const ID_HEADER: &str = "webhook-id";
 const TIMESTAMP_HEADER: &str = "webhook-timestamp";
 const SIGNATURE_HEADER: &str = "webhook-signature";
-/// Where the webhooks are, below the task's address.
-const FOLDER: &str = "/api/webhooks/inference";
+/// Path of the webhooks below the task's address.
+const BASE_PATH: &str = "/api/webhooks/inference";
 
-/// Longest time for one webhook call, as in the Python worker.
+/// Timeout of one webhook call, as in the Python worker.
 pub const WEBHOOK_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// The client for every backend.
@@ -64,32 +63,32 @@ pub struct Backend {
 }
 
 impl Backend {
-    /// Builds the client; nothing is sent.
+    /// Builds the client. Sends nothing.
     ///
     /// # Errors
-    /// The machine's TLS setup is unusable.
+    /// TLS cannot be set up on this machine.
     pub fn new(token: Secret, signing: WebhookSecrets, guard: Guard) -> Result<Self, reqwest::Error> {
         let client = client(&guard)?;
         Ok(Self { client, token, signing, guard })
     }
 
-    /// Tells that a task's pictures stand at `result_urls`. No wait between tries goes on beyond `deadline`.
+    /// Reports that a task's pictures are stored at `result_urls`. No wait between tries goes beyond `deadline`.
     ///
     /// # Errors
-    /// The last try's, when none was taken.
+    /// The error of the last try, if no try succeeded.
     pub async fn complete(
         &self,
         task: &Task,
         result_urls: &[String],
         deadline: Option<Instant>,
     ) -> Result<(), WebhookError> {
-        self.insist(&task.webhook_url, &Subject::task(task).complete(task, result_urls), deadline).await
+        self.send_with_retries(&task.webhook_url, &Subject::task(task).complete(task, result_urls), deadline).await
     }
 
-    /// Tells that a task failed for good. No wait between tries goes on beyond `deadline`.
+    /// Reports that a task failed for good. No wait between tries goes beyond `deadline`.
     ///
     /// # Errors
-    /// The last try's, when none was taken.
+    /// The error of the last try, if no try succeeded.
     pub async fn failed(
         &self,
         subject: &Subject,
@@ -98,21 +97,26 @@ impl Backend {
         retry_count: u32,
         deadline: Option<Instant>,
     ) -> Result<(), WebhookError> {
-        self.insist(&subject.base, &subject.failed(code, message, retry_count), deadline).await
+        self.send_with_retries(&subject.base, &subject.failed(code, message, retry_count), deadline).await
     }
 
-    async fn insist(&self, base: &Url, event: &Event, deadline: Option<Instant>) -> Result<(), WebhookError> {
+    async fn send_with_retries(
+        &self,
+        base: &Url,
+        event: &Event,
+        deadline: Option<Instant>,
+    ) -> Result<(), WebhookError> {
         let delays = ExponentialBuilder::default()
             .with_min_delay(FIRST_DELAY)
             .with_max_delay(LONGEST_DELAY)
             .with_max_times(RETRIES)
             .with_jitter();
         let tries = AtomicU32::new(0);
-        let mut patience = PATIENCE;
+        let mut remaining = MAX_RETRY_AFTER;
         let wait = |error: &WebhookError, delay: Option<Duration>| {
             let (mut delay, asked) = (delay?, error.retry_after().unwrap_or_default());
             if asked > delay {
-                patience = patience.checked_sub(asked)?;
+                remaining = remaining.checked_sub(asked)?;
                 delay = asked;
             }
             let fits = |deadline| Instant::now() + delay + RESERVE <= deadline;
@@ -126,7 +130,7 @@ impl Backend {
             .await
     }
 
-    /// One try. The time in the signature is that of the try; the bytes that are signed are those that are sent.
+    /// One try. The timestamp in the signature is that of the try, and the signed bytes are the sent bytes.
     async fn send(&self, base: &Url, event: &Event, resends: u32) -> Result<(), WebhookError> {
         let span = trace::webhook(event.kind.path(), &event.kind.method(), base, resends);
         let sent = self.send_in(&span, base, event).instrument(span.clone()).await;
@@ -146,7 +150,7 @@ impl Backend {
             .header(SOURCE_HEADER, SOURCE)
             .header(CONTENT_TYPE, "application/json")
             .header(ID_HEADER, &event.id);
-        // The backend's spans are children of ours.
+        // So the backend's spans become children of this one.
         for (name, value) in telemetry::outgoing(span) {
             request = request.header(name, value);
         }
@@ -160,30 +164,61 @@ impl Backend {
             status if status.is_success() => Ok(()),
             status @ (StatusCode::CONFLICT | StatusCode::GONE) => Err(WebhookError::Unwanted { path, status }),
             status => {
-                let retry_after = retry_after::asked_for(status, answer.headers(), SystemTime::now());
+                let retry_after = retry_after(status, answer.headers(), SystemTime::now());
                 Err(WebhookError::Refused { path, status, retry_after })
             }
         }
     }
 }
 
-/// A client that calls nobody whom the guard does not let it call.
+/// A client that connects only to addresses that the guard allows.
 fn client(guard: &Guard) -> Result<Client, reqwest::Error> {
     Client::builder()
         .timeout(WEBHOOK_TIMEOUT)
         .redirect(redirect::Policy::none())
-        // A proxy would resolve names itself, and nobody would check what it connects to.
+        // A proxy would resolve names itself, without the guard's check.
         .no_proxy()
         .dns_resolver(guard.clone())
         .user_agent(concat!("easel/", env!("CARGO_PKG_VERSION")))
         .build()
 }
 
-/// The base may have a path of its own.
+/// The address of one webhook. `base` may have a path of its own.
 pub(crate) fn address(base: &Url, path: &str) -> Url {
     let mut address = base.clone();
-    address.set_path(&format!("{}{FOLDER}/{path}", base.path().trim_end_matches('/')));
+    address.set_path(&format!("{}{BASE_PATH}/{path}", base.path().trim_end_matches('/')));
     address
+}
+
+/// How long the backend asks not to be called, by Retry-After in seconds or as a date. Counts only with status 429 and 503; a
+/// date that has passed counts as none.
+fn retry_after(status: StatusCode, headers: &HeaderMap, now: SystemTime) -> Option<Duration> {
+    if !matches!(status, StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE) {
+        return None;
+    }
+    let text = headers.get(RETRY_AFTER)?.to_str().ok()?.trim();
+    let wait = if !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit()) {
+        // A number that does not fit means for ever.
+        Duration::from_secs(text.parse().unwrap_or(u64::MAX))
+    } else {
+        // The date is by the backend's clock, so compare it with the time that the backend reports.
+        let asked = httpdate::parse_http_date(text).ok()?;
+        let sent = headers.get(DATE).and_then(|date| httpdate::parse_http_date(date.to_str().ok()?).ok());
+        asked.duration_since(sent.unwrap_or(now)).ok()?
+    };
+    (!wait.is_zero()).then_some(wait)
+}
+
+/// Sends HEAD to a backend's address for `handler doctor`, without token or event, and returns the status, whatever it is.
+///
+/// # Errors
+/// The guard refuses the address, or the backend does not answer.
+pub(crate) async fn probe(guard: &Guard, url: &Url) -> Result<StatusCode, WebhookError> {
+    /// Stands in errors where a webhook has its path.
+    const PATH: &str = "address";
+    guard.check_ahead(url).await.map_err(|refused| WebhookError::Forbidden { path: PATH, refused })?;
+    let asked = async { client(guard)?.head(url.clone()).send().await };
+    Ok(asked.await.map_err(|error| unanswered(PATH, error))?.status())
 }
 
 #[cfg(test)]

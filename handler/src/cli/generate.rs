@@ -3,7 +3,7 @@
 use crate::{
     engine::{Engine, GenerationRequest, options::ModelConfig},
     picture::{
-        Credential, Origin,
+        Credential, PictureOrigin,
         options::{CredentialFiles, PictureConfig},
     },
     task::{
@@ -245,7 +245,7 @@ fn generation_request(config: &GenerateConfig) -> anyhow::Result<GenerationReque
         signature: config.signature.name.clone().map(|name| (name, config.signature.options())),
         format: Format::of_path(&config.out).map_err(anyhow::Error::msg)?,
         file: config.picture,
-        origin: Origin { seed, ..Origin::default() },
+        origin: PictureOrigin { seed, ..PictureOrigin::default() },
         credential: Credential::of_files(&config.credential)?.map(Arc::new),
         span: Span::none(),
     })

@@ -7,8 +7,8 @@ use crate::{
     engine::{Engine, batcher::Batcher, options::ModelConfig},
     observe::{metrics::Metrics, trace::log_phase},
     storage::{
-        Objects,
-        weights::{FetchError, Remote},
+        S3Source,
+        weights::{FetchError, RemoteModel},
     },
 };
 use diffusion::error::PipelineError;
@@ -53,7 +53,7 @@ impl ModelLoader {
     /// `max_batch` pictures; `None` is as many as memory allows.
     pub(crate) fn begin(
         config: &ModelConfig,
-        remote: Option<Remote<Objects>>,
+        remote: Option<RemoteModel<S3Source>>,
         max_batch: Option<usize>,
         metrics: Metrics,
     ) -> Self {
@@ -113,12 +113,12 @@ impl ModelLoader {
 }
 
 /// Fetches the model from S3 into its folder.
-async fn fetch(remote: &Remote<Objects>) -> Result<(), LoadError> {
+async fn fetch(remote: &RemoteModel<S3Source>) -> Result<(), LoadError> {
     let started = Instant::now();
-    let brought = remote.bring(&|line| tracing::debug!("{line}")).await;
-    let brought = brought.map_err(|error| LoadError::Fetch(Arc::new(error)))?;
+    let fetched = remote.fetch(&|line| tracing::debug!("{line}")).await;
+    let fetched = fetched.map_err(|error| LoadError::Fetch(Arc::new(error)))?;
     let duration_ms = started.elapsed().as_millis() as u64;
-    tracing::info!(phase = "fetch_model", duration_ms, files = brought.files, bytes = brought.bytes, "startup");
+    tracing::info!(phase = "fetch_model", duration_ms, files = fetched.files, bytes = fetched.bytes, "startup");
     Ok(())
 }
 

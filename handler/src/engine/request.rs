@@ -3,7 +3,7 @@
 use crate::{
     observe::trace::{Stage, StageTime},
     picture::{
-        self, Credential, CredentialError, EmbedError, EncodeError, ModelName, Origin, Provenance,
+        self, Credential, CredentialError, EmbedError, EncodeError, ModelName, PictureOrigin, Provenance,
         options::PictureConfig,
         signature::{self, SignatureError, sign},
     },
@@ -33,7 +33,7 @@ pub struct GenerationRequest {
     /// How the files are written.
     pub file: PictureConfig,
     /// What the files say of the task.
-    pub origin: Origin,
+    pub origin: PictureOrigin,
     /// Signs the files with Content Credentials, if there is a certificate.
     pub credential: Option<Arc<Credential>>,
     /// The task's span, parent of its stages; none in the shell.
@@ -130,7 +130,7 @@ impl GenerationRequest {
             signature: None,
             format: Format::default(),
             file: PictureConfig::default(),
-            origin: Origin { seed: inputs.seed.into(), ..Origin::default() },
+            origin: PictureOrigin { seed: inputs.seed.into(), ..PictureOrigin::default() },
             credential: None,
             span: Span::none(),
             inputs,

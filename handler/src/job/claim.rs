@@ -9,7 +9,7 @@
 
 mod object;
 
-use crate::storage::Regional;
+use crate::storage::S3Client;
 use aws_config::timeout::TimeoutConfig;
 use object::{ClaimBody, ClaimBucket, Condition, DeleteResult, Inspected, WriteResult};
 use std::{
@@ -81,7 +81,7 @@ struct State {
 
 impl Claims {
     /// Claims in `bucket`, each valid for `lease` after its last renewal.
-    pub(crate) fn new(s3: &Regional, bucket: String, lease: Duration) -> Self {
+    pub(crate) fn new(s3: &S3Client, bucket: String, lease: Duration) -> Self {
         let timeouts = TimeoutConfig::builder()
             .connect_timeout(attempt(lease))
             .read_timeout(attempt(lease))

@@ -119,7 +119,7 @@ impl JobRunner {
         let left = message.deadline.end().map(|end| end.saturating_duration_since(Instant::now()) / 2);
         let limit = left.unwrap_or(LOOKUP_TIMEOUT).min(LOOKUP_TIMEOUT);
         let (keys, fingerprint) = (task.result_keys(), task.fingerprint());
-        matches!(timeout(limit, self.store.stands(&keys, &fingerprint)).await, Ok(Ok(true)))
+        matches!(timeout(limit, self.store.has_pictures(&keys, &fingerprint)).await, Ok(Ok(true)))
     }
 
     /// Sends `failed` to the backend. If it cannot be delivered, the message is given back.

@@ -11,7 +11,7 @@ use crate::{
         report::{Ending, Report},
         trace::Stage,
     },
-    picture::Origin,
+    picture::PictureOrigin,
     task::{Task, fault::TaskFault},
 };
 use diffusion::{lora::AppliedLora, pipeline::Request};
@@ -53,7 +53,7 @@ impl JobRunner {
     /// Paints and uploads the pictures, unless S3 has them already.
     async fn paint_once(&self, task: &Task, deadline: Deadline, report: &mut Report) -> Result<Ending, Failure> {
         let (keys, fingerprint) = (task.result_keys(), task.fingerprint());
-        if self.store.stands(&keys, &fingerprint).await.map_err(storage_failure)? {
+        if self.store.has_pictures(&keys, &fingerprint).await.map_err(storage_failure)? {
             return Ok(Ending::AnnouncedAgain);
         }
         let loras = self.fetch_loras(task, report).await?;
@@ -102,13 +102,14 @@ impl JobRunner {
         let loading = |error: LoadError| Failure::Transient(TaskFault::Painting, error.to_string());
         let waiting = Stage::begin("wait");
         let batcher = self.loader.batcher().await.map_err(loading)?;
-        let line = self.backend.progress(task);
+        let progress = self.backend.progress(task);
         let (timings, end) = (self.timings.clone(), deadline.work_end());
-        let mut guard = DeadlineGuard::new(task.steps, workload(task), end, timings, line.teller(), line.is_unwanted());
+        let mut guard =
+            DeadlineGuard::new(task.steps, workload(task), end, timings, progress.sender(), progress.is_unwanted());
         let out_of_time = guard.out_of_time();
         let on_step = Box::new(move |step| guard.step(step, Instant::now()));
         let pictures = batcher.paint(request.clone(), on_step, waiting).await;
-        line.finish().await;
+        progress.finish().await;
         if out_of_time.load(Ordering::Relaxed) {
             return Err(deadline.out_of_time().into());
         }
@@ -139,7 +140,11 @@ impl JobRunner {
             format: task.format,
             file: self.file,
             span: Span::current(),
-            origin: Origin { generation_id: Some(task.generation_id), created_at: task.created_at, seed: task.seed },
+            origin: PictureOrigin {
+                generation_id: Some(task.generation_id),
+                created_at: task.created_at,
+                seed: task.seed,
+            },
             credential: self.credential.clone(),
         }
     }

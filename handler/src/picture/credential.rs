@@ -1,40 +1,51 @@
 //! Content Credentials (C2PA): a statement of what made a picture, bound to the file's bytes and signed with the operator's
-//! certificate. Comes last, so that it covers the signature in the pixels and the metadata. Reads no credential, and asks no
-//! network unless for a time stamp.
+//! certificate. Written last, so that it also covers the metadata. The network is used only for time stamps.
 
 mod certificate;
-mod key;
-mod manifest;
 #[cfg(test)]
 mod tests;
-mod time_stamp;
 
-use super::Provenance;
+use super::provenance::{DIGITAL_SOURCE_TYPE, Provenance};
 use crate::{
     picture::options::{CredentialFiles, Pem},
     task::Format,
 };
-use c2pa::{Builder, Context, Signer, SigningAlg};
-use key::Key;
-use serde_json::json;
-use std::{
-    fmt,
-    io::Cursor,
-    sync::Arc,
-    time::{SystemTime, UNIX_EPOCH},
+use c2pa::{
+    Builder, Context, Signer, SigningAlg,
+    crypto::time_stamp::{default_rfc3161_message, default_rfc3161_request},
+    http::{
+        HttpResolverError, SyncHttpResolver,
+        http::{Request, Response},
+    },
 };
-use time_stamp::Authority;
+use certificate::SigningKey;
+use reqwest::{header::CONTENT_TYPE, redirect::Policy};
+use serde_json::{Map, Value, json};
+use std::{
+    error::Error,
+    fmt,
+    io::{self, Cursor, Read},
+    sync::Arc,
+    thread,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+use tokio::runtime;
 use url::Url;
 
 const CERTIFICATE: &str = "--credential-certificate (EASEL_CREDENTIAL_CERTIFICATE)";
 const KEY: &str = "--credential-key (EASEL_CREDENTIAL_KEY)";
-/// Bytes that the signature and its headers take beside certificates and time stamp.
-const COSE: usize = 1024;
+/// Bytes for the signature and its headers, without certificates and time stamp.
+const COSE_BYTES: usize = 1024;
+/// Label of the assertion for what C2PA has no name for. Its fields have the names of the XMP.
+const GENERATION_LABEL: &str = "org.easel.generation";
+/// Space for a time stamp with the certificates of its authority.
+const MAX_TIME_STAMP_BYTES: usize = 10_000;
+const TIME_STAMP_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Why pictures cannot be given credentials.
 #[derive(Debug, thiserror::Error)]
 pub enum CredentialError {
-    /// The certificate is not one that C2PA takes, or not that of the key.
+    /// C2PA does not accept the certificate, or it belongs to another key.
     #[error("{CERTIFICATE}: {0}")]
     Certificate(String),
     /// The key cannot be used.
@@ -45,26 +56,26 @@ pub enum CredentialError {
     Signing(String),
 }
 
-/// Signs pictures' files.
+/// Signs the files of pictures.
 pub struct Credential {
     context: Arc<Context>,
-    signer: Pen,
+    signer: C2paSigner,
 }
 
-/// Key and certificates, as the library takes them.
-struct Pen {
-    key: Key,
+/// The key and the certificates, for the C2PA library.
+struct C2paSigner {
+    key: SigningKey,
     chain: Vec<Vec<u8>>,
-    authority: Option<Authority>,
+    authority: Option<TimeStampAuthority>,
 }
 
 impl Credential {
-    /// Takes certificate and key, and signs a first picture, which is thrown away: what cannot sign is known at the start.
+    /// Checks certificate and key, and signs a picture that is thrown away, so that a process that cannot sign does not start.
     ///
     /// # Errors
-    /// Certificate or key cannot be used; says which and why.
+    /// Certificate or key cannot be used.
     pub fn open(certificate: &Pem, key: &Pem, time_stamp: Option<&Url>) -> Result<Self, CredentialError> {
-        let key = Key::parse(key.expose()).map_err(|reason| CredentialError::Key(reason.into()))?;
+        let key = SigningKey::parse(key.expose()).map_err(|reason| CredentialError::Key(reason.into()))?;
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs() as i64;
         let chain = certificate::chain(certificate.expose(), &key, now).map_err(CredentialError::Certificate)?;
         let settings = json!({
@@ -72,38 +83,38 @@ impl Credential {
             "verify": { "remote_manifest_fetch": false, "ocsp_fetch": false },
         });
         let context = Context::new().with_settings(settings).map_err(signing)?.into_shared();
-        let mut credential = Self { context, signer: Pen { key, chain, authority: None } };
-        credential.try_out()?;
-        credential.signer.authority = time_stamp.map(|url| Authority::new(url.clone()));
+        let mut credential = Self { context, signer: C2paSigner { key, chain, authority: None } };
+        credential.check()?;
+        credential.signer.authority = time_stamp.map(|url| TimeStampAuthority::new(url.clone()));
         Ok(credential)
     }
 
-    /// As [`Credential::open`], if there are files.
+    /// As [`Credential::open`], from the files of the options; `None` without them.
     ///
     /// # Errors
-    /// As there.
+    /// As [`Credential::open`].
     pub fn of_files(files: &CredentialFiles) -> Result<Option<Self>, CredentialError> {
         let pair = files.credential_certificate.as_ref().zip(files.credential_key.as_ref());
         let open = |(certificate, key)| Self::open(certificate, key, files.credential_time_stamp_url.as_ref());
         pair.map(open).transpose()
     }
 
-    /// Returns the file with a credential. Two of one file differ: each has a random name.
+    /// Returns the file with a credential. Two credentials of one file differ, because each has a random id.
     ///
     /// # Errors
-    /// The certificate has expired meanwhile, or no time stamp can be had; none is the task's fault.
+    /// The certificate has expired meanwhile, or there is no time stamp. Neither is the task's fault.
     pub fn sign(&self, file: Vec<u8>, format: Format, provenance: &Provenance) -> Result<Vec<u8>, CredentialError> {
-        self.write(file, format, manifest::definition(provenance, format)).map_err(signing)
+        self.write(file, format, definition(provenance, format)).map_err(signing)
     }
 
-    fn write(&self, file: Vec<u8>, format: Format, definition: serde_json::Value) -> c2pa::Result<Vec<u8>> {
+    fn write(&self, file: Vec<u8>, format: Format, definition: Value) -> c2pa::Result<Vec<u8>> {
         let mut builder = Builder::from_shared_context(&self.context).with_definition(definition)?;
         let mut signed = Cursor::new(Vec::with_capacity(file.len() + 2 * self.signer.reserve_size()));
         builder.sign(&self.signer, format.content_type(), &mut Cursor::new(file), &mut signed)?;
         Ok(signed.into_inner())
     }
 
-    fn try_out(&self) -> Result<(), CredentialError> {
+    fn check(&self) -> Result<(), CredentialError> {
         let refused =
             |error: &dyn fmt::Display| CredentialError::Certificate(format!("C2PA does not take it: {error}"));
         let mut dot = Cursor::new(Vec::new());
@@ -116,7 +127,7 @@ fn signing(error: c2pa::Error) -> CredentialError {
     CredentialError::Signing(error.to_string())
 }
 
-impl Signer for Pen {
+impl Signer for C2paSigner {
     fn sign(&self, data: &[u8]) -> c2pa::Result<Vec<u8>> {
         self.key.sign(data).map_err(|error| c2pa::Error::OtherError(Box::new(error)))
     }
@@ -130,8 +141,8 @@ impl Signer for Pen {
     }
 
     fn reserve_size(&self) -> usize {
-        let stamp = self.authority.as_ref().map_or(0, |_| time_stamp::MOST_BYTES);
-        COSE + self.chain.iter().map(Vec::len).sum::<usize>() + stamp
+        let stamp = self.authority.as_ref().map_or(0, |_| MAX_TIME_STAMP_BYTES);
+        COSE_BYTES + self.chain.iter().map(Vec::len).sum::<usize>() + stamp
     }
 
     fn send_timestamp_request(&self, message: &[u8]) -> Option<c2pa::Result<Vec<u8>>> {
@@ -143,4 +154,97 @@ impl fmt::Debug for Credential {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Credential").field("algorithm", &self.signer.alg()).finish_non_exhaustive()
     }
+}
+
+/// The manifest's definition, with the facts of EXIF and XMP under the names of C2PA. No prompt unless those have it, and no time.
+fn definition(provenance: &Provenance, format: Format) -> Value {
+    let easel = json!({ "name": "Easel", "version": env!("CARGO_PKG_VERSION") });
+    let created = json!({
+        "action": "c2pa.created",
+        "digitalSourceType": DIGITAL_SOURCE_TYPE,
+        "softwareAgent": easel.clone(),
+    });
+    let mut definition = json!({
+        "claim_generator_info": [easel],
+        "assertions": [
+            { "label": "c2pa.actions.v2", "created": true, "data": { "actions": [created], "allActionsIncluded": true } },
+            { "label": GENERATION_LABEL, "created": true, "data": generation(provenance) },
+        ],
+    });
+    if let Some(id) = provenance.origin.generation_id {
+        definition["title"] = title(id, provenance.image.0, format).into();
+    }
+    definition
+}
+
+/// The file's name in the bucket.
+fn title(id: i64, number: usize, format: Format) -> String {
+    let ending = format.extension();
+    if number == 1 { format!("gen_{id}.{ending}") } else { format!("gen_{id}_{number}.{ending}") }
+}
+
+fn generation(provenance: &Provenance) -> Value {
+    let settings = provenance.settings().into_iter().map(|(name, value)| (name.to_string(), Value::from(value)));
+    let mut fields: Map<String, Value> = settings.collect();
+    let (prompt, negative) = provenance.prompts();
+    for (name, text) in [("Artist", provenance.artist()), ("Prompt", prompt), ("NegativePrompt", negative)] {
+        fields.extend(text.map(|text| (name.to_string(), text.into())));
+    }
+    if !provenance.loras.is_empty() {
+        let lora =
+            |applied: &diffusion::lora::AppliedLora| json!({ "Sha256": applied.lora.sha256(), "Scale": applied.scale });
+        fields.insert("Loras".into(), provenance.loras.iter().map(lora).collect());
+    }
+    fields.into()
+}
+
+/// A time-stamp authority (RFC 3161). The library builds the request and checks the answer.
+struct TimeStampAuthority {
+    url: Url,
+    context: Context,
+}
+
+impl TimeStampAuthority {
+    fn new(url: Url) -> Self {
+        Self { url, context: Context::new().with_resolver(HttpResolver) }
+    }
+
+    /// Requests the time stamp of a message.
+    fn stamp(&self, message: &[u8]) -> c2pa::Result<Vec<u8>> {
+        let body = default_rfc3161_message(message)?;
+        Ok(default_rfc3161_request(self.url.as_str(), None, &body, message, &self.context)?)
+    }
+}
+
+/// Sends a request from its own thread, because blocking is not allowed on the caller's if that belongs to a runtime.
+struct HttpResolver;
+
+impl SyncHttpResolver for HttpResolver {
+    fn http_resolve(&self, request: Request<Vec<u8>>) -> Result<Response<Box<dyn Read>>, HttpResolverError> {
+        let answered = thread::scope(|scope| scope.spawn(|| send(request)).join());
+        let answer = answered.map_err(|_| io::Error::other("the request broke off"))?;
+        let answer = answer.map_err(|error| {
+            io::Error::other(format!(
+                "no stamp from --credential-time-stamp-url (EASEL_CREDENTIAL_TIME_STAMP_URL): {error}"
+            ))
+        })?;
+        Ok(answer.map(|bytes| Box::new(Cursor::new(bytes)) as Box<dyn Read>))
+    }
+}
+
+fn send(request: Request<Vec<u8>>) -> Result<Response<Vec<u8>>, Box<dyn Error + Send + Sync>> {
+    let client = reqwest::Client::builder().redirect(Policy::none()).timeout(TIME_STAMP_TIMEOUT).build()?;
+    runtime::Builder::new_current_thread().enable_all().build()?.block_on(async {
+        let mut answer = client.execute(request.try_into()?).await.map_err(reqwest::Error::without_url)?;
+        let mut bytes = Vec::new();
+        while let Some(chunk) = answer.chunk().await? {
+            if bytes.len() + chunk.len() > MAX_TIME_STAMP_BYTES {
+                return Err(format!("the answer has more than {MAX_TIME_STAMP_BYTES} bytes").into());
+            }
+            bytes.extend_from_slice(&chunk);
+        }
+        let head = Response::builder().status(answer.status());
+        let kind = answer.headers().get(CONTENT_TYPE).into_iter();
+        Ok(kind.fold(head, |head, kind| head.header(CONTENT_TYPE, kind)).body(bytes)?)
+    })
 }

@@ -1,4 +1,4 @@
-//! Pixels to JPEG, PNG or WebP. The same pixels give the same bytes.
+//! Encodes pixels as JPEG, PNG or WebP. The same pixels give the same bytes.
 
 use crate::{picture::options::PictureConfig, task::Format};
 use image::{ExtendedColorType, ImageEncoder, RgbImage, codecs::jpeg::JpegEncoder, codecs::png::PngEncoder};
@@ -10,7 +10,7 @@ pub enum EncodeError {
     /// JPEG or PNG.
     #[error("encoding: {0}")]
     Image(#[from] image::ImageError),
-    /// WebP. Sides of at most 16,383 pixels are possible.
+    /// WebP, which allows sides of up to 16,383 pixels.
     #[error("encoding: libwebp says {0}")]
     WebP(String),
 }
@@ -18,7 +18,7 @@ pub enum EncodeError {
 /// Encodes the picture.
 ///
 /// # Errors
-/// The format cannot hold a picture of that size, or memory is short.
+/// The picture is too large for the format, or memory is short.
 pub fn encode(picture: &RgbImage, format: Format, config: &PictureConfig) -> Result<Vec<u8>, EncodeError> {
     let (width, height, color) = (picture.width(), picture.height(), ExtendedColorType::Rgb8);
     let mut file = Vec::new();
@@ -33,7 +33,7 @@ pub fn encode(picture: &RgbImage, format: Format, config: &PictureConfig) -> Res
     Ok(file)
 }
 
-/// Lossy, with colour edges kept as sharp as half the resolution of colour allows: the signature has some.
+/// Lossy, with the slower conversion (sharp YUV) that keeps colour edges sharp, such as those of the signature.
 fn webp(picture: &RgbImage, quality: u8) -> Result<Vec<u8>, EncodeError> {
     let mut config = WebPConfig::new().map_err(|()| EncodeError::WebP("no configuration".into()))?;
     config.quality = f32::from(quality);
@@ -48,7 +48,7 @@ mod tests {
     use super::*;
     use image::{GenericImageView, Rgb};
 
-    /// Soft colours, and a bright red edge.
+    /// A gradient, and a bright red edge.
     fn picture() -> RgbImage {
         RgbImage::from_fn(96, 64, |x, y| if x > 60 { Rgb([230, 20, 30]) } else { Rgb([x as u8, y as u8 * 2, 120]) })
     }

@@ -1,14 +1,12 @@
-//! The artist's name, set small into the picture.
+//! Draws the artist's name, small, into the picture.
 //!
-//! Any script that the bundled fonts cover, right-to-left ones included. The ink is chosen from what lies beneath, with a halo
-//! where that is busy, so that the name reads on light, dark and busy grounds. Refuses names that would leave the picture
-//! unsigned, and never writes a name to a log.
+//! Works for every script that the bundled fonts cover, also right-to-left. Ink and halo are chosen by the pixels beneath, so that the name
+//! is legible on light, dark and busy backgrounds. A name of which nothing can be drawn is an error. Names are never logged.
 
-mod faces;
-mod fit;
-mod ink;
-mod layout;
-mod mask;
+mod fonts;
+mod placement;
+mod rendering;
+mod shaping;
 #[cfg(test)]
 mod tests;
 mod text;
@@ -19,7 +17,7 @@ use image::RgbImage;
 /// Why a picture could not be signed. Trying again does not help.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum SignatureError {
-    /// The name is empty or only spaces.
+    /// The name is empty or has only spaces.
     #[error("`artist_name` is empty, must hold the name to sign with")]
     Empty,
     /// No bundled font can draw any character of the name.
@@ -51,23 +49,23 @@ pub enum SignatureError {
 /// # Errors
 /// A name that cannot be drawn, or a picture that is too small for it; the picture is then unchanged.
 pub fn sign(picture: &mut RgbImage, artist_name: &str, options: &Signature) -> Result<(), SignatureError> {
-    let faces = faces::bundled()?;
-    let block = fit::fit(&layout::Name::read(artist_name, faces)?, picture.dimensions(), options)?;
+    let faces = fonts::bundled()?;
+    let text = placement::place(&shaping::DrawableName::parse(artist_name, faces)?, picture.dimensions(), options)?;
     if options.opacity > 0 {
-        let mask = mask::Mask::draw(&block, faces, picture.dimensions());
-        ink::lay(picture, &mask, options.opacity);
+        let mask = rendering::Mask::draw(&text, faces, picture.dimensions());
+        rendering::blend(picture, &mask, options.opacity);
     }
     Ok(())
 }
 
-/// Says before a picture of that size is painted what [`sign`] would say, and warns of characters that it leaves out.
+/// Checks, before a picture of that size is painted, whether [`sign`] would succeed. Logs a warning if characters are left out.
 ///
 /// # Errors
 /// As [`sign`].
 pub fn check(size: (u32, u32), artist_name: &str, options: &Signature) -> Result<(), SignatureError> {
-    let name = layout::Name::read(artist_name, faces::bundled()?)?;
+    let name = shaping::DrawableName::parse(artist_name, fonts::bundled()?)?;
     if name.dropped() > 0 {
         tracing::warn!(dropped = name.dropped(), "the signature leaves out characters that cannot be drawn");
     }
-    fit::fit(&name, size, options).map(|_| ())
+    placement::place(&name, size, options).map(|_| ())
 }

@@ -1,6 +1,9 @@
-//! What a file says of its picture, that it is the same picture, and what it keeps to itself.
+//! Which metadata files hold and do not hold, and that the pixels stay the same.
 
-use super::{embed::XMP_SEGMENT, *};
+use super::{
+    metadata::{XMP_SEGMENT, exif_block, xmp_packet},
+    *,
+};
 use crate::{picture::options::PictureConfig, task::Format};
 use diffusion::{
     lora::{AppliedLora, Lora},
@@ -31,10 +34,10 @@ fn holds(file: &[u8], text: &str) -> bool {
     file.windows(text.len()).any(|window| window == text.as_bytes())
 }
 
-/// A file of each format with that provenance in it, and the file without it.
+/// A file of each format with provenance, and the same file without.
 fn files(change: impl Fn(&mut Provenance)) -> Vec<(Format, Vec<u8>, Vec<u8>)> {
     let picture = RgbImage::from_fn(33, 20, |x, y| Rgb([x as u8 * 7, y as u8 * 12, 90]));
-    let (origin, request) = (Origin { generation_id: Some(500), created_at: None, seed: -1 }, request());
+    let (origin, request) = (PictureOrigin { generation_id: Some(500), created_at: None, seed: -1 }, request());
     let model = ModelName { name: "sd15".into(), revision: Some("451f4fe1".into()) };
     let mut provenance = Provenance {
         origin: &origin,
@@ -55,16 +58,16 @@ fn files(change: impl Fn(&mut Provenance)) -> Vec<(Format, Vec<u8>, Vec<u8>)> {
 
 #[test]
 fn the_pixels_are_those_of_the_file_without() {
-    for (format, told, plain) in files(|_| ()) {
+    for (format, file, plain) in files(|_| ()) {
         let pixels = |file: &[u8]| image::load_from_memory(file).unwrap().to_rgb8();
-        assert!(pixels(&told) == pixels(&plain), "{format}");
-        assert!(told.len() > plain.len() + 1000, "{format}");
+        assert!(pixels(&file) == pixels(&plain), "{format}");
+        assert!(file.len() > plain.len() + 1000, "{format}");
     }
 }
 
 #[test]
 fn the_facts_are_in_every_format() {
-    for (format, told, _) in files(|_| ()) {
+    for (format, file, _) in files(|_| ()) {
         for text in [
             "<Iptc4xmpExt:DigitalSourceType>http://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithmicMedia<",
             "<easel:GenerationId>500<",
@@ -75,9 +78,9 @@ fn the_facts_are_in_every_format() {
             "<rdf:li>Ada Ł &lt;&amp;&gt;</rdf:li>",
             "Task: 500, Model: sd15, Model revision: 451f4fe1, Seed: -1, Steps: 20, CFG scale: 7.5, Sampler: euler",
         ] {
-            assert!(holds(&told, text), "{format} lacks {text}");
+            assert!(holds(&file, text), "{format} lacks {text}");
         }
-        assert!(!holds(&told, "CreateDate") && !holds(&told, "Loras"), "{format}");
+        assert!(!holds(&file, "CreateDate") && !holds(&file, "Loras"), "{format}");
     }
 }
 
@@ -87,10 +90,10 @@ fn each_lora_is_named_by_the_digest_of_its_file() {
     let lora = Arc::new(Lora::read(path.as_ref()).unwrap());
     let in_memory = Lora::from_bytes(&std::fs::read(path).unwrap()).unwrap();
     assert_eq!((lora.sha256().len(), lora.sha256()), (64, in_memory.sha256()));
-    let said = format!("<easel:Sha256>{}</easel:Sha256><easel:Scale>-0.5<", lora.sha256());
+    let expected = format!("<easel:Sha256>{}</easel:Sha256><easel:Scale>-0.5<", lora.sha256());
     let applied = [AppliedLora { lora, scale: -0.5 }];
     let request = request();
-    let (origin, model) = (Origin::default(), ModelName { name: "sd15".into(), revision: None });
+    let (origin, model) = (PictureOrigin::default(), ModelName { name: "sd15".into(), revision: None });
     let provenance = Provenance {
         origin: &origin,
         artist: None,
@@ -100,16 +103,16 @@ fn each_lora_is_named_by_the_digest_of_its_file() {
         image: (1, 1),
         prompts: false,
     };
-    assert!(xmp::packet(&provenance).contains(&said));
+    assert!(xmp_packet(&provenance).contains(&expected));
 }
 
 #[test]
 fn prompts_are_written_only_if_wanted() {
     for wanted in [false, true] {
-        for (format, told, _) in files(|provenance| provenance.prompts = wanted) {
-            assert_eq!(holds(&told, "secret"), wanted, "{format}");
-            let said = "<Iptc4xmpExt:AIPromptInformation>a &quot;secret&quot; &lt;lake&gt; &amp; more<";
-            assert_eq!(holds(&told, said), wanted, "{format}");
+        for (format, file, _) in files(|provenance| provenance.prompts = wanted) {
+            assert_eq!(holds(&file, "secret"), wanted, "{format}");
+            let expected = "<Iptc4xmpExt:AIPromptInformation>a &quot;secret&quot; &lt;lake&gt; &amp; more<";
+            assert_eq!(holds(&file, expected), wanted, "{format}");
         }
     }
 }
@@ -117,7 +120,7 @@ fn prompts_are_written_only_if_wanted() {
 #[test]
 fn the_longest_prompts_fit_a_jpeg() {
     let long = Request { prompt: "\"".repeat(10_000), negative_prompt: "🦀".repeat(10_000), ..request() };
-    let (origin, model) = (Origin::default(), ModelName { name: "sd15".into(), revision: None });
+    let (origin, model) = (PictureOrigin::default(), ModelName { name: "sd15".into(), revision: None });
     let loras = [];
     let provenance = Provenance {
         origin: &origin,
@@ -128,6 +131,6 @@ fn the_longest_prompts_fit_a_jpeg() {
         image: (1, 1),
         prompts: true,
     };
-    assert!(xmp::packet(&provenance).len() + XMP_SEGMENT.len() < 65_533);
-    assert!(exif::block(&provenance, Format::Jpeg).unwrap().len() + 6 < 65_533);
+    assert!(xmp_packet(&provenance).len() + XMP_SEGMENT.len() < 65_533);
+    assert!(exif_block(&provenance, Format::Jpeg).unwrap().len() + 6 < 65_533);
 }

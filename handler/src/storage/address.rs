@@ -1,4 +1,4 @@
-//! Where pictures can be fetched: what `result_url` begins with unless the operator says so.
+//! The default base of `result_url`: the address of the pictures' bucket.
 
 use crate::storage::options::StoreConfig;
 use aws_config::SdkConfig;
@@ -6,9 +6,9 @@ use aws_sdk_s3::config::endpoint::{DefaultResolver, Params, ResolveEndpoint};
 use aws_types::service_config::ServiceConfigKey;
 use futures_util::FutureExt;
 
-/// S3's regions from before 20 March 2019. For a bucket in one of them the address without a region leads there; in a later one S3 answers
-/// it with 400. The list is closed.
-const WITHOUT_REGION: [&str; 16] = [
+/// S3's regions from before 20 March 2019, a closed list. The address without a region works for their buckets; for later regions S3
+/// answers it with 400.
+const LEGACY_REGIONS: [&str; 16] = [
     "ap-northeast-1",
     "ap-northeast-2",
     "ap-south-1",
@@ -27,18 +27,18 @@ const WITHOUT_REGION: [&str; 16] = [
     "us-west-2",
 ];
 
-/// Where the bucket of the pictures is.
+/// What the address of the pictures' bucket depends on.
 #[derive(Debug, Clone)]
-pub(super) struct Place {
+pub(super) struct ResultAddress {
     bucket: String,
     region: Option<String>,
     endpoint: Option<String>,
-    /// Whether its name stands in the path, not in the host.
+    /// Whether the bucket's name is in the path, not in the host.
     path_style: bool,
 }
 
-impl Place {
-    /// As the client of S3 finds it.
+impl ResultAddress {
+    /// By the same settings as the S3 client.
     pub(super) fn of(config: &StoreConfig, aws: &SdkConfig) -> Self {
         let endpoint = endpoint(aws);
         Self {
@@ -49,31 +49,31 @@ impl Place {
         }
     }
 
-    /// The address of the bucket. In AWS' usual partition it is the one without a region, as the Python worker had it, wherever that
-    /// leads to the bucket: not for a name with dots, which the certificate of S3 does not cover.
+    /// The address of the bucket: without a region, as in the Python worker, wherever that works. It does not for a name with dots,
+    /// which S3's certificate does not cover.
     pub(super) fn url(&self) -> String {
         let Self { bucket, region, endpoint, .. } = self;
-        let usual = region.as_deref().is_none_or(|region| WITHOUT_REGION.contains(&region));
+        let is_legacy = region.as_deref().is_none_or(|region| LEGACY_REGIONS.contains(&region));
         let plain = format!("https://{bucket}.s3.amazonaws.com");
-        if endpoint.is_none() && usual && !bucket.contains('.') {
+        if endpoint.is_none() && is_legacy && !bucket.contains('.') {
             return plain;
         }
         self.resolved().unwrap_or(plain)
     }
 
-    /// What the SDK makes of it: partition, region, path or host.
+    /// The address by the SDK's rules for partition, region, path and host.
     fn resolved(&self) -> Option<String> {
         let region = self.region.clone().unwrap_or_else(|| "us-east-1".into());
         let params = Params::builder().bucket(&self.bucket).region(region).set_endpoint(self.endpoint.clone());
         let params = params.force_path_style(self.path_style).build().ok()?;
         let resolver = DefaultResolver::new();
-        // It computes, and waits for nothing.
+        // It only computes, so it is ready at once.
         let found = resolver.resolve_endpoint(&params).now_or_never()?.ok()?;
         Some(found.url().trim_end_matches('/').to_string())
     }
 }
 
-/// Where S3 is, if the environment or the profile says that it is elsewhere. The client looks in the same order.
+/// The endpoint of S3, if environment or profile set one, in the client's order of precedence.
 pub(super) fn endpoint(aws: &SdkConfig) -> Option<String> {
     let general = aws.endpoint_url().map(str::to_string);
     if aws.get_origin("endpoint_url").is_client_config() {
@@ -96,7 +96,7 @@ mod tests {
             ("pics", Some("us-west-2"), None, false, "https://pics.s3.amazonaws.com"),
             ("pics", Some("eu-central-1"), None, true, "https://pics.s3.amazonaws.com"),
             ("pics", None, None, false, "https://pics.s3.amazonaws.com"),
-            // Later than March 2019.
+            // A region from after March 2019.
             ("pics", Some("eu-south-1"), None, false, "https://pics.s3.eu-south-1.amazonaws.com"),
             ("my.pics", Some("eu-central-1"), None, false, "https://s3.eu-central-1.amazonaws.com/my.pics"),
             ("my.pics", None, None, false, "https://s3.us-east-1.amazonaws.com/my.pics"),
@@ -109,13 +109,13 @@ mod tests {
             ("pics", Some("us-east-1"), Some("https://s3.example.org/base/"), true, "https://s3.example.org/base/pics"),
             ("pics", Some("us-east-1"), Some("http://127.0.0.1:9000"), false, "http://127.0.0.1:9000/pics"),
         ] {
-            let place = Place {
+            let address = ResultAddress {
                 bucket: bucket.into(),
                 region: region.map(Into::into),
                 endpoint: endpoint.map(Into::into),
                 path_style,
             };
-            assert_eq!(place.url(), expected, "{place:?}");
+            assert_eq!(address.url(), expected, "{address:?}");
         }
     }
 }

@@ -1,4 +1,4 @@
-//! Whether S3 would let us, for `handler doctor`. Nothing is left behind.
+//! Checks what S3 permits, for `handler doctor`. Leaves nothing in the bucket.
 
 use super::Store;
 use crate::storage::options::ResultAcl;
@@ -9,27 +9,27 @@ use aws_sdk_s3::{
 };
 use std::error::Error;
 
-/// An object that nobody writes, and an entity tag that no object has.
+/// An object that nobody writes, and an ETag that no object has.
 const KEY: &str = "generations/.easel-doctor";
 const NO_TAG: &str = "\"easel-doctor\"";
 
-/// What S3 would let us do.
+/// What S3 permits.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Access {
     Granted,
-    /// It does not look at conditions.
+    /// Granted, but conditional requests are ignored.
     Unconditional,
     Denied,
-    /// There is no such bucket or object.
+    /// The bucket or the object does not exist.
     Missing,
-    /// The bucket takes no ACL.
+    /// The bucket has ACLs disabled.
     NoAcls,
-    /// No answer, or one that says something else.
+    /// No answer, or another error.
     Unknown(String),
 }
 
 impl Store {
-    /// Whether pictures may be stored: by a write that is to replace an object that is not there. S3 looks at the permission first.
+    /// Whether pictures may be stored: tries to replace an object that does not exist. S3 checks the permission first.
     pub(crate) async fn probe_pictures(&self) -> Access {
         let bucket = &self.bucket;
         let put = self.s3.ask(bucket, |s3| {
@@ -51,7 +51,7 @@ impl Store {
         }
     }
 
-    /// Whether a bucket is there.
+    /// Whether a bucket exists.
     pub(crate) async fn probe_bucket(&self, bucket: &str) -> Access {
         let asked = self.s3.ask(bucket, |s3| s3.head_bucket().bucket(bucket).send()).await;
         let Err(error) = asked else { return Access::Granted };
@@ -70,9 +70,9 @@ impl Store {
         self.s3.first_byte(bucket, key).await.map_or_else(|error| refusal(&error), |_| Access::Granted)
     }
 
-    /// In which region a bucket lies, and in which this process is, if they are two.
-    pub(crate) fn elsewhere(&self, bucket: &str) -> Option<(String, String)> {
-        Some((self.s3.elsewhere(bucket)?, self.s3.home().unwrap_or_default()))
+    /// The region of a bucket and the region of this process, if they differ.
+    pub(crate) fn other_region(&self, bucket: &str) -> Option<(String, String)> {
+        Some((self.s3.other_region(bucket)?, self.s3.own_region().unwrap_or_default()))
     }
 }
 

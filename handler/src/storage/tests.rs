@@ -1,13 +1,13 @@
-//! Pictures, payloads and doctor's questions, in buckets on loopback: which of S3's answers passes, and that none is repeated.
+//! Pictures, payloads and the probes of doctor, with a bucket on loopback: which errors are temporary, and that no error repeats S3's text.
 
 use super::{
-    loopback::{Bucket, Fault, HOME, SECRET},
+    fake_s3::{FakeBucket, HOME_REGION, RequestFault, SECRET},
     *,
 };
 use crate::{
     storage::{
-        cache::fake::{LIMITS, PARTS},
-        pointer::Pointer,
+        cache::fake_source::{DOWNLOAD_OPTIONS, LIMITS},
+        payload::PayloadPointer,
     },
     task::Format,
 };
@@ -15,31 +15,31 @@ use crate::{
 const KEY: &str = "generations/1.jpg";
 const PRINT: &str = "fingerprint";
 
-fn store(bucket: &Bucket) -> Store {
-    let s3 = Regional::new(bucket.client());
-    let cache = Cache::new(Objects::new(s3.clone(), LORA), "/nonexistent".into(), PARTS, LIMITS);
+fn store(bucket: &FakeBucket) -> Store {
+    let s3 = S3Client::new(bucket.client());
+    let cache = Cache::new(S3Source::new(s3.clone(), LORA), "/nonexistent".into(), DOWNLOAD_OPTIONS, LIMITS);
     Store {
         s3,
         bucket: "pictures".into(),
         acl: ResultAcl::None,
         base_url: String::new(),
         payload_bucket: Some("payloads".into()),
-        loras: Loras::new(cache, 1 << 20),
+        loras: LoraCache::new(cache, 1 << 20),
     }
 }
 
-async fn stands(store: &Store) -> Result<bool, String> {
-    store.stands(&[KEY.to_string()], PRINT).await.map_err(|error| error.to_string())
+async fn has_picture(store: &Store) -> Result<bool, String> {
+    store.has_pictures(&[KEY.to_string()], PRINT).await.map_err(|error| error.to_string())
 }
 
 #[tokio::test]
 async fn a_picture_stands_or_does_not_and_what_passes_says_neither() {
-    let bucket = Bucket::start().await;
+    let bucket = FakeBucket::start().await;
     let store = store(&bucket);
-    assert_eq!(stands(&store).await, Ok(false));
+    assert_eq!(has_picture(&store).await, Ok(false));
     assert_eq!(bucket.requests().len(), 1, "a picture that is not there costs one request");
     store.put_picture(KEY, b"picture".to_vec(), Format::Jpeg, PRINT).await.unwrap();
-    assert_eq!(stands(&store).await, Ok(true));
+    assert_eq!(has_picture(&store).await, Ok(true));
     for (status, code) in [
         (400, "ExpiredToken"),
         (403, "RequestTimeTooSkewed"),
@@ -47,26 +47,26 @@ async fn a_picture_stands_or_does_not_and_what_passes_says_neither() {
         (404, "NoSuchBucket"),
         (403, ""),
     ] {
-        // The status alone, and then the code.
-        bucket.fail("HEAD", KEY, Fault::Refused(if status == 404 { 403 } else { status }, code), 1);
-        bucket.fail("GET", KEY, Fault::Refused(status, code), 1);
-        let error = stands(&store).await.unwrap_err();
+        // First only a status, then an error code.
+        bucket.fail("HEAD", KEY, RequestFault::Refused(if status == 404 { 403 } else { status }, code), 1);
+        bucket.fail("GET", KEY, RequestFault::Refused(status, code), 1);
+        let error = has_picture(&store).await.unwrap_err();
         assert!(error.contains(code) && error.contains(KEY) && !error.contains(SECRET), "{error}");
     }
-    // Those who may not list get the same answer for what is not there.
-    bucket.fail("HEAD", KEY, Fault::Refused(403, "AccessDenied"), 2);
-    bucket.fail("GET", KEY, Fault::Refused(403, "AccessDenied"), 1);
-    assert_eq!(stands(&store).await, Ok(false));
-    assert_eq!(stands(&store).await, Ok(true), "it had passed when it was asked again");
+    // Without s3:ListBucket the same answer comes for a missing object.
+    bucket.fail("HEAD", KEY, RequestFault::Refused(403, "AccessDenied"), 2);
+    bucket.fail("GET", KEY, RequestFault::Refused(403, "AccessDenied"), 1);
+    assert_eq!(has_picture(&store).await, Ok(false));
+    assert_eq!(has_picture(&store).await, Ok(true), "it had passed when it was asked again");
 }
 
 #[tokio::test]
 async fn an_upload_that_fails_may_be_tried_again_and_says_the_code_alone() {
-    let bucket = Bucket::start().await;
+    let bucket = FakeBucket::start().await;
     let store = store(&bucket);
     for (status, code) in [(403, "AccessDenied"), (400, "ExpiredToken"), (404, "NoSuchBucket"), (400, "EntityTooLarge")]
     {
-        bucket.fail("PUT", KEY, Fault::Refused(status, code), 1);
+        bucket.fail("PUT", KEY, RequestFault::Refused(status, code), 1);
         let error = store.put_picture(KEY, vec![1], Format::Jpeg, PRINT).await.unwrap_err();
         let words = error.to_string();
         assert!(
@@ -78,11 +78,11 @@ async fn an_upload_that_fails_may_be_tried_again_and_says_the_code_alone() {
 
 #[tokio::test]
 async fn a_payload_that_cannot_be_read_may_be_tried_again_and_says_the_code_alone() {
-    let bucket = Bucket::start().await;
+    let bucket = FakeBucket::start().await;
     let store = store(&bucket);
-    let pointer = Pointer { bucket: "payloads".into(), key: "body".into() };
+    let pointer = PayloadPointer { bucket: "payloads".into(), key: "body".into() };
     for (status, code) in [(403, "AccessDenied"), (400, "ExpiredToken"), (404, "NoSuchKey")] {
-        bucket.fail("GET", "/body", Fault::Refused(status, code), 1);
+        bucket.fail("GET", "/body", RequestFault::Refused(status, code), 1);
         let error = store.payload(&pointer).await.unwrap_err();
         let words = error.to_string();
         assert!(
@@ -96,7 +96,7 @@ async fn a_payload_that_cannot_be_read_may_be_tried_again_and_says_the_code_alon
 
 #[tokio::test]
 async fn pictures_and_claims_of_a_bucket_in_another_region_go_there() {
-    let bucket = Bucket::start().await;
+    let bucket = FakeBucket::start().await;
     bucket.move_to("eu-central-1");
     let store = store(&bucket);
     let (s3, pictures) = store.pictures();
@@ -104,15 +104,15 @@ async fn pictures_and_claims_of_a_bucket_in_another_region_go_there() {
         crate::job::claim::Claims::new(s3, pictures.to_string(), Duration::from_secs(60)).acquire(1).await.unwrap();
     assert!(bucket.body("claims/gen_1").is_some());
     claim.release().await;
-    assert_eq!(stands(&store).await, Ok(false));
+    assert_eq!(has_picture(&store).await, Ok(false));
     store.put_picture(KEY, b"picture".to_vec(), Format::Jpeg, PRINT).await.unwrap();
     assert_eq!(bucket.body(KEY).as_deref(), Some("picture"));
-    assert_eq!(store.elsewhere("pictures"), Some(("eu-central-1".into(), HOME.into())));
+    assert_eq!(store.other_region("pictures"), Some(("eu-central-1".into(), HOME_REGION.into())));
 }
 
 #[tokio::test]
 async fn doctor_tells_a_missing_permission_from_what_passes() {
-    let bucket = Bucket::start().await;
+    let bucket = FakeBucket::start().await;
     let store = store(&bucket);
     bucket.put("lora", "a LoRA");
     for (status, code, access) in [
@@ -125,13 +125,13 @@ async fn doctor_tells_a_missing_permission_from_what_passes() {
             Some(access) => asked == *access,
             None => matches!(&asked, Access::Unknown(words) if words.contains(code) && !words.contains(SECRET)),
         };
-        // HEAD of a bucket, and the list that says why; a write; an object.
-        bucket.fail("HEAD", "", Fault::Refused(status, code), 1);
-        bucket.fail("GET", "", Fault::Refused(status, code), usize::from(status != 404));
+        // HeadBucket, and the listing that says why; a write; an object.
+        bucket.fail("HEAD", "", RequestFault::Refused(status, code), 1);
+        bucket.fail("GET", "", RequestFault::Refused(status, code), usize::from(status != 404));
         assert!(is_right(store.probe_bucket("pictures").await), "bucket {code}");
-        bucket.fail("PUT", ".easel-doctor", Fault::Refused(status, code), 1);
+        bucket.fail("PUT", ".easel-doctor", RequestFault::Refused(status, code), 1);
         assert!(is_right(store.probe_pictures().await), "pictures {code}");
-        bucket.fail("GET", "/lora", Fault::Refused(status, code), 1);
+        bucket.fail("GET", "/lora", RequestFault::Refused(status, code), 1);
         assert!(is_right(store.probe_object("models", "lora").await), "object {code}");
     }
     assert_eq!(store.probe_pictures().await, Access::Granted);

@@ -1,62 +1,60 @@
-//! Fills model folders and checks them: `handler weights` by hand, and function and worker with `--model-url`.
+//! Fills model folders and verifies them, for `handler weights`, and for function and worker with `--model-url`.
 //!
-//! Of the hub it takes the files that the pipeline reads and no others, nothing that is pickled, and of S3 what the manifest there names. A
-//! file whose checksum is another one than theirs is not kept.
+//! From the hub only the files that the pipeline reads are downloaded, and no pickles; from S3 those that the manifest there lists. A file
+//! with the wrong checksum is not kept.
 
 mod bucket;
-mod files;
 mod hub;
-mod layout;
 mod manifest;
 pub mod options;
+mod selection;
 
 pub use bucket::FetchError;
-pub(crate) use bucket::{Remote, no_room};
+pub(crate) use bucket::{RemoteModel, not_enough_space};
 
 use crate::storage::{
     self,
-    cache::{Kind, Lock},
+    cache::{Lock, LockMode},
     weights::options::{FetchConfig, PullConfig, VerifyConfig},
 };
 use anyhow::{Context, ensure};
-use files::Progress;
-use hub::Hub;
-use manifest::{Entry, Manifest};
+use hub::{FileOutcome, Hub};
+use manifest::{Manifest, ManifestEntry};
 use std::{fs, path::Path, time::Instant};
 
-/// Held while a folder is filled.
+/// Lock file that is held while a folder is filled.
 const LOCK: &str = ".easel-pull.lock";
 
-/// Downloads a model; says on stdout what it does.
+/// Downloads a model from the hub. Prints its progress on stdout.
 ///
 /// # Errors
-/// The hub refuses or does not have the model, a checksum does not match, or the disk.
+/// The hub refuses or does not have the model, a checksum does not match, or the folder cannot be written.
 pub fn pull(config: &PullConfig) -> anyhow::Result<()> {
     tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(pull_all(config))
 }
 
-/// Fetches a model from S3; says on stdout what it does.
+/// Downloads a model from S3. Prints its progress on stdout.
 ///
 /// # Errors
-/// S3 refuses or cannot be reached, what lies there is no model as its manifest says, or the folder cannot be filled.
+/// S3 refuses or cannot be reached, the files do not match their manifest, or the folder cannot be filled.
 pub fn fetch(config: &FetchConfig) -> anyhow::Result<()> {
-    // Decrypting what sixteen connections bring is more than one thread's work.
+    // TLS of sixteen connections is too much for one thread.
     tokio::runtime::Builder::new_multi_thread().enable_all().build()?.block_on(fetch_all(config))
 }
 
 async fn fetch_all(config: &FetchConfig) -> anyhow::Result<()> {
     let aws = settings::sdk_config().await?;
-    let remote = Remote::by_hand(storage::client(&aws, config.path_style), &config.url, &config.folder);
+    let remote = RemoteModel::for_command(storage::client(&aws, config.path_style), &config.url, &config.folder);
     let clock = Instant::now();
-    let brought = remote.bring(&|line| println!("{line}")).await?;
-    let (bytes, seconds) = (brought.bytes, clock.elapsed().as_secs_f64());
+    let summary = remote.fetch(&|line| println!("{line}")).await?;
+    let (bytes, seconds) = (summary.bytes, clock.elapsed().as_secs_f64());
     let rate = bytes as f64 / 1e6 / seconds;
-    println!("{} files fetched, {bytes} bytes in {seconds:.2} s, {rate:.0} MB/s", brought.files);
+    println!("{} files fetched, {bytes} bytes in {seconds:.2} s, {rate:.0} MB/s", summary.files);
     Ok(())
 }
 
-/// Repository and commit of a folder that was pulled; `None` for any other.
-pub(crate) fn source(folder: &Path) -> Option<(String, String)> {
+/// Repository and commit of a pulled folder; `None` for any other.
+pub(crate) fn pulled_from(folder: &Path) -> Option<(String, String)> {
     let Manifest { repo, commit, .. } = Manifest::read(folder).ok()?;
     Some((repo, commit))
 }
@@ -65,16 +63,16 @@ async fn pull_all(config: &PullConfig) -> anyhow::Result<()> {
     let folder = &config.folder;
     fs::create_dir_all(folder)
         .with_context(|| format!("--to {} must be a folder, or a name that is free", folder.display()))?;
-    let lock = Lock::attempt(&folder.join(LOCK), Kind::Exclusive).with_context(|| folder.display().to_string())?;
+    let lock = Lock::attempt(&folder.join(LOCK), LockMode::Exclusive).with_context(|| folder.display().to_string())?;
     ensure!(lock.is_some(), "{} is being filled by another process", folder.display());
     let hub = Hub::new(config)?;
     let commit = hub.commit().await?;
-    let wanted = layout::wanted(hub.files(&commit).await?, config.variant)?;
-    let shadow = layout::shadows(config.variant).map(|name| folder.join(name)).find(|path| path.exists());
+    let wanted = selection::select(hub.files(&commit).await?, config.variant)?;
+    let shadowing = selection::shadowing(config.variant).map(|name| folder.join(name)).find(|path| path.exists());
     ensure!(
-        shadow.is_none(),
+        shadowing.is_none(),
         "{} would be loaded instead: remove it, or pull that variant",
-        shadow.unwrap_or_default().display()
+        shadowing.unwrap_or_default().display()
     );
     println!(
         "{} at {commit}: {} files, {} bytes",
@@ -85,58 +83,58 @@ async fn pull_all(config: &PullConfig) -> anyhow::Result<()> {
     let mut entries = Vec::with_capacity(wanted.len());
     for file in wanted {
         let clock = Instant::now();
-        let (sha256, progress) = files::bring(&hub, &commit, &file, folder).await?;
+        let (sha256, outcome) = hub::download(&hub, &commit, &file, folder).await?;
         let (path, bytes, seconds) = (file.path, file.bytes, clock.elapsed().as_secs_f32());
-        match progress {
-            Progress::There => println!("{path}: there already, {bytes} bytes"),
-            Progress::Downloaded { resumed_at: 0 } => println!("{path}: {bytes} bytes in {seconds:.1} s"),
-            Progress::Downloaded { resumed_at } => {
+        match outcome {
+            FileOutcome::AlreadyPresent => println!("{path}: there already, {bytes} bytes"),
+            FileOutcome::Downloaded { resumed_at: 0 } => println!("{path}: {bytes} bytes in {seconds:.1} s"),
+            FileOutcome::Downloaded { resumed_at } => {
                 println!("{path}: {bytes} bytes in {seconds:.1} s, resumed at {resumed_at}");
             }
         }
-        entries.push(Entry { path, bytes, sha256 });
+        entries.push(ManifestEntry { path, bytes, sha256 });
     }
     let PullConfig { repo, revision, variant, .. } = config.clone();
     Manifest { repo, revision, commit, variant, files: entries }.write(folder)
 }
 
-/// What a pulled folder is, and what of it is not as it was pulled.
-pub(crate) struct Examined {
+/// The result of comparing a pulled folder with its manifest.
+pub(crate) struct FolderCheck {
     /// Repository and commit.
     pub(crate) source: String,
-    /// Each file that is different, and how.
+    /// The difference of each file that is not as it was pulled.
     pub(crate) different: Vec<String>,
 }
 
-/// Holds a pulled folder to its manifest, by hashes or by sizes alone; `None` for a folder that was not pulled.
-pub(crate) fn examine(folder: &Path, hash: bool) -> anyhow::Result<Option<Examined>> {
+/// Compares a pulled folder with its manifest, by hash or only by size; `None` for a folder that was not pulled.
+pub(crate) fn check_folder(folder: &Path, hash: bool) -> anyhow::Result<Option<FolderCheck>> {
     if !Manifest::is_in(folder) {
         return Ok(None);
     }
     let Manifest { repo, commit, files, .. } = Manifest::read(folder)?;
-    let difference = |entry: &Entry| {
+    let difference = |entry: &ManifestEntry| {
         let difference = if hash { entry.difference(folder) } else { entry.difference_in_size(folder) };
         difference.map(|difference| format!("{}: {difference}", entry.path))
     };
     let different = files.iter().filter_map(difference).collect();
-    Ok(Some(Examined { source: format!("{repo} at {commit}"), different }))
+    Ok(Some(FolderCheck { source: format!("{repo} at {commit}"), different }))
 }
 
-/// Whether every file of a pulled folder is as its manifest says; names on stdout each that is not.
+/// Whether every file of a pulled folder matches its manifest. Prints each that does not on stdout.
 ///
 /// # Errors
-/// There is no manifest, or it cannot be read.
+/// The manifest is missing or cannot be read.
 pub fn verify(config: &VerifyConfig) -> anyhow::Result<bool> {
     let manifest = Manifest::read(&config.folder)?;
-    let mut sound = true;
+    let mut matches = true;
     for entry in &manifest.files {
         if let Some(difference) = entry.difference(&config.folder) {
             println!("{}: {difference}", entry.path);
-            sound = false;
+            matches = false;
         }
     }
     let Manifest { repo, commit, files, .. } = &manifest;
-    let verdict = if sound { "every file is as it was pulled" } else { "not as it was pulled" };
+    let verdict = if matches { "every file is as it was pulled" } else { "not as it was pulled" };
     println!("{repo} at {commit}, {} files: {verdict}", files.len());
-    Ok(sound)
+    Ok(matches)
 }

@@ -1,21 +1,21 @@
-//! Why a webhook was not delivered. Refuses to hold the token, or the address that a message chose.
+//! Why a webhook was not delivered. No error holds the token, or the address that a message chose.
 
 use crate::webhook::network::Refused;
 use reqwest::StatusCode;
 use std::{error::Error, time::Duration};
 
-/// Why a webhook was not delivered. Never holds the token.
+/// Why a webhook was not delivered.
 #[derive(Debug, thiserror::Error)]
 pub enum WebhookError {
-    /// No answer: try again later.
+    /// No answer. Retried.
     #[error("webhook {path}: {source}")]
     Unreachable {
         /// Which webhook.
         path: &'static str,
-        /// What the client said.
+        /// The client's error.
         source: reqwest::Error,
     },
-    /// It may not be called, and trying again would change nothing.
+    /// The address may not be called. Not retried.
     #[error("webhook {path}: {refused}")]
     Forbidden {
         /// Which webhook.
@@ -23,28 +23,28 @@ pub enum WebhookError {
         /// Why.
         refused: Refused,
     },
-    /// The backend answered, with 409 or 410, that it does not want to hear of this picture. Not retried.
+    /// The backend answered 409 or 410: it does not want this picture any more. Not retried.
     #[error("webhook {path}: the backend does not want it: {status}")]
     Unwanted {
         /// Which webhook.
         path: &'static str,
-        /// Its answer.
+        /// Its status.
         status: StatusCode,
     },
-    /// The backend answered that it did not take it. Retried too: it may be starting or overloaded.
+    /// The backend answered with another error. Retried: it may be starting or overloaded.
     #[error("webhook {path}: the backend answered {status}")]
     Refused {
         /// Which webhook.
         path: &'static str,
-        /// Its answer.
+        /// Its status.
         status: StatusCode,
-        /// How long it asks not to be called, by Retry-After.
+        /// Wait that it asks for by Retry-After.
         retry_after: Option<Duration>,
     },
 }
 
 impl WebhookError {
-    /// How long the backend asks not to be called.
+    /// Wait that the backend asks for by Retry-After.
     pub fn retry_after(&self) -> Option<Duration> {
         match self {
             Self::Refused { retry_after, .. } => *retry_after,
@@ -52,7 +52,7 @@ impl WebhookError {
         }
     }
 
-    /// A word for each.
+    /// The error's name in traces.
     pub(super) fn kind(&self) -> &'static str {
         match self {
             Self::Unreachable { .. } => "unreachable",

@@ -1,74 +1,171 @@
-//! What a webhook tells: its id, its path and its body.
+//! What a webhook sends: its id, its path and its body.
 //!
-//! The id is a digest of what the event is, so that it stays the same whenever the same is told: by another try, by another
-//! delivery of the message, or by another process. Refuses to hold anything from which the task could be read.
+//! The id is a digest of the event, so it stays the same whenever the same event is sent again: by a retry, by another
+//! delivery of the message, or by another process. Nothing about the task can be read from it.
 
-use super::body::{Complete, Failed, InProgress, Kind, Metadata};
-use crate::{task::Task, webhook::progress::Progress};
+use crate::{
+    task::{self, Task},
+    webhook::progress::Progress,
+};
 use diffusion::{MESSAGE, cut};
+use reqwest::Method;
+use schemars::JsonSchema;
 use serde::Serialize;
 use serde_json::json;
 use sha2::{Digest, Sha256};
 use url::Url;
 
-/// Whom webhooks go to, and what they are about.
-#[derive(Debug, Clone)]
-pub struct Subject {
-    /// The backend's address.
-    pub base: Url,
-    /// The backend's id.
-    pub generation_id: i64,
-    /// Tells tasks with one id apart.
-    origin: String,
+/// Which webhook.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum EventKind {
+    Progress,
+    Complete,
+    Failed,
 }
 
-/// One webhook, ready to be sent as often as it takes.
+impl EventKind {
+    pub(super) const ALL: [Self; 3] = [Self::Progress, Self::Complete, Self::Failed];
+
+    /// The last segment of its path.
+    pub(super) fn path(self) -> &'static str {
+        match self {
+            Self::Progress => "progress",
+            Self::Complete => "complete",
+            Self::Failed => "failed",
+        }
+    }
+
+    pub(super) fn method(self) -> Method {
+        match self {
+            Self::Progress => Method::PATCH,
+            Self::Complete | Self::Failed => Method::POST,
+        }
+    }
+}
+
+/// Which backend webhooks go to, and which task they are about.
+#[derive(Debug, Clone)]
+pub struct Subject {
+    /// The backend's address: the task's `webhook_url`.
+    pub base: Url,
+    /// The backend's id of the task.
+    pub generation_id: i64,
+    /// The task's fingerprint, or the digest of the message: tells tasks with the same id apart.
+    fingerprint: String,
+}
+
+/// One webhook, which may be sent several times.
 pub(super) struct Event {
-    pub(super) kind: Kind,
+    pub(super) kind: EventKind,
     pub(super) id: String,
     pub(super) body: String,
 }
 
 impl Subject {
-    /// A task.
+    /// Of a task.
     pub fn task(task: &Task) -> Self {
-        Self { base: task.webhook_url.clone(), generation_id: task.generation_id, origin: task.fingerprint() }
+        Self { base: task.webhook_url.clone(), generation_id: task.generation_id, fingerprint: task.fingerprint() }
     }
 
-    /// A message that is no task, but says whom to tell.
+    /// Of a message that is not a valid task, but names its backend.
     pub fn message(base: Url, generation_id: i64, body: &str) -> Self {
-        Self { base, generation_id, origin: hex::encode(Sha256::digest(body)) }
+        Self { base, generation_id, fingerprint: hex::encode(Sha256::digest(body)) }
     }
 
     pub(super) fn progress(&self, progress: Progress) -> Event {
         let part = progress.current_step.to_string();
-        self.event(Kind::Progress, &part, &InProgress { generation_id: self.generation_id, progress })
+        self.event(EventKind::Progress, &part, &InProgress { generation_id: self.generation_id, progress })
     }
 
     pub(super) fn complete(&self, task: &Task, result_urls: &[String]) -> Event {
         let Task { seed, steps, guidance_scale, .. } = *task;
         let body = Complete {
             generation_id: self.generation_id,
-            // A task has one picture at least.
+            // A task has at least one picture.
             result_url: result_urls.first().map_or("", String::as_str),
             result_urls: if result_urls.len() > 1 { result_urls } else { &[] },
             metadata: Metadata { seed, steps, guidance_scale },
         };
-        self.event(Kind::Complete, "", &body)
+        self.event(EventKind::Complete, "", &body)
     }
 
     pub(super) fn failed(&self, code: &str, message: &str, retry_count: u32) -> Event {
         let generation_id = self.generation_id;
         let error_message = &*cut(message, MESSAGE);
         let body = Failed { generation_id, error_message, error_code: code, retry_count };
-        self.event(Kind::Failed, "", &body)
+        self.event(EventKind::Failed, "", &body)
     }
 
-    fn event(&self, kind: Kind, part: &str, body: &impl Serialize) -> Event {
-        let Self { generation_id, origin, .. } = self;
-        let digest = Sha256::digest(format!("{generation_id}\n{origin}\n{}\n{part}", kind.path()));
+    fn event(&self, kind: EventKind, part: &str, body: &impl Serialize) -> Event {
+        let Self { generation_id, fingerprint, .. } = self;
+        let digest = Sha256::digest(format!("{generation_id}\n{fingerprint}\n{}\n{part}", kind.path()));
         Event { kind, id: format!("msg_{}", hex::encode(digest)), body: json!(body).to_string() }
     }
+}
+
+// The bodies, as they are sent and as `handler schema webhooks` describes them: a doc comment here is the description there.
+
+/// The progress of a task.
+#[derive(Serialize, JsonSchema)]
+pub(super) struct InProgress {
+    /// The id of the task.
+    #[schemars(range(min = 0))]
+    pub(super) generation_id: i64,
+    /// How far the painting is.
+    pub(super) progress: Progress,
+}
+
+/// All pictures of a task are stored.
+#[derive(Serialize, JsonSchema)]
+pub(super) struct Complete<'a> {
+    /// The id of the task.
+    #[schemars(range(min = 0))]
+    pub(super) generation_id: i64,
+    /// Address of the first picture.
+    #[schemars(url)]
+    pub(super) result_url: &'a str,
+    /// Addresses of all pictures, if there are several.
+    #[serde(skip_serializing_if = "<[_]>::is_empty")]
+    #[schemars(length(min = 2, max = task::MAX_IMAGES as u64))]
+    pub(super) result_urls: &'a [String],
+    /// Settings of the painting.
+    pub(super) metadata: Metadata,
+}
+
+/// Settings of the painting.
+#[derive(Serialize, JsonSchema)]
+pub(super) struct Metadata {
+    /// The seed, as the task has it.
+    #[schemars(range(min = i64::MIN, max = u64::MAX))]
+    pub(super) seed: i128,
+    /// Denoising steps.
+    #[schemars(range(min = 1, max = task::MAX_STEPS as u64))]
+    pub(super) steps: usize,
+    /// Classifier-free guidance scale.
+    #[schemars(range(min = 0.0, max = task::MAX_GUIDANCE))]
+    pub(super) guidance_scale: f64,
+}
+
+/// A task failed, and there will be no more tries.
+#[derive(Serialize, JsonSchema)]
+pub(super) struct Failed<'a> {
+    /// The id of the task. Of a message that is not a valid task it may be negative.
+    pub(super) generation_id: i64,
+    /// The invalid field with its value and limit, or what failed. At most 1000 bytes: longer text is cut and says so.
+    #[schemars(length(max = MESSAGE as u64))]
+    pub(super) error_message: &'a str,
+    /// GENERATION_FAILED, or a finer code if the operator turned those on.
+    #[schemars(extend("enum" = codes()))]
+    pub(super) error_code: &'a str,
+    /// How often the queue had delivered the task before.
+    pub(super) retry_count: u32,
+}
+
+/// Every `error_code`. A backend that does not answer is not among them: it cannot be told, and the picture is stored.
+fn codes() -> Vec<&'static str> {
+    use crate::task::fault::{GENERATION_FAILED, TaskFault};
+    let sent = TaskFault::ALL.into_iter().filter(|fault| *fault != TaskFault::Backend);
+    [GENERATION_FAILED].into_iter().chain(sent.map(TaskFault::code)).collect()
 }
 
 #[cfg(test)]
@@ -108,7 +205,7 @@ mod tests {
         assert!(ids.iter().all(|id| id.len() == 68 && id.starts_with("msg_")));
     }
 
-    /// A backend that takes bodies up to a limit must hear of the end of every task.
+    /// A backend with a limit on request bodies must still learn that a task failed.
     #[test]
     fn a_failure_is_told_in_few_bytes_whatever_it_names() {
         for text in ["x", "\u{0}", "金"] {

@@ -1,18 +1,18 @@
-//! The webhooks as OpenAPI 3.1, written from the types that are sent.
+//! The webhooks as OpenAPI 3.1, generated from the types that are sent.
 
-use super::WEBHOOK_TIMEOUT;
 use super::{
-    FOLDER, ID_HEADER, RETRIES, SIGNATURE_HEADER, SOURCE, SOURCE_HEADER, TIMESTAMP_HEADER,
-    body::{Complete, Failed, InProgress, Kind},
+    BASE_PATH, ID_HEADER, RETRIES, SIGNATURE_HEADER, SOURCE, SOURCE_HEADER, TIMESTAMP_HEADER, WEBHOOK_TIMEOUT,
+    event::{Complete, EventKind, Failed, InProgress},
 };
 use crate::webhook::progress::MILESTONES;
 use schemars::{JsonSchema, SchemaGenerator, generate::SchemaSettings};
 use serde_json::{Map, Value, json};
 
-const ABOUT: &str = "What Easel tells the backend of a generation task. Each is sent to the task's `webhook_url`, at the path under \
-    `x-path`. What was told may be told again, with the same `webhook-id`: act on an id once.";
-const UNWANTED: &str = "The picture is not wanted. Progress: painting stops. Complete and failed: the last word.";
-const AGAIN: &str = "The same whenever the same is told again.";
+const ABOUT: &str = "What Easel reports to the backend about a generation task. Each webhook is sent to the task's `webhook_url`, at the path in \
+    `x-path`. A webhook may be sent more than once, with the same `webhook-id`: act on each id once.";
+const UNWANTED: &str =
+    "The picture is not wanted. After progress, painting stops. Complete and failed are not sent again.";
+const SAME_ID: &str = "The same whenever the same webhook is sent again.";
 
 /// What `handler schema webhooks` prints.
 ///
@@ -24,7 +24,7 @@ pub fn openapi() -> Value {
     let mut settings = SchemaSettings::draft2020_12().for_serialize();
     settings.definitions_path = "/components/schemas".into();
     let mut generator = settings.into_generator();
-    let webhooks: Map<String, Value> = Kind::ALL
+    let webhooks: Map<String, Value> = EventKind::ALL
         .into_iter()
         .map(|kind| {
             let body = body(kind, &mut generator);
@@ -39,52 +39,55 @@ pub fn openapi() -> Value {
             "schemas": generator.take_definitions(true),
             "parameters": parameters(),
             "securitySchemes": {
-                "token": { "type": "http", "scheme": "bearer", "description": "INTERNAL_API_TOKEN of both sides." },
+                "token": { "type": "http", "scheme": "bearer", "description": "INTERNAL_API_TOKEN, the same on both sides." },
             },
         },
         "security": [{ "token": [] }],
     })
 }
 
-fn body(kind: Kind, generator: &mut SchemaGenerator) -> Value {
+fn body(kind: EventKind, generator: &mut SchemaGenerator) -> Value {
     fn of<T: JsonSchema>(generator: &mut SchemaGenerator) -> Value {
         generator.subschema_for::<T>().to_value()
     }
     match kind {
-        Kind::Progress => of::<InProgress>(generator),
-        Kind::Complete => of::<Complete>(generator),
-        Kind::Failed => of::<Failed>(generator),
+        EventKind::Progress => of::<InProgress>(generator),
+        EventKind::Complete => of::<Complete>(generator),
+        EventKind::Failed => of::<Failed>(generator),
     }
 }
 
-fn operation(kind: Kind, body: &Value) -> Value {
+fn operation(kind: EventKind, body: &Value) -> Value {
     let milestones = MILESTONES.map(|percent| percent.to_string()).join(", ");
     let (summary, when) = match kind {
-        Kind::Progress => {
-            ("How far a painting is", format!("At {milestones} percent, each once, at the first step that reaches it."))
-        }
-        Kind::Complete => ("The pictures stand", "When the last picture is stored.".to_string()),
-        Kind::Failed => ("There will be no picture", "When nobody will try again.".to_string()),
+        EventKind::Progress => (
+            "How far the painting is",
+            format!("Sent at {milestones} percent, each once, at the first step that reaches it."),
+        ),
+        EventKind::Complete => ("The pictures are stored", "Sent when the last picture is stored.".to_string()),
+        EventKind::Failed => ("The task failed", "Sent when there will be no more tries.".to_string()),
     };
     let retried = match kind {
-        Kind::Progress => "Not taken; it is not told again.".to_string(),
-        Kind::Complete => {
-            format!("Not taken. It is told {RETRIES} times more, and when the queue brings the task again.")
+        EventKind::Progress => "Not accepted. It is not sent again.".to_string(),
+        EventKind::Complete => {
+            format!(
+                "Not accepted. It is sent up to {RETRIES} more times, and again when the queue delivers the task again."
+            )
         }
-        Kind::Failed => format!("Not taken. It is told {RETRIES} times more."),
+        EventKind::Failed => format!("Not accepted. It is sent up to {RETRIES} more times."),
     };
-    let patience = WEBHOOK_TIMEOUT.as_secs();
+    let timeout = WEBHOOK_TIMEOUT.as_secs();
     let reference = |name: &String| json!({ "$ref": format!("#/components/parameters/{name}") });
     let described = |text: &str| json!({ "description": text });
     json!({
         "operationId": kind.path(),
         "summary": summary,
-        "description": format!("{when} An answer may take {patience} seconds; its body is not read."),
-        "x-path": format!("{{webhook_url}}{FOLDER}/{}", kind.path()),
+        "description": format!("{when} The answer must come within {timeout} seconds; its body is not read."),
+        "x-path": format!("{{webhook_url}}{BASE_PATH}/{}", kind.path()),
         "parameters": parameters().keys().map(reference).collect::<Value>(),
         "requestBody": { "required": true, "content": { "application/json": { "schema": body } } },
         "responses": {
-            "2XX": described("Taken."),
+            "2XX": described("Accepted."),
             "409": described(UNWANTED),
             "410": described(UNWANTED),
             "default": described(&retried),
@@ -101,21 +104,21 @@ fn parameters() -> Map<String, Value> {
     };
     let text = || json!({ "type": "string" });
     Map::from_iter([
-        header(SOURCE_HEADER, true, "Who calls.", json!({ "const": SOURCE })),
-        header(ID_HEADER, true, AGAIN, json!({ "type": "string", "pattern": "^msg_[0-9a-f]{64}$" })),
+        header(SOURCE_HEADER, true, "The sender.", json!({ "const": SOURCE })),
+        header(ID_HEADER, true, SAME_ID, json!({ "type": "string", "pattern": "^msg_[0-9a-f]{64}$" })),
         header(
             TIMESTAMP_HEADER,
             false,
-            "Seconds since 1970, if webhooks are signed.",
+            "Unix time in seconds, if webhooks are signed.",
             json!({ "type": "string", "pattern": "^[0-9]+$" }),
         ),
         header(
             SIGNATURE_HEADER,
             false,
-            "As standardwebhooks.com says, if webhooks are signed; several with spaces.",
+            "The signatures by standardwebhooks.com, separated by spaces, if webhooks are signed.",
             text(),
         ),
-        header("traceparent", false, "The span that calls, as W3C's Trace Context says, if traces are on.", text()),
+        header("traceparent", false, "The calling span (W3C Trace Context), if tracing is on.", text()),
     ])
 }
 
@@ -129,7 +132,7 @@ mod tests {
         let file: Value = serde_json::from_str(&std::fs::read_to_string(file).unwrap()).unwrap();
         assert!(
             file == openapi(),
-            "to mend it: target/debug/handler schema webhooks > docs/contract/webhooks.openapi.json"
+            "to update it: target/debug/handler schema webhooks > docs/contract/webhooks.openapi.json"
         );
     }
 }

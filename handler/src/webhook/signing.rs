@@ -1,17 +1,14 @@
-//! Signatures of webhooks as standardwebhooks.com has them, version 1: HMAC-SHA256 over id, time and body.
-//!
-//! Refuses secrets that are shorter or longer than the specification allows. Shows none.
+//! Signatures of webhooks by standardwebhooks.com, version 1: HMAC-SHA256 over id, time and body.
 
 use base64::{Engine, engine::general_purpose::STANDARD};
 use hmac::{Hmac, KeyInit, Mac};
 use sha2::Sha256;
 use std::{fmt, str::FromStr};
 
-/// What secrets begin with.
+/// Prefix of every secret.
 const PREFIX: &str = "whsec_";
 
-/// The secrets that sign, in the order in which their signatures are sent. While the backend changes from one to the next, both
-/// are here.
+/// The secrets that sign, in the order in which their signatures are sent. There are two while the backend rotates its secret.
 #[derive(Clone, Default)]
 pub struct WebhookSecrets(Vec<Vec<u8>>);
 

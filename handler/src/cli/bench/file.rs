@@ -2,7 +2,7 @@
 
 use super::{BenchFileConfig, millis};
 use crate::{
-    picture::{self, Credential, ModelName, Origin, Provenance, options::PictureConfig, signature::sign},
+    picture::{self, Credential, ModelName, PictureOrigin, Provenance, options::PictureConfig, signature::sign},
     task::{self, Format, signature::Signature},
 };
 use anyhow::Context;
@@ -24,7 +24,7 @@ pub fn file(config: &BenchFileConfig) -> anyhow::Result<()> {
     let picture = picture(config, (width as u32, height as u32))?;
     let settings = PictureConfig::default();
     let request = super::inputs("lighthouse sunset sea", (width, height), 50, 7.5);
-    let origin = Origin { generation_id: Some(500), seed: 42, ..Origin::default() };
+    let origin = PictureOrigin { generation_id: Some(500), seed: 42, ..PictureOrigin::default() };
     let model = ModelName { name: "sd15".into(), revision: None };
     let loras: [AppliedLora; 0] = [];
     let provenance = Provenance {

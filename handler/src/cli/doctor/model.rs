@@ -6,7 +6,7 @@ use crate::{
     observe::causes::causes,
     storage::{
         self,
-        weights::{self, Remote, options::ModelUrl},
+        weights::{self, RemoteModel, options::ModelUrl},
     },
     task,
 };
@@ -39,8 +39,8 @@ pub(super) async fn check(config: &DoctorConfig, aws: &SdkConfig) -> Vec<Finding
 /// The model in S3. Also returns whether the folder has it already.
 async fn bucket(config: &DoctorConfig, url: &ModelUrl, aws: &SdkConfig) -> (Finding, bool) {
     let (what, folder) = (format!("model.bucket {url}"), &config.service.model.dir);
-    let remote = Remote::at_start(storage::client(aws, config.service.store.path_style), url, folder);
-    let looked = match answer(remote.look()).await {
+    let remote = RemoteModel::for_service(storage::client(aws, config.service.store.path_style), url, folder);
+    let looked = match answer(remote.inspect()).await {
         Ok(Ok(looked)) => looked,
         Ok(Err(error)) => return (Finding::fail(what, error.to_string()), false),
         Err(error) => return (Finding::fail(what, error), false),
@@ -49,11 +49,14 @@ async fn bucket(config: &DoctorConfig, url: &ModelUrl, aws: &SdkConfig) -> (Find
     let shown = format!("{source}, {} files, {}", looked.files, size(looked.bytes));
     let finding = if looked.is_complete {
         Finding::ok(what, format!("{shown}, all of them in {name}"))
-    } else if looked.lacking > looked.free {
+    } else if looked.missing_bytes > looked.free_bytes {
         let option = format!("--model (EASEL_MODEL_DIR) {name}");
-        Finding::fail(what, format!("{shown}; {}", weights::no_room(&option, looked.lacking, looked.free)))
+        Finding::fail(
+            what,
+            format!("{shown}; {}", weights::not_enough_space(&option, looked.missing_bytes, looked.free_bytes)),
+        )
     } else {
-        let (lacking, free) = (size(looked.lacking), size(looked.free));
+        let (lacking, free) = (size(looked.missing_bytes), size(looked.free_bytes));
         Finding::ok(what, format!("{shown}; the start fetches {lacking} of it into {name}, where {free} are free"))
     };
     (finding, looked.is_complete)
@@ -91,7 +94,7 @@ async fn folder(config: &DoctorConfig) -> Vec<Finding> {
 }
 
 fn manifest(folder: &Path, hash: bool) -> Finding {
-    match weights::examine(folder, hash) {
+    match weights::check_folder(folder, hash) {
         Ok(None) => Finding::ok(
             "model.manifest",
             "none: the folder was not filled by handler weights pull, and has nothing to be held to",

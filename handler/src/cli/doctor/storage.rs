@@ -121,7 +121,7 @@ async fn lora(store: &Store, url: &url::Url) -> Finding {
 
 /// Ok, or a warning if the bucket is in another region.
 fn ok_in_region(store: &Store, bucket: &str, what: String, note: &str) -> Finding {
-    let Some((region, ours)) = store.elsewhere(bucket) else { return Finding::ok(what, note) };
+    let Some((region, ours)) = store.other_region(bucket) else { return Finding::ok(what, note) };
     let note = if note.is_empty() { String::new() } else { format!("{note}; ") };
     Finding::warn(
         what,

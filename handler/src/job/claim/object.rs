@@ -1,6 +1,6 @@
 //! A claim's object in S3: its body, and what S3's answers to writing, inspecting and deleting it mean.
 
-use crate::storage::Regional;
+use crate::storage::S3Client;
 use aws_errors::{Class, class, describe};
 use aws_sdk_s3::{
     error::{ProvideErrorMetadata, SdkError},
@@ -15,7 +15,7 @@ const MAX_BYTES: usize = 256;
 /// The bucket of the claims.
 #[derive(Debug, Clone)]
 pub(super) struct ClaimBucket {
-    pub(super) s3: Regional,
+    pub(super) s3: S3Client,
     pub(super) bucket: String,
 }
 

@@ -2,7 +2,7 @@
 //! attempt wrote.
 
 use super::*;
-use crate::storage::loopback::{Bucket, Fault, SECRET};
+use crate::storage::fake_s3::{FakeBucket, RequestFault, SECRET};
 use futures_util::future::join_all;
 use tokio::time::timeout;
 
@@ -13,8 +13,8 @@ const LEASE: Duration = Duration::from_secs(60);
 const SHORT: Duration = Duration::from_secs(1);
 const SOON: Duration = Duration::from_secs(5);
 
-fn claims(bucket: &Bucket, lease: Duration) -> Claims {
-    Claims::new(&Regional::new(bucket.client()), "pictures".into(), lease)
+fn claims(bucket: &FakeBucket, lease: Duration) -> Claims {
+    Claims::new(&S3Client::new(bucket.client()), "pictures".into(), lease)
 }
 
 async fn acquired(claims: &Claims) -> Claim {
@@ -22,13 +22,13 @@ async fn acquired(claims: &Claims) -> Claim {
 }
 
 /// Lost, reset, and later than an attempt's timeout.
-fn lost_answers(lease: Duration) -> [Fault; 3] {
-    [Fault::Lost, Fault::Reset, Fault::Late(attempt(lease) + Duration::from_millis(50))]
+fn lost_answers(lease: Duration) -> [RequestFault; 3] {
+    [RequestFault::Lost, RequestFault::Reset, RequestFault::Late(attempt(lease) + Duration::from_millis(50))]
 }
 
 #[tokio::test]
 async fn a_claim_is_put_and_deleted_if_it_is_still_that_one() {
-    let bucket = Bucket::start().await;
+    let bucket = FakeBucket::start().await;
     acquired(&claims(&bucket, LEASE)).await.release().await;
     let path = "/pictures/claims/gen_1";
     assert_eq!(bucket.requests(), [format!("PUT {path} if-none-match: *"), format!("DELETE {path} if-match: \"1\"")]);
@@ -39,7 +39,7 @@ async fn a_claim_is_ours_though_the_answer_to_its_write_was_lost() {
     let lease = Duration::from_secs(2);
     for fault in lost_answers(lease) {
         for times in [1, 3] {
-            let bucket = Bucket::start().await;
+            let bucket = FakeBucket::start().await;
             bucket.fail("PUT", KEY, fault, times);
             let claim = acquired(&claims(&bucket, lease)).await;
             assert!(bucket.body(KEY).is_some(), "{fault:?} {times}");
@@ -54,7 +54,7 @@ async fn a_renewal_whose_answer_was_lost_keeps_the_claim_and_nobody_else_gets_it
     let lease = Duration::from_secs(2);
     let held =
         lost_answers(lease).into_iter().flat_map(|fault| [(fault, 1), (fault, 4)]).map(|(fault, times)| async move {
-            let bucket = Bucket::start().await;
+            let bucket = FakeBucket::start().await;
             let claim = acquired(&claims(&bucket, lease)).await;
             let first = bucket.body(KEY);
             bucket.fail("PUT", KEY, fault, times);
@@ -71,7 +71,7 @@ async fn a_renewal_whose_answer_was_lost_keeps_the_claim_and_nobody_else_gets_it
 #[tokio::test]
 async fn a_release_whose_answer_was_lost_is_done() {
     for fault in lost_answers(Duration::from_secs(2)) {
-        let bucket = Bucket::start().await;
+        let bucket = FakeBucket::start().await;
         let claim = acquired(&claims(&bucket, Duration::from_secs(2))).await;
         bucket.fail("DELETE", KEY, fault, 1);
         timeout(SOON, claim.release()).await.unwrap();
@@ -81,7 +81,7 @@ async fn a_release_whose_answer_was_lost_is_done() {
 
 #[tokio::test]
 async fn a_successors_claim_is_not_deleted() {
-    let bucket = Bucket::start().await;
+    let bucket = FakeBucket::start().await;
     let claim = acquired(&claims(&bucket, LEASE)).await;
     let other = format!("{} 0\n", Uuid::new_v4());
     bucket.put(KEY, &other);
@@ -91,10 +91,10 @@ async fn a_successors_claim_is_not_deleted() {
 
 #[tokio::test]
 async fn after_the_lease_a_claim_is_inspected_before_it_is_deleted() {
-    let bucket = Bucket::start().await;
+    let bucket = FakeBucket::start().await;
     let claim = acquired(&claims(&bucket, SHORT)).await;
     // No renewal succeeds any more.
-    bucket.fail("PUT", KEY, Fault::Refused(503, "SlowDown"), usize::MAX);
+    bucket.fail("PUT", KEY, RequestFault::Refused(503, "SlowDown"), usize::MAX);
     sleep(SHORT + SHORT / 2).await;
     let other = format!("{} 0\n", Uuid::new_v4());
     bucket.put(KEY, &other);
@@ -106,15 +106,15 @@ async fn after_the_lease_a_claim_is_inspected_before_it_is_deleted() {
 
 #[tokio::test]
 async fn a_conflict_of_two_writes_is_retried() {
-    let bucket = Bucket::start().await;
-    bucket.fail("PUT", KEY, Fault::Refused(409, "ConditionalRequestConflict"), 2);
+    let bucket = FakeBucket::start().await;
+    bucket.fail("PUT", KEY, RequestFault::Refused(409, "ConditionalRequestConflict"), 2);
     acquired(&claims(&bucket, LEASE)).await.release().await;
     assert_eq!(bucket.body(KEY), None);
 }
 
 #[tokio::test]
 async fn a_claim_that_was_not_renewed_is_taken_over_by_its_etag() {
-    let bucket = Bucket::start().await;
+    let bucket = FakeBucket::start().await;
     bucket.put(KEY, &format!("{} 7\n", Uuid::new_v4()));
     bucket.age(KEY, LEASE + Duration::from_secs(30));
     acquired(&claims(&bucket, LEASE)).await.release().await;
@@ -131,9 +131,9 @@ async fn a_claim_that_was_not_renewed_is_taken_over_by_its_etag() {
 #[tokio::test]
 async fn a_claim_that_is_released_meanwhile_is_free_also_to_a_role_that_may_not_list() {
     for absent in [(404, "NoSuchKey"), (403, "AccessDenied")] {
-        let bucket = Bucket::start().await;
-        bucket.fail("PUT", KEY, Fault::Refused(412, "PreconditionFailed"), 1);
-        bucket.fail("GET", KEY, Fault::Refused(absent.0, absent.1), 1);
+        let bucket = FakeBucket::start().await;
+        bucket.fail("PUT", KEY, RequestFault::Refused(412, "PreconditionFailed"), 1);
+        bucket.fail("GET", KEY, RequestFault::Refused(absent.0, absent.1), 1);
         acquired(&claims(&bucket, LEASE)).await.release().await;
         assert_eq!(bucket.body(KEY), None);
     }
@@ -144,9 +144,9 @@ async fn a_bucket_without_conditional_writes_costs_one_request_and_no_task() {
     let lease = Duration::from_secs(2);
     let refusals = [(501, "NotImplemented"), (501, ""), (405, "MethodNotAllowed"), (400, "NotImplemented")].map(
         |(status, code)| async move {
-            let bucket = Bucket::start().await;
+            let bucket = FakeBucket::start().await;
             let claims = claims(&bucket, lease);
-            bucket.fail("PUT", KEY, Fault::Refused(status, code), usize::MAX);
+            bucket.fail("PUT", KEY, RequestFault::Refused(status, code), usize::MAX);
             acquired(&claims).await.release().await;
             sleep(lease).await;
             acquired(&claims).await.release().await;
@@ -161,9 +161,9 @@ async fn a_missing_permission_leaves_claims_out_for_a_while_and_no_longer() {
     let lease = Duration::from_secs(2);
     let refusals =
         [(403, "AccessDenied"), (403, ""), (400, ""), (400, "InvalidArgument")].map(|(status, code)| async move {
-            let bucket = Bucket::start().await;
+            let bucket = FakeBucket::start().await;
             let claims = claims(&bucket, lease);
-            bucket.fail("PUT", KEY, Fault::Refused(status, code), 1);
+            bucket.fail("PUT", KEY, RequestFault::Refused(status, code), 1);
             acquired(&claims).await.release().await;
             acquired(&claims).await.release().await;
             assert_eq!(bucket.requests().len(), 1, "{status} {code}");
@@ -185,13 +185,13 @@ async fn a_temporary_error_is_returned_and_claims_stay_on() {
         (404, "NoSuchBucket"),
         (503, "SlowDown"),
     ] {
-        let bucket = Bucket::start().await;
+        let bucket = FakeBucket::start().await;
         let claims = claims(&bucket, LEASE);
         // As many as the client attempts.
         bucket.fail(
             "PUT",
             KEY,
-            Fault::Refused(status, code),
+            RequestFault::Refused(status, code),
             if code == "SlowDown" || code == "RequestTimeout" { 3 } else { 1 },
         );
         let error = claims.acquire(1).await.unwrap_err();
@@ -204,7 +204,7 @@ async fn a_temporary_error_is_returned_and_claims_stay_on() {
 
 #[tokio::test]
 async fn a_claim_that_somebody_removed_is_put_again() {
-    let bucket = Bucket::start().await;
+    let bucket = FakeBucket::start().await;
     let claim = acquired(&claims(&bucket, SHORT)).await;
     bucket.remove(KEY);
     sleep(SHORT).await;

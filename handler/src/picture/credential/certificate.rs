@@ -1,8 +1,16 @@
-//! What C2PA asks of a certificate that signs (specification 2.2, section 14.5.1), checked before the first picture and said in
-//! words. Trusts nobody: whether an issuer is known is for those to judge who read the picture.
+//! The certificate and the key that sign credentials, and what C2PA requires of them (specification 2.2, section 14.5.1), checked before the
+//! first picture. Whether the issuer is trusted is for the readers of the picture to decide.
 
-use super::key::Key;
-use rustls_pki_types::{CertificateDer, pem::PemObject};
+use aws_lc_rs::{
+    error::Unspecified,
+    rand::SystemRandom,
+    signature::{
+        ECDSA_P256_SHA256_FIXED_SIGNING, ECDSA_P384_SHA384_FIXED_SIGNING, EcdsaKeyPair, Ed25519KeyPair, KeyPair,
+        RSA_PSS_SHA256, RsaKeyPair,
+    },
+};
+use c2pa::SigningAlg;
+use rustls_pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject};
 use x509_parser::{
     certificate::X509Certificate,
     error::X509Error,
@@ -11,11 +19,11 @@ use x509_parser::{
     x509::X509Version,
 };
 
-/// Purposes for which C2PA takes a certificate, beside emailProtection: documentSigning, and C2PA's own.
-const PURPOSES: [&str; 2] = ["1.3.6.1.5.5.7.3.36", "1.3.6.1.4.1.62558.2.1"];
+/// Extended key usages that C2PA accepts beside emailProtection: documentSigning, and C2PA's own.
+const EXTENDED_KEY_USAGES: [&str; 2] = ["1.3.6.1.5.5.7.3.36", "1.3.6.1.4.1.62558.2.1"];
 
 /// Reads the certificates of a PEM file, the signing one first, and checks them.
-pub(super) fn chain(pem: &str, key: &Key, now: i64) -> Result<Vec<Vec<u8>>, String> {
+pub(super) fn chain(pem: &str, key: &SigningKey, now: i64) -> Result<Vec<Vec<u8>>, String> {
     let read: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(pem.as_bytes()).collect();
     let read = read.map_err(|_| "is no PEM")?;
     let parsed = read.iter().enumerate().map(|(index, der)| match x509_parser::parse_x509_certificate(der) {
@@ -31,15 +39,15 @@ pub(super) fn chain(pem: &str, key: &Key, now: i64) -> Result<Vec<Vec<u8>>, Stri
     let now = ASN1Time::from_timestamp(now).map_err(|_| "the clock shows no time that X.509 knows")?;
     for (index, certificate) in chain.iter().enumerate() {
         let named = |reason| format!("certificate {} {reason}", index + 1);
-        in_time(certificate, now).map_err(named)?;
+        check_validity(certificate, now).map_err(named)?;
     }
-    signing(own)?;
+    check_signing_certificate(own)?;
     for (index, pair) in chain.windows(2).enumerate() {
         let [certificate, issuer] = pair else { continue };
         let fits = certificate.issuer() == issuer.subject();
         match certificate.verify_signature(Some(issuer.public_key())) {
             Ok(()) if fits => (),
-            // An algorithm of the authority's that cannot be checked here may be right.
+            // The signature of an algorithm that this library does not know may be valid.
             Err(X509Error::SignatureUnsupportedAlgorithm) if fits => (),
             _ => return Err(format!("certificate {} was not issued by certificate {}", index + 1, index + 2)),
         }
@@ -47,7 +55,7 @@ pub(super) fn chain(pem: &str, key: &Key, now: i64) -> Result<Vec<Vec<u8>>, Stri
     Ok(read.iter().map(|der| der.to_vec()).collect())
 }
 
-fn in_time(certificate: &X509Certificate<'_>, now: ASN1Time) -> Result<(), String> {
+fn check_validity(certificate: &X509Certificate<'_>, now: ASN1Time) -> Result<(), String> {
     let validity = certificate.validity();
     if now < validity.not_before {
         return Err(format!("is not valid before {}", validity.not_before));
@@ -58,8 +66,8 @@ fn in_time(certificate: &X509Certificate<'_>, now: ASN1Time) -> Result<(), Strin
     Ok(())
 }
 
-/// What only the signing certificate must be.
-fn signing(certificate: &X509Certificate<'_>) -> Result<(), String> {
+/// The rules that apply to the signing certificate only.
+fn check_signing_certificate(certificate: &X509Certificate<'_>) -> Result<(), String> {
     if certificate.version() != X509Version::V3 {
         return Err("the certificate is not of version 3".into());
     }
@@ -82,21 +90,84 @@ fn signing(certificate: &X509Certificate<'_>) -> Result<(), String> {
         Some(purposes) if purposes.any => {
             return Err("the certificate has the extended key usage anyExtendedKeyUsage, which C2PA forbids".into());
         }
-        Some(purposes) if serves(purposes) => (),
+        Some(purposes) if is_accepted(purposes) => (),
         _ => return Err("the certificate lacks the extended key usage emailProtection or documentSigning".into()),
     }
     let known = |extension: &ParsedExtension<'_>| matches!(extension, ParsedExtension::AuthorityKeyIdentifier(_));
     if !certificate.extensions().iter().any(|extension| known(extension.parsed_extension())) {
         return Err("the certificate lacks the authority key identifier".into());
     }
-    // The specification does not ask for it; the field's own reader takes a signature for a false one without it.
+    // The specification does not require it, but the c2pa reader reports an invalid signature without it.
     if certificate.subject().iter_organization().next().is_none() {
         return Err("the certificate's subject has no organization (O), by which readers name who signed".into());
     }
     Ok(())
 }
 
-fn serves(purposes: &ExtendedKeyUsage<'_>) -> bool {
+fn is_accepted(purposes: &ExtendedKeyUsage<'_>) -> bool {
     purposes.email_protection
-        || purposes.other.iter().any(|purpose| PURPOSES.contains(&purpose.to_id_string().as_str()))
+        || purposes.other.iter().any(|purpose| EXTENDED_KEY_USAGES.contains(&purpose.to_id_string().as_str()))
+}
+
+/// The private key that signs credentials, in aws-lc, which also does TLS here.
+pub(super) enum SigningKey {
+    Ecdsa(EcdsaKeyPair, SigningAlg),
+    Ed25519(Ed25519KeyPair),
+    Rsa(RsaKeyPair),
+}
+
+impl SigningKey {
+    /// Reads the first private key of a PEM file, as `openssl` writes it.
+    pub(super) fn parse(pem: &str) -> Result<Self, &'static str> {
+        let key = PrivateKeyDer::from_pem_slice(pem.as_bytes()).map_err(
+            |_| "holds no private key in PEM that is not encrypted (PRIVATE KEY, EC PRIVATE KEY or RSA PRIVATE KEY)",
+        )?;
+        let der = key.secret_der();
+        let curves = [
+            (&ECDSA_P256_SHA256_FIXED_SIGNING, SigningAlg::Es256),
+            (&ECDSA_P384_SHA384_FIXED_SIGNING, SigningAlg::Es384),
+        ];
+        for (curve, algorithm) in curves {
+            if let Ok(pair) = EcdsaKeyPair::from_private_key_der(curve, der) {
+                return Ok(Self::Ecdsa(pair, algorithm));
+            }
+        }
+        if let Ok(pair) = Ed25519KeyPair::from_pkcs8_maybe_unchecked(der) {
+            return Ok(Self::Ed25519(pair));
+        }
+        let rsa = RsaKeyPair::from_pkcs8(der).or_else(|_| RsaKeyPair::from_der(der));
+        rsa.map(Self::Rsa).map_err(|_| "is no key of P-256, P-384, Ed25519, or RSA of 2048 to 8192 bits")
+    }
+
+    /// C2PA's name of its signature algorithm.
+    pub(super) fn algorithm(&self) -> SigningAlg {
+        match self {
+            Self::Ecdsa(_, algorithm) => *algorithm,
+            Self::Ed25519(_) => SigningAlg::Ed25519,
+            Self::Rsa(_) => SigningAlg::Ps256,
+        }
+    }
+
+    /// The public key, in the encoding of a certificate's subjectPublicKey.
+    pub(super) fn public(&self) -> &[u8] {
+        match self {
+            Self::Ecdsa(pair, _) => pair.public_key().as_ref(),
+            Self::Ed25519(pair) => pair.public_key().as_ref(),
+            Self::Rsa(pair) => pair.public_key().as_ref(),
+        }
+    }
+
+    /// A signature in the encoding of COSE: for ECDSA the two numbers r and s, concatenated.
+    pub(super) fn sign(&self, message: &[u8]) -> Result<Vec<u8>, Unspecified> {
+        let random = SystemRandom::new();
+        match self {
+            Self::Ecdsa(pair, _) => Ok(pair.sign(&random, message)?.as_ref().to_vec()),
+            Self::Ed25519(pair) => Ok(pair.sign(message).as_ref().to_vec()),
+            Self::Rsa(pair) => {
+                let mut signature = vec![0; pair.public_modulus_len()];
+                pair.sign(&RSA_PSS_SHA256, &random, message, &mut signature)?;
+                Ok(signature)
+            }
+        }
+    }
 }

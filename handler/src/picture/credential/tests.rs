@@ -1,10 +1,9 @@
-//! Credentials read back by the library that writes them; that another reader agrees is for the end-to-end cases. Then the
-//! certificates that must not sign.
+//! Credentials, read back by the library that writes them (the end-to-end cases use another reader), and certificates that are refused.
 
 mod time_stamp;
 
 use super::*;
-use crate::picture::{ModelName, Origin, embed, encode, options::PictureConfig, tests::request};
+use crate::picture::{ModelName, PictureOrigin, embed, encode, options::PictureConfig, tests::request};
 use c2pa::{Reader, ValidationState};
 use image::{Rgb, RgbImage};
 use rcgen::{
@@ -13,7 +12,7 @@ use rcgen::{
     date_time_ymd,
 };
 
-/// An authority, and its certificate in PEM.
+/// A certificate authority, and its certificate in PEM.
 struct Authority {
     issuer: Issuer<'static, KeyPair>,
     pem: String,
@@ -28,7 +27,7 @@ impl Authority {
         Self { issuer: Issuer::new(params, key), pem }
     }
 
-    /// A certificate for a key, as C2PA wants it but for a change.
+    /// A certificate for a key that C2PA accepts, after a change.
     fn sign(&self, key: &KeyPair, change: impl Fn(&mut CertificateParams)) -> String {
         let mut params = CertificateParams::new([]).unwrap();
         params.distinguished_name.push(DnType::CommonName, "signer");
@@ -45,7 +44,7 @@ fn open(certificate: &str, key: &str) -> Result<Credential, CredentialError> {
     Credential::open(&certificate.parse().unwrap(), &key.parse().unwrap(), None)
 }
 
-/// A key of each algorithm, with what C2PA calls its signatures.
+/// A key of each algorithm, with C2PA's name for it.
 fn keys() -> [(KeyPair, SigningAlg); 4] {
     let pair = |algorithm| KeyPair::generate_for(algorithm).unwrap();
     [
@@ -56,10 +55,10 @@ fn keys() -> [(KeyPair, SigningAlg); 4] {
     ]
 }
 
-/// The plain file of each format with its metadata, and the same with a credential.
+/// A file with metadata in each format, without and with a credential.
 fn files(credential: &Credential, prompts: bool) -> Vec<(Format, Vec<u8>, Vec<u8>)> {
     let picture = RgbImage::from_fn(64, 48, |x, y| Rgb([x as u8 * 3, y as u8 * 5, 90]));
-    let (origin, request) = (Origin { generation_id: Some(500), created_at: None, seed: -1 }, request());
+    let (origin, request) = (PictureOrigin { generation_id: Some(500), created_at: None, seed: -1 }, request());
     let model = ModelName { name: "sd15".into(), revision: None };
     let provenance = Provenance {
         origin: &origin,
@@ -79,7 +78,7 @@ fn files(credential: &Credential, prompts: bool) -> Vec<(Format, Vec<u8>, Vec<u8
     Format::ALL.iter().copied().map(write).collect()
 }
 
-/// What the library reads, trusting one authority.
+/// Reads a file with the library, which trusts one authority.
 fn read(file: &[u8], format: Format, authority: &str) -> Reader {
     let context = Context::new().with_settings(json!({ "trust": { "user_anchors": authority } })).unwrap();
     Reader::from_context(context).with_stream(format.content_type(), Cursor::new(file)).unwrap()
@@ -137,7 +136,7 @@ fn it_says_what_made_the_picture() {
             );
             let trained = "http://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithmicMedia";
             assert_eq!(action["digitalSourceType"], trained);
-            let own = of(manifest::GENERATION);
+            let own = of(GENERATION_LABEL);
             for (name, value) in [("GenerationId", "500"), ("Model", "sd15"), ("Seed", "-1"), ("Artist", "Ada Ł")] {
                 assert_eq!(own[name], value, "{own}");
             }
@@ -152,7 +151,7 @@ fn a_changed_byte_of_pixels_or_metadata_is_noticed() {
     let (authority, [(key, _), ..]) = (Authority::new("authority"), keys());
     let credential = open(&authority.sign(&key, |_| ()), &key.serialize_pem()).unwrap();
     for (format, _, signed) in files(&credential, false) {
-        // In the metadata: the credential, which says it as well, may come before.
+        // In the XMP. The credential holds the model's name too, and may come first.
         let name = find(&signed, b"easel:Model") + "easel:Model".len();
         // The last bytes of the pixels: before the end marker, before the checksum and the end, before EXIF.
         let pixel = match format {

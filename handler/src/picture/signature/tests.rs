@@ -1,4 +1,4 @@
-//! What a signature promises: where it stands, that it can be read, and which names it takes.
+//! Where a signature is placed, that it is legible, and which names can be drawn.
 
 mod sheet;
 
@@ -26,7 +26,7 @@ fn signed(before: &RgbImage, name: &str, options: &Signature) -> RgbImage {
     after
 }
 
-/// Left, top, right, bottom of what differs.
+/// Left, top, right and bottom of the pixels that differ.
 fn changed(before: &RgbImage, after: &RgbImage) -> Option<(u32, u32, u32, u32)> {
     let pixels = before.enumerate_pixels().zip(after.pixels()).filter(|((_, _, old), new)| old != new);
     pixels.map(|((x, y, _), _)| (x, y, x, y)).reduce(|a, b| (a.0.min(b.0), a.1.min(b.1), a.2.max(b.2), a.3.max(b.3)))
@@ -53,7 +53,7 @@ fn contrast_of_ink(before: &RgbImage, name: &str, opacity: u8) -> f32 {
     ratio(mean(&ink), mean(&around))
 }
 
-/// Contrast ratio of two colours as WCAG 2 defines it, written down again beside the code that it judges.
+/// Contrast ratio of two colours (WCAG 2), independent of the code under test.
 fn ratio(one: [f32; 3], other: [f32; 3]) -> f32 {
     let luminance = |colour: [f32; 3]| {
         let linear = colour.map(|level| f64::from(level) / 255.0).map(|level| match level <= 0.04045 {
@@ -130,13 +130,13 @@ fn the_ink_is_the_one_with_the_higher_contrast() {
             let before = ground(300, 300, colour);
             let after =
                 signed(&before, "TestArtist", &Signature { size: Some(0.2), ..with(Position::Center, opacity) });
-            // Most of what is changed most is solid ink.
+            // The pixel that changed most is solid ink.
             let far =
                 |pixel: &&Rgb<u8>| pixel.0.iter().zip(colour).map(|(new, old)| new.abs_diff(old) as u32).sum::<u32>();
             let used = after.pixels().max_by_key(far).unwrap().0.map(f32::from);
             let (old, share) = (colour.map(f32::from), f32::from(opacity) / 255.0);
             let inked = |ink: [f32; 3]| std::array::from_fn(|c| old[c] + (ink[c] - old[c]) * share);
-            let best = ratio(inked(ink::LIGHT), old).max(ratio(inked(ink::DARK), old));
+            let best = ratio(inked(rendering::LIGHT), old).max(ratio(inked(rendering::DARK), old));
             assert!(ratio(used, old) > 0.97 * best, "{colour:?} at {opacity}: {} of {best}", ratio(used, old));
         }
     }
@@ -159,15 +159,15 @@ fn every_covered_script_is_drawn_whole() {
     let before = ground(512, 512, [240; 3]);
     for name in sheet::NAMES {
         let line = line(name);
-        assert!(line.glyphs.iter().all(|placed| placed.glyph.0 != 0), "{name} has a box for a letter");
+        assert!(line.glyphs.iter().all(|glyph| glyph.glyph.0 != 0), "{name} has a box for a letter");
         let after = signed(&before, name, &Signature::default());
         let pixels = before.pixels().zip(after.pixels()).filter(|(old, new)| old != new).count();
         assert!(pixels > 150, "{name} left {pixels} pixels");
     }
 }
 
-fn line(text: &str) -> layout::Line {
-    let name = layout::Name::read(text, faces::bundled().unwrap()).unwrap();
+fn line(text: &str) -> shaping::ShapedLine {
+    let name = shaping::DrawableName::parse(text, fonts::bundled().unwrap()).unwrap();
     name.line(0..name.length(), false).unwrap()
 }
 
@@ -176,13 +176,13 @@ fn arabic_is_joined_and_runs_from_the_right() {
     let (word, letter) = (line("ببب"), line("ب"));
     assert!(word.width() < 3.0 * letter.width(), "letters stand apart");
     let mixed = line("بب Kim");
-    let latin = mixed.glyphs.iter().filter(|placed| placed.face == 0 && placed.x < 0.1).count();
+    let latin = mixed.glyphs.iter().filter(|glyph| glyph.face == 0 && glyph.x < 0.1).count();
     assert_eq!(latin, 1, "the Latin part of an Arabic line stands at its left");
 }
 
 #[test]
 fn devanagari_forms_conjuncts_and_moves_vowel_signs() {
-    // KA, VIRAMA and SSA are one letter, and the sign of I stands before the letter it is spoken after.
+    // KA, VIRAMA and SSA form one conjunct, and the vowel sign I stands before its consonant.
     assert_eq!(line("क्ष").glyphs.len(), 1);
     let (alone, signed) = (line("क"), line("कि"));
     assert_eq!(signed.glyphs.len(), 2);
@@ -222,9 +222,9 @@ fn long_names_stay_within_the_margins() {
 #[test]
 fn a_name_shrinks_then_breaks_then_is_cut() {
     let lines = |name: &str| {
-        let name = layout::Name::read(name, faces::bundled().unwrap()).unwrap();
-        let block = fit::fit(&name, (512, 512), &Signature::default()).unwrap();
-        (block.lines.len(), block.size)
+        let name = shaping::DrawableName::parse(name, fonts::bundled().unwrap()).unwrap();
+        let text = placement::place(&name, (512, 512), &Signature::default()).unwrap();
+        (text.lines.len(), text.size)
     };
     assert_eq!(lines("Ada Kowalska"), (1, 25.6));
     let (count, size) = lines("Wolfgang Amadeus Maria Theophilus von Mozart");
@@ -237,11 +237,11 @@ fn a_name_shrinks_then_breaks_then_is_cut() {
 
 #[test]
 fn a_broken_name_keeps_its_words() {
-    let name = layout::Name::read("Maximiliana Wolkenstein", faces::bundled().unwrap()).unwrap();
-    let block = fit::fit(&name, (160, 400), &Signature { size: Some(0.15), ..Signature::default() }).unwrap();
-    let glyphs: Vec<usize> = block.lines.iter().map(|(line, _)| line.glyphs.len()).collect();
+    let name = shaping::DrawableName::parse("Maximiliana Wolkenstein", fonts::bundled().unwrap()).unwrap();
+    let text = placement::place(&name, (160, 400), &Signature { size: Some(0.15), ..Signature::default() }).unwrap();
+    let glyphs: Vec<usize> = text.lines.iter().map(|(line, _)| line.glyphs.len()).collect();
     assert_eq!(glyphs, [11, 11]);
-    assert!(block.lines[1].1.1 > block.lines[0].1.1 + block.size, "the lines stand in each other");
+    assert!(text.lines[1].1.1 > text.lines[0].1.1 + text.size, "the lines stand in each other");
 }
 
 #[test]
@@ -325,14 +325,14 @@ fn a_decomposed_name_is_drawn_as_the_composed_one() {
 
 #[test]
 fn a_letter_is_drawn_or_counted_as_left_out() {
-    let faces = faces::bundled().unwrap();
+    let faces = fonts::bundled().unwrap();
     // Chinese characters and Hangul by samples: there are tens of thousands.
     let sampled =
         |code: &u32| !matches!(code, 0x3400..=0x9fff | 0xac00..=0xd7a3 | 0x20000..) || code.is_multiple_of(101);
     let mut silent = Vec::new();
     for character in (0x21..0x30000).filter(sampled).filter_map(char::from_u32) {
         let joins = matches!(character, '\u{200c}' | '\u{200d}');
-        let Ok(name) = layout::Name::read(&character.to_string(), faces) else { continue };
+        let Ok(name) = shaping::DrawableName::parse(&character.to_string(), faces) else { continue };
         if !joins && name.dropped() == 0 && name.line(0..name.length(), false).is_err() {
             silent.push(format!("U+{:04X}", u32::from(character)));
         }

@@ -1,9 +1,9 @@
-//! One file in parts, several at a time, checked against the checksums that the storage has.
+//! Downloads a file in parts, several at a time, and checks it against the storage's checksums.
 //!
-//! Parts arrive in any order and are taken in theirs, so that the SHA-256 of the whole is there with the last byte and nothing is read
-//! twice. While one is taken, the next ones arrive. At most `parallel` parts and the one that is taken are in memory.
+//! Parts are hashed and written in order while the next ones arrive. So the SHA-256 is known with the last byte, and nothing is read
+//! twice. At most `parallel` parts and the one being written are in memory.
 
-use super::{Place, Source, SourceError, Version, blocking};
+use super::{ObjectLocation, ObjectSource, SourceError, Version, blocking};
 use crate::observe::CacheMetrics;
 use backon::{ExponentialBuilder, Retryable};
 use futures_util::{
@@ -15,34 +15,34 @@ use md5::Md5;
 use sha2::{Digest, Sha256};
 use std::{fs::File, io, ops::Range, os::unix::fs::FileExt, time::Duration};
 
-/// How often one part is tried again.
+/// Retries of one part.
 const RETRIES: usize = 4;
-/// How long a part may take. Larger ones get through on slow links, too.
-const PART_PATIENCE: Duration = Duration::from_secs(120);
+/// Timeout of one part, long enough for large parts on slow connections.
+const PART_TIMEOUT: Duration = Duration::from_secs(120);
 
-/// How a file is cut.
+/// How a file is downloaded.
 #[derive(Debug, Clone, Copy)]
-pub struct Parts {
-    /// Bytes of a part; a file of no more is read at once.
-    pub bytes: u64,
-    /// Parts on their way at a time.
+pub struct DownloadOptions {
+    /// Bytes of a part. A smaller file is one part.
+    pub part_bytes: u64,
+    /// Parts that are requested at the same time.
     pub parallel: usize,
-    /// Wait before the first retry of a part; it doubles.
+    /// Wait before the first retry of a part. It doubles with each retry.
     pub first_delay: Duration,
 }
 
-/// Why a download broke off, told apart by where the fault is.
+/// Why a download failed.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum DownloadError {
-    /// In the storage, or on the way from there.
+    /// The storage, or the network.
     #[error(transparent)]
     Source(#[from] SourceError),
-    /// On the volume.
+    /// The volume.
     #[error(transparent)]
     Volume(#[from] io::Error),
 }
 
-/// What parts are written to, in order.
+/// What the parts are written to, in order.
 pub(crate) trait Target: Send + 'static {
     fn write(&mut self, start: u64, bytes: &[u8]) -> io::Result<()>;
 }
@@ -60,32 +60,32 @@ impl Target for Vec<u8> {
     }
 }
 
-/// A checksum of the storage that the bytes do not have.
+/// The checksum of the storage that does not match.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Mismatch {
     Sha256,
     Etag,
 }
 
-/// Downloads until the content is beyond doubt: what does not have the checksum of this version is read a second time. The same bytes again
-/// were not broken on the way. Then a SHA-256 that differs says that the file itself is, and an ETag that it is no MD5.
-pub(crate) async fn sound<S: Source, T: Target>(
+/// Downloads a file, and once more if its checksum does not match. If the bytes are the same again, the network is not at fault: then a
+/// wrong SHA-256 means that the file is corrupt, and a wrong ETag that it is not an MD5.
+pub(crate) async fn download_verified<S: ObjectSource, T: Target>(
     source: &S,
-    place: &Place,
+    location: &ObjectLocation,
     version: &Version,
-    parts: Parts,
+    options: DownloadOptions,
     tally: &CacheMetrics,
     target: impl Fn() -> BoxFuture<'static, io::Result<T>>,
 ) -> Result<([u8; 32], T), DownloadError> {
-    let (sha256, mismatch, written) = download(source, place, version, parts, target().await?).await?;
+    let (sha256, mismatch, written) = download(source, location, version, options, target().await?).await?;
     tally.downloaded_bytes.inc_by(version.length);
     let Some(mismatch) = mismatch else { return Ok((sha256, written)) };
     drop(written);
     tally.refetches.inc();
     tracing::warn!(?mismatch, "a download does not have the checksum that it must have: read again");
-    let (again, mismatch, written) = download(source, place, version, parts, target().await?).await?;
+    let (again, mismatch, written) = download(source, location, version, options, target().await?).await?;
     tally.downloaded_bytes.inc_by(version.length);
-    let name = || source.name_of(place);
+    let name = || source.name_of(location);
     match mismatch {
         None => Ok((again, written)),
         Some(_) if again != sha256 => Err(SourceError::Transient(format!("{} came with two contents", name())).into()),
@@ -98,24 +98,24 @@ pub(crate) async fn sound<S: Source, T: Target>(
     }
 }
 
-async fn download<S: Source, T: Target>(
+async fn download<S: ObjectSource, T: Target>(
     source: &S,
-    place: &Place,
+    location: &ObjectLocation,
     version: &Version,
-    parts: Parts,
+    options: DownloadOptions,
     target: T,
 ) -> Result<([u8; 32], Option<Mismatch>, T), DownloadError> {
-    let arriving = ranges(version.length, parts.bytes).into_iter().map(|range| {
+    let arriving = ranges(version.length, options.part_bytes).into_iter().map(|range| {
         let start = range.start;
-        part(source, place, version, range, parts.first_delay).map_ok(move |bytes| (start, bytes))
+        part(source, location, version, range, options.first_delay).map_ok(move |bytes| (start, bytes))
     });
-    let mut arriving = stream::iter(arriving).buffered(parts.parallel);
-    let mut taking = ready(Ok((target, (Sha256::new(), version.md5.map(|_| Md5::new()))))).boxed();
+    let mut arriving = stream::iter(arriving).buffered(options.parallel);
+    let mut writing = ready(Ok((target, (Sha256::new(), version.md5.map(|_| Md5::new()))))).boxed();
     let (target, sums) = loop {
-        let (arrived, taken) = tokio::join!(arriving.next(), taking);
-        let (mut target, mut sums) = taken?;
+        let (arrived, written) = tokio::join!(arriving.next(), writing);
+        let (mut target, mut sums) = written?;
         let Some((start, bytes)) = arrived.transpose()? else { break (target, sums) };
-        taking = blocking(move || {
+        writing = blocking(move || {
             sums.0.update(&bytes);
             if let Some(md5) = &mut sums.1 {
                 md5.update(&bytes);
@@ -134,10 +134,10 @@ async fn download<S: Source, T: Target>(
     Ok((sha256, mismatch, target))
 }
 
-/// One part, tried again while the fault may pass. A part of another length is a fault of the way.
-fn part<'a, S: Source>(
+/// One part, with retries of temporary errors. A part of the wrong length is one.
+fn part<'a, S: ObjectSource>(
     source: &'a S,
-    place: &'a Place,
+    location: &'a ObjectLocation,
     version: &'a Version,
     range: Range<u64>,
     first_delay: Duration,
@@ -146,26 +146,26 @@ fn part<'a, S: Source>(
         let range = range.clone();
         async move {
             let wanted = range.end - range.start;
-            let read = tokio::time::timeout(PART_PATIENCE, source.read(place, version, range)).await;
-            let bytes = read.map_err(|_| SourceError::Transient(format!("a part took over {PART_PATIENCE:?}")))??;
+            let read = tokio::time::timeout(PART_TIMEOUT, source.read(location, version, range)).await;
+            let bytes = read.map_err(|_| SourceError::Transient(format!("a part took over {PART_TIMEOUT:?}")))??;
             let length = bytes.len() as u64;
-            let short = || SourceError::Transient(format!("a part of {wanted} bytes came with {length}"));
-            (length == wanted).then_some(bytes).ok_or_else(short)
+            let wrong_length = || SourceError::Transient(format!("a part of {wanted} bytes came with {length}"));
+            (length == wanted).then_some(bytes).ok_or_else(wrong_length)
         }
     };
-    patiently(first_delay, read).boxed()
+    with_retries(first_delay, read).boxed()
 }
 
-/// Asks, and asks again while the fault may pass. The wait before that doubles each time.
-pub(crate) async fn patiently<T, F: Future<Output = Result<T, SourceError>>>(
+/// Retries temporary errors. The wait starts with `first_delay` and doubles each time.
+pub(crate) async fn with_retries<T, F: Future<Output = Result<T, SourceError>>>(
     first_delay: Duration,
-    ask: impl FnMut() -> F,
+    request: impl FnMut() -> F,
 ) -> Result<T, SourceError> {
     let delays = ExponentialBuilder::default().with_min_delay(first_delay).with_max_times(RETRIES).with_jitter();
-    ask.retry(delays).when(|error| matches!(error, SourceError::Transient(_))).await
+    request.retry(delays).when(|error| matches!(error, SourceError::Transient(_))).await
 }
 
-/// The parts of a file; an empty file has one, too.
+/// The ranges of a file's parts. An empty file has one part.
 pub(super) fn ranges(length: u64, part: u64) -> Vec<Range<u64>> {
     let starts = (0..length.div_ceil(part).max(1)).map(|index| index * part);
     starts.map(|start| start..(start + part).min(length)).collect()

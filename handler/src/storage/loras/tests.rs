@@ -1,10 +1,12 @@
-//! From a storage to LoRAs that can be applied.
+//! Loading LoRAs from a fake storage.
 
-use super::{Loras, StoreError};
-use crate::observe::report::Found;
-use crate::storage::cache::{
-    Cache,
-    fake::{Fake, Fault, LIMITS, PARTS, place},
+use super::{LoraCache, StoreError};
+use crate::{
+    observe::report::Found,
+    storage::cache::{
+        Cache, CacheLimits, DownloadOptions, Version,
+        fake_source::{DOWNLOAD_OPTIONS, FakeSource, LIMITS, ReadFault, location},
+    },
 };
 use diffusion::lora::Lora;
 use futures_util::future::join_all;
@@ -13,18 +15,16 @@ use std::{fs, path::Path, sync::Arc};
 const STYLE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/model/styles/halftone.safetensors");
 const OTHER: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/model/styles/stained-glass.safetensors");
 
-fn loras(fake: &Fake, folder: &Path) -> Loras<Fake> {
-    let (parts, limits) = (
-        crate::storage::cache::Parts { bytes: 1 << 20, ..PARTS },
-        crate::storage::cache::Limits { bytes: 1 << 30, ..LIMITS },
-    );
-    Loras::new(Cache::new(fake.clone(), folder.to_owned(), parts, limits), 1 << 30)
+fn loras(fake: &FakeSource, folder: &Path) -> LoraCache<FakeSource> {
+    let (options, limits) =
+        (DownloadOptions { part_bytes: 1 << 20, ..DOWNLOAD_OPTIONS }, CacheLimits { bytes: 1 << 30, ..LIMITS });
+    LoraCache::new(Cache::new(fake.clone(), folder.to_owned(), options, limits), 1 << 30)
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn tasks_that_want_one_lora_share_it_and_know_its_hash() {
     let folder = tempfile::tempdir().unwrap();
-    let fake = Fake::with("a", &fs::read(STYLE).unwrap());
+    let fake = FakeSource::with("a", &fs::read(STYLE).unwrap());
     let loras = loras(&fake, folder.path());
     let got = join_all((0..8).map(|_| loras.get("models", "a"))).await;
     let (got, found): (Vec<Arc<Lora>>, Vec<Found>) = got.into_iter().map(Result::unwrap).unzip();
@@ -36,23 +36,23 @@ async fn tasks_that_want_one_lora_share_it_and_know_its_hash() {
 #[tokio::test]
 async fn a_lora_replaced_while_it_is_read_comes_in_its_new_form() {
     let folder = tempfile::tempdir().unwrap();
-    let fake = Fake::with("a", &fs::read(STYLE).unwrap());
+    let fake = FakeSource::with("a", &fs::read(STYLE).unwrap());
     fake.replace_after_next_read("a", &fs::read(OTHER).unwrap());
-    // In parts, so that a later one meets the new file.
+    // In parts, so that a later part reads the new file.
     let cache = Cache::new(
         fake.clone(),
         folder.path().to_owned(),
-        crate::storage::cache::Parts { bytes: 1 << 15, parallel: 1, ..PARTS },
-        crate::storage::cache::Limits { bytes: 1 << 30, ..LIMITS },
+        DownloadOptions { part_bytes: 1 << 15, parallel: 1, ..DOWNLOAD_OPTIONS },
+        CacheLimits { bytes: 1 << 30, ..LIMITS },
     );
-    let got = Loras::new(cache, 1 << 30).get("models", "a").await.unwrap().0;
+    let got = LoraCache::new(cache, 1 << 30).get("models", "a").await.unwrap().0;
     assert_eq!(got.sha256(), Lora::read(Path::new(OTHER)).unwrap().sha256());
 }
 
 #[tokio::test]
 async fn what_is_no_lora_is_a_permanent_fault_that_names_the_field_and_is_not_kept() {
     let folder = tempfile::tempdir().unwrap();
-    let fake = Fake::with("a", b"no tensors, no tensors");
+    let fake = FakeSource::with("a", b"no tensors, no tensors");
     let error = loras(&fake, folder.path()).get("models", "a").await.unwrap_err();
     let StoreError::Permanent(reason) = &error else { panic!("{error:?}") };
     assert!(reason.starts_with("`lora_model_url` s3://models/a: "), "{reason}");
@@ -66,16 +66,16 @@ async fn what_is_no_lora_is_a_permanent_fault_that_names_the_field_and_is_not_ke
 #[tokio::test]
 async fn a_kept_file_that_does_not_parse_is_downloaded_once_more() {
     let folder = tempfile::tempdir().unwrap();
-    let fake = Fake::with("a", &fs::read(STYLE).unwrap());
+    let fake = FakeSource::with("a", &fs::read(STYLE).unwrap());
     let right = fake.now("a");
-    // The version says nothing of the content: a storage without checksums.
-    let version = crate::storage::cache::Version { md5: None, ..right };
+    // A storage without checksums.
+    let version = Version { md5: None, ..right };
     let mut broken = fs::read(STYLE).unwrap();
     broken[9] = b'!';
     fake.put_as("a", &broken, version.clone());
     drop(fake.cache(folder.path()));
     let first = loras(&fake, folder.path());
-    drop(first.cache.fetch(&place("a"), &version).await.unwrap());
+    drop(first.cache.fetch(&location("a"), &version).await.unwrap());
     fake.put_as("a", &fs::read(STYLE).unwrap(), version);
     let reads = fake.reads().len();
     assert!(loras(&fake, folder.path()).get("models", "a").await.is_ok());
@@ -85,8 +85,8 @@ async fn a_kept_file_that_does_not_parse_is_downloaded_once_more() {
 #[tokio::test]
 async fn a_lora_over_the_limit_is_not_read() {
     let folder = tempfile::tempdir().unwrap();
-    let fake = Fake::with("a", &[0; 100]);
-    let loras = Loras::new(fake.cache(folder.path()), 99);
+    let fake = FakeSource::with("a", &[0; 100]);
+    let loras = LoraCache::new(fake.cache(folder.path()), 99);
     let error = loras.get("models", "a").await.unwrap_err();
     assert!(error.to_string().contains("has 100 bytes, the limit is 99"), "{error}");
     assert!(fake.reads().is_empty());
@@ -95,8 +95,8 @@ async fn a_lora_over_the_limit_is_not_read() {
 #[tokio::test]
 async fn a_storage_that_calls_the_same_version_another_is_named_for_it() {
     let folder = tempfile::tempdir().unwrap();
-    let fake = Fake::with("a", &fs::read(STYLE).unwrap());
-    fake.fail([Fault::Unmatched; 2]);
+    let fake = FakeSource::with("a", &fs::read(STYLE).unwrap());
+    fake.fail([ReadFault::Unmatched; 2]);
     let error = loras(&fake, folder.path()).get("models", "a").await.unwrap_err();
     let StoreError::Transient(reason) = &error else { panic!("{error:?}") };
     assert!(reason.contains("s3://models/a: ") && reason.contains("look for a proxy"), "{reason}");

@@ -1,7 +1,7 @@
-//! What a pulled folder holds: repository, commit, and each file with its size and SHA-256. Written last, so that a folder with a manifest is
-//! complete. The same file tells what of a folder in S3 belongs to a model.
+//! The manifest of a pulled folder: repository, commit, and each file with its size and SHA-256. Written last, so a folder with a manifest
+//! is complete. In S3 the same file lists the model's files.
 
-use super::layout::is_inside;
+use super::selection::is_inside;
 use crate::storage::{cache::hash, weights::options::Variant};
 use anyhow::Context;
 use serde::{Deserialize, Serialize};
@@ -12,32 +12,32 @@ use std::{
     path::Path,
 };
 
-/// Its name in the folder.
+/// File name in the folder.
 pub(super) const NAME: &str = "easel-weights.json";
 
 /// The manifest.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Manifest {
     pub(super) repo: String,
-    /// As it was asked for.
+    /// The revision as it was requested.
     pub(super) revision: String,
-    /// What that meant.
+    /// The commit that it referred to.
     pub(super) commit: String,
     pub(super) variant: Variant,
-    pub(super) files: Vec<Entry>,
+    pub(super) files: Vec<ManifestEntry>,
 }
 
-/// One file of it.
+/// One file.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct Entry {
+pub(super) struct ManifestEntry {
     pub(super) path: String,
     pub(super) bytes: u64,
     pub(super) sha256: String,
 }
 
-/// Why a file is no manifest, in words that go on from its name. None of what stands in it but a path.
+/// Why a file is not a manifest. The text continues after the file's name, and repeats nothing of the content but a path.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
-pub(super) enum BadManifest {
+pub(super) enum ManifestError {
     #[error("is no manifest of handler weights pull (line {0}, column {1})")]
     Json(usize, usize),
     #[error("names no file")]
@@ -47,27 +47,27 @@ pub(super) enum BadManifest {
     #[error("names {0:?} twice")]
     Twice(String),
     #[error("has no SHA-256 of {0:?}")]
-    NoSum(String),
+    NoSha256(String),
 }
 
 impl Manifest {
-    /// Reads one, and nothing else.
-    pub(super) fn parse(text: &[u8]) -> Result<Self, BadManifest> {
+    /// Parses and checks a manifest.
+    pub(super) fn parse(text: &[u8]) -> Result<Self, ManifestError> {
         let manifest: Self =
-            serde_json::from_slice(text).map_err(|error| BadManifest::Json(error.line(), error.column()))?;
+            serde_json::from_slice(text).map_err(|error| ManifestError::Json(error.line(), error.column()))?;
         let mut seen = HashSet::new();
-        for Entry { path, sha256, .. } in &manifest.files {
+        for ManifestEntry { path, sha256, .. } in &manifest.files {
             if !is_inside(path) {
-                return Err(BadManifest::Outside(path.clone()));
+                return Err(ManifestError::Outside(path.clone()));
             }
             if !seen.insert(path) {
-                return Err(BadManifest::Twice(path.clone()));
+                return Err(ManifestError::Twice(path.clone()));
             }
-            if sum(sha256).is_none() {
-                return Err(BadManifest::NoSum(path.clone()));
+            if parse_sha256(sha256).is_none() {
+                return Err(ManifestError::NoSha256(path.clone()));
             }
         }
-        if manifest.files.is_empty() { Err(BadManifest::Empty) } else { Ok(manifest) }
+        if manifest.files.is_empty() { Err(ManifestError::Empty) } else { Ok(manifest) }
     }
 
     /// Bytes of all files.
@@ -96,13 +96,13 @@ impl Manifest {
     }
 }
 
-impl Entry {
-    /// The SHA-256 in bytes. A manifest that was read has it of each file.
-    pub(super) fn sum(&self) -> Option<[u8; 32]> {
-        sum(&self.sha256)
+impl ManifestEntry {
+    /// The SHA-256 in bytes; always there in a parsed manifest.
+    pub(super) fn sha256_bytes(&self) -> Option<[u8; 32]> {
+        parse_sha256(&self.sha256)
     }
 
-    /// What is wrong with the file, if anything is.
+    /// How the file differs in size or hash, if it does.
     pub(super) fn difference(&self, folder: &Path) -> Option<String> {
         self.difference_in_size(folder).or_else(|| {
             match File::open(folder.join(&self.path)).and_then(|mut file| hash(&mut file)) {
@@ -115,7 +115,7 @@ impl Entry {
         })
     }
 
-    /// The same without reading the file.
+    /// How the file differs in size, if it does. Does not read it.
     pub(super) fn difference_in_size(&self, folder: &Path) -> Option<String> {
         match fs::metadata(folder.join(&self.path)) {
             Err(error) => Some(unreadable(&error)),
@@ -124,8 +124,8 @@ impl Entry {
     }
 }
 
-/// The bytes of a SHA-256 as the hub and we write it, in lower case.
-fn sum(digits: &str) -> Option<[u8; 32]> {
+/// Parses a SHA-256 in lower-case hex.
+fn parse_sha256(digits: &str) -> Option<[u8; 32]> {
     let is_plain = digits.len() == 64 && digits.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
     let digits = digits.as_bytes().chunks(2).filter(|_| is_plain);
     let bytes = digits.filter_map(|pair| u8::from_str_radix(std::str::from_utf8(pair).ok()?, 16).ok());
@@ -152,7 +152,7 @@ mod tests {
             json!({ "repo": "a/b", "revision": "main", "commit": "c", "variant": "full", "files": files }).to_string()
         };
         let good = Manifest::parse(text(json!([file("unet/a", &sum), file("b", &sum)])).as_bytes()).unwrap();
-        assert_eq!((good.bytes(), good.files[0].sum().unwrap()[..3].to_vec()), (2, vec![0x01, 0x23, 0x45]));
+        assert_eq!((good.bytes(), good.files[0].sha256_bytes().unwrap()[..3].to_vec()), (2, vec![0x01, 0x23, 0x45]));
         for (text, said) in [
             (String::new(), "is no manifest of handler weights pull (line 1, column 0)"),
             ("{\"repo\":\n7}".into(), "is no manifest of handler weights pull (line 2, column 1)"),

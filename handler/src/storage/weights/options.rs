@@ -1,4 +1,4 @@
-//! Settings of `handler weights`.
+//! Options of `handler weights`.
 
 use crate::{
     secret::{Secret, hidden},

@@ -1,15 +1,14 @@
-//! Which IP addresses lie on the public internet, after IANA's registries of special-purpose addresses.
+//! Which IP addresses are public, by IANA's registries of special-purpose addresses.
 //!
-//! Refuses to guess: an IPv6 address outside the blocks that are handed out today is not public, and one that carries an IPv4
-//! address is what that one is.
+//! An IPv6 address outside the blocks that are allocated today is not public. One that embeds an IPv4 address is judged by that.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-/// Base address, length of the prefix, what it is.
+/// Base address, prefix length, kind.
 type Block<T> = (T, u32, &'static str);
 
 const V4: [Block<Ipv4Addr>; 17] = [
-    // Azure's platform address looks public, answers every machine there and has credentials to give.
+    // Azure's platform address looks public, but serves credentials to every machine there.
     (Ipv4Addr::new(168, 63, 129, 16), 32, "a metadata"),
     (Ipv4Addr::new(100, 100, 100, 200), 32, "a metadata"),
     (Ipv4Addr::new(0, 0, 0, 0), 8, "an unspecified"),
@@ -35,14 +34,14 @@ const V6: [Block<Ipv6Addr>; 9] = [
     (Ipv6Addr::new(0xfc00, 0, 0, 0, 0, 0, 0, 0), 7, "a unique-local"),
     (Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 0), 10, "a link-local"),
     (Ipv6Addr::new(0xff00, 0, 0, 0, 0, 0, 0, 0), 8, "a multicast"),
-    // Teredo, benchmarks, ORCHID and other protocols' own.
+    // Teredo, benchmarks, ORCHID and other protocols.
     (Ipv6Addr::new(0x2001, 0, 0, 0, 0, 0, 0, 0), 23, "a reserved"),
     (Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 0), 32, "a documentation"),
     (Ipv6Addr::new(0x3fff, 0, 0, 0, 0, 0, 0, 0), 20, "a documentation"),
     (Ipv6Addr::new(0x64, 0xff9b, 1, 0, 0, 0, 0, 0), 48, "a private"),
 ];
 
-/// What an address is, if it is not public: "a loopback", "a private" …
+/// The kind of an address that is not public: "a loopback", "a private" …
 pub(super) fn special(address: IpAddr) -> Option<&'static str> {
     match address {
         IpAddr::V4(address) => special_v4(address),
@@ -61,16 +60,16 @@ fn special_v6(address: Ipv6Addr) -> Option<&'static str> {
         return Some(kind);
     }
     let [a, b, c, d, e, f, g, h] = address.segments();
-    let carried = |high: u16, low: u16| special_v4(Ipv4Addr::from_bits(u32::from(high) << 16 | u32::from(low)));
-    // ISATAP, in whatever prefix, and whether or not its address counts as unique in the world.
-    let isatap = if matches!([e, f], [0 | 0x200, 0x5efe]) { carried(g, h) } else { None };
+    let embedded = |high: u16, low: u16| special_v4(Ipv4Addr::from_bits(u32::from(high) << 16 | u32::from(low)));
+    // ISATAP, under any prefix, with the bit for globally unique set or not.
+    let isatap = if matches!([e, f], [0 | 0x200, 0x5efe]) { embedded(g, h) } else { None };
     isatap.or_else(|| match [a, b, c, d, e, f] {
         // IPv4-mapped and NAT64.
-        [0, 0, 0, 0, 0, 0xffff] | [0x64, 0xff9b, 0, 0, 0, 0] => carried(g, h),
-        // IPv4-compatible, given up long ago.
-        [0, 0, 0, 0, 0, 0] => Some(carried(g, h).unwrap_or("a reserved")),
+        [0, 0, 0, 0, 0, 0xffff] | [0x64, 0xff9b, 0, 0, 0, 0] => embedded(g, h),
+        // IPv4-compatible, deprecated.
+        [0, 0, 0, 0, 0, 0] => Some(embedded(g, h).unwrap_or("a reserved")),
         // 6to4.
-        [0x2002, high, low, ..] => carried(high, low),
+        [0x2002, high, low, ..] => embedded(high, low),
         _ if a >> 13 == 1 => None,
         _ => Some("a reserved"),
     })
@@ -80,9 +79,9 @@ fn special_v6(address: Ipv6Addr) -> Option<&'static str> {
 mod tests {
     use super::*;
 
-    /// Every form in which an IPv6 address carries an IPv4 address, with the one that is given.
-    fn forms(carried: Ipv4Addr) -> Vec<(&'static str, Ipv6Addr)> {
-        let (high, low) = ((carried.to_bits() >> 16) as u16, carried.to_bits() as u16);
+    /// Every form in which an IPv6 address embeds this IPv4 address.
+    fn forms(embedded: Ipv4Addr) -> Vec<(&'static str, Ipv6Addr)> {
+        let (high, low) = ((embedded.to_bits() >> 16) as u16, embedded.to_bits() as u16);
         let public = Ipv4Addr::new(93, 184, 215, 14).to_bits();
         let (public_high, public_low) = ((public >> 16) as u16, public as u16);
         vec![
@@ -97,14 +96,14 @@ mod tests {
 
     #[test]
     fn an_ipv6_address_is_what_the_ipv4_address_in_it_is() {
-        for (carried, kind) in [
+        for (embedded, kind) in [
             ("127.0.0.1", Some("a loopback")),
             ("169.254.169.254", Some("a link-local")),
             ("10.0.0.1", Some("a private")),
             ("168.63.129.16", Some("a metadata")),
             ("93.184.215.14", None),
         ] {
-            for (form, address) in forms(carried.parse().unwrap()) {
+            for (form, address) in forms(embedded.parse().unwrap()) {
                 assert_eq!(special(address.into()), kind, "{form}: {address}");
             }
         }

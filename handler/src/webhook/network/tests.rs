@@ -1,4 +1,4 @@
-//! Ways around the guard, each of which must end before a connection is made.
+//! Ways around the guard. Each must fail before a connection is made.
 
 use super::*;
 use crate::{
@@ -19,7 +19,7 @@ use url::Url;
 
 const PUBLIC: &str = "93.184.215.14";
 
-/// What messages try without a list. Names resolve as in [`zone`].
+/// Addresses that must be refused without a list. Names resolve as in [`zone`].
 const AROUND: &[&str] = &[
     // Loopback and unspecified, in every spelling of IPv4 that URLs know.
     "http://127.0.0.1",
@@ -52,7 +52,7 @@ const AROUND: &[&str] = &[
     "http://127。1",
     "http://%EF%BC%91%EF%BC%92%EF%BC%97.1",
     "http://127.0.0.1\u{ad}",
-    // IPv6, and IPv4 inside of it.
+    // IPv6, and IPv4 embedded in it.
     "http://[::]",
     "http://[::1]",
     "http://[0:0:0:0:0:0:0:1]:80",
@@ -119,14 +119,14 @@ const AROUND: &[&str] = &[
     "http://a.b.localhost.",
     "http://loc%61lhost",
     "http://\u{ff4c}ocalhost",
-    // Names that resolve to what is not public.
+    // Names that resolve to addresses that are not public.
     "http://private.test",
     "http://PRIVATE.test.",
     "http://private%2etest",
     "http://mapped.test",
     "http://scoped.test",
     "http://several.test",
-    // What only looks like an address or reads in several ways.
+    // Ambiguous or malformed addresses.
     "http://good.org@127.0.0.1",
     "http://good.org%40127.0.0.1",
     "http://@good.org",
@@ -135,7 +135,7 @@ const AROUND: &[&str] = &[
     "ht\ntp://127.0.0.1",
 ];
 
-/// What messages try against `--webhook-hosts good.org,.good.net,port.org:8443,10.0.0.7`.
+/// Addresses that must be refused with `--webhook-hosts good.org,.good.net,port.org:8443,10.0.0.7`.
 const AROUND_A_LIST: &[&str] = &[
     "http://evil.org",
     "http://evilgood.org",
@@ -195,7 +195,7 @@ fn guard(config: &SafetyConfig) -> Guard {
     config.guard().with_lookup(|name| async move { Ok(sockets(&zone(&name), 0)) }.boxed())
 }
 
-/// Whether a task with this address would be worked on.
+/// Whether a task with this address would be accepted.
 async fn admitted(guard: &Guard, address: &str) -> bool {
     let body = json!({ "webhook_url": address }).to_string();
     match crate::task::Task::parse(&body).unwrap_err().webhook_url {
@@ -284,7 +284,7 @@ fn list_entries_are_hosts() {
     }
 }
 
-/// A receiver on a loopback port that counts connections.
+/// A listener on a loopback port that counts connections.
 async fn receiver() -> (u16, Arc<AtomicUsize>) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let (port, connections) = (listener.local_addr().unwrap().port(), Arc::new(AtomicUsize::new(0)));
@@ -340,7 +340,6 @@ async fn an_address_in_a_hosts_place_is_checked_on_every_webhook() {
 
 #[tokio::test]
 async fn of_several_addresses_only_public_ones_are_left() {
-    use reqwest::dns::Resolve;
     let found = guard(&config(&[], false)).resolve("both.test".parse().unwrap()).await.ok().unwrap();
     assert_eq!(found.collect::<Vec<_>>(), sockets(&[PUBLIC], 0));
     let found = guard(&config(&["both.test"], false)).resolve("both.test".parse().unwrap()).await.ok().unwrap();

@@ -1,4 +1,4 @@
-//! Time stamps, by an authority that is OpenSSL behind a few lines of HTTP.
+//! Time stamps, from an authority made of OpenSSL and a small HTTP server.
 
 use super::*;
 use rcgen::CustomExtension;
@@ -11,12 +11,12 @@ use std::{
     thread,
 };
 
-/// Of RFC 5280: extendedKeyUsage, and that it is timeStamping alone.
+/// Extension extendedKeyUsage (RFC 5280) with timeStamping alone: OID and value.
 const PURPOSE: (&[u64], &[u8]) = (&[2, 5, 29, 37], &[0x30, 10, 6, 8, 0x2b, 6, 1, 5, 5, 7, 3, 8]);
 const SETTINGS: &str = "[tsa]\ndefault_tsa=one\n[one]\nserial=serial\nsigner_digest=sha256\ndefault_policy=1.2.3.4\n\
                         digests=sha256,sha384,sha512\ness_cert_id_alg=sha256\n";
 
-/// Answers every request with what `answer` makes of its body: a status line, and a body.
+/// A server that answers each request with the status line and the body that `answer` makes of the request's body.
 fn serve(answer: impl Fn(&[u8]) -> (&'static str, Vec<u8>) + Send + 'static) -> Url {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let url = format!("http://{}/stamp", listener.local_addr().unwrap());
@@ -49,7 +49,7 @@ fn body_of(stream: &TcpStream) -> Vec<u8> {
     body
 }
 
-/// What OpenSSL answers, with the files of the folder.
+/// The answer of OpenSSL, with the files of the folder.
 fn openssl(folder: &Path, query: &[u8]) -> Vec<u8> {
     fs::write(folder.join("query"), query).unwrap();
     let arguments = "ts -reply -config settings -queryfile query -signer stamper.pem -inkey stamper.key -out reply";

@@ -1,5 +1,5 @@
-//! The contact sheet: every script and every position on a light, a dark and a busy ground, held to the one that a person has
-//! looked at. To change it, write it anew and look:
+//! The contact sheet: every script and every position on light, dark and busy backgrounds, compared with a sheet that a person has
+//! approved. To change it, write it again and look at it:
 //! `EASEL_WRITE_SHEET=1 cargo test --workspace --lib -- signature::tests::sheet`
 
 use super::*;
@@ -33,7 +33,7 @@ pub(super) const NAMES: [&str; 16] = [
 /// Too long for one line, and for two.
 const LONG: [&str; 2] = ["Wolfgang Amadeus Maria Theophilus von Mozart zu Salzburg und Wien", "محمود درويش Anna Bo"];
 const CELL: (u32, u32) = (240, 62);
-/// Most that one level of one pixel, and that all of them on average, may be off: rounding may differ between machines.
+/// Largest difference of one level, and of all levels on average. Rounding differs between machines.
 const TOLERANCE: (u8, f64) = (24, 0.05);
 
 fn grounds(width: u32, height: u32) -> [RgbImage; 3] {
@@ -56,8 +56,8 @@ fn sheet() -> RgbImage {
             let options = Signature { size: Some(0.06), ..with(position, 128) };
             signed(&cell, "Ada Ko", &options)
         });
-        let places = [(Position::Top, LONG[0].to_string()), (Position::BottomRight, LONG[1].repeat(8))];
-        let long = places.iter().fold(cell.clone(), |cell, (position, name)| {
+        let cases = [(Position::Top, LONG[0].to_string()), (Position::BottomRight, LONG[1].repeat(8))];
+        let long = cases.iter().fold(cell.clone(), |cell, (position, name)| {
             let options = Signature { size: Some(0.08), ..with(*position, 200) };
             signed(&cell, name, &options)
         });

@@ -1,13 +1,13 @@
-//! Other processes, real ones, that hold locks and die.
+//! Real processes that hold locks and are killed.
 
 use super::{bytes, files};
 use crate::{
     observe::CacheMetrics,
     storage::cache::{
-        Limits,
-        fake::{Fake, LIMITS, content, place},
-        lock::{Kind, Lock},
-        room,
+        CacheLimits,
+        fake_source::{FakeSource, LIMITS, content, location},
+        lock::{Lock, LockMode},
+        volume,
     },
 };
 use std::{
@@ -37,7 +37,7 @@ fn holder(lock: &Path) -> Holder {
     Holder(child)
 }
 
-/// Killed when it is dropped, also by a test that fails.
+/// Kills the process when dropped, also in a test that fails.
 struct Holder(Child);
 
 impl Drop for Holder {
@@ -47,7 +47,7 @@ impl Drop for Holder {
     }
 }
 
-/// Returns once somebody waits for this lock: the kernel lists who does, with an arrow.
+/// Returns when a process waits for this lock: `/proc/locks` lists it with an arrow.
 async fn waited_for(lock: &Path) {
     let inode = format!(":{} ", fs::metadata(lock).unwrap().ino());
     let is_waited_for = |line: &str| line.contains("-> FLOCK") && line.contains(&inode);
@@ -62,8 +62,8 @@ async fn waited_for(lock: &Path) {
 #[tokio::test(flavor = "multi_thread")]
 async fn whoever_waits_for_a_process_that_is_killed_goes_on_at_once() {
     let folder = tempfile::tempdir().unwrap();
-    let fake = Fake::with("a", &content(200));
-    let (at, version) = (place("a"), fake.now("a"));
+    let fake = FakeSource::with("a", &content(200));
+    let (at, version) = (location("a"), fake.now("a"));
     let cache = fake.cache(folder.path());
     let paths = cache.volume.paths(&at, &version);
     let dying = holder(&paths.lock);
@@ -79,10 +79,10 @@ async fn whoever_waits_for_a_process_that_is_killed_goes_on_at_once() {
 #[tokio::test]
 async fn a_process_that_holds_a_lock_for_ever_is_not_waited_for_for_ever() {
     let folder = tempfile::tempdir().unwrap();
-    let fake = Fake::with("a", &content(200));
-    let (at, version) = (place("a"), fake.now("a"));
+    let fake = FakeSource::with("a", &content(200));
+    let (at, version) = (location("a"), fake.now("a"));
     let mut cache = fake.cache(folder.path());
-    cache.patience = Duration::from_millis(20);
+    cache.lock_timeout = Duration::from_millis(20);
     let stopped = holder(&cache.volume.paths(&at, &version).lock);
     assert_eq!(bytes(cache.fetch(&at, &version).await.unwrap()), (content(200), true));
     assert_eq!(files(folder.path(), "safetensors"), 0, "it wrote without the lock");
@@ -92,23 +92,23 @@ async fn a_process_that_holds_a_lock_for_ever_is_not_waited_for_for_ever() {
 #[tokio::test]
 async fn what_dead_processes_left_is_swept_and_what_living_ones_download_is_not() {
     let folder = tempfile::tempdir().unwrap();
-    let fake = Fake::with("a", &content(200));
+    let fake = FakeSource::with("a", &content(200));
     let cache = fake.cache(folder.path());
-    let paths = |key: &str| cache.volume.paths(&place(key), &fake.now("a"));
+    let paths = |key: &str| cache.volume.paths(&location(key), &fake.now("a"));
     let (alive, dead) = (paths("alive"), paths("dead"));
     let living = holder(&alive.lock);
     drop(holder(&dead.lock));
     for partial in [&alive.partial, &dead.partial] {
         fs::write(partial, [0; 100]).unwrap();
     }
-    // 100 bytes of the living and 200 new ones are the limit.
-    let limits = Limits { bytes: 300, ..LIMITS };
+    // 100 bytes of the live process and 200 new ones.
+    let limits = CacheLimits { bytes: 300, ..LIMITS };
     let own = paths("a");
-    let _own = Lock::attempt(&own.lock, Kind::Exclusive).unwrap();
-    room::reserve(folder.path(), &own, 200, limits, &CacheMetrics::default()).unwrap();
+    let _own = Lock::attempt(&own.lock, LockMode::Exclusive).unwrap();
+    volume::reserve(folder.path(), &own, 200, limits, &CacheMetrics::default()).unwrap();
     assert!(alive.partial.exists() && alive.lock.exists());
     assert!(!dead.partial.exists() && !dead.lock.exists());
-    let more = room::reserve(folder.path(), &paths("b"), 1, limits, &CacheMetrics::default());
+    let more = volume::reserve(folder.path(), &paths("b"), 1, limits, &CacheMetrics::default());
     assert!(more.is_err(), "what is being downloaded was not counted");
     drop(living);
 }

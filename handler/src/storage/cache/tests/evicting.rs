@@ -1,13 +1,12 @@
-//! What is evicted for a new file, against a model of it.
+//! Property test: evictions for a new file, compared with a model.
 
 use crate::{
     observe::CacheMetrics,
     storage::cache::{
-        Limits,
-        entry::{Paths, Record},
-        fake::place,
-        lock::{Kind, Lock},
-        room,
+        CacheLimits,
+        fake_source::location,
+        lock::{Lock, LockMode},
+        volume::{EntryPaths, EntryRecord, reserve},
     },
 };
 use proptest::{collection::vec, prelude::*};
@@ -38,18 +37,18 @@ fn action() -> impl Strategy<Value = Action> {
     ]
 }
 
-fn paths(folder: &Path, name: u8) -> Paths {
-    Paths::new(folder, &format!("{name:064x}"))
+fn paths(folder: &Path, name: u8) -> EntryPaths {
+    EntryPaths::new(folder, &format!("{name:064x}"))
 }
 
-/// Makes an entry of what was reserved, as a download does; `tick` is when.
-fn publish(paths: &Paths, bytes: u64, tick: u64) {
+/// Turns the reserved file into an entry, as a download does, at time `tick`.
+fn publish(paths: &EntryPaths, bytes: u64, tick: u64) {
     fs::rename(&paths.partial, &paths.data).unwrap();
-    fs::write(&paths.record, serde_json::to_vec(&Record::new(&place("a"), [0; 32], bytes)).unwrap()).unwrap();
+    fs::write(&paths.record, serde_json::to_vec(&EntryRecord::new(&location("a"), [0; 32], bytes)).unwrap()).unwrap();
     touch(paths, tick);
 }
 
-fn touch(paths: &Paths, tick: u64) {
+fn touch(paths: &EntryPaths, tick: u64) {
     let time = SystemTime::UNIX_EPOCH + Duration::from_secs(1_000_000 + tick);
     File::options().write(true).open(&paths.record).unwrap().set_modified(time).unwrap();
 }
@@ -60,8 +59,8 @@ proptest! {
     #[test]
     fn the_limit_holds_the_least_recently_used_goes_and_what_is_pinned_stays(actions in vec(action(), 1..60)) {
         let folder = tempfile::tempdir().unwrap();
-        let limits = Limits { bytes: LIMIT, reserve: 0 };
-        // Names with bytes and last use; and which are being read.
+        let limits = CacheLimits { bytes: LIMIT, reserve: 0 };
+        // Bytes and last use by name, and the locks of entries that are being read.
         let mut model: BTreeMap<u8, (u64, u64)> = BTreeMap::new();
         let mut pins: BTreeMap<u8, Lock> = BTreeMap::new();
         for (tick, action) in actions.into_iter().enumerate() {
@@ -69,8 +68,8 @@ proptest! {
             match action {
                 Action::Add(name, bytes) if !pins.contains_key(&name) => {
                     let own = paths(folder.path(), name);
-                    let lock = Lock::attempt(&own.lock, Kind::Exclusive).unwrap().unwrap();
-                    let reserved = room::reserve(folder.path(), &own, bytes, limits, &CacheMetrics::default());
+                    let lock = Lock::attempt(&own.lock, LockMode::Exclusive).unwrap().unwrap();
+                    let reserved = reserve(folder.path(), &own, bytes, limits, &CacheMetrics::default());
                     model.remove(&name);
                     let mut kept: u64 = model.values().map(|(bytes, _)| bytes).sum();
                     let mut by_use: Vec<(u64, u64, u8)> =
@@ -93,7 +92,7 @@ proptest! {
                     model.entry(name).and_modify(|(_, used)| *used = tick);
                 }
                 Action::Pin(name) if model.contains_key(&name) => {
-                    let lock = Lock::attempt(&paths(folder.path(), name).lock, Kind::Shared).unwrap();
+                    let lock = Lock::attempt(&paths(folder.path(), name).lock, LockMode::Shared).unwrap();
                     pins.insert(name, lock.unwrap());
                 }
                 Action::Unpin(name) => drop(pins.remove(&name)),

@@ -1,4 +1,4 @@
-//! S3 wherever a bucket lies: one that says that it is in another region is asked there from then on.
+//! An S3 client for buckets in any region. A bucket that turns out to be in another region is called there from then on.
 
 use aws_errors::{Class, bucket_region};
 use aws_sdk_s3::{
@@ -13,27 +13,27 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
-/// Buckets elsewhere that are remembered. Tasks may name any bucket; one that is forgotten says again where it lies.
-const REMEMBERED: usize = 256;
+/// Buckets of other regions that are remembered. Tasks may name any bucket; a forgotten one is found again.
+const MAX_BUCKETS: usize = 256;
 
-/// A client for our own region, and one for each bucket that is elsewhere.
+/// A client for our own region, and one for each bucket in another region.
 #[derive(Debug, Clone)]
-pub(crate) struct Regional {
-    home: Client,
-    elsewhere: Arc<Mutex<HashMap<String, Client>>>,
+pub(crate) struct S3Client {
+    own: Client,
+    others: Arc<Mutex<HashMap<String, Client>>>,
 }
 
-impl Regional {
-    pub(crate) fn new(home: Client) -> Self {
-        Self { home, elsewhere: Arc::default() }
+impl S3Client {
+    pub(crate) fn new(own: Client) -> Self {
+        Self { own, others: Arc::default() }
     }
 
-    /// The same with settings of its own.
+    /// A copy with other settings.
     pub(crate) fn with(&self, change: impl FnOnce(aws_sdk_s3::config::Builder) -> aws_sdk_s3::config::Builder) -> Self {
-        Self::new(Client::from_conf(change(self.home.config().to_builder()).build()))
+        Self::new(Client::from_conf(change(self.own.config().to_builder()).build()))
     }
 
-    /// Asks where the bucket lies; a second time, if the first answer says that it lies elsewhere.
+    /// Sends a request to the bucket's region, and again if the answer says that the bucket is in another region.
     pub(crate) async fn ask<T, E, F>(&self, bucket: &str, request: impl Fn(&Client) -> F) -> Result<T, SdkError<E>>
     where
         E: ProvideErrorMetadata + Error + 'static,
@@ -55,7 +55,7 @@ impl Regional {
         }
     }
 
-    /// One byte of an object. An answer to `HEAD` has no body and so no error code; this one's has.
+    /// Reads one byte of an object. Unlike HEAD, it returns an error code.
     pub(crate) async fn first_byte(
         &self,
         bucket: &str,
@@ -64,23 +64,23 @@ impl Regional {
         self.ask(bucket, |s3| s3.get_object().bucket(bucket).key(key).range("bytes=0-0").send()).await
     }
 
-    /// Where a bucket lies, if it has said that it is not in our region.
-    pub(crate) fn elsewhere(&self, bucket: &str) -> Option<String> {
+    /// The region of a bucket, if it is known to be another than ours.
+    pub(crate) fn other_region(&self, bucket: &str) -> Option<String> {
         self.known().get(bucket).and_then(|client| region(client.config()))
     }
 
     /// Our own region.
-    pub(crate) fn home(&self) -> Option<String> {
-        region(self.home.config())
+    pub(crate) fn own_region(&self) -> Option<String> {
+        region(self.own.config())
     }
 
     fn client(&self, bucket: &str) -> Client {
-        self.known().get(bucket).unwrap_or(&self.home).clone()
+        self.known().get(bucket).unwrap_or(&self.own).clone()
     }
 
-    /// The bucket's region, from a request whose every answer says it.
+    /// The bucket's region, from HeadBucket, whose answers always have it.
     async fn find(&self, bucket: &str) -> Option<String> {
-        match self.home.head_bucket().bucket(bucket).send().await {
+        match self.own.head_bucket().bucket(bucket).send().await {
             Ok(head) => head.bucket_region,
             Err(error) => bucket_region(&error).map(str::to_string),
         }
@@ -88,9 +88,9 @@ impl Regional {
 
     fn remember(&self, bucket: &str, region: String) -> Client {
         tracing::info!(bucket, region, "the bucket lies in another region than this process: it is asked there");
-        let client = Client::from_conf(self.home.config().to_builder().region(Region::new(region)).build());
+        let client = Client::from_conf(self.own.config().to_builder().region(Region::new(region)).build());
         let mut known = self.known();
-        if known.len() >= REMEMBERED {
+        if known.len() >= MAX_BUCKETS {
             known.clear();
         }
         known.insert(bucket.to_string(), client.clone());
@@ -98,7 +98,7 @@ impl Regional {
     }
 
     fn known(&self) -> MutexGuard<'_, HashMap<String, Client>> {
-        self.elsewhere.lock().unwrap_or_else(PoisonError::into_inner)
+        self.others.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

@@ -1,4 +1,4 @@
-//! Which files of a repository make a model: the names are ours, the hub only says which of them it has.
+//! Selects the files of a repository that the pipeline needs. Their names are fixed here.
 
 use super::hub::HubFile;
 use crate::storage::weights::options::Variant;
@@ -6,8 +6,8 @@ use anyhow::{Context, ensure};
 use diffusion::{loading::DIFFUSION_FILES, loading::ENCODER_FILES};
 use std::path::{Component, Path};
 
-/// What the pipeline reads beside weights.
-const TEXTS: [&str; 8] = [
+/// Files that the pipeline reads beside the weights.
+const REQUIRED: [&str; 8] = [
     "model_index.json",
     "scheduler/scheduler_config.json",
     "text_encoder/config.json",
@@ -17,20 +17,20 @@ const TEXTS: [&str; 8] = [
     "unet/config.json",
     "vae/config.json",
 ];
-/// What is taken if it is there.
+/// Files that are taken if the repository has them.
 const OPTIONAL: [&str; 1] = ["tokenizer/special_tokens_map.json"];
-/// Folders with weights, and how those are named: full, then in half precision.
+/// Folders with weights, and the file names of full weights and of half precision.
 const WEIGHTS: [(&str, [&str; 2]); 3] =
     [("text_encoder", ENCODER_FILES), ("unet", DIFFUSION_FILES), ("vae", DIFFUSION_FILES)];
 
-/// The files to fetch, in a fixed order: small ones first, so that what is wrong with a model shows early.
-pub(super) fn wanted(offered: Vec<HubFile>, variant: Variant) -> anyhow::Result<Vec<HubFile>> {
+/// The files to download, in a fixed order. The small ones come first, so that an unsuitable repository is noticed early.
+pub(super) fn select(offered: Vec<HubFile>, variant: Variant) -> anyhow::Result<Vec<HubFile>> {
     if let Some(file) = offered.iter().find(|file| !is_inside(&file.path)) {
         anyhow::bail!("the hub lists a file outside the repository ({:?}): nothing is taken from it", file.path);
     }
     let find = |name: &str| offered.iter().find(|file| file.path == name).cloned();
     let mut wanted = Vec::new();
-    for name in TEXTS {
+    for name in REQUIRED {
         wanted.push(
             find(name)
                 .with_context(|| format!("the repository has no {name}: it is no model in the diffusers layout"))?,
@@ -58,8 +58,8 @@ pub(super) fn wanted(offered: Vec<HubFile>, variant: Variant) -> anyhow::Result<
     Ok(wanted)
 }
 
-/// Names of weights of the other variant that the pipeline would prefer to this one's.
-pub(super) fn shadows(variant: Variant) -> impl Iterator<Item = String> {
+/// Names of full weights, which the pipeline would load instead of those of another variant.
+pub(super) fn shadowing(variant: Variant) -> impl Iterator<Item = String> {
     weights(Variant::Full).into_iter().filter(move |_| variant != Variant::Full)
 }
 
@@ -67,7 +67,7 @@ fn weights(variant: Variant) -> Vec<String> {
     WEIGHTS.iter().map(|(folder, names)| format!("{folder}/{}", names[variant as usize])).collect()
 }
 
-/// Whether a path stays in the folder that it is joined to.
+/// Whether a relative path stays inside its folder.
 pub(super) fn is_inside(path: &str) -> bool {
     let mut parts = Path::new(path).components();
     !path.is_empty() && !path.contains(['\\', '\0']) && parts.all(|part| matches!(part, Component::Normal(_)))
@@ -82,16 +82,16 @@ mod tests {
         let weights = weights.iter().flat_map(|name| {
             ["safetensors", "fp16.safetensors", "bin", "ckpt", "pt"].map(|ending| format!("{name}.{ending}"))
         });
-        let names = TEXTS.iter().chain(names).map(|name| (*name).to_string()).chain(weights);
-        names.map(|path| HubFile { path, bytes: 1, sha256: None, git: None }).collect()
+        let names = REQUIRED.iter().chain(names).map(|name| (*name).to_string()).chain(weights);
+        names.map(|path| HubFile { path, bytes: 1, sha256: None, git_sha1: None }).collect()
     }
 
     #[test]
     fn only_what_the_pipeline_reads_is_taken_and_never_a_pickle() {
         for variant in [Variant::Full, Variant::Fp16] {
             let taken =
-                wanted(offered(&["README.md", "safety_checker/model.safetensors", "v1-5.ckpt"]), variant).unwrap();
-            assert_eq!(taken.len(), TEXTS.len() + 3);
+                select(offered(&["README.md", "safety_checker/model.safetensors", "v1-5.ckpt"]), variant).unwrap();
+            assert_eq!(taken.len(), REQUIRED.len() + 3);
             let weights = taken.iter().filter(|file| file.path.ends_with(".safetensors"));
             assert!(weights.clone().all(|file| file.path.contains(".fp16.") == (variant == Variant::Fp16)));
             assert_eq!(weights.count(), 3);
@@ -101,7 +101,7 @@ mod tests {
     #[test]
     fn a_listing_that_leaves_its_folder_is_refused_as_a_whole() {
         for path in ["../x", "/etc/passwd", "unet/../../x", "", "a\\..\\b", "./x", "a\0b"] {
-            let error = wanted(offered(&[path]), Variant::Full).unwrap_err().to_string();
+            let error = select(offered(&[path]), Variant::Full).unwrap_err().to_string();
             assert!(error.contains("outside the repository"), "{path:?}: {error}");
         }
     }
@@ -111,7 +111,7 @@ mod tests {
         for missing in ["tokenizer/vocab.json", "unet/diffusion_pytorch_model.safetensors"] {
             let mut files = offered(&[]);
             files.retain(|file| file.path != missing);
-            let error = wanted(files, Variant::Full).unwrap_err().to_string();
+            let error = select(files, Variant::Full).unwrap_err().to_string();
             assert!(error.contains(missing), "{error}");
         }
     }

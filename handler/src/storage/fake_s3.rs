@@ -1,4 +1,4 @@
-//! An S3 of one bucket on loopback, which stores and then loses its answer, answers late, or refuses, request by request.
+//! A fake S3 with one bucket on loopback, for tests. It injects faults: lost or late answers, broken connections and errors.
 
 use aws_sdk_s3::{
     Client,
@@ -16,25 +16,25 @@ use tokio::{
     time::sleep,
 };
 
-/// What every error body holds beside its code, as S3 repeats tokens in its own.
+/// Part of every error body, as S3's own repeat tokens. It must not appear in our errors.
 pub(crate) const SECRET: &str = "zebrafinch";
-pub(crate) const HOME: &str = "us-east-1";
+pub(crate) const HOME_REGION: &str = "us-east-1";
 
-/// What one request meets with.
+/// A fault of one request.
 #[derive(Debug, Clone, Copy)]
-pub(crate) enum Fault {
-    /// It is done, and answered 500.
+pub(crate) enum RequestFault {
+    /// The request is executed, and answered with 500.
     Lost,
-    /// It is done, and the connection ends without an answer.
+    /// The request is executed, and the connection closed without an answer.
     Reset,
-    /// It is done, and answered after so long.
+    /// The request is executed, and answered after this time.
     Late(Duration),
-    /// It is not done: status and code.
+    /// The request is not executed; status and error code.
     Refused(u16, &'static str),
 }
 
 #[derive(Debug, Clone)]
-pub(crate) struct Bucket {
+pub(crate) struct FakeBucket {
     url: String,
     shared: Arc<Mutex<Shared>>,
 }
@@ -43,8 +43,8 @@ pub(crate) struct Bucket {
 struct Shared {
     objects: BTreeMap<String, Object>,
     writes: u64,
-    /// Method, end of the path, fault, and how often.
-    faults: Vec<(&'static str, &'static str, Fault, usize)>,
+    /// Method, end of the path, fault, and how many requests.
+    faults: Vec<(&'static str, &'static str, RequestFault, usize)>,
     region: Option<&'static str>,
     ignores_range: bool,
     requests: Vec<String>,
@@ -71,7 +71,7 @@ struct Answer {
     body: String,
 }
 
-impl Bucket {
+impl FakeBucket {
     pub(crate) async fn start() -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let bucket = Self { url: format!("http://{}", listener.local_addr().unwrap()), shared: Arc::default() };
@@ -85,11 +85,11 @@ impl Bucket {
         bucket
     }
 
-    /// A client that tries again, as the program's do, and waits less before it does.
+    /// A client with the program's retries and shorter waits.
     pub(crate) fn client(&self) -> Client {
         let config = Config::builder()
             .behavior_version(BehaviorVersion::latest())
-            .region(Region::new(HOME))
+            .region(Region::new(HOME_REGION))
             .endpoint_url(&self.url)
             .force_path_style(true)
             .credentials_provider(Credentials::new("test", "test", None, None, "test"))
@@ -97,17 +97,17 @@ impl Bucket {
         Client::from_conf(config.build())
     }
 
-    /// The next so many requests of this method, to paths that end so, meet with it.
-    pub(crate) fn fail(&self, method: &'static str, ending: &'static str, fault: Fault, times: usize) {
+    /// Injects a fault into the next `times` requests of this method to paths with this ending.
+    pub(crate) fn fail(&self, method: &'static str, ending: &'static str, fault: RequestFault, times: usize) {
         self.shared().faults.push((method, ending, fault, times));
     }
 
-    /// From now on it lies in another region.
+    /// Moves the bucket to another region.
     pub(crate) fn move_to(&self, region: &'static str) {
         self.shared().region = Some(region);
     }
 
-    /// From now on a range gets the whole.
+    /// From now on Range is ignored.
     pub(crate) fn ignore_ranges(&self) {
         self.shared().ignores_range = true;
     }
@@ -116,7 +116,7 @@ impl Bucket {
         self.shared().put(key, body.to_string(), None);
     }
 
-    /// Makes an object older.
+    /// Moves an object's modification time into the past.
     pub(crate) fn age(&self, key: &str, by: Duration) {
         if let Some(object) = self.shared().objects.get_mut(key) {
             object.modified -= by;
@@ -143,15 +143,15 @@ impl Bucket {
     async fn serve(&self, mut stream: TcpStream) {
         let Some(request) = read(&mut stream).await else { return };
         let is_head = request.method == "HEAD";
-        let fault = self.shared().meet(&request);
+        let fault = self.shared().record(&request);
         let answer = match fault {
-            Some(Fault::Refused(status, code)) => error(status, code),
+            Some(RequestFault::Refused(status, code)) => error(status, code),
             fault => {
                 let answer = self.shared().answer(&request);
                 match fault {
-                    Some(Fault::Reset) => return,
-                    Some(Fault::Lost) => error(500, "InternalError"),
-                    Some(Fault::Late(time)) => {
+                    Some(RequestFault::Reset) => return,
+                    Some(RequestFault::Lost) => error(500, "InternalError"),
+                    Some(RequestFault::Late(time)) => {
                         sleep(time).await;
                         answer
                     }
@@ -166,13 +166,13 @@ impl Bucket {
         answer.headers.iter().for_each(|(name, value)| text += &format!("{name}: {value}\r\n"));
         text += "\r\n";
         text += if is_head { "" } else { &answer.body };
-        // Whoever waited in vain has gone.
+        // The client may have given up.
         let _ = stream.write_all(text.as_bytes()).await;
     }
 }
 
 impl Shared {
-    fn meet(&mut self, request: &Request) -> Option<Fault> {
+    fn record(&mut self, request: &Request) -> Option<RequestFault> {
         let condition = ["if-none-match", "if-match"].into_iter().find_map(|name| {
             let value = request.headers.get(name)?;
             Some(format!(" {name}: {value}"))

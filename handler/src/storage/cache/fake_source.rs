@@ -1,6 +1,6 @@
-//! A storage in memory that counts what is asked of it and fails as it is told.
+//! A storage in memory for tests, which records reads and injects faults.
 
-use super::{Cache, Limits, Parts, Place, Source, SourceError, Version};
+use super::{Cache, CacheLimits, DownloadOptions, ObjectLocation, ObjectSource, SourceError, Version};
 use futures_util::{FutureExt, future::BoxFuture};
 use md5::{Digest, Md5};
 use std::{
@@ -11,48 +11,49 @@ use std::{
     time::Duration,
 };
 
-/// What goes wrong with one read.
+/// A fault of one read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Fault {
-    /// An answer of the 5xx kind, or a connection cut in the middle.
+pub(crate) enum ReadFault {
+    /// An error 5xx, or a connection that breaks.
     Lost,
     /// The body ends early.
     Short,
-    /// A bit flips on the way.
+    /// One bit of the body is flipped.
     Flipped,
-    /// The condition is said not to hold, though it does.
+    /// The condition fails, though the ETag is right.
     Unmatched,
 }
 
 #[derive(Clone, Default)]
-pub(crate) struct Fake {
+pub(crate) struct FakeSource {
     shared: Arc<Mutex<Shared>>,
 }
 
 #[derive(Default)]
 struct Shared {
     files: HashMap<String, (Vec<u8>, Version)>,
-    faults: VecDeque<Fault>,
-    /// Stands there after the next read.
+    faults: VecDeque<ReadFault>,
+    /// Replaces an object after the next read.
     replacement: Option<(String, Vec<u8>)>,
     reads: Vec<Range<u64>>,
-    under_way: usize,
-    most_under_way: usize,
+    concurrent: usize,
+    max_concurrent: usize,
 }
 
-pub(crate) const PARTS: Parts = Parts { bytes: 64, parallel: 4, first_delay: Duration::from_millis(1) };
-pub(crate) const LIMITS: Limits = Limits { bytes: 1 << 20, reserve: 0 };
+pub(crate) const DOWNLOAD_OPTIONS: DownloadOptions =
+    DownloadOptions { part_bytes: 64, parallel: 4, first_delay: Duration::from_millis(1) };
+pub(crate) const LIMITS: CacheLimits = CacheLimits { bytes: 1 << 20, reserve: 0 };
 
-pub(crate) fn place(key: &str) -> Place {
-    Place { bucket: "models".into(), key: key.into() }
+pub(crate) fn location(key: &str) -> ObjectLocation {
+    ObjectLocation { bucket: "models".into(), key: key.into() }
 }
 
-/// Bytes in which no two parts are alike.
+/// Bytes in which no two parts are the same.
 pub(crate) fn content(length: usize) -> Vec<u8> {
     (0..length).map(|index| (index * 31 + index / 64) as u8).collect()
 }
 
-impl Fake {
+impl FakeSource {
     pub(crate) fn with(key: &str, bytes: &[u8]) -> Self {
         let fake = Self::default();
         fake.put(key, bytes);
@@ -70,7 +71,7 @@ impl Fake {
         self.shared.lock().unwrap().files.insert(key.into(), (bytes.to_vec(), version));
     }
 
-    pub(crate) fn fail(&self, faults: impl IntoIterator<Item = Fault>) {
+    pub(crate) fn fail(&self, faults: impl IntoIterator<Item = ReadFault>) {
         self.shared.lock().unwrap().faults.extend(faults);
     }
 
@@ -86,27 +87,27 @@ impl Fake {
         self.shared.lock().unwrap().reads.clone()
     }
 
-    pub(crate) fn most_under_way(&self) -> usize {
-        self.shared.lock().unwrap().most_under_way
+    pub(crate) fn max_concurrent(&self) -> usize {
+        self.shared.lock().unwrap().max_concurrent
     }
 
     pub(crate) fn cache(&self, folder: &Path) -> Cache<Self> {
-        Cache::new(self.clone(), folder.to_owned(), PARTS, LIMITS)
+        Cache::new(self.clone(), folder.to_owned(), DOWNLOAD_OPTIONS, LIMITS)
     }
 
-    fn answer(&self, place: &Place, version: &Version, range: Range<u64>) -> Result<Vec<u8>, SourceError> {
+    fn answer(&self, location: &ObjectLocation, version: &Version, range: Range<u64>) -> Result<Vec<u8>, SourceError> {
         let mut shared = self.shared.lock().unwrap();
-        let (bytes, there) = shared.files[&place.key].clone();
+        let (bytes, there) = shared.files[&location.key].clone();
         if there.etag != version.etag {
             return Err(SourceError::Changed);
         }
         let mut bytes = bytes[range.start as usize..range.end as usize].to_vec();
         match shared.faults.pop_front() {
             None => {}
-            Some(Fault::Unmatched) => return Err(SourceError::Changed),
-            Some(Fault::Lost) => return Err(SourceError::Transient("503".into())),
-            Some(Fault::Short) => bytes.truncate(bytes.len() / 2),
-            Some(Fault::Flipped) => bytes[0] ^= 1,
+            Some(ReadFault::Unmatched) => return Err(SourceError::Changed),
+            Some(ReadFault::Lost) => return Err(SourceError::Transient("503".into())),
+            Some(ReadFault::Short) => bytes.truncate(bytes.len() / 2),
+            Some(ReadFault::Flipped) => bytes[0] ^= 1,
         }
         let replacement = shared.replacement.take();
         drop(shared);
@@ -117,18 +118,18 @@ impl Fake {
     }
 }
 
-impl Source for Fake {
-    fn name_of(&self, place: &Place) -> String {
-        format!("`lora_model_url` s3://{}/{}", place.bucket, place.key)
+impl ObjectSource for FakeSource {
+    fn name_of(&self, location: &ObjectLocation) -> String {
+        format!("`lora_model_url` s3://{}/{}", location.bucket, location.key)
     }
 
-    fn version<'a>(&'a self, place: &'a Place) -> BoxFuture<'a, Result<Version, SourceError>> {
-        async { Ok(self.now(&place.key)) }.boxed()
+    fn version<'a>(&'a self, location: &'a ObjectLocation) -> BoxFuture<'a, Result<Version, SourceError>> {
+        async { Ok(self.now(&location.key)) }.boxed()
     }
 
     fn read<'a>(
         &'a self,
-        place: &'a Place,
+        location: &'a ObjectLocation,
         version: &'a Version,
         range: Range<u64>,
     ) -> BoxFuture<'a, Result<Vec<u8>, SourceError>> {
@@ -136,15 +137,15 @@ impl Source for Fake {
             {
                 let mut shared = self.shared.lock().unwrap();
                 shared.reads.push(range.clone());
-                shared.under_way += 1;
-                shared.most_under_way = shared.most_under_way.max(shared.under_way);
+                shared.concurrent += 1;
+                shared.max_concurrent = shared.max_concurrent.max(shared.concurrent);
             }
-            // Others get their turn while this one is under way.
+            // Let other reads start meanwhile.
             for _ in 0..8 {
                 tokio::task::yield_now().await;
             }
-            self.shared.lock().unwrap().under_way -= 1;
-            self.answer(place, version, range)
+            self.shared.lock().unwrap().concurrent -= 1;
+            self.answer(location, version, range)
         }
         .boxed()
     }
