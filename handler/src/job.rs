@@ -66,7 +66,7 @@ impl JobRunner {
     /// A secret cannot be read, a certificate cannot sign pictures, or TLS cannot be set up.
     pub async fn open(config: &ServiceConfig, aws: &SdkConfig) -> anyhow::Result<Self> {
         let store = Store::new(&config.store, aws);
-        let metrics = Metrics::new(store.tally());
+        let metrics = Metrics::new(store.cache_metrics());
         // Before the secrets are read: both take time.
         let max_batch = (config.work.batch > 0).then_some(config.work.batch.into());
         let folder = &config.model.dir;

@@ -91,8 +91,8 @@ impl Store {
     }
 
     /// Counters of the LoRA cache.
-    pub fn tally(&self) -> &CacheMetrics {
-        self.loras.tally()
+    pub fn cache_metrics(&self) -> &CacheMetrics {
+        self.loras.cache_metrics()
     }
 
     /// A LoRA, and whether it came from memory, the volume or S3.

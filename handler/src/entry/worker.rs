@@ -239,7 +239,7 @@ mod tests {
         let (config, aws, (engine, control)) = (config(), aws(), Fake::new());
         let batcher = Batcher::start(engine, None, Metrics::new(&CacheMetrics::default())).unwrap();
         let (loader, store) = (ModelLoader::of(ready(Ok(batcher.clone()))), Store::new(&config.service.store, &aws));
-        let metrics = Metrics::new(store.tally());
+        let metrics = Metrics::new(store.cache_metrics());
         let runner = JobRunner::with(loader, store, metrics, &config.service, &aws).await.unwrap();
         let serving = serve_until(CancellationToken::new(), &runner, &config, &aws);
         tokio::pin!(serving);
