@@ -1,4 +1,4 @@
-//! `handler generate`: one picture from the shell, with a progress bar. No queue, no S3, no webhooks.
+//! `handler generate`: paints from the shell, with a progress bar. No queue, no S3, no webhooks.
 
 use crate::{
     engine::{Engine, GenerationRequest, options::ModelConfig},

@@ -72,7 +72,7 @@ impl From<Offload> for pipeline::Offload {
     }
 }
 
-/// What becomes of DoRA's lengths.
+/// What is done with DoRA's magnitudes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum Dora {
     /// They are applied, as LyCORIS and peft do.

@@ -22,7 +22,7 @@ use tower::util::MapFutureLayer;
 /// Most tasks of one event that are in work at once.
 const MAX_CONCURRENT: usize = 10;
 
-/// Serves events until the process is told to stop.
+/// Serves events until SIGTERM or SIGINT.
 ///
 /// # Errors
 /// A setting cannot work, this is not Lambda, the model cannot be loaded, the GPU is lost, or the Runtime API does not answer.

@@ -54,7 +54,7 @@ pub struct WorkerConfig {
 /// Polls until SIGTERM or SIGINT, or until it was idle for as long as configured. Returns once the tasks in work are done.
 ///
 /// # Errors
-/// The model cannot be loaded, the health address is taken, or the GPU is lost.
+/// The model cannot be loaded, the health address is in use, or the GPU is lost.
 pub async fn serve(config: &WorkerConfig) -> anyhow::Result<()> {
     let aws = settings::sdk_config().await?;
     let runner = JobRunner::open(&config.service, &aws).await?;

@@ -82,7 +82,7 @@ fn slow_steps_of_an_earlier_painting_stop_no_other() {
 #[test]
 fn a_long_finishing_time_stops_one_task_and_the_next_measures_anew() {
     let (timings, mut now) = (Timings::default(), Instant::now());
-    // One upload that S3 held up says nothing.
+    // A single slow upload does not count.
     timings.record_finishing(WORKLOAD, Duration::from_secs(300));
     assert_eq!(run(&mut guard(&timings, now, Some(2_000)), &mut now, 1, (100, 100)), None);
     timings.record_finishing(WORKLOAD, Duration::from_secs(200));
