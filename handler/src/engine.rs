@@ -1,11 +1,9 @@
-//! The engine: one model on one device that paints requests one after the other, signs and encodes them,
-//! and writes into the files what they are.
+//! The engine: one model on one device. It paints requests, and turns the pictures into signed files with their metadata.
 //!
-//! Every entry point paints here. It blocks its thread while it paints and knows nothing of queues, S3 or webhooks. [`loader`] loads it,
-//! [`batcher`] is the thread that owns it.
+//! Every entry point paints here. The engine blocks its thread while it paints, and knows nothing of queues, S3 or webhooks.
+//! [`loader`] loads it, [`batcher`] is the thread that owns it.
 
 pub mod batcher;
-mod device;
 pub mod loader;
 pub mod options;
 mod request;
@@ -13,15 +11,14 @@ mod request;
 #[cfg(feature = "cuda")]
 mod tests;
 
-pub use request::{EngineError, GenerationRequest, OnStep, Order, Output, Painted, Step};
+pub use request::{BatchItem, EngineError, GenerationRequest, OnStep, Output, Pictures, Step};
 
 use crate::{
-    engine::options::{DeviceKind, ModelConfig},
+    engine::options::{ChosenDevice, DeviceKind, ModelConfig, choose},
     observe::trace::log_phase,
     picture::ModelName,
 };
 use candle_core::Tensor;
-use device::{Chosen, choose};
 use diffusion::{
     error::PipelineError,
     gpu::{Gpu, Memory},
@@ -30,18 +27,19 @@ use diffusion::{
     pipeline::{Compute, Pipeline, Request},
 };
 use image::RgbImage;
-use request::Watch;
+use request::StageTimer;
 use std::{
     ops::ControlFlow,
     time::{Duration, Instant},
 };
 
-/// What the steps of a picture of 512x512 need on a GPU, in bytes, with guidance, for each that is painted at once. Eight held 958 MiB
-/// beside the weights of Stable Diffusion 1.5 in f16 (`handler bench picture --num-images 8`, docs/PERFORMANCE.md).
-const BYTES_FOR_A_PICTURE: usize = 160 << 20;
-/// What its pixels need, one picture at a time: one held 574 MiB.
-const BYTES_FOR_PIXELS: usize = 640 << 20;
-const MOST_AT_ONCE: usize = 8;
+/// GPU memory in bytes that the denoising steps need for each 512x512 picture of a batch, with guidance. Eight took 958 MiB beside the
+/// weights of Stable Diffusion 1.5 in f16 (`handler bench picture --num-images 8`, docs/PERFORMANCE.md).
+const BYTES_PER_PICTURE: usize = 160 << 20;
+/// GPU memory in bytes to decode one 512x512 picture: one took 574 MiB.
+const BYTES_TO_DECODE: usize = 640 << 20;
+/// Most pictures of one batch.
+const MAX_BATCH: usize = 8;
 
 /// A loaded model.
 pub struct Engine {
@@ -49,43 +47,43 @@ pub struct Engine {
     model: ModelName,
     noise_threads: u32,
     compute: Compute,
-    leaves_a_gpu: bool,
+    has_unused_gpu: bool,
 }
 
 impl Engine {
-    /// Loads the model. `size` is the width and height of the pictures that are expected first.
+    /// Loads the model. `size` is the width and height of the first pictures to expect.
     ///
     /// # Errors
-    /// No such device in this build or machine, a dtype it does not have, or a model folder that cannot be used.
+    /// The build or machine lacks the device, the device lacks the dtype, or the model folder cannot be used.
     pub fn open(config: &ModelConfig, size: (usize, usize)) -> Result<Self, PipelineError> {
         let started = Instant::now();
         if config.device != DeviceKind::Cpu {
             loading::read_ahead(&config.dir);
         }
-        let Chosen { compute, leaves_a_gpu } = choose(config.device, config.dtype)?;
+        let ChosenDevice { compute, has_unused_gpu } = choose(config.device, config.dtype)?;
         log_phase("device", started);
         let weights = Instant::now();
         let pipeline =
             Pipeline::load_with(&config.dir, &compute, config.offload.into(), size)?.with_dora(config.dora.into());
         log_phase("weights", weights);
         let model = ModelName::of(&config.dir);
-        let engine = Self { pipeline, model, noise_threads: config.noise_threads, compute, leaves_a_gpu };
+        let engine = Self { pipeline, model, noise_threads: config.noise_threads, compute, has_unused_gpu };
         let duration_ms = started.elapsed().as_millis() as u64;
         tracing::info!(device = engine.device_name(), duration_ms, "model loaded");
         Ok(engine)
     }
 
-    /// What it computes on.
+    /// The device's name.
     pub fn device_name(&self) -> &str {
         self.gpu().map_or("cpu", Gpu::name)
     }
 
-    /// Whether the machine has a GPU that should have been used and could not be opened.
-    pub fn leaves_a_gpu(&self) -> bool {
-        self.leaves_a_gpu
+    /// Whether the CPU is used although the machine has an NVIDIA GPU, because it could not be opened.
+    pub fn has_unused_gpu(&self) -> bool {
+        self.has_unused_gpu
     }
 
-    /// The GPU, if it computes on one.
+    /// The GPU; `None` on a CPU.
     pub fn gpu(&self) -> Option<&Gpu> {
         match &self.compute {
             Compute::Cpu => None,
@@ -93,17 +91,17 @@ impl Engine {
         }
     }
 
-    /// Whether nothing can be painted any more: the GPU is lost for this process, see [`Gpu::is_lost`].
+    /// Whether the GPU is lost for this process, so that nothing can be painted any more. See [`Gpu::is_lost`].
     pub fn is_lost(&self) -> bool {
         self.gpu().is_some_and(Gpu::is_lost)
     }
 
-    /// How much of the GPU's memory is taken; none on a CPU.
+    /// The GPU's memory; `None` on a CPU.
     pub fn memory(&self) -> Option<Memory> {
         self.gpu()?.memory().ok()
     }
 
-    /// Applies these LoRAs and no others, waits for the device, and says how long that took.
+    /// Applies exactly these LoRAs, waits for the device and returns how long that took.
     ///
     /// # Errors
     /// A LoRA that does not fit.
@@ -116,57 +114,57 @@ impl Engine {
         Ok(clock.elapsed())
     }
 
-    /// Paints, signs, encodes and writes the metadata. `on_step` is called with each step and may stop the painting.
+    /// Paints a request and makes its files. `on_step` is called with each step and may stop the painting.
     ///
     /// # Errors
     /// See [`EngineError`]; the engine stays usable after each.
-    pub fn paint(&mut self, wanted: &GenerationRequest, on_step: &mut OnStep<'_>) -> Result<Output, EngineError> {
-        wanted.check()?;
-        wanted.finish(self.paint_alone(wanted, on_step)?)
+    pub fn paint(&mut self, request: &GenerationRequest, on_step: &mut OnStep<'_>) -> Result<Output, EngineError> {
+        request.check()?;
+        request.finish(self.paint_alone(request, on_step)?)
     }
 
-    /// How many pictures of this request can be painted at once: by the memory that is free on a GPU, one on a CPU.
-    pub fn most_at_once(&self, request: &Request) -> usize {
+    /// How many pictures of this size fit into one batch: as many as the GPU's free memory allows, one on a CPU.
+    pub fn max_batch(&self, inputs: &Request) -> usize {
         let Some(free) = self.gpu().and_then(|gpu| gpu.free_bytes().ok()) else { return 1 };
-        let scaled = |bytes: usize| bytes * request.width * request.height / (512 * 512);
-        let room = free.saturating_sub(scaled(BYTES_FOR_PIXELS));
-        (room / scaled(BYTES_FOR_A_PICTURE).max(1)).clamp(1, MOST_AT_ONCE)
+        let scaled = |bytes: usize| bytes * inputs.width * inputs.height / (512 * 512);
+        let room = free.saturating_sub(scaled(BYTES_TO_DECODE));
+        (room / scaled(BYTES_PER_PICTURE).max(1)).clamp(1, MAX_BATCH)
     }
 
-    /// Paints requests at once that go together, see [`GenerationRequest::goes_with`]. Each has its own `on_step`; one that stops does not
-    /// stop the others. If that fails, each is painted on its own, so that every one gets its own error.
-    pub fn paint_together(&mut self, orders: &mut [Order<'_>]) -> Vec<Result<Painted, EngineError>> {
-        if orders.len() > 1 {
-            match self.try_together(orders) {
+    /// Paints requests as one batch; they must go together, see [`GenerationRequest::goes_with`]. Each has its own `on_step`; stopping one
+    /// does not stop the others. If the batch fails, each request is painted alone, so that each gets its own error.
+    pub fn paint_together(&mut self, items: &mut [BatchItem<'_>]) -> Vec<Result<Pictures, EngineError>> {
+        if items.len() > 1 {
+            match self.try_together(items) {
                 Ok(painted) => return painted,
                 Err(error) => {
-                    tracing::warn!(%error, pictures = orders.len(), "not painted together: one after the other")
+                    tracing::warn!(%error, pictures = items.len(), "not painted together: one after the other")
                 }
             }
         }
-        orders.iter_mut().map(|(wanted, on_step)| self.paint_alone(wanted, on_step)).collect()
+        items.iter_mut().map(|(request, on_step)| self.paint_alone(request, on_step)).collect()
     }
 
-    fn try_together(&mut self, orders: &mut [Order<'_>]) -> Result<Vec<Result<Painted, EngineError>>, EngineError> {
-        let Some((first, _)) = orders.first() else { return Ok(vec![]) };
-        let tasks = orders.iter().map(|(wanted, _)| wanted.span.clone());
-        let mut watch = Watch::start("lora", tasks.collect(), vec![]);
+    fn try_together(&mut self, items: &mut [BatchItem<'_>]) -> Result<Vec<Result<Pictures, EngineError>>, EngineError> {
+        let Some((first, _)) = items.first() else { return Ok(vec![]) };
+        let tasks = items.iter().map(|(request, _)| request.span.clone());
+        let mut timer = StageTimer::start("lora", tasks.collect(), vec![]);
         self.pipeline.set_loras(&first.loras)?;
-        watch.then("denoise");
+        timer.next("denoise");
         let images = first.images;
-        let mut stream = self.pipeline.noise(&first.request, self.noise_threads);
+        let mut stream = self.pipeline.noise(&first.inputs, self.noise_threads);
         let mut noises = Vec::new();
-        for (wanted, _) in orders.iter() {
-            let mut own = self.pipeline.noise(&wanted.request, self.noise_threads);
-            noises.push(self.pipeline.first_noise(&wanted.request, images, &mut own)?);
+        for (request, _) in items.iter() {
+            let mut own = self.pipeline.noise(&request.inputs, self.noise_threads);
+            noises.push(self.pipeline.first_noise(&request.inputs, images, &mut own)?);
         }
         let noise = Tensor::cat(&noises, 0).map_err(PipelineError::from)?;
-        let (all, mut callbacks): (Vec<&GenerationRequest>, Vec<_>) =
-            orders.iter_mut().map(|(wanted, on_step)| (*wanted, on_step)).unzip();
-        let requests: Vec<&Request> = all.iter().map(|wanted| &wanted.request).collect();
+        let (requests, mut callbacks): (Vec<&GenerationRequest>, Vec<_>) =
+            items.iter_mut().map(|(request, on_step)| (*request, on_step)).unzip();
+        let inputs: Vec<&Request> = requests.iter().map(|request| &request.inputs).collect();
         let mut stopped: Vec<Option<usize>> = vec![None; callbacks.len()];
-        let pictures = images * all.len();
-        let latents = self.pipeline.denoise_together(&requests, noise, &mut stream, &mut |finished| {
+        let pictures = images * requests.len();
+        let latents = self.pipeline.denoise_together(&inputs, noise, &mut stream, &mut |finished| {
             for (on_step, stopped) in callbacks.iter_mut().zip(&mut stopped) {
                 if stopped.is_none() && on_step(Step { finished, part: 0, parts: 1, pictures }).is_break() {
                     *stopped = Some(finished);
@@ -174,30 +172,30 @@ impl Engine {
             }
             if stopped.iter().all(Option::is_some) { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
         });
-        let stages = watch.stop();
+        let stages = timer.finish();
         let latents = match latents {
             Err(PipelineError::Stopped { .. }) => None,
             latents => Some(latents?),
         };
         let painted = (0..).zip(stopped).map(|(index, stopped)| match (stopped, &latents) {
             (None, Some(latents)) => {
-                let watch = Watch::start("decode", vec![all[index].span.clone()], stages.clone());
+                let timer = StageTimer::start("decode", vec![requests[index].span.clone()], stages.clone());
                 let own = latents.narrow(0, index * images, images).map_err(PipelineError::from)?;
                 let pictures = self.decode(&own)?;
-                Ok(Painted { pictures, model: self.model.clone(), stages: watch.stop() })
+                Ok(Pictures { pictures, model: self.model.clone(), stages: timer.finish() })
             }
             (stopped, _) => Err(PipelineError::Stopped { step: stopped.unwrap_or_default() }.into()),
         });
         Ok(painted.collect())
     }
 
-    /// Where memory does not suffice, it is made, and the pictures are painted one by one.
-    fn paint_alone(&mut self, wanted: &GenerationRequest, on_step: &mut OnStep<'_>) -> Result<Painted, EngineError> {
-        match self.try_alone(wanted, wanted.images, on_step) {
+    /// If memory runs out, frees some and tries again with one picture at a time.
+    fn paint_alone(&mut self, request: &GenerationRequest, on_step: &mut OnStep<'_>) -> Result<Pictures, EngineError> {
+        match self.try_alone(request, request.images, on_step) {
             Err(error) if error.is_out_of_memory() => {
                 tracing::warn!(%error, "out of memory: once more, with less");
                 self.pipeline.shrink()?;
-                self.try_alone(wanted, 1, on_step)
+                self.try_alone(request, 1, on_step)
             }
             ended => ended,
         }
@@ -205,36 +203,36 @@ impl Engine {
 
     fn try_alone(
         &mut self,
-        wanted: &GenerationRequest,
+        request: &GenerationRequest,
         at_once: usize,
         on_step: &mut OnStep<'_>,
-    ) -> Result<Painted, EngineError> {
-        let mut watch = Watch::start("lora", vec![wanted.span.clone()], vec![]);
-        self.pipeline.set_loras(&wanted.loras)?;
-        watch.then("denoise");
-        let request = &wanted.request;
-        let mut stream = self.pipeline.noise(request, self.noise_threads);
-        let noise = self.pipeline.first_noise(request, wanted.images, &mut stream)?;
-        // What is drawn at each step is drawn for all pictures.
-        let at_once = if request.scheduler.draws() { wanted.images } else { at_once.max(1) };
-        let parts = wanted.images.div_ceil(at_once);
+    ) -> Result<Pictures, EngineError> {
+        let mut timer = StageTimer::start("lora", vec![request.span.clone()], vec![]);
+        self.pipeline.set_loras(&request.loras)?;
+        timer.next("denoise");
+        let inputs = &request.inputs;
+        let mut stream = self.pipeline.noise(inputs, self.noise_threads);
+        let noise = self.pipeline.first_noise(inputs, request.images, &mut stream)?;
+        // These schedulers draw each step's noise for all pictures together.
+        let at_once = if inputs.scheduler.draws() { request.images } else { at_once.max(1) };
+        let parts = request.images.div_ceil(at_once);
         let mut latents = Vec::new();
         for part in 0..parts {
             let first = part * at_once;
-            let pictures = at_once.min(wanted.images - first);
+            let pictures = at_once.min(request.images - first);
             let own = noise.narrow(0, first, pictures).map_err(PipelineError::from)?;
             let mut on_step = |finished| on_step(Step { finished, part, parts, pictures });
-            latents.push(self.pipeline.denoise(request, own, &mut stream, &mut on_step)?);
+            latents.push(self.pipeline.denoise(inputs, own, &mut stream, &mut on_step)?);
         }
-        watch.then("decode");
+        timer.next("decode");
         let mut pictures = Vec::new();
         for latents in &latents {
             pictures.extend(self.decode(latents)?);
         }
-        Ok(Painted { pictures, model: self.model.clone(), stages: watch.stop() })
+        Ok(Pictures { pictures, model: self.model.clone(), stages: timer.finish() })
     }
 
-    /// Where memory does not suffice, the UNet makes room.
+    /// If memory runs out, takes the UNet off the GPU and tries again.
     fn decode(&mut self, latents: &Tensor) -> Result<Vec<RgbImage>, EngineError> {
         match self.pipeline.decode(latents) {
             Err(error) if error.is_out_of_memory() => {

@@ -1,8 +1,7 @@
-//! How messages come in and go back: the function of AWS Lambda, and the worker that polls SQS.
+//! Where messages come from: the function of AWS Lambda, and the worker that polls SQS.
 
 pub mod health;
 pub mod lambda;
-pub mod options;
 pub mod sqs;
 pub mod worker;
 

@@ -1,38 +1,39 @@
-//! One task from start to end: parse, fetch the LoRAs, paint, store, tell. Function and worker both run it.
+//! One task from start to end, for function and worker alike: [`Message`] in, [`Outcome`] out.
+//!
+//! A message is parsed and admitted here; `stages` runs the task, `outcome` decides what becomes of the message.
 
 pub mod admission;
 pub mod claim;
 mod deadline;
 pub mod deadline_guard;
-mod ending;
 pub mod failure;
-mod faults;
 mod message;
 pub mod options;
-mod painting;
-mod request;
+mod outcome;
 pub mod secrets;
+mod stages;
 
 pub use deadline::{Deadline, OutOfTime};
-pub use message::{Message, Outcome};
+pub use message::Message;
+pub use outcome::Outcome;
 
 use crate::{
     engine::loader::{LoadError, ModelLoader},
     job::{
         admission::Admission,
         claim::Claims,
-        deadline_guard::Times,
+        deadline_guard::Timings,
         options::{ServiceConfig, WorkConfig},
         secrets::Secrets,
     },
     observe::{
         metrics::Metrics,
-        report::{Ending, Order, Report},
+        report::{Ending, Report, TaskSummary},
         trace,
     },
     picture::{Credential, options::PictureConfig},
     storage::{Store, payload::PayloadPointer, weights::RemoteModel},
-    task::{Task, fault::Fault},
+    task::{Task, fault::TaskFault},
     webhook::Backend,
 };
 use aws_config::SdkConfig;
@@ -43,7 +44,7 @@ use std::{
 };
 use tracing::{Instrument, warn};
 
-/// Everything a task needs. Shared by all tasks of a process.
+/// Everything a task needs, shared by all tasks of the process.
 #[derive(Clone)]
 pub struct JobRunner {
     loader: ModelLoader,
@@ -51,7 +52,7 @@ pub struct JobRunner {
     backend: Backend,
     admission: Admission,
     claims: Option<Claims>,
-    times: Times,
+    timings: Timings,
     metrics: Metrics,
     work: WorkConfig,
     file: PictureConfig,
@@ -59,22 +60,22 @@ pub struct JobRunner {
 }
 
 impl JobRunner {
-    /// Begins to load the model and sets up the clients.
+    /// Starts to load the model and sets up the clients.
     ///
     /// # Errors
-    /// A secret that cannot be read, a certificate that cannot sign pictures, or no TLS.
+    /// A secret cannot be read, a certificate cannot sign pictures, or TLS cannot be set up.
     pub async fn open(config: &ServiceConfig, aws: &SdkConfig) -> anyhow::Result<Self> {
         let store = Store::new(&config.store, aws);
-        let metrics = Metrics::new(store.tally());
-        // Reading secrets takes time that the model needs anyway.
-        let most = (config.work.batch > 0).then_some(config.work.batch.into());
+        let metrics = Metrics::new(store.cache_metrics());
+        // Before the secrets are read: both take time.
+        let max_batch = (config.work.batch > 0).then_some(config.work.batch.into());
         let folder = &config.model.dir;
         let remote = config.model_url.as_ref().map(|url| RemoteModel::for_service(store.s3(), url, folder));
-        let loader = ModelLoader::begin(&config.model, remote, most, metrics.clone());
+        let loader = ModelLoader::begin(&config.model, remote, max_batch, metrics.clone());
         Self::with(loader, store, metrics, config, aws).await
     }
 
-    /// With a model that is being loaded.
+    /// The same, with a model that is being loaded elsewhere.
     pub(crate) async fn with(
         loader: ModelLoader,
         store: Store,
@@ -95,7 +96,7 @@ impl JobRunner {
             store: Arc::new(store),
             backend: Backend::new(secrets.token, secrets.signing, admission.guard().clone())?,
             admission,
-            times: Times::default(),
+            timings: Timings::default(),
             metrics,
             work: config.work.clone(),
             file: config.picture,
@@ -106,51 +107,47 @@ impl JobRunner {
     /// Waits until the model is loaded.
     ///
     /// # Errors
-    /// A model folder that cannot be used.
+    /// It cannot be loaded.
     pub async fn ready(&self) -> Result<(), LoadError> {
         self.loader.batcher().await.map(|_| ())
     }
 
-    /// Waits for what makes painting impossible for good: a model that cannot be loaded, a GPU that is lost.
+    /// Waits until nothing can be painted any more: the model cannot be loaded, or the GPU is lost.
     pub async fn broken(&self) -> LoadError {
         self.loader.broken().await
     }
 
-    /// Handles one message to its end. Never fails and never panics: every fault becomes an outcome.
+    /// Handles one message to its end. Every failure becomes an outcome.
     ///
-    /// Boxed, because the futures of the AWS clients nest too deep for the compiler otherwise.
+    /// Boxed: otherwise the futures of the AWS clients nest too deep for the compiler.
     pub fn handle<'a>(&'a self, message: &'a Message) -> BoxFuture<'a, Outcome> {
-        self.handle_in_span(message).boxed()
-    }
-
-    /// What was measured so far.
-    pub fn metrics(&self) -> &Metrics {
-        &self.metrics
-    }
-
-    async fn handle_in_span(&self, message: &Message) -> Outcome {
         self.loader.note_request();
         let span = trace::task(&message.carrier, message.id.as_deref(), message.receive_count);
         async {
-            let (started, _in_work) = (Instant::now(), self.metrics.begin());
+            let (started, _in_work) = (Instant::now(), self.metrics.start_task());
             let mut report = Report { receive_count: message.receive_count, ..Report::default() };
-            // A clock that is behind SQS' says nothing.
+            // None if our clock is behind that of SQS.
             report.queue_age = message.sent_at.and_then(|sent_at| SystemTime::now().duration_since(sent_at).ok());
             let outcome = self.work_on(message, &mut report).await;
             report.total = started.elapsed();
-            report.gpu_memory = self.metrics.memory();
+            report.gpu_memory = self.metrics.gpu_memory();
             let span = tracing::Span::current();
             report.trace_id = trace::id(&span, &message.carrier);
             trace::end(&span, report.ending.name(), report.fault.map(|fault| fault.code()));
             report.log();
-            self.metrics.note(&report);
+            self.metrics.record(&report);
             if self.work.embedded_metrics {
                 println!("{}", report.embedded_metrics());
             }
             outcome
         }
         .instrument(span)
-        .await
+        .boxed()
+    }
+
+    /// The metrics of this process.
+    pub fn metrics(&self) -> &Metrics {
+        &self.metrics
     }
 
     async fn work_on(&self, message: &Message, report: &mut Report) -> Outcome {
@@ -160,8 +157,8 @@ impl JobRunner {
                 Ok(Ok(body)) => Some(body),
                 Ok(Err(error)) => {
                     warn!(%error, "no body, and so no backend to tell: given back to the queue");
-                    (report.ending, report.fault) = (Ending::GivenBack, Some(Fault::Storage));
-                    return message.given_back();
+                    (report.ending, report.fault) = (Ending::GivenBack, Some(TaskFault::Storage));
+                    return Outcome::GivenBack(message.retry_delay());
                 }
                 Err(late) => return give_back_unread(late, report),
             },
@@ -174,17 +171,18 @@ impl JobRunner {
         match admitted {
             Ok(task) => {
                 tracing::Span::current().record("generation_id", task.generation_id);
-                (report.generation_id, report.order) = (Some(task.generation_id), Some(Order::from(&task)));
-                self.run(&task, message, report).await
+                (report.generation_id, report.task) = (Some(task.generation_id), Some(TaskSummary::from(&task)));
+                let ended = self.run(&task, message.deadline, report).await;
+                self.conclude(ended, &task, message, report).await
             }
-            Err(bad) => self.refuse(bad, message, report).await,
+            Err(invalid) => self.reject(invalid, message, report).await,
         }
     }
 }
 
-/// There was no time to find out whom to tell.
+/// There was no time to find out which backend to notify.
 fn give_back_unread(late: OutOfTime, report: &mut Report) -> Outcome {
     warn!(reason = %late, "given back to the queue before it was read");
-    (report.ending, report.fault) = (Ending::GivenBack, Some(Fault::Deadline));
+    (report.ending, report.fault) = (Ending::GivenBack, Some(TaskFault::Deadline));
     Outcome::GivenBack(Duration::ZERO)
 }

@@ -1,9 +1,8 @@
-//! Easel's handler: takes a generation task, paints it with the artist's LoRA, signs the picture, stores it and tells the
-//! backend how it goes.
+//! Easel's handler: takes a generation task, paints it with the artist's LoRA, signs the picture, stores it in S3 and notifies the backend.
 //!
-//! Eight rooms. A task comes in by [`entry`], is read by [`task`], goes through [`job`], which asks [`engine`] to paint,
-//! [`picture`] to make the file, [`storage`] to keep it and [`webhook`] to tell the backend. [`cli`] is the command line, and [`observe`] says
-//! what happened. Arrows point one way: cli, entry, job, then engine, storage, webhook and picture, then task and observe. Painting itself is the
+//! A message comes in by [`entry`]. [`job`] parses it as a [`task`], lets [`engine`] paint it and make the files by [`picture`], uploads
+//! them by [`storage`] and calls the backend by [`webhook`]. [`observe`] logs, counts and traces; [`cli`] is the command line. Modules use each
+//! other in one direction: cli, entry, job, then engine, storage, webhook and picture, then task and observe. Stable Diffusion itself is the
 //! crate [`diffusion`].
 
 pub mod cli;

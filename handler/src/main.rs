@@ -1,9 +1,13 @@
-//! The handler's binary: command line, logs, and the chosen entry point.
+//! The handler's binary: reads the command line, sets up logs and traces, and runs the command.
 
 use handler::{
     cli::{
-        bench, doctor, exit, generate, lora,
-        options::{BenchCommand, Cli, Command, DoctorConfig, LoraCommand, SchemaCommand, variables},
+        bench::{self, BenchCommand},
+        doctor::{self, DoctorConfig},
+        generate,
+        lora::{self, LoraCommand},
+        manual::{FAILURE, SUCCESS, USAGE},
+        options::{Cli, Command, SchemaCommand, variables},
     },
     entry::{lambda, worker},
     job::options::LogFormat,
@@ -21,31 +25,31 @@ use std::{
 };
 use telemetry::{Logs, Traces};
 
-/// For the last spans.
+/// How long the end of the process waits for the last spans to be sent.
 const TRACES_END: Duration = Duration::from_secs(2);
 
 fn main() -> ExitCode {
     let cli = match Cli::load(arguments()) {
         Ok(cli) => cli,
         Err(error) => {
-            // The terminal may be gone; there is nobody else to tell.
+            // If standard error is closed, nobody can see it.
             let _ = error.print();
             if let Some(line) = variables(&error) {
                 eprintln!("{line}");
             }
-            return if error.use_stderr() { ExitCode::from(exit::USAGE) } else { ExitCode::from(exit::SUCCESS) };
+            return if error.use_stderr() { ExitCode::from(USAGE) } else { ExitCode::from(SUCCESS) };
         }
     };
     if let Err(error) = settings::check_variables(cli.command.reads()) {
         eprintln!("error: {error}");
-        return ExitCode::from(exit::USAGE);
+        return ExitCode::from(USAGE);
     }
     let from_env = |_| Traces::from_env("handler", trace::SERVICE_NAME);
     let traces = match cli.command.service().map(from_env).transpose() {
         Ok(traces) => traces.flatten(),
         Err(error) => {
             eprintln!("error: {error}");
-            return ExitCode::from(exit::USAGE);
+            return ExitCode::from(USAGE);
         }
     };
     log(&cli.command, traces.as_ref());
@@ -54,18 +58,18 @@ fn main() -> ExitCode {
         traces.end(TRACES_END);
     }
     match ended {
-        Ok(true) => ExitCode::from(exit::SUCCESS),
-        Ok(false) => ExitCode::from(exit::FAILURE),
+        Ok(true) => ExitCode::from(SUCCESS),
+        Ok(false) => ExitCode::from(FAILURE),
         Err(error) => {
             eprintln!("handler: {}", service::causes(&*error));
-            // A certificate that cannot sign is a setting; that it cannot be read from a secret is not.
+            // A certificate that cannot sign is a usage error; a secret that cannot be read is not.
             let is_setting = error.is::<CredentialError>() || error.is::<BadVariable>();
-            if is_setting { ExitCode::from(exit::USAGE) } else { ExitCode::from(exit::FAILURE) }
+            if is_setting { ExitCode::from(USAGE) } else { ExitCode::from(FAILURE) }
         }
     }
 }
 
-/// Lambda starts the binary with no arguments; that means `handler function`.
+/// Lambda starts the binary without arguments; that is `handler function`.
 fn arguments() -> Vec<OsString> {
     let mut arguments: Vec<OsString> = std::env::args_os().collect();
     if arguments.len() <= 1 {
@@ -79,14 +83,14 @@ fn log(command: &Command, traces: Option<&Traces>) {
     let format = service.map_or(LogFormat::Text, |service| service.log_format);
     let filter = match command {
         _ if service.is_some() => "warn,handler=info,telemetry=info",
-        // Its own lines say it, and what to do.
+        // Its own lines report what is wrong.
         Command::Doctor(_) => "error",
         _ => "warn",
     };
     Logs { own: "handler", json: format == LogFormat::Json, filter }.init(traces);
 }
 
-/// Runs the command; false is its answer "no", which the output has explained.
+/// Runs the command. False if it answers "no", with the reason in its output.
 fn run(command: &Command, traces: Option<Traces>) -> anyhow::Result<bool> {
     match command {
         Command::Function(config) => serve(lambda::serve(config, traces))?,
@@ -115,7 +119,7 @@ fn serve(service: impl Future<Output = anyhow::Result<()>>) -> anyhow::Result<()
 fn examine(config: &DoctorConfig) -> anyhow::Result<bool> {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     let sound = runtime.block_on(doctor::run(config));
-    // A thread that hangs in a volume holds nothing that anybody waits for.
+    // Does not wait for threads that hang in a volume.
     runtime.shutdown_background();
     sound
 }

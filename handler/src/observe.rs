@@ -1,8 +1,7 @@
-//! What operators see: a line for each task, metrics, traces, and errors in one line.
+//! What operators see: a log line for each task, metrics and traces.
 
 pub mod metrics;
 pub mod report;
-mod tally;
 pub mod trace;
 
-pub use tally::Tally;
+pub use metrics::CacheMetrics;

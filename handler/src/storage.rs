@@ -17,7 +17,7 @@ pub(crate) use s3_client::S3Client;
 pub(crate) use s3_source::{ErrorWording, S3Source};
 
 use crate::{
-    observe::{Tally, report::Found},
+    observe::{CacheMetrics, report::Found},
     storage::{
         cache::{Cache, SourceError},
         options::{ResultAcl, StoreConfig},
@@ -91,8 +91,8 @@ impl Store {
     }
 
     /// Counters of the LoRA cache.
-    pub fn tally(&self) -> &Tally {
-        self.loras.tally()
+    pub fn cache_metrics(&self) -> &CacheMetrics {
+        self.loras.cache_metrics()
     }
 
     /// A LoRA, and whether it came from memory, the volume or S3.

@@ -1,23 +1,21 @@
 //! The task: what the backend asks for, read from JSON and checked against its limits.
 //!
-//! Unknown fields are ignored whatever they hold, so that the backend can move first. `null` in an optional field means that it
-//! is absent. Each error names the field, what it holds and what it may hold; the backend is told of it wherever its address and
-//! the id can be read, even where the message is no JSON.
+//! Unknown fields are ignored whatever they hold, so that the backend can be deployed first. `null` means absent. An error names the
+//! field, what it holds and what is allowed. It is reported to the backend whenever the id and the address can be read, even if the message
+//! is no JSON.
 
 pub mod buckets;
 mod contract;
 pub mod fault;
-mod fields;
 mod fingerprint;
 mod format;
 mod json;
 mod rule;
 mod salvage;
-mod schema;
 pub mod signature;
 
+pub use contract::schema;
 pub use format::Format;
-pub use schema::schema;
 
 use crate::task::signature::Signature;
 use aws_sdk_s3::primitives::DateTime;
@@ -27,9 +25,8 @@ use contract::{
     PROMPT_WEIGHTING, SCHEDULER, SEED, SIGNATURE, STYLE_ID, TASK, WEBHOOK_URL, extra,
 };
 use diffusion::{noise, prompt, schedulers};
-use fields::{Fields, Result};
 use json::Json;
-use rule::base_address;
+use rule::{Fields, Result, base_address};
 use salvage::{Salvage, salvage};
 use std::borrow::Cow;
 use url::Url;
@@ -52,30 +49,30 @@ pub const MAX_GUIDANCE: f64 = 50.0;
 pub const MAX_LORA_SCALE: f64 = 10.0;
 /// Longest URL, in characters.
 pub const MAX_URL: usize = 2048;
-/// Aspect ratios with their width and height; the first is that of any other.
+/// Aspect ratios with their width and height. The first size is also that of unknown ratios.
 pub const SIZES_OF_RATIOS: [(&str, (usize, usize)); 3] =
     [("1:1", (512, 512)), ("2:2", (768, 768)), ("1:2", (512, 1024))];
 
 /// A generation task that passed every check.
 #[derive(Debug, Clone)]
 pub struct Task {
-    /// The backend's id; names the result and every webhook.
+    /// The backend's id; names the pictures and every webhook.
     pub generation_id: i64,
     /// The artist's style.
     pub style_id: i64,
     /// The style's LoRA first, then any others.
     pub loras: Vec<LoraRef>,
-    /// The tags joined by one space.
+    /// The tags, joined by one space.
     pub prompt: String,
     /// What the picture must not show; empty by default.
     pub negative_prompt: String,
     /// Whether brackets in both prompts mean weights.
     pub prompt_weighting: prompt::Weighting,
-    /// What the signature says.
+    /// The name to sign with.
     pub artist_name: String,
     /// Base address of the backend's webhooks.
     pub webhook_url: Url,
-    /// Seed as the backend wrote it, from -2^63 to 2^64 - 1 as torch takes it.
+    /// The seed as the backend wrote it, from -2^63 to 2^64 - 1 as torch takes it.
     pub seed: i128,
     /// Pixels.
     pub width: usize,
@@ -83,11 +80,11 @@ pub struct Task {
     pub height: usize,
     /// Denoising steps.
     pub steps: usize,
-    /// Classifier-free guidance.
+    /// The scale of classifier-free guidance.
     pub guidance_scale: f64,
-    /// Scheduler.
+    /// The scheduler.
     pub scheduler: schedulers::Kind,
-    /// The noise levels of Karras et al., or not; if nothing is asked for, the model's file decides.
+    /// Whether to use the noise levels of Karras et al.; by default the model's file decides.
     pub karras_sigmas: Option<bool>,
     /// Whose generator draws the noise.
     pub noise_source: noise::Source,
@@ -112,20 +109,20 @@ pub struct LoraRef {
     pub scale: f64,
 }
 
-/// A message that is no valid task, with as much of it as is needed to tell the backend.
+/// A message that is no valid task, with what is needed to notify the backend.
 #[derive(Debug, thiserror::Error)]
 #[error("{reason}")]
-pub struct BadTask {
-    /// Which field, what it holds, what it may hold.
+pub struct InvalidTask {
+    /// The field, what it holds and what is allowed.
     pub reason: String,
-    /// The id, if the message has a whole number there.
+    /// The id, if it is a whole number.
     pub generation_id: Option<i64>,
-    /// The backend's address, if the message has a usable one.
+    /// The backend's address, if it can be used.
     pub webhook_url: Option<Url>,
 }
 
 impl Task {
-    /// Reads and checks the body of a message.
+    /// Parses and checks the body of a message.
     ///
     /// ```
     /// use handler::task::Task;
@@ -143,26 +140,26 @@ impl Task {
     ///
     /// # Errors
     /// The first field that breaks the contract.
-    pub fn parse(body: &str) -> std::result::Result<Self, Box<BadTask>> {
-        // RFC 8259 lets a reader ignore the mark there, and there alone.
+    pub fn parse(body: &str) -> std::result::Result<Self, Box<InvalidTask>> {
+        // RFC 8259 lets a parser ignore a byte order mark, here only.
         let body = body.trim_start_matches('\u{feff}');
         let message = Json::parse(body).map_err(|error| {
             let Salvage { generation_id, webhook_url } = salvage(body);
             let webhook_url = webhook_url.filter(|text| text.chars().count() <= MAX_URL);
-            Box::new(BadTask {
-                reason: format!("the message is no JSON: {}", fault(body, &error)),
+            Box::new(InvalidTask {
+                reason: format!("the message is no JSON: {}", syntax_error(body, &error)),
                 generation_id: generation_id.as_deref().and_then(whole_number),
                 webhook_url: webhook_url.and_then(|text| base_address(&text).ok()),
             })
         })?;
         let Some(members) = message.members(TASK) else {
             let reason = format!("the message is {}, must be a JSON object", message.kind());
-            return Err(Box::new(BadTask { reason, generation_id: None, webhook_url: None }));
+            return Err(Box::new(InvalidTask { reason, generation_id: None, webhook_url: None }));
         };
         let fields = Fields::new(members);
         Self::from_fields(&fields).map_err(|reason| {
             let generation_id = fields.get("generation_id").and_then(Json::number).and_then(whole_number);
-            Box::new(BadTask { reason, generation_id, webhook_url: WEBHOOK_URL.read(&fields).ok() })
+            Box::new(InvalidTask { reason, generation_id, webhook_url: WEBHOOK_URL.read(&fields).ok() })
         })
     }
 
@@ -221,8 +218,8 @@ impl LoraRef {
     }
 }
 
-/// What is wrong with a message that is no JSON, and where. Holds nothing of the message.
-fn fault(body: &str, error: &serde_json::Error) -> String {
+/// What is wrong with a message that is no JSON, and where. Shows nothing of the message.
+fn syntax_error(body: &str, error: &serde_json::Error) -> String {
     let place = format!("line {} column {}", error.line(), error.column());
     let line = body.split_inclusive('\n').nth(error.line().saturating_sub(1));
     let there = line.and_then(|line| line.get(error.column().saturating_sub(1)..));
@@ -235,15 +232,15 @@ fn fault(body: &str, error: &serde_json::Error) -> String {
     }
 }
 
-/// The id that a number is, however it is written.
+/// A number as an id, however it is written.
 fn whole_number(number: &str) -> Option<i64> {
-    // Above it, an f64 is another number than the one that was written.
+    // From here on an f64 may be another number than the one that was written.
     const EXACT: f64 = 9_007_199_254_740_992.0;
     let rounded = || number.parse().ok().filter(|number: &f64| number.fract() == 0.0 && number.abs() < EXACT);
     number.parse().ok().or_else(|| rounded().map(|number| number as i64))
 }
 
-/// Width and height of an aspect ratio; 512x512 for none and, as in the Python worker, for an unknown one.
+/// Width and height of an aspect ratio. 512x512 for none and, as in the Python worker, for an unknown one.
 pub fn size(aspect_ratio: Option<&str>) -> (usize, usize) {
     let [(_, usual), ..] = SIZES_OF_RATIOS;
     let Some(wish) = aspect_ratio else { return usual };
@@ -267,13 +264,13 @@ fn karras_sigmas(fields: &Fields, scheduler: schedulers::Kind) -> Result<Option<
 }
 
 fn signature(fields: &Fields) -> Result<Signature> {
-    use contract::signature::{MARGIN_OF_IT, OPACITY_OF_IT, POSITION, SIZE};
+    use contract::signature::{MARGIN, OPACITY, POSITION, SIZE};
     let Some(wish) = SIGNATURE.read(fields)? else { return Ok(Signature::default()) };
     Ok(Signature {
         position: POSITION.read(&wish)?.unwrap_or_default(),
-        opacity: OPACITY_OF_IT.read(&wish)? as u8,
+        opacity: OPACITY.read(&wish)? as u8,
         size: SIZE.read(&wish)?,
-        margin: MARGIN_OF_IT.read(&wish)?,
+        margin: MARGIN.read(&wish)?,
     })
 }
 

@@ -9,7 +9,7 @@ use diffusion::{
     schedulers::Kind,
 };
 use handler::engine::{
-    Engine, GenerationRequest, Order, Painted, Step,
+    BatchItem, Engine, GenerationRequest, Pictures, Step,
     options::{DeviceKind, Dora, ModelConfig, Offload, Precision},
 };
 use std::{ops::ControlFlow, path::Path};
@@ -43,7 +43,7 @@ fn generation_request(prompt: &str, seed: u64, images: usize, scheduler: Kind) -
     GenerationRequest::new(request, images)
 }
 
-fn alike(alone: &Painted, together: &Painted) -> Result<()> {
+fn alike(alone: &Pictures, together: &Pictures) -> Result<()> {
     ensure!(alone.pictures.len() == together.pictures.len(), "another number of pictures");
     for (ours, theirs) in together.pictures.iter().zip(&alone.pictures) {
         let likeness = psnr(ours.as_raw(), theirs.as_raw());
@@ -53,15 +53,15 @@ fn alike(alone: &Painted, together: &Painted) -> Result<()> {
 }
 
 /// Paints all as one batch, each until it has finished its number of steps.
-fn together(engine: &mut Engine, all: &[(&GenerationRequest, usize)]) -> Vec<Option<Painted>> {
+fn together(engine: &mut Engine, all: &[(&GenerationRequest, usize)]) -> Vec<Option<Pictures>> {
     let mut callbacks: Vec<_> = all
         .iter()
         .map(|(_, last)| {
             move |step: Step| if step.finished > *last { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
         })
         .collect();
-    let orders = all.iter().zip(&mut callbacks).map(|((wanted, _), callback)| (*wanted, callback as _));
-    engine.paint_together(&mut orders.collect::<Vec<Order>>()).into_iter().map(Result::ok).collect()
+    let items = all.iter().zip(&mut callbacks).map(|((wanted, _), callback)| (*wanted, callback as _));
+    engine.paint_together(&mut items.collect::<Vec<BatchItem>>()).into_iter().map(Result::ok).collect()
 }
 
 #[test]
@@ -72,7 +72,7 @@ fn pictures_painted_together_are_those_painted_alone() -> Result<()> {
         let kind = Kind::DpmSolverPlusPlus;
         let wanted = [("a fox", 1), ("b lighthouse by the sea", 2), ("c", 1)];
         let wanted = wanted.map(|(prompt, seed)| generation_request(prompt, seed, images, kind));
-        let alone: Vec<Painted> = wanted
+        let alone: Vec<Pictures> = wanted
             .iter()
             .map(|wanted| together(&mut engine, &[(wanted, 4)]).pop().flatten().context("not painted"))
             .collect::<Result<_>>()?;
@@ -96,7 +96,7 @@ fn only_what_differs_in_prompt_and_seed_alone_goes_together() {
     let plain = || generation_request("a", 1, 1, Kind::DpmSolverPlusPlus);
     let with = |change: fn(&mut Request)| {
         let mut wanted = plain();
-        change(&mut wanted.request);
+        change(&mut wanted.inputs);
         wanted
     };
     assert!(plain().goes_with(&generation_request("b", 2, 1, Kind::DpmSolverPlusPlus)));
@@ -110,7 +110,7 @@ fn only_what_differs_in_prompt_and_seed_alone_goes_together() {
         with(|request| request.guidance_scale = 7.0),
         with(|request| request.karras_sigmas = Some(true)),
     ] {
-        assert!(!plain().goes_with(&other), "{:?}", other.request);
+        assert!(!plain().goes_with(&other), "{:?}", other.inputs);
     }
     let drawing = || generation_request("a", 1, 1, Kind::EulerAncestral);
     assert!(!drawing().goes_with(&drawing()), "its noise comes from one stream");

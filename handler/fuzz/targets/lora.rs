@@ -1,4 +1,4 @@
-//! Bytes as a LoRA's file. What must hold is in `handler::fuzz`.
+//! Bytes as a LoRA file. The properties are in `handler::fuzz`.
 
 #![no_main]
 

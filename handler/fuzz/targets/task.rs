@@ -1,4 +1,4 @@
-//! Bytes as the body of a message. What must hold is in `handler::fuzz`.
+//! Bytes as the body of a message. The properties are in `handler::fuzz`.
 
 #![no_main]
 

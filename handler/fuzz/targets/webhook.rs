@@ -1,4 +1,4 @@
-//! Bytes as a list of hosts, a line break, and a webhook's address. What must hold is in `handler::fuzz`.
+//! Bytes as a list of hosts, a line break, and a webhook's address. The properties are in `handler::fuzz`.
 
 #![no_main]
 

@@ -1,15 +1,16 @@
-//! `handler bench`: what something costs here, measured. Each figure is the median of its repeats.
+//! `handler bench`: measures on this machine. Each figure is the median of its repeats.
 
 mod file;
 
 pub use file::file;
 
 use crate::{
-    cli::options::{BenchLoraConfig, BenchPictureConfig, BenchSoakConfig},
-    engine::{Engine, GenerationRequest},
+    engine::{Engine, GenerationRequest, options::ModelConfig},
+    picture::options::CredentialFiles,
     task,
 };
 use anyhow::{Context, ensure};
+use clap::{Args, Subcommand};
 use diffusion::{
     gpu::Gpu,
     lora::{AppliedLora, Lora},
@@ -22,16 +23,119 @@ use serde_json::{Value, json};
 use std::{
     fs,
     ops::ControlFlow,
+    path::PathBuf,
     sync::Arc,
     time::{Duration, Instant},
 };
 
-/// Tasks after which everything that is made on first use is there.
+/// After so many tasks, everything that is made on first use exists.
 const SETTLED: usize = 5;
+
+/// What to measure.
+#[derive(Debug, Subcommand)]
+pub enum BenchCommand {
+    /// What reading a LoRA and swapping it in and out costs.
+    Lora(BenchLoraConfig),
+    /// What a picture costs, stage by stage.
+    Picture(BenchPictureConfig),
+    /// What it costs to sign a picture, to encode it and to write its metadata. Needs no model.
+    File(BenchFileConfig),
+    /// Whether many tasks in a row cost the same and leave nothing behind.
+    Soak(BenchSoakConfig),
+}
+
+/// Settings of `handler bench lora`.
+#[derive(Debug, Clone, Args)]
+pub struct BenchLoraConfig {
+    /// The model.
+    #[command(flatten)]
+    pub model: ModelConfig,
+    /// The LoRA.
+    #[arg(long, value_name = "FILE")]
+    pub lora: PathBuf,
+    /// How often each part is measured.
+    #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    pub repeat: u32,
+    /// Print JSON.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Settings of `handler bench picture`.
+#[derive(Debug, Clone, Args)]
+pub struct BenchPictureConfig {
+    /// The model.
+    #[command(flatten)]
+    pub model: ModelConfig,
+    /// What the picture shows.
+    #[arg(long, default_value = "lighthouse sunset sea")]
+    pub prompt: String,
+    /// 1:1 is 512x512, 2:2 is 768x768, 1:2 is 512x1024.
+    #[arg(long, default_value = "1:1", value_parser = ["1:1", "2:2", "1:2"])]
+    pub aspect_ratio: String,
+    /// Denoising steps.
+    #[arg(long, default_value_t = 50, value_parser = clap::value_parser!(u16).range(1..=1000))]
+    pub steps: u16,
+    /// Classifier-free guidance; none at 1 and below.
+    #[arg(long, default_value_t = 7.5)]
+    pub guidance_scale: f64,
+    /// How many pictures at once.
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=16))]
+    pub num_images: u8,
+    /// How often, after a first time that is shown by itself.
+    #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    pub repeat: u32,
+    /// Print JSON.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Settings of `handler bench file`.
+#[derive(Debug, Clone, Args)]
+pub struct BenchFileConfig {
+    /// A picture, JPEG or PNG, cropped to the size [default: soft waves]
+    #[arg(long, value_name = "FILE")]
+    pub picture: Option<PathBuf>,
+    /// The name to sign with.
+    #[arg(long, value_name = "NAME", default_value = "Ada Kowalska")]
+    pub signature: String,
+    /// What signs the file.
+    #[command(flatten)]
+    pub credential: CredentialFiles,
+    /// 1:1 is 512x512, 2:2 is 768x768, 1:2 is 512x1024.
+    #[arg(long, default_value = "1:1", value_parser = ["1:1", "2:2", "1:2"])]
+    pub aspect_ratio: String,
+    /// How often each part is measured.
+    #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    pub repeat: u32,
+    /// Print JSON.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Settings of `handler bench soak`.
+#[derive(Debug, Clone, Args)]
+pub struct BenchSoakConfig {
+    /// The model.
+    #[command(flatten)]
+    pub model: ModelConfig,
+    /// LoRA files; the tasks use them in turns, and now and then none.
+    #[arg(long = "lora", value_name = "FILE")]
+    pub loras: Vec<PathBuf>,
+    /// How many tasks. Their sizes take turns, too.
+    #[arg(long, default_value_t = 200, value_parser = clap::value_parser!(u32).range(12..=100_000))]
+    pub tasks: u32,
+    /// Denoising steps of each.
+    #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u16).range(1..=1000))]
+    pub steps: u16,
+    /// Print JSON.
+    #[arg(long)]
+    pub json: bool,
+}
 
 /// Measures reading a LoRA, swapping it in over the resident base, and swapping it out again.
 ///
-/// The first swap in is told apart: it warms allocators and kernels up.
+/// The first swap is shown by itself: it warms up allocators and kernels.
 ///
 /// # Errors
 /// The model or the LoRA cannot be used.
@@ -67,21 +171,21 @@ pub fn lora(config: &BenchLoraConfig) -> anyhow::Result<()> {
 
 /// Measures loading the model and painting pictures with it, stage by stage, from the prompt's text to the encoded file.
 ///
-/// The first painting is told apart: it warms allocators and kernels up.
+/// The first painting is shown by itself: it warms up allocators and kernels.
 ///
 /// # Errors
-/// The model cannot be used, or an option is off.
+/// The model or an option cannot be used.
 pub fn picture(config: &BenchPictureConfig) -> anyhow::Result<()> {
     ensure!(config.guidance_scale.is_finite(), "--guidance-scale must be a finite number");
     let clock = Instant::now();
     let (width, height) = task::size(Some(&config.aspect_ratio));
     let mut engine = Engine::open(&config.model, (width, height))?;
     let load = clock.elapsed();
-    let request = request(&config.prompt, (width, height), config.steps, config.guidance_scale);
-    let wanted = GenerationRequest::new(request, usize::from(config.num_images));
+    let inputs = inputs(&config.prompt, (width, height), config.steps, config.guidance_scale);
+    let request = GenerationRequest::new(inputs, usize::from(config.num_images));
     let mut paint = || -> anyhow::Result<_> {
         let clock = Instant::now();
-        let output = engine.paint(&wanted, &mut |_| ControlFlow::Continue(()))?;
+        let output = engine.paint(&request, &mut |_| ControlFlow::Continue(()))?;
         Ok((clock.elapsed(), output.stages))
     };
     let (first, _) = paint()?;
@@ -127,10 +231,10 @@ pub fn soak(config: &BenchSoakConfig) -> anyhow::Result<()> {
     for task in 0..config.tasks as usize {
         let size = sizes[task % sizes.len()];
         let loras = loras[task / sizes.len() % loras.len()].clone();
-        let request = request("lighthouse sunset sea", size, config.steps, 7.5);
-        let wanted = GenerationRequest { loras, ..GenerationRequest::new(request, 1) };
+        let inputs = inputs("lighthouse sunset sea", size, config.steps, 7.5);
+        let request = GenerationRequest { loras, ..GenerationRequest::new(inputs, 1) };
         let clock = Instant::now();
-        engine.paint(&wanted, &mut |_| ControlFlow::Continue(()))?;
+        engine.paint(&request, &mut |_| ControlFlow::Continue(()))?;
         times.push(clock.elapsed());
         let held = (engine.gpu().map_or(0, Gpu::bytes) >> 20, memory_mib("VmRSS:").unwrap_or_default());
         if task + 1 == SETTLED {
@@ -139,7 +243,7 @@ pub fn soak(config: &BenchSoakConfig) -> anyhow::Result<()> {
         memory[1] = held;
     }
     let rest = &times[SETTLED..];
-    // Whole turns of sizes and LoRAs, so that both thirds have the same work; with too few tasks for that, halves.
+    // Whole turns of sizes and LoRAs, so that both thirds do the same work; halves if there are too few tasks.
     let turn = sizes.len() * loras.len();
     let whole = rest.len() / 3 / turn * turn;
     let third = if whole > 0 { whole } else { rest.len() / 2 };
@@ -159,7 +263,7 @@ pub fn soak(config: &BenchSoakConfig) -> anyhow::Result<()> {
     print(config.json, about, &title, &figures)
 }
 
-fn request(prompt: &str, (width, height): (usize, usize), steps: u16, guidance_scale: f64) -> Request {
+fn inputs(prompt: &str, (width, height): (usize, usize), steps: u16, guidance_scale: f64) -> Request {
     Request {
         prompt: prompt.to_string(),
         negative_prompt: String::new(),
@@ -175,7 +279,7 @@ fn request(prompt: &str, (width, height): (usize, usize), steps: u16, guidance_s
     }
 }
 
-/// The most memory of the host that this process has held.
+/// The peak memory of this process on the host.
 fn peak_memory_mib() -> Option<u64> {
     memory_mib("VmHWM:")
 }

@@ -1,38 +1,197 @@
-//! `handler generate`: one picture from the shell, with a progress bar. No queue, no S3, no webhooks.
+//! `handler generate`: paints from the shell, with a progress bar. No queue, no S3, no webhooks.
 
 use crate::{
-    cli::options::GenerateConfig,
-    engine::{Engine, GenerationRequest},
-    picture::{Credential, PictureOrigin},
-    task::{self, Format},
+    engine::{Engine, GenerationRequest, options::ModelConfig},
+    picture::{
+        Credential, PictureOrigin,
+        options::{CredentialFiles, PictureConfig},
+    },
+    task::{
+        self, Format,
+        signature::{MAX_MARGIN, Position, SIZES, Signature},
+    },
 };
 use anyhow::{Context, ensure};
+use clap::{
+    Args,
+    builder::{PossibleValuesParser, TypedValueParser},
+};
 use diffusion::{
     lora::{AppliedLora, Lora},
+    noise,
     pipeline::Request,
+    prompt, schedulers,
 };
 use indicatif::{ProgressBar, ProgressStyle};
 use std::{
     fs,
     ops::ControlFlow,
     path::{Path, PathBuf},
+    str::FromStr,
     sync::Arc,
 };
 use tracing::Span;
 
-/// Paints and writes the picture.
+/// Settings of `handler generate`.
+#[derive(Debug, Clone, Args)]
+pub struct GenerateConfig {
+    /// The model.
+    #[command(flatten)]
+    pub model: ModelConfig,
+    /// A LoRA file, with its scale; can be given several times.
+    #[arg(long = "lora", value_name = "FILE[=SCALE]")]
+    pub loras: Vec<LoraFile>,
+    /// What the picture shows.
+    #[arg(long)]
+    pub prompt: String,
+    /// What the picture must not show.
+    #[arg(long, default_value = "")]
+    pub negative_prompt: String,
+    /// What brackets in the prompts mean: text (none), or weights as in AUTOMATIC1111's web UI (a1111).
+    #[arg(long, default_value_t)]
+    pub prompt_weighting: prompt::Weighting,
+    /// Seed of the noise.
+    #[arg(long, default_value_t = 42, allow_negative_numbers = true, value_parser = seed)]
+    pub seed: i128,
+    /// Denoising steps.
+    #[arg(long, default_value_t = 50, value_parser = clap::value_parser!(u16).range(1..=1000))]
+    pub steps: u16,
+    /// Classifier-free guidance; none at 1 and below.
+    #[arg(long, default_value_t = 7.5, value_parser = finite)]
+    pub guidance_scale: f64,
+    /// 1:1 is 512x512, 2:2 is 768x768, 1:2 is 512x1024.
+    #[arg(long, default_value = "1:1", value_parser = ["1:1", "2:2", "1:2"])]
+    pub aspect_ratio: String,
+    /// How the noise becomes a picture.
+    #[arg(long, default_value_t, value_parser = schedulers())]
+    pub scheduler: schedulers::Kind,
+    /// Use the noise levels of Karras et al., or not, whatever the model's file says. Not every scheduler has them.
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    pub karras_sigmas: Option<bool>,
+    /// Whose generator draws the noise: torch's on a GPU (cuda) or on the CPU (cpu).
+    #[arg(long, default_value_t)]
+    pub noise_source: noise::Source,
+    /// How many pictures of the seed, from 1 to 4; the second is written to the name given by --out with -2 before the ending.
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=4))]
+    pub num_images: u8,
+    /// Whose signature it gets, and how.
+    #[command(flatten)]
+    pub signature: SignatureConfig,
+    /// How the file is written.
+    #[command(flatten)]
+    pub picture: PictureConfig,
+    /// What signs the file.
+    #[command(flatten)]
+    pub credential: CredentialFiles,
+    /// The picture; the name's ending says its format.
+    #[arg(long, value_name = "FILE", help = out_help(), value_parser = picture)]
+    pub out: PathBuf,
+}
+
+/// Possible values, so that help and completions show them.
+fn schedulers() -> impl TypedValueParser<Value = schedulers::Kind> {
+    let names = schedulers::Kind::NAMES.iter().map(|(name, _)| *name);
+    PossibleValuesParser::new(names).try_map(|name| name.parse::<schedulers::Kind>())
+}
+
+fn out_help() -> String {
+    format!("The picture. The name's ending says the format: {}", Format::all_endings())
+}
+
+/// A seed, in the range of a task's.
+fn seed(text: &str) -> Result<i128, String> {
+    let seed = text.parse().ok().filter(|seed: &i128| (i128::from(i64::MIN)..=i128::from(u64::MAX)).contains(seed));
+    seed.ok_or_else(|| "must be an integer from -2^63 to 2^64 - 1".into())
+}
+
+fn finite(text: &str) -> Result<f64, String> {
+    text.parse().ok().filter(|number: &f64| number.is_finite()).ok_or_else(|| "must be a finite number".into())
+}
+
+/// A file name whose ending is that of a format.
+fn picture(text: &str) -> Result<PathBuf, String> {
+    let path = PathBuf::from(text);
+    Format::of_path(&path).map(|_| path)
+}
+
+/// `FILE[=SCALE]`.
+#[derive(Debug, Clone, PartialEq)]
+pub struct LoraFile {
+    /// The file.
+    pub path: PathBuf,
+    /// Multiplier, 1 if none is given.
+    pub scale: f64,
+}
+
+impl FromStr for LoraFile {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let (path, scale) = match text.rsplit_once('=') {
+            Some((path, scale)) => (path, scale.parse().map_err(|_| format!("the scale `{scale}` is no number"))?),
+            None => (text, 1.0),
+        };
+        if !f64::is_finite(scale) {
+            return Err("the scale must be finite".into());
+        }
+        Ok(Self { path: path.into(), scale })
+    }
+}
+
+/// The signature of a picture from the shell.
+#[derive(Debug, Clone, Args)]
+#[command(next_help_heading = "Signature")]
+pub struct SignatureConfig {
+    /// Sign the picture with this name.
+    #[arg(long = "signature", value_name = "NAME")]
+    pub name: Option<String>,
+    /// top-left, top, top-right, left, center, right, bottom-left, bottom or bottom-right.
+    #[arg(long = "signature-position", value_name = "POSITION", default_value_t)]
+    pub position: Position,
+    /// From 0 (invisible) to 255 (solid).
+    #[arg(long = "signature-opacity", value_name = "OPACITY", default_value_t = Signature::default().opacity)]
+    pub opacity: u8,
+    /// Height of the letters as a share of the picture's shorter side, from 0.02 to 0.25 [default: 0.05, more in tall pictures]
+    #[arg(long = "signature-size", value_name = "SHARE", value_parser = size)]
+    pub size: Option<f64>,
+    /// Distance from the edges as a share of the picture's shorter side, from 0 to 0.25.
+    #[arg(long = "signature-margin", value_name = "SHARE", default_value_t = Signature::default().margin, value_parser = margin)]
+    pub margin: f64,
+}
+
+impl SignatureConfig {
+    /// The options beside the name.
+    pub fn options(&self) -> Signature {
+        Signature { position: self.position, opacity: self.opacity, size: self.size, margin: self.margin }
+    }
+}
+
+fn size(text: &str) -> Result<f64, String> {
+    share(text, SIZES.0, SIZES.1)
+}
+
+fn margin(text: &str) -> Result<f64, String> {
+    share(text, 0.0, MAX_MARGIN)
+}
+
+fn share(text: &str, min: f64, max: f64) -> Result<f64, String> {
+    let share = text.parse().ok().filter(|share| (min..=max).contains(share));
+    share.ok_or_else(|| format!("must be a number from {min} to {max}"))
+}
+
+/// Paints the pictures and writes their files.
 ///
 /// # Errors
-/// The first file, option or model fault, in words for the person at the shell.
+/// The first problem with a file, an option or the model, in words for the person at the shell.
 pub fn run(config: &GenerateConfig) -> anyhow::Result<()> {
-    let wanted = wanted(config)?;
+    let request = generation_request(config)?;
     let folder = config.out.parent().filter(|folder| !folder.as_os_str().is_empty());
     let is_there = folder.is_none_or(Path::is_dir);
     ensure!(is_there, "--out {}: there is no such folder; make it first", config.out.display());
-    let mut engine = Engine::open(&config.model, (wanted.request.width, wanted.request.height))?;
+    let mut engine = Engine::open(&config.model, (request.inputs.width, request.inputs.height))?;
     let style = ProgressStyle::with_template("{bar:40} step {pos}/{len}  {elapsed} elapsed, {eta} to go")?;
     let bar = ProgressBar::new(u64::from(config.steps)).with_style(style);
-    let output = engine.paint(&wanted, &mut |step| {
+    let output = engine.paint(&request, &mut |step| {
         bar.set_length(u64::from(config.steps) * step.parts as u64);
         bar.set_position(u64::from(config.steps) * step.part as u64 + step.finished as u64);
         ControlFlow::Continue(())
@@ -51,7 +210,7 @@ pub fn run(config: &GenerateConfig) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// `picture.png`, `picture-2.png` and so on.
+/// The name of a picture's file: `picture.png`, `picture-2.png` and so on.
 fn numbered(out: &Path, number: usize) -> PathBuf {
     let (stem, ending) = (out.file_stem().unwrap_or_default(), out.extension().unwrap_or_default());
     match number {
@@ -60,7 +219,7 @@ fn numbered(out: &Path, number: usize) -> PathBuf {
     }
 }
 
-fn wanted(config: &GenerateConfig) -> anyhow::Result<GenerationRequest> {
+fn generation_request(config: &GenerateConfig) -> anyhow::Result<GenerationRequest> {
     let seed = config.seed;
     let (width, height) = task::size(Some(&config.aspect_ratio));
     let loras = config.loras.iter().map(|file| {
@@ -68,7 +227,7 @@ fn wanted(config: &GenerateConfig) -> anyhow::Result<GenerationRequest> {
         Ok(AppliedLora { lora: Arc::new(lora), scale: file.scale })
     });
     Ok(GenerationRequest {
-        request: Request {
+        inputs: Request {
             prompt: config.prompt.clone(),
             negative_prompt: config.negative_prompt.clone(),
             prompt_weighting: config.prompt_weighting,
@@ -104,5 +263,33 @@ mod tests {
             ["a/b.c/cat.png", "a/b.c/cat-2.png", "a/b.c/cat-3.png"]
         );
         assert_eq!(name("cat.v2.JPG", 4), "cat.v2-4.JPG");
+    }
+
+    #[test]
+    fn numbers_that_cannot_be_are_refused() {
+        assert_eq!((seed("-1"), finite("7.5")), (Ok(-1), Ok(7.5)));
+        assert!(["x", "1.5", "18446744073709551616"].iter().all(|text| seed(text).is_err()));
+        assert!(["x", "nan", "inf"].iter().all(|text| finite(text).is_err()));
+    }
+
+    #[test]
+    fn a_picture_has_the_ending_of_a_format() {
+        assert_eq!(picture("a/b.c/cat.WEBP"), Ok("a/b.c/cat.WEBP".into()));
+        for name in ["cat", "cat.gif", "b.png/cat"] {
+            assert!(picture(name).is_err_and(|error| error.contains(".png")), "{name}");
+        }
+    }
+
+    #[test]
+    fn lora_files_carry_their_scale() {
+        let cases =
+            [("a.safetensors", Ok(("a.safetensors", 1.0))), ("a=b.safetensors=-0.5", Ok(("a=b.safetensors", -0.5)))];
+        for (text, expected) in cases {
+            let expected = expected.map(|(path, scale): (&str, f64)| LoraFile { path: path.into(), scale });
+            assert_eq!(text.parse::<LoraFile>(), expected, "{text}");
+        }
+        for text in ["a.safetensors=strong", "a=nan"] {
+            assert!(text.parse::<LoraFile>().is_err(), "{text}");
+        }
     }
 }

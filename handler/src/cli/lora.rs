@@ -1,12 +1,34 @@
-//! `handler lora`.
+//! `handler lora`: what a LoRA file is, and whether it would load.
 
-use crate::cli::options::InspectConfig;
+use clap::{Args, Subcommand};
 use diffusion::lora::Report;
+use std::path::PathBuf;
 
-/// Runs `handler lora inspect` and says whether the file would load.
+/// What to do with LoRA files.
+#[derive(Debug, Subcommand)]
+pub enum LoraCommand {
+    /// Say what a LoRA file is, and whether it would load. The exit code is 0 if it would, else 1.
+    Inspect(InspectConfig),
+}
+
+/// Settings of `handler lora inspect`.
+#[derive(Debug, Clone, Args)]
+pub struct InspectConfig {
+    /// The LoRA.
+    #[arg(value_name = "FILE")]
+    pub file: PathBuf,
+    /// Check it against this model folder; only the headers of its files are read.
+    #[arg(long, value_name = "DIR")]
+    pub model: Option<PathBuf>,
+    /// Print JSON.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Prints what a file is. Returns whether it would load.
 ///
 /// # Errors
-/// A file that cannot be read, or a model folder that is none.
+/// The file cannot be read, or `--model` is no model folder.
 pub fn inspect(config: &InspectConfig) -> anyhow::Result<bool> {
     let report = Report::of_file(&config.file, config.model.as_deref())?;
     if config.json {

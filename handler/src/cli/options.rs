@@ -1,24 +1,13 @@
 //! The command line and the environment of the handler. Tests build these structs; nothing else reads the environment.
 
-mod bench;
-mod completions;
-mod doctor;
-mod generate;
-mod lora;
-mod manual;
-mod schema;
-mod signature;
-
-pub use bench::{BenchCommand, BenchFileConfig, BenchLoraConfig, BenchPictureConfig, BenchSoakConfig};
-pub use completions::CompletionsConfig;
-pub use doctor::DoctorConfig;
-pub use generate::{GenerateConfig, LoraFile};
-pub use lora::{InspectConfig, LoraCommand};
-pub use schema::SchemaCommand;
-pub use signature::SignatureConfig;
-
-use crate::{entry::options::WorkerConfig, job::options::ServiceConfig, storage::weights::options::WeightsCommand};
-use clap::{CommandFactory, FromArgMatches, Parser, Subcommand, error::ErrorKind};
+use crate::{
+    cli::{bench::BenchCommand, doctor::DoctorConfig, generate::GenerateConfig, lora::LoraCommand, manual},
+    entry::worker::WorkerConfig,
+    job::options::ServiceConfig,
+    storage::weights::options::WeightsCommand,
+};
+use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand, error::ErrorKind};
+use clap_complete::Shell;
 use settings::{Reads, stray_whitespace};
 use std::ffi::OsString;
 
@@ -33,25 +22,26 @@ pub struct Cli {
     pub command: Command,
 }
 
-/// Options whose text is free, and those that take whitespace off by themselves.
-const FREE: [&str; 6] = ["prompt", "negative-prompt", "signature", "webhook-hosts", "lora-buckets", "webhook-secret"];
+/// Options of free text, and those that trim whitespace themselves.
+const MAY_HAVE_WHITESPACE: [&str; 6] =
+    ["prompt", "negative-prompt", "signature", "webhook-hosts", "lora-buckets", "webhook-secret"];
 
 impl Cli {
     /// Reads a command line and the variables of its options.
     ///
     /// # Errors
-    /// What is missing or wrong, by its name. A value with whitespace at an end is wrong: a bucket or a queue of that name is not meant.
+    /// Names what is missing or wrong. Whitespace at an end of a value is wrong: no bucket or queue is named so.
     pub fn load(arguments: impl IntoIterator<Item = impl Into<OsString> + Clone>) -> Result<Self, clap::Error> {
         let mut command = Self::command();
         let matches = command.try_get_matches_from_mut(arguments)?;
-        match stray_whitespace(&command, &matches, &FREE) {
+        match stray_whitespace(&command, &matches, &MAY_HAVE_WHITESPACE) {
             Some(problem) => Err(command.error(ErrorKind::InvalidValue, problem)),
             None => Self::from_arg_matches(&matches),
         }
     }
 }
 
-/// A line for an error about options that are missing or have a wrong value: by which variables they could be given.
+/// For an error about missing or wrong options: a line with the variables that set them.
 pub fn variables(error: &clap::Error) -> Option<String> {
     settings::variables(&Cli::command(), error)
 }
@@ -86,8 +76,34 @@ pub enum Command {
     Completions(CompletionsConfig),
 }
 
+/// Which side of the contract.
+#[derive(Debug, Clone, Copy, Subcommand)]
+pub enum SchemaCommand {
+    /// The task, as JSON Schema (draft 2020-12).
+    Task,
+    /// The webhooks, as OpenAPI 3.1.
+    Webhooks,
+}
+
+/// Settings of `handler completions`.
+#[derive(Debug, Clone, Args)]
+pub struct CompletionsConfig {
+    /// The shell.
+    #[arg(value_name = "SHELL")]
+    pub shell: Shell,
+}
+
+impl CompletionsConfig {
+    /// The script.
+    pub fn script(&self) -> Vec<u8> {
+        let mut script = Vec::new();
+        clap_complete::generate(self.shell, &mut Cli::command(), "handler", &mut script);
+        script
+    }
+}
+
 impl Command {
-    /// What entry points share, those that take tasks from elsewhere and so have logs for programs, and traces. None of a tool.
+    /// The options that function and worker share; none for a tool, which has no JSON logs and no traces.
     pub fn service(&self) -> Option<&ServiceConfig> {
         match self {
             Self::Function(service) => Some(service),
@@ -101,10 +117,8 @@ impl Command {
             | Self::Completions(_) => None,
         }
     }
-}
 
-impl Command {
-    /// What variables it reads beside those of its options.
+    /// The variables that it reads beside those of its options.
     pub fn reads(&self) -> Reads {
         match self {
             Self::Function(_) | Self::Worker(_) | Self::Doctor(_) | Self::Weights(WeightsCommand::Fetch(_)) => {
@@ -123,6 +137,10 @@ impl Command {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::{
+        io::Write,
+        process::{self, Stdio},
+    };
 
     #[test]
     fn missing_settings_are_named() {
@@ -131,7 +149,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_missing_or_wrong_is_named_by_its_variable() {
+    fn an_error_names_the_variables_of_missing_and_wrong_options() {
         let said = |line: &[&str]| variables(&Cli::load(["handler"].iter().chain(line)).unwrap_err());
         let named = |line| said(line).unwrap();
         assert_eq!(
@@ -149,7 +167,7 @@ mod tests {
         assert_eq!(said(&["generate", "--nonsense"]), None);
     }
 
-    /// Every subcommand that has options, as it is typed.
+    /// Every command, with its words on the command line.
     fn commands(command: &clap::Command, path: &[String]) -> Vec<(Vec<String>, clap::Command)> {
         let below: Vec<_> = command.get_subcommands().filter(|below| below.get_name() != "help").collect();
         if below.is_empty() {
@@ -164,14 +182,14 @@ mod tests {
         let pem = folder.path().join("a.pem\n");
         std::fs::write(&pem, "-----BEGIN NONSENSE-----\n").unwrap();
         let pem = pem.to_str().unwrap();
-        let mut looked_at = 0;
+        let mut checked = 0;
         for (path, command) in commands(&Cli::command(), &["handler".to_string()]) {
             for option in command.get_arguments().filter(|option| option.get_action().takes_values()) {
                 let long = option.get_long().unwrap_or_default();
-                if FREE.contains(&long) || option.get_long().is_none() {
+                if MAY_HAVE_WHITESPACE.contains(&long) || option.get_long().is_none() {
                     continue;
                 }
-                // What the parser of a value does not refuse is left to the look at the ends.
+                // Values that the parsers of the options accept but for the line break.
                 let texts = [
                     "1\n",
                     "0.1\n",
@@ -194,13 +212,13 @@ mod tests {
                     };
                     assert!(error.contains(&format!("--{long}")), "{path:?} {long} {text:?}: {error}");
                 }
-                looked_at += 1;
+                checked += 1;
             }
         }
-        assert!(looked_at > 100, "{looked_at}");
+        assert!(checked > 100, "{checked}");
     }
 
-    /// What a command needs beside an option.
+    /// The required options of a command beside `option`.
     fn required(path: &[String], option: &str) -> Vec<String> {
         let service = [("model", "m"), ("internal-api-token", "t"), ("sqs-queue-url", "http://h/q")];
         let pairs: &[(&str, &str)] = match path.iter().map(String::as_str).collect::<Vec<_>>().as_slice() {
@@ -218,5 +236,17 @@ mod tests {
         let needed = pairs.iter().filter(|(name, _)| *name != option && !(token && *name == "internal-api-token"));
         let argument = path.ends_with(&["fetch".to_string()]).then(|| "s3://models/sd15".to_string());
         needed.map(|(name, value)| format!("--{name}={value}")).chain(argument).collect()
+    }
+
+    #[test]
+    fn bash_can_read_the_completions_and_finds_the_commands_in_them() {
+        let script = CompletionsConfig { shell: Shell::Bash }.script();
+        let mut bash = process::Command::new("bash").arg("-n").stdin(Stdio::piped()).spawn().unwrap();
+        bash.stdin.take().unwrap().write_all(&script).unwrap();
+        assert!(bash.wait().unwrap().success());
+        let script = String::from_utf8(script).unwrap();
+        for word in ["handler__subcmd__doctor", "worker", "--sqs-queue-url", "inspect"] {
+            assert!(script.contains(word), "{word}");
+        }
     }
 }

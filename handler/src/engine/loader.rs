@@ -1,7 +1,7 @@
-//! The start: the model is fetched from S3 if it lies there, and loads on a thread of its own, while the process registers with its queue. It
-//! says how long each phase took.
+//! Loads the model in the background while the process registers with its queue: fetches it from S3 if asked to, then loads it on a
+//! thread of its own, and logs how long each phase took.
 //!
-//! Whoever needs the model waits for it. A model that cannot be loaded ends the process; no task is failed for it.
+//! Tasks wait for the model. If it cannot be loaded, the process ends, and no task fails for it.
 
 use crate::{
     engine::{Engine, batcher::Batcher, options::ModelConfig},
@@ -23,24 +23,24 @@ use std::{
 };
 use tokio::sync::oneshot;
 
-/// A model that cannot be loaded, for each who waits for it.
+/// Why nothing can be painted. Cloned for each caller that waits.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum LoadError {
-    /// It did not come from S3.
+    /// The model could not be fetched from S3.
     #[error(transparent)]
     Fetch(Arc<FetchError>),
-    /// The model or the device is at fault.
+    /// The model or the device cannot be used.
     #[error(transparent)]
     Model(Arc<PipelineError>),
-    /// The loading thread ended without an answer.
+    /// The loading thread panicked or could not be started.
     #[error("loading the model broke off")]
     BrokeOff,
-    /// It was loaded, and then the GPU failed for good.
+    /// The GPU was lost after the model had been loaded.
     #[error("the GPU can be used no more by this process: it needs a new one")]
     Lost,
 }
 
-/// An engine that is being opened, and its batcher.
+/// A model that is being loaded. Clones are the same one.
 #[derive(Clone)]
 pub struct ModelLoader {
     batcher: Shared<BoxFuture<'static, Result<Batcher, LoadError>>>,
@@ -49,16 +49,16 @@ pub struct ModelLoader {
 }
 
 impl ModelLoader {
-    /// Begins to fetch what is to be fetched, and then to load, on a thread that holds up nobody who wants to end. `most` pictures are
-    /// painted at once at most; `None` for as many as memory allows.
+    /// Starts to fetch the model, if it is `remote`, and to load it. The thread does not keep the process from ending. A batch has at most
+    /// `max_batch` pictures; `None` is as many as memory allows.
     pub(crate) fn begin(
         config: &ModelConfig,
         remote: Option<RemoteModel<S3Source>>,
-        most: Option<usize>,
+        max_batch: Option<usize>,
         metrics: Metrics,
     ) -> Self {
         let config = config.clone();
-        // It goes on whether somebody waits for the batcher or not.
+        // Spawned, so that it goes on although nobody waits for the batcher yet.
         let loader = tokio::spawn(async move {
             if let Some(remote) = remote {
                 fetch(&remote).await?;
@@ -67,8 +67,8 @@ impl ModelLoader {
         });
         let batcher = loader.map(move |opened| match opened {
             Ok(Ok(engine)) => {
-                metrics.note_gpu_unused(engine.leaves_a_gpu());
-                Batcher::start(engine, most, metrics).map_err(|_| LoadError::BrokeOff)
+                metrics.set_gpu_unused(engine.has_unused_gpu());
+                Batcher::start(engine, max_batch, metrics).map_err(|_| LoadError::BrokeOff)
             }
             Ok(Err(error)) => Err(error),
             Err(_) => Err(LoadError::BrokeOff),
@@ -76,20 +76,20 @@ impl ModelLoader {
         Self::of(batcher)
     }
 
-    /// An engine's batcher that someone else opens.
+    /// With a batcher that is made elsewhere.
     pub(crate) fn of(batcher: impl Future<Output = Result<Batcher, LoadError>> + Send + 'static) -> Self {
         Self { batcher: batcher.boxed().shared(), started: Instant::now(), first: Arc::new(Once::new()) }
     }
 
-    /// The engine's batcher, as soon as it is open.
+    /// Waits for the model and returns its batcher.
     ///
     /// # Errors
-    /// It will never be.
+    /// The model cannot be loaded.
     pub async fn batcher(&self) -> Result<Batcher, LoadError> {
         self.batcher.clone().await
     }
 
-    /// Waits for what makes painting impossible for good, and says what it is.
+    /// Waits until nothing can be painted any more, and returns why.
     pub async fn broken(&self) -> LoadError {
         match self.batcher().await {
             Ok(batcher) => {
@@ -100,19 +100,19 @@ impl ModelLoader {
         }
     }
 
-    /// To be called when work arrives: the first time it says how long after the start that was.
+    /// To be called for each message. Logs the time from the start to the first one.
     pub fn note_request(&self) {
         self.first.call_once(|| {
-            let is_open = self.batcher.peek().is_some();
+            let is_loaded = self.batcher.peek().is_some();
             log_phase("first_request", self.started);
-            if !is_open {
+            if !is_loaded {
                 tracing::info!("the first request waits for the model");
             }
         });
     }
 }
 
-/// Brings the model from S3 into its folder.
+/// Fetches the model from S3 into its folder.
 async fn fetch(remote: &RemoteModel<S3Source>) -> Result<(), LoadError> {
     let started = Instant::now();
     let fetched = remote.fetch(&|line| tracing::debug!("{line}")).await;
@@ -126,10 +126,10 @@ async fn fetch(remote: &RemoteModel<S3Source>) -> Result<(), LoadError> {
 async fn load(config: ModelConfig) -> Result<Engine, LoadError> {
     let (sender, receiver) = oneshot::channel();
     let open = move || {
-        // Nobody waits for it when the process is about to end.
+        // Nobody receives it if the process is ending.
         let _ = sender.send(Engine::open(&config, crate::task::size(None)));
     };
-    // A thread that panics or cannot be had drops the sender.
+    // If the thread cannot be started or panics, the sender is dropped.
     drop(thread::Builder::new().name("load".into()).spawn(open));
     match receiver.await {
         Ok(opened) => opened.map_err(|error| LoadError::Model(Arc::new(error))),

@@ -1,7 +1,12 @@
-//! Which model, and on what it runs.
+//! Options of the engine, and the device that they mean on this machine.
 
 use clap::{Args, ValueEnum};
-use diffusion::{lora, noise, pipeline};
+use diffusion::{
+    error::PipelineError,
+    gpu::{self, Dtype, Gpu, GpuError},
+    lora, noise,
+    pipeline::{self, Compute},
+};
 use std::path::PathBuf;
 
 /// Which model, and on what it runs.
@@ -67,7 +72,7 @@ impl From<Offload> for pipeline::Offload {
     }
 }
 
-/// What becomes of DoRA's lengths.
+/// What is done with DoRA's magnitudes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum Dora {
     /// They are applied, as LyCORIS and peft do.
@@ -96,4 +101,104 @@ pub enum Precision {
     F16,
     /// 16 bits, of which 8 exponent. On a GPU only.
     Bf16,
+}
+
+/// The device and dtype to compute with.
+pub(super) struct ChosenDevice {
+    pub(super) compute: Compute,
+    /// Whether the machine has an NVIDIA GPU that could not be opened.
+    pub(super) has_unused_gpu: bool,
+}
+
+/// Opens the device that the options mean on this machine.
+///
+/// # Errors
+/// This build or machine does not have it, or it does not compute with the dtype.
+pub(super) fn choose(kind: DeviceKind, precision: Precision) -> Result<ChosenDevice, PipelineError> {
+    let (gpu, has_unused_gpu) = match kind {
+        DeviceKind::Cpu => (None, false),
+        DeviceKind::Cuda => (Some(Gpu::open(0)?), false),
+        DeviceKind::Auto => match Gpu::open(0) {
+            Ok(gpu) => (Some(gpu), false),
+            Err(error) => (None, report_fallback(&error, gpu::device_of_machine())),
+        },
+    };
+    let Some(gpu) = gpu else {
+        if matches!(precision, Precision::Auto | Precision::F32) {
+            return Ok(ChosenDevice { compute: Compute::Cpu, has_unused_gpu });
+        }
+        let value = if precision == Precision::F16 { "f16" } else { "bf16" }.to_string();
+        return Err(PipelineError::Request {
+            field: "--dtype (EASEL_DTYPE)",
+            value,
+            limit: "the CPU computes in f32 only: auto or f32".into(),
+        });
+    };
+    let dtype = match precision {
+        Precision::Auto | Precision::F16 => Dtype::F16,
+        Precision::Bf16 => Dtype::BF16,
+        Precision::F32 => Dtype::F32,
+    };
+    Ok(ChosenDevice { compute: Compute::Gpu(gpu, dtype), has_unused_gpu })
+}
+
+/// Logs why the CPU paints: a warning only if the machine has a GPU that cannot be opened. Returns whether it has one.
+fn report_fallback(error: &GpuError, device: Option<String>) -> bool {
+    match &device {
+        None => tracing::info!(reason = %error, "no GPU is used"),
+        Some(device) => tracing::warn!(
+            device,
+            reason = %error,
+            "this machine has an NVIDIA GPU that cannot be used: pictures are painted by the CPU and take minutes; mend the reason and start \
+             anew, or say --device cpu (EASEL_DEVICE) if that is wanted; --device cuda makes it an error"
+        ),
+    }
+    device.is_some()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::{
+        io::{self, Write},
+        sync::{Arc, Mutex, PoisonError},
+    };
+
+    #[derive(Clone, Default)]
+    struct Log(Arc<Mutex<Vec<u8>>>);
+
+    impl Write for Log {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.0.lock().unwrap_or_else(PoisonError::into_inner).write(bytes)
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn only_a_gpu_that_is_there_and_cannot_be_used_is_a_warning() {
+        let error = GpuError::Unavailable("no NVIDIA driver".into());
+        for (device, level, words) in [
+            (None, "INFO", vec!["no GPU is used", "no NVIDIA driver"]),
+            (
+                Some("/dev/nvidia0".to_string()),
+                "WARN",
+                vec!["/dev/nvidia0", "no NVIDIA driver", "EASEL_DEVICE", "cuda"],
+            ),
+        ] {
+            let log = Log::default();
+            let writer = log.clone();
+            let subscriber = tracing_subscriber::fmt().with_ansi(false).with_writer(move || writer.clone()).finish();
+            let is_there = device.is_some();
+            let has_gpu = tracing::subscriber::with_default(subscriber, || report_fallback(&error, device));
+            assert_eq!(has_gpu, is_there);
+            let text = String::from_utf8(log.0.lock().unwrap().clone()).unwrap();
+            assert!(text.contains(level), "{text}");
+            for word in words {
+                assert!(text.contains(word), "{word} is not in {text}");
+            }
+        }
+    }
 }

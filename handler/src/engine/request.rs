@@ -1,7 +1,7 @@
-//! What the engine is asked for and gives: requests, pictures, files. Signing and encoding need no model.
+//! What goes into the engine and what comes out: a request, its pictures, their files. Making files needs no model.
 
 use crate::{
-    observe::trace::{Lap, Stage},
+    observe::trace::{Stage, StageTime},
     picture::{
         self, Credential, CredentialError, EmbedError, EncodeError, ModelName, PictureOrigin, Provenance,
         options::PictureConfig,
@@ -18,70 +18,70 @@ use image::RgbImage;
 use std::{mem, ops::ControlFlow, sync::Arc};
 use tracing::Span;
 
-/// What to paint, and how to deliver it.
+/// Pictures to paint, and how to make their files.
 pub struct GenerationRequest {
-    /// What to paint.
-    pub request: Request,
-    /// How many pictures of the request's seed.
+    /// What the pipeline gets: prompt, size, steps and so on.
+    pub inputs: Request,
+    /// How many pictures of the seed.
     pub images: usize,
     /// LoRAs to apply.
     pub loras: Vec<AppliedLora>,
-    /// The artist's name and how to sign with it.
+    /// The artist's name and how it is drawn.
     pub signature: Option<(String, Signature)>,
     /// File format.
     pub format: Format,
-    /// How the file is written.
+    /// How the files are written.
     pub file: PictureConfig,
-    /// What the file says beside that.
+    /// What the files say of the task.
     pub origin: PictureOrigin,
-    /// What signs the file, if anything does.
+    /// Signs the files with Content Credentials, if there is a certificate.
     pub credential: Option<Arc<Credential>>,
-    /// The task whose stages these are; none in the shell.
+    /// The task's span, parent of its stages; none in the shell.
     pub span: Span,
 }
 
-/// How far a try at painting is. A try paints its pictures at once or, where memory does not suffice for that, in several parts, one after
-/// the other. One that fails may be followed by another, which begins anew.
+/// Progress of one attempt. An attempt paints all pictures at once or, if memory is short, in several parts, one after the other. An
+/// attempt that fails may be followed by another, which begins at the first step.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Step {
-    /// Steps of this part that are finished: first none, and at last all.
+    /// Finished steps of this part, from 0 to all.
     pub finished: usize,
-    /// Which part, from 0 on.
+    /// The part, from 0.
     pub part: usize,
-    /// Parts of the try.
+    /// Parts of the attempt.
     pub parts: usize,
-    /// Pictures that are painted at once, those of other requests too.
+    /// Pictures of the batch, those of other requests included.
     pub pictures: usize,
 }
 
-/// What is called before the first step of each part of a try and after each step, and may stop the painting.
+/// Called before the first step of each part and after each step; may stop the painting.
 pub type OnStep<'a> = dyn FnMut(Step) -> ControlFlow<()> + 'a;
 
-/// A request, and what is called with its steps.
-pub type Order<'a> = (&'a GenerationRequest, &'a mut OnStep<'a>);
+/// A request of a batch, with its callback.
+pub type BatchItem<'a> = (&'a GenerationRequest, &'a mut OnStep<'a>);
 
-/// Pictures of a request, neither signed nor encoded, and how long each stage took.
-pub struct Painted {
-    /// The pictures.
+/// The painted pictures of a request, not yet signed or encoded.
+pub struct Pictures {
+    /// The pixels.
     pub pictures: Vec<RgbImage>,
-    /// What painted them.
+    /// The model that painted them.
     pub model: ModelName,
     /// Stages in order, with their names.
-    pub stages: Vec<Lap>,
+    pub stages: Vec<StageTime>,
 }
 
-/// Encoded pictures and how long each stage took.
+/// The files of a request.
 pub struct Output {
     /// One file per picture.
     pub files: Vec<Vec<u8>>,
     /// Stages in order, with their names.
-    pub stages: Vec<Lap>,
+    pub stages: Vec<StageTime>,
 }
 
-/// Why a request was not painted.
+/// Why a request has no files.
 #[derive(Debug, thiserror::Error)]
 pub enum EngineError {
-    /// A LoRA does not fit.
+    /// A LoRA does not fit the model.
     #[error(transparent)]
     Lora(#[from] LoraError),
     /// The pipeline failed.
@@ -93,16 +93,16 @@ pub enum EngineError {
     /// The picture could not be encoded.
     #[error(transparent)]
     Encode(#[from] EncodeError),
-    /// The picture's file could not be told where it comes from.
+    /// The metadata could not be written.
     #[error(transparent)]
     Embed(#[from] EmbedError),
-    /// The picture's file could not be signed.
+    /// The Content Credentials could not be written.
     #[error(transparent)]
     Credential(#[from] CredentialError),
 }
 
 impl EngineError {
-    /// Whether the device's memory did not suffice.
+    /// Whether the device ran out of memory.
     pub fn is_out_of_memory(&self) -> bool {
         match self {
             Self::Lora(error) => error.is_out_of_memory(),
@@ -111,7 +111,7 @@ impl EngineError {
         }
     }
 
-    /// Whether the request itself is at fault, so that trying again would end the same way.
+    /// Whether the request itself is wrong, so that a retry would fail the same way.
     pub fn is_permanent(&self) -> bool {
         match self {
             Self::Lora(error) => error.is_permanent(),
@@ -122,95 +122,95 @@ impl EngineError {
 }
 
 impl GenerationRequest {
-    /// Plain pictures: no LoRA, no signature, no credential, and in the default format.
-    pub fn new(request: Request, images: usize) -> Self {
+    /// Plain pictures: no LoRA, no signature, no credential, in the default format.
+    pub fn new(inputs: Request, images: usize) -> Self {
         Self {
             images,
             loras: Vec::new(),
             signature: None,
             format: Format::default(),
             file: PictureConfig::default(),
-            origin: PictureOrigin { seed: request.seed.into(), ..PictureOrigin::default() },
+            origin: PictureOrigin { seed: inputs.seed.into(), ..PictureOrigin::default() },
             credential: None,
             span: Span::none(),
-            request,
+            inputs,
         }
     }
 
-    /// Whether both can be painted at once.
+    /// Whether both can be in one batch.
     pub fn goes_with(&self, other: &Self) -> bool {
-        self.images == other.images && self.loras == other.loras && self.request.goes_with(&other.request)
+        self.images == other.images && self.loras == other.loras && self.inputs.goes_with(&other.inputs)
     }
 
-    /// Whether the picture can be signed, to be known before it is painted.
+    /// Checks before the painting that the signature can be drawn.
     ///
     /// # Errors
-    /// A name that cannot be drawn.
+    /// It cannot.
     pub fn check(&self) -> Result<(), SignatureError> {
         let Some((name, options)) = &self.signature else { return Ok(()) };
-        signature::check((self.request.width as u32, self.request.height as u32), name, options)
+        signature::check((self.inputs.width as u32, self.inputs.height as u32), name, options)
     }
 
-    /// Signs, encodes, writes the metadata and then the credential, which needs no model.
+    /// Makes the files: draws the signature, encodes, writes the metadata and then the credential.
     ///
     /// # Errors
-    /// A name that cannot be drawn, or a picture that cannot be encoded or be given a credential.
-    pub fn finish(&self, painted: Painted) -> Result<Output, EngineError> {
-        let Painted { mut pictures, model, stages } = painted;
-        let mut watch = Watch::start("sign", vec![self.span.clone()], stages);
+    /// The first of these that fails.
+    pub fn finish(&self, pictures: Pictures) -> Result<Output, EngineError> {
+        let Pictures { mut pictures, model, stages } = pictures;
+        let mut timer = StageTimer::start("sign", vec![self.span.clone()], stages);
         if let Some((name, options)) = &self.signature {
             for picture in &mut pictures {
                 sign(picture, name, options)?;
             }
         }
-        watch.then("encode");
+        timer.next("encode");
         let encode = |picture| picture::encode(picture, self.format, &self.file);
         let files = pictures.iter().map(encode).collect::<Result<Vec<_>, _>>()?;
-        watch.then("metadata");
+        timer.next("metadata");
         let images = files.len();
         let provenance = |index| Provenance {
             origin: &self.origin,
             artist: self.signature.as_ref().map(|(name, _)| name.as_str()),
             model: &model,
             loras: &self.loras,
-            request: &self.request,
+            request: &self.inputs,
             image: (index + 1, images),
             prompts: self.file.metadata_prompt,
         };
-        let told = files.into_iter().enumerate();
-        let told = told.map(|(index, file)| picture::embed(file, self.format, &provenance(index)));
-        let mut files: Vec<Vec<u8>> = told.collect::<Result<_, _>>()?;
+        let files = files.into_iter().enumerate();
+        let files = files.map(|(index, file)| picture::embed(file, self.format, &provenance(index)));
+        let mut files: Vec<Vec<u8>> = files.collect::<Result<_, _>>()?;
         if let Some(credential) = &self.credential {
-            watch.then("credential");
+            timer.next("credential");
             for (index, file) in files.iter_mut().enumerate() {
                 *file = credential.sign(mem::take(file), self.format, &provenance(index))?;
             }
         }
-        Ok(Output { files, stages: watch.stop() })
+        Ok(Output { files, stages: timer.finish() })
     }
 }
 
-/// Measures one stage after the other.
-pub(super) struct Watch {
+/// Measures the stages of one or several tasks, one after the other.
+pub(super) struct StageTimer {
     tasks: Vec<Span>,
     now: Stage,
-    past: Vec<Lap>,
+    past: Vec<StageTime>,
 }
 
-impl Watch {
-    /// Begins the first stage, after those that are past.
-    pub(super) fn start(stage: &'static str, tasks: Vec<Span>, past: Vec<Lap>) -> Self {
+impl StageTimer {
+    /// Starts with a stage; `past` are the stages before it.
+    pub(super) fn start(stage: &'static str, tasks: Vec<Span>, past: Vec<StageTime>) -> Self {
         Self { now: Stage::of(stage, &tasks), tasks, past }
     }
 
-    /// Ends a stage and begins the next.
-    pub(super) fn then(&mut self, stage: &'static str) {
+    /// Ends the current stage and starts the next.
+    pub(super) fn next(&mut self, stage: &'static str) {
         let next = Stage::of(stage, &self.tasks);
         self.past.push(mem::replace(&mut self.now, next).end());
     }
 
-    /// Ends the last stage; all of them.
-    pub(super) fn stop(mut self) -> Vec<Lap> {
+    /// Ends the last stage and returns all.
+    pub(super) fn finish(mut self) -> Vec<StageTime> {
         self.past.push(self.now.end());
         self.past
     }

@@ -1,6 +1,6 @@
-//! An engine on a GPU: several at once, too little memory, a GPU that is lost. Needs a GPU.
+//! The engine on a GPU: batches, too little memory, a lost GPU. Needs a GPU.
 
-use super::{Engine, GenerationRequest, Order, Painted, Step};
+use super::{BatchItem, Engine, GenerationRequest, Pictures, Step};
 use crate::engine::options::{DeviceKind, Dora, ModelConfig, Offload, Precision};
 use diffusion::{
     gpu::{Gpu, Shortage},
@@ -29,7 +29,7 @@ fn engine(dtype: Precision) -> Engine {
 }
 
 fn generation_request(prompt: &str, seed: u64, images: usize, size: usize) -> GenerationRequest {
-    let request = Request {
+    let inputs = Request {
         prompt: prompt.into(),
         negative_prompt: "blue".into(),
         prompt_weighting: Weighting::None,
@@ -42,11 +42,11 @@ fn generation_request(prompt: &str, seed: u64, images: usize, size: usize) -> Ge
         karras_sigmas: None,
         noise_source: Source::Cuda,
     };
-    GenerationRequest::new(request, images)
+    GenerationRequest::new(inputs, images)
 }
 
-fn paint(engine: &mut Engine, wanted: &GenerationRequest) -> Vec<RgbImage> {
-    engine.paint_alone(wanted, &mut |_| ControlFlow::Continue(())).unwrap().pictures
+fn paint(engine: &mut Engine, request: &GenerationRequest) -> Vec<RgbImage> {
+    engine.paint_alone(request, &mut |_| ControlFlow::Continue(())).unwrap().pictures
 }
 
 /// Peak signal-to-noise ratio in dB; infinite for the same pictures.
@@ -64,13 +64,13 @@ fn gpu_pictures_painted_together_are_those_painted_alone() {
         let mut engine = engine(dtype);
         let all = [("red circle", 1), ("yellow star,green background", 2), ("blue square", 3), ("white heart", 4)];
         let all = all.map(|(prompt, seed)| generation_request(prompt, seed, 1, 256));
-        let alone = all.each_ref().map(|wanted| paint(&mut engine, wanted));
+        let alone = all.each_ref().map(|request| paint(&mut engine, request));
         let mut callbacks = all.each_ref().map(|_| |_: Step| ControlFlow::Continue(()));
-        let mut orders: Vec<Order> =
+        let mut items: Vec<BatchItem> =
             all.iter().zip(&mut callbacks).map(|(each, callback)| (each, callback as _)).collect();
-        let together = engine.try_together(&mut orders).unwrap();
+        let together = engine.try_together(&mut items).unwrap();
         for (index, (alone, together)) in alone.iter().zip(together).enumerate() {
-            let Painted { pictures, .. } = together.unwrap();
+            let Pictures { pictures, .. } = together.unwrap();
             let likeness = likeness(&pictures, alone);
             println!("together {dtype:?} {index}: {likeness:.1} dB");
             assert!(likeness > least, "picture {index}, {dtype:?}: {likeness:.1} dB");
@@ -79,17 +79,17 @@ fn gpu_pictures_painted_together_are_those_painted_alone() {
     }
 }
 
-/// With ever more memory: first nothing goes, then with less, then all at once. Whatever failed, the next one is right.
-/// How many times it was told, and made.
-fn with_ever_more_memory(wanted: &GenerationRequest, at_once: usize) -> (usize, usize) {
-    let whole = paint(&mut engine(Precision::F16), wanted);
-    let (mut told, mut made) = (0, 0);
+/// Paints with ever more memory: first it fails, then it works with less at once, then with all at once. After each failure the next
+/// picture is right. Returns how often memory ran out for good, and how often it was freed.
+fn with_ever_more_memory(request: &GenerationRequest, at_once: usize) -> (usize, usize) {
+    let whole = paint(&mut engine(Precision::F16), request);
+    let (mut failed, mut freed) = (0, 0);
     for free in (1..).map(|step| 8 * step * MIB) {
         let mut engine = engine(Precision::F16);
         let gpu = engine.gpu().unwrap().clone();
         let shortage = Shortage::leaving(&gpu, free).unwrap();
         let mut began = 0;
-        let painted = engine.paint_alone(wanted, &mut |step| {
+        let painted = engine.paint_alone(request, &mut |step| {
             began += usize::from(step.finished == 0);
             ControlFlow::Continue(())
         });
@@ -97,49 +97,49 @@ fn with_ever_more_memory(wanted: &GenerationRequest, at_once: usize) -> (usize, 
         match &painted {
             Err(error) => {
                 assert!(error.is_out_of_memory() && !error.is_permanent(), "{free} MiB: {error}");
-                told += 1;
+                failed += 1;
             }
             Ok(painted) => {
                 let likeness = likeness(&painted.pictures, &whole);
                 println!("{free} MiB free: began {began} times, {likeness:.1} dB, at ease: {enough}");
                 assert!(likeness > 35.0, "{free} MiB: {likeness:.1} dB");
-                made += usize::from(!enough && began >= at_once);
+                freed += usize::from(!enough && began >= at_once);
             }
         }
         drop(shortage);
         assert!(!engine.is_lost(), "{free} MiB");
-        assert_eq!(paint(&mut engine, wanted), whole, "{free} MiB: what failed has left something behind");
+        assert_eq!(paint(&mut engine, request), whole, "{free} MiB: what failed has left something behind");
         if painted.is_ok() && enough {
             break;
         }
     }
-    println!("told {told} times, made {made} times");
-    (told, made)
+    println!("failed {failed} times, freed {freed} times");
+    (failed, freed)
 }
 
 #[test]
-fn gpu_memory_that_does_not_suffice_for_the_pixels_is_made_or_told() {
+fn gpu_memory_too_small_to_decode_is_freed_or_an_error() {
     let style = Lora::read(&Path::new(MODEL).with_file_name("styles/halftone.safetensors")).unwrap();
     let loras = vec![AppliedLora { lora: Arc::new(style), scale: 0.9 }];
-    let (told, made) =
+    let (failed, freed) =
         with_ever_more_memory(&GenerationRequest { loras, ..generation_request("red circle", 7, 1, 768) }, 1);
-    assert!(told > 0 && made > 0);
+    assert!(failed > 0 && freed > 0);
 }
 
 #[test]
-fn gpu_memory_that_does_not_suffice_for_all_at_once_is_made() {
+fn gpu_memory_too_small_for_all_pictures_is_freed() {
     let many = generation_request("red circle", 7, 24, 256);
-    let (_, made) = with_ever_more_memory(&many, many.images);
-    assert!(made > 0);
+    let (_, freed) = with_ever_more_memory(&many, many.images);
+    assert!(freed > 0);
 }
 
 #[test]
-fn gpu_that_is_lost_is_told_from_one_that_has_too_little_memory() {
+fn gpu_that_is_lost_is_another_error_than_out_of_memory() {
     const BREAK: &str = "EASEL_TEST_BREAK_GPU";
     if env::var_os(BREAK).is_none() {
-        // In a process of its own: it is good for nothing afterwards.
+        // In a child process: the GPU cannot be used in it afterwards.
         let module = module_path!().split_once("::").unwrap().1;
-        let name = format!("{module}::gpu_that_is_lost_is_told_from_one_that_has_too_little_memory");
+        let name = format!("{module}::gpu_that_is_lost_is_another_error_than_out_of_memory");
         let child =
             Command::new(env::current_exe().unwrap()).args(["--exact", &name]).env(BREAK, "1").output().unwrap();
         let text = String::from_utf8_lossy(&child.stdout);

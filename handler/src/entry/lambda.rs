@@ -3,7 +3,7 @@
 use crate::{
     entry::{FINISHING, sqs::Queues},
     job::{Deadline, JobRunner, Message, Outcome, options::ServiceConfig},
-    observe::trace::{CARRIED, FLUSH_LIMIT},
+    observe::trace::{CARRIER_FIELDS, FLUSH_LIMIT},
 };
 use aws_lambda_events::sqs::{SqsBatchResponse, SqsEvent, SqsMessage};
 use futures_util::{FutureExt, StreamExt, future::BoxFuture, stream};
@@ -20,13 +20,13 @@ use telemetry::Traces;
 use tokio::sync::RwLock;
 use tower::util::MapFutureLayer;
 
-/// Tasks of one event in work at a time.
-const AT_ONCE: usize = 10;
+/// Most tasks of one event that are in work at once.
+const MAX_CONCURRENT: usize = 10;
 
-/// Serves events until the process is told to stop.
+/// Serves events until SIGTERM or SIGINT.
 ///
 /// # Errors
-/// A setting cannot work, this is not Lambda, the model cannot be loaded, the GPU is lost, or the Runtime API is out of reach.
+/// A setting cannot work, this is not Lambda, the model cannot be loaded, the GPU is lost, or the Runtime API does not answer.
 pub async fn serve(config: &ServiceConfig, traces: Option<Traces>) -> anyhow::Result<()> {
     let aws = settings::sdk_config().await?;
     let runner = JobRunner::open(config, &aws).await?;
@@ -40,7 +40,7 @@ pub async fn serve(config: &ServiceConfig, traces: Option<Traces>) -> anyhow::Re
             let deadline = end.map_or(Deadline::NONE, Deadline::at);
             let answer = handle(&runner, &queues, event.payload, deadline).await;
             if let Some(traces) = traces {
-                // No task is given up for its trace.
+                // At most half of the time that is left: the answer matters more than its trace.
                 let left = end.map_or(FLUSH_LIMIT, |end| end.saturating_duration_since(Instant::now()) / 2);
                 traces.flush(left.min(FLUSH_LIMIT)).await;
             }
@@ -48,17 +48,17 @@ pub async fn serve(config: &ServiceConfig, traces: Option<Traces>) -> anyhow::Re
         }
     });
     let stop = service::on_signal(&Asked::default(), FINISHING)?;
-    // As many at a time as AWS_LAMBDA_MAX_CONCURRENCY says, which Managed Instances set; else one.
+    // As many events at once as AWS_LAMBDA_MAX_CONCURRENCY says, which Managed Instances set; else one.
     let runtime = Runtime::new(service).layer(MapFutureLayer::new(until_answered(busy.clone()))).run_concurrent();
     tokio::pin!(runtime);
-    // Registers at once: standard Lambda gives the start ten seconds and then begins it again. The first event's LoRA is fetched
-    // meanwhile, and only the painting waits for the model.
+    // Registers before the model is loaded: standard Lambda restarts a process that has not registered after ten seconds. The first
+    // event's LoRA is fetched meanwhile; only the painting waits for the model.
     let broken = tokio::select! {
         broken = runner.broken() => Some(broken),
         ended = &mut runtime => return ended.map_err(out_of_reach),
         () = stop.cancelled() => None,
     };
-    // What cannot be painted is given back.
+    // Events in work end first; tasks that cannot be painted are given back.
     tokio::select! {
         ended = &mut runtime => ended.map_err(out_of_reach)?,
         _ = busy.write() => {}
@@ -66,7 +66,7 @@ pub async fn serve(config: &ServiceConfig, traces: Option<Traces>) -> anyhow::Re
     broken.map_or(Ok(()), |broken| Err(broken.into()))
 }
 
-/// Without these the client of the Runtime API would panic.
+/// The client of the Runtime API panics without these variables.
 fn is_on_lambda() -> anyhow::Result<()> {
     for variable in ["AWS_LAMBDA_RUNTIME_API", "AWS_LAMBDA_FUNCTION_NAME"] {
         anyhow::ensure!(
@@ -77,7 +77,7 @@ fn is_on_lambda() -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Lets an event count as in work until its answer has been sent.
+/// Holds a read lock of `busy` until the event's answer has been sent.
 fn until_answered<F>(busy: Arc<RwLock<()>>) -> impl FnMut(F) -> BoxFuture<'static, F::Output> + Clone
 where
     F: Future<Output: Send> + Send + 'static,
@@ -96,24 +96,24 @@ fn out_of_reach(error: Error) -> anyhow::Error {
     anyhow::anyhow!("Lambda Runtime API: {error}")
 }
 
-/// All tasks of an event at once; of a FIFO queue one after the other. Only what the queue must bring again is reported.
+/// Handles all messages of an event at once, those of a FIFO queue one after the other. The answer lists those that SQS shall redeliver.
 async fn handle(
     runner: &JobRunner,
     queues: &Queues,
     event: SqsEvent,
     deadline: Deadline,
 ) -> Result<SqsBatchResponse, Error> {
-    let at_once = if event.records.iter().any(is_fifo) { 1 } else { AT_ONCE };
+    let at_once = if event.records.iter().any(is_fifo) { 1 } else { MAX_CONCURRENT };
     let stopped = &AtomicBool::new(false);
     let works = event.records.into_iter().map(async |record| {
         let outcome = match stopped.load(Ordering::Relaxed) {
-            false => runner.handle(&message(&record, deadline)).await,
+            false => runner.handle(&job_message(&record, deadline)).await,
             true => Outcome::GivenBack(Duration::ZERO),
         };
         let Outcome::GivenBack(wait) = outcome else { return None };
-        // A FIFO queue keeps its order only if everything after the first failure comes back as well.
+        // To keep a FIFO queue's order, everything after the first failure is given back, too.
         stopped.fetch_or(is_fifo(&record), Ordering::Relaxed);
-        if deadline.settle(rest(queues, &record, wait)).await.is_err() {
+        if deadline.settle(set_visible_after(queues, &record, wait)).await.is_err() {
             tracing::warn!("no time to say when the message comes again: after the queue's visibility timeout");
         }
         Some(record)
@@ -121,30 +121,29 @@ async fn handle(
     let given_back: Vec<Option<SqsMessage>> = stream::iter(works).buffered(at_once).collect().await;
     let mut response = SqsBatchResponse::default();
     for record in given_back.into_iter().flatten() {
-        // An empty identifier would make Lambda bring the whole batch again, the finished ones too.
+        // An empty identifier would make Lambda redeliver the whole batch, finished messages included.
         let id = record.message_id.filter(|id| !id.is_empty());
         response.add_failure(id.ok_or("a record without messageId cannot be reported on its own")?);
     }
     Ok(response)
 }
 
-fn message(record: &SqsMessage, deadline: Deadline) -> Message {
+fn job_message(record: &SqsMessage, deadline: Deadline) -> Message {
     let body = record.body.clone().unwrap_or_default();
     let number = |name: &str| record.attributes.get(name)?.parse::<u64>().ok();
     let carried = |name: &str| record.message_attributes.get(name)?.string_value.clone();
     Message {
         body,
         id: record.message_id.clone(),
-        carrier: CARRIED.iter().filter_map(|name| Some((name.to_string(), carried(name)?))).collect(),
+        carrier: CARRIER_FIELDS.iter().filter_map(|name| Some((name.to_string(), carried(name)?))).collect(),
         receive_count: number("ApproximateReceiveCount").and_then(|count| count.try_into().ok()).unwrap_or(1),
         deadline,
         sent_at: number("SentTimestamp").map(|ms| UNIX_EPOCH + Duration::from_millis(ms)),
     }
 }
 
-/// Lets the queue bring a message again after `wait`. Otherwise that takes the queue's whole visibility timeout, which is several
-/// times the function's timeout.
-async fn rest(queues: &Queues, record: &SqsMessage, wait: Duration) {
+/// Makes a message visible again after `wait`. Otherwise that takes the queue's visibility timeout, several times the function's.
+async fn set_visible_after(queues: &Queues, record: &SqsMessage, wait: Duration) {
     let (Some(arn), Some(handle)) = (&record.event_source_arn, &record.receipt_handle) else { return };
     let seconds = i32::try_from(wait.as_secs()).unwrap_or(i32::MAX);
     let set = async { queues.by_arn(arn).await?.set_visibility(handle, seconds).await };
@@ -153,7 +152,7 @@ async fn rest(queues: &Queues, record: &SqsMessage, wait: Duration) {
     }
 }
 
-/// When the invocation ends. A Runtime API that tells no time, or one that has passed, sets no limit.
+/// When the invocation ends. None if the Runtime API gives no time, or one in the past.
 fn instant(deadline: SystemTime) -> Option<Instant> {
     let left = deadline.duration_since(SystemTime::now()).ok()?;
     Instant::now().checked_add(left)

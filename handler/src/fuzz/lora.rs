@@ -1,10 +1,9 @@
-//! LoRA files: header, keys, and all that is made of them. What a header claims must lie in the file, so that no claim can
-//! make memory be taken.
+//! LoRA files. Everything that a header claims must be in the file, so that no claim can make us allocate memory.
 
 use diffusion::{loading::Header, lora::Lora};
 use std::io::Cursor;
 
-/// Whether the bytes are a LoRA that could be loaded.
+/// Whether the bytes are a LoRA that can be loaded.
 pub fn lora(bytes: &[u8]) -> bool {
     let read = Lora::from_bytes(bytes);
     let Ok(header) = Header::read(&mut Cursor::new(bytes)) else {

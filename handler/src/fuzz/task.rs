@@ -1,10 +1,10 @@
-//! Bodies of messages. The limits are written out again from the contract's table, so that neither side can move alone.
+//! Bodies of messages. The limits are repeated here, so that neither they nor the contract's can change alone.
 
-use crate::task::{BadTask, Task};
+use crate::task::{InvalidTask, Task};
 use serde_json::{json, value::RawValue};
 use std::collections::BTreeMap;
 
-/// A word that seeds have in every text which must not reach a log.
+/// A word that the seeds have in every string that must not reach a log.
 const MARK: &str = "Xylophon";
 
 /// Whether the bytes are a task.
@@ -13,11 +13,11 @@ pub fn task(bytes: &[u8]) -> bool {
     match Task::parse(body) {
         Ok(task) => {
             within_limits(&task);
-            whatever_the_writing(&task, body);
+            same_task_if_written_otherwise(&task, body);
             true
         }
-        Err(bad) => {
-            refused_well(&bad);
+        Err(invalid) => {
+            valid_error(&invalid);
             false
         }
     }
@@ -46,49 +46,49 @@ fn within_limits(task: &Task) {
     assert!(task.signature.size.is_none_or(|size| (0.02..=0.25).contains(&size)), "letters out of bounds");
     assert!((0.0..=0.25).contains(&task.signature.margin), "a margin out of bounds");
     assert_eq!(task.fingerprint().len(), 66);
-    plain_address(&task.webhook_url);
+    valid_address(&task.webhook_url);
 }
 
-/// What a field of tomorrow may hold: whatever JSON's grammar has, although few readers take it.
-const TOMORROW: &str = r#""a field of tomorrow":{"\ud83d":["\udc00",1e400,-0,99999999999999999999,[[[[{}]]]]]},"#;
+/// An unknown field with valid JSON that few parsers accept.
+const UNKNOWN_FIELD: &str = r#""a field of tomorrow":{"\ud83d":["\udc00",1e400,-0,99999999999999999999,[[[[{}]]]]]},"#;
 
-/// The same fields in another order and with other spaces are the same task, and so they are with a field of tomorrow.
-fn whatever_the_writing(task: &Task, body: &str) {
+/// The same fields in another order, with other spaces or with an unknown field, are the same task.
+fn same_task_if_written_otherwise(task: &Task, body: &str) {
     let again = |body: &str| {
         let again = Task::parse(body).expect("it was a task when it was written otherwise");
         assert_eq!(format!("{again:?}"), format!("{task:?}"));
     };
     let (before, inside) = body.split_once('{').expect("a task is an object");
-    again(&format!("\u{feff}{before}{{{TOMORROW} {inside}"));
-    // Readers that hold every value take fewer messages than we do.
+    again(&format!("\u{feff}{before}{{{UNKNOWN_FIELD} {inside}"));
+    // serde_json, which parses every value, accepts fewer messages than we do.
     if let Ok(fields) = serde_json::from_str::<BTreeMap<String, &RawValue>>(body.trim_start_matches('\u{feff}')) {
         let member = |(name, value): (&String, &&RawValue)| format!(" {}\t: {value}", json!(name));
         let members: Vec<String> = fields.iter().rev().map(member).collect();
         again(&format!("{{{}\n}}", members.join(",")));
-        told_all_the_same(task, &fields, &members);
+        backend_found_in_broken_json(task, &fields, &members);
     }
 }
 
-/// What is no JSON any more is told all the same: the mark of its end is missing, or something stands in it.
-fn told_all_the_same(task: &Task, fields: &BTreeMap<String, &RawValue>, members: &[String]) {
+/// The backend is found, too, if the JSON is broken: without its end, or with something invalid in it.
+fn backend_found_in_broken_json(task: &Task, fields: &BTreeMap<String, &RawValue>, members: &[String]) {
     for broken in [members.join(",") + "\n", members.join(", nothing ,\u{feff}") + "}"] {
-        let bad = Task::parse(&format!("{{{broken}")).expect_err("no JSON was taken");
-        assert!(bad.reason.starts_with("the message is no JSON: "), "{}", bad.reason);
-        refused_well(&bad);
-        assert_eq!(bad.generation_id, Some(task.generation_id));
-        assert_eq!(bad.webhook_url.as_ref(), Some(&task.webhook_url), "{}", fields["webhook_url"]);
+        let invalid = Task::parse(&format!("{{{broken}")).expect_err("no JSON was taken");
+        assert!(invalid.reason.starts_with("the message is no JSON: "), "{}", invalid.reason);
+        valid_error(&invalid);
+        assert_eq!(invalid.generation_id, Some(task.generation_id));
+        assert_eq!(invalid.webhook_url.as_ref(), Some(&task.webhook_url), "{}", fields["webhook_url"]);
     }
 }
 
-fn refused_well(bad: &BadTask) {
-    let reason = &bad.reason;
+fn valid_error(invalid: &InvalidTask) {
+    let reason = &invalid.reason;
     assert!(reason.starts_with('`') || reason.starts_with("the message"), "nothing is named: {reason}");
     assert!(!reason.contains(MARK), "it holds what stood in the message: {reason}");
     assert!(reason.len() <= 1000, "{} bytes long: {reason}", reason.len());
-    bad.webhook_url.iter().for_each(plain_address);
+    invalid.webhook_url.iter().for_each(valid_address);
 }
 
-fn plain_address(url: &url::Url) {
+fn valid_address(url: &url::Url) {
     let text = url.as_str();
     assert!(text.starts_with("http://") || text.starts_with("https://"), "{text}");
     assert!(url.username().is_empty() && url.password().is_none() && url.query().is_none(), "{text}");

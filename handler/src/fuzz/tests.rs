@@ -1,4 +1,4 @@
-//! The targets over their seeds, as they are and changed at random, so that neither can rot.
+//! Runs the targets on their seeds, unchanged and changed at random.
 
 use super::*;
 use proptest::{
@@ -29,7 +29,7 @@ fn seeds_are_taken_or_refused_as_their_names_say() {
     }
 }
 
-/// One change to some bytes: what stands there is replaced by a piece of another seed, or by bytes of its own.
+/// One change: some bytes are replaced by a piece of another seed, or by other bytes.
 #[derive(Debug, Clone)]
 struct Edit {
     at: Index,
@@ -59,11 +59,11 @@ impl Edit {
     }
 }
 
-/// Runs a target over changed seeds. Its own assertions are what fails.
+/// Runs a target on changed seeds. The target's own assertions fail.
 fn changed(target: &str, run: fn(&[u8]) -> bool) {
     let seeds = seeds(target);
     let config = ProptestConfig { cases: 1024, failure_persistence: None, ..ProptestConfig::default() };
-    // The same changes every time: to look for new ones is up to cargo-fuzz.
+    // The same changes every time; cargo-fuzz looks for new ones.
     let mut runner = TestRunner::new_with_rng(config, TestRng::deterministic_rng(RngAlgorithm::ChaCha));
     let ended = runner.run(&(any::<Index>(), vec(Edit::any(), 1..4)), |(seed, edits)| {
         let mut content = seeds[seed.index(seeds.len())].1.clone();
@@ -77,16 +77,16 @@ fn changed(target: &str, run: fn(&[u8]) -> bool) {
 }
 
 #[test]
-fn changed_tasks_break_no_promise() {
+fn changed_tasks_keep_the_properties() {
     changed("task", task);
 }
 
 #[test]
-fn changed_loras_break_no_promise() {
+fn changed_loras_keep_the_properties() {
     changed("lora", lora);
 }
 
 #[test]
-fn changed_addresses_break_no_promise() {
+fn changed_addresses_keep_the_properties() {
     changed("webhook", webhook);
 }

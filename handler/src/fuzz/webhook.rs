@@ -1,5 +1,5 @@
-//! Lists of hosts and the addresses of webhooks. What the guard lets through is looked at again, by the standard library alone
-//! and by the text as it stands in the message: others may read it otherwise than the URL standard does.
+//! Lists of hosts and addresses of webhooks. What the guard allows is checked again, with the standard library alone and on the text of
+//! the message: other parsers may read it differently than the URL standard.
 
 use crate::{
     task::Task,
@@ -19,8 +19,9 @@ pub fn webhook(bytes: &[u8]) -> bool {
     let hosts: Result<Vec<HostPattern>, _> = entries.iter().map(|entry| entry.parse()).collect();
     let Ok(webhook_hosts) = hosts else { return false };
     let guard = Guard::new(&webhook_hosts, false);
-    // No task, but as much of one as is needed to tell its backend.
-    let Some(url) = Task::parse(&json!({ "webhook_url": text }).to_string()).err().and_then(|bad| bad.webhook_url)
+    // An invalid task that has a backend to notify.
+    let Some(url) =
+        Task::parse(&json!({ "webhook_url": text }).to_string()).err().and_then(|invalid| invalid.webhook_url)
     else {
         return false;
     };
@@ -33,14 +34,14 @@ pub fn webhook(bytes: &[u8]) -> bool {
     match entries.as_slice() {
         [] => assert!(is_public(&host), "{text:?} leads to {host}"),
         entries => {
-            assert!(entries.iter().any(|entry| means(entry, &host, &url)), "{text:?}: {host} is not in {list:?}")
+            assert!(entries.iter().any(|entry| matches(entry, &host, &url)), "{text:?}: {host} is not in {list:?}")
         }
     }
     the_token_goes_there(&url);
     true
 }
 
-/// Where nothing is encoded, the host is what stands between the slashes, for whoever reads it.
+/// If nothing is encoded, every parser finds the host between the slashes.
 fn same_host_in_the_text(text: &str, host: &str) {
     let (scheme, rest) = text.split_once("://").expect("an address without a scheme was accepted");
     assert!(["http", "https"].contains(&scheme.to_ascii_lowercase().as_str()), "{text:?}");
@@ -61,8 +62,8 @@ fn same_host_in_the_text(text: &str, host: &str) {
     }
 }
 
-/// Whether an entry of the list means a host. Only plain entries are looked at: others are up to the URL standard.
-fn means(entry: &str, host: &str, url: &Url) -> bool {
+/// Whether an entry of the list matches a host. Only plain entries are checked; others are up to the URL standard.
+fn matches(entry: &str, host: &str, url: &Url) -> bool {
     let entry = entry.trim().to_lowercase();
     if !entry.is_ascii() || entry.split('.').any(|label| label.starts_with("xn--")) {
         return true;
@@ -76,7 +77,7 @@ fn means(entry: &str, host: &str, url: &Url) -> bool {
     let same = match (name.strip_prefix('.'), address(name), address(host)) {
         (Some(domain), ..) => host.len() > domain.len() + 1 && host.ends_with(&format!(".{domain}")),
         (None, Some(listed), Some(found)) => listed == found,
-        // An entry may write IPv4 as a number: what it is then is up to the URL standard too.
+        // An entry may write IPv4 as a number, which is up to the URL standard, too.
         (None, None, Some(IpAddr::V4(_))) => name.starts_with(|first: char| first.is_ascii_digit()),
         (None, Some(_), None) => false,
         (None, None, _) => name == host,
@@ -84,7 +85,7 @@ fn means(entry: &str, host: &str, url: &Url) -> bool {
     same && port.is_none_or(|port| url.port_or_known_default() == Some(port))
 }
 
-/// Whether a host may be on the public internet: names are looked up later, and checked then.
+/// Whether a host may be on the public internet. Names are resolved and checked later.
 fn is_public(host: &str) -> bool {
     match host.trim_matches(['[', ']']).parse() {
         Ok(IpAddr::V4(address)) => is_public_v4(address),

@@ -1,10 +1,10 @@
-//! Between a task that is well-formed and one that is worked on: whether we may go where it sends us.
+//! Checks that the backend and the buckets of a task are allowed.
 //!
-//! Refuses by BadTask, as if the field were malformed. A webhook address that is refused is taken out of it, so that nothing
-//! is told there.
+//! A task that is not admitted becomes an [`InvalidTask`], as if the field were malformed. A forbidden webhook address is taken out of
+//! it, so that nothing is sent there.
 
 use crate::{
-    task::{BadTask, Task, buckets::BucketPattern},
+    task::{InvalidTask, Task, buckets::BucketPattern},
     webhook::network::{Guard, HostPattern},
 };
 use clap::Args;
@@ -40,7 +40,7 @@ pub struct Admission {
 }
 
 impl Admission {
-    /// As it was asked for.
+    /// By the options.
     pub fn new(config: &SafetyConfig) -> Self {
         Self { guard: config.guard(), buckets: config.lora_buckets.clone() }
     }
@@ -50,33 +50,33 @@ impl Admission {
         &self.guard
     }
 
-    /// Lets a task through, or says what is wrong with it.
+    /// Lets a task through.
     ///
     /// # Errors
-    /// The task was bad already, or may not reach what it names.
-    pub async fn admit(&self, parsed: Result<Task, Box<BadTask>>) -> Result<Task, Box<BadTask>> {
+    /// The task was invalid already, or names a host or bucket that is not allowed.
+    pub async fn admit(&self, parsed: Result<Task, Box<InvalidTask>>) -> Result<Task, Box<InvalidTask>> {
         match parsed {
             Ok(task) => match self.guard.check_ahead(&task.webhook_url).await {
                 Ok(()) => self.check_buckets(task),
-                Err(refused) => Err(Box::new(BadTask {
+                Err(refused) => Err(Box::new(InvalidTask {
                     reason: refused.to_string(),
                     generation_id: Some(task.generation_id),
                     webhook_url: None,
                 })),
             },
-            Err(mut bad) => {
-                if let Some(url) = &bad.webhook_url
+            Err(mut invalid) => {
+                if let Some(url) = &invalid.webhook_url
                     && let Err(refused) = self.guard.check_ahead(url).await
                 {
-                    bad.reason = format!("{}; {refused}", bad.reason);
-                    bad.webhook_url = None;
+                    invalid.reason = format!("{}; {refused}", invalid.reason);
+                    invalid.webhook_url = None;
                 }
-                Err(bad)
+                Err(invalid)
             }
         }
     }
 
-    fn check_buckets(&self, task: Task) -> Result<Task, Box<BadTask>> {
+    fn check_buckets(&self, task: Task) -> Result<Task, Box<InvalidTask>> {
         let listed = |bucket: &str| self.buckets.is_empty() || self.buckets.iter().any(|entry| entry.matches(bucket));
         match task.loras.iter().position(|lora| !listed(&lora.bucket)) {
             None => Ok(task),
@@ -88,7 +88,7 @@ impl Admission {
                 let reason =
                     format!("`{field}` names a bucket that is not among those of --lora-buckets (EASEL_LORA_BUCKETS)");
                 let (generation_id, webhook_url) = (Some(task.generation_id), Some(task.webhook_url));
-                Err(Box::new(BadTask { reason, generation_id, webhook_url }))
+                Err(Box::new(InvalidTask { reason, generation_id, webhook_url }))
             }
         }
     }
@@ -99,7 +99,7 @@ mod tests {
     use super::*;
     use serde_json::json;
 
-    async fn admit(buckets: &[&str], first: &str, second: &str) -> Result<Task, Box<BadTask>> {
+    async fn admit(buckets: &[&str], first: &str, second: &str) -> Result<Task, Box<InvalidTask>> {
         let lora_buckets = buckets.iter().map(|bucket| bucket.parse().unwrap()).collect();
         let config = SafetyConfig { lora_buckets, allow_private_webhooks: true, ..SafetyConfig::default() };
         let body = json!({
@@ -110,19 +110,19 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn loras_come_from_listed_buckets_only_and_the_backend_can_be_told_else() {
+    async fn loras_come_from_listed_buckets_only_and_else_the_backend_can_be_notified() {
         let (good, ending, other) = ("s3://styles/k", "s3://anna-loras/k", "s3://other/k");
         assert!(admit(&[], other, other).await.is_ok(), "no list");
         assert!(admit(&["styles", "*-loras"], good, ending).await.is_ok());
         for (first, second, field) in [(other, good, "`lora_model_url`"), (good, other, "`loras[0].lora_model_url`")] {
-            let bad = admit(&["styles", "*-loras"], first, second).await.unwrap_err();
-            assert!(bad.reason.starts_with(field) && bad.reason.contains("EASEL_LORA_BUCKETS"), "{bad}");
-            assert_eq!((bad.generation_id, bad.webhook_url.is_some()), (Some(1), true));
+            let invalid = admit(&["styles", "*-loras"], first, second).await.unwrap_err();
+            assert!(invalid.reason.starts_with(field) && invalid.reason.contains("EASEL_LORA_BUCKETS"), "{invalid}");
+            assert_eq!((invalid.generation_id, invalid.webhook_url.is_some()), (Some(1), true));
         }
     }
 
     #[tokio::test]
-    async fn a_bad_task_is_told_to_no_host_that_is_refused() {
+    async fn an_invalid_task_is_reported_to_no_forbidden_host() {
         let admission = Admission::new(&SafetyConfig::default());
         for change in [json!({}), json!({ "generation_id": 1, "webhook_url": "http://127.0.0.1:1" })] {
             assert_eq!(admission.admit(Task::parse(&change.to_string())).await.unwrap_err().webhook_url, None);

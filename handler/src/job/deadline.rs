@@ -1,4 +1,4 @@
-//! When an invocation ends, and what must be over before: it is answered in time, whatever a task waits for.
+//! When an invocation ends. Every wait of a task ends early enough for the invocation to be answered in time.
 
 use std::{
     fmt,
@@ -7,19 +7,19 @@ use std::{
 };
 use tokio::time::timeout_at;
 
-/// Kept back of an invocation when its tasks are told to stop, to let go of them and to tell of the last receive.
+/// Time left when work on tasks stops: to release their claims and to notify backends on the last receive.
 const WORK_MARGIN: Duration = Duration::from_secs(2);
-/// Kept back when telling stops, to say when a message can be seen again.
-const TELL_MARGIN: Duration = Duration::from_secs(1);
-/// Kept back when that stops, to answer.
+/// Time left when notifying stops: to set when messages are visible again.
+const NOTIFY_MARGIN: Duration = Duration::from_secs(1);
+/// Time left when that stops: to answer.
 const ANSWER_MARGIN: Duration = Duration::from_millis(400);
 
-/// When the invocation that brought a message ends; a worker's messages have no such limit. An event is answered as a whole, so that
-/// none of its tasks may wait for longer, be it for storage, for a claim, for the batcher or for a backend.
+/// When the invocation that delivered a message ends; a worker's messages have no such limit. An event is answered as a whole, so none
+/// of its tasks may wait longer for S3, a claim, the batcher or a backend.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Deadline(Option<Instant>);
 
-/// What is left of the invocation did not suffice.
+/// The invocation ends too soon.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct OutOfTime {
     left: Duration,
@@ -29,7 +29,7 @@ impl Deadline {
     /// No limit.
     pub const NONE: Self = Self(None);
 
-    /// The invocation ends then.
+    /// The invocation ends at `end`.
     pub fn at(end: Instant) -> Self {
         Self(Some(end))
     }
@@ -39,28 +39,28 @@ impl Deadline {
         self.0
     }
 
-    /// When a task must be done.
+    /// When the work on a task must be done.
     pub(super) fn work_end(self) -> Option<Instant> {
         self.before(WORK_MARGIN)
     }
 
-    /// What is left.
+    /// The error, with the time that is left now.
     pub(super) fn out_of_time(self) -> OutOfTime {
         let left = self.0.map(|end| end.saturating_duration_since(Instant::now()));
         OutOfTime { left: left.unwrap_or_default() }
     }
 
-    /// Works on a task while there is time for that.
+    /// Waits for work on a task.
     pub(super) async fn work<T>(self, work: impl Future<Output = T>) -> Result<T, OutOfTime> {
         self.until(WORK_MARGIN, work).await
     }
 
-    /// Tells somebody of it while there is time for that.
-    pub(super) async fn tell<T>(self, telling: impl Future<Output = T>) -> Result<T, OutOfTime> {
-        self.until(TELL_MARGIN, telling).await
+    /// Waits for a webhook, or for a claim's release, after the work has stopped.
+    pub(super) async fn notify<T>(self, notifying: impl Future<Output = T>) -> Result<T, OutOfTime> {
+        self.until(NOTIFY_MARGIN, notifying).await
     }
 
-    /// Does the last thing that is done before the answer.
+    /// Waits for the last thing before the answer.
     ///
     /// # Errors
     /// The invocation is about to end.
@@ -77,7 +77,7 @@ impl Deadline {
 
     fn before(self, margin: Duration) -> Option<Instant> {
         let end = self.0?;
-        // An end too close to the clock's own beginning has passed.
+        // It underflows only for an end near the clock's zero, which is in the past.
         Some(end.checked_sub(margin).unwrap_or_else(Instant::now))
     }
 }
@@ -98,16 +98,16 @@ mod tests {
     fn each_wait_ends_in_time_for_what_comes_after_it() {
         let end = Instant::now() + Duration::from_secs(60);
         let deadline = Deadline::at(end);
-        let ends = [WORK_MARGIN, TELL_MARGIN, ANSWER_MARGIN].map(|margin| deadline.before(margin));
+        let ends = [WORK_MARGIN, NOTIFY_MARGIN, ANSWER_MARGIN].map(|margin| deadline.before(margin));
         assert!(ends.is_sorted() && ends.iter().all(|latest| latest.is_some_and(|latest| latest < end)), "{ends:?}");
         assert_eq!(deadline.work_end(), ends[0]);
     }
 
     #[tokio::test]
-    async fn a_wait_beyond_the_end_is_broken_off_and_what_needs_none_is_done() {
+    async fn a_wait_beyond_the_end_is_broken_off_and_one_that_is_ready_is_done() {
         let over = Deadline::at(Instant::now());
         assert!(over.work(pending::<()>()).await.is_err());
-        assert!(over.tell(pending::<()>()).await.is_err());
+        assert!(over.notify(pending::<()>()).await.is_err());
         assert!(over.settle(pending::<()>()).await.is_err());
         assert_eq!(over.settle(ready(1)).await, Ok(1));
         assert_eq!(over.out_of_time().left, Duration::ZERO);

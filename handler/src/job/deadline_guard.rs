@@ -1,59 +1,64 @@
-//! How a painting goes on: measures its steps, tells milestones, and stops it when the picture is not wanted or cannot be
-//! finished in time.
+//! Watches a painting: measures its steps, reports milestones, and stops it if the backend cancels it or it cannot be finished in time.
 //!
-//! Only steps of the same try speak against it. What was measured of earlier tasks speaks for what follows the last step, and is
-//! forgotten as soon as a task was stopped for it.
-
-mod clock;
-mod times;
-
-pub use times::{Load, Times};
+//! The time of the remaining steps is estimated from steps of the same attempt only. The time after the last step is estimated from
+//! earlier tasks; the estimate is dropped once a task was stopped because of it.
 
 use crate::{
     engine::Step,
     webhook::progress::{Milestones, Progress},
 };
-use clock::Clock;
 use std::{
+    collections::{HashMap, VecDeque},
     ops::ControlFlow,
     sync::{
-        Arc,
+        Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
     time::{Duration, Instant},
 };
 
-/// What the backend is told a step takes before one was measured: the Python worker's assumption.
+/// The time of a step for progress webhooks, before one was measured: the Python worker's assumption.
 const ASSUMED_STEP: Duration = Duration::from_millis(100);
+/// How many of the last tasks count for the time after the last step.
+const RECENT: usize = 4;
+/// Tasks to measure before that time is estimated: a single one may have been delayed by chance.
+const ENOUGH: usize = 2;
 
-/// One painting, over all of its tries.
+/// Watches one painting over all of its attempts.
 pub struct DeadlineGuard<T, U> {
-    task: Load,
+    task: Workload,
     end: Option<Instant>,
-    times: Times,
-    tell: T,
+    timings: Timings,
+    report: T,
     is_unwanted: U,
     out_of_time: Arc<AtomicBool>,
-    clock: Clock,
+    clock: StepClock,
     milestones: Milestones,
 }
 
 impl<T: Fn(Progress), U: Fn() -> bool> DeadlineGuard<T, U> {
-    /// Of a task with so many steps, which has to be done at `end`, if there is such a limit. `tell` tells a milestone; `is_unwanted` says
-    /// whether the backend wants the picture no more.
-    pub fn new(steps: usize, task: Load, end: Option<Instant>, times: Times, tell: T, is_unwanted: U) -> Self {
-        let (clock, milestones) = (Clock::new(steps), Milestones::new(steps));
-        Self { task, end, times, tell, is_unwanted, out_of_time: Arc::default(), clock, milestones }
+    /// For a task of `steps` steps that must be done at `end`, if there is a limit. `report` gets the milestones; `is_unwanted` says
+    /// whether the backend has cancelled the task.
+    pub fn new(
+        steps: usize,
+        task: Workload,
+        end: Option<Instant>,
+        timings: Timings,
+        report: T,
+        is_unwanted: U,
+    ) -> Self {
+        let (clock, milestones) = (StepClock::new(steps), Milestones::new(steps));
+        Self { task, end, timings, report, is_unwanted, out_of_time: Arc::default(), clock, milestones }
     }
 
-    /// Says, also after the painting, whether it was stopped for want of time.
+    /// Whether the painting was stopped for lack of time; can be read after it.
     pub fn out_of_time(&self) -> Arc<AtomicBool> {
         self.out_of_time.clone()
     }
 
-    /// To be called with each step; whether the painting goes on.
+    /// To be called with each step. Decides whether the painting goes on.
     pub fn step(&mut self, step: Step, now: Instant) -> ControlFlow<()> {
-        // A batch that failed may be tried again, one by one, and with it who has left it.
+        // A failed batch is painted again one by one, also the tasks that were stopped in it.
         if (self.is_unwanted)() || self.out_of_time.load(Ordering::Relaxed) {
             return ControlFlow::Break(());
         }
@@ -63,26 +68,136 @@ impl<T: Fn(Progress), U: Fn() -> bool> DeadlineGuard<T, U> {
             return ControlFlow::Break(());
         }
         let measured = self.clock.per_step();
-        let at_once = Load { pictures: step.pictures, ..self.task };
-        measured.inspect(|per_step| self.times.note_step(at_once, *per_step));
-        let per_step = measured.or_else(|| self.times.step(at_once)).unwrap_or(ASSUMED_STEP);
+        let at_once = Workload { pictures: step.pictures, ..self.task };
+        measured.inspect(|per_step| self.timings.record_step(at_once, *per_step));
+        let per_step = measured.or_else(|| self.timings.step(at_once)).unwrap_or(ASSUMED_STEP);
         if let Some(progress) = self.milestones.reach(self.clock.done(step), per_step.saturating_mul(step.parts as u32))
         {
-            (self.tell)(progress);
+            (self.report)(progress);
         }
         ControlFlow::Continue(())
     }
 
     fn is_too_late(&self, step: Step, now: Instant) -> bool {
         let Some(left) = self.end.map(|end| end.saturating_duration_since(now)) else { return false };
-        if self.clock.fits(step, left, self.times.rest(self.task)) {
+        if self.clock.fits(step, left, self.timings.finishing(self.task)) {
             return false;
         }
         if self.clock.fits(step, left, Duration::ZERO) {
-            // Stopped for what others have needed: the next one of this size finds out for itself.
-            self.times.forget_rest(self.task);
+            // Stopped only because of the estimate: the next task of this size shall measure anew.
+            self.timings.forget_finishing(self.task);
         }
         true
+    }
+}
+
+/// Measures the steps of one attempt. The first step of each part is left out: it includes planning and recording the networks. Callers
+/// pass the time, so that tests need not sleep.
+#[derive(Debug)]
+struct StepClock {
+    /// Steps of each part.
+    steps: usize,
+    last: Option<Instant>,
+    sum: Duration,
+    count: u32,
+}
+
+impl StepClock {
+    fn new(steps: usize) -> Self {
+        Self { steps, last: None, sum: Duration::ZERO, count: 0 }
+    }
+
+    /// Notes a step that has just finished. Step 0 of the first part begins a new attempt.
+    fn note(&mut self, step: Step, now: Instant) {
+        match (step.finished, self.last) {
+            (0, _) if step.part == 0 => *self = Self::new(self.steps),
+            (2.., Some(last)) => {
+                self.sum += now.saturating_duration_since(last);
+                self.count += 1;
+            }
+            _ => {}
+        }
+        self.last = Some(now);
+    }
+
+    /// The mean time of a step in this attempt, once one was measured.
+    fn per_step(&self) -> Option<Duration> {
+        self.sum.checked_div(self.count)
+    }
+
+    /// Finished steps of the attempt, as if all parts ran at once.
+    fn done(&self, step: Step) -> usize {
+        (step.part * self.steps + step.finished) / step.parts.max(1)
+    }
+
+    /// Whether the remaining steps of all parts, and `finishing` after them, fit into the time that is left. Before a step is measured any
+    /// time suffices, and a painting whose steps are all done always fits.
+    fn fits(&self, step: Step, left: Duration, finishing: Duration) -> bool {
+        let missing = (step.parts * self.steps).saturating_sub(step.part * self.steps + step.finished);
+        match self.per_step() {
+            _ if missing == 0 => true,
+            None => !left.is_zero(),
+            Some(per_step) => per_step.saturating_mul(missing as u32).saturating_add(finishing) <= left,
+        }
+    }
+}
+
+/// What the time of a step depends on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Workload {
+    /// Pixels of each picture.
+    pub width: usize,
+    /// Pixels of each picture.
+    pub height: usize,
+    /// Pictures of a task; of a step, those of its batch.
+    pub pictures: usize,
+}
+
+/// Times measured in this process, for the tasks to come. Clones are the same one.
+#[derive(Debug, Clone, Default)]
+pub struct Timings(Arc<Mutex<Measured>>);
+
+#[derive(Debug, Default)]
+struct Measured {
+    steps: HashMap<Workload, Duration>,
+    finishing: HashMap<Workload, VecDeque<Duration>>,
+}
+
+impl Timings {
+    /// Records the time of a step.
+    fn record_step(&self, workload: Workload, per_step: Duration) {
+        self.lock().steps.insert(workload, per_step);
+    }
+
+    /// The last recorded time of a step.
+    fn step(&self, workload: Workload) -> Option<Duration> {
+        self.lock().steps.get(&workload).copied()
+    }
+
+    /// Records how long a task took from its last step until its pictures were stored.
+    pub fn record_finishing(&self, workload: Workload, time: Duration) {
+        let mut measured = self.lock();
+        let recent = measured.finishing.entry(workload).or_default();
+        recent.push_back(time);
+        if recent.len() > RECENT {
+            recent.pop_front();
+        }
+    }
+
+    /// The shortest such time of recent tasks; zero until several were measured.
+    fn finishing(&self, workload: Workload) -> Duration {
+        let measured = self.lock();
+        let recent = measured.finishing.get(&workload).filter(|recent| recent.len() >= ENOUGH);
+        recent.and_then(|recent| recent.iter().min()).copied().unwrap_or_default()
+    }
+
+    /// Drops these times, so that the next tasks measure anew.
+    fn forget_finishing(&self, workload: Workload) {
+        self.lock().finishing.remove(&workload);
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Measured> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

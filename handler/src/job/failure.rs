@@ -1,28 +1,100 @@
-//! Why a task was not painted, by what is to be done about it.
+//! Why a task failed, and what each error of the engine, S3 and webhooks means for it.
 
-use crate::task::fault::Fault;
+use super::OutOfTime;
+use crate::{
+    engine::{EngineError, batcher::BatcherError},
+    storage::StoreError,
+    task::fault::TaskFault,
+    webhook::WebhookError,
+};
+use diffusion::error::PipelineError;
 use std::time::Duration;
 
-/// A failure after parsing, by what is to be done.
+/// A failure of a valid task; the variant says what to do.
 #[derive(Debug, thiserror::Error)]
 pub enum Failure {
-    /// The task is at fault. Tell the backend, consume the message.
+    /// The task is wrong. Notify the backend, consume the message.
     #[error("{1}")]
-    Permanent(Fault, String),
-    /// Something else is at fault. Give the message back.
+    Permanent(TaskFault, String),
+    /// Something else failed. Give the message back.
     #[error("{1}")]
-    Transient(Fault, String),
-    /// The backend wants the picture no more. Consume the message, tell nobody.
+    Transient(TaskFault, String),
+    /// The backend cancelled the task. Consume the message.
     #[error("cancelled by the backend at step {0}")]
     Cancelled(usize),
-    /// The backend does not want to hear of the picture that stands. Consume the message, tell nobody.
+    /// The pictures are stored, and the backend refused `complete`. Consume the message.
     #[error("{0}")]
     Unwanted(String),
-    /// The picture stands, and the backend could not be told, nor does it refuse to be. Give the message back, for as long as the
-    /// backend asks for, if it does; never tell that the task failed.
+    /// The pictures are stored, and `complete` could not be delivered. Give the message back, for as long as the backend asks for; never
+    /// send `failed`.
     #[error("{0}")]
-    Untold(String, Option<Duration>),
-    /// What is left of the invocation does not suffice. Give the message back at once.
+    Undelivered(String, Option<Duration>),
+    /// The invocation ends too soon. Give the message back at once.
     #[error("{0}")]
     OutOfTime(String),
+}
+
+/// Of a picture.
+pub(super) fn storage_failure(error: StoreError) -> Failure {
+    by_class(TaskFault::Storage, TaskFault::Storage, error)
+}
+
+/// Of a LoRA.
+pub(super) fn lora_failure(error: StoreError) -> Failure {
+    by_class(TaskFault::Lora, TaskFault::Storage, error)
+}
+
+fn by_class(permanent: TaskFault, transient: TaskFault, error: StoreError) -> Failure {
+    match error {
+        StoreError::Permanent(reason) => Failure::Permanent(permanent, reason),
+        StoreError::Transient(reason) => Failure::Transient(transient, reason),
+    }
+}
+
+impl From<EngineError> for Failure {
+    fn from(error: EngineError) -> Self {
+        let (fault, reason) = match &error {
+            EngineError::Pipeline(PipelineError::Stopped { step }) => return Self::Cancelled(*step),
+            error if error.is_out_of_memory() => (TaskFault::Memory, format!("painting: {error}")),
+            EngineError::Lora(error) => (TaskFault::Lora, format!("`lora_model_url`: {error}")),
+            EngineError::Pipeline(PipelineError::Request { .. }) | EngineError::Signature(_) => {
+                (TaskFault::Picture, error.to_string())
+            }
+            EngineError::Pipeline(PipelineError::Candle(error)) => (TaskFault::Painting, format!("painting: {error}")),
+            EngineError::Pipeline(_) | EngineError::Encode(_) | EngineError::Embed(_) | EngineError::Credential(_) => {
+                (TaskFault::Painting, error.to_string())
+            }
+        };
+        if error.is_permanent() { Self::Permanent(fault, reason) } else { Self::Transient(fault, reason) }
+    }
+}
+
+impl From<BatcherError> for Failure {
+    fn from(error: BatcherError) -> Self {
+        match error {
+            BatcherError::Engine(error) => error.into(),
+            BatcherError::Panic(_) | BatcherError::Ended => Self::Transient(TaskFault::Painting, error.to_string()),
+        }
+    }
+}
+
+impl From<OutOfTime> for Failure {
+    fn from(late: OutOfTime) -> Self {
+        Self::OutOfTime(late.to_string())
+    }
+}
+
+/// The pictures are stored, and there was no time to send `complete`.
+pub(super) fn undelivered(late: OutOfTime) -> Failure {
+    Failure::Undelivered(format!("webhook complete was not taken: {late}"), None)
+}
+
+/// Of `complete`: whatever the backend answers, the pictures are stored.
+impl From<WebhookError> for Failure {
+    fn from(error: WebhookError) -> Self {
+        match error {
+            WebhookError::Unwanted { .. } => Self::Unwanted(error.to_string()),
+            _ => Self::Undelivered(error.to_string(), error.retry_after()),
+        }
+    }
 }

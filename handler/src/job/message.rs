@@ -1,55 +1,41 @@
-//! A message of the queue, and what becomes of it. It is not read here.
+//! A message of the queue, not parsed yet, and how long it waits before a retry.
 
 use super::Deadline;
 use crate::observe::trace::Carrier;
 use std::time::{Duration, SystemTime};
 
-/// How long a message rests after a fault, for each time it was received: a fault gets time to pass.
-const REST: Duration = Duration::from_secs(5);
-/// The longest rest. SQS hides a message for 12 hours at most, counted from its receipt, and of these its work has taken some.
-const LONGEST_REST: Duration = Duration::from_secs(11 * 3600 + 1800);
+/// The delay before a retry, multiplied by the receive count, so that a temporary error has time to pass.
+const RETRY_DELAY: Duration = Duration::from_secs(5);
+/// The longest delay. SQS hides a message for at most 12 hours from its receipt, and the work has taken some of them.
+const MAX_RETRY_DELAY: Duration = Duration::from_secs(11 * 3600 + 1800);
 
 /// A message as it came from the queue.
 #[derive(Debug, Clone)]
 pub struct Message {
     /// The body.
     pub body: String,
-    /// The queue's id, if it says so.
+    /// The message id, if the queue gave one.
     pub id: Option<String>,
-    /// The trace that it belongs to.
+    /// The trace context that it carries.
     pub carrier: Carrier,
-    /// How often the queue has handed it out, this time included; 1 if the queue did not say. Where nobody brings it again,
-    /// `max_receive_count`: the backend is told of a failure on the last receive only.
+    /// How often the queue has delivered it, this time included; 1 if the queue does not say. An entry point without redelivery sets
+    /// `max_receive_count`, because only then the backend is notified of a temporary failure.
     pub receive_count: u32,
-    /// When the invocation that brought it ends.
+    /// When the invocation that delivered it ends.
     pub deadline: Deadline,
-    /// When the queue got it, if it says so.
+    /// When it was sent to the queue, if the queue says so.
     pub sent_at: Option<SystemTime>,
 }
 
-/// What becomes of the message.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Outcome {
-    /// Done with: painted, or failed for good and the backend knows, or does not want to know.
-    Consumed,
-    /// Back to the queue, to be tried again or dead-lettered; to become visible again after this time.
-    GivenBack(Duration),
-}
-
 impl Message {
-    /// How long it rests before it is tried again.
-    pub(super) fn rest(&self) -> Duration {
-        REST.saturating_mul(self.receive_count)
+    /// How long it waits before it is visible again.
+    pub(super) fn retry_delay(&self) -> Duration {
+        RETRY_DELAY.saturating_mul(self.receive_count)
     }
 
-    /// How long it rests if a backend asks for time.
-    pub(super) fn rest_for(&self, asked: Option<Duration>) -> Duration {
-        asked.unwrap_or_default().max(self.rest()).min(LONGEST_REST)
-    }
-
-    /// Back to the queue, after that rest.
-    pub(super) fn given_back(&self) -> Outcome {
-        Outcome::GivenBack(self.rest())
+    /// The same, at least as long as a backend's Retry-After asks for.
+    pub(super) fn retry_delay_for(&self, asked: Option<Duration>) -> Duration {
+        asked.unwrap_or_default().max(self.retry_delay()).min(MAX_RETRY_DELAY)
     }
 }
 
@@ -58,7 +44,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_message_rests_as_long_as_the_backend_asks_and_no_longer_than_sqs_hides_it() {
+    fn the_retry_delay_is_what_the_backend_asks_for_within_the_limit_of_sqs() {
         let message = Message {
             body: String::new(),
             id: None,
@@ -68,7 +54,11 @@ mod tests {
             sent_at: None,
         };
         for (asked, seconds) in [(None, 10), (Some(3), 10), (Some(3600), 3600), (Some(u64::MAX), 41_400)] {
-            assert_eq!(message.rest_for(asked.map(Duration::from_secs)), Duration::from_secs(seconds), "{asked:?}");
+            assert_eq!(
+                message.retry_delay_for(asked.map(Duration::from_secs)),
+                Duration::from_secs(seconds),
+                "{asked:?}"
+            );
         }
     }
 }

@@ -1,10 +1,6 @@
-//! What function and worker share: the options of every room that a task passes, and how it is worked on.
+//! The options that function and worker share: those of every module that a task passes, and how tasks are worked on.
 
-mod secrets;
-
-pub use secrets::{SecretsConfig, SigningConfig, TokenConfig};
-
-use super::admission::SafetyConfig;
+use super::{admission::SafetyConfig, secrets::SecretsConfig};
 use crate::{
     engine::options::ModelConfig,
     picture::options::PictureConfig,

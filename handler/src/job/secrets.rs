@@ -1,13 +1,12 @@
-//! Secrets at the start: taken from the configuration, or read from AWS Secrets Manager once. The process ends without one that was asked
-//! for, and shows none.
+//! The secrets of the service. Each is given itself, or by the ARN of a secret in AWS Secrets Manager, which is read once at the start.
 
 use crate::{
-    job::options::SecretsConfig,
-    picture::options::Pem,
-    secret::{Secret, SecretArn},
+    picture::options::{CredentialConfig, Pem},
+    secret::{Secret, SecretArn, hidden},
     webhook::WebhookSecrets,
 };
 use aws_config::SdkConfig;
+use clap::Args;
 use std::str::FromStr;
 
 const TOKEN_ARN: &str = "--internal-api-token-arn (INTERNAL_API_TOKEN_ARN)";
@@ -15,18 +14,58 @@ const SIGNING_ARN: &str = "--webhook-secret-arn (EASEL_WEBHOOK_SECRET_ARN)";
 const CERTIFICATE_ARN: &str = "--credential-certificate-arn (EASEL_CREDENTIAL_CERTIFICATE_ARN)";
 const KEY_ARN: &str = "--credential-key-arn (EASEL_CREDENTIAL_KEY_ARN)";
 
-/// What the service must not show.
+/// The secrets.
+#[derive(Debug, Clone, Args)]
+pub struct SecretsConfig {
+    /// The token.
+    #[command(flatten)]
+    pub token: TokenConfig,
+    /// What signs webhooks.
+    #[command(flatten)]
+    pub signing: SigningConfig,
+    /// What signs pictures' files.
+    #[command(flatten)]
+    pub credential: CredentialConfig,
+}
+
+/// The token of the webhooks: one of the two.
+#[derive(Debug, Clone, Args)]
+#[group(required = true, multiple = false)]
+#[command(next_help_heading = "Secrets")]
+pub struct TokenConfig {
+    /// The token that every webhook carries as `Authorization: Bearer`.
+    #[arg(long, env = "INTERNAL_API_TOKEN", hide_env_values = true, value_name = "TOKEN", value_parser = hidden::<Secret>())]
+    pub internal_api_token: Option<Secret>,
+    /// The secret in AWS Secrets Manager that holds the token; #KEY picks a key of a JSON secret.
+    #[arg(long, env = "INTERNAL_API_TOKEN_ARN", value_name = "ARN[#KEY]")]
+    pub internal_api_token_arn: Option<SecretArn>,
+}
+
+/// What signs webhooks: one of the two, or nothing.
+#[derive(Debug, Clone, Default, Args)]
+#[group(multiple = false)]
+#[command(next_help_heading = "Secrets")]
+pub struct SigningConfig {
+    /// Sign webhooks as standardwebhooks.com says with this secret, whsec_…, or with several, separated by a space or comma.
+    #[arg(long, env = "EASEL_WEBHOOK_SECRET", hide_env_values = true, value_name = "SECRET…", value_parser = hidden::<WebhookSecrets>())]
+    pub webhook_secret: Option<WebhookSecrets>,
+    /// The secret in AWS Secrets Manager that holds them; #KEY picks a key of a JSON secret.
+    #[arg(long, env = "EASEL_WEBHOOK_SECRET_ARN", value_name = "ARN[#KEY]")]
+    pub webhook_secret_arn: Option<SecretArn>,
+}
+
+/// The secrets, read.
 #[derive(Debug, Clone)]
 pub struct Secrets {
     /// The token of the webhooks.
     pub token: Secret,
     /// What signs them.
     pub signing: WebhookSecrets,
-    /// Certificate and key that sign pictures' files.
+    /// Certificate and key that sign the pictures' files.
     pub credential: Option<(Pem, Pem)>,
 }
 
-/// Why a secret could not be had.
+/// Why a secret could not be read.
 #[derive(Debug, thiserror::Error)]
 #[error("{option}: {reason}")]
 pub struct SecretError {
@@ -35,10 +74,10 @@ pub struct SecretError {
 }
 
 impl Secrets {
-    /// Reads what is given by ARN; asks for nothing else.
+    /// Takes the secrets from the options, and reads those that are given by ARN.
     ///
     /// # Errors
-    /// Secrets Manager does not give it, or what it gives cannot be used.
+    /// Secrets Manager does not return one, or its value cannot be used.
     pub async fn obtain(config: &SecretsConfig, aws: &SdkConfig) -> Result<Self, SecretError> {
         let (token, signing, credential) = (&config.token, &config.signing, &config.credential);
         let files = &credential.files;

@@ -1,13 +1,10 @@
-//! What `/metrics` of a worker shows, and what the function writes into its log for CloudWatch: counters and histograms of tasks.
+//! Prometheus metrics of the tasks, shown by a worker's `/metrics`.
 //!
-//! Refuses labels without bounds: an ending, a fault or a stage is one of a few words, never what a task or a service said.
+//! Labels have a fixed set of values (endings, faults, stages), never text of a task or a service.
 
 use crate::{
-    observe::{
-        Tally,
-        report::{ENDINGS, Found, Report, STAGES},
-    },
-    task::fault::Fault,
+    observe::report::{Ending, Found, Report, STAGES},
+    task::fault::TaskFault,
 };
 use diffusion::gpu::Memory;
 use prometheus_client::{
@@ -25,7 +22,7 @@ const LONG_SECONDS: [f64; 11] = [0.1, 0.5, 1.0, 2.5, 5.0, 15.0, 60.0, 300.0, 1_8
 
 type Label = [(&'static str, &'static str); 1];
 
-/// The measurements of the process. Clones are the same ones.
+/// The metrics of this process. Clones are the same ones.
 #[derive(Debug, Clone)]
 pub struct Metrics(Arc<Inner>);
 
@@ -43,23 +40,36 @@ struct Inner {
     lookups: Family<Label, Counter>,
     memory: Family<Label, Gauge>,
     gpu_unused: Gauge,
-    last_memory: Mutex<Option<Memory>>,
+    last_gpu_memory: Mutex<Option<Memory>>,
 }
 
-/// A task in work. It counts as over when this is dropped.
+/// What the LoRA cache counts in this process. Clones are the same ones.
+#[derive(Debug, Clone, Default)]
+pub struct CacheMetrics {
+    /// Files downloaded again because the copy was corrupt.
+    pub refetches: Counter,
+    /// Entries removed to make room.
+    pub evictions: Counter,
+    /// Bytes downloaded, kept or not.
+    pub downloaded_bytes: Counter,
+    /// Bytes of all files on the volume, counted at the last download, which is included.
+    pub kept_bytes: Gauge,
+}
+
+/// A task in work, until this is dropped.
 #[derive(Debug)]
 pub struct InWork(Gauge);
 
 impl Default for Metrics {
-    /// All at zero, with a cache that nobody uses.
+    /// All at zero, with an unused cache.
     fn default() -> Self {
-        Self::new(&Tally::default())
+        Self::new(&CacheMetrics::default())
     }
 }
 
 impl Metrics {
-    /// All at zero; what the cache counts is shown as well.
-    pub fn new(cache: &Tally) -> Self {
+    /// All at zero. `cache` is shown with the rest.
+    pub fn new(cache: &CacheMetrics) -> Self {
         let stages: fn() -> Histogram = || Histogram::new(SECONDS);
         let mut inner = Inner {
             registry: Registry::with_prefix("easel"),
@@ -74,7 +84,7 @@ impl Metrics {
             lookups: Family::default(),
             memory: Family::default(),
             gpu_unused: Gauge::default(),
-            last_memory: Mutex::default(),
+            last_gpu_memory: Mutex::default(),
         };
         let all = &mut inner.registry;
         all.register("build", "The version of the handler", Info::new([("version", env!("CARGO_PKG_VERSION"))]));
@@ -93,14 +103,14 @@ impl Metrics {
         all.register("lora_kept_bytes", "Bytes of LoRAs on the volume at the last download", cache.kept_bytes.clone());
         all.register("gpu_memory_bytes", "Memory of the GPU after the last painting", inner.memory.clone());
         all.register("gpu_unused", "1 if a GPU is there and cannot be used", inner.gpu_unused.clone());
-        // A rate of a counter that is not there yet is nothing, not zero.
-        for ending in ENDINGS {
+        // Every series exists from the start: a rate needs a zero to rise from.
+        for ending in Ending::ALL {
             drop(inner.tasks.get_or_create(&[("ending", ending.name())]));
         }
         for stage in STAGES {
             drop(inner.stages.get_or_create(&[("stage", stage)]));
         }
-        for fault in Fault::ALL {
+        for fault in TaskFault::ALL {
             drop(inner.faults.get_or_create(&[("fault", fault.code())]));
         }
         for found in Found::ALL {
@@ -109,14 +119,14 @@ impl Metrics {
         Self(Arc::new(inner))
     }
 
-    /// Counts a task as in work until the answer is dropped.
-    pub fn begin(&self) -> InWork {
+    /// Counts a task as in work until the returned guard is dropped.
+    pub fn start_task(&self) -> InWork {
         self.0.in_work.inc();
         InWork(self.0.in_work.clone())
     }
 
-    /// Counts a task that has ended.
-    pub fn note(&self, report: &Report) {
+    /// Records a task that has ended.
+    pub fn record(&self, report: &Report) {
         let all = &self.0;
         all.tasks.get_or_create(&[("ending", report.ending.name())]).inc();
         if let Some(fault) = report.fault {
@@ -136,29 +146,29 @@ impl Metrics {
         }
     }
 
-    /// Takes down how much of the GPU's memory is taken; without a GPU nothing is shown.
-    pub fn note_memory(&self, memory: Option<Memory>) {
+    /// Sets the GPU's memory; nothing is shown without a GPU.
+    pub fn set_gpu_memory(&self, memory: Option<Memory>) {
         let Some(Memory { used, total }) = memory else { return };
         for (kind, bytes) in [("used", used), ("total", total)] {
             self.0.memory.get_or_create(&[("kind", kind)]).set(i64::try_from(bytes).unwrap_or(i64::MAX));
         }
-        *self.0.last_memory.lock().unwrap_or_else(PoisonError::into_inner) = memory;
+        *self.0.last_gpu_memory.lock().unwrap_or_else(PoisonError::into_inner) = memory;
     }
 
-    /// Takes down whether a GPU is there that cannot be used.
-    pub fn note_gpu_unused(&self, is_left: bool) {
-        self.0.gpu_unused.set(i64::from(is_left));
+    /// Sets whether the machine has a GPU that cannot be used.
+    pub fn set_gpu_unused(&self, is_unused: bool) {
+        self.0.gpu_unused.set(i64::from(is_unused));
     }
 
-    /// What was taken down last.
-    pub fn memory(&self) -> Option<Memory> {
-        *self.0.last_memory.lock().unwrap_or_else(PoisonError::into_inner)
+    /// The GPU's memory as it was last set.
+    pub fn gpu_memory(&self) -> Option<Memory> {
+        *self.0.last_gpu_memory.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// All of it as OpenMetrics text.
+    /// All metrics as OpenMetrics text.
     ///
     /// # Errors
-    /// None that is known; the encoder may fail.
+    /// The encoder's.
     pub fn encode(&self) -> Result<String, fmt::Error> {
         let mut out = String::new();
         text::encode(&mut out, &self.0.registry)?;

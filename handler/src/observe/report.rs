@@ -1,15 +1,15 @@
-//! One line at the end of each task with what an operator asks first, and the same as a metric for CloudWatch.
+//! The log line at the end of each task, and the same as metrics for CloudWatch.
 
 use crate::{
-    observe::trace::Lap,
-    task::{Task, fault::Fault},
+    observe::trace::StageTime,
+    task::{Task, fault::TaskFault},
 };
 use diffusion::gpu::Memory;
 use serde_json::{Map, Value, json};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use tracing::info;
 
-/// What a task goes through, in order.
+/// The stages of a task, in order.
 pub const STAGES: [&str; 12] = [
     "claim",
     "fetch",
@@ -24,47 +24,37 @@ pub const STAGES: [&str; 12] = [
     "upload",
     "complete",
 ];
-/// Every way to end.
-pub const ENDINGS: [Ending; 7] = [
-    Ending::Painted,
-    Ending::AnnouncedAgain,
-    Ending::Failed,
-    Ending::GivenBack,
-    Ending::Cancelled,
-    Ending::Unwanted,
-    Ending::Unreadable,
-];
-/// Where the metrics are in CloudWatch.
+/// The namespace of the metrics in CloudWatch.
 const NAMESPACE: &str = "Easel";
 
 /// How a task ended.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum Ending {
-    /// Painted, stored and told.
+    /// Painted and stored; the backend knows.
     Painted,
-    /// Told again: it had been painted before.
+    /// The pictures were there from an earlier delivery; `complete` was sent again.
     AnnouncedAgain,
-    /// Told as failed.
+    /// Failed for good; the backend knows.
     Failed,
     /// Given back to the queue.
     #[default]
     GivenBack,
-    /// Not wanted any more.
+    /// Cancelled by the backend while it was painted.
     Cancelled,
-    /// Painted or failed, and the backend refused to hear of it.
+    /// Painted or failed, and the backend refused the webhook.
     Unwanted,
-    /// No task, and nobody to tell.
+    /// The message is no task, and names no backend to notify.
     Unreadable,
 }
 
 /// Where a LoRA was found.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Found {
-    /// In memory, or on its way there for another task.
+    /// In memory, or being loaded there for another task.
     Memory,
     /// On the volume.
     Volume,
-    /// In the storage.
+    /// In S3.
     Storage,
 }
 
@@ -72,7 +62,7 @@ impl Found {
     /// All of them.
     pub const ALL: [Self; 3] = [Self::Memory, Self::Volume, Self::Storage];
 
-    /// The word for metrics.
+    /// The label's value.
     pub fn name(self) -> &'static str {
         match self {
             Self::Memory => "memory",
@@ -82,40 +72,40 @@ impl Found {
     }
 }
 
-/// What is known of a task at its end. Lengths of time are none for what it did not get to.
+/// What is known of a task at its end.
 #[derive(Debug, Clone, Default)]
 pub struct Report {
     /// How it ended.
     pub ending: Ending,
-    /// What was at fault, unless it was painted or cancelled.
-    pub fault: Option<Fault>,
-    /// The generation, if it could be read.
+    /// Why it was not painted; none if it was painted or cancelled.
+    pub fault: Option<TaskFault>,
+    /// The id, if it could be read.
     pub generation_id: Option<i64>,
-    /// What was asked for, if it could be read.
-    pub order: Option<Order>,
-    /// How often the queue has handed it out.
+    /// The task, if it is a valid one.
+    pub task: Option<TaskSummary>,
+    /// How often SQS has delivered it.
     pub receive_count: u32,
-    /// From SQS' receipt to ours.
+    /// How long it waited in the queue.
     pub queue_age: Option<Duration>,
-    /// From our receipt to the end.
+    /// From its receipt here to its end.
     pub total: Duration,
     /// Where each LoRA was found.
     pub loras_found: Vec<Found>,
     /// The GPU's memory after the last painting; none on a CPU.
     pub gpu_memory: Option<Memory>,
-    /// Stages in order.
-    pub stages: Vec<Lap>,
-    /// The trace that it belongs to.
+    /// The stages that it went through, in order.
+    pub stages: Vec<StageTime>,
+    /// Its trace.
     pub trace_id: Option<String>,
     /// Pictures stored.
     pub images_stored: usize,
-    /// Their bytes.
+    /// Bytes of these pictures.
     pub bytes_stored: usize,
 }
 
-/// What decides how long a task takes. No prompt and no name.
+/// The fields of a task that decide how long it takes. No prompt and no name.
 #[derive(Debug, Clone)]
-pub struct Order {
+pub struct TaskSummary {
     /// The style.
     pub style_id: i64,
     /// Pixels.
@@ -131,7 +121,18 @@ pub struct Order {
 }
 
 impl Ending {
-    /// The word for logs and metrics.
+    /// All of them.
+    pub const ALL: [Self; 7] = [
+        Self::Painted,
+        Self::AnnouncedAgain,
+        Self::Failed,
+        Self::GivenBack,
+        Self::Cancelled,
+        Self::Unwanted,
+        Self::Unreadable,
+    ];
+
+    /// The value in logs and metrics.
     pub fn name(self) -> &'static str {
         match self {
             Self::Painted => "painted",
@@ -145,7 +146,7 @@ impl Ending {
     }
 }
 
-impl From<&Task> for Order {
+impl From<&Task> for TaskSummary {
     fn from(task: &Task) -> Self {
         let Task { style_id, width, height, steps, num_images: images, .. } = *task;
         Self { style_id, width, height, steps, images, loras: task.loras.len() }
@@ -158,25 +159,25 @@ impl Report {
         self.loras_found.len() - self.cache_misses()
     }
 
-    /// LoRAs that were fetched from the storage.
+    /// LoRAs that were fetched from S3.
     pub fn cache_misses(&self) -> usize {
         self.loras_found.iter().filter(|found| **found == Found::Storage).count()
     }
 
-    /// Writes the line.
+    /// Logs it.
     pub fn log(&self) {
-        let order = self.order.as_ref();
+        let task = self.task.as_ref();
         let stage = |wanted: &str| self.stages.iter().find(|(name, _)| *name == wanted).map(|(_, time)| ms(*time));
         info!(
             ending = self.ending.name(),
             trace_id = self.trace_id,
-            fault = self.fault.map(Fault::code),
-            style_id = order.map(|order| order.style_id),
-            width = order.map(|order| order.width),
-            height = order.map(|order| order.height),
-            steps = order.map(|order| order.steps),
-            images = order.map(|order| order.images),
-            loras = order.map(|order| order.loras),
+            fault = self.fault.map(TaskFault::code),
+            style_id = task.map(|task| task.style_id),
+            width = task.map(|task| task.width),
+            height = task.map(|task| task.height),
+            steps = task.map(|task| task.steps),
+            images = task.map(|task| task.images),
+            loras = task.map(|task| task.loras),
             cache_hits = self.cache_hits(),
             cache_misses = self.cache_misses(),
             gpu_used_bytes = self.gpu_memory.map(|memory| memory.used),
@@ -225,7 +226,7 @@ impl Report {
             add(&format!("{stage}Time"), "Milliseconds", ms(*duration));
         }
         values.insert("Ending".into(), json!(self.ending.name()));
-        values.insert("Fault".into(), json!(self.fault.map_or("none", Fault::code)));
+        values.insert("Fault".into(), json!(self.fault.map_or("none", TaskFault::code)));
         values.insert("generation_id".into(), json!(self.generation_id));
         let directive =
             json!({ "Namespace": NAMESPACE, "Dimensions": [["Ending"], ["Ending", "Fault"]], "Metrics": definitions });
@@ -243,7 +244,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_metric_that_is_announced_is_there_as_a_number_and_every_dimension_as_a_text() {
+    fn every_metric_in_the_directive_has_a_number_and_every_dimension_a_string() {
         let report = Report {
             ending: Ending::Painted,
             queue_age: Some(Duration::from_secs(2)),

@@ -1,7 +1,6 @@
-//! A task's trace: a span for the task, the child of what the relay sent, with one for each stage and for each call of a webhook.
+//! A task's trace: a span for the task, child of the relay's span, and below it one for each stage and each webhook call.
 //!
-//! Stages are measured whether traces are on or not. Refuses to hold what a task says or where it points: no prompt, name or token, and
-//! of addresses the host alone.
+//! Stages are measured whether traces are on or not. Spans hold no prompt, name or token, and of an address only the host.
 
 use reqwest::Method;
 use std::{
@@ -12,20 +11,20 @@ use telemetry::DETAIL;
 use tracing::{Instrument, Span, field, info_span};
 use url::Url;
 
-/// Unless the environment says otherwise.
+/// The service name, unless the environment sets another.
 pub const SERVICE_NAME: &str = "easel-handler";
-/// How long an answer to Lambda waits for its spans: after it the process stands still.
+/// How long an answer to Lambda waits for its spans to be sent: after the answer Lambda freezes the process.
 pub const FLUSH_LIMIT: Duration = Duration::from_millis(500);
-/// What of a message carries its trace.
-pub const CARRIED: [&str; 2] = [telemetry::TRACEPARENT, telemetry::TRACESTATE];
+/// The attributes of a message that carry its trace.
+pub const CARRIER_FIELDS: [&str; 2] = [telemetry::TRACEPARENT, telemetry::TRACESTATE];
 
-/// `traceparent` and `tracestate` of a message.
+/// The `traceparent` and `tracestate` of a message.
 pub type Carrier = HashMap<String, String>;
 
 /// A stage and how long it took.
-pub type Lap = (&'static str, Duration);
+pub type StageTime = (&'static str, Duration);
 
-/// A stage that goes on, for one task or for several that are painted together. Dropped before its end, it has failed.
+/// A running stage of one task, or of several that are painted together.
 #[derive(Debug)]
 pub struct Stage {
     name: &'static str,
@@ -34,39 +33,39 @@ pub struct Stage {
 }
 
 impl Stage {
-    /// Begins one of the task that is current.
+    /// Begins a stage of the current task.
     pub fn begin(name: &'static str) -> Self {
         Self::of(name, [&Span::current()])
     }
 
-    /// Begins one of these tasks.
+    /// Begins a stage of these tasks.
     pub fn of<'a>(name: &'static str, tasks: impl IntoIterator<Item = &'a Span>) -> Self {
         let span = |task: &Span| info_span!(target: DETAIL, parent: task, "stage", otel.name = name);
         Self { name, clock: Instant::now(), spans: tasks.into_iter().map(span).collect() }
     }
 
-    /// Does `work` as this stage, and ends it.
-    pub async fn around<T>(self, work: impl Future<Output = T>) -> (T, Lap) {
+    /// Runs `work` as this stage, and ends it.
+    pub async fn measure<T>(self, work: impl Future<Output = T>) -> (T, StageTime) {
         (work.instrument(self.span()).await, self.end())
     }
 
-    /// Its span, of the first task.
+    /// The span in the first task.
     pub fn span(&self) -> Span {
         self.spans.first().cloned().unwrap_or_else(Span::none)
     }
 
-    /// Ends it.
-    pub fn end(self) -> Lap {
+    /// Ends the stage.
+    pub fn end(self) -> StageTime {
         (self.name, self.clock.elapsed())
     }
 }
 
-/// The span of a message that is worked on, with its id in the queue, and how often the queue has handed it out.
+/// The span of a task: `id` is the message's in SQS, `receive_count` how often SQS has delivered it.
 pub fn task(carrier: &Carrier, id: Option<&str>, receive_count: u32) -> Span {
     let span = info_span!("task", generation_id = field::Empty, receive_count, otel.kind = field::Empty);
     if telemetry::is_on() {
         telemetry::adopt(&span, carrier);
-        // Not shown in the lines of those who have no traces.
+        // Only here, so that log lines without traces do not show it.
         span.record("otel.kind", "consumer");
         telemetry::set(&span, "messaging.system", "aws_sqs");
         telemetry::set(&span, "messaging.operation.type", "process");
@@ -76,12 +75,12 @@ pub fn task(carrier: &Carrier, id: Option<&str>, receive_count: u32) -> Span {
     span
 }
 
-/// The trace that a task belongs to; where traces are off, the one that its message names.
+/// The id of a task's trace; if traces are off, the one in its message.
 pub fn id(span: &Span, carrier: &Carrier) -> Option<String> {
     telemetry::trace_id(span).or_else(|| telemetry::incoming_trace_id(carrier))
 }
 
-/// Says how a task ended, and by what code what was at fault is known.
+/// Records how a task ended, and the code of its fault.
 pub fn end(span: &Span, ending: &'static str, fault: Option<&'static str>) {
     telemetry::set(span, "ending", ending);
     if let Some(code) = fault {
@@ -104,7 +103,7 @@ pub fn webhook(event: &'static str, method: &Method, base: &Url, resends: u32) -
     )
 }
 
-/// A line of the log for a phase that began at `started` and is over now.
+/// Logs a phase of the start that began at `started` and ends now.
 pub(crate) fn log_phase(phase: &'static str, started: Instant) {
     tracing::info!(phase, duration_ms = started.elapsed().as_millis() as u64, "startup");
 }

@@ -15,7 +15,7 @@ pub(crate) use lock::{Lock, LockMode};
 pub use volume::CacheLimits;
 pub(crate) use volume::{free_bytes, hash};
 
-use crate::observe::Tally;
+use crate::observe::CacheMetrics;
 use futures_util::{FutureExt, future::BoxFuture};
 use std::{
     fs::File,
@@ -96,7 +96,7 @@ pub struct Cache<S> {
     options: DownloadOptions,
     limits: CacheLimits,
     lock_timeout: Duration,
-    tally: Tally,
+    metrics: CacheMetrics,
     warned: Once,
 }
 
@@ -123,13 +123,13 @@ pub enum Body {
 impl<S: ObjectSource> Cache<S> {
     /// A cache in `folder`, which is created by the first download.
     pub fn new(source: S, folder: PathBuf, options: DownloadOptions, limits: CacheLimits) -> Self {
-        let (volume, tally) = (Arc::new(Volume::new(folder)), Tally::default());
-        Self { source, volume, options, limits, lock_timeout: LOCK_TIMEOUT, tally, warned: Once::new() }
+        let (volume, metrics) = (Arc::new(Volume::new(folder)), CacheMetrics::default());
+        Self { source, volume, options, limits, lock_timeout: LOCK_TIMEOUT, metrics, warned: Once::new() }
     }
 
     /// Its counters.
-    pub fn tally(&self) -> &Tally {
-        &self.tally
+    pub fn metrics(&self) -> &CacheMetrics {
+        &self.metrics
     }
 
     /// The storage that its files come from.
@@ -158,7 +158,7 @@ impl<S: ObjectSource> Cache<S> {
 
     async fn read_to_memory(&self, location: &ObjectLocation, version: &Version) -> Result<Content, SourceError> {
         let target = || futures_util::future::ready(Ok(Vec::new())).boxed();
-        match download_verified(&self.source, location, version, self.options, &self.tally, target).await {
+        match download_verified(&self.source, location, version, self.options, &self.metrics, target).await {
             Ok((sha256, bytes)) => Ok(Content { sha256, is_fresh: true, body: Body::Memory(bytes) }),
             Err(DownloadError::Source(error)) => Err(error),
             // Memory has no I/O errors: no thread could be started.
@@ -219,10 +219,10 @@ impl<S: ObjectSource> Cache<S> {
     ) -> Result<Content, DownloadError> {
         let target = || {
             let (volume, limits, paths, length) = (self.volume.clone(), self.limits, paths.clone(), version.length);
-            let tally = self.tally.clone();
-            blocking(move || volume::reserve(volume.folder(), &paths, length, limits, &tally)).boxed()
+            let metrics = self.metrics.clone();
+            blocking(move || volume::reserve(volume.folder(), &paths, length, limits, &metrics)).boxed()
         };
-        let received = download_verified(&self.source, location, version, self.options, &self.tally, target).await;
+        let received = download_verified(&self.source, location, version, self.options, &self.metrics, target).await;
         if received.is_err() {
             // The download has failed already, and the next one removes leftovers.
             let _ = std::fs::remove_file(&paths.partial);

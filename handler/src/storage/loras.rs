@@ -5,7 +5,7 @@
 
 use super::StoreError;
 use crate::{
-    observe::{Tally, report::Found},
+    observe::{CacheMetrics, report::Found},
     storage::cache::{Body, Cache, Content, ObjectLocation, ObjectSource, SourceError, Version},
 };
 use diffusion::lora::{Lora, LoraError};
@@ -37,8 +37,8 @@ impl<S: ObjectSource> LoraCache<S> {
     }
 
     /// Counters of the file cache.
-    pub(super) fn tally(&self) -> &Tally {
-        self.cache.tally()
+    pub(super) fn cache_metrics(&self) -> &CacheMetrics {
+        self.cache.metrics()
     }
 
     /// The LoRA in its current version, and where it was found. Errors as of [`super::Store::lora`].
@@ -109,7 +109,7 @@ impl<S: ObjectSource> LoraCache<S> {
             self.cache.discard(location, version).await;
             if is_kept {
                 tracing::warn!("a kept LoRA cannot be read: downloaded again");
-                self.tally().refetches.inc();
+                self.cache_metrics().refetches.inc();
                 *found = Found::Storage;
                 read = parse(self.cache.fetch(location, version).await?).await;
             }

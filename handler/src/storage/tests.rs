@@ -101,7 +101,7 @@ async fn pictures_and_claims_of_a_bucket_in_another_region_go_there() {
     let store = store(&bucket);
     let (s3, pictures) = store.pictures();
     let claim =
-        crate::job::claim::Claims::new(s3, pictures.to_string(), Duration::from_secs(60)).take(1).await.unwrap();
+        crate::job::claim::Claims::new(s3, pictures.to_string(), Duration::from_secs(60)).acquire(1).await.unwrap();
     assert!(bucket.body("claims/gen_1").is_some());
     claim.release().await;
     assert_eq!(has_picture(&store).await, Ok(false));

@@ -1,6 +1,6 @@
-//! Names in S3: what a bucket and a key may look like, and which buckets LoRAs may come from.
+//! Names in S3: valid buckets and keys, and patterns of the buckets that LoRAs may come from.
 //!
-//! Refuses names that S3 would take but that lead elsewhere when a server tidies up paths, such as keys with `..` in them.
+//! Keys like `../x`, which S3 accepts, are invalid: a server that normalizes paths would read another object.
 
 pub use settings::{BUCKET_LENGTH, is_bucket};
 
@@ -9,7 +9,7 @@ use std::str::FromStr;
 /// Longest key, in bytes.
 pub const MAX_KEY: usize = 1024;
 
-/// A bucket, or with `*` in front all buckets whose names end so.
+/// A bucket, or `*` and the end of a name for all buckets that end so.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum BucketPattern {
     /// This one.
@@ -19,7 +19,7 @@ pub enum BucketPattern {
 }
 
 impl BucketPattern {
-    /// Whether a bucket is meant.
+    /// Whether a bucket matches.
     pub fn matches(&self, bucket: &str) -> bool {
         match self {
             Self::Named(name) => bucket == name,
@@ -34,7 +34,7 @@ impl FromStr for BucketPattern {
     fn from_str(text: &str) -> Result<Self, String> {
         let text = text.trim();
         let usable = match text.strip_prefix('*') {
-            // With any letter in front it must be able to be a name.
+            // With letters in front it must be a valid name.
             Some(ending) => is_bucket(&format!("aaa{ending}")).then(|| Self::Ending(ending.to_string())),
             None => is_bucket(text).then(|| Self::Named(text.to_string())),
         };

@@ -1,31 +1,32 @@
-//! The contract: every field of a task, with what it may hold. The parser reads by these rules and the schema is
-//! written from them; a comment here is the field's description there.
+//! The contract: every field of a task with its rule. The parser and the JSON Schema (draft 2020-12) are made from these; a field's
+//! comment is its description in the schema.
 
 use super::{
     Format, MAX_ARTIST_NAME, MAX_EXTRA_LORAS, MAX_GUIDANCE, MAX_IMAGES, MAX_LORA_SCALE, MAX_PROMPT, MAX_STEPS,
     MAX_TAGS, SIZES_OF_RATIOS,
     rule::{
-        Boolean, Defaulted, Described, Instant, Integer, Lora, Name, Number, Object, Objects, Optional, Required, Tags,
-        Text, Visible, Webhook,
+        Boolean, Defaulted, Field, Integer, LoraUrl, NonBlank, Number, Object, ObjectList, OneOf, Optional, Required,
+        Tags, Text, Timestamp, WebhookUrl, object_of,
     },
 };
-use crate::task::signature::{MARGIN, MAX_MARGIN, OPACITY, Position, SIZES};
+use crate::task::signature::{MAX_MARGIN, Position, SIZES};
 use diffusion::{noise, prompt, schedulers};
+use serde_json::{Map, Value, json};
 
-/// Makes a constant of each field, and a list of them all: what is read is on the list.
+/// Makes a constant of each field, and a list of them all, so that every field that is read is in the schema.
 macro_rules! fields {
     ($(#[$doc:meta])* $list:ident {
         $($(#[doc = $about:literal])+ $field:ident: $kind:ty = $name:literal, $($rule:expr),+;)+
     }) => {
         $(pub(in crate::task) const $field: $kind = <$kind>::new($name, concat!($($about),+), $($rule),+);)+
         $(#[$doc])*
-        pub(in crate::task) const $list: &[&dyn Described] = &[$(&$field),+];
+        pub(in crate::task) const $list: &[&dyn Field] = &[$(&$field),+];
     };
 }
 
-const ID: Integer = Integer { least: 0, most: i64::MAX as i128 };
-const SEEDS: Integer = Integer { least: i64::MIN as i128, most: u64::MAX as i128 };
-const SCALES: Number = Number { least: -MAX_LORA_SCALE, most: MAX_LORA_SCALE };
+const ID: Integer = Integer { min: 0, max: i64::MAX as i128 };
+const SEEDS: Integer = Integer { min: i64::MIN as i128, max: u64::MAX as i128 };
+const SCALES: Number = Number { min: -MAX_LORA_SCALE, max: MAX_LORA_SCALE };
 const RATIOS: &[&str] = &[SIZES_OF_RATIOS[0].0, SIZES_OF_RATIOS[1].0, SIZES_OF_RATIOS[2].0];
 
 fields! {
@@ -37,45 +38,45 @@ fields! {
         STYLE_ID: Required<Integer> = "style_id", ID;
         /// Where the style's LoRA is, a safetensors file: `s3://bucket/key`, the key of at most 1024 bytes. Which
         /// buckets may be read is the operator's choice.
-        LORA_MODEL_URL: Required<Lora> = "lora_model_url", Lora;
+        LORA_MODEL_URL: Required<LoraUrl> = "lora_model_url", LoraUrl;
         /// What the picture shows; joined by one space, of at most 10000 characters in all, the spaces too.
-        PROMPT_TAGS: Required<Tags> = "prompt_tags", Tags { most: MAX_TAGS, characters: MAX_PROMPT };
+        PROMPT_TAGS: Required<Tags> = "prompt_tags", Tags { max_items: MAX_TAGS, max_chars: MAX_PROMPT };
         /// What the signature says.
-        ARTIST_NAME: Required<Visible> = "artist_name", Visible { most: MAX_ARTIST_NAME };
+        ARTIST_NAME: Required<NonBlank> = "artist_name", NonBlank { max_chars: MAX_ARTIST_NAME };
         /// Base address of the backend, http or https, with a host that the URL standard takes, without user, query
         /// and fragment. Which hosts may be called is the operator's choice.
-        WEBHOOK_URL: Required<Webhook> = "webhook_url", Webhook;
+        WEBHOOK_URL: Required<WebhookUrl> = "webhook_url", WebhookUrl;
         /// Seed of the noise, as torch takes it; negative ones wrap.
         SEED: Defaulted<Integer, i128> = "seed", SEEDS, 42;
         /// The size: 1:1 is 512x512, 2:2 is 768x768, 1:2 is 512x1024; by default and for any other 512x512.
-        ASPECT_RATIO: Optional<Text> = "aspect_ratio", Text { most: 100, examples: RATIOS };
+        ASPECT_RATIO: Optional<Text> = "aspect_ratio", Text { max_chars: 100, examples: RATIOS };
         /// What the picture must not show.
-        NEGATIVE_PROMPT: Optional<Text> = "negative_prompt", Text { most: MAX_PROMPT, examples: &[] };
+        NEGATIVE_PROMPT: Optional<Text> = "negative_prompt", Text { max_chars: MAX_PROMPT, examples: &[] };
         /// Denoising steps. The scheduler lcm refuses more than 50 when it paints.
-        NUM_INFERENCE_STEPS: Defaulted<Integer, i128> = "num_inference_steps", Integer { least: 1, most: MAX_STEPS }, 50;
+        NUM_INFERENCE_STEPS: Defaulted<Integer, i128> = "num_inference_steps", Integer { min: 1, max: MAX_STEPS }, 50;
         /// Classifier-free guidance; none at 1 and below.
-        GUIDANCE_SCALE: Defaulted<Number, f64> = "guidance_scale", Number { least: 0.0, most: MAX_GUIDANCE }, 7.5;
+        GUIDANCE_SCALE: Defaulted<Number, f64> = "guidance_scale", Number { min: 0.0, max: MAX_GUIDANCE }, 7.5;
         /// How the noise becomes a picture.
-        SCHEDULER: Optional<Name<schedulers::Kind>> = "scheduler", Name::of(schedulers::Kind::names);
+        SCHEDULER: Optional<OneOf<schedulers::Kind>> = "scheduler", OneOf::new(schedulers::Kind::names);
         /// The noise levels of Karras et al., or not; by default as the model's scheduler_config.json says.
         KARRAS_SIGMAS: Optional<Boolean> = "karras_sigmas", Boolean;
         /// Whose generator of torch the seed starts.
-        NOISE_SOURCE: Optional<Name<noise::Source>> = "noise_source", Name::of(|| noise::Source::NAMES.into());
+        NOISE_SOURCE: Optional<OneOf<noise::Source>> = "noise_source", OneOf::new(|| noise::Source::NAMES.into());
         /// What brackets in both prompts mean: text (none), or weights as in AUTOMATIC1111's web UI (a1111).
-        PROMPT_WEIGHTING: Optional<Name<prompt::Weighting>> =
-            "prompt_weighting", Name::of(|| prompt::Weighting::NAMES.into());
+        PROMPT_WEIGHTING: Optional<OneOf<prompt::Weighting>> =
+            "prompt_weighting", OneOf::new(|| prompt::Weighting::NAMES.into());
         /// How strongly the style's LoRA is applied.
         LORA_SCALE: Defaulted<Number, f64> = "lora_scale", SCALES, 1.0;
         /// LoRAs beside the style's.
-        LORAS: Optional<Objects> = "loras", Objects { most: MAX_EXTRA_LORAS, fields: extra::LORA };
+        LORAS: Optional<ObjectList> = "loras", ObjectList { max_items: MAX_EXTRA_LORAS, fields: extra::LORA };
         /// How many pictures.
-        NUM_IMAGES: Defaulted<Integer, i128> = "num_images", Integer { least: 1, most: MAX_IMAGES }, 1;
+        NUM_IMAGES: Defaulted<Integer, i128> = "num_images", Integer { min: 1, max: MAX_IMAGES }, 1;
         /// File format of the pictures.
-        OUTPUT_FORMAT: Optional<Name<Format>> = "output_format", Name::of(Format::names);
+        OUTPUT_FORMAT: Optional<OneOf<Format>> = "output_format", OneOf::new(Format::names);
         /// How the picture is signed.
         SIGNATURE: Optional<Object> = "signature", Object(signature::SIGNATURE);
         /// The date of the pictures, with its time zone; by default they have none.
-        CREATED_AT: Optional<Instant> = "created_at", Instant;
+        CREATED_AT: Optional<Timestamp> = "created_at", Timestamp;
     }
 }
 
@@ -87,7 +88,7 @@ pub(super) mod extra {
         /// A LoRA beside the style's.
         LORA {
             /// Where it is, as for the style's.
-            LORA_MODEL_URL: Required<Lora> = "lora_model_url", Lora;
+            LORA_MODEL_URL: Required<LoraUrl> = "lora_model_url", LoraUrl;
             /// How strongly it is applied.
             SCALE: Defaulted<Number, f64> = "scale", SCALES, 1.0;
         }
@@ -102,14 +103,51 @@ pub(super) mod signature {
         /// A signature.
         SIGNATURE {
             /// Where it stands.
-            POSITION: Optional<Name<Position>> = "position", Name::of(|| Position::NAMES.into());
+            POSITION: Optional<OneOf<Position>> = "position", OneOf::new(|| Position::NAMES.into());
             /// From invisible to solid.
-            OPACITY_OF_IT: Defaulted<Integer, i128> =
-                "opacity", Integer { least: 0, most: u8::MAX as i128 }, OPACITY as i128;
+            OPACITY: Defaulted<Integer, i128> =
+                "opacity", Integer { min: 0, max: u8::MAX as i128 }, crate::task::signature::OPACITY as i128;
             /// Height of the letters as a share of the picture's shorter side; by default 0.05, more in tall pictures.
-            SIZE: Optional<Number> = "size", Number { least: SIZES.0, most: SIZES.1 };
+            SIZE: Optional<Number> = "size", Number { min: SIZES.0, max: SIZES.1 };
             /// Distance from the edges as a share of the picture's shorter side.
-            MARGIN_OF_IT: Defaulted<Number, f64> = "margin", Number { least: 0.0, most: MAX_MARGIN }, MARGIN;
+            MARGIN: Defaulted<Number, f64> = "margin", Number { min: 0.0, max: MAX_MARGIN }, crate::task::signature::MARGIN;
         }
     }
 }
+
+/// The version of JSON Schema.
+const DRAFT: &str = "https://json-schema.org/draft/2020-12/schema";
+
+/// The task as JSON Schema, as `handler schema task` prints it. Unknown fields are allowed, because the parser ignores them.
+///
+/// ```
+/// let schema = handler::task::schema();
+/// assert_eq!(schema["properties"]["num_images"]["maximum"], 4);
+/// ```
+pub fn schema() -> Value {
+    let mut schema = Map::from_iter([
+        ("$schema".to_string(), json!(DRAFT)),
+        ("title".to_string(), json!("Generation task")),
+        ("description".to_string(), json!(ABOUT)),
+    ]);
+    schema.extend(object_of(TASK));
+    // The only rule about two fields.
+    let with_karras: Vec<Value> = schedulers::Kind::NAMES
+        .iter()
+        .filter(|(_, kind)| kind.has_karras_sigmas())
+        .map(|(name, _)| json!(name))
+        .chain([Value::Null])
+        .collect();
+    let asked = json!({ "required": ["karras_sigmas"], "properties": { "karras_sigmas": { "const": true } } });
+    schema.insert("if".into(), asked);
+    schema.insert("then".into(), json!({ "properties": { "scheduler": { "enum": with_karras } } }));
+    Value::Object(schema)
+}
+
+const ABOUT: &str = "The body of a message in the backend's queue. Unknown fields are ignored; null means absent. What this \
+    schema refuses is refused. What it accepts may still be refused: an integer that is written as 1.0 or 1e2, a time that no \
+    calendar has, tags of more characters than all may have together, a key of more than 1024 bytes, an address whose host \
+    the URL standard does not take, a string with half of a surrogate pair.";
+
+#[cfg(test)]
+mod tests;

@@ -1,30 +1,30 @@
-//! What can be at fault, and the code that the backend gets.
+//! The reasons why a task fails, and their codes for the backend.
 
-/// `error_code` of every failure, unless finer ones are asked for.
+/// The `error_code` of every failure, unless finer codes are configured.
 pub const GENERATION_FAILED: &str = "GENERATION_FAILED";
 
-/// What is at fault. Each has a code of its own for backends that ask for it.
+/// Why a task fails. Each reason has a finer `error_code`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Fault {
-    /// The message: no task, or a field outside its limits.
+pub enum TaskFault {
+    /// The message is no task, or a field is outside its limits.
     Task,
-    /// The LoRA: missing, forbidden, too large, or unfit for the model.
+    /// A LoRA is missing, forbidden, too large, or does not fit the model.
     Lora,
-    /// The picture that was asked for: a size, scheduler or name that cannot be painted.
+    /// The picture cannot be painted: its size, its scheduler or the name.
     Picture,
-    /// The painting itself broke off.
+    /// Painting failed.
     Painting,
-    /// The GPU's memory did not suffice.
+    /// The GPU ran out of memory.
     Memory,
-    /// S3 did not answer, or refused the upload.
+    /// S3 failed.
     Storage,
     /// The backend did not take the webhook.
     Backend,
-    /// The invocation's time was too short.
+    /// The invocation ended too soon.
     Deadline,
 }
 
-impl Fault {
+impl TaskFault {
     /// All of them.
     pub const ALL: [Self; 8] = [
         Self::Task,

@@ -1,28 +1,27 @@
-//! A task's fingerprint: two tasks with the same one give the same pictures. It is kept in S3 beside each picture, so it must come
-//! out the same in every release.
+//! A task's fingerprint: tasks with the same one give the same pictures. It is stored with each picture in S3, so it must be the same
+//! in every release.
 //!
-//! It is a digest of a text of ours, not of how Rust would print the task: a version, then one line for each field, sorted, with
-//! the names and words of the contract. The test holds the text and its digest.
+//! It is a digest of a canonical text: a version, then one line for each field, sorted, with the names and values of the contract. A
+//! test pins the text and its digest.
 
 use super::{LoraRef, Task};
 use crate::task::signature::Signature;
 use sha2::{Digest, Sha256};
 
-/// The version of the text. A higher one paints every task anew that is delivered again; it is due when the text changes for
-/// tasks that there were before, or when a task shall give another picture than before.
+/// The version of the text. Raise it when the text of existing tasks changes, or when a task shall give another picture than before.
+/// Then redelivered tasks are painted again.
 const VERSION: u32 = 1;
 
 impl Task {
-    /// Says in a version and 64 hex digits what is to be painted. Where the backend is, which style it names and when are no
-    /// part of it.
+    /// The version and 64 hex digits. The backend's address, the style's id and the date are not part of it.
     pub fn fingerprint(&self) -> String {
         format!("{VERSION}-{}", hex::encode(Sha256::digest(self.canonical())))
     }
 
     /// The text that is digested.
     pub(super) fn canonical(&self) -> String {
-        // Each field by name: a new one does not compile until it is decided whether it belongs here. One that does gets a line
-        // where a task asks for it, and none where it does not: so the fingerprints of older tasks stay.
+        // All fields by name, so that a new one does not compile until somebody decides whether it belongs here. If it does, it gets a
+        // line only in tasks that set it, so that the fingerprints of other tasks stay.
         let Self {
             generation_id: _,
             style_id: _,
@@ -80,12 +79,12 @@ fn line(name: &str, value: impl std::fmt::Display) -> String {
     format!("{name}={value}\n")
 }
 
-/// A text after its length in bytes, so that no text can look like another line.
+/// A text with its length in bytes in front, so that no text can look like another line.
 fn text(text: &str) -> String {
     format!("{}:{text}", text.len())
 }
 
-/// The fewest digits that lead back to the same number, always with an exponent. Nought has no sign.
+/// The shortest form that parses to the same number, always with an exponent. Zero has no sign.
 fn number(number: f64) -> String {
     format!("{:e}", number + 0.0)
 }

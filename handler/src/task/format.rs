@@ -1,9 +1,9 @@
-//! The file formats of a picture: their names in a task, their MIME types, their file names' endings. Encodes nothing.
+//! The file formats of pictures: their names in a task, MIME types and file endings.
 
 use std::{ffi::OsStr, fmt, path::Path, str::FromStr};
 
-/// Makes [`Format`] of lines `Variant = "name in a task", "MIME type", ["ending", "other endings that are read" …]`. The first line is the
-/// default.
+/// Makes [`Format`] from lines `Variant = "name in a task", "MIME type", ["ending", "other endings that are accepted" …]`. The first line is
+/// the default.
 macro_rules! formats {
     ($($(#[$doc:meta])* $format:ident = $name:literal, $mime:literal, [$ending:literal $(, $other:literal)*];)+) => {
         /// File format of a picture.
@@ -16,7 +16,7 @@ macro_rules! formats {
             /// All of them, the default first.
             pub const ALL: &[Self] = &[$(Self::$format),+];
 
-            /// The name that a task uses.
+            /// The name in a task.
             pub const fn name(self) -> &'static str {
                 match self {
                     $(Self::$format => $name,)+
@@ -30,7 +30,7 @@ macro_rules! formats {
                 }
             }
 
-            /// What file names may end in; the first is what we write.
+            /// Endings of file names; the first is the one that we write.
             const fn endings(self) -> &'static [&'static str] {
                 match self {
                     $(Self::$format => &[$ending $(, $other)*],)+
@@ -50,23 +50,23 @@ formats! {
 }
 
 impl Format {
-    /// Their names, for an error.
+    /// All names, for an error.
     pub fn names() -> String {
         Self::ALL.iter().map(|format| format.name()).collect::<Vec<_>>().join(", ")
     }
 
-    /// What file names may end in, for an error or a help text.
+    /// All endings, for an error or a help text.
     pub fn all_endings() -> String {
         let endings = Self::ALL.iter().flat_map(|format| format.endings());
         endings.map(|ending| format!(".{ending}")).collect::<Vec<_>>().join(", ")
     }
 
-    /// The file name's ending.
+    /// The ending of file names that we write.
     pub fn extension(self) -> &'static str {
         self.endings()[0]
     }
 
-    /// The format that a file name's ending stands for, in upper or lower case.
+    /// The format of an ending, in upper or lower case.
     pub fn of_extension(ending: &str) -> Option<Self> {
         let stands_for = |format: &&Self| format.endings().iter().any(|known| known.eq_ignore_ascii_case(ending));
         Self::ALL.iter().find(stands_for).copied()
@@ -75,7 +75,7 @@ impl Format {
     /// The format of a file by its name.
     ///
     /// # Errors
-    /// The name ends in none of [`all_endings`](Self::all_endings), which the text says.
+    /// The name ends in none of [`all_endings`](Self::all_endings).
     pub fn of_path(path: &Path) -> Result<Self, String> {
         let known = path.extension().and_then(OsStr::to_str).and_then(Self::of_extension);
         known.ok_or_else(|| format!("the name must end in one of {}", Self::all_endings()))

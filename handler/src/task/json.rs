@@ -1,7 +1,7 @@
-//! A JSON value as it stands in a message. Its grammar is checked once, for the whole message; what it says is read when it is
-//! asked for. So a value that nobody asks for costs nothing, however large, deep or odd it is.
+//! Lazy JSON values. The syntax is checked once for the whole message; a value is parsed only when it is read. So an unknown field costs
+//! nothing, however large or deep it is.
 
-use super::rule::Described;
+use super::rule::Field;
 use serde::de::{DeserializeSeed, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde_json::value::RawValue;
 use std::{borrow::Cow, fmt};
@@ -9,19 +9,19 @@ use std::{borrow::Cow, fmt};
 /// The longest number that an error shows, in characters.
 const LONGEST_NUMBER: usize = 40;
 
-/// One value: its text, which is JSON.
+/// One value, as its JSON text.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Json<'a>(&'a str);
 
 /// A field and its value.
 pub(super) type Member<'a> = (&'static str, Json<'a>);
 
-/// A string with a surrogate that has no other half. JSON's grammar has it, no text does.
+/// A string has half of a surrogate pair: valid in JSON's syntax, but no Unicode text.
 #[derive(Debug)]
 pub(super) struct LoneSurrogate;
 
 impl<'a> Json<'a> {
-    /// A whole message.
+    /// Checks the syntax of a whole message.
     pub(super) fn parse(message: &'a str) -> serde_json::Result<Self> {
         let value: &RawValue = serde_json::from_str(message)?;
         Ok(Self(value.get()))
@@ -44,32 +44,32 @@ impl<'a> Json<'a> {
         matches!(self.first(), b'-' | b'0'..=b'9').then_some(self.0)
     }
 
-    /// A number that is written without fraction and exponent.
+    /// A number written without a fraction or exponent.
     pub(super) fn integer(self) -> Option<&'a str> {
         self.number().filter(|number| !number.contains(['.', 'e', 'E']))
     }
 
-    /// A string; copied only where something in it is escaped.
+    /// A string; copied only if it has escapes.
     pub(super) fn string(self) -> Option<Result<Cow<'a, str>, LoneSurrogate>> {
         let inside = self.0.strip_prefix('"')?.strip_suffix('"')?;
         Some(match inside.contains('\\') {
             false => Ok(inside.into()),
-            // Its grammar is right: nothing else can be wrong.
+            // The syntax is valid, so nothing else can be wrong.
             true => serde_json::from_str(self.0).map(Cow::Owned).map_err(|_| LoneSurrogate),
         })
     }
 
-    /// The first items of an array, `most` of them, and how many it has.
-    pub(super) fn items(self, most: usize) -> Option<(Vec<Self>, usize)> {
-        self.read(b'[', Items(most))
+    /// The first `max` items of an array, and how many it has.
+    pub(super) fn items(self, max: usize) -> Option<(Vec<Self>, usize)> {
+        self.read(b'[', Items(max))
     }
 
-    /// Those members of an object that are known. Of two with one name it is the last, as in most languages.
-    pub(super) fn members(self, known: &'static [&'static dyn Described]) -> Option<Vec<Member<'a>>> {
+    /// The known members of an object. Of two with one name, the last counts, as in most languages.
+    pub(super) fn members(self, known: &'static [&'static dyn Field]) -> Option<Vec<Member<'a>>> {
         self.read(b'{', Members(known))
     }
 
-    /// What it is, in words.
+    /// Its type, for an error.
     pub(super) fn kind(self) -> &'static str {
         match self.first() {
             b'n' => "null",
@@ -93,7 +93,7 @@ impl<'a> Json<'a> {
     }
 }
 
-/// A number for an error: as it is written, or how long it is.
+/// A number for an error: as it is written, or its length if it is long.
 pub(super) fn shown(number: &str) -> Cow<'_, str> {
     if number.len() <= LONGEST_NUMBER {
         return number.into();
@@ -131,7 +131,7 @@ impl<'de> Visitor<'de> for Items {
     }
 }
 
-struct Members(&'static [&'static dyn Described]);
+struct Members(&'static [&'static dyn Field]);
 
 impl<'de> Visitor<'de> for Members {
     type Value = Vec<Member<'de>>;
@@ -143,7 +143,7 @@ impl<'de> Visitor<'de> for Members {
     fn visit_map<A: MapAccess<'de>>(self, mut object: A) -> Result<Self::Value, A::Error> {
         let mut members: Vec<Member> = Vec::new();
         while let Some(key) = object.next_key_seed(Raw)? {
-            // A name that is no text is none that is known.
+            // A name with half of a surrogate pair is unknown.
             let name = key.string().and_then(Result::ok);
             let known = name.and_then(|name| self.0.iter().map(|field| field.name()).find(|known| *known == name));
             let Some(known) = known else {
@@ -160,7 +160,7 @@ impl<'de> Visitor<'de> for Members {
     }
 }
 
-/// Any value, unread.
+/// Any value, not parsed.
 struct Raw;
 
 impl<'de> DeserializeSeed<'de> for Raw {

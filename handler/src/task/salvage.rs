@@ -1,20 +1,20 @@
-//! Whom to tell of a message that is no JSON: the id and the address of the backend, wherever they can be read for certain.
+//! Finds the id and the backend's address in a message that is no JSON, if they can be read with certainty.
 
 use super::json::Json;
 
-/// What quotes a text: JSON's, and that of a Python dictionary that was printed.
+/// Quotes: those of JSON, and of a printed Python dictionary.
 const QUOTES: [u8; 2] = [b'"', b'\''];
 
-/// What could be read. None where it is not there, or stands there twice and differs.
+/// What was found. None if it is missing, or occurs twice with different values.
 #[derive(Debug, Default)]
 pub(super) struct Salvage {
-    /// The number, as it is written.
+    /// The number as it is written.
     pub(super) generation_id: Option<String>,
-    /// The address, as it is written.
+    /// The address, without escapes.
     pub(super) webhook_url: Option<String>,
 }
 
-/// A field that is looked for.
+/// What was found of one field.
 enum Found<'a> {
     Nothing,
     One(&'a str),
@@ -38,7 +38,7 @@ impl<'a> Found<'a> {
     }
 }
 
-/// Looks through a message for members of the outermost object, whatever stands between them.
+/// Scans a message for the two members of the outermost object, whatever is between them.
 pub(super) fn salvage(message: &str) -> Salvage {
     let bytes = message.as_bytes();
     let (mut id, mut address) = (Found::Nothing, Found::Nothing);
@@ -50,7 +50,7 @@ pub(super) fn salvage(message: &str) -> Salvage {
         match byte {
             b'{' | b'[' => depth += 1,
             b'}' | b']' => depth = depth.saturating_sub(1),
-            // Nothing is escaped outside of a text: inside and outside have changed places, and nothing is certain.
+            // A backslash outside of a string: a quote is missing, so nothing is certain.
             b'\\' => return Salvage::default(),
             _ if QUOTES.contains(&byte) => {
                 let Some(end) = end_of_text(bytes, at) else { break };
@@ -73,13 +73,13 @@ pub(super) fn salvage(message: &str) -> Salvage {
     Salvage { generation_id: id.one().map(str::to_string), webhook_url: address.one().and_then(unescaped) }
 }
 
-/// Where what is no blank begins, at `at` or later.
+/// The first index from `at` on that is no white space.
 fn blank(message: &str, at: usize) -> usize {
     let rest = message.get(at..).unwrap_or_default();
     at + rest.len() - rest.trim_start_matches(|c: char| c.is_whitespace() || c == '\u{feff}').len()
 }
 
-/// Where a text that begins at `at` has ended, its quotes included; none if it does not.
+/// The index after the string that begins at `at`; none if it does not end.
 fn end_of_text(bytes: &[u8], at: usize) -> Option<usize> {
     let mut end = at + 1;
     while bytes.get(end)? != &bytes[at] {
@@ -88,7 +88,7 @@ fn end_of_text(bytes: &[u8], at: usize) -> Option<usize> {
     Some(end + 1)
 }
 
-/// The number at `at`, if it is seen to end.
+/// The number at `at`, if its end can be seen.
 fn number(message: &str, at: usize) -> Option<&str> {
     let rest = message.get(at..)?;
     let end = rest.find(|c: char| !matches!(c, '0'..='9' | '+' | '-' | '.' | 'e' | 'E'))?;
@@ -96,14 +96,14 @@ fn number(message: &str, at: usize) -> Option<&str> {
     (end > 0 && ends).then_some(&rest[..end])
 }
 
-/// What stands between the quotes at `at`.
+/// The text between the quotes at `at`.
 fn text(message: &str, at: usize) -> Option<&str> {
     let bytes = message.as_bytes();
     QUOTES.contains(bytes.get(at)?).then_some(())?;
     message.get(at + 1..end_of_text(bytes, at)? - 1)
 }
 
-/// A text without its escapes; none if they are not JSON's.
+/// A text with JSON's escapes replaced; none if they are not valid.
 fn unescaped(text: &str) -> Option<String> {
     if !text.contains('\\') {
         return Some(text.to_string());

@@ -1,4 +1,4 @@
-//! Where a signature stands and how strong and large it is. Reads no task: `task` checks the limits that stand here.
+//! The options of a signature: position, opacity, size and margin, with their limits and defaults.
 
 use std::{fmt, str::FromStr};
 
@@ -6,12 +6,12 @@ use std::{fmt, str::FromStr};
 pub const SIZES: (f64, f64) = (0.02, 0.25);
 /// Largest margin, as a share of the picture's shorter side.
 pub const MAX_MARGIN: f64 = 0.25;
-/// Opacity of a signature for which none is asked.
+/// The default opacity.
 pub const OPACITY: u8 = 128;
-/// Margin of a signature for which none is asked.
+/// The default margin.
 pub const MARGIN: f64 = 0.035;
 
-/// Place, strength and size of a signature.
+/// How the artist's name is drawn into the picture.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Signature {
     /// The part of the picture that holds it.

@@ -13,7 +13,7 @@ fn seed_task() -> Value {
     })
 }
 
-fn with(field: &str, value: Value) -> std::result::Result<Task, Box<BadTask>> {
+fn with(field: &str, value: Value) -> std::result::Result<Task, Box<InvalidTask>> {
     let mut task = seed_task();
     task[field] = value;
     Task::parse(&task.to_string())
@@ -33,7 +33,7 @@ fn the_seeds_message_gets_the_seeds_defaults() {
 }
 
 #[test]
-fn the_fingerprint_is_that_of_the_picture() {
+fn the_fingerprint_depends_on_what_changes_the_picture() {
     let plain = Task::parse(&seed_task().to_string()).unwrap().fingerprint();
     assert_eq!(plain.len(), 66);
     for (field, value) in [
@@ -68,7 +68,7 @@ fn the_fingerprint_is_that_of_the_picture() {
     }
 }
 
-/// What lies in S3 beside pictures: if this test fails, every task that is delivered again is painted again. Then the version is due.
+/// Fingerprints are stored with pictures in S3. If this test fails, redelivered tasks are painted again: raise the version.
 #[test]
 fn the_fingerprint_is_the_same_in_every_release() {
     let plain = Task::parse(&seed_task().to_string()).unwrap();
@@ -141,7 +141,7 @@ fn the_fingerprint_is_the_same_in_every_release() {
 }
 
 #[test]
-fn optional_fields_are_taken() {
+fn optional_fields_are_read() {
     assert_eq!(with("seed", json!(0)).unwrap().seed, 0);
     assert_eq!(with("seed", json!(null)).unwrap().seed, 42);
     assert_eq!(with("seed", json!(-1)).unwrap().seed_bits(), u64::MAX);
@@ -234,9 +234,9 @@ fn bad_fields_are_named_with_kind_and_limit() {
         ("created_at", json!(1_764_000_000), "`created_at` is an integer, must be a string"),
     ];
     for (field, value, expected) in cases {
-        let bad = with(field, value).unwrap_err();
-        assert!(bad.reason.contains(expected), "`{}` does not say `{expected}`", bad.reason);
-        assert_eq!(bad.webhook_url.is_some(), field != "webhook_url", "{field}");
+        let invalid = with(field, value).unwrap_err();
+        assert!(invalid.reason.contains(expected), "`{}` does not say `{expected}`", invalid.reason);
+        assert_eq!(invalid.webhook_url.is_some(), field != "webhook_url", "{field}");
     }
 }
 
@@ -250,9 +250,9 @@ fn karras_sigmas_need_a_scheduler_that_has_them() {
         task["karras_sigmas"] = json!(true);
         match Task::parse(&task.to_string()) {
             Ok(task) => assert!(kind.has_karras_sigmas() && task.karras_sigmas == Some(true), "{name}"),
-            Err(bad) => {
+            Err(invalid) => {
                 let expected = format!("`karras_sigmas` is true, must be false or absent with the scheduler {name}");
-                assert!(!kind.has_karras_sigmas() && bad.reason == expected, "{}", bad.reason);
+                assert!(!kind.has_karras_sigmas() && invalid.reason == expected, "{}", invalid.reason);
             }
         }
     }

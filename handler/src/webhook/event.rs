@@ -163,9 +163,9 @@ pub(super) struct Failed<'a> {
 
 /// Every `error_code`. A backend that does not answer is not among them: it cannot be told, and the picture is stored.
 fn codes() -> Vec<&'static str> {
-    use crate::task::fault::{Fault, GENERATION_FAILED};
-    let sent = Fault::ALL.into_iter().filter(|fault| *fault != Fault::Backend);
-    [GENERATION_FAILED].into_iter().chain(sent.map(Fault::code)).collect()
+    use crate::task::fault::{GENERATION_FAILED, TaskFault};
+    let sent = TaskFault::ALL.into_iter().filter(|fault| *fault != TaskFault::Backend);
+    [GENERATION_FAILED].into_iter().chain(sent.map(TaskFault::code)).collect()
 }
 
 #[cfg(test)]

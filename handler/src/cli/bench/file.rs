@@ -1,8 +1,7 @@
-//! `handler bench file`: what it costs to make a file of a painted picture. Needs no model: the picture is any, or made up.
+//! `handler bench file`: what it costs to make a picture's file. Needs no model: the picture is given, or made up.
 
-use super::millis;
+use super::{BenchFileConfig, millis};
 use crate::{
-    cli::options::BenchFileConfig,
     picture::{self, Credential, ModelName, PictureOrigin, Provenance, options::PictureConfig, signature::sign},
     task::{self, Format, signature::Signature},
 };
@@ -15,8 +14,8 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// Measures signing, encoding in each format and writing the metadata, and the credential if there is one to sign with. Says the least and the median of many times: on cores
-/// that others use, too, the least is the work itself.
+/// Measures signing, and for each format encoding, metadata and the credential, if there is a certificate. Prints the minimum and the
+/// median of the repeats: on shared cores the minimum is the work itself.
 ///
 /// # Errors
 /// The picture cannot be read, the name cannot be drawn, or the credential cannot be used.
@@ -24,7 +23,7 @@ pub fn file(config: &BenchFileConfig) -> anyhow::Result<()> {
     let (width, height) = task::size(Some(&config.aspect_ratio));
     let picture = picture(config, (width as u32, height as u32))?;
     let settings = PictureConfig::default();
-    let request = super::request("lighthouse sunset sea", (width, height), 50, 7.5);
+    let request = super::inputs("lighthouse sunset sea", (width, height), 50, 7.5);
     let origin = PictureOrigin { generation_id: Some(500), seed: 42, ..PictureOrigin::default() };
     let model = ModelName { name: "sd15".into(), revision: None };
     let loras: [AppliedLora; 0] = [];
@@ -87,7 +86,7 @@ pub fn file(config: &BenchFileConfig) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Least and median time of a piece of work; what it works on is made ready outside of it.
+/// Minimum and median time of `work`; `prepare` makes its input and is not measured.
 fn timed<I, O>(
     repeat: u32,
     prepare: impl Fn() -> I,
@@ -104,7 +103,7 @@ fn timed<I, O>(
     Ok((times.iter().min().copied().unwrap_or_default(), super::median(times)))
 }
 
-/// The picture asked for in that size, or soft waves.
+/// The given picture in that size, or soft waves.
 fn picture(config: &BenchFileConfig, (width, height): (u32, u32)) -> anyhow::Result<RgbImage> {
     if let Some(path) = &config.picture {
         let picture =

@@ -1,12 +1,8 @@
-//! The backend's side: the secrets that it knows us by, and whether its address may be called and answers.
+//! Checks the backend: our secrets for it, and whether its address may be called and answers.
 
-use super::finding::{Finding, answer};
+use super::{DoctorConfig, Finding, answer};
 use crate::{
-    cli::options::DoctorConfig,
-    job::{
-        options::{SecretsConfig, SigningConfig},
-        secrets::Secrets,
-    },
+    job::secrets::{Secrets, SecretsConfig, SigningConfig},
     picture::Credential,
     webhook::{self, WebhookError},
 };
@@ -57,7 +53,7 @@ pub(super) async fn webhooks(config: &DoctorConfig) -> Vec<Finding> {
         let advice = "give the backend's address by --webhook-url (EASEL_DOCTOR_WEBHOOK_URL)";
         return vec![hosts, Finding::warn("webhooks.backend", format!("not called; {advice}"))];
     };
-    // What stands before the host could be a password.
+    // Only the host: a password may stand before it.
     let what = format!("webhooks.backend {}", url.host_str().unwrap_or_default());
     let called = match answer(webhook::probe(&guard, url)).await {
         Ok(Ok(status)) => Finding::ok(what, format!("answers HEAD with {}", status.as_u16())),

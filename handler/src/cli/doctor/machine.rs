@@ -1,9 +1,6 @@
-//! This machine: its GPU, the faces that sign, the folder of the cache.
+//! Checks this machine: its GPU, the fonts of signatures, the folder of the cache.
 
-use super::{
-    ANSWER_TIMEOUT,
-    finding::{Finding, blocking, size},
-};
+use super::{ANSWER_TIMEOUT, Finding, blocking, size};
 use crate::{
     engine::options::{DeviceKind, ModelConfig},
     picture::signature,
@@ -18,7 +15,7 @@ use std::{
     time::Duration,
 };
 
-/// The first use of a driver may bring it up.
+/// The first use of a driver may have to initialize it.
 const DRIVER_TIMEOUT: Duration = Duration::from_secs(60);
 /// A name in each of several scripts.
 const NAMES: [&str; 8] = ["Ada Kowalska", "Ελένη", "Анна", "אדה", "عادل", "अदिति", "อาดา", "艾达"];
@@ -32,7 +29,7 @@ pub(super) async fn gpu(config: &ModelConfig) -> Finding {
     judge(config.device, found, gpu::device_of_machine())
 }
 
-/// What is to be said of a GPU that was described, or of why there is none to be used; `device` is where the machine shows one.
+/// The finding for a GPU, or for the reason why none can be used. `device` is the device file, if the machine has an NVIDIA GPU.
 fn judge(kind: DeviceKind, found: Result<String, String>, device: Option<String>) -> Finding {
     let what = "gpu";
     let seen = device.map(|device| format!("; the machine has an NVIDIA GPU ({device})"));
@@ -103,7 +100,7 @@ pub(super) async fn cache(config: &StoreConfig) -> Finding {
     }
 }
 
-/// Bytes that are free where a file could be written.
+/// Writes and removes a file. Returns the free bytes there.
 fn free_after_writing(folder: &Path) -> io::Result<u64> {
     fs::create_dir_all(folder)?;
     let probe = folder.join(format!(".easel-doctor-{}", std::process::id()));

@@ -1,12 +1,7 @@
-//! The model: whether it could be fetched, if it lies in S3; whether its folder could be loaded, is as it was pulled, and if that is
-//! asked for, whether it loads.
+//! Checks the model: its bucket if it is in S3, its folder, its manifest, and with `--load` whether it loads.
 
-use super::{
-    ANSWER_TIMEOUT,
-    finding::{Finding, answer, blocking, size},
-};
+use super::{ANSWER_TIMEOUT, DoctorConfig, Finding, answer, blocking, size};
 use crate::{
-    cli::options::DoctorConfig,
     engine::Engine,
     storage::{
         self,
@@ -40,7 +35,7 @@ pub(super) async fn check(config: &DoctorConfig, aws: &SdkConfig) -> Vec<Finding
     findings
 }
 
-/// The model in S3, and whether the folder has it already.
+/// The model in S3. Also returns whether the folder has it already.
 async fn bucket(config: &DoctorConfig, url: &ModelUrl, aws: &SdkConfig) -> (Finding, bool) {
     let (what, folder) = (format!("model.bucket {url}"), &config.service.model.dir);
     let remote = RemoteModel::for_service(storage::client(aws, config.service.store.path_style), url, folder);
@@ -75,7 +70,7 @@ async fn folder(config: &DoctorConfig) -> Vec<Finding> {
     let what = format!("model.folder {name}");
     let mut findings = vec![match inspected.flatten() {
         Ok(()) => Finding::ok(what, "settings, tokenizer and the headers of the weights"),
-        // Of a file that is missing the error says it itself.
+        // The error about a missing file has advice of its own.
         Err(error) if error.contains("--model") => Finding::fail(what, error),
         Err(error) => {
             let advice = "correct --model (EASEL_MODEL_DIR), or fill the folder by handler weights pull";

@@ -1,12 +1,12 @@
-//! The queue: whether it is there, whether it gives up on a message when we do, and whether it waits long enough.
+//! Checks the queue: that it exists, that its visibility timeout is long enough, and that its maxReceiveCount is ours.
 
-use super::finding::{Finding, answer};
-use crate::{cli::options::DoctorConfig, entry::sqs::Queue};
+use super::{DoctorConfig, Finding, answer};
+use crate::entry::sqs::Queue;
 use aws_config::SdkConfig;
 use aws_sdk_sqs::types::QueueAttributeName::{RedrivePolicy, VisibilityTimeout};
 use serde_json::Value;
 
-/// How many times the function's timeout AWS wants a message to stay invisible.
+/// AWS recommends a visibility timeout of so many times the function's timeout.
 const VISIBILITY_FACTOR: u32 = 6;
 
 pub(super) async fn check(config: &DoctorConfig, aws: &SdkConfig) -> Vec<Finding> {
@@ -24,13 +24,13 @@ pub(super) async fn check(config: &DoctorConfig, aws: &SdkConfig) -> Vec<Finding
     let policy = attributes.get(&RedrivePolicy).map(String::as_str);
     vec![
         Finding::ok(what, ""),
-        patience(visibility, config.function_timeout),
-        redrive(policy, config.service.work.max_receive_count),
+        visibility_timeout(visibility, config.function_timeout),
+        redrive_policy(policy, config.service.work.max_receive_count),
     ]
 }
 
-/// Whether a message stays invisible for as long as the function may take.
-fn patience(visibility: Option<u32>, function: Option<u32>) -> Finding {
+/// Whether the visibility timeout outlasts the function's timeout.
+fn visibility_timeout(visibility: Option<u32>, function: Option<u32>) -> Finding {
     let what = "sqs.visibility-timeout";
     let Some(visibility) = visibility else {
         return Finding::warn(what, "the queue does not say it; look at it yourself");
@@ -41,19 +41,19 @@ fn patience(visibility: Option<u32>, function: Option<u32>) -> Finding {
             format!("{visibility} s; a worker sets its own, a function's is held to --function-timeout"),
         );
     };
-    let wanted = function.saturating_mul(VISIBILITY_FACTOR);
+    let recommended = function.saturating_mul(VISIBILITY_FACTOR);
     let shown = format!("{visibility} s for a function of {function} s");
     if visibility < function {
-        Finding::fail(what, format!("{shown}: a task comes again while it is worked on; set it to {wanted} s"))
-    } else if visibility < wanted {
-        Finding::warn(what, format!("{shown}: AWS wants {VISIBILITY_FACTOR} times as long; set it to {wanted} s"))
+        Finding::fail(what, format!("{shown}: a task comes again while it is worked on; set it to {recommended} s"))
+    } else if visibility < recommended {
+        Finding::warn(what, format!("{shown}: AWS wants {VISIBILITY_FACTOR} times as long; set it to {recommended} s"))
     } else {
         Finding::ok(what, shown)
     }
 }
 
-/// Whether the queue and we agree on which receive is the last one.
-fn redrive(policy: Option<&str>, ours: u32) -> Finding {
+/// Whether the queue and we agree on the last receive.
+fn redrive_policy(policy: Option<&str>, ours: u32) -> Finding {
     let what = "sqs.redrive-policy";
     let option = "--max-receive-count (EASEL_MAX_RECEIVE_COUNT)";
     let Some(policy) = policy else {
@@ -97,7 +97,7 @@ mod tests {
             (Some(30), None, "ok  "),
             (None, Some(150), "warn"),
         ] {
-            let line = line(patience(visibility, function));
+            let line = line(visibility_timeout(visibility, function));
             assert!(line.starts_with(start), "{line}");
         }
         for (policy, start) in [
@@ -108,7 +108,7 @@ mod tests {
             (Some(r#"{"maxReceiveCount":4}"#), "warn"),
             (Some("?"), "warn"),
         ] {
-            let line = line(redrive(policy, 3));
+            let line = line(redrive_policy(policy, 3));
             assert!(line.starts_with(start), "{line}");
         }
     }

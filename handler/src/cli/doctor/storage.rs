@@ -1,8 +1,7 @@
-//! S3 and the credentials for it: the bucket of the pictures, those of LoRAs and of large messages.
+//! Checks the AWS credentials and the buckets: of pictures, LoRAs and large messages.
 
-use super::finding::{Finding, answer};
+use super::{DoctorConfig, Finding, answer};
 use crate::{
-    cli::options::DoctorConfig,
     storage::{
         Access, Store,
         options::{ResultAcl, StoreConfig},
@@ -54,7 +53,7 @@ async fn results(store: &Store, bucket: &str, acl: ResultAcl) -> Finding {
         ResultAcl::None => "s3:PutObject",
     };
     match answer(store.probe_pictures()).await {
-        Ok(Access::Granted) => here(store, bucket, what, "can be written to"),
+        Ok(Access::Granted) => ok_in_region(store, bucket, what, "can be written to"),
         Ok(Access::Unconditional) => Finding::warn(
             what,
             "can be written to, but knows no conditional writes: a task that is delivered twice at once is painted twice; use S3",
@@ -73,7 +72,7 @@ async fn results(store: &Store, bucket: &str, acl: ResultAcl) -> Finding {
     }
 }
 
-/// Whether pictures can be fetched from where the backend is told that they are, as far as the address says.
+/// Whether the result URLs can be fetched from outside, as far as the address shows.
 fn addresses(settings: &StoreConfig, store: &Store) -> Finding {
     let what = format!("s3.result-url {}", store.base_url());
     if settings.base_url.is_some() {
@@ -95,7 +94,7 @@ fn addresses(settings: &StoreConfig, store: &Store) -> Finding {
 async fn readable(store: &Store, kind: &str, bucket: &str, option: &str) -> Finding {
     let what = format!("{kind} {bucket}");
     match answer(store.probe_bucket(bucket)).await {
-        Ok(Access::Granted | Access::Unconditional) => here(store, bucket, what, ""),
+        Ok(Access::Granted | Access::Unconditional) => ok_in_region(store, bucket, what, ""),
         Ok(Access::Missing) => Finding::fail(what, format!("does not exist; create it, or correct {option}")),
         Ok(Access::Denied | Access::NoAcls) => Finding::warn(
             what,
@@ -110,7 +109,7 @@ async fn lora(store: &Store, url: &url::Url) -> Finding {
     let what = format!("s3.lora {url}");
     let (bucket, key) = (url.host_str().unwrap_or_default(), url.path().trim_start_matches('/'));
     match answer(store.probe_object(bucket, key)).await {
-        Ok(Access::Granted | Access::Unconditional) => here(store, bucket, what, "can be read"),
+        Ok(Access::Granted | Access::Unconditional) => ok_in_region(store, bucket, what, "can be read"),
         Ok(Access::Missing) => Finding::fail(what, "does not exist; correct --lora-url, or upload it"),
         Ok(Access::Denied | Access::NoAcls) => {
             Finding::fail(what, "may not be read; this role needs s3:GetObject on it")
@@ -120,8 +119,8 @@ async fn lora(store: &Store, url: &url::Url) -> Finding {
     }
 }
 
-/// Well, unless the bucket lies in another region.
-fn here(store: &Store, bucket: &str, what: String, note: &str) -> Finding {
+/// Ok, or a warning if the bucket is in another region.
+fn ok_in_region(store: &Store, bucket: &str, what: String, note: &str) -> Finding {
     let Some((region, ours)) = store.other_region(bucket) else { return Finding::ok(what, note) };
     let note = if note.is_empty() { String::new() } else { format!("{note}; ") };
     Finding::warn(

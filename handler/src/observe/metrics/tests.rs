@@ -1,4 +1,4 @@
-//! What a scrape shows, and that the page for operators says so.
+//! What a scrape shows, and that docs/OPERATIONS.md lists it.
 
 use super::*;
 use crate::observe::report::Ending;
@@ -16,9 +16,9 @@ fn a_task_is_counted_by_its_ending_its_fault_and_its_stages() {
         loras_found: vec![Found::Volume, Found::Storage],
         ..Report::default()
     };
-    metrics.note(&painted);
-    metrics.note(&Report { ending: Ending::Failed, fault: Some(Fault::Lora), ..Report::default() });
-    let in_work = metrics.begin();
+    metrics.record(&painted);
+    metrics.record(&Report { ending: Ending::Failed, fault: Some(TaskFault::Lora), ..Report::default() });
+    let in_work = metrics.start_task();
     let text = metrics.encode().unwrap();
     for line in [
         "easel_tasks_total{ending=\"painted\"} 1",
@@ -48,16 +48,16 @@ fn a_task_is_counted_by_its_ending_its_fault_and_its_stages() {
 #[test]
 fn memory_is_shown_where_there_is_a_gpu() {
     let metrics = Metrics::default();
-    metrics.note_memory(None);
+    metrics.set_gpu_memory(None);
     assert!(!metrics.encode().unwrap().contains("easel_gpu_memory_bytes{"));
-    assert_eq!(metrics.memory(), None);
+    assert_eq!(metrics.gpu_memory(), None);
     let memory = Memory { used: 3, total: 5 };
-    metrics.note_memory(Some(memory));
+    metrics.set_gpu_memory(Some(memory));
     let text = metrics.encode().unwrap();
     for line in ["easel_gpu_memory_bytes{kind=\"used\"} 3", "easel_gpu_memory_bytes{kind=\"total\"} 5"] {
         assert!(text.lines().any(|shown| shown == line), "{line} is not in\n{text}");
     }
-    assert_eq!(metrics.memory(), Some(memory));
+    assert_eq!(metrics.gpu_memory(), Some(memory));
 }
 
 #[test]
@@ -65,29 +65,29 @@ fn a_gpu_that_cannot_be_used_is_shown() {
     let metrics = Metrics::default();
     let has = |line: &str| metrics.encode().unwrap().lines().any(|shown| shown == line);
     assert!(has("easel_gpu_unused 0"));
-    metrics.note_gpu_unused(true);
+    metrics.set_gpu_unused(true);
     assert!(has("easel_gpu_unused 1"));
 }
 
 #[test]
 fn the_page_for_operators_has_every_metric_of_a_scrape_with_its_type_and_no_other() {
     let metrics = Metrics::default();
-    metrics.note_memory(Some(Memory { used: 1, total: 2 }));
+    metrics.set_gpu_memory(Some(Memory { used: 1, total: 2 }));
     let text = metrics.encode().unwrap();
     let shown: BTreeSet<String> = text.lines().filter_map(|line| line.strip_prefix("# TYPE ")).map(named).collect();
     let page = include_str!("../../../../docs/OPERATIONS.md");
     let rows = page.lines().filter(|line| line.starts_with("| `easel_"));
-    let told: BTreeSet<String> = rows
+    let listed: BTreeSet<String> = rows
         .flat_map(|row| {
             let cells: Vec<&str> = row.split(" | ").collect();
             let names = cells[0].split('`').skip(1).step_by(2);
             names.map(|name| format!("{} {}", name.split('{').next().unwrap(), cells[1])).collect::<Vec<_>>()
         })
         .collect();
-    assert_eq!(shown, told);
+    assert_eq!(shown, listed);
 }
 
-/// Name and type as the page has them: with the ending of the series.
+/// Name and type as the page has them: the name with the suffix of its series.
 fn named(line: &str) -> String {
     let (name, kind) = line.split_once(' ').unwrap();
     let ending = match kind {

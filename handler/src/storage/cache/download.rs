@@ -4,7 +4,7 @@
 //! twice. At most `parallel` parts and the one being written are in memory.
 
 use super::{ObjectLocation, ObjectSource, SourceError, Version, blocking};
-use crate::observe::Tally;
+use crate::observe::CacheMetrics;
 use backon::{ExponentialBuilder, Retryable};
 use futures_util::{
     FutureExt, StreamExt, TryFutureExt,
@@ -74,17 +74,17 @@ pub(crate) async fn download_verified<S: ObjectSource, T: Target>(
     location: &ObjectLocation,
     version: &Version,
     options: DownloadOptions,
-    tally: &Tally,
+    metrics: &CacheMetrics,
     target: impl Fn() -> BoxFuture<'static, io::Result<T>>,
 ) -> Result<([u8; 32], T), DownloadError> {
     let (sha256, mismatch, written) = download(source, location, version, options, target().await?).await?;
-    tally.downloaded_bytes.inc_by(version.length);
+    metrics.downloaded_bytes.inc_by(version.length);
     let Some(mismatch) = mismatch else { return Ok((sha256, written)) };
     drop(written);
-    tally.refetches.inc();
+    metrics.refetches.inc();
     tracing::warn!(?mismatch, "a download does not have the checksum that it must have: read again");
     let (again, mismatch, written) = download(source, location, version, options, target().await?).await?;
-    tally.downloaded_bytes.inc_by(version.length);
+    metrics.downloaded_bytes.inc_by(version.length);
     let name = || source.name_of(location);
     match mismatch {
         None => Ok((again, written)),

@@ -241,8 +241,8 @@ async fn downloads_refetches_and_evictions_are_counted() {
     let (a, b) = (fake.now("a"), fake.now("b"));
     let fetch = async |key, version| drop(bytes(cache.fetch(&location(key), version).await.unwrap()));
     let counted = || {
-        let tally = cache.tally();
-        (tally.refetches.get(), tally.evictions.get(), tally.downloaded_bytes.get(), tally.kept_bytes.get())
+        let metrics = cache.metrics();
+        (metrics.refetches.get(), metrics.evictions.get(), metrics.downloaded_bytes.get(), metrics.kept_bytes.get())
     };
     fetch("a", &a).await;
     assert_eq!(counted(), (0, 0, 60, 60));

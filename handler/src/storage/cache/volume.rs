@@ -11,7 +11,7 @@ use super::{
     ObjectLocation, Version,
     lock::{Lock, LockMode},
 };
-use crate::observe::Tally;
+use crate::observe::CacheMetrics;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use std::{
@@ -229,7 +229,7 @@ pub(super) fn reserve(
     own: &EntryPaths,
     length: u64,
     limits: CacheLimits,
-    tally: &Tally,
+    metrics: &CacheMetrics,
 ) -> io::Result<File> {
     let _counting = Lock::block(&folder.join(COUNT_LOCK), LockMode::Exclusive)?;
     // A thread of an abandoned download may still have the partial file open, so it is not reused.
@@ -237,7 +237,7 @@ pub(super) fn reserve(
         absent_is_none(fs::remove_file(leftover))?;
     }
     if absent_is_none(fs::remove_file(&own.data))?.is_some() {
-        tally.refetches.inc();
+        metrics.refetches.inc();
     }
     let mut usage = Usage::scan(folder)?;
     // Do not evict anything for a file that would not fit into an empty cache.
@@ -252,7 +252,7 @@ pub(super) fn reserve(
         match Lock::attempt(&paths.lock, LockMode::Exclusive)? {
             Some(lock) => {
                 remove(&paths, lock)?;
-                tally.evictions.inc();
+                metrics.evictions.inc();
                 tracing::info!(bytes, entry = name, "evicted");
             }
             // In use, so it stays and counts.
@@ -261,7 +261,7 @@ pub(super) fn reserve(
     }
     let file = OpenOptions::new().write(true).create_new(true).open(&own.partial)?;
     file.set_len(length)?;
-    tally.kept_bytes.set(i64::try_from(usage.bytes().saturating_add(length)).unwrap_or(i64::MAX));
+    metrics.kept_bytes.set(i64::try_from(usage.bytes().saturating_add(length)).unwrap_or(i64::MAX));
     Ok(file)
 }
 

@@ -9,7 +9,7 @@ use super::{
     selection::shadowing,
 };
 use crate::{
-    observe::Tally,
+    observe::CacheMetrics,
     storage::{
         ErrorWording, S3Client, S3Source,
         cache::{
@@ -274,7 +274,8 @@ impl<S: ObjectSource> RemoteModel<S> {
             })
             .boxed()
         };
-        match download_verified(&self.source, &location, &version, self.options, &Tally::default(), target).await {
+        match download_verified(&self.source, &location, &version, self.options, &CacheMetrics::default(), target).await
+        {
             // No fsync: a file that a crash cut off has the wrong size and is downloaded again.
             Ok(_) => {}
             Err(DownloadError::Source(error)) => return Err(fetch_error(error)),

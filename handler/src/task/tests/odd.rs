@@ -1,8 +1,8 @@
-//! Messages that few readers take, or none: what is ignored, what is named, and who is told.
+//! Messages that few JSON parsers accept, or none: what is ignored, which errors there are, and which backend is notified.
 
 use super::*;
 
-/// The seed's task as text, with more members at its end.
+/// The seed's task as text, with more members at the end.
 fn and(members: &str) -> String {
     let task = seed_task().to_string();
     format!("{},{members}}}", task.strip_suffix('}').unwrap())
@@ -31,7 +31,7 @@ fn unknown_fields_are_ignored_whatever_they_hold() {
     ];
     for field in fields {
         let shown: String = field.chars().take(60).collect();
-        let task = Task::parse(&and(&field)).unwrap_or_else(|bad| panic!("{shown}: {bad}"));
+        let task = Task::parse(&and(&field)).unwrap_or_else(|invalid| panic!("{shown}: {invalid}"));
         assert_eq!(task.generation_id, 500, "{shown}");
     }
 }
@@ -44,7 +44,7 @@ fn a_byte_order_mark_before_the_message_is_ignored() {
 }
 
 #[test]
-fn what_no_json_reader_holds_is_named_where_the_task_needs_it() {
+fn values_that_json_parsers_cannot_hold_are_errors_in_known_fields() {
     let digits = "9".repeat(100);
     let cases = [
         (format!(r#""seed": {digits}"#), "`seed` is an integer of 100 digits, must be an integer from -"),
@@ -78,31 +78,31 @@ fn what_no_json_reader_holds_is_named_where_the_task_needs_it() {
         ),
     ];
     for (field, expected) in cases {
-        let bad = Task::parse(&and(&field)).unwrap_err();
-        assert!(bad.reason.starts_with(expected), "`{}` does not begin with `{expected}`", bad.reason);
-        assert_eq!((bad.generation_id, bad.webhook_url.is_some()), (Some(500), true), "{expected}");
+        let invalid = Task::parse(&and(&field)).unwrap_err();
+        assert!(invalid.reason.starts_with(expected), "`{}` does not begin with `{expected}`", invalid.reason);
+        assert_eq!((invalid.generation_id, invalid.webhook_url.is_some()), (Some(500), true), "{expected}");
     }
 }
 
 #[test]
-fn an_integer_may_be_written_as_minus_nought() {
+fn an_integer_may_be_written_as_minus_zero() {
     assert_eq!(Task::parse(&and(r#""seed": -0"#)).unwrap().seed, 0);
 }
 
 #[test]
-fn the_backend_can_be_told_when_id_and_address_are_readable() {
-    let bad = with("generation_id", json!(-7)).unwrap_err();
-    assert_eq!(bad.generation_id, Some(-7));
-    let bad = Task::parse(&and(r#""generation_id": 7e0"#)).unwrap_err();
-    assert_eq!((bad.generation_id, bad.webhook_url.is_some()), (Some(7), true));
+fn the_backend_can_be_notified_if_id_and_address_are_readable() {
+    let invalid = with("generation_id", json!(-7)).unwrap_err();
+    assert_eq!(invalid.generation_id, Some(-7));
+    let invalid = Task::parse(&and(r#""generation_id": 7e0"#)).unwrap_err();
+    assert_eq!((invalid.generation_id, invalid.webhook_url.is_some()), (Some(7), true));
     for body in ["", "{", "[]", "\"x\"", "{}", "\u{feff}"] {
-        let bad = Task::parse(body).unwrap_err();
-        assert_eq!((bad.generation_id, bad.webhook_url), (None, None), "{body}");
+        let invalid = Task::parse(body).unwrap_err();
+        assert_eq!((invalid.generation_id, invalid.webhook_url), (None, None), "{body}");
     }
 }
 
 #[test]
-fn a_message_that_is_no_json_is_told_where_id_and_address_can_be_read_all_the_same() {
+fn id_and_address_are_found_in_a_message_that_is_no_json() {
     let task = seed_task().to_string();
     let end = task.strip_suffix('}').unwrap();
     let python = task.replace('"', "'").replace(':', ": ");
@@ -125,34 +125,34 @@ fn a_message_that_is_no_json_is_told_where_id_and_address_can_be_read_all_the_sa
         (python, "key must be a string at line 1 column 2"),
     ];
     for (body, expected) in cases {
-        let bad = Task::parse(&body).unwrap_err();
+        let invalid = Task::parse(&body).unwrap_err();
         let expected = format!("the message is no JSON: {expected}");
-        assert!(bad.reason.starts_with(&expected), "`{}` does not begin with `{expected}`", bad.reason);
-        assert_eq!(bad.generation_id, Some(500), "{body}");
-        assert!(bad.webhook_url.is_some_and(|url| url.as_str().starts_with("http://backend")), "{body}");
+        assert!(invalid.reason.starts_with(&expected), "`{}` does not begin with `{expected}`", invalid.reason);
+        assert_eq!(invalid.generation_id, Some(500), "{body}");
+        assert!(invalid.webhook_url.is_some_and(|url| url.as_str().starts_with("http://backend")), "{body}");
     }
 }
 
 #[test]
-fn nobody_is_told_on_a_guess() {
+fn id_and_address_are_never_guessed() {
     let (id, url) = ("\"generation_id\": 500", "\"webhook_url\": \"http://backend\"");
     let both = format!("{id}, {url}");
     let cases = [
-        // Whether the id ends there is not known.
+        // The id may go on.
         (format!("{{{url}, {id}"), (None, true)),
         (format!("{{{id}, \"webhook_url\": \"http://back"), (Some(500), false)),
         (format!("{{{both}, \"generation_id\": 501, x}}"), (None, true)),
         (format!("{{{both}, \"webhook_url\": \"http://other\", x}}"), (Some(500), false)),
         (format!("{{{both}, x}}{{\"generation_id\": 501, x}}"), (None, true)),
         (format!("{{{both}, x}} {{{both}}}"), (Some(500), true)),
-        // Inside of something else.
+        // Nested.
         (format!("{{\"x\": {{{both}}}, x}}"), (None, false)),
         (format!("{{\"x\": [{both}], x}}"), (None, false)),
         (format!("[{{{both}}}, x]"), (None, false)),
         (format!("[{both}, x]"), (None, false)),
         (both.to_string(), (None, false)),
         (format!("{{\"x\": \"{{\\\"generation_id\\\": 7}}\", {both}, x}}"), (Some(500), true)),
-        // A quote is missing, so that what is text and what is not has changed places.
+        // A quote is missing, so that inside and outside of strings are swapped.
         (format!("{{\"x\": \"y, \"z\": \", \\\"generation_id\\\": 7, {both}\"}}"), (None, false)),
         (format!("{{\"generation_id\": \"500\", {url}, x}}"), (None, true)),
         (format!("{{\"generation_id\": 500.5, {url}, x}}"), (None, true)),
@@ -162,7 +162,11 @@ fn nobody_is_told_on_a_guess() {
         (format!("{{{id}, \"webhook_url\": \"\\ud83d\", x}}"), (Some(500), false)),
     ];
     for (body, (generation_id, address)) in cases {
-        let bad = Task::parse(&body).unwrap_err();
-        assert_eq!((bad.generation_id, bad.webhook_url.is_some()), (generation_id, address), "{body}: {bad}");
+        let invalid = Task::parse(&body).unwrap_err();
+        assert_eq!(
+            (invalid.generation_id, invalid.webhook_url.is_some()),
+            (generation_id, address),
+            "{body}: {invalid}"
+        );
     }
 }

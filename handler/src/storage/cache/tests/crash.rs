@@ -2,7 +2,7 @@
 
 use super::{bytes, files};
 use crate::{
-    observe::Tally,
+    observe::CacheMetrics,
     storage::cache::{
         CacheLimits,
         fake_source::{FakeSource, LIMITS, content, location},
@@ -105,10 +105,10 @@ async fn what_dead_processes_left_is_swept_and_what_living_ones_download_is_not(
     let limits = CacheLimits { bytes: 300, ..LIMITS };
     let own = paths("a");
     let _own = Lock::attempt(&own.lock, LockMode::Exclusive).unwrap();
-    volume::reserve(folder.path(), &own, 200, limits, &Tally::default()).unwrap();
+    volume::reserve(folder.path(), &own, 200, limits, &CacheMetrics::default()).unwrap();
     assert!(alive.partial.exists() && alive.lock.exists());
     assert!(!dead.partial.exists() && !dead.lock.exists());
-    let more = volume::reserve(folder.path(), &paths("b"), 1, limits, &Tally::default());
+    let more = volume::reserve(folder.path(), &paths("b"), 1, limits, &CacheMetrics::default());
     assert!(more.is_err(), "what is being downloaded was not counted");
     drop(living);
 }

@@ -1,7 +1,7 @@
 //! Property test: evictions for a new file, compared with a model.
 
 use crate::{
-    observe::Tally,
+    observe::CacheMetrics,
     storage::cache::{
         CacheLimits,
         fake_source::location,
@@ -69,7 +69,7 @@ proptest! {
                 Action::Add(name, bytes) if !pins.contains_key(&name) => {
                     let own = paths(folder.path(), name);
                     let lock = Lock::attempt(&own.lock, LockMode::Exclusive).unwrap().unwrap();
-                    let reserved = reserve(folder.path(), &own, bytes, limits, &Tally::default());
+                    let reserved = reserve(folder.path(), &own, bytes, limits, &CacheMetrics::default());
                     model.remove(&name);
                     let mut kept: u64 = model.values().map(|(bytes, _)| bytes).sum();
                     let mut by_use: Vec<(u64, u64, u8)> =

@@ -1,6 +1,24 @@
-//! What `--help` says below the options: examples, exit codes, files, where to read on.
+//! What `--help` says below the options (examples, exit codes, files, where to read on), and the exit codes.
 
-use crate::cli::exit;
+use std::fmt::Write;
+
+/// Done; of a service also: it was told to end.
+pub const SUCCESS: u8 = 0;
+/// It failed; of a command that answers yes or no: no.
+pub const FAILURE: u8 = 1;
+/// A wrong command line or environment, `EX_USAGE` of sysexits.h.
+pub const USAGE: u8 = 64;
+
+/// Every exit code and its meaning.
+pub const CODES: [(u8, &str); 3] = [
+    (SUCCESS, "done; of function and worker: told to end, or idle for as long as configured"),
+    (
+        FAILURE,
+        "it did not work, or options do not fit one another, and standard error says why; of doctor, weights verify and lora \
+         inspect: no",
+    ),
+    (USAGE, "an option or a variable is missing or wrong, or a certificate cannot sign; standard error names it"),
+];
 
 const ENVIRONMENT: &str = "Environment:
   Each option shows its variable, if it has one, in brackets; a flag wins over it.
@@ -38,22 +56,30 @@ const EXAMPLES: &str = "Examples:
       complete this command line from now on
 ";
 
-/// Of the binary.
+/// For the binary.
 pub(super) fn handler() -> String {
-    [EXAMPLES, &exit::section(), ENVIRONMENT, SEE_ALSO].join("\n")
+    [EXAMPLES, &exit_codes(), ENVIRONMENT, SEE_ALSO].join("\n")
 }
 
-/// Of function and worker.
+/// For function and worker.
 pub(super) fn service() -> String {
-    [&exit::section(), ENVIRONMENT, FILES, telemetry::HELP, "", SEE_ALSO].join("\n")
+    [&exit_codes(), ENVIRONMENT, FILES, telemetry::HELP, "", SEE_ALSO].join("\n")
 }
 
-/// Of the doctor.
+/// For the doctor.
 pub(super) fn doctor() -> String {
     let lines = "Output:
   ok   THING: how it is
   warn THING: it works, but not as well as it could, or it was not looked at; and what to do about it
   FAIL THING: what is wrong; what to do about it
 ";
-    [lines, &exit::section(), ENVIRONMENT, SEE_ALSO].join("\n")
+    [lines, &exit_codes(), ENVIRONMENT, SEE_ALSO].join("\n")
+}
+
+fn exit_codes() -> String {
+    CODES.iter().fold("Exit codes:\n".to_string(), |mut text, (code, meaning)| {
+        // Writing to a string cannot fail.
+        let _ = writeln!(text, "  {code:<4}{meaning}");
+        text
+    })
 }

@@ -1,0 +1,161 @@
+//! The stages of a task, in order: claim, fetch the LoRAs, wait for the batcher, paint, upload, send `complete`.
+
+use super::{
+    Deadline, JobRunner,
+    deadline_guard::{DeadlineGuard, Workload},
+    failure::{Failure, lora_failure, storage_failure, undelivered},
+};
+use crate::{
+    engine::{EngineError, GenerationRequest, Output, loader::LoadError},
+    observe::{
+        report::{Ending, Report},
+        trace::Stage,
+    },
+    picture::PictureOrigin,
+    task::{Task, fault::TaskFault},
+};
+use diffusion::{lora::AppliedLora, pipeline::Request};
+use std::{
+    sync::{Arc, atomic::Ordering},
+    time::Instant,
+};
+use tracing::Span;
+
+impl JobRunner {
+    /// Runs all stages while no other process does so for this task. Each wait ends in time for the deadline.
+    pub(super) async fn run(&self, task: &Task, deadline: Deadline, report: &mut Report) -> Result<Ending, Failure> {
+        let Some(claims) = &self.claims else { return self.paint_and_announce(task, deadline, report).await };
+        let acquiring = deadline.work(claims.acquire(task.generation_id));
+        let (claim, time) = Stage::begin("claim").measure(acquiring).await;
+        report.stages.push(time);
+        let claim = claim?.map_err(|error| Failure::Transient(TaskFault::Storage, format!("claim: {error}")))?;
+        let ended = self.paint_and_announce(task, deadline, report).await;
+        if deadline.notify(claim.release()).await.is_err() {
+            tracing::warn!("no time to let go of the claim: it will run out");
+        }
+        ended
+    }
+
+    async fn paint_and_announce(
+        &self,
+        task: &Task,
+        deadline: Deadline,
+        report: &mut Report,
+    ) -> Result<Ending, Failure> {
+        let ending = deadline.work(self.paint_once(task, deadline, report)).await??;
+        let announcing = deadline.work(self.announce(task, deadline));
+        let (announced, time) = Stage::begin("complete").measure(announcing).await;
+        report.stages.push(time);
+        announced.unwrap_or_else(|late| Err(undelivered(late)))?;
+        Ok(ending)
+    }
+
+    /// Paints and uploads the pictures, unless S3 has them already.
+    async fn paint_once(&self, task: &Task, deadline: Deadline, report: &mut Report) -> Result<Ending, Failure> {
+        let (keys, fingerprint) = (task.result_keys(), task.fingerprint());
+        if self.store.has_pictures(&keys, &fingerprint).await.map_err(storage_failure)? {
+            return Ok(Ending::AnnouncedAgain);
+        }
+        let loras = self.fetch_loras(task, report).await?;
+        let output = self.paint(task, loras, deadline).await?;
+        report.stages.extend(output.stages);
+        let uploading = async {
+            for (key, file) in keys.iter().zip(output.files) {
+                let bytes = file.len();
+                self.store.put_picture(key, file, task.format, &fingerprint).await.map_err(storage_failure)?;
+                report.images_stored += 1;
+                report.bytes_stored += bytes;
+            }
+            Ok::<_, Failure>(())
+        };
+        let (uploaded, time) = Stage::begin("upload").measure(uploading).await;
+        report.stages.push(time);
+        uploaded?;
+        let finishing = report.stages.iter().skip_while(|(stage, _)| *stage != "denoise").skip(1);
+        self.timings.record_finishing(workload(task), finishing.map(|(_, time)| *time).sum());
+        Ok(Ending::Painted)
+    }
+
+    async fn fetch_loras(&self, task: &Task, report: &mut Report) -> Result<Vec<AppliedLora>, Failure> {
+        let fetching = async {
+            let mut loras = Vec::with_capacity(task.loras.len());
+            for reference in &task.loras {
+                let (lora, found) = self.store.lora(reference).await.map_err(lora_failure)?;
+                report.loras_found.push(found);
+                loras.push(AppliedLora { lora, scale: reference.scale });
+            }
+            Ok(loras)
+        };
+        let stage = Stage::begin("fetch");
+        let span = stage.span();
+        let (loras, time) = stage.measure(fetching).await;
+        report.stages.push(time);
+        telemetry::set(&span, "cache.hits", report.cache_hits() as i64);
+        telemetry::set(&span, "cache.misses", report.cache_misses() as i64);
+        loras
+    }
+
+    /// Waits for the batcher while the progress webhooks go out. Then makes the files while the batcher paints the next batch.
+    async fn paint(&self, task: &Task, loras: Vec<AppliedLora>, deadline: Deadline) -> Result<Output, Failure> {
+        let request = Arc::new(self.generation_request(task, loras));
+        request.check().map_err(EngineError::from)?;
+        let loading = |error: LoadError| Failure::Transient(TaskFault::Painting, error.to_string());
+        let waiting = Stage::begin("wait");
+        let batcher = self.loader.batcher().await.map_err(loading)?;
+        let progress = self.backend.progress(task);
+        let (timings, end) = (self.timings.clone(), deadline.work_end());
+        let mut guard =
+            DeadlineGuard::new(task.steps, workload(task), end, timings, progress.sender(), progress.is_unwanted());
+        let out_of_time = guard.out_of_time();
+        let on_step = Box::new(move |step| guard.step(step, Instant::now()));
+        let pictures = batcher.paint(request.clone(), on_step, waiting).await;
+        progress.finish().await;
+        if out_of_time.load(Ordering::Relaxed) {
+            return Err(deadline.out_of_time().into());
+        }
+        let (pictures, span) = (pictures?, Span::current());
+        let output = tokio::task::spawn_blocking(move || span.in_scope(|| request.finish(pictures)));
+        let broke_off = |panic| Failure::Transient(TaskFault::Painting, format!("signing broke off: {panic}"));
+        output.await.map_err(broke_off)?.map_err(Failure::from)
+    }
+
+    fn generation_request(&self, task: &Task, loras: Vec<AppliedLora>) -> GenerationRequest {
+        GenerationRequest {
+            inputs: Request {
+                prompt: task.prompt.clone(),
+                negative_prompt: task.negative_prompt.clone(),
+                prompt_weighting: task.prompt_weighting,
+                width: task.width,
+                height: task.height,
+                seed: task.seed_bits(),
+                steps: task.steps,
+                guidance_scale: task.guidance_scale,
+                scheduler: task.scheduler,
+                karras_sigmas: task.karras_sigmas,
+                noise_source: task.noise_source,
+            },
+            images: task.num_images,
+            loras,
+            signature: Some((task.artist_name.clone(), task.signature.clone())),
+            format: task.format,
+            file: self.file,
+            span: Span::current(),
+            origin: PictureOrigin {
+                generation_id: Some(task.generation_id),
+                created_at: task.created_at,
+                seed: task.seed,
+            },
+            credential: self.credential.clone(),
+        }
+    }
+
+    /// Sends `complete` for pictures that are in S3.
+    pub(super) async fn announce(&self, task: &Task, deadline: Deadline) -> Result<(), Failure> {
+        let urls: Vec<String> = task.result_keys().iter().map(|key| self.store.picture_url(key)).collect();
+        Ok(self.backend.complete(task, &urls, deadline.end()).await?)
+    }
+}
+
+fn workload(task: &Task) -> Workload {
+    Workload { width: task.width, height: task.height, pictures: task.num_images }
+}
