@@ -2,7 +2,7 @@
 //! here is the description there.
 
 use crate::{task, webhook::progress::Progress};
-use diffusion::MESSAGE;
+use diffusion::MAX_MESSAGE;
 use reqwest::Method;
 use schemars::JsonSchema;
 use serde::Serialize;
@@ -82,7 +82,7 @@ pub(super) struct Failed<'a> {
     /// The task's. A message that is no task may have one below 0.
     pub(super) generation_id: i64,
     /// The field, what it holds and the limit; or what broke off. In 1000 bytes at most: what is longer is cut, and says so.
-    #[schemars(length(max = MESSAGE as u64))]
+    #[schemars(length(max = MAX_MESSAGE as u64))]
     pub(super) error_message: &'a str,
     /// GENERATION_FAILED, or what is at fault if finer codes are asked for.
     #[schemars(extend("enum" = codes()))]

@@ -5,7 +5,7 @@
 
 use super::body::{Complete, Failed, InProgress, Kind, Metadata};
 use crate::{task::Task, webhook::progress::Progress};
-use diffusion::{MESSAGE, cut};
+use diffusion::{MAX_MESSAGE, cut};
 use serde::Serialize;
 use serde_json::json;
 use sha2::{Digest, Sha256};
@@ -59,7 +59,7 @@ impl Subject {
 
     pub(super) fn failed(&self, code: &str, message: &str, retry_count: u32) -> Event {
         let generation_id = self.generation_id;
-        let error_message = &*cut(message, MESSAGE);
+        let error_message = &*cut(message, MAX_MESSAGE);
         let body = Failed { generation_id, error_message, error_code: code, retry_count };
         self.event(Kind::Failed, "", &body)
     }
