@@ -1,57 +1,60 @@
-//! An artist's LoRA: read from a safetensors file, checked key by key, merged over the base weights.
+//! LoRAs: read from a safetensors file, checked key by key, and merged over the base weights.
 //!
-//! Knows what peft, diffusers (three generations), kohya's scripts and LyCORIS write for SD1.5: LoRA, LoCon, LoHa, LoKr, IA3, full
-//! differences and DoRA. A file that fits nothing or changes nothing is an error, never a silent no-op.
+//! Reads what peft, diffusers (three generations), kohya's scripts and LyCORIS write for SD1.5: LoRA, LoCon, LoHa, LoKr, IA3, full
+//! differences and DoRA. A file that fits nothing or changes nothing is an error.
 
-mod arena;
 mod base_model;
 mod change;
-mod digest;
 mod error;
-mod half;
+mod factorized;
 mod inspect;
 mod keys;
 mod layer;
-mod ldm;
+mod matrices;
 mod merge;
 mod reading;
 mod settings;
 mod target;
-mod vector;
 
 pub use base_model::BaseModel;
 pub use error::{LoraError, Misfit};
-pub use inspect::{Modules, Range, Report};
-pub use keys::Layout;
-pub(crate) use merge::LowRank;
-pub use merge::{Overlays, Plan, merge, plan};
+pub use inspect::{ModuleCounts, Range, Report};
+pub use keys::KeyLayout;
+pub(crate) use merge::LowRankUpdate;
+pub use merge::{MergePlan, Overlays, merge, plan};
 pub use target::Target;
 
-use arena::Arena;
 use layer::Layer;
+use matrices::Matrices;
+use sha2::{Digest, Sha256};
 use std::{
     fs::File,
-    io::{Cursor, Read, Seek},
+    io::{self, Cursor, Read, Seek},
+    os::unix::fs::FileExt,
     path::Path,
     sync::Arc,
 };
 
+/// How much of a file is hashed at once, in bytes.
+const HASHED_AT_ONCE: usize = 1 << 20;
+
 /// One LoRA file in memory, in the dtypes it has on disk.
 #[derive(Debug)]
 pub struct Lora {
-    arena: Arena,
+    matrices: Matrices,
     layers: Vec<Layer>,
     misfits: Vec<Misfit>,
-    about: About,
-    /// Whether anything but DoRA's lengths changes a weight.
+    info: FileInfo,
+    /// Whether anything but DoRA's magnitudes changes a weight.
     active: bool,
     sha256: String,
 }
 
-/// What is known of a file beside its layers.
+/// What is known about a file besides its layers.
 #[derive(Debug)]
-struct About {
-    layouts: Vec<Layout>,
+struct FileInfo {
+    layouts: Vec<KeyLayout>,
+    /// The base model it was made for, and the key or metadata that says so.
     base: Option<(BaseModel, String)>,
     tensors: usize,
 }
@@ -61,7 +64,7 @@ struct About {
 pub struct AppliedLora {
     /// The file's content.
     pub lora: Arc<Lora>,
-    /// Multiplier; 1 is what the artist trained, 0 is off, negative is away from the style.
+    /// Multiplier: 1 is what the artist trained, 0 is off, a negative one leads away from the style.
     pub scale: f64,
 }
 
@@ -71,13 +74,13 @@ impl PartialEq for AppliedLora {
     }
 }
 
-/// What becomes of DoRA's lengths.
+/// What to do with DoRA's magnitudes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Dora {
-    /// They are applied, as LyCORIS and peft do.
+    /// Apply them, as LyCORIS and peft do.
     #[default]
     Apply,
-    /// LyCORIS' `dora_scale` is dropped, as diffusers does; peft's `lora_magnitude_vector` is applied, as diffusers does.
+    /// As diffusers does: drop LyCORIS' `dora_scale`, apply peft's `lora_magnitude_vector`.
     Ignore,
 }
 
@@ -85,22 +88,22 @@ impl Lora {
     /// Reads a file.
     ///
     /// # Errors
-    /// The file cannot be read, or is refused as by [`Lora::from_bytes`].
+    /// The file cannot be read, or [`Lora::from_bytes`] would refuse its content.
     pub fn read(path: &Path) -> Result<Self, LoraError> {
         let mut file = File::open(path)?;
         let same = file.try_clone()?;
-        // Hashing goes on beside the reading, which takes longer.
-        let (lora, sha256) = rayon::join(|| Self::examine(&mut file), || digest::of_file(&same));
-        Ok(Self { sha256: sha256?, ..lora?.sound()? })
+        // Parsing takes longer, so hashing beside it costs no time.
+        let (lora, sha256) = rayon::join(|| Self::parse(&mut file), || sha256_of(&same));
+        Ok(Self { sha256: sha256?, ..lora?.validated()? })
     }
 
     /// Reads a safetensors file that is in memory.
     ///
     /// # Errors
-    /// See [`LoraError`]; every key is accounted for.
+    /// See [`LoraError`]. Every key that cannot be used is an error.
     pub fn from_bytes(bytes: &[u8]) -> Result<Self, LoraError> {
-        let lora = Self::examine(&mut Cursor::new(bytes))?.sound()?;
-        Ok(Self { sha256: digest::of_bytes(bytes), ..lora })
+        let lora = Self::parse(&mut Cursor::new(bytes))?.validated()?;
+        Ok(Self { sha256: hex::encode(Sha256::digest(bytes)), ..lora })
     }
 
     /// Reads a safetensors file whose SHA-256 is known.
@@ -108,10 +111,10 @@ impl Lora {
     /// # Errors
     /// As [`Lora::from_bytes`].
     pub fn read_hashed(source: &mut (impl Read + Seek), sha256: [u8; 32]) -> Result<Self, LoraError> {
-        Ok(Self { sha256: hex::encode(sha256), ..Self::examine(source)?.sound()? })
+        Ok(Self { sha256: hex::encode(sha256), ..Self::parse(source)?.validated()? })
     }
 
-    /// How many modules the file has matrices for.
+    /// The number of modules that the file changes.
     pub fn modules(&self) -> usize {
         self.layers.len()
     }
@@ -121,8 +124,9 @@ impl Lora {
         &self.sha256
     }
 
-    fn sound(self) -> Result<Self, LoraError> {
-        if let Some(error) = self.foreign() {
+    /// The LoRA itself, if it can be used without looking at a model.
+    fn validated(self) -> Result<Self, LoraError> {
+        if let Some(error) = self.unsupported_base() {
             return Err(error);
         }
         if !self.misfits.is_empty() {
@@ -135,6 +139,22 @@ impl Lora {
             return Err(LoraError::NoEffect("every product of its matrices is zero"));
         }
         Ok(self)
+    }
+}
+
+/// The SHA-256 of a file in hex digits. It does not move the file's cursor, which the parser uses at the same time.
+fn sha256_of(file: &File) -> io::Result<String> {
+    let (mut hash, mut chunk, mut offset) = (Sha256::new(), vec![0; HASHED_AT_ONCE], 0);
+    loop {
+        match file.read_at(&mut chunk, offset) {
+            Ok(0) => return Ok(hex::encode(hash.finalize())),
+            Ok(read) => {
+                hash.update(&chunk[..read]);
+                offset += read as u64;
+            }
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
     }
 }
 
