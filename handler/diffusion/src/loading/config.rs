@@ -63,7 +63,7 @@ pub struct TextEncoderConfig {
     /// Heads per layer.
     pub num_attention_heads: usize,
     /// Length of the longest sequence in tokens, 77 for CLIP.
-    #[serde(default = "seventy_seven")]
+    #[serde(default = "number::<77>")]
     pub max_position_embeddings: usize,
     /// Activation of the feed-forward layers.
     #[serde(default = "quick_gelu")]
@@ -74,10 +74,10 @@ pub struct TextEncoderConfig {
 #[derive(Debug, Clone, Deserialize)]
 pub struct UnetConfig {
     /// Channels of the input latents.
-    #[serde(default = "four")]
+    #[serde(default = "number::<4>")]
     pub in_channels: usize,
     /// Channels of the predicted noise.
-    #[serde(default = "four")]
+    #[serde(default = "number::<4>")]
     pub out_channels: usize,
     /// Channels per level, outermost first.
     pub block_out_channels: Vec<usize>,
@@ -89,21 +89,21 @@ pub struct UnetConfig {
     #[serde(default = "cross_attention_mid")]
     pub mid_block_type: Option<String>,
     /// ResNets per level.
-    #[serde(default = "two")]
+    #[serde(default = "per_block::<2>")]
     pub layers_per_block: PerBlock,
     /// Width of the prompt's embedding.
     pub cross_attention_dim: usize,
     /// Heads per attention. For SD1.5, diffusers has the number of heads under this name.
-    #[serde(default = "eight")]
+    #[serde(default = "per_block::<8>")]
     pub attention_head_dim: PerBlock,
     /// Heads per attention, if the file has the newer name.
     #[serde(default)]
     pub num_attention_heads: Option<PerBlock>,
     /// Transformer blocks per attention.
-    #[serde(default = "one")]
+    #[serde(default = "per_block::<1>")]
     pub transformer_layers_per_block: PerBlock,
     /// Groups of each GroupNorm.
-    #[serde(default = "thirty_two")]
+    #[serde(default = "number::<32>")]
     pub norm_num_groups: usize,
     /// Epsilon of each GroupNorm.
     #[serde(default = "norm_eps")]
@@ -118,7 +118,7 @@ pub struct UnetConfig {
     #[serde(default)]
     pub freq_shift: f64,
     /// Latent height and width that the model was trained for.
-    #[serde(default = "sixty_four")]
+    #[serde(default = "number::<64>")]
     pub sample_size: usize,
     #[serde(default = "silu")]
     act_fn: String,
@@ -136,16 +136,16 @@ pub struct VaeConfig {
     /// Channels per level, outermost first.
     pub block_out_channels: Vec<usize>,
     /// ResNets per level of the encoder; the decoder has one more.
-    #[serde(default = "layers_of_one")]
+    #[serde(default = "number::<1>")]
     pub layers_per_block: usize,
     /// Channels of the latents.
-    #[serde(default = "four")]
+    #[serde(default = "number::<4>")]
     pub latent_channels: usize,
     /// Channels of the picture.
-    #[serde(default = "three")]
+    #[serde(default = "number::<3>")]
     pub out_channels: usize,
     /// Groups of each GroupNorm.
-    #[serde(default = "thirty_two")]
+    #[serde(default = "number::<32>")]
     pub norm_num_groups: usize,
     /// The factor of the latents after encoding, 0.18215 for SD1.5.
     #[serde(default = "scaling_factor")]
@@ -271,35 +271,14 @@ fn require(
 }
 
 // The defaults of diffusers and transformers for absent fields.
-fn seventy_seven() -> usize {
-    77
+fn number<const N: usize>() -> usize {
+    N
+}
+fn per_block<const N: usize>() -> PerBlock {
+    PerBlock::One(N)
 }
 fn quick_gelu() -> String {
     "quick_gelu".into()
-}
-fn three() -> usize {
-    3
-}
-fn four() -> usize {
-    4
-}
-fn thirty_two() -> usize {
-    32
-}
-fn sixty_four() -> usize {
-    64
-}
-fn layers_of_one() -> usize {
-    1
-}
-fn one() -> PerBlock {
-    PerBlock::One(1)
-}
-fn two() -> PerBlock {
-    PerBlock::One(2)
-}
-fn eight() -> PerBlock {
-    PerBlock::One(8)
 }
 fn norm_eps() -> f64 {
     1e-5

@@ -3,16 +3,11 @@
 
 use super::{LoraError, base_model::BaseModel, keys::Component};
 use crate::{
-    error::PipelineError,
-    loading::Header,
-    loading::weights::Weights,
-    loading::{DIFFUSION_FILES, ENCODER_FILES},
+    loading::{DIFFUSION_FILES, ENCODER_FILES, weights::Weights},
     models::text_encoder,
 };
 use std::{
     collections::{BTreeMap, HashMap},
-    fs::File,
-    io,
     path::Path,
 };
 
@@ -36,45 +31,30 @@ pub(super) struct Module {
 }
 
 impl Target {
-    /// The modules of loaded weights.
-    pub fn of_weights(unet: &Weights, text_encoder: &Weights) -> Self {
-        let shapes = |weights: &Weights| -> Vec<(String, Vec<usize>)> {
-            let named = weights.names().into_iter();
-            named.filter_map(|name| Some((name.to_string(), weights.dims(name)?.to_vec()))).collect()
-        };
-        Self::new(shapes(unet), shapes(text_encoder))
-    }
-
     /// The modules of a model folder. Only the headers of its files are read.
     ///
     /// # Errors
     /// A file is missing or is not a safetensors file.
     pub fn of_folder(model: &Path) -> Result<Self, LoraError> {
-        let shapes = |folder: &str, files: &[&str]| -> Result<Vec<(String, Vec<usize>)>, LoraError> {
-            let folder = model.join(folder);
-            let found = files.iter().map(|file| folder.join(file)).find(|path| path.exists());
-            let path = found.unwrap_or_else(|| folder.join(files[0]));
-            let named = |source: io::Error| PipelineError::File { path: path.clone(), source };
-            let header = Header::read(&mut File::open(&path).map_err(named)?)?;
-            Ok(header.tensors.into_iter().map(|(name, info)| (name, info.shape)).collect())
-        };
-        let mut encoder = shapes("text_encoder", &ENCODER_FILES)?;
-        encoder.iter_mut().for_each(|(name, _)| *name = text_encoder::canonical_name(name));
-        Ok(Self::new(shapes("unet", &DIFFUSION_FILES)?, encoder))
+        let text_encoder = Weights::open(&model.join("text_encoder"), &ENCODER_FILES)?;
+        let text_encoder = text_encoder.renamed(text_encoder::canonical_name);
+        Ok(Self::of_weights(&Weights::open(&model.join("unet"), &DIFFUSION_FILES)?, &text_encoder))
     }
 
-    fn new(unet: Vec<(String, Vec<usize>)>, text_encoder: Vec<(String, Vec<usize>)>) -> Self {
-        let tagged = |component, tensors: Vec<_>| tensors.into_iter().map(move |(name, dims)| (component, name, dims));
+    /// The modules of these weights.
+    pub fn of_weights(unet: &Weights, text_encoder: &Weights) -> Self {
         let mut found: BTreeMap<(Component, String), Module> = BTreeMap::new();
-        for (component, name, dims) in tagged(Component::Unet, unet).chain(tagged(Component::TextEncoder, text_encoder))
-        {
-            let Some((path, part)) = name.rsplit_once('.') else { continue };
-            let module = Module { component, path: path.to_string(), weight: None, bias: None };
-            let module = found.entry((component, path.to_string())).or_insert(module);
-            match part {
-                "weight" => module.weight = Some(dims),
-                "bias" => module.bias = Some(dims),
-                _ => {}
+        for (component, weights) in [(Component::Unet, unet), (Component::TextEncoder, text_encoder)] {
+            for name in weights.names() {
+                let Some((path, part)) = name.rsplit_once('.') else { continue };
+                let module = Module { component, path: path.to_string(), weight: None, bias: None };
+                let module = found.entry((component, path.to_string())).or_insert(module);
+                let dims = weights.dims(name).map(<[usize]>::to_vec);
+                match part {
+                    "weight" => module.weight = dims,
+                    "bias" => module.bias = dims,
+                    _ => {}
+                }
             }
         }
         let modules: Vec<Module> = found.into_values().collect();
