@@ -38,7 +38,7 @@ pub trait Scheduler: Send {
     /// The UNet's input for the latents at `step`, of the same shape and dtype.
     ///
     /// # Errors
-    /// Device or memory.
+    /// The device fails or has too little memory.
     fn scale_model_input(&self, sample: &Tensor, _step: usize) -> candle_core::Result<Tensor> {
         Ok(sample.clone())
     }
@@ -47,7 +47,7 @@ pub trait Scheduler: Send {
     /// draws from `noise` once per step, for all pictures of the batch. It is the stream that drew the first latents.
     ///
     /// # Errors
-    /// Device or memory.
+    /// The device fails or has too little memory.
     fn step(
         &mut self,
         model_output: &Tensor,
