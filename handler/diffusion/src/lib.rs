@@ -1,7 +1,7 @@
 //! Stable Diffusion 1.5 with LoRAs, on the CPU and on NVIDIA GPUs.
 //!
-//! A [`pipeline::Pipeline`] is a model folder in the diffusers layout, loaded on a device. It takes [`lora::Lora`]s on and off, and
-//! paints a [`pipeline::Request`]. The numbers are those of diffusers, with tolerances that the tests state.
+//! A [`pipeline::Pipeline`] is a model folder in the diffusers layout, loaded on a device. It applies and removes [`lora::Lora`]s, and
+//! paints a [`pipeline::Request`]. Its numbers are those of diffusers, within tolerances that the tests state.
 //!
 //! ```
 //! use diffusion::pipeline::{Compute, Pipeline, Request};
@@ -22,14 +22,13 @@
 //! | --- | --- |
 //! | load a model, paint, decode | [`pipeline`] |
 //! | use a GPU | [`gpu::Gpu::open`], then [`pipeline::Compute::Gpu`] |
-//! | put an artist's LoRA on | [`lora::Lora::read`], then [`pipeline::Pipeline::set_loras`] |
-//! | say what a LoRA file is | [`lora::Report::of_file`] |
-//! | look at a model folder without loading it | [`pipeline::inspect`] |
+//! | apply a LoRA | [`lora::Lora::read`], then [`pipeline::Pipeline::set_loras`] |
+//! | report on a LoRA file | [`lora::Report::of_file`] |
+//! | check a model folder without loading it | [`pipeline::inspect`] |
 //! | add a scheduler | [`schedulers`] |
 //!
-//! Nothing here knows of tasks, queues, storage or webhooks, and nothing waits for a network.
+//! Nothing here knows about tasks, queues, storage or webhooks, and nothing uses the network.
 
-mod cut;
 pub mod error;
 pub mod gpu;
 pub mod loading;
@@ -41,4 +40,4 @@ pub mod pipeline;
 pub mod prompt;
 pub mod schedulers;
 
-pub use cut::{MESSAGE, NAME, cut};
+pub use error::{MAX_MESSAGE, MAX_NAME, cut};

@@ -1,4 +1,4 @@
-//! The networks of Stable Diffusion 1.5, as diffusers names them.
+//! The networks of Stable Diffusion 1.5. Their names are those of diffusers.
 
 mod blocks;
 pub mod text_encoder;

@@ -1,7 +1,7 @@
-//! The operations the networks are made of. Each has one seam here, a form for the CPU ([`cpu`], f32, on candle's tensors) and
-//! one for the GPU ([`gpu`], f16, bf16 or f32); what calls them reads the same for both.
+//! The operations of the networks. Each is one function or type here, and calls its form for the CPU ([`cpu`], f32, on candle's
+//! tensors) or the GPU ([`gpu`], f16, bf16 or f32).
 //!
-//! What comes right after an operation (a residual, the timestep's shift) is part of it, which saves a pass over memory.
+//! Adding a residual or the timestep's shift is part of an operation, which saves a pass over memory.
 
 mod array;
 mod cpu;
@@ -14,13 +14,13 @@ pub(crate) use gpu::LANES;
 use crate::ops::params::Params;
 use candle_core::{Error, Result};
 
-/// The form of an operation on the device it was made for.
+/// An operation's form on the device that it was made for.
 enum Form<C, G> {
     Cpu(C),
     Gpu(G),
 }
 
-/// How a square kernel moves over the picture.
+/// A convolution's square kernel, and how it moves over the picture.
 #[derive(Debug, Clone, Copy)]
 struct Window {
     side: usize,
@@ -28,7 +28,7 @@ struct Window {
     padding: usize,
 }
 
-/// A convolution with bias over a map.
+/// A convolution with bias over a feature map.
 pub(crate) struct Conv(Form<cpu::Conv, gpu::Conv>);
 
 impl Conv {
@@ -58,34 +58,34 @@ impl Conv {
         self.run(xs, None, None)
     }
 
-    /// Plus a row of `shifts`, the one of that step, at every place.
+    /// Adds the row of `shifts` `[steps, channels_out]` for that step at every position.
     pub(crate) fn forward_shifted(&self, xs: &Array, shifts: &Array, step: &Step) -> Result<Array> {
         self.run(xs, Some((shifts, step)), None)
     }
 
-    /// Plus `onto`, which has the output's shape.
-    pub(crate) fn forward_onto(&self, xs: &Array, onto: &Array) -> Result<Array> {
-        self.run(xs, None, Some(onto))
+    /// Adds `residual`, which has the output's shape.
+    pub(crate) fn forward_adding(&self, xs: &Array, residual: &Array) -> Result<Array> {
+        self.run(xs, None, Some(residual))
     }
 
-    fn run(&self, xs: &Array, shift: Option<(&Array, &Step)>, onto: Option<&Array>) -> Result<Array> {
+    fn run(&self, xs: &Array, shift: Option<(&Array, &Step)>, residual: Option<&Array>) -> Result<Array> {
         match (&self.0, xs) {
             (Form::Cpu(conv), Array::Cpu(xs)) => {
                 let shift = shift.map(|(shifts, step)| step.row_of(shifts.cpu()?)).transpose()?;
-                let onto = onto.map(Array::cpu).transpose()?;
-                conv.forward(xs, shift.as_ref(), onto).map(Array::Cpu)
+                let residual = residual.map(Array::cpu).transpose()?;
+                conv.forward(xs, shift.as_ref(), residual).map(Array::Cpu)
             }
             (Form::Gpu(conv), Array::Gpu(xs)) => {
                 let shift = shift.map(|(shifts, step)| Ok::<_, Error>((shifts.gpu()?, step.counter()?)));
-                let onto = onto.map(Array::gpu).transpose()?;
-                conv.forward(xs, shift.transpose()?, onto).map(Array::Gpu)
+                let residual = residual.map(Array::gpu).transpose()?;
+                conv.forward(xs, shift.transpose()?, residual).map(Array::Gpu)
             }
             _ => Err(mixed()),
         }
     }
 }
 
-/// Linear layers over the last dimension, all of the same input.
+/// One or more linear layers over the last dimension, all with the same input.
 pub(crate) struct Linear(Form<Vec<cpu::Linear>, gpu::Linear>);
 
 impl Linear {
@@ -97,7 +97,7 @@ impl Linear {
         Self::packed(channels_in, channels_out, false, &[params])
     }
 
-    /// One per element of `params`, each with that many channels.
+    /// A layer per element of `params`, each with `channels_out` output channels.
     pub(crate) fn packed(channels_in: usize, channels_out: usize, bias: bool, params: &[Params]) -> Result<Self> {
         let on_gpu = params.first().and_then(Params::placed);
         Ok(Self(match on_gpu {
@@ -109,17 +109,17 @@ impl Linear {
         }))
     }
 
-    /// What the first, mostly the only one, makes of `xs`.
+    /// The output of the first layer, which is the only one in most cases.
     pub(crate) fn forward(&self, xs: &Array) -> Result<Array> {
         self.run(xs, None)
     }
 
-    /// Plus `onto`, which has the output's shape.
-    pub(crate) fn forward_onto(&self, xs: &Array, onto: &Array) -> Result<Array> {
-        self.run(xs, Some(onto))
+    /// The same plus `residual`, which has the output's shape.
+    pub(crate) fn forward_adding(&self, xs: &Array, residual: &Array) -> Result<Array> {
+        self.run(xs, Some(residual))
     }
 
-    /// Then the gated GELU, see [`geglu`].
+    /// The same with the gated GELU after it, see [`geglu`].
     pub(crate) fn forward_geglu(&self, xs: &Array) -> Result<Array> {
         match (&self.0, xs) {
             (Form::Gpu(layer), Array::Gpu(xs)) => layer.forward_geglu(xs).map(Array::Gpu),
@@ -127,7 +127,7 @@ impl Linear {
         }
     }
 
-    /// What each makes of `xs`.
+    /// The output of each layer.
     pub(crate) fn forward_each(&self, xs: &Array) -> Result<Vec<Array>> {
         match (&self.0, xs) {
             (Form::Cpu(layers), Array::Cpu(xs)) => {
@@ -138,12 +138,14 @@ impl Linear {
         }
     }
 
-    fn run(&self, xs: &Array, onto: Option<&Array>) -> Result<Array> {
+    fn run(&self, xs: &Array, residual: Option<&Array>) -> Result<Array> {
         match (&self.0, xs) {
             (Form::Cpu(layers), Array::Cpu(xs)) => {
-                layers[0].forward(xs, onto.map(Array::cpu).transpose()?).map(Array::Cpu)
+                layers[0].forward(xs, residual.map(Array::cpu).transpose()?).map(Array::Cpu)
             }
-            (Form::Gpu(layer), Array::Gpu(xs)) => layer.forward(xs, onto.map(Array::gpu).transpose()?).map(Array::Gpu),
+            (Form::Gpu(layer), Array::Gpu(xs)) => {
+                layer.forward(xs, residual.map(Array::gpu).transpose()?).map(Array::Gpu)
+            }
             _ => Err(mixed()),
         }
     }
@@ -169,7 +171,7 @@ impl LayerNorm {
     }
 }
 
-/// Group normalisation (Wu & He, "Group normalization", 2018) over a map.
+/// Group normalisation (Wu & He, "Group normalization", 2018) over a feature map.
 pub(crate) struct GroupNorm(Form<cpu::GroupNorm, gpu::GroupNorm>);
 
 impl GroupNorm {
@@ -184,7 +186,7 @@ impl GroupNorm {
         self.run(xs, false)
     }
 
-    /// The norm, then SiLU.
+    /// The norm with SiLU after it.
     pub(crate) fn forward_silu(&self, xs: &Array) -> Result<Array> {
         self.run(xs, true)
     }
@@ -198,9 +200,8 @@ impl GroupNorm {
     }
 }
 
-/// Gated GELU (Shazeer, "GLU variants improve transformer", 2020): the last dimension is halved.
-///
-/// The exact GELU, as diffusers has it.
+/// Gated GELU (Shazeer, "GLU variants improve transformer", 2020): the first half of the last dimension times the GELU of the second.
+/// The exact GELU, as in diffusers.
 pub(crate) fn geglu(xs: &Array) -> Result<Array> {
     match xs {
         Array::Cpu(xs) => cpu::geglu(xs).map(Array::Cpu),
@@ -208,8 +209,7 @@ pub(crate) fn geglu(xs: &Array) -> Result<Array> {
     }
 }
 
-/// Scaled dot-product attention over `heads` heads. `q` is `[batch, tokens, channels]`, `k` and `v` `[batch, others, channels]`.
-///
+/// Scaled dot-product attention with `heads` heads. `q` is `[batch, tokens, channels]`, `k` and `v` are `[batch, others, channels]`.
 /// Scores and softmax are f32.
 pub(crate) fn attention(q: &Array, k: &Array, v: &Array, heads: usize) -> Result<Array> {
     match (q, k, v) {
@@ -219,7 +219,7 @@ pub(crate) fn attention(q: &Array, k: &Array, v: &Array, heads: usize) -> Result
     }
 }
 
-/// The same where a token sees itself and those before it.
+/// The same with a causal mask: a token sees itself and those before it.
 pub(crate) fn causal_attention(q: &Array, k: &Array, v: &Array, heads: usize) -> Result<Array> {
     match (q, k, v) {
         (Array::Cpu(q), Array::Cpu(k), Array::Cpu(v)) => cpu::causal_attention(q, k, v, heads).map(Array::Cpu),
@@ -239,12 +239,12 @@ pub(crate) fn silu(xs: &Array) -> Result<Array> {
 /// CLIP's GELU: `x * sigmoid(1.702 x)`.
 pub(crate) fn quick_gelu(xs: &Array) -> Result<Array> {
     match xs {
-        Array::Cpu(xs) => (xs * candle_nn::ops::sigmoid(&(xs * 1.702)?)?).map(Array::Cpu),
+        Array::Cpu(xs) => (xs * ((xs * -1.702)?.exp()? + 1.0)?.recip()?).map(Array::Cpu),
         Array::Gpu(xs) => gpu::quick_gelu(xs).map(Array::Gpu),
     }
 }
 
-/// The sum of two of one shape.
+/// The sum of two arrays of one shape.
 pub(crate) fn add(a: &Array, b: &Array) -> Result<Array> {
     match (a, b) {
         (Array::Cpu(a), Array::Cpu(b)) => (a + b).map(Array::Cpu),
@@ -253,7 +253,7 @@ pub(crate) fn add(a: &Array, b: &Array) -> Result<Array> {
     }
 }
 
-/// The channels of two maps, one after the other.
+/// The channels of two feature maps, one after the other.
 pub(crate) fn join(a: &Array, b: &Array) -> Result<Array> {
     match (a, b) {
         (Array::Cpu(a), Array::Cpu(b)) => candle_core::Tensor::cat(&[a, b], 1).map(Array::Cpu),
@@ -262,7 +262,7 @@ pub(crate) fn join(a: &Array, b: &Array) -> Result<Array> {
     }
 }
 
-/// A map of that height and width, each of its places the nearest one's value.
+/// A feature map resized to that height and width, by the nearest neighbour.
 pub(crate) fn upsample(xs: &Array, height: usize, width: usize) -> Result<Array> {
     match xs {
         Array::Cpu(xs) => xs.upsample_nearest2d(height, width).map(Array::Cpu),
@@ -270,7 +270,7 @@ pub(crate) fn upsample(xs: &Array, height: usize, width: usize) -> Result<Array>
     }
 }
 
-/// A map as `[batch, height x width, channels]`.
+/// A feature map as tokens `[batch, height x width, channels]`.
 pub(crate) fn to_tokens(xs: &Array) -> Result<Array> {
     Ok(match xs {
         Array::Cpu(xs) => Array::Cpu(xs.flatten_from(2)?.transpose(1, 2)?.contiguous()?),
@@ -278,7 +278,7 @@ pub(crate) fn to_tokens(xs: &Array) -> Result<Array> {
     })
 }
 
-/// `[batch, height x width, channels]` back to a map.
+/// Tokens `[batch, height x width, channels]` as a feature map.
 pub(crate) fn to_map(xs: &Array, height: usize, width: usize) -> Result<Array> {
     Ok(match xs {
         Array::Cpu(xs) => {

@@ -1,9 +1,8 @@
-//! Weights inside a prompt, as AUTOMATIC1111's web UI writes them: `(text)` counts 1.1 times as much, `[text]` 1/1.1 times,
-//! `(text:1.3)` 1.3 times. Brackets inside brackets multiply. `\(`, `\)`, `\[`, `\]` and `\\` are the characters themselves.
-//! A bracket that is never closed reaches to the end; one that was never opened is text.
+//! Weights in a prompt, in the syntax of AUTOMATIC1111's web UI: `(text)` has weight 1.1, `[text]` 1/1.1, `(text:1.3)` 1.3. Nested
+//! brackets multiply. `\(`, `\)`, `\[`, `\]` and `\\` are the characters themselves. A bracket that is not closed extends to the end.
+//! A closing bracket without an opening one is text.
 //!
-//! Not supported: `BREAK`, schedules and alternation (`[a:b:0.5]`, `[a|b]`), and prompts of more than one chunk. What looks
-//! like them is text.
+//! Not supported, and read as text: `BREAK`, prompt editing and alternation (`[a:b:0.5]`, `[a|b]`), and prompts of more than one chunk.
 
 pub mod tokenizer;
 
@@ -12,10 +11,10 @@ use serde::Deserialize;
 use std::{fmt, str::FromStr};
 use tokenizer::{Tokenizer, Tokens};
 
-/// How much a round bracket adds without a number, and a square one takes away.
+/// The weight of a round bracket without a number. A square one has the reciprocal.
 const EMPHASIS: f64 = 1.1;
 
-/// Whether a prompt's brackets mean weights.
+/// Whether brackets in a prompt are weights.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Weighting {
@@ -27,13 +26,13 @@ pub enum Weighting {
 }
 
 impl Weighting {
-    /// The names a task uses, for an error or a help text.
+    /// The names in a request, for an error or a help text.
     pub const NAMES: &'static str = "none, a1111";
 
     /// The tokens of a prompt with their weights. `field` names the prompt in an error.
     ///
     /// # Errors
-    /// A weight that is no number.
+    /// A weight that is not a number.
     pub fn tokens(self, tokenizer: &Tokenizer, field: &'static str, prompt: &str) -> Result<Tokens> {
         match self {
             Self::None => tokenizer.encode(prompt),
@@ -68,10 +67,10 @@ impl fmt::Display for Weighting {
     }
 }
 
-/// A part of a prompt without its brackets, and its weight.
+/// A part of a prompt without its brackets, with its weight.
 pub type Fragment = (String, f64);
 
-/// Takes a prompt apart at its brackets. Neighbours of the same weight are one fragment. `None` if a weight is no number.
+/// Splits a prompt at its brackets. Neighbours with the same weight are one fragment. `None` if a weight is not a number.
 pub fn fragments(prompt: &str) -> Option<Vec<Fragment>> {
     let mut fragments: Vec<Fragment> = Vec::new();
     let (mut round, mut square) = (Vec::new(), Vec::new());
@@ -106,7 +105,7 @@ pub fn fragments(prompt: &str) -> Option<Vec<Fragment>> {
     Some(joined(fragments))
 }
 
-/// `:1.3)` at the start of a text: how long it is, and the number in it.
+/// Parses `:1.3)` at the start of a text. Returns its length in bytes and the number.
 fn closing_weight(text: &str) -> Option<(usize, &str)> {
     let (inside, _) = text.strip_prefix(':')?.split_once(')')?;
     let number = inside.trim();

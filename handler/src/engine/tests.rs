@@ -93,7 +93,7 @@ fn with_ever_more_memory(request: &GenerationRequest, at_once: usize) -> (usize,
             began += usize::from(step.finished == 0);
             ControlFlow::Continue(())
         });
-        let (enough, free) = (engine.pipeline.is_at_ease(), free / MIB);
+        let (enough, free) = (engine.pipeline.is_fully_resident(), free / MIB);
         match &painted {
             Err(error) => {
                 assert!(error.is_out_of_memory() && !error.is_permanent(), "{free} MiB: {error}");

@@ -7,7 +7,7 @@ use crate::{
     task::{self, Task},
     webhook::progress::Progress,
 };
-use diffusion::{MESSAGE, cut};
+use diffusion::{MAX_MESSAGE, cut};
 use reqwest::Method;
 use schemars::JsonSchema;
 use serde::Serialize;
@@ -91,7 +91,7 @@ impl Subject {
 
     pub(super) fn failed(&self, code: &str, message: &str, retry_count: u32) -> Event {
         let generation_id = self.generation_id;
-        let error_message = &*cut(message, MESSAGE);
+        let error_message = &*cut(message, MAX_MESSAGE);
         let body = Failed { generation_id, error_message, error_code: code, retry_count };
         self.event(EventKind::Failed, "", &body)
     }

@@ -1,4 +1,4 @@
-//! The JSON files of a model folder in the diffusers layout. Refuses, by field, what the pipeline cannot paint.
+//! The JSON files of a model folder in the diffusers layout. A field with a value that is not supported is an error.
 
 use crate::error::{PipelineError, Result};
 use serde::{Deserialize, de::DeserializeOwned};
@@ -21,7 +21,7 @@ pub(crate) fn read_text(path: &Path) -> Result<String> {
     std::fs::read_to_string(path).map_err(|source| PipelineError::File { path: path.into(), source })
 }
 
-/// A number, or one number per block, as diffusers writes `attention_head_dim` and the like.
+/// A number, or one number per block, as in diffusers' `attention_head_dim`.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(untagged)]
 pub enum PerBlock {
@@ -32,7 +32,7 @@ pub enum PerBlock {
 }
 
 impl PerBlock {
-    /// The value for block `index`; the last one when the list is too short.
+    /// The value for block `index`. The last one if the list is too short.
     pub fn at(&self, index: usize) -> usize {
         match self {
             Self::One(value) => *value,
@@ -44,7 +44,7 @@ impl PerBlock {
 /// `model_index.json`.
 #[derive(Debug, Clone, Deserialize)]
 pub struct ModelIndex {
-    /// The pipeline's class; only `StableDiffusionPipeline` is supported.
+    /// The pipeline's class. Only `StableDiffusionPipeline` is supported.
     #[serde(rename = "_class_name")]
     pub class_name: String,
 }
@@ -62,8 +62,8 @@ pub struct TextEncoderConfig {
     pub num_hidden_layers: usize,
     /// Heads per layer.
     pub num_attention_heads: usize,
-    /// Longest sequence in tokens, 77 for CLIP.
-    #[serde(default = "seventy_seven")]
+    /// Length of the longest sequence in tokens, 77 for CLIP.
+    #[serde(default = "number::<77>")]
     pub max_position_embeddings: usize,
     /// Activation of the feed-forward layers.
     #[serde(default = "quick_gelu")]
@@ -73,42 +73,42 @@ pub struct TextEncoderConfig {
 /// `unet/config.json` of a `UNet2DConditionModel`.
 #[derive(Debug, Clone, Deserialize)]
 pub struct UnetConfig {
-    /// Channels of the latents going in.
-    #[serde(default = "four")]
+    /// Channels of the input latents.
+    #[serde(default = "number::<4>")]
     pub in_channels: usize,
     /// Channels of the predicted noise.
-    #[serde(default = "four")]
+    #[serde(default = "number::<4>")]
     pub out_channels: usize,
     /// Channels per level, outermost first.
     pub block_out_channels: Vec<usize>,
-    /// Kind of each level on the way down.
+    /// The class of each down block.
     pub down_block_types: Vec<String>,
-    /// Kind of each level on the way up.
+    /// The class of each up block.
     pub up_block_types: Vec<String>,
-    /// Kind of the middle.
+    /// The class of the mid block.
     #[serde(default = "cross_attention_mid")]
     pub mid_block_type: Option<String>,
     /// ResNets per level.
-    #[serde(default = "two")]
+    #[serde(default = "per_block::<2>")]
     pub layers_per_block: PerBlock,
-    /// Width of the text embedding.
+    /// Width of the prompt's embedding.
     pub cross_attention_dim: usize,
-    /// Heads per attention. diffusers keeps the head count under this name for SD1.5.
-    #[serde(default = "eight")]
+    /// Heads per attention. For SD1.5, diffusers has the number of heads under this name.
+    #[serde(default = "per_block::<8>")]
     pub attention_head_dim: PerBlock,
-    /// Heads per attention, where the file uses the newer name.
+    /// Heads per attention, if the file has the newer name.
     #[serde(default)]
     pub num_attention_heads: Option<PerBlock>,
     /// Transformer blocks per attention.
-    #[serde(default = "one")]
+    #[serde(default = "per_block::<1>")]
     pub transformer_layers_per_block: PerBlock,
     /// Groups of each GroupNorm.
-    #[serde(default = "thirty_two")]
+    #[serde(default = "number::<32>")]
     pub norm_num_groups: usize,
     /// Epsilon of each GroupNorm.
     #[serde(default = "norm_eps")]
     pub norm_eps: f64,
-    /// Whether projections around the transformer are linear layers (SD2) or 1x1 convolutions (SD1).
+    /// Whether the projections around the transformer are linear layers (SD2), else 1x1 convolutions (SD1).
     #[serde(default)]
     pub use_linear_projection: bool,
     /// Whether the timestep embedding starts with the cosines.
@@ -117,8 +117,8 @@ pub struct UnetConfig {
     /// Shift of the timestep embedding's frequencies.
     #[serde(default)]
     pub freq_shift: f64,
-    /// Latent height and width the model was made for.
-    #[serde(default = "sixty_four")]
+    /// Latent height and width that the model was trained for.
+    #[serde(default = "number::<64>")]
     pub sample_size: usize,
     #[serde(default = "silu")]
     act_fn: String,
@@ -136,21 +136,21 @@ pub struct VaeConfig {
     /// Channels per level, outermost first.
     pub block_out_channels: Vec<usize>,
     /// ResNets per level of the encoder; the decoder has one more.
-    #[serde(default = "layers_of_one")]
+    #[serde(default = "number::<1>")]
     pub layers_per_block: usize,
     /// Channels of the latents.
-    #[serde(default = "four")]
+    #[serde(default = "number::<4>")]
     pub latent_channels: usize,
     /// Channels of the picture.
-    #[serde(default = "three")]
+    #[serde(default = "number::<3>")]
     pub out_channels: usize,
     /// Groups of each GroupNorm.
-    #[serde(default = "thirty_two")]
+    #[serde(default = "number::<32>")]
     pub norm_num_groups: usize,
-    /// What the latents are multiplied with after encoding; 0.18215 for SD1.5.
+    /// The factor of the latents after encoding, 0.18215 for SD1.5.
     #[serde(default = "scaling_factor")]
     pub scaling_factor: f64,
-    /// Whether the middle block attends.
+    /// Whether the mid block has an attention.
     #[serde(default = "yes")]
     pub mid_block_add_attention: bool,
     /// Whether a 1x1 convolution precedes the decoder.
@@ -164,7 +164,7 @@ impl ModelIndex {
     /// Reads and checks `model_index.json`.
     ///
     /// # Errors
-    /// File, JSON, or a pipeline class that is not `StableDiffusionPipeline`.
+    /// The file cannot be read, its JSON is wrong, or the class is not `StableDiffusionPipeline`.
     pub fn load(model: &Path) -> Result<Self> {
         let index: Self = read_json(&model.join("model_index.json"))?;
         let supported = "StableDiffusionPipeline";
@@ -177,7 +177,7 @@ impl TextEncoderConfig {
     /// Reads and checks `text_encoder/config.json`.
     ///
     /// # Errors
-    /// File, JSON, or an activation other than `quick_gelu`.
+    /// The file cannot be read, its JSON is wrong, or the activation is not `quick_gelu`.
     pub fn load(model: &Path) -> Result<Self> {
         let config: Self = read_json(&model.join("text_encoder/config.json"))?;
         let file = "text_encoder/config.json";
@@ -193,7 +193,7 @@ impl UnetConfig {
     /// Reads and checks `unet/config.json`.
     ///
     /// # Errors
-    /// File, JSON, or a block type, activation or conditioning that SD1.5 does not have.
+    /// The file cannot be read, its JSON is wrong, or a block type, activation or conditioning is one that SD1.5 does not have.
     pub fn load(model: &Path) -> Result<Self> {
         let config: Self = read_json(&model.join("unet/config.json"))?;
         let file = "unet/config.json";
@@ -227,7 +227,7 @@ impl UnetConfig {
         Ok(config)
     }
 
-    /// Attention heads at a level.
+    /// Attention heads at a level, 0 the outermost.
     pub fn heads(&self, level: usize) -> usize {
         self.num_attention_heads.as_ref().unwrap_or(&self.attention_head_dim).at(level)
     }
@@ -237,7 +237,7 @@ impl VaeConfig {
     /// Reads and checks `vae/config.json`.
     ///
     /// # Errors
-    /// File, JSON, or an activation other than SiLU.
+    /// The file cannot be read, its JSON is wrong, the activation is not SiLU, or the picture has not 3 channels.
     pub fn load(model: &Path) -> Result<Self> {
         let config: Self = read_json(&model.join("vae/config.json"))?;
         let file = "vae/config.json";
@@ -251,7 +251,7 @@ impl VaeConfig {
         Ok(config)
     }
 
-    /// Pixels per latent, along one side.
+    /// Pixels per latent along one side, 8 for SD1.5.
     pub fn factor(&self) -> usize {
         1 << (self.block_out_channels.len() - 1)
     }
@@ -270,36 +270,15 @@ fn require(
     Err(PipelineError::Unsupported { file, field, value: value.to_string(), supported })
 }
 
-// What diffusers and transformers assume for a field that a file leaves out.
-fn seventy_seven() -> usize {
-    77
+// The defaults of diffusers and transformers for absent fields.
+fn number<const N: usize>() -> usize {
+    N
+}
+fn per_block<const N: usize>() -> PerBlock {
+    PerBlock::One(N)
 }
 fn quick_gelu() -> String {
     "quick_gelu".into()
-}
-fn three() -> usize {
-    3
-}
-fn four() -> usize {
-    4
-}
-fn thirty_two() -> usize {
-    32
-}
-fn sixty_four() -> usize {
-    64
-}
-fn layers_of_one() -> usize {
-    1
-}
-fn one() -> PerBlock {
-    PerBlock::One(1)
-}
-fn two() -> PerBlock {
-    PerBlock::One(2)
-}
-fn eight() -> PerBlock {
-    PerBlock::One(8)
 }
 fn norm_eps() -> f64 {
     1e-5

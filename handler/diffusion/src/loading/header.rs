@@ -1,8 +1,8 @@
-//! Reads a safetensors file in the order of its bytes, believing nothing that its header says before it was checked.
+//! Reads safetensors files from anyone: the header is checked before its claims are used.
 //!
-//! Memory is bounded by the file itself: no claim of the header allocates, and data is read in chunks of [`CHUNK`] bytes.
+//! The memory needed is bounded by the file's real length, and data is read in chunks of [`CHUNK`] bytes.
 
-use crate::cut::{MESSAGE, NAME, cut};
+use crate::error::{MAX_MESSAGE, MAX_NAME, cut};
 use safetensors::tensor::{Metadata, TensorInfo};
 use serde::de::{Deserialize, Deserializer, Error as _, IgnoredAny, MapAccess, Visitor};
 use std::{
@@ -11,20 +11,20 @@ use std::{
     io::{self, ErrorKind, Read, Seek, SeekFrom},
 };
 
-/// Longest header, in bytes: the limit of the safetensors library itself.
+/// The longest header, in bytes, as in the safetensors library.
 const MAX_HEADER: u64 = 100_000_000;
-/// Most tensors of one file. SD1.5 has about 900.
+/// The most tensors of one file. SD1.5 has about 900.
 const MAX_TENSORS: usize = 65_536;
 /// How much of a tensor is read at once, in bytes.
 const CHUNK: usize = 1 << 20;
 
-/// Why a file is no safetensors file that can be used.
+/// Why a file cannot be used as a safetensors file.
 #[derive(Debug, thiserror::Error)]
 pub enum HeaderError {
-    /// The bytes are no safetensors file.
+    /// The bytes are not a safetensors file.
     #[error("it is not a safetensors file: {0}")]
     NotSafetensors(String),
-    /// The bytes are what `torch.save` writes, whatever the file's name says. It can run code, so it is never opened.
+    /// The bytes are a pickle as `torch.save` writes it, whatever the file's name says. A pickle can run code, so it is never loaded.
     #[error("it is a pickled PyTorch file, not a safetensors file: convert it to safetensors")]
     Pickled,
     /// The file cannot be read.
@@ -34,25 +34,25 @@ pub enum HeaderError {
 
 impl HeaderError {
     fn not_safetensors(reason: &str) -> Self {
-        Self::NotSafetensors(cut(reason, MESSAGE).into_owned())
+        Self::NotSafetensors(cut(reason, MAX_MESSAGE).into_owned())
     }
 }
 
 /// The header of a safetensors file, checked against the file's length.
 pub struct Header {
-    /// Free texts of the file.
+    /// The file's `__metadata__`.
     pub metadata: HashMap<String, String>,
-    /// Names with dtype, shape and place, in the order of the data.
+    /// Names with dtype, shape and offsets, in the order of the data.
     pub tensors: Vec<(String, TensorInfo)>,
-    /// Where the data begins.
+    /// The offset of the data, in bytes.
     pub data: u64,
 }
 
 impl Header {
-    /// Reads and checks the header; tensor data is not touched.
+    /// Reads and checks the header. Reads no tensor data.
     ///
     /// # Errors
-    /// `NotSafetensors` or `Pickled` with what was found; `File` when the disk is at fault.
+    /// `NotSafetensors` or `Pickled` for wrong content, `File` if reading fails.
     pub fn read(source: &mut (impl Read + Seek)) -> Result<Self, HeaderError> {
         let refused = |reason: String| HeaderError::not_safetensors(&reason);
         let length = source.seek(SeekFrom::End(0))?;
@@ -82,10 +82,10 @@ impl Header {
         Ok(Self { metadata, tensors, data: 8 + claim })
     }
 
-    /// Hands the bytes of one tensor to `take`, in chunks that hold whole numbers.
+    /// Calls `take` with the bytes of one tensor, in chunks of whole numbers.
     ///
     /// # Errors
-    /// The file has become shorter, or the disk is at fault.
+    /// The file has become shorter, or reading fails.
     pub(crate) fn bytes(
         &self,
         source: &mut (impl Read + Seek),
@@ -113,7 +113,7 @@ fn read_exactly(source: &mut impl Read, buffer: &mut [u8]) -> Result<(), HeaderE
     })
 }
 
-/// The header's JSON. Names that stand twice are refused: the last one would hide the others.
+/// The header's JSON. A duplicate name is an error: it would hide the first one.
 struct Listing {
     metadata: HashMap<String, String>,
     tensors: Vec<(String, TensorInfo)>,
@@ -151,7 +151,7 @@ impl<'de> Visitor<'de> for ListingVisitor {
                 tensors.insert(name.clone(), map.next_value()?).is_some()
             };
             if twice {
-                return Err(A::Error::custom(format!("`{}` stands twice", cut(&name, NAME))));
+                return Err(A::Error::custom(format!("`{}` stands twice", cut(&name, MAX_NAME))));
             }
         }
         Ok(Listing { metadata: metadata.unwrap_or_default(), tensors: tensors.into_iter().collect() })

@@ -1,9 +1,9 @@
-//! The weights of one component: base tensors, and on top of them what a LoRA has changed.
+//! The weights of one component: base tensors, and an overlay of tensors that LoRAs have changed.
 //!
-//! The base is never written to. A LoRA is an overlay of merged tensors, so unloading it restores the base exactly.
+//! The base never changes, so without the overlay it is restored exactly.
 
-use crate::error::{PipelineError, Result};
 use crate::{
+    error::{PipelineError, Result},
     gpu::{self, Dtype, GpuError},
     loading::Header,
 };
@@ -21,8 +21,8 @@ use std::{
     thread,
 };
 
-/// How much is asked for ahead at once, in bytes.
-const AHEAD: u64 = 8 << 20;
+/// How much is read ahead with one call, in bytes.
+const READ_AHEAD: u64 = 8 << 20;
 
 /// Tensors by name.
 pub type Tensors = HashMap<String, Tensor>;
@@ -38,18 +38,18 @@ pub struct Weights {
 enum Base {
     /// In memory, all in f32.
     Memory(Arc<Tensors>),
-    /// In a file, in the dtypes it has; read when asked for.
+    /// In a file, in its dtypes, read when needed.
     File(Arc<TensorFile>),
 }
 
-/// A safetensors file that stays on the disk.
+/// A safetensors file whose tensors stay on the disk.
 struct TensorFile {
     path: PathBuf,
     file: Arc<File>,
     tensors: HashMap<String, Entry>,
 }
 
-/// Where a tensor lies in its file.
+/// Where a tensor is in its file.
 #[derive(Clone)]
 struct Entry {
     dtype: DType,
@@ -58,10 +58,10 @@ struct Entry {
 }
 
 impl Weights {
-    /// Loads the first of `names` that exists in `folder`: every tensor, as f32.
+    /// Loads all tensors of the first of `names` that exists in `folder`, floats as f32.
     ///
     /// # Errors
-    /// No such file, or a file that is no safetensors.
+    /// There is no such file, or it is not a safetensors file.
     pub fn load(folder: &Path, names: &[&str]) -> Result<Self> {
         let path = existing(folder, names)?;
         let mut base = candle_core::safetensors::load(&path, &Device::Cpu)
@@ -74,17 +74,17 @@ impl Weights {
         Ok(Self::new(base))
     }
 
-    /// The same without reading a tensor: they stay on the disk, in the dtypes they have there, until they are asked for.
+    /// As [`Weights::load`], but the tensors stay on the disk, in their dtypes, until they are needed.
     ///
     /// # Errors
-    /// No such file, or a file that is no safetensors.
+    /// There is no such file, or it is not a safetensors file.
     pub fn open(folder: &Path, names: &[&str]) -> Result<Self> {
         let path = existing(folder, names)?;
         let file = TensorFile::open(&path).map_err(|source| PipelineError::File { path, source })?;
         Ok(Self { base: Base::File(Arc::new(file)), overlay: Arc::default() })
     }
 
-    /// Wraps tensors that are already there.
+    /// Weights from tensors in memory.
     pub fn new(base: Tensors) -> Self {
         Self { base: Base::Memory(Arc::new(base)), overlay: Arc::default() }
     }
@@ -94,24 +94,24 @@ impl Weights {
         Self { overlay: Arc::new(overlay), ..self.clone() }
     }
 
-    /// What lies over the base.
+    /// The tensors that replace those of the base.
     pub(crate) fn overlay(&self) -> &Tensors {
         &self.overlay
     }
 
-    /// The base tensor of that name, whatever lies over it.
+    /// The base tensor of that name, without the overlay.
     ///
     /// # Errors
-    /// There is none, or the disk is at fault.
+    /// There is none, or reading fails.
     pub fn base(&self, name: &str) -> candle_core::Result<Tensor> {
         let missing = || Error::CannotFindTensor { path: name.to_string() }.bt();
         match &self.base {
             Base::Memory(tensors) => tensors.get(name).cloned().ok_or_else(missing),
-            Base::File(file) => file.tensor(name, file.tensors.get(name).ok_or_else(missing)?),
+            Base::File(file) => file.tensor(file.tensors.get(name).ok_or_else(missing)?),
         }
     }
 
-    /// Shape of the base tensor of that name.
+    /// The shape of the base tensor of that name.
     pub fn dims(&self, name: &str) -> Option<&[usize]> {
         match &self.base {
             Base::Memory(tensors) => tensors.get(name).map(Tensor::dims),
@@ -119,7 +119,7 @@ impl Weights {
         }
     }
 
-    /// Renames base tensors: for files that use older names.
+    /// Renames base tensors, for files with older names.
     pub fn renamed(self, rename: impl Fn(&str) -> String) -> Self {
         let base = match self.base {
             Base::Memory(tensors) => {
@@ -139,18 +139,18 @@ impl Weights {
         }
     }
 
-    /// The tensor of that name with what a LoRA made of it.
+    /// The tensor of that name, from the overlay if it is there.
     ///
     /// # Errors
-    /// There is none, or the disk is at fault.
+    /// There is none, or reading fails.
     pub fn tensor(&self, name: &str) -> candle_core::Result<Tensor> {
         self.overlay.get(name).map_or_else(|| self.base(name), |tensor| Ok(tensor.clone()))
     }
 
-    /// Some rows of a matrix, `[rows, columns]` in f32; only they are read.
+    /// Some rows of a matrix, `[rows, columns]` in f32. Only they are read from a file.
     ///
     /// # Errors
-    /// There is no such matrix or row, or the disk is at fault.
+    /// There is no such matrix or row, or reading fails.
     pub fn rows(&self, name: &str, rows: &[u32]) -> candle_core::Result<Tensor> {
         if let (Base::File(file), false) = (&self.base, self.overlay.contains_key(name)) {
             return file.rows(name, rows);
@@ -160,15 +160,15 @@ impl Weights {
     }
 }
 
-/// Asks the system to bring a file into memory, on a thread of its own.
+/// Asks the operating system to read a file into its page cache, on a new thread.
 pub(crate) fn read_ahead(folder: &Path, names: &[&str]) {
     let Ok(path) = existing(folder, names) else { return };
     thread::spawn(move || {
         let Ok(file) = File::open(path) else { return };
         let length = file.metadata().map_or(0, |metadata| metadata.len());
-        for offset in (0..length).step_by(AHEAD as usize) {
-            // What cannot be had ahead is read when it is needed.
-            let _ = rustix::fs::fadvise(&file, offset, NonZeroU64::new(AHEAD), rustix::fs::Advice::WillNeed);
+        for offset in (0..length).step_by(READ_AHEAD as usize) {
+            // Only advice: if it fails, the data is read when it is needed.
+            let _ = rustix::fs::fadvise(&file, offset, NonZeroU64::new(READ_AHEAD), rustix::fs::Advice::WillNeed);
         }
     });
 }
@@ -205,7 +205,7 @@ impl TensorFile {
         read.map_err(|error| Error::Msg(format!("{}: {error}", self.path.display())))
     }
 
-    fn tensor(&self, _: &str, entry: &Entry) -> candle_core::Result<Tensor> {
+    fn tensor(&self, entry: &Entry) -> candle_core::Result<Tensor> {
         let mut bytes = vec![0; entry.dims.iter().product::<usize>() * entry.dtype.size_in_bytes()];
         self.read(entry, 0, &mut bytes)?;
         Tensor::from_raw_buffer(&bytes, entry.dtype, &entry.dims, &Device::Cpu)
@@ -226,7 +226,7 @@ impl TensorFile {
     }
 }
 
-/// What goes to a GPU: the overlay's tensors where it has them, else the file's bytes as they are.
+/// The bytes for a GPU: the overlay's tensor if there is one, else those of the base.
 impl gpu::Source for Weights {
     fn dtype(&self, name: &str) -> std::result::Result<Dtype, GpuError> {
         let dtype = match (self.overlay.get(name), &self.base) {
@@ -254,7 +254,7 @@ impl gpu::Source for Weights {
     }
 }
 
-/// The little-endian bytes of a contiguous tensor of the CPU.
+/// Copies bytes of a contiguous tensor on the CPU, little-endian, from the byte `from` on.
 fn copy_bytes(tensor: &Tensor, from: usize, into: &mut [u8]) -> candle_core::Result<()> {
     fn numbers<const N: usize, T: Copy>(values: &[T], from: usize, into: &mut [u8], bytes: impl Fn(T) -> [u8; N]) {
         for (into, &value) in into.as_chunks_mut().0.iter_mut().zip(&values[from / N..]) {
@@ -280,7 +280,7 @@ mod tests {
 
     const NAMES: [&str; 1] = ["weights.safetensors"];
 
-    /// A folder with one file: a matrix in f16 and a vector in f32.
+    /// A folder with one file that has a matrix in f16 and a vector in f32.
     fn folder() -> (tempfile::TempDir, Tensors) {
         let matrix = Tensor::arange(0f32, 60.0, &Device::Cpu).unwrap().reshape((12, 5)).unwrap();
         let vector = Tensor::new(&[0.5f32, -2.0, 3.25], &Device::Cpu).unwrap();
@@ -298,7 +298,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_gives_the_tensors_rows_and_bytes_that_memory_gives() {
+    fn file_and_memory_give_the_same_tensors_rows_and_bytes() {
         let (folder, tensors) = folder();
         let open = Weights::open(folder.path(), &NAMES).unwrap().renamed(|name| name.replace("a.", "b."));
         let loaded = Weights::load(folder.path(), &NAMES).unwrap();
@@ -323,7 +323,7 @@ mod tests {
     }
 
     #[test]
-    fn an_overlay_stands_before_the_file() {
+    fn an_overlay_takes_precedence_over_the_file() {
         let (folder, _) = folder();
         let over = Tensor::ones((12, 5), DType::BF16, &Device::Cpu).unwrap();
         let open = Weights::open(folder.path(), &NAMES).unwrap();
@@ -338,7 +338,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_missing_or_cut_short_is_named() {
+    fn errors_name_what_is_missing_or_cut_short() {
         let (folder, _) = folder();
         let open = Weights::open(folder.path(), &NAMES).unwrap();
         assert!(open.rows("a.weight", &[12]).unwrap_err().to_string().contains("has 12 rows, no 12"));

@@ -1,6 +1,6 @@
-//! Which base model a LoRA was made for, from its keys, its shapes and its metadata, in this order of trust.
+//! Which base model a LoRA was made for. Keys are trusted most, then shapes, then metadata.
 
-use crate::cut::{NAME, cut};
+use crate::error::{MAX_NAME, cut};
 use serde::Serialize;
 use std::{collections::HashMap, fmt};
 
@@ -20,7 +20,7 @@ pub enum BaseModel {
     Flux,
 }
 
-/// Marks in keys that no LoRA for SD1 or SD2 has.
+/// Parts of keys that no LoRA for SD1 or SD2 has.
 const MARKS: [(&str, BaseModel); 13] = [
     ("double_blocks", BaseModel::Flux),
     ("single_blocks", BaseModel::Flux),
@@ -37,7 +37,7 @@ const MARKS: [(&str, BaseModel); 13] = [
     ("input_blocks_7_1_transformer_blocks_1_", BaseModel::Sdxl),
 ];
 
-/// How trainers name base models in the metadata: field, what it begins with, model.
+/// How trainers name base models in the metadata: field, start of its value, model.
 const NAMES: [(&str, &str, BaseModel); 12] = [
     ("ss_base_model_version", "sd_v1", BaseModel::Sd1),
     ("ss_base_model_version", "sd_1", BaseModel::Sd1),
@@ -54,7 +54,7 @@ const NAMES: [(&str, &str, BaseModel); 12] = [
 ];
 
 impl BaseModel {
-    /// What a key alone gives away.
+    /// The base model that a key alone shows.
     pub(super) fn of_key(key: &str) -> Option<Self> {
         let flat = key.replace('.', "_");
         let found = MARKS.iter().find(|(mark, _)| key.contains(mark) || flat.contains(mark));
@@ -63,7 +63,7 @@ impl BaseModel {
         found.map(|(_, model)| *model).or(transformer.then_some(Self::Sd3))
     }
 
-    /// What the input of a module gives away: `attn2.to_k` and `to_v` read the prompt's embedding.
+    /// The base model that a module's input width shows: `attn2.to_k` and `to_v` read the prompt's embedding.
     pub(super) fn of_input(module: &str, width: usize) -> Option<Self> {
         (module.ends_with("attn2_to_k") || module.ends_with("attn2_to_v")).then(|| Self::of_context(width)).flatten()
     }
@@ -78,16 +78,18 @@ impl BaseModel {
         }
     }
 
-    /// What the trainer wrote into the metadata, and the line itself.
+    /// The base model that the metadata names, and the text that names it.
     pub(super) fn of_metadata(metadata: &HashMap<String, String>) -> Option<(Self, String)> {
         NAMES.iter().find_map(|(field, name, model)| {
             let text = metadata.get(*field)?;
-            text.to_ascii_lowercase().starts_with(name).then(|| (*model, format!("`{field}` is `{}`", cut(text, NAME))))
+            text.to_ascii_lowercase()
+                .starts_with(name)
+                .then(|| (*model, format!("`{field}` is `{}`", cut(text, MAX_NAME))))
         })
     }
 
-    /// Whether a UNet of this function can be of that family at all.
-    pub(super) fn is_paintable(self) -> bool {
+    /// Whether the pipeline can load a UNet of that family.
+    pub(super) fn is_supported(self) -> bool {
         matches!(self, Self::Sd1 | Self::Sd2)
     }
 

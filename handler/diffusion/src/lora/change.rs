@@ -1,61 +1,93 @@
-//! What a LoRA adds to one tensor, as arithmetic on the tensor's own device, in f32.
+//! What a LoRA adds to one tensor, computed in f32 on the tensor's own device.
 //!
 //! LoRA: Hu et al., 2021. LoHa and LoKr: Yeh et al., "Navigating text-to-image customization", 2023. IA3: Liu et al., 2022.
 //! DoRA: Liu et al., 2024.
 
 use super::{
-    arena::{Arena, Matrix},
     base_model::BaseModel,
     error::Misfit,
-    half::Half,
-    vector::{Magnitude, Vector},
+    factorized::Factorized,
+    matrices::{Matrices, Matrix},
 };
 use candle_core::{Result, Tensor};
 
 /// Added to DoRA's norms, as LyCORIS does: a row of zeros stays zero.
 const NORM_EPS: f64 = f32::EPSILON as f64;
-/// Larger products than any layer of SD (1280 x 2560 x 3 x 3) are not formed to see whether they are zero: they fit nothing
-/// anyway, and a small file can ask for them.
+/// More elements than any layer of SD has (1280 x 2560 x 3 x 3). A larger product is not computed to see whether it is zero: it fits
+/// no model, and a small file can ask for a huge one.
 const LARGEST_LAYER: usize = 1 << 25;
 
-/// What becomes of one tensor of the model.
+/// What happens to one tensor of the model.
 #[derive(Debug)]
 pub(super) struct Change {
     /// A key of the file, for errors.
     pub key: String,
     pub kind: Kind,
-    /// `alpha / rank`, times what else the file scales with.
+    /// `alpha / rank`, times LyCORIS' `scalar`.
     pub factor: f64,
     pub magnitude: Option<Magnitude>,
-    /// Whether the model may lack the tensor.
+    /// Whether it is no error if the model lacks the tensor.
     pub optional: bool,
 }
 
-/// How the file keeps it.
+/// The kind of a change, with its numbers.
 #[derive(Debug)]
 pub(super) enum Kind {
     /// LoRA and LoCon.
-    LowRank(Half),
-    /// LoHa: the product element by element.
-    Hadamard(Half, Half),
+    LowRank(Factorized),
+    /// LoHa: the element-wise product.
+    Hadamard(Factorized, Factorized),
     /// LoKr: the Kronecker product.
-    Kronecker(Half, Half),
-    /// IA3: every output or input channel times a number.
+    Kronecker(Factorized, Factorized),
+    /// IA3: a factor for every output or input channel.
     Scaled(Vector),
     /// The difference itself.
     Difference(Matrix),
 }
 
+/// One number per channel of a weight, as IA3 has them.
+#[derive(Debug, Clone)]
+pub(super) struct Vector {
+    pub numbers: Matrix,
+    pub side: Side,
+    /// The number that leaves a channel as it is: 0 in LyCORIS, 1 in peft.
+    pub neutral: f64,
+}
+
+/// DoRA's magnitude vector: the norm of each row or column after the change.
+#[derive(Debug)]
+pub(super) struct Magnitude {
+    pub key: String,
+    pub numbers: Matrix,
+    /// [`Side::ByShape`] in LyCORIS, [`Side::Output`] in peft.
+    pub side: Side,
+    /// Whether diffusers drops it. It drops LyCORIS' `dora_scale`.
+    pub dropped_by_diffusers: bool,
+}
+
+/// Which channels of a weight a vector has numbers for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Side {
+    Output,
+    Input,
+    /// The inputs for `[1, n]` and `[1, n, 1, 1]`, the outputs for any other shape.
+    ByShape,
+    /// The side with as many channels as the vector has numbers.
+    ByCount,
+}
+
 impl Change {
-    /// A change with nothing but its kind.
+    /// A change of that kind with factor 1 and no magnitude.
     pub(super) fn new(key: impl Into<String>, kind: Kind) -> Self {
         Self { key: key.into(), kind, factor: 1.0, magnitude: None, optional: false }
     }
 
-    /// Shape of what it adds, with height and width where the file has them; of the vector for IA3.
+    /// The shape of what it adds, with height and width if the file has them. For IA3, the shape of the vector.
     pub(super) fn shape(&self) -> Vec<usize> {
         match &self.kind {
-            Kind::LowRank(half) | Kind::Hadamard(half, _) => [&[half.rows()], half.tail().as_slice()].concat(),
+            Kind::LowRank(product) | Kind::Hadamard(product, _) => {
+                [&[product.rows()], product.tail().as_slice()].concat()
+            }
             Kind::Kronecker(first, second) => {
                 let (columns, tail) = (first.tail().iter().product::<usize>(), second.tail());
                 let sides = [first.rows().saturating_mul(second.rows()), columns.saturating_mul(tail[0])];
@@ -65,19 +97,19 @@ impl Change {
         }
     }
 
-    /// Rank of its products; none for what is no product.
+    /// The rank of its products. None if it has no products.
     pub(super) fn rank(&self) -> Option<usize> {
         match &self.kind {
-            Kind::LowRank(half) => half.rank(),
+            Kind::LowRank(product) => product.rank(),
             Kind::Hadamard(first, second) | Kind::Kronecker(first, second) => first.rank().max(second.rank()),
             Kind::Scaled(_) | Kind::Difference(_) => None,
         }
     }
 
-    /// Checks every shape against that of the model's tensor.
+    /// Checks every shape against the shape of the model's tensor.
     ///
     /// # Errors
-    /// The key that does not fit, both shapes, and the base model that its width gives away.
+    /// The key that does not fit, with both shapes and the base model that its width shows.
     pub(super) fn fits(&self, module: &str, base: &[usize]) -> std::result::Result<(), Misfit> {
         let refused = |key: &str, reason: String| Misfit::new(key, reason);
         if let Kind::Scaled(vector) = &self.kind {
@@ -95,66 +127,66 @@ impl Change {
         Ok(())
     }
 
-    /// What is to be added to `base` (f32) at that scale. DoRA is the way from the base to the decomposed weight, so that
-    /// the scale goes evenly from none of it to all of it; peft and LyCORIS agree at 1 and nowhere else.
-    pub(super) fn contribution(&self, arena: &Arena, base: &Tensor, scale: f64, dora: bool) -> Result<Tensor> {
+    /// What to add to `base` (f32) at that scale. With DoRA it is the difference between the decomposed weight and the base, times the
+    /// scale. peft and LyCORIS agree with each other at scale 1 only.
+    pub(super) fn contribution(&self, matrices: &Matrices, base: &Tensor, scale: f64, dora: bool) -> Result<Tensor> {
         let Some(magnitude) = self.magnitude.as_ref().filter(|magnitude| dora || !magnitude.dropped_by_diffusers)
         else {
-            return self.delta(arena, base, self.factor * scale);
+            return self.delta(matrices, base, self.factor * scale);
         };
-        let moved = (base + self.delta(arena, base, self.factor)?)?;
+        let changed = (base + self.delta(matrices, base, self.factor)?)?;
         let along = magnitude.side.dimension(&magnitude.numbers.dims, base.dims()).map_err(candle_core::Error::msg)?;
-        let rows = moved.transpose(0, along)?.contiguous()?.flatten_from(1)?;
+        let rows = changed.transpose(0, along)?.contiguous()?.flatten_from(1)?;
         let norms = (rows.sqr()?.sum(1)?.sqrt()? + NORM_EPS)?;
-        let gains = (arena.get(&magnitude.numbers)?.flatten_all()? / norms)?;
-        let decomposed = moved.broadcast_mul(&broadcastable(&gains, along, base)?)?;
+        let gains = (matrices.get(&magnitude.numbers)?.flatten_all()? / norms)?;
+        let decomposed = changed.broadcast_mul(&broadcastable(&gains, along, base)?)?;
         (decomposed - base)? * scale
     }
 
-    /// Whether it is one product of two matrices, whatever the base.
+    /// Whether it is a product of two matrices that does not depend on the base.
     pub(super) fn is_product(&self, dora: bool) -> bool {
         let decomposed = self.magnitude.as_ref().is_some_and(|magnitude| dora || !magnitude.dropped_by_diffusers);
-        matches!(self.kind, Kind::LowRank(Half::Product { .. })) && !decomposed
+        matches!(self.kind, Kind::LowRank(Factorized::Product { .. })) && !decomposed
     }
 
     /// The two matrices of a product, `[rows, rank]` and `[rank, columns]`.
     pub(super) fn product_of(&self) -> Option<(&Matrix, &Matrix)> {
         match &self.kind {
-            Kind::LowRank(Half::Product { a, b }) => Some((a, b)),
+            Kind::LowRank(Factorized::Product { a, b }) => Some((a, b)),
             _ => None,
         }
     }
 
-    /// The change at `gain`, in the shape of `base`.
-    fn delta(&self, arena: &Arena, base: &Tensor, gain: f64) -> Result<Tensor> {
+    /// The change times `gain`, in the shape of `base`.
+    fn delta(&self, matrices: &Matrices, base: &Tensor, gain: f64) -> Result<Tensor> {
         match &self.kind {
             Kind::Scaled(vector) => {
                 let along = vector.side.dimension(&vector.numbers.dims, base.dims());
                 let along = along.map_err(candle_core::Error::msg)?;
-                let gains = ((arena.get(&vector.numbers)?.flatten_all()? - vector.neutral)? * gain)?;
+                let gains = ((matrices.get(&vector.numbers)?.flatten_all()? - vector.neutral)? * gain)?;
                 base.broadcast_mul(&broadcastable(&gains, along, base)?)
             }
-            _ => self.product(arena, gain)?.reshape(base.dims()),
+            _ => self.product(matrices, gain)?.reshape(base.dims()),
         }
     }
 
-    /// The change at `gain` where it does not depend on the base, flattened to any shape.
-    fn product(&self, arena: &Arena, gain: f64) -> Result<Tensor> {
+    /// The change times `gain`, if it does not depend on the base. Its dimensions may be flattened.
+    fn product(&self, matrices: &Matrices, gain: f64) -> Result<Tensor> {
         match &self.kind {
-            Kind::LowRank(half) => half.tensor(arena, gain),
-            Kind::Hadamard(first, second) => first.tensor(arena, gain)? * second.tensor(arena, 1.0)?,
+            Kind::LowRank(product) => product.tensor(matrices, gain),
+            Kind::Hadamard(first, second) => first.tensor(matrices, gain)? * second.tensor(matrices, 1.0)?,
             Kind::Kronecker(first, second) => {
-                let (first, second) = (first.tensor(arena, gain)?, second.tensor(arena, 1.0)?);
+                let (first, second) = (first.tensor(matrices, gain)?, second.tensor(matrices, 1.0)?);
                 let ((a, c), (b, d)) = (first.dims2()?, second.dims2()?);
                 first.reshape((a, 1, c, 1))?.broadcast_mul(&second.reshape((1, b, 1, d))?)
             }
-            Kind::Scaled(vector) => (arena.get(&vector.numbers)? - vector.neutral)? * gain,
-            Kind::Difference(matrix) => arena.get(matrix)? * gain,
+            Kind::Scaled(vector) => (matrices.get(&vector.numbers)? - vector.neutral)? * gain,
+            Kind::Difference(matrix) => matrices.get(matrix)? * gain,
         }
     }
 
-    /// Whether it adds exactly nothing to any base, but for DoRA's lengths. `arena` is on the CPU.
-    pub(super) fn is_idle(&self, arena: &Arena) -> Result<bool> {
+    /// Whether it adds exactly nothing to any base. DoRA's magnitudes do not count.
+    pub(super) fn is_noop(&self, matrices: &Matrices) -> Result<bool> {
         let size = self.shape().iter().fold(1u128, |size, &side| size.saturating_mul(side as u128));
         if size == 0 {
             return Ok(true);
@@ -162,12 +194,12 @@ impl Change {
         if size > LARGEST_LAYER as u128 {
             return Ok(false);
         }
-        Ok(self.product(arena, self.factor)?.abs()?.flatten_all()?.max(0)?.to_scalar::<f32>()? == 0.0)
+        Ok(self.product(matrices, self.factor)?.abs()?.flatten_all()?.max(0)?.to_scalar::<f32>()? == 0.0)
     }
 }
 
-/// Whether a change of shape `ours` is one of a tensor of shape `base`: equal, but that a height and width of 1 may be
-/// missing on either side, and that LoHa flattens columns, height and width into one.
+/// Whether a change of shape `ours` fits a tensor of shape `base`. A height and width of 1 may be missing on either side, and LoHa
+/// flattens columns, height and width into one dimension.
 fn same_layer(ours: &[usize], base: &[usize]) -> bool {
     let trimmed = |dims: &[usize]| {
         let ones = dims.iter().skip(2).rev().take_while(|&&side| side == 1).count();
@@ -178,8 +210,28 @@ fn same_layer(ours: &[usize], base: &[usize]) -> bool {
     trimmed(ours) == trimmed(base) || flat
 }
 
-/// A vector in a shape that broadcasts along one dimension of `base`.
+/// The vector in a shape that broadcasts over all dimensions of `base` but `along`.
 fn broadcastable(vector: &Tensor, along: usize, base: &Tensor) -> Result<Tensor> {
     let shape: Vec<usize> = base.dims().iter().enumerate().map(|(i, &n)| if i == along { n } else { 1 }).collect();
     vector.reshape(shape)
+}
+
+impl Side {
+    /// The dimension of a weight of shape `base` that a vector of shape `dims` runs along.
+    pub(super) fn dimension(self, dims: &[usize], base: &[usize]) -> std::result::Result<usize, String> {
+        let count = dims.iter().product::<usize>();
+        let (output, input) = (count == base[0], base.len() > 1 && count == base[1]);
+        let first_alone = dims.len() > 1 && dims[0] == 1 && count > 1;
+        match self {
+            Self::Output if output => Ok(0),
+            Self::Input if input => Ok(1),
+            Self::ByShape if output && !first_alone => Ok(0),
+            Self::ByShape if input && first_alone => Ok(1),
+            Self::ByCount if output && input => Err(format!(
+                "its {dims:?} may run along outputs or inputs of the model's {base:?}: peft keeps in another file which"
+            )),
+            Self::ByCount if output || input => Ok(usize::from(input)),
+            _ => Err(format!("its {dims:?} runs along no side of the model's {base:?}")),
+        }
+    }
 }

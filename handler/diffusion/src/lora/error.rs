@@ -1,55 +1,53 @@
-//! What can be wrong with a LoRA, told apart by who has to act.
+//! What can be wrong with a LoRA. Each variant says who has to act.
 
 use super::base_model::BaseModel;
-use crate::loading::HeaderError;
 use crate::{
-    cut::{MESSAGE, NAME, cut},
-    error::PipelineError,
+    error::{MAX_MESSAGE, MAX_NAME, PipelineError, cut},
     gpu::tells_of_memory,
+    loading::HeaderError,
 };
 use std::fmt;
 
-/// Why a LoRA cannot be used. All but `File` and `Device` are faults of the LoRA: the task fails and is not tried again.
+/// Why a LoRA cannot be used. All variants but `File` and `Device` are faults of the LoRA itself: a retry would end the same way.
 #[derive(Debug, thiserror::Error)]
 pub enum LoraError {
-    /// The bytes are no safetensors file.
+    /// The bytes are not a safetensors file.
     #[error("the LoRA is not a safetensors file: {0}")]
     NotSafetensors(String),
-    /// The bytes are what `torch.save` writes, whatever the file's name says. It can run code, so it is never opened.
+    /// The bytes are a pickle as `torch.save` writes it, whatever the file's name says. A pickle can run code, so it is never loaded.
     #[error("the LoRA is a pickled PyTorch file, not a safetensors file: convert it to safetensors")]
     Pickled,
-    /// The LoRA belongs to another base model.
+    /// The LoRA was made for another base model.
     #[error("the LoRA was made for {made_for} ({sign}), not for {model}")]
     OtherBase {
-        /// What it was made for.
+        /// The base model it was made for.
         made_for: BaseModel,
-        /// What gave it away: a key, with its shape if that was it, or a line of the file's metadata.
+        /// What shows that: a key, a key with its shape, or a field of the metadata.
         sign: String,
-        /// What this function paints with.
+        /// The base model of the pipeline.
         model: &'static str,
     },
-    /// Keys of a format that is not known, that don't belong together, or that don't fit the model.
+    /// Keys that are unknown, incomplete, or do not fit the model.
     #[error("{}", Misfit::summary(.0))]
     Misfits(Vec<Misfit>),
-    /// Every layer was read, and none changes anything.
+    /// The file is correct, and changes no weight.
     #[error("the LoRA changes nothing: {0}")]
     NoEffect(&'static str),
     /// The file cannot be read.
     #[error("the LoRA file cannot be read: {0}")]
     File(#[from] std::io::Error),
-    /// Arithmetic, memory or device failed.
+    /// A computation, a memory allocation or the device failed.
     #[error(transparent)]
     Device(#[from] candle_core::Error),
 }
 
 impl LoraError {
-    /// No safetensors file, for a reason that may name what the file holds.
-    /// Whether the LoRA itself is at fault, so that trying again would end the same way.
+    /// Whether the LoRA itself is at fault, so that a retry would end the same way.
     pub fn is_permanent(&self) -> bool {
         !matches!(self, Self::File(_) | Self::Device(_))
     }
 
-    /// Whether the device's memory did not suffice.
+    /// Whether the device ran out of memory.
     pub fn is_out_of_memory(&self) -> bool {
         matches!(self, Self::Device(error) if tells_of_memory(&error.to_string()))
     }
@@ -67,20 +65,19 @@ impl From<PipelineError> for LoraError {
 /// One key that cannot be used.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
 pub struct Misfit {
-    /// The key as it stands in the file, cut if it is long.
+    /// The key as in the file, shortened if it is long.
     pub key: String,
-    /// What is wrong with it: what it holds, and what would fit.
+    /// What is wrong with it.
     pub reason: String,
 }
 
 impl Misfit {
-    /// A misfit of `key`.
     pub(super) fn new(key: impl AsRef<str>, reason: impl AsRef<str>) -> Self {
-        let (key, reason) = (cut(key.as_ref(), NAME), cut(reason.as_ref(), MESSAGE));
+        let (key, reason) = (cut(key.as_ref(), MAX_NAME), cut(reason.as_ref(), MAX_MESSAGE));
         Self { key: key.into_owned(), reason: reason.into_owned() }
     }
 
-    /// The first one in full, and how many there are: the backend shows it to an artist.
+    /// The first one in full and the number of the others. An artist may read it.
     fn summary(misfits: &[Self]) -> String {
         match misfits {
             [] => "the LoRA does not fit".into(),

@@ -1,6 +1,6 @@
-//! What a LoRA file is, and whether it would load.
+//! A report about a LoRA file: what is in it, and whether it would load.
 
-use super::{BaseModel, Layout, Lora, LoraError, Misfit, Target, change::Kind, keys::Component};
+use super::{BaseModel, KeyLayout, Lora, LoraError, Misfit, Target, change::Kind, keys::Component};
 use serde::Serialize;
 use std::{
     collections::BTreeSet,
@@ -10,12 +10,12 @@ use std::{
     path::{Path, PathBuf},
 };
 
-/// Everything worth knowing of a LoRA file. Its JSON is stable: fields are added, never renamed.
+/// What is in a LoRA file. Its JSON is stable: fields are added, never renamed.
 #[derive(Debug, Serialize)]
 pub struct Report {
     /// The file.
     pub file: PathBuf,
-    /// Its length.
+    /// Its length in bytes.
     pub bytes: u64,
     /// The model it was checked against.
     pub model: Option<PathBuf>,
@@ -25,25 +25,25 @@ pub struct Report {
     pub refusal: Option<String>,
     /// Any of lora, locon, loha, lokr, ia3, full, dora.
     pub formats: Vec<&'static str>,
-    /// Who names tensors like that.
-    pub layouts: Vec<Layout>,
-    /// Tensors in the file.
+    /// Whose names the keys have.
+    pub layouts: Vec<KeyLayout>,
+    /// The number of tensors in the file.
     pub tensors: usize,
-    /// Ranks of its products.
+    /// The ranks of its products.
     pub rank: Option<Range>,
-    /// Alphas that its keys name; where there is none, metadata decides, or alpha is the rank.
+    /// The alphas among its tensors. Without one, the metadata decides, or alpha is the rank.
     pub alpha: Option<Range>,
     /// The base model it was made for.
     pub base: Option<BaseModel>,
-    /// What gave the base model away.
+    /// The key or metadata field that shows the base model.
     pub base_sign: Option<String>,
-    /// Modules it changes.
-    pub modules: Modules,
+    /// How many modules it changes.
+    pub modules: ModuleCounts,
     /// Every key that cannot be used.
     pub misfits: Vec<Misfit>,
 }
 
-/// The smallest and the largest of some numbers.
+/// The smallest and the largest of several numbers.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub struct Range {
     /// The smallest.
@@ -54,7 +54,7 @@ pub struct Range {
 
 /// How many modules are changed.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
-pub struct Modules {
+pub struct ModuleCounts {
     /// In the UNet.
     pub unet: usize,
     /// In the text encoder.
@@ -62,10 +62,10 @@ pub struct Modules {
 }
 
 impl Report {
-    /// Looks at a file, and at the headers of a model if one is given.
+    /// Reads a file, and the headers of a model folder if one is given.
     ///
     /// # Errors
-    /// A file that cannot be read, or a model folder that is none. A bad LoRA is no error but a report that says so.
+    /// A file or model folder that cannot be read. A LoRA that would not load is no error: the report says why.
     pub fn of_file(file: &Path, model: Option<&Path>) -> Result<Self, LoraError> {
         let named = |error: io::Error| io::Error::new(error.kind(), format!("{}: {error}", file.display()));
         let mut source = File::open(file).map_err(named)?;
@@ -84,10 +84,10 @@ impl Report {
             alpha: None,
             base: None,
             base_sign: None,
-            modules: Modules::default(),
+            modules: ModuleCounts::default(),
             misfits: Vec::new(),
         };
-        let refusal = match Lora::examine(&mut source) {
+        let refusal = match Lora::parse(&mut source) {
             Ok(lora) => report.describe(lora, target.as_ref()),
             Err(error) => Some(error),
         };
@@ -101,16 +101,16 @@ impl Report {
         Ok(report)
     }
 
-    /// Fills the fields in; the answer is why the file would be refused.
+    /// Fills in the fields. Returns the error with which the file would be refused.
     fn describe(&mut self, lora: Lora, target: Option<&Target>) -> Option<LoraError> {
-        self.tensors = lora.about.tensors;
-        self.layouts.clone_from(&lora.about.layouts);
-        (self.base, self.base_sign) = lora.about.base.clone().unzip();
+        self.tensors = lora.info.tensors;
+        self.layouts.clone_from(&lora.info.layouts);
+        (self.base, self.base_sign) = lora.info.base.clone().unzip();
         let changes = || lora.layers.iter().flat_map(|layer| layer.weight.iter().chain(&layer.bias));
         let mut formats = BTreeSet::new();
         for change in changes() {
             formats.insert(match &change.kind {
-                Kind::LowRank(half) if half.tail().iter().skip(1).any(|&side| side > 1) => "locon",
+                Kind::LowRank(product) if product.tail().iter().skip(1).any(|&side| side > 1) => "locon",
                 Kind::LowRank(_) => "lora",
                 Kind::Hadamard(..) => "loha",
                 Kind::Kronecker(..) => "lokr",
@@ -123,14 +123,14 @@ impl Report {
         self.rank = Range::of(changes().filter_map(|change| change.rank()).map(|rank| rank as f64));
         self.alpha = Range::of(lora.layers.iter().filter_map(|layer| layer.alpha));
         let count = |component| lora.layers.iter().filter(|layer| layer.component == component).count();
-        self.modules = Modules { unet: count(Component::Unet), text_encoder: count(Component::TextEncoder) };
+        self.modules = ModuleCounts { unet: count(Component::Unet), text_encoder: count(Component::TextEncoder) };
         self.misfits.clone_from(&lora.misfits);
         if let Some(target) = target {
-            self.misfits.extend(lora.try_place(target).1);
+            self.misfits.extend(lora.try_fit(target).1);
         }
-        match (lora.sound(), target) {
+        match (lora.validated(), target) {
             (Err(error), _) => Some(error),
-            (Ok(lora), Some(target)) => lora.place(target).err(),
+            (Ok(lora), Some(target)) => lora.fit(target).err(),
             (Ok(_), None) => None,
         }
     }
@@ -165,7 +165,7 @@ impl fmt::Display for Report {
             (Some(base), Some(sign)) => writeln!(f, "made for  {base}: {sign}")?,
             _ => writeln!(f, "made for  the file does not tell")?,
         }
-        let Modules { unet, text_encoder } = self.modules;
+        let ModuleCounts { unet, text_encoder } = self.modules;
         writeln!(f, "modules   {unet} of the UNet, {text_encoder} of the text encoder")?;
         match (&self.refusal, &self.model) {
             (Some(refusal), _) => write!(f, "loads     no: {refusal}")?,

@@ -1,5 +1,4 @@
-//! The names LoRA trainers give their tensors, read into component, module and part. Nothing is guessed: an unknown name is an
-//! error.
+//! Parses the names that LoRA trainers give their tensors into component, module and part. An unknown name is an error.
 
 use serde::Serialize;
 
@@ -10,11 +9,11 @@ pub(super) enum Component {
     TextEncoder,
 }
 
-/// Who names tensors like that.
+/// The program whose naming scheme a key follows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "lowercase")]
-pub enum Layout {
-    /// `unet.….lora_A.weight`: peft, and diffusers since it uses peft.
+pub enum KeyLayout {
+    /// `unet.….lora_A.weight`: peft, and diffusers since it has used peft.
     Peft,
     /// `unet.….lora.down.weight`, `….lora_linear_layer.…`: diffusers.
     Diffusers,
@@ -35,22 +34,22 @@ pub(super) enum Part {
     Scalar,
     DoraScale,
     MagnitudeVector,
-    /// LoHa: `[half][a, b, t]`, the half from 0.
+    /// LoHa: 0 for `hada_w1`, 1 for `hada_w2`.
     Hada(usize, Factor),
-    /// LoKr: the half from 0.
+    /// LoKr: 0 for `lokr_w1`, 1 for `lokr_w2`.
     Lokr(usize, Factor),
     Diff,
     DiffBias,
     NormWeight,
     NormBias,
-    /// LyCORIS' vector of IA3, a difference from one.
+    /// LyCORIS' IA3 vector: the factors minus 1.
     Ia3Weight,
     Ia3OnInput,
-    /// peft's vector of IA3, a factor.
+    /// peft's IA3 vector: the factors.
     Ia3Factor,
 }
 
-/// A matrix of one half of a LoHa or LoKr.
+/// A matrix of one factor of a LoHa or LoKr.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) enum Factor {
     Whole,
@@ -59,24 +58,24 @@ pub(super) enum Factor {
     Core,
 }
 
-/// A key taken apart.
+/// A parsed key.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Key {
     pub component: Component,
-    pub layout: Layout,
-    /// The module's path as it stands in the key, without prefix.
+    pub layout: KeyLayout,
+    /// The module's path as in the key, without the prefix.
     pub path: String,
     pub part: Part,
 }
 
 impl Key {
-    /// The module's path with `_` for `.`: kohya writes it so, and it is unambiguous in this model.
+    /// The module's path with `_` for `.`, as kohya writes it. It is unambiguous in SD1.5.
     pub(super) fn module(&self) -> String {
         self.path.replace('.', "_")
     }
 }
 
-/// Prefixes and their components, longest first where one begins another; none: the path tells.
+/// Prefixes and their components, the longer first if one starts with another. None: the path decides.
 const PREFIXES: [(&str, Option<Component>); 9] = [
     ("lora_unet_", Some(Component::Unet)),
     ("lora_te_", Some(Component::TextEncoder)),
@@ -90,7 +89,7 @@ const PREFIXES: [(&str, Option<Component>); 9] = [
     ("", None),
 ];
 
-/// Endings of the parts, as peft, diffusers (three generations), kohya and LyCORIS write them.
+/// The endings of keys, as peft, diffusers (three generations), kohya and LyCORIS write them.
 const ENDINGS: [(&str, Part); 37] = [
     (".lora_A.weight", Part::Down),
     (".lora_B.weight", Part::Up),
@@ -128,12 +127,12 @@ const ENDINGS: [(&str, Part); 37] = [
     (".b_norm", Part::NormBias),
     (".on_input", Part::Ia3OnInput),
     (".ia3_l", Part::Ia3Factor),
-    // Only kohya's layout: elsewhere it would be a layer of a whole model.
+    // Only in kohya's layout. In another it would be a layer of a whole model.
     (".weight", Part::Ia3Weight),
 ];
 
-/// Marks of what is known by name and not supported.
-const FOREIGN: [(&str, &str); 15] = [
+/// Parts of keys that are known but not supported, with the reason.
+const UNSUPPORTED: [(&str, &str); 15] = [
     ("bundle_emb.", "an embedding bundled with the LoRA is not supported"),
     ("model.diffusion_model.", "a whole checkpoint is no LoRA"),
     ("first_stage_model.", "a whole checkpoint is no LoRA"),
@@ -151,12 +150,12 @@ const FOREIGN: [(&str, &str); 15] = [
     ("vera_lambda", "VeRA is not supported"),
 ];
 
-/// Takes a key apart.
+/// Parses a key.
 ///
 /// # Errors
-/// What is unknown about it.
+/// Why it cannot be used.
 pub(super) fn parse(key: &str) -> Result<Key, String> {
-    if let Some((_, reason)) = FOREIGN.iter().find(|(mark, _)| key.contains(mark)) {
+    if let Some((_, reason)) = UNSUPPORTED.iter().find(|(mark, _)| key.contains(mark)) {
         return Err((*reason).to_string());
     }
     // peft puts the adapter's name between its own words.
@@ -175,22 +174,22 @@ pub(super) fn parse(key: &str) -> Result<Key, String> {
     let text = path.starts_with("text_model.") || path.starts_with("encoder.layers.");
     let component = component.unwrap_or(if text { Component::TextEncoder } else { Component::Unet });
     let layout = match ending {
-        _ if kohya => Layout::Kohya,
-        _ if ending.starts_with("_lora.") || path.contains(".processor.") => Layout::Processors,
-        ".lora.down.weight" | ".lora.up.weight" => Layout::Diffusers,
-        _ if ending.starts_with(".lora_linear_layer.") => Layout::Diffusers,
-        _ => Layout::Peft,
+        _ if kohya => KeyLayout::Kohya,
+        _ if ending.starts_with("_lora.") || path.contains(".processor.") => KeyLayout::Processors,
+        ".lora.down.weight" | ".lora.up.weight" => KeyLayout::Diffusers,
+        _ if ending.starts_with(".lora_linear_layer.") => KeyLayout::Diffusers,
+        _ => KeyLayout::Peft,
     };
     Ok(Key { component, layout, path: projection(path, component, layout), part })
 }
 
-/// Attention processors name the projections after themselves.
-fn projection(path: &str, component: Component, layout: Layout) -> String {
+/// The module's path in the model. Attention processors have their own names for the projections.
+fn projection(path: &str, component: Component, layout: KeyLayout) -> String {
     let path = path.replace(".processor.", ".");
     if component == Component::Unet {
         return if path.ends_with(".to_out") { format!("{path}.0") } else { path };
     }
     let names = [(".to_q", ".q_proj"), (".to_k", ".k_proj"), (".to_v", ".v_proj"), (".to_out", ".out_proj")];
     let renamed = names.iter().find_map(|(old, new)| Some(format!("{}{new}", path.strip_suffix(old)?)));
-    renamed.filter(|_| layout == Layout::Processors).unwrap_or(path)
+    renamed.filter(|_| layout == KeyLayout::Processors).unwrap_or(path)
 }

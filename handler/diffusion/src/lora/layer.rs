@@ -1,26 +1,25 @@
-//! From the tensors a file has for one module to what they do to its weight and bias. Every part must be of use.
+//! Turns the tensors that a file has for one module into the changes of its weight and bias. A tensor without a use is an error.
 
 use super::{
-    arena::Matrix,
-    change::{Change, Kind},
+    change::{Change, Kind, Magnitude, Side, Vector},
     error::Misfit,
-    half::Half,
+    factorized::Factorized,
     keys::{Component, Factor, Part},
+    matrices::Matrix,
     settings::Settings,
-    vector::{Magnitude, Side, Vector},
 };
 use std::collections::HashMap;
 
-/// What a key holds.
+/// The content of a tensor.
 #[derive(Debug, Clone)]
-pub(super) enum Held {
-    /// A matrix in the arena.
+pub(super) enum TensorData {
+    /// A matrix or a vector.
     Matrix(Matrix),
-    /// One number: alpha, scalar, on_input.
+    /// One number: alpha, scalar or on_input.
     Number(f64),
 }
 
-/// What one module's weight and bias go through.
+/// The changes of one module's weight and bias.
 #[derive(Debug)]
 pub(super) struct Layer {
     pub component: Component,
@@ -28,24 +27,24 @@ pub(super) struct Layer {
     pub module: String,
     pub weight: Option<Change>,
     pub bias: Option<Change>,
-    /// Alpha as a key of the file names it.
+    /// The alpha among the file's tensors.
     pub alpha: Option<f64>,
 }
 
-/// What the file has for one module, each part with its key.
-pub(super) struct Parts {
+/// The tensors that a file has for one module, each with its key.
+pub(super) struct ModuleTensors {
     pub component: Component,
     pub module: String,
-    /// The path with its dots, where the layout keeps them.
+    /// The path, with dots if the layout has them.
     pub path: String,
-    pub held: HashMap<Part, (String, Held)>,
+    pub tensors: HashMap<Part, (String, TensorData)>,
 }
 
-impl Parts {
+impl ModuleTensors {
     /// Makes a layer of them.
     ///
     /// # Errors
-    /// All parts that are missing, left over, or don't fit the others.
+    /// All tensors that are left over, do not fit the others, or need another one that is missing.
     pub(super) fn layer(mut self, settings: &Settings) -> Result<Layer, Vec<Misfit>> {
         let weight = self.weight().map_err(|misfit| vec![misfit])?;
         let (weight, alpha) = match weight {
@@ -58,7 +57,7 @@ impl Parts {
             other => (other, None),
         };
         let bias = self.bias(weight.as_ref());
-        let mut left: Vec<_> = self.held.into_values().map(|(key, _)| key).collect();
+        let mut left: Vec<_> = self.tensors.into_values().map(|(key, _)| key).collect();
         left.sort();
         if left.is_empty() {
             return Ok(Layer { component: self.component, module: self.module, weight, bias, alpha });
@@ -70,17 +69,16 @@ impl Parts {
     }
 
     fn weight(&mut self) -> Result<Option<Change>, Misfit> {
-        let lora = self.half(None, (Part::Up, "up (lora_B)"), (Part::Down, "down (lora_A)"), Some(Part::Mid), true)?;
-        if let Some((key, half)) = lora {
-            return Ok(Some(Change::new(key, Kind::LowRank(half))));
+        let (up, down) = ((Part::Up, "up (lora_B)"), (Part::Down, "down (lora_A)"));
+        if let Some((key, product)) = self.factorized(None, up, down, Some(Part::Mid), true)? {
+            return Ok(Some(Change::new(key, Kind::LowRank(product))));
         }
-        let part = |half, factor| Part::Hada(half, factor);
-        let mut hada = |half, a, b| {
-            let (a, b) = ((part(half, Factor::A), a), (part(half, Factor::B), b));
-            self.half(None, a, b, Some(part(half, Factor::Core)), false)
+        let mut hada = |index, a, b| {
+            let (a, b) = ((Part::Hada(index, Factor::A), a), (Part::Hada(index, Factor::B), b));
+            self.factorized(None, a, b, Some(Part::Hada(index, Factor::Core)), false)
         };
-        let halves = (hada(0, "hada_w1_a", "hada_w1_b")?, hada(1, "hada_w2_a", "hada_w2_b")?);
-        if let Some(change) = pair(halves, "hada_w1", "hada_w2", Kind::Hadamard)? {
+        let factors = (hada(0, "hada_w1_a", "hada_w1_b")?, hada(1, "hada_w2_a", "hada_w2_b")?);
+        if let Some(change) = pair(factors, "hada_w1", "hada_w2", Kind::Hadamard)? {
             let Kind::Hadamard(first, second) = &change.kind else { return Ok(Some(change)) };
             let shapes = ((first.rows(), first.tail()), (second.rows(), second.tail()));
             if shapes.0 == shapes.1 {
@@ -88,13 +86,13 @@ impl Parts {
             }
             return Err(Misfit::new(change.key, format!("its halves make {:?} and {:?}", shapes.0, shapes.1)));
         }
-        let part = |half, factor| Part::Lokr(half, factor);
-        let mut lokr = |half, a, b| {
-            let (a, b) = ((part(half, Factor::A), a), (part(half, Factor::B), b));
-            self.half(Some(part(half, Factor::Whole)), a, b, Some(part(half, Factor::Core)), false)
+        let mut lokr = |index, a, b| {
+            let part = |factor| Part::Lokr(index, factor);
+            let (a, b) = ((part(Factor::A), a), (part(Factor::B), b));
+            self.factorized(Some(part(Factor::Whole)), a, b, Some(part(Factor::Core)), false)
         };
-        let halves = (lokr(0, "lokr_w1_a", "lokr_w1_b")?, lokr(1, "lokr_w2_a", "lokr_w2_b")?);
-        if let Some(change) = pair(halves, "lokr_w1", "lokr_w2", Kind::Kronecker)? {
+        let factors = (lokr(0, "lokr_w1_a", "lokr_w1_b")?, lokr(1, "lokr_w2_a", "lokr_w2_b")?);
+        if let Some(change) = pair(factors, "lokr_w1", "lokr_w2", Kind::Kronecker)? {
             return Ok(Some(change));
         }
         if let Some(change) = self.vector()? {
@@ -104,26 +102,26 @@ impl Parts {
         Ok(difference.map(|(key, matrix)| Change::new(key, Kind::Difference(matrix))))
     }
 
-    /// A matrix that is there whole or as `a`, `b` and perhaps a core; none if nothing of it is there.
-    fn half(
+    /// A matrix that the file stores whole, or as `a`, `b` and perhaps a core. None if it has nothing of it.
+    fn factorized(
         &mut self,
         whole: Option<Part>,
         (a, a_name): (Part, &str),
         (b, b_name): (Part, &str),
         core: Option<Part>,
         upright: bool,
-    ) -> Result<Option<(String, Half)>, Misfit> {
+    ) -> Result<Option<(String, Factorized)>, Misfit> {
         if let Some((key, matrix)) = whole.and_then(|whole| self.matrix(whole)) {
             if matrix.dims.len() < 2 || matrix.count() == 0 {
                 return Err(Misfit::new(key, format!("its {:?} is no matrix", matrix.dims)));
             }
-            return Ok(Some((key, Half::Whole(matrix))));
+            return Ok(Some((key, Factorized::Whole(matrix))));
         }
         let core = core.and_then(|core| self.matrix(core));
         match (self.matrix(a), self.matrix(b)) {
             (Some((_, a)), Some((key, b))) => {
-                let half = Half::product(&key, a, b, core.map(|(_, core)| core), upright)?;
-                Ok(Some((key, half)))
+                let product = Factorized::product(&key, a, b, core.map(|(_, core)| core), upright)?;
+                Ok(Some((key, product)))
             }
             (Some((key, _)), None) => Err(Misfit::new(key, format!("its `{b_name}` is missing"))),
             (None, Some((key, _))) => Err(Misfit::new(key, format!("its `{a_name}` is missing"))),
@@ -136,7 +134,7 @@ impl Parts {
 
     fn vector(&mut self) -> Result<Option<Change>, Misfit> {
         let vector = if let Some((key, numbers)) = self.matrix(Part::Ia3Factor) {
-            // A linear layer's is `[1, in]` or `[out, 1]`, a convolution's `[1, n, 1, 1]` for both.
+            // For a linear layer the shape is `[1, in]` or `[out, 1]`. For a convolution it is `[1, n, 1, 1]` on both sides.
             let side = if numbers.dims.len() == 2 { Side::ByShape } else { Side::ByCount };
             (key, Vector { numbers, side, neutral: 1.0 })
         } else if let Some((key, numbers)) = self.matrix(Part::Ia3Weight) {
@@ -151,7 +149,7 @@ impl Parts {
         Ok(Some(Change::new(vector.0, Kind::Scaled(vector.1))))
     }
 
-    /// What becomes of the bias. peft's IA3 on the outputs scales it with them, LyCORIS' does not.
+    /// The change of the bias. peft's IA3 on the outputs scales the bias as well, LyCORIS' does not.
     fn bias(&mut self, weight: Option<&Change>) -> Option<Change> {
         if let Some(Change { key, kind: Kind::Scaled(vector), .. }) = weight
             && vector.neutral == 1.0
@@ -173,8 +171,8 @@ impl Parts {
         found.map(|((key, numbers), side, dropped)| Magnitude { key, numbers, side, dropped_by_diffusers: dropped })
     }
 
-    /// `alpha / rank`; 1 where neither key nor metadata names an alpha, where it is 0 (kohya and LyCORIS read that as
-    /// "the rank"), and where nothing has a rank: LoKr with both factors whole.
+    /// `alpha / rank`. It is 1 without an alpha in tensors and metadata, for alpha 0 (kohya and LyCORIS read that as the rank), and
+    /// without a rank: LoKr with both factors whole.
     fn scale(&self, change: &Change, alpha: Option<f64>, settings: &Settings) -> f64 {
         match (change.rank(), alpha) {
             (None, _) | (_, Some(0.0)) => 1.0,
@@ -184,31 +182,31 @@ impl Parts {
     }
 
     fn matrix(&mut self, part: Part) -> Option<(String, Matrix)> {
-        match self.held.remove(&part)? {
-            (key, Held::Matrix(matrix)) => Some((key, matrix)),
-            (_, Held::Number(_)) => None,
+        match self.tensors.remove(&part)? {
+            (key, TensorData::Matrix(matrix)) => Some((key, matrix)),
+            (_, TensorData::Number(_)) => None,
         }
     }
 
     fn number(&mut self, part: Part) -> Option<f64> {
-        match self.held.remove(&part)? {
-            (_, Held::Number(number)) => Some(number),
-            (_, Held::Matrix(_)) => None,
+        match self.tensors.remove(&part)? {
+            (_, TensorData::Number(number)) => Some(number),
+            (_, TensorData::Matrix(_)) => None,
         }
     }
 }
 
-/// A half with a key of the file.
-type Keyed = (String, Half);
+/// A factor with one of its keys.
+type Keyed = (String, Factorized);
 
-/// Both halves of a change, or none.
+/// The change that two factors make. None if the file has neither.
 fn pair(
-    halves: (Option<Keyed>, Option<Keyed>),
+    factors: (Option<Keyed>, Option<Keyed>),
     first_name: &str,
     second_name: &str,
-    kind: impl Fn(Half, Half) -> Kind,
+    kind: impl Fn(Factorized, Factorized) -> Kind,
 ) -> Result<Option<Change>, Misfit> {
-    match halves {
+    match factors {
         (Some((key, first)), Some((_, second))) => Ok(Some(Change::new(key, kind(first, second)))),
         (Some((key, _)), None) => Err(Misfit::new(key, format!("its `{second_name}` is missing"))),
         (None, Some((key, _))) => Err(Misfit::new(key, format!("its `{first_name}` is missing"))),

@@ -1,26 +1,26 @@
-//! Merging: what LoRAs add to the tensors they name, as an overlay over the base weights. No other tensor is touched.
+//! Merges LoRAs into an overlay over the base weights. Only the tensors that they change are in it.
 
 use super::{
     AppliedLora, Dora, Lora, LoraError,
-    arena::{Arena, Matrix},
     base_model::BaseModel,
     change::{Change, Kind},
     error::Misfit,
     keys::Component,
+    matrices::{Matrices, Matrix},
     target::Target,
 };
 use crate::{
-    cut::{NAME, cut},
+    error::{MAX_NAME, cut},
     loading::weights::{Tensors, Weights},
 };
 use candle_core::{DType, Tensor};
 use rayon::prelude::*;
 use std::collections::{BTreeMap, HashMap};
 
-/// Below this relative change, DoRA's lengths are those of the base but for their rounding to bf16.
-const UNTRAINED: f32 = 4e-3;
+/// Below this relative change, DoRA's magnitudes are the norms of the base, rounded to bf16.
+const MIN_DORA_CHANGE: f32 = 4e-3;
 
-/// Merged tensors of each component, to be laid over the base.
+/// The merged tensors of each component.
 #[derive(Default)]
 pub struct Overlays {
     /// Tensors of the UNet, by name.
@@ -30,47 +30,48 @@ pub struct Overlays {
 }
 
 /// A tensor of the model, by component and name.
-type Place = (Component, String);
+type TensorKey = (Component, String);
 
 /// What LoRAs change, tensor by tensor. Each adds to the base what it would add alone, so their order does not matter.
-pub struct Plan<'a> {
+pub struct MergePlan<'a> {
     loras: &'a [AppliedLora],
-    places: BTreeMap<Place, Vec<(usize, &'a Change)>>,
+    /// The changes of each tensor, each with the index of its LoRA.
+    changes: BTreeMap<TensorKey, Vec<(usize, &'a Change)>>,
     dora: bool,
 }
 
-/// What is added to one matrix of the model: the product of two, each of several parts side by side.
-pub(crate) struct LowRank<'a> {
-    /// Whether it is one of the UNet, else of the text encoder.
+/// A product `left @ right` to add to one matrix of the model. The products of several LoRAs are concatenated along the rank.
+pub(crate) struct LowRankUpdate<'a> {
+    /// Whether the matrix is in the UNet, else it is in the text encoder.
     pub of_unet: bool,
     /// The tensor's name.
     pub name: String,
-    /// Rows of the left factor.
+    /// Rows of `left`.
     pub rows: usize,
-    /// Columns of the right factor.
+    /// Columns of `right`.
     pub columns: usize,
-    /// Columns of the left factor and rows of the right one.
+    /// Columns of `left` and rows of `right`.
     pub rank: usize,
-    parts: Vec<(&'a Arena, &'a Matrix, &'a Matrix, f64)>,
+    parts: Vec<(&'a Matrices, &'a Matrix, &'a Matrix, f64)>,
 }
 
-impl LowRank<'_> {
-    /// The factors, `[rows, rank]` with all scales and `[rank, columns]`, in f32.
+impl LowRankUpdate<'_> {
+    /// Writes both factors in f32: `left` `[rows, rank]`, with all scales applied, and `right` `[rank, columns]`.
     ///
     /// # Errors
-    /// None that a loaded LoRA can cause.
+    /// None for a loaded LoRA.
     pub(crate) fn write(&self, left: &mut [f32], right: &mut [f32]) -> candle_core::Result<()> {
         let mut done = 0;
-        for (arena, a, b, gain) in &self.parts {
-            arena.write(a, *gain as f32, a.width(), self.rank, &mut left[done..])?;
-            arena.write(b, 1.0, self.columns, self.columns, &mut right[done * self.columns..])?;
+        for (matrices, a, b, gain) in &self.parts {
+            matrices.write(a, *gain as f32, a.width(), self.rank, &mut left[done..])?;
+            matrices.write(b, 1.0, self.columns, self.columns, &mut right[done * self.columns..])?;
             done += a.width();
         }
         Ok(())
     }
 }
 
-/// Finds the place of every change.
+/// Finds the tensor for every change. LoRAs with scale 0 are checked as well.
 ///
 /// # Errors
 /// A LoRA that does not fit `target`, or that changes nothing even at scale 1.
@@ -80,22 +81,22 @@ pub fn plan<'a>(
     unet: &Weights,
     text_encoder: &Weights,
     dora: Dora,
-) -> Result<Plan<'a>, LoraError> {
+) -> Result<MergePlan<'a>, LoraError> {
     let dora = dora == Dora::Apply;
-    let mut places: BTreeMap<Place, Vec<(usize, &Change)>> = BTreeMap::new();
+    let mut changes: BTreeMap<TensorKey, Vec<(usize, &Change)>> = BTreeMap::new();
     for (index, AppliedLora { lora, scale }) in loras.iter().enumerate() {
-        let placed = lora.place(target)?;
-        if !lora.active && !lengths_matter(lora, &placed, unet, text_encoder, dora)? {
+        let fitted = lora.fit(target)?;
+        if !lora.active && !magnitudes_matter(lora, &fitted, unet, text_encoder, dora)? {
             return Err(LoraError::NoEffect("every product of its matrices is zero"));
         }
-        for (place, change) in placed.into_iter().filter(|_| *scale != 0.0) {
-            places.entry(place).or_default().push((index, change));
+        for (key, change) in fitted.into_iter().filter(|_| *scale != 0.0) {
+            changes.entry(key).or_default().push((index, change));
         }
     }
-    Ok(Plan { loras, places, dora })
+    Ok(MergePlan { loras, changes, dora })
 }
 
-/// Merges LoRAs, see [`plan`] and [`Plan::merge`].
+/// Merges LoRAs: [`plan`] and [`MergePlan::merge`] in one.
 ///
 /// # Errors
 /// As those.
@@ -109,25 +110,25 @@ pub fn merge(
     plan(loras, target, unet, text_encoder, dora)?.merge(unet, text_encoder)
 }
 
-impl<'a> Plan<'a> {
+impl<'a> MergePlan<'a> {
     /// A plan that changes nothing.
     pub(crate) fn nothing() -> Self {
-        Self { loras: &[], places: BTreeMap::new(), dora: true }
+        Self { loras: &[], changes: BTreeMap::new(), dora: true }
     }
 
-    /// Merges. Per tensor the sum is formed in f32 and rounded once to the base's dtype.
+    /// Computes the merged tensors: a sum in f32, rounded once to the base's dtype.
     ///
     /// # Errors
-    /// Memory, or the disk from which the base is read.
+    /// Not enough memory, or the base cannot be read from the disk.
     pub fn merge(self, unet: &Weights, text_encoder: &Weights) -> Result<Overlays, LoraError> {
-        let Self { loras, places, dora } = self;
-        let merged = places.into_par_iter().map(|((component, name), changes)| {
+        let Self { loras, changes, dora } = self;
+        let merged = changes.into_par_iter().map(|((component, name), changes)| {
             let base = if component == Component::Unet { unet } else { text_encoder }.base(&name)?;
             let base_f32 = base.to_dtype(DType::F32)?;
             let mut sum = base_f32.clone();
             for (index, change) in changes {
                 let AppliedLora { lora, scale } = &loras[index];
-                sum = (sum + change.contribution(&lora.arena, &base_f32, *scale, dora)?)?;
+                sum = (sum + change.contribution(&lora.matrices, &base_f32, *scale, dora)?)?;
             }
             Ok((component, name, sum.to_dtype(base.dtype())?))
         });
@@ -141,61 +142,62 @@ impl<'a> Plan<'a> {
         Ok(overlays)
     }
 
-    /// Takes out of the plan what are products and goes to tensors for which `takes` says so, by component (whether the UNet)
-    /// and name: who takes them adds them.
-    pub(crate) fn take_low_rank(&mut self, takes: impl Fn(bool, &str) -> bool) -> Vec<LowRank<'a>> {
+    /// Removes the tensors whose changes are all products and which `takes` accepts, by component (whether it is the UNet) and name.
+    /// The caller has to add the products.
+    pub(crate) fn take_low_rank(&mut self, takes: impl Fn(bool, &str) -> bool) -> Vec<LowRankUpdate<'a>> {
         let (loras, dora) = (self.loras, self.dora);
         let (mut taken, mut left) = (Vec::new(), BTreeMap::new());
-        for ((component, name), changes) in std::mem::take(&mut self.places) {
+        for ((component, name), changes) in std::mem::take(&mut self.changes) {
             let of_unet = component == Component::Unet;
             let parts = changes.iter().map(|(index, change)| {
                 let (a, b) = change.product_of().filter(|_| change.is_product(dora))?;
                 let AppliedLora { lora, scale } = &loras[*index];
-                Some((&lora.arena, a, b, change.factor * scale))
+                Some((&lora.matrices, a, b, change.factor * scale))
             });
             match parts.collect::<Option<Vec<_>>>().filter(|_| takes(of_unet, &name)) {
                 Some(parts) => {
                     let (rows, columns) = (parts[0].1.dims[0], parts[0].2.width());
                     let rank = parts.iter().map(|(_, a, ..)| a.width()).sum();
-                    taken.push(LowRank { of_unet, name, rows, columns, rank, parts });
+                    taken.push(LowRankUpdate { of_unet, name, rows, columns, rank, parts });
                 }
                 None => {
                     left.insert((component, name), changes);
                 }
             }
         }
-        self.places = left;
+        self.changes = left;
         taken
     }
 }
 
 impl Lora {
-    /// Where each change goes.
+    /// The tensor of each change.
     ///
     /// # Errors
-    /// Another base model, or every key that fits nowhere.
-    pub(super) fn place(&self, target: &Target) -> Result<Vec<(Place, &Change)>, LoraError> {
-        if let (Some((made_for, sign)), Some(model)) = (&self.about.base, target.base())
+    /// Another base model, or all keys that do not fit the model.
+    pub(super) fn fit(&self, target: &Target) -> Result<Vec<(TensorKey, &Change)>, LoraError> {
+        if let (Some((made_for, sign)), Some(model)) = (&self.info.base, target.base())
             && *made_for != model
         {
             return Err(LoraError::OtherBase { made_for: *made_for, sign: sign.clone(), model: model.name() });
         }
-        let (placed, misfits) = self.try_place(target);
-        if misfits.is_empty() { Ok(placed) } else { Err(LoraError::Misfits(misfits)) }
+        let (fitted, misfits) = self.try_fit(target);
+        if misfits.is_empty() { Ok(fitted) } else { Err(LoraError::Misfits(misfits)) }
     }
 
-    /// Where each change goes, and what fits nowhere.
-    pub(super) fn try_place(&self, target: &Target) -> (Vec<(Place, &Change)>, Vec<Misfit>) {
-        let (mut placed, mut misfits) = (Vec::new(), Vec::new());
+    /// The tensor of each change, and the keys that do not fit the model.
+    pub(super) fn try_fit(&self, target: &Target) -> (Vec<(TensorKey, &Change)>, Vec<Misfit>) {
+        let (mut fitted, mut misfits) = (Vec::new(), Vec::new());
         let mut taken: HashMap<(Component, &str), &str> = HashMap::new();
         for layer in &self.layers {
             let any_key = layer.weight.as_ref().or(layer.bias.as_ref()).map_or("", |change| change.key.as_str());
             let Some(module) = target.module(layer.component, &layer.module) else {
-                misfits.push(Misfit::new(any_key, format!("the model has no module `{}`", cut(&layer.module, NAME))));
+                misfits
+                    .push(Misfit::new(any_key, format!("the model has no module `{}`", cut(&layer.module, MAX_NAME))));
                 continue;
             };
             if let Some(other) = taken.insert((module.component, &module.path), any_key) {
-                misfits.push(Misfit::new(any_key, format!("`{}` is for the same module", cut(other, NAME))));
+                misfits.push(Misfit::new(any_key, format!("`{}` is for the same module", cut(other, MAX_NAME))));
             }
             for (change, shape, part) in
                 [(&layer.weight, &module.weight, "weight"), (&layer.bias, &module.bias, "bias")]
@@ -205,7 +207,7 @@ impl Lora {
                     // peft's IA3 on the inputs leaves the bias alone.
                     _ if change.optional && scales_inputs(layer.weight.as_ref(), module.weight.as_deref()) => {}
                     Some(dims) => match change.fits(&layer.module, dims) {
-                        Ok(()) => placed.push(((module.component, format!("{}.{part}", module.path)), change)),
+                        Ok(()) => fitted.push(((module.component, format!("{}.{part}", module.path)), change)),
                         Err(misfit) => misfits.push(misfit),
                     },
                     None if change.optional => {}
@@ -215,12 +217,12 @@ impl Lora {
                 }
             }
         }
-        (placed, misfits)
+        (fitted, misfits)
     }
 
-    /// The base model it was made for, if that is one no UNet of this function can be of.
-    pub(super) fn foreign(&self) -> Option<LoraError> {
-        let (made_for, sign) = self.about.base.as_ref().filter(|(model, _)| !model.is_paintable())?;
+    /// An error if it was made for a base model that the pipeline cannot load.
+    pub(super) fn unsupported_base(&self) -> Option<LoraError> {
+        let (made_for, sign) = self.info.base.as_ref().filter(|(model, _)| !model.is_supported())?;
         Some(LoraError::OtherBase { made_for: *made_for, sign: sign.clone(), model: BaseModel::Sd1.name() })
     }
 }
@@ -232,19 +234,19 @@ fn scales_inputs(weight: Option<&Change>, dims: Option<&[usize]>) -> bool {
     }
 }
 
-/// Whether DoRA's lengths alone change something, for a LoRA whose products are all zero.
-fn lengths_matter(
+/// Whether DoRA's magnitudes alone change something, for a LoRA whose products are all zero.
+fn magnitudes_matter(
     lora: &Lora,
-    placed: &[(Place, &Change)],
+    fitted: &[(TensorKey, &Change)],
     unet: &Weights,
     text_encoder: &Weights,
     dora: bool,
 ) -> Result<bool, LoraError> {
-    for ((component, name), change) in placed.iter().filter(|(_, change)| change.magnitude.is_some()) {
+    for ((component, name), change) in fitted.iter().filter(|(_, change)| change.magnitude.is_some()) {
         let base = if *component == Component::Unet { unet } else { text_encoder }.base(name)?;
         let base = base.to_dtype(DType::F32)?;
         let largest = |tensor: &Tensor| tensor.abs()?.flatten_all()?.max(0)?.to_scalar::<f32>();
-        if largest(&change.contribution(&lora.arena, &base, 1.0, dora)?)? > UNTRAINED * largest(&base)? {
+        if largest(&change.contribution(&lora.matrices, &base, 1.0, dora)?)? > MIN_DORA_CHANGE * largest(&base)? {
             return Ok(true);
         }
     }

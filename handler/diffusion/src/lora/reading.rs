@@ -1,16 +1,16 @@
-//! From the bytes of a file to layers: every key ends in a layer or among the misfits.
+//! Parses a file into layers. Every key ends up in a layer or among the misfits.
 
 use super::{
-    About, Lora, LoraError,
-    arena::Builder,
+    FileInfo, Lora, LoraError,
     base_model::BaseModel,
     error::Misfit,
     keys::{self, Component, Part},
-    layer::{Held, Layer, Parts},
+    layer::{Layer, ModuleTensors, TensorData},
+    matrices::MatricesBuilder,
     settings::Settings,
 };
 use crate::{
-    cut::{NAME, cut},
+    error::{MAX_NAME, cut},
     loading::Header,
 };
 use safetensors::{Dtype, tensor::TensorInfo};
@@ -20,11 +20,11 @@ use std::{
 };
 
 impl Lora {
-    /// Reads whatever the file holds; what is wrong with its keys is kept in `misfits`.
+    /// Parses a file without refusing it for its keys: keys that cannot be used go into `misfits`.
     ///
     /// # Errors
-    /// It is no safetensors file, or cannot be read.
-    pub(super) fn examine(source: &mut (impl Read + Seek)) -> Result<Self, LoraError> {
+    /// It is not a safetensors file, or cannot be read.
+    pub(super) fn parse(source: &mut (impl Read + Seek)) -> Result<Self, LoraError> {
         let header = Header::read(source)?;
         let mut misfits = Vec::new();
         let settings = Settings::read(&header.metadata).unwrap_or_else(|reason| {
@@ -39,35 +39,37 @@ impl Lora {
             }
         }
         let layouts = keys.iter().map(|(_, _, key)| key.layout).collect::<BTreeSet<_>>().into_iter().collect();
-        let mut arena = Builder::for_tensors(keys.iter().map(|(_, info, _)| *info))?;
-        let mut modules: BTreeMap<(Component, String), Parts> = BTreeMap::new();
+        let mut matrices = MatricesBuilder::for_tensors(keys.iter().map(|(_, info, _)| *info))?;
+        let mut modules: BTreeMap<(Component, String), ModuleTensors> = BTreeMap::new();
         for (key, info, parsed) in keys {
-            let held = match held(&header, source, info, is_number(parsed.part), &mut arena)? {
-                Ok(held) => held,
+            let data = match read_tensor(&header, source, info, is_number(parsed.part), &mut matrices)? {
+                Ok(data) => data,
                 Err(reason) => {
                     misfits.push(Misfit::new(key, reason));
                     continue;
                 }
             };
             let (component, module) = (parsed.component, parsed.module());
-            let parts = modules.entry((component, module.clone()));
-            let parts = parts.or_insert_with(|| Parts { component, module, path: parsed.path, held: HashMap::new() });
-            if let Some((other, _)) = &parts.held.insert(parsed.part, (key.clone(), held)) {
-                misfits.push(Misfit::new(key, format!("`{}` is the same part of the same module", cut(other, NAME))));
+            let entry = modules.entry((component, module.clone()));
+            let tensors = HashMap::new();
+            let entry = entry.or_insert_with(|| ModuleTensors { component, module, path: parsed.path, tensors });
+            if let Some((other, _)) = &entry.tensors.insert(parsed.part, (key.clone(), data)) {
+                misfits
+                    .push(Misfit::new(key, format!("`{}` is the same part of the same module", cut(other, MAX_NAME))));
             }
         }
         let mut layers = Vec::with_capacity(modules.len());
-        for parts in modules.into_values() {
-            match parts.layer(&settings) {
+        for tensors in modules.into_values() {
+            match tensors.layer(&settings) {
                 Ok(layer) => layers.push(layer),
                 Err(more) => misfits.extend(more),
             }
         }
         let base = base(&header, &layers);
-        let about = About { layouts, base, tensors: header.tensors.len() };
-        let arena = arena.build()?;
-        let active = is_active(&layers, &arena)?;
-        Ok(Self { arena, layers, misfits, about, active, sha256: String::new() })
+        let info = FileInfo { layouts, base, tensors: header.tensors.len() };
+        let matrices = matrices.build()?;
+        let active = is_active(&layers, &matrices)?;
+        Ok(Self { matrices, layers, misfits, info, active, sha256: String::new() })
     }
 }
 
@@ -75,14 +77,14 @@ fn is_number(part: Part) -> bool {
     matches!(part, Part::Alpha | Part::Scalar | Part::Ia3OnInput)
 }
 
-/// Reads one tensor. The inner error is the key's fault.
-fn held(
+/// Reads one tensor. The inner error is a fault of the key.
+fn read_tensor(
     header: &Header,
     source: &mut (impl Read + Seek),
     info: &TensorInfo,
     number: bool,
-    arena: &mut Builder,
-) -> Result<Result<Held, String>, LoraError> {
+    matrices: &mut MatricesBuilder,
+) -> Result<Result<TensorData, String>, LoraError> {
     if number {
         if info.shape.iter().product::<usize>() != 1 {
             return Ok(Err(format!("it is {:?}, not one number", info.shape)));
@@ -90,20 +92,20 @@ fn held(
         let mut bytes = Vec::new();
         header.bytes(source, info, |chunk| bytes.extend_from_slice(chunk))?;
         return Ok(match number_of(info.dtype, &bytes) {
-            Some(number) if number.is_finite() => Ok(Held::Number(number)),
+            Some(number) if number.is_finite() => Ok(TensorData::Number(number)),
             Some(_) => Err("it is NaN or infinite".into()),
             None => Err(format!("it is {:?}, not a number a LoRA has", info.dtype)),
         });
     }
-    // Also keeps products of the other sides from overflowing later.
+    // Without a 0, the product of the other dimensions is limited by the file's length and cannot overflow.
     if info.shape.contains(&0) {
         return Ok(Err(format!("its {:?} holds no numbers: rank 0", info.shape)));
     }
-    let Some(matrix) = arena.begin(info) else {
+    let Some(matrix) = matrices.begin(info) else {
         return Ok(Err(format!("it is {:?}; F64, F32, F16 and BF16 are supported", info.dtype)));
     };
-    header.bytes(source, info, |chunk| arena.push(info.dtype, chunk))?;
-    Ok(if arena.is_finite() { Ok(Held::Matrix(matrix)) } else { Err("it holds NaN or infinity".into()) })
+    header.bytes(source, info, |chunk| matrices.push(info.dtype, chunk))?;
+    Ok(if matrices.is_finite() { Ok(TensorData::Matrix(matrix)) } else { Err("it holds NaN or infinity".into()) })
 }
 
 fn number_of(dtype: Dtype, bytes: &[u8]) -> Option<f64> {
@@ -119,29 +121,32 @@ fn number_of(dtype: Dtype, bytes: &[u8]) -> Option<f64> {
     })
 }
 
-/// What the file was made for, and what gave it away: keys first, then shapes, then what the trainer says.
+/// The base model that the file was made for, and the key or metadata that shows it. Keys come first, then shapes, then metadata.
 fn base(header: &Header, layers: &[Layer]) -> Option<(BaseModel, String)> {
-    let named = |key: &String| Some((BaseModel::of_key(key)?, format!("key `{}`", cut(key, NAME))));
+    let named = |key: &String| Some((BaseModel::of_key(key)?, format!("key `{}`", cut(key, MAX_NAME))));
     let mut by_key: Vec<_> = header.tensors.iter().filter_map(|(key, _)| named(key)).collect();
-    // diffusers' names for SD3 are a part of those for Flux.
+    // A Flux file has keys that look like SD3's as well.
     by_key.sort_by_key(|(model, _)| *model != BaseModel::Flux);
     let by_shape = || {
         layers.iter().find_map(|layer| {
             let change = layer.weight.as_ref()?;
             let shape = change.shape();
             let model = BaseModel::of_input(&layer.module, *shape.get(1)?)?;
-            Some((model, format!("key `{}` makes {}", cut(&change.key, NAME), cut(&format!("{shape:?}"), NAME))))
+            Some((
+                model,
+                format!("key `{}` makes {}", cut(&change.key, MAX_NAME), cut(&format!("{shape:?}"), MAX_NAME)),
+            ))
         })
     };
     by_key.into_iter().next().or_else(by_shape).or_else(|| BaseModel::of_metadata(&header.metadata))
 }
 
-/// Whether anything but DoRA's lengths changes a weight. Small layers are looked at first; nearly always the first one tells.
-fn is_active(layers: &[Layer], arena: &super::arena::Arena) -> candle_core::Result<bool> {
+/// Whether anything but DoRA's magnitudes changes a weight. Small layers come first: nearly always the first one changes something.
+fn is_active(layers: &[Layer], matrices: &super::matrices::Matrices) -> candle_core::Result<bool> {
     let mut changes: Vec<_> = layers.iter().flat_map(|layer| layer.weight.iter().chain(&layer.bias)).collect();
     changes.sort_by_key(|change| change.shape().iter().fold(1usize, |size, &side| size.saturating_mul(side)));
     for change in changes {
-        if !change.is_idle(arena)? {
+        if !change.is_noop(matrices)? {
             return Ok(true);
         }
     }

@@ -1,28 +1,28 @@
-//! peft's settings of an adapter, which diffusers keeps in the file's metadata under `lora_adapter_metadata`.
+//! peft's adapter settings, which diffusers stores in the file's metadata under `lora_adapter_metadata`.
 
 use super::keys::Component;
 use regex::{Regex, RegexBuilder};
 use serde_json::Value;
 use std::collections::HashMap;
 
-/// Longest pattern for module names that is looked at, in bytes.
-const LONGEST_PATTERN: usize = 1000;
-/// Most patterns of one component. SD1.5's UNet has fewer modules.
-const MOST_PATTERNS: usize = 1000;
-/// What one compiled pattern may take, and what matching it may, in bytes: a few characters can ask for megabytes.
-const LARGEST_PATTERN: usize = 64 << 10;
+/// The longest pattern for module names, in bytes.
+const MAX_PATTERN_LENGTH: usize = 1000;
+/// The most patterns of one component. SD1.5's UNet has fewer modules.
+const MAX_PATTERNS: usize = 1000;
+/// The most memory for one compiled pattern, and for matching it, in bytes. A few characters can ask for megabytes.
+const MAX_COMPILED: usize = 64 << 10;
 
-/// The settings of both components; empty where the file has none.
+/// The settings of both components. Empty if the file has none.
 #[derive(Default)]
 pub(super) struct Settings(HashMap<Component, Adapter>);
 
-/// What changes the scale, of one component.
+/// The settings of one component that change the scale.
 #[derive(Default)]
 struct Adapter {
     alpha: Option<f64>,
-    /// Alphas of single modules, by a pattern for the end of their name.
+    /// `alpha_pattern`: the alphas of some modules, by a pattern for the end of their name.
     patterns: Vec<(Regex, f64)>,
-    /// Rank-stabilised LoRA (Kalajdzievski, 2023): the divisor is the root of the rank.
+    /// Rank-stabilised LoRA (Kalajdzievski, 2023): alpha is divided by the square root of the rank.
     rank_stabilised: bool,
 }
 
@@ -30,7 +30,7 @@ impl Settings {
     /// Reads them from a file's metadata.
     ///
     /// # Errors
-    /// The JSON does not parse, or names a pattern that is no regular expression.
+    /// The JSON does not parse, or a pattern is no regular expression or exceeds a limit.
     pub(super) fn read(metadata: &HashMap<String, String>) -> Result<Self, String> {
         let Some(text) = metadata.get("lora_adapter_metadata") else { return Ok(Self::default()) };
         let fault = |reason: String| format!("its metadata `lora_adapter_metadata`: {reason}");
@@ -43,17 +43,20 @@ impl Settings {
             };
             let mut patterns = Vec::new();
             let wanted = field("alpha_pattern").and_then(Value::as_object);
-            if let Some(count) = wanted.map(|map| map.len()).filter(|&count| count > MOST_PATTERNS) {
-                return Err(fault(format!("`alpha_pattern` has {count} patterns, the limit is {MOST_PATTERNS}")));
+            if let Some(count) = wanted.map(|map| map.len()).filter(|&count| count > MAX_PATTERNS) {
+                return Err(fault(format!("`alpha_pattern` has {count} patterns, the limit is {MAX_PATTERNS}")));
             }
             for (pattern, alpha) in wanted.into_iter().flatten() {
-                if pattern.len() > LONGEST_PATTERN {
-                    return Err(fault(format!("a pattern of {} bytes, the limit is {LONGEST_PATTERN}", pattern.len())));
+                if pattern.len() > MAX_PATTERN_LENGTH {
+                    return Err(fault(format!(
+                        "a pattern of {} bytes, the limit is {MAX_PATTERN_LENGTH}",
+                        pattern.len()
+                    )));
                 }
-                // As peft looks modules up: the pattern must reach the end, and begin the name or follow a dot.
+                // As in peft, the pattern must match to the end, from the start of the name or after a dot.
                 let regex = RegexBuilder::new(&format!(r"^(?:.*\.)?(?:{pattern})$"))
-                    .size_limit(LARGEST_PATTERN)
-                    .dfa_size_limit(LARGEST_PATTERN)
+                    .size_limit(MAX_COMPILED)
+                    .dfa_size_limit(MAX_COMPILED)
                     .build()
                     .map_err(|error| fault(error.to_string()))?;
                 patterns.push((regex, alpha.as_f64().ok_or_else(|| fault(format!("`{pattern}` has no number")))?));
@@ -65,7 +68,7 @@ impl Settings {
         Ok(Self(found))
     }
 
-    /// The scale of a module's `up @ down`: alpha / rank, or alpha / sqrt(rank); none where the file says nothing.
+    /// The scale of a module's `up @ down`: alpha / rank, or alpha / sqrt(rank). None without an alpha.
     pub(super) fn scale(&self, component: Component, path: &str, rank: usize) -> Option<f64> {
         let adapter = self.0.get(&component)?;
         let own = adapter.patterns.iter().find(|(pattern, _)| pattern.is_match(path)).map(|(_, alpha)| *alpha);
@@ -91,7 +94,7 @@ mod tests {
         let settings = read(&json!({ module: 8 })).unwrap();
         assert_eq!(settings.scale(Component::Unet, module, 2), Some(4.0));
         assert!(read(&json!({ "(?:a{100}){100}": 8 })).is_err_and(|reason| reason.contains("65536")));
-        let many: HashMap<_, _> = (0..=MOST_PATTERNS).map(|index| (format!("m{index}"), 8)).collect();
+        let many: HashMap<_, _> = (0..=MAX_PATTERNS).map(|index| (format!("m{index}"), 8)).collect();
         assert!(read(&json!(many)).is_err_and(|reason| reason.contains("1001 patterns, the limit is 1000")));
     }
 }

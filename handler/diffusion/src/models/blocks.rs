@@ -1,4 +1,4 @@
-//! What UNet and VAE share: the ResNet block, up- and downsampling.
+//! The blocks that UNet and VAE share: ResNet block, downsampling and upsampling.
 
 use crate::{
     ops::params::Params,
@@ -6,53 +6,53 @@ use crate::{
 };
 use candle_core::Result;
 
-/// `ResnetBlock2D`: two normalised 3x3 convolutions, the timestep added between them, and a shortcut.
+/// diffusers' `ResnetBlock2D`: two 3x3 convolutions with norms before them, the timestep's shift between them, and a shortcut.
 pub(crate) struct ResnetBlock {
     norm1: GroupNorm,
     conv1: Conv,
-    time: Option<Linear>,
+    time_emb_proj: Option<Linear>,
     norm2: GroupNorm,
     conv2: Conv,
     shortcut: Option<Conv>,
 }
 
-/// GroupNorm settings of a model.
+/// The settings of all GroupNorms of a model.
 #[derive(Clone, Copy)]
-pub(crate) struct Norm {
+pub(crate) struct NormConfig {
     pub groups: usize,
     pub eps: f64,
 }
 
 impl ResnetBlock {
-    /// `time_channels` is none in a VAE.
+    /// A VAE has no `time_channels`.
     pub(crate) fn new(
         channels_in: usize,
         channels_out: usize,
         time_channels: Option<usize>,
-        norm: Norm,
+        norm: NormConfig,
         params: Params,
     ) -> Result<Self> {
         let shortcut = (channels_in != channels_out)
             .then(|| Conv::pointwise(channels_in, channels_out, params.pp("conv_shortcut")))
             .transpose()?;
-        let time =
+        let time_emb_proj =
             time_channels.map(|width| Linear::new(width, channels_out, params.pp("time_emb_proj"))).transpose()?;
         Ok(Self {
             norm1: GroupNorm::new(norm.groups, channels_in, norm.eps, params.pp("norm1"))?,
             conv1: Conv::same3x3(channels_in, channels_out, params.pp("conv1"))?,
-            time,
+            time_emb_proj,
             norm2: GroupNorm::new(norm.groups, channels_out, norm.eps, params.pp("norm2"))?,
             conv2: Conv::same3x3(channels_out, channels_out, params.pp("conv2"))?,
             shortcut,
         })
     }
 
-    /// What it adds at each step, `[steps, channels_out]`. `time` is the timesteps' embedding after SiLU, `[steps, time_channels]`.
+    /// The shift of each step, `[steps, channels_out]`. `time` is the embedding of the timesteps after SiLU, `[steps, time_channels]`.
     pub(crate) fn shifts(&self, time: &Array) -> Result<Option<Array>> {
-        self.time.as_ref().map(|projection| projection.forward(time)).transpose()
+        self.time_emb_proj.as_ref().map(|projection| projection.forward(time)).transpose()
     }
 
-    /// `shifts` is what [`ResnetBlock::shifts`] gave, and the step.
+    /// `shifts` is the result of [`ResnetBlock::shifts`], with the current step.
     pub(crate) fn forward(&self, xs: &Array, shifts: Option<(&Array, &Step)>) -> Result<Array> {
         let normed = self.norm1.forward_silu(xs)?;
         let hidden = match shifts {
@@ -61,8 +61,8 @@ impl ResnetBlock {
         };
         let normed = self.norm2.forward_silu(&hidden)?;
         match &self.shortcut {
-            Some(shortcut) => self.conv2.forward_onto(&normed, &shortcut.forward(xs)?),
-            None => self.conv2.forward_onto(&normed, xs),
+            Some(shortcut) => self.conv2.forward_adding(&normed, &shortcut.forward(xs)?),
+            None => self.conv2.forward_adding(&normed, xs),
         }
     }
 }
@@ -88,7 +88,7 @@ impl Upsample {
         Ok(Self(Conv::same3x3(channels, channels, params.pp("upsamplers.0.conv"))?))
     }
 
-    /// `size` is the height and width to reach: the skip's, which may be odd.
+    /// `size` is the height and width of the output. It is that of the skip connection, which may be odd.
     pub(crate) fn forward(&self, xs: &Array, size: Option<(usize, usize)>) -> Result<Array> {
         let (height, width) = xs.size()?;
         let (height, width) = size.unwrap_or((height * 2, width * 2));

@@ -1,4 +1,5 @@
-//! CLIP's text encoder (Radford et al., 2021): token ids to the prompt's embedding. Names and shapes are transformers'.
+//! CLIP's text encoder (Radford et al., "Learning transferable visual models from natural language supervision", 2021): from token ids
+//! to the prompt's embedding. Names and shapes are those of transformers.
 
 use crate::{
     error::{PipelineError, Result},
@@ -10,9 +11,9 @@ use crate::{
 };
 use candle_core::{DType, Error, Result as CandleResult, Tensor};
 
-/// A `CLIPTextModel`; its last hidden state after the final LayerNorm is the prompt's embedding.
+/// A `CLIPTextModel`. Its last hidden state after the final LayerNorm is the prompt's embedding.
 pub(crate) struct TextEncoder {
-    params: Params,
+    embeddings: Params,
     layers: Vec<Layer>,
     final_layer_norm: LayerNorm,
 }
@@ -31,7 +32,7 @@ impl TextEncoder {
     /// Takes its tensors from `params`.
     ///
     /// # Errors
-    /// A tensor that is missing or has another shape than the config says.
+    /// A tensor is missing, or its shape does not fit the config.
     pub(crate) fn new(config: &TextEncoderConfig, params: Params) -> Result<Self> {
         let params = params.pp("text_model");
         let embeddings = params.pp("embeddings");
@@ -43,20 +44,20 @@ impl TextEncoder {
         Ok(Self {
             layers: layers.collect::<CandleResult<_>>()?,
             final_layer_norm: LayerNorm::new(width, 1e-5, params.pp("final_layer_norm"))?,
-            params: embeddings,
+            embeddings,
         })
     }
 
-    /// Takes the embeddings of tokens and positions from other weights.
+    /// From now on, takes the embeddings of tokens and positions from other weights.
     pub(crate) fn embed_from(&mut self, weights: &Weights) {
-        self.params = self.params.with(weights);
+        self.embeddings = self.embeddings.with_weights(weights);
     }
 
-    /// Embeds prompts of one length: `[prompts, tokens, hidden_size]`. Where a token has a weight other than 1, its hidden state is
-    /// multiplied with it and the mean of the prompt's embedding restored, as AUTOMATIC1111's web UI does.
+    /// The embeddings of prompts of one length, `[prompts, tokens, hidden_size]`. If tokens have weights other than 1, hidden states are
+    /// multiplied with them, and then scaled to their old mean, as in AUTOMATIC1111's web UI.
     ///
     /// # Errors
-    /// Weights that leave no mean to restore; device or memory.
+    /// Weights that make the mean zero or infinite. Or the device fails or has too little memory.
     pub(crate) fn encode(&self, prompts: &[&Tokens]) -> Result<Array> {
         let mut xs = self.embed(prompts)?;
         for layer in &self.layers {
@@ -72,17 +73,17 @@ impl TextEncoder {
         Ok(Array::like(&Tensor::cat(&rows.collect::<Result<Vec<_>>>()?, 0)?, &hidden)?)
     }
 
-    /// Tokens' and positions' embeddings; only their rows are read.
+    /// The sum of the embeddings of tokens and positions. Only the rows that are needed are read.
     fn embed(&self, prompts: &[&Tokens]) -> CandleResult<Array> {
         let length = prompts.first().map_or(0, |tokens| tokens.ids.len());
         if prompts.iter().any(|tokens| tokens.ids.len() != length) {
             return Err(Error::Msg("prompts of several lengths".into()).bt());
         }
         let ids: Vec<u32> = prompts.iter().flat_map(|tokens| tokens.ids.iter().copied()).collect();
-        let tokens = self.params.rows("token_embedding.weight", &ids)?.reshape((prompts.len(), length, ()))?;
-        let places: Vec<u32> = (0..length as u32).collect();
-        let positions = self.params.rows("position_embedding.weight", &places)?;
-        self.params.on_device(&tokens.broadcast_add(&positions)?)
+        let tokens = self.embeddings.rows("token_embedding.weight", &ids)?.reshape((prompts.len(), length, ()))?;
+        let positions: Vec<u32> = (0..length as u32).collect();
+        let positions = self.embeddings.rows("position_embedding.weight", &positions)?;
+        self.embeddings.on_device(&tokens.broadcast_add(&positions)?)
     }
 }
 
@@ -106,13 +107,13 @@ impl Layer {
         let [q, k, v] = parts.as_slice() else {
             return Err(Error::Msg("an attention lacks queries, keys or values".into()).bt());
         };
-        let xs = self.out.forward_onto(&causal_attention(q, k, v, self.heads)?, xs)?;
+        let xs = self.out.forward_adding(&causal_attention(q, k, v, self.heads)?, xs)?;
         let wide = self.fc1.forward(&self.layer_norm2.forward(&xs)?)?;
-        self.fc2.forward_onto(&quick_gelu(&wide)?, &xs)
+        self.fc2.forward_adding(&quick_gelu(&wide)?, &xs)
     }
 }
 
-/// One prompt's hidden states, `[1, tokens, hidden_size]` in f32, with weights.
+/// One prompt's hidden states, `[1, tokens, hidden_size]` in f32, with its weights applied.
 fn weighted(hidden: Tensor, weights: &[f32]) -> Result<Tensor> {
     if weights.iter().all(|&weight| weight == 1.0) {
         return Ok(hidden);
@@ -127,7 +128,7 @@ fn weighted(hidden: Tensor, weights: &[f32]) -> Result<Tensor> {
     Ok((scaled * restore)?)
 }
 
-/// transformers 5 writes a `CLIPTextModel` without the `text_model.` that older files have in every name.
+/// The name with the prefix `text_model.`, which transformers 5 no longer writes.
 pub fn canonical_name(name: &str) -> String {
     if name.starts_with("text_model.") { name.to_string() } else { format!("text_model.{name}") }
 }
@@ -135,7 +136,7 @@ pub fn canonical_name(name: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{noise::Noise, ops::params::Asked};
+    use crate::{noise::Noise, ops::params::ShapeRecorder};
     use candle_core::Device;
     use candle_nn::VarBuilder;
     use candle_transformers::models::clip::text_model::{Activation, ClipTextConfig, ClipTextTransformer};
@@ -143,7 +144,7 @@ mod tests {
 
     const WIDTH: usize = 64;
 
-    /// An independent implementation on the same weights.
+    /// candle-transformers is an independent implementation.
     #[test]
     fn hidden_states_are_those_of_candle_transformers() {
         let config = TextEncoderConfig {
@@ -155,14 +156,14 @@ mod tests {
             max_position_embeddings: 12,
             hidden_act: "quick_gelu".into(),
         };
-        let asked = Asked::default();
-        TextEncoder::new(&config, Params::listed(&asked)).unwrap();
-        let asked = asked.lock().unwrap();
+        let shapes = ShapeRecorder::default();
+        TextEncoder::new(&config, Params::recording(&shapes)).unwrap();
+        let shapes = shapes.lock().unwrap();
         let draw = |(index, (name, dims)): (usize, &(String, Vec<usize>))| {
             let draw = Noise::cpu(index as u64).randn(dims.as_slice(), DType::F32, &Device::Cpu).unwrap();
             (name.clone(), (draw * 0.2).unwrap())
         };
-        let tensors: HashMap<String, Tensor> = asked.iter().enumerate().map(draw).collect();
+        let tensors: HashMap<String, Tensor> = shapes.iter().enumerate().map(draw).collect();
         let theirs = ClipTextConfig {
             vocab_size: config.vocab_size,
             embed_dim: WIDTH,

@@ -1,31 +1,32 @@
-//! `Transformer2DModel` as SD1.5 has it: self-attention, attention to the prompt and a gated feed-forward layer.
+//! diffusers' `Transformer2DModel` as in SD1.5: self-attention, cross-attention to the prompt, and a gated feed-forward layer.
 
 use crate::{
-    models::blocks::Norm,
+    models::blocks::NormConfig,
     ops::params::Params,
     ops::{Array, Conv, GroupNorm, LayerNorm, Linear, add, attention, to_map, to_tokens},
 };
 use candle_core::{Error, Result};
 
-/// Attention over a feature map, residual included.
+/// Transformer blocks over the positions of a feature map, with a residual around all of them.
 pub(crate) struct Transformer {
     norm: GroupNorm,
-    project_in: Projection,
+    proj_in: Projection,
     blocks: Vec<Block>,
-    project_out: Projection,
+    proj_out: Projection,
 }
 
-/// Shape of a transformer.
+/// The settings of a transformer.
 #[derive(Clone, Copy)]
-pub(crate) struct Shape {
+pub(crate) struct TransformerConfig {
     pub channels: usize,
     pub heads: usize,
-    pub context: usize,
+    /// Width of the prompt's embedding.
+    pub cross_attention_dim: usize,
     pub layers: usize,
     pub linear_projection: bool,
 }
 
-/// SD1 projects the map with a 1x1 convolution, SD2 the tokens with a linear layer.
+/// SD1 projects the feature map with a 1x1 convolution, SD2 the tokens with a linear layer.
 enum Projection {
     Map(Conv),
     Tokens(Linear),
@@ -37,8 +38,8 @@ struct Block {
     norm2: LayerNorm,
     attn2: CrossAttention,
     norm3: LayerNorm,
-    widen: Linear,
-    narrow: Linear,
+    ff_in: Linear,
+    ff_out: Linear,
 }
 
 struct SelfAttention {
@@ -54,70 +55,71 @@ struct CrossAttention {
     heads: usize,
 }
 
-/// Keys and values of the prompt for one attention.
-pub(crate) type Prompt = Vec<Array>;
+/// Keys and values of the prompt for one cross-attention.
+pub(crate) type KeysValues = Vec<Array>;
 
 impl Transformer {
-    pub(crate) fn new(shape: Shape, norm: Norm, params: Params) -> Result<Self> {
-        let channels = shape.channels;
+    pub(crate) fn new(config: TransformerConfig, norm: NormConfig, params: Params) -> Result<Self> {
+        let channels = config.channels;
         let projection = |params: Params| -> Result<Projection> {
-            Ok(if shape.linear_projection {
+            Ok(if config.linear_projection {
                 Projection::Tokens(Linear::new(channels, channels, params)?)
             } else {
                 Projection::Map(Conv::pointwise(channels, channels, params)?)
             })
         };
-        let blocks = (0..shape.layers).map(|layer| Block::new(shape, params.pp("transformer_blocks").pp(layer)));
+        let blocks = (0..config.layers).map(|layer| Block::new(config, params.pp("transformer_blocks").pp(layer)));
         Ok(Self {
             norm: GroupNorm::new(norm.groups, channels, 1e-6, params.pp("norm"))?,
-            project_in: projection(params.pp("proj_in"))?,
+            proj_in: projection(params.pp("proj_in"))?,
             blocks: blocks.collect::<Result<_>>()?,
-            project_out: projection(params.pp("proj_out"))?,
+            proj_out: projection(params.pp("proj_out"))?,
         })
     }
 
-    /// Keys and values of the prompt, for each block: what all steps share. `context` is its embedding, `[batch, tokens, context]`.
-    pub(crate) fn prompts(&self, context: &Array) -> Result<Vec<Prompt>> {
+    /// Keys and values of the prompt for each block. All steps share them. `context` is the prompt's embedding,
+    /// `[batch, tokens, cross_attention_dim]`.
+    pub(crate) fn keys_values(&self, context: &Array) -> Result<Vec<KeysValues>> {
         self.blocks.iter().map(|block| block.attn2.to_kv.forward_each(context)).collect()
     }
 
-    /// `prompts` is what [`Transformer::prompts`] gave.
-    pub(crate) fn forward(&self, xs: &Array, prompts: &[Prompt]) -> Result<Array> {
+    /// `prompt` is the result of [`Transformer::keys_values`].
+    pub(crate) fn forward(&self, xs: &Array, prompt: &[KeysValues]) -> Result<Array> {
         let (height, width) = xs.size()?;
         let normed = self.norm.forward(xs)?;
-        let mut tokens = match &self.project_in {
+        let mut tokens = match &self.proj_in {
             Projection::Map(conv) => to_tokens(&conv.forward(&normed)?)?,
             Projection::Tokens(linear) => linear.forward(&to_tokens(&normed)?)?,
         };
-        for (block, prompt) in self.blocks.iter().zip(prompts) {
-            tokens = block.forward(&tokens, prompt)?;
+        for (block, keys_values) in self.blocks.iter().zip(prompt) {
+            tokens = block.forward(&tokens, keys_values)?;
         }
-        match &self.project_out {
-            Projection::Map(conv) => conv.forward_onto(&to_map(&tokens, height, width)?, xs),
+        match &self.proj_out {
+            Projection::Map(conv) => conv.forward_adding(&to_map(&tokens, height, width)?, xs),
             Projection::Tokens(linear) => add(xs, &to_map(&linear.forward(&tokens)?, height, width)?),
         }
     }
 }
 
 impl Block {
-    fn new(shape: Shape, params: Params) -> Result<Self> {
-        let Shape { channels, heads, context, .. } = shape;
+    fn new(config: TransformerConfig, params: Params) -> Result<Self> {
+        let TransformerConfig { channels, heads, cross_attention_dim, .. } = config;
         Ok(Self {
             norm1: LayerNorm::new(channels, 1e-5, params.pp("norm1"))?,
             attn1: SelfAttention::new(channels, heads, params.pp("attn1"))?,
             norm2: LayerNorm::new(channels, 1e-5, params.pp("norm2"))?,
-            attn2: CrossAttention::new(channels, context, heads, params.pp("attn2"))?,
+            attn2: CrossAttention::new(channels, cross_attention_dim, heads, params.pp("attn2"))?,
             norm3: LayerNorm::new(channels, 1e-5, params.pp("norm3"))?,
-            widen: Linear::new(channels, channels * 8, params.pp("ff.net.0.proj"))?,
-            narrow: Linear::new(channels * 4, channels, params.pp("ff.net.2"))?,
+            ff_in: Linear::new(channels, channels * 8, params.pp("ff.net.0.proj"))?,
+            ff_out: Linear::new(channels * 4, channels, params.pp("ff.net.2"))?,
         })
     }
 
-    fn forward(&self, xs: &Array, prompt: &Prompt) -> Result<Array> {
-        let xs = self.attn1.forward_onto(&self.norm1.forward(xs)?, xs)?;
-        let xs = self.attn2.forward_onto(&self.norm2.forward(&xs)?, prompt, &xs)?;
-        let gated = self.widen.forward_geglu(&self.norm3.forward(&xs)?)?;
-        self.narrow.forward_onto(&gated, &xs)
+    fn forward(&self, xs: &Array, prompt: &KeysValues) -> Result<Array> {
+        let xs = self.attn1.forward_adding(&self.norm1.forward(xs)?, xs)?;
+        let xs = self.attn2.forward_adding(&self.norm2.forward(&xs)?, prompt, &xs)?;
+        let gated = self.ff_in.forward_geglu(&self.norm3.forward(&xs)?)?;
+        self.ff_out.forward_adding(&gated, &xs)
     }
 }
 
@@ -128,30 +130,30 @@ impl SelfAttention {
         Ok(Self { to_qkv, to_out: Linear::new(channels, channels, params.pp("to_out.0"))?, heads })
     }
 
-    /// Plus `onto`, of the shape of `xs`.
-    fn forward_onto(&self, xs: &Array, onto: &Array) -> Result<Array> {
+    /// The attention plus `residual`, which has the shape of `xs`.
+    fn forward_adding(&self, xs: &Array, residual: &Array) -> Result<Array> {
         match self.to_qkv.forward_each(xs)?.as_slice() {
-            [q, k, v] => self.to_out.forward_onto(&attention(q, k, v, self.heads)?, onto),
+            [q, k, v] => self.to_out.forward_adding(&attention(q, k, v, self.heads)?, residual),
             _ => Err(incomplete()),
         }
     }
 }
 
 impl CrossAttention {
-    fn new(channels: usize, context: usize, heads: usize, params: Params) -> Result<Self> {
+    fn new(channels: usize, cross_attention_dim: usize, heads: usize, params: Params) -> Result<Self> {
         let parts = ["to_k", "to_v"].map(|part| params.pp(part));
         Ok(Self {
             to_q: Linear::no_bias(channels, channels, params.pp("to_q"))?,
-            to_kv: Linear::packed(context, channels, false, &parts)?,
+            to_kv: Linear::packed(cross_attention_dim, channels, false, &parts)?,
             to_out: Linear::new(channels, channels, params.pp("to_out.0"))?,
             heads,
         })
     }
 
-    /// Plus `onto`, of the shape of `xs`.
-    fn forward_onto(&self, xs: &Array, prompt: &Prompt, onto: &Array) -> Result<Array> {
+    /// The attention plus `residual`, which has the shape of `xs`.
+    fn forward_adding(&self, xs: &Array, prompt: &KeysValues, residual: &Array) -> Result<Array> {
         match prompt.as_slice() {
-            [k, v] => self.to_out.forward_onto(&attention(&self.to_q.forward(xs)?, k, v, self.heads)?, onto),
+            [k, v] => self.to_out.forward_adding(&attention(&self.to_q.forward(xs)?, k, v, self.heads)?, residual),
             _ => Err(incomplete()),
         }
     }

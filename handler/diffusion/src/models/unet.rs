@@ -1,12 +1,12 @@
-//! `UNet2DConditionModel`: predicts the noise in latents, given the timestep and the prompt's embedding.
+//! diffusers' `UNet2DConditionModel`: predicts the noise in latents from the timestep and the prompt's embedding.
 //!
-//! Rombach et al., "High-resolution image synthesis with latent diffusion models", 2022. Names and shapes are diffusers'.
+//! Rombach et al., "High-resolution image synthesis with latent diffusion models", 2022. Names and shapes are those of diffusers.
 
 use crate::{
     error::Result,
     loading::config::UnetConfig,
-    models::blocks::{Downsample, Norm, ResnetBlock, Upsample},
-    models::transformer::{Prompt, Shape, Transformer},
+    models::blocks::{Downsample, NormConfig, ResnetBlock, Upsample},
+    models::transformer::{KeysValues, Transformer, TransformerConfig},
     ops::params::Params,
     ops::{Array, Conv, GroupNorm, Linear, Step, join, silu},
 };
@@ -19,14 +19,14 @@ pub(crate) struct Unet {
     down: Vec<DownBlock>,
     mid: (ResnetBlock, Transformer, ResnetBlock),
     up: Vec<UpBlock>,
-    norm_out: GroupNorm,
+    conv_norm_out: GroupNorm,
     conv_out: Conv,
 }
 
 struct TimeEmbedding {
     channels: usize,
-    cosines_first: bool,
-    shift: f64,
+    flip_sin_to_cos: bool,
+    freq_shift: f64,
     linear_1: Linear,
     linear_2: Linear,
 }
@@ -45,12 +45,12 @@ impl Unet {
     /// Takes its tensors from `params`.
     ///
     /// # Errors
-    /// A tensor that is missing or has another shape than the config says.
+    /// A tensor is missing, or its shape does not fit the config.
     pub(crate) fn new(config: &UnetConfig, params: Params) -> Result<Self> {
         let channels = &config.block_out_channels;
         let (first, last) = (channels[0], channels[channels.len() - 1]);
         let time_channels = first * 4;
-        let norm = Norm { groups: config.norm_num_groups, eps: config.norm_eps };
+        let norm = NormConfig { groups: config.norm_num_groups, eps: config.norm_eps };
         let bottom = channels.len() - 1;
         let resnet =
             |name: &str| ResnetBlock::new(last, last, Some(time_channels), norm, params.pp("mid_block").pp(name));
@@ -63,21 +63,21 @@ impl Unet {
                 .collect::<CandleResult<_>>()?,
             mid: (
                 resnet("resnets.0")?,
-                Transformer::new(transformer_shape(config, bottom), norm, mid_attention)?,
+                Transformer::new(transformer_config(config, bottom), norm, mid_attention)?,
                 resnet("resnets.1")?,
             ),
             up: (0..channels.len())
                 .map(|level| UpBlock::new(config, level, params.pp("up_blocks").pp(level)))
                 .collect::<CandleResult<_>>()?,
-            norm_out: GroupNorm::new(norm.groups, first, norm.eps, params.pp("conv_norm_out"))?,
+            conv_norm_out: GroupNorm::new(norm.groups, first, norm.eps, params.pp("conv_norm_out"))?,
             conv_out: Conv::same3x3(first, config.out_channels, params.pp("conv_out"))?,
         })
     }
 
-    /// What all steps share, for those timesteps and the prompt's embedding `[batch, tokens, cross_attention_dim]`.
+    /// Computes what all steps share, for those timesteps and the prompt's embedding `[batch, tokens, cross_attention_dim]`.
     ///
     /// # Errors
-    /// Shapes that don't fit the model; device or memory.
+    /// Shapes do not fit the model, or the device fails or has too little memory.
     pub(crate) fn prepare(&self, timesteps: &[f64], context: &Array) -> Result<Prepared> {
         let time = self.time.forward(timesteps, context)?;
         let mut prepared = Prepared::default();
@@ -89,57 +89,57 @@ impl Unet {
         for (resnet, transformer) in layers.chain(up.map(|(resnet, transformer)| (resnet, transformer.as_ref()))) {
             prepared.shifts.extend(resnet.shifts(&time)?);
             if let Some(transformer) = transformer {
-                prepared.prompts.push(transformer.prompts(context)?);
+                prepared.prompts.push(transformer.keys_values(context)?);
             }
         }
         Ok(prepared)
     }
 
-    /// The UNet's output for a map of latents, all at one step. `prepared` is what [`Unet::prepare`] gave for a context of the
-    /// latents' batch. Same shape and dtype as the latents.
+    /// The UNet's output for latents that are all at one step, in their shape and dtype. `prepared` is the result of [`Unet::prepare`]
+    /// for a context with the latents' batch.
     ///
     /// # Errors
-    /// Shapes that don't fit the model; device or memory.
+    /// Shapes do not fit the model, or the device fails or has too little memory.
     pub(crate) fn forward(&self, latents: &Array, step: &Step, prepared: &Prepared) -> Result<Array> {
-        let mut feed = prepared.feed(step);
+        let mut layers = prepared.layers(step);
         let mut xs = self.conv_in.forward(latents)?;
         let mut skips = vec![xs.clone()];
         for block in &self.down {
-            xs = block.forward(&xs, &mut feed, &mut skips)?;
+            xs = block.forward(&xs, &mut layers, &mut skips)?;
         }
         let (before, attention, after) = &self.mid;
-        xs = feed.run(before, Some(attention), &xs)?;
-        xs = feed.run(after, None, &xs)?;
+        xs = layers.run(before, Some(attention), &xs)?;
+        xs = layers.run(after, None, &xs)?;
         for block in &self.up {
-            xs = block.forward(&xs, &mut feed, &mut skips)?;
+            xs = block.forward(&xs, &mut layers, &mut skips)?;
         }
-        Ok(self.conv_out.forward(&self.norm_out.forward_silu(&xs)?)?)
+        Ok(self.conv_out.forward(&self.conv_norm_out.forward_silu(&xs)?)?)
     }
 }
 
-/// What the steps of one picture share, layer by layer in the order in which they run.
+/// What the steps of one picture share, for each layer in the order in which they run.
 #[derive(Default)]
 pub(crate) struct Prepared {
-    /// What each ResNet block adds at each step, `[steps, channels]`.
+    /// The shifts of each ResNet block, `[steps, channels]`.
     pub shifts: Vec<Array>,
-    /// Keys and values of each transformer.
-    pub prompts: Vec<Vec<Prompt>>,
+    /// Keys and values of the prompt for each transformer, with one entry per block.
+    pub prompts: Vec<Vec<KeysValues>>,
 }
 
-/// Hands out what was prepared.
-struct Feed<'a> {
+/// Runs layers in order, each with what was prepared for it.
+struct PreparedLayers<'a> {
     step: &'a Step,
     shifts: std::slice::Iter<'a, Array>,
-    prompts: std::slice::Iter<'a, Vec<Prompt>>,
+    prompts: std::slice::Iter<'a, Vec<KeysValues>>,
 }
 
 impl Prepared {
-    fn feed<'a>(&'a self, step: &'a Step) -> Feed<'a> {
-        Feed { step, shifts: self.shifts.iter(), prompts: self.prompts.iter() }
+    fn layers<'a>(&'a self, step: &'a Step) -> PreparedLayers<'a> {
+        PreparedLayers { step, shifts: self.shifts.iter(), prompts: self.prompts.iter() }
     }
 }
 
-impl Feed<'_> {
+impl PreparedLayers<'_> {
     fn run(&mut self, resnet: &ResnetBlock, transformer: Option<&Transformer>, xs: &Array) -> CandleResult<Array> {
         let missing = || Error::Msg("more layers than were prepared".into()).bt();
         let xs = resnet.forward(xs, Some((self.shifts.next().ok_or_else(missing)?, self.step)))?;
@@ -154,14 +154,14 @@ impl TimeEmbedding {
     fn new(config: &UnetConfig, channels: usize, params: Params) -> CandleResult<Self> {
         Ok(Self {
             channels,
-            cosines_first: config.flip_sin_to_cos,
-            shift: config.freq_shift,
+            flip_sin_to_cos: config.flip_sin_to_cos,
+            freq_shift: config.freq_shift,
             linear_1: Linear::new(channels, channels * 4, params.pp("linear_1"))?,
             linear_2: Linear::new(channels * 4, channels * 4, params.pp("linear_2"))?,
         })
     }
 
-    /// The embeddings after SiLU, `[timesteps, 4 x channels]`. The sinusoids are f32 whatever the model's dtype.
+    /// The embeddings after SiLU, `[timesteps, 4 x channels]`. The sinusoids are computed in f32 for every dtype.
     fn forward(&self, timesteps: &[f64], like: &Array) -> CandleResult<Array> {
         let rows: Vec<f32> = timesteps.iter().flat_map(|&timestep| self.sinusoids(timestep)).collect();
         let rows = Tensor::from_vec(rows, (timesteps.len(), self.channels), &Device::Cpu)?;
@@ -172,12 +172,12 @@ impl TimeEmbedding {
     fn sinusoids(&self, timestep: f64) -> Vec<f32> {
         let half = self.channels / 2;
         let angle = |index: usize| {
-            let exponent = -10_000f64.ln() * index as f64 / (half as f64 - self.shift);
+            let exponent = -10_000f64.ln() * index as f64 / (half as f64 - self.freq_shift);
             timestep as f32 * exponent.exp() as f32
         };
         let angles: Vec<f32> = (0..half).map(angle).collect();
         let (sines, cosines) = (angles.iter().map(|a| a.sin()), angles.iter().map(|a| a.cos()));
-        if self.cosines_first { cosines.chain(sines).collect() } else { sines.chain(cosines).collect() }
+        if self.flip_sin_to_cos { cosines.chain(sines).collect() } else { sines.chain(cosines).collect() }
     }
 }
 
@@ -194,10 +194,10 @@ impl DownBlock {
         })
     }
 
-    fn forward(&self, xs: &Array, feed: &mut Feed, skips: &mut Vec<Array>) -> CandleResult<Array> {
+    fn forward(&self, xs: &Array, layers: &mut PreparedLayers, skips: &mut Vec<Array>) -> CandleResult<Array> {
         let mut xs = xs.clone();
         for (resnet, transformer) in &self.layers {
-            xs = feed.run(resnet, transformer.as_ref(), &xs)?;
+            xs = layers.run(resnet, transformer.as_ref(), &xs)?;
             skips.push(xs.clone());
         }
         if let Some(downsample) = &self.downsample {
@@ -209,7 +209,7 @@ impl DownBlock {
 }
 
 impl UpBlock {
-    /// `index` counts from the innermost level.
+    /// `index` 0 is the innermost level.
     fn new(config: &UnetConfig, index: usize, params: Params) -> CandleResult<Self> {
         let channels = &config.block_out_channels;
         let bottom = channels.len() - 1;
@@ -228,11 +228,11 @@ impl UpBlock {
         })
     }
 
-    fn forward(&self, xs: &Array, feed: &mut Feed, skips: &mut Vec<Array>) -> CandleResult<Array> {
+    fn forward(&self, xs: &Array, layers: &mut PreparedLayers, skips: &mut Vec<Array>) -> CandleResult<Array> {
         let mut xs = xs.clone();
         for (resnet, transformer) in &self.layers {
             let skip = skips.pop().ok_or_else(|| candle_core::Error::msg("more layers up than down"))?;
-            xs = feed.run(resnet, transformer.as_ref(), &join(&xs, &skip)?)?;
+            xs = layers.run(resnet, transformer.as_ref(), &join(&xs, &skip)?)?;
         }
         match &self.upsample {
             Some(upsample) => {
@@ -252,24 +252,24 @@ fn layers(
     inputs: impl Fn(usize) -> usize,
     params: &Params,
 ) -> CandleResult<Vec<(ResnetBlock, Option<Transformer>)>> {
-    let norm = Norm { groups: config.norm_num_groups, eps: config.norm_eps };
+    let norm = NormConfig { groups: config.norm_num_groups, eps: config.norm_eps };
     let time_channels = Some(config.block_out_channels[0] * 4);
     let out = config.block_out_channels[level];
     let layer = |index: usize| {
         let resnet = ResnetBlock::new(inputs(index), out, time_channels, norm, params.pp("resnets").pp(index))?;
         let attention = params.pp("attentions").pp(index);
         let transformer =
-            attends.then(|| Transformer::new(transformer_shape(config, level), norm, attention)).transpose()?;
+            attends.then(|| Transformer::new(transformer_config(config, level), norm, attention)).transpose()?;
         Ok((resnet, transformer))
     };
     (0..count).map(layer).collect()
 }
 
-fn transformer_shape(config: &UnetConfig, level: usize) -> Shape {
-    Shape {
+fn transformer_config(config: &UnetConfig, level: usize) -> TransformerConfig {
+    TransformerConfig {
         channels: config.block_out_channels[level],
         heads: config.heads(level),
-        context: config.cross_attention_dim,
+        cross_attention_dim: config.cross_attention_dim,
         layers: config.transformer_layers_per_block.at(level),
         linear_projection: config.use_linear_projection,
     }

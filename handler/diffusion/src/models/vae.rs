@@ -1,9 +1,9 @@
-//! The decoder of `AutoencoderKL`: latents to pixels. There is no encoder, since nothing here starts from a picture.
+//! The decoder of diffusers' `AutoencoderKL`: from latents to pixels. There is no encoder, because no run starts from a picture.
 
 use crate::{
     error::Result,
     loading::config::VaeConfig,
-    models::blocks::{Norm, ResnetBlock, Upsample},
+    models::blocks::{NormConfig, ResnetBlock, Upsample},
     ops::params::Params,
     ops::{Array, Conv, GroupNorm, Linear, add, attention, to_map, to_tokens},
 };
@@ -11,15 +11,15 @@ use candle_core::{Error, Result as CandleResult};
 
 /// A VAE decoder.
 pub(crate) struct VaeDecoder {
-    post_quant: Option<Conv>,
+    post_quant_conv: Option<Conv>,
     conv_in: Conv,
     mid: (ResnetBlock, Option<SpatialAttention>, ResnetBlock),
     up: Vec<(Vec<ResnetBlock>, Option<Upsample>)>,
-    norm_out: GroupNorm,
+    conv_norm_out: GroupNorm,
     conv_out: Conv,
 }
 
-/// Single-head self-attention over all positions, residual included.
+/// Self-attention with one head over all positions, with a residual.
 struct SpatialAttention {
     norm: GroupNorm,
     to_qkv: Linear,
@@ -30,9 +30,9 @@ impl VaeDecoder {
     /// Takes its tensors from `params`.
     ///
     /// # Errors
-    /// A tensor that is missing or has another shape than the config says.
+    /// A tensor is missing, or its shape does not fit the config.
     pub(crate) fn new(config: &VaeConfig, params: Params) -> Result<Self> {
-        let norm = Norm { groups: config.norm_num_groups, eps: 1e-6 };
+        let norm = NormConfig { groups: config.norm_num_groups, eps: 1e-6 };
         let inner: Vec<usize> = config.block_out_channels.iter().rev().copied().collect();
         let (top, latent) = (inner[0], config.latent_channels);
         let decoder = params.pp("decoder");
@@ -54,26 +54,26 @@ impl VaeDecoder {
         };
         let last = inner[inner.len() - 1];
         Ok(Self {
-            post_quant: config
+            post_quant_conv: config
                 .use_post_quant_conv
                 .then(|| Conv::pointwise(latent, latent, params.pp("post_quant_conv")))
                 .transpose()?,
             conv_in: Conv::same3x3(latent, top, decoder.pp("conv_in"))?,
             mid: (resnet("resnets.0")?, attention, resnet("resnets.1")?),
             up: (0..inner.len()).map(up).collect::<CandleResult<_>>()?,
-            norm_out: GroupNorm::new(norm.groups, last, norm.eps, decoder.pp("conv_norm_out"))?,
+            conv_norm_out: GroupNorm::new(norm.groups, last, norm.eps, decoder.pp("conv_norm_out"))?,
             conv_out: Conv::same3x3(last, config.out_channels, decoder.pp("conv_out"))?,
         })
     }
 
-    /// Pixels of `latents` `[batch, latent_channels, height, width]`, which are divided by the scaling factor:
-    /// `[batch, 3, 8 x height, 8 x width]` for SD1.5, about -1 to 1.
+    /// The pixels of `latents` `[batch, latent_channels, height, width]`, which must already be divided by the scaling factor. For SD1.5
+    /// the result is `[batch, 3, 8 x height, 8 x width]`, about -1 to 1.
     ///
     /// # Errors
-    /// Device or memory.
+    /// The device fails or has too little memory.
     pub(crate) fn decode(&self, latents: &Array) -> Result<Array> {
         let mut xs = latents.clone();
-        if let Some(conv) = &self.post_quant {
+        if let Some(conv) = &self.post_quant_conv {
             xs = conv.forward(&xs)?;
         }
         xs = self.conv_in.forward(&xs)?;
@@ -91,12 +91,12 @@ impl VaeDecoder {
                 xs = upsample.forward(&xs, None)?;
             }
         }
-        Ok(self.conv_out.forward(&self.norm_out.forward_silu(&xs)?)?)
+        Ok(self.conv_out.forward(&self.conv_norm_out.forward_silu(&xs)?)?)
     }
 }
 
 impl SpatialAttention {
-    fn new(channels: usize, norm: Norm, params: Params) -> CandleResult<Self> {
+    fn new(channels: usize, norm: NormConfig, params: Params) -> CandleResult<Self> {
         let parts = ["to_q", "to_k", "to_v"].map(|part| params.pp(part));
         Ok(Self {
             norm: GroupNorm::new(norm.groups, channels, norm.eps, params.pp("group_norm"))?,
@@ -117,7 +117,7 @@ impl SpatialAttention {
     }
 }
 
-/// SD1.5's own file has older names for the attention of the middle block.
+/// The name in today's diffusers. SD1.5's own file has older names for the attention of the mid block.
 pub fn canonical_name(name: &str) -> String {
     let Some((block, layer)) = name.split_once(".attentions.0.") else { return name.to_string() };
     let layer = [("query.", "to_q."), ("key.", "to_k."), ("value.", "to_v."), ("proj_attn.", "to_out.0.")]

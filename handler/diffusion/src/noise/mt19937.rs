@@ -1,9 +1,9 @@
 //! torch's CPU generator: the Mersenne Twister (Matsumoto & Nishimura, "Mersenne Twister: a 623-dimensionally equidistributed
-//! uniform pseudo-random number generator", 1998) and the Box-Muller transform as torch lays it out.
+//! uniform pseudo-random number generator", 1998), and the Box-Muller transform in torch's order.
 //!
-//! Sixteen values and more are drawn in blocks of 16: 16 uniforms, of which the first eight give the radii and the last eight
-//! the angles. If the count is no multiple of 16, the last 16 values are drawn again. Fewer than sixteen are drawn one by one
-//! from 53-bit uniforms, and the second normal of a pair is kept for the next call.
+//! 16 values or more are drawn in blocks of 16. A block is made of 16 uniform numbers: the first eight give the radii, the last eight
+//! the angles. If the count is not a multiple of 16, the last 16 values are drawn again. Fewer than 16 values are drawn in pairs from
+//! 53-bit uniform numbers. The second value of a pair is kept for the next call.
 
 const SIZE: usize = 624;
 const SHIFT: usize = 397;
@@ -13,7 +13,7 @@ const SHIFT: usize = 397;
 pub(super) struct Mt19937 {
     state: Vec<u32>,
     next: usize,
-    /// The second normal of the last pair that was drawn one by one.
+    /// The second value of the last pair, if it is not used yet.
     kept: Option<f64>,
 }
 
@@ -28,8 +28,8 @@ impl Mt19937 {
         Self { state, next: SIZE, kept: None }
     }
 
-    /// The next `count` normals of a tensor in f32, or in half precision: then torch does not draw a last block of less than 16
-    /// twice.
+    /// The next `count` normal numbers of a tensor in f32, or in half precision if `half`. In half precision torch does not draw the
+    /// values of an incomplete last block twice.
     pub(super) fn normals(&mut self, count: usize, half: bool) -> Vec<f32> {
         if count < 16 {
             return (0..count).map(|_| self.normal() as f32).collect();
@@ -47,7 +47,7 @@ impl Mt19937 {
         draws
     }
 
-    /// One normal of a pair.
+    /// One normal number, the first or second of a pair.
     fn normal(&mut self) -> f64 {
         if let Some(kept) = self.kept.take() {
             return kept;
@@ -59,12 +59,12 @@ impl Mt19937 {
         radius * cos
     }
 
-    /// A uniform draw of 24 bits.
+    /// A uniform number of 24 bits.
     fn short_uniform(&mut self) -> f32 {
         (self.word() & 0x00FF_FFFF) as f32 / 16_777_216.0
     }
 
-    /// A uniform draw of 53 bits.
+    /// A uniform number of 53 bits.
     fn uniform(&mut self) -> f64 {
         let (high, low) = (u64::from(self.word()), u64::from(self.word()));
         ((high << 32 | low) & ((1 << 53) - 1)) as f64 / (1_u64 << 53) as f64
@@ -92,7 +92,7 @@ impl Mt19937 {
     }
 }
 
-/// Sixteen uniforms become sixteen normals in place.
+/// Turns 16 uniform numbers into 16 normal ones, in place.
 fn transform(block: &mut [f32; 16]) {
     let (radii, angles) = block.split_at_mut(8);
     for (radius, angle) in radii.iter_mut().zip(angles) {
@@ -108,14 +108,14 @@ mod tests {
 
     #[test]
     fn known_answers_of_the_mersenne_twister() {
-        // The reference implementation with its default seed 5489; C++ fixes the 10,000th word.
+        // The reference implementation with its default seed 5489. The 10,000th word is in the C++ standard.
         let mut mt19937 = Mt19937::new(5489);
         assert_eq!([(); 3].map(|()| mt19937.word()), [3_499_211_612, 581_869_302, 3_890_346_734]);
         assert_eq!((3..10_000).map(|_| mt19937.word()).last(), Some(4_123_659_995));
     }
 
     #[test]
-    fn small_draws_go_on_with_the_second_of_a_pair() {
+    fn small_draws_continue_with_the_second_of_a_pair() {
         let together = Mt19937::new(1).normals(4, false);
         let mut mt19937 = Mt19937::new(1);
         let apart: Vec<f32> = [1, 2, 1].iter().flat_map(|&count| mt19937.normals(count, false)).collect();

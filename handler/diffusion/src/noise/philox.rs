@@ -1,23 +1,22 @@
 //! torch's CUDA generator: Philox4x32-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011) and the
 //! Box-Muller transform of curand.
 //!
-//! torch launches as many threads as there are elements, in blocks of 256, but no more than the GPU holds at a time. Each
-//! thread draws four normals per round from one counter: the first for the element of its own number, the others for the
-//! elements one, two and three launches further on. While a tensor has no more elements than the GPU holds threads, only the
-//! first of the four is used.
+//! torch launches one thread per element, in blocks of 256, but no more threads than the GPU runs at once. In each round a thread draws
+//! four normal numbers from one counter: the first for the element of its own index, the others for the elements one, two and three
+//! times the number of threads further. If a tensor has no more elements than threads, only the first of the four is used.
 
 /// Threads per block in torch's distribution kernels.
 const BLOCK: usize = 256;
-/// Normals per counter.
+/// Normal numbers per counter.
 const LANES: usize = 4;
 
 /// The stream of one seed.
 #[derive(Debug, Clone)]
 pub(super) struct Philox {
     key: [u32; 2],
-    /// Most threads of a launch.
+    /// The most threads of a launch.
     threads: usize,
-    /// Counters used up in each thread's own stream.
+    /// Counters that each thread has used.
     rounds: u64,
 }
 
@@ -27,7 +26,7 @@ impl Philox {
         Self { key: halves(seed), threads, rounds: 0 }
     }
 
-    /// The next `count` normals.
+    /// The next `count` normal numbers.
     pub(super) fn normals(&mut self, count: usize) -> Vec<f32> {
         let launched = (count.div_ceil(BLOCK) * BLOCK).min(self.threads);
         let mut draws = vec![0.0; count];
@@ -47,7 +46,7 @@ impl Philox {
     }
 }
 
-/// One of the four normals of a counter: sine and cosine of the first two words, then of the last two.
+/// One of the four normal numbers of a counter: sine and cosine from the first two words, then from the last two.
 fn normal(words: [u32; 4], lane: usize) -> f32 {
     const UNIT: f32 = 2.328_306_4e-10; // 2^-32
     const TURN: f32 = UNIT * std::f32::consts::TAU;
@@ -68,7 +67,7 @@ fn words(mut counter: [u32; 4], mut key: [u32; 2]) -> [u32; 4] {
     counter
 }
 
-/// Low and high word.
+/// The low and the high word.
 fn halves(number: u64) -> [u32; 2] {
     [number as u32, (number >> 32) as u32]
 }
@@ -106,7 +105,7 @@ mod tests {
         for lane in 0..4 {
             assert_eq!(large[lane * 512 + 9], normal(words, lane), "lane {lane}");
         }
-        // A fifth element of a thread comes from its second counter, which is also the second draw's first.
+        // The fifth element of a thread comes from its second counter, as the first element of a second draw does.
         assert_eq!(large[4 * 512..], draw(3, 512, &[512, 519])[1][..519]);
         // Both rounds are used up: a third draw starts with the third counter.
         assert_eq!(draw(3, 512, &[512 * 5, 8])[1], draw(3, 512, &[8, 8, 8])[2]);

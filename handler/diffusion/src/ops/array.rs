@@ -1,11 +1,11 @@
-//! What goes from one operation to the next.
+//! [`Array`], the input and output of the operations.
 
 use super::mixed;
 use crate::gpu;
 use candle_core::{Result, Tensor};
 
-/// An activation. A map is `[batch, channels, height, width]` on the CPU, and `[batch, height, width, channels]` on a GPU, where
-/// channels are filled up with zeros to a multiple of 8. Tokens are `[batch, tokens, channels]` on both. Cheap to clone.
+/// An activation. A feature map is `[batch, channels, height, width]` on the CPU. On a GPU it is `[batch, height, width, channels]`, with
+/// channels padded with zeros to a multiple of 8. Tokens are `[batch, tokens, channels]` on both. Cheap to clone.
 #[derive(Clone)]
 pub(crate) enum Array {
     /// Contiguous, f32.
@@ -15,7 +15,7 @@ pub(crate) enum Array {
 }
 
 impl Array {
-    /// Height and width of a map.
+    /// Height and width of a feature map.
     pub(crate) fn size(&self) -> Result<(usize, usize)> {
         match self {
             Self::Cpu(map) => map.dims4().map(|(_, _, height, width)| (height, width)),
@@ -40,7 +40,7 @@ impl Array {
         }
     }
 
-    /// A copy of a map on the CPU, `[batch, channels, height, width]` in f32, without what channels were filled up with.
+    /// A copy of a feature map on the CPU, `[batch, channels, height, width]` in f32, without padded channels.
     pub(crate) fn to_map(&self, channels: usize) -> Result<Tensor> {
         match self {
             Self::Cpu(map) => Ok(map.clone()),
@@ -56,7 +56,7 @@ impl Array {
         }
     }
 
-    /// Each of what the first dimension counts `times` times in a row: the order in which diffusers pairs prompts and images.
+    /// Each element of the first dimension `times` times in a row. diffusers pairs prompts and images in this order.
     pub(crate) fn repeat_rows(&self, times: usize) -> Result<Self> {
         if times == 1 {
             return Ok(self.clone());
@@ -80,7 +80,7 @@ impl Array {
         })
     }
 
-    /// A copy of a tensor of the CPU, where `like` is and in its dtype.
+    /// A copy of a CPU tensor, on the device of `like` and in its dtype.
     pub(crate) fn like(tensor: &Tensor, like: &Self) -> Result<Self> {
         Ok(match like {
             Self::Cpu(_) => Self::Cpu(tensor.contiguous()?),
@@ -89,16 +89,16 @@ impl Array {
     }
 }
 
-/// Which row of a table of all steps counts now.
+/// The current step, which selects a row of a table `[steps, columns]`.
 pub(crate) enum Step {
-    /// This one.
+    /// The index of the step.
     Index(usize),
-    /// The one whose number lies on the GPU: what a graph recorded is the same for every step.
+    /// The index as a number in GPU memory, so that one recorded graph works for every step.
     Counter(gpu::Array),
 }
 
 impl Step {
-    /// `[1, columns]` of a `[steps, columns]` table.
+    /// The row `[1, columns]` of a table on the CPU.
     pub(super) fn row_of(&self, table: &Tensor) -> Result<Tensor> {
         match self {
             Self::Index(step) => table.narrow(0, *step, 1),

@@ -1,22 +1,21 @@
-//! Kernels for the CPU in f32. Candle's own convolution gathers its input element by element, and its norms and attention pass
-//! over memory many times: these do the same arithmetic in one pass, on all threads, in the widest vectors that the CPU has.
+//! The operations on the CPU, in f32. Candle's convolution gathers its input element by element, and its norms and attention read and
+//! write memory many times. These do the same arithmetic in fewer passes, on all threads, with the widest vectors of the CPU.
 
 mod attention;
 mod conv;
-mod geglu;
-mod layers;
 mod linear;
 mod norm;
 mod winograd;
 
 pub(super) use attention::{attention, causal_attention};
-pub(super) use geglu::geglu;
-pub(super) use layers::{Conv, GroupNorm, LayerNorm, Linear};
+pub(super) use conv::Conv;
+pub(super) use linear::{Linear, geglu};
+pub(super) use norm::{GroupNorm, LayerNorm};
 
 use candle_core::{CpuStorage, Device, Error, Result, Shape, Storage, Tensor};
 use std::ops::Deref;
 
-/// The elements of a contiguous f32 tensor on the CPU, borrowed by the guard of its storage.
+/// The elements of a contiguous f32 tensor on the CPU, with the guard that borrows its storage.
 struct View<Guard> {
     storage: Guard,
     from: usize,
@@ -38,7 +37,7 @@ impl<Guard: Deref<Target = Storage>> Deref for View<Guard> {
     fn deref(&self) -> &[f32] {
         match &*self.storage {
             Storage::Cpu(CpuStorage::F32(values)) => &values[self.from..self.to],
-            // Refused by `view`.
+            // `view` returned an error.
             _ => &[],
         }
     }
@@ -48,20 +47,20 @@ fn tensor(values: Vec<f32>, shape: impl Into<Shape>) -> Result<Tensor> {
     Tensor::from_vec(values, shape.into(), &Device::Cpu)
 }
 
-/// The first `length` elements of a thread's own buffer, which grows if it must.
-fn room(buffer: &mut Vec<f32>, length: usize) -> &mut [f32] {
+/// The first `length` elements of a thread's buffer, which grows if it is too short. They may have old values.
+fn scratch(buffer: &mut Vec<f32>, length: usize) -> &mut [f32] {
     buffer.resize(buffer.len().max(length), 0.0);
     &mut buffer[..length]
 }
 
-/// Runs loops compiled for the widest vectors of this CPU. What they call must be inlined into them: a `for` always is, a closure
-/// given to an iterator not.
+/// Runs loops with the widest vectors of this CPU. Everything in the loops must be inlined: a `for` loop is, a closure of an iterator
+/// is not always.
 #[inline(always)]
 fn vectorised<R>(work: impl FnOnce() -> R) -> R {
     pulp::Arch::new().dispatch(work)
 }
 
-/// A matrix inside a slice: the element of row `r` and column `c` is at `r * row_stride + c * column_stride`.
+/// The layout of a matrix in a slice: the element of row `r` and column `c` is at `r * row + c * column`.
 #[derive(Clone, Copy)]
 struct Strides {
     row: usize,
@@ -69,7 +68,7 @@ struct Strides {
 }
 
 impl Strides {
-    /// Rows of `width` elements, one after the other.
+    /// Rows of `width` elements, one after another.
     fn rows(width: usize) -> Self {
         Self { row: width, column: 1 }
     }
@@ -79,7 +78,8 @@ impl Strides {
         Self { row: self.column, column: self.row }
     }
 
-    fn reach(self, rows: usize, columns: usize) -> usize {
+    /// The length of the slice that a matrix needs.
+    fn extent(self, rows: usize, columns: usize) -> usize {
         (rows - 1) * self.row + (columns - 1) * self.column + 1
     }
 }
@@ -93,11 +93,11 @@ fn matmul(
     (b, b_strides): (&[f32], Strides),
 ) {
     assert!(m > 0 && n > 0 && k > 0);
-    assert!(out_strides.reach(m, n) <= out.len() && (out_strides.column == 1 || out_strides.row == 1));
-    assert!(a_strides.reach(m, k) <= a.len() && b_strides.reach(k, n) <= b.len());
+    assert!(out_strides.extent(m, n) <= out.len() && (out_strides.column == 1 || out_strides.row == 1));
+    assert!(a_strides.extent(m, k) <= a.len() && b_strides.extent(k, n) <= b.len());
     let step = |stride: usize| stride as isize;
-    // SAFETY: every element that the strides reach lies in its slice, as asserted above; `out` is borrowed mutably, so it
-    // overlaps neither input.
+    // SAFETY: the assertions above keep every element that gemm accesses inside its slice. `out` is borrowed mutably, so it overlaps
+    // neither input.
     #[allow(unsafe_code)]
     unsafe {
         gemm::gemm(
@@ -124,10 +124,10 @@ fn matmul(
     }
 }
 
-/// Adding 1.5 * 2^23 rounds to the nearest whole number and leaves it in the low bits.
+/// 1.5 * 2^23: adding it rounds to the nearest whole number and leaves that in the low bits.
 const ROUNDER: f32 = 12_582_912.0;
 
-/// `e^x` to 1 part in 10^7, in operations that compilers turn into vector code: `2^n * e^r` with `r` within half a `ln 2`.
+/// `e^x` to 1 part in 10^7, in operations that a compiler can vectorise: `2^n * e^r` with `|r|` at most half of `ln 2`.
 #[inline(always)]
 fn exp(x: f32) -> f32 {
     const LN_2_HIGH: f32 = 0.693_359_4;
@@ -140,7 +140,7 @@ fn exp(x: f32) -> f32 {
     scaled(1.0 + r * (1.0 + r * (0.5 + r * series)), shifted)
 }
 
-/// `2^x` to 1 part in 10^7 for `x` of at most 0; what is below 2^-126 counts as that.
+/// `2^x` to 1 part in 10^7 for `x` of at most 0. Below -126 it is 2^-126.
 #[inline(always)]
 fn exp2_of_negative(x: f32) -> f32 {
     const LN_2: f64 = std::f64::consts::LN_2;
@@ -152,7 +152,7 @@ fn exp2_of_negative(x: f32) -> f32 {
         (LN_2 * LN_2 * LN_2 * LN_2 * LN_2 / 120.0) as f32,
         (LN_2 * LN_2 * LN_2 * LN_2 * LN_2 * LN_2 / 720.0) as f32,
     ];
-    // In this order, so that no number stays none.
+    // Not `max`: NaN has to stay NaN.
     let x = if x < -126.0 { -126.0 } else { x };
     let shifted = x + ROUNDER;
     let r = x - (shifted - ROUNDER);

@@ -1,74 +1,74 @@
-//! Where modules take their parameters from: by path, from the CPU's memory or with a place on the GPU.
+//! The parameters of modules, looked up by path. On the CPU they are tensors, on a GPU they are places for tensors.
 
 use crate::gpu::{Array, Layout, Placed};
 use crate::{loading::weights::Weights, ops};
 use candle_core::{DType, Device, Error, Result, Tensor};
 use std::sync::{Arc, Mutex, PoisonError};
 
-/// The parameters under one path.
+/// The parameters below one path.
 #[derive(Clone)]
 pub(crate) struct Params {
     weights: Weights,
     placed: Option<Arc<Placed>>,
-    asked: Option<Asked>,
+    recorder: Option<ShapeRecorder>,
     path: String,
 }
 
 /// Names and shapes of tensors.
 pub type Shapes = Vec<(String, Vec<usize>)>;
 
-/// What modules ask for.
-pub(crate) type Asked = Arc<Mutex<Shapes>>;
+/// Records the names and shapes of the tensors that modules look up.
+pub(crate) type ShapeRecorder = Arc<Mutex<Shapes>>;
 
 impl Params {
-    /// Of modules that compute on the CPU.
+    /// For modules on the CPU.
     pub(crate) fn on_cpu(weights: &Weights) -> Self {
-        Self { weights: weights.clone(), placed: None, asked: None, path: String::new() }
+        Self { weights: weights.clone(), placed: None, recorder: None, path: String::new() }
     }
 
-    /// Of modules that compute on a GPU. They get room there; [`Placed::fill`] brings the numbers.
+    /// For modules on a GPU. Tensors get a place there, and [`Placed::fill`] copies the numbers later.
     pub(crate) fn on_gpu(weights: &Weights, placed: &Arc<Placed>) -> Self {
-        Self { weights: weights.clone(), placed: Some(placed.clone()), asked: None, path: String::new() }
+        Self { weights: weights.clone(), placed: Some(placed.clone()), recorder: None, path: String::new() }
     }
 
-    /// Of modules of which nothing is wanted but what they ask for; they get zeros.
-    pub(crate) fn listed(asked: &Asked) -> Self {
+    /// Records what modules look up. Every tensor has zeros.
+    pub(crate) fn recording(recorder: &ShapeRecorder) -> Self {
         let weights = Weights::new(Default::default());
-        Self { weights, placed: None, asked: Some(asked.clone()), path: String::new() }
+        Self { weights, placed: None, recorder: Some(recorder.clone()), path: String::new() }
     }
 
-    /// Those of a part.
+    /// The parameters below a part of the path, as in candle's `VarBuilder`.
     pub(crate) fn pp(&self, part: impl ToString) -> Self {
         let part = part.to_string();
         let path = if self.path.is_empty() { part } else { format!("{}.{part}", self.path) };
         Self { path, ..self.clone() }
     }
 
-    /// Where they are to be placed, if on a GPU.
+    /// The places on the GPU. None on the CPU.
     pub(crate) fn placed(&self) -> Option<&Arc<Placed>> {
         self.placed.as_ref()
     }
 
-    /// The tensor on the CPU, in f32.
+    /// The tensor `leaf` on the CPU, in f32.
     ///
     /// # Errors
-    /// There is none, or it has another shape.
+    /// There is none, or its shape is not `dims`.
     pub(crate) fn tensor(&self, dims: &[usize], leaf: &str) -> Result<Tensor> {
         let name = self.checked(dims, leaf)?;
-        if self.asked.is_some() {
+        if self.recorder.is_some() {
             return Tensor::zeros(dims, DType::F32, &Device::Cpu);
         }
         self.weights.tensor(&name)?.to_dtype(DType::F32)?.contiguous()
     }
 
-    /// Its full name.
+    /// The full name of the tensor `leaf`.
     ///
     /// # Errors
-    /// There is none, or it has another shape.
+    /// There is none, or its shape is not `dims`.
     pub(crate) fn checked(&self, dims: &[usize], leaf: &str) -> Result<String> {
         let name = format!("{}.{leaf}", self.path);
-        if let Some(asked) = &self.asked {
-            asked.lock().unwrap_or_else(PoisonError::into_inner).push((name.clone(), dims.to_vec()));
+        if let Some(recorder) = &self.recorder {
+            recorder.lock().unwrap_or_else(PoisonError::into_inner).push((name.clone(), dims.to_vec()));
             return Ok(name);
         }
         match self.weights.dims(&name) {
@@ -81,20 +81,20 @@ impl Params {
         }
     }
 
-    /// A place on the GPU for one tensor.
+    /// A place on the GPU for the tensor `leaf`.
     ///
     /// # Errors
-    /// There is no such tensor, it has another shape, or memory is short.
+    /// There is no such tensor, its shape is not `dims`, or there is not enough memory.
     pub(crate) fn place(&self, placed: &Placed, dims: &[usize], leaf: &str, layout: Layout) -> Result<Array> {
         Ok(placed.place(&[(self.checked(dims, leaf)?, layout)])?)
     }
 
-    /// The same with other weights.
-    pub(crate) fn with(&self, weights: &Weights) -> Self {
+    /// The same path in other weights.
+    pub(crate) fn with_weights(&self, weights: &Weights) -> Self {
         Self { weights: weights.clone(), ..self.clone() }
     }
 
-    /// Some rows of a matrix, on the CPU in f32.
+    /// Some rows of the matrix `leaf`, `[rows, columns]` on the CPU in f32.
     ///
     /// # Errors
     /// There is no such matrix or row.
@@ -102,10 +102,10 @@ impl Params {
         self.weights.rows(&format!("{}.{leaf}", self.path), rows)
     }
 
-    /// A tensor of the CPU where the modules compute.
+    /// A CPU tensor copied to the device of the modules.
     ///
     /// # Errors
-    /// Device or memory.
+    /// The device fails or has too little memory.
     pub(crate) fn on_device(&self, tensor: &Tensor) -> Result<ops::Array> {
         Ok(match &self.placed {
             None => ops::Array::Cpu(tensor.contiguous()?),
@@ -113,10 +113,10 @@ impl Params {
         })
     }
 
-    /// A map `[batch, channels, height, width]` of the CPU where the modules compute.
+    /// A feature map `[batch, channels, height, width]` copied from the CPU to the device of the modules.
     ///
     /// # Errors
-    /// Device or memory.
+    /// The device fails or has too little memory.
     pub(crate) fn map_on_device(&self, map: &Tensor) -> Result<ops::Array> {
         if self.placed.is_none() {
             return Ok(ops::Array::Cpu(map.contiguous()?));

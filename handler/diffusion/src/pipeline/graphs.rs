@@ -1,14 +1,15 @@
-//! Steps on a GPU, recorded once for each size and replayed: what a step costs the CPU is one call. And the way to pixels.
+//! Denoising steps on a GPU as CUDA graphs: a step is recorded once for each size, and then replayed with one call. Also the run of the
+//! VAE decoder.
 //!
-//! What is recorded reads and writes arrays that keep their place: latents, the step's number, guidance, what the steps share,
-//! and the weights. A LoRA changes weights in place, so recordings outlive it.
+//! A graph reads and writes arrays at fixed addresses: latents, the step's index, guidance, what the steps share, and the weights. A
+//! LoRA changes weights in place, so graphs stay valid.
 
 use crate::gpu::{Arg, Array, Dtype, Event, Gpu, Graph, Launch, Pinned};
 use crate::{
     models::unet::{Prepared, Unet},
     models::vae::VaeDecoder,
     ops::{self, LANES, Step},
-    schedulers::Sums,
+    schedulers::StepCoefficients,
 };
 use candle_core::{Device, Error, Result, Tensor};
 use std::{
@@ -17,16 +18,16 @@ use std::{
     sync::{Mutex, MutexGuard, PoisonError},
 };
 
-/// More recordings than this are forgotten, all at once.
-const MOST: usize = 24;
-/// Tables hold at least so many steps.
-const STEPS: usize = 128;
+/// The most recordings. If there are so many, all are dropped before the next one.
+const MAX_RECORDINGS: usize = 24;
+/// The fewest steps in a table.
+const MIN_CAPACITY: usize = 128;
 
-/// Recordings by what they are for.
-pub(crate) struct Recorded {
+/// The recorded steps of one GPU.
+pub(crate) struct Recordings {
     gpu: Gpu,
     dtype: Dtype,
-    steps: Mutex<HashMap<StepKey, StepRecord>>,
+    steps: Mutex<HashMap<StepKey, StepRecording>>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -38,81 +39,83 @@ struct StepKey {
     guided: bool,
     /// Tokens of the prompt.
     tokens: usize,
-    /// Whether the scheduler's arithmetic is part of it.
-    advances: bool,
+    /// Whether the graph computes the scheduler's step as well.
+    with_scheduler: bool,
 }
 
-/// One size's step.
-struct StepRecord {
+/// The step for one key: its arrays, and the graph once it is recorded.
+struct StepRecording {
     key: StepKey,
-    /// f32, as the CPU has them.
+    /// `[images, channels, height, width]` in f32, as are `noise` and `clean_before`.
     latents: Array,
     noise: Array,
     guidance: Array,
-    /// Number of the step, an `int`.
+    /// The index of the step, an `int`.
     step: Array,
-    /// The clean picture of the step before, and what each step's sums are made of.
-    before: Array,
-    sums: Array,
+    /// The clean picture of the previous step.
+    clean_before: Array,
+    /// The scheduler's coefficients, `[capacity, 5]`.
+    coefficients: Array,
     prepared: Prepared,
-    /// Steps that the tables hold.
-    room: usize,
+    /// The number of steps that fit into the tables.
+    capacity: usize,
     pinned: Pinned,
     graph: Option<Graph>,
 }
 
-/// The steps of one picture.
-pub(crate) struct Steps<'a> {
-    recorded: &'a Recorded,
+/// The steps of one run.
+pub(crate) struct RecordedDenoiser<'a> {
+    recordings: &'a Recordings,
     unet: &'a Unet,
     key: StepKey,
 }
 
-impl Recorded {
+impl Recordings {
     pub(crate) fn new(gpu: &Gpu, dtype: Dtype) -> Self {
         Self { gpu: gpu.clone(), dtype, steps: Mutex::default() }
     }
 
-    /// Gives the memory of all recordings back.
-    pub(crate) fn forget(&self) -> Result<()> {
+    /// Drops all recordings and frees their memory.
+    pub(crate) fn clear(&self) -> Result<()> {
         lock(&self.steps).clear();
         Ok(self.gpu.trim()?)
     }
 
-    /// Gets the arrays of a recording ready for one picture's steps.
-    pub(crate) fn steps<'a>(
+    /// Prepares a recording's arrays for the steps of one run.
+    pub(crate) fn denoiser<'a>(
         &'a self,
         unet: &'a Unet,
         prepared: Prepared,
         count: usize,
         guidance_scale: Option<f64>,
         noise: &Tensor,
-        sums: Option<&[Sums]>,
-    ) -> Result<Steps<'a>> {
+        coefficients: Option<&[StepCoefficients]>,
+    ) -> Result<RecordedDenoiser<'a>> {
         let (images, channels, height, width) = noise.dims4()?;
         let first = prepared.prompts.iter().flatten().flatten().next();
         let tokens = first.map(|keys| Ok::<_, Error>(keys.gpu()?.dims()[1])).transpose()?.unwrap_or(0);
-        let (guided, advances) = (guidance_scale.is_some(), sums.is_some());
-        let key = StepKey { images, channels, height, width, guided, tokens, advances };
+        let (guided, with_scheduler) = (guidance_scale.is_some(), coefficients.is_some());
+        let key = StepKey { images, channels, height, width, guided, tokens, with_scheduler };
         let mut steps = lock(&self.steps);
-        if steps.get(&key).is_none_or(|record| record.room < count) {
-            if steps.len() >= MOST {
+        if steps.get(&key).is_none_or(|recording| recording.capacity < count) {
+            if steps.len() >= MAX_RECORDINGS {
                 steps.clear();
                 self.gpu.trim()?;
             }
-            steps.insert(key, StepRecord::new(&self.gpu, key, &prepared, count)?);
+            steps.insert(key, StepRecording::new(&self.gpu, key, &prepared, count)?);
         }
-        let record = steps.get(&key).ok_or_else(|| Error::Msg("a recording is gone".into()).bt())?;
-        record.begin(&prepared, count, guidance_scale.unwrap_or(1.0), sums.unwrap_or_default())?;
-        Ok(Steps { recorded: self, unet, key })
+        let recording = steps.get(&key).ok_or_else(|| Error::Msg("a recording is gone".into()).bt())?;
+        recording.reset(&prepared, count, guidance_scale.unwrap_or(1.0), coefficients.unwrap_or_default())?;
+        Ok(RecordedDenoiser { recordings: self, unet, key })
     }
 
-    /// Pixels of one picture's latents as bytes, with height and width. Not recorded: one call of it keeps the GPU busy as it is.
+    /// The pixels of one picture's latents as bytes, with height and width. Not recorded, because its kernels are long enough to keep
+    /// the GPU busy.
     pub(crate) fn pixels(&self, vae: &VaeDecoder, latents: &Tensor, factor: f64) -> Result<(Vec<u8>, usize, usize)> {
         let (images, channels, height, width) = latents.dims4()?;
         let source = Array::from_tensor(&self.gpu, latents, Dtype::F32)?;
         let xs = self.gpu.scratch(&[images, height, width, channels.next_multiple_of(LANES)], self.dtype)?;
-        enter(&source, &xs, 1, 1.0 / factor)?;
+        latents_to_map(&source, &xs, 1.0 / factor)?;
         let pixels = vae.decode(&ops::Array::Gpu(xs)).map_err(|error| Error::Msg(error.to_string()))?;
         let (pixels, (height, width)) = (pixels.gpu()?, pixels.size()?);
         let bytes = self.gpu.scratch(&[height * width * 3 / 4], Dtype::F32)?;
@@ -123,11 +126,11 @@ impl Recorded {
     }
 }
 
-impl StepRecord {
+impl StepRecording {
     fn new(gpu: &Gpu, key: StepKey, like: &Prepared, count: usize) -> Result<Self> {
         let latents = [key.images, key.channels, key.height, key.width];
-        let room = count.max(STEPS);
-        let table = |shifts: &ops::Array| Ok(ops::Array::Gpu(shifts.gpu()?.resident_like(Some(room))?));
+        let capacity = count.max(MIN_CAPACITY);
+        let table = |shifts: &ops::Array| Ok(ops::Array::Gpu(shifts.gpu()?.resident_like(Some(capacity))?));
         let keys = |keys: &ops::Array| Ok(ops::Array::Gpu(keys.gpu()?.resident_like(None)?));
         let prompts = |prompts: &Vec<Vec<ops::Array>>| {
             prompts.iter().map(|prompt| prompt.iter().map(keys).collect()).collect::<Result<_>>()
@@ -140,20 +143,26 @@ impl StepRecord {
         Ok(Self {
             key,
             noise: gpu.resident(latents.dims(), Dtype::F32)?,
-            before: gpu.resident(latents.dims(), Dtype::F32)?,
-            sums: gpu.resident(&[room, 5], Dtype::F32)?,
+            clean_before: gpu.resident(latents.dims(), Dtype::F32)?,
+            coefficients: gpu.resident(&[capacity, 5], Dtype::F32)?,
             guidance: gpu.resident(&[1], Dtype::F32)?,
             step: gpu.resident(&[1], Dtype::F32)?,
             pinned: Pinned::new(latents.bytes())?,
             latents,
             prepared,
-            room,
+            capacity,
             graph: None,
         })
     }
 
-    /// Fills what the steps share, from step 0 on.
-    fn begin(&self, fresh: &Prepared, count: usize, guidance_scale: f64, sums: &[Sums]) -> Result<()> {
+    /// Fills the arrays that the steps share, and goes back to step 0.
+    fn reset(
+        &self,
+        fresh: &Prepared,
+        count: usize,
+        guidance_scale: f64,
+        coefficients: &[StepCoefficients],
+    ) -> Result<()> {
         let gpu = self.latents.gpu();
         for (table, shifts) in self.prepared.shifts.iter().zip(&fresh.shifts) {
             gpu.copy(shifts.gpu()?, &table.gpu()?.part(0, count))?;
@@ -162,21 +171,21 @@ impl StepRecord {
         for (keys, fresh) in ours.zip(fresh.prompts.iter().flatten().flatten()) {
             gpu.copy(fresh.gpu()?, keys.gpu()?)?;
         }
-        // The first step adds one and gets to 0.
+        // -1, because each step starts by adding 1.
         gpu.fill(&self.step, 0xFF)?;
-        gpu.clear(&self.before)?;
-        let numbers = sums
+        gpu.clear(&self.clean_before)?;
+        let numbers = coefficients
             .iter()
-            .flat_map(|sums| [sums.clean_by_sample, sums.clean_by_output, sums.sample, sums.clean, sums.clean_before]);
+            .flat_map(|step| [step.clean_by_sample, step.clean_by_output, step.sample, step.clean, step.clean_before]);
         let bytes: Vec<u8> = numbers.flat_map(f32::to_le_bytes).collect();
-        if !sums.is_empty() {
-            self.sums.part(0, sums.len()).write(&bytes)?;
+        if !coefficients.is_empty() {
+            self.coefficients.part(0, coefficients.len()).write(&bytes)?;
         }
         Ok(self.guidance.write(&(guidance_scale as f32).to_le_bytes())?)
     }
 
-    /// One step: from latents to noise, or to the next latents.
-    fn run(&self, unet: &Unet, dtype: Dtype) -> Result<()> {
+    /// Launches one step's kernels: from latents to noise, or to the next latents.
+    fn launch(&self, unet: &Unet, dtype: Dtype) -> Result<()> {
         let (gpu, key) = (self.latents.gpu(), self.key);
         let copies = if key.guided { 2 } else { 1 };
         let dims = [copies * key.images, key.height, key.width, key.channels.next_multiple_of(LANES)];
@@ -194,8 +203,8 @@ impl StepRecord {
         let output = unet.forward(&ops::Array::Gpu(xs), &counter, &self.prepared);
         let output = output.map_err(|error| Error::Msg(error.to_string()))?;
         let output = output.gpu()?;
-        if key.advances {
-            let arrays = [output, &self.latents, &self.before, &self.sums, &self.guidance];
+        if key.with_scheduler {
+            let arrays = [output, &self.latents, &self.clean_before, &self.coefficients, &self.guidance];
             launch("advance", &arrays, &[&[step], &sizes[..]].concat())?;
         } else {
             launch("leave_noise", &[output, &self.noise, &self.guidance], &[&sizes[..], &[Arg::At(0)]].concat())?;
@@ -203,73 +212,74 @@ impl StepRecord {
         Ok(())
     }
 
-    /// Runs a step, and records it if that has not been done.
-    fn go(&mut self, unet: &Unet, dtype: Dtype) -> Result<()> {
+    /// Runs one step. The first time it is recorded as well.
+    fn step(&mut self, unet: &Unet, dtype: Dtype) -> Result<()> {
         if let Some(graph) = &mut self.graph {
             return Ok(graph.launch()?);
         }
-        self.run(unet, dtype)?;
-        // Everything that is made on first use is there now.
+        self.launch(unet, dtype)?;
+        // Now everything that is created on first use exists, so nothing is created during the recording.
         let gpu = self.latents.gpu().clone();
-        let (graph, ()) = Graph::record(&gpu, || self.run(unet, dtype))?;
+        let (graph, ()) = Graph::record(&gpu, || self.launch(unet, dtype))?;
         self.graph = Some(graph);
         Ok(gpu.keep_tuned()?)
     }
 }
 
-impl Steps<'_> {
-    /// See [`crate::pipeline::networks::Steps::predict`].
+impl RecordedDenoiser<'_> {
+    /// See [`crate::pipeline::networks::Denoiser::predict`].
     pub(crate) fn predict(&mut self, latents: &Tensor) -> Result<Tensor> {
-        let mut steps = lock(&self.recorded.steps);
-        let record = steps.get_mut(&self.key).ok_or_else(|| Error::Msg("a recording is gone".into()).bt())?;
-        record.latents.write_through(&mut record.pinned, &latents.flatten_all()?.to_vec1::<f32>()?)?;
-        record.go(self.unet, self.recorded.dtype)?;
-        let noise = record.noise.read_through(&mut record.pinned)?;
+        let mut steps = lock(&self.recordings.steps);
+        let recording = steps.get_mut(&self.key).ok_or_else(|| Error::Msg("a recording is gone".into()).bt())?;
+        recording.latents.write_through(&mut recording.pinned, &latents.flatten_all()?.to_vec1::<f32>()?)?;
+        recording.step(self.unet, self.recordings.dtype)?;
+        let noise = recording.noise.read_through(&mut recording.pinned)?;
         Tensor::from_vec(noise, latents.dims(), &Device::Cpu)
     }
 
-    /// All steps, from the first latents to the last. `on_step` is called with the number of finished steps, before the first (0)
-    /// and after each but the last, and may stop the run: then the number is given instead. The GPU is one step ahead of it.
+    /// Runs all steps, from the first latents to the last. `on_step` is called with the number of finished steps, before the first (0)
+    /// and after each but the last, and may stop the run: then that number is the inner error. The GPU is one step ahead of the calls.
     pub(crate) fn run(
         &mut self,
         latents: &Tensor,
         count: usize,
         on_step: &mut dyn FnMut(usize) -> ControlFlow<()>,
     ) -> Result<std::result::Result<Tensor, usize>> {
-        let mut steps = lock(&self.recorded.steps);
-        let record = steps.get_mut(&self.key).ok_or_else(|| Error::Msg("a recording is gone".into()).bt())?;
-        let gpu = &self.recorded.gpu;
-        record.latents.write_through(&mut record.pinned, &latents.flatten_all()?.to_vec1::<f32>()?)?;
-        let mut marks = [Event::new()?, Event::new()?];
+        let mut steps = lock(&self.recordings.steps);
+        let recording = steps.get_mut(&self.key).ok_or_else(|| Error::Msg("a recording is gone".into()).bt())?;
+        let gpu = &self.recordings.gpu;
+        recording.latents.write_through(&mut recording.pinned, &latents.flatten_all()?.to_vec1::<f32>()?)?;
+        let mut events = [Event::new()?, Event::new()?];
         for step in 0..count {
             if step > 0 {
-                record.go(self.unet, self.recorded.dtype)?;
-                marks[1].record(gpu)?;
-                marks[0].wait()?;
-                marks.swap(0, 1);
+                recording.step(self.unet, self.recordings.dtype)?;
+                events[1].record(gpu)?;
+                events[0].wait()?;
+                events.swap(0, 1);
             }
             if on_step(step).is_break() {
                 gpu.synchronize()?;
                 return Ok(Err(step));
             }
             if step == 0 {
-                record.go(self.unet, self.recorded.dtype)?;
-                marks[0].record(gpu)?;
+                recording.step(self.unet, self.recordings.dtype)?;
+                events[0].record(gpu)?;
             }
         }
-        let latents = Tensor::from_vec(record.latents.read_through(&mut record.pinned)?, latents.dims(), &Device::Cpu)?;
+        let latents =
+            Tensor::from_vec(recording.latents.read_through(&mut recording.pinned)?, latents.dims(), &Device::Cpu)?;
         Ok(Ok(latents))
     }
 }
 
-/// The CPU's latents as a map, `copies` times over.
-fn enter(latents: &Array, xs: &Array, copies: usize, scale: f64) -> Result<()> {
+/// Copies latents `[images, channels, height, width]`, times `scale`, into the feature map `xs`.
+fn latents_to_map(latents: &Array, xs: &Array, scale: f64) -> Result<()> {
     let &[images, channels, height, width] = latents.dims() else { return Err(Error::Msg("no latents".into()).bt()) };
-    let sizes = [images, channels, height * width, copies].map(Arg::Int);
+    let sizes = [images, channels, height * width, 1].map(Arg::Int);
     let arrays = [latents, xs].map(|array| Arg::At(array.address()));
     let args = [&arrays[..], &sizes, &[Arg::Float(scale as f32)]].concat();
     let name = format!("enter_{}", xs.dtype().name());
-    let blocks = (copies * images * height * width).div_ceil(256);
+    let blocks = (images * height * width).div_ceil(256);
     Ok(xs.gpu().launch(Launch { name, grid: [blocks, 1, 1], block: 256, shared: 0 }, &args)?)
 }
 

@@ -1,4 +1,4 @@
-//! The syntax, as the web UI documents it.
+//! The syntax as the web UI documents it.
 
 use super::*;
 
@@ -52,7 +52,7 @@ fn brackets_that_do_not_match() {
         ("((a) b", &[("a", 1.21), (" b", 1.1)]),
         ("smile :) there", &[("smile :) there", 1.0)]),
         ("a] b) c:1.5)", &[("a] b) c:1.5)", 1.0)]),
-        // The round bracket closes over what the square one has opened, whatever stands first.
+        // Brackets of different kinds may overlap.
         ("(a [b) c]", &[("a ", 1.1), ("b", 1.0), (" c", 1.0 / 1.1)]),
     ]);
 }

@@ -1,4 +1,4 @@
-//! CLIP's byte-pair tokenizer, from the `tokenizer/` folder of a model. Pads and truncates as diffusers does.
+//! CLIP's byte-pair tokenizer, read from the `tokenizer/` folder of a model. Pads and truncates as diffusers does.
 
 use crate::{
     error::{PipelineError, Result},
@@ -19,7 +19,7 @@ use tokenizers::{
     },
 };
 
-/// Words, numbers digit by digit, English contractions and runs of punctuation, as CLIP splits them.
+/// CLIP's pattern: English contractions, words, single digits, and runs of punctuation.
 const WORDS: &str = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+";
 
 /// Turns a prompt into token ids.
@@ -31,14 +31,14 @@ pub struct Tokenizer {
     length: usize,
 }
 
-/// One prompt as ids.
+/// The tokens of a prompt.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Tokens {
-    /// Exactly `max_length` ids: start, text, end, padding.
+    /// The ids of start, text, end and padding: always as many as the encoder's longest sequence has.
     pub ids: Vec<u32>,
-    /// How many text tokens did not fit and were cut off.
+    /// How many tokens of the text were cut off because they did not fit.
     pub truncated: usize,
-    /// How much each id counts; 1 for start, end and padding.
+    /// The weight of each id, 1 for start, end and padding.
     pub weights: Vec<f32>,
 }
 
@@ -55,10 +55,11 @@ struct TokenizerConfig {
 }
 
 impl Tokenizer {
-    /// Reads `tokenizer/{vocab.json,merges.txt,tokenizer_config.json}`; `length` is the encoder's longest sequence.
+    /// Reads `tokenizer/{vocab.json,merges.txt,tokenizer_config.json}`. `length` is the number of tokens of the encoder's longest
+    /// sequence.
     ///
     /// # Errors
-    /// A missing file, a vocabulary that lacks its own special tokens, or merges that do not fit it.
+    /// A missing file, a vocabulary without the special tokens, or merges that do not fit it.
     pub fn load(model: &Path, length: usize) -> Result<Self> {
         let folder = model.join("tokenizer");
         let config: TokenizerConfig = read_json(&folder.join("tokenizer_config.json"))?;
@@ -82,19 +83,19 @@ impl Tokenizer {
         Ok(Self { bpe, bos, eos, pad, length })
     }
 
-    /// Tokenizes a prompt, cuts what does not fit, adds start and end, and pads to the full length.
+    /// Tokenizes a prompt, truncates it, adds start and end, and pads to the full length.
     ///
     /// # Errors
-    /// None that a prompt can cause; a broken vocabulary may.
+    /// A broken vocabulary. No prompt causes an error.
     pub fn encode(&self, prompt: &str) -> Result<Tokens> {
         let encoding = self.bpe.encode_fast(prompt, false).map_err(fault)?;
         Ok(self.framed(encoding.get_ids().iter().map(|&id| (id, 1.0)).collect()))
     }
 
-    /// Tokenizes a prompt in fragments, each on its own and with a weight for all its tokens; then as [`Tokenizer::encode`].
+    /// As [`Tokenizer::encode`], for fragments that are tokenized separately. All tokens of a fragment have its weight.
     ///
     /// # Errors
-    /// None that a prompt can cause; a broken vocabulary may.
+    /// A broken vocabulary. No prompt causes an error.
     pub fn encode_weighted(&self, fragments: &[Fragment]) -> Result<Tokens> {
         let mut text = Vec::new();
         for (fragment, weight) in fragments {
@@ -104,7 +105,7 @@ impl Tokenizer {
         Ok(self.framed(text))
     }
 
-    /// Between start and end, cut and padded.
+    /// Truncates, adds start and end, and pads.
     fn framed(&self, mut text: Vec<(u32, f32)>) -> Tokens {
         let truncated = text.len().saturating_sub(self.length - 2);
         text.truncate(self.length - 2);
@@ -128,7 +129,7 @@ fn pre_tokenizer() -> Result<PreTokenizerWrapper> {
     Ok(PreTokenizers::new(vec![words.into(), bytes.into()]).into())
 }
 
-/// A special token is written as a string, or as an object with its `content`.
+/// A special token is a string, or an object with the string in `content`.
 fn text(token: &Value, default: &str) -> String {
     token.as_str().or_else(|| token.get("content")?.as_str()).unwrap_or(default).to_string()
 }

@@ -1,12 +1,9 @@
-//! `scheduler/scheduler_config.json`, read for any scheduler as diffusers' `from_config` does, with what is not supported.
+//! `scheduler/scheduler_config.json`, read for any scheduler as diffusers' `from_config` does.
 //!
-//! A field that is absent or null has the default of the scheduler that reads it. Fields that a scheduler does not know are
-//! ignored; a field that it knows, and that asks for something not supported here, is an error.
+//! If a field is absent or null, the scheduler has its own default. A field that diffusers' scheduler does not know is ignored. A
+//! field that it knows must have a value that is supported here.
 
-use super::{
-    arithmetic::{over, times},
-    training::BetaSchedule,
-};
+use super::{over, times};
 use crate::{
     error::{PipelineError, Result},
     loading::config::read_text,
@@ -18,7 +15,7 @@ use std::path::Path;
 
 /// The file inside the model folder.
 const FILE: &str = "scheduler/scheduler_config.json";
-/// What every scheduler supports.
+/// The values that every scheduler supports.
 const COMMON: [Limit; 4] = [
     ("prediction_type", "epsilon, v_prediction"),
     ("beta_schedule", "linear, scaled_linear"),
@@ -26,7 +23,7 @@ const COMMON: [Limit; 4] = [
     ("trained_betas", "null"),
 ];
 
-/// A field and the values it may have, if it is given.
+/// A field and the values that it may have.
 pub(super) type Limit = (&'static str, &'static str);
 
 /// What the UNet predicts.
@@ -36,8 +33,16 @@ pub enum PredictionType {
     /// The noise.
     #[default]
     Epsilon,
-    /// The velocity (Salimans & Ho, "Progressive distillation for fast sampling of diffusion models", 2022).
+    /// The velocity v (Salimans & Ho, "Progressive distillation for fast sampling of diffusion models", 2022).
     VPrediction,
+}
+
+/// How the betas of training grow.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(super) enum BetaSchedule {
+    Linear,
+    ScaledLinear,
 }
 
 /// How the timesteps of a run are picked from those of training.
@@ -82,7 +87,7 @@ impl SchedulerConfig {
     /// File, JSON, or a setting that no scheduler here supports.
     pub fn load(model: &Path) -> Result<Self> {
         let path = model.join(FILE);
-        // Python writes minus infinity, the default of a field that only limits it, as no JSON may.
+        // Python writes minus infinity, a default in some files, in a way that is not JSON. It means no limit.
         let text = read_text(&path)?.replace("-Infinity", "null");
         let value = serde_json::from_str(&text).map_err(|source| PipelineError::Json { path, source })?;
         Self::from_json(value)
@@ -104,19 +109,22 @@ impl SchedulerConfig {
         }
     }
 
-    /// Refuses what the scheduler that asks does not support.
+    /// Checks fields that only some schedulers know.
+    ///
+    /// # Errors
+    /// The first field with an unsupported value.
     pub(super) fn check(&self, limits: &[Limit]) -> Result<()> {
         check(&self.others, limits)
     }
 
-    /// The clean picture's bound, if it has one.
+    /// The largest absolute value in the clean picture. None if it is not clipped.
     pub(super) fn clip(&self, default: bool) -> Option<f64> {
         self.clip_sample.unwrap_or(default).then(|| self.clip_sample_range.unwrap_or(1.0))
     }
 }
 
 impl PredictionType {
-    /// The clean picture that the UNet's output means, where the sample is `alpha` of it and `sigma` of noise.
+    /// The clean picture (diffusers' `pred_original_sample`) for the UNet's output, where `sample` is `alpha` of it plus `sigma` of noise.
     pub(super) fn clean(
         self,
         output: &Tensor,
@@ -129,8 +137,8 @@ impl PredictionType {
         }
     }
 
-    /// What of sample and output is in the clean picture.
-    pub(super) fn clean_by(self, (alpha, sigma): (f32, f32)) -> (f32, f32) {
+    /// The factors of sample and output in [`PredictionType::clean`].
+    pub(super) fn clean_factors(self, (alpha, sigma): (f32, f32)) -> (f32, f32) {
         match self {
             Self::Epsilon => (1.0 / alpha, -sigma / alpha),
             Self::VPrediction => (alpha, -sigma),
@@ -138,7 +146,7 @@ impl PredictionType {
     }
 }
 
-/// An error about a field of the file.
+/// The error for a value of a field in the file.
 pub(super) fn unsupported(field: &'static str, value: String, supported: &'static str) -> PipelineError {
     PipelineError::Unsupported { file: FILE, field, value, supported }
 }

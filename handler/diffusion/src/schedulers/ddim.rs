@@ -2,10 +2,9 @@
 
 use super::{
     Scheduler, Setup,
-    arithmetic::times,
     config::{PredictionType, TimestepSpacing, unsupported},
-    spacing::too_many_steps,
-    training::DDPM,
+    noise_schedule::{DDPM, too_many_steps},
+    times,
 };
 use crate::{error, noise::Noise};
 use candle_core::{DType, Result, Tensor};
@@ -15,7 +14,7 @@ pub(super) const DRAWS: bool = false;
 
 struct Ddim {
     timesteps: Vec<f64>,
-    /// Where each step starts and where it ends: how much of the picture is left there.
+    /// alphas_cumprod before and after each step.
     alphas: Vec<(f32, f32)>,
     prediction: PredictionType,
     clip: Option<f64>,
@@ -26,9 +25,9 @@ pub(super) fn build(setup: &Setup) -> error::Result<Box<dyn Scheduler>> {
     config.check(&[("thresholding", "false")])?;
     let spaced = config.timesteps(steps, steps, TimestepSpacing::Leading)?;
     let timesteps: Vec<f64> = spaced.into_iter().map(f64::round_ties_even).collect();
-    let train = config.alphas(DDPM);
+    let train = config.alphas_cumprod(DDPM);
     let end = if config.set_alpha_to_one.unwrap_or(true) { 1.0 } else { train[0] };
-    // By the same stride at every spacing, so that a step need not end where the next one starts.
+    // The same stride for every spacing, as in diffusers. So a step need not end where the next one starts.
     let stride = config.num_train_timesteps / steps;
     let ends = |from: usize| from.checked_sub(stride).map_or(end, |to| train[to]);
     let alphas = timesteps.iter().map(|&at| train.get(at as usize).map(|&alpha| (alpha, ends(at as usize))));
@@ -51,7 +50,7 @@ impl Scheduler for Ddim {
         let (alpha, sigma) = (from.sqrt(), (1.0 - from).sqrt());
         let clean = self.prediction.clean(&output, sample, (alpha, sigma))?;
         let clean = self.clip.map_or(Ok(clean.clone()), |most| clean.clamp(-most, most))?;
-        // What the model says, even where the clean picture was clipped.
+        // From the model's output, even if the clean picture was clipped.
         let noise = match self.prediction {
             PredictionType::Epsilon => output,
             PredictionType::VPrediction => (times(&output, alpha)? + times(sample, sigma)?)?,

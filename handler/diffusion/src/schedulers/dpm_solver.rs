@@ -3,10 +3,10 @@
 //! As diffusers' `DPMSolverMultistepScheduler` with order 2, midpoint, a final sigma of zero and a first-order last step.
 
 use super::{
-    Scheduler, Setup, Sums,
-    arithmetic::times,
+    Scheduler, Setup, StepCoefficients,
     config::{Limit, PredictionType},
-    spacing::Levels,
+    noise_schedule::NoiseLevels,
+    times,
 };
 use crate::{error, noise::Noise};
 use candle_core::{DType, Result, Tensor};
@@ -30,7 +30,7 @@ const LIMITS: [Limit; 12] = [
 ];
 
 struct DpmSolver {
-    levels: Levels,
+    levels: NoiseLevels,
     prediction: PredictionType,
     /// The clean picture predicted one step earlier.
     previous: Option<Tensor>,
@@ -38,7 +38,7 @@ struct DpmSolver {
 
 pub(super) fn build(setup: &Setup) -> error::Result<Box<dyn Scheduler>> {
     setup.config.check(&LIMITS)?;
-    let (levels, prediction) = (Levels::multistep(setup)?, setup.config.prediction_type);
+    let (levels, prediction) = (NoiseLevels::multistep(setup)?, setup.config.prediction_type);
     Ok(Box::new(DpmSolver { levels, prediction, previous: None }))
 }
 
@@ -47,14 +47,14 @@ impl Scheduler for DpmSolver {
         &self.levels.timesteps
     }
 
-    fn sums(&self) -> Option<Vec<Sums>> {
-        let sums = |step| {
+    fn coefficients(&self) -> Option<Vec<StepCoefficients>> {
+        let coefficients = |step| {
             let Factors { sample, drift, slope, from } = self.factors(step);
-            let (clean_by_sample, clean_by_output) = self.prediction.clean_by(from);
+            let (clean_by_sample, clean_by_output) = self.prediction.clean_factors(from);
             let (clean, clean_before) = (-drift - slope.unwrap_or(0.0), slope.unwrap_or(0.0));
-            Sums { clean_by_sample, clean_by_output, sample, clean, clean_before }
+            StepCoefficients { clean_by_sample, clean_by_output, sample, clean, clean_before }
         };
-        Some((0..self.levels.timesteps.len()).map(sums).collect())
+        Some((0..self.levels.timesteps.len()).map(coefficients).collect())
     }
 
     fn step(&mut self, model_output: &Tensor, step: usize, sample: &Tensor, _: &mut Noise) -> Result<Tensor> {
@@ -69,13 +69,13 @@ impl Scheduler for DpmSolver {
     }
 }
 
-/// What a step multiplies with.
+/// The factors of a step.
 struct Factors {
     sample: f32,
     drift: f32,
-    /// For the difference of the last two clean pictures; none at the first step and the last.
+    /// For the difference of the last two clean pictures. None at the first step and the last.
     slope: Option<f32>,
-    /// Factors of picture and noise before the step.
+    /// alpha and sigma before the step.
     from: (f32, f32),
 }
 
@@ -94,7 +94,7 @@ impl DpmSolver {
     }
 }
 
-/// Splits a noise level into the factors of picture and noise: `alpha^2 + sigma^2 = 1`.
+/// Splits a noise level into the factors alpha of the picture and sigma of the noise: `alpha^2 + sigma^2 = 1`.
 pub(super) fn alpha_sigma(level: f32) -> (f32, f32) {
     let alpha = 1.0 / (level * level + 1.0).sqrt();
     (alpha, level * alpha)

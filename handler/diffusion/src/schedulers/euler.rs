@@ -3,9 +3,9 @@
 
 use super::{
     Scheduler, Setup,
-    arithmetic::{over, times},
     config::{Limit, PredictionType},
-    spacing::Levels,
+    noise_schedule::NoiseLevels,
+    over, times,
 };
 use crate::{error, noise::Noise};
 use candle_core::{DType, Result, Tensor};
@@ -24,14 +24,14 @@ const LIMITS: [Limit; 7] = [
 ];
 
 struct Euler {
-    levels: Levels,
+    levels: NoiseLevels,
     init_noise_sigma: f64,
     prediction: PredictionType,
 }
 
 pub(super) fn build(setup: &Setup) -> error::Result<Box<dyn Scheduler>> {
     setup.config.check(&LIMITS)?;
-    let levels = Levels::euler(setup)?;
+    let levels = NoiseLevels::euler(setup)?;
     let init_noise_sigma = levels.init_noise_sigma(setup.config);
     Ok(Box::new(Euler { levels, init_noise_sigma, prediction: setup.config.prediction_type }))
 }
@@ -57,12 +57,12 @@ impl Scheduler for Euler {
     }
 }
 
-/// The sample as the UNet wants to see it, with a variance of about 1.
+/// The sample with a variance of about 1, as the UNet expects it.
 pub(super) fn scaled(sample: &Tensor, sigma: f32) -> Result<Tensor> {
     over(sample, (sigma * sigma + 1.0).sqrt())
 }
 
-/// How the sample changes with sigma: the noise in it, by way of the clean picture that the model's output means.
+/// The derivative of the sample by sigma: `(sample - clean) / sigma`.
 pub(super) fn derivative(prediction: PredictionType, output: &Tensor, sample: &Tensor, sigma: f32) -> Result<Tensor> {
     let squared = sigma * sigma + 1.0;
     let clean = match prediction {

@@ -1,13 +1,13 @@
-//! Euler's method with ancestral sampling: each step goes further down than it should, and new noise makes up for it (Song et
-//! al., "Score-based generative modeling through stochastic differential equations", 2021). As diffusers'
+//! Euler's method with ancestral sampling: each step removes more noise than it should and then adds new noise (Song et al.,
+//! "Score-based generative modeling through stochastic differential equations", 2021). As diffusers'
 //! `EulerAncestralDiscreteScheduler`.
 
 use super::{
     Scheduler, Setup,
-    arithmetic::times,
     config::PredictionType,
     euler::{derivative, scaled},
-    spacing::Levels,
+    noise_schedule::NoiseLevels,
+    times,
 };
 use crate::{error, noise::Noise};
 use candle_core::{DType, Result, Tensor};
@@ -16,13 +16,13 @@ pub(super) const KARRAS_SIGMAS: bool = false;
 pub(super) const DRAWS: bool = true;
 
 struct EulerAncestral {
-    levels: Levels,
+    levels: NoiseLevels,
     init_noise_sigma: f64,
     prediction: PredictionType,
 }
 
 pub(super) fn build(setup: &Setup) -> error::Result<Box<dyn Scheduler>> {
-    let levels = Levels::euler(setup)?;
+    let levels = NoiseLevels::euler(setup)?;
     let init_noise_sigma = levels.init_noise_sigma(setup.config);
     Ok(Box::new(EulerAncestral { levels, init_noise_sigma, prediction: setup.config.prediction_type }))
 }
@@ -46,6 +46,6 @@ impl Scheduler for EulerAncestral {
         let up = (to.powi(2) * (from.powi(2) - to.powi(2)) / from.powi(2)).sqrt();
         let down = (to.powi(2) - up.powi(2)).max(0.0).sqrt();
         let slope = derivative(self.prediction, &output, sample, from)?;
-        (sample + times(&slope, down - from)?)? + times(&noise.like(sample)?, up)?
+        (sample + times(&slope, down - from)?)? + times(&noise.draw_like(sample)?, up)?
     }
 }

@@ -1,14 +1,13 @@
 //! LCM: Luo et al., "Latent consistency models: synthesizing high-resolution images with few-step inference", 2023. As
-//! diffusers' `LCMScheduler`: each step guesses the clean picture and adds new noise for the next one.
+//! diffusers' `LCMScheduler`: each step predicts the clean picture and adds new noise for the next one.
 //!
-//! It picks its timesteps out of those of the distillation and has no use for a timestep spacing.
+//! Its timesteps are picked from those of the distillation, so it ignores `timestep_spacing`.
 
 use super::{
     Scheduler, Setup,
-    arithmetic::times,
     config::{PredictionType, unsupported},
-    spacing::too_many_steps,
-    training::STABLE_DIFFUSION,
+    noise_schedule::{STABLE_DIFFUSION, too_many_steps},
+    times,
 };
 use crate::{error, noise::Noise};
 use candle_core::{DType, Result, Tensor};
@@ -21,7 +20,7 @@ const SIGMA_DATA: f32 = 0.5;
 
 struct Lcm {
     timesteps: Vec<f64>,
-    /// How much of the picture is left at each timestep.
+    /// alphas_cumprod at each timestep.
     alphas: Vec<f32>,
     prediction: PredictionType,
     clip: Option<f64>,
@@ -40,7 +39,7 @@ pub(super) fn build(setup: &Setup) -> error::Result<Box<dyn Scheduler>> {
     }
     let picked = (0..steps).map(|index| (index as f64 * (original as f64 / steps as f64)) as usize);
     let timesteps: Vec<usize> = picked.map(|index| (original - index) * (train / original) - 1).collect();
-    let alphas = config.alphas(STABLE_DIFFUSION);
+    let alphas = config.alphas_cumprod(STABLE_DIFFUSION);
     let alphas: Vec<f32> = timesteps.iter().map(|&at| alphas[at]).collect();
     if config.prediction_type == PredictionType::Epsilon && alphas.contains(&0.0) {
         return Err(unsupported("rescale_betas_zero_snr", "true".into(), "false where the model predicts epsilon"));
@@ -69,7 +68,7 @@ impl Scheduler for Lcm {
         let (skip, out) = (SIGMA_DATA * SIGMA_DATA / squares, scaled / squares.sqrt());
         let denoised = (times(&clean, out)? + times(sample, skip)?)?;
         match self.alphas.get(step + 1) {
-            Some(next) => times(&denoised, next.sqrt())? + times(&noise.like(sample)?, (1.0 - next).sqrt())?,
+            Some(next) => times(&denoised, next.sqrt())? + times(&noise.draw_like(sample)?, (1.0 - next).sqrt())?,
             None => Ok(denoised),
         }
     }

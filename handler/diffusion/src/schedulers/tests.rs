@@ -1,4 +1,4 @@
-//! What a model's file and a task may ask for.
+//! What a model's file and a request may ask for, and what is refused.
 
 use super::*;
 use candle_core::{DType, Device};
@@ -16,7 +16,7 @@ fn refused(kind: Kind, karras_sigmas: Option<bool>, fields: &Value, steps: usize
 }
 
 #[test]
-fn every_scheduler_has_a_name_of_its_own() {
+fn every_scheduler_is_found_by_its_name() {
     for (name, kind) in Kind::NAMES {
         assert_eq!((kind.to_string().as_str(), name.parse()), (*name, Ok(*kind)));
     }
@@ -24,9 +24,9 @@ fn every_scheduler_has_a_name_of_its_own() {
     assert!("magic".parse::<Kind>().unwrap_err().contains("unipc"));
 }
 
-/// Pictures of tasks whose scheduler draws are not painted together: each has a stream of its own.
+/// Requests whose scheduler draws noise are not painted as one batch, because each has its own stream.
 #[test]
-fn a_scheduler_says_whether_it_draws() {
+fn draws_tells_whether_a_scheduler_draws_noise() {
     for (name, kind) in Kind::NAMES {
         let mut scheduler = build(*kind, None, &config(&json!({"clip_sample": false})).unwrap(), 3).unwrap();
         let (mut used, mut fresh) = (Noise::cpu(1), Noise::cpu(1));
@@ -34,13 +34,14 @@ fn a_scheduler_says_whether_it_draws() {
         for step in 0..scheduler.timesteps().len() {
             sample = scheduler.step(&sample.clone(), step, &sample, &mut used).unwrap();
         }
-        let next = |noise: &mut Noise| noise.like(&sample).unwrap().flatten_all().unwrap().to_vec1::<f32>().unwrap();
+        let next =
+            |noise: &mut Noise| noise.draw_like(&sample).unwrap().flatten_all().unwrap().to_vec1::<f32>().unwrap();
         assert_eq!(next(&mut used) != next(&mut fresh), kind.draws(), "{name}");
     }
 }
 
 #[test]
-fn what_the_file_asks_for_and_a_scheduler_does_not_have_is_refused() {
+fn unsupported_settings_are_refused() {
     let cases = [
         (
             Kind::Euler,
@@ -68,7 +69,7 @@ fn what_the_file_asks_for_and_a_scheduler_does_not_have_is_refused() {
 }
 
 #[test]
-fn what_a_scheduler_does_not_know_or_what_is_its_default_is_no_fault() {
+fn unknown_and_default_settings_are_accepted() {
     let cases = [
         (Kind::Euler, json!({"thresholding": true, "solver_order": 3})),
         (Kind::Ddim, json!({"use_karras_sigmas": true})),
@@ -96,7 +97,7 @@ fn steps_have_limits() {
 }
 
 #[test]
-fn a_task_overrides_the_files_karras_sigmas() {
+fn a_request_overrides_the_files_karras_sigmas() {
     let timesteps =
         |asked, fields: Value| build(Kind::Euler, asked, &config(&fields).unwrap(), 7).unwrap().timesteps().to_vec();
     let (plain, karras) = (json!({}), json!({"use_karras_sigmas": true}));
@@ -119,23 +120,23 @@ fn a_file_as_python_writes_it_is_read() {
     assert!(build(Kind::DpmSolverPlusPlus, None, &config, 20).is_ok());
 }
 
-/// What the GPU computes a step by.
+/// The GPU computes its steps from these coefficients.
 #[test]
-fn sums_are_the_steps() {
+fn coefficients_give_the_same_steps() {
     let draw = |seed: u64| Noise::cpu(seed).randn((1, 4, 8, 8), DType::F32, &Device::Cpu).unwrap();
     for fields in [json!({}), json!({"prediction_type": "v_prediction"}), json!({"use_karras_sigmas": true})] {
         for steps in [1, 2, 3, 50] {
             let mut scheduler = build(Kind::DpmSolverPlusPlus, None, &config(&fields).unwrap(), steps).unwrap();
-            let all = scheduler.sums().unwrap();
+            let all = scheduler.coefficients().unwrap();
             assert_eq!(all.len(), scheduler.timesteps().len());
             let (mut sample, mut before) = (draw(0), (draw(0) * 0.0).unwrap());
-            for (step, sums) in all.into_iter().enumerate() {
+            for (step, by) in all.into_iter().enumerate() {
                 let output = draw(step as u64 + 1);
                 let part = |tensor: &Tensor, by: f32| (tensor * f64::from(by)).unwrap();
                 let add = |a: Tensor, b: Tensor| (a + b).unwrap();
-                let clean = add(part(&sample, sums.clean_by_sample), part(&output, sums.clean_by_output));
-                let next = add(part(&sample, sums.sample), part(&clean, sums.clean));
-                let next = add(next, part(&before, sums.clean_before));
+                let clean = add(part(&sample, by.clean_by_sample), part(&output, by.clean_by_output));
+                let next = add(part(&sample, by.sample), part(&clean, by.clean));
+                let next = add(next, part(&before, by.clean_before));
                 let theirs = scheduler.step(&output, step, &sample, &mut Noise::cpu(0)).unwrap();
                 let most = |tensor: Tensor| tensor.abs().unwrap().max_all().unwrap().to_scalar::<f32>().unwrap();
                 let error = most((&next - &theirs).unwrap()) / most(theirs.clone());
@@ -144,5 +145,5 @@ fn sums_are_the_steps() {
             }
         }
     }
-    assert!(build(Kind::EulerAncestral, None, &config(&json!({})).unwrap(), 5).unwrap().sums().is_none());
+    assert!(build(Kind::EulerAncestral, None, &config(&json!({})).unwrap(), 5).unwrap().coefficients().is_none());
 }

@@ -1,14 +1,14 @@
 //! UniPC: Zhao et al., "UniPC: a unified predictor-corrector framework for fast sampling of diffusion models", 2023, of order
 //! 2 with B(h) = e^h - 1 over clean pictures. As diffusers' `UniPCMultistepScheduler` with its defaults.
 //!
-//! Each call of the model first corrects the step before it, then predicts the next.
+//! Each output of the model first corrects the previous step, then predicts the next.
 
 use super::{
     Scheduler, Setup,
-    arithmetic::{over, times},
     config::{Limit, PredictionType},
     dpm_solver::{alpha_sigma, lambda},
-    spacing::Levels,
+    noise_schedule::NoiseLevels,
+    over, times,
 };
 use crate::{error, noise::Noise};
 use candle_core::{DType, Result, Tensor};
@@ -35,7 +35,7 @@ const LIMITS: [Limit; 15] = [
 ];
 
 struct UniPc {
-    levels: Levels,
+    levels: NoiseLevels,
     prediction: PredictionType,
     /// The clean pictures of the last two steps, the newer one last.
     clean: Vec<Tensor>,
@@ -43,21 +43,21 @@ struct UniPc {
     last: Option<(Tensor, usize)>,
 }
 
-/// One way from a noise level to the next.
-struct Way {
-    /// Factor of the sample at its start.
-    keep: f32,
-    /// Share of the picture at its end.
+/// The interval between two noise levels.
+struct Interval {
+    /// The factor of the sample at its start.
+    sample: f32,
+    /// alpha at its end.
     alpha: f32,
-    /// The negative logarithmic length.
+    /// The negative of its length in [`lambda`].
     h: f32,
-    /// Where the step before started, in lengths of this way; negative.
+    /// The start of the previous interval, relative to this one's start and length. Negative.
     before: Option<f32>,
 }
 
 pub(super) fn build(setup: &Setup) -> error::Result<Box<dyn Scheduler>> {
     setup.config.check(&LIMITS)?;
-    let (levels, prediction) = (Levels::multistep(setup)?, setup.config.prediction_type);
+    let (levels, prediction) = (NoiseLevels::multistep(setup)?, setup.config.prediction_type);
     Ok(Box::new(UniPc { levels, prediction, clean: Vec::new(), last: None }))
 }
 
@@ -87,57 +87,57 @@ impl Scheduler for UniPc {
 impl UniPc {
     /// UniP: the sample after `step`.
     fn predicted(&self, step: usize, sample: &Tensor, order: usize) -> Result<Tensor> {
-        let way = self.way(step, order);
-        let base = self.straight(&way, sample)?;
-        match self.slope(&way)? {
-            Some(slope) => base - times(&times(&slope, 0.5)?, way.drift())?,
+        let interval = self.interval(step, order);
+        let base = self.first_order(&interval, sample)?;
+        match self.slope(&interval)? {
+            Some(slope) => base - times(&times(&slope, 0.5)?, interval.drift())?,
             None => Ok(base),
         }
     }
 
-    /// UniC: the sample before `step`, once more from where the last prediction started, with what the model said since.
+    /// UniC: the sample before `step`, computed again from the start of the last prediction with the model's new output.
     fn corrected(&self, step: usize, start: &Tensor, now: &Tensor, order: usize) -> Result<Tensor> {
-        let way = self.way(step - 1, order);
-        let base = self.straight(&way, start)?;
+        let interval = self.interval(step - 1, order);
+        let base = self.first_order(&interval, start)?;
         let change = (now - &self.clean[self.clean.len() - 1])?;
-        let change = match (self.slope(&way)?, way.before) {
+        let change = match (self.slope(&interval)?, interval.before) {
             (Some(slope), Some(before)) => {
-                let (earlier, later) = weights(way.h, before);
+                let (earlier, later) = weights(interval.h, before);
                 (times(&slope, earlier)? + times(&change, later)?)?
             }
             _ => times(&change, 0.5)?,
         };
-        base - times(&change, way.drift())?
+        base - times(&change, interval.drift())?
     }
 
-    /// The first-order step over a way.
-    fn straight(&self, way: &Way, start: &Tensor) -> Result<Tensor> {
-        times(start, way.keep)? - times(&self.clean[self.clean.len() - 1], way.drift())?
+    /// The first-order step over an interval.
+    fn first_order(&self, interval: &Interval, start: &Tensor) -> Result<Tensor> {
+        times(start, interval.sample)? - times(&self.clean[self.clean.len() - 1], interval.drift())?
     }
 
-    /// How the clean picture changed over the way before, as it would over the length of this one.
-    fn slope(&self, way: &Way) -> Result<Option<Tensor>> {
+    /// The change of the clean picture over the previous interval, scaled to the length of this one.
+    fn slope(&self, interval: &Interval) -> Result<Option<Tensor>> {
         let [older, newer] = self.clean.as_slice() else { return Ok(None) };
-        way.before.map(|before| over(&(older - newer)?, before)).transpose()
+        interval.before.map(|before| over(&(older - newer)?, before)).transpose()
     }
 
-    fn way(&self, step: usize, order: usize) -> Way {
+    fn interval(&self, step: usize, order: usize) -> Interval {
         let at = |step: usize| alpha_sigma(self.levels.sigmas[step]);
         let (from, to) = (at(step), at(step + 1));
         let length = lambda(to) - lambda(from);
         let before = (order == 2).then(|| (lambda(at(step - 1)) - lambda(from)) / length);
-        Way { keep: to.1 / from.1, alpha: to.0, h: -length, before }
+        Interval { sample: to.1 / from.1, alpha: to.0, h: -length, before }
     }
 }
 
-impl Way {
-    /// Factor of the clean picture: with B(h) = e^h - 1 the same for every order.
+impl Interval {
+    /// The factor of the clean picture. With B(h) = e^h - 1 it is the same for every order.
     fn drift(&self) -> f32 {
         self.alpha * self.h.exp_m1()
     }
 }
 
-/// What the earlier and the later change of the clean picture count in the corrector of order 2.
+/// The weights of the earlier and the later change of the clean picture in the corrector of order 2.
 fn weights(h: f32, before: f32) -> (f32, f32) {
     let growth = h.exp_m1();
     let first = growth / h - 1.0;

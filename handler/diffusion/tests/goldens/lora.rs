@@ -1,4 +1,4 @@
-//! LoRA files as peft, diffusers and LyCORIS write them, against the weights that each merges from them itself.
+//! LoRA files written by peft, diffusers and LyCORIS, against the weights that each library merges from them.
 
 use super::{golden, numbers};
 use anyhow::{Context, Result};
@@ -15,10 +15,10 @@ use std::{
     sync::Arc,
 };
 
-/// Largest error of a merged tensor, relative to the largest change in it.
+/// The largest error of a merged tensor, relative to its largest change.
 const TOLERANCE: f64 = 1e-5;
 
-/// The metadata of `lora.safetensors`.
+/// The metadata of `lora.safetensors`: for each file, the library that merged it and the scale.
 #[derive(Deserialize)]
 struct About {
     libraries: BTreeMap<String, String>,
@@ -33,7 +33,7 @@ struct Base {
 }
 
 impl Base {
-    /// The tensors of one name in `goldens`, by component.
+    /// The tensors of `goldens` whose names start with `base/`.
     fn new(goldens: &HashMap<String, Tensor>) -> Self {
         let part = |component: &str| {
             let named = goldens.iter().filter_map(|(key, tensor)| {
@@ -62,7 +62,7 @@ fn lora(case: &str) -> Result<Lora> {
     Lora::read(&golden(&format!("lora/{case}.safetensors"))).with_context(|| case.to_string())
 }
 
-/// The worst error of one component; every tensor that one side changes, the other must change.
+/// The worst error of one component. Both sides must change the same tensors.
 fn worst(
     case: &str,
     component: &str,
@@ -110,7 +110,7 @@ fn merged_loras_are_those_of_their_libraries() -> Result<()> {
 fn dora_is_dropped_as_diffusers_drops_it() -> Result<()> {
     let (goldens, _) = goldens()?;
     let base = Base::new(&goldens);
-    // The same LoCon was made with and without `dora_scale`, peft's own DoRA is none of the option's business.
+    // `Dora::Ignore` drops LyCORIS' `dora_scale`, but not peft's magnitudes.
     let changes = |case: &str, dora| anyhow::Ok(base.merged(lora(case)?, 1.0, dora)?.unet);
     let name = "down_blocks.0.resnets.0.conv1.weight";
     let difference =

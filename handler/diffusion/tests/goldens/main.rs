@@ -1,6 +1,5 @@
-//! Schedulers, noise and tokenizer against golden values from torch, diffusers and transformers (`tests/goldens/README.md`).
-//!
-//! Needs none of them. The networks and whole pictures are compared in the package `e2e`, which has the model for it.
+//! Schedulers, noise, tokenizer and LoRAs against golden values from torch, diffusers, transformers and peft, which need not be
+//! installed (`tests/goldens/README.md`). Networks and whole pictures are compared in the package `e2e`.
 
 mod lora;
 mod noise;
@@ -21,7 +20,7 @@ fn golden_json(name: &str) -> Result<Value> {
     Ok(serde_json::from_slice(&fs::read(golden(name))?)?)
 }
 
-/// The largest difference, relative to values above 1.
+/// The largest difference, absolute for values up to 1 and relative above.
 fn difference(ours: &[f64], theirs: &[f64]) -> f64 {
     assert_eq!(ours.len(), theirs.len());
     let apart = |(a, b): (&f64, &f64)| if a == b { 0.0 } else { (a - b).abs() / b.abs().max(1.0) };

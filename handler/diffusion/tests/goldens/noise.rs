@@ -6,10 +6,10 @@ use candle_core::{DType, Device};
 use diffusion::noise::Noise;
 use serde_json::Value;
 
-/// Largest error of an f32 draw; torch's vectorised logarithm and sine differ from ours in the last bits.
+/// The largest error of an f32 draw. torch's vectorised logarithm and sine differ from ours in the last bits.
 const TOLERANCE: f64 = 1e-6;
-/// The same on CUDA: curand's Box-Muller transform calls `__sincosf`, whose absolute error CUDA gives as 2^-21.2 in -π..π
-/// (and more beyond), times a radius of at most 6.8.
+/// The same on CUDA. curand's Box-Muller transform calls `__sincosf`, whose absolute error is 2^-21.2 in -π..π (more outside) according
+/// to CUDA's manual, times a radius of at most 6.8.
 const CUDA_TOLERANCE: f64 = 4e-6;
 
 fn list<'a>(goldens: &'a Value, name: &str) -> Result<&'a Vec<Value>> {
@@ -20,13 +20,13 @@ fn values(value: &Value) -> Result<Vec<f64>> {
     Ok(serde_json::from_value(value.clone())?)
 }
 
-/// Seeds are written as torch takes them: negative ones wrap.
+/// A seed as torch takes it: negative ones wrap.
 fn seed(case: &Value) -> Result<u64> {
     let signed = case["seed"].as_i64().map(|seed| seed as u64);
     signed.or_else(|| case["seed"].as_u64()).context("a seed")
 }
 
-/// Twice in a row for each seed, shape and dtype: the ends, places in between and the sum of each draw.
+/// Compares the first values, the last ones, some in between and the sum, for two draws of each seed, shape and dtype.
 #[test]
 fn noise_of_cuda_is_that_of_torch_on_a_gpu() -> Result<()> {
     let goldens = golden_json("noise-cuda.json")?;
@@ -36,7 +36,7 @@ fn noise_of_cuda_is_that_of_torch_on_a_gpu() -> Result<()> {
     let mut worst = [0.0_f64; 2];
     for case in cases {
         let shape: (usize, usize, usize, usize) = serde_json::from_value(case["shape"].clone())?;
-        // A last bit of f32 can decide how f16 rounds: its spacing is 2^-9 between 2 and 4, and relative above 1 here.
+        // The last bit of f32 can change how f16 rounds. Its spacing is 2^-9 between 2 and 4, and the difference is relative above 1.
         let (dtype, tolerance, half) =
             if case["dtype"] == "f16" { (DType::F16, 2.0_f64.powi(-10), 1) } else { (DType::F32, CUDA_TOLERANCE, 0) };
         let (seed, mut noise) = (seed(case)?, Noise::cuda(seed(case)?, threads));
@@ -64,7 +64,7 @@ fn noise_of_cuda_is_that_of_torch_on_a_gpu() -> Result<()> {
 #[test]
 fn noise_of_the_cpu_is_that_of_torch() -> Result<()> {
     let goldens = golden_json("noise.json")?;
-    // A last bit of f32 can decide how f16 rounds: its spacing below 1 is 2^-11.
+    // The last bit of f32 can change how f16 rounds. Its spacing below 1 is 2^-11.
     for (name, dtype, tolerance) in [("cpu", DType::F32, TOLERANCE), ("cpu_f16", DType::F16, 2.0_f64.powi(-11))] {
         let mut worst: f64 = 0.0;
         for case in list(&goldens, name)? {
@@ -84,7 +84,7 @@ fn noise_of_the_cpu_is_that_of_torch() -> Result<()> {
 }
 
 #[test]
-fn noise_of_the_cpu_goes_on_as_that_of_torch_does() -> Result<()> {
+fn noise_of_the_cpu_continues_as_that_of_torch() -> Result<()> {
     let goldens = golden_json("noise.json")?;
     let case = &goldens["cpu_one_after_the_other"];
     let mut noise = Noise::cpu(seed(case)?);

@@ -10,15 +10,15 @@ use diffusion::{
 use serde_json::json;
 use std::collections::{BTreeMap, HashMap};
 
-/// Largest error of a scheduler, relative to values above 1.
+/// The largest difference to a scheduler of diffusers.
 const TOLERANCE: f64 = 1e-5;
-/// The same where a step begins at sigma 4096 and takes the difference of two squares that are nearly the same: there the last
-/// bit of torch's square root, which is not rounded correctly on every CPU, is seen.
+/// The same for a step from sigma 4096. It subtracts two nearly equal squares, which amplifies the last bit of torch's square root, and
+/// that is not rounded correctly on every CPU.
 const ANCESTRAL_ZERO_SNR_TOLERANCE: f64 = 5e-4;
 /// As in `tests/goldens/parts/schedulers.py`.
 const SEED: u64 = 0;
 
-/// The `scheduler_config.json` of SD1.5, which names no spacing, with a prediction type and what the variant adds.
+/// The `scheduler_config.json` of SD1.5, which has no `timestep_spacing`, with a prediction type and the fields of a variant.
 fn config(prediction: &str, variant: &str) -> Result<SchedulerConfig> {
     let mut config = json!({
         "_class_name": "PNDMScheduler", "beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear",
@@ -40,14 +40,14 @@ fn config(prediction: &str, variant: &str) -> Result<SchedulerConfig> {
     Ok(SchedulerConfig::from_json(config)?)
 }
 
-/// Stands in for the UNet, as in `tests/goldens/parts/schedulers.py`.
+/// Replaces the UNet, as in `tests/goldens/parts/schedulers.py`.
 fn model(scaled: &Tensor, step: usize) -> Result<Tensor> {
     let wave = (0..scaled.elem_count()).map(|index| (0.37 * index as f64 + step as f64).sin() as f32);
     let wave = Tensor::from_iter(wave, &Device::Cpu)?.reshape(scaled.shape())?;
     Ok((((scaled * 0.1)?) + wave)?)
 }
 
-/// Runs every step and gives the largest difference to the golden trajectory `scheduler/prediction/variant/steps`.
+/// Runs every step. Returns the largest difference to the golden trajectory `scheduler/prediction/variant/steps`.
 fn trajectory_difference(goldens: &HashMap<String, Tensor>, key: &str) -> Result<f64> {
     let theirs = |part: &str| goldens.get(&format!("{key}/{part}")).with_context(|| format!("{key}/{part}"));
     let [name, prediction, variant, steps] =
@@ -58,7 +58,7 @@ fn trajectory_difference(goldens: &HashMap<String, Tensor>, key: &str) -> Result
     let mut worst = difference(scheduler.timesteps(), &numbers(theirs("timesteps")?)?);
     worst = worst.max(difference(&[scheduler.init_noise_sigma()], &numbers(theirs("init_noise_sigma")?)?));
     let mut noise = Noise::cpu(SEED);
-    // Our first draw is theirs but for the last bits, which a large sigma would turn into the largest difference of all.
+    // Starts from torch's first draw: ours differs in the last bits, which a large sigma would amplify.
     let (first, ours) = (&goldens["noise"], noise.randn(goldens["noise"].shape(), DType::F32, &Device::Cpu)?);
     worst = worst.max(difference(&numbers(&ours)?, &numbers(first)?));
     let mut sample = (first * scheduler.init_noise_sigma())?;

@@ -1,4 +1,4 @@
-//! Swapping LoRAs over the resident base of the small model: only the tensors concerned change, and unloading restores every bit.
+//! Swapping LoRAs over the base of the small model: only the tensors of the LoRA change, and unloading restores every bit.
 
 use super::numbers;
 use anyhow::{Context, Result};
@@ -26,7 +26,7 @@ fn style(name: &str, scale: f64) -> Result<AppliedLora> {
     Ok(AppliedLora { lora: Arc::new(lora), scale })
 }
 
-/// The latents after one step with what is applied now.
+/// The latents after one step with the current LoRAs.
 fn latents(pipeline: &Pipeline) -> Result<Vec<f64>> {
     let request = Request {
         prompt: "lighthouse".into(),
@@ -47,7 +47,7 @@ fn latents(pipeline: &Pipeline) -> Result<Vec<f64>> {
 }
 
 #[test]
-fn only_the_tensors_concerned_are_new() -> Result<()> {
+fn only_the_tensors_of_the_lora_are_new() -> Result<()> {
     let load = |part: &str, file: &str| anyhow::Ok(Weights::load(&model().join("easel-tiny").join(part), &[file])?);
     let unet = load("unet", "diffusion_pytorch_model.safetensors")?;
     let text_encoder = load("text_encoder", "model.safetensors")?;
@@ -63,7 +63,7 @@ fn only_the_tensors_concerned_are_new() -> Result<()> {
     assert!(concerned.len() < names.len() / 2 && concerned.is_subset(&names));
     for name in names {
         let base = unet.base(&name)?;
-        // A tensor's id stays the same for as long as it is the same storage.
+        // A clone of a tensor has the same id.
         assert_eq!(swapped.tensor(&name)?.id() != base.id(), concerned.contains(&name), "{name}");
         assert_eq!(unloaded.tensor(&name)?.id(), base.id(), "{name}");
     }

@@ -29,7 +29,7 @@ fn tokens_are_those_of_transformers() -> Result<()> {
     Ok(())
 }
 
-/// A model folder with CLIP's tokenizer. The vocabulary follows from the merges.
+/// CLIP's tokenizer, loaded from a model folder that is written here. The vocabulary follows from the merges.
 fn clip_tokenizer(model: PathBuf) -> Result<Tokenizer> {
     let merges = fs::read_to_string(golden("clip/merges.txt"))?;
     let plain = |byte: &u8| matches!(byte, b'!'..=b'~' | 0xA1..=0xAC | 0xAE..=0xFF);

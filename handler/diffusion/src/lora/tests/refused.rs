@@ -1,13 +1,13 @@
-//! LoRA files that must be refused, and what the error must say.
+//! LoRA files that must be refused, and the error for each.
 
 use super::*;
 
-/// A safetensors file with that header and as many bytes of data.
+/// A safetensors file with that header and `data` zero bytes.
 fn header(json: &str, data: usize) -> Vec<u8> {
     [&(json.len() as u64).to_le_bytes()[..], json.as_bytes(), &vec![0; data]].concat()
 }
 
-/// Refuses each with an error that is the LoRA's fault and says what is expected.
+/// Checks that each file is refused with a permanent error that has the expected text.
 fn all_refused(cases: Vec<(Vec<u8>, &str)>) {
     for (bytes, expected) in cases {
         let error = merged(&bytes, 1.0).map(|_| ()).unwrap_err();
@@ -17,7 +17,7 @@ fn all_refused(cases: Vec<(Vec<u8>, &str)>) {
 }
 
 #[test]
-fn what_is_no_safetensors_file_is_refused_before_it_is_believed() {
+fn broken_safetensors_files_are_refused() {
     let (down, up) = pair();
     let (a, b) = (format!("unet.{QUERY}.lora_A.weight"), format!("unet.{QUERY}.lora_B.weight"));
     let mut cut_short = file(&[(&a, down), (&b, up)], None);
@@ -47,7 +47,7 @@ fn what_is_no_safetensors_file_is_refused_before_it_is_believed() {
     all_refused(cases);
 }
 
-/// Header metadata beside a pair that fits.
+/// A file that fits, with one field of metadata.
 fn with_metadata(field: &str, text: &str) -> Vec<u8> {
     let ((down, up), keys) = (pair(), ["lora_A", "lora_B"].map(|part| format!("unet.{QUERY}.{part}.weight")));
     let metadata = HashMap::from([(field.to_string(), text.to_string())]);
@@ -55,7 +55,7 @@ fn with_metadata(field: &str, text: &str) -> Vec<u8> {
 }
 
 #[test]
-fn loras_of_other_base_models_are_told_by_name() {
+fn errors_name_the_other_base_model() {
     let context = "down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_k";
     let unet = Tensors::from([
         (format!("{context}.weight"), tensor(&[0.5; 2 * 768], &[2, 768])),
@@ -101,7 +101,7 @@ fn an_untrained_dora_changes_nothing() {
 }
 
 #[test]
-fn what_does_not_fit_is_named() {
+fn errors_name_what_does_not_fit() {
     let (down, up) = pair();
     let query = |part: &str| format!("unet.{QUERY}.{part}.weight");
     let (a, b) = (query("lora_A"), query("lora_B"));
@@ -159,9 +159,9 @@ fn what_does_not_fit_is_named() {
     all_refused(cases);
 }
 
-/// Names of a file are as long as their author likes; an error is read by people, and goes into a log and a webhook.
+/// Names in a file can have any length. An error must stay short, because it goes into a log and a webhook.
 #[test]
-fn long_names_are_cut_wherever_an_error_tells_them() {
+fn long_names_are_cut_in_every_error() {
     let long = format!("unet.{}", "\u{fc}".repeat(1 << 20));
     let entry = r#"{"dtype":"F32","shape":[1],"data_offsets":[0,4]}"#;
     let entry_of = |dtype: &str| format!(r#"{{"dtype":"{dtype}","shape":[1],"data_offsets":[0,4]}}"#);

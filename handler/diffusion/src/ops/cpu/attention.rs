@@ -1,21 +1,20 @@
-//! Attention over a few queries at a time, so that their scores stay in the cache.
+//! Attention, for a few queries at a time so that their scores stay in the cache.
 
-use super::{Strides, exp2_of_negative, matmul, room, tensor, vectorised, view};
-use candle_core::{Result, Tensor};
+use super::{Strides, exp2_of_negative, matmul, scratch, tensor, vectorised, view};
+use candle_core::{D, Result, Tensor};
 use rayon::prelude::*;
 use std::cell::RefCell;
 
-/// Scores held at once by a thread, in elements: 512 KiB.
+/// The most scores of a thread at once: 512 KiB.
 const SCORES: usize = 128 << 10;
-
-/// Elements of a row worked on at once.
+/// Independent maxima and sums, for vectors.
 const LANES: usize = 16;
 
 thread_local! {
-    static ROOM: RefCell<[Vec<f32>; 2]> = const { RefCell::new([const { Vec::new() }; 2]) };
+    static SCRATCH: RefCell<[Vec<f32>; 2]> = const { RefCell::new([const { Vec::new() }; 2]) };
 }
 
-/// Queries `[batch, tokens, channels]`, keys and values `[batch, others, channels]`.
+/// See [`crate::ops::attention`].
 pub(crate) fn attention(q: &Tensor, k: &Tensor, v: &Tensor, heads: usize) -> Result<Tensor> {
     let shape = q.shape();
     let (batch, tokens, channels) = shape.dims3()?;
@@ -36,7 +35,7 @@ pub(crate) fn attention(q: &Tensor, k: &Tensor, v: &Tensor, heads: usize) -> Res
     tensor(values, shape)
 }
 
-/// The same where a token sees itself and those before it. Plainly, for the few tokens of a prompt.
+/// See [`crate::ops::causal_attention`]. In candle's operations, which are fast enough for the few tokens of a prompt.
 pub(crate) fn causal_attention(q: &Tensor, k: &Tensor, v: &Tensor, heads: usize) -> Result<Tensor> {
     let (batch, tokens, channels) = q.dims3()?;
     let width = channels / heads;
@@ -46,43 +45,44 @@ pub(crate) fn causal_attention(q: &Tensor, k: &Tensor, v: &Tensor, heads: usize)
         .collect();
     let scores = (split(q)?.matmul(&split(k)?.t()?.contiguous()?)? * (width as f64).powf(-0.5))?;
     let scores = scores.broadcast_add(&Tensor::from_vec(later, (tokens, tokens), q.device())?)?;
-    let mixed = candle_nn::ops::softmax_last_dim(&scores)?.matmul(&split(v)?)?;
-    mixed.transpose(1, 2)?.contiguous()?.reshape((batch, tokens, channels))
+    let weights = scores.broadcast_sub(&scores.max_keepdim(D::Minus1)?)?.exp()?;
+    let weights = weights.broadcast_div(&weights.sum_keepdim(D::Minus1)?)?;
+    weights.matmul(&split(v)?)?.transpose(1, 2)?.contiguous()?.reshape((batch, tokens, channels))
 }
 
-/// All heads of some queries of one picture.
+/// All heads for some queries of one picture.
 fn block(values: &mut [f32], q: &[f32], k: &[f32], v: &[f32], others: usize, channels: usize, heads: usize) {
     let width = channels / heads;
     let queries = q.len() / channels;
     let rows = Strides::rows(channels);
     let scale = (width as f32).powf(-0.5);
-    ROOM.with_borrow_mut(|[scores, wholes]| {
-        let (scores, wholes) = (room(scores, queries * others), room(wholes, queries));
+    SCRATCH.with_borrow_mut(|[scores, sums]| {
+        let (scores, sums) = (scratch(scores, queries * others), scratch(sums, queries));
         for head in (0..channels).step_by(width) {
             let keys = (&k[head..], rows.transposed());
             matmul((queries, others, width), scores, Strides::rows(others), (&q[head..], rows), keys);
             vectorised(
                 #[inline(always)]
                 || {
-                    for (row, whole) in scores.chunks_mut(others).zip(&mut *wholes) {
-                        *whole = softmax(row, scale);
+                    for (row, sum) in scores.chunks_mut(others).zip(&mut *sums) {
+                        *sum = unnormalised_softmax(row, scale);
                     }
                 },
             );
             let scores = (&*scores, Strides::rows(others));
             matmul((queries, width, others), &mut values[head..], rows, scores, (&v[head..], rows));
-            for (row, whole) in values.chunks_mut(channels).zip(&*wholes) {
+            for (row, sum) in values.chunks_mut(channels).zip(&*sums) {
                 for value in &mut row[head..head + width] {
-                    *value /= whole;
+                    *value /= sum;
                 }
             }
         }
     });
 }
 
-/// Softmax of `scale * row`, in place, but for the division by the sum, which is returned.
+/// Softmax of `scale * row` in place, without the division by the sum, which is returned.
 #[inline(always)]
-fn softmax(row: &mut [f32], scale: f32) -> f32 {
+fn unnormalised_softmax(row: &mut [f32], scale: f32) -> f32 {
     let (chunks, rest) = row.as_chunks::<LANES>();
     let mut most = [f32::NEG_INFINITY; LANES];
     for chunk in chunks {

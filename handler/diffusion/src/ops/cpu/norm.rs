@@ -1,74 +1,97 @@
-//! GroupNorm with SiLU after it, and LayerNorm, each in two passes over what is normalised together.
+//! GroupNorm, with SiLU after it, and LayerNorm. Each reads what is normalised together three times: for the mean, for the variance,
+//! and for the output.
 
 use super::{exp, tensor, vectorised, view};
+use crate::ops::params::Params;
 use candle_core::{Result, Tensor};
 use rayon::prelude::*;
 
-/// Elements summed in f32 before the sum goes on in f64.
+/// How many elements are summed in f32 before their sum is added in f64.
 const RUN: usize = 1024;
-/// Elements summed beside each other.
+/// Independent sums, for vectors.
 const LANES: usize = 16;
-/// Rows of a LayerNorm that a thread takes at a time.
+/// Rows of a LayerNorm that a thread computes at once.
 const ROWS: usize = 64;
 
-/// Input `[batch, channels, ...]`, weight and bias `[channels]`; `silu` says whether SiLU follows.
-pub(super) fn group_norm(
-    xs: &Tensor,
-    weight: &Tensor,
-    bias: &Tensor,
-    groups: usize,
-    eps: f64,
-    silu: bool,
-) -> Result<Tensor> {
-    let dims = xs.dims();
-    let (channels, plane) = (dims[1], dims[2..].iter().product::<usize>());
-    let (input, weight, bias) = (view(xs)?, view(weight)?, view(bias)?);
-    let in_group = channels / groups;
-    let mut values = vec![0f32; input.len()];
-    let pairs = values.par_chunks_mut(in_group * plane).zip(input.par_chunks(in_group * plane));
-    pairs.enumerate().for_each(|(index, (values, input))| {
-        vectorised(
-            #[inline(always)]
-            || {
-                let (mean, scale) = statistics(input, eps);
-                let first = index % groups * in_group;
-                for (offset, (values, input)) in values.chunks_mut(plane).zip(input.chunks(plane)).enumerate() {
-                    let factor = weight[first + offset] * scale;
-                    let shift = bias[first + offset] - mean * factor;
-                    for (value, x) in values.iter_mut().zip(input) {
-                        let x = x * factor + shift;
-                        *value = if silu { x / (1.0 + exp(-x)) } else { x };
-                    }
-                }
-            },
-        );
-    });
-    tensor(values, xs.shape())
+/// Layer normalisation over the last dimension.
+pub(crate) struct LayerNorm {
+    pub(super) weight: Tensor,
+    pub(super) bias: Tensor,
+    pub(super) eps: f64,
 }
 
-/// Input `[..., width]`, weight and bias `[width]`.
-pub(super) fn layer_norm(xs: &Tensor, weight: &Tensor, bias: &Tensor, eps: f64) -> Result<Tensor> {
-    let (input, weight, bias) = (view(xs)?, view(weight)?, view(bias)?);
-    let width = weight.len();
-    let mut values = vec![0f32; input.len()];
-    values.par_chunks_mut(width * ROWS).zip(input.par_chunks(width * ROWS)).for_each(|(values, input)| {
-        vectorised(
-            #[inline(always)]
-            || {
-                for (values, input) in values.chunks_mut(width).zip(input.chunks(width)) {
-                    let (mean, scale) = statistics(input, eps);
-                    let factors = weight.iter().zip(bias.iter());
-                    for ((value, x), (weight, bias)) in values.iter_mut().zip(input).zip(factors) {
-                        *value = (x - mean) * scale * weight + bias;
-                    }
-                }
-            },
-        );
-    });
-    tensor(values, xs.shape())
+/// Group normalisation over `[batch, channels, height, width]`.
+pub(crate) struct GroupNorm {
+    pub(super) weight: Tensor,
+    pub(super) bias: Tensor,
+    pub(super) groups: usize,
+    pub(super) eps: f64,
 }
 
-/// The mean, and one over the standard deviation.
+impl LayerNorm {
+    pub(crate) fn new(channels: usize, eps: f64, params: &Params) -> Result<Self> {
+        let tensor = |name| params.tensor(&[channels], name);
+        Ok(Self { weight: tensor("weight")?, bias: tensor("bias")?, eps })
+    }
+
+    pub(crate) fn forward(&self, xs: &Tensor) -> Result<Tensor> {
+        let (input, weight, bias) = (view(xs)?, view(&self.weight)?, view(&self.bias)?);
+        let width = weight.len();
+        let mut values = vec![0f32; input.len()];
+        values.par_chunks_mut(width * ROWS).zip(input.par_chunks(width * ROWS)).for_each(|(values, input)| {
+            vectorised(
+                #[inline(always)]
+                || {
+                    for (values, input) in values.chunks_mut(width).zip(input.chunks(width)) {
+                        let (mean, scale) = statistics(input, self.eps);
+                        let factors = weight.iter().zip(bias.iter());
+                        for ((value, x), (weight, bias)) in values.iter_mut().zip(input).zip(factors) {
+                            *value = (x - mean) * scale * weight + bias;
+                        }
+                    }
+                },
+            );
+        });
+        tensor(values, xs.shape())
+    }
+}
+
+impl GroupNorm {
+    pub(crate) fn new(groups: usize, channels: usize, eps: f64, params: &Params) -> Result<Self> {
+        let tensor = |name| params.tensor(&[channels], name);
+        Ok(Self { weight: tensor("weight")?, bias: tensor("bias")?, groups, eps })
+    }
+
+    /// The norm, and SiLU after it if `silu`.
+    pub(crate) fn forward(&self, xs: &Tensor, silu: bool) -> Result<Tensor> {
+        let dims = xs.dims();
+        let (channels, plane) = (dims[1], dims[2..].iter().product::<usize>());
+        let (input, weight, bias) = (view(xs)?, view(&self.weight)?, view(&self.bias)?);
+        let in_group = channels / self.groups;
+        let mut values = vec![0f32; input.len()];
+        let pairs = values.par_chunks_mut(in_group * plane).zip(input.par_chunks(in_group * plane));
+        pairs.enumerate().for_each(|(index, (values, input))| {
+            vectorised(
+                #[inline(always)]
+                || {
+                    let (mean, scale) = statistics(input, self.eps);
+                    let first = index % self.groups * in_group;
+                    for (offset, (values, input)) in values.chunks_mut(plane).zip(input.chunks(plane)).enumerate() {
+                        let factor = weight[first + offset] * scale;
+                        let shift = bias[first + offset] - mean * factor;
+                        for (value, x) in values.iter_mut().zip(input) {
+                            let x = x * factor + shift;
+                            *value = if silu { x / (1.0 + exp(-x)) } else { x };
+                        }
+                    }
+                },
+            );
+        });
+        tensor(values, xs.shape())
+    }
+}
+
+/// The mean and the reciprocal of the standard deviation.
 #[inline(always)]
 fn statistics(input: &[f32], eps: f64) -> (f32, f32) {
     let count = input.len() as f64;
@@ -84,7 +107,7 @@ fn statistics(input: &[f32], eps: f64) -> (f32, f32) {
     (mean, (1.0 / (squares / count + eps).sqrt()) as f32)
 }
 
-/// The sum of the distances from `middle`, or of their squares, in lanes, which is what lets the compiler use vectors.
+/// The sum of `x - middle`, or of its squares. It sums in lanes, so that the compiler can use vectors.
 #[inline(always)]
 fn sum(run: &[f32], middle: f32, squared: bool) -> f32 {
     let (chunks, rest) = run.as_chunks::<LANES>();

@@ -1,4 +1,4 @@
-//! Each fast form against candle's plain one.
+//! Each operation against candle's plain one.
 
 use super::*;
 use crate::{noise::Noise, ops::Window};
@@ -10,14 +10,14 @@ thread_local! {
     static DRAWS: Cell<u64> = const { Cell::new(0) };
 }
 
-/// The same in every run: each test has a thread of its own.
+/// Normal numbers that are the same in every run, because each test has its own thread.
 fn draw(shape: &[usize]) -> Tensor {
     let seed = DRAWS.get();
     DRAWS.set(seed + 1);
     Noise::cpu(seed).randn(shape, DType::F32, &Device::Cpu).unwrap()
 }
 
-/// The largest difference over the largest value.
+/// The largest difference, relative to the largest value.
 fn difference(ours: &Tensor, plain: &Tensor) -> f32 {
     assert_eq!(ours.dims(), plain.dims());
     let most = |xs: &Tensor| xs.abs().unwrap().max_all().unwrap().to_scalar::<f32>().unwrap();
@@ -25,7 +25,7 @@ fn difference(ours: &Tensor, plain: &Tensor) -> f32 {
 }
 
 #[test]
-fn convolution_is_candles() {
+fn convolution_matches_candle() {
     // Batch, channels in and out, side, stride, padding, height, width. Odd sizes, and a case of several pieces.
     let cases = [
         (1, 3, 5, 3, 1, 1, 7, 9),
@@ -34,11 +34,11 @@ fn convolution_is_candles() {
         (2, 5, 4, 1, 1, 0, 6, 10),
         (1, 1, 1, 3, 1, 1, 1, 1),
         (2, 48, 8, 3, 1, 1, 64, 64),
-        // Transformed, whole tiles and not.
+        // Winograd, with whole tiles and without.
         (1, 3, 2, 3, 1, 1, 5, 33),
         (2, 20, 30, 3, 1, 1, 50, 70),
         (1, 288, 200, 3, 1, 1, 32, 32),
-        // Too many channels for that.
+        // Too many channels for Winograd.
         (1, 288, 288, 3, 1, 1, 32, 32),
         (1, 300, 4, 1, 1, 0, 40, 50),
     ];
@@ -48,7 +48,7 @@ fn convolution_is_candles() {
         let xs = draw(&[batch, channels_in, height, width]);
         let plain = xs.conv2d(&conv.weight, padding, stride, 1, 1).unwrap();
         let plain = plain.broadcast_add(&conv.bias.reshape((1, (), 1, 1)).unwrap()).unwrap();
-        // Transformed windows lose a digit or more, the more so with many channels.
+        // Winograd loses a digit or more, and more with many channels.
         let limit = if conv.kernels.is_some() && width >= 32 { 4e-5 } else { 2e-6 };
         let name = format!("{channels_in}x{side}x{side} stride {stride} on {height}x{width}");
         let check = |ours: Tensor, plain: &Tensor| {
@@ -67,7 +67,7 @@ fn convolution_is_candles() {
 }
 
 #[test]
-fn linear_and_layer_norm_are_candles() {
+fn linear_matches_candle_and_layer_norm_is_exact() {
     for (rows, channels_in, channels_out) in [(1, 20, 5), (77, 128, 96), (1024, 96, 768)] {
         let bias = draw(&[channels_out]);
         for bias in [None, Some(bias)] {
@@ -83,7 +83,7 @@ fn linear_and_layer_norm_are_candles() {
     }
 }
 
-/// In f64: candle's own takes the variance from the mean of squares, which loses digits where the mean is not zero.
+/// In f64, because candle's own computes the variance from the mean of squares, which loses digits if the mean is not zero.
 fn exact_layer_norm(xs: &Tensor, norm: &LayerNorm) -> Tensor {
     let wide = |xs: &Tensor| xs.to_dtype(DType::F64).unwrap();
     let xs = wide(xs);
@@ -95,10 +95,10 @@ fn exact_layer_norm(xs: &Tensor, norm: &LayerNorm) -> Tensor {
 }
 
 #[test]
-fn group_norm_is_candles() {
+fn group_norm_matches_candle() {
     let norm = GroupNorm { weight: draw(&[12]), bias: draw(&[12]), groups: 4, eps: 1e-5 };
     let plain = candle_nn::GroupNorm::new(norm.weight.clone(), norm.bias.clone(), 12, 4, 1e-5).unwrap();
-    // A mean far from zero, which is what a careless variance gets wrong.
+    // A mean far from zero, where a variance from the mean of squares would be wrong.
     let xs = (draw(&[2, 12, 21, 17]) + 30.0).unwrap();
     assert!(difference(&norm.forward(&xs, false).unwrap(), &plain.forward(&xs).unwrap()) < 1e-5);
     let silu = plain.forward(&xs).unwrap().silu().unwrap();
@@ -106,7 +106,7 @@ fn group_norm_is_candles() {
 }
 
 #[test]
-fn geglu_is_candles() {
+fn geglu_matches_candle() {
     let xs = (draw(&[2, 5, 26]) * 3.0).unwrap();
     let (kept, gate) = (xs.i((.., .., ..13)).unwrap(), xs.i((.., .., 13..)).unwrap());
     let plain = (kept * gate.contiguous().unwrap().gelu_erf().unwrap()).unwrap();
@@ -114,8 +114,8 @@ fn geglu_is_candles() {
 }
 
 #[test]
-fn attention_is_candles() {
-    // Tokens, others, heads, channels; the last needs slices and blocks.
+fn attention_matches_candle() {
+    // Tokens, others, heads, channels. The last case needs several blocks.
     for (tokens, others, heads, channels) in [(5, 77, 2, 16), (9, 9, 1, 4), (2100, 2100, 2, 8)] {
         let q = draw(&[2, tokens, channels]);
         let (k, v) = (draw(&[2, others, channels]), draw(&[2, others, channels]));

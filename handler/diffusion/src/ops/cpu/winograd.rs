@@ -1,10 +1,10 @@
-//! Convolution of 3x3 in tiles of 4x4 pixels with a quarter of the multiplications: Winograd's minimal filtering F(4x4, 3x3).
+//! 3x3 convolution in tiles of 4x4 pixels with a quarter of the multiplications: Winograd's minimal filtering F(4x4, 3x3).
 //!
-//! Lavin & Gray, "Fast algorithms for convolutional neural networks", CVPR 2016. Windows of 6x6 pixels and the weights are
-//! transformed; the products of all channels are then 36 matrix multiplications, whose results are transformed back.
-//! Eight tiles beside each other are worked on at once.
+//! Lavin & Gray, "Fast algorithms for convolutional neural networks", CVPR 2016. Weights and windows of 6x6 pixels are transformed.
+//! Then 36 matrix multiplications compute the products of all channels, and their results are transformed back. The transforms work on
+//! eight neighbouring tiles at once.
 
-use super::{Strides, conv::Sizes, matmul, room, vectorised, view};
+use super::{Strides, conv::Sizes, matmul, scratch, vectorised, view};
 use candle_core::{Result, Tensor, TensorId};
 use std::{
     array,
@@ -13,33 +13,34 @@ use std::{
     sync::{Arc, LazyLock, Mutex, PoisonError, Weak},
 };
 
-/// Sides of a tile and of its window.
+/// The sides of a tile and of its window.
 const TILE: usize = 4;
 const SIDE: usize = 6;
 /// Elements of a transformed window.
 const POINTS: usize = SIDE * SIDE;
-/// Tiles worked on at once.
+/// Tiles that are transformed at once.
 const LANES: usize = 8;
-/// Rows of the block in which AVX-512 multiplies matrices.
+/// Rows of a block in gemm's matrix multiplication with AVX-512.
 const BLOCK: usize = 64;
-/// Elements of a piece's transformed windows and products: 2 MiB.
+/// The most elements of a piece's transformed windows and products: 2 MiB.
 const PIECE: usize = 512 << 10;
-/// Pairs of channels up to which weights are kept transformed, which takes 9 MiB: all of SD1.5's own would take gigabytes.
-const PAIRS: usize = 1 << 16;
+/// The most pairs of input and output channels for which the transformed weights are kept, 9 MiB. For all layers of SD1.5 they would
+/// take gigabytes.
+const MAX_PAIRS: usize = 1 << 16;
 
 /// Transformed weights, `[36, out, in]`.
 pub(super) struct Kernels(Vec<f32>);
 
-/// Those in use, by the tensor they are of: when a LoRA is swapped, the layers it leaves alone keep theirs.
+/// The transformed weights in use, by the id of their tensor. After a change of LoRAs, unchanged layers find theirs here.
 static IN_USE: LazyLock<Mutex<HashMap<TensorId, Weak<Kernels>>>> = LazyLock::new(Mutex::default);
 
 impl Kernels {
-    /// Whether a convolution of 3x3 should have them.
+    /// Whether a 3x3 convolution with that many channels should have transformed weights.
     pub(super) fn suit(channels_in: usize, channels_out: usize) -> bool {
-        channels_in * channels_out <= PAIRS
+        channels_in * channels_out <= MAX_PAIRS
     }
 
-    /// `weight` is `[out, in, 3, 3]`.
+    /// The transformed weights of `weight`, `[out, in, 3, 3]`.
     pub(super) fn of(weight: &Tensor) -> Result<Arc<Self>> {
         let mut in_use = IN_USE.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(kernels) = in_use.get(&weight.id()).and_then(Weak::upgrade) {
@@ -70,12 +71,12 @@ impl Kernels {
     }
 }
 
-/// Whether an output of this height and width is large enough.
+/// Whether an output of this height and width is large enough for this algorithm.
 pub(super) fn suits((_, width): (usize, usize)) -> bool {
     width >= LANES * TILE
 }
 
-/// Output rows of a piece: whole tiles, at least a piece for each thread, and as many tiles as matrices multiply best.
+/// The output rows of a piece: whole tiles, at least one piece for each thread, and a number of tiles that fills gemm's blocks.
 pub(super) fn rows(sizes: &Sizes, batch: usize) -> usize {
     let across = across(sizes.output.1);
     let in_row = POINTS * (sizes.channels + sizes.out) * across;
@@ -91,7 +92,7 @@ fn across(width: usize) -> usize {
     width.div_ceil(TILE).next_multiple_of(LANES)
 }
 
-/// Rows of the output from `from` on: `lines` are those of each output channel.
+/// Computes the output rows from `from` on. `lines` has those rows of each output channel.
 pub(super) fn piece(
     sizes: &Sizes,
     kernels: &Kernels,
@@ -104,8 +105,8 @@ pub(super) fn piece(
     let (channels, out) = (sizes.channels, sizes.out);
     let across = across(sizes.output.1);
     let tiles = (lines[0].len() / sizes.output.1).div_ceil(TILE) * across;
-    let windows = room(windows, POINTS * channels * tiles);
-    let products = room(products, POINTS * out * tiles);
+    let windows = scratch(windows, POINTS * channels * tiles);
+    let products = scratch(products, POINTS * out * tiles);
     vectorised(
         #[inline(always)]
         || transform_input(sizes, input, from, across, tiles, windows),
@@ -129,7 +130,8 @@ pub(super) fn piece(
 #[inline(always)]
 fn transform_input(sizes: &Sizes, input: &[f32], from: usize, across: usize, tiles: usize, windows: &mut [f32]) {
     let (height, width) = sizes.input;
-    // A row with a zero before it and zeros after it, then every fourth pixel of it from each of the first four.
+    // A row with a zero before it and zeros after it. `combed` has its pixels 0, 4, 8, ..., then 1, 5, 9, ... and so on, so that
+    // neighbouring tiles find their pixels side by side.
     let mut row = vec![0f32; (across + 1) * TILE];
     let stride = across + 1;
     let mut combed = vec![0f32; SIDE * TILE * stride];
@@ -152,7 +154,7 @@ fn transform_input(sizes: &Sizes, input: &[f32], from: usize, across: usize, til
                 }
             }
             for tile in (0..across).step_by(LANES) {
-                // By columns of the window, each from the top down.
+                // The columns of the window, each from top to bottom.
                 let mut columns = [[Lanes::ZERO; SIDE]; SIDE];
                 for (x, column) in columns.iter_mut().enumerate() {
                     let mut pixels = [Lanes::ZERO; SIDE];
@@ -161,12 +163,12 @@ fn transform_input(sizes: &Sizes, input: &[f32], from: usize, across: usize, til
                     }
                     *column = window(pixels);
                 }
-                let place = channel * tiles + down * across + tile;
+                let first_tile = channel * tiles + down * across + tile;
                 for y in 0..SIDE {
                     let [a, b, c, d, e, f] = &columns;
                     let points = window([a[y], b[y], c[y], d[y], e[y], f[y]]);
                     for (x, point) in points.iter().enumerate() {
-                        point.write(&mut windows[(y * SIDE + x) * step + place..]);
+                        point.write(&mut windows[(y * SIDE + x) * step + first_tile..]);
                     }
                 }
             }
@@ -174,7 +176,7 @@ fn transform_input(sizes: &Sizes, input: &[f32], from: usize, across: usize, til
     }
 }
 
-/// Rows of one channel's output from its products, which start at `first` and are `step` apart.
+/// Computes the output rows of one channel from its products, which start at `first` and are `step` apart.
 #[inline(always)]
 fn transform_output(
     products: &[f32],
@@ -187,12 +189,12 @@ fn transform_output(
 ) {
     for (down, rows) in line.chunks_mut(TILE * width).enumerate() {
         for tile in (0..width.div_ceil(TILE)).step_by(LANES) {
-            let place = first + down * across + tile;
+            let first_tile = first + down * across + tile;
             let mut columns = [[Lanes::ZERO; TILE]; SIDE];
             for (x, column) in columns.iter_mut().enumerate() {
                 let mut points = [Lanes::ZERO; SIDE];
                 for (y, point) in points.iter_mut().enumerate() {
-                    *point = Lanes::read(&products[(y * SIDE + x) * step + place..]);
+                    *point = Lanes::read(&products[(y * SIDE + x) * step + first_tile..]);
                 }
                 *column = pixels(points);
             }
@@ -214,14 +216,14 @@ fn transform_output(
     }
 }
 
-/// Transforms three weights.
+/// Transforms three weights of a row or column.
 fn spread([a, b, c]: [f32; 3]) -> [f32; SIDE] {
     let (even, odd) = ((a + c) / 6.0, b / 6.0);
     let (far_even, far_odd) = (a / 24.0 + c / 6.0, b / 12.0);
     [a / 4.0, -even - odd, odd - even, far_even + far_odd, far_even - far_odd, c]
 }
 
-/// Transforms six pixels of a window.
+/// Transforms six pixels of a window's row or column.
 #[inline(always)]
 fn window([a, b, c, d, e, f]: [Lanes; SIDE]) -> [Lanes; SIDE] {
     let (even, odd) = (e - c * 4.0, d - b * 4.0);
@@ -229,7 +231,7 @@ fn window([a, b, c, d, e, f]: [Lanes; SIDE]) -> [Lanes; SIDE] {
     [a * 4.0 - c * 5.0 + e, even + odd, even - odd, far_even + far_odd, far_even - far_odd, b * 4.0 - d * 5.0 + f]
 }
 
-/// Four pixels of a tile from six products.
+/// Computes four pixels of a tile's row or column from six products.
 #[inline(always)]
 fn pixels([a, b, c, d, e, f]: [Lanes; SIDE]) -> [Lanes; TILE] {
     let (near_sum, near_gap, far_sum, far_gap) = (b + c, b - c, d + e, d - e);

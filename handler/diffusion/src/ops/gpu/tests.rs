@@ -113,7 +113,7 @@ fn gpu_convolution_is_the_cpus() {
             let plain = cpu.forward(&Array::Cpu(xs.clone())).unwrap().to_tensor().unwrap();
             check(&format!("3x3 {name}"), dtype, &map_to_cpu(&gpu.forward(&on_gpu).unwrap(), outer), &plain);
             let onto = draw(plain.dims(), dtype);
-            let sum = gpu.forward_onto(&on_gpu, &map_to_gpu(&onto, dtype)).unwrap();
+            let sum = gpu.forward_adding(&on_gpu, &map_to_gpu(&onto, dtype)).unwrap();
             check(&format!("3x3 onto {name}"), dtype, &map_to_cpu(&sum, outer), &(&plain + &onto).unwrap());
             if outer % LANES == 0 {
                 let table = draw(&[3, outer], dtype);
@@ -136,7 +136,7 @@ fn gpu_convolution_is_the_cpus() {
                 both(dtype, &[("weight", weight(1)), ("bias", bias)], |p| Conv::pointwise(inner, outer, p));
             let plain = cpu.forward(&Array::Cpu(xs)).unwrap().to_tensor().unwrap();
             let onto = draw(plain.dims(), dtype);
-            let sum = gpu.forward_onto(&on_gpu, &map_to_gpu(&onto, dtype)).unwrap();
+            let sum = gpu.forward_adding(&on_gpu, &map_to_gpu(&onto, dtype)).unwrap();
             check(&format!("1x1 onto {name}"), dtype, &map_to_cpu(&sum, outer), &(plain + onto).unwrap());
         }
     });
@@ -151,8 +151,8 @@ fn gpu_linear_layers_are_the_cpus() {
             let (xs, onto) = (draw(&[2, rows, inner], dtype), draw(&[2, rows, outer], dtype));
             let (cpu, gpu) = both(dtype, &tensors, |p| Linear::new(inner, outer, p));
             let plain =
-                cpu.forward_onto(&Array::Cpu(xs.clone()), &Array::Cpu(onto.clone())).unwrap().to_tensor().unwrap();
-            let ours = gpu.forward_onto(&to_gpu(&xs, dtype), &to_gpu(&onto, dtype)).unwrap().to_tensor().unwrap();
+                cpu.forward_adding(&Array::Cpu(xs.clone()), &Array::Cpu(onto.clone())).unwrap().to_tensor().unwrap();
+            let ours = gpu.forward_adding(&to_gpu(&xs, dtype), &to_gpu(&onto, dtype)).unwrap().to_tensor().unwrap();
             check(&format!("linear {rows} x {inner} to {outer}"), dtype, &ours, &plain);
         }
         for (rows, inner, outer) in

@@ -1,22 +1,34 @@
-//! The timesteps of a run and their noise levels.
+//! Noise schedules: how much noise the model saw at each timestep of training, and which timesteps and noise levels a run takes
+//! from them. Rounded to f32 where torch rounds.
 
 use super::{
     Setup,
-    config::{SchedulerConfig, TimestepSpacing},
+    config::{BetaSchedule, SchedulerConfig, TimestepSpacing},
 };
 use crate::error::{PipelineError, Result};
 
+/// The variance of the noise that training added at each timestep: first, last, and how it grows.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Betas(f64, f64, BetaSchedule);
+
+/// The default of most schedulers.
+pub(super) const DDPM: Betas = Betas(0.0001, 0.02, BetaSchedule::Linear);
+/// LCM's default.
+pub(super) const STABLE_DIFFUSION: Betas = Betas(0.00085, 0.012, BetaSchedule::ScaledLinear);
+
+/// sigma would be infinite where alphas_cumprod is 0. diffusers takes 2^-24 instead of 0.
+const MAX_SIGMA: f32 = 4096.0;
 /// Karras et al., "Elucidating the design space of diffusion-based generative models", 2022, equation 5.
 const RHO: f64 = 7.0;
 
-/// The timesteps of a run, noisiest first, and the noise level sigma at each; one sigma more, which is zero.
-pub(super) struct Levels {
+/// The timesteps of a run, noisiest first, and the noise level sigma at each, with a last sigma of zero.
+pub(super) struct NoiseLevels {
     pub(super) timesteps: Vec<f64>,
     pub(super) sigmas: Vec<f32>,
 }
 
-impl Levels {
-    /// As DPM-Solver and UniPC take them: whole timesteps out of one more than there are steps.
+impl NoiseLevels {
+    /// For DPM-Solver and UniPC: whole timesteps, the first ones of a spacing with one more than `steps`.
     pub(super) fn multistep(setup: &Setup) -> Result<Self> {
         let train = floats(&setup.config.sigmas());
         let (timesteps, sigmas) = if setup.karras_sigmas {
@@ -32,7 +44,7 @@ impl Levels {
         Ok(Self { timesteps, sigmas: ending_in_zero(sigmas) })
     }
 
-    /// As Euler's methods take them: timesteps with fractions.
+    /// For Euler's methods: timesteps with fractions.
     pub(super) fn euler(setup: &Setup) -> Result<Self> {
         let train = floats(&setup.config.sigmas());
         let timesteps = setup.config.timesteps(setup.steps, setup.steps, TimestepSpacing::Linspace)?;
@@ -45,7 +57,7 @@ impl Levels {
         Ok(Self { timesteps, sigmas: ending_in_zero(sigmas) })
     }
 
-    /// What Euler's methods multiply unit noise with.
+    /// The standard deviation of the first latents, for Euler's methods.
     pub(super) fn init_noise_sigma(&self, config: &SchedulerConfig) -> f64 {
         let most = self.sigmas.iter().copied().fold(0.0, f32::max);
         f64::from(match config.timestep_spacing {
@@ -56,8 +68,8 @@ impl Levels {
 }
 
 impl SchedulerConfig {
-    /// The timesteps of a run, noisiest first. `points` is the number of parts that linspace and leading divide into:
-    /// `steps` for most schedulers, one more for the multistep ones, which drop the last.
+    /// The timesteps of a run, noisiest first. `points` is the number of timesteps that linspace and leading make: `steps` for most
+    /// schedulers, one more for the multistep ones, which drop the last.
     pub(super) fn timesteps(&self, steps: usize, points: usize, default: TimestepSpacing) -> Result<Vec<f64>> {
         let train = self.num_train_timesteps;
         let spaced: Vec<f64> = match self.timestep_spacing.unwrap_or(default) {
@@ -79,22 +91,46 @@ impl SchedulerConfig {
         };
         Ok(spaced.into_iter().take(steps).collect())
     }
+
+    /// diffusers' `alphas_cumprod`: the cumulative product of `1 - beta`, which is how much of the picture is left at each timestep of
+    /// training.
+    pub(super) fn alphas_cumprod(&self, default: Betas) -> Vec<f32> {
+        let alphas = cumulative_product(self.betas(default).into_iter().map(|beta| 1.0 - beta));
+        if self.rescale_betas_zero_snr == Some(true) { zero_terminal_snr(&alphas) } else { alphas }
+    }
+
+    /// The noise level sigma at each timestep of training: `sqrt((1 - a) / a)` for `a` of [`SchedulerConfig::alphas_cumprod`].
+    pub(super) fn sigmas(&self) -> Vec<f32> {
+        let sigma = |alpha: f32| ((1.0 - alpha) / alpha).sqrt();
+        self.alphas_cumprod(DDPM).into_iter().map(|alpha| if alpha == 0.0 { MAX_SIGMA } else { sigma(alpha) }).collect()
+    }
+
+    fn betas(&self, Betas(start, end, schedule): Betas) -> Vec<f32> {
+        let (start, end) = (self.beta_start.unwrap_or(start), self.beta_end.unwrap_or(end));
+        let linspace = |start: f64, end: f64| self::linspace(start as f32, end as f32, self.num_train_timesteps);
+        match self.beta_schedule.unwrap_or(schedule) {
+            BetaSchedule::Linear => linspace(start, end),
+            BetaSchedule::ScaledLinear => {
+                linspace(start.sqrt(), end.sqrt()).into_iter().map(|root| root * root).collect()
+            }
+        }
+    }
 }
 
-/// An error about the number of steps.
+/// The error for more steps than `most`.
 pub(super) fn too_many_steps(steps: usize, most: usize) -> PipelineError {
     let (value, limit) = (steps.to_string(), format!("the model and its scheduler allow 1 to {most}"));
     PipelineError::Request { field: "num_inference_steps", value, limit }
 }
 
-/// Noise levels between the largest and the smallest, closer together where there is little noise.
+/// The noise levels of Karras et al. between the largest and the smallest, closer together the less noise there is.
 fn karras(most: f64, least: f64, steps: usize) -> Vec<f64> {
     let (from, to) = (most.powf(RHO.recip()), least.powf(RHO.recip()));
     let gap = 1.0 / (steps - 1).max(1) as f64;
     (0..steps).map(|index| (from + index as f64 * gap * (to - from)).powf(RHO)).collect()
 }
 
-/// The timestep of training, with its fraction, that has this noise level.
+/// The timestep of training with this noise level, with its fraction.
 fn timestep(sigma: f64, train: &[f64]) -> f64 {
     let log = |sigma: f64| f64::from((sigma as f32).ln());
     let sigma = sigma.max(1e-10).ln();
@@ -117,4 +153,35 @@ fn ending_in_zero(sigmas: Vec<f64>) -> Vec<f32> {
 
 fn floats(values: &[f32]) -> Vec<f64> {
     values.iter().copied().map(f64::from).collect()
+}
+
+/// torch's `linspace`, which computes each number from the nearer end.
+fn linspace(start: f32, end: f32, count: usize) -> Vec<f32> {
+    let step = (end - start) / (count - 1) as f32;
+    let from_start = (0..count / 2).map(|index| step.mul_add(index as f32, start));
+    let from_end = (count / 2..count).map(|index| step.mul_add(-((count - 1 - index) as f32), end));
+    from_start.chain(from_end).collect()
+}
+
+/// torch's `cumprod` on the CPU: computed in f64, each product rounded to f32.
+fn cumulative_product(factors: impl Iterator<Item = f32>) -> Vec<f32> {
+    let mut product = 1.0;
+    let mut multiply = |factor: f32| {
+        product *= f64::from(factor);
+        product as f32
+    };
+    factors.map(&mut multiply).collect()
+}
+
+/// Shifts and scales the schedule so that nothing of the picture is left at its end: Lin et al., "Common diffusion noise schedules
+/// and sample steps are flawed", 2023, algorithm 1.
+fn zero_terminal_snr(alphas: &[f32]) -> Vec<f32> {
+    let roots: Vec<f32> = alphas.iter().map(|alpha| alpha.sqrt()).collect();
+    let (first, last) = (roots[0], roots[roots.len() - 1]);
+    let stretch = first / (first - last);
+    let squares: Vec<f32> = roots.iter().map(|root| ((root - last) * stretch).powi(2)).collect();
+    let factors =
+        (0..squares.len()).map(|index| if index == 0 { squares[0] } else { squares[index] / squares[index - 1] });
+    // The paper computes it by way of beta, which rounds once more.
+    cumulative_product(factors.map(|factor| 1.0 - (1.0 - factor)))
 }

@@ -1,26 +1,26 @@
-//! A matrix that a file keeps whole, as a product, or as a Tucker product around a core.
+//! A matrix that a file stores whole, as a product of two, or as a Tucker decomposition.
 
 use super::{
-    arena::{Arena, Matrix},
     error::Misfit,
+    matrices::{Matrices, Matrix},
 };
 use candle_core::{Result, Tensor};
 
-/// Highest rank: no layer of SD1.5 is wider, so a higher one could say no more.
+/// The highest rank. No layer of SD1.5 is wider, so a higher rank would add nothing.
 const MAX_RANK: usize = 10_240;
 
 /// A matrix `[rows, columns, height, width]`, or `[rows, columns]`.
 #[derive(Debug)]
-pub(super) enum Half {
-    /// As it stands.
+pub(super) enum Factorized {
+    /// The matrix itself.
     Whole(Matrix),
-    /// `a @ b`: `a` is `[rows, rank]`, `b` `[rank, columns, height, width]`, perhaps flattened.
+    /// `a @ b`: `a` is `[rows, rank]`, `b` is `[rank, columns, height, width]` or flattened.
     Product { a: Matrix, b: Matrix },
     /// `sum over i, j of a[.., i] core[i, j, height, width] b[j, ..]` (LyCORIS; Yeh et al., 2023, section 4).
     Tucker {
         /// `[rank, rank, height, width]`.
         core: Matrix,
-        /// `[rows, rank]`; the other way round if `upright` is false, as LoHa and LoKr have it.
+        /// `[rows, rank]`, or `[rank, rows]` as in LoHa and LoKr if `upright` is false.
         a: Matrix,
         /// `[rank, columns]`.
         b: Matrix,
@@ -28,11 +28,11 @@ pub(super) enum Half {
     },
 }
 
-impl Half {
-    /// A product, checked: ranks agree and are neither 0 nor absurd.
+impl Factorized {
+    /// A product or Tucker decomposition whose ranks agree and are within the limit.
     ///
     /// # Errors
-    /// The misfit under `key`, with the shapes.
+    /// A misfit of `key` with the shapes.
     pub(super) fn product(
         key: &str,
         a: Matrix,
@@ -69,7 +69,7 @@ impl Half {
         })
     }
 
-    /// First dimension.
+    /// The first dimension.
     pub(super) fn rows(&self) -> usize {
         match self {
             Self::Whole(matrix) | Self::Product { a: matrix, .. } => matrix.dims[0],
@@ -83,7 +83,7 @@ impl Half {
         }
     }
 
-    /// The other dimensions: columns alone where height and width are 1 or flattened into them.
+    /// The other dimensions. Columns alone if height and width are 1 or flattened into them.
     pub(super) fn tail(&self) -> Vec<usize> {
         match self {
             Self::Whole(matrix) | Self::Product { b: matrix, .. } => matrix.dims[1..].to_vec(),
@@ -91,7 +91,7 @@ impl Half {
         }
     }
 
-    /// Rank of a product.
+    /// The rank of a product.
     pub(super) fn rank(&self) -> Option<usize> {
         match self {
             Self::Whole(_) => None,
@@ -100,22 +100,22 @@ impl Half {
     }
 
     /// The matrix in f32, `[rows, everything else]`, times `gain`.
-    pub(super) fn tensor(&self, arena: &Arena, gain: f64) -> Result<Tensor> {
+    pub(super) fn tensor(&self, matrices: &Matrices, gain: f64) -> Result<Tensor> {
         match self {
-            Self::Whole(matrix) => (arena.get(matrix)? * gain)?.flatten_from(1),
+            Self::Whole(matrix) => (matrices.get(matrix)? * gain)?.flatten_from(1),
             Self::Product { a, b } => {
-                // The gain goes to the small side.
-                let a = (arena.get(a)?.flatten_from(1)? * gain)?;
-                a.matmul(&arena.get(b)?.flatten_from(1)?)
+                // `a` has fewer elements to multiply with the gain.
+                let a = (matrices.get(a)?.flatten_from(1)? * gain)?;
+                a.matmul(&matrices.get(b)?.flatten_from(1)?)
             }
             Self::Tucker { core, a, b, upright } => {
-                let a = (arena.get(a)?.flatten_from(1)? * gain)?;
+                let a = (matrices.get(a)?.flatten_from(1)? * gain)?;
                 let a = if *upright { a } else { a.t()?.contiguous()? };
                 let (rows, rank) = (a.dim(0)?, b.dims[0]);
-                let left = a.matmul(&arena.get(core)?.flatten_from(1)?)?.reshape((rows, rank, ()))?;
+                let left = a.matmul(&matrices.get(core)?.flatten_from(1)?)?.reshape((rows, rank, ()))?;
                 let area = left.dim(2)?;
                 let left = left.transpose(1, 2)?.contiguous()?.reshape((rows * area, rank))?;
-                let all = left.matmul(&arena.get(b)?.flatten_from(1)?)?.reshape((rows, area, ()))?;
+                let all = left.matmul(&matrices.get(b)?.flatten_from(1)?)?.reshape((rows, area, ()))?;
                 all.transpose(1, 2)?.contiguous()?.flatten_from(1)
             }
         }

@@ -1,5 +1,4 @@
-//! Noise as torch's generators draw it, so that a seed paints here what it paints there: CUDA's (the Python worker's) or the
-//! CPU's.
+//! Noise as torch's generators on CUDA and on the CPU draw it, so that a seed gives the same picture here and there.
 
 mod mt19937;
 mod philox;
@@ -10,12 +9,12 @@ use philox::Philox;
 use serde::Deserialize;
 use std::{fmt, str::FromStr};
 
-/// Threads that an H100 SXM or an H200 holds at a time: 132 multiprocessors of 2048.
+/// Threads that run at once on an H100 SXM or an H200: 132 multiprocessors with 2048 each.
 ///
 /// Others: A100 221,184, H100 PCIe 233,472, L40S 218,112, RTX 4090 196,608, A10G 122,880, L4 89,088, T4 40,960.
 pub const DEFAULT_THREADS: u32 = 270_336;
 
-/// Whose generator draws the noise.
+/// The generator that draws the noise.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Source {
@@ -27,7 +26,7 @@ pub enum Source {
 }
 
 impl Source {
-    /// The names a task uses, for an error or a help text.
+    /// The names in a request, for an error or a help text.
     pub const NAMES: &'static str = "cuda, cpu";
 }
 
@@ -52,7 +51,7 @@ impl fmt::Display for Source {
     }
 }
 
-/// A seeded stream of normal draws. Each draw goes on where the last one ended, as a `torch.Generator` does.
+/// A seeded stream of normal numbers. Each draw continues where the last one ended, as with a `torch.Generator`.
 #[derive(Debug, Clone)]
 pub struct Noise {
     generator: Generator,
@@ -66,23 +65,23 @@ enum Generator {
 }
 
 impl Noise {
-    /// Starts the stream of `torch.Generator("cuda").manual_seed(seed)` on a GPU that holds [`DEFAULT_THREADS`].
+    /// The stream of `torch.Generator("cuda").manual_seed(seed)` on a GPU with [`DEFAULT_THREADS`].
     pub fn new(seed: u64) -> Self {
         Self::cuda(seed, DEFAULT_THREADS)
     }
 
-    /// Starts the stream of `torch.Generator("cuda").manual_seed(seed)` on a GPU that holds `threads` at a time:
-    /// multiprocessors times threads of each, a multiple of 256. Only draws of more elements than that depend on it.
+    /// The stream of `torch.Generator("cuda").manual_seed(seed)` on a GPU that runs `threads` at once: multiprocessors times threads of
+    /// each, a multiple of 256. Only draws of more elements than that depend on it.
     pub fn cuda(seed: u64, threads: u32) -> Self {
         Self { generator: Generator::Cuda(Philox::new(seed, threads)), dtype: DType::F32 }
     }
 
-    /// Starts the stream of `torch.Generator("cpu").manual_seed(seed)`.
+    /// The stream of `torch.Generator("cpu").manual_seed(seed)`.
     pub fn cpu(seed: u64) -> Self {
         Self { generator: Generator::Cpu(Mt19937::new(seed)), dtype: DType::F32 }
     }
 
-    /// The same stream for a model that computes in `dtype`: what [`Noise::unit`] and [`Noise::like`] draw is rounded to it.
+    /// The same stream for a model that computes in `dtype`: [`Noise::draw`] and [`Noise::draw_like`] round to it.
     pub fn in_dtype(self, dtype: DType) -> Self {
         Self { dtype, ..self }
     }
@@ -90,7 +89,7 @@ impl Noise {
     /// The next `torch.randn(shape, dtype)`: drawn in f32 and rounded to `dtype`.
     ///
     /// # Errors
-    /// Device or memory.
+    /// The device fails or has too little memory.
     pub fn randn(&mut self, shape: impl Into<Shape>, dtype: DType, device: &Device) -> Result<Tensor> {
         let shape = shape.into();
         let draws = match &mut self.generator {
@@ -100,19 +99,19 @@ impl Noise {
         Tensor::from_vec(draws, shape, device)?.to_dtype(dtype)
     }
 
-    /// The next draw in the shape and on the device of `tensor`: rounded to the model's dtype, given as f32.
+    /// The next draw, in the shape and on the device of `tensor`. f32, rounded to the model's dtype.
     ///
     /// # Errors
     /// As [`Noise::randn`].
-    pub fn like(&mut self, tensor: &Tensor) -> Result<Tensor> {
-        self.unit(tensor.shape(), tensor.device())
+    pub fn draw_like(&mut self, tensor: &Tensor) -> Result<Tensor> {
+        self.draw(tensor.shape(), tensor.device())
     }
 
-    /// The next draw of a shape: rounded to the model's dtype, given as f32.
+    /// The next draw, in that shape. f32, rounded to the model's dtype.
     ///
     /// # Errors
     /// As [`Noise::randn`].
-    pub fn unit(&mut self, shape: impl Into<Shape>, device: &Device) -> Result<Tensor> {
+    pub fn draw(&mut self, shape: impl Into<Shape>, device: &Device) -> Result<Tensor> {
         self.randn(shape, self.dtype, device)?.to_dtype(DType::F32)
     }
 }

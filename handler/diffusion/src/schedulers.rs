@@ -1,15 +1,12 @@
-//! Schedulers: how the latents move from noise to picture. One file each; a new one is one more file, and one more line in
-//! `schedulers!` below.
+//! Schedulers: how the latents move from noise to picture. Each has a file, and a line in `schedulers!` below.
 
-mod arithmetic;
 mod config;
 mod ddim;
 mod dpm_solver;
 mod euler;
 mod euler_ancestral;
 mod lcm;
-mod spacing;
-mod training;
+mod noise_schedule;
 mod unipc;
 
 pub use config::{PredictionType, SchedulerConfig};
@@ -24,32 +21,33 @@ use std::{fmt, str::FromStr};
 
 /// One run of a scheduler over the steps of one picture. Steps are called in order, from 0.
 pub trait Scheduler: Send {
-    /// The timestep the UNet is told at each step.
+    /// The UNet's timestep at each step.
     fn timesteps(&self) -> &[f64];
 
-    /// What unit noise is multiplied with to make the first latents.
+    /// The standard deviation of the first latents: unit noise is multiplied with it.
     fn init_noise_sigma(&self) -> f64 {
         1.0
     }
 
-    /// Every step as sums, for a scheduler that sees the latents as they are, draws no noise and looks back one step at most.
-    fn sums(&self) -> Option<Vec<Sums>> {
+    /// The coefficients of every step, so that a GPU can compute the steps itself. Only for a scheduler that does not scale the model's
+    /// input, draws no noise, and needs no clean picture but those of this step and the one before.
+    fn coefficients(&self) -> Option<Vec<StepCoefficients>> {
         None
     }
 
-    /// The latents as the UNet wants to see them at `step`; same shape and dtype.
+    /// The UNet's input for the latents at `step`, of the same shape and dtype.
     ///
     /// # Errors
-    /// Device or memory.
+    /// The device fails or has too little memory.
     fn scale_model_input(&self, sample: &Tensor, _step: usize) -> candle_core::Result<Tensor> {
         Ok(sample.clone())
     }
 
-    /// The latents after `step`, from the UNet's output (same shape) and the f32 latents before it. A stochastic scheduler
-    /// draws from `noise`, the stream that drew the first latents: once per step, for all pictures of the batch.
+    /// The latents after `step`, from the UNet's output and the f32 latents `sample` before it, all of one shape. A stochastic scheduler
+    /// draws from `noise` once per step, for all pictures of the batch. It is the stream that drew the first latents.
     ///
     /// # Errors
-    /// Device or memory.
+    /// The device fails or has too little memory.
     fn step(
         &mut self,
         model_output: &Tensor,
@@ -59,18 +57,18 @@ pub trait Scheduler: Send {
     ) -> candle_core::Result<Tensor>;
 }
 
-/// The arithmetic of one step: the clean picture from sample and output, and the next sample from sample and clean pictures.
+/// One step as linear combinations: the clean picture of sample and UNet output, and the next sample of sample and clean pictures.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Sums {
-    /// What of the sample is in the clean picture.
+pub struct StepCoefficients {
+    /// The factor of the sample in the clean picture.
     pub clean_by_sample: f32,
-    /// What of the UNet's output is in the clean picture.
+    /// The factor of the UNet's output in the clean picture.
     pub clean_by_output: f32,
-    /// What of the sample is in the next.
+    /// The factor of the sample in the next sample.
     pub sample: f32,
-    /// What of the clean picture is in the next sample.
+    /// The factor of the clean picture in the next sample.
     pub clean: f32,
-    /// What of the clean picture of the step before is in the next sample.
+    /// The factor of the previous step's clean picture in the next sample.
     pub clean_before: f32,
 }
 
@@ -82,12 +80,12 @@ struct Setup<'a> {
     karras_sigmas: bool,
 }
 
-/// Makes [`Kind`] of lines `Variant = "name of a task" in module`. The first line is the default. A module has a function
+/// Makes [`Kind`] of lines `Variant = "name in a request" in module`. The first line is the default. A module has a function
 /// `build` and two constants: `KARRAS_SIGMAS`, whether it has the noise levels of Karras et al. as an option, and `DRAWS`, whether it
 /// draws noise at its steps.
 macro_rules! schedulers {
     ($($(#[$doc:meta])* $kind:ident = $name:literal in $module:ident;)+) => {
-        /// Which scheduler a task asks for.
+        /// A scheduler.
         #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
         #[serde(into = "String", try_from = "String")]
         pub enum Kind {
@@ -95,7 +93,7 @@ macro_rules! schedulers {
         }
 
         impl Kind {
-            /// Every scheduler with the name a task uses.
+            /// Every scheduler with its name in a request.
             pub const NAMES: &[(&str, Self)] = &[$(($name, Self::$kind)),+];
 
             /// Whether it has the noise levels of Karras et al. as an option.
@@ -105,7 +103,7 @@ macro_rules! schedulers {
                 }
             }
 
-            /// Whether it draws noise at its steps, so that pictures of two tasks cannot be painted as one batch.
+            /// Whether it draws noise at its steps. Then two requests cannot be painted as one batch.
             pub fn draws(self) -> bool {
                 match self {
                     $(Self::$kind => $module::DRAWS,)+
@@ -137,7 +135,7 @@ schedulers! {
 }
 
 impl Kind {
-    /// The names, for an error or a help text.
+    /// The names, separated by commas, for an error or a help text.
     pub fn names() -> String {
         Self::NAMES.iter().map(|(name, _)| *name).collect::<Vec<_>>().join(", ")
     }
@@ -179,12 +177,12 @@ impl fmt::Display for Kind {
     }
 }
 
-/// Sets a scheduler up for `steps` steps. `karras_sigmas` asks for the noise levels of Karras et al. or against them; without
-/// it the model's file decides, where the scheduler has them.
+/// Sets a scheduler up for `steps` steps. `karras_sigmas` switches the noise levels of Karras et al. on or off. Without it, the
+/// model's file decides.
 ///
 /// # Errors
-/// No step, more than the model or the scheduler allows, a wish for Karras's noise levels that the scheduler does not have, or
-/// a setting in the model's file that it does not support.
+/// No steps, or more than the model or the scheduler allows; Karras's noise levels for a scheduler without them; or a setting in the
+/// model's file that the scheduler does not support.
 pub fn build(
     kind: Kind,
     karras_sigmas: Option<bool>,
@@ -192,7 +190,7 @@ pub fn build(
     steps: usize,
 ) -> Result<Box<dyn Scheduler>> {
     if steps == 0 || steps > config.num_train_timesteps {
-        return Err(spacing::too_many_steps(steps, config.num_train_timesteps));
+        return Err(noise_schedule::too_many_steps(steps, config.num_train_timesteps));
     }
     if karras_sigmas == Some(true) && !kind.has_karras_sigmas() {
         let limit = format!("the scheduler {kind} has none");
@@ -200,6 +198,16 @@ pub fn build(
     }
     let karras_sigmas = kind.has_karras_sigmas() && karras_sigmas.or(config.use_karras_sigmas).unwrap_or(false);
     kind.build(&Setup { config, steps, karras_sigmas })
+}
+
+/// `tensor * factor`, rounded as torch rounds it.
+fn times(tensor: &Tensor, factor: f32) -> candle_core::Result<Tensor> {
+    tensor * f64::from(factor)
+}
+
+/// `tensor / divisor`, rounded as torch rounds it. A multiplication with the reciprocal would round twice.
+fn over(tensor: &Tensor, divisor: f32) -> candle_core::Result<Tensor> {
+    tensor.broadcast_div(&Tensor::new(divisor, tensor.device())?)
 }
 
 #[cfg(test)]

@@ -1,10 +1,10 @@
-//! The matrices of one file, end to end in one tensor per dtype, in the dtype they have.
+//! The matrices of one LoRA file, in the file's dtypes. All matrices of a dtype share one tensor, end to end.
 
 use candle_core::{CpuStorage, DType, Device, Result, Storage, Tensor};
 use half::{bf16, f16};
 use safetensors::{Dtype, tensor::TensorInfo};
 
-/// Where in the arena a matrix lies.
+/// Where a matrix is in [`Matrices`].
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct Matrix {
     dtype: DType,
@@ -19,26 +19,26 @@ impl Matrix {
         self.dims.iter().product()
     }
 
-    /// Elements per row: what the first dimension is a list of.
+    /// Elements per row: the product of all dimensions but the first.
     pub(super) fn width(&self) -> usize {
         self.dims[1..].iter().product()
     }
 }
 
-/// The matrices while the file is read.
+/// Collects the matrices while the file is read.
 #[derive(Default)]
-pub(super) struct Builder {
+pub(super) struct MatricesBuilder {
     f32: Vec<f32>,
     f16: Vec<f16>,
     bf16: Vec<bf16>,
     finite: bool,
 }
 
-impl Builder {
-    /// Reserves what these tensors need, and no more.
+impl MatricesBuilder {
+    /// Reserves the memory that these tensors need.
     ///
     /// # Errors
-    /// Memory is short.
+    /// There is not enough memory.
     pub(super) fn for_tensors<'a>(tensors: impl Iterator<Item = &'a TensorInfo>) -> Result<Self> {
         let mut builder = Self::default();
         let mut counts = [0; 3];
@@ -60,9 +60,9 @@ impl Builder {
         Ok(builder)
     }
 
-    /// Begins a matrix and says where it will lie; none for a dtype that no LoRA has.
+    /// Begins a matrix and returns its place. None for a dtype that no LoRA has.
     pub(super) fn begin(&mut self, info: &TensorInfo) -> Option<Matrix> {
-        // What f64 has over f32 is lost on any device.
+        // f64 is rounded to f32: no device computes with more.
         let (dtype, start) = match info.dtype {
             Dtype::F32 | Dtype::F64 => (DType::F32, self.f32.len()),
             Dtype::F16 => (DType::F16, self.f16.len()),
@@ -83,13 +83,13 @@ impl Builder {
         };
     }
 
-    /// Whether the matrix begun last holds neither NaN nor infinity so far.
+    /// Whether the matrix begun last has neither NaN nor infinity so far.
     pub(super) fn is_finite(&self) -> bool {
         self.finite
     }
 
-    /// The arena, on the CPU; nothing is copied.
-    pub(super) fn build(self) -> Result<Arena> {
+    /// All matrices, on the CPU. Nothing is copied.
+    pub(super) fn build(self) -> Result<Matrices> {
         let Self { f32, f16, bf16, .. } = self;
         let mut tensors = Vec::new();
         let (lengths, cpu) = ([f32.len(), f16.len(), bf16.len()], &Device::Cpu);
@@ -102,11 +102,11 @@ impl Builder {
         if lengths[2] > 0 {
             tensors.push(Tensor::from_vec(bf16, lengths[2], cpu)?);
         }
-        Ok(Arena(tensors))
+        Ok(Matrices(tensors))
     }
 }
 
-/// Appends what `read` makes of each `N` bytes, and says whether all of it is finite.
+/// Appends what `read` makes of each `N` bytes. Returns whether all numbers are finite.
 fn append<T: Copy, const N: usize>(
     to: &mut Vec<T>,
     bytes: &[u8],
@@ -120,10 +120,10 @@ fn append<T: Copy, const N: usize>(
 
 /// All matrices of one file.
 #[derive(Debug, Clone)]
-pub(super) struct Arena(Vec<Tensor>);
+pub(super) struct Matrices(Vec<Tensor>);
 
-impl Arena {
-    /// The numbers of a matrix as f32 times `gain`, to `into`: `width` of them to a row, rows `pitch` apart.
+impl Matrices {
+    /// Writes the numbers of a matrix as f32, times `gain`, to `into`: `width` numbers a row, rows `pitch` numbers apart.
     pub(super) fn write(&self, matrix: &Matrix, gain: f32, width: usize, pitch: usize, into: &mut [f32]) -> Result<()> {
         fn rows<T: Copy>(from: &[T], width: usize, pitch: usize, into: &mut [f32], wide: impl Fn(T) -> f32) {
             for (row, from) in from.chunks(width).enumerate() {
@@ -133,7 +133,7 @@ impl Arena {
             }
         }
         let tensor = self.0.iter().find(|tensor| tensor.dtype() == matrix.dtype);
-        let tensor = tensor.ok_or_else(|| candle_core::Error::msg("a matrix of another arena"))?;
+        let tensor = tensor.ok_or_else(|| candle_core::Error::msg("a matrix of another file"))?;
         let (storage, _) = tensor.storage_and_layout();
         let range = matrix.start..matrix.start + matrix.count();
         match &*storage {
@@ -148,7 +148,7 @@ impl Arena {
     /// A matrix in its own shape, as f32.
     pub(super) fn get(&self, matrix: &Matrix) -> Result<Tensor> {
         let tensor = self.0.iter().find(|tensor| tensor.dtype() == matrix.dtype);
-        let tensor = tensor.ok_or_else(|| candle_core::Error::msg("a matrix of another arena"))?;
+        let tensor = tensor.ok_or_else(|| candle_core::Error::msg("a matrix of another file"))?;
         tensor.narrow(0, matrix.start, matrix.count())?.reshape(matrix.dims.as_slice())?.to_dtype(DType::F32)
     }
 }
