@@ -152,7 +152,7 @@ pub(super) struct Failed<'a> {
     /// The id of the task. Of a message that is not a valid task it may be negative.
     pub(super) generation_id: i64,
     /// The invalid field with its value and limit, or what failed. At most 1000 bytes: longer text is cut and says so.
-    #[schemars(length(max = MESSAGE as u64))]
+    #[schemars(length(max = MAX_MESSAGE as u64))]
     pub(super) error_message: &'a str,
     /// GENERATION_FAILED, or a finer code if the operator turned those on.
     #[schemars(extend("enum" = codes()))]
