@@ -1,6 +1,6 @@
 //! Where modules take their parameters from: by path, from the CPU's memory or with a place on the GPU.
 
-use crate::gpu::{Array, Layout, Placed};
+use crate::gpu::{Array, Placed, WeightLayout};
 use crate::{loading::weights::Weights, ops};
 use candle_core::{DType, Device, Error, Result, Tensor};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -85,7 +85,7 @@ impl Params {
     ///
     /// # Errors
     /// There is no such tensor, it has another shape, or memory is short.
-    pub(crate) fn place(&self, placed: &Placed, dims: &[usize], leaf: &str, layout: Layout) -> Result<Array> {
+    pub(crate) fn place(&self, placed: &Placed, dims: &[usize], leaf: &str, layout: WeightLayout) -> Result<Array> {
         Ok(placed.place(&[(self.checked(dims, leaf)?, layout)])?)
     }
 

@@ -3,18 +3,18 @@
 //! What is recorded reads and writes arrays that keep their place: latents, the step's number, guidance, what the steps share,
 //! and the weights. A LoRA changes weights in place, so recordings outlive it.
 
-use crate::gpu::{Arg, Array, Dtype, Event, Gpu, Graph, Launch, Pinned};
+use crate::gpu::{Array, Dtype, Gpu, Graph, Pinned};
 use crate::{
     models::unet::{Prepared, Unet},
     models::vae::VaeDecoder,
-    ops::{self, LANES, Step},
+    ops::{self, LANES, Step, steps},
     schedulers::Sums,
 };
 use candle_core::{Device, Error, Result, Tensor};
 use std::{
     collections::HashMap,
     ops::ControlFlow,
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
 /// More recordings than this are forgotten, all at once.
@@ -27,6 +27,8 @@ pub(crate) struct Recorded {
     gpu: Gpu,
     dtype: Dtype,
     steps: Mutex<HashMap<StepKey, StepRecord>>,
+    /// After the recordings, which use its weights.
+    unet: Arc<Unet>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -44,6 +46,8 @@ struct StepKey {
 
 /// One size's step.
 struct StepRecord {
+    /// First, so that it is dropped before the arrays that it uses.
+    graph: Option<Graph>,
     key: StepKey,
     /// f32, as the CPU has them.
     latents: Array,
@@ -58,19 +62,17 @@ struct StepRecord {
     /// Steps that the tables hold.
     room: usize,
     pinned: Pinned,
-    graph: Option<Graph>,
 }
 
 /// The steps of one picture.
 pub(crate) struct Steps<'a> {
     recorded: &'a Recorded,
-    unet: &'a Unet,
     key: StepKey,
 }
 
 impl Recorded {
-    pub(crate) fn new(gpu: &Gpu, dtype: Dtype) -> Self {
-        Self { gpu: gpu.clone(), dtype, steps: Mutex::default() }
+    pub(crate) fn new(gpu: &Gpu, dtype: Dtype, unet: Arc<Unet>) -> Self {
+        Self { gpu: gpu.clone(), dtype, steps: Mutex::default(), unet }
     }
 
     /// Gives the memory of all recordings back.
@@ -82,7 +84,6 @@ impl Recorded {
     /// Gets the arrays of a recording ready for one picture's steps.
     pub(crate) fn steps<'a>(
         &'a self,
-        unet: &'a Unet,
         prepared: Prepared,
         count: usize,
         guidance_scale: Option<f64>,
@@ -104,7 +105,7 @@ impl Recorded {
         }
         let record = steps.get(&key).ok_or_else(|| Error::Msg("a recording is gone".into()).bt())?;
         record.begin(&prepared, count, guidance_scale.unwrap_or(1.0), sums.unwrap_or_default())?;
-        Ok(Steps { recorded: self, unet, key })
+        Ok(Steps { recorded: self, key })
     }
 
     /// Pixels of one picture's latents as bytes, with height and width. Not recorded: one call of it keeps the GPU busy as it is.
@@ -112,14 +113,10 @@ impl Recorded {
         let (images, channels, height, width) = latents.dims4()?;
         let source = Array::from_tensor(&self.gpu, latents, Dtype::F32)?;
         let xs = self.gpu.scratch(&[images, height, width, channels.next_multiple_of(LANES)], self.dtype)?;
-        enter(&source, &xs, 1, 1.0 / factor)?;
+        steps::enter(&source, &xs, 1.0 / factor)?;
         let pixels = vae.decode(&ops::Array::Gpu(xs)).map_err(|error| Error::Msg(error.to_string()))?;
         let (pixels, (height, width)) = (pixels.gpu()?, pixels.size()?);
-        let bytes = self.gpu.scratch(&[height * width * 3 / 4], Dtype::F32)?;
-        let args = [Arg::At(pixels.address()), Arg::At(bytes.address()), Arg::Long(height * width)];
-        let name = format!("leave_pixels_{}", self.dtype.name());
-        self.gpu.launch(Launch { name, grid: [(height * width).div_ceil(256), 1, 1], block: 256, shared: 0 }, &args)?;
-        Ok((bytes.read()?, height, width))
+        Ok((steps::leave_pixels(pixels)?, height, width))
     }
 }
 
@@ -144,7 +141,7 @@ impl StepRecord {
             sums: gpu.resident(&[room, 5], Dtype::F32)?,
             guidance: gpu.resident(&[1], Dtype::F32)?,
             step: gpu.resident(&[1], Dtype::F32)?,
-            pinned: Pinned::new(latents.bytes())?,
+            pinned: Pinned::new(gpu, latents.bytes())?,
             latents,
             prepared,
             room,
@@ -181,37 +178,30 @@ impl StepRecord {
         let copies = if key.guided { 2 } else { 1 };
         let dims = [copies * key.images, key.height, key.width, key.channels.next_multiple_of(LANES)];
         let xs = gpu.scratch(&dims, dtype)?;
-        let sizes = [key.images, key.channels, key.height * key.width, copies].map(Arg::Int);
-        let step = Arg::At(self.step.address());
-        let launch = |name: &str, arrays: &[&Array], rest: &[Arg]| {
-            let arrays: Vec<Arg> = arrays.iter().map(|array| Arg::At(array.address())).collect();
-            let grid = [(key.images * key.height * key.width).div_ceil(256), 1, 1];
-            let name = format!("{name}_{}", dtype.name());
-            gpu.launch(Launch { name, grid, block: 256, shared: 0 }, &[&arrays, rest].concat())
-        };
-        launch("begin_step", &[&self.latents, &xs], &[&sizes[..], &[step]].concat())?;
+        steps::begin_step(&self.latents, &xs, &self.step)?;
         let counter = Step::Counter(self.step.clone());
         let output = unet.forward(&ops::Array::Gpu(xs), &counter, &self.prepared);
         let output = output.map_err(|error| Error::Msg(error.to_string()))?;
         let output = output.gpu()?;
         if key.advances {
-            let arrays = [output, &self.latents, &self.before, &self.sums, &self.guidance];
-            launch("advance", &arrays, &[&[step], &sizes[..]].concat())?;
+            steps::advance(output, &self.latents, &self.before, &self.sums, &self.guidance, &self.step)
         } else {
-            launch("leave_noise", &[output, &self.noise, &self.guidance], &[&sizes[..], &[Arg::At(0)]].concat())?;
+            steps::leave_noise(output, &self.noise, &self.guidance)
         }
-        Ok(())
     }
 
     /// Runs a step, and records it if that has not been done.
-    fn go(&mut self, unet: &Unet, dtype: Dtype) -> Result<()> {
-        if let Some(graph) = &mut self.graph {
+    fn go(&mut self, unet: &Arc<Unet>, dtype: Dtype) -> Result<()> {
+        if let Some(graph) = self.graph.as_mut().filter(|graph| !graph.is_stale()) {
             return Ok(graph.launch()?);
         }
         self.run(unet, dtype)?;
         // Everything that is made on first use is there now.
         let gpu = self.latents.gpu().clone();
-        let (graph, ()) = Graph::record(&gpu, || self.run(unet, dtype))?;
+        // SAFETY: the step's arrays are fields of this record, and its weights those of the UNet that `Recorded` keeps until all records
+        // are dropped. The one thread that paints records, and it holds no scratch array from one step to the next.
+        #[allow(unsafe_code)]
+        let (graph, ()) = unsafe { Graph::record(&gpu, || self.run(unet, dtype))? };
         self.graph = Some(graph);
         Ok(gpu.keep_tuned()?)
     }
@@ -223,7 +213,7 @@ impl Steps<'_> {
         let mut steps = lock(&self.recorded.steps);
         let record = steps.get_mut(&self.key).ok_or_else(|| Error::Msg("a recording is gone".into()).bt())?;
         record.latents.write_through(&mut record.pinned, &latents.flatten_all()?.to_vec1::<f32>()?)?;
-        record.go(self.unet, self.recorded.dtype)?;
+        record.go(&self.recorded.unet, self.recorded.dtype)?;
         let noise = record.noise.read_through(&mut record.pinned)?;
         Tensor::from_vec(noise, latents.dims(), &Device::Cpu)
     }
@@ -240,12 +230,12 @@ impl Steps<'_> {
         let record = steps.get_mut(&self.key).ok_or_else(|| Error::Msg("a recording is gone".into()).bt())?;
         let gpu = &self.recorded.gpu;
         record.latents.write_through(&mut record.pinned, &latents.flatten_all()?.to_vec1::<f32>()?)?;
-        let mut marks = [Event::new()?, Event::new()?];
+        let mut marks = [gpu.event()?, gpu.event()?];
         for step in 0..count {
             if step > 0 {
-                record.go(self.unet, self.recorded.dtype)?;
-                marks[1].record(gpu)?;
-                marks[0].wait()?;
+                record.go(&self.recorded.unet, self.recorded.dtype)?;
+                gpu.record(&marks[1])?;
+                gpu.wait_for(&marks[0])?;
                 marks.swap(0, 1);
             }
             if on_step(step).is_break() {
@@ -253,24 +243,13 @@ impl Steps<'_> {
                 return Ok(Err(step));
             }
             if step == 0 {
-                record.go(self.unet, self.recorded.dtype)?;
-                marks[0].record(gpu)?;
+                record.go(&self.recorded.unet, self.recorded.dtype)?;
+                gpu.record(&marks[0])?;
             }
         }
         let latents = Tensor::from_vec(record.latents.read_through(&mut record.pinned)?, latents.dims(), &Device::Cpu)?;
         Ok(Ok(latents))
     }
-}
-
-/// The CPU's latents as a map, `copies` times over.
-fn enter(latents: &Array, xs: &Array, copies: usize, scale: f64) -> Result<()> {
-    let &[images, channels, height, width] = latents.dims() else { return Err(Error::Msg("no latents".into()).bt()) };
-    let sizes = [images, channels, height * width, copies].map(Arg::Int);
-    let arrays = [latents, xs].map(|array| Arg::At(array.address()));
-    let args = [&arrays[..], &sizes, &[Arg::Float(scale as f32)]].concat();
-    let name = format!("enter_{}", xs.dtype().name());
-    let blocks = (copies * images * height * width).div_ceil(256);
-    Ok(xs.gpu().launch(Launch { name, grid: [blocks, 1, 1], block: 256, shared: 0 }, &args)?)
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

@@ -63,7 +63,7 @@ pub(crate) struct Model {
 pub(crate) struct Networks {
     model: Model,
     text_encoder: TextEncoder,
-    unet: Unet,
+    unet: Arc<Unet>,
     vae: VaeDecoder,
     /// Brings tensors where the networks compute.
     device: Params,
@@ -103,7 +103,7 @@ impl Networks {
                 Ok(Self {
                     device: text.clone(),
                     text_encoder: TextEncoder::new(&model.text_config, text)?,
-                    unet: Unet::new(&model.unet_config, unet)?,
+                    unet: Unet::new(&model.unet_config, unet)?.into(),
                     vae: VaeDecoder::new(&model.vae_config, vae)?,
                     model,
                     place: Place::Cpu,
@@ -113,10 +113,12 @@ impl Networks {
                 gpu.enter()?;
                 let [text, unet, vae] = [(); 3].map(|()| Placed::new(gpu, *dtype));
                 let (text, unet, vae) = (text?, unet?, vae?);
+                let on_gpu = Unet::new(&model.unet_config, Params::on_gpu(&model.unet_weights, &unet))?;
+                let on_gpu = Arc::new(on_gpu);
                 let mut networks = Self {
                     device: Params::on_gpu(&model.text_weights, &text),
                     text_encoder: TextEncoder::new(&model.text_config, Params::on_gpu(&model.text_weights, &text))?,
-                    unet: Unet::new(&model.unet_config, Params::on_gpu(&model.unet_weights, &unet))?,
+                    unet: on_gpu.clone(),
                     vae: VaeDecoder::new(&model.vae_config, Params::on_gpu(&model.vae_weights, &vae))?,
                     place: Place::Gpu(OnGpu {
                         text: text.clone(),
@@ -125,7 +127,7 @@ impl Networks {
                         // Nothing leaves while it is still on its way.
                         offloads: false,
                         changed: Default::default(),
-                        recorded: Recorded::new(gpu, *dtype),
+                        recorded: Recorded::new(gpu, *dtype, on_gpu),
                     }),
                     model,
                 };
@@ -209,7 +211,7 @@ impl Networks {
                     (text_weights.with_overlay(overlays.text_encoder), unet_weights.with_overlay(overlays.unet));
                 self.text_encoder =
                     TextEncoder::new(&self.model.text_config, Params::on_cpu(&text)).map_err(arithmetic)?;
-                self.unet = Unet::new(&self.model.unet_config, Params::on_cpu(&unet)).map_err(arithmetic)?;
+                self.unet = Unet::new(&self.model.unet_config, Params::on_cpu(&unet)).map_err(arithmetic)?.into();
             }
             Place::Gpu(on_gpu) => {
                 let text = on_gpu.apply(plan, text_weights, unet_weights)?;
@@ -223,7 +225,7 @@ impl Networks {
     pub(crate) fn embed(&self, prompts: &[&Tokens]) -> Result<Array> {
         self.enter()?;
         if let Place::Gpu(on_gpu) = &self.place {
-            on_gpu.text.come(&self.model.text_weights)?;
+            on_gpu.text.restore(&self.model.text_weights)?;
         }
         let embedded = self.text_encoder.encode(prompts)?;
         self.spare()?;
@@ -246,7 +248,7 @@ impl Networks {
     /// Lets the UNet leave until it is needed again, with what LoRAs have changed in it.
     pub(crate) fn dismiss_unet(&mut self) -> Result<()> {
         if let Place::Gpu(on_gpu) = &mut self.place {
-            on_gpu.unet.leave()?;
+            on_gpu.unet.offload()?;
             on_gpu.changed[1].clear();
         }
         Ok(())
@@ -257,9 +259,9 @@ impl Networks {
         if let Place::Gpu(on_gpu) = &self.place
             && on_gpu.offloads
         {
-            on_gpu.vae.leave()?;
+            on_gpu.vae.offload()?;
             if on_gpu.changed[0].is_empty() {
-                on_gpu.text.leave()?;
+                on_gpu.text.offload()?;
             }
         }
         Ok(())
@@ -279,7 +281,7 @@ impl Networks {
     pub(crate) fn decoded(&self, latents: &Tensor) -> Result<Tensor> {
         self.enter()?;
         if let Place::Gpu(on_gpu) = &self.place {
-            on_gpu.vae.come(&self.model.vae_weights)?;
+            on_gpu.vae.restore(&self.model.vae_weights)?;
         }
         let latents = (latents / self.model.vae_config.scaling_factor)?;
         Ok(self.vae.decode(&self.device.map_on_device(&latents)?)?.to_map(self.model.vae_config.out_channels)?)
@@ -312,7 +314,7 @@ impl Networks {
             Place::Cpu => Steps::Cpu { unet: &self.unet, prepared, guidance_scale },
             Place::Gpu(on_gpu) => {
                 let recorded = &on_gpu.recorded;
-                Steps::Gpu(recorded.steps(&self.unet, prepared, timesteps.len(), guidance_scale, noise, sums)?)
+                Steps::Gpu(recorded.steps(prepared, timesteps.len(), guidance_scale, noise, sums)?)
             }
         })
     }
@@ -330,7 +332,7 @@ impl Networks {
             }
             Place::Gpu(on_gpu) => {
                 self.enter()?;
-                on_gpu.vae.come(&self.model.vae_weights)?;
+                on_gpu.vae.restore(&self.model.vae_weights)?;
                 let pixels = on_gpu.recorded.pixels(&self.vae, latents, factor)?;
                 self.spare()?;
                 Ok(pixels)
@@ -341,7 +343,7 @@ impl Networks {
     /// Brings the UNet back if it has left.
     fn call_unet(&self) -> Result<()> {
         if let Place::Gpu(on_gpu) = &self.place {
-            on_gpu.unet.come(&self.model.unet_weights)?;
+            on_gpu.unet.restore(&self.model.unet_weights)?;
         }
         Ok(())
     }
@@ -360,7 +362,7 @@ impl OnGpu {
     fn apply(&mut self, mut plan: Plan, text: &Weights, unet: &Weights) -> std::result::Result<Weights, LoraError> {
         let gpu = self.unet.gpu();
         gpu.enter().and_then(|()| gpu.synchronize()).map_err(on_device)?;
-        self.text.come(text).and_then(|()| self.unet.come(unet)).map_err(on_device)?;
+        self.text.restore(text).and_then(|()| self.unet.restore(unet)).map_err(on_device)?;
         for ((placed, weights), changed) in [(&self.text, text), (&self.unet, unet)].into_iter().zip(&mut self.changed)
         {
             placed.fill(weights, Some(changed)).map_err(on_device)?;
