@@ -31,11 +31,11 @@ __device__ __forceinline__ void begin_step_body(const float* latents, T* out, in
 // are Lu et al. 2022, algorithm 2.
 template <typename T>
 __device__ __forceinline__ void advance_body(const T* xs, float* latents, float* before, const Sums* sums,
-                                             const float* guidance, const int* step, int n, int c, int hw,
-                                             int copies) {
+                                             const float* guidance, const int* step, int steps, int n, int c,
+                                             int hw, int copies) {
     const int units = n * hw;
     const float scale = copies == 2 ? *guidance : 0.0f;
-    const Sums by = sums[*step];
+    const Sums by = sums[row_of_step(step, steps)];
     for (int unit = int(blockIdx.x * blockDim.x + threadIdx.x); unit < units; unit += int(gridDim.x * blockDim.x)) {
         const int image = unit / hw, pixel = unit - image * hw;
         float e[8];
@@ -61,6 +61,6 @@ __device__ __forceinline__ void advance_body(const T* xs, float* latents, float*
 EXPORT(begin_step, (256, 1), (const float* latents, T* out, int n, int c, int hw, int copies, int* step),
        (latents, out, n, c, hw, copies, step))
 EXPORT(advance, (256, 1),
-       (const T* xs, float* latents, float* before, const Sums* sums, const float* guidance, const int* step, int n,
-        int c, int hw, int copies),
-       (xs, latents, before, sums, guidance, step, n, c, hw, copies))
+       (const T* xs, float* latents, float* before, const Sums* sums, const float* guidance, const int* step, int steps,
+        int n, int c, int hw, int copies),
+       (xs, latents, before, sums, guidance, step, steps, n, c, hw, copies))

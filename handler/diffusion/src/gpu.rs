@@ -11,30 +11,28 @@ pub(crate) mod conv;
 mod cublaslt;
 mod cudnn;
 mod driver;
-mod dtype;
 mod error;
-mod event;
 mod graph;
 mod kernels;
-mod library;
 pub(crate) mod matmul;
 mod memory;
 mod opening;
-mod place;
+mod pinned;
 #[cfg(feature = "cuda")]
 mod shortage;
 mod tuned;
+mod weights;
 
-pub(crate) use array::{Array, Moments, Pinned};
+pub use array::Dtype;
+pub(crate) use array::{Array, Moments};
 pub use driver::device_of_machine;
-pub use dtype::Dtype;
 pub use error::GpuError;
 pub(crate) use error::{Result, tells_of_memory};
-pub(crate) use event::Event;
 pub(crate) use graph::Graph;
-pub(crate) use kernels::{Arg, Launch};
+pub(crate) use kernels::{Arg, Launch, constants};
 pub use memory::Memory;
-pub(crate) use place::{Layout, Placed, Product, Source};
+pub(crate) use pinned::Pinned;
+pub(crate) use weights::{Placed, Product, Source, WeightLayout};
 
 // For tests of whoever paints.
 #[cfg(feature = "cuda")]
@@ -43,16 +41,17 @@ pub use shortage::Shortage;
 
 use arena::Arena;
 use conv::Convolutions;
-use cudarc::driver::sys::{self, CUcontext, CUresult, CUstream};
+use cudarc::driver::{CudaContext, CudaEvent, CudaStream};
+use error::{check, check_safe};
 use kernels::Kernels;
 use matmul::Matmuls;
 use memory::Meter;
-use place::Lane;
 use std::{
-    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, atomic::AtomicUsize},
     time::Duration,
 };
 use tuned::Tuned;
+use weights::Lane;
 
 /// What cuBLASLt may use to sum in parts.
 const MATMUL_WORKSPACE: usize = 32 << 20;
@@ -62,9 +61,6 @@ const MATMUL_WORKSPACE: usize = 32 << 20;
 pub struct Gpu(Arc<Inner>);
 
 struct Inner {
-    device: i32,
-    context: CUcontext,
-    stream: CUstream,
     name: String,
     multiprocessors: usize,
     /// First number of the compute capability: 7 Turing, 8 Ampere and Ada, 9 Hopper.
@@ -75,6 +71,8 @@ struct Inner {
     resident: Arc<Mutex<Arena>>,
     /// Arrays between one operation and the next. Graphs use it too: what lives across a graph's run must not lie here.
     scratch: Arc<Mutex<Arena>>,
+    /// How often scratch memory was given back.
+    trims: AtomicUsize,
     matmuls: OnceLock<Mutex<Matmuls>>,
     convolutions: OnceLock<Mutex<Convolutions>>,
     lanes: Mutex<Vec<Lane>>,
@@ -83,12 +81,10 @@ struct Inner {
     tuned: Mutex<Tuned>,
     meter: Arc<Meter>,
     opening: Mutex<Vec<(&'static str, Duration)>>,
+    // Last: what is above uses them.
+    stream: Arc<CudaStream>,
+    context: Arc<CudaContext>,
 }
-
-// SAFETY: a CUDA context and stream may be used from any thread that has made the context current, see `Gpu::enter`.
-unsafe impl Send for Inner {}
-// SAFETY: CUDA's functions are thread-safe, and what is not lies behind a mutex.
-unsafe impl Sync for Inner {}
 
 impl Gpu {
     /// Makes the context current on this thread: first thing to do on a thread that may be new.
@@ -96,8 +92,7 @@ impl Gpu {
     /// # Errors
     /// The driver's.
     pub fn enter(&self) -> Result<()> {
-        // SAFETY: the context lives as long as the process.
-        check("cuCtxSetCurrent", unsafe { sys::cuCtxSetCurrent(self.0.context) })
+        check_safe("cuCtxSetCurrent", self.0.context.bind_to_thread())
     }
 
     /// As the vendor calls it.
@@ -134,50 +129,67 @@ impl Gpu {
     /// # Errors
     /// What went wrong since the last wait.
     pub fn synchronize(&self) -> Result<()> {
-        // SAFETY: our own stream.
-        check("cuStreamSynchronize", unsafe { sys::cuStreamSynchronize(self.0.stream) })
+        check_safe("cuStreamSynchronize", self.0.stream.synchronize())
     }
 
     /// Whether nothing can be computed on it any more: after a broken memory access or a fault of the chip, every call of this process
     /// fails. Waits.
     pub fn is_lost(&self) -> bool {
-        // An error that is only late is told once.
-        self.enter().is_err() || (self.synchronize().is_err() && self.synchronize().is_err())
+        // An error that is only late is reported once.
+        let fails = || self.enter().and_then(|()| self.synchronize()).is_err();
+        fails() && fails()
     }
 
     pub(crate) fn matmuls(&self) -> Result<MutexGuard<'_, Matmuls>> {
         if self.0.matmuls.get().is_none() {
             let workspace = self.resident(&[MATMUL_WORKSPACE / 4], Dtype::F32)?;
-            let made = Matmuls::new(self.0.stream, workspace.address(), MATMUL_WORKSPACE)?;
-            if self.0.matmuls.set(Mutex::new(made)).is_ok() {
-                // It lives as long as the process.
-                std::mem::forget(workspace);
-            }
+            let _ = self.0.matmuls.set(Mutex::new(Matmuls::new(&self.0.stream, workspace)?));
         }
         self.0.matmuls.get().map(lock).ok_or_else(|| GpuError::Unavailable("cuBLASLt is not open".into()))
     }
 
     pub(crate) fn convolutions(&self) -> Result<MutexGuard<'_, Convolutions>> {
         if self.0.convolutions.get().is_none() {
-            let _ = self.0.convolutions.set(Mutex::new(Convolutions::new(self.0.stream)?));
+            let _ = self.0.convolutions.set(Mutex::new(Convolutions::new(&self.0.stream)?));
         }
         self.0.convolutions.get().map(lock).ok_or_else(|| GpuError::Unavailable("cuDNN is not open".into()))
     }
 
-    /// Runs a kernel.
-    pub(crate) fn launch(&self, launch: Launch, args: &[Arg]) -> Result<()> {
-        self.0.kernels.launch(self.0.stream, launch, args)
+    /// Enqueues a kernel.
+    ///
+    /// # Safety
+    /// The arguments are those of the kernel's signature. Each address is one of this GPU's memory, alive now, from which the kernel
+    /// reads and writes no more than is there with these sizes and this grid.
+    pub(crate) unsafe fn launch(&self, launch: Launch, args: &[Arg]) -> Result<()> {
+        // SAFETY: as the caller promises.
+        unsafe { self.0.kernels.launch(&self.0.stream, launch, args) }
     }
 
-    fn stream(&self) -> CUstream {
-        self.0.stream
+    /// Whether it is the same one, with the same stream.
+    pub(crate) fn is(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
+
+    /// A mark in the stream of work, which the GPU has got to until it is recorded.
+    pub(crate) fn event(&self) -> Result<CudaEvent> {
+        check_safe("cuEventCreate", self.0.context.new_event(None))
+    }
+
+    /// Moves a mark to the end of what was asked for.
+    pub(crate) fn record(&self, event: &CudaEvent) -> Result<()> {
+        check_safe("cuEventRecord", event.record(&self.0.stream))
+    }
+
+    /// Waits until the GPU has got to a mark.
+    pub(crate) fn wait_for(&self, event: &CudaEvent) -> Result<()> {
+        check_safe("cuEventSynchronize", event.synchronize())
+    }
+
+    fn stream(&self) -> &Arc<CudaStream> {
+        &self.0.stream
     }
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-fn check(call: &str, code: CUresult) -> Result<()> {
-    if code == CUresult::CUDA_SUCCESS { Ok(()) } else { Err(GpuError::call(call, code)) }
 }

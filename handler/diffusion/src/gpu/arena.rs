@@ -1,4 +1,4 @@
-//! Memory by offsets into one range of addresses, which is backed piece by piece as it fills: addresses stay valid for good.
+//! Memory by offsets into one range of addresses, which is mapped piece by piece as it fills: addresses stay valid for good.
 //!
 //! First fit at the lowest address, so that one sequence of requests always gets the same addresses.
 
@@ -19,10 +19,10 @@ const RESERVED: usize = 1 << 38;
 pub(super) struct Arena {
     base: u64,
     free: Free,
-    /// Lengths of what is backed, in order of address.
-    backed: Vec<usize>,
+    /// Lengths of what is mapped, in order of address.
+    mapped: Vec<usize>,
     /// Whether the driver has the memory back for now.
-    away: bool,
+    released: bool,
     page: usize,
     properties: CUmemAllocationProp,
     meter: Arc<Meter>,
@@ -48,7 +48,7 @@ impl Arena {
                 reserved: [0; 4],
             },
         };
-        Ok(Self { base, free: Free::default(), backed: Vec::new(), away: false, page, properties, meter })
+        Ok(Self { base, free: Free::default(), mapped: Vec::new(), released: false, page, properties, meter })
     }
 
     /// Takes `bytes`, at least one piece of the alignment.
@@ -57,10 +57,10 @@ impl Arena {
         if let Some(offset) = self.free.take(bytes) {
             return Ok(self.base + offset as u64);
         }
-        let end: usize = self.backed.iter().sum();
+        let end: usize = self.mapped.iter().sum();
         let missing = (bytes - self.free.tail(end)).next_multiple_of(self.page);
-        self.back(end, missing)?;
-        self.backed.push(missing);
+        self.map(end, missing)?;
+        self.mapped.push(missing);
         self.free.give(end, missing);
         let offset = self.free.take(bytes).ok_or_else(|| GpuError::Unavailable("an arena lost its memory".into()))?;
         Ok(self.base + offset as u64)
@@ -73,11 +73,11 @@ impl Arena {
 
     /// Gives free memory at the end back to the driver.
     pub(super) fn trim(&mut self) -> Result<()> {
-        let mut end: usize = self.backed.iter().sum();
-        while let Some(&last) = self.backed.last().filter(|&&last| self.free.tail(end) >= last) {
+        let mut end: usize = self.mapped.iter().sum();
+        while let Some(&last) = self.mapped.last().filter(|&&last| self.free.tail(end) >= last) {
             end -= last;
             self.free.cut(end, last);
-            self.backed.pop();
+            self.mapped.pop();
             // SAFETY: exactly one range that was mapped, and nothing lies in it.
             check("cuMemUnmap", unsafe { sys::cuMemUnmap(self.base + end as u64, last) })?;
             self.meter.remove(last);
@@ -85,9 +85,9 @@ impl Arena {
         Ok(())
     }
 
-    fn back(&mut self, offset: usize, bytes: usize) -> Result<()> {
+    fn map(&mut self, offset: usize, bytes: usize) -> Result<()> {
         let (address, mut handle) = (self.base + offset as u64, 0);
-        // SAFETY: new memory, mapped into addresses that are reserved and not yet backed. The mapping keeps it alive.
+        // SAFETY: new memory, mapped into addresses that are reserved and not yet mapped. The mapping keeps it alive.
         unsafe {
             check("cuMemCreate", sys::cuMemCreate(&mut handle, bytes, &self.properties, 0))?;
             let mapped = check("cuMemMap", sys::cuMemMap(address, bytes, 0, handle, 0));
@@ -106,19 +106,19 @@ impl Arena {
     }
 
     /// Gives all memory back to the driver; addresses stay taken. What lay there is lost.
-    pub(super) fn leave(&mut self) -> Result<()> {
-        if self.away {
+    pub(super) fn release(&mut self) -> Result<()> {
+        if self.released {
             return Ok(());
         }
-        self.unback(self.backed.len())?;
-        self.away = true;
+        self.unmap(self.mapped.len())?;
+        self.released = true;
         Ok(())
     }
 
     /// Gives back the memory of the first pieces.
-    fn unback(&self, pieces: usize) -> Result<()> {
+    fn unmap(&self, pieces: usize) -> Result<()> {
         let mut offset = 0;
-        for &bytes in &self.backed[..pieces] {
+        for &bytes in &self.mapped[..pieces] {
             // SAFETY: exactly one range that was mapped; the caller has seen to it that nothing uses it.
             check("cuMemUnmap", unsafe { sys::cuMemUnmap(self.base + offset as u64, bytes) })?;
             self.meter.remove(bytes);
@@ -127,20 +127,20 @@ impl Arena {
         Ok(())
     }
 
-    /// Takes memory for the same addresses again, with anything in it: all of it or, after an error, none. Says whether it was away.
-    pub(super) fn come(&mut self) -> Result<bool> {
-        if !self.away {
+    /// Takes memory for the same addresses again, with anything in it: all of it or, after an error, none. Says whether it was released.
+    pub(super) fn restore(&mut self) -> Result<bool> {
+        if !self.released {
             return Ok(false);
         }
         let mut offset = 0;
-        for (piece, bytes) in self.backed.clone().into_iter().enumerate() {
-            if let Err(error) = self.back(offset, bytes) {
-                self.unback(piece)?;
+        for (piece, bytes) in self.mapped.clone().into_iter().enumerate() {
+            if let Err(error) = self.map(offset, bytes) {
+                self.unmap(piece)?;
                 return Err(error);
             }
             offset += bytes;
         }
-        self.away = false;
+        self.released = false;
         Ok(true)
     }
 }

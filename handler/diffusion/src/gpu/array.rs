@@ -1,13 +1,41 @@
 //! Arrays in the GPU's memory, and the way there and back.
 
-use super::{Dtype, Gpu, GpuError, Result, arena::Arena, check, lock};
+use super::{Gpu, GpuError, Pinned, Result, arena::Arena, check, lock};
 use candle_core::{DType, Device, Tensor};
 use cudarc::driver::sys;
 use half::{bf16, f16};
-use std::{
-    ptr::null_mut,
-    sync::{Arc, Mutex},
-};
+use serde::{Deserialize, Serialize};
+use std::sync::{Arc, Mutex};
+
+/// Floating-point type of weights and activations.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum Dtype {
+    /// IEEE half.
+    F16,
+    /// bfloat16.
+    BF16,
+    /// IEEE single.
+    F32,
+}
+
+impl Dtype {
+    /// Bytes of one number.
+    pub fn bytes(self) -> usize {
+        match self {
+            Self::F16 | Self::BF16 => 2,
+            Self::F32 => 4,
+        }
+    }
+
+    /// As in the kernels' names.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::F16 => "f16",
+            Self::BF16 => "bf16",
+            Self::F32 => "f32",
+        }
+    }
+}
 
 /// Numbers in a grid, row after row. A view of some columns has rows that are further apart. Cheap to clone.
 #[derive(Clone)]
@@ -48,7 +76,8 @@ impl Drop for Memory {
 
 impl Array {
     pub(super) fn new(gpu: &Gpu, arena: &Arc<Mutex<Arena>>, dims: &[usize], dtype: Dtype) -> Result<Self> {
-        let bytes = dims.iter().product::<usize>() * dtype.bytes();
+        let count = dims.iter().try_fold(dtype.bytes(), |bytes, &dim| bytes.checked_mul(dim));
+        let bytes = count.ok_or_else(|| GpuError::Unavailable(format!("{dims:?} is too large")))?;
         let address = lock(arena).take(bytes)?;
         let memory = Arc::new(Memory { gpu: gpu.clone(), arena: arena.clone(), address, bytes });
         let row = dims.last().copied().unwrap_or(1);
@@ -104,7 +133,8 @@ impl Array {
     /// # Panics
     /// It has not that many.
     pub(crate) fn columns_from(&self, from: usize, count: usize) -> Self {
-        assert!(from + count <= self.columns(), "columns {from}..{} of {:?}", from + count, self.dims);
+        let fits = from <= self.columns() && count <= self.columns() - from && !self.dims.is_empty();
+        assert!(fits, "{count} columns from {from} on of {:?}", self.dims);
         let mut view = self.clone();
         if let Some(last) = view.dims.last_mut() {
             *last = count;
@@ -119,8 +149,8 @@ impl Array {
     /// # Panics
     /// It does not count that many.
     pub(crate) fn part(&self, from: usize, count: usize) -> Self {
-        let fits = self.dims.len() > 1 && from + count <= self.dims[0];
-        assert!(fits, "{from}..{} of the first of {:?}", from + count, self.dims);
+        let fits = self.dims.len() > 1 && from <= self.dims[0] && count <= self.dims[0] - from;
+        assert!(fits, "{count} from {from} on of the first of {:?}", self.dims);
         let mut view = self.clone();
         view.start += from * self.dims[1..self.dims.len() - 1].iter().product::<usize>() * self.row;
         view.dims[0] = count;
@@ -134,7 +164,8 @@ impl Array {
     /// The dimensions are those of more or fewer numbers.
     pub(crate) fn reshaped(&self, dims: &[usize]) -> Self {
         let same_rows = self.is_contiguous() || dims.last() == self.dims.last();
-        assert!(same_rows && dims.iter().product::<usize>() == self.count(), "{:?} as {dims:?}", self.dims);
+        let count = dims.iter().try_fold(1usize, |count, &dim| count.checked_mul(dim));
+        assert!(same_rows && count == Some(self.count()), "{:?} as {dims:?}", self.dims);
         let mut view = self.clone();
         view.dims = dims.to_vec();
         if self.is_contiguous() {
@@ -160,8 +191,7 @@ impl Array {
         self.gpu().resident(&dims, self.dtype)
     }
 
-    /// Fills an f32 array from the host's numbers through pinned memory, without a wait. The next use of `pinned` must come after
-    /// one.
+    /// Fills an f32 array from the host's numbers through pinned memory, without a wait.
     pub(crate) fn write_through(&self, pinned: &mut Pinned, numbers: &[f32]) -> Result<()> {
         if numbers.len() != self.count() {
             return Err(GpuError::Unavailable(format!("{} numbers for {:?}", numbers.len(), self.dims)));
@@ -174,22 +204,23 @@ impl Array {
     /// Fills an f32 array from the beginning of pinned memory, without a wait.
     pub(crate) fn fill_from(&self, pinned: &mut Pinned) -> Result<()> {
         self.check_is_f32()?;
-        let (gpu, from) = (self.gpu(), pinned.numbers(self.count())?.as_ptr().cast());
-        // SAFETY: both ranges hold as many f32, and the pinned one is kept until the stream has passed.
-        let code = unsafe { sys::cuMemcpyHtoDAsync_v2(self.address(), from, self.bytes(), gpu.stream()) };
-        check("cuMemcpyHtoDAsync", code)
+        let (stream, from) = (self.gpu().stream(), pinned.numbers(self.count())?.as_ptr().cast());
+        // SAFETY: both ranges hold as many f32, and nobody gets at the pinned one until the stream has passed the mark.
+        let code = unsafe { sys::cuMemcpyHtoDAsync_v2(self.address(), from, self.bytes(), stream.cu_stream()) };
+        check("cuMemcpyHtoDAsync", code)?;
+        pinned.mark_used(stream)
     }
 
     /// The numbers of an f32 array through pinned memory, when all work before is done.
     pub(crate) fn read_through(&self, pinned: &mut Pinned) -> Result<Vec<f32>> {
         self.check_is_f32()?;
-        let (gpu, room) = (self.gpu(), pinned.numbers(self.count())?);
-        // SAFETY: both ranges are that long, and the wait comes before anybody looks.
-        let code =
-            unsafe { sys::cuMemcpyDtoHAsync_v2(room.as_mut_ptr().cast(), self.address(), self.bytes(), gpu.stream()) };
+        let (stream, room) = (self.gpu().stream(), pinned.numbers(self.count())?.as_mut_ptr().cast());
+        // SAFETY: both ranges hold as many f32, and nobody gets at the pinned one until the stream has passed the mark.
+        let code = unsafe { sys::cuMemcpyDtoHAsync_v2(room, self.address(), self.bytes(), stream.cu_stream()) };
         check("cuMemcpyDtoHAsync", code)?;
-        gpu.synchronize()?;
-        Ok(room.to_vec())
+        pinned.mark_used(stream)?;
+        self.gpu().synchronize()?;
+        Ok(pinned.numbers(self.count())?.to_vec())
     }
 
     /// Whether the host's f32 can be copied to or from it as they are.
@@ -207,7 +238,8 @@ impl Array {
         let (gpu, bytes_at) = (self.gpu(), bytes.as_ptr().cast());
         // SAFETY: both ranges are that long; from pageable memory the copy has read its source when it returns, and the wait
         // below is for pinned memory.
-        let code = unsafe { sys::cuMemcpyHtoDAsync_v2(self.address(), bytes_at, bytes.len(), gpu.stream()) };
+        let stream = gpu.stream().cu_stream();
+        let code = unsafe { sys::cuMemcpyHtoDAsync_v2(self.address(), bytes_at, bytes.len(), stream) };
         check("cuMemcpyHtoDAsync", code)?;
         gpu.synchronize()
     }
@@ -224,10 +256,10 @@ impl Array {
         if bytes.len() != self.bytes() || !self.is_contiguous() {
             return Err(GpuError::Unavailable(format!("{} bytes from {:?}", bytes.len(), self.dims)));
         }
-        let gpu = self.gpu();
+        let (gpu, into) = (self.gpu(), bytes.as_mut_ptr().cast());
+        let stream = gpu.stream().cu_stream();
         // SAFETY: both ranges are that long, and the wait comes before anybody looks.
-        let code =
-            unsafe { sys::cuMemcpyDtoHAsync_v2(bytes.as_mut_ptr().cast(), self.address(), bytes.len(), gpu.stream()) };
+        let code = unsafe { sys::cuMemcpyDtoHAsync_v2(into, self.address(), bytes.len(), stream) };
         check("cuMemcpyDtoHAsync", code)?;
         gpu.synchronize()
     }
@@ -256,44 +288,5 @@ impl Array {
         };
         Tensor::from_vec(numbers, self.dims.as_slice(), &Device::Cpu)
             .map_err(|error| GpuError::call("a tensor of the CPU", error))
-    }
-}
-
-/// Memory of the host that the GPU reads and writes itself.
-pub(crate) struct Pinned {
-    memory: *mut f32,
-    count: usize,
-}
-
-// SAFETY: plain memory with one owner.
-unsafe impl Send for Pinned {}
-
-impl Pinned {
-    /// So many bytes, of f32.
-    pub(crate) fn new(bytes: usize) -> Result<Self> {
-        let mut memory = null_mut();
-        // SAFETY: writes the address of new memory.
-        check("cuMemAllocHost", unsafe { sys::cuMemAllocHost_v2(&mut memory, bytes) })?;
-        Ok(Self { memory: memory.cast(), count: bytes / 4 })
-    }
-
-    /// Whether there is room for so many numbers.
-    pub(super) fn holds(&self, count: usize) -> bool {
-        count <= self.count
-    }
-
-    pub(super) fn numbers(&mut self, count: usize) -> Result<&mut [f32]> {
-        if count > self.count {
-            return Err(GpuError::Unavailable(format!("{count} numbers through memory for {}", self.count)));
-        }
-        // SAFETY: memory of at least that length, which the driver has cleared, borrowed with its owner.
-        Ok(unsafe { std::slice::from_raw_parts_mut(self.memory, count) })
-    }
-}
-
-impl Drop for Pinned {
-    fn drop(&mut self) {
-        // SAFETY: from `cuMemAllocHost`; the driver waits for copies that use it.
-        unsafe { sys::cuMemFreeHost(self.memory.cast()) };
     }
 }

@@ -1,8 +1,11 @@
 //! The NVIDIA driver: whether it is new enough for this build, what its errors at the start mean, and whether the machine has one of
 //! their devices at all.
 
-use super::{GpuError, Result, check};
-use cudarc::driver::sys::{self, CUresult};
+use super::{GpuError, Result, check, check_safe};
+use cudarc::driver::{
+    DriverError,
+    sys::{self, CUresult},
+};
 use std::{fs, path::Path};
 
 /// The CUDA that this build is made with, as the driver writes it: 1000 times the major version and ten times the minor one.
@@ -49,11 +52,12 @@ fn installed(root: &Path) -> Option<String> {
     text.lines().next()?.split_whitespace().find(is_version).map(str::to_string)
 }
 
-/// The same as [`check`] for a call of the opening, with what helps.
-pub(super) fn check_opening(call: &str, code: CUresult) -> Result<()> {
-    match advice(code) {
-        Some(advice) => Err(GpuError::Unavailable(format!("{call}: {code:?}: {advice}"))),
-        None => check(call, code),
+/// The same as [`check_safe`] for a call while a GPU is opened, with what helps.
+pub(super) fn check_opening<T>(call: &str, result: std::result::Result<T, DriverError>) -> Result<T> {
+    let advice = result.as_ref().err().and_then(|&DriverError(code)| Some((code, advice(code)?)));
+    match advice {
+        Some((code, advice)) => Err(GpuError::Unavailable(format!("{call}: {code:?}: {advice}"))),
+        None => check_safe(call, result),
     }
 }
 
@@ -172,12 +176,13 @@ mod tests {
             (CUresult::CUDA_ERROR_NO_BINARY_FOR_GPU, "EASEL_CUDA_ARCHS"),
         ];
         for (code, part) in cases {
-            let told = check_opening("cuInit", code).unwrap_err().to_string();
+            let told = check_opening("cuInit", code.result()).unwrap_err().to_string();
             let begins = format!("cuInit: {code:?}: ");
             assert!(told.starts_with(&begins) && told.contains(part), "{part} is not in {told}");
         }
-        assert!(check_opening("cuInit", CUresult::CUDA_SUCCESS).is_ok());
-        let memory = check_opening("cuDevicePrimaryCtxRetain", CUresult::CUDA_ERROR_OUT_OF_MEMORY).unwrap_err();
+        assert!(check_opening("cuInit", CUresult::CUDA_SUCCESS.result()).is_ok());
+        let memory =
+            check_opening("cuDevicePrimaryCtxRetain", CUresult::CUDA_ERROR_OUT_OF_MEMORY.result()).unwrap_err();
         assert!(memory.is_out_of_memory());
     }
 

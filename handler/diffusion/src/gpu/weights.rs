@@ -1,12 +1,14 @@
-//! Weights on their way to the GPU: read by several threads into pinned memory, copied, and put into dtype and layout there.
+//! A component's weights on the GPU, and their way there: several threads read them into pinned memory and copy them, and a kernel
+//! puts them into dtype and layout.
 
-use super::{Arg, Array, Dtype, Gpu, GpuError, Launch, Pinned, Result, arena::Arena, check, lock};
-use cudarc::driver::sys::{self, CUevent, CUstream};
+use super::{
+    Arg, Array, Dtype, Gpu, GpuError, Launch, Pinned, Result, arena::Arena, check, check_safe, constants::MERGE_TILE,
+    lock,
+};
+use cudarc::driver::{CudaStream, sys};
 use rayon::prelude::*;
 use std::{
     collections::{BTreeMap, HashMap},
-    ffi::c_void,
-    ptr::null_mut,
     sync::{
         Arc, Mutex,
         atomic::{AtomicUsize, Ordering},
@@ -32,7 +34,7 @@ pub(crate) trait Source: Sync {
 /// A tensor of `[rows, inner, area]`, a filter for example, that becomes `[rows, area, inner]`, with zeros up to
 /// `inner_out` and `rows_out`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Layout {
+pub(crate) struct WeightLayout {
     /// Rows of the tensor.
     pub rows: usize,
     /// Second dimension of the tensor.
@@ -43,6 +45,13 @@ pub(crate) struct Layout {
     pub rows_out: usize,
     /// Last dimension here, at least as long.
     pub inner_out: usize,
+}
+
+impl WeightLayout {
+    /// Whether rows lie here as in the tensor.
+    fn is_plain(&self) -> bool {
+        self.area == 1 && self.inner == self.inner_out
+    }
 }
 
 /// A product of `[rows, rank]` and `[rank, columns]`, to be added to a tensor.
@@ -60,12 +69,11 @@ pub(crate) struct Product {
 /// Writes both factors of the product of that number.
 pub(crate) type WriteFactors<'a> = dyn Fn(usize, &mut [f32], &mut [f32]) -> Result<()> + Sync + 'a;
 
-/// One tensor's place.
-#[derive(Clone)]
-struct Place {
+/// Rows of an array that one tensor fills.
+struct Slot {
     target: Array,
     first_row: usize,
-    layout: Layout,
+    layout: WeightLayout,
 }
 
 /// Where the tensors of one component lie.
@@ -73,54 +81,49 @@ pub(crate) struct Placed {
     gpu: Gpu,
     dtype: Dtype,
     arena: Arc<Mutex<Arena>>,
-    places: Mutex<HashMap<String, Vec<Place>>>,
+    slots: Mutex<HashMap<String, Vec<Slot>>>,
 }
 
-/// What one thread needs: a stream and two buffers on either side.
+/// What one thread needs: a stream, and two pairs of buffers, one of the host and one of the GPU. They live as long as the GPU.
 pub(super) struct Lane {
-    stream: CUstream,
-    pinned: [*mut u8; 2],
-    staged: [Array; 2],
-    free: [CUevent; 2],
+    stream: Arc<CudaStream>,
+    buffers: [(Pinned, Array); 2],
 }
-
-// SAFETY: handles and buffers that one thread at a time uses.
-unsafe impl Send for Lane {}
 
 /// Some rows of one tensor.
 struct Piece<'a> {
     name: &'a str,
-    place: &'a Place,
+    slot: &'a Slot,
     from: usize,
     rows: usize,
 }
 
 impl Placed {
-    /// Nothing placed yet.
+    /// Without any tensors yet.
     pub(crate) fn new(gpu: &Gpu, dtype: Dtype) -> Result<Arc<Self>> {
         let arena = gpu.arena(PAGE)?;
-        Ok(Arc::new(Self { gpu: gpu.clone(), dtype, arena, places: Mutex::default() }))
+        Ok(Arc::new(Self { gpu: gpu.clone(), dtype, arena, slots: Mutex::default() }))
     }
 
-    /// Gives the memory back until [`Placed::come`]; nothing may use the tensors meanwhile.
-    pub(crate) fn leave(&self) -> Result<()> {
+    /// Gives the memory back until [`Placed::restore`]. A kernel that uses the tensors meanwhile fails, and the GPU is lost.
+    pub(crate) fn offload(&self) -> Result<()> {
         self.gpu.synchronize()?;
-        lock(&self.arena).leave()
+        lock(&self.arena).release()
     }
 
-    /// Brings the tensors back if they left, to the same addresses. After an error they are away again.
-    pub(crate) fn come(&self, source: &dyn Source) -> Result<()> {
-        if lock(&self.arena).come()? {
-            // Half of the numbers would be painted with next time.
-            self.fill_again(source).or_else(|error| self.leave().and(Err(error)))?;
+    /// Brings the tensors back if they were offloaded, to the same addresses. After an error they are offloaded again.
+    pub(crate) fn restore(&self, source: &dyn Source) -> Result<()> {
+        if lock(&self.arena).restore()? {
+            // Or the next picture would be painted with half of the numbers.
+            self.fill_again(source).or_else(|error| self.offload().and(Err(error)))?;
         }
         Ok(())
     }
 
     fn fill_again(&self, source: &dyn Source) -> Result<()> {
-        for place in lock(&self.places).values().flatten() {
-            if place.layout.rows_out > place.layout.rows {
-                self.gpu.clear(&place.target)?;
+        for slot in lock(&self.slots).values().flatten() {
+            if slot.layout.rows_out > slot.layout.rows {
+                self.gpu.clear(&slot.target)?;
             }
         }
         self.gpu.synchronize()?;
@@ -136,17 +139,28 @@ impl Placed {
     }
 
     /// Makes room for tensors of one width, row under row: `[rows of all, area x inner_out]`.
-    pub(crate) fn place(&self, tensors: &[(String, Layout)]) -> Result<Array> {
+    ///
+    /// # Errors
+    /// Widths differ, or a tensor does not fit its room; memory is short.
+    pub(crate) fn place(&self, tensors: &[(String, WeightLayout)]) -> Result<Array> {
         let rows = tensors.iter().map(|(_, layout)| layout.rows_out).sum();
         let width = tensors.first().map_or(0, |(_, layout)| layout.area * layout.inner_out);
+        let fits = |layout: &WeightLayout| {
+            layout.area * layout.inner_out == width
+                && layout.rows <= layout.rows_out
+                && layout.inner <= layout.inner_out
+        };
+        if let Some((name, layout)) = tensors.iter().find(|(_, layout)| !fits(layout)) {
+            return Err(GpuError::Unavailable(format!("{name} has no room in rows of {width}: {layout:?}")));
+        }
         let target = Array::new(&self.gpu, &self.arena, &[rows, width], self.dtype)?;
         if tensors.iter().any(|(_, layout)| layout.rows_out > layout.rows) {
             self.gpu.clear(&target)?;
         }
-        let (mut places, mut first_row) = (lock(&self.places), 0);
+        let (mut slots, mut first_row) = (lock(&self.slots), 0);
         for (name, layout) in tensors {
-            let place = Place { target: target.clone(), first_row, layout: *layout };
-            places.entry(name.clone()).or_default().push(place);
+            let slot = Slot { target: target.clone(), first_row, layout: *layout };
+            slots.entry(name.clone()).or_default().push(slot);
             first_row += layout.rows_out;
         }
         Ok(target)
@@ -154,13 +168,12 @@ impl Placed {
 
     /// Whether a tensor of that name has a place.
     pub(crate) fn has(&self, name: &str) -> bool {
-        lock(&self.places).contains_key(name)
+        lock(&self.slots).contains_key(name)
     }
 
     /// Whether a tensor lies here as the plain matrix that it is.
     pub(crate) fn takes_products(&self, name: &str) -> bool {
-        let plain = |layout: Layout| layout.area == 1 && layout.inner == layout.inner_out;
-        lock(&self.places).get(name).is_some_and(|places| places.iter().all(|place| plain(place.layout)))
+        lock(&self.slots).get(name).is_some_and(|slots| slots.iter().all(|slot| slot.layout.is_plain()))
     }
 
     /// Adds products to tensors where they lie, in f32, and rounds once. All factors go to the GPU in one copy.
@@ -173,10 +186,8 @@ impl Placed {
         let mut kept = lock(&self.gpu.0.factors);
         let pinned = match kept.take().filter(|pinned| pinned.holds(count)) {
             Some(pinned) => kept.insert(pinned),
-            None => kept.insert(Pinned::new(4 * count)?),
+            None => kept.insert(Pinned::new(&self.gpu, 4 * count)?),
         };
-        // The last copy from it is long done: every swap ends with a wait, or a picture.
-        self.gpu.synchronize()?;
         let mut rest = &mut pinned.numbers(count)?[..];
         let mut factors = Vec::with_capacity(products.len());
         for (left, right) in sizes {
@@ -189,53 +200,57 @@ impl Placed {
         written.collect::<Result<()>>()?;
         let on_gpu = self.gpu.scratch(&[count], Dtype::F32)?;
         on_gpu.fill_from(pinned)?;
-        let (places, mut at) = (lock(&self.places), on_gpu.address());
+        let (slots, mut at) = (lock(&self.slots), on_gpu.address());
         for Product { name, rows, columns, rank } in products {
             let (left, right) = (at, at + 4 * (rows * rank) as u64);
             at = right + 4 * (rank * columns) as u64;
-            for place in places.get(name).into_iter().flatten() {
-                if (place.layout.rows, place.layout.inner) != (*rows, *columns) {
+            for slot in slots.get(name).into_iter().flatten() {
+                if (slot.layout.rows, slot.layout.inner) != (*rows, *columns) || !slot.layout.is_plain() {
                     return Err(GpuError::Unavailable(format!("{name} is not {rows} x {columns}")));
                 }
-                let first = place.first_row * columns * self.dtype.bytes();
-                let target = Arg::At(place.target.address() + first as u64);
+                let first = slot.first_row * columns * self.dtype.bytes();
+                let target = Arg::At(slot.target.address() + first as u64);
                 let sizes = [rows, columns, rank].map(|&size| Arg::Int(size));
                 let args = [&[target, target, Arg::At(left), Arg::At(right)], &sizes[..], &[Arg::Float(1.0)]].concat();
                 let name = format!("merge_low_rank_{}", self.dtype.name());
-                let grid = [columns.div_ceil(64), rows.div_ceil(64), 1];
-                self.gpu.launch(Launch { name, grid, block: 256, shared: 0 }, &args)?;
+                let grid = [columns.div_ceil(MERGE_TILE), rows.div_ceil(MERGE_TILE), 1];
+                let launch = Launch { name, grid, block: 256, shared: 0 };
+                // SAFETY: the slot has that many rows, of that many columns as the layout is plain; both factors lie one after the
+                // other in `on_gpu`, which has room for all of them.
+                unsafe { self.gpu.launch(launch, &args)? };
             }
         }
         Ok(())
     }
 
-    /// Fills every place, or those of some names, on streams of its own. Returns when the numbers are there.
+    /// Fills every tensor, or those of some names, on streams of its own. Returns when the numbers are there.
     pub(crate) fn fill(&self, source: &dyn Source, only: Option<&[String]>) -> Result<()> {
-        let places = lock(&self.places);
-        let wanted: BTreeMap<&String, &Vec<Place>> = match only {
-            Some(names) => names.iter().filter_map(|name| places.get_key_value(name)).collect(),
-            None => places.iter().collect(),
+        let slots = lock(&self.slots);
+        let wanted: BTreeMap<&String, &Vec<Slot>> = match only {
+            Some(names) => names.iter().filter_map(|name| slots.get_key_value(name)).collect(),
+            None => slots.iter().collect(),
         };
         let mut pieces = Vec::new();
-        for (name, places) in wanted {
+        for (name, slots) in wanted {
             let dtype = source.dtype(name)?;
-            for place in places {
-                let row = place.layout.inner * place.layout.area * dtype.bytes();
+            for slot in slots {
+                let row = slot.layout.inner * slot.layout.area * dtype.bytes();
                 if row > CHUNK {
                     return Err(GpuError::Unavailable(format!("{name} has rows of {row} bytes, the limit is {CHUNK}")));
                 }
                 let at_once = CHUNK / row.max(1);
-                let pieces_of = (0..place.layout.rows).step_by(at_once);
+                let pieces_of = (0..slot.layout.rows).step_by(at_once);
                 pieces.extend(pieces_of.map(|from| {
-                    let rows = at_once.min(place.layout.rows - from);
-                    Piece { name: name.as_str(), place, from, rows }
+                    let rows = at_once.min(slot.layout.rows - from);
+                    Piece { name: name.as_str(), slot, from, rows }
                 }));
             }
         }
-        self.carry(source, &pieces)
+        self.upload(source, &pieces)
     }
 
-    fn carry(&self, source: &dyn Source, pieces: &[Piece]) -> Result<()> {
+    /// Shares pieces out among threads.
+    fn upload(&self, source: &dyn Source, pieces: &[Piece]) -> Result<()> {
         let cores = thread::available_parallelism().map_or(1, usize::from);
         let threads = cores.min(MOST_THREADS).min(pieces.len());
         while lock(&self.gpu.0.lanes).len() < threads {
@@ -247,77 +262,65 @@ impl Placed {
         let run = |lane: &mut Lane| -> Result<()> {
             self.gpu.enter()?;
             let mut turn = 0;
-            let mut carry = || {
+            let mut upload = || {
                 while let Some(piece) = pieces.get(next.fetch_add(1, Ordering::Relaxed)) {
-                    lane.carry(self, source, piece, turn)?;
+                    lane.upload(self, source, piece, turn)?;
                     turn = 1 - turn;
                 }
                 Ok(())
             };
-            let carried = carry();
-            // After an error, too: whoever gives the memory back then must find no copy on its way there.
-            // SAFETY: the lane's own stream.
-            let waited = check("cuStreamSynchronize", unsafe { sys::cuStreamSynchronize(lane.stream) });
-            carried.and(waited)
+            let uploaded = upload();
+            // Also after an error: nothing may be on its way to memory that is given back then.
+            let waited = check_safe("cuStreamSynchronize", lane.stream.synchronize());
+            uploaded.and(waited)
         };
-        let carried = thread::scope(|scope| {
+        let uploaded = thread::scope(|scope| {
             let running: Vec<_> = lanes.iter_mut().take(threads).map(|lane| scope.spawn(|| run(lane))).collect();
             let stopped = |_| Err(GpuError::Unavailable("a thread that carries weights stopped".into()));
             running.into_iter().map(|thread| thread.join().unwrap_or_else(stopped)).collect::<Vec<_>>()
         });
         *lock(&self.gpu.0.lanes) = lanes;
-        carried.into_iter().collect()
+        uploaded.into_iter().collect()
     }
 }
 
 impl Lane {
     fn new(gpu: &Gpu) -> Result<Self> {
-        let mut stream = null_mut();
-        let flags = sys::CUstream_flags::CU_STREAM_NON_BLOCKING as u32;
-        // SAFETY: writes the stream's handle.
-        check("cuStreamCreate", unsafe { sys::cuStreamCreate(&mut stream, flags) })?;
-        let mut pinned = [null_mut(); 2];
-        let mut free = [null_mut(); 2];
-        for index in 0..2 {
-            let mut memory: *mut c_void = null_mut();
-            // SAFETY: writes the address of new pinned memory; it lives as long as the process.
-            check("cuMemAllocHost", unsafe { sys::cuMemAllocHost_v2(&mut memory, CHUNK) })?;
-            pinned[index] = memory.cast();
-            let flags = sys::CUevent_flags::CU_EVENT_DISABLE_TIMING as u32;
-            // SAFETY: writes the event's handle.
-            check("cuEventCreate", unsafe { sys::cuEventCreate(&mut free[index], flags) })?;
-        }
-        let staged = || gpu.resident(&[CHUNK / 4], Dtype::F32);
-        Ok(Self { stream, pinned, staged: [staged()?, staged()?], free })
+        let stream = check_safe("cuStreamCreate", gpu.0.context.new_stream())?;
+        let buffers = || Ok::<_, GpuError>((Pinned::new(gpu, CHUNK)?, gpu.resident(&[CHUNK / 4], Dtype::F32)?));
+        Ok(Self { stream, buffers: [buffers()?, buffers()?] })
     }
 
-    fn carry(&mut self, placed: &Placed, source: &dyn Source, piece: &Piece, turn: usize) -> Result<()> {
-        let Layout { inner, area, inner_out, .. } = piece.place.layout;
+    fn upload(&mut self, placed: &Placed, source: &dyn Source, piece: &Piece, turn: usize) -> Result<()> {
+        let Slot { target, first_row, layout } = piece.slot;
+        let WeightLayout { inner, area, inner_out, .. } = *layout;
+        let (pinned, staged) = &mut self.buffers[turn];
         let from = source.dtype(piece.name)?;
         let row = inner * area * from.bytes();
-        let bytes = piece.rows * row;
-        // SAFETY: an event of this lane; one that was never recorded counts as done.
-        check("cuEventSynchronize", unsafe { sys::cuEventSynchronize(self.free[turn]) })?;
-        // SAFETY: pinned memory of at least that length, which no copy reads any more.
-        let pinned = unsafe { std::slice::from_raw_parts_mut(self.pinned[turn], bytes) };
-        source.read(piece.name, piece.from * row, pinned)?;
-        let target = &piece.place.target;
-        let first_row = piece.place.first_row + piece.from;
-        let plain = from == placed.dtype && area == 1 && inner == inner_out;
-        let to = if plain { target.address() + (first_row * row) as u64 } else { self.staged[turn].address() };
-        // SAFETY: the pinned buffer above; the target, or this lane's own staging buffer, is at least as long.
-        let code = unsafe { sys::cuMemcpyHtoDAsync_v2(to, pinned.as_ptr().cast(), bytes, self.stream) };
+        // No more than there is room for in both buffers.
+        let bytes = pinned.bytes(piece.rows * row)?;
+        source.read(piece.name, piece.from * row, bytes)?;
+        let first_row = first_row + piece.from;
+        let plain = from == placed.dtype && layout.is_plain();
+        let to = if plain { target.address() + (first_row * row) as u64 } else { staged.address() };
+        let stream = self.stream.cu_stream();
+        // SAFETY: the pinned bytes, which nobody gets at until the stream has passed the mark below, to this lane's own buffer of the
+        // same size or to the piece's rows of the target, which has room for them: see `Placed::place`.
+        let code = unsafe { sys::cuMemcpyHtoDAsync_v2(to, bytes.as_ptr().cast(), bytes.len(), stream) };
         check("cuMemcpyHtoDAsync", code)?;
-        if !plain {
+        let arranged = if plain {
+            Ok(())
+        } else {
             let name = format!("place_{}_{}", from.name(), placed.dtype.name());
             let blocks = (piece.rows * area * inner_out).div_ceil(8 * 256).max(1);
             let (grid, block) = ([blocks, 1, 1], 256);
             let numbers =
                 [Arg::Long(first_row), Arg::Long(piece.rows), Arg::Int(inner), Arg::Int(area), Arg::Int(inner_out)];
             let args = [&[Arg::At(to), Arg::At(target.address())], numbers.as_slice()].concat();
-            placed.gpu.0.kernels.launch(self.stream, Launch { name, grid, block, shared: 0 }, &args)?;
-        }
-        // SAFETY: an event and a stream of this lane.
-        check("cuEventRecord", unsafe { sys::cuEventRecord(self.free[turn], self.stream) })
+            // SAFETY: reads what was copied above, and writes the piece's rows of the target.
+            unsafe { placed.gpu.0.kernels.launch(&self.stream, Launch { name, grid, block, shared: 0 }, &args) }
+        };
+        pinned.mark_used(&self.stream)?;
+        arranged
     }
 }
