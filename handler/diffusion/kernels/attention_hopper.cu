@@ -1,7 +1,7 @@
 // Fused attention by wgmma, f16 and bf16, for Hopper (sm_90a only).
 //
 // The forward pass of FlashAttention (Dao et al. 2022), non-causal, arranged after FlashAttention-3 (Shah et al.
-// 2024): one warpgroup brings tiles of K and V by cp.async into a ring of stages, warpgroups of 64 query rows multiply.
+// 2024): one warpgroup copies tiles of K and V by cp.async into a ring of stages, warpgroups of 64 query rows multiply.
 // In each, Q K^T of a tile and P V of the tile before are under way together, and P V goes on during the softmax; the
 // products of one warpgroup hide behind the exponentials of the others. Statistics in f32, in base 2. The running
 // maximum is only raised when a score passes it by more than 2^8, as in attention.cu. Where D leaves room (40), a

@@ -25,7 +25,7 @@
 #define EXPORT_EARLY(NAME, BOUNDS, PARAMETERS, ARGUMENTS) \
     EXPORT_EACH(NAME, BOUNDS, PARAMETERS, const Early early{};, ARGUMENTS)
 
-// A number that Rust must know, too: build.rs finds these lines.
+// A number that Rust needs, too: build.rs finds these lines.
 #define RUST_CONSTANT(NAME, VALUE) [[maybe_unused]] constexpr int NAME = VALUE
 
 // Eight elements as they lie in memory: 16 bytes of half or bf16, 32 of float.

@@ -3,7 +3,7 @@
 // Launch rule: block = (256, 1, 1), grid = (ceil(n * hw / 256), 1, 1); any grid is right.
 #include "common.cuh"
 
-// How a step's arithmetic is put together: clean = by_sample * x + by_output * e, x' = sample * x + clean_now * clean +
+// The coefficients of one step: clean = by_sample * x + by_output * e, x' = sample * x + clean_now * clean +
 // clean_before * (the clean picture of the step before).
 struct Sums {
     float by_sample, by_output, sample, clean_now, clean_before;
@@ -22,7 +22,7 @@ __device__ __forceinline__ void begin_step_body(const float* latents, T* out, in
         const Pack<T> pack = pack8<T>(x);
         for (int copy = 0; copy < copies; ++copy) store8(out + size_t(copy * units + unit) * 8, pack);
     }
-    // Nothing here reads it, and what does comes later.
+    // No kernel reads it before this one has ended.
     if (blockIdx.x == 0 && threadIdx.x == 0) *step += 1;
 }
 

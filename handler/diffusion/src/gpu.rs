@@ -1,6 +1,6 @@
-//! The GPU: memory, kernels, matrix products, convolutions and graphs of NVIDIA's CUDA, without anything of Stable Diffusion.
+//! NVIDIA GPUs by CUDA: memory, kernels, matrix products, convolutions and graphs. Nothing here knows of Stable Diffusion.
 //!
-//! Its libraries are opened at run time, so one binary runs with and without a GPU. Everything goes to one stream, in order.
+//! CUDA's libraries are opened at run time, so one binary runs with and without a GPU. Everything goes to one stream, in order.
 //! Activations are `[batch, height, width, channels]`, which is `[batch, tokens, channels]` too.
 
 #![allow(unsafe_code, reason = "CUDA is a C interface; each call says why it holds")]
@@ -34,7 +34,7 @@ pub use memory::Memory;
 pub(crate) use pinned::Pinned;
 pub(crate) use weights::{Placed, Product, Source, WeightLayout};
 
-// For tests of whoever paints.
+// For tests of the engine.
 #[cfg(feature = "cuda")]
 #[doc(hidden)]
 pub use shortage::Shortage;
@@ -53,7 +53,7 @@ use std::{
 use tuned::Tuned;
 use weights::Lane;
 
-/// What cuBLASLt may use to sum in parts.
+/// Memory that cuBLASLt may use for partial sums, in bytes.
 const MATMUL_WORKSPACE: usize = 32 << 20;
 
 /// One GPU. Cheap to clone.
@@ -69,14 +69,14 @@ struct Inner {
     kernels: Kernels,
     /// Arrays that live for a while: weights, what graphs read and write.
     resident: Arc<Mutex<Arena>>,
-    /// Arrays between one operation and the next. Graphs use it too: what lives across a graph's run must not lie here.
+    /// Arrays between one operation and the next. Each run of a graph overwrites them.
     scratch: Arc<Mutex<Arena>>,
     /// How often scratch memory was given back.
     trims: AtomicUsize,
     matmuls: OnceLock<Mutex<Matmuls>>,
     convolutions: OnceLock<Mutex<Convolutions>>,
     lanes: Mutex<Vec<Lane>>,
-    /// A LoRA's factors on their way.
+    /// For a LoRA's factors on their way to the GPU.
     factors: Mutex<Option<Pinned>>,
     tuned: Mutex<Tuned>,
     meter: Arc<Meter>,
@@ -87,7 +87,7 @@ struct Inner {
 }
 
 impl Gpu {
-    /// Makes the context current on this thread: first thing to do on a thread that may be new.
+    /// Makes the context current on this thread. A thread must do this before anything else on the GPU.
     ///
     /// # Errors
     /// The driver's.
@@ -95,17 +95,17 @@ impl Gpu {
         check_safe("cuCtxSetCurrent", self.0.context.bind_to_thread())
     }
 
-    /// As the vendor calls it.
+    /// The product's name, such as `NVIDIA L4`.
     pub fn name(&self) -> &str {
         &self.0.name
     }
 
-    /// How many of its processors work at once.
+    /// The number of streaming multiprocessors.
     pub(crate) fn multiprocessors(&self) -> usize {
         self.0.multiprocessors
     }
 
-    /// Whether fused kernels do that dtype here.
+    /// Whether there are fused kernels for that dtype on this GPU.
     pub(crate) fn fuses(&self, dtype: Dtype) -> bool {
         match dtype {
             Dtype::F16 => true,
@@ -114,7 +114,7 @@ impl Gpu {
         }
     }
 
-    /// Whether it has what kernels for Hopper need.
+    /// Whether the kernels for Hopper run on it.
     pub(crate) fn is_hopper(&self) -> bool {
         self.0.is_hopper
     }
@@ -124,18 +124,17 @@ impl Gpu {
         self.0.generation >= 8
     }
 
-    /// Waits until everything is done that was asked for.
+    /// Waits until the stream's work is done.
     ///
     /// # Errors
-    /// What went wrong since the last wait.
+    /// What failed since the last wait.
     pub fn synchronize(&self) -> Result<()> {
         check_safe("cuStreamSynchronize", self.0.stream.synchronize())
     }
 
-    /// Whether nothing can be computed on it any more: after a broken memory access or a fault of the chip, every call of this process
-    /// fails. Waits.
+    /// Whether the GPU is lost for this process: after an illegal memory access or a fault of the chip, every call fails. Waits.
     pub fn is_lost(&self) -> bool {
-        // An error that is only late is reported once.
+        // An error of earlier work is reported once; a lost GPU fails again.
         let fails = || self.enter().and_then(|()| self.synchronize()).is_err();
         fails() && fails()
     }
@@ -165,22 +164,22 @@ impl Gpu {
         unsafe { self.0.kernels.launch(&self.0.stream, launch, args) }
     }
 
-    /// Whether it is the same one, with the same stream.
+    /// Whether both are the same GPU with the same stream.
     pub(crate) fn is(&self, other: &Self) -> bool {
         Arc::ptr_eq(&self.0, &other.0)
     }
 
-    /// A mark in the stream of work, which the GPU has got to until it is recorded.
+    /// A new mark for the stream. It counts as reached until it is recorded.
     pub(crate) fn event(&self) -> Result<CudaEvent> {
         check_safe("cuEventCreate", self.0.context.new_event(None))
     }
 
-    /// Moves a mark to the end of what was asked for.
+    /// Puts a mark at the end of the stream's work.
     pub(crate) fn record(&self, event: &CudaEvent) -> Result<()> {
         check_safe("cuEventRecord", event.record(&self.0.stream))
     }
 
-    /// Waits until the GPU has got to a mark.
+    /// Waits until the stream reaches a mark.
     pub(crate) fn wait_for(&self, event: &CudaEvent) -> Result<()> {
         check_safe("cuEventSynchronize", event.synchronize())
     }

@@ -1,6 +1,7 @@
-//! Memory by offsets into one range of addresses, which is mapped piece by piece as it fills: addresses stay valid for good.
+//! An allocator over one reserved range of addresses. Memory is mapped into it piece by piece as it fills, so addresses never change.
+//! cudarc's own arrays come from the driver's pool, which chooses an address anew each time.
 //!
-//! First fit at the lowest address, so that one sequence of requests always gets the same addresses.
+//! First fit from the lowest address: the same sequence of requests always gets the same addresses.
 
 use super::{GpuError, Meter, Result, check};
 use cudarc::driver::sys::{
@@ -9,19 +10,19 @@ use cudarc::driver::sys::{
 };
 use std::{collections::BTreeMap, ptr::null_mut, sync::Arc};
 
-/// Every piece starts at a multiple of it.
+/// Allocations start at multiples of this many bytes.
 const ALIGNMENT: usize = 512;
-/// Memory is taken from the driver in multiples of it, or of a smaller page that an arena has.
+/// Memory is taken from the driver in multiples of this, unless an arena has a smaller page.
 pub(super) const PAGE: usize = 16 << 20;
-/// Addresses reserved; far more than any GPU has memory.
+/// The reserved range in bytes, far more than any GPU's memory.
 const RESERVED: usize = 1 << 38;
 
 pub(super) struct Arena {
     base: u64,
     free: Free,
-    /// Lengths of what is mapped, in order of address.
+    /// Lengths of the mapped pieces, in order of address.
     mapped: Vec<usize>,
-    /// Whether the driver has the memory back for now.
+    /// Whether the memory is given back to the driver for now.
     released: bool,
     page: usize,
     properties: CUmemAllocationProp,
@@ -51,7 +52,7 @@ impl Arena {
         Ok(Self { base, free: Free::default(), mapped: Vec::new(), released: false, page, properties, meter })
     }
 
-    /// Takes `bytes`, at least one piece of the alignment.
+    /// Allocates `bytes`, rounded up to the alignment.
     pub(super) fn take(&mut self, bytes: usize) -> Result<u64> {
         let bytes = bytes.max(1).next_multiple_of(ALIGNMENT);
         if let Some(offset) = self.free.take(bytes) {
@@ -66,7 +67,7 @@ impl Arena {
         Ok(self.base + offset as u64)
     }
 
-    /// Takes back what [`Arena::take`] gave.
+    /// Frees what [`Arena::take`] allocated.
     pub(super) fn give(&mut self, address: u64, bytes: usize) {
         self.free.give((address - self.base) as usize, bytes.max(1).next_multiple_of(ALIGNMENT));
     }
@@ -105,7 +106,7 @@ impl Arena {
         Ok(())
     }
 
-    /// Gives all memory back to the driver; addresses stay taken. What lay there is lost.
+    /// Gives all memory back to the driver, and with it its contents. Allocations keep their addresses.
     pub(super) fn release(&mut self) -> Result<()> {
         if self.released {
             return Ok(());
@@ -115,11 +116,11 @@ impl Arena {
         Ok(())
     }
 
-    /// Gives back the memory of the first pieces.
+    /// Unmaps the first pieces.
     fn unmap(&self, pieces: usize) -> Result<()> {
         let mut offset = 0;
         for &bytes in &self.mapped[..pieces] {
-            // SAFETY: exactly one range that was mapped; the caller has seen to it that nothing uses it.
+            // SAFETY: exactly one range that was mapped. A kernel that still used it would fail, and touch nothing else.
             check("cuMemUnmap", unsafe { sys::cuMemUnmap(self.base + offset as u64, bytes) })?;
             self.meter.remove(bytes);
             offset += bytes;
@@ -127,7 +128,7 @@ impl Arena {
         Ok(())
     }
 
-    /// Takes memory for the same addresses again, with anything in it: all of it or, after an error, none. Says whether it was released.
+    /// Maps new memory, with any contents, to the same addresses: all of it or, after an error, none. Returns whether it was released.
     pub(super) fn restore(&mut self) -> Result<bool> {
         if !self.released {
             return Ok(false);
@@ -172,12 +173,12 @@ impl Free {
         self.0.insert(offset, bytes);
     }
 
-    /// How much is free right before `end`.
+    /// The length of the free piece that ends at `end`.
     fn tail(&self, end: usize) -> usize {
         self.0.last_key_value().filter(|(offset, length)| **offset + **length == end).map_or(0, |(_, &length)| length)
     }
 
-    /// Forgets the last `bytes` before `start + bytes`, which are free.
+    /// Removes the free `bytes` from `start` on, the last ones.
     fn cut(&mut self, start: usize, bytes: usize) {
         if let Some((&offset, _)) =
             self.0.last_key_value().filter(|(offset, length)| *offset + *length == start + bytes)

@@ -1,4 +1,4 @@
-//! Arrays in the GPU's memory, and the way there and back.
+//! Arrays in the GPU's memory, and copies between them and the host. cudarc's own arrays have neither dims nor fixed addresses.
 
 use super::{Gpu, GpuError, Pinned, Result, arena::Arena, check, lock};
 use candle_core::{DType, Device, Tensor};
@@ -27,7 +27,7 @@ impl Dtype {
         }
     }
 
-    /// As in the kernels' names.
+    /// The name, as in the kernels' names.
     pub fn name(self) -> &'static str {
         match self {
             Self::F16 => "f16",
@@ -37,7 +37,7 @@ impl Dtype {
     }
 }
 
-/// Numbers in a grid, row after row. A view of some columns has rows that are further apart. Cheap to clone.
+/// A row-major array. In a view of some columns, rows are further apart. Cheap to clone.
 #[derive(Clone)]
 pub(crate) struct Array {
     memory: Arc<Memory>,
@@ -50,7 +50,7 @@ pub(crate) struct Array {
     moments: Option<Moments>,
 }
 
-/// Mean and sum of squared deviations of each group of channels of each image, in parts.
+/// Mean and sum of squared deviations for each group of channels of each image, for chunks of its rows.
 #[derive(Clone)]
 pub(crate) struct Moments {
     /// f32, `[images, groups, chunks of rows, 2]`.
@@ -59,7 +59,7 @@ pub(crate) struct Moments {
     pub groups: usize,
 }
 
-/// A piece of an arena.
+/// An allocation of an arena.
 struct Memory {
     gpu: Gpu,
     arena: Arc<Mutex<Arena>>,
@@ -69,7 +69,7 @@ struct Memory {
 
 impl Drop for Memory {
     fn drop(&mut self) {
-        // Whoever gets it next comes later on the same stream.
+        // The next user of this memory comes later on the same stream.
         lock(&self.arena).give(self.address, self.bytes);
     }
 }
@@ -131,7 +131,7 @@ impl Array {
     /// Some columns of it.
     ///
     /// # Panics
-    /// It has not that many.
+    /// There are fewer columns.
     pub(crate) fn columns_from(&self, from: usize, count: usize) -> Self {
         let fits = from <= self.columns() && count <= self.columns() - from && !self.dims.is_empty();
         assert!(fits, "{count} columns from {from} on of {:?}", self.dims);
@@ -144,10 +144,10 @@ impl Array {
         view
     }
 
-    /// Some of what the first of at least two dimensions counts.
+    /// A part along the first of at least two dimensions.
     ///
     /// # Panics
-    /// It does not count that many.
+    /// The dimension is shorter.
     pub(crate) fn part(&self, from: usize, count: usize) -> Self {
         let fits = self.dims.len() > 1 && from <= self.dims[0] && count <= self.dims[0] - from;
         assert!(fits, "{count} from {from} on of the first of {:?}", self.dims);
@@ -158,10 +158,10 @@ impl Array {
         view
     }
 
-    /// The same in other dimensions; the last one stays where rows are apart.
+    /// The same numbers in other dimensions. Where rows are apart, the last dimension must stay.
     ///
     /// # Panics
-    /// The dimensions are those of more or fewer numbers.
+    /// The dimensions do not fit.
     pub(crate) fn reshaped(&self, dims: &[usize]) -> Self {
         let same_rows = self.is_contiguous() || dims.last() == self.dims.last();
         let count = dims.iter().try_fold(1usize, |count, &dim| count.checked_mul(dim));
@@ -182,7 +182,7 @@ impl Array {
         Self { moments: Some(moments), ..self }
     }
 
-    /// A new one that lives for a while: of the same dims, or with another first one.
+    /// A new resident array of the same dims, or with another first one.
     pub(crate) fn resident_like(&self, first: Option<usize>) -> Result<Self> {
         let mut dims = self.dims.clone();
         if let (Some(first), Some(dim)) = (first, dims.first_mut()) {
@@ -205,7 +205,7 @@ impl Array {
     pub(crate) fn fill_from(&self, pinned: &mut Pinned) -> Result<()> {
         self.check_is_f32()?;
         let (stream, from) = (self.gpu().stream(), pinned.numbers(self.count())?.as_ptr().cast());
-        // SAFETY: both ranges hold as many f32, and nobody gets at the pinned one until the stream has passed the mark.
+        // SAFETY: both ranges hold as many f32, and the pinned one cannot be borrowed again until the stream has passed the mark.
         let code = unsafe { sys::cuMemcpyHtoDAsync_v2(self.address(), from, self.bytes(), stream.cu_stream()) };
         check("cuMemcpyHtoDAsync", code)?;
         pinned.mark_used(stream)
@@ -215,7 +215,7 @@ impl Array {
     pub(crate) fn read_through(&self, pinned: &mut Pinned) -> Result<Vec<f32>> {
         self.check_is_f32()?;
         let (stream, room) = (self.gpu().stream(), pinned.numbers(self.count())?.as_mut_ptr().cast());
-        // SAFETY: both ranges hold as many f32, and nobody gets at the pinned one until the stream has passed the mark.
+        // SAFETY: both ranges hold as many f32, and the pinned one cannot be borrowed again until the stream has passed the mark.
         let code = unsafe { sys::cuMemcpyDtoHAsync_v2(room, self.address(), self.bytes(), stream.cu_stream()) };
         check("cuMemcpyDtoHAsync", code)?;
         pinned.mark_used(stream)?;
@@ -230,14 +230,13 @@ impl Array {
         is_f32.then_some(()).ok_or_else(why)
     }
 
-    /// Fills it from the host's bytes, which are as many. Returns when they have been read.
+    /// Fills it from as many bytes of the host, and returns when they are copied.
     pub(crate) fn write(&self, bytes: &[u8]) -> Result<()> {
         if bytes.len() != self.bytes() || !self.is_contiguous() {
             return Err(GpuError::Unavailable(format!("{} bytes for {:?}", bytes.len(), self.dims)));
         }
         let (gpu, bytes_at) = (self.gpu(), bytes.as_ptr().cast());
-        // SAFETY: both ranges are that long; from pageable memory the copy has read its source when it returns, and the wait
-        // below is for pinned memory.
+        // SAFETY: both ranges are that long; the wait comes before they are given back.
         let stream = gpu.stream().cu_stream();
         let code = unsafe { sys::cuMemcpyHtoDAsync_v2(self.address(), bytes_at, bytes.len(), stream) };
         check("cuMemcpyHtoDAsync", code)?;
@@ -251,20 +250,20 @@ impl Array {
         Ok(bytes)
     }
 
-    /// The same into the host's memory, which is as long.
+    /// The same into as many bytes of the host.
     pub(crate) fn read_into(&self, bytes: &mut [u8]) -> Result<()> {
         if bytes.len() != self.bytes() || !self.is_contiguous() {
             return Err(GpuError::Unavailable(format!("{} bytes from {:?}", bytes.len(), self.dims)));
         }
         let (gpu, into) = (self.gpu(), bytes.as_mut_ptr().cast());
         let stream = gpu.stream().cu_stream();
-        // SAFETY: both ranges are that long, and the wait comes before anybody looks.
+        // SAFETY: both ranges are that long, and the wait comes before the bytes are read.
         let code = unsafe { sys::cuMemcpyDtoHAsync_v2(into, self.address(), bytes.len(), stream) };
         check("cuMemcpyDtoHAsync", code)?;
         gpu.synchronize()
     }
 
-    /// A copy of a tensor of the CPU, rounded to `dtype`, between operations.
+    /// A copy of a tensor of the CPU in scratch memory, rounded to `dtype`.
     pub(crate) fn from_tensor(gpu: &Gpu, tensor: &Tensor, dtype: Dtype) -> Result<Self> {
         let array = gpu.scratch(tensor.dims(), dtype)?;
         let numbers = tensor.to_dtype(DType::F32).and_then(|tensor| tensor.flatten_all()?.to_vec1::<f32>());

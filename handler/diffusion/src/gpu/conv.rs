@@ -33,9 +33,9 @@ const UIDS: [i64; 3] = [1, 2, 3];
 ///
 /// The CUDA context of the stream must be current on the calling thread, here and in every method.
 pub(crate) struct Convolutions {
-    // Before the handle, which must outlive them.
+    // Before the handle, which must be dropped after them.
     plans: HashMap<ConvShape, ConvPlan>,
-    /// Spent on what only a shape's first run needs: the plan, and loading its kernel.
+    /// Time spent on first runs: on plans, and on loading kernels.
     firsts: [Duration; 2],
     handle: Handle,
 }
@@ -64,7 +64,7 @@ impl Convolutions {
         Ok(Self { plans: HashMap::new(), firsts: Default::default(), handle })
     }
 
-    /// Those that there are plans for.
+    /// The shapes that have plans.
     pub(super) fn shapes(&self) -> Vec<ConvShape> {
         self.plans.keys().copied().collect()
     }
@@ -81,7 +81,7 @@ impl Convolutions {
     ///
     /// # Safety
     ///
-    /// x, w and y are device addresses of so many elements, y and the workspace overlap nothing else, the workspace
+    /// x, w and y are device addresses of that many elements, y and the workspace overlap nothing else, the workspace
     /// has at least `workspace(shape)` bytes, aligned as an allocation is, and all stay valid until the work is done:
     /// if it is captured, until the graph has run for the last time.
     pub(crate) unsafe fn run(&mut self, shape: &ConvShape, x: u64, w: u64, y: u64, workspace: u64) -> Result<()> {
@@ -97,7 +97,7 @@ impl Convolutions {
         Ok(())
     }
 
-    /// How long first runs took so far: making plans, and loading kernels.
+    /// How long first runs took so far: plans, and loading kernels.
     pub(crate) fn firsts(&self) -> [Duration; 2] {
         self.firsts
     }

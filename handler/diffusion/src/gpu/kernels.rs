@@ -22,8 +22,8 @@ static IMAGES: &[&[u8]] = include!(concat!(env!("OUT_DIR"), "/images.rs"));
 static HOPPER_IMAGES: &[&[u8]] = include!(concat!(env!("OUT_DIR"), "/hopper_images.rs"));
 /// The compute capabilities that there is machine code for, such as 75,80: [the build script](../../build.rs) says which.
 pub(super) const ARCHITECTURES: &str = env!("EASEL_CUDA_ARCHS_BUILT");
-/// Kernels, without the dtype in their names, that wait by themselves for the one before them (`EXPORT_EARLY` in `kernels/`), so
-/// that they may be started early.
+/// Kernels, without the dtype in their names, that may start before the kernel ahead has ended, because they wait for it themselves
+/// (`EXPORT_EARLY` in `kernels/`).
 const EARLY: &[&str] = include!(concat!(env!("OUT_DIR"), "/early_kernels.rs"));
 
 /// Numbers that kernels declare (`RUST_CONSTANT` in `kernels/`).
@@ -31,7 +31,7 @@ pub(crate) mod constants {
     include!(concat!(env!("OUT_DIR"), "/kernel_constants.rs"));
 }
 
-/// Shared memory that every kernel may have without asking.
+/// Dynamic shared memory that needs no permission.
 const SHARED_UNASKED: u32 = 48 << 10;
 
 /// Whether this build has kernels.
@@ -229,7 +229,7 @@ mod tests {
     }
 }
 
-/// Of machine code: needs nvcc, and no GPU.
+/// Tests of the machine code, which need nvcc and no GPU.
 #[cfg(test)]
 #[cfg(feature = "cuda")]
 mod image_tests {

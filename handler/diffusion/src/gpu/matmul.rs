@@ -67,9 +67,9 @@ pub(super) type Algorithm = [u64; 8];
 pub(crate) struct Matmuls {
     plans: HashMap<MatmulShape, MatmulPlan>,
     preferred: HashMap<MatmulShape, Algorithm>,
-    /// Whether a shape without preference is tuned at its first run.
+    /// Whether a shape without a preferred algorithm is tuned at its first run.
     tunes: bool,
-    /// Spent on what only a shape's first run needs: the plan, and loading its kernel.
+    /// Time spent on first runs: on plans, and on loading kernels.
     firsts: [Duration; 2],
     queue: Queue,
     _handle: Handle, // Owns `queue.handle`; last, as fields are dropped in order.
@@ -126,23 +126,22 @@ impl Matmuls {
         Ok(())
     }
 
-    /// How long first runs took so far: making plans, and loading kernels.
+    /// How long first runs took so far: plans, and loading kernels.
     pub(super) fn firsts(&self) -> [Duration; 2] {
         self.firsts
     }
 
-    /// From now on a shape for which nothing is preferred is tuned at its first run, which must not be captured.
+    /// From now on a shape without a preferred algorithm is tuned at its first run, which must not be captured.
     pub(super) fn tune_at_first(&mut self) {
         self.tunes = true;
     }
 
-    /// What is preferred, by shape.
+    /// The preferred algorithms.
     pub(super) fn choices(&self) -> Vec<(MatmulShape, Algorithm)> {
         self.preferred.iter().map(|(shape, algorithm)| (*shape, *algorithm)).collect()
     }
 
-    /// Uses an algorithm for a shape that has not been run, as `choices` gave it on such a GPU with this library. No heuristics are
-    /// asked then.
+    /// Prefers an algorithm, as `choices` gave it for the same kind of GPU and library, for a shape that has not been run.
     pub(super) fn prefer(&mut self, shape: MatmulShape, algorithm: Algorithm) {
         self.preferred.insert(shape, algorithm);
     }
@@ -173,7 +172,7 @@ impl Matmuls {
         Ok(())
     }
 
-    /// The shape's plan, made where there is none yet or where it asks more of the addresses than these give.
+    /// The shape's plan. It is made where there is none yet, or where it needs a greater alignment than these addresses have.
     fn plan(&mut self, shape: &MatmulShape, at: &Operands) -> Result<&MatmulPlan> {
         if shape.bias != at.bias.is_some() || shape.onto != at.onto.is_some() {
             return Err(GpuError::call(format!("matmul {shape:?}"), "bias or onto is not given as the shape says"));
@@ -187,7 +186,7 @@ impl Matmuls {
                 let plan = entry.into_mut();
                 let needed = plan.alignments.both(given);
                 if needed != plan.alignments {
-                    // What was preferred may not do with less.
+                    // The preferred algorithm may need the greater alignment.
                     *plan = make(needed, None)?;
                 }
                 plan

@@ -1,4 +1,4 @@
-//! A GPU's memory: how much is taken, new arrays, and copies on the device. What crosses to the host is in `array`.
+//! A GPU's memory: how much is used, new arrays, and copies on the device. Copies to and from the host are in `array`.
 
 use super::{Array, Dtype, Gpu, GpuError, Result, arena::Arena, check, check_safe, lock};
 use cudarc::driver::sys::{self, CUmemorytype};
@@ -10,16 +10,16 @@ use std::{
     },
 };
 
-/// How much of a GPU's memory is taken, in bytes.
+/// How much of a GPU's memory is used, in bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Memory {
-    /// By whomever.
+    /// By all processes.
     pub used: u64,
-    /// There is.
+    /// All of it.
     pub total: u64,
 }
 
-/// Bytes of the GPU's memory that are ours.
+/// Bytes of the GPU's memory that this process's arenas hold.
 #[derive(Default)]
 pub(crate) struct Meter {
     now: AtomicUsize,
@@ -38,7 +38,7 @@ impl Meter {
 }
 
 impl Gpu {
-    /// The most bytes held at once; without the driver's own.
+    /// The most bytes held at once, without the driver's own.
     pub fn peak_bytes(&self) -> usize {
         self.0.meter.peak.load(Ordering::Relaxed)
     }
@@ -48,12 +48,12 @@ impl Gpu {
         self.0.meter.now.load(Ordering::Relaxed)
     }
 
-    /// A new array that lives for a while; not cleared.
+    /// A new array that lives for a while, with any contents.
     pub(crate) fn resident(&self, dims: &[usize], dtype: Dtype) -> Result<Array> {
         Array::new(self, &self.0.resident, dims, dtype)
     }
 
-    /// A new array between operations; not cleared.
+    /// A new array between operations, with any contents.
     pub(crate) fn scratch(&self, dims: &[usize], dtype: Dtype) -> Result<Array> {
         Array::new(self, &self.0.scratch, dims, dtype)
     }
@@ -80,11 +80,11 @@ impl Gpu {
             return Err(GpuError::Unavailable(format!("{:?} is filled as one piece of this GPU", array.dims())));
         }
         let (address, stream) = (array.address(), self.stream().cu_stream());
-        // SAFETY: the range of the array, which is contiguous; whoever gets its memory next comes later on the same stream.
+        // SAFETY: the range of the array, which is contiguous; the next user of its memory comes later on the same stream.
         check("cuMemsetD8Async", unsafe { sys::cuMemsetD8Async(address, byte, array.bytes(), stream) })
     }
 
-    /// Copies `from`, which may be some columns of something, to the contiguous `to` of the same dims.
+    /// Copies `from`, which may be a view of some columns, to the contiguous `to` of the same dims.
     pub(crate) fn copy(&self, from: &Array, to: &Array) -> Result<()> {
         let alike = from.dims() == to.dims() && from.dtype() == to.dtype() && to.is_contiguous();
         if !alike || ![from, to].iter().all(|array| array.gpu().is(self)) {
@@ -109,21 +109,21 @@ impl Gpu {
             WidthInBytes: width,
             Height: from.rows(),
         };
-        // SAFETY: rows of two arrays of the same dims; whoever gets their memory next comes later on the same stream.
+        // SAFETY: rows of two arrays of the same dims; the next user of their memory comes later on the same stream.
         check("cuMemcpy2DAsync", unsafe { sys::cuMemcpy2DAsync_v2(&copy, self.stream().cu_stream()) })
     }
 
-    /// An arena of its own, for what may leave.
+    /// A new arena, for what may be offloaded.
     pub(super) fn arena(&self, page: usize) -> Result<Arc<Mutex<Arena>>> {
         Ok(Arc::new(Mutex::new(Arena::new(self.0.context.cu_device(), page, self.0.meter.clone())?)))
     }
 
-    /// Bytes that the driver can still give.
+    /// Bytes that are free, by the driver.
     pub fn free_bytes(&self) -> Result<usize> {
         Ok(self.memory_info()?.0)
     }
 
-    /// What all processes together have of the memory.
+    /// The memory that all processes use together.
     ///
     /// # Errors
     /// The driver's.

@@ -51,9 +51,10 @@ impl Gpu {
         driver::check_opening("cuDeviceGet", result::device::get(number))?;
         let context = CudaContext::new(usize::try_from(number).unwrap_or_default());
         let context = driver::check_opening("cuDevicePrimaryCtxRetain", context)?;
-        // It lives until the process ends: the driver's libraries hold on to it.
+        // It lives until the process ends, because cuBLASLt and cuDNN keep memory in it.
         mem::forget(context.clone());
-        // SAFETY: this is for cudarc's own arrays, of which there are none. With it, a new stream would wait for all others.
+        // With it, a new stream would wait for all others.
+        // SAFETY: cudarc tracks its own arrays alone, and there are none.
         unsafe { context.disable_event_tracking() };
         lap("context");
         let stream = check_safe("cuStreamCreate", context.new_stream())?;
@@ -94,7 +95,7 @@ impl Gpu {
         Ok(gpu)
     }
 
-    /// Opens cuBLASLt and cuDNN; without it their first use does.
+    /// Opens cuBLASLt and cuDNN, which otherwise happens at their first use.
     ///
     /// # Errors
     /// A library that is missing.
@@ -109,12 +110,12 @@ impl Gpu {
         Ok(())
     }
 
-    /// Notes how long a part of getting ready took.
+    /// Notes how long a part of the start took.
     pub(crate) fn note(&self, what: &'static str, since: Instant) {
         lock(&self.0.opening).push((what, since.elapsed()));
     }
 
-    /// Notes what first uses of the libraries cost, of what was noted before.
+    /// Notes how long first uses of the libraries took. These times are parts of what was noted before.
     pub(crate) fn note_firsts(&self) -> Result<()> {
         let ([product_plans, product_loads], [plans, loads]) =
             (self.matmuls()?.firsts(), self.convolutions()?.firsts());
@@ -123,12 +124,12 @@ impl Gpu {
         Ok(())
     }
 
-    /// How long each part of opening took.
+    /// How long each part of the start took.
     pub fn opening(&self) -> Vec<(&'static str, Duration)> {
         lock(&self.0.opening).clone()
     }
 
-    /// Its compute capability, as 9 and 0.
+    /// The compute capability, such as 9 and 0.
     ///
     /// # Errors
     /// The driver's.

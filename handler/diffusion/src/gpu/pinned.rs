@@ -4,7 +4,7 @@ use super::{Gpu, GpuError, Result, check, check_safe};
 use cudarc::driver::{CudaEvent, CudaStream, sys};
 use std::ptr::null_mut;
 
-/// Pinned memory. It waits by itself for copies to and from it before anybody else gets at it.
+/// Pinned memory. Borrowing it waits for copies to and from it.
 pub(crate) struct Pinned {
     memory: *mut u8,
     bytes: usize,

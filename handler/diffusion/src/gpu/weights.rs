@@ -16,16 +16,16 @@ use std::{
     thread,
 };
 
-/// Bytes that travel at once.
+/// Bytes copied at once.
 const CHUNK: usize = 2 << 20;
-/// Memory of a component comes in such pieces.
+/// The page of a component's arena, in bytes.
 const PAGE: usize = 8 << 20;
-/// More threads than this gain nothing: the bus is full.
+/// More threads than this gain nothing, because the bus is saturated.
 const MOST_THREADS: usize = 8;
 
 /// Where numbers come from, by the name of their tensor.
 pub(crate) trait Source: Sync {
-    /// The dtype they have there.
+    /// The tensor's dtype there.
     fn dtype(&self, name: &str) -> Result<Dtype>;
     /// Fills `into` from `from` bytes into the tensor.
     fn read(&self, name: &str, from: usize, into: &mut [u8]) -> Result<()>;
@@ -66,7 +66,7 @@ pub(crate) struct Product {
     pub rank: usize,
 }
 
-/// Writes both factors of the product of that number.
+/// Writes both factors of the product with that index.
 pub(crate) type WriteFactors<'a> = dyn Fn(usize, &mut [f32], &mut [f32]) -> Result<()> + Sync + 'a;
 
 /// Rows of an array that one tensor fills.
@@ -166,17 +166,17 @@ impl Placed {
         Ok(target)
     }
 
-    /// Whether a tensor of that name has a place.
+    /// Whether there is a tensor of that name.
     pub(crate) fn has(&self, name: &str) -> bool {
         lock(&self.slots).contains_key(name)
     }
 
-    /// Whether a tensor lies here as the plain matrix that it is.
+    /// Whether a tensor lies here as a plain matrix, to which products can be added.
     pub(crate) fn takes_products(&self, name: &str) -> bool {
         lock(&self.slots).get(name).is_some_and(|slots| slots.iter().all(|slot| slot.layout.is_plain()))
     }
 
-    /// Adds products to tensors where they lie, in f32, and rounds once. All factors go to the GPU in one copy.
+    /// Adds products to tensors in place, in f32, and rounds once. All factors go to the GPU in one copy.
     pub(crate) fn add_products(&self, products: &[Product], write: &WriteFactors) -> Result<()> {
         let sizes = products.iter().map(|product| (product.rows * product.rank, product.rank * product.columns));
         let count = sizes.clone().map(|(left, right)| left + right).sum::<usize>();
@@ -304,8 +304,8 @@ impl Lane {
         let plain = from == placed.dtype && layout.is_plain();
         let to = if plain { target.address() + (first_row * row) as u64 } else { staged.address() };
         let stream = self.stream.cu_stream();
-        // SAFETY: the pinned bytes, which nobody gets at until the stream has passed the mark below, to this lane's own buffer of the
-        // same size or to the piece's rows of the target, which has room for them: see `Placed::place`.
+        // SAFETY: the pinned bytes, which cannot be borrowed again until the stream has passed the mark below, go to this lane's own
+        // buffer of the same size, or to the piece's rows of the target, which has room for them: see `Placed::place`.
         let code = unsafe { sys::cuMemcpyHtoDAsync_v2(to, bytes.as_ptr().cast(), bytes.len(), stream) };
         check("cuMemcpyHtoDAsync", code)?;
         let arranged = if plain {

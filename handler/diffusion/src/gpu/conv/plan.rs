@@ -18,8 +18,8 @@ use cudarc::cudnn::sys::{
 
 /// Workspace that a plan may need, in bytes.
 const WORKSPACE_LIMIT: usize = 256 << 20;
-/// Errors told when no configuration fits.
-const ERRORS_TOLD: usize = 4;
+/// How many errors are reported when no configuration fits.
+const ERRORS_REPORTED: usize = 4;
 
 /// What runs one shape.
 pub(super) struct ConvPlan {
@@ -38,7 +38,7 @@ pub(super) struct Prepared {
 }
 
 impl ConvPlan {
-    /// The first that works of what the heuristics offer, best first.
+    /// Takes the first configuration that works, of those that the heuristics offer, best first.
     pub(super) fn build(handle: &Handle, shape: &ConvShape) -> Result<Self> {
         let graph = OperationGraph::new(handle, shape)?;
         let (mut offered, mut errors) = (0, Vec::new());
@@ -63,9 +63,9 @@ impl ConvPlan {
             }
         }
         errors.dedup();
-        errors.truncate(ERRORS_TOLD);
-        let told = errors.join("; ");
-        Err(GpuError::Unavailable(format!("no convolution of cuDNN fits {shape:?}: {offered} were offered; {told}")))
+        errors.truncate(ERRORS_REPORTED);
+        let errors = errors.join("; ");
+        Err(GpuError::Unavailable(format!("no convolution of cuDNN fits {shape:?}: {offered} were offered; {errors}")))
     }
 }
 
@@ -216,8 +216,8 @@ pub(super) fn inspect(dtype: Dtype, configuration: &Descriptor) -> Result<Option
     Ok(acceptable(dtype, &numerical[..numericals], &behaviour[..behaviours]).then_some(number))
 }
 
-/// Whether sums stay f32 with nothing rounded or transformed on the way, f32 products are exact (tensor cores would
-/// round to TF32), and no kernel is compiled at run time.
+/// Whether it is deterministic, sums in f32 without rounding or transforming anything on the way, has exact f32 products (tensor
+/// cores would round to TF32), and compiles no kernel at run time.
 fn acceptable(dtype: Dtype, numerical: &[NumericalNote], behaviour: &[BehaviourNote]) -> bool {
     let has = |note: Numerical| numerical.contains(&NumericalNote(note as u32));
     let refused = [

@@ -1,4 +1,4 @@
-//! The shape of a convolution, and the dimensions that cuDNN is told. Refuses shapes without an output.
+//! The shape of a convolution, and its dimensions for cuDNN.
 
 use crate::gpu::{
     Dtype,

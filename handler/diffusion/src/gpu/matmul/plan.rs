@@ -25,7 +25,7 @@ const CANDIDATES: usize = 16;
 const WARM_UPS: u32 = 3;
 const TIMED: u32 = 10;
 
-/// Room for an answer of the heuristics.
+/// Room for a result of the heuristics.
 const NO_RESULT: lt::cublasLtMatmulHeuristicResult_t = lt::cublasLtMatmulHeuristicResult_t {
     algo: lt::cublasLtMatmulAlgo_t { data: [0; 8] },
     workspaceSize: 0,
@@ -87,7 +87,7 @@ impl MatmulPlan {
         Ok(plan)
     }
 
-    /// Whether the library takes these words, which a file had, for an algorithm of this product that has enough workspace.
+    /// Whether these words, which come from a file, are an algorithm for this product with enough workspace, by the library's own check.
     fn can_run(&self, queue: &Queue, algorithm: &lt::cublasLtMatmulAlgo_t) -> bool {
         let mut result = NO_RESULT;
         // SAFETY: the descriptors are alive, the words are only read, and there is room for the result.
@@ -184,8 +184,8 @@ impl MatmulPlan {
         check(status, what)
     }
 
-    /// Mean milliseconds of one run with the algorithm at a position. The warm-ups are not waited for, so that the host
-    /// is ahead of the device while it times.
+    /// Mean milliseconds of one run with the algorithm at a position. There is no wait after the warm-ups, so that the
+    /// host stays ahead of the device.
     ///
     /// # Safety
     /// As for [`super::Matmuls::run`].

@@ -76,7 +76,8 @@ impl Conv {
         let room = convolutions.workspace(&shape)?;
         let workspace = gpu.scratch(&[room.div_ceil(4).max(1)], Dtype::F32)?;
         // SAFETY: dense arrays of the shape's dtype: x and w were compared with it above, y and the workspace were made by it. All
-        // are of this GPU, and whoever gets their memory next comes later on the same stream.
+        // are of this GPU, and the next user of their memory comes later on the
+        // same stream.
         unsafe {
             convolutions.run(&shape, xs.address(), self.weight.address(), sums.address(), workspace.address())?;
         }

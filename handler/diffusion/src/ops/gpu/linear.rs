@@ -129,7 +129,8 @@ pub(super) fn multiply(xs: &Array, weight: &Array, bias: Option<&Array>, onto: O
         onto: onto.map(Array::address),
     };
     // SAFETY: the shape is that of xs, whose rows are `a_row` apart, and of the weights; bias and residual were compared with it, and
-    // `out` was made by it. All are of this GPU, and whoever gets their memory next comes later on the same stream.
+    // `out` was made by it. All are of this GPU, and the next user of their memory comes later on the same
+    // stream.
     unsafe { gpu.matmuls()?.run(&shape, &at)? };
     Ok(out)
 }
