@@ -1,7 +1,7 @@
 //! The operations on a GPU: matrix products of cuBLASLt, convolutions of cuDNN, and our own kernels for the rest.
 //!
-//! Rounding is to the model's dtype wherever an array is written; sums, norms and softmax are f32. Each function checks what it is
-//! given before it enqueues anything, so that no kernel leaves its arrays.
+//! Rounding is to the model's dtype wherever an array is written; sums, norms and softmax are f32. Each function checks its
+//! arrays before it enqueues anything, so that no kernel reads or writes outside them.
 
 #![allow(unsafe_code, reason = "kernels take addresses; each call says why it stays inside its arrays")]
 
@@ -21,7 +21,7 @@ pub(super) use pointwise::{add, geglu, quick_gelu, silu, to_map, to_tokens, upsa
 use crate::gpu::{Arg, Array, Dtype, Gpu, WeightLayout};
 use candle_core::{Error, Result};
 
-/// Channels are filled up to a multiple of it.
+/// Channels are padded with zeros to a multiple of this.
 pub(crate) const LANES: usize = 8;
 
 /// A vector as one row.
@@ -33,8 +33,8 @@ fn refused<T>(what: String) -> Result<T> {
     Err(Error::Msg(what).bt())
 }
 
-/// Whether arrays can go into one kernel: all are of one GPU and dtype, and rows are whole vectors of 8 without gaps, at addresses
-/// that are multiples of 16 bytes.
+/// Checks that arrays can go into one kernel: all are of one GPU and dtype, and rows are whole vectors of 8 without gaps, at
+/// addresses that are multiples of 16 bytes.
 fn check_alike(what: &str, arrays: &[&Array]) -> Result<()> {
     let first = arrays[0];
     match arrays.iter().find(|array| !is_plain(first.gpu(), first.dtype(), array)) {
@@ -43,7 +43,7 @@ fn check_alike(what: &str, arrays: &[&Array]) -> Result<()> {
     }
 }
 
-/// Whether an array of f32 (or of an `int`, which is as long) can go into a kernel for this GPU.
+/// Checks that an array of f32 (or of `int`, which is as long) can go into a kernel on this GPU.
 fn check_f32(what: &str, gpu: &Gpu, array: &Array) -> Result<()> {
     let fits = array.gpu().is(gpu) && array.dtype() == Dtype::F32 && array.is_contiguous() && array.count() > 0;
     if fits { Ok(()) } else { refused(format!("{what} is {:?} {:?}", array.dtype(), array.dims())) }
@@ -54,7 +54,7 @@ fn is_plain(gpu: &Gpu, dtype: Dtype, array: &Array) -> bool {
     array.gpu().is(gpu) && array.dtype() == dtype && array.is_contiguous() && whole
 }
 
-/// Whether a vector has so many numbers.
+/// Checks the length of a vector.
 fn check_vector(what: &str, vector: &Array, length: usize) -> Result<()> {
     if vector.count() == length {
         Ok(())

@@ -1,11 +1,11 @@
 //! The two ends of a denoising step, and the way from the decoder's output to bytes. Latents are f32 `[images, channels, height,
-//! width]` with at most 8 channels; maps have 8, filled up with zeros.
+//! width]` with at most 8 channels; maps have 8, padded with zeros.
 
 use super::{LANES, addresses, check_alike, check_f32, refused};
 use crate::gpu::{Arg, Array, Gpu, Launch};
 use candle_core::Result;
 
-/// What the kernels take for granted of latents and the network's map for them.
+/// The sizes of latents and the network's map for them, checked.
 struct Sizes {
     gpu: Gpu,
     /// Images, channels, places of an image, and how often the map has each image.
@@ -13,7 +13,7 @@ struct Sizes {
 }
 
 impl Sizes {
-    /// Checks both; the map has each image once, or twice for guidance.
+    /// Checks both. The map has each image once, or twice for guidance.
     fn of(latents: &Array, map: &Array) -> Result<Self> {
         check_alike("a step's map", &[map])?;
         check_f32("latents", map.gpu(), latents)?;
@@ -35,7 +35,7 @@ impl Sizes {
         self.numbers.map(Arg::Int)
     }
 
-    /// Of a kernel with a thread for each place of each image.
+    /// A launch with a thread for each place of each image.
     fn launch(&self, kernel: &str, map: &Array) -> Launch {
         let [images, _, places, _] = self.numbers;
         let name = format!("{kernel}_{}", map.dtype().name());
