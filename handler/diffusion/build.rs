@@ -1,9 +1,11 @@
-//! Compiles the GPU kernels of feature `cuda`: each `kernels/NAME.cu` to `OUT_DIR/NAME.fatbin`.
+//! Compiles the GPU kernels of feature `cuda`: each `kernels/NAME.cu` to `OUT_DIR/NAME.fatbin`. With and without the feature, it
+//! writes down for Rust what the sources declare: which kernels start early, the tile tables, and constants.
 //!
 //! `NVCC` names the compiler, else `$CUDA_HOME/bin/nvcc`, else `nvcc` on the PATH. `EASEL_CUDA_ARCHS` (such as `90` or
 //! `80,90`) limits the architectures for a quick build.
 
 use std::env;
+use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::thread;
@@ -17,19 +19,18 @@ const NO_COMPILER: &str = "the feature cuda needs nvcc of CUDA 13: set NVCC or C
 
 fn main() {
     println!("cargo:rerun-if-changed=build.rs");
-    if env::var_os("CARGO_FEATURE_CUDA").is_none() {
-        return;
-    }
-    for name in ["common", "hopper"] {
-        println!("cargo:rerun-if-changed=kernels/{name}.cuh");
-    }
-    for name in KERNELS.iter().chain(&HOPPER_KERNELS) {
-        println!("cargo:rerun-if-changed=kernels/{name}.cu");
-    }
+    println!("cargo:rerun-if-changed=kernels");
     for name in ["NVCC", "CUDA_HOME", "EASEL_CUDA_ARCHS"] {
         println!("cargo:rerun-if-env-changed={name}");
     }
     let Some(out) = env::var_os("OUT_DIR").map(PathBuf::from) else { panic!("OUT_DIR is not set") };
+    declare(&out);
+    if env::var_os("CARGO_FEATURE_CUDA").is_none() {
+        println!("cargo:rustc-env=EASEL_CUDA_ARCHS_BUILT=none");
+        write(&out, "images.rs", "&[]");
+        write(&out, "hopper_images.rs", "&[]");
+        return;
+    }
     let compiler = compiler();
     let (common, architectures) = (common(&compiler), architectures());
     println!("cargo:rustc-env=EASEL_CUDA_ARCHS_BUILT={architectures}");
@@ -42,8 +43,51 @@ fn main() {
             scope.spawn(move || compile(compiler, &options, name, out));
         }
     });
+    for (file, kernels) in [("images.rs", &KERNELS[..]), ("hopper_images.rs", &HOPPER_KERNELS)] {
+        let images =
+            kernels.iter().map(|name| format!("include_bytes!(concat!(env!(\"OUT_DIR\"), \"/{name}.fatbin\"))"));
+        write(&out, file, &format!("&[{}]", images.collect::<Vec<_>>().join(", ")));
+    }
 }
 
+/// Writes what Rust needs to know of the kernels, as Rust.
+fn declare(out: &Path) {
+    let sources = KERNELS.iter().chain(&HOPPER_KERNELS).map(|name| {
+        let path = format!("kernels/{name}.cu");
+        fs::read_to_string(&path).unwrap_or_else(|error| panic!("{path}: {error}"))
+    });
+    let sources = sources.collect::<Vec<_>>().join("\n");
+    let early = rows(&sources, "EXPORT_EARLY").into_iter().map(|row| format!("\"{}\"", row[0]));
+    write(out, "early_kernels.rs", &format!("&[{}]", early.collect::<Vec<_>>().join(", ")));
+    // The ending of the name is a text, the other columns are numbers; what only CUDA needs comes last.
+    for (declaration, columns, file) in [
+        ("ATTENTION_TILE", 5, "attention_tiles.rs"),
+        ("ATTENTION_HOPPER_TILE", 5, "attention_hopper_tiles.rs"),
+        ("GEGLU_TILE", 3, "geglu_tiles.rs"),
+    ] {
+        let rows = rows(&sources, declaration).into_iter().map(|row| {
+            let numbers = row[1..columns].iter().map(|number| format!(", {number}")).collect::<String>();
+            format!("(\"{}\"{numbers})", row[0])
+        });
+        write(out, file, &format!("&[{}]", rows.collect::<Vec<_>>().join(", ")));
+    }
+    let constants = rows(&sources, "RUST_CONSTANT").into_iter();
+    let constants = constants.map(|row| format!("pub(crate) const {}: usize = {};\n", row[0], row[1]));
+    write(out, "kernel_constants.rs", &constants.collect::<String>());
+}
+
+/// The arguments of a macro, wherever a line begins with it, as far as the first bracket closes on that line.
+fn rows<'a>(sources: &'a str, declaration: &str) -> Vec<Vec<&'a str>> {
+    let arguments =
+        sources.lines().filter_map(|line| line.strip_prefix(declaration)?.strip_prefix('(')?.split(')').next());
+    let rows: Vec<Vec<_>> = arguments.map(|text| text.split(',').map(str::trim).collect()).collect();
+    assert!(!rows.is_empty(), "no kernel declares {declaration}");
+    rows
+}
+
+fn write(out: &Path, name: &str, text: &str) {
+    fs::write(out.join(name), text).unwrap_or_else(|error| panic!("{name}: {error}"));
+}
 /// The nvcc to run.
 fn compiler() -> PathBuf {
     let set = |name| env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);

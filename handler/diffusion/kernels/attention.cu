@@ -7,26 +7,14 @@
 //
 // q(b, t, h, d) = q[b * q_batch + t * q_row + h * D + d], and likewise k and v (kv_row, kv_batch), out (out_row,
 // out_batch). Strides in elements; pointers, rows and batches aligned to 16 bytes; others >= 1; scale > 0.
-// grid = (ceil(tokens / BM), heads, batch), block = (threads).
-//
-// name (T = f16, bf16)    threads   BM   dynamic shared bytes: sm_80 and later   sm_75
-// attention_T_40              128  128                                       0       0
-// attention_T_40_small        128   64                                       0       0
-// attention_T_40_large        256  256                                       0       0
-// attention_T_64              128  128                                       0       0
-// attention_T_64_small        128   64                                       0       0
-// attention_T_80              256  128                                       0       0
-// attention_T_80_small        128   64                                       0       0
-// attention_T_128             128   64                                   69632       0
-// attention_T_128_small       128   32                                   69632       0
-// attention_T_160             128   64                                   86016       0
-// attention_T_160_small       128   32                                   86016       0
+// grid = (ceil(tokens / BM), heads, batch), block = (threads); names, threads, BM and dynamic shared bytes are in the
+// table at the end (ATTENTION_TILE).
 //
 // The bf16 kernels trap below sm_80.
 
-#include <cuda_bf16.h>
-#include <cuda_fp16.h>
 #include <stdint.h>
+
+#include "common.cuh"
 
 #ifndef __CUDA_ARCH__
 #define ARCH 0
@@ -45,6 +33,8 @@ constexpr int STEP = 32;
 constexpr float SLACK = 8.0f;
 constexpr int STAGES = ARCH >= 800 ? 2 : 1;
 constexpr int STATIC_LIMIT = 48 * 1024;
+/// Shared memory that a block may have where it is least: compute capability 8.6, 8.9 and 12.0.
+constexpr int LEAST_SHARED = 99 * 1024;
 
 __device__ __forceinline__ float exp2_approx(float x) {
     float y;
@@ -162,6 +152,8 @@ struct Shape {
     /// Bytes for the partial results of the second half of the keys.
     static constexpr int MERGE = WK == 2 ? WM * 32 * (MT * CHUNKS * 4 + MT * 4) * 4 : 0;
     static constexpr int BYTES = larger(larger(STAGES * 2 * TILE, MERGE), BM * STRIDE);
+    static constexpr int DYNAMIC_BYTES = BYTES <= STATIC_LIMIT ? 0 : BYTES;
+    static_assert(BYTES <= LEAST_SHARED, "shared memory");
 };
 
 template <int BYTES>
@@ -507,7 +499,7 @@ __device__ __forceinline__ void store_four(T* out, float4 x) {
     *reinterpret_cast<uint2*>(out) = make_uint2(Element<T>::pack(x.x, x.y), Element<T>::pack(x.z, x.w));
 }
 
-constexpr int SOFTMAX_THREADS = 256;
+RUST_CONSTANT(SOFTMAX_THREADS, 256);
 
 /// Maximum (or sum) over the block of 256 threads; `scratch` holds 8 values and is free again afterwards.
 template <bool MAXIMUM>
@@ -591,22 +583,25 @@ __device__ __forceinline__ void softmax_row(const float* scores, T* out, int col
     }
 #endif
 
-// Name ending, head size, row tiles per warp, warps over rows, warps over keys, blocks per multiprocessor aimed at.
-#define ATTENTION_KERNELS(ENDING, D, MT, WM, WK, BLOCKS)                                                              \
+// Name ending, head size, threads, BM, dynamic shared bytes (none below sm_80); row tiles per warp, warps over rows, warps
+// over keys, blocks per multiprocessor aimed at. build.rs finds the rows of this table, and Rust launches by them: for each
+// head size the kernel for many tokens comes first.
+#define ATTENTION_TILE(ENDING, D, THREADS_, QUERIES, SHARED, MT, WM, WK, BLOCKS)                                      \
+    static_assert(Shape<D, MT, WM, WK>::THREADS == THREADS_ && Shape<D, MT, WM, WK>::BM == QUERIES &&                 \
+                  Shape<D, MT, WM, WK>::DYNAMIC_BYTES == (ARCH >= 800 ? SHARED : 0));                                 \
     ATTENTION_KERNEL(attention_f16_##ENDING, __half, D, MT, WM, WK, BLOCKS)                                           \
     BF16_KERNEL(attention_bf16_##ENDING, D, MT, WM, WK, BLOCKS)
 
-ATTENTION_KERNELS(40, 40, 2, 4, 1, ARCH >= 800 ? 4 : 3)
-ATTENTION_KERNELS(40_small, 40, 1, 4, 1, 6)
-ATTENTION_KERNELS(40_large, 40, 2, 8, 1, ARCH >= 800 ? 2 : 1)
-ATTENTION_KERNELS(64, 64, 2, 4, 1, ARCH >= 900 ? 3 : 2)
-ATTENTION_KERNELS(64_small, 64, 1, 4, 1, 4)
-ATTENTION_KERNELS(80, 80, 2, 4, 2, 1)
-ATTENTION_KERNELS(80_small, 80, 1, 4, 1, 4)
-ATTENTION_KERNELS(128, 128, 1, 4, 1, 2)
-ATTENTION_KERNELS(128_small, 128, 1, 2, 2, 2)
-ATTENTION_KERNELS(160, 160, 1, 4, 1, 2)
-ATTENTION_KERNELS(160_small, 160, 1, 2, 2, 2)
+ATTENTION_TILE(40, 40, 128, 128, 0, 2, 4, 1, ARCH >= 800 ? 4 : 3)
+ATTENTION_TILE(40_small, 40, 128, 64, 0, 1, 4, 1, 6)
+ATTENTION_TILE(64, 64, 128, 128, 0, 2, 4, 1, ARCH >= 900 ? 3 : 2)
+ATTENTION_TILE(64_small, 64, 128, 64, 0, 1, 4, 1, 4)
+ATTENTION_TILE(80, 80, 256, 128, 0, 2, 4, 2, 1)
+ATTENTION_TILE(80_small, 80, 128, 64, 0, 1, 4, 1, 4)
+ATTENTION_TILE(128, 128, 128, 64, 69632, 1, 4, 1, 2)
+ATTENTION_TILE(128_small, 128, 128, 32, 69632, 1, 2, 2, 2)
+ATTENTION_TILE(160, 160, 128, 64, 86016, 1, 4, 1, 2)
+ATTENTION_TILE(160_small, 160, 128, 32, 86016, 1, 2, 2, 2)
 
 #define SOFTMAX_KERNEL(NAME, T)                                                                                       \
     extern "C" __global__ void __launch_bounds__(SOFTMAX_THREADS)                                                     \

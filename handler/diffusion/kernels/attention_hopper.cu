@@ -1,7 +1,7 @@
 // Fused attention by wgmma, f16 and bf16, for Hopper (sm_90a only).
 //
 // The forward pass of FlashAttention (Dao et al. 2022), non-causal, arranged after FlashAttention-3 (Shah et al.
-// 2024): one warpgroup brings tiles of K and V by cp.async into a ring of stages, warpgroups of 64 query rows multiply.
+// 2024): one warpgroup copies tiles of K and V by cp.async into a ring of stages, warpgroups of 64 query rows multiply.
 // In each, Q K^T of a tile and P V of the tile before are under way together, and P V goes on during the softmax; the
 // products of one warpgroup hide behind the exponentials of the others. Statistics in f32, in base 2. The running
 // maximum is only raised when a score passes it by more than 2^8, as in attention.cu. Where D leaves room (40), a
@@ -9,14 +9,8 @@
 //
 // q(b, t, h, d) = q[b * q_batch + t * q_row + h * D + d], and likewise k and v (kv_row, kv_batch), out (out_row,
 // out_batch). Strides in elements; pointers, rows and batches aligned to 16 bytes; others >= 1; scale > 0.
-// grid = (ceil(tokens / BM), heads, batch), block = (threads); the dynamic shared memory must be allowed first.
-//
-// name (T = f16, bf16)           threads   BM   dynamic shared bytes
-// attention_hopper_T_40              640  256                 164992
-// attention_hopper_T_40_small        640  128                 148608
-// attention_hopper_T_64              640  256                 164992
-// attention_hopper_T_80              640  256                 214112
-// attention_hopper_T_80_small        640  128                 230528
+// grid = (ceil(tokens / BM), heads, batch), block = (threads); names, threads, BM and dynamic shared bytes are in the
+// table at the end (ATTENTION_HOPPER_TILE). The dynamic shared memory must be allowed first.
 
 #include "common.cuh"
 #include "hopper.cuh"
@@ -543,13 +537,17 @@ template <typename S, typename T> __device__ __forceinline__ void attention(cons
                               tokens, others, q_row, kv_row, out_row, scale * LOG2_E};                              \
         attention<Shape<D, WM, WK, BN, STAGES>>(p);                                                   \
     }
-#define ENTRIES(ENDING, D, WM, WK, BN, STAGES)                                        \
-    ENTRY(attention_hopper_f16_##ENDING, half, D, WM, WK, BN, STAGES)                 \
+
+// Name ending, head size, threads, BM (64 for each warpgroup over rows), dynamic shared bytes; warpgroups over rows and over
+// keys, keys per tile, stages. build.rs finds the rows of this table, and Rust launches by them.
+#define ATTENTION_HOPPER_TILE(ENDING, D, THREADS_, QUERIES, SHARED, WM, WK, BN, STAGES)                         \
+    static_assert(Shape<D, WM, WK, BN, STAGES>::THREADS == THREADS_ &&                                          \
+                  Shape<D, WM, WK, BN, STAGES>::BM == QUERIES && Shape<D, WM, WK, BN, STAGES>::BYTES == SHARED); \
+    ENTRY(attention_hopper_f16_##ENDING, half, D, WM, WK, BN, STAGES)                                           \
     ENTRY(attention_hopper_bf16_##ENDING, __nv_bfloat16, D, WM, WK, BN, STAGES)
 
-// Name ending, head size, warpgroups over rows (BM = 64 of each) and over keys, keys per tile, stages.
-ENTRIES(40, 40, 4, 1, 64, 8)
-ENTRIES(40_small, 40, 2, 2, 64, 8)
-ENTRIES(64, 64, 4, 1, 64, 8)
-ENTRIES(80, 80, 4, 1, 48, 6)
-ENTRIES(80_small, 80, 2, 2, 48, 8)
+ATTENTION_HOPPER_TILE(40, 40, 640, 256, 164992, 4, 1, 64, 8)
+ATTENTION_HOPPER_TILE(40_small, 40, 640, 128, 148608, 2, 2, 64, 8)
+ATTENTION_HOPPER_TILE(64, 64, 640, 256, 164992, 4, 1, 64, 8)
+ATTENTION_HOPPER_TILE(80, 80, 640, 256, 214112, 4, 1, 48, 6)
+ATTENTION_HOPPER_TILE(80_small, 80, 640, 128, 230528, 2, 2, 48, 8)

@@ -8,17 +8,25 @@
 
 // Defines one extern "C" entry per element type: NAME_f16, NAME_bf16, NAME_f32. BOUNDS is (largest block, blocks per
 // multiprocessor that the registers must allow); PARAMETERS may use T.
-#define EXPORT_ONE(NAME, SUFFIX, TYPE, BOUNDS, PARAMETERS, ARGUMENTS)                    \
+#define EXPORT_ONE(NAME, SUFFIX, TYPE, BOUNDS, PARAMETERS, PROLOGUE, ARGUMENTS)          \
     namespace entry_##NAME##_##SUFFIX {                                                  \
         using T = TYPE;                                                                  \
         extern "C" __global__ void __launch_bounds__ BOUNDS NAME##_##SUFFIX PARAMETERS { \
-            NAME##_body<T> ARGUMENTS;                                                    \
+            PROLOGUE NAME##_body<T> ARGUMENTS;                                           \
         }                                                                                \
     }
-#define EXPORT(NAME, BOUNDS, PARAMETERS, ARGUMENTS)                      \
-    EXPORT_ONE(NAME, f16, half, BOUNDS, PARAMETERS, ARGUMENTS)           \
-    EXPORT_ONE(NAME, bf16, __nv_bfloat16, BOUNDS, PARAMETERS, ARGUMENTS) \
-    EXPORT_ONE(NAME, f32, float, BOUNDS, PARAMETERS, ARGUMENTS)
+#define EXPORT_EACH(NAME, BOUNDS, PARAMETERS, PROLOGUE, ARGUMENTS)                 \
+    EXPORT_ONE(NAME, f16, half, BOUNDS, PARAMETERS, PROLOGUE, ARGUMENTS)           \
+    EXPORT_ONE(NAME, bf16, __nv_bfloat16, BOUNDS, PARAMETERS, PROLOGUE, ARGUMENTS) \
+    EXPORT_ONE(NAME, f32, float, BOUNDS, PARAMETERS, PROLOGUE, ARGUMENTS)
+#define EXPORT(NAME, BOUNDS, PARAMETERS, ARGUMENTS) EXPORT_EACH(NAME, BOUNDS, PARAMETERS, , ARGUMENTS)
+// The same for a kernel that may start before the kernel ahead has ended. Its body takes `early`, which wait_for_last
+// asks for. build.rs finds these lines: Rust launches these kernels early and no others.
+#define EXPORT_EARLY(NAME, BOUNDS, PARAMETERS, ARGUMENTS) \
+    EXPORT_EACH(NAME, BOUNDS, PARAMETERS, const Early early{};, ARGUMENTS)
+
+// A number that Rust needs, too: build.rs finds these lines.
+#define RUST_CONSTANT(NAME, VALUE) [[maybe_unused]] constexpr int NAME = VALUE
 
 // Eight elements as they lie in memory: 16 bytes of half or bf16, 32 of float.
 template <typename T> struct Pack {
@@ -107,16 +115,22 @@ template <> __device__ __forceinline__ float sigmoid_unit<float>(float x, float 
     return x / (1.0f + expf(-scale * x));
 }
 
+// The step's number, which lies in memory, as a row of a table of that many: never past its end.
+__device__ __forceinline__ int row_of_step(const int* step, int steps) {
+    return int(min(unsigned(*step), unsigned(steps - 1)));
+}
+
 // Programmatic dependent launch (sm_90; elsewhere, and in a kernel launched plainly, neither does anything). A kernel
 // launched with programmatic stream serialization starts once every block of the kernel ahead has called
 // let_next_start or ended. Until wait_for_last returns, it may neither read what the kernel ahead writes nor write
-// anything. All threads call both.
-__device__ __forceinline__ void let_next_start() {
+// anything. All threads call both. Only kernels of EXPORT_EARLY have an `Early`, and all of them must wait.
+struct Early {};
+__device__ __forceinline__ void let_next_start(Early) {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
     asm volatile("griddepcontrol.launch_dependents;");
 #endif
 }
-__device__ __forceinline__ void wait_for_last() {
+__device__ __forceinline__ void wait_for_last(Early) {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
     asm volatile("griddepcontrol.wait;" ::: "memory");
 #endif

@@ -12,24 +12,27 @@
 // multiply, 64 rows each; the third fills a ring of stages of 64 k. Blocks are persistent: they walk over the tiles,
 // rows fastest, with the whole grid.
 //
-// Entries (T: f16, bf16; block = (384, 1, 1)), with dynamic shared memory:
-//   linear_geglu_T        BC 128, 197760 bytes      linear_geglu_T_160    BC 160, 230528 bytes
+// Entries linear_geglu_T_BC (T: f16, bf16; block = (384, 1, 1)); dynamic shared memory: the table at the end.
 // grid = (min(tiles, multiprocessors), 1, 1) with tiles = ceil(rows / 128) * (C / BC); any grid is right.
 #include "common.cuh"
 #include "hopper.cuh"
 
 namespace {
 
-constexpr int BM = 128;           // rows of a tile
-constexpr int BK = 64;            // k of a stage: 128 bytes, the width of the swizzle
+RUST_CONSTANT(GEGLU_ROWS, 128);    // of a tile
+RUST_CONSTANT(GEGLU_DEPTH, 64);    // k of a stage: 128 bytes, the width of the swizzle
+RUST_CONSTANT(GEGLU_THREADS, 384);  // two multiplying warpgroups and one that loads
+constexpr int BM = GEGLU_ROWS;
+constexpr int BK = GEGLU_DEPTH;
 constexpr int ROW = BK * 2;       // bytes of a tile's row in shared memory
-constexpr int THREADS = 384;      // two multiplying warpgroups and one that loads
+constexpr int THREADS = GEGLU_THREADS;
 constexpr int LEAD = 2;           // steps by which the first warpgroup starts ahead of the second
 constexpr int NAMED_BARRIER = 1;  // for that start
 
 template <int BC> struct Shape {
     static constexpr int A_BYTES = BM * ROW, HALF_BYTES = BC * ROW, STAGE = A_BYTES + 2 * HALF_BYTES;
     static constexpr int STAGES = 4;
+    static constexpr int BYTES = 1024 + STAGES * STAGE + 16 * STAGES;  // alignment, ring, barriers
     static_assert(BC % 16 == 0 && STAGE % 1024 == 0 && HALF_BYTES % 1024 == 0);
 };
 
@@ -317,7 +320,11 @@ __device__ __forceinline__ void linear_geglu_body(const Problem<T>& p) {
         linear_geglu_body<T, BC>({x, w, bias, out, rows, K, C});                      \
     }
 
-ENTRY(linear_geglu_f16, half, 128)
-ENTRY(linear_geglu_f16_160, half, 160)
-ENTRY(linear_geglu_bf16, __nv_bfloat16, 128)
-ENTRY(linear_geglu_bf16_160, __nv_bfloat16, 160)
+// Name ending, BC, dynamic shared bytes. build.rs finds the rows of this table, and Rust launches by them.
+#define GEGLU_TILE(ENDING, BC, SHARED)               \
+    static_assert(Shape<BC>::BYTES <= SHARED);       \
+    ENTRY(linear_geglu_f16_##ENDING, half, BC)       \
+    ENTRY(linear_geglu_bf16_##ENDING, __nv_bfloat16, BC)
+
+GEGLU_TILE(128, 128, 197760)
+GEGLU_TILE(160, 160, 230528)

@@ -10,20 +10,26 @@
 //
 // Launch rule of after_conv, join, moments and group_norm (C = Ca + Cb for join): a block has 8 * vectors channels, its
 // slice, and block / vectors rows in hand at once.
-//     slice = 8 * vectors  divides C, is a multiple of C / groups, at most 2560 and at most 128 groups
-//     block = (a multiple of 32, at least vectors, at most 320, but at most 64 if C / groups is below 7 and not 4; 1; 1)
+//     slice = 8 * vectors  divides C, is a multiple of C / groups, at most 2560 and at most LARGEST_TABLE groups
+//     block = (a multiple of 32, at least vectors, at most LARGEST_BLOCK, but at most LARGEST_NARROW_BLOCK if
+//             C / groups is below 7 and not 4; 1; 1)
 //     grid  = (chunks, C / slice, batch)  after_conv, join, moments: any height >= 1, chunks = ceil(rows / height)
 //     grid  = (blocks, C / slice, batch)  group_norm: any blocks >= 1; vectors and block need not be those of before
 // If partials is null, after_conv and join measure nothing and take any slice; groups is not used. No dynamic shared
 // memory. Slices of a multiple of 32 bytes are best, two to four blocks to a multiprocessor, and four rows to a thread.
 //
-// All may be launched with programmatic stream serialization (see common.cuh). bias, weight and *step are read before
+// All start early (see common.cuh). bias, weight and *step are read before
 // the kernel ahead has ended, so it must not be the one that writes them.
 #include "common.cuh"
 
-constexpr int LARGEST_BLOCK = 320;
+RUST_CONSTANT(LARGEST_BLOCK, 320);
+RUST_CONSTANT(LARGEST_NARROW_BLOCK, 64);  // of groups of few channels, of which a thread has more cells
+RUST_CONSTANT(LARGEST_TABLE, 128);        // groups of a slice
 constexpr int CELLS = LARGEST_BLOCK * 3;  // two of a thread, and what the odd pitch leaves unused
-constexpr int LARGEST_TABLE = 128;        // groups of a slice
+// Channels up to which 8 and 16 threads share a row of layer_norm, and the most channels that 32 can hold.
+RUST_CONSTANT(ROW_OF_8, 320);
+RUST_CONSTANT(ROW_OF_16, 640);
+RUST_CONSTANT(ROW_OF_32, 2048);
 constexpr unsigned WARP = 0xffffffffu;
 
 // Rows that a thread has in flight.
@@ -156,14 +162,14 @@ __device__ __forceinline__ void finish(const Sums& sums, const Place& place, flo
     }
 }
 
-// after_conv: in place xs = xs + bias[c] + table[*step][c] + onto, with bias, table (rows of C) and onto (the shape of
-// xs) each left out when null; and the moments of the stored values.
+// after_conv: in place xs = xs + bias[c] + table[*step][c] + onto, with bias, table (`steps` rows of C) and onto (the
+// shape of xs) each left out when null; and the moments of the stored values.
 template <typename T>
-__device__ __forceinline__ void after_conv_body(T* xs, const T* bias, const T* table, const int* step, const T* onto,
-                                                float2* partials, int rows_per_image, int C, int groups, int vectors,
-                                                int height) {
+__device__ __forceinline__ void after_conv_body(Early early, T* xs, const T* bias, const T* table, const int* step,
+                                                int steps, const T* onto, float2* partials, int rows_per_image, int C,
+                                                int groups, int vectors, int height) {
     constexpr int N = AT_ONCE<T>;
-    let_next_start();
+    let_next_start(early);
     const Place place(vectors);
     int row = int(blockIdx.x) * height + place.lane;
     const int end = min((int(blockIdx.x) + 1) * height, rows_per_image);
@@ -173,11 +179,11 @@ __device__ __forceinline__ void after_conv_body(T* xs, const T* bias, const T* t
     int at_step = 0;
     if (place.busy()) {
         if (bias != nullptr) fixed = load8(bias + place.channel);
-        if (table != nullptr) at_step = *step;
+        if (table != nullptr) at_step = row_of_step(step, steps);
     } else {
         row = end;
     }
-    wait_for_last();
+    wait_for_last(early);
 
     Pack<T> x[N], y[N];
     const auto fetch = [&]() {
@@ -260,27 +266,27 @@ __device__ __forceinline__ void copy_rows(const Place& place, const T* from, int
 
 // join: out[image][row] = a[image][row] (Ca channels) followed by b[image][row] (Cb channels), and the moments of out.
 template <typename T>
-__device__ __forceinline__ void join_body(const T* a, const T* b, T* out, float2* partials, int rows_per_image, int Ca,
-                                          int Cb, int groups, int vectors, int height) {
-    let_next_start();
+__device__ __forceinline__ void join_body(Early early, const T* a, const T* b, T* out, float2* partials,
+                                          int rows_per_image, int Ca, int Cb, int groups, int vectors, int height) {
+    let_next_start(early);
     const Place place(vectors);
     const int C = Ca + Cb;
     const size_t first = size_t(blockIdx.z) * rows_per_image;
     const bool left = place.channel < Ca;
     const int pitch = left ? Ca : Cb;
     const T* from = left ? a + first * Ca + place.channel : b + first * Cb + (place.channel - Ca);
-    wait_for_last();
+    wait_for_last(early);
     copy_rows(place, from, pitch, out + first * C + place.channel, C, rows_per_image, height, partials, groups);
 }
 
 // moments: those of each image's groups, chunk by chunk.
 template <typename T>
-__device__ __forceinline__ void moments_body(const T* xs, float2* partials, int rows_per_image, int C, int groups,
-                                             int vectors, int height) {
-    let_next_start();
+__device__ __forceinline__ void moments_body(Early early, const T* xs, float2* partials, int rows_per_image, int C,
+                                             int groups, int vectors, int height) {
+    let_next_start(early);
     const Place place(vectors);
     const T* from = xs + size_t(blockIdx.z) * rows_per_image * C + place.channel;
-    wait_for_last();
+    wait_for_last(early);
     copy_rows<T>(place, from, C, nullptr, C, rows_per_image, height, partials, groups);
 }
 
@@ -323,12 +329,12 @@ __device__ __forceinline__ void merge(const float2* partials, float2* table, int
 // (Wu, He 2018, "Group normalization"), then x / (1 + exp(-x)) if silu. chunks and height are those of the kernel that
 // left the partials. out may be xs.
 template <typename T>
-__device__ __forceinline__ void group_norm_body(const T* xs, const float2* partials, const T* weight, const T* bias,
-                                                T* out, int rows_per_image, int C, int groups, int chunks, int height,
-                                                int vectors, float eps, int silu) {
+__device__ __forceinline__ void group_norm_body(Early early, const T* xs, const float2* partials, const T* weight,
+                                                const T* bias, T* out, int rows_per_image, int C, int groups,
+                                                int chunks, int height, int vectors, float eps, int silu) {
     constexpr int N = AT_ONCE<T>;
     __shared__ float2 table[LARGEST_TABLE];
-    let_next_start();
+    let_next_start(early);
     const Place place(vectors);
     const int stride = int(gridDim.x) * place.lanes;
     const int end = place.busy() ? rows_per_image : 0;
@@ -340,7 +346,7 @@ __device__ __forceinline__ void group_norm_body(const T* xs, const float2* parti
         shifts = load8(bias + place.channel);
     }
     const int channels = quotient(C, groups);
-    wait_for_last();
+    wait_for_last(early);
 
     Pack<T> x[N];
     const auto fetch = [&]() {
@@ -390,8 +396,8 @@ __device__ __forceinline__ void group_norm_body(const T* xs, const float2* parti
 
 // WIDTH neighbouring threads hold one row, HELD vectors of eight each, and walk over the rows with the whole grid.
 template <typename T, int WIDTH, int HELD>
-__device__ __forceinline__ void layer_norm_rows(const T* xs, const T* weight, const T* bias, T* out, int rows, int C,
-                                                float eps) {
+__device__ __forceinline__ void layer_norm_rows(Early early, const T* xs, const T* weight, const T* bias, T* out,
+                                                int rows, int C, float eps) {
     constexpr int KEPT = sizeof(T) == 4 || HELD > 5 ? 1 : HELD;  // weights and biases, while they fit into registers
     const int place = int(threadIdx.x) % WIDTH, vectors = C / 8;
     const unsigned mask = (0xffffffffu >> (32 - WIDTH)) << (threadIdx.x & 31u & ~unsigned(WIDTH - 1));
@@ -405,7 +411,7 @@ __device__ __forceinline__ void layer_norm_rows(const T* xs, const T* weight, co
             shifts[i] = vector < vectors ? load8(bias + vector * 8) : Pack<T>{};
         }
     }
-    wait_for_last();
+    wait_for_last(early);
     for (long long row = (long long)blockIdx.x * each + threadIdx.x / WIDTH; row < rows;
          row += (long long)gridDim.x * each) {
         const T* from = xs + row * C;
@@ -453,43 +459,43 @@ __device__ __forceinline__ void layer_norm_rows(const T* xs, const T* weight, co
     }
 }
 
-// layer_norm: each row of C <= 2048 channels to mean 0 and variance 1, times weight, plus bias (Ba, Kiros, Hinton 2016,
-// "Layer normalization"). out may be xs.
+// layer_norm: each row of C <= ROW_OF_32 channels to mean 0 and variance 1, times weight, plus bias (Ba, Kiros, Hinton
+// 2016, "Layer normalization"). out may be xs.
 //
-// Launch rule: a row takes `width` threads: 8 for C <= 320, 16 for C <= 640, else 32. block = (128, 1, 1), or 64 for few
-// rows; grid = (ceil(rows * width / block), 1, 1). Any grid and any block that is a multiple of 32 up to 128 is right.
+// Launch rule: a row takes `width` threads: 8 up to ROW_OF_8 channels, 16 up to ROW_OF_16, else 32. block = (128, 1, 1),
+// or 64 for few rows; grid = (ceil(rows * width / block), 1, 1). Any grid and any block that is a multiple of 32 up to 128 is right.
 template <typename T>
-__device__ __forceinline__ void layer_norm_body(const T* xs, const T* weight, const T* bias, T* out, int rows, int C,
-                                                float eps) {
-    let_next_start();
-    if (C <= 320) {
-        layer_norm_rows<T, 8, 5>(xs, weight, bias, out, rows, C, eps);
-    } else if (C <= 640) {
-        layer_norm_rows<T, 16, 5>(xs, weight, bias, out, rows, C, eps);
+__device__ __forceinline__ void layer_norm_body(Early early, const T* xs, const T* weight, const T* bias, T* out,
+                                                int rows, int C, float eps) {
+    let_next_start(early);
+    if (C <= ROW_OF_8) {
+        layer_norm_rows<T, 8, 5>(early, xs, weight, bias, out, rows, C, eps);
+    } else if (C <= ROW_OF_16) {
+        layer_norm_rows<T, 16, 5>(early, xs, weight, bias, out, rows, C, eps);
     } else if (C <= 768) {
-        layer_norm_rows<T, 32, 3>(xs, weight, bias, out, rows, C, eps);
+        layer_norm_rows<T, 32, 3>(early, xs, weight, bias, out, rows, C, eps);
     } else if (C <= 1280) {
-        layer_norm_rows<T, 32, 5>(xs, weight, bias, out, rows, C, eps);
+        layer_norm_rows<T, 32, 5>(early, xs, weight, bias, out, rows, C, eps);
     } else {
-        layer_norm_rows<T, 32, 8>(xs, weight, bias, out, rows, C, eps);
+        layer_norm_rows<T, 32, 8>(early, xs, weight, bias, out, rows, C, eps);
     }
 }
 
-EXPORT(after_conv, (LARGEST_BLOCK, 2),
-       (T * xs, const T* bias, const T* table, const int* step, const T* onto, float2* partials, int rows_per_image,
-        int C, int groups, int vectors, int height),
-       (xs, bias, table, step, onto, partials, rows_per_image, C, groups, vectors, height))
-EXPORT(join, (LARGEST_BLOCK, 3),
+EXPORT_EARLY(after_conv, (LARGEST_BLOCK, 2),
+       (T * xs, const T* bias, const T* table, const int* step, int steps, const T* onto, float2* partials,
+        int rows_per_image, int C, int groups, int vectors, int height),
+       (early, xs, bias, table, step, steps, onto, partials, rows_per_image, C, groups, vectors, height))
+EXPORT_EARLY(join, (LARGEST_BLOCK, 3),
        (const T* a, const T* b, T* out, float2* partials, int rows_per_image, int Ca, int Cb, int groups, int vectors,
         int height),
-       (a, b, out, partials, rows_per_image, Ca, Cb, groups, vectors, height))
-EXPORT(moments, (LARGEST_BLOCK, 3),
+       (early, a, b, out, partials, rows_per_image, Ca, Cb, groups, vectors, height))
+EXPORT_EARLY(moments, (LARGEST_BLOCK, 3),
        (const T* xs, float2* partials, int rows_per_image, int C, int groups, int vectors, int height),
-       (xs, partials, rows_per_image, C, groups, vectors, height))
-EXPORT(group_norm, (LARGEST_BLOCK, 3),
+       (early, xs, partials, rows_per_image, C, groups, vectors, height))
+EXPORT_EARLY(group_norm, (LARGEST_BLOCK, 3),
        (const T* xs, const float2* partials, const T* weight, const T* bias, T* out, int rows_per_image, int C,
         int groups, int chunks, int height, int vectors, float eps, int silu),
-       (xs, partials, weight, bias, out, rows_per_image, C, groups, chunks, height, vectors, eps, silu))
-EXPORT(layer_norm, (128, 4),
+       (early, xs, partials, weight, bias, out, rows_per_image, C, groups, chunks, height, vectors, eps, silu))
+EXPORT_EARLY(layer_norm, (128, 4),
        (const T* xs, const T* weight, const T* bias, T* out, int rows, int C, float eps),
-       (xs, weight, bias, out, rows, C, eps))
+       (early, xs, weight, bias, out, rows, C, eps))

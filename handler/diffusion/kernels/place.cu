@@ -1,4 +1,4 @@
-// Weights on their way into the model's element type and layout.
+// Weights, as they lie in a file, into the model's element type and layout.
 //
 // place_S_T (S and T each f16, bf16 or f32): source rows [inner_in, area] of S, a convolution's filters
 // [out, in, kernel height * kernel width], become target rows [area, inner_out] of T from row first_row on, channels

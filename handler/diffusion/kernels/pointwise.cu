@@ -3,7 +3,7 @@
 // Launch rule unless said otherwise: block = (256, 1, 1), grid = (ceil(units / 256), 1, 1) with the kernel's units; any
 // grid and block is right, for threads walk over the units with the whole grid. No dynamic shared memory. Base
 // addresses are multiples of 16 bytes. Activations are NHWC, C a multiple of 8. geglu, silu, quick_gelu, add and
-// upsample_nearest may be launched with programmatic stream serialization (see common.cuh), the others may not.
+// upsample_nearest start early (see common.cuh).
 #include <string.h>
 
 #include "common.cuh"
@@ -38,12 +38,13 @@ template <> __device__ __forceinline__ float gated<float>(float x, float gate) {
 
 // geglu: out[row][c] = xs[row][c] * gelu(xs[row][C + c]), with the exact (erf) GELU (Hendrycks, Gimpel 2016; Shazeer
 // 2020, "GLU variants improve transformer"). Units: rows * C / 8, two to a thread: grid = (ceil(units / 512), 1, 1).
-template <typename T> __device__ __forceinline__ void geglu_body(const T* xs, T* out, long long rows, int C) {
+template <typename T>
+__device__ __forceinline__ void geglu_body(Early early, const T* xs, T* out, long long rows, int C) {
     constexpr int N = 2;
-    let_next_start();
+    let_next_start(early);
     const int vectors = C / 8;
     const long long units = rows * vectors, stride = unit_stride();
-    wait_for_last();
+    wait_for_last(early);
     for (long long unit = first_unit(); unit < units; unit += N * stride) {
         Pack<T> left[N], right[N];
 #pragma unroll
@@ -70,9 +71,9 @@ template <typename T> __device__ __forceinline__ void geglu_body(const T* xs, T*
 }
 
 // silu: out = x / (1 + exp(-x)). count is a multiple of 8; units: count / 8. out may be xs.
-template <typename T> __device__ __forceinline__ void silu_body(const T* xs, T* out, long long count) {
-    let_next_start();
-    wait_for_last();
+template <typename T> __device__ __forceinline__ void silu_body(Early early, const T* xs, T* out, long long count) {
+    let_next_start(early);
+    wait_for_last(early);
     for (long long unit = first_unit(); unit < count / 8; unit += unit_stride()) {
         float x[8];
         unpack8(load8(xs + unit * 8), x);
@@ -83,9 +84,10 @@ template <typename T> __device__ __forceinline__ void silu_body(const T* xs, T* 
 }
 
 // quick_gelu: out = x / (1 + exp(-1.702 x)), CLIP's activation. Otherwise as silu.
-template <typename T> __device__ __forceinline__ void quick_gelu_body(const T* xs, T* out, long long count) {
-    let_next_start();
-    wait_for_last();
+template <typename T>
+__device__ __forceinline__ void quick_gelu_body(Early early, const T* xs, T* out, long long count) {
+    let_next_start(early);
+    wait_for_last(early);
     for (long long unit = first_unit(); unit < count / 8; unit += unit_stride()) {
         float x[8];
         unpack8(load8(xs + unit * 8), x);
@@ -96,9 +98,10 @@ template <typename T> __device__ __forceinline__ void quick_gelu_body(const T* x
 }
 
 // add: out = a + b. count is a multiple of 8; units: count / 8. out may be a or b.
-template <typename T> __device__ __forceinline__ void add_body(const T* a, const T* b, T* out, long long count) {
-    let_next_start();
-    wait_for_last();
+template <typename T>
+__device__ __forceinline__ void add_body(Early early, const T* a, const T* b, T* out, long long count) {
+    let_next_start(early);
+    wait_for_last(early);
     for (long long unit = first_unit(); unit < count / 8; unit += unit_stride()) {
         const Pack<T> left = load8(a + unit * 8), right = load8(b + unit * 8);
         float x[8], y[8];
@@ -113,13 +116,14 @@ template <typename T> __device__ __forceinline__ void add_body(const T* a, const
 // upsample_nearest: xs [batch, h, w, C] to out [batch, H, W, C], source row
 // min(h - 1, floor(row * h / H)) in f32, columns alike. grid = (ceil(H * W * C / 8 / 256), batch, 1).
 template <typename T>
-__device__ __forceinline__ void upsample_nearest_body(const T* xs, T* out, int h, int w, int H, int W, int C) {
-    let_next_start();
+__device__ __forceinline__ void upsample_nearest_body(Early early, const T* xs, T* out, int h, int w, int H, int W,
+                                                      int C) {
+    let_next_start(early);
     const int vectors = C / 8;
     const long long units = (long long)H * W * vectors;
     const T* from = xs + (long long)blockIdx.y * h * w * C;
     T* to = out + (long long)blockIdx.y * units * 8;
-    wait_for_last();
+    wait_for_last(early);
     for (long long unit = first_unit(); unit < units; unit += unit_stride()) {
         const long long pixel = quotient(unit, vectors);
         const int vector = int(unit - pixel * vectors);
@@ -148,11 +152,10 @@ __device__ __forceinline__ void enter_body(const float* latents, T* out, int n, 
 
 // leave_noise: xs [copies * n, hw, 8] to out [n, c, hw] (f32, NCHW, c <= 8). copies 2: u + guidance * (p - u), u the
 // first n images and p the others (Ho, Salimans 2022, "Classifier-free diffusion guidance"), guidance one f32 in device
-// memory; copies 1: the values alone (guidance may be null). Then *step grows by one unless step is null.
-// Units: n * hw.
+// memory; copies 1: the values alone (guidance may be null). Units: n * hw.
 template <typename T>
 __device__ __forceinline__ void leave_noise_body(const T* xs, float* out, const float* guidance, int n, int c, int hw,
-                                                 int copies, int* step) {
+                                                 int copies) {
     const long long units = (long long)n * hw;
     const float scale = copies == 2 ? *guidance : 0.0f;
     for (long long unit = first_unit(); unit < units; unit += unit_stride()) {
@@ -170,7 +173,6 @@ __device__ __forceinline__ void leave_noise_body(const T* xs, float* out, const 
             if (i < c) out[(image * c + i) * hw + pixel] = x[i];
         }
     }
-    if (step != nullptr && blockIdx.x == 0 && threadIdx.x == 0) *step += 1;
 }
 
 // leave_pixels: xs [hw, 8] to out [hw, 3] bytes: clamp(x / 2 + 1/2, 0, 1) * 255, ties to even. Units: ceil(hw / 4).
@@ -223,13 +225,15 @@ template <typename T> __device__ __forceinline__ void store4(T* to, const T (&x)
     *reinterpret_cast<typename Four<sizeof(T)>::Word*>(to) = word;
 }
 
+RUST_CONSTANT(MERGE_TILE, 64);
+
 // merge_low_rank: out = base + scale * (up x down) (Hu et al. 2021, "LoRA"); base and out [rows, columns], up
 // [rows, rank] and down [rank, columns] f32, any sizes. out may be base.
-// block = (256, 1, 1) exactly, grid = (ceil(columns / 64), ceil(rows / 64), 1). Tiles of 64 x 64, 4 x 4 to a thread.
+// block = (256, 1, 1) exactly, grid = (ceil(columns / MERGE_TILE), ceil(rows / MERGE_TILE), 1), 4 x 4 to a thread.
 template <typename T>
 __device__ __forceinline__ void merge_low_rank_body(const T* base, T* out, const float* up, const float* down, int rows,
                                                     int columns, int rank, float scale) {
-    constexpr int TILE = 64, DEPTH = 16, EACH = 4;
+    constexpr int TILE = MERGE_TILE, DEPTH = 16, EACH = 4;
     __shared__ __align__(16) float left[DEPTH][TILE + 4];  // left[k][row]
     __shared__ __align__(16) float right[DEPTH][TILE];     // right[k][column]
     const int thread = int(threadIdx.x);
@@ -295,16 +299,17 @@ __device__ __forceinline__ void merge_low_rank_body(const T* base, T* out, const
     }
 }
 
-EXPORT(geglu, (256, 1), (const T* xs, T* out, long long rows, int C), (xs, out, rows, C))
-EXPORT(silu, (256, 1), (const T* xs, T* out, long long count), (xs, out, count))
-EXPORT(quick_gelu, (256, 1), (const T* xs, T* out, long long count), (xs, out, count))
-EXPORT(add, (256, 1), (const T* a, const T* b, T* out, long long count), (a, b, out, count))
-EXPORT(upsample_nearest, (256, 1), (const T* xs, T* out, int h, int w, int H, int W, int C), (xs, out, h, w, H, W, C))
+EXPORT_EARLY(geglu, (256, 1), (const T* xs, T* out, long long rows, int C), (early, xs, out, rows, C))
+EXPORT_EARLY(silu, (256, 1), (const T* xs, T* out, long long count), (early, xs, out, count))
+EXPORT_EARLY(quick_gelu, (256, 1), (const T* xs, T* out, long long count), (early, xs, out, count))
+EXPORT_EARLY(add, (256, 1), (const T* a, const T* b, T* out, long long count), (early, a, b, out, count))
+EXPORT_EARLY(upsample_nearest, (256, 1), (const T* xs, T* out, int h, int w, int H, int W, int C),
+             (early, xs, out, h, w, H, W, C))
 EXPORT(enter, (256, 1), (const float* latents, T* out, int n, int c, int hw, int copies, float scale),
        (latents, out, n, c, hw, copies, scale))
 EXPORT(leave_noise, (256, 1),
-       (const T* xs, float* out, const float* guidance, int n, int c, int hw, int copies, int* step),
-       (xs, out, guidance, n, c, hw, copies, step))
+       (const T* xs, float* out, const float* guidance, int n, int c, int hw, int copies),
+       (xs, out, guidance, n, c, hw, copies))
 EXPORT(leave_pixels, (256, 1), (const T* xs, unsigned char* out, long long hw), (xs, out, hw))
 EXPORT(merge_low_rank, (256, 2),
        (const T* base, T* out, const float* up, const float* down, int rows, int columns, int rank, float scale),

@@ -3,7 +3,7 @@
 // Launch rule: block = (256, 1, 1), grid = (ceil(n * hw / 256), 1, 1); any grid is right.
 #include "common.cuh"
 
-// How a step's arithmetic is put together: clean = by_sample * x + by_output * e, x' = sample * x + clean_now * clean +
+// The coefficients of one step: clean = by_sample * x + by_output * e, x' = sample * x + clean_now * clean +
 // clean_before * (the clean picture of the step before).
 struct Sums {
     float by_sample, by_output, sample, clean_now, clean_before;
@@ -22,7 +22,7 @@ __device__ __forceinline__ void begin_step_body(const float* latents, T* out, in
         const Pack<T> pack = pack8<T>(x);
         for (int copy = 0; copy < copies; ++copy) store8(out + size_t(copy * units + unit) * 8, pack);
     }
-    // Nothing here reads it, and what does comes later.
+    // No kernel reads it before this one has ended.
     if (blockIdx.x == 0 && threadIdx.x == 0) *step += 1;
 }
 
@@ -31,11 +31,11 @@ __device__ __forceinline__ void begin_step_body(const float* latents, T* out, in
 // are Lu et al. 2022, algorithm 2.
 template <typename T>
 __device__ __forceinline__ void advance_body(const T* xs, float* latents, float* before, const Sums* sums,
-                                             const float* guidance, const int* step, int n, int c, int hw,
-                                             int copies) {
+                                             const float* guidance, const int* step, int steps, int n, int c,
+                                             int hw, int copies) {
     const int units = n * hw;
     const float scale = copies == 2 ? *guidance : 0.0f;
-    const Sums by = sums[*step];
+    const Sums by = sums[row_of_step(step, steps)];
     for (int unit = int(blockIdx.x * blockDim.x + threadIdx.x); unit < units; unit += int(gridDim.x * blockDim.x)) {
         const int image = unit / hw, pixel = unit - image * hw;
         float e[8];
@@ -61,6 +61,6 @@ __device__ __forceinline__ void advance_body(const T* xs, float* latents, float*
 EXPORT(begin_step, (256, 1), (const float* latents, T* out, int n, int c, int hw, int copies, int* step),
        (latents, out, n, c, hw, copies, step))
 EXPORT(advance, (256, 1),
-       (const T* xs, float* latents, float* before, const Sums* sums, const float* guidance, const int* step, int n,
-        int c, int hw, int copies),
-       (xs, latents, before, sums, guidance, step, n, c, hw, copies))
+       (const T* xs, float* latents, float* before, const Sums* sums, const float* guidance, const int* step, int steps,
+        int n, int c, int hw, int copies),
+       (xs, latents, before, sums, guidance, step, steps, n, c, hw, copies))

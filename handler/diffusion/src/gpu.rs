@@ -1,6 +1,6 @@
-//! The GPU: memory, kernels, matrix products, convolutions and graphs of NVIDIA's CUDA, without anything of Stable Diffusion.
+//! NVIDIA GPUs by CUDA: memory, kernels, matrix products, convolutions and graphs. Nothing here knows of Stable Diffusion.
 //!
-//! Its libraries are opened at run time, so one binary runs with and without a GPU. Everything goes to one stream, in order.
+//! CUDA's libraries are opened at run time, so one binary runs with and without a GPU. Everything goes to one stream, in order.
 //! Activations are `[batch, height, width, channels]`, which is `[batch, tokens, channels]` too.
 
 #![allow(unsafe_code, reason = "CUDA is a C interface; each call says why it holds")]
@@ -11,50 +11,49 @@ pub(crate) mod conv;
 mod cublaslt;
 mod cudnn;
 mod driver;
-mod dtype;
 mod error;
-mod event;
 mod graph;
 mod kernels;
-mod library;
 pub(crate) mod matmul;
 mod memory;
 mod opening;
-mod place;
+mod pinned;
 #[cfg(feature = "cuda")]
 mod shortage;
 mod tuned;
+mod weights;
 
-pub(crate) use array::{Array, Moments, Pinned};
+pub use array::Dtype;
+pub(crate) use array::{Array, Moments};
 pub use driver::device_of_machine;
-pub use dtype::Dtype;
 pub use error::GpuError;
 pub(crate) use error::{Result, tells_of_memory};
-pub(crate) use event::Event;
 pub(crate) use graph::Graph;
-pub(crate) use kernels::{Arg, Launch};
+pub(crate) use kernels::{Arg, Launch, constants};
 pub use memory::Memory;
-pub(crate) use place::{Layout, Placed, Product, Source};
+pub(crate) use pinned::Pinned;
+pub(crate) use weights::{Placed, Product, Source, WeightLayout};
 
-// For tests of whoever paints.
+// For tests of the engine.
 #[cfg(feature = "cuda")]
 #[doc(hidden)]
 pub use shortage::Shortage;
 
 use arena::Arena;
 use conv::Convolutions;
-use cudarc::driver::sys::{self, CUcontext, CUresult, CUstream};
+use cudarc::driver::{CudaContext, CudaEvent, CudaStream};
+use error::{check, check_safe};
 use kernels::Kernels;
 use matmul::Matmuls;
 use memory::Meter;
-use place::Lane;
 use std::{
-    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, atomic::AtomicUsize},
     time::Duration,
 };
 use tuned::Tuned;
+use weights::Lane;
 
-/// What cuBLASLt may use to sum in parts.
+/// Memory that cuBLASLt may use for partial sums, in bytes.
 const MATMUL_WORKSPACE: usize = 32 << 20;
 
 /// One GPU. Cheap to clone.
@@ -62,9 +61,6 @@ const MATMUL_WORKSPACE: usize = 32 << 20;
 pub struct Gpu(Arc<Inner>);
 
 struct Inner {
-    device: i32,
-    context: CUcontext,
-    stream: CUstream,
     name: String,
     multiprocessors: usize,
     /// First number of the compute capability: 7 Turing, 8 Ampere and Ada, 9 Hopper.
@@ -73,44 +69,43 @@ struct Inner {
     kernels: Kernels,
     /// Arrays that live for a while: weights, what graphs read and write.
     resident: Arc<Mutex<Arena>>,
-    /// Arrays between one operation and the next. Graphs use it too: what lives across a graph's run must not lie here.
+    /// Arrays between one operation and the next. Each run of a graph overwrites them.
     scratch: Arc<Mutex<Arena>>,
+    /// How often scratch memory was given back.
+    trims: AtomicUsize,
     matmuls: OnceLock<Mutex<Matmuls>>,
     convolutions: OnceLock<Mutex<Convolutions>>,
     lanes: Mutex<Vec<Lane>>,
-    /// A LoRA's factors on their way.
+    /// For a LoRA's factors on their way to the GPU.
     factors: Mutex<Option<Pinned>>,
     tuned: Mutex<Tuned>,
     meter: Arc<Meter>,
     opening: Mutex<Vec<(&'static str, Duration)>>,
+    // Last: what is above uses them.
+    stream: Arc<CudaStream>,
+    context: Arc<CudaContext>,
 }
 
-// SAFETY: a CUDA context and stream may be used from any thread that has made the context current, see `Gpu::enter`.
-unsafe impl Send for Inner {}
-// SAFETY: CUDA's functions are thread-safe, and what is not lies behind a mutex.
-unsafe impl Sync for Inner {}
-
 impl Gpu {
-    /// Makes the context current on this thread: first thing to do on a thread that may be new.
+    /// Makes the context current on this thread. A thread must do this before anything else on the GPU.
     ///
     /// # Errors
     /// The driver's.
     pub fn enter(&self) -> Result<()> {
-        // SAFETY: the context lives as long as the process.
-        check("cuCtxSetCurrent", unsafe { sys::cuCtxSetCurrent(self.0.context) })
+        check_safe("cuCtxSetCurrent", self.0.context.bind_to_thread())
     }
 
-    /// As the vendor calls it.
+    /// The product's name, such as `NVIDIA L4`.
     pub fn name(&self) -> &str {
         &self.0.name
     }
 
-    /// How many of its processors work at once.
+    /// The number of streaming multiprocessors.
     pub(crate) fn multiprocessors(&self) -> usize {
         self.0.multiprocessors
     }
 
-    /// Whether fused kernels do that dtype here.
+    /// Whether there are fused kernels for that dtype on this GPU.
     pub(crate) fn fuses(&self, dtype: Dtype) -> bool {
         match dtype {
             Dtype::F16 => true,
@@ -119,7 +114,7 @@ impl Gpu {
         }
     }
 
-    /// Whether it has what kernels for Hopper need.
+    /// Whether the kernels for Hopper run on it.
     pub(crate) fn is_hopper(&self) -> bool {
         self.0.is_hopper
     }
@@ -129,55 +124,71 @@ impl Gpu {
         self.0.generation >= 8
     }
 
-    /// Waits until everything is done that was asked for.
+    /// Waits until the stream's work is done.
     ///
     /// # Errors
-    /// What went wrong since the last wait.
+    /// What failed since the last wait.
     pub fn synchronize(&self) -> Result<()> {
-        // SAFETY: our own stream.
-        check("cuStreamSynchronize", unsafe { sys::cuStreamSynchronize(self.0.stream) })
+        check_safe("cuStreamSynchronize", self.0.stream.synchronize())
     }
 
-    /// Whether nothing can be computed on it any more: after a broken memory access or a fault of the chip, every call of this process
-    /// fails. Waits.
+    /// Whether the GPU is lost for this process: after an illegal memory access or a fault of the chip, every call fails. Waits.
     pub fn is_lost(&self) -> bool {
-        // An error that is only late is told once.
-        self.enter().is_err() || (self.synchronize().is_err() && self.synchronize().is_err())
+        // An error of earlier work is reported once; a lost GPU fails again.
+        let fails = || self.enter().and_then(|()| self.synchronize()).is_err();
+        fails() && fails()
     }
 
     pub(crate) fn matmuls(&self) -> Result<MutexGuard<'_, Matmuls>> {
         if self.0.matmuls.get().is_none() {
             let workspace = self.resident(&[MATMUL_WORKSPACE / 4], Dtype::F32)?;
-            let made = Matmuls::new(self.0.stream, workspace.address(), MATMUL_WORKSPACE)?;
-            if self.0.matmuls.set(Mutex::new(made)).is_ok() {
-                // It lives as long as the process.
-                std::mem::forget(workspace);
-            }
+            let _ = self.0.matmuls.set(Mutex::new(Matmuls::new(&self.0.stream, workspace)?));
         }
         self.0.matmuls.get().map(lock).ok_or_else(|| GpuError::Unavailable("cuBLASLt is not open".into()))
     }
 
     pub(crate) fn convolutions(&self) -> Result<MutexGuard<'_, Convolutions>> {
         if self.0.convolutions.get().is_none() {
-            let _ = self.0.convolutions.set(Mutex::new(Convolutions::new(self.0.stream)?));
+            let _ = self.0.convolutions.set(Mutex::new(Convolutions::new(&self.0.stream)?));
         }
         self.0.convolutions.get().map(lock).ok_or_else(|| GpuError::Unavailable("cuDNN is not open".into()))
     }
 
-    /// Runs a kernel.
-    pub(crate) fn launch(&self, launch: Launch, args: &[Arg]) -> Result<()> {
-        self.0.kernels.launch(self.0.stream, launch, args)
+    /// Enqueues a kernel.
+    ///
+    /// # Safety
+    /// The arguments are those of the kernel's signature. Each address is one of this GPU's memory, alive now, from which the kernel
+    /// reads and writes no more than is there with these sizes and this grid.
+    pub(crate) unsafe fn launch(&self, launch: Launch, args: &[Arg]) -> Result<()> {
+        // SAFETY: as the caller promises.
+        unsafe { self.0.kernels.launch(&self.0.stream, launch, args) }
     }
 
-    fn stream(&self) -> CUstream {
-        self.0.stream
+    /// Whether both are the same GPU with the same stream.
+    pub(crate) fn is(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
+
+    /// A new mark for the stream. It counts as reached until it is recorded.
+    pub(crate) fn event(&self) -> Result<CudaEvent> {
+        check_safe("cuEventCreate", self.0.context.new_event(None))
+    }
+
+    /// Puts a mark at the end of the stream's work.
+    pub(crate) fn record(&self, event: &CudaEvent) -> Result<()> {
+        check_safe("cuEventRecord", event.record(&self.0.stream))
+    }
+
+    /// Waits until the stream reaches a mark.
+    pub(crate) fn wait_for(&self, event: &CudaEvent) -> Result<()> {
+        check_safe("cuEventSynchronize", event.synchronize())
+    }
+
+    fn stream(&self) -> &Arc<CudaStream> {
+        &self.0.stream
     }
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-fn check(call: &str, code: CUresult) -> Result<()> {
-    if code == CUresult::CUDA_SUCCESS { Ok(()) } else { Err(GpuError::call(call, code)) }
 }

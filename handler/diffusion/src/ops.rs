@@ -9,7 +9,7 @@ mod gpu;
 pub(crate) mod params;
 
 pub(crate) use array::{Array, Step};
-pub(crate) use gpu::LANES;
+pub(crate) use gpu::{LANES, steps};
 
 use crate::ops::params::Params;
 use candle_core::{Error, Result};

@@ -1,6 +1,7 @@
-//! Memory by offsets into one range of addresses, which is backed piece by piece as it fills: addresses stay valid for good.
+//! An allocator over one reserved range of addresses. Memory is mapped into it piece by piece as it fills, so addresses never change.
+//! cudarc's own arrays come from the driver's pool, which chooses an address anew each time.
 //!
-//! First fit at the lowest address, so that one sequence of requests always gets the same addresses.
+//! First fit from the lowest address: the same sequence of requests always gets the same addresses.
 
 use super::{GpuError, Meter, Result, check};
 use cudarc::driver::sys::{
@@ -9,20 +10,20 @@ use cudarc::driver::sys::{
 };
 use std::{collections::BTreeMap, ptr::null_mut, sync::Arc};
 
-/// Every piece starts at a multiple of it.
+/// Allocations start at multiples of this many bytes.
 const ALIGNMENT: usize = 512;
-/// Memory is taken from the driver in multiples of it, or of a smaller page that an arena has.
+/// Memory is taken from the driver in multiples of this, unless an arena has a smaller page.
 pub(super) const PAGE: usize = 16 << 20;
-/// Addresses reserved; far more than any GPU has memory.
+/// The reserved range in bytes, far more than any GPU's memory.
 const RESERVED: usize = 1 << 38;
 
 pub(super) struct Arena {
     base: u64,
     free: Free,
-    /// Lengths of what is backed, in order of address.
-    backed: Vec<usize>,
-    /// Whether the driver has the memory back for now.
-    away: bool,
+    /// Lengths of the mapped pieces, in order of address.
+    mapped: Vec<usize>,
+    /// Whether the memory is given back to the driver for now.
+    released: bool,
     page: usize,
     properties: CUmemAllocationProp,
     meter: Arc<Meter>,
@@ -48,36 +49,36 @@ impl Arena {
                 reserved: [0; 4],
             },
         };
-        Ok(Self { base, free: Free::default(), backed: Vec::new(), away: false, page, properties, meter })
+        Ok(Self { base, free: Free::default(), mapped: Vec::new(), released: false, page, properties, meter })
     }
 
-    /// Takes `bytes`, at least one piece of the alignment.
+    /// Allocates `bytes`, rounded up to the alignment.
     pub(super) fn take(&mut self, bytes: usize) -> Result<u64> {
         let bytes = bytes.max(1).next_multiple_of(ALIGNMENT);
         if let Some(offset) = self.free.take(bytes) {
             return Ok(self.base + offset as u64);
         }
-        let end: usize = self.backed.iter().sum();
+        let end: usize = self.mapped.iter().sum();
         let missing = (bytes - self.free.tail(end)).next_multiple_of(self.page);
-        self.back(end, missing)?;
-        self.backed.push(missing);
+        self.map(end, missing)?;
+        self.mapped.push(missing);
         self.free.give(end, missing);
         let offset = self.free.take(bytes).ok_or_else(|| GpuError::Unavailable("an arena lost its memory".into()))?;
         Ok(self.base + offset as u64)
     }
 
-    /// Takes back what [`Arena::take`] gave.
+    /// Frees what [`Arena::take`] allocated.
     pub(super) fn give(&mut self, address: u64, bytes: usize) {
         self.free.give((address - self.base) as usize, bytes.max(1).next_multiple_of(ALIGNMENT));
     }
 
     /// Gives free memory at the end back to the driver.
     pub(super) fn trim(&mut self) -> Result<()> {
-        let mut end: usize = self.backed.iter().sum();
-        while let Some(&last) = self.backed.last().filter(|&&last| self.free.tail(end) >= last) {
+        let mut end: usize = self.mapped.iter().sum();
+        while let Some(&last) = self.mapped.last().filter(|&&last| self.free.tail(end) >= last) {
             end -= last;
             self.free.cut(end, last);
-            self.backed.pop();
+            self.mapped.pop();
             // SAFETY: exactly one range that was mapped, and nothing lies in it.
             check("cuMemUnmap", unsafe { sys::cuMemUnmap(self.base + end as u64, last) })?;
             self.meter.remove(last);
@@ -85,9 +86,9 @@ impl Arena {
         Ok(())
     }
 
-    fn back(&mut self, offset: usize, bytes: usize) -> Result<()> {
+    fn map(&mut self, offset: usize, bytes: usize) -> Result<()> {
         let (address, mut handle) = (self.base + offset as u64, 0);
-        // SAFETY: new memory, mapped into addresses that are reserved and not yet backed. The mapping keeps it alive.
+        // SAFETY: new memory, mapped into addresses that are reserved and not yet mapped. The mapping keeps it alive.
         unsafe {
             check("cuMemCreate", sys::cuMemCreate(&mut handle, bytes, &self.properties, 0))?;
             let mapped = check("cuMemMap", sys::cuMemMap(address, bytes, 0, handle, 0));
@@ -105,21 +106,21 @@ impl Arena {
         Ok(())
     }
 
-    /// Gives all memory back to the driver; addresses stay taken. What lay there is lost.
-    pub(super) fn leave(&mut self) -> Result<()> {
-        if self.away {
+    /// Gives all memory back to the driver, and with it its contents. Allocations keep their addresses.
+    pub(super) fn release(&mut self) -> Result<()> {
+        if self.released {
             return Ok(());
         }
-        self.unback(self.backed.len())?;
-        self.away = true;
+        self.unmap(self.mapped.len())?;
+        self.released = true;
         Ok(())
     }
 
-    /// Gives back the memory of the first pieces.
-    fn unback(&self, pieces: usize) -> Result<()> {
+    /// Unmaps the first pieces.
+    fn unmap(&self, pieces: usize) -> Result<()> {
         let mut offset = 0;
-        for &bytes in &self.backed[..pieces] {
-            // SAFETY: exactly one range that was mapped; the caller has seen to it that nothing uses it.
+        for &bytes in &self.mapped[..pieces] {
+            // SAFETY: exactly one range that was mapped. A kernel that still used it would fail, and touch nothing else.
             check("cuMemUnmap", unsafe { sys::cuMemUnmap(self.base + offset as u64, bytes) })?;
             self.meter.remove(bytes);
             offset += bytes;
@@ -127,20 +128,20 @@ impl Arena {
         Ok(())
     }
 
-    /// Takes memory for the same addresses again, with anything in it: all of it or, after an error, none. Says whether it was away.
-    pub(super) fn come(&mut self) -> Result<bool> {
-        if !self.away {
+    /// Maps new memory, with any contents, to the same addresses: all of it or, after an error, none. Returns whether it was released.
+    pub(super) fn restore(&mut self) -> Result<bool> {
+        if !self.released {
             return Ok(false);
         }
         let mut offset = 0;
-        for (piece, bytes) in self.backed.clone().into_iter().enumerate() {
-            if let Err(error) = self.back(offset, bytes) {
-                self.unback(piece)?;
+        for (piece, bytes) in self.mapped.clone().into_iter().enumerate() {
+            if let Err(error) = self.map(offset, bytes) {
+                self.unmap(piece)?;
                 return Err(error);
             }
             offset += bytes;
         }
-        self.away = false;
+        self.released = false;
         Ok(true)
     }
 }
@@ -172,12 +173,12 @@ impl Free {
         self.0.insert(offset, bytes);
     }
 
-    /// How much is free right before `end`.
+    /// The length of the free piece that ends at `end`.
     fn tail(&self, end: usize) -> usize {
         self.0.last_key_value().filter(|(offset, length)| **offset + **length == end).map_or(0, |(_, &length)| length)
     }
 
-    /// Forgets the last `bytes` before `start + bytes`, which are free.
+    /// Removes the free `bytes` from `start` on, the last ones.
     fn cut(&mut self, start: usize, bytes: usize) {
         if let Some((&offset, _)) =
             self.0.last_key_value().filter(|(offset, length)| *offset + *length == start + bytes)

@@ -1,15 +1,43 @@
-//! Arrays in the GPU's memory, and the way there and back.
+//! Arrays in the GPU's memory, and copies between them and the host. cudarc's own arrays have neither dims nor fixed addresses.
 
-use super::{Dtype, Gpu, GpuError, Result, arena::Arena, check, lock};
+use super::{Gpu, GpuError, Pinned, Result, arena::Arena, check, lock};
 use candle_core::{DType, Device, Tensor};
 use cudarc::driver::sys;
 use half::{bf16, f16};
-use std::{
-    ptr::null_mut,
-    sync::{Arc, Mutex},
-};
+use serde::{Deserialize, Serialize};
+use std::sync::{Arc, Mutex};
 
-/// Numbers in a grid, row after row. A view of some columns has rows that are further apart. Cheap to clone.
+/// Floating-point type of weights and activations.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum Dtype {
+    /// IEEE half.
+    F16,
+    /// bfloat16.
+    BF16,
+    /// IEEE single.
+    F32,
+}
+
+impl Dtype {
+    /// Bytes of one number.
+    pub fn bytes(self) -> usize {
+        match self {
+            Self::F16 | Self::BF16 => 2,
+            Self::F32 => 4,
+        }
+    }
+
+    /// The name, as in the kernels' names.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::F16 => "f16",
+            Self::BF16 => "bf16",
+            Self::F32 => "f32",
+        }
+    }
+}
+
+/// A row-major array. In a view of some columns, rows are further apart. Cheap to clone.
 #[derive(Clone)]
 pub(crate) struct Array {
     memory: Arc<Memory>,
@@ -22,7 +50,7 @@ pub(crate) struct Array {
     moments: Option<Moments>,
 }
 
-/// Mean and sum of squared deviations of each group of channels of each image, in parts.
+/// Mean and sum of squared deviations for each group of channels of each image, for chunks of its rows.
 #[derive(Clone)]
 pub(crate) struct Moments {
     /// f32, `[images, groups, chunks of rows, 2]`.
@@ -31,7 +59,7 @@ pub(crate) struct Moments {
     pub groups: usize,
 }
 
-/// A piece of an arena.
+/// An allocation of an arena.
 struct Memory {
     gpu: Gpu,
     arena: Arc<Mutex<Arena>>,
@@ -41,14 +69,15 @@ struct Memory {
 
 impl Drop for Memory {
     fn drop(&mut self) {
-        // Whoever gets it next comes later on the same stream.
+        // The next user of this memory comes later on the same stream.
         lock(&self.arena).give(self.address, self.bytes);
     }
 }
 
 impl Array {
     pub(super) fn new(gpu: &Gpu, arena: &Arc<Mutex<Arena>>, dims: &[usize], dtype: Dtype) -> Result<Self> {
-        let bytes = dims.iter().product::<usize>() * dtype.bytes();
+        let count = dims.iter().try_fold(dtype.bytes(), |bytes, &dim| bytes.checked_mul(dim));
+        let bytes = count.ok_or_else(|| GpuError::Unavailable(format!("{dims:?} is too large")))?;
         let address = lock(arena).take(bytes)?;
         let memory = Arc::new(Memory { gpu: gpu.clone(), arena: arena.clone(), address, bytes });
         let row = dims.last().copied().unwrap_or(1);
@@ -102,9 +131,10 @@ impl Array {
     /// Some columns of it.
     ///
     /// # Panics
-    /// It has not that many.
+    /// There are fewer columns.
     pub(crate) fn columns_from(&self, from: usize, count: usize) -> Self {
-        assert!(from + count <= self.columns(), "columns {from}..{} of {:?}", from + count, self.dims);
+        let fits = from <= self.columns() && count <= self.columns() - from && !self.dims.is_empty();
+        assert!(fits, "{count} columns from {from} on of {:?}", self.dims);
         let mut view = self.clone();
         if let Some(last) = view.dims.last_mut() {
             *last = count;
@@ -114,13 +144,13 @@ impl Array {
         view
     }
 
-    /// Some of what the first of at least two dimensions counts.
+    /// A part along the first of at least two dimensions.
     ///
     /// # Panics
-    /// It does not count that many.
+    /// The dimension is shorter.
     pub(crate) fn part(&self, from: usize, count: usize) -> Self {
-        let fits = self.dims.len() > 1 && from + count <= self.dims[0];
-        assert!(fits, "{from}..{} of the first of {:?}", from + count, self.dims);
+        let fits = self.dims.len() > 1 && from <= self.dims[0] && count <= self.dims[0] - from;
+        assert!(fits, "{count} from {from} on of the first of {:?}", self.dims);
         let mut view = self.clone();
         view.start += from * self.dims[1..self.dims.len() - 1].iter().product::<usize>() * self.row;
         view.dims[0] = count;
@@ -128,13 +158,14 @@ impl Array {
         view
     }
 
-    /// The same in other dimensions; the last one stays where rows are apart.
+    /// The same numbers in other dimensions. Where rows are apart, the last dimension must stay.
     ///
     /// # Panics
-    /// The dimensions are those of more or fewer numbers.
+    /// The dimensions do not fit.
     pub(crate) fn reshaped(&self, dims: &[usize]) -> Self {
         let same_rows = self.is_contiguous() || dims.last() == self.dims.last();
-        assert!(same_rows && dims.iter().product::<usize>() == self.count(), "{:?} as {dims:?}", self.dims);
+        let count = dims.iter().try_fold(1usize, |count, &dim| count.checked_mul(dim));
+        assert!(same_rows && count == Some(self.count()), "{:?} as {dims:?}", self.dims);
         let mut view = self.clone();
         view.dims = dims.to_vec();
         if self.is_contiguous() {
@@ -151,7 +182,7 @@ impl Array {
         Self { moments: Some(moments), ..self }
     }
 
-    /// A new one that lives for a while: of the same dims, or with another first one.
+    /// A new resident array of the same dims, or with another first one.
     pub(crate) fn resident_like(&self, first: Option<usize>) -> Result<Self> {
         let mut dims = self.dims.clone();
         if let (Some(first), Some(dim)) = (first, dims.first_mut()) {
@@ -160,8 +191,7 @@ impl Array {
         self.gpu().resident(&dims, self.dtype)
     }
 
-    /// Fills an f32 array from the host's numbers through pinned memory, without a wait. The next use of `pinned` must come after
-    /// one.
+    /// Fills an f32 array from the host's numbers through pinned memory, without a wait.
     pub(crate) fn write_through(&self, pinned: &mut Pinned, numbers: &[f32]) -> Result<()> {
         if numbers.len() != self.count() {
             return Err(GpuError::Unavailable(format!("{} numbers for {:?}", numbers.len(), self.dims)));
@@ -174,22 +204,23 @@ impl Array {
     /// Fills an f32 array from the beginning of pinned memory, without a wait.
     pub(crate) fn fill_from(&self, pinned: &mut Pinned) -> Result<()> {
         self.check_is_f32()?;
-        let (gpu, from) = (self.gpu(), pinned.numbers(self.count())?.as_ptr().cast());
-        // SAFETY: both ranges hold as many f32, and the pinned one is kept until the stream has passed.
-        let code = unsafe { sys::cuMemcpyHtoDAsync_v2(self.address(), from, self.bytes(), gpu.stream()) };
-        check("cuMemcpyHtoDAsync", code)
+        let (stream, from) = (self.gpu().stream(), pinned.numbers(self.count())?.as_ptr().cast());
+        // SAFETY: both ranges hold as many f32, and the pinned one cannot be borrowed again until the stream has passed the mark.
+        let code = unsafe { sys::cuMemcpyHtoDAsync_v2(self.address(), from, self.bytes(), stream.cu_stream()) };
+        check("cuMemcpyHtoDAsync", code)?;
+        pinned.mark_used(stream)
     }
 
     /// The numbers of an f32 array through pinned memory, when all work before is done.
     pub(crate) fn read_through(&self, pinned: &mut Pinned) -> Result<Vec<f32>> {
         self.check_is_f32()?;
-        let (gpu, room) = (self.gpu(), pinned.numbers(self.count())?);
-        // SAFETY: both ranges are that long, and the wait comes before anybody looks.
-        let code =
-            unsafe { sys::cuMemcpyDtoHAsync_v2(room.as_mut_ptr().cast(), self.address(), self.bytes(), gpu.stream()) };
+        let (stream, room) = (self.gpu().stream(), pinned.numbers(self.count())?.as_mut_ptr().cast());
+        // SAFETY: both ranges hold as many f32, and the pinned one cannot be borrowed again until the stream has passed the mark.
+        let code = unsafe { sys::cuMemcpyDtoHAsync_v2(room, self.address(), self.bytes(), stream.cu_stream()) };
         check("cuMemcpyDtoHAsync", code)?;
-        gpu.synchronize()?;
-        Ok(room.to_vec())
+        pinned.mark_used(stream)?;
+        self.gpu().synchronize()?;
+        Ok(pinned.numbers(self.count())?.to_vec())
     }
 
     /// Whether the host's f32 can be copied to or from it as they are.
@@ -199,15 +230,15 @@ impl Array {
         is_f32.then_some(()).ok_or_else(why)
     }
 
-    /// Fills it from the host's bytes, which are as many. Returns when they have been read.
+    /// Fills it from as many bytes of the host, and returns when they are copied.
     pub(crate) fn write(&self, bytes: &[u8]) -> Result<()> {
         if bytes.len() != self.bytes() || !self.is_contiguous() {
             return Err(GpuError::Unavailable(format!("{} bytes for {:?}", bytes.len(), self.dims)));
         }
         let (gpu, bytes_at) = (self.gpu(), bytes.as_ptr().cast());
-        // SAFETY: both ranges are that long; from pageable memory the copy has read its source when it returns, and the wait
-        // below is for pinned memory.
-        let code = unsafe { sys::cuMemcpyHtoDAsync_v2(self.address(), bytes_at, bytes.len(), gpu.stream()) };
+        // SAFETY: both ranges are that long; the wait comes before they are given back.
+        let stream = gpu.stream().cu_stream();
+        let code = unsafe { sys::cuMemcpyHtoDAsync_v2(self.address(), bytes_at, bytes.len(), stream) };
         check("cuMemcpyHtoDAsync", code)?;
         gpu.synchronize()
     }
@@ -219,20 +250,20 @@ impl Array {
         Ok(bytes)
     }
 
-    /// The same into the host's memory, which is as long.
+    /// The same into as many bytes of the host.
     pub(crate) fn read_into(&self, bytes: &mut [u8]) -> Result<()> {
         if bytes.len() != self.bytes() || !self.is_contiguous() {
             return Err(GpuError::Unavailable(format!("{} bytes from {:?}", bytes.len(), self.dims)));
         }
-        let gpu = self.gpu();
-        // SAFETY: both ranges are that long, and the wait comes before anybody looks.
-        let code =
-            unsafe { sys::cuMemcpyDtoHAsync_v2(bytes.as_mut_ptr().cast(), self.address(), bytes.len(), gpu.stream()) };
+        let (gpu, into) = (self.gpu(), bytes.as_mut_ptr().cast());
+        let stream = gpu.stream().cu_stream();
+        // SAFETY: both ranges are that long, and the wait comes before the bytes are read.
+        let code = unsafe { sys::cuMemcpyDtoHAsync_v2(into, self.address(), bytes.len(), stream) };
         check("cuMemcpyDtoHAsync", code)?;
         gpu.synchronize()
     }
 
-    /// A copy of a tensor of the CPU, rounded to `dtype`, between operations.
+    /// A copy of a tensor of the CPU in scratch memory, rounded to `dtype`.
     pub(crate) fn from_tensor(gpu: &Gpu, tensor: &Tensor, dtype: Dtype) -> Result<Self> {
         let array = gpu.scratch(tensor.dims(), dtype)?;
         let numbers = tensor.to_dtype(DType::F32).and_then(|tensor| tensor.flatten_all()?.to_vec1::<f32>());
@@ -256,44 +287,5 @@ impl Array {
         };
         Tensor::from_vec(numbers, self.dims.as_slice(), &Device::Cpu)
             .map_err(|error| GpuError::call("a tensor of the CPU", error))
-    }
-}
-
-/// Memory of the host that the GPU reads and writes itself.
-pub(crate) struct Pinned {
-    memory: *mut f32,
-    count: usize,
-}
-
-// SAFETY: plain memory with one owner.
-unsafe impl Send for Pinned {}
-
-impl Pinned {
-    /// So many bytes, of f32.
-    pub(crate) fn new(bytes: usize) -> Result<Self> {
-        let mut memory = null_mut();
-        // SAFETY: writes the address of new memory.
-        check("cuMemAllocHost", unsafe { sys::cuMemAllocHost_v2(&mut memory, bytes) })?;
-        Ok(Self { memory: memory.cast(), count: bytes / 4 })
-    }
-
-    /// Whether there is room for so many numbers.
-    pub(super) fn holds(&self, count: usize) -> bool {
-        count <= self.count
-    }
-
-    pub(super) fn numbers(&mut self, count: usize) -> Result<&mut [f32]> {
-        if count > self.count {
-            return Err(GpuError::Unavailable(format!("{count} numbers through memory for {}", self.count)));
-        }
-        // SAFETY: memory of at least that length, which the driver has cleared, borrowed with its owner.
-        Ok(unsafe { std::slice::from_raw_parts_mut(self.memory, count) })
-    }
-}
-
-impl Drop for Pinned {
-    fn drop(&mut self) {
-        // SAFETY: from `cuMemAllocHost`; the driver waits for copies that use it.
-        unsafe { sys::cuMemFreeHost(self.memory.cast()) };
     }
 }

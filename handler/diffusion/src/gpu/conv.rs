@@ -5,21 +5,20 @@
 //! enqueues kernels only, so it can be captured into a CUDA graph; run each shape once before capturing, so that its
 //! kernels are loaded.
 
-mod case;
-mod engine;
-mod graph;
 mod plan;
+mod shape;
 
-pub(crate) use case::Case;
+pub(crate) use shape::ConvShape;
 
 use super::{
     cudnn::Handle,
     error::{GpuError, Result},
 };
-use cudarc::{cudnn::sys, driver::sys::CUstream};
-use plan::{Plan, execute, variant_pack};
+use cudarc::{cudnn::sys, driver::CudaStream};
+use plan::{ConvPlan, execute, variant_pack};
 use std::{
     collections::{HashMap, hash_map::Entry},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -34,9 +33,9 @@ const UIDS: [i64; 3] = [1, 2, 3];
 ///
 /// The CUDA context of the stream must be current on the calling thread, here and in every method.
 pub(crate) struct Convolutions {
-    // Before the handle, which must outlive them.
-    plans: HashMap<Case, Plan>,
-    /// Spent on what only a shape's first run needs: the plan, and loading its kernel.
+    // Before the handle, which must be dropped after them.
+    plans: HashMap<ConvShape, ConvPlan>,
+    /// Time spent on first runs: on plans, and on loading kernels.
     firsts: [Duration; 2],
     handle: Handle,
 }
@@ -47,7 +46,7 @@ unsafe impl Send for Convolutions {}
 
 impl Convolutions {
     /// Opens cuDNN for work on `stream`.
-    pub(crate) fn new(stream: CUstream) -> Result<Self> {
+    pub(crate) fn new(stream: &Arc<CudaStream>) -> Result<Self> {
         // SAFETY: opening the library runs its initialisers alone.
         if !unsafe { sys::is_culib_present() } {
             return Err(GpuError::Unavailable(
@@ -65,29 +64,29 @@ impl Convolutions {
         Ok(Self { plans: HashMap::new(), firsts: Default::default(), handle })
     }
 
-    /// Those that there are plans for.
-    pub(super) fn cases(&self) -> Vec<Case> {
+    /// The shapes that have plans.
+    pub(super) fn shapes(&self) -> Vec<ConvShape> {
         self.plans.keys().copied().collect()
     }
 
     /// Bytes of workspace that `run` needs for this shape.
-    pub(crate) fn workspace(&mut self, case: &Case) -> Result<usize> {
-        Ok(self.plan(case)?.prepared.workspace)
+    pub(crate) fn workspace(&mut self, shape: &ConvShape) -> Result<usize> {
+        Ok(self.plan(shape)?.prepared.workspace)
     }
 
     /// Enqueues y = conv(x, w), without bias; sums are f32. May be captured.
     ///
     /// x is NHWC `[batch, height, width, channels_in]`, w is OHWI `[channels_out, side, side, channels_in]` and y is
-    /// NHWC `[batch, out_height, out_width, channels_out]`, dense and in the case's dtype.
+    /// NHWC `[batch, out_height, out_width, channels_out]`, dense and in the shape's dtype.
     ///
     /// # Safety
     ///
-    /// x, w and y are device addresses of so many elements, y and the workspace overlap nothing else, the workspace
-    /// has at least `workspace(case)` bytes, aligned as an allocation is, and all stay valid until the work is done:
+    /// x, w and y are device addresses of that many elements, y and the workspace overlap nothing else, the workspace
+    /// has at least `workspace(shape)` bytes, aligned as an allocation is, and all stay valid until the work is done:
     /// if it is captured, until the graph has run for the last time.
-    pub(crate) unsafe fn run(&mut self, case: &Case, x: u64, w: u64, y: u64, workspace: u64) -> Result<()> {
-        let (handle, clock) = (self.handle.0, Instant::now());
-        let plan = self.plan(case)?;
+    pub(crate) unsafe fn run(&mut self, shape: &ConvShape, x: u64, w: u64, y: u64, workspace: u64) -> Result<()> {
+        let (handle, clock) = (self.handle.raw, Instant::now());
+        let plan = self.plan(shape)?;
         let first = !std::mem::replace(&mut plan.used, true);
         let pack = variant_pack(x, w, y, workspace, plan.prepared.workspace)?;
         // SAFETY: the buffers are as the plan needs them, by this function's own contract.
@@ -98,17 +97,17 @@ impl Convolutions {
         Ok(())
     }
 
-    /// How long first runs took so far: making plans, and loading kernels.
+    /// How long first runs took so far: plans, and loading kernels.
     pub(crate) fn firsts(&self) -> [Duration; 2] {
         self.firsts
     }
 
-    fn plan(&mut self, case: &Case) -> Result<&mut Plan> {
-        match self.plans.entry(*case) {
+    fn plan(&mut self, shape: &ConvShape) -> Result<&mut ConvPlan> {
+        match self.plans.entry(*shape) {
             Entry::Occupied(entry) => Ok(entry.into_mut()),
             Entry::Vacant(entry) => {
                 let clock = Instant::now();
-                let plan = entry.insert(Plan::build(&self.handle, case)?);
+                let plan = entry.insert(ConvPlan::build(&self.handle, shape)?);
                 self.firsts[0] += clock.elapsed();
                 Ok(plan)
             }

@@ -1,9 +1,9 @@
-//! cuBLASLt's handle and descriptors, each owned.
+//! cuBLASLt's handle and descriptors, each owned. cudarc's safe layer takes the heuristics' first algorithm for each product.
 
 use super::error::{GpuError, Result};
 use cudarc::cublaslt::sys::{
     self as lt, cublasComputeType_t as Compute, cublasLtMatmulDescAttributes_t as Desc,
-    cublasLtMatmulPreferenceAttributes_t as Pref, cublasLtMatrixLayoutAttribute_t as LayoutAttribute,
+    cublasLtMatmulPreferenceAttributes_t as Pref, cublasLtMatrixLayoutAttribute_t as MatrixAttribute,
     cublasStatus_t as Status, cudaDataType_t as DataType,
 };
 use std::{
@@ -38,9 +38,9 @@ impl Drop for Handle {
 
 /// Owns a product's descriptor.
 #[derive(Debug)]
-pub(super) struct Product(pub(super) lt::cublasLtMatmulDesc_t);
+pub(super) struct MatmulDescriptor(pub(super) lt::cublasLtMatmulDesc_t);
 
-impl Product {
+impl MatmulDescriptor {
     /// Sums and scales in f32; for f32 matrices this is plain f32, as TF32 has a compute type of its own.
     pub(super) fn new() -> Result<Self> {
         let mut product = null_mut();
@@ -52,14 +52,14 @@ impl Product {
     }
 
     pub(super) fn set<T: Copy>(&self, attribute: Desc, value: &T) -> Result<()> {
-        // SAFETY: the descriptor is alive, and the value is as long as is said and copied.
+        // SAFETY: the descriptor is alive, and the value has the length given and is copied.
         let status =
             unsafe { lt::cublasLtMatmulDescSetAttribute(self.0, attribute, from_ref(value).cast(), size_of::<T>()) };
         check(status, || format!("cublasLtMatmulDescSetAttribute: {attribute:?}"))
     }
 }
 
-impl Drop for Product {
+impl Drop for MatmulDescriptor {
     fn drop(&mut self) {
         // SAFETY: it was created and nothing uses it any more.
         unsafe { lt::cublasLtMatmulDescDestroy(self.0) };
@@ -68,9 +68,9 @@ impl Drop for Product {
 
 /// Owns the description of a column-major matrix.
 #[derive(Debug)]
-pub(super) struct Layout(pub(super) lt::cublasLtMatrixLayout_t);
+pub(super) struct MatrixLayout(pub(super) lt::cublasLtMatrixLayout_t);
 
-impl Layout {
+impl MatrixLayout {
     pub(super) fn new(
         dtype: DataType,
         rows: usize,
@@ -86,28 +86,28 @@ impl Layout {
         check(status, || format!("cublasLtMatrixLayoutCreate: {rows} x {columns}, ld {ld}"))?;
         let layout = Self(layout);
         if batch > 1 {
-            layout.set(LayoutAttribute::CUBLASLT_MATRIX_LAYOUT_BATCH_COUNT, &(batch as i32))?;
-            layout.set(LayoutAttribute::CUBLASLT_MATRIX_LAYOUT_STRIDED_BATCH_OFFSET, &(stride as i64))?;
+            layout.set(MatrixAttribute::CUBLASLT_MATRIX_LAYOUT_BATCH_COUNT, &(batch as i32))?;
+            layout.set(MatrixAttribute::CUBLASLT_MATRIX_LAYOUT_STRIDED_BATCH_OFFSET, &(stride as i64))?;
         }
         Ok(layout)
     }
 
-    pub(super) fn set<T: Copy>(&self, attribute: LayoutAttribute, value: &T) -> Result<()> {
-        // SAFETY: the descriptor is alive, and the value is as long as is said and copied.
+    pub(super) fn set<T: Copy>(&self, attribute: MatrixAttribute, value: &T) -> Result<()> {
+        // SAFETY: the descriptor is alive, and the value has the length given and is copied.
         let status =
             unsafe { lt::cublasLtMatrixLayoutSetAttribute(self.0, attribute, from_ref(value).cast(), size_of::<T>()) };
         check(status, || format!("cublasLtMatrixLayoutSetAttribute: {attribute:?}"))
     }
 }
 
-impl Drop for Layout {
+impl Drop for MatrixLayout {
     fn drop(&mut self) {
         // SAFETY: it was created and nothing uses it any more.
         unsafe { lt::cublasLtMatrixLayoutDestroy(self.0) };
     }
 }
 
-/// Owns what the heuristics are told.
+/// Owns what the heuristics go by.
 #[derive(Debug)]
 pub(super) struct Preference(pub(super) lt::cublasLtMatmulPreference_t);
 
@@ -121,7 +121,7 @@ impl Preference {
     }
 
     pub(super) fn set<T: Copy>(&self, attribute: Pref, value: &T) -> Result<()> {
-        // SAFETY: the descriptor is alive, and the value is as long as is said and copied.
+        // SAFETY: the descriptor is alive, and the value has the length given and is copied.
         let status = unsafe {
             lt::cublasLtMatmulPreferenceSetAttribute(self.0, attribute, from_ref(value).cast(), size_of::<T>())
         };

@@ -1,4 +1,4 @@
-//! cuDNN's graph API: handle, descriptors and their attributes.
+//! cuDNN's graph API: handle, descriptors and their attributes. cudarc's safe layer has cuDNN's older API alone.
 
 use super::error::{GpuError, Result};
 use cudarc::{
@@ -8,24 +8,28 @@ use cudarc::{
         cudnnBackendHeurMode_t as HeuristicsMode, cudnnConvolutionMode_t as ConvolutionMode,
         cudnnDataType_t as DataType, cudnnHandle_t as RawHandle, cudnnStatus_t as Status,
     },
-    driver::sys::CUstream,
+    driver::CudaStream,
 };
 use std::{
     ffi::{CStr, c_void},
     fmt, ptr,
+    sync::Arc,
 };
 
 /// An owned cuDNN handle, bound to a stream.
-pub(super) struct Handle(pub(super) RawHandle);
+pub(super) struct Handle {
+    pub(super) raw: RawHandle,
+    _stream: Arc<CudaStream>,
+}
 
 impl Handle {
-    pub(super) fn new(stream: CUstream) -> Result<Self> {
+    pub(super) fn new(stream: &Arc<CudaStream>) -> Result<Self> {
         let mut raw = ptr::null_mut();
         // SAFETY: `raw` outlives the call.
         check(unsafe { sys::cudnnCreate(&mut raw) }, || "cudnnCreate".into())?;
-        let handle = Self(raw);
-        // SAFETY: the handle was just created; both stream types name the driver's opaque one.
-        check(unsafe { sys::cudnnSetStream(handle.0, stream.cast()) }, || "cudnnSetStream".into())?;
+        let handle = Self { raw, _stream: stream.clone() };
+        // SAFETY: the handle was just created, and keeps the stream; both stream types name the driver's opaque one.
+        check(unsafe { sys::cudnnSetStream(raw, stream.cu_stream().cast()) }, || "cudnnSetStream".into())?;
         Ok(handle)
     }
 }
@@ -33,7 +37,7 @@ impl Handle {
 impl Drop for Handle {
     fn drop(&mut self) {
         // SAFETY: created by `new` and destroyed once; what was built with it is gone. A failure leaves nothing to do.
-        let _ = unsafe { sys::cudnnDestroy(self.0) };
+        let _ = unsafe { sys::cudnnDestroy(self.raw) };
     }
 }
 
@@ -41,7 +45,7 @@ pub(super) fn int(size: usize) -> Result<i64> {
     i64::try_from(size).map_err(|_| GpuError::Unavailable(format!("{size} is too large for a convolution")))
 }
 
-/// A status with the library's own last words.
+/// A status with the library's last message.
 struct Failure {
     status: Status,
     message: String,
@@ -59,7 +63,7 @@ pub(super) fn check(status: Status, call: impl FnOnce() -> String) -> Result<()>
         return Ok(());
     }
     let mut text = [0_u8; 512];
-    // SAFETY: the buffer has one byte more than cuDNN is told of, which stays the closing zero.
+    // SAFETY: the buffer has one byte more than cuDNN may write, which stays the closing zero.
     unsafe { sys::cudnnGetLastErrorString(text.as_mut_ptr().cast(), text.len() - 1) };
     let message = CStr::from_bytes_until_nul(&text).map(|text| text.to_string_lossy().trim().replace('\n', " "));
     Err(GpuError::call(call(), Failure { status, message: message.unwrap_or_default() }))
@@ -175,7 +179,7 @@ impl Descriptor {
 
     pub(super) fn set<T: Value>(&self, name: Name, values: &[T]) -> Result<()> {
         let count = int(values.len())?;
-        // SAFETY: `values` has `count` elements of the type told, and cuDNN copies them.
+        // SAFETY: `values` has `count` elements of the type given, and cuDNN copies them.
         let status =
             unsafe { sys::cudnnBackendSetAttribute(self.raw, name, T::KIND, count, values.as_ptr().cast::<c_void>()) };
         check(status, || format!("cudnnBackendSetAttribute: {name:?} of {}", self.what))
@@ -191,7 +195,7 @@ impl Descriptor {
         self.read::<T>(name, 0, ptr::null_mut())
     }
 
-    /// Fills `values` as far as the attribute goes, and says how far; there is at least one value of room.
+    /// Fills `values` as far as the attribute goes, and returns how far; there is room for at least one.
     pub(super) fn get<T: Readable>(&self, name: Name, values: &mut [T]) -> Result<usize> {
         let count = self.read(name, int(values.len())?, values.as_mut_ptr())?;
         Ok(count.min(values.len()))
@@ -200,7 +204,7 @@ impl Descriptor {
     /// `values` must have room for `room` values, or be null and `room` 0.
     fn read<T: Readable>(&self, name: Name, room: i64, values: *mut T) -> Result<usize> {
         let mut count = 0_i64;
-        // SAFETY: `values` has room for as many elements of the type told as cuDNN is asked for, and any bits are
+        // SAFETY: `values` has room for as many elements of the type given as cuDNN is asked for, and any bits are
         // valid in it; `count` outlives the call.
         let status = unsafe {
             sys::cudnnBackendGetAttribute(self.raw, name, T::KIND, room, &mut count, values.cast::<c_void>())
@@ -222,11 +226,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn failures_say_what_cudnn_said() {
+    fn failures_repeat_cudnns_message() {
         let status = Status::CUDNN_STATUS_BAD_PARAM;
         let silent = Failure { status, message: String::new() };
         assert_eq!(format!("{silent:?}"), "CUDNN_STATUS_BAD_PARAM");
-        let told = Failure { status, message: "stride".into() };
-        assert_eq!(format!("{told:?}"), "CUDNN_STATUS_BAD_PARAM (stride)");
+        let explained = Failure { status, message: "stride".into() };
+        assert_eq!(format!("{explained:?}"), "CUDNN_STATUS_BAD_PARAM (stride)");
     }
 }

@@ -1,22 +1,25 @@
-//! The NVIDIA driver: whether it is new enough for this build, what its errors at the start mean, and whether the machine has one of
-//! their devices at all.
+//! The NVIDIA driver: whether it is new enough for this build, what its errors at the start mean, and whether the machine has an
+//! NVIDIA GPU at all.
 
-use super::{GpuError, Result, check};
-use cudarc::driver::sys::{self, CUresult};
+use super::{GpuError, Result, check, check_safe};
+use cudarc::driver::{
+    DriverError,
+    sys::{self, CUresult},
+};
 use std::{fs, path::Path};
 
-/// The CUDA that this build is made with, as the driver writes it: 1000 times the major version and ten times the minor one.
+/// The CUDA version of this build, as the driver counts: 1000 times the major version plus ten times the minor one.
 const CUDA: i32 = 13_000;
-/// The oldest driver that has it.
+/// The oldest driver with that version.
 const DRIVER: u32 = 580;
-/// NVIDIA's number on the PCI bus, and the class of what paints and computes.
+/// NVIDIA's vendor id on the PCI bus, and the class of GPUs.
 const VENDOR: &str = "0x10de";
 const DISPLAY: &str = "0x03";
 
-/// Looks whether the driver has the CUDA that this build needs. May be called before the driver is initialised.
+/// Checks that the driver has the CUDA version that this build needs. May be called before the driver is initialised.
 ///
 /// # Errors
-/// It has an older one; names both versions and the remedy.
+/// The driver is older; the message has both versions and the remedy.
 pub(super) fn check_version() -> Result<()> {
     let mut version = 0;
     // SAFETY: writes one number.
@@ -40,7 +43,7 @@ fn too_old(version: i32, driver: Option<&str>) -> Option<String> {
     })
 }
 
-/// The version of the kernel's part of the driver, such as 535.183.01.
+/// The version of the driver's kernel module, such as 535.183.01.
 fn installed(root: &Path) -> Option<String> {
     let text = fs::read_to_string(root.join("proc/driver/nvidia/version")).ok()?;
     let is_version = |word: &&str| {
@@ -49,15 +52,16 @@ fn installed(root: &Path) -> Option<String> {
     text.lines().next()?.split_whitespace().find(is_version).map(str::to_string)
 }
 
-/// The same as [`check`] for a call of the opening, with what helps.
-pub(super) fn check_opening(call: &str, code: CUresult) -> Result<()> {
-    match advice(code) {
-        Some(advice) => Err(GpuError::Unavailable(format!("{call}: {code:?}: {advice}"))),
-        None => check(call, code),
+/// The same as [`check_safe`] for a call while a GPU is opened, with advice in the message.
+pub(super) fn check_opening<T>(call: &str, result: std::result::Result<T, DriverError>) -> Result<T> {
+    let advice = result.as_ref().err().and_then(|&DriverError(code)| Some((code, advice(code)?)));
+    match advice {
+        Some((code, advice)) => Err(GpuError::Unavailable(format!("{call}: {code:?}: {advice}"))),
+        None => check_safe(call, result),
     }
 }
 
-/// What helps against an error that the driver has while a GPU is opened.
+/// Advice for an error of the driver while a GPU is opened.
 fn advice(code: CUresult) -> Option<String> {
     use CUresult as C;
     let text = match code {
@@ -92,7 +96,7 @@ fn advice(code: CUresult) -> Option<String> {
     Some(text.into())
 }
 
-/// Where this machine shows a GPU of NVIDIA's, whether or not it can be used; `None` if it has none.
+/// Where this machine shows an NVIDIA GPU, whether or not it can be used; `None` if it has none.
 pub fn device_of_machine() -> Option<String> {
     device_under(Path::new("/"))
 }
@@ -104,7 +108,7 @@ fn device_under(root: &Path) -> Option<String> {
         names.sort();
         names
     };
-    // /dev/dxg is how Windows lends its GPUs to Linux, of whatever vendor: NVIDIA's has its library beside it.
+    // /dev/dxg is a GPU of any vendor under WSL. NVIDIA's has its library beside it.
     let is_number = |text: &str| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
     let file = names("dev").into_iter().find(|name| name.strip_prefix("nvidia").is_some_and(is_number));
     let windows = || {
@@ -128,10 +132,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_driver_that_is_too_old_is_told_with_both_versions_and_the_remedy() {
-        let told = too_old(12_040, Some("550.54.15")).unwrap();
+    fn a_driver_that_is_too_old_is_reported_with_both_versions_and_the_remedy() {
+        let text = too_old(12_040, Some("550.54.15")).unwrap();
         for part in ["driver 550.54.15 has CUDA 12.4", "needs CUDA 13.0", "driver 580 or newer", "cuda-compat-13-0"] {
-            assert!(told.contains(part), "{part} is not in {told}");
+            assert!(text.contains(part), "{part} is not in {text}");
         }
         assert!(too_old(12_080, None).unwrap().starts_with("the NVIDIA driver has CUDA 12.8,"));
         for enough in [13_000, 13_010, 14_000] {
@@ -140,7 +144,7 @@ mod tests {
     }
 
     #[test]
-    fn the_drivers_version_is_read_from_what_the_kernel_shows() {
+    fn the_drivers_version_is_read_from_proc() {
         let cases = [
             (
                 "NVRM version: NVIDIA UNIX x86_64 Kernel Module  535.183.01  Sun May 12 19:39:15 UTC 2024\n",
@@ -163,7 +167,7 @@ mod tests {
     }
 
     #[test]
-    fn errors_of_the_opening_say_what_helps_and_want_of_memory_stays_what_it_is() {
+    fn errors_while_opening_come_with_advice_except_out_of_memory() {
         let cases = [
             (CUresult::CUDA_ERROR_NO_DEVICE, "nvidia.com/gpu"),
             (CUresult::CUDA_ERROR_SYSTEM_DRIVER_MISMATCH, "restart"),
@@ -172,17 +176,18 @@ mod tests {
             (CUresult::CUDA_ERROR_NO_BINARY_FOR_GPU, "EASEL_CUDA_ARCHS"),
         ];
         for (code, part) in cases {
-            let told = check_opening("cuInit", code).unwrap_err().to_string();
+            let text = check_opening("cuInit", code.result()).unwrap_err().to_string();
             let begins = format!("cuInit: {code:?}: ");
-            assert!(told.starts_with(&begins) && told.contains(part), "{part} is not in {told}");
+            assert!(text.starts_with(&begins) && text.contains(part), "{part} is not in {text}");
         }
-        assert!(check_opening("cuInit", CUresult::CUDA_SUCCESS).is_ok());
-        let memory = check_opening("cuDevicePrimaryCtxRetain", CUresult::CUDA_ERROR_OUT_OF_MEMORY).unwrap_err();
+        assert!(check_opening("cuInit", CUresult::CUDA_SUCCESS.result()).is_ok());
+        let memory =
+            check_opening("cuDevicePrimaryCtxRetain", CUresult::CUDA_ERROR_OUT_OF_MEMORY.result()).unwrap_err();
         assert!(memory.is_out_of_memory());
     }
 
     #[test]
-    fn a_gpu_is_seen_wherever_the_machine_shows_it_and_nothing_else_is_taken_for_one() {
+    fn an_nvidia_gpu_is_found_wherever_the_machine_shows_it_and_nothing_else_is() {
         let pci = |vendor: &'static str, class: &'static str| {
             let at = "sys/bus/pci/devices/0000:00:1e.0";
             vec![(format!("{at}/vendor"), vendor), (format!("{at}/class"), class)]
@@ -191,7 +196,7 @@ mod tests {
         let cases = [
             (file("dev/nvidia0"), Some("/dev/nvidia0")),
             (file("dev/nvidia12"), Some("/dev/nvidia12")),
-            // Without a GPU they are there as soon as the driver is loaded.
+            // These are there without a GPU, too, once the driver is loaded.
             (file("dev/nvidiactl"), None),
             (file("dev/nvidia-uvm"), None),
             (file("dev/dxg"), None),
@@ -199,7 +204,7 @@ mod tests {
             (file("proc/driver/nvidia/gpus/0000:01:00.0/information"), Some("/proc/driver/nvidia/gpus/0000:01:00.0")),
             (pci("0x10de\n", "0x030200\n"), Some("PCI device 0000:00:1e.0")),
             (pci("0x10de\n", "0x030000\n"), Some("PCI device 0000:00:1e.0")),
-            // An NVSwitch, and somebody else's GPU.
+            // An NVSwitch, and another vendor's GPU.
             (pci("0x10de\n", "0x068000\n"), None),
             (pci("0x1002\n", "0x030000\n"), None),
             (vec![], None),

@@ -1,8 +1,9 @@
 //! What can go wrong on a GPU.
 
+use cudarc::driver::{DriverError, sys::CUresult};
 use std::fmt::Debug;
 
-/// What the driver, and what its libraries call it when memory does not suffice.
+/// How the driver and its libraries name a lack of memory.
 const OUT_OF_MEMORY: [&str; 2] = ["OUT_OF_MEMORY", "ALLOC_FAILED"];
 
 /// Whether that is what a text says.
@@ -44,4 +45,14 @@ impl From<GpuError> for candle_core::Error {
     fn from(error: GpuError) -> Self {
         Self::wrap(error)
     }
+}
+
+/// The result of a function of the driver.
+pub(super) fn check(call: &str, code: CUresult) -> Result<()> {
+    check_safe(call, code.result())
+}
+
+/// The result of cudarc's safe layer, with the name of the driver's function behind it.
+pub(super) fn check_safe<T>(call: &str, result: std::result::Result<T, DriverError>) -> Result<T> {
+    result.map_err(|DriverError(code)| GpuError::call(call, code))
 }

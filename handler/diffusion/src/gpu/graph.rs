@@ -1,64 +1,58 @@
 //! Work recorded once and replayed with one call: CUDA graphs.
 
-use super::{Gpu, Result, check};
-use cudarc::driver::sys::{self, CUgraph, CUgraphExec, CUstreamCaptureMode};
-use std::ptr::null_mut;
+use super::{Gpu, GpuError, Result, check_safe};
+use cudarc::driver::{
+    CudaGraph,
+    sys::{CUgraphInstantiate_flags, CUstreamCaptureMode},
+};
 
-/// Recorded work. Every array it names must outlive it, and keep its place.
+/// Recorded work.
 pub(crate) struct Graph {
     gpu: Gpu,
-    exec: CUgraphExec,
+    graph: CudaGraph,
+    /// How often scratch memory had been given back when it was recorded.
+    trims: usize,
 }
 
-// SAFETY: a graph may be launched from any thread, one at a time: to launch it takes it for oneself.
+// SAFETY: the driver takes a graph from any thread, one at a time: launching it takes `&mut`, and nothing else is done with it.
 unsafe impl Send for Graph {}
-
-/// What was captured, until it is destroyed.
-struct Captured(CUgraph);
-
-impl Drop for Captured {
-    fn drop(&mut self) {
-        // SAFETY: nobody else has it. A capture that failed left none.
-        if !self.0.is_null() {
-            unsafe { sys::cuGraphDestroy(self.0) };
-        }
-    }
-}
 
 impl Graph {
     /// Records what `work` asks for, without running it.
-    pub(crate) fn record<T>(
+    ///
+    /// # Safety
+    /// Until the graph is dropped, each array that `work` uses and does not make itself must be alive. Meanwhile no other thread may
+    /// put work on this GPU's stream. Each launch overwrites scratch memory: no scratch array may be in use across it.
+    pub(crate) unsafe fn record<T>(
         gpu: &Gpu,
         work: impl FnOnce() -> candle_core::Result<T>,
     ) -> candle_core::Result<(Self, T)> {
+        let (stream, trims) = (gpu.stream(), gpu.trims());
         let mode = CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_RELAXED;
-        // SAFETY: our own stream, which no other thread uses now.
-        check("cuStreamBeginCapture", unsafe { sys::cuStreamBeginCapture_v2(gpu.stream(), mode) })?;
+        check_safe("cuStreamBeginCapture", stream.begin_capture(mode))?;
         let done = work();
-        let mut captured = Captured(null_mut());
-        // SAFETY: ends what was begun above, also after an error.
-        let ended = check("cuStreamEndCapture", unsafe { sys::cuStreamEndCapture(gpu.stream(), &mut captured.0) });
+        // Also after an error, or the stream would go on recording.
+        let graph = check_safe("cuStreamEndCapture", stream.end_capture(CUgraphInstantiate_flags(0)));
         let done = done?;
-        ended?;
-        let mut exec = null_mut();
-        // SAFETY: a graph from the capture; the executable form does not need it any more.
-        check("cuGraphInstantiate", unsafe { sys::cuGraphInstantiateWithFlags(&mut exec, captured.0, 0) })?;
-        let graph = Self { gpu: gpu.clone(), exec };
-        // SAFETY: an instantiated graph; uploading it now saves time at its first launch.
-        check("cuGraphUpload", unsafe { sys::cuGraphUpload(graph.exec, gpu.stream()) })?;
-        Ok((graph, done))
+        let graph = graph?.ok_or_else(|| GpuError::Unavailable("nothing was recorded".into()))?;
+        // Now, which saves time at the first launch.
+        check_safe("cuGraphUpload", graph.upload())?;
+        Ok((Self { gpu: gpu.clone(), graph, trims }, done))
+    }
+
+    /// Whether scratch memory that it uses may be gone: then it cannot be launched any more.
+    pub(crate) fn is_stale(&self) -> bool {
+        self.trims != self.gpu.trims()
     }
 
     /// Runs it once.
+    ///
+    /// # Errors
+    /// The driver's; the graph is stale.
     pub(crate) fn launch(&mut self) -> Result<()> {
-        // SAFETY: an instantiated graph on the stream it was captured from.
-        check("cuGraphLaunch", unsafe { sys::cuGraphLaunch(self.exec, self.gpu.stream()) })
-    }
-}
-
-impl Drop for Graph {
-    fn drop(&mut self) {
-        // SAFETY: nobody else has it; a running launch is finished first by the driver.
-        unsafe { sys::cuGraphExecDestroy(self.exec) };
+        if self.is_stale() {
+            return Err(GpuError::Unavailable("a recording whose memory was given back".into()));
+        }
+        check_safe("cuGraphLaunch", self.graph.launch())
     }
 }

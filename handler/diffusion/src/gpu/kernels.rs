@@ -1,9 +1,13 @@
-//! Our own kernels: compiled into the binary by the build script, loaded once, found by name.
+//! Our own kernels: compiled into the binary by the build script, loaded once, found by name. cudarc's own loading copies the
+//! image and needs NVRTC's bindings, and its launches cannot start a kernel early.
 
 use super::{GpuError, Result, check, driver::check_opening};
-use cudarc::driver::sys::{
-    self, CUfunction, CUfunction_attribute, CUlaunchAttribute, CUlaunchAttributeID, CUlaunchAttributeValue,
-    CUlaunchConfig, CUstream,
+use cudarc::driver::{
+    CudaStream,
+    sys::{
+        self, CUfunction, CUfunction_attribute, CUlaunchAttribute, CUlaunchAttributeID, CUlaunchAttributeValue,
+        CUlaunchConfig,
+    },
 };
 use std::{
     collections::HashMap,
@@ -12,31 +16,22 @@ use std::{
     sync::{Mutex, PoisonError},
 };
 
-#[cfg(feature = "cuda")]
-static IMAGES: [&[u8]; 5] = [
-    include_bytes!(concat!(env!("OUT_DIR"), "/attention.fatbin")),
-    include_bytes!(concat!(env!("OUT_DIR"), "/norm.fatbin")),
-    include_bytes!(concat!(env!("OUT_DIR"), "/place.fatbin")),
-    include_bytes!(concat!(env!("OUT_DIR"), "/pointwise.fatbin")),
-    include_bytes!(concat!(env!("OUT_DIR"), "/steps.fatbin")),
-];
-#[cfg(not(feature = "cuda"))]
-static IMAGES: [&[u8]; 0] = [];
-/// The compute capabilities that there is machine code for, such as 75,80: [the build script](../../build.rs) says which.
-#[cfg(feature = "cuda")]
-pub(super) const ARCHITECTURES: &str = env!("EASEL_CUDA_ARCHS_BUILT");
-#[cfg(not(feature = "cuda"))]
-pub(super) const ARCHITECTURES: &str = "none";
+/// Machine code, empty in a build without kernels.
+static IMAGES: &[&[u8]] = include!(concat!(env!("OUT_DIR"), "/images.rs"));
 /// For compute capability 9.0 alone.
-#[cfg(feature = "cuda")]
-static HOPPER_IMAGES: [&[u8]; 2] = [
-    include_bytes!(concat!(env!("OUT_DIR"), "/attention_hopper.fatbin")),
-    include_bytes!(concat!(env!("OUT_DIR"), "/geglu_hopper.fatbin")),
-];
-#[cfg(not(feature = "cuda"))]
-static HOPPER_IMAGES: [&[u8]; 0] = [];
+static HOPPER_IMAGES: &[&[u8]] = include!(concat!(env!("OUT_DIR"), "/hopper_images.rs"));
+/// The compute capabilities that there is machine code for, such as 75,80: [the build script](../../build.rs) says which.
+pub(super) const ARCHITECTURES: &str = env!("EASEL_CUDA_ARCHS_BUILT");
+/// Kernels, without the dtype in their names, that may start before the kernel ahead has ended, because they wait for it themselves
+/// (`EXPORT_EARLY` in `kernels/`).
+const EARLY: &[&str] = include!(concat!(env!("OUT_DIR"), "/early_kernels.rs"));
 
-/// Shared memory that every kernel may have without asking.
+/// Numbers that kernels declare (`RUST_CONSTANT` in `kernels/`).
+pub(crate) mod constants {
+    include!(concat!(env!("OUT_DIR"), "/kernel_constants.rs"));
+}
+
+/// Dynamic shared memory that needs no permission.
 const SHARED_UNASKED: u32 = 48 << 10;
 
 /// Whether this build has kernels.
@@ -70,27 +65,24 @@ pub(crate) enum Arg {
     Float(f32),
 }
 
-/// Kernels that wait by themselves for the one before them (`griddepcontrol.wait`), so that they may be started early.
-const WAITING: [&str; 12] = [
-    "after_conv_",
-    "join_",
-    "moments_",
-    "group_norm_",
-    "layer_norm_",
-    "silu_",
-    "quick_gelu_",
-    "add_",
-    "upsample_nearest_",
-    "geglu_f16",
-    "geglu_bf16",
-    "geglu_f32",
-];
-
 pub(super) struct Kernels {
-    /// Whether the GPU starts kernels early: from Hopper on.
-    launches_ahead: bool,
+    /// Whether the GPU can start kernels early: from Hopper on.
+    starts_early: bool,
     modules: Vec<sys::CUmodule>,
-    found: Mutex<HashMap<String, (CUfunction, u32)>>,
+    found: Mutex<HashMap<String, Found>>,
+}
+
+// SAFETY: modules and functions are never unloaded, and the driver takes them from any thread.
+unsafe impl Send for Kernels {}
+// SAFETY: as above; the map lies behind a mutex.
+unsafe impl Sync for Kernels {}
+
+#[derive(Clone, Copy)]
+struct Found {
+    function: CUfunction,
+    /// Dynamic shared memory that it may have.
+    shared: u32,
+    starts_early: bool,
 }
 
 impl Kernels {
@@ -99,24 +91,34 @@ impl Kernels {
         let load = |image: &&[u8]| {
             let mut module = null_mut();
             // SAFETY: an image that nvcc made, whole in memory.
-            check_opening("cuModuleLoadData", unsafe { sys::cuModuleLoadData(&mut module, image.as_ptr().cast()) })?;
+            let code = unsafe { sys::cuModuleLoadData(&mut module, image.as_ptr().cast()) };
+            check_opening("cuModuleLoadData", code.result())?;
             Ok(module)
         };
-        let launches_ahead = generation >= 9;
         let images = IMAGES.iter().chain(HOPPER_IMAGES.iter().filter(|_| is_hopper));
-        Ok(Self { launches_ahead, modules: images.map(load).collect::<Result<_>>()?, found: Mutex::default() })
+        Ok(Self {
+            starts_early: generation >= 9,
+            modules: images.map(load).collect::<Result<_>>()?,
+            found: Mutex::default(),
+        })
     }
 
-    pub(super) fn launch(&self, stream: CUstream, launch: Launch, args: &[Arg]) -> Result<()> {
+    /// Enqueues a kernel.
+    ///
+    /// # Safety
+    /// As for [`super::Gpu::launch`], of which the stream is one.
+    pub(super) unsafe fn launch(&self, stream: &CudaStream, launch: Launch, args: &[Arg]) -> Result<()> {
         let Launch { name, grid, block, shared } = launch;
-        let function = self.function(&name, shared as u32)?;
-        let mut words: Vec<u64> = args.iter().map(|arg| arg.word()).collect();
+        let words = args.iter().map(|arg| arg.word()).chain(grid.map(|count| u32::try_from(count).ok().map(u64::from)));
+        let Some(mut words) = words.collect::<Option<Vec<u64>>>() else {
+            return Err(GpuError::Unavailable(format!("{name}: {args:?} in blocks of {grid:?} is too much")));
+        };
+        let Found { function, starts_early, .. } = self.function(&name, shared as u32)?;
         let mut pointers: Vec<*mut c_void> = words.iter_mut().map(|word| std::ptr::from_mut(word).cast()).collect();
         let [x, y, z] = grid.map(|count| count as u32);
         let value = CUlaunchAttributeValue { programmaticStreamSerializationAllowed: 1 };
         let id = CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION;
         let mut attribute = CUlaunchAttribute { id, pad: [0; 4], value };
-        let ahead = self.launches_ahead && WAITING.iter().any(|waiting| name.starts_with(waiting));
         let config = CUlaunchConfig {
             gridDimX: x,
             gridDimY: y,
@@ -125,28 +127,32 @@ impl Kernels {
             blockDimY: 1,
             blockDimZ: 1,
             sharedMemBytes: shared as u32,
-            hStream: stream,
+            hStream: stream.cu_stream(),
             attrs: &mut attribute,
-            numAttrs: u32::from(ahead),
+            numAttrs: u32::from(starts_early),
         };
-        // SAFETY: the arguments are those of the kernel's signature; each word holds one, little end first.
+        // SAFETY: each word holds one argument, little end first; the caller promises the rest.
         check(&name, unsafe { sys::cuLaunchKernelEx(&config, function, pointers.as_mut_ptr(), null_mut()) })
     }
 
-    fn function(&self, name: &str, shared: u32) -> Result<CUfunction> {
+    fn function(&self, name: &str, shared: u32) -> Result<Found> {
         let mut found = self.found.lock().unwrap_or_else(PoisonError::into_inner);
-        let (function, allowed) = match found.get(name) {
+        let mut known = match found.get(name) {
             Some(known) => *known,
-            None => (self.find(name)?, SHARED_UNASKED),
+            None => {
+                let starts_early = self.starts_early && is_early(name);
+                Found { function: self.find(name)?, shared: SHARED_UNASKED, starts_early }
+            }
         };
-        if shared > allowed {
+        if shared > known.shared {
             let attribute = CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
             // SAFETY: a function of a loaded module.
-            let code = unsafe { sys::cuFuncSetAttribute(function, attribute, shared as i32) };
+            let code = unsafe { sys::cuFuncSetAttribute(known.function, attribute, shared as i32) };
             check(&format!("cuFuncSetAttribute: {shared} bytes of shared memory for {name}"), code)?;
+            known.shared = shared;
         }
-        found.insert(name.to_string(), (function, allowed.max(shared)));
-        Ok(function)
+        found.insert(name.to_string(), known);
+        Ok(known)
     }
 
     fn find(&self, name: &str) -> Result<CUfunction> {
@@ -162,20 +168,71 @@ impl Kernels {
     }
 }
 
+/// Whether a kernel starts early; its name ends with the dtype.
+fn is_early(name: &str) -> bool {
+    name.rsplit_once('_').is_some_and(|(kernel, _)| EARLY.contains(&kernel))
+}
+
 impl Arg {
-    fn word(self) -> u64 {
+    /// As C has it, if it fits.
+    fn word(self) -> Option<u64> {
         match self {
-            Self::At(address) => address,
-            Self::Int(value) => u64::from(value as i32 as u32),
-            Self::Long(value) => value as u64,
-            Self::Float(value) => u64::from(value.to_bits()),
+            Self::At(address) => Some(address),
+            Self::Int(value) => u64::try_from(i32::try_from(value).ok()?).ok(),
+            Self::Long(value) => u64::try_from(i64::try_from(value).ok()?).ok(),
+            Self::Float(value) => Some(u64::from(value.to_bits())),
         }
     }
 }
 
 #[cfg(test)]
-#[cfg(feature = "cuda")]
 mod tests {
+    use super::*;
+    use std::{fs, path::Path};
+
+    #[test]
+    fn those_kernels_start_early_that_wait_for_the_one_before() {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("kernels");
+        let (mut waiting, mut others) = (Vec::new(), Vec::new());
+        for file in fs::read_dir(folder).unwrap() {
+            let source = fs::read_to_string(file.unwrap().path()).unwrap();
+            // Each kernel's body, to the brace at the start of a line that ends it.
+            for part in source.split("__device__ __forceinline__ void ").skip(1) {
+                let Some((name, rest)) = part.split_once("_body(") else { continue };
+                let body = rest.split("\n}").next().unwrap();
+                if name.contains(char::is_whitespace) {
+                    continue;
+                }
+                // By itself, or in a function that it hands this to.
+                let waits = body.contains("wait_for_last(early)") || body.contains(">(early, ");
+                if waits && body.contains("let_next_start(early)") { &mut waiting } else { &mut others }
+                    .push(name.to_string());
+            }
+        }
+        waiting.sort();
+        let mut early: Vec<_> = EARLY.to_vec();
+        early.sort_unstable();
+        assert_eq!(waiting, early);
+        for dtype in ["f16", "bf16", "f32"] {
+            assert!(waiting.iter().all(|kernel| is_early(&format!("{kernel}_{dtype}"))));
+            assert!(others.iter().all(|kernel| !is_early(&format!("{kernel}_{dtype}"))), "{others:?}");
+        }
+        assert!(!others.is_empty() && !is_early("linear_geglu_f16_128") && !is_early("attention_f16_40"));
+    }
+
+    #[test]
+    fn an_argument_that_c_cannot_hold_is_none() {
+        assert_eq!(Arg::Int(1 << 31).word(), None);
+        assert_eq!(Arg::Int((1 << 31) - 1).word(), Some((1 << 31) - 1));
+        assert_eq!(Arg::Long(usize::MAX).word(), None);
+        assert_eq!(Arg::Float(1.0).word(), Some(0x3f80_0000));
+    }
+}
+
+/// Tests of the machine code, which need nvcc and no GPU.
+#[cfg(test)]
+#[cfg(feature = "cuda")]
+mod image_tests {
     use super::*;
     use std::{collections::BTreeSet, env, fs, path::PathBuf, process::Command};
 

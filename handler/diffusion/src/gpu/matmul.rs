@@ -1,28 +1,31 @@
-//! Row-major matrix products through cuBLASLt, one plan (descriptors and algorithm) per case.
+//! Row-major matrix products through cuBLASLt, one plan (descriptors and algorithm) per shape.
 //!
 //! cuBLASLt is column-major, so the transposed product is asked for: `out^T = w a^T`, where a row-major `[r, c]` matrix
 //! with `ld` elements from row to row is a column-major `[c, r]` matrix with leading dimension `ld`.
 
-mod alignment;
-mod case;
 mod plan;
-mod tune;
+mod shape;
 
-pub(crate) use case::Case;
+pub(crate) use shape::MatmulShape;
 
 use super::{
+    Array,
     cublaslt::Handle,
-    error::{GpuError, Result},
+    error::{GpuError, Result, check_safe},
 };
-use cudarc::{cublaslt::sys as lt, driver::sys::CUstream};
-use plan::Plan;
+use cudarc::{
+    cublaslt::sys as lt,
+    driver::{CudaEvent, CudaStream, sys::CUevent_flags},
+};
+use plan::MatmulPlan;
 use std::{
     collections::{HashMap, hash_map::Entry},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
-/// Bytes that the workspace's start is rounded up to.
-const WORKSPACE_ALIGNMENT: u64 = 256;
+/// How many of the heuristics' results are timed.
+const CANDIDATES_TIMED: usize = 8;
 
 /// Device addresses of one run: of the matrices, of the bias for each column and of what the product is added to.
 #[derive(Debug, Clone, Copy)]
@@ -41,26 +44,32 @@ impl Operands {
     }
 }
 
-/// Where plans are made and run; all plain handles.
-#[derive(Debug, Clone, Copy)]
+/// Where plans are made and run.
+#[derive(Clone)]
 struct Queue {
     handle: lt::cublasLtHandle_t,
-    stream: CUstream,
-    workspace: u64,
-    workspace_bytes: usize,
+    stream: Arc<CudaStream>,
+    workspace: Array,
+}
+
+impl Queue {
+    /// A mark that notes the time.
+    fn timed_event(&self) -> Result<CudaEvent> {
+        let event = self.stream.context().new_event(Some(CUevent_flags::CU_EVENT_DEFAULT));
+        check_safe("cuEventCreate", event)
+    }
 }
 
 /// An algorithm as the library keeps it.
 pub(super) type Algorithm = [u64; 8];
 
 /// The products of one stream, which share a workspace.
-#[derive(Debug)]
 pub(crate) struct Matmuls {
-    plans: HashMap<Case, Plan>,
-    preferred: HashMap<Case, Algorithm>,
-    /// Whether a case without preference is tuned at its first run.
+    plans: HashMap<MatmulShape, MatmulPlan>,
+    preferred: HashMap<MatmulShape, Algorithm>,
+    /// Whether a shape without a preferred algorithm is tuned at its first run.
     tunes: bool,
-    /// Spent on what only a case's first run needs: the plan, and loading its kernel.
+    /// Time spent on first runs: on plans, and on loading kernels.
     firsts: [Duration; 2],
     queue: Queue,
     _handle: Handle, // Owns `queue.handle`; last, as fields are dropped in order.
@@ -71,10 +80,9 @@ pub(crate) struct Matmuls {
 unsafe impl Send for Matmuls {}
 
 impl Matmuls {
-    /// Opens cuBLASLt for `stream`, whose context must be current here and wherever this is used. The `workspace` on
-    /// the device (NVIDIA advises 32 MiB on Hopper, 4 MiB elsewhere) must live as long as this and the graphs captured
-    /// from it, and belong to nothing else on another stream.
-    pub(crate) fn new(stream: CUstream, workspace: u64, workspace_bytes: usize) -> Result<Self> {
+    /// Opens cuBLASLt for `stream`, whose context must be current here and wherever this is used. NVIDIA advises a
+    /// workspace of 32 MiB on Hopper, 4 MiB elsewhere.
+    pub(crate) fn new(stream: &Arc<CudaStream>, workspace: Array) -> Result<Self> {
         // SAFETY: it only tries to open the library.
         if !unsafe { lt::is_culib_present() } {
             return Err(GpuError::Unavailable(
@@ -84,9 +92,7 @@ impl Matmuls {
             ));
         }
         let handle = Handle::new()?;
-        let start = workspace.next_multiple_of(WORKSPACE_ALIGNMENT);
-        let workspace_bytes = workspace_bytes.saturating_sub((start - workspace) as usize);
-        let queue = Queue { handle: handle.0, stream, workspace: start, workspace_bytes };
+        let queue = Queue { handle: handle.0, stream: stream.clone(), workspace };
         Ok(Self {
             plans: HashMap::new(),
             preferred: HashMap::new(),
@@ -97,19 +103,19 @@ impl Matmuls {
         })
     }
 
-    /// Enqueues one product. Legal while the stream is being captured; a case's first run plans it (on the host) and
+    /// Enqueues one product. Legal while the stream is being captured; a shape's first run plans it (on the host) and
     /// may load its kernel, so run each once before capturing.
     ///
     /// # Safety
-    /// The stream and the workspace must be alive and the addresses those of device memory that holds what `case` says,
-    /// until the stream gets there. `out` must overlap no other operand, but may be `onto`.
-    pub(crate) unsafe fn run(&mut self, case: &Case, at: &Operands) -> Result<()> {
-        if self.tunes && !self.preferred.contains_key(case) {
+    /// The addresses must be those of device memory that holds what `shape` says, until the stream gets there: if it is
+    /// captured, until the graph has run for the last time. `out` must overlap no other operand, but may be `onto`.
+    pub(crate) unsafe fn run(&mut self, shape: &MatmulShape, at: &Operands) -> Result<()> {
+        if self.tunes && !self.preferred.contains_key(shape) {
             // SAFETY: as the caller promises.
-            unsafe { self.tune(case, at)? };
+            unsafe { self.tune(shape, at)? };
         }
-        let (queue, clock, known) = (self.queue, Instant::now(), self.plans.contains_key(case));
-        let plan = self.plan(case, at)?;
+        let (queue, clock, known) = (self.queue.clone(), Instant::now(), self.plans.contains_key(shape));
+        let plan = self.plan(shape, at)?;
         let planned = clock.elapsed();
         // SAFETY: as the caller promises.
         unsafe { plan.run(&queue, plan.index, at)? };
@@ -120,42 +126,67 @@ impl Matmuls {
         Ok(())
     }
 
-    /// How long first runs took so far: making plans, and loading kernels.
+    /// How long first runs took so far: plans, and loading kernels.
     pub(super) fn firsts(&self) -> [Duration; 2] {
         self.firsts
     }
 
-    /// From now on a case for which nothing is preferred is tuned at its first run, which must not be captured.
+    /// From now on a shape without a preferred algorithm is tuned at its first run, which must not be captured.
     pub(super) fn tune_at_first(&mut self) {
         self.tunes = true;
     }
 
-    /// What is preferred, by case.
-    pub(super) fn choices(&self) -> Vec<(Case, Algorithm)> {
-        self.preferred.iter().map(|(case, algorithm)| (*case, *algorithm)).collect()
+    /// The preferred algorithms.
+    pub(super) fn choices(&self) -> Vec<(MatmulShape, Algorithm)> {
+        self.preferred.iter().map(|(shape, algorithm)| (*shape, *algorithm)).collect()
     }
 
-    /// Uses an algorithm for a case that has not been run, as `choices` gave it on such a GPU with this library. No heuristics are
-    /// asked then.
-    pub(super) fn prefer(&mut self, case: Case, algorithm: Algorithm) {
-        self.preferred.insert(case, algorithm);
+    /// Prefers an algorithm, as `choices` gave it for the same kind of GPU and library, for a shape that has not been run.
+    pub(super) fn prefer(&mut self, shape: MatmulShape, algorithm: Algorithm) {
+        self.preferred.insert(shape, algorithm);
     }
 
-    /// The case's plan, made where there is none yet or where it asks more of the addresses than these give.
-    fn plan(&mut self, case: &Case, at: &Operands) -> Result<&Plan> {
-        if case.bias != at.bias.is_some() || case.onto != at.onto.is_some() {
-            return Err(GpuError::call(format!("matmul {case:?}"), "bias or onto is not given as the case says"));
+    /// Times the heuristics' first results for a shape, back to back with the same operands, and prefers the fastest
+    /// from now on. Not during capture: it waits for the stream. Overwrites `at.out`. An error if none could run.
+    ///
+    /// # Safety
+    /// As for [`Matmuls::run`].
+    unsafe fn tune(&mut self, shape: &MatmulShape, at: &Operands) -> Result<()> {
+        let queue = self.queue.clone();
+        let plan = self.plan(shape, at)?;
+        let (start, end) = (queue.timed_event()?, queue.timed_event()?);
+        let (mut fastest, mut failure) = (None, None);
+        for index in 0..plan.algorithms.len().min(CANDIDATES_TIMED) {
+            // SAFETY: as the caller promises.
+            match unsafe { plan.time(&queue, index, at, &start, &end) } {
+                Ok(time) if fastest.is_none_or(|(_, best)| time < best) => fastest = Some((index, time)),
+                Ok(_) => {}
+                Err(error) => failure = Some(error),
+            }
         }
-        let given = case.alignments(at);
-        let (queue, preferred) = (self.queue, self.preferred.get(case).copied());
-        let make = |alignments, preferred| Plan::new(&queue, case, alignments, preferred);
-        Ok(match self.plans.entry(*case) {
+        let Some((index, _)) = fastest else { return failure.map_or(Ok(()), Err) };
+        if let Some(plan) = self.plans.get_mut(shape) {
+            plan.index = index;
+            self.preferred.insert(*shape, plan.algorithms[index].data);
+        }
+        Ok(())
+    }
+
+    /// The shape's plan. It is made where there is none yet, or where it needs a greater alignment than these addresses have.
+    fn plan(&mut self, shape: &MatmulShape, at: &Operands) -> Result<&MatmulPlan> {
+        if shape.bias != at.bias.is_some() || shape.onto != at.onto.is_some() {
+            return Err(GpuError::call(format!("matmul {shape:?}"), "bias or onto is not given as the shape says"));
+        }
+        let given = shape.alignments(at);
+        let (queue, preferred) = (self.queue.clone(), self.preferred.get(shape).copied());
+        let make = |alignments, preferred| MatmulPlan::new(&queue, shape, alignments, preferred);
+        Ok(match self.plans.entry(*shape) {
             Entry::Vacant(entry) => entry.insert(make(given, preferred)?),
             Entry::Occupied(entry) => {
                 let plan = entry.into_mut();
                 let needed = plan.alignments.both(given);
                 if needed != plan.alignments {
-                    // What was preferred may not do with less.
+                    // The preferred algorithm may need the greater alignment.
                     *plan = make(needed, None)?;
                 }
                 plan

@@ -1,6 +1,6 @@
-//! A GPU's memory: how much is taken, new arrays, and copies on the device. What crosses to the host is in `array`.
+//! A GPU's memory: how much is used, new arrays, and copies on the device. Copies to and from the host are in `array`.
 
-use super::{Array, Dtype, Gpu, GpuError, Result, arena::Arena, check, lock};
+use super::{Array, Dtype, Gpu, GpuError, Result, arena::Arena, check, check_safe, lock};
 use cudarc::driver::sys::{self, CUmemorytype};
 use std::{
     ptr::{null, null_mut},
@@ -10,16 +10,16 @@ use std::{
     },
 };
 
-/// How much of a GPU's memory is taken, in bytes.
+/// How much of a GPU's memory is used, in bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Memory {
-    /// By whomever.
+    /// By all processes.
     pub used: u64,
-    /// There is.
+    /// All of it.
     pub total: u64,
 }
 
-/// Bytes of the GPU's memory that are ours.
+/// Bytes of the GPU's memory that this process's arenas hold.
 #[derive(Default)]
 pub(crate) struct Meter {
     now: AtomicUsize,
@@ -38,7 +38,7 @@ impl Meter {
 }
 
 impl Gpu {
-    /// The most bytes held at once; without the driver's own.
+    /// The most bytes held at once, without the driver's own.
     pub fn peak_bytes(&self) -> usize {
         self.0.meter.peak.load(Ordering::Relaxed)
     }
@@ -48,20 +48,25 @@ impl Gpu {
         self.0.meter.now.load(Ordering::Relaxed)
     }
 
-    /// A new array that lives for a while; not cleared.
+    /// A new array that lives for a while, with any contents.
     pub(crate) fn resident(&self, dims: &[usize], dtype: Dtype) -> Result<Array> {
         Array::new(self, &self.0.resident, dims, dtype)
     }
 
-    /// A new array between operations; not cleared.
+    /// A new array between operations, with any contents.
     pub(crate) fn scratch(&self, dims: &[usize], dtype: Dtype) -> Result<Array> {
         Array::new(self, &self.0.scratch, dims, dtype)
     }
 
-    /// Gives unused scratch memory back to the driver. Graphs that were captured before must not run afterwards.
+    /// Gives unused scratch memory back to the driver. Graphs that were recorded before are stale then.
     pub(crate) fn trim(&self) -> Result<()> {
         self.synchronize()?;
+        self.0.trims.fetch_add(1, Ordering::Relaxed);
         lock(&self.0.scratch).trim()
+    }
+
+    pub(super) fn trims(&self) -> usize {
+        self.0.trims.load(Ordering::Relaxed)
     }
 
     /// Fills an array with zeros.
@@ -69,15 +74,20 @@ impl Gpu {
         self.fill(array, 0)
     }
 
-    /// Fills an array with a byte.
+    /// Fills a contiguous array with a byte.
     pub(crate) fn fill(&self, array: &Array, byte: u8) -> Result<()> {
-        // SAFETY: the array's own range.
-        check("cuMemsetD8Async", unsafe { sys::cuMemsetD8Async(array.address(), byte, array.bytes(), self.0.stream) })
+        if !array.is_contiguous() || !array.gpu().is(self) {
+            return Err(GpuError::Unavailable(format!("{:?} is filled as one piece of this GPU", array.dims())));
+        }
+        let (address, stream) = (array.address(), self.stream().cu_stream());
+        // SAFETY: the range of the array, which is contiguous; the next user of its memory comes later on the same stream.
+        check("cuMemsetD8Async", unsafe { sys::cuMemsetD8Async(address, byte, array.bytes(), stream) })
     }
 
-    /// Copies `from`, which may be some columns of something, to the contiguous `to` of the same dims.
+    /// Copies `from`, which may be a view of some columns, to the contiguous `to` of the same dims.
     pub(crate) fn copy(&self, from: &Array, to: &Array) -> Result<()> {
-        if from.dims() != to.dims() || from.dtype() != to.dtype() || !to.is_contiguous() {
+        let alike = from.dims() == to.dims() && from.dtype() == to.dtype() && to.is_contiguous();
+        if !alike || ![from, to].iter().all(|array| array.gpu().is(self)) {
             return Err(GpuError::Unavailable(format!("a copy of {:?} to {:?}", from.dims(), to.dims())));
         }
         let width = from.columns() * from.dtype().bytes();
@@ -99,21 +109,21 @@ impl Gpu {
             WidthInBytes: width,
             Height: from.rows(),
         };
-        // SAFETY: rows of arrays that are alive until the stream has passed them.
-        check("cuMemcpy2DAsync", unsafe { sys::cuMemcpy2DAsync_v2(&copy, self.0.stream) })
+        // SAFETY: rows of two arrays of the same dims; the next user of their memory comes later on the same stream.
+        check("cuMemcpy2DAsync", unsafe { sys::cuMemcpy2DAsync_v2(&copy, self.stream().cu_stream()) })
     }
 
-    /// An arena of its own, for what may leave.
+    /// A new arena, for what may be offloaded.
     pub(super) fn arena(&self, page: usize) -> Result<Arc<Mutex<Arena>>> {
-        Ok(Arc::new(Mutex::new(Arena::new(self.0.device, page, self.0.meter.clone())?)))
+        Ok(Arc::new(Mutex::new(Arena::new(self.0.context.cu_device(), page, self.0.meter.clone())?)))
     }
 
-    /// Bytes that the driver can still give.
+    /// Bytes that are free, by the driver.
     pub fn free_bytes(&self) -> Result<usize> {
         Ok(self.memory_info()?.0)
     }
 
-    /// What all processes together have of the memory.
+    /// The memory that all processes use together.
     ///
     /// # Errors
     /// The driver's.
@@ -124,11 +134,6 @@ impl Gpu {
 
     /// Free and all bytes.
     fn memory_info(&self) -> Result<(usize, usize)> {
-        // Who asks may be the first on its thread.
-        self.enter()?;
-        let (mut free, mut total) = (0, 0);
-        // SAFETY: writes two numbers.
-        check("cuMemGetInfo", unsafe { sys::cuMemGetInfo_v2(&mut free, &mut total) })?;
-        Ok((free, total))
+        check_safe("cuMemGetInfo", self.0.context.mem_get_info())
     }
 }

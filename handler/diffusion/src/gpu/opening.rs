@@ -1,20 +1,26 @@
-//! Opening a GPU, and how long each part of that takes. Refuses GPUs that there are no kernels for.
+//! Opening a GPU, and how long each part of that takes.
 
 use super::{
     Gpu, GpuError, Inner, Meter, Result,
     arena::{self, Arena},
-    check, driver,
+    check_safe, driver,
     kernels::{self, Kernels},
-    library, lock,
+    lock,
 };
-use cudarc::driver::sys::{self, CUdevice_attribute};
+use cudarc::driver::{
+    CudaContext, result,
+    sys::{self, CUdevice_attribute},
+};
+use libloading::os::unix::{Library, RTLD_LAZY, RTLD_LOCAL};
 use std::{
-    ffi::c_char,
-    ptr::null_mut,
-    sync::{Arc, Mutex, OnceLock},
+    mem,
+    sync::{Arc, Mutex, OnceLock, atomic::AtomicUsize},
+    thread,
     time::{Duration, Instant},
 };
 
+/// CUDA's libraries, by the names that the dynamic linker knows them by.
+const LIBRARIES: [&[&str]; 2] = [&["libcublasLt.so", "libcublasLt.so.13"], &["libcudnn.so", "libcudnn.so.9"]];
 /// The oldest compute capability for which there are kernels: Turing's.
 const OLDEST: (usize, usize) = (7, 5);
 const NO_DRIVER: &str = "no NVIDIA driver: libcuda.so.1 cannot be opened; install driver 580 or newer, give the container the GPU (`--gpus all`, \
@@ -35,31 +41,25 @@ impl Gpu {
         if !kernels::built() {
             return Err(GpuError::Unavailable("this build has no GPU kernels: build it with `--features cuda`".into()));
         }
-        library::open_ahead();
+        open_ahead();
         // SAFETY: looks for the library and calls nothing.
         if !unsafe { sys::is_culib_present() } {
             return Err(GpuError::Unavailable(NO_DRIVER.into()));
         }
         driver::check_version()?;
-        // SAFETY: initialises the driver; may be called again.
-        driver::check_opening("cuInit", unsafe { sys::cuInit(0) })?;
-        let mut device = 0;
-        // SAFETY: writes the device's handle.
-        driver::check_opening("cuDeviceGet", unsafe { sys::cuDeviceGet(&mut device, number) })?;
-        let mut context = null_mut();
-        // SAFETY: the primary context lives until the process ends.
-        driver::check_opening("cuDevicePrimaryCtxRetain", unsafe {
-            sys::cuDevicePrimaryCtxRetain(&mut context, device)
-        })?;
-        // SAFETY: a context from the line above.
-        check("cuCtxSetCurrent", unsafe { sys::cuCtxSetCurrent(context) })?;
+        driver::check_opening("cuInit", result::init())?;
+        driver::check_opening("cuDeviceGet", result::device::get(number))?;
+        let context = CudaContext::new(usize::try_from(number).unwrap_or_default());
+        let context = driver::check_opening("cuDevicePrimaryCtxRetain", context)?;
+        // It lives until the process ends, because cuBLASLt and cuDNN keep memory in it.
+        mem::forget(context.clone());
+        // With it, a new stream would wait for all others.
+        // SAFETY: cudarc tracks its own arrays alone, and there are none.
+        unsafe { context.disable_event_tracking() };
         lap("context");
-        let mut stream = null_mut();
-        let flags = sys::CUstream_flags::CU_STREAM_NON_BLOCKING as u32;
-        // SAFETY: writes the stream's handle.
-        check("cuStreamCreate", unsafe { sys::cuStreamCreate(&mut stream, flags) })?;
-        let (generation, minor) = capability(device)?;
-        let name = device_name(device)?;
+        let stream = check_safe("cuStreamCreate", context.new_stream())?;
+        let (generation, minor) = capability(&context)?;
+        let name = check_safe("cuDeviceGetName", context.name())?;
         if (generation, minor) < OLDEST {
             let text =
                 format!("{name} has compute capability {generation}.{minor}, the least is {}.{}", OLDEST.0, OLDEST.1);
@@ -69,18 +69,17 @@ impl Gpu {
         let kernels = Kernels::load(generation, is_hopper)?;
         lap("kernels");
         let meter = Arc::new(Meter::default());
-        let arena = || Ok::<_, GpuError>(Arc::new(Mutex::new(Arena::new(device, arena::PAGE, meter.clone())?)));
+        let arena =
+            || Ok::<_, GpuError>(Arc::new(Mutex::new(Arena::new(context.cu_device(), arena::PAGE, meter.clone())?)));
         let gpu = Self(Arc::new(Inner {
-            device,
-            context,
-            stream,
             name,
-            multiprocessors: attribute(device, CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)?,
+            multiprocessors: attribute(&context, CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)?,
             generation,
             is_hopper,
             kernels,
             resident: arena()?,
             scratch: arena()?,
+            trims: AtomicUsize::new(0),
             matmuls: OnceLock::new(),
             convolutions: OnceLock::new(),
             lanes: Mutex::default(),
@@ -88,13 +87,15 @@ impl Gpu {
             tuned: Mutex::default(),
             meter: meter.clone(),
             opening: Mutex::default(),
+            stream,
+            context,
         }));
         lap("memory");
         *lock(&gpu.0.opening) = opening;
         Ok(gpu)
     }
 
-    /// Opens cuBLASLt and cuDNN; without it their first use does.
+    /// Opens cuBLASLt and cuDNN, which otherwise happens at their first use.
     ///
     /// # Errors
     /// A library that is missing.
@@ -109,12 +110,12 @@ impl Gpu {
         Ok(())
     }
 
-    /// Notes how long a part of getting ready took.
+    /// Notes how long a part of the start took.
     pub(crate) fn note(&self, what: &'static str, since: Instant) {
         lock(&self.0.opening).push((what, since.elapsed()));
     }
 
-    /// Notes what first uses of the libraries cost, of what was noted before.
+    /// Notes how long first uses of the libraries took. These times are parts of what was noted before.
     pub(crate) fn note_firsts(&self) -> Result<()> {
         let ([product_plans, product_loads], [plans, loads]) =
             (self.matmuls()?.firsts(), self.convolutions()?.firsts());
@@ -123,36 +124,41 @@ impl Gpu {
         Ok(())
     }
 
-    /// How long each part of opening took.
+    /// How long each part of the start took.
     pub fn opening(&self) -> Vec<(&'static str, Duration)> {
         lock(&self.0.opening).clone()
     }
 
-    /// Its compute capability, as 9 and 0.
+    /// The compute capability, such as 9 and 0.
     ///
     /// # Errors
     /// The driver's.
     pub fn compute_capability(&self) -> Result<(usize, usize)> {
-        capability(self.0.device)
+        capability(&self.0.context)
     }
 }
 
-fn capability(device: i32) -> Result<(usize, usize)> {
-    let major = attribute(device, CUdevice_attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR)?;
-    Ok((major, attribute(device, CUdevice_attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)?))
+fn capability(context: &CudaContext) -> Result<(usize, usize)> {
+    let major = attribute(context, CUdevice_attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR)?;
+    Ok((major, attribute(context, CUdevice_attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)?))
 }
 
-fn attribute(device: i32, which: CUdevice_attribute) -> Result<usize> {
-    let mut value = 0;
-    // SAFETY: writes one number.
-    check("cuDeviceGetAttribute", unsafe { sys::cuDeviceGetAttribute(&mut value, which, device) })?;
-    Ok(value as usize)
+fn attribute(context: &CudaContext, which: CUdevice_attribute) -> Result<usize> {
+    Ok(check_safe("cuDeviceGetAttribute", context.attribute(which))? as usize)
 }
 
-fn device_name(device: i32) -> Result<String> {
-    let mut bytes = [0 as c_char; 256];
-    // SAFETY: writes at most as many bytes as it is told.
-    check("cuDeviceGetName", unsafe { sys::cuDeviceGetName(bytes.as_mut_ptr(), bytes.len() as i32, device) })?;
-    let bytes: Vec<u8> = bytes.iter().take_while(|&&byte| byte != 0).map(|&byte| byte as u8).collect();
-    Ok(String::from_utf8_lossy(&bytes).into_owned())
+/// Begins to open the libraries, which are large, on threads of their own while the driver makes a context, and keeps them open. A
+/// library that is missing is reported by its first user.
+fn open_ahead() {
+    for names in LIBRARIES {
+        thread::spawn(move || {
+            for name in names {
+                // SAFETY: the vendor's libraries, whose initialisers only set their own tables up.
+                if let Ok(library) = unsafe { Library::open(Some(*name), RTLD_LAZY | RTLD_LOCAL) } {
+                    mem::forget(library);
+                    return;
+                }
+            }
+        });
+    }
 }

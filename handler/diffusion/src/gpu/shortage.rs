@@ -1,4 +1,4 @@
-//! For tests: a GPU of which somebody else holds nearly all memory.
+//! For tests: a GPU with nearly no free memory, and one that is lost.
 
 use super::{Arg, Array, Dtype, Gpu, Launch, Result, arena::Arena, lock};
 use std::sync::{Arc, Mutex};
@@ -10,10 +10,10 @@ pub struct Shortage {
 }
 
 impl Shortage {
-    /// Leaves `bytes` of what is free.
+    /// Leaves `bytes` free.
     ///
     /// # Errors
-    /// The driver.
+    /// The driver's.
     pub fn leaving(gpu: &Gpu, bytes: usize) -> Result<Self> {
         gpu.enter()?;
         Self::holding(gpu, gpu.free_bytes()?.saturating_sub(bytes))
@@ -22,7 +22,7 @@ impl Shortage {
     /// Holds `bytes`, in whole pages.
     ///
     /// # Errors
-    /// The driver; there are not that many.
+    /// The driver's; there are not that many.
     pub fn holding(gpu: &Gpu, bytes: usize) -> Result<Self> {
         gpu.enter()?;
         let arena = gpu.arena(super::arena::PAGE)?;
@@ -34,21 +34,22 @@ impl Shortage {
 
 impl Drop for Shortage {
     fn drop(&mut self) {
-        if let Err(error) = lock(&self.arena).leave() {
+        if let Err(error) = lock(&self.arena).release() {
             eprintln!("the memory stays held: {error}");
         }
     }
 }
 
 impl Gpu {
-    /// Breaks it for this process: a kernel that reads where nothing is, which the GPU's own protection stops.
+    /// Makes this process lose the GPU, by a kernel that reads an unmapped address.
     ///
     /// # Errors
-    /// The driver's, which is what it is for.
+    /// The driver's.
     #[doc(hidden)]
     pub fn break_it(&self) -> Result<()> {
         self.enter()?;
         let launch = Launch { name: "leave_pixels_f16".into(), grid: [1, 1, 1], block: 256, shared: 0 };
-        self.launch(launch, &[Arg::At(1 << 46), Arg::At(1 << 46), Arg::Long(256)])
+        // SAFETY: nothing is mapped at this address: the GPU stops the access, and no memory changes.
+        unsafe { self.launch(launch, &[Arg::At(1 << 46), Arg::At(1 << 46), Arg::Long(256)]) }
     }
 }

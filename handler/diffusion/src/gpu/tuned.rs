@@ -1,6 +1,12 @@
-//! Which of cuBLASLt's algorithms was fastest for each product here, kept in a file for the next start; and which convolutions there were.
+//! Which of cuBLASLt's algorithms was fastest for each product on this GPU, and which convolutions there were, in a file for the next
+//! start.
 
-use super::{Gpu, Result, check, conv, lock, matmul};
+use super::{
+    Gpu, Result, check,
+    conv::ConvShape,
+    lock,
+    matmul::{Algorithm, MatmulShape},
+};
 use cudarc::{cublaslt::sys as lt, driver::sys};
 use serde::{Deserialize, Serialize};
 use std::{
@@ -19,14 +25,14 @@ pub(super) struct Tuned {
 
 #[derive(Serialize, Deserialize)]
 struct Choices {
-    matmuls: Vec<(matmul::Case, matmul::Algorithm)>,
-    /// Convolutions are not tuned; to know them is to plan them ahead.
-    convolutions: Vec<conv::Case>,
+    matmuls: Vec<(MatmulShape, Algorithm)>,
+    /// Convolutions are not tuned: these are planned ahead.
+    convolutions: Vec<ConvShape>,
 }
 
 impl Gpu {
-    /// From now on a product is tuned when it is first made, unless `folder` has the choice; [`Gpu::keep_tuned`] adds it there.
-    /// Says whether there was a file.
+    /// From now on a product is tuned at its first run, unless `folder` has the choice; [`Gpu::keep_tuned`] adds it there. Returns
+    /// whether there was a file.
     pub(crate) fn tune_with(&self, folder: &Path) -> Result<bool> {
         let mut driver = 0;
         // SAFETY: writes one number.
@@ -40,13 +46,13 @@ impl Gpu {
         let found = choices.is_some();
         let (known, convolutions) = choices.map_or_else(Default::default, |known| (known.matmuls, known.convolutions));
         *lock(&self.0.tuned) = Tuned { path: Some(path), known: known.len() };
-        known.into_iter().for_each(|(case, index)| matmuls.prefer(case, index));
+        known.into_iter().for_each(|(shape, algorithm)| matmuls.prefer(shape, algorithm));
         matmuls.tune_at_first();
         drop(matmuls);
         let gpu = self.clone();
         thread::spawn(move || {
-            // Who needs one that cannot be planned hears of it.
-            let plan = |case: &conv::Case| gpu.convolutions()?.workspace(case).map(drop);
+            // A shape that cannot be planned is an error where it is used.
+            let plan = |shape: &ConvShape| gpu.convolutions()?.workspace(shape).map(drop);
             gpu.enter().and_then(|()| convolutions.iter().try_for_each(plan))
         });
         Ok(found)
@@ -54,7 +60,7 @@ impl Gpu {
 
     /// Writes the file anew if something was tuned since. A folder that cannot be written is no error: it is tuned again then.
     pub(crate) fn keep_tuned(&self) -> Result<()> {
-        let choices = Choices { matmuls: self.matmuls()?.choices(), convolutions: self.convolutions()?.cases() };
+        let choices = Choices { matmuls: self.matmuls()?.choices(), convolutions: self.convolutions()?.shapes() };
         let mut tuned = lock(&self.0.tuned);
         let Some(path) = tuned.path.clone().filter(|_| choices.matmuls.len() > tuned.known) else { return Ok(()) };
         tuned.known = choices.matmuls.len();

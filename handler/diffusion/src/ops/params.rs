@@ -1,6 +1,6 @@
 //! The parameters of modules, looked up by path. On the CPU they are tensors, on a GPU they are places for tensors.
 
-use crate::gpu::{Array, Layout, Placed};
+use crate::gpu::{Array, Placed, WeightLayout};
 use crate::{loading::weights::Weights, ops};
 use candle_core::{DType, Device, Error, Result, Tensor};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -85,7 +85,7 @@ impl Params {
     ///
     /// # Errors
     /// There is no such tensor, its shape is not `dims`, or there is not enough memory.
-    pub(crate) fn place(&self, placed: &Placed, dims: &[usize], leaf: &str, layout: Layout) -> Result<Array> {
+    pub(crate) fn place(&self, placed: &Placed, dims: &[usize], leaf: &str, layout: WeightLayout) -> Result<Array> {
         Ok(placed.place(&[(self.checked(dims, leaf)?, layout)])?)
     }
 

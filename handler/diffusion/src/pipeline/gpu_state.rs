@@ -31,7 +31,7 @@ impl GpuState {
     ) -> std::result::Result<Weights, LoraError> {
         let gpu = self.unet.gpu();
         gpu.enter().and_then(|()| gpu.synchronize()).map_err(on_device)?;
-        self.text.come(text).and_then(|()| self.unet.come(unet)).map_err(on_device)?;
+        self.text.restore(text).and_then(|()| self.unet.restore(unet)).map_err(on_device)?;
         for ((placed, weights), changed) in [(&self.text, text), (&self.unet, unet)].into_iter().zip(&mut self.changed)
         {
             placed.fill(weights, Some(changed)).map_err(on_device)?;

@@ -4,18 +4,18 @@
 //! A graph reads and writes arrays at fixed addresses: latents, the step's index, guidance, what the steps share, and the weights. A
 //! LoRA changes weights in place, so graphs stay valid.
 
-use crate::gpu::{Arg, Array, Dtype, Event, Gpu, Graph, Launch, Pinned};
+use crate::gpu::{Array, Dtype, Gpu, Graph, Pinned};
 use crate::{
     models::unet::{Prepared, Unet},
     models::vae::VaeDecoder,
-    ops::{self, LANES, Step},
+    ops::{self, LANES, Step, steps},
     schedulers::StepCoefficients,
 };
 use candle_core::{Device, Error, Result, Tensor};
 use std::{
     collections::HashMap,
     ops::ControlFlow,
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
 /// The most recordings. If there are so many, all are dropped before the next one.
@@ -28,6 +28,8 @@ pub(crate) struct Recordings {
     gpu: Gpu,
     dtype: Dtype,
     steps: Mutex<HashMap<StepKey, StepRecording>>,
+    /// After the recordings, so that it is dropped after them: they use its weights.
+    unet: Arc<Unet>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -45,6 +47,8 @@ struct StepKey {
 
 /// The step for one key: its arrays, and the graph once it is recorded.
 struct StepRecording {
+    /// First, so that it is dropped before the arrays that it uses.
+    graph: Option<Graph>,
     key: StepKey,
     /// `[images, channels, height, width]` in f32, as are `noise` and `clean_before`.
     latents: Array,
@@ -60,19 +64,17 @@ struct StepRecording {
     /// The number of steps that fit into the tables.
     capacity: usize,
     pinned: Pinned,
-    graph: Option<Graph>,
 }
 
 /// The steps of one run.
 pub(crate) struct RecordedDenoiser<'a> {
     recordings: &'a Recordings,
-    unet: &'a Unet,
     key: StepKey,
 }
 
 impl Recordings {
-    pub(crate) fn new(gpu: &Gpu, dtype: Dtype) -> Self {
-        Self { gpu: gpu.clone(), dtype, steps: Mutex::default() }
+    pub(crate) fn new(gpu: &Gpu, dtype: Dtype, unet: Arc<Unet>) -> Self {
+        Self { gpu: gpu.clone(), dtype, steps: Mutex::default(), unet }
     }
 
     /// Drops all recordings and frees their memory.
@@ -84,7 +86,6 @@ impl Recordings {
     /// Prepares a recording's arrays for the steps of one run.
     pub(crate) fn denoiser<'a>(
         &'a self,
-        unet: &'a Unet,
         prepared: Prepared,
         count: usize,
         guidance_scale: Option<f64>,
@@ -106,7 +107,7 @@ impl Recordings {
         }
         let recording = steps.get(&key).ok_or_else(|| Error::Msg("a recording is gone".into()).bt())?;
         recording.reset(&prepared, count, guidance_scale.unwrap_or(1.0), coefficients.unwrap_or_default())?;
-        Ok(RecordedDenoiser { recordings: self, unet, key })
+        Ok(RecordedDenoiser { recordings: self, key })
     }
 
     /// The pixels of one picture's latents as bytes, with height and width. Not recorded, because its kernels are long enough to keep
@@ -115,14 +116,10 @@ impl Recordings {
         let (images, channels, height, width) = latents.dims4()?;
         let source = Array::from_tensor(&self.gpu, latents, Dtype::F32)?;
         let xs = self.gpu.scratch(&[images, height, width, channels.next_multiple_of(LANES)], self.dtype)?;
-        latents_to_map(&source, &xs, 1.0 / factor)?;
+        steps::enter(&source, &xs, 1.0 / factor)?;
         let pixels = vae.decode(&ops::Array::Gpu(xs)).map_err(|error| Error::Msg(error.to_string()))?;
         let (pixels, (height, width)) = (pixels.gpu()?, pixels.size()?);
-        let bytes = self.gpu.scratch(&[height * width * 3 / 4], Dtype::F32)?;
-        let args = [Arg::At(pixels.address()), Arg::At(bytes.address()), Arg::Long(height * width)];
-        let name = format!("leave_pixels_{}", self.dtype.name());
-        self.gpu.launch(Launch { name, grid: [(height * width).div_ceil(256), 1, 1], block: 256, shared: 0 }, &args)?;
-        Ok((bytes.read()?, height, width))
+        Ok((steps::leave_pixels(pixels)?, height, width))
     }
 }
 
@@ -147,7 +144,7 @@ impl StepRecording {
             coefficients: gpu.resident(&[capacity, 5], Dtype::F32)?,
             guidance: gpu.resident(&[1], Dtype::F32)?,
             step: gpu.resident(&[1], Dtype::F32)?,
-            pinned: Pinned::new(latents.bytes())?,
+            pinned: Pinned::new(gpu, latents.bytes())?,
             latents,
             prepared,
             capacity,
@@ -190,37 +187,31 @@ impl StepRecording {
         let copies = if key.guided { 2 } else { 1 };
         let dims = [copies * key.images, key.height, key.width, key.channels.next_multiple_of(LANES)];
         let xs = gpu.scratch(&dims, dtype)?;
-        let sizes = [key.images, key.channels, key.height * key.width, copies].map(Arg::Int);
-        let step = Arg::At(self.step.address());
-        let launch = |name: &str, arrays: &[&Array], rest: &[Arg]| {
-            let arrays: Vec<Arg> = arrays.iter().map(|array| Arg::At(array.address())).collect();
-            let grid = [(key.images * key.height * key.width).div_ceil(256), 1, 1];
-            let name = format!("{name}_{}", dtype.name());
-            gpu.launch(Launch { name, grid, block: 256, shared: 0 }, &[&arrays, rest].concat())
-        };
-        launch("begin_step", &[&self.latents, &xs], &[&sizes[..], &[step]].concat())?;
+        steps::begin_step(&self.latents, &xs, &self.step)?;
         let counter = Step::Counter(self.step.clone());
         let output = unet.forward(&ops::Array::Gpu(xs), &counter, &self.prepared);
         let output = output.map_err(|error| Error::Msg(error.to_string()))?;
         let output = output.gpu()?;
         if key.with_scheduler {
-            let arrays = [output, &self.latents, &self.clean_before, &self.coefficients, &self.guidance];
-            launch("advance", &arrays, &[&[step], &sizes[..]].concat())?;
+            let (coefficients, guidance) = (&self.coefficients, &self.guidance);
+            steps::advance(output, &self.latents, &self.clean_before, coefficients, guidance, &self.step)
         } else {
-            launch("leave_noise", &[output, &self.noise, &self.guidance], &[&sizes[..], &[Arg::At(0)]].concat())?;
+            steps::leave_noise(output, &self.noise, &self.guidance)
         }
-        Ok(())
     }
 
     /// Runs one step. The first time it is recorded as well.
-    fn step(&mut self, unet: &Unet, dtype: Dtype) -> Result<()> {
-        if let Some(graph) = &mut self.graph {
+    fn step(&mut self, unet: &Arc<Unet>, dtype: Dtype) -> Result<()> {
+        if let Some(graph) = self.graph.as_mut().filter(|graph| !graph.is_stale()) {
             return Ok(graph.launch()?);
         }
         self.launch(unet, dtype)?;
         // Now everything that is created on first use exists, so nothing is created during the recording.
         let gpu = self.latents.gpu().clone();
-        let (graph, ()) = Graph::record(&gpu, || self.launch(unet, dtype))?;
+        // SAFETY: the step's arrays are fields of this recording, and its weights those of the UNet that `Recordings` keeps until all
+        // recordings are dropped. The one thread that paints records, and it holds no scratch array from one step to the next.
+        #[allow(unsafe_code)]
+        let (graph, ()) = unsafe { Graph::record(&gpu, || self.launch(unet, dtype))? };
         self.graph = Some(graph);
         Ok(gpu.keep_tuned()?)
     }
@@ -232,7 +223,7 @@ impl RecordedDenoiser<'_> {
         let mut steps = lock(&self.recordings.steps);
         let recording = steps.get_mut(&self.key).ok_or_else(|| Error::Msg("a recording is gone".into()).bt())?;
         recording.latents.write_through(&mut recording.pinned, &latents.flatten_all()?.to_vec1::<f32>()?)?;
-        recording.step(self.unet, self.recordings.dtype)?;
+        recording.step(&self.recordings.unet, self.recordings.dtype)?;
         let noise = recording.noise.read_through(&mut recording.pinned)?;
         Tensor::from_vec(noise, latents.dims(), &Device::Cpu)
     }
@@ -249,12 +240,12 @@ impl RecordedDenoiser<'_> {
         let recording = steps.get_mut(&self.key).ok_or_else(|| Error::Msg("a recording is gone".into()).bt())?;
         let gpu = &self.recordings.gpu;
         recording.latents.write_through(&mut recording.pinned, &latents.flatten_all()?.to_vec1::<f32>()?)?;
-        let mut events = [Event::new()?, Event::new()?];
+        let mut events = [gpu.event()?, gpu.event()?];
         for step in 0..count {
             if step > 0 {
-                recording.step(self.unet, self.recordings.dtype)?;
-                events[1].record(gpu)?;
-                events[0].wait()?;
+                recording.step(&self.recordings.unet, self.recordings.dtype)?;
+                gpu.record(&events[1])?;
+                gpu.wait_for(&events[0])?;
                 events.swap(0, 1);
             }
             if on_step(step).is_break() {
@@ -262,25 +253,14 @@ impl RecordedDenoiser<'_> {
                 return Ok(Err(step));
             }
             if step == 0 {
-                recording.step(self.unet, self.recordings.dtype)?;
-                events[0].record(gpu)?;
+                recording.step(&self.recordings.unet, self.recordings.dtype)?;
+                gpu.record(&events[0])?;
             }
         }
         let latents =
             Tensor::from_vec(recording.latents.read_through(&mut recording.pinned)?, latents.dims(), &Device::Cpu)?;
         Ok(Ok(latents))
     }
-}
-
-/// Copies latents `[images, channels, height, width]`, times `scale`, into the feature map `xs`.
-fn latents_to_map(latents: &Array, xs: &Array, scale: f64) -> Result<()> {
-    let &[images, channels, height, width] = latents.dims() else { return Err(Error::Msg("no latents".into()).bt()) };
-    let sizes = [images, channels, height * width, 1].map(Arg::Int);
-    let arrays = [latents, xs].map(|array| Arg::At(array.address()));
-    let args = [&arrays[..], &sizes, &[Arg::Float(scale as f32)]].concat();
-    let name = format!("enter_{}", xs.dtype().name());
-    let blocks = (images * height * width).div_ceil(256);
-    Ok(xs.gpu().launch(Launch { name, grid: [blocks, 1, 1], block: 256, shared: 0 }, &args)?)
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

@@ -23,7 +23,7 @@ use std::{
     ops::ControlFlow,
     panic::resume_unwind,
     path::{Path, PathBuf},
-    sync::PoisonError,
+    sync::{Arc, PoisonError},
     thread,
     time::Instant,
 };
@@ -94,7 +94,7 @@ pub(crate) struct Model {
 pub(crate) struct Networks {
     model: Model,
     text_encoder: TextEncoder,
-    unet: Unet,
+    unet: Arc<Unet>,
     vae: VaeDecoder,
     /// Copies inputs to the device.
     inputs: Params,
@@ -123,7 +123,7 @@ impl Networks {
                 Ok(Self {
                     inputs: text.clone(),
                     text_encoder: TextEncoder::new(&model.text_config, text)?,
-                    unet: Unet::new(&model.unet_config, unet)?,
+                    unet: Unet::new(&model.unet_config, unet)?.into(),
                     vae: VaeDecoder::new(&model.vae_config, vae)?,
                     model,
                     state: DeviceState::Cpu,
@@ -133,10 +133,12 @@ impl Networks {
                 gpu.enter()?;
                 let [text, unet, vae] = [(); 3].map(|()| Placed::new(gpu, *dtype));
                 let (text, unet, vae) = (text?, unet?, vae?);
+                let on_gpu = Unet::new(&model.unet_config, Params::on_gpu(&model.unet_weights, &unet))?;
+                let on_gpu = Arc::new(on_gpu);
                 let mut networks = Self {
                     inputs: Params::on_gpu(&model.text_weights, &text),
                     text_encoder: TextEncoder::new(&model.text_config, Params::on_gpu(&model.text_weights, &text))?,
-                    unet: Unet::new(&model.unet_config, Params::on_gpu(&model.unet_weights, &unet))?,
+                    unet: on_gpu.clone(),
                     vae: VaeDecoder::new(&model.vae_config, Params::on_gpu(&model.vae_weights, &vae))?,
                     state: DeviceState::Gpu(GpuState {
                         text: text.clone(),
@@ -145,7 +147,7 @@ impl Networks {
                         // Nothing may leave while it is being copied.
                         offloads: false,
                         changed: Default::default(),
-                        recordings: Recordings::new(gpu, *dtype),
+                        recordings: Recordings::new(gpu, *dtype, on_gpu),
                     }),
                     model,
                 };
@@ -229,7 +231,7 @@ impl Networks {
                 let (text, unet) =
                     (text_weights.with_overlay(overlays.text_encoder), unet_weights.with_overlay(overlays.unet));
                 self.text_encoder = TextEncoder::new(&self.model.text_config, Params::on_cpu(&text))?;
-                self.unet = Unet::new(&self.model.unet_config, Params::on_cpu(&unet))?;
+                self.unet = Unet::new(&self.model.unet_config, Params::on_cpu(&unet))?.into();
             }
             DeviceState::Gpu(state) => {
                 let text = state.apply(plan, text_weights, unet_weights)?;
@@ -243,7 +245,7 @@ impl Networks {
     pub(crate) fn embed(&self, prompts: &[&Tokens]) -> Result<Array> {
         self.enter()?;
         if let DeviceState::Gpu(state) = &self.state {
-            state.text.come(&self.model.text_weights)?;
+            state.text.restore(&self.model.text_weights)?;
         }
         let embedded = self.text_encoder.encode(prompts)?;
         self.offload_idle()?;
@@ -266,7 +268,7 @@ impl Networks {
     /// Removes the UNet from the GPU until it is needed again. Changes by LoRAs are lost.
     pub(crate) fn offload_unet(&mut self) -> Result<()> {
         if let DeviceState::Gpu(state) = &mut self.state {
-            state.unet.leave()?;
+            state.unet.offload()?;
             state.changed[1].clear();
         }
         Ok(())
@@ -277,9 +279,9 @@ impl Networks {
         if let DeviceState::Gpu(state) = &self.state
             && state.offloads
         {
-            state.vae.leave()?;
+            state.vae.offload()?;
             if state.changed[0].is_empty() {
-                state.text.leave()?;
+                state.text.offload()?;
             }
         }
         Ok(())
@@ -306,7 +308,7 @@ impl Networks {
     pub(crate) fn vae_output(&self, latents: &Tensor) -> Result<Tensor> {
         self.enter()?;
         if let DeviceState::Gpu(state) = &self.state {
-            state.vae.come(&self.model.vae_weights)?;
+            state.vae.restore(&self.model.vae_weights)?;
         }
         let latents = (latents / self.model.vae_config.scaling_factor)?;
         Ok(self.vae.decode(&self.inputs.map_on_device(&latents)?)?.to_map(self.model.vae_config.out_channels)?)
@@ -328,7 +330,7 @@ impl Networks {
             DeviceState::Cpu => Denoiser::Cpu { unet: &self.unet, prepared, guidance_scale },
             DeviceState::Gpu(state) => {
                 let (recordings, steps) = (&state.recordings, timesteps.len());
-                Denoiser::Gpu(recordings.denoiser(&self.unet, prepared, steps, guidance_scale, noise, coefficients)?)
+                Denoiser::Gpu(recordings.denoiser(prepared, steps, guidance_scale, noise, coefficients)?)
             }
         })
     }
@@ -345,7 +347,7 @@ impl Networks {
             }
             DeviceState::Gpu(state) => {
                 self.enter()?;
-                state.vae.come(&self.model.vae_weights)?;
+                state.vae.restore(&self.model.vae_weights)?;
                 let pixels = state.recordings.pixels(&self.vae, latents, self.model.vae_config.scaling_factor)?;
                 self.offload_idle()?;
                 Ok(pixels)
@@ -356,7 +358,7 @@ impl Networks {
     /// Loads the UNet again if it was offloaded.
     fn load_unet(&self) -> Result<()> {
         if let DeviceState::Gpu(state) = &self.state {
-            state.unet.come(&self.model.unet_weights)?;
+            state.unet.restore(&self.model.unet_weights)?;
         }
         Ok(())
     }

@@ -1,16 +1,18 @@
-//! How one case is run: descriptors, and the algorithms that the heuristics offer. It does not choose among them by time.
+//! How one shape is run: descriptors, and the algorithms that the heuristics offer.
 
-use super::{Algorithm, Case, Operands, Queue, alignment::Alignments};
+use super::{Algorithm, MatmulShape, Operands, Queue, shape::Alignments};
 use crate::gpu::{
     Dtype,
-    cublaslt::{Layout, Preference, Product, check},
-    error::{GpuError, Result},
-    event::Event,
+    cublaslt::{MatmulDescriptor, MatrixLayout, Preference, check},
+    error::{GpuError, Result, check_safe},
 };
-use cudarc::cublaslt::sys::{
-    self as lt, cublasLtEpilogue_t as Epilogue, cublasLtMatmulDescAttributes_t as Desc,
-    cublasLtMatmulPreferenceAttributes_t as Pref, cublasLtReductionScheme_t as Reduction, cublasStatus_t as Status,
-    cudaDataType_t as DataType,
+use cudarc::{
+    cublaslt::sys::{
+        self as lt, cublasLtEpilogue_t as Epilogue, cublasLtMatmulDescAttributes_t as Desc,
+        cublasLtMatmulPreferenceAttributes_t as Pref, cublasLtReductionScheme_t as Reduction, cublasStatus_t as Status,
+        cudaDataType_t as DataType,
+    },
+    driver::CudaEvent,
 };
 use std::{ffi::c_void, ptr::from_ref};
 
@@ -23,7 +25,7 @@ const CANDIDATES: usize = 16;
 const WARM_UPS: u32 = 3;
 const TIMED: u32 = 10;
 
-/// Room for an answer of the heuristics.
+/// Room for a result of the heuristics.
 const NO_RESULT: lt::cublasLtMatmulHeuristicResult_t = lt::cublasLtMatmulHeuristicResult_t {
     algo: lt::cublasLtMatmulAlgo_t { data: [0; 8] },
     workspaceSize: 0,
@@ -32,48 +34,48 @@ const NO_RESULT: lt::cublasLtMatmulHeuristicResult_t = lt::cublasLtMatmulHeurist
     reserved: [0; 4],
 };
 
-/// How one case is run.
+/// How one shape is run.
 #[derive(Debug)]
-pub(super) struct Plan {
-    case: Case,
+pub(super) struct MatmulPlan {
+    shape: MatmulShape,
     pub(super) alignments: Alignments,
-    product: Product,
-    w: Layout,
-    a: Layout,
-    out: Layout,
+    product: MatmulDescriptor,
+    w: MatrixLayout,
+    a: MatrixLayout,
+    out: MatrixLayout,
     /// The heuristics' results that are usable, best first.
     pub(super) algorithms: Vec<lt::cublasLtMatmulAlgo_t>,
     /// The one of them that is used.
     pub(super) index: usize,
 }
 
-impl Plan {
+impl MatmulPlan {
     pub(super) fn new(
         queue: &Queue,
-        case: &Case,
+        shape: &MatmulShape,
         alignments: Alignments,
         preferred: Option<Algorithm>,
     ) -> Result<Self> {
-        let out = data_type(case.out);
-        let product = Product::new()?;
-        product.set(Desc::CUBLASLT_MATMUL_DESC_TRANSA, if case.w_transposed { &AS_IS } else { &TRANSPOSED })?;
+        let out = data_type(shape.out);
+        let product = MatmulDescriptor::new()?;
+        product.set(Desc::CUBLASLT_MATMUL_DESC_TRANSA, if shape.w_transposed { &AS_IS } else { &TRANSPOSED })?;
         product.set(Desc::CUBLASLT_MATMUL_DESC_TRANSB, &AS_IS)?;
-        if case.bias {
+        if shape.bias {
             product.set(Desc::CUBLASLT_MATMUL_DESC_EPILOGUE, &Epilogue::CUBLASLT_EPILOGUE_BIAS)?;
             product.set(Desc::CUBLASLT_MATMUL_DESC_BIAS_DATA_TYPE, &out)?;
             // The heuristics look at this address's alignment alone.
             product.set(Desc::CUBLASLT_MATMUL_DESC_BIAS_POINTER, &u64::from(alignments.bias))?;
         }
         let (w_rows, w_columns) =
-            if case.w_transposed { (case.columns, case.inner) } else { (case.inner, case.columns) };
-        let dtype = data_type(case.dtype);
+            if shape.w_transposed { (shape.columns, shape.inner) } else { (shape.inner, shape.columns) };
+        let dtype = data_type(shape.dtype);
         let mut plan = Self {
-            case: *case,
+            shape: *shape,
             alignments,
             product,
-            w: Layout::new(dtype, w_rows, w_columns, case.w_row, case.batch, case.w_stride)?,
-            a: Layout::new(dtype, case.inner, case.rows, case.a_row, case.batch, case.a_stride)?,
-            out: Layout::new(out, case.columns, case.rows, case.out_row, case.batch, case.out_stride)?,
+            w: MatrixLayout::new(dtype, w_rows, w_columns, shape.w_row, shape.batch, shape.w_stride)?,
+            a: MatrixLayout::new(dtype, shape.inner, shape.rows, shape.a_row, shape.batch, shape.a_stride)?,
+            out: MatrixLayout::new(out, shape.columns, shape.rows, shape.out_row, shape.batch, shape.out_stride)?,
             algorithms: Vec::new(),
             index: 0,
         };
@@ -85,7 +87,7 @@ impl Plan {
         Ok(plan)
     }
 
-    /// Whether the library takes these words, which a file had, for an algorithm of this product that has enough workspace.
+    /// Whether these words, which come from a file, are an algorithm for this product with enough workspace, by the library's own check.
     fn can_run(&self, queue: &Queue, algorithm: &lt::cublasLtMatmulAlgo_t) -> bool {
         let mut result = NO_RESULT;
         // SAFETY: the descriptors are alive, the words are only read, and there is room for the result.
@@ -101,13 +103,13 @@ impl Plan {
                 &mut result,
             )
         };
-        status == Status::CUBLAS_STATUS_SUCCESS && result.workspaceSize <= queue.workspace_bytes
+        status == Status::CUBLAS_STATUS_SUCCESS && result.workspaceSize <= queue.workspace.bytes()
     }
 
     /// The heuristics' usable results, best first, of which there is at least one.
     fn ask(&self, queue: &Queue) -> Result<Vec<lt::cublasLtMatmulAlgo_t>> {
         let preference = Preference::new()?;
-        preference.set(Pref::CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, &(queue.workspace_bytes as u64))?;
+        preference.set(Pref::CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, &(queue.workspace.bytes() as u64))?;
         // Split sums are added up in f32 (a mask; 0 for none is in every one), not in the type of `out`.
         let reduction =
             Reduction::CUBLASLT_REDUCTION_SCHEME_NONE as u32 | Reduction::CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE as u32;
@@ -133,12 +135,12 @@ impl Plan {
                 &mut found,
             )
         };
-        check(status, || format!("cublasLtMatmulAlgoGetHeuristic: {:?}", self.case))?;
+        check(status, || format!("cublasLtMatmulAlgoGetHeuristic: {:?}", self.shape))?;
         let results = results.iter().take(found.max(0) as usize);
         let usable = results.filter(|result| result.state == Status::CUBLAS_STATUS_SUCCESS);
         let algorithms: Vec<_> = usable.map(|result| result.algo).collect();
         if algorithms.is_empty() {
-            let call = format!("cublasLtMatmulAlgoGetHeuristic: {:?}", self.case);
+            let call = format!("cublasLtMatmulAlgoGetHeuristic: {:?}", self.shape);
             return Err(GpuError::call(call, "no algorithm fits"));
         }
         Ok(algorithms)
@@ -149,14 +151,14 @@ impl Plan {
     /// # Safety
     /// As for [`super::Matmuls::run`].
     pub(super) unsafe fn run(&self, queue: &Queue, index: usize, at: &Operands) -> Result<()> {
-        let what = || format!("cublasLtMatmul: algorithm {index} of {:?}", self.case);
+        let what = || format!("cublasLtMatmul: algorithm {index} of {:?}", self.shape);
         let Some(algorithm) = self.algorithms.get(index) else {
             return Err(GpuError::call(what(), "no such algorithm"));
         };
         if let Some(bias) = &at.bias {
             self.product.set(Desc::CUBLASLT_MATMUL_DESC_BIAS_POINTER, bias)?;
         }
-        let alpha = f32::from_bits(self.case.alpha_bits);
+        let alpha = f32::from_bits(self.shape.alpha_bits);
         let beta = if at.onto.is_some() { 1f32 } else { 0.0 };
         // SAFETY: the descriptors are alive, alpha and beta are read before it returns; the caller promises the rest.
         let status = unsafe {
@@ -174,16 +176,16 @@ impl Plan {
                 at.out as *mut c_void,
                 self.out.0,
                 algorithm,
-                queue.workspace as *mut c_void,
-                queue.workspace_bytes,
-                queue.stream.cast(),
+                queue.workspace.address() as *mut c_void,
+                queue.workspace.bytes(),
+                queue.stream.cu_stream().cast(),
             )
         };
         check(status, what)
     }
 
-    /// Mean milliseconds of one run with the algorithm at a position. The warm-ups are not waited for, so that the host
-    /// is ahead of the device while it times.
+    /// Mean milliseconds of one run with the algorithm at a position. There is no wait after the warm-ups, so that the
+    /// host stays ahead of the device.
     ///
     /// # Safety
     /// As for [`super::Matmuls::run`].
@@ -192,20 +194,21 @@ impl Plan {
         queue: &Queue,
         index: usize,
         at: &Operands,
-        start: &Event,
-        end: &Event,
+        start: &CudaEvent,
+        end: &CudaEvent,
     ) -> Result<f32> {
         for _ in 0..WARM_UPS {
             // SAFETY: as the caller promises.
             unsafe { self.run(queue, index, at) }?;
         }
-        start.record_on(queue.stream)?;
+        check_safe("cuEventRecord", start.record(&queue.stream))?;
         for _ in 0..TIMED {
             // SAFETY: as the caller promises.
             unsafe { self.run(queue, index, at) }?;
         }
-        end.record_on(queue.stream)?;
-        Ok(end.since(start)? / TIMED as f32)
+        check_safe("cuEventRecord", end.record(&queue.stream))?;
+        let milliseconds = check_safe("cuEventElapsedTime", start.elapsed_ms(end))?;
+        Ok(milliseconds / TIMED as f32)
     }
 }
 

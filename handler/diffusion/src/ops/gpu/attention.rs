@@ -1,84 +1,51 @@
 //! Attention: our own fused kernels for the head sizes of Stable Diffusion, matrix products and a softmax for others.
 
-use super::{SCORES, refused};
+use super::{addresses, refused};
 use crate::gpu::{
     Arg, Array, Dtype, Launch,
-    matmul::{self, Operands},
+    constants::SOFTMAX_THREADS,
+    matmul::{MatmulShape, Operands},
 };
 use candle_core::Result;
 
 /// A fused kernel: the ending of its name, head size, threads, queries of a block, and dynamic shared memory.
-#[derive(Clone, Copy)]
-struct Fused {
-    ending: &'static str,
-    width: usize,
-    threads: usize,
-    queries: usize,
-    shared: usize,
-}
+type Tile = (&'static str, usize, usize, usize, usize);
 
-const fn fused(ending: &'static str, width: usize, threads: usize, queries: usize, shared: usize) -> Fused {
-    Fused { ending, width, threads, queries, shared }
-}
+/// The table in `kernels/attention.cu`; for each head size the one for many tokens comes first.
+const TILES: &[Tile] = include!(concat!(env!("OUT_DIR"), "/attention_tiles.rs"));
+/// The table in `kernels/attention_hopper.cu`.
+const HOPPER_TILES: &[Tile] = include!(concat!(env!("OUT_DIR"), "/attention_hopper_tiles.rs"));
 
-/// As `kernels/attention.cu` has them; for each head size the one for many tokens first.
-const FUSED: [Fused; 10] = [
-    fused("40", 40, 128, 128, 0),
-    fused("40_small", 40, 128, 64, 0),
-    fused("64", 64, 128, 128, 0),
-    fused("64_small", 64, 128, 64, 0),
-    fused("80", 80, 256, 128, 0),
-    fused("80_small", 80, 128, 64, 0),
-    fused("128", 128, 128, 64, 69_632),
-    fused("128_small", 128, 128, 32, 69_632),
-    fused("160", 160, 128, 64, 86_016),
-    fused("160_small", 160, 128, 32, 86_016),
-];
-
-/// The shared memory that a block may have where it is least: compute capability 8.6, 8.9 and 12.0.
-const LEAST_SHARED: usize = 99 << 10;
-const _: () = {
-    let mut index = 0;
-    while index < FUSED.len() {
-        assert!(FUSED[index].shared <= LEAST_SHARED);
-        index += 1;
-    }
-};
-
-/// As `kernels/attention_hopper.cu` has them.
-const HOPPER: [Fused; 5] = [
-    fused("40", 40, 640, 256, 164_992),
-    fused("40_small", 40, 640, 128, 148_608),
-    fused("64", 64, 640, 256, 164_992),
-    fused("80", 80, 640, 256, 214_112),
-    fused("80_small", 80, 640, 128, 230_528),
-];
-/// With fewer keys, Hopper's own kernels take longer to fill than the others to end (measured on an H100).
+/// Scores held at once where they are held at all, in bytes of f32.
+const SCORES: usize = 64 << 20;
+/// With fewer keys, Hopper's own kernels take longer to fill their pipeline than the others to finish (measured on an H100).
 const MANY_KEYS: usize = 256;
+/// Inside a tile of keys, the kernels count elements in `int`.
+const LONGEST_ROW: usize = 1 << 24;
 
-pub(crate) fn attention(q: &Array, k: &Array, v: &Array, heads: usize) -> Result<Array> {
+pub(in crate::ops) fn attention(q: &Array, k: &Array, v: &Array, heads: usize) -> Result<Array> {
     let (shape, gpu) = (Shape::of(q, k, v, heads)?, q.gpu());
     if !gpu.fuses(q.dtype()) {
         return shape.whole(q, k, v, false);
     }
-    let blocks = |kernel: &Fused| shape.tokens.div_ceil(kernel.queries) * heads * shape.batch;
+    let blocks = |&(_, _, _, queries, _): &Tile| shape.tokens.div_ceil(queries) * heads * shape.batch;
     if gpu.is_hopper() && shape.others >= MANY_KEYS {
-        // The one with which the busiest processor has the least to do.
-        let work = |kernel: &&Fused| blocks(kernel).div_ceil(gpu.multiprocessors()) * kernel.queries;
-        if let Some(kernel) = HOPPER.iter().filter(|kernel| kernel.width == shape.width).min_by_key(work) {
-            return shape.fused("attention_hopper", kernel, q, k, v);
+        // The one that leaves the busiest processor the least work.
+        let work = |tile: &&Tile| blocks(tile).div_ceil(gpu.multiprocessors()) * tile.3;
+        if let Some(tile) = HOPPER_TILES.iter().filter(|tile| tile.1 == shape.width).min_by_key(work) {
+            return shape.fused("attention_hopper", tile, q, k, v);
         }
     }
     // The first that gives three processors of four work, else the one with the most blocks.
-    let mut kernels = FUSED.iter().filter(|kernel| kernel.width == shape.width);
-    let busy = kernels.clone().find(|kernel| 4 * blocks(kernel) >= 3 * gpu.multiprocessors());
-    match busy.or(kernels.next_back()) {
-        Some(kernel) => shape.fused("attention", kernel, q, k, v),
+    let mut tiles = TILES.iter().filter(|tile| tile.1 == shape.width);
+    let busy = tiles.clone().find(|tile| 4 * blocks(tile) >= 3 * gpu.multiprocessors());
+    match busy.or(tiles.next_back()) {
+        Some(tile) => shape.fused("attention", tile, q, k, v),
         None => shape.whole(q, k, v, false),
     }
 }
 
-pub(crate) fn causal_attention(q: &Array, k: &Array, v: &Array, heads: usize) -> Result<Array> {
+pub(in crate::ops) fn causal_attention(q: &Array, k: &Array, v: &Array, heads: usize) -> Result<Array> {
     Shape::of(q, k, v, heads)?.whole(q, k, v, true)
 }
 
@@ -93,10 +60,19 @@ struct Shape {
 }
 
 impl Shape {
+    /// Of arrays of one GPU and dtype, which may be columns of others.
     fn of(q: &Array, k: &Array, v: &Array, heads: usize) -> Result<Self> {
+        if [k, v].iter().any(|array| !array.gpu().is(q.gpu()) || array.dtype() != q.dtype()) {
+            return refused(format!("attention of {:?}, {:?} and {:?}", q.dtype(), k.dtype(), v.dtype()));
+        }
         match (q.dims(), k.dims(), v.dims()) {
             (&[batch, tokens, channels], &[same, others, _], third)
-                if same == batch && third == k.dims() && k.columns() == channels && channels.is_multiple_of(heads) =>
+                if same == batch
+                    && third == k.dims()
+                    && k.columns() == channels
+                    && batch * tokens * others * channels > 0
+                    && heads > 0
+                    && channels.is_multiple_of(heads) =>
             {
                 Ok(Self { batch, tokens, others, heads, width: channels / heads })
             }
@@ -112,22 +88,28 @@ impl Shape {
         Ok(q.gpu().scratch(&[self.batch, self.tokens, self.heads * self.width], q.dtype())?)
     }
 
-    fn fused(&self, name: &str, kernel: &Fused, q: &Array, k: &Array, v: &Array) -> Result<Array> {
+    fn fused(&self, name: &str, tile: &Tile, q: &Array, k: &Array, v: &Array) -> Result<Array> {
+        let &(ending, _, threads, queries, shared) = tile;
         if k.row() != v.row() {
             return refused("keys and values with rows of two lengths".into());
         }
+        let aligned = |array: &&Array| array.address().is_multiple_of(16) && (array.row() * 2).is_multiple_of(16);
+        if ![q, k, v].iter().all(aligned) || k.row() > LONGEST_ROW {
+            return refused(format!("attention with rows of {} and {}", q.row(), k.row()));
+        }
         let out = self.out(q)?;
-        let arrays = [q, k, v, &out].map(|array| Arg::At(array.address()));
         let sizes = [self.tokens, self.others, self.heads, q.row(), k.row(), out.row()].map(Arg::Int);
         let strides = [self.tokens * q.row(), self.others * k.row(), self.tokens * out.row()].map(Arg::Long);
-        let args = [&arrays[..], &sizes, &strides, &[Arg::Float(self.scale())]].concat();
+        let args = [&addresses([q, k, v, &out])[..], &sizes, &strides, &[Arg::Float(self.scale())]].concat();
         let launch = Launch {
-            name: format!("{name}_{}_{}", q.dtype().name(), kernel.ending),
-            grid: [self.tokens.div_ceil(kernel.queries), self.heads, self.batch],
-            block: kernel.threads,
-            shared: if q.gpu().copies_ahead() { kernel.shared } else { 0 },
+            name: format!("{name}_{}_{ending}", q.dtype().name()),
+            grid: [self.tokens.div_ceil(queries), self.heads, self.batch],
+            block: threads,
+            shared: if q.gpu().copies_ahead() { shared } else { 0 },
         };
-        q.gpu().launch(launch, &args)?;
+        // SAFETY: `Shape::of` has compared q, k and v, whose rows are as far apart as the strides say; `out` was made by the same
+        // shape. Both dtypes that are fused have 2 bytes, and the tile is one of the kernel's table, for this head size.
+        unsafe { q.gpu().launch(launch, &args)? };
         Ok(out)
     }
 
@@ -143,7 +125,7 @@ impl Shape {
                 let scores = gpu.scratch(&[self.heads, tokens, self.others], Dtype::F32)?;
                 let shares = gpu.scratch(scores.dims(), dtype)?;
                 let size = dtype.bytes();
-                let products = matmul::Case {
+                let products = MatmulShape {
                     out: Dtype::F32,
                     batch: self.heads,
                     a_row: q.row(),
@@ -152,9 +134,9 @@ impl Shape {
                     w_stride: self.width,
                     out_stride: tokens * self.others,
                     alpha_bits: self.scale().to_bits(),
-                    ..matmul::Case::linear(dtype, tokens, self.others, self.width)
+                    ..MatmulShape::linear(dtype, tokens, self.others, self.width)
                 };
-                let mixed = matmul::Case {
+                let mixed = MatmulShape {
                     batch: self.heads,
                     w_row: v.row(),
                     out_row: out.row(),
@@ -162,24 +144,20 @@ impl Shape {
                     w_stride: self.width,
                     out_stride: self.width,
                     w_transposed: true,
-                    ..matmul::Case::linear(dtype, tokens, self.width, self.others)
+                    ..MatmulShape::linear(dtype, tokens, self.width, self.others)
                 };
                 let q_at = q.address() + (from * q.row() * size) as u64;
                 let out_at = out.address() + (from * out.row() * size) as u64;
-                // SAFETY: arrays of the sizes and strides that the case says.
-                #[allow(unsafe_code)]
-                unsafe {
-                    gpu.matmuls()?.run(&products, &Operands::product(q_at, k.address(), scores.address()))?;
-                }
-                let arrays = [&scores, &shares].map(|array| Arg::At(array.address()));
+                // SAFETY: `tokens` rows of q, from one that it has, and all of k, in heads of `width` columns next to each other;
+                // `Shape::of` has compared them. `scores` was made for the result.
+                unsafe { gpu.matmuls()?.run(&products, &Operands::product(q_at, k.address(), scores.address()))? };
                 let sizes = [self.others, usize::from(causal), tokens].map(Arg::Int);
                 let (name, grid) = (format!("softmax_{}", dtype.name()), [self.heads * tokens, 1, 1]);
-                gpu.launch(Launch { name, grid, block: 256, shared: 0 }, &[&arrays[..], &sizes].concat())?;
-                // SAFETY: as above.
-                #[allow(unsafe_code)]
-                unsafe {
-                    gpu.matmuls()?.run(&mixed, &Operands::product(shares.address(), v.address(), out_at))?;
-                }
+                let launch = Launch { name, grid, block: SOFTMAX_THREADS, shared: 0 };
+                // SAFETY: a block for each row of both, which have the same dims.
+                unsafe { gpu.launch(launch, &[&addresses([&scores, &shares])[..], &sizes].concat())? };
+                // SAFETY: as for the scores; v has the dims of k, and `out` those of q.
+                unsafe { gpu.matmuls()?.run(&mixed, &Operands::product(shares.address(), v.address(), out_at))? };
             }
         }
         Ok(out)

@@ -1,4 +1,4 @@
-//! The shape of a convolution, and the dimensions that cuDNN is told. Refuses shapes without an output.
+//! The shape of a convolution, and its dimensions for cuDNN.
 
 use crate::gpu::{
     Dtype,
@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 
 /// A convolution's shape: square kernel, cross-correlation, the same padding on all four sides, no dilation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
-pub(crate) struct Case {
+pub(crate) struct ConvShape {
     /// Type of x, w and y; sums are f32.
     pub(crate) dtype: Dtype,
     /// Images.
@@ -30,7 +30,7 @@ pub(crate) struct Case {
     pub(crate) padding: usize,
 }
 
-impl Case {
+impl ConvShape {
     /// Height of y; 0 where the kernel does not fit.
     pub(crate) fn out_height(&self) -> usize {
         self.out(self.height)
@@ -73,8 +73,8 @@ pub(super) fn channels_last([_, c, h, w]: [i64; 4]) -> [i64; 4] {
 mod tests {
     use super::*;
 
-    fn case() -> Case {
-        Case {
+    fn shape() -> ConvShape {
+        ConvShape {
             dtype: Dtype::F16,
             batch: 2,
             height: 64,
@@ -89,26 +89,26 @@ mod tests {
 
     #[test]
     fn output_sizes() {
-        assert_eq!((case().out_height(), case().out_width()), (64, 48));
-        let halved = Case { stride: 2, ..case() };
+        assert_eq!((shape().out_height(), shape().out_width()), (64, 48));
+        let halved = ConvShape { stride: 2, ..shape() };
         assert_eq!((halved.out_height(), halved.out_width()), (32, 24));
-        let odd = Case { stride: 2, height: 65, padding: 0, ..case() };
+        let odd = ConvShape { stride: 2, height: 65, padding: 0, ..shape() };
         assert_eq!((odd.out_height(), odd.out_width()), (32, 23));
-        let point = Case { side: 1, padding: 0, ..case() };
+        let point = ConvShape { side: 1, padding: 0, ..shape() };
         assert_eq!((point.out_height(), point.out_width()), (64, 48));
     }
 
     #[test]
     fn impossible_shapes_have_no_output() {
-        assert_eq!(Case { height: 1, padding: 0, ..case() }.out_height(), 0);
-        assert_eq!(Case { stride: 0, ..case() }.out_width(), 0);
-        assert!(Case { height: 1, padding: 0, ..case() }.dimensions().is_err());
-        assert!(Case { channels_in: 0, ..case() }.dimensions().is_err());
+        assert_eq!(ConvShape { height: 1, padding: 0, ..shape() }.out_height(), 0);
+        assert_eq!(ConvShape { stride: 0, ..shape() }.out_width(), 0);
+        assert!(ConvShape { height: 1, padding: 0, ..shape() }.dimensions().is_err());
+        assert!(ConvShape { channels_in: 0, ..shape() }.dimensions().is_err());
     }
 
     #[test]
     fn dimensions_and_strides() {
-        let [x, w, y] = Case { stride: 2, ..case() }.dimensions().unwrap();
+        let [x, w, y] = ConvShape { stride: 2, ..shape() }.dimensions().unwrap();
         assert_eq!(x, [2, 320, 64, 48]);
         assert_eq!(w, [640, 320, 3, 3]);
         assert_eq!(y, [2, 640, 32, 24]);

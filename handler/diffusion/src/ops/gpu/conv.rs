@@ -1,0 +1,128 @@
+//! Convolutions by cuDNN, and a kernel of our own for what comes right after one.
+
+use super::{
+    LANES, address_or_null, check_alike, check_f32, check_vector,
+    linear::multiply,
+    norm::{Share, moments_for},
+    refused, vector,
+};
+use crate::gpu::{Arg, Array, Dtype, Placed, WeightLayout, conv::ConvShape};
+use crate::ops::{Window, params::Params};
+use candle_core::Result;
+
+/// A convolution with bias over a map.
+pub(in crate::ops) struct Conv {
+    /// `[out, side x side x in]`.
+    weight: Array,
+    /// `[1, out]`.
+    bias: Array,
+    window: Window,
+}
+
+impl Conv {
+    pub(in crate::ops) fn new(
+        inner: usize,
+        outer: usize,
+        window: Window,
+        params: &Params,
+        placed: &Placed,
+    ) -> Result<Self> {
+        let side = window.side;
+        let layout = WeightLayout {
+            rows: outer,
+            inner,
+            area: side * side,
+            rows_out: outer.next_multiple_of(LANES),
+            inner_out: inner.next_multiple_of(LANES),
+        };
+        Ok(Self {
+            weight: params.place(placed, &[outer, inner, side, side], "weight", layout)?,
+            bias: params.place(placed, &[outer], "bias", vector(outer))?,
+            window,
+        })
+    }
+
+    /// Plus the row of `shift`'s table that its counter names, at every place, and `onto`.
+    pub(in crate::ops) fn forward(
+        &self,
+        xs: &Array,
+        shift: Option<(&Array, &Array)>,
+        onto: Option<&Array>,
+    ) -> Result<Array> {
+        let &[batch, height, width, channels] = xs.dims() else { return refused(format!("{:?} is no map", xs.dims())) };
+        let Window { side, stride, padding } = self.window;
+        let out = self.weight.dims()[0];
+        if channels * side * side != self.weight.columns() {
+            return refused(format!("{channels} channels for weights of {:?}", self.weight.dims()));
+        }
+        if side == 1 && shift.is_none() {
+            return multiply(xs, &self.weight, Some(&self.bias), onto);
+        }
+        check_alike("a convolution", &[xs, &self.weight])?;
+        let gpu = xs.gpu();
+        let shape = ConvShape {
+            dtype: xs.dtype(),
+            batch,
+            height,
+            width,
+            channels_in: channels,
+            channels_out: out,
+            side,
+            stride,
+            padding,
+        };
+        let sums = gpu.scratch(&[batch, shape.out_height(), shape.out_width(), out], xs.dtype())?;
+        let mut convolutions = gpu.convolutions()?;
+        let room = convolutions.workspace(&shape)?;
+        let workspace = gpu.scratch(&[room.div_ceil(4).max(1)], Dtype::F32)?;
+        // SAFETY: dense arrays of the shape's dtype: x and w were compared with it above, y and the workspace were made by it. All
+        // are of this GPU, and the next user of their memory comes later on the
+        // same stream.
+        unsafe {
+            convolutions.run(&shape, xs.address(), self.weight.address(), sums.address(), workspace.address())?;
+        }
+        drop(convolutions);
+        after_conv(sums, &self.bias, shift, onto)
+    }
+}
+
+/// Bias, shift and residual in place, and the moments for a norm that follows.
+fn after_conv(sums: Array, bias: &Array, shift: Option<(&Array, &Array)>, onto: Option<&Array>) -> Result<Array> {
+    let (gpu, channels) = (sums.gpu().clone(), sums.columns());
+    check_alike("a bias", &[&sums, bias])?;
+    check_vector("a bias", bias, channels)?;
+    if let Some(onto) = onto {
+        check_alike("a residual", &[&sums, onto])?;
+        if onto.dims() != sums.dims() {
+            return refused(format!("a residual of {:?} for {:?}", onto.dims(), sums.dims()));
+        }
+    }
+    if let Some((table, step)) = shift {
+        check_alike("a shift", &[&sums, table])?;
+        check_f32("the step's number", &gpu, step)?;
+        if table.columns() != channels || table.count() == 0 {
+            return refused(format!("a shift of {:?} for {:?}", table.dims(), sums.dims()));
+        }
+    }
+    let (share, moments) = moments_for(&sums, 2)?;
+    let (table, step) = shift.unzip();
+    let args = [
+        Arg::At(sums.address()),
+        Arg::At(bias.address()),
+        address_or_null(table),
+        address_or_null(step),
+        Arg::Int(table.map_or(0, Array::rows)),
+        address_or_null(onto),
+        address_or_null(moments.as_ref().map(|moments| &*moments.array)),
+    ];
+    let Share { rows, groups, vectors, height, .. } = share;
+    let args = [&args[..], &[rows, channels, groups, vectors, height].map(Arg::Int)].concat();
+    let launch = share.launch(format!("after_conv_{}", sums.dtype().name()));
+    // SAFETY: the checks above: bias, each row of the table and residual fit the map; the kernel takes no row past the table's last
+    // one. `moments_for` made the moments for this map and grid.
+    unsafe { gpu.launch(launch, &args)? };
+    Ok(match moments {
+        Some(moments) => sums.with_moments(moments),
+        None => sums,
+    })
+}

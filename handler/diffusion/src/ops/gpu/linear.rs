@@ -1,0 +1,136 @@
+//! Linear layers: products by cuBLASLt, and one kernel of our own for a layer with the gated GELU.
+
+use super::{LANES, addresses, check_alike, check_vector, geglu, is_plain, refused, vector, with_columns};
+use crate::gpu::{
+    Arg, Array, Gpu, Launch, Placed, WeightLayout,
+    constants::{GEGLU_DEPTH, GEGLU_ROWS, GEGLU_THREADS},
+    matmul::{MatmulShape, Operands},
+};
+use crate::ops::params::Params;
+use candle_core::Result;
+
+/// With fewer rows, a product and a kernel after it are faster than the fused one (measured on an H100).
+const FEW_ROWS: usize = 256;
+/// The tiles of the fused kernel: the ending of its name, columns (of `GEGLU_ROWS` rows), and dynamic shared memory.
+const TILES: &[(&str, usize, usize)] = include!(concat!(env!("OUT_DIR"), "/geglu_tiles.rs"));
+
+/// Linear layers side by side.
+pub(in crate::ops) struct Linear {
+    /// `[sum of out, in]`.
+    weight: Array,
+    /// `[1, sum of out]`.
+    bias: Option<Array>,
+    /// Channels of each.
+    each: usize,
+}
+
+impl Linear {
+    pub(in crate::ops) fn new(
+        inner: usize,
+        each: usize,
+        bias: bool,
+        params: &[Params],
+        placed: &Placed,
+    ) -> Result<Self> {
+        let layout = WeightLayout { rows: each, inner, area: 1, rows_out: each, inner_out: inner };
+        let names = |leaf: &str, dims: &[usize]| -> Result<Vec<String>> {
+            params.iter().map(|params| params.checked(dims, leaf)).collect()
+        };
+        if !inner.is_multiple_of(LANES) || !each.is_multiple_of(LANES) {
+            return refused(format!("a linear layer of {inner} and {each} channels: a GPU takes multiples of {LANES}"));
+        }
+        let weights = names("weight", &[each, inner])?.into_iter().map(|name| (name, layout));
+        let weight = placed.place(&weights.collect::<Vec<_>>())?;
+        let bias = if bias {
+            let biases = names("bias", &[each])?.into_iter().map(|name| (name, vector(each)));
+            Some(placed.place(&biases.collect::<Vec<_>>())?)
+        } else {
+            None
+        };
+        Ok(Self { weight, bias, each })
+    }
+
+    pub(in crate::ops) fn forward(&self, xs: &Array, onto: Option<&Array>) -> Result<Array> {
+        multiply(xs, &self.weight, self.bias.as_ref(), onto)
+    }
+
+    pub(in crate::ops) fn forward_each(&self, xs: &Array) -> Result<Vec<Array>> {
+        let all = multiply(xs, &self.weight, self.bias.as_ref(), None)?;
+        Ok((0..all.columns()).step_by(self.each).map(|from| all.columns_from(from, self.each)).collect())
+    }
+
+    /// In one kernel where there is one for it, as `kernels/geglu_hopper.cu` says.
+    pub(in crate::ops) fn forward_geglu(&self, xs: &Array) -> Result<Array> {
+        let (gpu, rows, inner, width) = (xs.gpu(), xs.rows(), self.weight.columns(), self.weight.dims()[0] / 2);
+        let plain = is_plain(gpu, xs.dtype(), xs) && inner == xs.columns() && inner.is_multiple_of(GEGLU_DEPTH);
+        let fits = gpu.is_hopper() && gpu.fuses(xs.dtype()) && rows >= FEW_ROWS && plain;
+        let tile = tile_for(gpu, rows, width).filter(|_| fits);
+        let (Some(&(ending, columns, shared)), Some(bias)) = (tile, &self.bias) else {
+            return geglu(&self.forward(xs, None)?);
+        };
+        check_alike("a linear layer", &[xs, &self.weight, bias])?;
+        check_vector("a bias", bias, 2 * width)?;
+        let out = gpu.scratch(&with_columns(xs.dims(), width), xs.dtype())?;
+        let name = format!("linear_geglu_{}_{ending}", xs.dtype().name());
+        let grid = [tiles(rows, width, columns).min(gpu.multiprocessors()), 1, 1];
+        let sizes = [rows, inner, width].map(Arg::Int);
+        let args = [&addresses([xs, &self.weight, bias, &out])[..], &sizes].concat();
+        // SAFETY: `[rows, inner]` times `[2 width, inner]` plus `2 width` to `[rows, width]`, as compared and made above; `inner` is a
+        // multiple of the kernel's depth, and `width` of the tile's columns.
+        unsafe { gpu.launch(Launch { name, grid, block: GEGLU_THREADS, shared }, &args)? };
+        Ok(out)
+    }
+}
+
+/// The tile that leaves the busiest processor the least work.
+fn tile_for(gpu: &Gpu, rows: usize, width: usize) -> Option<&'static (&'static str, usize, usize)> {
+    let work = |(_, columns, _): &&(&str, usize, usize)| {
+        tiles(rows, width, *columns).div_ceil(gpu.multiprocessors()) * columns
+    };
+    TILES.iter().filter(|(_, columns, _)| width.is_multiple_of(*columns)).min_by_key(work)
+}
+
+fn tiles(rows: usize, width: usize, columns: usize) -> usize {
+    rows.div_ceil(GEGLU_ROWS) * (width / columns)
+}
+
+/// `xs @ weight^T`, plus bias, plus `onto`.
+pub(super) fn multiply(xs: &Array, weight: &Array, bias: Option<&Array>, onto: Option<&Array>) -> Result<Array> {
+    let (gpu, inner, columns) = (xs.gpu(), weight.columns(), weight.rows());
+    let dims = with_columns(xs.dims(), columns);
+    if xs.columns() != inner {
+        return refused(format!("{:?} times weights of {:?}", xs.dims(), weight.dims()));
+    }
+    if !is_plain(gpu, xs.dtype(), weight) {
+        return refused(format!("{:?} {:?} times weights of {:?}", xs.dtype(), xs.dims(), weight.dtype()));
+    }
+    if let Some(bias) = bias {
+        check_alike("a bias", &[weight, bias])?;
+        check_vector("a bias", bias, columns)?;
+    }
+    if let Some(onto) = onto {
+        check_alike("a residual", &[weight, onto])?;
+        if onto.dims() != dims {
+            return refused(format!("a residual of {:?} for {dims:?}", onto.dims()));
+        }
+    }
+    let out = gpu.scratch(&dims, xs.dtype())?;
+    let shape = MatmulShape {
+        a_row: xs.row(),
+        bias: bias.is_some(),
+        onto: onto.is_some(),
+        ..MatmulShape::linear(xs.dtype(), xs.rows(), columns, inner)
+    };
+    let at = Operands {
+        a: xs.address(),
+        w: weight.address(),
+        out: out.address(),
+        bias: bias.map(Array::address),
+        onto: onto.map(Array::address),
+    };
+    // SAFETY: the shape is that of xs, whose rows are `a_row` apart, and of the weights; bias and residual were compared with it, and
+    // `out` was made by it. All are of this GPU, and the next user of their memory comes later on the same
+    // stream.
+    unsafe { gpu.matmuls()?.run(&shape, &at)? };
+    Ok(out)
+}
