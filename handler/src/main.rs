@@ -82,7 +82,7 @@ fn log(command: &Command, traces: Option<&Traces>) {
     let service = command.service();
     let format = service.map_or(LogFormat::Text, |service| service.log_format);
     let filter = match command {
-        _ if service.is_some() => "warn,handler=info,telemetry=info",
+        _ if service.is_some() => "warn,handler=info,service=info,telemetry=info",
         // Its own lines report what is wrong.
         Command::Doctor(_) => "error",
         _ => "warn",

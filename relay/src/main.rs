@@ -19,7 +19,7 @@ use tracing::error;
 const SERVICE_NAME: &str = "easel-relay";
 const MIN_STACK: &str = "RUST_MIN_STACK";
 /// The AMQP client also returns each error that it logs, and the relay logs it then.
-const LOG_FILTER: &str = "warn,relay=info,telemetry=info,lapin=off";
+const LOG_FILTER: &str = "warn,relay=info,service=info,telemetry=info,lapin=off";
 
 fn main() -> ExitCode {
     set_thread_stack_size();
