@@ -2,10 +2,10 @@
 //! the next task.
 
 use crate::{
-    context::{PATIENCE, TestContext, case},
+    context::{PATIENCE, case},
     happy::assert_headers,
 };
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, ensure};
 use e2e::{
     aws::MODELS,
     backend::FAILED,
@@ -15,76 +15,71 @@ use e2e::{
 use serde_json::{Value, json};
 use std::time::Duration;
 
-async fn refused(ctx: &TestContext, task: &Task, field: &str) -> Result<()> {
-    let function = ctx.stack.function.process();
-    let pid = function.id();
-    ctx.publish(&task.body()).await?;
-    let failed = ctx.backend.end_of(task.id(), PATIENCE).await?;
-    assert_eq!((failed.method.as_str(), failed.path.as_str()), ("POST", FAILED));
-    assert_headers(&failed);
-    let message = failed.error_message();
-    assert!(message.contains(&format!("`{field}")), "the message must name {field}: {message}");
-    let body = json!({ "generation_id": task.id(), "error_message": message,
-                       "error_code": "GENERATION_FAILED", "retry_count": 0 });
-    assert_eq!(failed.body, body);
-    let record = ctx.stack.route.mapping.handled(&task.body(), 1, PATIENCE).await?;
-    assert!(record.deleted, "the message must be consumed: {record:?}");
-    // The same process paints the next task.
-    let painting = ctx.paint(&ctx.task().with("num_inference_steps", 1)).await?;
-    assert_eq!(painting.complete.body["metadata"]["steps"], 1);
-    assert!(function.is_running() && function.id() == pid, "the function's process was replaced");
-    assert_eq!(ctx.backend.calls_of(task.id()), [failed], "one failed webhook and nothing else");
-    assert_eq!(ctx.etag(task).await, None, "something was painted");
-    assert_eq!(ctx.stack.route.mapping.receives(&task.body()).len(), 1, "it came again");
-    Ok(())
-}
+/// What makes a task unfit, and the field that its failed webhook names.
+type Change = (&'static str, fn(Task) -> Task);
 
-macro_rules! refused {
-    ($($name:ident: $field:literal, $change:expr;)*) => {$(
-        #[test]
-        fn $name() {
-            case(|ctx| async move {
-                let change: fn(Task) -> Task = $change;
-                refused(&ctx, &change(ctx.task()), $field).await
-            });
-        }
-    )*};
-}
-
-refused! {
-    a_missing_artist_name: "artist_name", |task| task.without("artist_name");
-    missing_tags: "prompt_tags", |task| task.without("prompt_tags");
-    a_missing_lora_address: "lora_model_url", |task| task.without("lora_model_url");
-    a_missing_style: "style_id", |task| task.without("style_id");
-    tags_that_are_a_string: "prompt_tags", |task| task.with("prompt_tags", "red circle");
-    a_tag_that_is_a_number: "prompt_tags", |task| task.with("prompt_tags", json!(["red", 7]));
-    a_seed_that_is_a_string: "seed", |task| task.with("seed", "42");
-    a_style_that_is_a_fraction: "style_id", |task| task.with("style_id", 1.5);
-    an_artist_name_that_is_null: "artist_name", |task| task.with("artist_name", Value::Null);
-    a_negative_style: "style_id", |task| task.with("style_id", -1);
-    empty_tags: "prompt_tags", |task| task.with("prompt_tags", json!([]));
-    an_artist_name_of_10_000_characters: "artist_name", |task| task.with("artist_name", "x".repeat(10_000));
-    an_artist_name_of_emoji_alone: "artist_name", |task| task.with("artist_name", "🦀 ❤\u{fe0f}");
-    a_lora_address_that_is_not_s3: "lora_model_url", |task| task.with("lora_model_url", "https://h/lora.safetensors");
-    zero_steps: "num_inference_steps", |task| task.with("num_inference_steps", 0);
-    a_missing_lora_object: "lora_model_url", |task| task.with("lora_model_url", format!("s3://{MODELS}/none"));
-    a_missing_lora_bucket: "lora_model_url", |task| task.with("lora_model_url", "s3://no-such-bucket/none");
-}
-
-#[test]
-fn a_negative_id() {
-    case(|ctx| async move {
-        let task = ctx.task();
+const CHANGES: [Change; 18] = [
+    ("artist_name", |task| task.without("artist_name")),
+    ("prompt_tags", |task| task.without("prompt_tags")),
+    ("lora_model_url", |task| task.without("lora_model_url")),
+    ("style_id", |task| task.without("style_id")),
+    ("prompt_tags", |task| task.with("prompt_tags", "red circle")),
+    ("prompt_tags", |task| task.with("prompt_tags", json!(["red", 7]))),
+    ("seed", |task| task.with("seed", "42")),
+    ("style_id", |task| task.with("style_id", 1.5)),
+    ("artist_name", |task| task.with("artist_name", Value::Null)),
+    ("style_id", |task| task.with("style_id", -1)),
+    ("prompt_tags", |task| task.with("prompt_tags", json!([]))),
+    ("artist_name", |task| task.with("artist_name", "x".repeat(10_000))),
+    ("artist_name", |task| task.with("artist_name", "🦀 ❤\u{fe0f}")),
+    ("lora_model_url", |task| task.with("lora_model_url", "https://h/lora.safetensors")),
+    ("num_inference_steps", |task| task.with("num_inference_steps", 0)),
+    ("lora_model_url", |task| task.with("lora_model_url", format!("s3://{MODELS}/none"))),
+    ("lora_model_url", |task| task.with("lora_model_url", "s3://no-such-bucket/none")),
+    ("generation_id", |task| {
         let id = task.id();
-        refused(&ctx, &task.with("generation_id", -id), "generation_id").await
-    });
-}
+        task.with("generation_id", -id)
+    }),
+];
 
 #[test]
-fn a_lora_that_is_no_safetensors() {
+fn what_cannot_be_painted_is_reported_once_and_the_process_goes_on() {
     case(|ctx| async move {
+        let function = ctx.stack.function.process();
+        let pid = function.id();
         let url = ctx.stack.put_lora("models/style_11/lora_weights.safetensors", b"no tensors".repeat(99)).await?;
-        refused(&ctx, &ctx.task().with("lora_model_url", url), "lora_model_url").await
+        let mut tasks: Vec<_> = CHANGES.iter().map(|(field, change)| (*field, change(ctx.task()))).collect();
+        tasks.push(("lora_model_url", ctx.task().with("lora_model_url", url)));
+        for (_, task) in &tasks {
+            ctx.publish(&task.body()).await?;
+        }
+        for (field, task) in &tasks {
+            let failed = ctx.backend.end_of(task.id(), PATIENCE).await?;
+            let sent = task.body();
+            assert_eq!((failed.method.as_str(), failed.path.as_str()), ("POST", FAILED), "{sent}");
+            assert_headers(&failed);
+            let message = failed.error_message();
+            assert!(message.contains(&format!("`{field}")), "the message must name {field}: {message}");
+            let body = json!({ "generation_id": task.id(), "error_message": message,
+                               "error_code": "GENERATION_FAILED", "retry_count": 0 });
+            assert_eq!(failed.body, body);
+            let record = ctx.stack.route.mapping.handled(&sent, 1, PATIENCE).await?;
+            assert!(record.deleted, "the message must be consumed: {record:?}");
+        }
+        let painting = ctx.paint(&ctx.task().with("num_inference_steps", 1)).await?;
+        assert_eq!(painting.complete.body["metadata"]["steps"], 1);
+        assert!(function.is_running() && function.id() == pid, "the function's process was replaced");
+        for (_, task) in &tasks {
+            assert_eq!(
+                ctx.backend.calls_of(task.id()).len(),
+                1,
+                "one failed webhook and nothing else: {}",
+                task.body()
+            );
+            assert_eq!(ctx.etag(task).await, None, "something was painted: {}", task.body());
+            assert_eq!(ctx.stack.route.mapping.receives(&task.body()).len(), 1, "it came again: {}", task.body());
+        }
+        Ok(())
     });
 }
 
