@@ -1,5 +1,9 @@
 //! From pixels to the file that is delivered: the artist's signature in the picture, encoding, metadata and Content Credentials.
 
+#[cfg(feature = "credentials")]
+mod credential;
+#[cfg(not(feature = "credentials"))]
+#[path = "picture/no_credential.rs"]
 mod credential;
 mod encode;
 mod metadata;

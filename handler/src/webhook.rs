@@ -173,7 +173,7 @@ impl Backend {
 
 /// A client that connects only to addresses that the guard allows.
 fn client(guard: &Guard) -> Result<Client, reqwest::Error> {
-    Client::builder()
+    service::http_client()
         .timeout(WEBHOOK_TIMEOUT)
         .redirect(redirect::Policy::none())
         // A proxy would resolve names itself, without the guard's check.

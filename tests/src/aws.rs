@@ -72,6 +72,7 @@ impl Aws {
         let status = format!("{endpoint}/moto-api/");
         process.ready(START, async || http.get(&status).send().await.is_ok()).await?;
         let config = aws_config::defaults(BehaviorVersion::latest())
+            .http_client(settings::aws_http_client())
             .region(Region::new(REGION))
             .endpoint_url(&endpoint)
             .credentials_provider(Credentials::new("test", "test", None, None, "test"))

@@ -92,7 +92,7 @@ impl Target {
     /// # Errors
     /// No HTTP client.
     pub(crate) fn new(url: &str) -> Result<Self> {
-        Ok(Self { url: url.to_string(), http: reqwest::Client::builder().no_proxy().redirect(Policy::none()).build()? })
+        Ok(Self { url: url.to_string(), http: service::http_client().no_proxy().redirect(Policy::none()).build()? })
     }
 
     /// Forwards a request and gives the answer.

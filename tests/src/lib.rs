@@ -35,5 +35,5 @@ pub mod wait;
 /// # Errors
 /// The client cannot be built.
 pub fn http_client() -> reqwest::Result<reqwest::Client> {
-    reqwest::Client::builder().no_proxy().build()
+    service::http_client().no_proxy().build()
 }

@@ -96,7 +96,7 @@ impl TlsFront {
     pub async fn start(target: SocketAddr, certificate: &Path, key: &Path) -> Result<Self> {
         let certificates = CertificateDer::pem_file_iter(certificate)?.collect::<Result<Vec<_>, _>>()?;
         let config =
-            ServerConfig::builder_with_provider(Arc::new(tokio_rustls::rustls::crypto::aws_lc_rs::default_provider()))
+            ServerConfig::builder_with_provider(Arc::new(tokio_rustls::rustls::crypto::ring::default_provider()))
                 .with_safe_default_protocol_versions()?
                 .with_no_client_auth()
                 .with_single_cert(certificates, PrivateKeyDer::from_pem_file(key)?)?;

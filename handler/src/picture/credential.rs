@@ -129,7 +129,7 @@ fn signing(error: c2pa::Error) -> CredentialError {
 
 impl Signer for C2paSigner {
     fn sign(&self, data: &[u8]) -> c2pa::Result<Vec<u8>> {
-        self.key.sign(data).map_err(|error| c2pa::Error::OtherError(Box::new(error)))
+        self.key.sign(data).map_err(|error| c2pa::Error::OtherError(error.into()))
     }
 
     fn alg(&self) -> SigningAlg {
@@ -233,7 +233,7 @@ impl SyncHttpResolver for HttpResolver {
 }
 
 fn send(request: Request<Vec<u8>>) -> Result<Response<Vec<u8>>, Box<dyn Error + Send + Sync>> {
-    let client = reqwest::Client::builder().redirect(Policy::none()).timeout(TIME_STAMP_TIMEOUT).build()?;
+    let client = service::http_client().redirect(Policy::none()).timeout(TIME_STAMP_TIMEOUT).build()?;
     runtime::Builder::new_current_thread().enable_all().build()?.block_on(async {
         let mut answer = client.execute(request.try_into()?).await.map_err(reqwest::Error::without_url)?;
         let mut bytes = Vec::new();

@@ -2,7 +2,6 @@
 
 use crate::{picture::options::PictureConfig, task::Format};
 use image::{ExtendedColorType, ImageEncoder, RgbImage, codecs::jpeg::JpegEncoder, codecs::png::PngEncoder};
-use webp::{Encoder, WebPConfig};
 
 /// Why a picture could not be encoded.
 #[derive(Debug, thiserror::Error)]
@@ -13,6 +12,9 @@ pub enum EncodeError {
     /// WebP, which allows sides of up to 16,383 pixels.
     #[error("encoding: libwebp says {0}")]
     WebP(String),
+    /// WebP, in a build without the feature `webp`.
+    #[error("encoding: this build writes no WebP; build the handler with the feature webp, which is on by default")]
+    NoWebP,
 }
 
 /// Encodes the picture.
@@ -33,8 +35,16 @@ pub fn encode(picture: &RgbImage, format: Format, config: &PictureConfig) -> Res
     Ok(file)
 }
 
+#[cfg(not(feature = "webp"))]
+fn webp(_: &RgbImage, _: u8) -> Result<Vec<u8>, EncodeError> {
+    Err(EncodeError::NoWebP)
+}
+
 /// Lossy, with the slower conversion (sharp YUV) that keeps colour edges sharp, such as those of the signature.
+#[cfg(feature = "webp")]
 fn webp(picture: &RgbImage, quality: u8) -> Result<Vec<u8>, EncodeError> {
+    use webp::{Encoder, WebPConfig};
+
     let mut config = WebPConfig::new().map_err(|()| EncodeError::WebP("no configuration".into()))?;
     config.quality = f32::from(quality);
     config.use_sharp_yuv = 1;

@@ -88,6 +88,7 @@ impl FakeBucket {
     /// A client with the program's retries and shorter waits.
     pub(crate) fn client(&self) -> Client {
         let config = Config::builder()
+            .http_client(settings::aws_http_client())
             .behavior_version(BehaviorVersion::latest())
             .region(Region::new(HOME_REGION))
             .endpoint_url(&self.url)

@@ -19,12 +19,16 @@ const CA_BUNDLE: &str = "AWS_CA_BUNDLE";
 ///
 /// # Errors `AWS_CA_BUNDLE` names no usable file with certificates.
 pub async fn sdk_config() -> Result<SdkConfig, BadVariable> {
-    let loader = aws_config::defaults(BehaviorVersion::latest());
-    let loader = match env::var_os(CA_BUNDLE).filter(|path| !path.is_empty()) {
-        Some(path) => loader.http_client(client(trust(Path::new(&path))?)),
-        None => loader,
+    let trusted = match env::var_os(CA_BUNDLE).filter(|path| !path.is_empty()) {
+        Some(path) => trust(Path::new(&path))?,
+        None => TlsContext::default(),
     };
-    Ok(loader.load().await)
+    Ok(aws_config::defaults(BehaviorVersion::latest()).http_client(client(trusted)).load().await)
+}
+
+/// The HTTP client of AWS clients that are made without [`sdk_config`].
+pub fn aws_http_client() -> SharedHttpClient {
+    client(TlsContext::default())
 }
 
 /// As in the AWS CLI, the file's certificates replace the system's.
@@ -51,7 +55,7 @@ fn trust(path: &Path) -> Result<TlsContext, BadVariable> {
 fn client(trusted: TlsContext) -> SharedHttpClient {
     Builder::new().build_with_connector_fn(move |settings, components| {
         let mut connector =
-            Connector::builder().tls_provider(Provider::Rustls(CryptoMode::AwsLc)).tls_context(trusted.clone());
+            Connector::builder().tls_provider(Provider::Rustls(CryptoMode::Ring)).tls_context(trusted.clone());
         connector.set_connector_settings(settings.cloned());
         connector.set_sleep_impl(components.and_then(|components| components.sleep_impl()));
         connector.set_proxy_config(Some(ProxyConfig::from_env()));

@@ -7,7 +7,7 @@ mod options;
 mod values;
 mod variables;
 
-pub use aws::sdk_config;
+pub use aws::{aws_http_client, sdk_config};
 pub use options::{stray_whitespace, variables};
 pub use values::{BUCKET_LENGTH, bucket, is_bucket, queue_url, socket, web_url};
 pub use variables::{Reads, check_variables};

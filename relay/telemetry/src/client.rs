@@ -27,7 +27,7 @@ pub(crate) struct Client {
 
 impl Client {
     pub(crate) fn new() -> io::Result<Self> {
-        let http = reqwest::Client::builder().timeout(TIMEOUT).build().map_err(io::Error::other)?;
+        let http = service::http_client().timeout(TIMEOUT).build().map_err(io::Error::other)?;
         let runtime = Builder::new_current_thread().enable_all().build()?;
         Ok(Self { http, runtime, gone: AtomicBool::new(false) })
     }

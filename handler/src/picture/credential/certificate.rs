@@ -1,15 +1,13 @@
 //! The certificate and the key that sign credentials, and what C2PA requires of them (specification 2.2, section 14.5.1), checked before the
 //! first picture. Whether the issuer is trusted is for the readers of the picture to decide.
 
-use aws_lc_rs::{
-    error::Unspecified,
-    rand::SystemRandom,
-    signature::{
-        ECDSA_P256_SHA256_FIXED_SIGNING, ECDSA_P384_SHA384_FIXED_SIGNING, EcdsaKeyPair, Ed25519KeyPair, KeyPair,
-        RSA_PSS_SHA256, RsaKeyPair,
-    },
-};
 use c2pa::SigningAlg;
+use p256::pkcs8::DecodePrivateKey;
+use p384::ecdsa::signature::Signer;
+use ring::{
+    rand::SystemRandom,
+    signature::{Ed25519KeyPair, KeyPair, RSA_PSS_SHA256, RsaKeyPair},
+};
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject};
 use x509_parser::{
     certificate::X509Certificate,
@@ -32,7 +30,7 @@ pub(super) fn chain(pem: &str, key: &SigningKey, now: i64) -> Result<Vec<Vec<u8>
     });
     let chain = parsed.collect::<Result<Vec<_>, _>>()?;
     let Some(own) = chain.first() else { return Err("holds no certificate".into()) };
-    if own.public_key().subject_public_key.data.as_ref() != key.public() {
+    if own.public_key().subject_public_key.data.as_ref() != key.public().as_slice() {
         let first = if chain.len() > 1 { "the first certificate" } else { "the certificate" };
         return Err(format!("{first} belongs to another key than that of {}", super::KEY));
     }
@@ -109,9 +107,10 @@ fn is_accepted(purposes: &ExtendedKeyUsage<'_>) -> bool {
         || purposes.other.iter().any(|purpose| EXTENDED_KEY_USAGES.contains(&purpose.to_id_string().as_str()))
 }
 
-/// The private key that signs credentials, in aws-lc, which also does TLS here.
+/// The private key that signs credentials.
 pub(super) enum SigningKey {
-    Ecdsa(EcdsaKeyPair, SigningAlg),
+    P256(p256::ecdsa::SigningKey),
+    P384(p384::ecdsa::SigningKey),
     Ed25519(Ed25519KeyPair),
     Rsa(RsaKeyPair),
 }
@@ -123,49 +122,56 @@ impl SigningKey {
             |_| "holds no private key in PEM that is not encrypted (PRIVATE KEY, EC PRIVATE KEY or RSA PRIVATE KEY)",
         )?;
         let der = key.secret_der();
-        let curves = [
-            (&ECDSA_P256_SHA256_FIXED_SIGNING, SigningAlg::Es256),
-            (&ECDSA_P384_SHA384_FIXED_SIGNING, SigningAlg::Es384),
-        ];
-        for (curve, algorithm) in curves {
-            if let Ok(pair) = EcdsaKeyPair::from_private_key_der(curve, der) {
-                return Ok(Self::Ecdsa(pair, algorithm));
-            }
-        }
-        if let Ok(pair) = Ed25519KeyPair::from_pkcs8_maybe_unchecked(der) {
-            return Ok(Self::Ed25519(pair));
-        }
-        let rsa = RsaKeyPair::from_pkcs8(der).or_else(|_| RsaKeyPair::from_der(der));
-        rsa.map(Self::Rsa).map_err(|_| "is no key of P-256, P-384, Ed25519, or RSA of 2048 to 8192 bits")
+        let found = match &key {
+            PrivateKeyDer::Sec1(_) => None
+                .or_else(|| p256::SecretKey::from_sec1_der(der).ok().map(|key| Self::P256(key.into())))
+                .or_else(|| p384::SecretKey::from_sec1_der(der).ok().map(|key| Self::P384(key.into()))),
+            PrivateKeyDer::Pkcs1(_) => RsaKeyPair::from_der(der).ok().map(Self::Rsa),
+            _ => None
+                .or_else(|| p256::ecdsa::SigningKey::from_pkcs8_der(der).ok().map(Self::P256))
+                .or_else(|| p384::ecdsa::SigningKey::from_pkcs8_der(der).ok().map(Self::P384))
+                .or_else(|| Ed25519KeyPair::from_pkcs8_maybe_unchecked(der).ok().map(Self::Ed25519))
+                .or_else(|| RsaKeyPair::from_pkcs8(der).ok().map(Self::Rsa)),
+        };
+        found.ok_or("is no key of P-256, P-384, Ed25519, or RSA of 2048 to 4096 bits")
     }
 
     /// C2PA's name of its signature algorithm.
     pub(super) fn algorithm(&self) -> SigningAlg {
         match self {
-            Self::Ecdsa(_, algorithm) => *algorithm,
+            Self::P256(_) => SigningAlg::Es256,
+            Self::P384(_) => SigningAlg::Es384,
             Self::Ed25519(_) => SigningAlg::Ed25519,
             Self::Rsa(_) => SigningAlg::Ps256,
         }
     }
 
     /// The public key, in the encoding of a certificate's subjectPublicKey.
-    pub(super) fn public(&self) -> &[u8] {
+    pub(super) fn public(&self) -> Vec<u8> {
         match self {
-            Self::Ecdsa(pair, _) => pair.public_key().as_ref(),
-            Self::Ed25519(pair) => pair.public_key().as_ref(),
-            Self::Rsa(pair) => pair.public_key().as_ref(),
+            Self::P256(key) => key.verifying_key().to_encoded_point(false).as_bytes().to_vec(),
+            Self::P384(key) => key.verifying_key().to_encoded_point(false).as_bytes().to_vec(),
+            Self::Ed25519(pair) => pair.public_key().as_ref().to_vec(),
+            Self::Rsa(pair) => pair.public_key().as_ref().to_vec(),
         }
     }
 
     /// A signature in the encoding of COSE: for ECDSA the two numbers r and s, concatenated.
-    pub(super) fn sign(&self, message: &[u8]) -> Result<Vec<u8>, Unspecified> {
-        let random = SystemRandom::new();
+    pub(super) fn sign(&self, message: &[u8]) -> Result<Vec<u8>, &'static str> {
         match self {
-            Self::Ecdsa(pair, _) => Ok(pair.sign(&random, message)?.as_ref().to_vec()),
+            Self::P256(key) => {
+                let signature: p256::ecdsa::Signature = key.sign(message);
+                Ok(signature.to_bytes().to_vec())
+            }
+            Self::P384(key) => {
+                let signature: p384::ecdsa::Signature = key.sign(message);
+                Ok(signature.to_bytes().to_vec())
+            }
             Self::Ed25519(pair) => Ok(pair.sign(message).as_ref().to_vec()),
             Self::Rsa(pair) => {
-                let mut signature = vec![0; pair.public_modulus_len()];
-                pair.sign(&RSA_PSS_SHA256, &random, message, &mut signature)?;
+                let mut signature = vec![0; pair.public().modulus_len()];
+                pair.sign(&RSA_PSS_SHA256, &SystemRandom::new(), message, &mut signature)
+                    .map_err(|_| "the RSA key cannot sign")?;
                 Ok(signature)
             }
         }

@@ -8,9 +8,11 @@ use c2pa::{Reader, ValidationState};
 use image::{Rgb, RgbImage};
 use rcgen::{
     BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose,
-    PKCS_ECDSA_P256_SHA256, PKCS_ECDSA_P384_SHA384, PKCS_ECDSA_P521_SHA512, PKCS_ED25519, PKCS_RSA_SHA256,
-    date_time_ymd,
+    PKCS_ECDSA_P256_SHA256, PKCS_ECDSA_P384_SHA384, PKCS_ED25519, date_time_ymd,
 };
+
+/// By `tests/make_keys.sh`, because ring makes no RSA keys.
+const RSA_KEY: &str = include_str!("tests/rsa.pem");
 
 /// A certificate authority, and its certificate in PEM.
 struct Authority {
@@ -51,7 +53,7 @@ fn keys() -> [(KeyPair, SigningAlg); 4] {
         (pair(&PKCS_ECDSA_P256_SHA256), SigningAlg::Es256),
         (pair(&PKCS_ECDSA_P384_SHA384), SigningAlg::Es384),
         (pair(&PKCS_ED25519), SigningAlg::Ed25519),
-        (pair(&PKCS_RSA_SHA256), SigningAlg::Ps256),
+        (KeyPair::from_pem(RSA_KEY).unwrap(), SigningAlg::Ps256),
     ]
 }
 
@@ -233,12 +235,22 @@ fn what_must_not_sign_is_refused_and_said() {
 fn what_is_no_key_is_refused_and_not_shown() {
     let (authority, [(key, _), ..]) = (Authority::new("authority"), keys());
     let good = authority.sign(&key, |_| ());
-    let large = KeyPair::generate_for(&PKCS_ECDSA_P521_SHA512).unwrap();
-    for (pem, expected) in [(good.clone(), "no private key"), (large.serialize_pem(), "is no key of P-256")] {
+    for (pem, expected) in
+        [(good.clone(), "no private key"), (include_str!("tests/p521.pem").to_string(), "is no key of P-256")]
+    {
         let error = open(&good, &pem).unwrap_err().to_string();
         assert!(error.starts_with("--credential-key (EASEL_CREDENTIAL_KEY): ") && error.contains(expected), "{error}");
         assert!(pem.lines().all(|line| line.is_empty() || !error.contains(line)), "{error}");
     }
     let shown = format!("{:?}", open(&good, &key.serialize_pem()).unwrap());
     assert_eq!(shown, "Credential { algorithm: Es256, .. }");
+}
+
+#[test]
+fn keys_in_the_forms_of_older_openssl_are_read() {
+    let parse = |pem| SigningKey::parse(pem).unwrap();
+    let rsa = parse(include_str!("tests/rsa_pkcs1.pem"));
+    assert_eq!((rsa.algorithm(), rsa.public()), (SigningAlg::Ps256, parse(RSA_KEY).public()));
+    assert_eq!(parse(include_str!("tests/p256_sec1.pem")).algorithm(), SigningAlg::Es256);
+    assert_eq!(parse(include_str!("tests/p384_sec1.pem")).algorithm(), SigningAlg::Es384);
 }

@@ -72,7 +72,7 @@ struct LfsPointer {
 
 impl Hub {
     pub(super) fn new(config: &PullConfig) -> anyhow::Result<Self> {
-        let client = Client::builder()
+        let client = service::http_client()
             .connect_timeout(CONNECT_TIMEOUT)
             .read_timeout(READ_TIMEOUT)
             .user_agent(concat!("easel/", env!("CARGO_PKG_VERSION")))
