@@ -7,7 +7,7 @@ The worker is the real one; queue and buckets are moto, in this process, and so 
 and each webhook is answered after `--latency` milliseconds, as a network would. Before it is measured, each worker paints as many
 tasks as it takes at a time, twice. Measured is the time from the first message in the queue to the last `complete`. All tasks have
 one LoRA and size, and prompts and seeds of their own. The ways take turns for `--rounds` rounds; figures are medians.
-Needs moto[s3,sqs] and boto3 (infra/local/requirements.txt).
+Needs moto[s3,sqs] and boto3 (infra/local/requirements-demo.txt).
 """
 
 import argparse
