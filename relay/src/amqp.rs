@@ -8,17 +8,20 @@ mod error;
 pub use error::BrokerError;
 
 use std::{
+    io,
     net::SocketAddr,
     sync::atomic::{AtomicUsize, Ordering},
     time::Duration,
 };
 
+use async_rs::traits::Reactor;
+use futures_util::future::Either;
 use lapin::{
     AsyncTcpStream, Channel, Connection, ConnectionProperties, ErrorKind,
     protocol::constants::FRAME_MIN_SIZE,
-    tcp::{AMQPUriTcpExt, RustlsConnector},
     uri::{AMQPScheme, AMQPUri},
 };
+use rustls_connector::RustlsConnector;
 use tokio::{net::lookup_host, time::timeout};
 use tracing::debug;
 
@@ -46,6 +49,7 @@ const NOT_ALLOWED: u16 = 530;
 #[derive(Debug)]
 pub struct Broker {
     hosts: Vec<AMQPUri>,
+    /// There if a host is `amqps`.
     tls: Option<RustlsConnector>,
     connect_timeout: Duration,
     heartbeat: u16,
@@ -54,8 +58,8 @@ pub struct Broker {
 }
 
 impl Broker {
-    /// The broker at `hosts`. `tls` replaces the system's root certificates. `heartbeat` is in seconds, unless a URL
-    /// has one: a silent connection is given up after twice this time.
+    /// The broker at `hosts`. `tls` is for those that are `amqps`. `heartbeat` is in seconds, unless a URL has one: a
+    /// silent connection is given up after twice this time.
     pub(crate) fn new(
         hosts: Vec<AMQPUri>,
         tls: Option<RustlsConnector>,
@@ -117,22 +121,10 @@ impl Broker {
         let mut uri = self.hosts.get(host).cloned().unwrap_or_default();
         uri.query.heartbeat.get_or_insert(self.heartbeat);
         let properties = ConnectionProperties::default().with_connection_name(name.into());
-        let tls = self.tls.clone().filter(|_| matches!(uri.scheme, AMQPScheme::AMQPS));
+        let tls = self.tls.clone();
         notes.reset_frame_max();
-        let (seen, sockets) = (notes.clone(), WireKit::sockets());
-        let dial = async move |uri: AMQPUri, _| {
-            let socket = match &tls {
-                None => uri.connect_async(&sockets).await?,
-                // The client itself would add the given root certificates to the system's.
-                Some(tls) => {
-                    let host = (uri.authority.host.clone(), uri.authority.port);
-                    let addresses: Vec<SocketAddr> = lookup_host(host).await?.collect();
-                    let stream = AsyncTcpStream::connect(&sockets, addresses).await?;
-                    stream.into_rustls(tls, &uri.authority.host).await?
-                }
-            };
-            Ok(AsyncTcpStream::Plain(Wire::new(socket, seen.clone())))
-        };
+        let seen = notes.clone();
+        let dial = async move |uri: AMQPUri, _| Ok(AsyncTcpStream::Plain(dial(&uri, tls.as_ref(), &seen).await?));
         let opening = Connection::connector(uri, WireKit::runtime(), dial, properties);
         // The client has no timeout for a broker that accepts the connection and says nothing.
         let opened = timeout(self.connect_timeout, opening).await;
@@ -145,6 +137,19 @@ impl Broker {
             _ => err,
         })
     }
+}
+
+/// Opens a socket to a host, with TLS if its scheme is `amqps`.
+async fn dial(uri: &AMQPUri, tls: Option<&RustlsConnector>, notes: &ConnectionNotes) -> io::Result<Wire> {
+    let host = &uri.authority.host;
+    let addresses: Vec<SocketAddr> = lookup_host((host.as_str(), uri.authority.port)).await?.collect();
+    let stream = WireKit::sockets().tcp_connect(addresses).await?;
+    let socket = match (&uri.scheme, tls) {
+        (AMQPScheme::AMQP, _) => Either::Left(stream),
+        (AMQPScheme::AMQPS, Some(tls)) => Either::Right(tls.connect_async(host, stream).await?),
+        (AMQPScheme::AMQPS, None) => return Err(io::Error::other("TLS is not set up")),
+    };
+    Ok(Wire::new(socket, notes.clone()))
 }
 
 /// A connection with one channel, and another in its place if the broker has closed it: AMQP answers a question for

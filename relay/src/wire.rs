@@ -26,8 +26,8 @@ use async_rs::{
     util::Task,
 };
 use futures_io::{AsyncRead, AsyncWrite};
-use futures_util::Stream;
-use lapin::AsyncTcpStream;
+use futures_util::{Stream, future::Either};
+use rustls_connector::AsyncTlsStream;
 
 mod frames;
 mod strings;
@@ -35,7 +35,8 @@ mod strings;
 use frames::Frames;
 pub(crate) use frames::{ConnectionNotes, DeliveryNote};
 
-type Socket = AsyncTcpStream<<Tokio as Reactor>::TcpStream>;
+/// Plain, or TLS.
+type Socket = Either<<Tokio as Reactor>::TcpStream, AsyncTlsStream<<Tokio as Reactor>::TcpStream>>;
 
 /// Tokio as the client's runtime, with [`Wire`] as its stream.
 #[derive(Debug, Clone)]
@@ -174,6 +175,6 @@ impl Reactor for WireKit {
 
     fn tcp_connect_addr(&self, address: SocketAddr) -> impl Future<Output = io::Result<Wire>> + Send + 'static {
         let connecting = self.0.tcp_connect_addr(address);
-        async { Ok(Wire::new(AsyncTcpStream::Plain(connecting.await?), ConnectionNotes::default())) }
+        async { Ok(Wire::new(Either::Left(connecting.await?), ConnectionNotes::default())) }
     }
 }

@@ -5,7 +5,6 @@ use crate::{
     paths::RunDir,
     ports,
     process::{Process, Spec, output},
-    tls::Authority,
     wait,
 };
 use anyhow::{Context, Result, ensure};
@@ -65,11 +64,12 @@ impl Broker {
         Self::start_with(run, name, "").await
     }
 
+    #[cfg(feature = "credentials")]
     /// Starts a node that also listens with TLS, on the port given back, and asks clients for a certificate of `authority`.
     ///
     /// # Errors
     /// As [`start`](Self::start).
-    pub async fn start_tls(run: &RunDir, name: &str, authority: &Authority) -> Result<(Self, u16)> {
+    pub async fn start_tls(run: &RunDir, name: &str, authority: &crate::tls::Authority) -> Result<(Self, u16)> {
         let (port, (certificate, key)) = (ports::free()?, authority.sign(name)?);
         let files = [("cacertfile", authority.file()), ("certfile", certificate), ("keyfile", key)];
         let mut settings = format!("listeners.ssl.1 = 127.0.0.1:{port}\n");

@@ -7,6 +7,7 @@ pub mod aws;
 pub mod aws_proxies;
 pub mod backend;
 pub mod broker;
+#[cfg(feature = "otlp")]
 pub mod collector;
 mod connection;
 pub mod fault_injection;
@@ -27,6 +28,7 @@ pub mod stack;
 pub mod studio;
 pub mod task;
 pub mod tcp_proxy;
+#[cfg(feature = "credentials")]
 pub mod tls;
 pub mod wait;
 

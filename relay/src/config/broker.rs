@@ -5,10 +5,8 @@
 use std::{fmt, fs, path::PathBuf, time::Duration};
 
 use clap::{Args, ValueEnum, value_parser};
-use lapin::{
-    tcp::{RustlsConnector, RustlsConnectorConfig},
-    uri::AMQPUri,
-};
+use lapin::uri::{AMQPScheme, AMQPUri};
+use rustls_connector::{RustlsConnector, RustlsConnectorConfig};
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject};
 use url::{Host, Url};
 
@@ -106,7 +104,8 @@ pub(crate) struct Binding {
 impl BrokerOptions {
     /// The broker at `hosts`. Reads the files.
     pub(super) fn broker(&self, hosts: Vec<AMQPUri>) -> Result<Broker, ConfigError> {
-        Ok(Broker::new(hosts, self.tls()?, Duration::from_secs(self.connect_timeout), self.heartbeat))
+        let wants_tls = hosts.iter().any(|uri| matches!(uri.scheme, AMQPScheme::AMQPS));
+        Ok(Broker::new(hosts, self.tls(wants_tls)?, Duration::from_secs(self.connect_timeout), self.heartbeat))
     }
 
     /// The bindings to create. A routing key may contain colons, an exchange may not.
@@ -126,8 +125,8 @@ impl BrokerOptions {
         self.bind.iter().map(binding).collect()
     }
 
-    /// `None` without a TLS option: then the client uses the system's root certificates.
-    fn tls(&self) -> Result<Option<RustlsConnector>, ConfigError> {
+    /// `None` if no host and no option is for TLS. Without `--amqp-ca`, the system's root certificates count.
+    fn tls(&self, wants_tls: bool) -> Result<Option<RustlsConnector>, ConfigError> {
         let identity = match (&self.amqp_client_cert, &self.amqp_client_key) {
             (Some(cert), Some(key)) => Some((certificates(CERT, cert)?, private_key(key)?)),
             (None, None) => None,
@@ -137,7 +136,7 @@ impl BrokerOptions {
         let option = if identity.is_some() { CERT } else { CA };
         let roots = match &self.amqp_ca {
             Some(path) => RustlsConnectorConfig::default().with_parsable_certificates(certificates(CA, path)?),
-            None if identity.is_none() => return Ok(None),
+            None if identity.is_none() && !wants_tls => return Ok(None),
             None => RustlsConnectorConfig::new_with_native_certs()
                 .map_err(|err| invalid(CA, format!("is not set, and the system has no roots: {err}")))?,
         };

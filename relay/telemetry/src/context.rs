@@ -11,12 +11,8 @@ use opentelemetry_sdk::propagation::TraceContextPropagator;
 use tracing::Span;
 use tracing_opentelemetry::OpenTelemetrySpanExt;
 
-use crate::is_on;
+use crate::{TRACEPARENT, TRACESTATE, is_on};
 
-/// The header or attribute with the trace context.
-pub const TRACEPARENT: &str = "traceparent";
-/// The header beside it with the vendors' part.
-pub const TRACESTATE: &str = "tracestate";
 /// The longest `tracestate` that is passed on, in bytes: what W3C Trace Context requires everybody to accept. A longer
 /// one could make the receiver refuse the request for its headers.
 const LONGEST_STATE: usize = 512;

@@ -7,10 +7,10 @@ use std::io::{self, IsTerminal};
 
 use tracing::{Level, Metadata, Subscriber};
 use tracing_subscriber::{
-    EnvFilter, Layer,
+    EnvFilter, Layer, Registry,
     filter::{FilterExt, filter_fn},
     fmt,
-    layer::SubscriberExt,
+    layer::{Filter, SubscriberExt},
     registry::LookupSpan,
     util::SubscriberInitExt,
 };
@@ -53,12 +53,22 @@ impl Logs {
         let Some(traces) = traces else {
             return tracing_subscriber::registry().with(self.lines().with_filter(allowed)).with(filter).init();
         };
+        self.init_with_traces(traces, filter.and(allowed));
+    }
+
+    #[cfg(not(feature = "otlp"))]
+    fn init_with_traces(self, traces: &Traces, _: impl Filter<Registry>) {
+        match traces.0 {}
+    }
+
+    #[cfg(feature = "otlp")]
+    fn init_with_traces(self, traces: &Traces, lines: impl Filter<Registry> + Send + Sync + 'static) {
         let spans = tracing_opentelemetry::layer().with_tracer(traces.tracer());
         let traced = move |metadata: &Metadata<'_>| {
             (self.owns(metadata) || metadata.target() == DETAIL) && *metadata.level() <= Level::INFO
         };
         tracing_subscriber::registry()
-            .with(self.lines().with_filter(filter.and(allowed)))
+            .with(self.lines().with_filter(lines))
             // A trace is complete, whatever the lines leave out.
             .with(spans.with_filter(filter_fn(traced)))
             .init();

@@ -17,10 +17,8 @@ use opentelemetry_sdk::{
 };
 use url::Url;
 
-use crate::client::Client;
+use crate::{BadEndpoint, client::Client, endpoint, is_set};
 
-/// Either of these turns traces on.
-const ENDPOINTS: [&str; 2] = ["OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT"];
 const SERVICE_NAME_VARIABLE: &str = "OTEL_SERVICE_NAME";
 /// For the last spans: a collector that does not answer must not delay the exit.
 const FLUSH_TIMEOUT: Duration = Duration::from_secs(2);
@@ -30,16 +28,6 @@ pub(crate) static ON: AtomicBool = AtomicBool::new(false);
 /// Whether spans are made.
 pub fn is_on() -> bool {
     ON.load(Ordering::Relaxed)
-}
-
-/// A variable that turns traces on and has an unusable value.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{option}: {problem}")]
-pub struct BadEndpoint {
-    /// The variable.
-    pub option: &'static str,
-    /// What is wrong, without its value.
-    pub problem: String,
 }
 
 /// Traces that are on. Call [`Traces::end`] when the process ends. Clones share the exporter.
@@ -55,8 +43,7 @@ impl Traces {
     ///
     /// # Errors The endpoint is no URL, or the exporter refuses it.
     pub fn from_env(scope: &'static str, service_name: &'static str) -> Result<Option<Self>, BadEndpoint> {
-        let set = |name: &&str| env::var_os(name).is_some_and(|value| !value.is_empty());
-        let Some(option) = ENDPOINTS.into_iter().find(|name| set(name)) else { return Ok(None) };
+        let Some(option) = endpoint() else { return Ok(None) };
         let invalid = |problem: String| BadEndpoint { option, problem };
         // The exporter accepts addresses that cannot work, such as a port that is no number.
         if !env::var(option).is_ok_and(|value| is_endpoint(&value)) {
@@ -71,7 +58,7 @@ impl Traces {
             // The error's own text would repeat the value.
             .map_err(|_| invalid("the exporter refuses it, or another of the OTEL_EXPORTER_OTLP_ variables".into()))?;
         let mut resource = Resource::builder();
-        if !set(&SERVICE_NAME_VARIABLE) {
+        if !is_set(SERVICE_NAME_VARIABLE) {
             resource = resource.with_service_name(service_name);
         }
         let provider = SdkTracerProvider::builder().with_batch_exporter(exporter).with_resource(resource.build());

@@ -5,7 +5,6 @@ use super::record::Record;
 use crate::{
     paths::{RunDir, repo, tool},
     process::{Spec, output},
-    tls::Authority,
 };
 use anyhow::{Context, Result, ensure};
 use handler::task::Format;
@@ -18,6 +17,7 @@ use std::{
 };
 
 /// The year in which the certificate of a gallery expires.
+#[cfg(feature = "credentials")]
 const YEAR: i32 = 2100;
 const LIMIT: Duration = Duration::from_secs(60);
 /// Groups of exiftool that do not come from the file's content.
@@ -105,7 +105,7 @@ impl Gallery {
         let signer = Signer { certificate: file("signer.pem"), key: file("signer.key"), authority: file("ca.pem") };
         if !(signer.certificate.is_file() && signer.key.is_file() && signer.authority.is_file()) {
             fs::create_dir_all(&folder).with_context(|| folder.display().to_string())?;
-            Authority::new(&folder)?.sign_for_pictures("signer", YEAR)?;
+            new_signer(&folder)?;
         }
         Ok(signer)
     }
@@ -116,6 +116,16 @@ impl Gallery {
         fs::write(&partial, content).with_context(|| partial.display().to_string())?;
         fs::rename(&partial, &path).with_context(|| path.display().to_string())
     }
+}
+
+#[cfg(feature = "credentials")]
+fn new_signer(folder: &Path) -> Result<()> {
+    crate::tls::Authority::new(folder)?.sign_for_pictures("signer", YEAR).map(drop)
+}
+
+#[cfg(not(feature = "credentials"))]
+fn new_signer(_: &Path) -> Result<()> {
+    anyhow::bail!("this build signs nothing: it lacks the feature credentials")
 }
 
 /// Whether it is a picture name of the function: `gen_`, digits and `_`, and the extension of a format.
