@@ -1,5 +1,6 @@
 //! The handler's binary: reads the command line, sets up logs and traces, and runs the command.
 
+use anyhow::Context;
 use handler::{
     cli::{
         bench::{self, BenchCommand},
@@ -107,6 +108,11 @@ fn run(command: &Command, traces: Option<Traces>) -> anyhow::Result<bool> {
         Command::Bench(BenchCommand::Soak(config)) => bench::soak(config)?,
         Command::Schema(SchemaCommand::Task) => print(&task::schema())?,
         Command::Schema(SchemaCommand::Webhooks) => print(&webhook::openapi())?,
+        Command::Man(config) => {
+            config
+                .write()
+                .with_context(|| format!("{}: the manual pages cannot be written", config.folder.display()))?;
+        }
         Command::Completions(config) => io::stdout().lock().write_all(&config.script())?,
     }
     Ok(true)

@@ -6,6 +6,7 @@ use std::{
     ffi::OsString,
     io::{self, Write},
     net::SocketAddr,
+    path::PathBuf,
     time::Duration,
 };
 
@@ -35,6 +36,8 @@ const FREE: [&str; 2] = ["amqp-url", "attributes"];
 const NAME: &str = "relay";
 const COMPLETIONS: &str = "completions";
 const SHELL: &str = "shell";
+const MAN: &str = "man";
+const FOLDER: &str = "folder";
 
 const EXAMPLES: &str = "Examples:
   relay --check
@@ -43,6 +46,8 @@ const EXAMPLES: &str = "Examples:
       create what is missing in the broker, and move messages until SIGTERM
   relay completions bash > ~/.local/share/bash-completion/completions/relay
       complete this command line from now on
+  relay man ~/.local/share/man/man1
+      read the manual with man relay
 ";
 
 const ENVIRONMENT: &str = "Environment:
@@ -135,7 +140,8 @@ pub enum LogFormat {
 }
 
 impl Config {
-    /// Reads the options. `None` if help, the version or completions were asked for; they are printed.
+    /// Reads the options. `None` if help, the version, completions or manual pages were asked for; they are printed or
+    /// written.
     ///
     /// ```
     /// use relay::config::Config;
@@ -169,6 +175,13 @@ impl Config {
         if let Some(script) = completions(&matches) {
             // As with help, a closed pipe is no error.
             let _ = io::stdout().lock().write_all(&script);
+            return Ok(None);
+        }
+        if let Some(folder) = manual_folder(&matches) {
+            let problem = |err| {
+                ConfigError::Usage(format!("error: {}: the manual pages cannot be written: {err}", folder.display()))
+            };
+            settings::write_manual(self::command(), folder).map_err(problem)?;
             return Ok(None);
         }
         if let Some(problem) = stray_whitespace(&command, &matches, &FREE) {
@@ -222,20 +235,31 @@ impl Config {
     }
 }
 
-/// The command line with the text after its options and the subcommand for completions.
+/// The command line with the text after its options and the subcommands for completions and manual pages.
 fn command() -> Command {
     let shell = Arg::new(SHELL).value_name("SHELL").help("The shell").required(true).value_parser(value_parser!(Shell));
     let completions =
         Command::new(COMPLETIONS).about("Print a script that completes this command line in a shell").arg(shell);
-    Config::command().after_long_help(manual()).subcommand(completions).subcommand_negates_reqs(true)
+    let folder = Arg::new(FOLDER)
+        .value_name("FOLDER")
+        .help("Where to; the folder is made")
+        .required(true)
+        .value_parser(value_parser!(PathBuf));
+    let man = Command::new(MAN).about("Write manual pages, one for each command").arg(folder);
+    Config::command().after_long_help(manual()).subcommands([completions, man]).subcommand_negates_reqs(true)
 }
 
 /// The completion script, if its subcommand was given.
 fn completions(matches: &ArgMatches) -> Option<Vec<u8>> {
-    let (_, asked) = matches.subcommand()?;
+    let asked = matches.subcommand_matches(COMPLETIONS)?;
     let mut script = Vec::new();
     clap_complete::generate(*asked.get_one::<Shell>(SHELL)?, &mut command(), NAME, &mut script);
     Some(script)
+}
+
+/// The folder for manual pages, if their subcommand was given.
+fn manual_folder(matches: &ArgMatches) -> Option<&PathBuf> {
+    matches.subcommand_matches(MAN)?.get_one(FOLDER)
 }
 
 fn manual() -> String {

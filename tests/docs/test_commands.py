@@ -98,6 +98,10 @@ class Commands(unittest.TestCase):
             text = "\n".join((pages.ROOT / each).read_text() for each in pages.tree() if each.endswith(".rs"))
             for word in filters:
                 self.assertTrue(word.split("::")[-1] in text, f"no test is called {word}")
+        elif arguments[0] == "install":
+            folder = arguments[arguments.index("--path") + 1]
+            self.assertTrue((pages.ROOT / folder / "Cargo.toml").is_file(), f"there is no crate {folder}")
+            self.assertIn("--locked", arguments, "cargo install takes other versions than those that are tested")
         else:
             self.assertEqual(arguments[0], "build")
 

@@ -26,6 +26,7 @@ HERE = (
     r"\S*handler lora inspect .*",
     r"\S*handler bench file",
     r"(handler|relay) completions bash .*",
+    r"(handler|relay) man .*",
     r"python3 tests/bench/scaling\.py.*",
     r"python3 infra/aws/idle_cost\.py.*",
     r"exiftool .*",
@@ -84,7 +85,7 @@ NEEDS = {
     r"\S*python3? tests/(bench/beside_diffusers|goldens/\w+)\.py .*": "torch and diffusers",
     r"\S*toy-model --size sd15-full .*|\S*handler bench lora .*": "1.7 GB of disk, and as much memory",
     r"\S*handler bench picture .*|python3 tests/bench/(relay|weights)\.py .*": "an idle machine, or the figures mean nothing",
-    r"cargo build --release .*|target/release/.*": "a release build, a quarter of an hour",
+    r"cargo build --release .*|target/release/.*|cargo install .*|infra/local/package": "a release build, a quarter of an hour",
     r"\S*python tests/deploy/mutations\.py": "many minutes, for tests that see nothing change",
     r"\S*python tests/studio/screenshot\.py .*": "a person who looks at the picture",
 }

@@ -54,6 +54,8 @@ const EXAMPLES: &str = "Examples:
       print the contract with the backend
   handler completions bash > ~/.local/share/bash-completion/completions/handler
       complete this command line from now on
+  handler man ~/.local/share/man/man1
+      read the manual with man handler
 ";
 
 /// For the binary.

@@ -9,7 +9,7 @@ use crate::{
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand, error::ErrorKind};
 use clap_complete::Shell;
 use settings::{Reads, stray_whitespace};
-use std::ffi::OsString;
+use std::{ffi::OsString, io, path::PathBuf};
 
 /// Paints generation tasks with Stable Diffusion 1.5 and an artist's LoRA.
 ///
@@ -74,6 +74,8 @@ pub enum Command {
     Schema(SchemaCommand),
     /// Print a script that completes this command line in a shell.
     Completions(CompletionsConfig),
+    /// Write manual pages, one for each command.
+    Man(ManConfig),
 }
 
 /// Which side of the contract.
@@ -102,6 +104,24 @@ impl CompletionsConfig {
     }
 }
 
+/// Settings of `handler man`.
+#[derive(Debug, Clone, Args)]
+pub struct ManConfig {
+    /// Where to; the folder is made.
+    #[arg(value_name = "FOLDER")]
+    pub folder: PathBuf,
+}
+
+impl ManConfig {
+    /// Writes the pages.
+    ///
+    /// # Errors
+    /// The folder cannot be written.
+    pub fn write(&self) -> io::Result<()> {
+        settings::write_manual(Cli::command(), &self.folder)
+    }
+}
+
 impl Command {
     /// The options that function and worker share; none for a tool, which has no JSON logs and no traces.
     pub fn service(&self) -> Option<&ServiceConfig> {
@@ -114,7 +134,8 @@ impl Command {
             | Self::Lora(_)
             | Self::Bench(_)
             | Self::Schema(_)
-            | Self::Completions(_) => None,
+            | Self::Completions(_)
+            | Self::Man(_) => None,
         }
     }
 
@@ -129,7 +150,8 @@ impl Command {
             | Self::Lora(_)
             | Self::Bench(_)
             | Self::Schema(_)
-            | Self::Completions(_) => Reads::Common,
+            | Self::Completions(_)
+            | Self::Man(_) => Reads::Common,
         }
     }
 }
@@ -236,6 +258,18 @@ mod tests {
         let needed = pairs.iter().filter(|(name, _)| *name != option && !(token && *name == "internal-api-token"));
         let argument = path.ends_with(&["fetch".to_string()]).then(|| "s3://models/sd15".to_string());
         needed.map(|(name, value)| format!("--{name}={value}")).chain(argument).collect()
+    }
+
+    #[test]
+    fn every_command_has_a_manual_page() {
+        let folder = tempfile::tempdir().unwrap();
+        ManConfig { folder: folder.path().to_path_buf() }.write().unwrap();
+        for (path, _) in commands(&Cli::command(), &["handler".to_string()]) {
+            let page = std::fs::read_to_string(folder.path().join(format!("{}.1", path.join("-")))).unwrap();
+            assert!(page.contains(&format!(".TH {} 1", path.join("-"))), "{page}");
+        }
+        let page = std::fs::read_to_string(folder.path().join("handler.1")).unwrap();
+        assert!(page.contains("EXIT CODES") && page.contains("handler doctor \\-\\-load"), "{page}");
     }
 
     #[test]

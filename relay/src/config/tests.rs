@@ -154,3 +154,17 @@ fn bash_can_read_the_completions_and_finds_the_options_in_them() {
     let script = String::from_utf8(script).unwrap();
     assert!(script.contains("--sqs-queue-url") && script.contains("--check") && script.contains(COMPLETIONS));
 }
+
+#[test]
+fn every_command_has_a_manual_page() {
+    let folder = std::env::temp_dir().join(format!("relay-man-{}", std::process::id()));
+    let load = |folder: &std::path::Path| Config::load([NAME.as_ref(), MAN.as_ref(), folder.as_os_str()]);
+    assert!(load(&folder).unwrap().is_none());
+    let page = std::fs::read_to_string(folder.join("relay.1")).unwrap();
+    assert!(page.contains("AMQP_URL") && page.contains("EXIT CODES"), "{page}");
+    let below = folder.join("relay-man.1");
+    assert!(below.is_file() && folder.join("relay-completions.1").is_file());
+    let text = load(&below).unwrap_err().to_string();
+    assert!(text.contains("relay-man.1: the manual pages cannot be written"), "{text}");
+    std::fs::remove_dir_all(folder).unwrap();
+}
