@@ -83,9 +83,10 @@ def mutate():
 def build(source, target):
     """The golden tests of all crates."""
     command = ["cargo", "test", "--workspace", "--test", "goldens", "--no-run", "--message-format", "json-render-diagnostics"]
-    built = subprocess.run(command, cwd=source, env=os.environ | {"CARGO_TARGET_DIR": str(target)}, stdout=subprocess.PIPE, text=True, check=False)
+    # Its warnings are about the parentheses around mutations.
+    built = subprocess.run(command, cwd=source, env=os.environ | {"CARGO_TARGET_DIR": str(target)}, capture_output=True, text=True, check=False)
     if built.returncode:
-        sys.exit("the mutated copy does not compile")
+        sys.exit(f"the mutated copy does not compile\n{built.stderr}")
     messages = [json.loads(line) for line in built.stdout.splitlines()]
     return [message["executable"] for message in messages if message.get("executable") and message["target"]["name"] == "goldens"]
 
