@@ -1,6 +1,5 @@
 """What transformers, diffusers and peft compute with easel-tiny and the two models that `toy-model` writes, in f32 on the CPU."""
 
-import subprocess
 import tempfile
 from pathlib import Path
 
@@ -9,7 +8,7 @@ import torch
 from diffusers import DPMSolverMultistepScheduler, EulerDiscreteScheduler, StableDiffusionPipeline
 from safetensors.torch import save_file
 
-from . import made_with, metadata
+from . import made_with, metadata, toy_model
 
 EASEL_TINY = Path(__file__).resolve().parents[2] / "model" / "easel-tiny"
 SIZES = ["tiny", "sd15"]
@@ -27,8 +26,7 @@ def make(folder: Path) -> None:
     torch.set_num_threads(1)
     for size in SIZES:
         with tempfile.TemporaryDirectory() as model:
-            command = ["cargo", "run", "--quiet", "-p", "e2e", "--bin", "toy-model", "--", "--out", model, "--size", size]
-            subprocess.run(command, check=True, cwd=folder)
+            toy_model(model, size)
             write(folder / f"model-{size}.safetensors", Path(model), with_pictures=True)
     # Its pictures, at the sizes of tasks, are a part of their own.
     write(folder / "model-easel-tiny.safetensors", EASEL_TINY, with_pictures=False)

@@ -28,7 +28,7 @@ GRID = [
 ]
 STYLED = GRID[:2] + GRID[5:6]
 STYLES = ["halftone", "stained-glass"]
-STEPS, SEED = 20, 42
+STEPS, SEED = 8, 42
 # Pixels of the frame, the distance of a subject's colour from the ground's (of 255), and the luminance of leading (of 1).
 FRAME, APART, DARK = 32, 90.0, 0.16
 # The halftone's dots repeat after as many pixels, in both diagonals.
