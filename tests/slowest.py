@@ -30,24 +30,25 @@ def programs(words):
 
 
 def times(program, folder):
-    """Seconds of each test, by name with that of its program; and how the program ended."""
+    """Seconds of each test, by name with that of its program; and what failed."""
     with subprocess.Popen([program, "--test-threads=1"], cwd=folder, stdout=subprocess.PIPE, text=True, bufsize=1) as running:
-        seconds, since = {}, time.monotonic()
+        seconds, failed, since = {}, [], time.monotonic()
         for line in running.stdout:
             now = time.monotonic()
             if line.startswith("test ") and " ... " in line:
                 name = line.split()[1]
                 seconds[f"{Path(program).name.rpartition('-')[0]}: {name}"] = now - since
+                failed += [name] if line.endswith("FAILED\n") else []
             since = now
-    return seconds, running.returncode
+    return seconds, failed or [program] * bool(running.returncode)
 
 
 def main():
     seconds, failed = {}, []
     for program, folder in programs(sys.argv[1:]):
-        found, ended = times(program, folder)
+        found, wrong = times(program, folder)
         seconds |= found
-        failed += [program] if ended else []
+        failed += wrong
     slowest = sorted(seconds.items(), key=lambda item: -item[1])[:COUNT]
     print("| test | seconds |\n| --- | --- |")
     for name, took in slowest:
