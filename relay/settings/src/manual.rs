@@ -88,7 +88,7 @@ mod tests {
         assert_eq!(names, ["tool-look.1", "tool.1"]);
         let page = fs::read_to_string(below.join("tool.1")).unwrap();
         for part in [
-            ".TH tool 1 \"\" \"tool 1.2\"",
+            ".TH tool 1  \"tool 1.2\"",
             "TOOL_PORT",
             "tool\\-look(1)",
             ".SH \"EXIT CODES\"\n.nf\n0   done\n\\&.5  half\n.fi\n.SH \"SEE ALSO\"\n.nf\na page\n.fi\n",
