@@ -37,7 +37,7 @@ def cases() -> list[dict]:
         rows.append({"name": shape, "prompt": lighthouse, "aspect_ratio": ratio})
         rows.append({"name": f"{shape}-halftone", "prompt": meadow, "aspect_ratio": ratio, "lora": "halftone.safetensors", "seed": 7})
     for scheduler in list(SCHEDULERS)[1:]:
-        name, steps = scheduler.replace("_", "-"), 8 if scheduler == "lcm" else 50
+        name, steps = scheduler.replace("_", "-"), {"lcm": 8, "pndm": 10}.get(scheduler, 50)
         rows.append({"name": name, "prompt": "mountains snow lake blue sky", "scheduler": scheduler, "seed": 3, "steps": steps})
         glass = {"lora": "stained-glass-kohya.safetensors", "scheduler": scheduler, "steps": steps, "seed": 0}
         rows.append({"name": f"{name}-stained-glass", "prompt": "red circle blue background"} | glass)
