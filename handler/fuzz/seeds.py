@@ -184,7 +184,7 @@ def words(target):
         names = [f'"{name}":' for name in [*FULL, *FULL["signature"], "scale"]]
         values = ["null", "true", "-1", "1e309", "1e-7", "-0.0", str(2**63), str(2**64), '""', '"\\u0000"', '"\\ud800"',
                   '"s3://a.b/c/../d"', '"http://a@b"', '"2026-02-30T24:00:00Z"', '"9999-12-31T23:59:59-23:59"',
-                  '"lcm"', '"ddim"', '"unipc"', '"dpmsolver++"', '"euler_ancestral"', '"png"', '"jpeg"', '"center"', '"2:2"']
+                  '"lcm"', '"pndm"', '"ddim"', '"unipc"', '"dpmsolver++"', '"euler_ancestral"', '"png"', '"jpeg"', '"center"', '"2:2"']
         return names + values
     if target == "lora":
         parts = ["lora_down.weight", "lora_up.weight", "lora_mid.weight", "alpha", "dora_scale", "lora_A.weight",

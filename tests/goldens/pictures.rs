@@ -108,7 +108,7 @@ macro_rules! pictures {
 }
 
 pictures! {
-    square, large, tall_halftone, euler, euler_ancestral, ddim, unipc, lcm, lcm_stained_glass, half_scale, pair,
+    square, large, tall_halftone, euler, euler_ancestral, ddim, unipc, lcm, pndm, lcm_stained_glass, half_scale, pair,
 }
 
 fn cases(here: &Path) -> Result<Vec<GoldenPicture>> {

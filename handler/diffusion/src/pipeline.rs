@@ -40,11 +40,23 @@ pub fn inspect(model: &Path) -> Result<()> {
     Tokenizer::load(model, text_config.max_position_embeddings)?;
     UnetConfig::load(model)?;
     VaeConfig::load(model)?;
-    SchedulerConfig::load(model)?;
+    scheduler_config(model)?;
     for (folder, names) in [("text_encoder", &ENCODER_FILES), ("unet", &DIFFUSION_FILES), ("vae", &DIFFUSION_FILES)] {
         Weights::open(&model.join(folder), names)?;
     }
     Ok(())
+}
+
+/// The scheduler's file. The default scheduler must be able to paint with it. For the others, a warning is logged.
+fn scheduler_config(model: &Path) -> Result<SchedulerConfig> {
+    let config = SchedulerConfig::load(model)?;
+    schedulers::check(schedulers::Kind::default(), &config)?;
+    for (scheduler, checked) in schedulers::check_all(&config) {
+        if let Err(error) = checked {
+            tracing::warn!(scheduler, %error, "tasks with this scheduler will fail: it does not paint with the model's file");
+        }
+    }
+    Ok(config)
 }
 
 /// A loaded model with the LoRAs that are applied to it.
@@ -95,7 +107,7 @@ impl Pipeline {
         let target = Target::of_weights(&model.unet_weights, &model.text_weights);
         Ok(Self {
             tokenizer,
-            scheduler_config: SchedulerConfig::load(&model.folder)?,
+            scheduler_config: scheduler_config(&model.folder)?,
             networks: Networks::new(model, compute, offload, latents)?,
             dtype: compute.dtype(),
             target,
@@ -183,8 +195,9 @@ impl Pipeline {
     }
 
     /// Runs the scheduler from unit noise to the final latents, both f32 `[images, channels, height / 8, width / 8]`. A stochastic
-    /// scheduler draws from `stream`. `on_step` is called with the number of finished steps, before the first (0) and after each, and may
-    /// stop the run.
+    /// scheduler draws from `stream`. `on_step` is called with the number of finished steps, before the first (0) and after each call of
+    /// the UNet, and may stop the run. If a scheduler makes more calls than steps, the first ones finish none, as in diffusers' progress
+    /// bar. So every later step takes the time of one call.
     ///
     /// # Errors
     /// A number of steps that the scheduler does not allow, a stop ([`PipelineError::Stopped`]), or the device fails or has too little
@@ -222,15 +235,18 @@ impl Pipeline {
         let coefficients = scheduler.coefficients();
         let mut denoiser =
             self.networks.denoiser(&timesteps, &context, guidance_scale, &latents, coefficients.as_deref())?;
+        let extra = timesteps.len().saturating_sub(request.steps);
+        let mut on_step = |call: usize| on_step(call.saturating_sub(extra));
+        let stopped = |call: usize| PipelineError::Stopped { step: call.saturating_sub(extra) };
         match (&mut denoiser, coefficients) {
             (Denoiser::Gpu(recorded), Some(_)) => {
-                let result = recorded.run(&latents, timesteps.len(), on_step)?;
-                latents = result.map_err(|step| PipelineError::Stopped { step })?;
+                let result = recorded.run(&latents, timesteps.len(), &mut on_step)?;
+                latents = result.map_err(stopped)?;
             }
             _ => {
                 for step in 0..timesteps.len() {
                     if on_step(step).is_break() {
-                        return Err(PipelineError::Stopped { step });
+                        return Err(stopped(step));
                     }
                     let output = denoiser.predict(&scheduler.scale_model_input(&latents, step)?, step)?;
                     latents = scheduler.step(&output, step, &latents, stream)?;
@@ -238,7 +254,7 @@ impl Pipeline {
             }
         }
         // After the last step there is nothing to stop.
-        let _ = on_step(request.steps);
+        let _ = on_step(timesteps.len());
         Ok(latents)
     }
 

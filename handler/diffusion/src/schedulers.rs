@@ -7,6 +7,7 @@ mod euler;
 mod euler_ancestral;
 mod lcm;
 mod noise_schedule;
+mod pndm;
 mod unipc;
 
 pub use config::{PredictionType, SchedulerConfig};
@@ -16,12 +17,14 @@ use crate::{
     noise::Noise,
 };
 use candle_core::Tensor;
+use config::{Field, Settings};
 use serde::{Deserialize, Serialize};
 use std::{fmt, str::FromStr};
 
-/// One run of a scheduler over the steps of one picture. Steps are called in order, from 0.
+/// One run of a scheduler over the steps of one picture. Here, a step is one call of the UNet. Most schedulers make as many as a request
+/// has steps, PNDM a few more. Steps are called in order, from 0.
 pub trait Scheduler: Send {
-    /// The UNet's timestep at each step.
+    /// The UNet's timestep at each of its calls, at least as many as the request has steps.
     fn timesteps(&self) -> &[f64];
 
     /// The standard deviation of the first latents: unit noise is multiplied with it.
@@ -72,17 +75,20 @@ pub struct StepCoefficients {
     pub clean_before: f32,
 }
 
+/// A number of steps that finds what a setting does to every scheduler.
+const USUAL_STEPS: usize = 20;
+
 /// What a scheduler is built from.
 struct Setup<'a> {
-    config: &'a SchedulerConfig,
+    settings: Settings<'a>,
     /// At least 1, at most as many as training had.
     steps: usize,
     karras_sigmas: bool,
 }
 
 /// Makes [`Kind`] of lines `Variant = "name in a request" in module`. The first line is the default. A module has a function
-/// `build` and two constants: `KARRAS_SIGMAS`, whether it has the noise levels of Karras et al. as an option, and `DRAWS`, whether it
-/// draws noise at its steps.
+/// `build` and three constants: `KARRAS_SIGMAS`, whether it has the noise levels of Karras et al. as an option; `DRAWS`, whether it
+/// draws noise at its steps; and `FIELDS`, those of its constructor in diffusers.
 macro_rules! schedulers {
     ($($(#[$doc:meta])* $kind:ident = $name:literal in $module:ident;)+) => {
         /// A scheduler.
@@ -110,6 +116,12 @@ macro_rules! schedulers {
                 }
             }
 
+            fn fields(self) -> &'static [&'static [Field]] {
+                match self {
+                    $(Self::$kind => $module::FIELDS,)+
+                }
+            }
+
             fn build(self, setup: &Setup) -> Result<Box<dyn Scheduler>> {
                 match self {
                     $(Self::$kind => $module::build(setup),)+
@@ -132,6 +144,8 @@ schedulers! {
     UniPc = "unipc" in unipc;
     /// Latent consistency models: few steps, new noise at each.
     Lcm = "lcm" in lcm;
+    /// PNDM, which SD1.5's own file names.
+    Pndm = "pndm" in pndm;
 }
 
 impl Kind {
@@ -189,15 +203,34 @@ pub fn build(
     config: &SchedulerConfig,
     steps: usize,
 ) -> Result<Box<dyn Scheduler>> {
-    if steps == 0 || steps > config.num_train_timesteps {
-        return Err(noise_schedule::too_many_steps(steps, config.num_train_timesteps));
+    let settings = config.settings(kind.fields())?;
+    if steps == 0 || steps > settings.train {
+        return Err(noise_schedule::too_many_steps(steps, settings.train));
     }
     if karras_sigmas == Some(true) && !kind.has_karras_sigmas() {
         let limit = format!("the scheduler {kind} has none");
         return Err(PipelineError::Request { field: "karras_sigmas", value: "true".into(), limit });
     }
-    let karras_sigmas = kind.has_karras_sigmas() && karras_sigmas.or(config.use_karras_sigmas).unwrap_or(false);
-    kind.build(&Setup { config, steps, karras_sigmas })
+    let named = settings.flag("use_karras_sigmas")?;
+    let karras_sigmas = kind.has_karras_sigmas() && karras_sigmas.unwrap_or(named);
+    kind.build(&Setup { settings, steps, karras_sigmas })
+}
+
+/// Whether a scheduler can paint with the model's file, whatever a request asks for.
+///
+/// # Errors
+/// The first setting of the file that the scheduler does not support.
+pub fn check(kind: Kind, config: &SchedulerConfig) -> Result<()> {
+    match build(kind, None, config, USUAL_STEPS) {
+        // Another number of steps may be possible.
+        Ok(_) | Err(PipelineError::Request { .. }) => Ok(()),
+        Err(error) => Err(error),
+    }
+}
+
+/// [`check`] for every scheduler, with its name in a request. The first is the default.
+pub fn check_all(config: &SchedulerConfig) -> impl Iterator<Item = (&'static str, Result<()>)> {
+    Kind::NAMES.iter().map(|(name, kind)| (*name, check(*kind, config)))
 }
 
 /// `tensor * factor`, rounded as torch rounds it.

@@ -2,8 +2,8 @@
 
 use super::{
     Scheduler, Setup,
-    config::{PredictionType, TimestepSpacing, unsupported},
-    noise_schedule::{DDPM, too_many_steps},
+    config::{DDPM_BETAS, Field, PredictionType, THRESHOLDING, TRAINING, Use},
+    noise_schedule::too_many_steps,
     times,
 };
 use crate::{error, noise::Noise};
@@ -11,6 +11,19 @@ use candle_core::{DType, Result, Tensor};
 
 pub(super) const KARRAS_SIGMAS: bool = false;
 pub(super) const DRAWS: bool = false;
+pub(super) const FIELDS: &[&[Field]] = &[
+    &TRAINING,
+    &DDPM_BETAS,
+    &THRESHOLDING,
+    &[
+        ("clip_sample", "true", Use::Read),
+        ("clip_sample_range", "1.0", Use::Read),
+        ("set_alpha_to_one", "true", Use::Read),
+        ("timestep_spacing", "leading", Use::Read),
+        ("steps_offset", "0", Use::Read),
+        ("rescale_betas_zero_snr", "false", Use::Read),
+    ],
+];
 
 struct Ddim {
     timesteps: Vec<f64>,
@@ -21,22 +34,21 @@ struct Ddim {
 }
 
 pub(super) fn build(setup: &Setup) -> error::Result<Box<dyn Scheduler>> {
-    let Setup { config, steps, .. } = *setup;
-    config.check(&[("thresholding", "false")])?;
-    let spaced = config.timesteps(steps, steps, TimestepSpacing::Leading)?;
+    let Setup { ref settings, steps, .. } = *setup;
+    let spaced = settings.timesteps(steps, steps)?;
     let timesteps: Vec<f64> = spaced.into_iter().map(f64::round_ties_even).collect();
-    let train = config.alphas_cumprod(DDPM);
-    let end = if config.set_alpha_to_one.unwrap_or(true) { 1.0 } else { train[0] };
+    let train = settings.alphas_cumprod()?;
+    let end = if settings.flag("set_alpha_to_one")? { 1.0 } else { train[0] };
     // The same stride for every spacing, as in diffusers. So a step need not end where the next one starts.
-    let stride = config.num_train_timesteps / steps;
+    let stride = settings.train / steps;
     let ends = |from: usize| from.checked_sub(stride).map_or(end, |to| train[to]);
     let alphas = timesteps.iter().map(|&at| train.get(at as usize).map(|&alpha| (alpha, ends(at as usize))));
     let alphas: Option<Vec<_>> = alphas.collect();
-    let alphas = alphas.ok_or_else(|| too_many_steps(steps, config.num_train_timesteps - 1))?;
-    if config.prediction_type == PredictionType::Epsilon && alphas.iter().any(|&(alpha, _)| alpha == 0.0) {
-        return Err(unsupported("rescale_betas_zero_snr", "true".into(), "false where the model predicts epsilon"));
+    let alphas = alphas.ok_or_else(|| too_many_steps(steps, settings.train - 1))?;
+    if settings.prediction == PredictionType::Epsilon && alphas.iter().any(|&(alpha, _)| alpha == 0.0) {
+        return Err(settings.unsupported("rescale_betas_zero_snr", "false where the model predicts epsilon"));
     }
-    Ok(Box::new(Ddim { timesteps, alphas, prediction: config.prediction_type, clip: config.clip(true) }))
+    Ok(Box::new(Ddim { timesteps, alphas, prediction: settings.prediction, clip: settings.clip()? }))
 }
 
 impl Scheduler for Ddim {
@@ -51,10 +63,7 @@ impl Scheduler for Ddim {
         let clean = self.prediction.clean(&output, sample, (alpha, sigma))?;
         let clean = self.clip.map_or(Ok(clean.clone()), |most| clean.clamp(-most, most))?;
         // From the model's output, even if the clean picture was clipped.
-        let noise = match self.prediction {
-            PredictionType::Epsilon => output,
-            PredictionType::VPrediction => (times(&output, alpha)? + times(sample, sigma)?)?,
-        };
+        let noise = self.prediction.noise(output, sample, (alpha, sigma))?;
         times(&clean, to.sqrt())? + times(&noise, (1.0 - to).sqrt())?
     }
 }

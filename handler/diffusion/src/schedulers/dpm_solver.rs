@@ -4,7 +4,7 @@
 
 use super::{
     Scheduler, Setup, StepCoefficients,
-    config::{Limit, PredictionType},
+    config::{DDPM_BETAS, FLOW, Field, PredictionType, SIGMAS, THRESHOLDING, TRAINING, Use},
     noise_schedule::NoiseLevels,
     times,
 };
@@ -13,20 +13,27 @@ use candle_core::{DType, Result, Tensor};
 
 pub(super) const KARRAS_SIGMAS: bool = true;
 pub(super) const DRAWS: bool = false;
-
-const LIMITS: [Limit; 12] = [
-    ("thresholding", "false"),
-    ("solver_order", "2"),
-    ("algorithm_type", "dpmsolver++, deis"),
-    ("solver_type", "midpoint, logrho, bh1, bh2"),
-    ("final_sigmas_type", "zero"),
-    ("use_exponential_sigmas", "false"),
-    ("use_beta_sigmas", "false"),
-    ("use_lu_lambdas", "false"),
-    ("use_flow_sigmas", "false"),
-    ("use_dynamic_shifting", "false"),
-    ("lambda_min_clipped", "null"),
-    ("variance_type", "null"),
+/// The last step is of the first order because the final sigma is zero, so nothing else needs to ask for that.
+pub(super) const FIELDS: &[&[Field]] = &[
+    &TRAINING,
+    &DDPM_BETAS,
+    &THRESHOLDING,
+    &SIGMAS,
+    &FLOW,
+    &[
+        ("solver_order", "2", Use::Only("2")),
+        ("algorithm_type", "dpmsolver++", Use::Only("dpmsolver++")),
+        ("solver_type", "midpoint", Use::Only("midpoint, logrho, bh1, bh2")),
+        ("lower_order_final", "true", Use::Ignored),
+        ("euler_at_final", "false", Use::Ignored),
+        ("use_lu_lambdas", "false", Use::Only("false")),
+        ("use_dynamic_shifting", "false", Use::Ignored),
+        ("lambda_min_clipped", "null", Use::Only("null")),
+        // The UNet's output would have channels for the variance.
+        ("variance_type", "null", Use::Not("learned, learned_range")),
+        ("timestep_spacing", "linspace", Use::Read),
+        ("steps_offset", "0", Use::Read),
+    ],
 ];
 
 struct DpmSolver {
@@ -37,8 +44,7 @@ struct DpmSolver {
 }
 
 pub(super) fn build(setup: &Setup) -> error::Result<Box<dyn Scheduler>> {
-    setup.config.check(&LIMITS)?;
-    let (levels, prediction) = (NoiseLevels::multistep(setup)?, setup.config.prediction_type);
+    let (levels, prediction) = (NoiseLevels::multistep(setup)?, setup.settings.prediction);
     Ok(Box::new(DpmSolver { levels, prediction, previous: None }))
 }
 

@@ -3,25 +3,37 @@
 
 use super::{
     Scheduler, Setup,
-    config::{Limit, PredictionType},
+    config::{DDPM_BETAS, Field, PredictionType, SIGMAS, TRAINING, Use},
     noise_schedule::NoiseLevels,
     over, times,
 };
 use crate::{error, noise::Noise};
 use candle_core::{DType, Result, Tensor};
+use serde::Deserialize;
 
 pub(super) const KARRAS_SIGMAS: bool = true;
 pub(super) const DRAWS: bool = false;
-
-const LIMITS: [Limit; 7] = [
-    ("interpolation_type", "linear"),
-    ("timestep_type", "discrete"),
-    ("final_sigmas_type", "zero"),
-    ("use_exponential_sigmas", "false"),
-    ("use_beta_sigmas", "false"),
-    ("sigma_min", "null"),
-    ("sigma_max", "null"),
+pub(super) const FIELDS: &[&[Field]] = &[
+    &TRAINING,
+    &DDPM_BETAS,
+    &SIGMAS,
+    &[
+        ("interpolation_type", "linear", Use::Only("linear")),
+        ("timestep_type", "discrete", Use::Read),
+        ("sigma_min", "null", Use::Read),
+        ("sigma_max", "null", Use::Read),
+        ("timestep_spacing", "linspace", Use::Read),
+        ("steps_offset", "0", Use::Read),
+    ],
 ];
+
+/// What the UNet sees of a noise level. Without v-prediction, both are the timestep.
+#[derive(PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+enum TimestepType {
+    Discrete,
+    Continuous,
+}
 
 struct Euler {
     levels: NoiseLevels,
@@ -30,10 +42,14 @@ struct Euler {
 }
 
 pub(super) fn build(setup: &Setup) -> error::Result<Box<dyn Scheduler>> {
-    setup.config.check(&LIMITS)?;
+    let (settings, prediction) = (&setup.settings, setup.settings.prediction);
+    let timesteps: TimestepType = settings.choice("timestep_type", "discrete, continuous")?;
+    if (timesteps, prediction) == (TimestepType::Continuous, PredictionType::VPrediction) {
+        return Err(settings.unsupported("timestep_type", "discrete where the model predicts v"));
+    }
     let levels = NoiseLevels::euler(setup)?;
-    let init_noise_sigma = levels.init_noise_sigma(setup.config);
-    Ok(Box::new(Euler { levels, init_noise_sigma, prediction: setup.config.prediction_type }))
+    let init_noise_sigma = levels.init_noise_sigma(settings)?;
+    Ok(Box::new(Euler { levels, init_noise_sigma, prediction }))
 }
 
 impl Scheduler for Euler {

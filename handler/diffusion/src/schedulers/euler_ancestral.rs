@@ -4,7 +4,7 @@
 
 use super::{
     Scheduler, Setup,
-    config::PredictionType,
+    config::{DDPM_BETAS, Field, PredictionType, TRAINING, Use},
     euler::{derivative, scaled},
     noise_schedule::NoiseLevels,
     times,
@@ -14,6 +14,15 @@ use candle_core::{DType, Result, Tensor};
 
 pub(super) const KARRAS_SIGMAS: bool = false;
 pub(super) const DRAWS: bool = true;
+pub(super) const FIELDS: &[&[Field]] = &[
+    &TRAINING,
+    &DDPM_BETAS,
+    &[
+        ("timestep_spacing", "linspace", Use::Read),
+        ("steps_offset", "0", Use::Read),
+        ("rescale_betas_zero_snr", "false", Use::Read),
+    ],
+];
 
 struct EulerAncestral {
     levels: NoiseLevels,
@@ -23,8 +32,8 @@ struct EulerAncestral {
 
 pub(super) fn build(setup: &Setup) -> error::Result<Box<dyn Scheduler>> {
     let levels = NoiseLevels::euler(setup)?;
-    let init_noise_sigma = levels.init_noise_sigma(setup.config);
-    Ok(Box::new(EulerAncestral { levels, init_noise_sigma, prediction: setup.config.prediction_type }))
+    let init_noise_sigma = levels.init_noise_sigma(&setup.settings)?;
+    Ok(Box::new(EulerAncestral { levels, init_noise_sigma, prediction: setup.settings.prediction }))
 }
 
 impl Scheduler for EulerAncestral {

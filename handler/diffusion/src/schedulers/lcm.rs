@@ -5,8 +5,8 @@
 
 use super::{
     Scheduler, Setup,
-    config::{PredictionType, unsupported},
-    noise_schedule::{STABLE_DIFFUSION, too_many_steps},
+    config::{Field, PredictionType, THRESHOLDING, TRAINING, Use},
+    noise_schedule::too_many_steps,
     times,
 };
 use crate::{error, noise::Noise};
@@ -14,6 +14,24 @@ use candle_core::{DType, Result, Tensor};
 
 pub(super) const KARRAS_SIGMAS: bool = false;
 pub(super) const DRAWS: bool = true;
+pub(super) const FIELDS: &[&[Field]] = &[
+    &TRAINING,
+    &THRESHOLDING,
+    &[
+        ("beta_start", "0.00085", Use::Read),
+        ("beta_end", "0.012", Use::Read),
+        ("beta_schedule", "scaled_linear", Use::Read),
+        ("original_inference_steps", "50", Use::Read),
+        // The pipeline's constructor turns it off where a file turns it on.
+        ("clip_sample", "false", Use::Only("false")),
+        ("clip_sample_range", "1.0", Use::Ignored),
+        ("set_alpha_to_one", "true", Use::Ignored),
+        ("steps_offset", "0", Use::Ignored),
+        ("timestep_spacing", "leading", Use::Ignored),
+        ("timestep_scaling", "10.0", Use::Read),
+        ("rescale_betas_zero_snr", "false", Use::Read),
+    ],
+];
 
 /// Standard deviation of the data in the boundary condition.
 const SIGMA_DATA: f32 = 0.5;
@@ -23,33 +41,30 @@ struct Lcm {
     /// alphas_cumprod at each timestep.
     alphas: Vec<f32>,
     prediction: PredictionType,
-    clip: Option<f64>,
     timestep_scaling: f64,
 }
 
 pub(super) fn build(setup: &Setup) -> error::Result<Box<dyn Scheduler>> {
-    let Setup { config, steps, .. } = *setup;
-    config.check(&[("thresholding", "false")])?;
-    let (train, original) = (config.num_train_timesteps, config.original_inference_steps.unwrap_or(50));
+    let Setup { ref settings, steps, .. } = *setup;
+    let (train, original) = (settings.train, settings.count("original_inference_steps")?);
     if original == 0 || original > train {
-        return Err(unsupported("original_inference_steps", original.to_string(), "1 to num_train_timesteps"));
+        return Err(settings.unsupported("original_inference_steps", "1 to num_train_timesteps"));
     }
     if steps > original {
         return Err(too_many_steps(steps, original));
     }
     let picked = (0..steps).map(|index| (index as f64 * (original as f64 / steps as f64)) as usize);
     let timesteps: Vec<usize> = picked.map(|index| (original - index) * (train / original) - 1).collect();
-    let alphas = config.alphas_cumprod(STABLE_DIFFUSION);
+    let alphas = settings.alphas_cumprod()?;
     let alphas: Vec<f32> = timesteps.iter().map(|&at| alphas[at]).collect();
-    if config.prediction_type == PredictionType::Epsilon && alphas.contains(&0.0) {
-        return Err(unsupported("rescale_betas_zero_snr", "true".into(), "false where the model predicts epsilon"));
+    if settings.prediction == PredictionType::Epsilon && alphas.contains(&0.0) {
+        return Err(settings.unsupported("rescale_betas_zero_snr", "false where the model predicts epsilon"));
     }
     Ok(Box::new(Lcm {
         timesteps: timesteps.into_iter().map(|at| at as f64).collect(),
         alphas,
-        prediction: config.prediction_type,
-        clip: config.clip(false),
-        timestep_scaling: config.timestep_scaling.unwrap_or(10.0),
+        prediction: settings.prediction,
+        timestep_scaling: settings.number("timestep_scaling")?,
     }))
 }
 
@@ -62,7 +77,6 @@ impl Scheduler for Lcm {
         let output = model_output.to_dtype(DType::F32)?;
         let alpha = self.alphas[step];
         let clean = self.prediction.clean(&output, sample, (alpha.sqrt(), (1.0 - alpha).sqrt()))?;
-        let clean = self.clip.map_or(Ok(clean.clone()), |most| clean.clamp(-most, most))?;
         let scaled = (self.timesteps[step] * self.timestep_scaling) as f32;
         let squares = scaled * scaled + SIGMA_DATA * SIGMA_DATA;
         let (skip, out) = (SIGMA_DATA * SIGMA_DATA / squares, scaled / squares.sqrt());

@@ -1,25 +1,31 @@
 //! Noise schedules: how much noise the model saw at each timestep of training, and which timesteps and noise levels a run takes
 //! from them. Rounded to f32 where torch rounds.
 
-use super::{
-    Setup,
-    config::{BetaSchedule, SchedulerConfig, TimestepSpacing},
-};
+use super::{Setup, config::Settings};
 use crate::error::{PipelineError, Result};
-
-/// The variance of the noise that training added at each timestep: first, last, and how it grows.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Betas(f64, f64, BetaSchedule);
-
-/// The default of most schedulers.
-pub(super) const DDPM: Betas = Betas(0.0001, 0.02, BetaSchedule::Linear);
-/// LCM's default.
-pub(super) const STABLE_DIFFUSION: Betas = Betas(0.00085, 0.012, BetaSchedule::ScaledLinear);
+use serde::Deserialize;
 
 /// sigma would be infinite where alphas_cumprod is 0. diffusers takes 2^-24 instead of 0.
 const MAX_SIGMA: f32 = 4096.0;
 /// Karras et al., "Elucidating the design space of diffusion-based generative models", 2022, equation 5.
 const RHO: f64 = 7.0;
+
+/// How the betas of training grow.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+enum BetaSchedule {
+    Linear,
+    ScaledLinear,
+}
+
+/// How the timesteps of a run are picked from those of training.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+enum TimestepSpacing {
+    Linspace,
+    Leading,
+    Trailing,
+}
 
 /// The timesteps of a run, noisiest first, and the noise level sigma at each, with a last sigma of zero.
 pub(super) struct NoiseLevels {
@@ -30,12 +36,12 @@ pub(super) struct NoiseLevels {
 impl NoiseLevels {
     /// For DPM-Solver and UniPC: whole timesteps, the first ones of a spacing with one more than `steps`.
     pub(super) fn multistep(setup: &Setup) -> Result<Self> {
-        let train = floats(&setup.config.sigmas());
+        let train = floats(&setup.settings.sigmas()?);
         let (timesteps, sigmas) = if setup.karras_sigmas {
-            let sigmas = karras(train[train.len() - 1], train[0], setup.steps);
+            let sigmas = setup.karras(train[train.len() - 1], train[0])?;
             (sigmas.iter().map(|&sigma| timestep(sigma, &train)).collect(), sigmas)
         } else {
-            let timesteps = setup.config.timesteps(setup.steps, setup.steps + 1, TimestepSpacing::Linspace)?;
+            let timesteps = setup.settings.timesteps(setup.steps, setup.steps + 1)?;
             let timesteps: Vec<f64> = timesteps.into_iter().map(f64::round_ties_even).collect();
             let sigmas = timesteps.iter().map(|&at| interpolate(&train, at)).collect();
             (timesteps, sigmas)
@@ -46,33 +52,41 @@ impl NoiseLevels {
 
     /// For Euler's methods: timesteps with fractions.
     pub(super) fn euler(setup: &Setup) -> Result<Self> {
-        let train = floats(&setup.config.sigmas());
-        let timesteps = setup.config.timesteps(setup.steps, setup.steps, TimestepSpacing::Linspace)?;
+        let train = floats(&setup.settings.sigmas()?);
+        let timesteps = setup.settings.timesteps(setup.steps, setup.steps)?;
         let mut timesteps: Vec<f64> = timesteps.into_iter().map(|at| f64::from(at as f32)).collect();
         let mut sigmas: Vec<f64> = timesteps.iter().map(|&at| interpolate(&train, at)).collect();
         if setup.karras_sigmas {
-            sigmas = karras(sigmas[0], sigmas[sigmas.len() - 1], setup.steps);
+            sigmas = setup.karras(sigmas[0], sigmas[sigmas.len() - 1])?;
             timesteps = sigmas.iter().map(|&sigma| f64::from(timestep(sigma, &train) as f32)).collect();
         }
         Ok(Self { timesteps, sigmas: ending_in_zero(sigmas) })
     }
 
     /// The standard deviation of the first latents, for Euler's methods.
-    pub(super) fn init_noise_sigma(&self, config: &SchedulerConfig) -> f64 {
+    pub(super) fn init_noise_sigma(&self, settings: &Settings) -> Result<f64> {
         let most = self.sigmas.iter().copied().fold(0.0, f32::max);
-        f64::from(match config.timestep_spacing {
-            Some(TimestepSpacing::Leading) => (most * most + 1.0).sqrt(),
-            Some(TimestepSpacing::Linspace | TimestepSpacing::Trailing) | None => most,
-        })
+        Ok(f64::from(match settings.timestep_spacing()? {
+            TimestepSpacing::Leading => (most * most + 1.0).sqrt(),
+            TimestepSpacing::Linspace | TimestepSpacing::Trailing => most,
+        }))
     }
 }
 
-impl SchedulerConfig {
+impl Setup<'_> {
+    /// The noise levels of Karras et al. between these two, or those that the file names. diffusers reads them there for all classes.
+    fn karras(&self, most: f64, least: f64) -> Result<Vec<f64>> {
+        let most = self.settings.named_number("sigma_max")?.unwrap_or(most);
+        Ok(karras(most, self.settings.named_number("sigma_min")?.unwrap_or(least), self.steps))
+    }
+}
+
+impl Settings<'_> {
     /// The timesteps of a run, noisiest first. `points` is the number of timesteps that linspace and leading make: `steps` for most
     /// schedulers, one more for the multistep ones, which drop the last.
-    pub(super) fn timesteps(&self, steps: usize, points: usize, default: TimestepSpacing) -> Result<Vec<f64>> {
-        let train = self.num_train_timesteps;
-        let spaced: Vec<f64> = match self.timestep_spacing.unwrap_or(default) {
+    pub(super) fn timesteps(&self, steps: usize, points: usize) -> Result<Vec<f64>> {
+        let train = self.train;
+        let spaced: Vec<f64> = match self.timestep_spacing()? {
             TimestepSpacing::Linspace => {
                 let gap = (train - 1) as f64 / (points - 1).max(1) as f64;
                 (0..points).rev().map(|index| index as f64 * gap).collect()
@@ -82,7 +96,8 @@ impl SchedulerConfig {
                 if gap == 0 {
                     return Err(too_many_steps(steps, train - 1));
                 }
-                (0..points).rev().map(|index| (index * gap + self.steps_offset) as f64).collect()
+                let offset = self.count("steps_offset")?;
+                (0..points).rev().map(|index| (index * gap + offset) as f64).collect()
             }
             TimestepSpacing::Trailing => {
                 let gap = train as f64 / steps as f64;
@@ -94,27 +109,54 @@ impl SchedulerConfig {
 
     /// diffusers' `alphas_cumprod`: the cumulative product of `1 - beta`, which is how much of the picture is left at each timestep of
     /// training.
-    pub(super) fn alphas_cumprod(&self, default: Betas) -> Vec<f32> {
-        let alphas = cumulative_product(self.betas(default).into_iter().map(|beta| 1.0 - beta));
-        if self.rescale_betas_zero_snr == Some(true) { zero_terminal_snr(&alphas) } else { alphas }
+    pub(super) fn alphas_cumprod(&self) -> Result<Vec<f32>> {
+        let alphas = cumulative_product(self.betas()?.into_iter().map(|beta| 1.0 - beta));
+        Ok(if self.flag("rescale_betas_zero_snr")? { zero_terminal_snr(&alphas) } else { alphas })
     }
 
-    /// The noise level sigma at each timestep of training: `sqrt((1 - a) / a)` for `a` of [`SchedulerConfig::alphas_cumprod`].
-    pub(super) fn sigmas(&self) -> Vec<f32> {
-        let sigma = |alpha: f32| ((1.0 - alpha) / alpha).sqrt();
-        self.alphas_cumprod(DDPM).into_iter().map(|alpha| if alpha == 0.0 { MAX_SIGMA } else { sigma(alpha) }).collect()
+    /// The noise level sigma at each timestep of training: `sqrt((1 - a) / a)` for `a` of [`Settings::alphas_cumprod`].
+    fn sigmas(&self) -> Result<Vec<f32>> {
+        let sigma = |alpha: f32| if alpha == 0.0 { MAX_SIGMA } else { ((1.0 - alpha) / alpha).sqrt() };
+        Ok(self.alphas_cumprod()?.into_iter().map(sigma).collect())
     }
 
-    fn betas(&self, Betas(start, end, schedule): Betas) -> Vec<f32> {
-        let (start, end) = (self.beta_start.unwrap_or(start), self.beta_end.unwrap_or(end));
-        let linspace = |start: f64, end: f64| self::linspace(start as f32, end as f32, self.num_train_timesteps);
-        match self.beta_schedule.unwrap_or(schedule) {
+    /// The variance of the noise that training added at each timestep.
+    fn betas(&self) -> Result<Vec<f32>> {
+        if let Some(betas) = self.trained_betas()? {
+            return Ok(betas);
+        }
+        let (start, end) = (self.beta("beta_start")?, self.beta("beta_end")?);
+        let linspace = |start: f64, end: f64| linspace(start as f32, end as f32, self.train);
+        Ok(match self.choice("beta_schedule", "linear, scaled_linear")? {
             BetaSchedule::Linear => linspace(start, end),
             BetaSchedule::ScaledLinear => {
                 linspace(start.sqrt(), end.sqrt()).into_iter().map(|root| root * root).collect()
             }
-        }
+        })
     }
+
+    fn trained_betas(&self) -> Result<Option<Vec<f32>>> {
+        const SUPPORTED: &str = "null, or num_train_timesteps numbers between 0 and 1";
+        let Some(betas) = self.numbers("trained_betas", SUPPORTED)? else { return Ok(None) };
+        if betas.len() != self.train || !betas.iter().all(|&beta| is_beta(beta)) {
+            return Err(self.unsupported("trained_betas", SUPPORTED));
+        }
+        Ok(Some(betas.into_iter().map(|beta| beta as f32).collect()))
+    }
+
+    fn beta(&self, name: &'static str) -> Result<f64> {
+        let beta = self.number(name)?;
+        if is_beta(beta) { Ok(beta) } else { Err(self.unsupported(name, "numbers between 0 and 1")) }
+    }
+
+    fn timestep_spacing(&self) -> Result<TimestepSpacing> {
+        self.choice("timestep_spacing", "linspace, leading, trailing")
+    }
+}
+
+/// Whether a variance leaves something of the picture and adds some noise.
+fn is_beta(beta: f64) -> bool {
+    beta > 0.0 && beta < 1.0
 }
 
 /// The error for more steps than `most`.

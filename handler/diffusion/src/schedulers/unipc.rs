@@ -5,7 +5,7 @@
 
 use super::{
     Scheduler, Setup,
-    config::{Limit, PredictionType},
+    config::{DDPM_BETAS, FLOW, Field, PredictionType, SIGMAS, THRESHOLDING, TRAINING, Use},
     dpm_solver::{alpha_sigma, lambda},
     noise_schedule::NoiseLevels,
     over, times,
@@ -15,23 +15,26 @@ use candle_core::{DType, Result, Tensor};
 
 pub(super) const KARRAS_SIGMAS: bool = true;
 pub(super) const DRAWS: bool = false;
-
-const LIMITS: [Limit; 15] = [
-    ("thresholding", "false"),
-    ("solver_order", "2"),
-    ("predict_x0", "true"),
-    ("solver_type", "bh2, midpoint, heun, logrho"),
-    ("lower_order_final", "true"),
-    ("disable_corrector", "[]"),
-    ("solver_p", "null"),
-    ("final_sigmas_type", "zero"),
-    ("use_exponential_sigmas", "false"),
-    ("use_beta_sigmas", "false"),
-    ("use_flow_sigmas", "false"),
-    ("use_dynamic_shifting", "false"),
-    ("shift_terminal", "null"),
-    ("sigma_min", "null"),
-    ("sigma_max", "null"),
+pub(super) const FIELDS: &[&[Field]] = &[
+    &TRAINING,
+    &DDPM_BETAS,
+    &THRESHOLDING,
+    &SIGMAS,
+    &FLOW,
+    &[
+        ("solver_order", "2", Use::Only("2")),
+        ("predict_x0", "true", Use::Only("true")),
+        ("solver_type", "bh2", Use::Only("bh2, midpoint, heun, logrho")),
+        ("lower_order_final", "true", Use::Only("true")),
+        ("disable_corrector", "[]", Use::Only("[]")),
+        ("solver_p", "null", Use::Only("null")),
+        ("use_dynamic_shifting", "false", Use::Only("false")),
+        ("shift_terminal", "null", Use::Only("null")),
+        ("sigma_min", "null", Use::Read),
+        ("sigma_max", "null", Use::Read),
+        ("timestep_spacing", "linspace", Use::Read),
+        ("steps_offset", "0", Use::Read),
+    ],
 ];
 
 struct UniPc {
@@ -56,8 +59,7 @@ struct Interval {
 }
 
 pub(super) fn build(setup: &Setup) -> error::Result<Box<dyn Scheduler>> {
-    setup.config.check(&LIMITS)?;
-    let (levels, prediction) = (NoiseLevels::multistep(setup)?, setup.config.prediction_type);
+    let (levels, prediction) = (NoiseLevels::multistep(setup)?, setup.settings.prediction);
     Ok(Box::new(UniPc { levels, prediction, clean: Vec::new(), last: None }))
 }
 

@@ -42,6 +42,18 @@ fn run(
     None
 }
 
+/// The scheduler pndm may call the UNet ten times before its first step is finished. That says nothing of the later ones.
+#[test]
+fn calls_that_finish_no_step_are_not_measured() {
+    let mut now = Instant::now();
+    let mut guard = guard(&Timings::default(), now, Some(2_000));
+    for finished in [0; 10].into_iter().chain(0..=STEPS) {
+        assert!(guard.step(alone(finished), now).is_continue(), "step {finished}");
+        now += Duration::from_millis(if finished < STEPS { 100 } else { 0 });
+    }
+    assert_eq!(guard.clock.per_step(), Some(Duration::from_millis(100)));
+}
+
 #[test]
 fn a_painting_is_stopped_as_soon_as_its_own_steps_show_that_it_cannot_be_finished() {
     for (left, parts, first, step, stopped) in [
