@@ -11,7 +11,7 @@ use diffusion::{
     schedulers::Kind,
 };
 use serde::Deserialize;
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, json};
 use std::{
     collections::{BTreeMap, HashMap},
     ops::ControlFlow,
@@ -104,5 +104,32 @@ fn the_guidance_scale_is_an_input_of_a_distilled_unet() -> Result<()> {
     };
     let likeness = psnr(&picture("8.5")?, &picture("1.0")?);
     ensure!(likeness < LEAST_PSNR, "the scale changes too little for a comparison: {likeness:.1} dB");
+    Ok(())
+}
+
+/// `handler doctor` calls `inspect`, and must refuse what loading refuses.
+#[test]
+fn models_of_other_kinds_are_refused_by_name_before_they_paint() -> Result<()> {
+    for (setting, value, message) in [
+        (
+            "unet/config.json/in_channels",
+            json!(9),
+            "`in_channels` is 9, supported: the VAE's `latent_channels` (9 is an inpainting",
+        ),
+        ("unet/config.json/out_channels", json!(8), "`out_channels` is 8"),
+        ("unet/config.json/cross_attention_dim", json!(64), "`cross_attention_dim` is 64"),
+        ("vae/config.json/latent_channels", json!(16), "`latent_channels` is 16"),
+        ("_class_name", json!("StableDiffusionInpaintPipeline"), "`_class_name` is StableDiffusionInpaintPipeline"),
+        ("_class_name", json!("LatentConsistencyModelPipeline"), "`time_cond_proj_dim` is null"),
+        ("vae", json!(["diffusers", "AutoencoderTiny"]), "`vae` is AutoencoderTiny"),
+    ] {
+        let settings = Map::from_iter([(setting.to_string(), value)]);
+        let model = toy_model_with("tiny", &settings)?;
+        let loaded = Pipeline::load(model.path(), &Compute::Cpu, (64, 64)).map(|_| ());
+        for result in [inspect(model.path()), loaded] {
+            let error = result.err().with_context(|| format!("{setting} is accepted"))?.to_string();
+            ensure!(error.contains(message), "{setting}: {error}");
+        }
+    }
     Ok(())
 }
