@@ -7,6 +7,7 @@ mod pictures;
 
 mod seeds;
 mod semantics;
+mod settings;
 mod together;
 
 use anyhow::{Context, Result};
@@ -20,6 +21,7 @@ use diffusion::{
     schedulers::Kind,
 };
 use serde::{Deserialize, de::DeserializeOwned};
+use serde_json::{Map, Value};
 use std::{
     collections::HashMap,
     fs,
@@ -116,9 +118,15 @@ impl GoldenModel {
 
 /// The model that the golden values were made with.
 fn toy_model(size: &str) -> Result<TempDir> {
+    toy_model_with(size, &Map::new())
+}
+
+/// The same with other settings, by file and name.
+fn toy_model_with(size: &str, settings: &Map<String, Value>) -> Result<TempDir> {
     let model = tempfile::tempdir()?;
-    let status =
-        Command::new(env!("CARGO_BIN_EXE_toy-model")).args(["--size", size, "--out"]).arg(model.path()).status()?;
+    let settings = settings.iter().map(|(name, value)| format!("--setting={name}={value}"));
+    let mut program = Command::new(env!("CARGO_BIN_EXE_toy-model"));
+    let status = program.args(["--size", size, "--out"]).arg(model.path()).args(settings).status()?;
     anyhow::ensure!(status.success(), "toy-model failed");
     Ok(model)
 }

@@ -2,6 +2,7 @@
 
 mod blocks;
 pub mod text_encoder;
+mod time_embedding;
 mod transformer;
 pub(crate) mod unet;
 pub mod vae;

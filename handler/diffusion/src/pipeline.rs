@@ -4,6 +4,7 @@
 
 mod gpu_state;
 mod graphs;
+mod guidance;
 mod networks;
 mod request;
 
@@ -15,7 +16,7 @@ use crate::{
     error::{PipelineError, Result},
     loading::{
         DIFFUSION_FILES, ENCODER_FILES,
-        config::{ModelIndex, TextEncoderConfig, UnetConfig, VaeConfig},
+        config::{ModelIndex, TextEncoderConfig, UnetConfig, VaeConfig, check_together},
         weights::Weights,
     },
     lora::{self, AppliedLora, Dora, LoraError, Target},
@@ -26,6 +27,7 @@ use crate::{
     schedulers::{self, SchedulerConfig},
 };
 use candle_core::{DType, Device, Tensor};
+use guidance::Guidance;
 use image::RgbImage;
 use networks::{Denoiser, Model, Networks};
 use std::{ops::ControlFlow, path::Path};
@@ -35,11 +37,10 @@ use std::{ops::ControlFlow, path::Path};
 /// # Errors
 /// A missing or broken file, or an unsupported model. The error names the file and the field.
 pub fn inspect(model: &Path) -> Result<()> {
-    ModelIndex::load(model)?;
+    let index = ModelIndex::load(model)?;
     let text_config = TextEncoderConfig::load(model)?;
+    check_together(&index, &text_config, &UnetConfig::load(model)?, &VaeConfig::load(model)?)?;
     Tokenizer::load(model, text_config.max_position_embeddings)?;
-    UnetConfig::load(model)?;
-    VaeConfig::load(model)?;
     scheduler_config(model)?;
     for (folder, names) in [("text_encoder", &ENCODER_FILES), ("unet", &DIFFUSION_FILES), ("vae", &DIFFUSION_FILES)] {
         Weights::open(&model.join(folder), names)?;
@@ -86,8 +87,10 @@ impl Pipeline {
     /// # Errors
     /// As [`Pipeline::load`].
     pub fn load_with(model: &Path, compute: &Compute, offload: Offload, size: (usize, usize)) -> Result<Self> {
-        ModelIndex::load(model)?;
+        let index = ModelIndex::load(model)?;
         let text_config = TextEncoderConfig::load(model)?;
+        let (unet_config, vae_config) = (UnetConfig::load(model)?, VaeConfig::load(model)?);
+        check_together(&index, &text_config, &unet_config, &vae_config)?;
         let weights = |folder: &str, names: &[&str]| match compute {
             Compute::Cpu => Weights::load(&model.join(folder), names),
             Compute::Gpu(..) => Weights::open(&model.join(folder), names),
@@ -97,9 +100,9 @@ impl Pipeline {
             folder: model.into(),
             text_config,
             text_weights: weights("text_encoder", &ENCODER_FILES)?.renamed(text_encoder::canonical_name),
-            unet_config: UnetConfig::load(model)?,
+            unet_config,
             unet_weights: weights("unet", &DIFFUSION_FILES)?,
-            vae_config: VaeConfig::load(model)?,
+            vae_config,
             vae_weights: weights("vae", &DIFFUSION_FILES)?.renamed(vae::canonical_name),
         };
         let factor = model.vae_config.factor();
@@ -227,14 +230,19 @@ impl Pipeline {
         let [request, ..] = requests else { return Err(candle_core::Error::msg("nothing to paint").into()) };
         let (kind, karras_sigmas) = (request.scheduler, request.karras_sigmas);
         let mut scheduler = schedulers::build(kind, karras_sigmas, &self.scheduler_config, request.steps)?;
-        let guidance_scale = Some(request.guidance_scale).filter(|&scale| scale > 1.0);
+        let guidance = Guidance::of(&self.networks.model().unet_config, request.guidance_scale);
+        let guided = guidance.classifier_free().is_some();
+        if matches!(guidance, Guidance::Embedded(_))
+            && requests.iter().any(|request| !request.negative_prompt.is_empty())
+        {
+            tracing::warn!("the model takes the guidance scale as an input: it does not read the negative prompt");
+        }
         let images = noise.dim(0)? / requests.len();
-        let context = self.context(requests, guidance_scale.is_some())?.repeat_rows(images)?;
+        let context = self.context(requests, guided)?.repeat_rows(images)?;
         let mut latents = (noise * scheduler.init_noise_sigma())?;
         let timesteps = scheduler.timesteps().to_vec();
         let coefficients = scheduler.coefficients();
-        let mut denoiser =
-            self.networks.denoiser(&timesteps, &context, guidance_scale, &latents, coefficients.as_deref())?;
+        let mut denoiser = self.networks.denoiser(&timesteps, &context, guidance, &latents, coefficients.as_deref())?;
         let extra = timesteps.len().saturating_sub(request.steps);
         let mut on_step = |call: usize| on_step(call.saturating_sub(extra));
         let stopped = |call: usize| PipelineError::Stopped { step: call.saturating_sub(extra) };
@@ -272,7 +280,21 @@ impl Pipeline {
     /// # Errors
     /// Shapes do not fit the model, or the device fails or has too little memory.
     pub fn unet_output(&self, latents: &Tensor, timestep: f64, context: &Tensor) -> Result<Tensor> {
-        self.networks.unet_output(latents, timestep, context)
+        self.networks.unet_output(latents, timestep, None, context)
+    }
+
+    /// As [`Pipeline::unet_output`], of a UNet that takes the guidance scale as an input.
+    ///
+    /// # Errors
+    /// As [`Pipeline::unet_output`].
+    pub fn unet_output_guided(
+        &self,
+        latents: &Tensor,
+        timestep: f64,
+        guidance_scale: f64,
+        context: &Tensor,
+    ) -> Result<Tensor> {
+        self.networks.unet_output(latents, timestep, Some(guidance_scale), context)
     }
 
     /// The VAE decoder alone: from latents `[batch, channels, height / 8, width / 8]` to `[batch, 3, height, width]`, about -1 to 1. f32

@@ -29,8 +29,12 @@ def sort_metadata(file: Path) -> None:
     file.write_bytes(content[:8] + text.ljust(end - 8) + content[end:])
 
 
-def toy_model(folder: str, size: str) -> None:
-    """Writes the model with random weights that the tests use. Builds all programs: one alone would build everything anew."""
+def toy_model(folder: str, size: str, settings: dict | None = None) -> None:
+    """Writes the model with random weights that the tests use, with other settings of its files if they are given as FILE/SETTING.
+
+    Builds all programs: one alone would build everything anew.
+    """
     subprocess.run(["cargo", "build", "--quiet", "--workspace", "--bins"], check=True, cwd=ROOT)
     target = Path(os.environ.get("CARGO_TARGET_DIR", "target"))
-    subprocess.run([target / "debug" / "toy-model", "--out", folder, "--size", size], check=True, cwd=ROOT)
+    others = [f"--setting={name}={json.dumps(value)}" for name, value in (settings or {}).items()]
+    subprocess.run([target / "debug" / "toy-model", "--out", folder, "--size", size, *others], check=True, cwd=ROOT)

@@ -22,6 +22,9 @@ struct Options {
     /// A small layout that paints 50 steps in seconds on a CPU, or SD1.5's block structure.
     #[arg(long, value_enum, default_value = "tiny")]
     size: Size,
+    /// A setting of a file as JSON, such as unet/config.json/time_cond_proj_dim=32. May be given several times.
+    #[arg(long, value_name = "FILE/SETTING=VALUE")]
+    setting: Vec<String>,
 }
 
 #[derive(Clone, Copy, clap::ValueEnum)]
@@ -81,9 +84,15 @@ impl Size {
 }
 
 fn main() -> anyhow::Result<()> {
-    let Options { out, size } = Options::parse();
+    let Options { out, size, setting } = Options::parse();
     let widths = size.widths();
-    let files = configs(&widths);
+    let mut files = configs(&widths);
+    for text in &setting {
+        let (path, value) = text.split_once('=').context("a setting has a `=`")?;
+        let (file, name) = path.rsplit_once('/').unwrap_or(("model_index.json", path));
+        let file = files.get_mut(file).with_context(|| format!("there is no {file}"))?;
+        file[name] = serde_json::from_str(value).with_context(|| format!("{text} is not JSON"))?;
+    }
     for (name, value) in &files {
         write(&out.join(name), serde_json::to_vec_pretty(value)?)?;
     }

@@ -43,7 +43,7 @@ impl TextEncoder {
             (0..config.num_hidden_layers).map(|layer| Layer::new(config, params.pp("encoder.layers").pp(layer)));
         Ok(Self {
             layers: layers.collect::<CandleResult<_>>()?,
-            final_layer_norm: LayerNorm::new(width, 1e-5, params.pp("final_layer_norm"))?,
+            final_layer_norm: LayerNorm::new(width, config.layer_norm_eps, params.pp("final_layer_norm"))?,
             embeddings,
         })
     }
@@ -89,14 +89,14 @@ impl TextEncoder {
 
 impl Layer {
     fn new(config: &TextEncoderConfig, params: Params) -> CandleResult<Self> {
-        let (width, inner) = (config.hidden_size, config.intermediate_size);
+        let (width, inner, eps) = (config.hidden_size, config.intermediate_size, config.layer_norm_eps);
         let parts = ["q_proj", "k_proj", "v_proj"].map(|part| params.pp("self_attn").pp(part));
         Ok(Self {
-            layer_norm1: LayerNorm::new(width, 1e-5, params.pp("layer_norm1"))?,
+            layer_norm1: LayerNorm::new(width, eps, params.pp("layer_norm1"))?,
             qkv: Linear::packed(width, width, true, &parts)?,
             out: Linear::new(width, width, params.pp("self_attn.out_proj"))?,
             heads: config.num_attention_heads,
-            layer_norm2: LayerNorm::new(width, 1e-5, params.pp("layer_norm2"))?,
+            layer_norm2: LayerNorm::new(width, eps, params.pp("layer_norm2"))?,
             fc1: Linear::new(width, inner, params.pp("mlp.fc1"))?,
             fc2: Linear::new(inner, width, params.pp("mlp.fc2"))?,
         })
@@ -154,7 +154,7 @@ mod tests {
             num_hidden_layers: 3,
             num_attention_heads: 4,
             max_position_embeddings: 12,
-            hidden_act: "quick_gelu".into(),
+            layer_norm_eps: 1e-5,
         };
         let shapes = ShapeRecorder::default();
         TextEncoder::new(&config, Params::recording(&shapes)).unwrap();

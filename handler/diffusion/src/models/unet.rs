@@ -6,11 +6,12 @@ use crate::{
     error::Result,
     loading::config::UnetConfig,
     models::blocks::{Downsample, NormConfig, ResnetBlock, Upsample},
+    models::time_embedding::TimeEmbedding,
     models::transformer::{KeysValues, Transformer, TransformerConfig},
     ops::params::Params,
-    ops::{Array, Conv, GroupNorm, Linear, Step, join, silu},
+    ops::{Array, Conv, GroupNorm, Step, join},
 };
-use candle_core::{Device, Error, Result as CandleResult, Tensor};
+use candle_core::{Error, Result as CandleResult};
 
 /// The UNet of one model.
 pub(crate) struct Unet {
@@ -21,14 +22,6 @@ pub(crate) struct Unet {
     up: Vec<UpBlock>,
     conv_norm_out: GroupNorm,
     conv_out: Conv,
-}
-
-struct TimeEmbedding {
-    channels: usize,
-    flip_sin_to_cos: bool,
-    freq_shift: f64,
-    linear_1: Linear,
-    linear_2: Linear,
 }
 
 struct DownBlock {
@@ -74,12 +67,13 @@ impl Unet {
         })
     }
 
-    /// Computes what all steps share, for those timesteps and the prompt's embedding `[batch, tokens, cross_attention_dim]`.
+    /// Computes what all steps share, for those timesteps and the prompt's embedding `[batch, tokens, cross_attention_dim]`. A UNet
+    /// that takes the guidance scale as an input is given it, if there is one.
     ///
     /// # Errors
     /// Shapes do not fit the model, or the device fails or has too little memory.
-    pub(crate) fn prepare(&self, timesteps: &[f64], context: &Array) -> Result<Prepared> {
-        let time = self.time.forward(timesteps, context)?;
+    pub(crate) fn prepare(&self, timesteps: &[f64], guidance_scale: Option<f64>, context: &Array) -> Result<Prepared> {
+        let time = self.time.forward(timesteps, guidance_scale, context)?;
         let mut prepared = Prepared::default();
         let (before, attention, after) = &self.mid;
         let down = self.down.iter().flat_map(|block| &block.layers);
@@ -147,37 +141,6 @@ impl PreparedLayers<'_> {
             Some(transformer) => transformer.forward(&xs, self.prompts.next().ok_or_else(missing)?),
             None => Ok(xs),
         }
-    }
-}
-
-impl TimeEmbedding {
-    fn new(config: &UnetConfig, channels: usize, params: Params) -> CandleResult<Self> {
-        Ok(Self {
-            channels,
-            flip_sin_to_cos: config.flip_sin_to_cos,
-            freq_shift: config.freq_shift,
-            linear_1: Linear::new(channels, channels * 4, params.pp("linear_1"))?,
-            linear_2: Linear::new(channels * 4, channels * 4, params.pp("linear_2"))?,
-        })
-    }
-
-    /// The embeddings after SiLU, `[timesteps, 4 x channels]`. The sinusoids are computed in f32 for every dtype.
-    fn forward(&self, timesteps: &[f64], like: &Array) -> CandleResult<Array> {
-        let rows: Vec<f32> = timesteps.iter().flat_map(|&timestep| self.sinusoids(timestep)).collect();
-        let rows = Tensor::from_vec(rows, (timesteps.len(), self.channels), &Device::Cpu)?;
-        let hidden = silu(&self.linear_1.forward(&Array::like(&rows, like)?)?)?;
-        silu(&self.linear_2.forward(&hidden)?)
-    }
-
-    fn sinusoids(&self, timestep: f64) -> Vec<f32> {
-        let half = self.channels / 2;
-        let angle = |index: usize| {
-            let exponent = -10_000f64.ln() * index as f64 / (half as f64 - self.freq_shift);
-            timestep as f32 * exponent.exp() as f32
-        };
-        let angles: Vec<f32> = (0..half).map(angle).collect();
-        let (sines, cosines) = (angles.iter().map(|a| a.sin()), angles.iter().map(|a| a.cos()));
-        if self.flip_sin_to_cos { cosines.chain(sines).collect() } else { sines.chain(cosines).collect() }
     }
 }
 
@@ -269,7 +232,7 @@ fn transformer_config(config: &UnetConfig, level: usize) -> TransformerConfig {
     TransformerConfig {
         channels: config.block_out_channels[level],
         heads: config.heads(level),
-        cross_attention_dim: config.cross_attention_dim,
+        cross_attention_dim: config.cross_attention_dim.at(level),
         layers: config.transformer_layers_per_block.at(level),
         linear_projection: config.use_linear_projection,
     }

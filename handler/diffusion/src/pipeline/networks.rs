@@ -3,6 +3,7 @@
 use super::{
     gpu_state::GpuState,
     graphs::{RecordedDenoiser, Recordings},
+    guidance::{Guidance, guide},
 };
 use crate::{
     error::{PipelineError, Result},
@@ -197,14 +198,16 @@ impl Networks {
         let clock = Instant::now();
         let length = self.model.text_config.max_position_embeddings;
         let tokens = Tokens { ids: vec![0; length], truncated: 0, weights: vec![1.0; length] };
-        let context = self.embed(&[&tokens, &tokens])?;
+        let guidance = Guidance::of(&self.model.unet_config, 1.5);
+        let prompts = if guidance.classifier_free().is_some() { 2 } else { 1 };
+        let context = self.embed(&[&tokens; 2][..prompts])?;
         let noise = Tensor::zeros((1, self.model.unet_config.in_channels, height, width), DType::F32, &Device::Cpu)?;
         gpu.synchronize()?;
         gpu.note("rehearse_text", clock);
         let clock = Instant::now();
         let coefficients =
             StepCoefficients { clean_by_sample: 0.0, clean_by_output: 0.0, sample: 1.0, clean: 0.0, clean_before: 0.0 };
-        let denoiser = self.denoiser(&[0.0; 2], &context, Some(1.5), &noise, Some(&[coefficients; 2]))?;
+        let denoiser = self.denoiser(&[0.0; 2], &context, guidance, &noise, Some(&[coefficients; 2]))?;
         if let Denoiser::Gpu(mut recorded) = denoiser {
             let _ = recorded.run(&noise, 2, &mut |_| ControlFlow::Continue(()))?;
         }
@@ -287,11 +290,17 @@ impl Networks {
         Ok(())
     }
 
-    /// See [`crate::pipeline::Pipeline::unet_output`].
-    pub(crate) fn unet_output(&self, latents: &Tensor, timestep: f64, context: &Tensor) -> Result<Tensor> {
+    /// See [`crate::pipeline::Pipeline::unet_output_guided`].
+    pub(crate) fn unet_output(
+        &self,
+        latents: &Tensor,
+        timestep: f64,
+        guidance_scale: Option<f64>,
+        context: &Tensor,
+    ) -> Result<Tensor> {
         self.enter()?;
         self.load_unet()?;
-        let prepared = self.unet.prepare(&[timestep], &self.inputs.on_device(context)?)?;
+        let prepared = self.unet.prepare(&[timestep], guidance_scale, &self.inputs.on_device(context)?)?;
         let step = match &self.state {
             DeviceState::Cpu => Step::Index(0),
             DeviceState::Gpu(state) => {
@@ -314,18 +323,19 @@ impl Networks {
         Ok(self.vae.decode(&self.inputs.map_on_device(&latents)?)?.to_map(self.model.vae_config.out_channels)?)
     }
 
-    /// Prepares the steps of a run for latents of the size of `noise`. `context` has the prompts' embeddings: with guidance the negative
-    /// ones and then the others, else the others alone. `coefficients` are those of the scheduler, if it has them.
+    /// Prepares the steps of a run for latents of the size of `noise`. `context` has the prompts' embeddings: with classifier-free
+    /// guidance the negative ones and then the others, else the others alone. `coefficients` are those of the scheduler, if it has them.
     pub(crate) fn denoiser(
         &self,
         timesteps: &[f64],
         context: &Array,
-        guidance_scale: Option<f64>,
+        guidance: Guidance,
         noise: &Tensor,
         coefficients: Option<&[StepCoefficients]>,
     ) -> Result<Denoiser<'_>> {
         self.load_unet()?;
-        let prepared = self.unet.prepare(timesteps, context)?;
+        let prepared = self.unet.prepare(timesteps, guidance.embedded(), context)?;
+        let guidance_scale = guidance.classifier_free();
         Ok(match &self.state {
             DeviceState::Cpu => Denoiser::Cpu { unet: &self.unet, prepared, guidance_scale },
             DeviceState::Gpu(state) => {
@@ -389,10 +399,4 @@ impl Denoiser<'_> {
             Self::Gpu(recorded) => Ok(recorded.predict(latents)?),
         }
     }
-}
-
-/// Classifier-free guidance. The first half of the batch is for the negative prompts.
-fn guide(output: &Tensor, scale: f64) -> candle_core::Result<Tensor> {
-    let halves = output.chunk(2, 0)?;
-    &halves[0] + ((&halves[1] - &halves[0])? * scale)?
 }

@@ -19,7 +19,8 @@ pub struct Request {
     pub seed: u64,
     /// The number of denoising steps.
     pub steps: usize,
-    /// Scale of classifier-free guidance (Ho & Salimans, "Classifier-free diffusion guidance", 2022). No guidance at 1 and below.
+    /// Scale of classifier-free guidance (Ho & Salimans, "Classifier-free diffusion guidance", 2022). No guidance at 1 and below. A UNet
+    /// with `time_cond_proj_dim` takes any scale as an input instead, and then no negative prompt.
     pub guidance_scale: f64,
     /// How the latents move from noise to picture.
     pub scheduler: schedulers::Kind,

@@ -355,6 +355,50 @@ fn copy_folder(from: &Path, to: &Path) {
     }
 }
 
+/// A UNet that takes the guidance scale as an input, and a text encoder with another epsilon. A recorded step must follow the scale.
+#[test]
+fn gpu_pictures_of_a_distilled_model_are_the_cpus() {
+    let folder = tempfile::tempdir().unwrap();
+    copy_folder(Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/model/easel-tiny")), folder.path());
+    let settings = [("unet", "time_cond_proj_dim", 64.0), ("text_encoder", "layer_norm_eps", 0.1)];
+    for (part, setting, value) in settings {
+        let path = folder.path().join(part).join("config.json");
+        let mut config: serde_json::Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
+        config[setting] = if setting == "layer_norm_eps" { value.into() } else { (value as usize).into() };
+        fs::write(path, config.to_string()).unwrap();
+    }
+    let path = folder.path().join("unet/diffusion_pytorch_model.safetensors");
+    let mut tensors = candle_core::safetensors::load(&path, &Device::Cpu).unwrap();
+    let channels = tensors["time_embedding.linear_1.weight"].dim(1).unwrap();
+    let weight = (draw(&[channels, 64], Dtype::F32) * 0.1).unwrap();
+    tensors.insert("time_embedding.cond_proj.weight".into(), weight);
+    candle_core::safetensors::save(&tensors, path).unwrap();
+
+    let size = (256, 192);
+    let latents = |pipeline: &Pipeline, scheduler, guidance_scale| {
+        let (width, height) = size;
+        let request = Request { width, height, steps: 4, scheduler, guidance_scale, ..Request::new("red circle") };
+        let mut stream = Noise::cuda(7, DEFAULT_THREADS);
+        let noise = pipeline.first_noise(&request, 2, &mut stream).unwrap();
+        pipeline.denoise(&request, noise, &mut stream, &mut |_| ControlFlow::Continue(())).unwrap()
+    };
+    let rms = |tensor: &Tensor| tensor.sqr().unwrap().mean_all().unwrap().sqrt().unwrap().to_scalar::<f32>().unwrap();
+    let cpu = Pipeline::load(folder.path(), &Compute::Cpu, size).unwrap();
+    for (dtype, limit) in [(Dtype::F32, 2e-4), (Dtype::F16, 5e-2), (Dtype::BF16, 4e-1)] {
+        let compute = GPU.with(|gpu| Compute::Gpu(Gpu::clone(gpu), dtype));
+        let ours = Pipeline::load(folder.path(), &compute, size).unwrap();
+        for (kind, scale) in [(Kind::Lcm, 8.5), (Kind::DpmSolverPlusPlus, 8.5), (Kind::DpmSolverPlusPlus, 0.5)] {
+            let (theirs, ours) = (latents(&cpu, kind, scale), latents(&ours, kind, scale));
+            let error = rms(&(&theirs - &ours).unwrap()) / rms(&theirs);
+            println!("distilled {kind} {scale} {}: {error:.1e} of {limit:.1e}", dtype.name());
+            assert!(error < limit, "distilled {kind} {scale} {}: {error:e}", dtype.name());
+        }
+    }
+    let [one, other] = [8.5, 0.5].map(|scale| latents(&cpu, Kind::DpmSolverPlusPlus, scale));
+    let change = rms(&(&one - &other).unwrap()) / rms(&one);
+    assert!(change > 1e-2, "the scale changes too little for a comparison: {change:e}");
+}
+
 /// What another version, or a hand, has written into the file of tuned products: the library is asked about each before it runs.
 #[test]
 fn gpu_algorithms_that_are_none_are_passed_over() {
