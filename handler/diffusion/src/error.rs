@@ -22,6 +22,14 @@ pub enum PipelineError {
         /// The error of the operating system.
         source: std::io::Error,
     },
+    /// A file of the model is another one than its name or its place says. The operator has to replace it.
+    #[error("model file {path}: {reason}")]
+    ModelFile {
+        /// The file.
+        path: PathBuf,
+        /// What it is or lacks, and what to do.
+        reason: String,
+    },
     /// A JSON file of the model folder does not parse. The operator has to fix it.
     #[error("model file {path} is not the JSON expected there: {source}")]
     Json {

@@ -1,8 +1,9 @@
 //! The JSON files of a model folder in the diffusers layout. A field with a value that is not supported is an error.
 
+use super::FileKind;
 use crate::error::{PipelineError, Result};
 use serde::{Deserialize, de::DeserializeOwned};
-use std::path::Path;
+use std::{io, path::Path};
 
 /// Reads one JSON file of a model folder.
 ///
@@ -16,9 +17,17 @@ pub fn read_json<T: DeserializeOwned>(path: &Path) -> Result<T> {
 /// Reads one text file of a model folder.
 ///
 /// # Errors
-/// [`PipelineError::File`], naming the file.
+/// [`PipelineError::File`], naming the file, or [`PipelineError::ModelFile`] if it is another one, as a Git LFS pointer is.
 pub(crate) fn read_text(path: &Path) -> Result<String> {
-    std::fs::read_to_string(path).map_err(|source| PipelineError::File { path: path.into(), source })
+    let failed = |source| PipelineError::File { path: path.into(), source };
+    let content = std::fs::read(path).map_err(failed)?;
+    let is_json = path.extension().is_some_and(|ending| ending == "json");
+    match FileKind::instead_of_settings(&content) {
+        Some(kind) if is_json || !matches!(kind, FileKind::Text(_)) => {
+            Err(PipelineError::ModelFile { path: path.into(), reason: format!("it is {kind}") })
+        }
+        _ => String::from_utf8(content).map_err(|error| failed(io::Error::other(error))),
+    }
 }
 
 /// A number, or one number per block, as in diffusers' `attention_head_dim`.
