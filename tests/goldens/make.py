@@ -18,7 +18,7 @@ import venv
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
-PARTS = ["schedulers", "noise", "tokenizer", "models", "prompts", "seeds", "pictures", "semantics", "lora", "shards"]
+PARTS = ["schedulers", "noise", "tokenizer", "models", "prompts", "seeds", "pictures", "semantics", "lora", "shards", "checkpoint"]
 
 
 def main() -> None:

@@ -30,6 +30,14 @@ pub enum PipelineError {
         /// What it is or lacks, and what to do.
         reason: String,
     },
+    /// A model folder cannot be written.
+    #[error("model folder {path} cannot be written: {source}")]
+    Write {
+        /// The folder.
+        path: PathBuf,
+        /// The error of the operating system.
+        source: std::io::Error,
+    },
     /// A JSON file of the model folder does not parse. The operator has to fix it.
     #[error("model file {path} is not the JSON expected there: {source}")]
     Json {

@@ -1,9 +1,15 @@
 //! The JSON files of a model folder in the diffusers layout. A field with a value that is not supported is an error.
 
-use super::FileKind;
+use super::{FileKind, settings};
 use crate::error::{PipelineError, Result};
 use serde::{Deserialize, de::DeserializeOwned};
 use std::{io, path::Path};
+
+/// Reads one JSON file of a model, by its name in a model folder.
+fn load<T: DeserializeOwned>(model: &Path, name: &str) -> Result<T> {
+    let text = settings(model, name)?;
+    serde_json::from_str(&text).map_err(|source| PipelineError::Json { path: model.join(name), source })
+}
 
 /// Reads one JSON file of a model folder.
 ///
@@ -175,7 +181,7 @@ impl ModelIndex {
     /// # Errors
     /// The file cannot be read, its JSON is wrong, or the class is not `StableDiffusionPipeline`.
     pub fn load(model: &Path) -> Result<Self> {
-        let index: Self = read_json(&model.join("model_index.json"))?;
+        let index: Self = load(model, "model_index.json")?;
         let supported = "StableDiffusionPipeline";
         require("model_index.json", "_class_name", &index.class_name, index.class_name == supported, supported)?;
         Ok(index)
@@ -188,7 +194,7 @@ impl TextEncoderConfig {
     /// # Errors
     /// The file cannot be read, its JSON is wrong, or the activation is not `quick_gelu`.
     pub fn load(model: &Path) -> Result<Self> {
-        let config: Self = read_json(&model.join("text_encoder/config.json"))?;
+        let config: Self = load(model, "text_encoder/config.json")?;
         let file = "text_encoder/config.json";
         let heads = config.num_attention_heads;
         require(file, "hidden_act", &config.hidden_act, config.hidden_act == "quick_gelu", "quick_gelu")?;
@@ -204,7 +210,7 @@ impl UnetConfig {
     /// # Errors
     /// The file cannot be read, its JSON is wrong, or a block type, activation or conditioning is one that SD1.5 does not have.
     pub fn load(model: &Path) -> Result<Self> {
-        let config: Self = read_json(&model.join("unet/config.json"))?;
+        let config: Self = load(model, "unet/config.json")?;
         let file = "unet/config.json";
         let levels = config.block_out_channels.len();
         let same = levels > 0 && config.down_block_types.len() == levels && config.up_block_types.len() == levels;
@@ -248,7 +254,7 @@ impl VaeConfig {
     /// # Errors
     /// The file cannot be read, its JSON is wrong, the activation is not SiLU, or the picture has not 3 channels.
     pub fn load(model: &Path) -> Result<Self> {
-        let config: Self = read_json(&model.join("vae/config.json"))?;
+        let config: Self = load(model, "vae/config.json")?;
         let file = "vae/config.json";
         require(file, "act_fn", &config.act_fn, matches!(config.act_fn.as_str(), "silu" | "swish"), "silu")?;
         require(file, "out_channels", config.out_channels, config.out_channels == 3, "3")?;
