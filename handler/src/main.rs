@@ -100,6 +100,7 @@ fn run(command: &Command, traces: Option<Traces>) -> anyhow::Result<bool> {
         Command::Generate(config) => generate::run(config)?,
         Command::Weights(WeightsCommand::Pull(config)) => weights::pull(config)?,
         Command::Weights(WeightsCommand::Fetch(config)) => weights::fetch(config)?,
+        Command::Weights(WeightsCommand::Convert(config)) => weights::convert(config)?,
         Command::Weights(WeightsCommand::Verify(config)) => return weights::verify(config),
         Command::Lora(LoraCommand::Inspect(config)) => return lora::inspect(config),
         Command::Bench(BenchCommand::Lora(config)) => bench::lora(config)?,

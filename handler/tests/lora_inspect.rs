@@ -64,7 +64,7 @@ fn inspect_lists_everything_that_does_not_fit() -> Result<()> {
 
     let folder = tempfile::tempdir()?;
     let cases = [
-        (&b"PK\x03\x04\x00\x00\x08\x08"[..], "pickled PyTorch file"),
+        (&b"PK\x03\x04\x00\x00\x08\x08archive/data.pkl"[..], "pickled PyTorch file"),
         (b"", "it has 0 bytes"),
         (b"\x00\x00\x00\x80\x00\x00\x00\x00{}", "claims 2147483648 bytes"),
     ];

@@ -5,6 +5,7 @@
 
 mod backend_answers;
 mod batches;
+mod checkpoint;
 mod connections;
 mod context;
 mod credential;

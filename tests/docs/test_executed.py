@@ -70,6 +70,10 @@ ELSEWHERE = {
         "tests/cases/weights.rs",
         "a_model_is_pulled_whole_without_pickles_and_verified",
     ),
+    r"\S*handler weights convert .*|\S*handler generate --model narrow.*|\S*toy-model --size narrow .*": (
+        "tests/cases/checkpoint.rs",
+        "a_checkpoint_paints_what_the_folder_made_of_it_does",
+    ),
     r"handler weights fetch .*": ("tests/cases/weights_s3.rs", "a_model_is_fetched_from_s3_by_hand_and_verified"),
 }
 NEEDS = {

@@ -3,8 +3,8 @@
 //! Three models: easel-tiny, and two with random weights that `toy-model` writes here as it did for the golden values, one of
 //! them with SD1.5's own block structure at reduced width. Everything is f32 on the CPU.
 
+mod checkpoint;
 mod pictures;
-
 mod seeds;
 mod semantics;
 mod settings;
@@ -92,6 +92,17 @@ impl GoldenModel {
 
     /// Paints from the golden noise; gives the relative error of the final latents and the picture's PSNR in dB.
     fn paint(&self, pipeline: &Pipeline, kind: Kind, key: &str, size: (usize, usize)) -> Result<(f64, f64)> {
+        let latents = self.latents(pipeline, kind, size)?;
+        let error = relative_error(&latents, self.golden(&format!("{key}/latents"))?)?;
+        let pictures = pipeline.decode(&latents)?;
+        let theirs = self.golden(&format!("{key}/picture"))?.flatten_all()?.to_vec1::<u8>()?;
+        let likeness = psnr(pictures[0].as_raw(), &theirs);
+        println!("{key}: latents' relative error {error:.1e}, PSNR {likeness:.1} dB");
+        Ok((error, likeness))
+    }
+
+    /// The final latents of a run from the golden noise.
+    fn latents(&self, pipeline: &Pipeline, kind: Kind, size: (usize, usize)) -> Result<Tensor> {
         let request = Request {
             prompt: self.inputs.prompts[1].clone(),
             negative_prompt: self.inputs.negative_prompt.clone(),
@@ -106,13 +117,7 @@ impl GoldenModel {
             noise_source: Source::Cpu,
         };
         let noise = self.golden(&format!("noise/{}x{}", size.0, size.1))?.clone();
-        let latents = pipeline.denoise(&request, noise, &mut Noise::cpu(0), &mut |_| ControlFlow::Continue(()))?;
-        let error = relative_error(&latents, self.golden(&format!("{key}/latents"))?)?;
-        let pictures = pipeline.decode(&latents)?;
-        let theirs = self.golden(&format!("{key}/picture"))?.flatten_all()?.to_vec1::<u8>()?;
-        let likeness = psnr(pictures[0].as_raw(), &theirs);
-        println!("{key}: latents' relative error {error:.1e}, PSNR {likeness:.1} dB");
-        Ok((error, likeness))
+        Ok(pipeline.denoise(&request, noise, &mut Noise::cpu(0), &mut |_| ControlFlow::Continue(()))?)
     }
 }
 

@@ -18,7 +18,9 @@ import venv
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
-PARTS = ["schedulers", "noise", "tokenizer", "models", "prompts", "seeds", "pictures", "semantics", "lora", "settings"]
+PARTS = [
+    "schedulers", "noise", "tokenizer", "models", "prompts", "seeds", "pictures", "semantics", "lora", "settings", "shards", "checkpoint",
+]
 
 
 def main() -> None:

@@ -22,6 +22,22 @@ pub enum PipelineError {
         /// The error of the operating system.
         source: std::io::Error,
     },
+    /// A file of the model is another one than its name or its place says. The operator has to replace it.
+    #[error("model file {path}: {reason}")]
+    ModelFile {
+        /// The file.
+        path: PathBuf,
+        /// What it is or lacks, and what to do.
+        reason: String,
+    },
+    /// A model folder cannot be written.
+    #[error("model folder {path} cannot be written: {source}")]
+    Write {
+        /// The folder.
+        path: PathBuf,
+        /// The error of the operating system.
+        source: std::io::Error,
+    },
     /// A JSON file of the model folder does not parse. The operator has to fix it.
     #[error("model file {path} is not the JSON expected there: {source}")]
     Json {

@@ -1,7 +1,7 @@
 //! Stable Diffusion 1.5 with LoRAs, on the CPU and on NVIDIA GPUs.
 //!
-//! A [`pipeline::Pipeline`] is a model folder in the diffusers layout, loaded on a device. It applies and removes [`lora::Lora`]s, and
-//! paints a [`pipeline::Request`]. Its numbers are those of diffusers, within tolerances that the tests state.
+//! A [`pipeline::Pipeline`] is a model folder in the diffusers layout or a checkpoint, loaded on a device. It applies and removes
+//! [`lora::Lora`]s, and paints a [`pipeline::Request`]. Its numbers are those of diffusers, within tolerances that the tests state.
 //!
 //! ```
 //! use diffusion::pipeline::{Compute, Pipeline, Request};
@@ -24,7 +24,7 @@
 //! | use a GPU | [`gpu::Gpu::open`], then [`pipeline::Compute::Gpu`] |
 //! | apply a LoRA | [`lora::Lora::read`], then [`pipeline::Pipeline::set_loras`] |
 //! | report on a LoRA file | [`lora::Report::of_file`] |
-//! | check a model folder without loading it | [`pipeline::inspect`] |
+//! | check a model without loading it | [`pipeline::inspect`] |
 //! | add a scheduler | [`schedulers`] |
 //!
 //! Nothing here knows about tasks, queues, storage or webhooks, and nothing uses the network.

@@ -1,6 +1,6 @@
-//! The pipeline: Stable Diffusion 1.5 from a model folder in the diffusers layout. A request goes in, a picture comes out.
+//! The pipeline: Stable Diffusion 1.5 from a model folder in the diffusers layout, or from a checkpoint. A request goes in, a picture comes out.
 //!
-//! All settings of the model are read from the folder's JSON files.
+//! All settings of the model are read from the folder's JSON files. A checkpoint has none: see [`crate::loading`].
 
 mod gpu_state;
 mod graphs;
@@ -15,12 +15,11 @@ pub use request::Request;
 use crate::{
     error::{PipelineError, Result},
     loading::{
-        DIFFUSION_FILES, ENCODER_FILES,
+        ModelWeights,
         config::{ModelIndex, TextEncoderConfig, UnetConfig, VaeConfig, check_together},
-        weights::Weights,
+        is_checkpoint,
     },
     lora::{self, AppliedLora, Dora, LoraError, Target},
-    models::{text_encoder, vae},
     noise::{self, Noise},
     ops,
     prompt::tokenizer::{Tokenizer, Tokens},
@@ -32,7 +31,7 @@ use image::RgbImage;
 use networks::{Denoiser, Model, Networks};
 use std::{ops::ControlFlow, path::Path};
 
-/// Checks a model folder without reading its weights: settings, tokenizer, and the headers of the weights.
+/// Checks a model folder or a checkpoint without reading its weights: settings, tokenizer, and the headers of the weights.
 ///
 /// # Errors
 /// A missing or broken file, or an unsupported model. The error names the file and the field.
@@ -40,11 +39,9 @@ pub fn inspect(model: &Path) -> Result<()> {
     let index = ModelIndex::load(model)?;
     let text_config = TextEncoderConfig::load(model)?;
     check_together(&index, &text_config, &UnetConfig::load(model)?, &VaeConfig::load(model)?)?;
-    Tokenizer::load(model, text_config.max_position_embeddings)?;
+    tokenizer(model, &text_config)?;
     scheduler_config(model)?;
-    for (folder, names) in [("text_encoder", &ENCODER_FILES), ("unet", &DIFFUSION_FILES), ("vae", &DIFFUSION_FILES)] {
-        Weights::open(&model.join(folder), names)?;
-    }
+    ModelWeights::open(model)?;
     Ok(())
 }
 
@@ -60,6 +57,15 @@ fn scheduler_config(model: &Path) -> Result<SchedulerConfig> {
     Ok(config)
 }
 
+/// The model's tokenizer. A checkpoint has CLIP's.
+fn tokenizer(model: &Path, config: &TextEncoderConfig) -> Result<Tokenizer> {
+    if is_checkpoint(model) {
+        Tokenizer::clip(config.max_position_embeddings)
+    } else {
+        Tokenizer::load(model, config.max_position_embeddings)
+    }
+}
+
 /// A loaded model with the LoRAs that are applied to it.
 pub struct Pipeline {
     tokenizer: Tokenizer,
@@ -73,8 +79,8 @@ pub struct Pipeline {
 }
 
 impl Pipeline {
-    /// Loads a model folder on a device. `size` is the width and height in pixels of the first pictures. Other sizes work as well, but
-    /// on a GPU the first picture of a size takes longer.
+    /// Loads a model folder, or a checkpoint file, on a device. `size` is the width and height in pixels of the first pictures. Other sizes
+    /// work as well, but on a GPU the first picture of a size takes longer.
     ///
     /// # Errors
     /// A missing or broken file, or an unsupported model. The error names the file and the field or tensor.
@@ -91,19 +97,20 @@ impl Pipeline {
         let text_config = TextEncoderConfig::load(model)?;
         let (unet_config, vae_config) = (UnetConfig::load(model)?, VaeConfig::load(model)?);
         check_together(&index, &text_config, &unet_config, &vae_config)?;
-        let weights = |folder: &str, names: &[&str]| match compute {
-            Compute::Cpu => Weights::load(&model.join(folder), names),
-            Compute::Gpu(..) => Weights::open(&model.join(folder), names),
+        let weights = ModelWeights::open(model)?;
+        let weights = match compute {
+            Compute::Cpu => weights.in_memory()?,
+            Compute::Gpu(..) => weights,
         };
-        let tokenizer = Tokenizer::load(model, text_config.max_position_embeddings)?;
+        let tokenizer = tokenizer(model, &text_config)?;
         let model = Model {
             folder: model.into(),
             text_config,
-            text_weights: weights("text_encoder", &ENCODER_FILES)?.renamed(text_encoder::canonical_name),
+            text_weights: weights.text_encoder,
             unet_config,
-            unet_weights: weights("unet", &DIFFUSION_FILES)?,
+            unet_weights: weights.unet,
             vae_config,
-            vae_weights: weights("vae", &DIFFUSION_FILES)?.renamed(vae::canonical_name),
+            vae_weights: weights.vae,
         };
         let factor = model.vae_config.factor();
         let latents = (size.1.div_ceil(factor), size.0.div_ceil(factor));

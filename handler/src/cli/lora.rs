@@ -17,8 +17,8 @@ pub struct InspectConfig {
     /// The LoRA.
     #[arg(value_name = "FILE")]
     pub file: PathBuf,
-    /// Check it against this model folder; only the headers of its files are read.
-    #[arg(long, value_name = "DIR")]
+    /// Check it against this model folder or checkpoint; only the headers of its files are read.
+    #[arg(long, value_name = "MODEL")]
     pub model: Option<PathBuf>,
     /// Print JSON.
     #[arg(long)]

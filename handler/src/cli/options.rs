@@ -60,7 +60,7 @@ pub enum Command {
     Doctor(DoctorConfig),
     /// Paint one picture from the shell.
     Generate(GenerateConfig),
-    /// Fill a model folder from the hub or from S3, and check one.
+    /// Fill a model folder from the hub, from S3 or from a checkpoint, and check one.
     #[command(subcommand)]
     Weights(WeightsCommand),
     /// Look at LoRA files.
@@ -146,7 +146,7 @@ impl Command {
                 Reads::Services
             }
             Self::Generate(_)
-            | Self::Weights(WeightsCommand::Pull(_) | WeightsCommand::Verify(_))
+            | Self::Weights(WeightsCommand::Pull(_) | WeightsCommand::Convert(_) | WeightsCommand::Verify(_))
             | Self::Lora(_)
             | Self::Bench(_)
             | Self::Schema(_)

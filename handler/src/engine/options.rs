@@ -13,8 +13,8 @@ use std::path::PathBuf;
 #[derive(Debug, Clone, Args)]
 #[command(next_help_heading = "Model")]
 pub struct ModelConfig {
-    /// Model folder in the diffusers layout.
-    #[arg(long = "model", env = "EASEL_MODEL_DIR", value_name = "DIR")]
+    /// Model folder in the diffusers layout, or a checkpoint: one .safetensors file with a whole Stable Diffusion 1.x model.
+    #[arg(long = "model", env = "EASEL_MODEL_DIR", value_name = "MODEL")]
     pub dir: PathBuf,
     /// Where to compute.
     #[arg(long, env = "EASEL_DEVICE", default_value = "auto")]

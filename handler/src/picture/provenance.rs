@@ -35,10 +35,14 @@ pub struct ModelName {
 
 impl ModelName {
     /// The name of the model in a folder: the repository's if `handler weights pull` filled the folder or it is in a cache of Hugging
-    /// Face (`models--ORG--NAME/snapshots/COMMIT`), else the folder's own.
+    /// Face (`models--ORG--NAME/snapshots/COMMIT`), else the folder's own, or a checkpoint's without its ending.
     pub fn of(folder: &Path) -> Self {
         if let Some((name, commit)) = weights::pulled_from(folder) {
             return Self { name, revision: Some(commit) };
+        }
+        // Not what a link leads to: a cache has files under their hashes.
+        if let Some(stem) = folder.file_stem().filter(|_| folder.is_file()) {
+            return Self { name: stem.to_string_lossy().into_owned(), revision: None };
         }
         let folder = folder.canonicalize().unwrap_or_else(|_| folder.into());
         let name = |path: &Path| path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
@@ -131,6 +135,15 @@ mod tests {
         let commit = "451f4fe16113bff5a5d2269ed5ad43b0592e9a14";
         let snapshot = folder(&format!("/no/such/hub/models--org--sd-v1-5/snapshots/{commit}"));
         assert_eq!(snapshot, ModelName { name: "org/sd-v1-5".into(), revision: Some(commit.into()) });
+    }
+
+    #[test]
+    fn a_checkpoint_is_named_by_its_file_without_the_ending() {
+        let folder = tempfile::tempdir().unwrap();
+        let (blob, file) = (folder.path().join("0a1b2c"), folder.path().join("anime-v1.5.safetensors"));
+        std::fs::write(&blob, "").unwrap();
+        std::os::unix::fs::symlink(&blob, &file).unwrap();
+        assert_eq!(ModelName::of(&file), ModelName { name: "anime-v1.5".into(), revision: None });
     }
 
     #[test]

@@ -15,9 +15,10 @@ pub(crate) use bucket::{RemoteModel, not_enough_space};
 use crate::storage::{
     self,
     cache::{Lock, LockMode},
-    weights::options::{FetchConfig, PullConfig, VerifyConfig},
+    weights::options::{ConvertConfig, FetchConfig, PullConfig, VerifyConfig},
 };
 use anyhow::{Context, ensure};
+use diffusion::loading;
 use hub::{FileOutcome, Hub};
 use manifest::{Manifest, ManifestEntry};
 use std::{fs, path::Path, time::Instant};
@@ -50,6 +51,22 @@ async fn fetch_all(config: &FetchConfig) -> anyhow::Result<()> {
     let (bytes, seconds) = (summary.bytes, clock.elapsed().as_secs_f64());
     let rate = bytes as f64 / 1e6 / seconds;
     println!("{} files fetched, {bytes} bytes in {seconds:.2} s, {rate:.0} MB/s", summary.files);
+    Ok(())
+}
+
+/// Writes a checkpoint as a model folder. Prints a line for each file on stdout.
+///
+/// # Errors
+/// The file is no checkpoint of Stable Diffusion 1.x, the folder is there already, or it cannot be written.
+pub fn convert(config: &ConvertConfig) -> anyhow::Result<()> {
+    let unread =
+        loading::convert(&config.file, &config.folder, &mut |file| println!("{}: {} bytes", file.name, file.bytes))?;
+    if let [first, ..] = unread.as_slice() {
+        println!(
+            "not in the folder: {} tensors that no Stable Diffusion 1.x model reads, such as {first}",
+            unread.len()
+        );
+    }
     Ok(())
 }
 
@@ -125,6 +142,11 @@ pub(crate) fn check_folder(folder: &Path, hash: bool) -> anyhow::Result<Option<F
 /// # Errors
 /// The manifest is missing or cannot be read.
 pub fn verify(config: &VerifyConfig) -> anyhow::Result<bool> {
+    ensure!(
+        !config.folder.is_file(),
+        "{} is a file: only a folder that handler weights pull filled has a manifest; handler doctor looks at a checkpoint",
+        config.folder.display()
+    );
     let manifest = Manifest::read(&config.folder)?;
     let mut matches = true;
     for entry in &manifest.files {

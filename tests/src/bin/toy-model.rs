@@ -1,12 +1,17 @@
 //! Writes a tiny Stable Diffusion model with random weights in the diffusers layout, and a LoRA for it.
 //!
 //! For tests and for the demo before a trained model exists: it has every class and file of SD1.5 and paints noise. The
-//! weights are drawn from a seeded stream per tensor name, so the same command always writes the same bytes.
+//! weights are drawn from a seeded stream per tensor name, so the same command always writes the same bytes. It can write the same
+//! tensors as a checkpoint as well, under the names of the original code.
 
 use anyhow::Context;
 use candle_core::{DType, Device, Tensor};
 use clap::Parser;
-use diffusion::{noise::Noise, pipeline::parameters};
+use diffusion::{
+    loading::{clip, unet_to_ldm, vae_to_ldm},
+    noise::Noise,
+    pipeline::parameters,
+};
 use serde_json::{Value, json};
 use std::{
     collections::{BTreeMap, HashMap},
@@ -25,14 +30,19 @@ struct Options {
     /// A setting of a file as JSON, such as unet/config.json/time_cond_proj_dim=32. May be given several times.
     #[arg(long, value_name = "FILE/SETTING=VALUE")]
     setting: Vec<String>,
+    /// A file to write the same model to as a checkpoint. Only for the size narrow.
+    #[arg(long)]
+    checkpoint: Option<PathBuf>,
 }
 
-#[derive(Clone, Copy, clap::ValueEnum)]
+#[derive(Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 enum Size {
     /// Three levels, attention at the lowest; for end-to-end tests.
     Tiny,
     /// Four levels with two layers each, as SD1.5; for comparison with diffusers.
     Sd15,
+    /// SD1.5's own settings and vocabulary, at reduced width, with the VAE's encoder; for checkpoints, which have no settings.
+    Narrow,
     /// SD1.5's own UNet in f16, 1.7 GB, behind a small text encoder and VAE; for measurements.
     Sd15Full,
 }
@@ -51,6 +61,10 @@ struct Widths {
     groups: usize,
     dtype: DType,
     lora_rank: usize,
+    vae_channels: [usize; 4],
+    vae_layers: usize,
+    text_heads: usize,
+    vocabulary: usize,
 }
 
 impl Size {
@@ -65,11 +79,27 @@ impl Size {
             groups: 4,
             dtype: DType::F32,
             lora_rank: 4,
+            vae_channels: [4, 4, 8, 8],
+            vae_layers: 1,
+            text_heads: 4,
+            vocabulary: 514,
         };
         let structure = Widths { levels: 4, layers: 2, cross: [true, true, true, false], ..small };
         match self {
             Self::Tiny => small,
             Self::Sd15 => Widths { channels: [32, 64, 128, 128], ..structure },
+            Self::Narrow => Widths {
+                channels: [32, 64, 64, 64],
+                context: 128,
+                heads: 8,
+                groups: 32,
+                dtype: DType::F16,
+                vae_channels: [32, 32, 64, 64],
+                vae_layers: 2,
+                text_heads: 2,
+                vocabulary: 49408,
+                ..structure
+            },
             Self::Sd15Full => Widths {
                 channels: [320, 640, 1280, 1280],
                 context: 768,
@@ -84,7 +114,7 @@ impl Size {
 }
 
 fn main() -> anyhow::Result<()> {
-    let Options { out, size, setting } = Options::parse();
+    let Options { out, size, setting, checkpoint } = Options::parse();
     let widths = size.widths();
     let mut files = configs(&widths);
     for text in &setting {
@@ -96,14 +126,29 @@ fn main() -> anyhow::Result<()> {
     for (name, value) in &files {
         write(&out.join(name), serde_json::to_vec_pretty(value)?)?;
     }
-    write(&out.join("tokenizer/vocab.json"), serde_json::to_vec(&vocabulary())?)?;
-    write(&out.join("tokenizer/merges.txt"), b"#version: 0.2\n".to_vec())?;
+    let (vocabulary, merges) = match size {
+        Size::Narrow => (json!(clip::vocabulary()), clip::MERGES),
+        _ => (json!(vocabulary()), "#version: 0.2\n"),
+    };
+    write(&out.join("tokenizer/vocab.json"), serde_json::to_vec(&vocabulary)?)?;
+    write(&out.join("tokenizer/merges.txt"), merges.into())?;
 
-    let [text_encoder, unet, vae] = parameters(&out)?.map(|asked| drawn(&asked, widths.dtype));
-    let unet = unet?;
-    save(&text_encoder?, &out.join("text_encoder/model.safetensors"))?;
+    let [text_encoder, unet, mut vae] = parameters(&out)?;
+    if size == Size::Narrow {
+        vae.extend(encoder(&widths));
+    }
+    let [text_encoder, unet, vae] = [text_encoder, unet, vae].map(|asked| drawn(&asked, widths.dtype));
+    let (text_encoder, unet, vae) = (text_encoder?, unet?, vae?);
+    save(&text_encoder, &out.join("text_encoder/model.safetensors"))?;
     save(&unet, &out.join("unet/diffusion_pytorch_model.safetensors"))?;
-    save(&vae?, &out.join("vae/diffusion_pytorch_model.safetensors"))?;
+    save(&vae, &out.join("vae/diffusion_pytorch_model.safetensors"))?;
+    if let Some(path) = checkpoint {
+        anyhow::ensure!(
+            size == Size::Narrow,
+            "--checkpoint goes with --size narrow: others have settings that a checkpoint cannot tell"
+        );
+        save(&as_checkpoint(&text_encoder, &unet, &vae, &widths)?, &path)?;
+    }
     save(&lora(&unet, &widths)?, &out.join("lora.safetensors"))
 }
 
@@ -134,10 +179,11 @@ fn configs(widths: &Widths) -> BTreeMap<&'static str, Value> {
         (
             "text_encoder/config.json",
             json!({
-                "architectures": ["CLIPTextModel"], "model_type": "clip_text_model", "vocab_size": 514, "hidden_size": context,
-                "intermediate_size": 2 * context, "projection_dim": context, "num_hidden_layers": 2, "num_attention_heads": 4,
+                "architectures": ["CLIPTextModel"], "model_type": "clip_text_model", "vocab_size": widths.vocabulary, "hidden_size": context,
+                "intermediate_size": 2 * context, "projection_dim": context, "num_hidden_layers": 2, "num_attention_heads": widths.text_heads,
                 "max_position_embeddings": 77, "hidden_act": "quick_gelu", "layer_norm_eps": 1e-5,
-                "bos_token_id": 512, "eos_token_id": 513, "pad_token_id": 513, "torch_dtype": "float32",
+                "bos_token_id": widths.vocabulary - 2, "eos_token_id": widths.vocabulary - 1, "pad_token_id": widths.vocabulary - 1,
+                "torch_dtype": "float32",
             }),
         ),
         (
@@ -153,10 +199,10 @@ fn configs(widths: &Widths) -> BTreeMap<&'static str, Value> {
         (
             "vae/config.json",
             json!({
-                "_class_name": "AutoencoderKL", "act_fn": "silu", "block_out_channels": [4, 4, 8, 8],
+                "_class_name": "AutoencoderKL", "act_fn": "silu", "block_out_channels": widths.vae_channels,
                 "down_block_types": ["DownEncoderBlock2D", "DownEncoderBlock2D", "DownEncoderBlock2D", "DownEncoderBlock2D"],
                 "up_block_types": ["UpDecoderBlock2D", "UpDecoderBlock2D", "UpDecoderBlock2D", "UpDecoderBlock2D"],
-                "in_channels": 3, "out_channels": 3, "latent_channels": 4, "layers_per_block": 1, "norm_num_groups": 4,
+                "in_channels": 3, "out_channels": 3, "latent_channels": 4, "layers_per_block": widths.vae_layers, "norm_num_groups": groups,
                 "sample_size": 512, "scaling_factor": 0.18215,
             }),
         ),
@@ -185,6 +231,76 @@ fn vocabulary() -> BTreeMap<String, usize> {
 }
 
 type Tensors = HashMap<String, Tensor>;
+
+/// Names and shapes of the VAE's encoder, which paints nothing and stands in every checkpoint.
+fn encoder(widths: &Widths) -> Vec<(String, Vec<usize>)> {
+    let Widths { vae_channels: channels, vae_layers: layers, .. } = *widths;
+    let mut shapes = Vec::new();
+    let mut add = |name: String, weight: &[usize]| {
+        shapes.push((format!("encoder.{name}.weight"), weight.to_vec()));
+        shapes.push((format!("encoder.{name}.bias"), vec![weight[0]]));
+    };
+    let resnet = |add: &mut dyn FnMut(String, &[usize]), name: &str, before: usize, out: usize| {
+        add(format!("{name}.norm1"), &[before]);
+        add(format!("{name}.conv1"), &[out, before, 3, 3]);
+        add(format!("{name}.norm2"), &[out]);
+        add(format!("{name}.conv2"), &[out, out, 3, 3]);
+        if before != out {
+            add(format!("{name}.conv_shortcut"), &[out, before, 1, 1]);
+        }
+    };
+    add("conv_in".into(), &[channels[0], 3, 3, 3]);
+    let mut before = channels[0];
+    for (level, &out) in channels.iter().enumerate() {
+        for layer in 0..layers {
+            resnet(&mut add, &format!("down_blocks.{level}.resnets.{layer}"), before, out);
+            before = out;
+        }
+        if level + 1 < channels.len() {
+            add(format!("down_blocks.{level}.downsamplers.0.conv"), &[out, out, 3, 3]);
+        }
+    }
+    for index in 0..2 {
+        resnet(&mut add, &format!("mid_block.resnets.{index}"), before, before);
+    }
+    add("mid_block.attentions.0.group_norm".into(), &[before]);
+    for part in ["to_q", "to_k", "to_v", "to_out.0"] {
+        add(format!("mid_block.attentions.0.{part}"), &[before, before]);
+    }
+    add("conv_norm_out".into(), &[before]);
+    add("conv_out".into(), &[8, before, 3, 3]);
+    shapes.push(("quant_conv.weight".into(), vec![8, 8, 1, 1]));
+    shapes.push(("quant_conv.bias".into(), vec![8]));
+    shapes
+}
+
+/// The same tensors under the names of the original code, with what else stands in its files: averages of training, which are not
+/// painted with, constants, and the numbers of the positions.
+fn as_checkpoint(text_encoder: &Tensors, unet: &Tensors, vae: &Tensors, widths: &Widths) -> anyhow::Result<Tensors> {
+    let mut all = Tensors::new();
+    for (name, tensor) in text_encoder {
+        all.insert(format!("cond_stage_model.transformer.{name}"), tensor.clone());
+    }
+    for (name, tensor) in unet {
+        let (module, part) = name.rsplit_once('.').context("a module and a part")?;
+        let ldm = format!("{}.{part}", unet_to_ldm(module, widths.layers).context("a module of the UNet")?);
+        all.insert(format!("model_ema.diffusion_model{}", ldm.replace('.', "")), (tensor * 0.5)?);
+        all.insert(format!("model.diffusion_model.{ldm}"), tensor.clone());
+    }
+    for (name, tensor) in vae {
+        let (module, part) = name.rsplit_once('.').context("a module and a part")?;
+        let ldm = vae_to_ldm(module, widths.vae_channels.len()).context("a module of the VAE")?;
+        // The original's attention is made of convolutions.
+        let is_linear = module.contains(".attentions.0.to_") && part == "weight";
+        let tensor = if is_linear { tensor.unsqueeze(2)?.unsqueeze(3)? } else { tensor.clone() };
+        all.insert(format!("first_stage_model.{ldm}.{part}"), tensor);
+    }
+    let positions = Tensor::arange(0i64, 77, &Device::Cpu)?.unsqueeze(0)?;
+    all.insert("cond_stage_model.transformer.text_model.embeddings.position_ids".into(), positions);
+    all.insert("betas".into(), Tensor::zeros(1000, DType::F32, &Device::Cpu)?);
+    all.insert("model_ema.decay".into(), Tensor::new(0.9999f32, &Device::Cpu)?);
+    Ok(all)
+}
 
 /// Random tensors of these names and shapes.
 fn drawn(asked: &[(String, Vec<usize>)], dtype: DType) -> anyhow::Result<Tensors> {

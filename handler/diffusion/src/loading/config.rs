@@ -11,10 +11,11 @@ pub use text_encoder::TextEncoderConfig;
 pub use unet::UnetConfig;
 pub use vae::VaeConfig;
 
+use super::{FileKind, settings};
 use crate::error::{PipelineError, Result};
 use serde::{Deserialize, de::DeserializeOwned};
 use serde_json::{Map, Value};
-use std::path::Path;
+use std::{io, path::Path};
 
 /// The most channels that latents may have: as many as a vector of a GPU's kernels.
 const MOST_LATENT_CHANNELS: usize = 8;
@@ -31,14 +32,23 @@ pub fn read_json<T: DeserializeOwned>(path: &Path) -> Result<T> {
 /// Reads one text file of a model folder.
 ///
 /// # Errors
-/// [`PipelineError::File`], naming the file.
+/// [`PipelineError::File`], naming the file, or [`PipelineError::ModelFile`] if it is another one, as a Git LFS pointer is.
 pub(crate) fn read_text(path: &Path) -> Result<String> {
-    std::fs::read_to_string(path).map_err(|source| PipelineError::File { path: path.into(), source })
+    let failed = |source| PipelineError::File { path: path.into(), source };
+    let content = std::fs::read(path).map_err(failed)?;
+    let is_json = path.extension().is_some_and(|ending| ending == "json");
+    match FileKind::instead_of_settings(&content) {
+        Some(kind) if is_json || !matches!(kind, FileKind::Text(_)) => {
+            Err(PipelineError::ModelFile { path: path.into(), reason: format!("it is {kind}") })
+        }
+        _ => String::from_utf8(content).map_err(|error| failed(io::Error::other(error))),
+    }
 }
 
-/// Reads one JSON file of a model folder that holds an object.
+/// Reads one JSON file of a model that holds an object, by its name in a model folder.
 fn read_object(model: &Path, file: &str) -> Result<Map<String, Value>> {
-    read_json(&model.join(file))
+    let text = settings(model, file)?;
+    serde_json::from_str(&text).map_err(|source| PipelineError::Json { path: model.join(file), source })
 }
 
 /// A number, or one number per block, as in diffusers' `attention_head_dim`.

@@ -2,6 +2,7 @@
 //!
 //! The memory needed is bounded by the file's real length, and data is read in chunks of [`CHUNK`] bytes.
 
+use super::kind::FileKind;
 use crate::error::{MAX_MESSAGE, MAX_NAME, cut};
 use safetensors::tensor::{Metadata, TensorInfo};
 use serde::de::{Deserialize, Deserializer, Error as _, IgnoredAny, MapAccess, Visitor};
@@ -24,9 +25,9 @@ pub enum HeaderError {
     /// The bytes are not a safetensors file.
     #[error("it is not a safetensors file: {0}")]
     NotSafetensors(String),
-    /// The bytes are a pickle as `torch.save` writes it, whatever the file's name says. A pickle can run code, so it is never loaded.
-    #[error("it is a pickled PyTorch file, not a safetensors file: convert it to safetensors")]
-    Pickled,
+    /// The bytes are something else, whatever the file's name says.
+    #[error("it is {0}")]
+    OtherKind(FileKind),
     /// The file cannot be read.
     #[error("it cannot be read: {0}")]
     File(#[from] io::Error),
@@ -52,23 +53,31 @@ impl Header {
     /// Reads and checks the header. Reads no tensor data.
     ///
     /// # Errors
-    /// `NotSafetensors` or `Pickled` for wrong content, `File` if reading fails.
+    /// `NotSafetensors` or `OtherKind` for wrong content, `File` if reading fails.
     pub fn read(source: &mut (impl Read + Seek)) -> Result<Self, HeaderError> {
         let refused = |reason: String| HeaderError::not_safetensors(&reason);
         let length = source.seek(SeekFrom::End(0))?;
         source.seek(SeekFrom::Start(0))?;
-        let mut first = [0; 8];
-        if length < 8 {
-            return Err(refused(format!("it has {length} bytes")));
+        // Its length, and the brace of its JSON. Other kinds of files may begin with a length that fits, too.
+        let mut first = [0; 9];
+        let held = length.min(9) as usize;
+        read_exactly(source, &mut first[..held])?;
+        let claim = u64::from_le_bytes(first[..8].try_into().unwrap_or_default());
+        if held < 9 || first[8] != b'{' || claim > length - 8 || claim > MAX_HEADER {
+            source.seek(SeekFrom::Start(0))?;
+            if let Some(kind) = FileKind::read(source)? {
+                return Err(HeaderError::OtherKind(kind));
+            }
+            if length < 8 {
+                return Err(refused(format!("it has {length} bytes")));
+            }
         }
-        read_exactly(source, &mut first)?;
-        let claim = u64::from_le_bytes(first);
         if claim > length - 8 || claim > MAX_HEADER {
-            let pickled = first.starts_with(b"PK\x03\x04") || matches!(first, [0x80, 2..=5, ..]);
             let (room, limit) = (length - 8, MAX_HEADER);
             let reason = format!("its header claims {claim} bytes, {room} follow in the file and {limit} is the limit");
-            return Err(if pickled { HeaderError::Pickled } else { refused(reason) });
+            return Err(refused(reason));
         }
+        source.seek(SeekFrom::Start(8))?;
         let mut text = vec![0; claim as usize];
         read_exactly(source, &mut text)?;
         let Listing { metadata, mut tensors } =

@@ -2,20 +2,17 @@
 //!
 //! The base never changes, so without the overlay it is restored exactly.
 
+use super::{shards, tensor_files::TensorFiles};
 use crate::{
-    error::{PipelineError, Result},
+    error::Result,
     gpu::{self, Dtype, GpuError},
-    loading::Header,
 };
 use candle_core::{CpuStorage, DType, Device, Error, Storage, Tensor};
 use half::{bf16, f16};
-use safetensors::tensor::TensorInfo;
 use std::{
     collections::HashMap,
     fs::File,
-    io,
     num::NonZeroU64,
-    os::unix::fs::FileExt,
     path::{Path, PathBuf},
     sync::Arc,
     thread,
@@ -38,50 +35,46 @@ pub struct Weights {
 enum Base {
     /// In memory, all in f32.
     Memory(Arc<Tensors>),
-    /// In a file, in its dtypes, read when needed.
-    File(Arc<TensorFile>),
-}
-
-/// A safetensors file whose tensors stay on the disk.
-struct TensorFile {
-    path: PathBuf,
-    file: Arc<File>,
-    tensors: HashMap<String, Entry>,
-}
-
-/// Where a tensor is in its file.
-#[derive(Clone)]
-struct Entry {
-    dtype: DType,
-    dims: Vec<usize>,
-    offset: u64,
+    /// In files, in their dtypes, read when needed.
+    Files(Arc<TensorFiles>),
 }
 
 impl Weights {
-    /// Loads all tensors of the first of `names` that exists in `folder`, floats as f32.
+    /// As [`Weights::open`], then [`Weights::in_memory`].
     ///
     /// # Errors
-    /// There is no such file, or it is not a safetensors file.
+    /// As [`Weights::open`], or a tensor has a dtype that is not supported.
     pub fn load(folder: &Path, names: &[&str]) -> Result<Self> {
-        let path = existing(folder, names)?;
-        let mut base = candle_core::safetensors::load(&path, &Device::Cpu)
-            .map_err(|error| PipelineError::File { path, source: io::Error::other(error.to_string()) })?;
-        for tensor in base.values_mut() {
-            if tensor.dtype().is_float() && tensor.dtype() != DType::F32 {
-                *tensor = tensor.to_dtype(DType::F32)?;
-            }
-        }
-        Ok(Self::new(base))
+        Self::open(folder, names)?.in_memory()
     }
 
-    /// As [`Weights::load`], but the tensors stay on the disk, in their dtypes, until they are needed.
+    /// The weights in `folder`: the first of `names` that is there, as one file or as an index with shards. The tensors stay on the disk,
+    /// in their dtypes, until they are needed.
     ///
     /// # Errors
-    /// There is no such file, or it is not a safetensors file.
+    /// There is no such file, it is not a safetensors file, or an index and its shards disagree.
     pub fn open(folder: &Path, names: &[&str]) -> Result<Self> {
-        let path = existing(folder, names)?;
-        let file = TensorFile::open(&path).map_err(|source| PipelineError::File { path, source })?;
-        Ok(Self { base: Base::File(Arc::new(file)), overlay: Arc::default() })
+        Ok(Self::of_files(shards::open(&shards::find(folder, names)?)?))
+    }
+
+    /// Weights that stay in their files.
+    pub(super) fn of_files(files: TensorFiles) -> Self {
+        Self { base: Base::Files(Arc::new(files)), overlay: Arc::default() }
+    }
+
+    /// Reads all base tensors into memory, floats as f32.
+    ///
+    /// # Errors
+    /// A tensor has a dtype that is not supported, or reading fails.
+    pub fn in_memory(self) -> Result<Self> {
+        let Base::Files(files) = &self.base else { return Ok(self) };
+        let mut base = Tensors::new();
+        for name in files.names() {
+            let tensor = files.tensor(name)?;
+            let wide = tensor.dtype().is_float() && tensor.dtype() != DType::F32;
+            base.insert(name.to_string(), if wide { tensor.to_dtype(DType::F32)? } else { tensor });
+        }
+        Ok(Self { base: Base::Memory(Arc::new(base)), ..self })
     }
 
     /// Weights from tensors in memory.
@@ -107,7 +100,7 @@ impl Weights {
         let missing = || Error::CannotFindTensor { path: name.to_string() }.bt();
         match &self.base {
             Base::Memory(tensors) => tensors.get(name).cloned().ok_or_else(missing),
-            Base::File(file) => file.tensor(file.tensors.get(name).ok_or_else(missing)?),
+            Base::Files(files) => files.tensor(name),
         }
     }
 
@@ -115,7 +108,7 @@ impl Weights {
     pub fn dims(&self, name: &str) -> Option<&[usize]> {
         match &self.base {
             Base::Memory(tensors) => tensors.get(name).map(Tensor::dims),
-            Base::File(file) => file.tensors.get(name).map(|entry| entry.dims.as_slice()),
+            Base::Files(files) => files.get(name).map(|entry| entry.dims.as_slice()),
         }
     }
 
@@ -126,7 +119,7 @@ impl Weights {
                 let renamed = tensors.iter().map(|(name, tensor)| (rename(name), tensor.clone()));
                 Base::Memory(Arc::new(renamed.collect()))
             }
-            Base::File(file) => Base::File(Arc::new(file.renamed(rename))),
+            Base::Files(files) => Base::Files(Arc::new(files.picked(|name, dims| Some((rename(name), dims.to_vec()))))),
         };
         Self { base, ..self }
     }
@@ -135,7 +128,7 @@ impl Weights {
     pub fn names(&self) -> Vec<&str> {
         match &self.base {
             Base::Memory(tensors) => tensors.keys().map(String::as_str).collect(),
-            Base::File(file) => file.tensors.keys().map(String::as_str).collect(),
+            Base::Files(files) => files.names().collect(),
         }
     }
 
@@ -152,86 +145,43 @@ impl Weights {
     /// # Errors
     /// There is no such matrix or row, or reading fails.
     pub fn rows(&self, name: &str, rows: &[u32]) -> candle_core::Result<Tensor> {
-        if let (Base::File(file), false) = (&self.base, self.overlay.contains_key(name)) {
-            return file.rows(name, rows);
+        if let (Base::Files(files), false) = (&self.base, self.overlay.contains_key(name)) {
+            return files.rows(name, rows);
         }
         let rows = Tensor::new(rows, &Device::Cpu)?;
         self.tensor(name)?.index_select(&rows, 0)?.to_dtype(DType::F32)
     }
 }
 
-/// Asks the operating system to read a file into its page cache, on a new thread.
-pub(crate) fn read_ahead(folder: &Path, names: &[&str]) {
-    let Ok(path) = existing(folder, names) else { return };
-    thread::spawn(move || {
-        let Ok(file) = File::open(path) else { return };
-        let length = file.metadata().map_or(0, |metadata| metadata.len());
-        for offset in (0..length).step_by(READ_AHEAD as usize) {
-            // Only advice: if it fails, the data is read when it is needed.
-            let _ = rustix::fs::fadvise(&file, offset, NonZeroU64::new(READ_AHEAD), rustix::fs::Advice::WillNeed);
-        }
-    });
+/// Asks the operating system to read the weights in a folder into its page cache, on a new thread.
+pub(super) fn read_ahead(folder: &Path, names: &[&str]) {
+    let Ok(files) = shards::find(folder, names).and_then(|path| shards::open(&path)) else { return };
+    read_files_ahead(files.paths().map(Path::to_path_buf).collect());
 }
 
-fn existing(folder: &Path, names: &[&str]) -> Result<PathBuf> {
-    let found = names.iter().map(|name| folder.join(name)).find(|path| path.exists());
-    let path = found.unwrap_or_else(|| folder.join(names[0]));
-    if path.exists() {
-        return Ok(path);
-    }
-    let source = io::Error::new(io::ErrorKind::NotFound, "no such file");
-    Err(PipelineError::File { path, source })
+/// The same for files.
+pub(super) fn read_files_ahead(paths: Vec<PathBuf>) {
+    thread::spawn(move || paths.iter().for_each(|path| advise(path)));
 }
 
-impl TensorFile {
-    fn open(path: &Path) -> io::Result<Self> {
-        let mut file = File::open(path)?;
-        let header = Header::read(&mut file).map_err(|error| io::Error::other(error.to_string()))?;
-        let entry = |(name, info): (String, TensorInfo)| {
-            let dtype = DType::try_from(info.dtype).map_err(|error| io::Error::other(error.to_string()))?;
-            Ok((name, Entry { dtype, dims: info.shape, offset: header.data + info.data_offsets.0 as u64 }))
-        };
-        let tensors = header.tensors.into_iter().map(entry).collect::<io::Result<_>>()?;
-        Ok(Self { path: path.into(), file: Arc::new(file), tensors })
-    }
-
-    fn renamed(&self, rename: impl Fn(&str) -> String) -> Self {
-        let tensors = self.tensors.iter().map(|(name, entry)| (rename(name), entry.clone())).collect();
-        Self { path: self.path.clone(), file: self.file.clone(), tensors }
-    }
-
-    fn read(&self, entry: &Entry, from: usize, into: &mut [u8]) -> candle_core::Result<()> {
-        let read = self.file.read_exact_at(into, entry.offset + from as u64);
-        read.map_err(|error| Error::Msg(format!("{}: {error}", self.path.display())))
-    }
-
-    fn tensor(&self, entry: &Entry) -> candle_core::Result<Tensor> {
-        let mut bytes = vec![0; entry.dims.iter().product::<usize>() * entry.dtype.size_in_bytes()];
-        self.read(entry, 0, &mut bytes)?;
-        Tensor::from_raw_buffer(&bytes, entry.dtype, &entry.dims, &Device::Cpu)
-    }
-
-    fn rows(&self, name: &str, rows: &[u32]) -> candle_core::Result<Tensor> {
-        let entry = self.tensors.get(name).ok_or_else(|| Error::CannotFindTensor { path: name.to_string() }.bt())?;
-        let width: usize = entry.dims[1..].iter().product();
-        let bytes = width * entry.dtype.size_in_bytes();
-        let mut all = vec![0; rows.len() * bytes];
-        for (into, &row) in all.chunks_mut(bytes.max(1)).zip(rows) {
-            if row as usize >= entry.dims[0] {
-                return Err(Error::Msg(format!("{name} has {} rows, no {row}", entry.dims[0])));
-            }
-            self.read(entry, row as usize * bytes, into)?;
-        }
-        Tensor::from_raw_buffer(&all, entry.dtype, &[rows.len(), width], &Device::Cpu)?.to_dtype(DType::F32)
+fn advise(path: &Path) {
+    let Ok(file) = File::open(path) else { return };
+    let length = file.metadata().map_or(0, |metadata| metadata.len());
+    for offset in (0..length).step_by(READ_AHEAD as usize) {
+        // Only advice: if it fails, the data is read when it is needed.
+        let _ = rustix::fs::fadvise(&file, offset, NonZeroU64::new(READ_AHEAD), rustix::fs::Advice::WillNeed);
     }
 }
 
 /// The bytes for a GPU: the overlay's tensor if there is one, else those of the base.
 impl gpu::Source for Weights {
     fn dtype(&self, name: &str) -> std::result::Result<Dtype, GpuError> {
+        let failed = |error: candle_core::Error| GpuError::Unavailable(error.to_string());
         let dtype = match (self.overlay.get(name), &self.base) {
             (Some(tensor), _) => Some(tensor.dtype()),
-            (None, Base::File(file)) => file.tensors.get(name).map(|entry| entry.dtype),
+            (None, Base::Files(files)) => {
+                files.get(name).map(|entry| entry.candle_dtype(name)).transpose().map_err(failed)?
+            }
             (None, Base::Memory(tensors)) => tensors.get(name).map(Tensor::dtype),
         };
         match dtype {
@@ -245,10 +195,10 @@ impl gpu::Source for Weights {
 
     fn read(&self, name: &str, from: usize, into: &mut [u8]) -> std::result::Result<(), GpuError> {
         let failed = |error: candle_core::Error| GpuError::Unavailable(error.to_string());
-        if let (None, Base::File(file)) = (self.overlay.get(name), &self.base)
-            && let Some(entry) = file.tensors.get(name)
+        if let (None, Base::Files(files)) = (self.overlay.get(name), &self.base)
+            && let Some(entry) = files.get(name)
         {
-            return file.read(entry, from, into).map_err(failed);
+            return files.read(entry, from, into).map_err(failed);
         }
         copy_bytes(&self.tensor(name).map_err(failed)?, from, into).map_err(failed)
     }

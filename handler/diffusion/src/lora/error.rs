@@ -4,7 +4,7 @@ use super::base_model::BaseModel;
 use crate::{
     error::{MAX_MESSAGE, MAX_NAME, PipelineError, cut},
     gpu::tells_of_memory,
-    loading::HeaderError,
+    loading::{FileKind, HeaderError},
 };
 use std::fmt;
 
@@ -14,9 +14,9 @@ pub enum LoraError {
     /// The bytes are not a safetensors file.
     #[error("the LoRA is not a safetensors file: {0}")]
     NotSafetensors(String),
-    /// The bytes are a pickle as `torch.save` writes it, whatever the file's name says. A pickle can run code, so it is never loaded.
-    #[error("the LoRA is a pickled PyTorch file, not a safetensors file: convert it to safetensors")]
-    Pickled,
+    /// The bytes are something else, whatever the file's name says.
+    #[error("the LoRA is {0}")]
+    OtherKind(FileKind),
     /// The LoRA was made for another base model.
     #[error("the LoRA was made for {made_for} ({sign}), not for {model}")]
     OtherBase {
@@ -97,7 +97,7 @@ impl From<HeaderError> for LoraError {
     fn from(error: HeaderError) -> Self {
         match error {
             HeaderError::NotSafetensors(reason) => Self::NotSafetensors(reason),
-            HeaderError::Pickled => Self::Pickled,
+            HeaderError::OtherKind(kind) => Self::OtherKind(kind),
             HeaderError::File(error) => Self::File(error),
         }
     }

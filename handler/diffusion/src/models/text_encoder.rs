@@ -128,11 +128,6 @@ fn weighted(hidden: Tensor, weights: &[f32]) -> Result<Tensor> {
     Ok((scaled * restore)?)
 }
 
-/// The name with the prefix `text_model.`, which transformers 5 no longer writes.
-pub fn canonical_name(name: &str) -> String {
-    if name.starts_with("text_model.") { name.to_string() } else { format!("text_model.{name}") }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -116,13 +116,3 @@ impl SpatialAttention {
         add(xs, &to_map(&mixed, height, width)?)
     }
 }
-
-/// The name in today's diffusers. SD1.5's own file has older names for the attention of the mid block.
-pub fn canonical_name(name: &str) -> String {
-    let Some((block, layer)) = name.split_once(".attentions.0.") else { return name.to_string() };
-    let layer = [("query.", "to_q."), ("key.", "to_k."), ("value.", "to_v."), ("proj_attn.", "to_out.0.")]
-        .iter()
-        .find_map(|(old, new)| layer.strip_prefix(old).map(|rest| format!("{new}{rest}")))
-        .unwrap_or_else(|| layer.to_string());
-    format!("{block}.attentions.0.{layer}")
-}

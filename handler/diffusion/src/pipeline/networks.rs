@@ -9,7 +9,7 @@ use crate::{
     error::{PipelineError, Result},
     gpu::{Dtype, Gpu, GpuError, Placed},
     loading::config::{TextEncoderConfig, UnetConfig, VaeConfig},
-    loading::weights::Weights,
+    loading::{is_checkpoint, weights::Weights},
     lora::{LoraError, MergePlan},
     models::text_encoder::TextEncoder,
     models::unet::{Prepared, Unet},
@@ -32,7 +32,7 @@ use std::{
 /// If less memory than this is free after loading, in bytes, networks are offloaded: a picture of 768x768 needs 1.1 GiB.
 const MIN_FREE: usize = 1536 << 20;
 
-/// The subfolder of the model with the settings that were tuned for GPUs.
+/// The subfolder of the model with the settings that were tuned for GPUs. For a checkpoint, the ending of such a folder's name.
 const TUNED: &str = "tuned";
 
 /// The device of the networks: the CPU in f32, or a GPU.
@@ -80,8 +80,14 @@ pub fn parameters(model: &Path) -> Result<[Shapes; 3]> {
     Ok(shapes.map(|shapes| std::mem::take(&mut *shapes.lock().unwrap_or_else(PoisonError::into_inner))))
 }
 
+/// Where the settings that were tuned for GPUs are: in the model folder, or beside a checkpoint.
+fn tuned(model: &Path) -> PathBuf {
+    if is_checkpoint(model) { model.with_extension(TUNED) } else { model.join(TUNED) }
+}
+
 /// The settings and base weights of the networks. They never change.
 pub(crate) struct Model {
+    /// The model folder or the checkpoint.
     pub folder: PathBuf,
     pub text_config: TextEncoderConfig,
     pub text_weights: Weights,
@@ -173,7 +179,7 @@ impl Networks {
                         Some(filling) => filling.join().unwrap_or_else(|panic| resume_unwind(panic)),
                         None => Ok(()),
                     };
-                    if !gpu.tune_with(&networks.model.folder.join(TUNED))? {
+                    if !gpu.tune_with(&tuned(&networks.model.folder))? {
                         // Tuning measures times, which copying would disturb.
                         join()?;
                     }

@@ -2,7 +2,7 @@
 
 use crate::{
     error::{PipelineError, Result},
-    loading::config::read_json,
+    loading::{clip, config::read_json},
     prompt::Fragment,
 };
 use serde::Deserialize;
@@ -10,7 +10,7 @@ use serde_json::Value;
 use std::path::Path;
 use tokenizers::{
     AddedToken, NormalizerWrapper, PreTokenizerWrapper, SplitDelimiterBehavior, Tokenizer as Bpe,
-    models::bpe::BPE,
+    models::bpe::{BPE, Vocab},
     normalizers::{Lowercase, NFC, Replace, Sequence as Normalizers, replace::ReplacePattern},
     pre_tokenizers::{
         byte_level::ByteLevel,
@@ -81,6 +81,28 @@ impl Tokenizer {
         };
         let (bos, eos, pad) = (id(&bos)?, id(&eos)?, id(&pad)?);
         Ok(Self { bpe, bos, eos, pad, length })
+    }
+
+    /// CLIP's own tokenizer, as every Stable Diffusion 1.x model has it, for models that bring none.
+    ///
+    /// # Errors
+    /// None: the vocabulary is a part of the binary.
+    pub fn clip(length: usize) -> Result<Self> {
+        let vocabulary: Vocab = clip::tokens().into_iter().zip(0..).collect();
+        let model = BPE::builder()
+            .vocab_and_merges(vocabulary, clip::merges())
+            .end_of_word_suffix("</w>".into())
+            .unk_token(clip::END.into())
+            .build()
+            .map_err(fault)?;
+        let mut bpe = Bpe::new(model);
+        bpe.with_normalizer(Some(normalizer()?)).map_err(fault)?;
+        bpe.with_pre_tokenizer(Some(pre_tokenizer()?));
+        let special = [clip::START, clip::END].map(|token| AddedToken::from(token, true).normalized(false));
+        bpe.add_special_tokens(special).map_err(fault)?;
+        let id = |token: &str| bpe.token_to_id(token).ok_or_else(|| fault(format!("no special token {token}")));
+        let (bos, eos) = (id(clip::START)?, id(clip::END)?);
+        Ok(Self { bpe, bos, eos, pad: eos, length })
     }
 
     /// Tokenizes a prompt, truncates it, adds start and end, and pads to the full length.

@@ -7,7 +7,7 @@
 use super::{over, times};
 use crate::{
     error::{MAX_NAME, PipelineError, Result, cut},
-    loading::config::read_text,
+    loading,
 };
 use candle_core::Tensor;
 use serde::{Deserialize, de::DeserializeOwned};
@@ -88,10 +88,10 @@ impl SchedulerConfig {
     /// # Errors
     /// File or JSON.
     pub fn load(model: &Path) -> Result<Self> {
-        let path = model.join(FILE);
         // Python writes minus infinity, a default in some files, in a way that is not JSON. It means no limit.
-        let text = read_text(&path)?.replace("-Infinity", "null");
-        let value = serde_json::from_str(&text).map_err(|source| PipelineError::Json { path, source })?;
+        let text = loading::settings(model, FILE)?.replace("-Infinity", "null");
+        let failed = |source| PipelineError::Json { path: model.join(FILE), source };
+        let value = serde_json::from_str(&text).map_err(failed)?;
         Self::from_json(value)
     }
 

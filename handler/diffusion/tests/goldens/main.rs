@@ -4,6 +4,7 @@
 mod lora;
 mod noise;
 mod schedulers;
+mod shards;
 mod swap;
 mod tokenizer;
 

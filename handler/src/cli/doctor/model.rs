@@ -10,7 +10,7 @@ use crate::{
     task,
 };
 use aws_config::SdkConfig;
-use diffusion::pipeline;
+use diffusion::{loading::is_checkpoint, pipeline};
 use std::{
     path::Path,
     time::{Duration, Instant},
@@ -69,6 +69,10 @@ async fn folder(config: &DoctorConfig) -> Vec<Finding> {
         blocking(ANSWER_TIMEOUT, move || pipeline::inspect(&folder).map_err(|error| service::causes(&error))).await;
     let what = format!("model.folder {name}");
     let mut findings = vec![match inspected.flatten() {
+        Ok(()) if is_checkpoint(&model.dir) => Finding::ok(
+            what,
+            "a checkpoint of Stable Diffusion 1.x in one file: its tensors; settings and tokenizer are those of SD 1.5",
+        ),
         Ok(()) => Finding::ok(what, "settings, tokenizer and the headers of the weights"),
         // The error about a missing file has advice of its own.
         Err(error) if error.contains("--model") => Finding::fail(what, error),
@@ -95,6 +99,7 @@ async fn folder(config: &DoctorConfig) -> Vec<Finding> {
 
 fn manifest(folder: &Path, hash: bool) -> Finding {
     match weights::check_folder(folder, hash) {
+        Ok(None) if is_checkpoint(folder) => Finding::ok("model.manifest", "none: a checkpoint in one file has none"),
         Ok(None) => Finding::ok(
             "model.manifest",
             "none: the folder was not filled by handler weights pull, and has nothing to be held to",

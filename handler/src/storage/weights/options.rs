@@ -20,6 +20,8 @@ pub enum WeightsCommand {
     Pull(PullConfig),
     /// Fetch a pulled model from S3 into a folder, as function and worker do at their start with --model-url.
     Fetch(FetchConfig),
+    /// Write a checkpoint, one .safetensors file with a whole model, as a model folder in the diffusers layout.
+    Convert(ConvertConfig),
     /// Hash a pulled folder against its manifest. The exit code is 0 if every file is as it was pulled, else 1.
     Verify(VerifyConfig),
 }
@@ -60,6 +62,17 @@ pub struct FetchConfig {
     /// Address buckets by path and not by host [default: true if AWS_ENDPOINT_URL, AWS_ENDPOINT_URL_S3 or the profile names an endpoint]
     #[arg(long = "s3-path-style", env = "EASEL_S3_PATH_STYLE", value_name = "BOOL")]
     pub path_style: Option<bool>,
+}
+
+/// Settings of `handler weights convert`.
+#[derive(Debug, Clone, Args)]
+pub struct ConvertConfig {
+    /// The checkpoint. Tensors keep their dtypes.
+    #[arg(value_name = "FILE")]
+    pub file: PathBuf,
+    /// The model folder; it must not be there yet, or be empty.
+    #[arg(value_name = "DIR")]
+    pub folder: PathBuf,
 }
 
 /// Settings of `handler weights verify`.

@@ -24,7 +24,7 @@ fn broken_safetensors_files_are_refused() {
     cut_short.pop();
     let cases: Vec<(Vec<u8>, &str)> = vec![
         (cut_short, "not a safetensors file"),
-        (b"PK\x03\x04\x00\x00\x08\x08 a zip".to_vec(), "pickled"),
+        (b"PK\x03\x04\x00\x00\x08\x08 archive/data.pkl".to_vec(), "pickled"),
         (b"\x80\x02\x8a\x0al\xfc\x9cF an old pickle".to_vec(), "pickled"),
         ([&(2u64 << 30).to_le_bytes()[..], b"{}"].concat(), "claims 2147483648 bytes"),
         ([&9u64.to_le_bytes()[..], b"{\"a\":[]} "].concat(), "header"),
