@@ -16,7 +16,7 @@ pub use convert::{Written, convert};
 pub use header::{Header, HeaderError};
 pub use kind::FileKind;
 pub use ldm::{unet_to_ldm, vae_to_ldm};
-pub use names::text_encoder_name;
+pub use names::{text_encoder_name, vae_name};
 
 use crate::error::Result;
 use checkpoint::{Checkpoint, Component};
@@ -61,7 +61,7 @@ impl ModelWeights {
         Ok(Self {
             text_encoder: text_encoder.renamed(text_encoder_name),
             unet: Weights::open(&model.join("unet"), &DIFFUSION_FILES)?,
-            vae: Weights::open(&model.join("vae"), &DIFFUSION_FILES)?.renamed(names::vae_name),
+            vae: Weights::open(&model.join("vae"), &DIFFUSION_FILES)?.renamed(vae_name),
         })
     }
 

@@ -6,7 +6,7 @@ pub fn text_encoder_name(name: &str) -> String {
 }
 
 /// The name in the VAE of today's diffusers. SD1.5's own file has older names for the attention of the mid block.
-pub(super) fn vae_name(name: &str) -> String {
+pub fn vae_name(name: &str) -> String {
     let Some((block, layer)) = name.split_once(".attentions.0.") else { return name.to_string() };
     let layer = [("query.", "to_q."), ("key.", "to_k."), ("value.", "to_v."), ("proj_attn.", "to_out.0.")]
         .iter()
