@@ -6,6 +6,7 @@ mod noise;
 mod schedulers;
 mod swap;
 mod tokenizer;
+mod weights;
 
 use anyhow::Result;
 use candle_core::{DType, Tensor};
