@@ -18,7 +18,8 @@ import venv
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
-PARTS = ["schedulers", "noise", "tokenizer", "models", "prompts", "seeds", "pictures", "semantics", "lora"]
+PARTS = ["schedulers", "noise", "tokenizer", "tokenizer_folders", "models", "prompts", "inversions", "seeds", "pictures"]
+PARTS += ["semantics", "lora"]
 
 
 def main() -> None:

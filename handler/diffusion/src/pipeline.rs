@@ -37,7 +37,7 @@ use std::{ops::ControlFlow, path::Path};
 pub fn inspect(model: &Path) -> Result<()> {
     ModelIndex::load(model)?;
     let text_config = TextEncoderConfig::load(model)?;
-    Tokenizer::load(model, text_config.max_position_embeddings)?;
+    Tokenizer::load(model, text_config.max_position_embeddings, text_config.vocab_size)?;
     UnetConfig::load(model)?;
     VaeConfig::load(model)?;
     SchedulerConfig::load(model)?;
@@ -80,7 +80,7 @@ impl Pipeline {
             Compute::Cpu => Weights::load(&model.join(folder), names),
             Compute::Gpu(..) => Weights::open(&model.join(folder), names),
         };
-        let tokenizer = Tokenizer::load(model, text_config.max_position_embeddings)?;
+        let tokenizer = Tokenizer::load(model, text_config.max_position_embeddings, text_config.vocab_size)?;
         let model = Model {
             folder: model.into(),
             text_config,
@@ -130,6 +130,11 @@ impl Pipeline {
         }
         self.applied = Some(result?);
         Ok(())
+    }
+
+    /// The tokenizer.
+    pub fn tokenizer(&self) -> &Tokenizer {
+        &self.tokenizer
     }
 
     /// Frees GPU memory at the price of speed: recorded graphs, scratch memory, and from now on each network that is not in use.

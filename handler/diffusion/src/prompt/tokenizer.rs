@@ -1,16 +1,18 @@
 //! CLIP's byte-pair tokenizer, read from the `tokenizer/` folder of a model. Pads and truncates as diffusers does.
 
+mod folder;
+mod serialized;
+mod tokens;
+
 use crate::{
-    error::{PipelineError, Result},
-    loading::config::read_json,
+    error::{MAX_NAME, PipelineError, Result, cut},
     prompt::Fragment,
 };
-use serde::Deserialize;
-use serde_json::Value;
-use std::path::Path;
+use folder::TokenizerFolder;
+use std::{borrow::Cow, collections::BTreeSet, path::Path};
 use tokenizers::{
-    AddedToken, NormalizerWrapper, PreTokenizerWrapper, SplitDelimiterBehavior, Tokenizer as Bpe,
-    models::bpe::BPE,
+    NormalizerWrapper, PreTokenizerWrapper, SplitDelimiterBehavior, Tokenizer as Bpe,
+    models::bpe::{BPE, Vocab},
     normalizers::{Lowercase, NFC, Replace, Sequence as Normalizers, replace::ReplacePattern},
     pre_tokenizers::{
         byte_level::ByteLevel,
@@ -21,10 +23,14 @@ use tokenizers::{
 
 /// CLIP's pattern: English contractions, words, single digits, and runs of punctuation.
 const WORDS: &str = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+";
+/// Marks the last token of a word.
+const END_OF_WORD: &str = "</w>";
 
 /// Turns a prompt into token ids.
 pub struct Tokenizer {
     bpe: Bpe,
+    /// Tokens `x` beside which there is `x_1`, with the text of all of them. Ids of `x` first.
+    in_parts: Vec<(u32, String, String)>,
     bos: u32,
     eos: u32,
     pad: u32,
@@ -42,45 +48,71 @@ pub struct Tokens {
     pub weights: Vec<f32>,
 }
 
-#[derive(Deserialize)]
-struct TokenizerConfig {
-    #[serde(default)]
-    bos_token: Value,
-    #[serde(default)]
-    eos_token: Value,
-    #[serde(default)]
-    unk_token: Value,
-    #[serde(default)]
-    pad_token: Value,
-}
-
 impl Tokenizer {
-    /// Reads `tokenizer/{vocab.json,merges.txt,tokenizer_config.json}`. `length` is the number of tokens of the encoder's longest
-    /// sequence.
+    /// Reads the folder `tokenizer/` of a model, in any form that transformers writes or has written. `length` is the number of tokens of
+    /// the encoder's longest sequence, and `vocabulary` the number of its token embeddings.
     ///
     /// # Errors
-    /// A missing file, a vocabulary without the special tokens, or merges that do not fit it.
-    pub fn load(model: &Path, length: usize) -> Result<Self> {
-        let folder = model.join("tokenizer");
-        let config: TokenizerConfig = read_json(&folder.join("tokenizer_config.json"))?;
-        let (bos, eos) = (text(&config.bos_token, "<|startoftext|>"), text(&config.eos_token, "<|endoftext|>"));
-        let (unknown, pad) = (text(&config.unk_token, "<|endoftext|>"), text(&config.pad_token, "<|endoftext|>"));
-        let [vocabulary, merges] = ["vocab.json", "merges.txt"].map(|name| folder.join(name));
-        let model = BPE::from_file(&vocabulary.to_string_lossy(), &merges.to_string_lossy())
-            .end_of_word_suffix("</w>".into())
-            .unk_token(unknown.clone())
+    /// A missing or broken file, a setting that is not supported, merges that do not fit the vocabulary, or a token that the encoder has
+    /// no embedding for. The error names the file.
+    pub fn load(model: &Path, length: usize, vocabulary: usize) -> Result<Self> {
+        let folder = TokenizerFolder::read(&model.join("tokenizer"), length)?;
+        let TokenizerFolder { source, tokens, splits_special, .. } = folder;
+        let in_source = |error: &dyn ToString| fault(format!("tokenizer/{source}: {}", error.to_string()));
+        let last = folder.vocabulary.iter().max_by_key(|(_, id)| **id);
+        if let Some((token, &id)) = last.filter(|(_, id)| **id as usize >= vocabulary) {
+            return Err(no_embedding(token, id, vocabulary));
+        }
+        let model = BPE::builder()
+            .vocab_and_merges(folder.vocabulary.into_iter().collect::<Vocab>(), folder.merges)
+            .end_of_word_suffix(END_OF_WORD.into())
+            .unk_token(tokens.unknown.clone())
             .build()
-            .map_err(fault)?;
+            .map_err(|error| in_source(&error))?;
         let mut bpe = Bpe::new(model);
         bpe.with_normalizer(Some(normalizer()?)).map_err(fault)?;
         bpe.with_pre_tokenizer(Some(pre_tokenizer()?));
-        let special = [&bos, &eos, &unknown, &pad].map(|token| AddedToken::from(token.clone(), true).normalized(false));
-        bpe.add_special_tokens(special).map_err(fault)?;
-        let id = |token: &str| {
-            bpe.token_to_id(token).ok_or_else(|| fault(format!("special token {token} is not in vocab.json")))
-        };
-        let (bos, eos, pad) = (id(&bos)?, id(&eos)?, id(&pad)?);
-        Ok(Self { bpe, bos, eos, pad, length })
+        bpe.add_tokens(tokens.to_add.clone()).map_err(fault)?;
+        bpe.set_encode_special_tokens(splits_special);
+        for (named, token, file) in &tokens.named_ids {
+            let id = bpe.token_to_id(token);
+            if id != Some(*named) {
+                let found = id.map_or("none".to_string(), |id| id.to_string());
+                let shown = cut(token, MAX_NAME);
+                return Err(fault(format!(
+                    "{file}: the token `{shown}` has the id {named}, the next free one is {found}"
+                )));
+            }
+        }
+        for token in &tokens.to_add {
+            let id = bpe.token_to_id(&token.content).unwrap_or_default();
+            if id as usize >= vocabulary {
+                return Err(no_embedding(&token.content, id, vocabulary));
+            }
+        }
+        let missing = |token: &str| fault(format!("tokenizer/tokenizer_config.json: no special token `{token}`"));
+        let id = |token: &str| bpe.token_to_id(token).ok_or_else(|| missing(token));
+        let (bos, eos, pad) = (id(&tokens.bos)?, id(&tokens.eos)?, id(&tokens.pad)?);
+        Ok(Self { in_parts: in_parts(&bpe), bpe, bos, eos, pad, length })
+    }
+
+    /// The text with all parts of each token that has parts, as in diffusers: only where the token is written as in its file.
+    fn with_parts<'a>(&self, text: &'a str) -> Result<Cow<'a, str>> {
+        let mut text = Cow::Borrowed(text);
+        if self.in_parts.is_empty() {
+            return Ok(text);
+        }
+        let found = self.bpe.encode_fast(&*text, false).map_err(fault)?;
+        for (_, token, all) in self.in_parts.iter().filter(|(id, ..)| found.get_ids().contains(id)) {
+            if text.contains(token) {
+                text = text.replace(token, all).into();
+            } else {
+                tracing::warn!(
+                    "a token with several vectors is written in other case than in its file: only its first is read"
+                );
+            }
+        }
+        Ok(text)
     }
 
     /// Tokenizes a prompt, truncates it, adds start and end, and pads to the full length.
@@ -88,7 +120,8 @@ impl Tokenizer {
     /// # Errors
     /// A broken vocabulary. No prompt causes an error.
     pub fn encode(&self, prompt: &str) -> Result<Tokens> {
-        let encoding = self.bpe.encode_fast(prompt, false).map_err(fault)?;
+        let prompt = self.with_parts(prompt)?;
+        let encoding = self.bpe.encode_fast(&*prompt, false).map_err(fault)?;
         Ok(self.framed(encoding.get_ids().iter().map(|&id| (id, 1.0)).collect()))
     }
 
@@ -99,7 +132,8 @@ impl Tokenizer {
     pub fn encode_weighted(&self, fragments: &[Fragment]) -> Result<Tokens> {
         let mut text = Vec::new();
         for (fragment, weight) in fragments {
-            let encoding = self.bpe.encode_fast(fragment.as_str(), false).map_err(fault)?;
+            let fragment = self.with_parts(fragment)?;
+            let encoding = self.bpe.encode_fast(&*fragment, false).map_err(fault)?;
             text.extend(encoding.get_ids().iter().map(|&id| (id, *weight as f32)));
         }
         Ok(self.framed(text))
@@ -129,9 +163,33 @@ fn pre_tokenizer() -> Result<PreTokenizerWrapper> {
     Ok(PreTokenizers::new(vec![words.into(), bytes.into()]).into())
 }
 
-/// A special token is a string, or an object with the string in `content`.
-fn text(token: &Value, default: &str) -> String {
-    token.as_str().or_else(|| token.get("content")?.as_str()).unwrap_or(default).to_string()
+/// The name of a part: `x`, `x_1`, `x_2`.
+fn part_name(token: &str, part: usize) -> String {
+    if part == 0 { token.into() } else { format!("{token}_{part}") }
+}
+
+/// Of the tokens beside the vocabulary, those that have parts.
+fn in_parts(bpe: &Bpe) -> Vec<(u32, String, String)> {
+    let added = bpe.get_added_tokens_decoder();
+    let names: BTreeSet<&str> = added.values().map(|token| token.content.as_str()).collect();
+    let mut all: Vec<(u32, String, String)> = added
+        .iter()
+        .filter_map(|(id, token)| {
+            let parts = (0..).map(|part| part_name(&token.content, part));
+            let parts: Vec<String> = parts.take_while(|name| names.contains(name.as_str())).collect();
+            (parts.len() > 1).then(|| (*id, token.content.clone(), parts.join(" ")))
+        })
+        .collect();
+    all.sort_unstable();
+    all
+}
+
+fn no_embedding(token: &str, id: u32, vocabulary: usize) -> PipelineError {
+    let shown = cut(token, MAX_NAME);
+    fault(format!(
+        "tokenizer/: the token `{shown}` has the id {id}, and text_encoder/config.json has `vocab_size` {vocabulary}: the encoder has \
+         no embedding for it; take the text encoder that was saved with this tokenizer"
+    ))
 }
 
 fn fault(error: impl ToString) -> PipelineError {
