@@ -3,6 +3,7 @@
 //! Three models: easel-tiny, and two with random weights that `toy-model` writes here as it did for the golden values, one of
 //! them with SD1.5's own block structure at reduced width. Everything is f32 on the CPU.
 
+mod inversions;
 mod pictures;
 
 mod seeds;

@@ -4,6 +4,7 @@
 //!
 //! Not supported, and read as text: `BREAK`, prompt editing and alternation (`[a:b:0.5]`, `[a|b]`), and prompts of more than one chunk.
 
+pub mod inversion;
 pub mod tokenizer;
 mod weight;
 

@@ -11,7 +11,8 @@ use crate::{
 use folder::TokenizerFolder;
 use std::{borrow::Cow, collections::BTreeSet, path::Path};
 use tokenizers::{
-    NormalizerWrapper, PreTokenizerWrapper, SplitDelimiterBehavior, Tokenizer as Bpe,
+    AddedToken, NormalizedString, Normalizer, NormalizerWrapper, PreTokenizerWrapper, SplitDelimiterBehavior,
+    Tokenizer as Bpe,
     models::bpe::{BPE, Vocab},
     normalizers::{Lowercase, NFC, Replace, Sequence as Normalizers, replace::ReplacePattern},
     pre_tokenizers::{
@@ -27,6 +28,7 @@ const WORDS: &str = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
 const END_OF_WORD: &str = "</w>";
 
 /// Turns a prompt into token ids.
+#[derive(Clone)]
 pub struct Tokenizer {
     bpe: Bpe,
     /// Tokens `x` beside which there is `x_1`, with the text of all of them. Ids of `x` first.
@@ -96,7 +98,42 @@ impl Tokenizer {
         Ok(Self { in_parts: in_parts(&bpe), bpe, bos, eos, pad, length })
     }
 
-    /// The text with all parts of each token that has parts, as in diffusers: only where the token is written as in its file.
+    /// The same tokenizer with further tokens, each with so many parts, and the ids of each token's parts. Upper and lower case are the same
+    /// in them.
+    ///
+    /// # Errors
+    /// What is wrong with a token, as the rest of a sentence.
+    pub(crate) fn with_tokens(&self, tokens: &[(&str, usize)]) -> std::result::Result<(Self, Vec<Vec<u32>>), String> {
+        let mut bpe = self.bpe.clone();
+        let mut ids = Vec::with_capacity(tokens.len());
+        for &(token, parts) in tokens {
+            let shown = cut(token, MAX_NAME);
+            let names: Vec<String> = (0..parts.max(1)).map(|part| part_name(token, part)).collect();
+            let second = part_name(token, 1);
+            // diffusers also refuses a token beside which there is a second part.
+            let taken = names.iter().chain([&second]).find(|name| bpe.token_to_id(name).is_some());
+            if let Some(taken) = taken {
+                let taken = cut(taken, MAX_NAME);
+                return Err(format!(
+                    "has the token `{shown}`, and `{taken}` is in the vocabulary already: choose another token"
+                ));
+            }
+            let looked_for: Vec<String> = names.iter().map(|name| normalized(&bpe, name)).collect();
+            let known = bpe.get_added_tokens_decoder();
+            if known.values().any(|known| looked_for.contains(&normalized(&bpe, &known.content))) {
+                return Err(format!(
+                    "has the token `{shown}`, which differs from another one only in upper and lower case"
+                ));
+            }
+            let added = names.iter().map(|name| AddedToken::from(name.clone(), false)).collect::<Vec<_>>();
+            bpe.add_tokens(added).map_err(|error| format!("has the token `{shown}`: {error}"))?;
+            ids.push(names.iter().filter_map(|name| bpe.token_to_id(name)).collect());
+        }
+        Ok((Self { in_parts: in_parts(&bpe), bpe, ..*self }, ids))
+    }
+
+    /// The text with all parts of each token that has parts, as in diffusers: only where the token is written as in its file. With
+    /// transformers 5, diffusers forgets all parts but the first of a token with capitals, which we do not.
     fn with_parts<'a>(&self, text: &'a str) -> Result<Cow<'a, str>> {
         let mut text = Cow::Borrowed(text);
         if self.in_parts.is_empty() {
@@ -161,6 +198,14 @@ fn pre_tokenizer() -> Result<PreTokenizerWrapper> {
     let words = Split::new(words, SplitDelimiterBehavior::Removed, true).map_err(fault)?;
     let bytes = ByteLevel::new(false, false, true);
     Ok(PreTokenizers::new(vec![words.into(), bytes.into()]).into())
+}
+
+/// A text as the tokenizer looks for it.
+fn normalized(bpe: &Bpe, text: &str) -> String {
+    let mut normalized = NormalizedString::from(text);
+    // CLIP's steps cannot fail.
+    let _ = bpe.get_normalizer().map(|normalizer| normalizer.normalize(&mut normalized));
+    normalized.get().to_string()
 }
 
 /// The name of a part: `x`, `x_1`, `x_2`.
