@@ -150,6 +150,7 @@ impl Engine {
         let tasks = items.iter().map(|(request, _)| request.span.clone());
         let mut timer = StageTimer::start("lora", tasks.collect(), vec![]);
         self.pipeline.set_loras(&first.loras)?;
+        self.pipeline.set_inversions(&first.inversions)?;
         timer.next("denoise");
         let images = first.images;
         let mut stream = self.pipeline.noise(&first.inputs, self.noise_threads);
@@ -209,6 +210,7 @@ impl Engine {
     ) -> Result<Pictures, EngineError> {
         let mut timer = StageTimer::start("lora", vec![request.span.clone()], vec![]);
         self.pipeline.set_loras(&request.loras)?;
+        self.pipeline.set_inversions(&request.inversions)?;
         timer.next("denoise");
         let inputs = &request.inputs;
         let mut stream = self.pipeline.noise(inputs, self.noise_threads);

@@ -22,15 +22,18 @@ use crate::{
         cache::{Cache, SourceError},
         options::{ResultAcl, StoreConfig},
     },
-    task::{Format, LoraRef},
+    task::{Format, InversionRef, LoraRef},
 };
 use address::{ResultAddress, endpoint};
 use aws_config::{SdkConfig, timeout::TimeoutConfig};
 use aws_errors::{Class, class, describe};
 use aws_sdk_s3::{Client, config::Builder, primitives::ByteStream, types::ObjectCannedAcl};
-use diffusion::lora::Lora;
-use loras::LoraCache;
-use s3_source::LORA;
+use diffusion::{
+    lora::Lora,
+    prompt::inversion::{MAX_BYTES, TextualInversion},
+};
+use loras::ParsedCache;
+use s3_source::{INVERSION, LORA};
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
 /// Metadata of a picture with the fingerprint of its task.
@@ -54,7 +57,8 @@ pub struct Store {
     acl: ResultAcl,
     base_url: String,
     payload_bucket: Option<String>,
-    loras: LoraCache<S3Source>,
+    loras: ParsedCache<S3Source, Lora>,
+    inversions: ParsedCache<S3Source, TextualInversion>,
 }
 
 impl Store {
@@ -64,14 +68,19 @@ impl Store {
         let s3 = client(aws, config.path_style);
         let base = config.base_url.as_ref().map(|url| url.as_str().trim_end_matches('/').to_string());
         let (folder, limits) = (config.cache_dir.join("loras"), config.cache.limits());
-        let cache = Cache::new(S3Source::new(s3.clone(), LORA), folder, config.cache.download_options(), limits);
+        let options = config.cache.download_options();
+        let cache = |wording| Cache::new(S3Source::new(s3.clone(), wording), folder.clone(), options, limits);
+        let loras = ParsedCache::new(cache(LORA), config.max_lora_bytes);
+        // In the same folder, so that one limit holds for both.
+        let inversions = ParsedCache::new(cache(INVERSION).counting_in(loras.cache_metrics()), MAX_BYTES);
         Self {
             s3,
             bucket: config.bucket.clone(),
             acl: config.acl,
             base_url: base.unwrap_or_else(|| address.url()),
             payload_bucket: config.payload_bucket.clone(),
-            loras: LoraCache::new(cache, config.max_lora_bytes),
+            loras,
+            inversions,
         }
     }
 
@@ -102,6 +111,14 @@ impl Store {
     /// transient.
     pub async fn lora(&self, wanted: &LoraRef) -> Result<(Arc<Lora>, Found), StoreError> {
         self.loras.get(&wanted.bucket, &wanted.key).await
+    }
+
+    /// A textual inversion.
+    ///
+    /// # Errors
+    /// As [`Store::lora`].
+    pub async fn inversion(&self, wanted: &InversionRef) -> Result<Arc<TextualInversion>, StoreError> {
+        Ok(self.inversions.get(&wanted.bucket, &wanted.key).await?.0)
     }
 
     /// Whether all these pictures are stored and belong to the task with this fingerprint.

@@ -22,7 +22,7 @@ use aws_sdk_s3::primitives::DateTime;
 use contract::{
     ARTIST_NAME, ASPECT_RATIO, CREATED_AT, GENERATION_ID, GUIDANCE_SCALE, KARRAS_SIGMAS, LORA_MODEL_URL, LORA_SCALE,
     LORAS, NEGATIVE_PROMPT, NOISE_SOURCE, NUM_IMAGES, NUM_INFERENCE_STEPS, OUTPUT_FORMAT, PROMPT_TAGS,
-    PROMPT_WEIGHTING, SCHEDULER, SEED, SIGNATURE, STYLE_ID, TASK, WEBHOOK_URL, extra,
+    PROMPT_WEIGHTING, SCHEDULER, SEED, SIGNATURE, STYLE_ID, TASK, TEXTUAL_INVERSIONS, WEBHOOK_URL, extra, inversion,
 };
 use diffusion::{noise, prompt, schedulers};
 use json::Json;
@@ -41,6 +41,8 @@ pub const MAX_PROMPT: usize = 10_000;
 pub const MAX_STEPS: i128 = 150;
 /// Most LoRAs beside the style's own.
 pub const MAX_EXTRA_LORAS: usize = 7;
+/// Most textual inversions.
+pub const MAX_INVERSIONS: usize = 8;
 /// Most pictures of one task.
 pub const MAX_IMAGES: i128 = 4;
 /// Largest guidance scale.
@@ -62,6 +64,8 @@ pub struct Task {
     pub style_id: i64,
     /// The style's LoRA first, then any others.
     pub loras: Vec<LoraRef>,
+    /// Words whose meaning somebody trained.
+    pub inversions: Vec<InversionRef>,
     /// The tags, joined by one space.
     pub prompt: String,
     /// What the picture must not show; empty by default.
@@ -107,6 +111,17 @@ pub struct LoraRef {
     pub key: String,
     /// Multiplier, 1 by default.
     pub scale: f64,
+}
+
+/// A textual inversion in S3.
+#[derive(Debug, Clone, PartialEq)]
+pub struct InversionRef {
+    /// Bucket.
+    pub bucket: String,
+    /// Key.
+    pub key: String,
+    /// What stands for it in the prompts; by default what the file names.
+    pub token: Option<String>,
 }
 
 /// A message that is no valid task, with what is needed to notify the backend.
@@ -173,6 +188,7 @@ impl Task {
             loras.push(LoraRef::new(extra::LORA_MODEL_URL.read(&lora)?, scale));
         }
         Ok(Self {
+            inversions: inversions(fields)?,
             generation_id: GENERATION_ID.read(fields)? as i64,
             style_id: STYLE_ID.read(fields)? as i64,
             loras,
@@ -261,6 +277,14 @@ fn karras_sigmas(fields: &Fields, scheduler: schedulers::Kind) -> Result<Option<
         }
         wish => Ok(wish),
     }
+}
+
+fn inversions(fields: &Fields) -> Result<Vec<InversionRef>> {
+    let one = |fields: Fields| {
+        let (bucket, key) = inversion::URL.read(&fields)?;
+        Ok(InversionRef { bucket, key, token: inversion::TOKEN.read(&fields)?.map(Cow::into_owned) })
+    };
+    TEXTUAL_INVERSIONS.read(fields)?.unwrap_or_default().into_iter().map(one).collect()
 }
 
 fn signature(fields: &Fields) -> Result<Signature> {

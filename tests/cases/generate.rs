@@ -3,7 +3,7 @@
 use crate::context::{PATIENCE, case, lora_file, model};
 use anyhow::Result;
 use e2e::{
-    paths::{RunDir, binary},
+    paths::{RunDir, binary, repo},
     process::{Spec, output},
 };
 use image::{GenericImageView, ImageFormat};
@@ -75,6 +75,7 @@ fn what_is_wrong_is_said_and_nothing_is_written() {
         let run = &ctx.stack.run;
         let folder = run.folder("generate")?;
         let no_lora = folder.join("none.safetensors").display().to_string();
+        let wide = repo().join("tests/goldens/inversions/sd2.safetensors").display().to_string();
         for (name, out, more, said) in [
             ("no-karras", "c.jpg", vec!["--scheduler", "ddim", "--karras-sigmas"], "`karras_sigmas` is true"),
             (
@@ -84,6 +85,8 @@ fn what_is_wrong_is_said_and_nothing_is_written() {
                 "`negative_prompt`",
             ),
             ("no-lora", "a.jpg", vec!["--lora", no_lora.as_str()], "none.safetensors"),
+            ("no-inversion", "e.jpg", vec!["--textual-inversion", no_lora.as_str()], "none.safetensors"),
+            ("wide-inversion", "f.jpg", vec!["--textual-inversion", wide.as_str()], "made for Stable Diffusion 2"),
             ("no-format", "a.gif", vec![], ".gif"),
             ("no-steps", "b.jpg", vec!["--steps", "0"], "--steps"),
         ] {

@@ -1,8 +1,11 @@
 //! What a task's fields do to the picture.
 
-use crate::context::case;
+use crate::context::{case, model};
+use anyhow::{Context, Result};
+use e2e::aws::MODELS;
 use image::GenericImageView;
 use serde_json::{Value, json};
+use std::fs;
 
 #[test]
 fn a_missing_seed_is_42_and_the_same_seed_paints_the_same_picture() {
@@ -89,6 +92,39 @@ fn the_lora_changes_the_picture() {
         assert!(with.picture != without.picture, "the LoRA changed nothing");
         let again = ctx.paint(&ctx.task()).await?;
         assert!(with.picture == again.picture, "an earlier task's scale is still in the model");
+        Ok(())
+    });
+}
+
+/// A safetensors file with this many vectors for the model of the cases.
+fn inversion(vectors: usize) -> Result<Vec<u8>> {
+    let config: Value = serde_json::from_slice(&fs::read(model().join("text_encoder/config.json"))?)?;
+    let width = config["hidden_size"].as_u64().context("hidden_size")? as usize;
+    let numbers = (0..vectors * width).flat_map(|index| (((index * 37) % 101) as f32 / 50.0 - 1.0).to_le_bytes());
+    let tensor = json!({ "dtype": "F32", "shape": [vectors, width], "data_offsets": [0, 4 * vectors * width] });
+    let header = json!({ "<cat-toy>": tensor }).to_string();
+    let length = (header.len() as u64).to_le_bytes();
+    Ok(length.into_iter().chain(header.into_bytes()).chain(numbers).collect())
+}
+
+#[test]
+fn a_textual_inversion_changes_pictures_with_its_token_and_no_others() {
+    case(|ctx| async move {
+        let one = ctx.stack.aws.put(MODELS, "words/one.safetensors", inversion(1)?).await?;
+        let two = ctx.stack.aws.put(MODELS, "words/two.safetensors", inversion(2)?).await?;
+        let task = |tag: &str| ctx.task().with("prompt_tags", json!([tag]));
+        let (word, plain) = (ctx.paint(&task("a <cat-toy>")).await?, ctx.paint(&task("a house")).await?);
+        let with = |tag: &str, files: Value| task(tag).with("textual_inversions", files);
+        let first = ctx.paint(&with("a <cat-toy>", json!([{ "url": one }]))).await?;
+        let second = ctx.paint(&with("a <cat-toy>", json!([{ "url": two }]))).await?;
+        let renamed = ctx.paint(&with("a myword", json!([{ "url": one, "token": "myword" }]))).await?;
+        assert!(first.picture != word.picture, "the textual inversion changed nothing");
+        assert!(first.picture != second.picture, "one vector and two paint the same");
+        assert!(first.picture == renamed.picture, "another word for it paints another picture");
+        let unused = ctx.paint(&with("a house", json!([{ "url": one }]))).await?;
+        assert!(unused.picture == plain.picture, "it changed a picture without its token");
+        let again = ctx.paint(&task("a <cat-toy>")).await?;
+        assert!(again.picture == word.picture, "an earlier task's textual inversion is still in the model");
         Ok(())
     });
 }

@@ -4,6 +4,7 @@
 //! them with SD1.5's own block structure at reduced width. Everything is f32 on the CPU.
 
 mod checkpoint;
+mod inversions;
 mod pictures;
 mod seeds;
 mod semantics;
@@ -17,7 +18,6 @@ use diffusion::{
     noise::{Noise, Source},
     pipeline::{Compute, Pipeline, Request},
     prompt::Weighting,
-    prompt::tokenizer::Tokenizer,
     schedulers::Kind,
 };
 use serde::{Deserialize, de::DeserializeOwned};
@@ -162,10 +162,9 @@ fn psnr(ours: &[u8], theirs: &[u8]) -> f64 {
 fn networks_agree(size: &str) -> Result<()> {
     let model = GoldenModel::load(size)?;
     let folder = &model.folder;
-    let tokenizer = Tokenizer::load(folder, 77)?;
     let pipeline = Pipeline::load(folder, &Compute::Cpu, (512, 512))?;
     for (index, prompt) in model.inputs.prompts.iter().enumerate() {
-        model.check(&format!("text_encoder/{index}"), &pipeline.embed(&[&tokenizer.encode(prompt)?])?)?;
+        model.check(&format!("text_encoder/{index}"), &pipeline.embed(&[&pipeline.tokenizer().encode(prompt)?])?)?;
     }
     let (latents, context) = (model.golden("latents")?, model.golden("text_encoder/1")?);
     // Euler's timesteps are fractions.

@@ -18,9 +18,8 @@ import venv
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
-PARTS = [
-    "schedulers", "noise", "tokenizer", "models", "prompts", "seeds", "pictures", "semantics", "lora", "settings", "shards", "checkpoint",
-]
+PARTS = ["schedulers", "noise", "tokenizer", "tokenizer_folders", "models", "prompts", "inversions", "seeds", "pictures"]
+PARTS += ["semantics", "lora", "settings", "shards", "checkpoint"]
 
 
 def main() -> None:

@@ -7,7 +7,6 @@ use diffusion::{
     noise::{DEFAULT_THREADS, Source},
     pipeline::{Compute, Pipeline, Request},
     prompt::Weighting,
-    prompt::tokenizer::Tokenizer,
     schedulers::Kind,
 };
 use serde::Deserialize;
@@ -98,7 +97,6 @@ fn a_seed_paints_what_it_paints_in_diffusers() -> Result<()> {
 fn weights_in_a_prompt_do_what_they_do_in_the_web_ui() -> Result<()> {
     let (tensors, Prompts { prompts }) = goldens("prompts-tiny")?;
     let model = toy_model("tiny")?;
-    let tokenizer = Tokenizer::load(model.path(), 77)?;
     let pipeline = Pipeline::load(model.path(), &Compute::Cpu, (512, 512))?;
     let check = |name: &str, ours: &Tensor| {
         let error = relative_error(ours, golden(&tensors, name)?)?;
@@ -108,7 +106,7 @@ fn weights_in_a_prompt_do_what_they_do_in_the_web_ui() -> Result<()> {
     };
     let mut all = Vec::new();
     for (index, prompt) in prompts.iter().enumerate() {
-        let tokens = Weighting::A1111.tokens(&tokenizer, "prompt", prompt)?;
+        let tokens = Weighting::A1111.tokens(pipeline.tokenizer(), "prompt", prompt)?;
         check(&index.to_string(), &pipeline.embed(&[&tokens])?)?;
         all.push(tokens);
     }
@@ -118,6 +116,6 @@ fn weights_in_a_prompt_do_what_they_do_in_the_web_ui() -> Result<()> {
     check("2", &pair.narrow(0, 0, 1)?)?;
     check("1", &pair.narrow(0, 1, 1)?)?;
     // Without weighting, brackets are text.
-    anyhow::ensure!(Weighting::None.tokens(&tokenizer, "prompt", &prompts[1])?.ids != all[1].ids);
+    anyhow::ensure!(Weighting::None.tokens(pipeline.tokenizer(), "prompt", &prompts[1])?.ids != all[1].ids);
     Ok(())
 }

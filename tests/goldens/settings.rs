@@ -50,7 +50,7 @@ fn errors(
     let model = toy_model_with(&case.size, &case.settings)?;
     inspect(model.path())?;
     let pipeline = Pipeline::load(model.path(), &Compute::Cpu, (inputs.side, inputs.side))?;
-    let prompt = Tokenizer::load(model.path(), 77)?.encode(&inputs.prompt)?;
+    let prompt = Tokenizer::load(model.path(), 77, 49408)?.encode(&inputs.prompt)?;
     let embedding = pipeline.embed(&[&prompt])?;
     let mut found = vec![("embedding".to_string(), relative_error(&embedding, golden("embedding")?)?, None)];
     let noise = tensors.get("noise").context("no noise")?;

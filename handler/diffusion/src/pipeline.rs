@@ -5,6 +5,7 @@
 mod gpu_state;
 mod graphs;
 mod guidance;
+mod inversions;
 mod networks;
 mod request;
 
@@ -22,12 +23,14 @@ use crate::{
     lora::{self, AppliedLora, Dora, LoraError, Target},
     noise::{self, Noise},
     ops,
+    prompt::inversion::{AppliedInversion, InversionError},
     prompt::tokenizer::{Tokenizer, Tokens},
     schedulers::{self, SchedulerConfig},
 };
 use candle_core::{DType, Device, Tensor};
 use guidance::Guidance;
 use image::RgbImage;
+use inversions::Inversions;
 use networks::{Denoiser, Model, Networks};
 use std::{ops::ControlFlow, path::Path};
 
@@ -62,13 +65,14 @@ fn tokenizer(model: &Path, config: &TextEncoderConfig) -> Result<Tokenizer> {
     if is_checkpoint(model) {
         Tokenizer::clip(config.max_position_embeddings)
     } else {
-        Tokenizer::load(model, config.max_position_embeddings)
+        Tokenizer::load(model, config.max_position_embeddings, config.vocab_size)
     }
 }
 
 /// A loaded model with the LoRAs that are applied to it.
 pub struct Pipeline {
     tokenizer: Tokenizer,
+    inversions: Inversions,
     networks: Networks,
     dtype: DType,
     scheduler_config: SchedulerConfig,
@@ -117,6 +121,7 @@ impl Pipeline {
         let target = Target::of_weights(&model.unet_weights, &model.text_weights);
         Ok(Self {
             tokenizer,
+            inversions: Inversions::default(),
             scheduler_config: scheduler_config(&model.folder)?,
             networks: Networks::new(model, compute, offload, latents)?,
             dtype: compute.dtype(),
@@ -152,6 +157,29 @@ impl Pipeline {
         }
         self.applied = Some(result?);
         Ok(())
+    }
+
+    /// Adds the tokens of these textual inversions, and removes all others. The same list again costs nothing. An empty list restores the
+    /// base exactly. After an error none is there.
+    ///
+    /// # Errors
+    /// A textual inversion that does not fit the model, or whose token is not named or there already.
+    pub fn set_inversions(&mut self, wanted: &[AppliedInversion]) -> std::result::Result<(), InversionError> {
+        if self.inversions.applied == wanted {
+            return Ok(());
+        }
+        self.inversions = Inversions::default();
+        self.networks.add_embeddings(Default::default());
+        let width = self.networks.model().text_config.hidden_size;
+        let (inversions, embeddings) = Inversions::of(&self.tokenizer, wanted, width)?;
+        self.inversions = inversions;
+        self.networks.add_embeddings(embeddings);
+        Ok(())
+    }
+
+    /// The tokenizer, with the tokens of the textual inversions.
+    pub fn tokenizer(&self) -> &Tokenizer {
+        self.inversions.tokenizer.as_ref().unwrap_or(&self.tokenizer)
     }
 
     /// Frees GPU memory at the price of speed: recorded graphs, scratch memory, and from now on each network that is not in use.
@@ -342,15 +370,18 @@ impl Pipeline {
     fn context(&self, requests: &[&Request], guided: bool) -> Result<ops::Array> {
         let (mut negatives, mut prompts) = (Vec::new(), Vec::new());
         for request in requests {
-            negatives.push(self.tokens(request, "negative_prompt", &request.negative_prompt)?);
-            prompts.push(self.tokens(request, "prompt_tags", &request.prompt)?);
+            let negative = self.tokens(request, "negative_prompt", &request.negative_prompt)?;
+            let prompt = self.tokens(request, "prompt_tags", &request.prompt)?;
+            self.inversions.tell_unused(&[&negative, &prompt]);
+            negatives.push(negative);
+            prompts.push(prompt);
         }
         let all = negatives.iter().filter(|_| guided).chain(&prompts);
         self.networks.embed(&all.collect::<Vec<_>>())
     }
 
     fn tokens(&self, request: &Request, field: &'static str, text: &str) -> Result<Tokens> {
-        let tokens = request.prompt_weighting.tokens(&self.tokenizer, field, text)?;
+        let tokens = request.prompt_weighting.tokens(self.tokenizer(), field, text)?;
         if tokens.truncated > 0 {
             tracing::warn!(field, truncated_tokens = tokens.truncated, "the text is longer than the encoder reads");
         }

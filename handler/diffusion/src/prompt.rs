@@ -1,15 +1,18 @@
 //! Weights in a prompt, in the syntax of AUTOMATIC1111's web UI: `(text)` has weight 1.1, `[text]` 1/1.1, `(text:1.3)` 1.3. Nested
 //! brackets multiply. `\(`, `\)`, `\[`, `\]` and `\\` are the characters themselves. A bracket that is not closed extends to the end.
-//! A closing bracket without an opening one is text.
+//! A closing bracket without an opening one is text. A number is what Python takes for one, with the digits of any script.
 //!
 //! Not supported, and read as text: `BREAK`, prompt editing and alternation (`[a:b:0.5]`, `[a|b]`), and prompts of more than one chunk.
 
+pub mod inversion;
 pub mod tokenizer;
+mod weight;
 
 use crate::error::{PipelineError, Result};
 use serde::Deserialize;
 use std::{fmt, str::FromStr};
 use tokenizer::{Tokenizer, Tokens};
+use weight::closing_weight;
 
 /// The weight of a round bracket without a number. A square one has the reciprocal.
 const EMPHASIS: f64 = 1.1;
@@ -103,15 +106,6 @@ pub fn fragments(prompt: &str) -> Option<Vec<Fragment>> {
     round.into_iter().for_each(|start| multiply(&mut fragments, Some(start), EMPHASIS));
     square.into_iter().for_each(|start| multiply(&mut fragments, Some(start), EMPHASIS.recip()));
     Some(joined(fragments))
-}
-
-/// Parses `:1.3)` at the start of a text. Returns its length in bytes and the number.
-fn closing_weight(text: &str) -> Option<(usize, &str)> {
-    let (inside, _) = text.strip_prefix(':')?.split_once(')')?;
-    let number = inside.trim();
-    let digits = number.strip_prefix(['+', '-']).unwrap_or(number);
-    let numeric = !digits.is_empty() && digits.bytes().all(|byte| byte == b'.' || byte.is_ascii_digit());
-    numeric.then_some((inside.len() + 2, number))
 }
 
 fn multiply(fragments: &mut [Fragment], start: Option<usize>, factor: f64) {

@@ -20,7 +20,9 @@ use diffusion::{
     lora::{AppliedLora, Lora},
     noise,
     pipeline::Request,
-    prompt, schedulers,
+    prompt,
+    prompt::inversion::{AppliedInversion, MAX_TOKEN, TextualInversion},
+    schedulers,
 };
 use indicatif::{ProgressBar, ProgressStyle};
 use std::{
@@ -41,6 +43,9 @@ pub struct GenerateConfig {
     /// A LoRA file, with its scale; can be given several times.
     #[arg(long = "lora", value_name = "FILE[=SCALE]")]
     pub loras: Vec<LoraFile>,
+    /// A textual inversion file, with the word for it in the prompts if the file names none; can be given several times.
+    #[arg(long = "textual-inversion", value_name = "FILE[=TOKEN]")]
+    pub inversions: Vec<InversionFile>,
     /// What the picture shows.
     #[arg(long)]
     pub prompt: String,
@@ -138,6 +143,31 @@ impl FromStr for LoraFile {
     }
 }
 
+/// `FILE[=TOKEN]`.
+#[derive(Debug, Clone, PartialEq)]
+pub struct InversionFile {
+    /// The file.
+    pub path: PathBuf,
+    /// The word for it; by default what the file names.
+    pub token: Option<String>,
+}
+
+impl FromStr for InversionFile {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        // A token may have an equals sign, and a file's name as well: the longest name that is there counts.
+        let parts = text.match_indices('=').map(|(place, _)| (&text[..place], &text[place + 1..]));
+        let found = parts.rev().find(|(path, _)| Path::new(path).is_file()).or_else(|| text.split_once('='));
+        let whole = Path::new(text).is_file();
+        let (path, token) = found.filter(|_| !whole).map_or((text, None), |(path, token)| (path, Some(token)));
+        if token.is_some_and(|token| token.trim().is_empty() || token.chars().count() > MAX_TOKEN) {
+            return Err(format!("the token must have 1 to {MAX_TOKEN} characters"));
+        }
+        Ok(Self { path: path.into(), token: token.map(str::to_string) })
+    }
+}
+
 /// The signature of a picture from the shell.
 #[derive(Debug, Clone, Args)]
 #[command(next_help_heading = "Signature")]
@@ -226,6 +256,11 @@ fn generation_request(config: &GenerateConfig) -> anyhow::Result<GenerationReque
         let lora = Lora::read(&file.path).with_context(|| format!("--lora {}", file.path.display()))?;
         Ok(AppliedLora { lora: Arc::new(lora), scale: file.scale })
     });
+    let inversions = config.inversions.iter().map(|file| {
+        let named = || format!("--textual-inversion {}", file.path.display());
+        let inversion = TextualInversion::read(&file.path).with_context(named)?;
+        Ok(AppliedInversion { inversion: Arc::new(inversion), token: file.token.clone() })
+    });
     Ok(GenerationRequest {
         inputs: Request {
             prompt: config.prompt.clone(),
@@ -242,6 +277,7 @@ fn generation_request(config: &GenerateConfig) -> anyhow::Result<GenerationReque
         },
         images: usize::from(config.num_images),
         loras: loras.collect::<anyhow::Result<_>>()?,
+        inversions: inversions.collect::<anyhow::Result<_>>()?,
         signature: config.signature.name.clone().map(|name| (name, config.signature.options())),
         format: Format::of_path(&config.out).map_err(anyhow::Error::msg)?,
         file: config.picture,
@@ -277,6 +313,27 @@ mod tests {
         assert_eq!(picture("a/b.c/cat.WEBP"), Ok("a/b.c/cat.WEBP".into()));
         for name in ["cat", "cat.gif", "b.png/cat"] {
             assert!(picture(name).is_err_and(|error| error.contains(".png")), "{name}");
+        }
+    }
+
+    #[test]
+    fn textual_inversion_files_carry_their_token() {
+        let folder = tempfile::tempdir().unwrap();
+        let odd = folder.path().join("a=b.safetensors").display().to_string();
+        fs::write(&odd, "").unwrap();
+        let cases = [
+            ("a.safetensors", "a.safetensors", None),
+            ("a.safetensors=<cat-toy>", "a.safetensors", Some("<cat-toy>")),
+            ("a.safetensors=x=y", "a.safetensors", Some("x=y")),
+            (&odd, &odd, None),
+            (&format!("{odd}=x=y"), &odd, Some("x=y")),
+        ];
+        for (text, path, token) in cases {
+            let expected = InversionFile { path: path.into(), token: token.map(str::to_string) };
+            assert_eq!(text.parse::<InversionFile>(), Ok(expected), "{text}");
+        }
+        for text in ["a.safetensors=", "a= "] {
+            assert!(text.parse::<InversionFile>().is_err(), "{text}");
         }
     }
 

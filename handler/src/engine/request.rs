@@ -13,6 +13,7 @@ use diffusion::{
     error::PipelineError,
     lora::{AppliedLora, LoraError},
     pipeline::Request,
+    prompt::inversion::{AppliedInversion, InversionError},
 };
 use image::RgbImage;
 use std::{mem, ops::ControlFlow, sync::Arc};
@@ -26,6 +27,8 @@ pub struct GenerationRequest {
     pub images: usize,
     /// LoRAs to apply.
     pub loras: Vec<AppliedLora>,
+    /// Textual inversions, for both prompts.
+    pub inversions: Vec<AppliedInversion>,
     /// The artist's name and how it is drawn.
     pub signature: Option<(String, Signature)>,
     /// File format.
@@ -84,6 +87,9 @@ pub enum EngineError {
     /// A LoRA does not fit the model.
     #[error(transparent)]
     Lora(#[from] LoraError),
+    /// A textual inversion does not fit the model.
+    #[error(transparent)]
+    Inversion(#[from] InversionError),
     /// The pipeline failed.
     #[error(transparent)]
     Pipeline(#[from] PipelineError),
@@ -115,6 +121,7 @@ impl EngineError {
     pub fn is_permanent(&self) -> bool {
         match self {
             Self::Lora(error) => error.is_permanent(),
+            Self::Inversion(error) => error.is_permanent(),
             Self::Signature(_) | Self::Pipeline(PipelineError::Request { .. }) => true,
             Self::Pipeline(_) | Self::Encode(_) | Self::Embed(_) | Self::Credential(_) => false,
         }
@@ -127,6 +134,7 @@ impl GenerationRequest {
         Self {
             images,
             loras: Vec::new(),
+            inversions: Vec::new(),
             signature: None,
             format: Format::default(),
             file: PictureConfig::default(),
@@ -139,7 +147,8 @@ impl GenerationRequest {
 
     /// Whether both can be in one batch.
     pub fn goes_with(&self, other: &Self) -> bool {
-        self.images == other.images && self.loras == other.loras && self.inputs.goes_with(&other.inputs)
+        let same = self.images == other.images && self.loras == other.loras && self.inversions == other.inversions;
+        same && self.inputs.goes_with(&other.inputs)
     }
 
     /// Checks before the painting that the signature can be drawn.
@@ -173,6 +182,7 @@ impl GenerationRequest {
             artist: self.signature.as_ref().map(|(name, _)| name.as_str()),
             model: &model,
             loras: &self.loras,
+            inversions: &self.inversions,
             request: &self.inputs,
             image: (index + 1, images),
             prompts: self.file.metadata_prompt,

@@ -32,6 +32,19 @@ fn within_limits(task: &Task) {
         assert!(!lora.key.split('/').any(|part| part == ".."), "a key that leads upwards: {:?}", lora.key);
         assert!((-10.0..=10.0).contains(&lora.scale), "a scale of {}", lora.scale);
     }
+    assert!(task.inversions.len() <= 8, "{} textual inversions", task.inversions.len());
+    for inversion in &task.inversions {
+        assert!((3..=63).contains(&inversion.bucket.len()), "the bucket {:?}", inversion.bucket);
+        assert!(
+            (1..=1024).contains(&inversion.key.len()) && !inversion.key.contains('\0'),
+            "the key {:?}",
+            inversion.key
+        );
+        assert!(!inversion.key.split('/').any(|part| part == ".."), "a key that leads upwards: {:?}", inversion.key);
+        let token = inversion.token.as_deref();
+        let visible = token.is_none_or(|token| !token.trim().is_empty() && token.chars().count() <= 100);
+        assert!(visible, "the token {token:?}");
+    }
     assert!(!task.prompt.trim().is_empty() && task.prompt.chars().count() <= 10_000, "a prompt out of bounds");
     assert!(task.negative_prompt.chars().count() <= 10_000, "a negative prompt out of bounds");
     assert!(!task.artist_name.trim().is_empty() && task.artist_name.chars().count() <= 200, "a name out of bounds");

@@ -20,7 +20,7 @@ pub struct SafetyConfig {
     /// Let webhooks go to private, loopback and link-local addresses too, if there is no --webhook-hosts.
     #[arg(long, env = "EASEL_ALLOW_PRIVATE_WEBHOOKS")]
     pub allow_private_webhooks: bool,
-    /// Buckets that LoRAs may come from, and no others; *-loras means all that end so [default: every bucket that may be read]
+    /// Buckets that LoRAs and textual inversions may come from, and no others; *-loras means all that end so [default: every bucket that may be read]
     #[arg(long, env = "EASEL_LORA_BUCKETS", value_name = "BUCKET,…", value_delimiter = ',')]
     pub lora_buckets: Vec<BucketPattern>,
 }
@@ -78,13 +78,14 @@ impl Admission {
 
     fn check_buckets(&self, task: Task) -> Result<Task, Box<InvalidTask>> {
         let listed = |bucket: &str| self.buckets.is_empty() || self.buckets.iter().any(|entry| entry.matches(bucket));
-        match task.loras.iter().position(|lora| !listed(&lora.bucket)) {
+        let lora = task.loras.iter().position(|lora| !listed(&lora.bucket)).map(|index| match index.checked_sub(1) {
+            None => "lora_model_url".to_string(),
+            Some(index) => format!("loras[{index}].lora_model_url"),
+        });
+        let inversion = || task.inversions.iter().position(|inversion| !listed(&inversion.bucket));
+        match lora.or_else(|| inversion().map(|index| format!("textual_inversions[{index}].url"))) {
             None => Ok(task),
-            Some(index) => {
-                let field = match index.checked_sub(1) {
-                    None => "lora_model_url".to_string(),
-                    Some(index) => format!("loras[{index}].lora_model_url"),
-                };
+            Some(field) => {
                 let reason =
                     format!("`{field}` names a bucket that is not among those of --lora-buckets (EASEL_LORA_BUCKETS)");
                 let (generation_id, webhook_url) = (Some(task.generation_id), Some(task.webhook_url));
@@ -99,12 +100,13 @@ mod tests {
     use super::*;
     use serde_json::json;
 
-    async fn admit(buckets: &[&str], first: &str, second: &str) -> Result<Task, Box<InvalidTask>> {
+    async fn admit(buckets: &[&str], first: &str, second: &str, third: &str) -> Result<Task, Box<InvalidTask>> {
         let lora_buckets = buckets.iter().map(|bucket| bucket.parse().unwrap()).collect();
         let config = SafetyConfig { lora_buckets, allow_private_webhooks: true, ..SafetyConfig::default() };
         let body = json!({
             "generation_id": 1, "style_id": 1, "lora_model_url": first, "prompt_tags": ["x"], "artist_name": "Ada",
             "webhook_url": "http://localhost", "loras": [{ "lora_model_url": second }],
+            "textual_inversions": [{ "url": third }],
         });
         Admission::new(&config).admit(Task::parse(&body.to_string())).await
     }
@@ -112,10 +114,14 @@ mod tests {
     #[tokio::test]
     async fn loras_come_from_listed_buckets_only_and_else_the_backend_can_be_notified() {
         let (good, ending, other) = ("s3://styles/k", "s3://anna-loras/k", "s3://other/k");
-        assert!(admit(&[], other, other).await.is_ok(), "no list");
-        assert!(admit(&["styles", "*-loras"], good, ending).await.is_ok());
-        for (first, second, field) in [(other, good, "`lora_model_url`"), (good, other, "`loras[0].lora_model_url`")] {
-            let invalid = admit(&["styles", "*-loras"], first, second).await.unwrap_err();
+        assert!(admit(&[], other, other, other).await.is_ok(), "no list");
+        assert!(admit(&["styles", "*-loras"], good, ending, ending).await.is_ok());
+        for (first, second, third, field) in [
+            (other, good, good, "`lora_model_url`"),
+            (good, other, other, "`loras[0].lora_model_url`"),
+            (good, good, other, "`textual_inversions[0].url`"),
+        ] {
+            let invalid = admit(&["styles", "*-loras"], first, second, third).await.unwrap_err();
             assert!(invalid.reason.starts_with(field) && invalid.reason.contains("EASEL_LORA_BUCKETS"), "{invalid}");
             assert_eq!((invalid.generation_id, invalid.webhook_url.is_some()), (Some(1), true));
         }

@@ -44,6 +44,11 @@ pub(super) fn lora_failure(error: StoreError) -> Failure {
     by_class(TaskFault::Lora, TaskFault::Storage, error)
 }
 
+/// Of a textual inversion.
+pub(super) fn inversion_failure(error: StoreError) -> Failure {
+    by_class(TaskFault::Inversion, TaskFault::Storage, error)
+}
+
 fn by_class(permanent: TaskFault, transient: TaskFault, error: StoreError) -> Failure {
     match error {
         StoreError::Permanent(reason) => Failure::Permanent(permanent, reason),
@@ -57,6 +62,7 @@ impl From<EngineError> for Failure {
             EngineError::Pipeline(PipelineError::Stopped { step }) => return Self::Cancelled(*step),
             error if error.is_out_of_memory() => (TaskFault::Memory, format!("painting: {error}")),
             EngineError::Lora(error) => (TaskFault::Lora, format!("`lora_model_url`: {error}")),
+            EngineError::Inversion(error) => (TaskFault::Inversion, format!("`textual_inversions`: {error}")),
             EngineError::Pipeline(PipelineError::Request { .. }) | EngineError::Signature(_) => {
                 (TaskFault::Picture, error.to_string())
             }

@@ -3,7 +3,7 @@
 use super::{
     Deadline, JobRunner,
     deadline_guard::{DeadlineGuard, Workload},
-    failure::{Failure, lora_failure, storage_failure, undelivered},
+    failure::{Failure, inversion_failure, lora_failure, storage_failure, undelivered},
 };
 use crate::{
     engine::{EngineError, GenerationRequest, Output, loader::LoadError},
@@ -14,7 +14,7 @@ use crate::{
     picture::PictureOrigin,
     task::{Task, fault::TaskFault},
 };
-use diffusion::{lora::AppliedLora, pipeline::Request};
+use diffusion::{lora::AppliedLora, pipeline::Request, prompt::inversion::AppliedInversion};
 use std::{
     sync::{Arc, atomic::Ordering},
     time::Instant,
@@ -56,8 +56,8 @@ impl JobRunner {
         if self.store.has_pictures(&keys, &fingerprint).await.map_err(storage_failure)? {
             return Ok(Ending::AnnouncedAgain);
         }
-        let loras = self.fetch_loras(task, report).await?;
-        let output = self.paint(task, loras, deadline).await?;
+        let files = self.fetch_files(task, report).await?;
+        let output = self.paint(task, files, deadline).await?;
         report.stages.extend(output.stages);
         let uploading = async {
             for (key, file) in keys.iter().zip(output.files) {
@@ -76,7 +76,7 @@ impl JobRunner {
         Ok(Ending::Painted)
     }
 
-    async fn fetch_loras(&self, task: &Task, report: &mut Report) -> Result<Vec<AppliedLora>, Failure> {
+    async fn fetch_files(&self, task: &Task, report: &mut Report) -> Result<TaskFiles, Failure> {
         let fetching = async {
             let mut loras = Vec::with_capacity(task.loras.len());
             for reference in &task.loras {
@@ -84,20 +84,25 @@ impl JobRunner {
                 report.loras_found.push(found);
                 loras.push(AppliedLora { lora, scale: reference.scale });
             }
-            Ok(loras)
+            let mut inversions = Vec::with_capacity(task.inversions.len());
+            for reference in &task.inversions {
+                let inversion = self.store.inversion(reference).await.map_err(inversion_failure)?;
+                inversions.push(AppliedInversion { inversion, token: reference.token.clone() });
+            }
+            Ok(TaskFiles { loras, inversions })
         };
         let stage = Stage::begin("fetch");
         let span = stage.span();
-        let (loras, time) = stage.measure(fetching).await;
+        let (files, time) = stage.measure(fetching).await;
         report.stages.push(time);
         telemetry::set(&span, "cache.hits", report.cache_hits() as i64);
         telemetry::set(&span, "cache.misses", report.cache_misses() as i64);
-        loras
+        files
     }
 
     /// Waits for the batcher while the progress webhooks go out. Then makes the files while the batcher paints the next batch.
-    async fn paint(&self, task: &Task, loras: Vec<AppliedLora>, deadline: Deadline) -> Result<Output, Failure> {
-        let request = Arc::new(self.generation_request(task, loras));
+    async fn paint(&self, task: &Task, files: TaskFiles, deadline: Deadline) -> Result<Output, Failure> {
+        let request = Arc::new(self.generation_request(task, files));
         request.check().map_err(EngineError::from)?;
         let loading = |error: LoadError| Failure::Transient(TaskFault::Painting, error.to_string());
         let waiting = Stage::begin("wait");
@@ -119,7 +124,7 @@ impl JobRunner {
         output.await.map_err(broke_off)?.map_err(Failure::from)
     }
 
-    fn generation_request(&self, task: &Task, loras: Vec<AppliedLora>) -> GenerationRequest {
+    fn generation_request(&self, task: &Task, TaskFiles { loras, inversions }: TaskFiles) -> GenerationRequest {
         GenerationRequest {
             inputs: Request {
                 prompt: task.prompt.clone(),
@@ -136,6 +141,7 @@ impl JobRunner {
             },
             images: task.num_images,
             loras,
+            inversions,
             signature: Some((task.artist_name.clone(), task.signature.clone())),
             format: task.format,
             file: self.file,
@@ -154,6 +160,12 @@ impl JobRunner {
         let urls: Vec<String> = task.result_keys().iter().map(|key| self.store.picture_url(key)).collect();
         Ok(self.backend.complete(task, &urls, deadline.end()).await?)
     }
+}
+
+/// The files that a task names.
+struct TaskFiles {
+    loras: Vec<AppliedLora>,
+    inversions: Vec<AppliedInversion>,
 }
 
 fn workload(task: &Task) -> Workload {

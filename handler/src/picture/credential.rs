@@ -195,6 +195,11 @@ fn generation(provenance: &Provenance) -> Value {
             |applied: &diffusion::lora::AppliedLora| json!({ "Sha256": applied.lora.sha256(), "Scale": applied.scale });
         fields.insert("Loras".into(), provenance.loras.iter().map(lora).collect());
     }
+    if !provenance.inversions.is_empty() {
+        let inversion =
+            |applied: &diffusion::prompt::inversion::AppliedInversion| json!({ "Sha256": applied.inversion.sha256() });
+        fields.insert("TextualInversions".into(), provenance.inversions.iter().map(inversion).collect());
+    }
     fields.into()
 }
 

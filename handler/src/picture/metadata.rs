@@ -135,6 +135,8 @@ fn parameters(provenance: &Provenance) -> String {
     let loras = provenance.loras.iter().map(|applied| format!("{}: {}", applied.lora.sha256(), applied.scale));
     let loras = loras.collect::<Vec<_>>().join(", ");
     settings.extend(Some(format!("Lora hashes: \"{loras}\"")).filter(|_| !provenance.loras.is_empty()));
+    let inversions: Vec<&str> = provenance.inversions.iter().map(|applied| applied.inversion.sha256()).collect();
+    settings.extend(Some(format!("TI hashes: \"{}\"", inversions.join(", "))).filter(|_| !inversions.is_empty()));
     settings.push(format!("Version: {GENERATOR}"));
     lines.push(settings.join(", "));
     lines.join("\n")
@@ -203,6 +205,12 @@ pub(super) fn xmp_packet(provenance: &Provenance) -> String {
             let mut lora = loras.element().obj();
             lora.element("Sha256", own()).value(applied.lora.sha256());
             lora.element("Scale", own()).value(applied.scale);
+        }
+    }
+    if !provenance.inversions.is_empty() {
+        let mut inversions = writer.element("TextualInversions", own()).array(RdfCollectionType::Seq);
+        for applied in provenance.inversions {
+            inversions.element().obj().element("Sha256", own()).value(applied.inversion.sha256());
         }
     }
     writer.finish(None)

@@ -3,7 +3,7 @@
 
 use crate::storage::weights;
 use aws_sdk_s3::primitives::{DateTime, DateTimeFormat};
-use diffusion::{lora::AppliedLora, pipeline::Request};
+use diffusion::{lora::AppliedLora, pipeline::Request, prompt::inversion::AppliedInversion};
 use std::path::Path;
 
 /// The software that made the picture.
@@ -66,6 +66,8 @@ pub struct Provenance<'a> {
     pub model: &'a ModelName,
     /// The LoRAs that were applied.
     pub loras: &'a [AppliedLora],
+    /// The textual inversions of the prompts.
+    pub inversions: &'a [AppliedInversion],
     /// Prompts and settings.
     pub request: &'a Request,
     /// Number of the picture in its task, from 1, and how many pictures the task has.

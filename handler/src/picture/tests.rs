@@ -9,7 +9,9 @@ use diffusion::{
     lora::{AppliedLora, Lora},
     noise,
     pipeline::Request,
-    prompt, schedulers,
+    prompt,
+    prompt::inversion::{AppliedInversion, TextualInversion},
+    schedulers,
 };
 use image::{Rgb, RgbImage};
 use std::sync::Arc;
@@ -44,6 +46,7 @@ fn files(change: impl Fn(&mut Provenance)) -> Vec<(Format, Vec<u8>, Vec<u8>)> {
         artist: Some("Ada\u{0} Ł <&>"),
         model: &model,
         loras: &[],
+        inversions: &[],
         request: &request,
         image: (2, 3),
         prompts: false,
@@ -92,6 +95,9 @@ fn each_lora_is_named_by_the_digest_of_its_file() {
     assert_eq!((lora.sha256().len(), lora.sha256()), (64, in_memory.sha256()));
     let expected = format!("<easel:Sha256>{}</easel:Sha256><easel:Scale>-0.5<", lora.sha256());
     let applied = [AppliedLora { lora, scale: -0.5 }];
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/goldens/inversions/learned_embeds.safetensors");
+    let inversion = Arc::new(TextualInversion::read(path.as_ref()).unwrap());
+    let inversions = [AppliedInversion { inversion, token: Some("a secret word".into()) }];
     let request = request();
     let (origin, model) = (PictureOrigin::default(), ModelName { name: "sd15".into(), revision: None });
     let provenance = Provenance {
@@ -99,11 +105,20 @@ fn each_lora_is_named_by_the_digest_of_its_file() {
         artist: None,
         model: &model,
         loras: &applied,
+        inversions: &inversions,
         request: &request,
         image: (1, 1),
         prompts: false,
     };
-    assert!(xmp_packet(&provenance).contains(&expected));
+    let packet = xmp_packet(&provenance);
+    assert!(packet.contains(&expected));
+    let hash = inversions[0].inversion.sha256();
+    assert!(
+        packet.contains(&format!("<easel:Sha256>{hash}</easel:Sha256></rdf:li></rdf:Seq></easel:TextualInversions>")),
+        "{packet}"
+    );
+    let exif = exif_block(&provenance, Format::Jpeg).unwrap();
+    assert!(holds(&exif, &format!("TI hashes: \"{hash}\"")) && !holds(&exif, "a secret word"));
 }
 
 #[test]
@@ -127,6 +142,7 @@ fn the_longest_prompts_fit_a_jpeg() {
         artist: Some(&"&".repeat(200)),
         model: &model,
         loras: &loras,
+        inversions: &[],
         request: &long,
         image: (1, 1),
         prompts: true,

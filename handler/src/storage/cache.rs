@@ -127,6 +127,11 @@ impl<S: ObjectSource> Cache<S> {
         Self { source, volume, options, limits, lock_timeout: LOCK_TIMEOUT, metrics, warned: Once::new() }
     }
 
+    /// The same cache with the counters of another one, for files of another kind in the same folder.
+    pub fn counting_in(self, metrics: &CacheMetrics) -> Self {
+        Self { metrics: metrics.clone(), ..self }
+    }
+
     /// Its counters.
     pub fn metrics(&self) -> &CacheMetrics {
         &self.metrics

@@ -45,6 +45,10 @@ pub(super) const LORA: ErrorWording = ErrorWording {
     if_range_ignored: "let --lora-part-bytes (EASEL_LORA_PART_BYTES) be no less than the file",
 };
 
+/// For textual inversions.
+pub(super) const INVERSION: ErrorWording =
+    ErrorWording { permanent: "`textual_inversions`", transient: "textual inversion", ..LORA };
+
 /// S3 as a source of the cache.
 pub(crate) struct S3Source {
     s3: S3Client,

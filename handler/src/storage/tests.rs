@@ -17,14 +17,16 @@ const PRINT: &str = "fingerprint";
 
 fn store(bucket: &FakeBucket) -> Store {
     let s3 = S3Client::new(bucket.client());
-    let cache = Cache::new(S3Source::new(s3.clone(), LORA), "/nonexistent".into(), DOWNLOAD_OPTIONS, LIMITS);
+    let cache = || Cache::new(S3Source::new(s3.clone(), LORA), "/nonexistent".into(), DOWNLOAD_OPTIONS, LIMITS);
+    let (loras, inversions) = (ParsedCache::new(cache(), 1 << 20), ParsedCache::new(cache(), 1 << 20));
     Store {
         s3,
         bucket: "pictures".into(),
         acl: ResultAcl::None,
         base_url: String::new(),
         payload_bucket: Some("payloads".into()),
-        loras: LoraCache::new(cache, 1 << 20),
+        loras,
+        inversions,
     }
 }
 

@@ -2,8 +2,8 @@
 //! comment is its description in the schema.
 
 use super::{
-    Format, MAX_ARTIST_NAME, MAX_EXTRA_LORAS, MAX_GUIDANCE, MAX_IMAGES, MAX_LORA_SCALE, MAX_PROMPT, MAX_STEPS,
-    MAX_TAGS, SIZES_OF_RATIOS,
+    Format, MAX_ARTIST_NAME, MAX_EXTRA_LORAS, MAX_GUIDANCE, MAX_IMAGES, MAX_INVERSIONS, MAX_LORA_SCALE, MAX_PROMPT,
+    MAX_STEPS, MAX_TAGS, SIZES_OF_RATIOS,
     rule::{
         Boolean, Defaulted, Field, Integer, LoraUrl, NonBlank, Number, Object, ObjectList, OneOf, Optional, Required,
         Tags, Text, Timestamp, WebhookUrl, object_of,
@@ -69,6 +69,9 @@ fields! {
         LORA_SCALE: Defaulted<Number, f64> = "lora_scale", SCALES, 1.0;
         /// LoRAs beside the style's.
         LORAS: Optional<ObjectList> = "loras", ObjectList { max_items: MAX_EXTRA_LORAS, fields: extra::LORA };
+        /// Textual inversions: words whose meaning somebody trained, for both prompts.
+        TEXTUAL_INVERSIONS: Optional<ObjectList> =
+            "textual_inversions", ObjectList { max_items: MAX_INVERSIONS, fields: inversion::INVERSION };
         /// How many pictures.
         NUM_IMAGES: Defaulted<Integer, i128> = "num_images", Integer { min: 1, max: MAX_IMAGES }, 1;
         /// File format of the pictures.
@@ -91,6 +94,22 @@ pub(super) mod extra {
             LORA_MODEL_URL: Required<LoraUrl> = "lora_model_url", LoraUrl;
             /// How strongly it is applied.
             SCALE: Defaulted<Number, f64> = "scale", SCALES, 1.0;
+        }
+    }
+}
+
+/// The fields of a textual inversion.
+pub(super) mod inversion {
+    use super::*;
+    use diffusion::prompt::inversion::MAX_TOKEN;
+
+    fields! {
+        /// A textual inversion.
+        INVERSION {
+            /// Where it is, a safetensors file: `s3://bucket/key`, in the buckets that LoRAs may come from.
+            URL: Required<LoraUrl> = "url", LoraUrl;
+            /// The word for it in the prompts; by default the one that the file names. Upper and lower case are the same.
+            TOKEN: Optional<NonBlank> = "token", NonBlank { max_chars: MAX_TOKEN };
         }
     }
 }

@@ -10,6 +10,8 @@ pub enum TaskFault {
     Task,
     /// A LoRA is missing, forbidden, too large, or does not fit the model.
     Lora,
+    /// A textual inversion is missing, forbidden, too large, or does not fit the model.
+    Inversion,
     /// The picture cannot be painted: its size, its scheduler or the name.
     Picture,
     /// Painting failed.
@@ -26,9 +28,10 @@ pub enum TaskFault {
 
 impl TaskFault {
     /// All of them.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
         Self::Task,
         Self::Lora,
+        Self::Inversion,
         Self::Picture,
         Self::Painting,
         Self::Memory,
@@ -42,6 +45,7 @@ impl TaskFault {
         match self {
             Self::Task => "TASK_INVALID",
             Self::Lora => "LORA_UNUSABLE",
+            Self::Inversion => "TEXTUAL_INVERSION_UNUSABLE",
             Self::Picture => "PICTURE_REFUSED",
             Self::Painting => "PAINTING_FAILED",
             Self::Memory => "OUT_OF_MEMORY",

@@ -4,7 +4,7 @@
 //! It is a digest of a canonical text: a version, then one line for each field, sorted, with the names and values of the contract. A
 //! test pins the text and its digest.
 
-use super::{LoraRef, Task};
+use super::{InversionRef, LoraRef, Task};
 use crate::task::signature::Signature;
 use sha2::{Digest, Sha256};
 
@@ -28,6 +28,7 @@ impl Task {
             webhook_url: _,
             created_at: _,
             loras,
+            inversions,
             prompt,
             negative_prompt,
             prompt_weighting,
@@ -69,6 +70,12 @@ impl Task {
             lines.push(line(&format!("loras[{index}].bucket"), text(bucket)));
             lines.push(line(&format!("loras[{index}].key"), text(key)));
             lines.push(line(&format!("loras[{index}].scale"), number(*scale)));
+        }
+        for (index, InversionRef { bucket, key, token }) in inversions.iter().enumerate() {
+            let name = |field: &str| format!("textual_inversions[{index}].{field}");
+            lines.push(line(&name("bucket"), text(bucket)));
+            lines.push(line(&name("key"), text(key)));
+            lines.extend(token.iter().map(|token| line(&name("token"), text(token))));
         }
         lines.sort_unstable();
         format!("easel task {VERSION}\n{}", lines.concat())

@@ -68,6 +68,26 @@ fn the_fingerprint_depends_on_what_changes_the_picture() {
     }
 }
 
+/// Only a task that has them has lines for textual inversions, so that no other task's fingerprint changes.
+#[test]
+fn textual_inversions_are_part_of_the_fingerprint_only_where_they_are() {
+    let with = |value: Value| {
+        let mut task = seed_task();
+        task["textual_inversions"] = value;
+        Task::parse(&task.to_string()).unwrap()
+    };
+    let plain = Task::parse(&seed_task().to_string()).unwrap();
+    assert_eq!(
+        (with(json!([])).fingerprint(), with(Value::Null).fingerprint()),
+        (plain.fingerprint(), plain.fingerprint())
+    );
+    let two = with(json!([{ "url": "s3://words/a", "token": "<cat-toy>" }, { "url": "s3://words/b" }]));
+    let lines = "textual_inversions[0].bucket=5:words\ntextual_inversions[0].key=1:a\ntextual_inversions[0].token=9:<cat-toy>\n\
+                 textual_inversions[1].bucket=5:words\ntextual_inversions[1].key=1:b\n";
+    assert_eq!(two.canonical(), plain.canonical().replace("width=512", &format!("{lines}width=512")));
+    assert_eq!(two.inversions[1], InversionRef { bucket: "words".into(), key: "b".into(), token: None });
+}
+
 /// Fingerprints are stored with pictures in S3. If this test fails, redelivered tasks are painted again: raise the version.
 #[test]
 fn the_fingerprint_is_the_same_in_every_release() {
@@ -212,6 +232,22 @@ fn bad_fields_are_named_with_kind_and_limit() {
         ("prompt_weighting", json!("compel"), "`prompt_weighting` is an unknown name, must be one of none, a1111"),
         ("lora_scale", json!("big"), "`lora_scale` is a string"),
         ("loras", json!([{"scale": 1}]), "`loras[0].lora_model_url` is missing"),
+        ("textual_inversions", json!([{"token": "x"}]), "`textual_inversions[0].url` is missing"),
+        (
+            "textual_inversions",
+            json!([{"url": "s3://bucket/k", "token": " "}]),
+            "`textual_inversions[0].token` is empty, must have something to see",
+        ),
+        (
+            "textual_inversions",
+            json!([{"url": "s3://bucket/k", "token": "x".repeat(101)}]),
+            "`textual_inversions[0].token` is a string of 101 characters, must be a string of at most 100",
+        ),
+        (
+            "textual_inversions",
+            json!(vec![json!({}); 9]),
+            "`textual_inversions` is an array of 9, must be an array of at most 8",
+        ),
         ("num_images", json!(5), "`num_images` is 5"),
         ("output_format", json!("gif"), "`output_format` is an unknown name, must be one of jpeg, png, "),
         ("output_format", json!(1), "`output_format` is an integer, must be a string"),

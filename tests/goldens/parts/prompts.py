@@ -1,10 +1,15 @@
 """Embeddings of prompts with weights: transformers' hidden states, weighted as AUTOMATIC1111's web UI documents it.
 
 What each prompt means is written down here by hand: the test compares its own reading of the brackets with it.
+
+And what Python takes for the number of a weight: the web UI finds it with a regular expression and gives it to `float`.
 """
 
 import json
+import platform
+import re
 import tempfile
+import unicodedata
 from pathlib import Path
 
 import torch
@@ -23,9 +28,40 @@ CASES = [
     ("long " * 12 + "(" + "tail " * 12 + ":1.4)", [("long " * 12, 1.0), ("tail " * 12, 1.4)]),
 ]
 
+# A colon, a sign, digits and points, and the bracket: what a weight looks like in the web UI.
+WEIGHT = re.compile(r":\s*([+-]?[.\d]+)\s*\)")
+# What stands between the colon and the bracket.
+NUMBERS = ["1.3", "１.３", "１３", "٣", "1٣.१", "-２", "+.５", "５.", ".5", "5.", "+5", "𝟙.𝟛", "၁.๓", "꘡", "0", "-0", "00012.5"]
+NUMBERS += [" 1.3 ", "\t1.3\n", "\u30001.3\u00a0", "\x1c1.3\x1f", "\x851.3", "\u200b1.3", "1 .3", "+ 1", "\u20281.3\u205f"]
+NUMBERS += ["1_3", "1e1", "１ｅ１", "inf", "nan", "-inf", "infinity", "0x10", "1,3", "１，３", "１．３", "½", "²", "①", "一", "Ⅷ", "", " ", "x"]
+NUMBERS += ["1.2.3", ".", "-.", "..", "+-1", "--1", "１.２.３", "9" * 400, "0." + "0" * 400 + "1", "1.00000000000000000000000000001"]
+
+
+def weights() -> list[tuple[str, float | str | None]]:
+    """Each text with its number, null if it is no weight, or "error" if it is a weight without a number that a float can hold."""
+    digits = [chr(code) for code in range(0x110000) if unicodedata.category(chr(code)) == "Nd"]
+    return [(text, number(text)) for text in [*NUMBERS, *(f"1.{digit}" for digit in digits)]]
+
+
+def number(text: str) -> float | str | None:
+    if not (found := WEIGHT.match(f":{text})")):
+        return None
+    try:
+        value = float(found.group(1))
+    except ValueError:
+        return "error"
+    return value if abs(value) < float("inf") else "error"
+
+
+def write_weights(folder: Path) -> None:
+    about = {"python": platform.python_version(), "unicode": unicodedata.unidata_version}
+    lines = ",\n".join(json.dumps(case) for case in weights())
+    (folder / "prompt-weights.json").write_text(f'{{"made_with": {json.dumps(about)},\n"weights": [\n{lines}\n]}}\n')
+
 
 @torch.no_grad()
 def make(folder: Path) -> None:
+    write_weights(folder)
     tensors = {}
     with tempfile.TemporaryDirectory() as model:
         toy_model(model, "tiny")

@@ -44,7 +44,7 @@ mod tests {
         let theirs: serde_json::Value =
             serde_json::from_str(&settings(model, "tokenizer/vocab.json").unwrap()).unwrap();
         assert_eq!(serde_json::Value::Object(vocabulary()), theirs);
-        let (ours, theirs) = (Tokenizer::clip(77).unwrap(), Tokenizer::load(model, 77).unwrap());
+        let (ours, theirs) = (Tokenizer::clip(77).unwrap(), Tokenizer::load(model, 77, 49408).unwrap());
         for text in ["", "A cat, sitting; 3 Fuß 猫 🐱", "<|startoftext|> x<|endoftext|>!", &"very ".repeat(90)] {
             assert_eq!(ours.encode(text).unwrap(), theirs.encode(text).unwrap(), "{text}");
         }

@@ -10,6 +10,10 @@ use crate::{
     prompt::tokenizer::Tokens,
 };
 use candle_core::{DType, Error, Result as CandleResult, Tensor};
+use std::collections::HashMap;
+
+/// Embeddings of tokens that textual inversions add, by id. They come before those of the encoder.
+pub(crate) type AddedEmbeddings = HashMap<u32, Vec<f32>>;
 
 /// A `CLIPTextModel`. Its last hidden state after the final LayerNorm is the prompt's embedding.
 pub(crate) struct TextEncoder {
@@ -54,12 +58,12 @@ impl TextEncoder {
     }
 
     /// The embeddings of prompts of one length, `[prompts, tokens, hidden_size]`. If tokens have weights other than 1, hidden states are
-    /// multiplied with them, and then scaled to their old mean, as in AUTOMATIC1111's web UI.
+    /// multiplied with them, and then scaled to their old mean, as in AUTOMATIC1111's web UI. `added` has embeddings of further tokens.
     ///
     /// # Errors
     /// Weights that make the mean zero or infinite. Or the device fails or has too little memory.
-    pub(crate) fn encode(&self, prompts: &[&Tokens]) -> Result<Array> {
-        let mut xs = self.embed(prompts)?;
+    pub(crate) fn encode(&self, prompts: &[&Tokens], added: &AddedEmbeddings) -> Result<Array> {
+        let mut xs = self.embed(prompts, added)?;
         for layer in &self.layers {
             xs = layer.forward(&xs)?;
         }
@@ -74,13 +78,21 @@ impl TextEncoder {
     }
 
     /// The sum of the embeddings of tokens and positions. Only the rows that are needed are read.
-    fn embed(&self, prompts: &[&Tokens]) -> CandleResult<Array> {
+    fn embed(&self, prompts: &[&Tokens], added: &AddedEmbeddings) -> CandleResult<Array> {
         let length = prompts.first().map_or(0, |tokens| tokens.ids.len());
         if prompts.iter().any(|tokens| tokens.ids.len() != length) {
             return Err(Error::Msg("prompts of several lengths".into()).bt());
         }
         let ids: Vec<u32> = prompts.iter().flat_map(|tokens| tokens.ids.iter().copied()).collect();
-        let tokens = self.embeddings.rows("token_embedding.weight", &ids)?.reshape((prompts.len(), length, ()))?;
+        let known: Vec<u32> = ids.iter().map(|id| if added.contains_key(id) { 0 } else { *id }).collect();
+        let mut tokens = self.embeddings.rows("token_embedding.weight", &known)?;
+        for (place, id) in ids.iter().enumerate() {
+            if let Some(embedding) = added.get(id) {
+                let row = Tensor::from_slice(embedding, (1, embedding.len()), tokens.device())?;
+                tokens = tokens.slice_assign(&[place..place + 1, 0..embedding.len()], &row)?;
+            }
+        }
+        let tokens = tokens.reshape((prompts.len(), length, ()))?;
         let positions: Vec<u32> = (0..length as u32).collect();
         let positions = self.embeddings.rows("position_embedding.weight", &positions)?;
         self.embeddings.on_device(&tokens.broadcast_add(&positions)?)
@@ -135,7 +147,6 @@ mod tests {
     use candle_core::Device;
     use candle_nn::VarBuilder;
     use candle_transformers::models::clip::text_model::{Activation, ClipTextConfig, ClipTextTransformer};
-    use std::collections::HashMap;
 
     const WIDTH: usize = 64;
 
@@ -176,7 +187,8 @@ mod tests {
         let ids: Vec<Vec<u32>> = vec![(0..12).collect(), (20..32).rev().collect()];
         let prompts = ids.iter().map(|ids| Tokens { ids: ids.clone(), truncated: 0, weights: vec![1.0; 12] });
         let prompts: Vec<Tokens> = prompts.collect();
-        let ours = ours.encode(&prompts.iter().collect::<Vec<_>>()).unwrap().to_tensor().unwrap();
+        let ours =
+            ours.encode(&prompts.iter().collect::<Vec<_>>(), &AddedEmbeddings::new()).unwrap().to_tensor().unwrap();
         let theirs = theirs.forward_with_mask(&Tensor::new(ids, &Device::Cpu).unwrap(), usize::MAX).unwrap();
         let most = |tensor: &Tensor| tensor.abs().unwrap().max_all().unwrap().to_scalar::<f32>().unwrap();
         let error = most(&(&ours - &theirs).unwrap()) / most(&theirs);

@@ -11,7 +11,7 @@ use crate::{
     loading::config::{TextEncoderConfig, UnetConfig, VaeConfig},
     loading::{is_checkpoint, weights::Weights},
     lora::{LoraError, MergePlan},
-    models::text_encoder::TextEncoder,
+    models::text_encoder::{AddedEmbeddings, TextEncoder},
     models::unet::{Prepared, Unet},
     models::vae::VaeDecoder,
     ops::params::{Params, ShapeRecorder, Shapes},
@@ -101,6 +101,7 @@ pub(crate) struct Model {
 pub(crate) struct Networks {
     model: Model,
     text_encoder: TextEncoder,
+    added_embeddings: AddedEmbeddings,
     unet: Arc<Unet>,
     vae: VaeDecoder,
     /// Copies inputs to the device.
@@ -130,6 +131,7 @@ impl Networks {
                 Ok(Self {
                     inputs: text.clone(),
                     text_encoder: TextEncoder::new(&model.text_config, text)?,
+                    added_embeddings: AddedEmbeddings::new(),
                     unet: Unet::new(&model.unet_config, unet)?.into(),
                     vae: VaeDecoder::new(&model.vae_config, vae)?,
                     model,
@@ -145,6 +147,7 @@ impl Networks {
                 let mut networks = Self {
                     inputs: Params::on_gpu(&model.text_weights, &text),
                     text_encoder: TextEncoder::new(&model.text_config, Params::on_gpu(&model.text_weights, &text))?,
+                    added_embeddings: AddedEmbeddings::new(),
                     unet: on_gpu.clone(),
                     vae: VaeDecoder::new(&model.vae_config, Params::on_gpu(&model.vae_weights, &vae))?,
                     state: DeviceState::Gpu(GpuState {
@@ -250,13 +253,18 @@ impl Networks {
         Ok(())
     }
 
+    /// From now on, these are the embeddings of added tokens, each of the encoder's width.
+    pub(crate) fn add_embeddings(&mut self, added: AddedEmbeddings) {
+        self.added_embeddings = added;
+    }
+
     /// The prompts' embeddings, `[prompts, tokens, hidden_size]`.
     pub(crate) fn embed(&self, prompts: &[&Tokens]) -> Result<Array> {
         self.enter()?;
         if let DeviceState::Gpu(state) = &self.state {
             state.text.restore(&self.model.text_weights)?;
         }
-        let embedded = self.text_encoder.encode(prompts)?;
+        let embedded = self.text_encoder.encode(prompts, &self.added_embeddings)?;
         self.offload_idle()?;
         Ok(embedded)
     }

@@ -7,6 +7,7 @@ mod schedulers;
 mod shards;
 mod swap;
 mod tokenizer;
+mod weights;
 
 use anyhow::Result;
 use candle_core::{DType, Tensor};

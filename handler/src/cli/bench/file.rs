@@ -32,6 +32,7 @@ pub fn file(config: &BenchFileConfig) -> anyhow::Result<()> {
         artist: Some(&config.signature),
         model: &model,
         loras: &loras,
+        inversions: &[],
         request: &request,
         image: (1, 1),
         prompts: false,

@@ -67,6 +67,7 @@ fn files(credential: &Credential, prompts: bool) -> Vec<(Format, Vec<u8>, Vec<u8
         artist: Some("Ada Ł"),
         model: &model,
         loras: &[],
+        inversions: &[],
         request: &request,
         image: (2, 3),
         prompts,

@@ -1,6 +1,6 @@
 //! Loading LoRAs from a fake storage.
 
-use super::{LoraCache, StoreError};
+use super::{ParsedCache, StoreError};
 use crate::{
     observe::report::Found,
     storage::cache::{
@@ -8,14 +8,17 @@ use crate::{
         fake_source::{DOWNLOAD_OPTIONS, FakeSource, LIMITS, ReadFault, location},
     },
 };
-use diffusion::lora::Lora;
+use diffusion::{lora::Lora, prompt::inversion::TextualInversion};
 use futures_util::future::join_all;
 use std::{fs, path::Path, sync::Arc};
 
 const STYLE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/model/styles/halftone.safetensors");
+const INVERSION: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/goldens/inversions/several.safetensors");
 const OTHER: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/model/styles/stained-glass.safetensors");
 
-fn loras(fake: &FakeSource, folder: &Path) -> LoraCache<FakeSource> {
+type LoraCache = ParsedCache<FakeSource, Lora>;
+
+fn loras(fake: &FakeSource, folder: &Path) -> LoraCache {
     let (options, limits) =
         (DownloadOptions { part_bytes: 1 << 20, ..DOWNLOAD_OPTIONS }, CacheLimits { bytes: 1 << 30, ..LIMITS });
     LoraCache::new(Cache::new(fake.clone(), folder.to_owned(), options, limits), 1 << 30)
@@ -101,4 +104,20 @@ async fn a_storage_that_calls_the_same_version_another_is_named_for_it() {
     let StoreError::Transient(reason) = &error else { panic!("{error:?}") };
     assert!(reason.contains("s3://models/a: ") && reason.contains("look for a proxy"), "{reason}");
     assert_eq!(fake.reads().len(), 1, "it is read in vain again");
+}
+
+#[tokio::test]
+async fn textual_inversions_are_kept_in_the_same_way_and_name_their_own_field() {
+    let folder = tempfile::tempdir().unwrap();
+    let fake = FakeSource::with("a", &fs::read(INVERSION).unwrap());
+    let inversions = || ParsedCache::<_, TextualInversion>::new(fake.cache(folder.path()), 1 << 20);
+    let (first, found) = inversions().get("models", "a").await.unwrap();
+    assert_eq!((first.sha256(), found), (TextualInversion::read(INVERSION.as_ref()).unwrap().sha256(), Found::Storage));
+    let again = inversions();
+    assert_eq!(again.get("models", "a").await.unwrap().1, Found::Volume);
+    assert_eq!(again.get("models", "a").await.unwrap().1, Found::Memory);
+    fake.put("a", b"PK\x03\x04 as torch.save writes it");
+    let error = again.get("models", "a").await.unwrap_err();
+    let StoreError::Permanent(reason) = &error else { panic!("{error:?}") };
+    assert!(reason.starts_with("`textual_inversions` s3://models/a: ") && reason.contains("pickled"), "{reason}");
 }

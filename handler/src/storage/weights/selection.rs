@@ -7,18 +7,18 @@ use diffusion::{loading::DIFFUSION_FILES, loading::ENCODER_FILES};
 use std::path::{Component, Path};
 
 /// Files that the pipeline reads beside the weights.
-const REQUIRED: [&str; 8] = [
+const REQUIRED: [&str; 6] = [
     "model_index.json",
     "scheduler/scheduler_config.json",
     "text_encoder/config.json",
-    "tokenizer/merges.txt",
     "tokenizer/tokenizer_config.json",
-    "tokenizer/vocab.json",
     "unet/config.json",
     "vae/config.json",
 ];
+/// The tokenizer in the form of today, and in the older one. A repository has either, and may have both.
+const TOKENIZERS: [&[&str]; 2] = [&["tokenizer/tokenizer.json"], &["tokenizer/vocab.json", "tokenizer/merges.txt"]];
 /// Files that are taken if the repository has them.
-const OPTIONAL: [&str; 1] = ["tokenizer/special_tokens_map.json"];
+const OPTIONAL: [&str; 2] = ["tokenizer/added_tokens.json", "tokenizer/special_tokens_map.json"];
 /// Folders with weights, and the file names of full weights and of half precision.
 const WEIGHTS: [(&str, [&str; 2]); 3] =
     [("text_encoder", ENCODER_FILES), ("unet", DIFFUSION_FILES), ("vae", DIFFUSION_FILES)];
@@ -36,6 +36,14 @@ pub(super) fn select(offered: Vec<HubFile>, variant: Variant) -> anyhow::Result<
                 .with_context(|| format!("the repository has no {name}: it is no model in the diffusers layout"))?,
         );
     }
+    let whole = |form: &&&[&str]| form.iter().all(|name| find(name).is_some());
+    let forms: Vec<_> = TOKENIZERS.iter().filter(whole).collect();
+    let missing = || {
+        let part = TOKENIZERS[1].iter().find(|name| find(name).is_none()).unwrap_or(&"");
+        format!("the repository has no {} and no {part}: it is no model in the diffusers layout", TOKENIZERS[0][0])
+    };
+    ensure!(!forms.is_empty(), missing());
+    wanted.extend(forms.into_iter().flat_map(|form| form.iter().copied()).filter_map(find));
     wanted.extend(OPTIONAL.into_iter().filter_map(find));
     for name in weights(variant) {
         let file = find(&name);
@@ -82,7 +90,7 @@ mod tests {
         let weights = weights.iter().flat_map(|name| {
             ["safetensors", "fp16.safetensors", "bin", "ckpt", "pt"].map(|ending| format!("{name}.{ending}"))
         });
-        let names = REQUIRED.iter().chain(names).map(|name| (*name).to_string()).chain(weights);
+        let names = REQUIRED.iter().chain(TOKENIZERS[1]).chain(names).map(|name| (*name).to_string()).chain(weights);
         names.map(|path| HubFile { path, bytes: 1, sha256: None, git_sha1: None }).collect()
     }
 
@@ -91,10 +99,33 @@ mod tests {
         for variant in [Variant::Full, Variant::Fp16] {
             let taken =
                 select(offered(&["README.md", "safety_checker/model.safetensors", "v1-5.ckpt"]), variant).unwrap();
-            assert_eq!(taken.len(), REQUIRED.len() + 3);
+            assert_eq!(taken.len(), REQUIRED.len() + TOKENIZERS[1].len() + 3);
             let weights = taken.iter().filter(|file| file.path.ends_with(".safetensors"));
             assert!(weights.clone().all(|file| file.path.contains(".fp16.") == (variant == Variant::Fp16)));
             assert_eq!(weights.count(), 3);
+        }
+    }
+
+    #[test]
+    fn a_tokenizer_of_either_form_is_taken_with_the_tokens_beside_its_vocabulary() {
+        let taken = |gone: &[&str], more: &[&str]| {
+            let mut files = offered(more);
+            files.retain(|file| !gone.contains(&file.path.as_str()));
+            let taken = select(files, Variant::Full).map_err(|error| error.to_string())?;
+            let names = taken.into_iter().filter_map(|file| file.path.strip_prefix("tokenizer/").map(str::to_string));
+            Ok::<_, String>(names.collect::<Vec<_>>())
+        };
+        let (vocab, merges, new) = ("tokenizer/vocab.json", "tokenizer/merges.txt", "tokenizer/tokenizer.json");
+        let config = "tokenizer_config.json";
+        assert_eq!(taken(&[vocab, merges], &[new]).unwrap(), [config, "tokenizer.json"]);
+        assert_eq!(taken(&[merges], &[new]).unwrap(), [config, "tokenizer.json"]);
+        assert_eq!(taken(&[], &[new]).unwrap(), [config, "tokenizer.json", "vocab.json", "merges.txt"]);
+        let beside = ["tokenizer/added_tokens.json", "tokenizer/special_tokens_map.json"];
+        let expected = [config, "vocab.json", "merges.txt", "added_tokens.json", "special_tokens_map.json"];
+        assert_eq!(taken(&[], &beside).unwrap(), expected);
+        for gone in [vocab, merges] {
+            let error = taken(&[gone], &[]).unwrap_err();
+            assert!(error.contains(gone) && error.contains(new), "{error}");
         }
     }
 

@@ -42,6 +42,7 @@ fn task() -> Value {
     json!({
         "generation_id": 500, "style_id": 10, "lora_model_url": "s3://bucket/k", "prompt_tags": ["cat"], "artist_name": "Ada",
         "webhook_url": "http://backend", "signature": {}, "loras": [{ "lora_model_url": "s3://bucket/k" }],
+        "textual_inversions": [{ "url": "s3://bucket/k" }],
     })
 }
 
@@ -212,7 +213,12 @@ fn what_the_schema_refuses_the_parser_refuses_by_name() {
 #[test]
 fn a_required_field_that_is_missing_or_null_is_named() {
     let schema = schema();
-    let inside = [("", "", &schema), ("/loras/0", "loras[0].", &schema["properties"]["loras"]["items"])];
+    let items = |name: &str| &schema["properties"][name]["items"];
+    let inside = [
+        ("", "", &schema),
+        ("/loras/0", "loras[0].", items("loras")),
+        ("/textual_inversions/0", "textual_inversions[0].", items("textual_inversions")),
+    ];
     for (parent, place, schema) in inside {
         for field in schema["required"].as_array().unwrap() {
             let (name, mut without) = (field.as_str().unwrap(), task());
