@@ -18,7 +18,7 @@ import venv
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
-PARTS = ["schedulers", "noise", "tokenizer", "models", "prompts", "seeds", "pictures", "semantics", "lora"]
+PARTS = ["schedulers", "noise", "tokenizer", "models", "prompts", "seeds", "pictures", "semantics", "lora", "lora_layouts"]
 
 
 def main() -> None:
