@@ -132,6 +132,28 @@ def loras():
     yield "taken-norm", file({"lora_unet_mid_block_resnets_0_norm1.w_norm": matrix(2),
                               "lora_unet_mid_block_resnets_0_norm1.b_norm": matrix(2)})
     yield "taken-dora", file(pair | {f"{KOHYA}.dora_scale": matrix(1, 3)})
+    yield "taken-glora", file({f"{KOHYA}.{half}.weight": matrix(*shape) for half, shape in
+                               [("a1", (3, 1)), ("a2", (1, 3)), ("b1", (4, 1)), ("b2", (1, 3))]})
+    yield "taken-oft", file({f"{KOHYA}.oft_blocks": matrix(2, 2, 2), f"{KOHYA}.rescale": matrix(4, 1)})
+    ramp = struct.pack("<16e", *[place / 16 for place in range(16)])
+    yield "taken-boft", file({f"{KOHYA}.oft_blocks": ("F16", (2, 2, 2, 2), ramp), f"{KOHYA}.alpha": matrix()})
+    yield "taken-oft-peft", file({f"base_model.model.{PEFT}.oft_R.weight": matrix(2, 6)})
+    yield "taken-boft-peft", file({f"base_model.model.{PEFT}.boft_R": matrix(1, 2, 2, 2),
+                                   f"base_model.model.{PEFT}.boft_s": matrix(2, 1)})
+    places = struct.pack("<4h", 0, 1, 2, 0), struct.pack("<2h", 3, 3)
+    yield "taken-sparse", file(pair | {f"{KOHYA}.bias_values": matrix(2), f"{KOHYA}.bias_indices": ("I16", (2, 2), places[0]),
+                                       f"{KOHYA}.bias_size": ("I16", (2,), places[1])})
+    yield "taken-fp8", file({f"{KOHYA}.lora_down.weight": ("F8_E4M3", (1, 3), b"\x38\x30\xc0"),
+                             f"{KOHYA}.lora_up.weight": ("F8_E5M2", (2, 1), b"\x3c\xc0")})
+    yield "taken-unused", file({f"{KOHYA}.lokr_w1": matrix(2, 2), f"{KOHYA}.lokr_w2": matrix(2, 2),
+                                f"{KOHYA}.alpha": matrix(first=0x7C00)})
+    alone = json.dumps({"lora_alpha": 4, "peft_type": "LORA", "init_lora_weights": "olora", "rank_pattern": {"to_k": 1}})
+    yield "taken-olora", file(peft, {"lora_adapter_metadata": alone})
+    yield "refused-pissa", file(peft, {"lora_adapter_metadata": alone.replace("olora", "pissa")})
+    yield "refused-setting", file(peft, {"lora_adapter_metadata": alone.replace("peft_type", "layer_replication")})
+    yield "refused-places", file(pair | {f"{KOHYA}.bias_values": matrix(2), f"{KOHYA}.bias_indices": ("I16", (2, 2), places[0]),
+                                         f"{KOHYA}.bias_size": ("I16", (2,), places[0][:4])})
+    yield "refused-triangle", file({f"base_model.model.{PEFT}.oft_R.weight": matrix(2, 5)})
     yield "refused-empty", b""
     yield "refused-pickle", b"PK\x03\x04" + b"\0" * 40
     yield "refused-claim", file(pair, claim=2**62)
@@ -192,10 +214,12 @@ def words(target):
         parts = ["lora_down.weight", "lora_up.weight", "lora_mid.weight", "alpha", "dora_scale", "lora_A.weight",
                  "lora_B.weight", "lora_B.bias", "lora_magnitude_vector", "lokr_w1", "lokr_w1_a", "lokr_w1_b", "lokr_w2",
                  "lokr_t2", "hada_t1", "diff", "diff_b", "w_norm", "b_norm", "on_input", "ia3_l", "weight", "scalar",
-                 "default.", "processor."]
-        types = ["F64", "F32", "F16", "BF16", "I64", "U8", "BOOL", "F8_E4M3", "F4", "C64"]
+                 "a1.weight", "a2.weight", "b1.weight", "b2.weight", "bm.weight", "oft_blocks", "rescale", "oft_R.weight",
+                 "boft_R", "boft_s", "bias_indices", "bias_values", "bias_size", "magnitude", "default.", "processor."]
+        types = ["F64", "F32", "F16", "BF16", "I64", "I16", "U8", "BOOL", "F8_E4M3", "F8_E5M2", "F4", "C64"]
         fields = ['"dtype":', '"shape":[', '"data_offsets":[', "__metadata__", "lora_adapter_metadata", "unet.", "lora_te_",
-                  "lora_te2_", "text_encoder.", "alpha_pattern", "use_rslora", "double_blocks", str(2**64 - 1), "[]"]
+                  "lora_te2_", "text_encoder.", "alpha_pattern", "use_rslora", "rank_pattern", "init_lora_weights", "peft_type",
+                  "base_model.model.", "clip_l.", "double_blocks", str(2**64 - 1), "[]"]
         return [f".{part}" for part in parts] + [f'"{kind}"' for kind in types] + fields
     return ["http://", "https://", "[::1]", "[::ffff:", "64:ff9b::", "2002:", "2001:", "fe80::", "127.0.0.1", "169.254.",
             "100.64.", "198.18.", "0x7f", "0177", "localhost", ".localhost", "metadata", "%2e", "%00", "\u3002", "\u00ad",

@@ -1,19 +1,23 @@
 //! LoRAs: read from a safetensors file, checked key by key, and merged over the base weights.
 //!
-//! Reads what peft, diffusers (three generations), kohya's scripts and LyCORIS write for SD1.5: LoRA, LoCon, LoHa, LoKr, IA3, full
-//! differences and DoRA. A file that fits nothing or changes nothing is an error.
+//! Reads what peft, diffusers (four generations), kohya's scripts, LyCORIS, OneTrainer, ComfyUI and ai-toolkit write for SD1.5: LoRA,
+//! LoCon, LoHa, LoKr, GLoRA, IA3, OFT, BOFT, OLoRA, full differences and DoRA. A file that fits nothing or changes nothing is an error.
 
 mod base_model;
 mod change;
 mod error;
 mod factorized;
+mod files;
 mod inspect;
 mod keys;
 mod layer;
 mod matrices;
 mod merge;
+mod olora;
 mod reading;
+mod rotation;
 mod settings;
+mod sparse;
 mod target;
 
 pub use base_model::BaseModel;
@@ -24,6 +28,8 @@ pub(crate) use merge::LowRankUpdate;
 pub use merge::{MergePlan, Overlays, merge, plan};
 pub use target::Target;
 
+use crate::error::{MAX_NAME, cut};
+use files::Files;
 use layer::Layer;
 use matrices::Matrices;
 use sha2::{Digest, Sha256};
@@ -57,6 +63,10 @@ struct FileInfo {
     /// The base model it was made for, and the key or metadata that says so.
     base: Option<(BaseModel, String)>,
     tensors: usize,
+    /// Where peft's settings are, if there are any.
+    settings: Option<&'static str>,
+    /// Keys of numbers that change nothing.
+    unused: Vec<String>,
 }
 
 /// A LoRA and how strongly it is applied.
@@ -85,16 +95,16 @@ pub enum Dora {
 }
 
 impl Lora {
-    /// Reads a file.
+    /// Reads a file, or the file of a folder, with the `adapter_config.json` beside it.
     ///
     /// # Errors
     /// The file cannot be read, or [`Lora::from_bytes`] would refuse its content.
     pub fn read(path: &Path) -> Result<Self, LoraError> {
-        let mut file = File::open(path)?;
+        let Files { mut file, config, .. } = Files::open(path)?;
         let same = file.try_clone()?;
         // Parsing takes longer, so hashing beside it costs no time.
-        let (lora, sha256) = rayon::join(|| Self::parse(&mut file), || sha256_of(&same));
-        Ok(Self { sha256: sha256?, ..lora?.validated()? })
+        let (lora, sha256) = rayon::join(|| Self::parse(&mut file, config.as_deref()), || sha256_of(&same));
+        Ok(Self { sha256: sha256?, ..lora?.ready()? })
     }
 
     /// Reads a safetensors file that is in memory.
@@ -102,7 +112,7 @@ impl Lora {
     /// # Errors
     /// See [`LoraError`]. Every key that cannot be used is an error.
     pub fn from_bytes(bytes: &[u8]) -> Result<Self, LoraError> {
-        let lora = Self::parse(&mut Cursor::new(bytes))?.validated()?;
+        let lora = Self::parse(&mut Cursor::new(bytes), None)?.ready()?;
         Ok(Self { sha256: hex::encode(Sha256::digest(bytes)), ..lora })
     }
 
@@ -111,7 +121,7 @@ impl Lora {
     /// # Errors
     /// As [`Lora::from_bytes`].
     pub fn read_hashed(source: &mut (impl Read + Seek), sha256: [u8; 32]) -> Result<Self, LoraError> {
-        Ok(Self { sha256: hex::encode(sha256), ..Self::parse(source)?.validated()? })
+        Ok(Self { sha256: hex::encode(sha256), ..Self::parse(source, None)?.ready()? })
     }
 
     /// The number of modules that the file changes.
@@ -124,6 +134,37 @@ impl Lora {
         &self.sha256
     }
 
+    /// What whoever made the file should know, though it is painted: nothing of it is an error.
+    pub(crate) fn notes(&self) -> Vec<String> {
+        let scaled = || self.layers.iter().filter_map(|layer| Some((layer, layer.weight.as_ref()?)));
+        let ranked: Vec<_> = scaled().filter(|(_, change)| change.rank().is_some()).collect();
+        let unnamed = ranked.iter().filter(|(layer, _)| layer.alpha.is_none()).count();
+        let series = self.info.settings.is_none() && scaled().any(|(_, change)| change.kind.needs_settings());
+        let mut notes = Vec::new();
+        if unnamed > 0 {
+            notes.push(format!(
+                "alpha is not named for {unnamed} of {} modules: the rank is taken, so their scale is 1",
+                ranked.len()
+            ));
+        }
+        if series {
+            notes.push("the settings of its OFT are not named: peft's own are taken".into());
+        }
+        if !self.info.unused.is_empty() {
+            let (first, more) = (cut(&self.info.unused[0], MAX_NAME), self.info.unused.len() - 1);
+            let others = if more == 0 { String::new() } else { format!(" (and {more} more)") };
+            notes.push(format!("`{first}` is not used{others}"));
+        }
+        notes
+    }
+
+    /// [`Self::validated`], with the notes in the log.
+    fn ready(self) -> Result<Self, LoraError> {
+        let lora = self.validated()?;
+        lora.notes().iter().for_each(|note| tracing::warn!("LoRA: {note}"));
+        Ok(lora)
+    }
+
     /// The LoRA itself, if it can be used without looking at a model.
     fn validated(self) -> Result<Self, LoraError> {
         if let Some(error) = self.unsupported_base() {
@@ -133,7 +174,7 @@ impl Lora {
             return Err(LoraError::Misfits(self.misfits));
         }
         if self.layers.is_empty() {
-            return Err(LoraError::NoEffect("the file has no keys"));
+            return Err(LoraError::NoEffect("no key of it is for a weight"));
         }
         if !self.active && self.layers.iter().all(|layer| layer.weight.as_ref().is_none_or(|w| w.magnitude.is_none())) {
             return Err(LoraError::NoEffect("every product of its matrices is zero"));

@@ -40,7 +40,7 @@ pub struct GenerateConfig {
     /// The model.
     #[command(flatten)]
     pub model: ModelConfig,
-    /// A LoRA file, with its scale; can be given several times.
+    /// A LoRA file, or a folder with one and its adapter_config.json, with its scale; can be given several times.
     #[arg(long = "lora", value_name = "FILE[=SCALE]")]
     pub loras: Vec<LoraFile>,
     /// A textual inversion file, with the word for it in the prompts if the file names none; can be given several times.
@@ -122,7 +122,7 @@ fn picture(text: &str) -> Result<PathBuf, String> {
 /// `FILE[=SCALE]`.
 #[derive(Debug, Clone, PartialEq)]
 pub struct LoraFile {
-    /// The file.
+    /// The file or folder.
     pub path: PathBuf,
     /// Multiplier, 1 if none is given.
     pub scale: f64,

@@ -14,7 +14,7 @@ pub enum LoraCommand {
 /// Settings of `handler lora inspect`.
 #[derive(Debug, Clone, Args)]
 pub struct InspectConfig {
-    /// The LoRA.
+    /// The LoRA, or a folder with one and its adapter_config.json.
     #[arg(value_name = "FILE")]
     pub file: PathBuf,
     /// Check it against this model folder or checkpoint; only the headers of its files are read.

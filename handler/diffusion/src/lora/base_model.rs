@@ -21,14 +21,17 @@ pub enum BaseModel {
 }
 
 /// Parts of keys that no LoRA for SD1 or SD2 has.
-const MARKS: [(&str, BaseModel); 13] = [
+const MARKS: [(&str, BaseModel); 16] = [
     ("double_blocks", BaseModel::Flux),
     ("single_blocks", BaseModel::Flux),
     ("single_transformer_blocks", BaseModel::Flux),
     ("joint_blocks", BaseModel::Sd3),
     ("lora_te3_", BaseModel::Sd3),
     ("text_encoder_3.", BaseModel::Sd3),
+    ("text_encoders.t5xxl", BaseModel::Sd3),
     ("lora_te2_", BaseModel::Sdxl),
+    ("clip_g.", BaseModel::Sdxl),
+    ("text_encoders.clip_g", BaseModel::Sdxl),
     ("text_encoder_2.", BaseModel::Sdxl),
     ("add_embedding", BaseModel::Sdxl),
     ("label_emb", BaseModel::Sdxl),

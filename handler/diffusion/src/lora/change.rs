@@ -1,13 +1,17 @@
 //! What a LoRA adds to one tensor, computed in f32 on the tensor's own device.
 //!
 //! LoRA: Hu et al., 2021. LoHa and LoKr: Yeh et al., "Navigating text-to-image customization", 2023. IA3: Liu et al., 2022.
-//! DoRA: Liu et al., 2024.
+//! DoRA: Liu et al., 2024. GLoRA: Chavan et al., 2023. OLoRA: Büyükakyüz, 2024.
 
 use super::{
     base_model::BaseModel,
     error::Misfit,
     factorized::Factorized,
     matrices::{Matrices, Matrix},
+    olora::first_columns_share,
+    rotation::Rotation,
+    settings::Method,
+    sparse::Sparse,
 };
 use candle_core::{Result, Tensor};
 
@@ -35,6 +39,14 @@ pub(super) struct Change {
 pub(super) enum Kind {
     /// LoRA and LoCon.
     LowRank(Factorized),
+    /// A product, and single numbers beside it.
+    Residual(Factorized, Sparse),
+    /// A product relative to the base without its first columns' share of it: what a QR decomposition gives in the product's rank.
+    Olora(Factorized),
+    /// GLoRA: the base times the first product, over its inputs, and the second product.
+    Glora(Factorized, Factorized),
+    /// OFT and BOFT.
+    Rotated(Rotation),
     /// LoHa: the element-wise product.
     Hadamard(Factorized, Factorized),
     /// LoKr: the Kronecker product.
@@ -59,9 +71,9 @@ pub(super) struct Vector {
 pub(super) struct Magnitude {
     pub key: String,
     pub numbers: Matrix,
-    /// [`Side::ByShape`] in LyCORIS, [`Side::Output`] in peft.
+    /// [`Side::ByShape`] in LyCORIS, [`Side::Output`] in peft and ai-toolkit.
     pub side: Side,
-    /// Whether diffusers drops it. It drops LyCORIS' `dora_scale`.
+    /// Whether diffusers drops it. It drops LyCORIS' `dora_scale` and ai-toolkit's `magnitude`.
     pub dropped_by_diffusers: bool,
 }
 
@@ -85,9 +97,12 @@ impl Change {
     /// The shape of what it adds, with height and width if the file has them. For IA3, the shape of the vector.
     pub(super) fn shape(&self) -> Vec<usize> {
         match &self.kind {
-            Kind::LowRank(product) | Kind::Hadamard(product, _) => {
-                [&[product.rows()], product.tail().as_slice()].concat()
-            }
+            Kind::LowRank(product)
+            | Kind::Residual(product, _)
+            | Kind::Olora(product)
+            | Kind::Glora(_, product)
+            | Kind::Hadamard(product, _) => [&[product.rows()], product.tail().as_slice()].concat(),
+            Kind::Rotated(rotation) => rotation.blocks.dims().to_vec(),
             Kind::Kronecker(first, second) => {
                 let (columns, tail) = (first.tail().iter().product::<usize>(), second.tail());
                 let sides = [first.rows().saturating_mul(second.rows()), columns.saturating_mul(tail[0])];
@@ -100,9 +115,19 @@ impl Change {
     /// The rank of its products. None if it has no products.
     pub(super) fn rank(&self) -> Option<usize> {
         match &self.kind {
-            Kind::LowRank(product) => product.rank(),
-            Kind::Hadamard(first, second) | Kind::Kronecker(first, second) => first.rank().max(second.rank()),
-            Kind::Scaled(_) | Kind::Difference(_) => None,
+            Kind::LowRank(product) | Kind::Residual(product, _) | Kind::Olora(product) => product.rank(),
+            Kind::Hadamard(first, second) | Kind::Kronecker(first, second) | Kind::Glora(first, second) => {
+                first.rank().max(second.rank())
+            }
+            Kind::Scaled(_) | Kind::Difference(_) | Kind::Rotated(_) => None,
+        }
+    }
+
+    /// The number of the layer's inputs, if the file shows it.
+    pub(super) fn input_width(&self) -> Option<usize> {
+        match &self.kind {
+            Kind::Rotated(rotation) => rotation.blocks.inputs(),
+            _ => self.shape().get(1).copied(),
         }
     }
 
@@ -114,12 +139,25 @@ impl Change {
         let refused = |key: &str, reason: String| Misfit::new(key, reason);
         if let Kind::Scaled(vector) = &self.kind {
             vector.side.dimension(&vector.numbers.dims, base).map_err(|reason| refused(&self.key, reason))?;
+        } else if let Kind::Rotated(rotation) = &self.kind {
+            rotation.fits(base).map_err(|(key, reason)| refused(key.unwrap_or(&self.key), reason))?;
         } else if !same_layer(&self.shape(), base) {
             let mut reason = format!("it makes {:?}, which does not fit the model's {base:?}", self.shape());
-            if let Some(other) = self.shape().get(1).and_then(|&width| BaseModel::of_input(module, width)) {
+            if let Some(other) = self.input_width().and_then(|width| BaseModel::of_input(module, width)) {
                 reason.push_str(&format!(": it was made for {other}"));
             }
             return Err(refused(&self.key, reason));
+        }
+        match &self.kind {
+            Kind::Glora(first, _) if [first.rows(), first.tail().iter().product()] != [base[1]; 2] => {
+                let (rows, tail) = (first.rows(), first.tail());
+                let reason = format!("`a1` and `a2` make {rows} and {tail:?}, not the inputs of the model's {base:?}");
+                return Err(refused(&self.key, reason));
+            }
+            Kind::Olora(_) if base.len() != 2 => {
+                return Err(refused(&self.key, format!("OLoRA has no decomposition of the model's {base:?}")));
+            }
+            _ => {}
         }
         if let Some(Magnitude { key, numbers, side, .. }) = &self.magnitude {
             side.dimension(&numbers.dims, base).map_err(|reason| refused(key, reason))?;
@@ -130,8 +168,7 @@ impl Change {
     /// What to add to `base` (f32) at that scale. With DoRA it is the difference between the decomposed weight and the base, times the
     /// scale. peft and LyCORIS agree with each other at scale 1 only.
     pub(super) fn contribution(&self, matrices: &Matrices, base: &Tensor, scale: f64, dora: bool) -> Result<Tensor> {
-        let Some(magnitude) = self.magnitude.as_ref().filter(|magnitude| dora || !magnitude.dropped_by_diffusers)
-        else {
+        let Some(magnitude) = self.applied_magnitude(dora) else {
             return self.delta(matrices, base, self.factor * scale);
         };
         let changed = (base + self.delta(matrices, base, self.factor)?)?;
@@ -145,8 +182,12 @@ impl Change {
 
     /// Whether it is a product of two matrices that does not depend on the base.
     pub(super) fn is_product(&self, dora: bool) -> bool {
-        let decomposed = self.magnitude.as_ref().is_some_and(|magnitude| dora || !magnitude.dropped_by_diffusers);
-        matches!(self.kind, Kind::LowRank(Factorized::Product { .. })) && !decomposed
+        matches!(self.kind, Kind::LowRank(Factorized::Product { .. })) && self.applied_magnitude(dora).is_none()
+    }
+
+    /// The magnitudes, if they are applied.
+    pub(super) fn applied_magnitude(&self, dora: bool) -> Option<&Magnitude> {
+        self.magnitude.as_ref().filter(|magnitude| dora || !magnitude.dropped_by_diffusers)
     }
 
     /// The two matrices of a product, `[rows, rank]` and `[rank, columns]`.
@@ -166,6 +207,24 @@ impl Change {
                 let gains = ((matrices.get(&vector.numbers)?.flatten_all()? - vector.neutral)? * gain)?;
                 base.broadcast_mul(&broadcastable(&gains, along, base)?)
             }
+            Kind::Rotated(rotation) => rotation.delta(matrices, base, gain),
+            Kind::Glora(first, second) => {
+                let Factorized::Product { a, b } = first else { return Err(candle_core::Error::msg("no product")) };
+                // The inputs last, height and width before them.
+                let inputs = base.flatten_from(2.min(base.rank() - 1))?;
+                let inputs = if base.rank() > 2 { inputs.transpose(1, 2)?.contiguous()? } else { inputs };
+                let rows = inputs.reshape(((), base.dim(1)?))?;
+                let rows =
+                    rows.matmul(&matrices.get(a)?.flatten_from(1)?)?.matmul(&matrices.get(b)?.flatten_from(1)?)?;
+                let through = rows.reshape(inputs.shape())?;
+                let through = if base.rank() > 2 { through.transpose(1, 2)?.contiguous()? } else { through };
+                (through.reshape(base.dims())? * gain)? + second.tensor(matrices, gain)?.reshape(base.dims())?
+            }
+            Kind::Olora(product) => {
+                let rank = product.rank().unwrap_or(0);
+                let taken = (first_columns_share(base, rank)? * gain)?;
+                product.tensor(matrices, gain)? - taken
+            }
             _ => self.product(matrices, gain)?.reshape(base.dims()),
         }
     }
@@ -173,7 +232,9 @@ impl Change {
     /// The change times `gain`, if it does not depend on the base. Its dimensions may be flattened.
     fn product(&self, matrices: &Matrices, gain: f64) -> Result<Tensor> {
         match &self.kind {
-            Kind::LowRank(product) => product.tensor(matrices, gain),
+            // What OLoRA and GLoRA do to a base without numbers.
+            Kind::LowRank(product) | Kind::Olora(product) | Kind::Glora(_, product) => product.tensor(matrices, gain),
+            Kind::Residual(product, sparse) => sparse.add_to(matrices, &product.tensor(matrices, gain)?, gain),
             Kind::Hadamard(first, second) => first.tensor(matrices, gain)? * second.tensor(matrices, 1.0)?,
             Kind::Kronecker(first, second) => {
                 let (first, second) = (first.tensor(matrices, gain)?, second.tensor(matrices, 1.0)?);
@@ -182,6 +243,7 @@ impl Change {
             }
             Kind::Scaled(vector) => (matrices.get(&vector.numbers)? - vector.neutral)? * gain,
             Kind::Difference(matrix) => matrices.get(matrix)? * gain,
+            Kind::Rotated(_) => Err(candle_core::Error::msg("a rotation is no product")),
         }
     }
 
@@ -191,10 +253,50 @@ impl Change {
         if size == 0 {
             return Ok(true);
         }
-        if size > LARGEST_LAYER as u128 {
+        // OLoRA takes something out of the base even if its product is zero.
+        if size > LARGEST_LAYER as u128 || matches!(self.kind, Kind::Olora(_)) {
             return Ok(false);
         }
+        if let Kind::Rotated(rotation) = &self.kind {
+            return rotation.is_noop(matrices);
+        }
+        if let Kind::Glora(Factorized::Product { a, b }, _) = &self.kind {
+            // Their product could be huge. If one of them is zero, it is.
+            let largest = |matrix| matrices.get(matrix)?.abs()?.flatten_all()?.max(0)?.to_scalar::<f32>();
+            if self.factor != 0.0 && largest(a)? != 0.0 && largest(b)? != 0.0 {
+                return Ok(false);
+            }
+        }
         Ok(self.product(matrices, self.factor)?.abs()?.flatten_all()?.max(0)?.to_scalar::<f32>()? == 0.0)
+    }
+}
+
+impl Kind {
+    /// The method of peft that has such changes. None if no settings of peft can be for it.
+    pub(super) fn method(&self) -> Option<Method> {
+        match self {
+            Self::LowRank(_) | Self::Residual(..) | Self::Olora(_) => Some(Method::Lora),
+            Self::Hadamard(..) => Some(Method::Loha),
+            Self::Kronecker(..) => Some(Method::Lokr),
+            Self::Scaled(_) => Some(Method::Ia3),
+            Self::Rotated(rotation) => rotation.method(),
+            Self::Glora(..) | Self::Difference(_) => None,
+        }
+    }
+
+    /// Whether its file alone does not tell what it is.
+    pub(super) fn needs_settings(&self) -> bool {
+        self.method() == Some(Method::Oft)
+    }
+
+    /// Whether alpha and rank scale it.
+    pub(super) fn has_scale(&self) -> bool {
+        !matches!(self, Self::Scaled(_) | Self::Difference(_) | Self::Rotated(_))
+    }
+
+    /// Whether a DoRA can be made of it.
+    pub(super) fn may_be_decomposed(&self) -> bool {
+        matches!(self, Self::LowRank(_) | Self::Hadamard(..) | Self::Kronecker(..))
     }
 }
 

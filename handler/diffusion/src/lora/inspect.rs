@@ -1,12 +1,10 @@
 //! A report about a LoRA file: what is in it, and whether it would load.
 
-use super::{BaseModel, KeyLayout, Lora, LoraError, Misfit, Target, change::Kind, keys::Component};
+use super::{BaseModel, KeyLayout, Lora, LoraError, Misfit, Target, change::Kind, files::Files, keys::Component};
 use serde::Serialize;
 use std::{
     collections::BTreeSet,
     fmt,
-    fs::File,
-    io,
     path::{Path, PathBuf},
 };
 
@@ -23,7 +21,7 @@ pub struct Report {
     pub would_load: bool,
     /// Why not, in one sentence.
     pub refusal: Option<String>,
-    /// Any of lora, locon, loha, lokr, ia3, full, dora.
+    /// Any of lora, locon, loha, lokr, glora, ia3, oft, boft, olora, full, dora.
     pub formats: Vec<&'static str>,
     /// Whose names the keys have.
     pub layouts: Vec<KeyLayout>,
@@ -31,8 +29,14 @@ pub struct Report {
     pub tensors: usize,
     /// The ranks of its products.
     pub rank: Option<Range>,
-    /// The alphas among its tensors. Without one, the metadata decides, or alpha is the rank.
+    /// The alphas, of its tensors or of its settings. None: the rank is taken.
     pub alpha: Option<Range>,
+    /// What its products are multiplied with, at scale 1.
+    pub scale: Option<Range>,
+    /// Where the settings of peft are: `lora_adapter_metadata` or `adapter_config.json`.
+    pub settings: Option<&'static str>,
+    /// What is no error, and good to know.
+    pub notes: Vec<String>,
     /// The base model it was made for.
     pub base: Option<BaseModel>,
     /// The key or metadata field that shows the base model.
@@ -62,17 +66,16 @@ pub struct ModuleCounts {
 }
 
 impl Report {
-    /// Reads a file, and the headers of a model folder if one is given.
+    /// Reads a file or the file of a folder, with the `adapter_config.json` beside it, and the headers of a model folder if one is given.
     ///
     /// # Errors
     /// A file or model folder that cannot be read. A LoRA that would not load is no error: the report says why.
     pub fn of_file(file: &Path, model: Option<&Path>) -> Result<Self, LoraError> {
-        let named = |error: io::Error| io::Error::new(error.kind(), format!("{}: {error}", file.display()));
-        let mut source = File::open(file).map_err(named)?;
+        let Files { path, file: mut source, config } = Files::open(file)?;
         let bytes = source.metadata()?.len();
         let target = model.map(Target::of_folder).transpose()?;
         let mut report = Self {
-            file: file.into(),
+            file: path,
             bytes,
             model: model.map(Path::to_path_buf),
             would_load: false,
@@ -82,12 +85,15 @@ impl Report {
             tensors: 0,
             rank: None,
             alpha: None,
+            scale: None,
+            settings: None,
+            notes: Vec::new(),
             base: None,
             base_sign: None,
             modules: ModuleCounts::default(),
             misfits: Vec::new(),
         };
-        let refusal = match Lora::parse(&mut source) {
+        let refusal = match Lora::parse(&mut source, config.as_deref()) {
             Ok(lora) => report.describe(lora, target.as_ref()),
             Err(error) => Some(error),
         };
@@ -110,8 +116,16 @@ impl Report {
         let mut formats = BTreeSet::new();
         for change in changes() {
             formats.insert(match &change.kind {
-                Kind::LowRank(product) if product.tail().iter().skip(1).any(|&side| side > 1) => "locon",
-                Kind::LowRank(_) => "lora",
+                Kind::LowRank(product) | Kind::Residual(product, _)
+                    if product.tail().iter().skip(1).any(|&side| side > 1) =>
+                {
+                    "locon"
+                }
+                Kind::LowRank(_) | Kind::Residual(..) => "lora",
+                Kind::Olora(_) => "olora",
+                Kind::Glora(..) => "glora",
+                Kind::Rotated(rotation) if rotation.is_butterfly() => "boft",
+                Kind::Rotated(_) => "oft",
                 Kind::Hadamard(..) => "loha",
                 Kind::Kronecker(..) => "lokr",
                 Kind::Scaled(_) => "ia3",
@@ -122,6 +136,9 @@ impl Report {
         self.formats = formats.into_iter().collect();
         self.rank = Range::of(changes().filter_map(|change| change.rank()).map(|rank| rank as f64));
         self.alpha = Range::of(lora.layers.iter().filter_map(|layer| layer.alpha));
+        self.scale = Range::of(changes().filter(|change| change.kind.has_scale()).map(|change| change.factor));
+        self.settings = lora.info.settings;
+        self.notes = lora.notes();
         let count = |component| lora.layers.iter().filter(|layer| layer.component == component).count();
         self.modules = ModuleCounts { unet: count(Component::Unet), text_encoder: count(Component::TextEncoder) };
         self.misfits.clone_from(&lora.misfits);
@@ -160,7 +177,10 @@ impl fmt::Display for Report {
         writeln!(f, "layout    {}", or_none(layouts.join(", ")))?;
         let shown = |range: Option<Range>, none: &str| range.map_or(none.to_string(), |range| range.to_string());
         writeln!(f, "rank      {}", shown(self.rank, "none"))?;
-        writeln!(f, "alpha     {}", shown(self.alpha, "none named"))?;
+        let taken = if self.rank.is_some() { "not named, the rank is taken" } else { "none" };
+        let source = self.settings.map_or(String::new(), |source| format!(", with the settings of {source}"));
+        writeln!(f, "alpha     {}{source}", shown(self.alpha, taken))?;
+        writeln!(f, "scale     {}", shown(self.scale, "none"))?;
         match (self.base, &self.base_sign) {
             (Some(base), Some(sign)) => writeln!(f, "made for  {base}: {sign}")?,
             _ => writeln!(f, "made for  the file does not tell")?,
@@ -172,6 +192,7 @@ impl fmt::Display for Report {
             (None, Some(model)) => write!(f, "loads     yes, onto {}", model.display())?,
             (None, None) => write!(f, "loads     yes, as far as the file tells; --model checks it against a model")?,
         }
+        self.notes.iter().try_for_each(|note| write!(f, "\nnote      {note}"))?;
         self.misfits.iter().try_for_each(|Misfit { key, reason }| write!(f, "\nmisfit    {key}: {reason}"))
     }
 }

@@ -21,6 +21,8 @@ pub enum KeyLayout {
     Processors,
     /// `lora_unet_…`, `lora_te_…`: kohya's scripts, LyCORIS and most of what artists share.
     Kohya,
+    /// `diffusion_model.…`, `text_encoders.clip_l.transformer.…`: ComfyUI. `clip_l.…`: OneTrainer.
+    Comfyui,
 }
 
 /// Which tensor of a module a key holds.
@@ -34,6 +36,22 @@ pub(super) enum Part {
     Scalar,
     DoraScale,
     MagnitudeVector,
+    /// ai-toolkit's magnitude vector.
+    Magnitude,
+    /// The numbers beside a product that LyCORIS' extraction writes: where they are, what they are, and the matrix's shape.
+    SparseIndices,
+    SparseValues,
+    SparseSize,
+    /// GLoRA: 0 for `a`, 1 for `b`; each is a product of its `1` and `2`.
+    Glora(usize, Factor),
+    /// LyCORIS' OFT and BOFT.
+    OftBlocks,
+    Rescale,
+    /// peft's OFT.
+    OftVector,
+    /// peft's BOFT.
+    BoftBlocks,
+    BoftScale,
     /// LoHa: 0 for `hada_w1`, 1 for `hada_w2`.
     Hada(usize, Factor),
     /// LoKr: 0 for `lokr_w1`, 1 for `lokr_w2`.
@@ -75,22 +93,52 @@ impl Key {
     }
 }
 
-/// Prefixes and their components, the longer first if one starts with another. None: the path decides.
-const PREFIXES: [(&str, Option<Component>); 9] = [
-    ("lora_unet_", Some(Component::Unet)),
-    ("lora_te_", Some(Component::TextEncoder)),
-    // SDXL's first encoder is SD1's, and diffusers' converter writes this for both.
-    ("lora_te1_", Some(Component::TextEncoder)),
-    ("lycoris_", Some(Component::Unet)),
-    ("unet.", Some(Component::Unet)),
-    ("text_encoder.", Some(Component::TextEncoder)),
-    ("diffusion_model.", Some(Component::Unet)),
-    ("base_model.model.", None),
-    ("", None),
-];
+/// How a key begins.
+struct Prefix {
+    text: &'static str,
+    /// None: the path decides.
+    component: Option<Component>,
+    layout: Option<KeyLayout>,
+    /// Whether paths have `_` for `.`, as in LyCORIS. Only there is `.weight` an IA3 vector.
+    flat: bool,
+}
+
+const fn prefix(text: &'static str, component: Option<Component>, layout: Option<KeyLayout>, flat: bool) -> Prefix {
+    Prefix { text, component, layout, flat }
+}
+
+/// The longer first if one starts with another.
+const PREFIXES: [Prefix; 18] = {
+    use {Component::*, KeyLayout::*};
+    [
+        prefix("lora_unet_", Some(Unet), Some(Kohya), true),
+        prefix("lora_te_", Some(TextEncoder), Some(Kohya), true),
+        // SDXL's first encoder is SD1's, and diffusers' converter writes this for both.
+        prefix("lora_te1_", Some(TextEncoder), Some(Kohya), true),
+        // A wrapper around one network, whichever it is.
+        prefix("lycoris_", None, Some(Kohya), true),
+        prefix("lora_unet.", Some(Unet), Some(Kohya), false),
+        prefix("lora_te.", Some(TextEncoder), Some(Kohya), false),
+        prefix("unet.base_model.model.", Some(Unet), None, false),
+        prefix("text_encoder.base_model.model.", Some(TextEncoder), None, false),
+        prefix("unet.", Some(Unet), None, false),
+        prefix("text_encoder.", Some(TextEncoder), None, false),
+        prefix("diffusion_model.", Some(Unet), Some(Comfyui), false),
+        prefix("text_encoders.clip_l.transformer.", Some(TextEncoder), Some(Comfyui), false),
+        prefix("text_encoders.clip_l.", Some(TextEncoder), Some(Comfyui), false),
+        prefix("clip_l.transformer.", Some(TextEncoder), Some(Comfyui), false),
+        prefix("clip_l.", Some(TextEncoder), Some(Comfyui), false),
+        prefix("base_model.model.", None, None, false),
+        prefix("base_model.", None, None, false),
+        prefix("", None, None, false),
+    ]
+};
+
+/// How paths begin in a text encoder whose keys name no component, with dots or `_`. The second is transformers 5's.
+const TEXT_PATHS: [&str; 4] = ["text_model.", "encoder.layers.", "final_layer_norm", "embeddings."];
 
 /// The endings of keys, as peft, diffusers (three generations), kohya and LyCORIS write them.
-const ENDINGS: [(&str, Part); 37] = [
+const ENDINGS: [(&str, Part); 52] = [
     (".lora_A.weight", Part::Down),
     (".lora_B.weight", Part::Up),
     (".lora_B.bias", Part::UpBias),
@@ -108,6 +156,21 @@ const ENDINGS: [(&str, Part); 37] = [
     (".dora_scale", Part::DoraScale),
     (".lora_magnitude_vector", Part::MagnitudeVector),
     (".lora_magnitude_vector.weight", Part::MagnitudeVector),
+    (".magnitude", Part::Magnitude),
+    (".bias_indices", Part::SparseIndices),
+    (".bias_values", Part::SparseValues),
+    (".bias_size", Part::SparseSize),
+    (".a1.weight", Part::Glora(0, Factor::A)),
+    (".a2.weight", Part::Glora(0, Factor::B)),
+    (".b1.weight", Part::Glora(1, Factor::A)),
+    (".b2.weight", Part::Glora(1, Factor::B)),
+    (".bm.weight", Part::Glora(1, Factor::Core)),
+    (".oft_blocks", Part::OftBlocks),
+    (".rescale", Part::Rescale),
+    (".oft_R", Part::OftVector),
+    (".oft_R.weight", Part::OftVector),
+    (".boft_R", Part::BoftBlocks),
+    (".boft_s", Part::BoftScale),
     (".hada_w1_a", Part::Hada(0, Factor::A)),
     (".hada_w1_b", Part::Hada(0, Factor::B)),
     (".hada_t1", Part::Hada(0, Factor::Core)),
@@ -132,22 +195,29 @@ const ENDINGS: [(&str, Part); 37] = [
 ];
 
 /// Parts of keys that are known but not supported, with the reason.
-const UNSUPPORTED: [(&str, &str); 15] = [
+const UNSUPPORTED: [(&str, &str); 22] = [
     ("bundle_emb.", "an embedding bundled with the LoRA is not supported"),
+    ("emb_params", "an embedding bundled with the LoRA is not supported"),
     ("model.diffusion_model.", "a whole checkpoint is no LoRA"),
     ("first_stage_model.", "a whole checkpoint is no LoRA"),
     ("cond_stage_model.", "a whole checkpoint is no LoRA"),
     ("custom_diffusion", "Custom Diffusion is not supported"),
-    (".oft_", "OFT is not supported"),
-    (".boft_", "BOFT is not supported"),
-    (".a1.weight", "GLoRA is not supported"),
-    (".a2.weight", "GLoRA is not supported"),
-    (".b1.weight", "GLoRA is not supported"),
-    (".b2.weight", "GLoRA is not supported"),
+    (".lambda_layer", "T-LoRA of LyCORIS is not supported: its change depends on the timestep"),
+    (".q_layer.", "T-LoRA of LyCORIS is not supported: its change depends on the timestep"),
+    (".p_layer.", "T-LoRA of LyCORIS is not supported: its change depends on the timestep"),
+    (".oft_diag", "OFT of LyCORIS before version 2 is not supported"),
+    (".oft_r", "OFT of peft before version 0.15 is not supported"),
+    (".oft_embedding_R", "OFT of an embedding is not supported"),
     ("lokr_t1", "LoKr with a core in its first factor is not supported"),
     ("lora_embedding_", "LoRA of an embedding is not supported"),
     ("modules_to_save", "a whole layer saved beside the LoRA is not supported"),
-    ("vera_lambda", "VeRA is not supported"),
+    ("vera_lambda", "VeRA of peft is not supported"),
+    ("vblora_", "VB-LoRA of peft is not supported"),
+    (".lora_diag", "KaSA of peft is not supported"),
+    (".hra_u", "HRA of peft is not supported"),
+    (".fourierft_", "FourierFT of peft is not supported"),
+    (".set_weight", "a whole weight of ComfyUI is not supported"),
+    (".reshape_weight", "a LoRA that gives a layer another shape is not supported"),
 ];
 
 /// Parses a key.
@@ -164,22 +234,23 @@ pub(super) fn parse(key: &str) -> Result<Key, String> {
     let endings = ENDINGS.iter().filter_map(|(ending, part)| Some((plain.strip_suffix(ending)?, *ending, *part)));
     let unknown = "it is no tensor of a peft, diffusers, kohya or LyCORIS LoRA";
     let (path, ending, part) = endings.max_by_key(|(_, ending, _)| ending.len()).ok_or(unknown)?;
-    let prefix =
-        PREFIXES.iter().find_map(|(prefix, component)| Some((path.strip_prefix(prefix)?, *prefix, *component)));
-    let (path, prefix, component) = prefix.ok_or("it names no component")?;
-    let kohya = matches!(prefix, "lora_unet_" | "lora_te_" | "lora_te1_" | "lycoris_");
-    if part == Part::Ia3Weight && !kohya {
+    let prefix = PREFIXES.iter().find_map(|prefix| Some((path.strip_prefix(prefix.text)?, prefix)));
+    let (path, prefix) = prefix.ok_or("it names no component")?;
+    if part == Part::Ia3Weight && !prefix.flat {
         return Err(unknown.into());
     }
-    let text = path.starts_with("text_model.") || path.starts_with("encoder.layers.");
-    let component = component.unwrap_or(if text { Component::TextEncoder } else { Component::Unet });
-    let layout = match ending {
-        _ if kohya => KeyLayout::Kohya,
+    let text = || {
+        let begins =
+            |start: &&str| path.starts_with(*start) || (prefix.flat && path.starts_with(&start.replace('.', "_")));
+        TEXT_PATHS.iter().any(begins)
+    };
+    let component = prefix.component.unwrap_or_else(|| if text() { Component::TextEncoder } else { Component::Unet });
+    let layout = prefix.layout.unwrap_or(match ending {
         _ if ending.starts_with("_lora.") || path.contains(".processor.") => KeyLayout::Processors,
         ".lora.down.weight" | ".lora.up.weight" => KeyLayout::Diffusers,
         _ if ending.starts_with(".lora_linear_layer.") => KeyLayout::Diffusers,
         _ => KeyLayout::Peft,
-    };
+    });
     Ok(Key { component, layout, path: projection(path, component, layout), part })
 }
 

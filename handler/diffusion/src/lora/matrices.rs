@@ -11,6 +11,8 @@ pub(super) struct Matrix {
     start: usize,
     /// Its shape.
     pub dims: Vec<usize>,
+    /// Whether it has neither NaN nor infinity.
+    pub finite: bool,
 }
 
 impl Matrix {
@@ -45,7 +47,7 @@ impl MatricesBuilder {
         for info in tensors {
             let slot = match info.dtype {
                 Dtype::F32 | Dtype::F64 => 0,
-                Dtype::F16 => 1,
+                Dtype::F16 | Dtype::F8_E4M3 | Dtype::F8_E5M2 => 1,
                 Dtype::BF16 => 2,
                 _ => continue,
             };
@@ -62,15 +64,15 @@ impl MatricesBuilder {
 
     /// Begins a matrix and returns its place. None for a dtype that no LoRA has.
     pub(super) fn begin(&mut self, info: &TensorInfo) -> Option<Matrix> {
-        // f64 is rounded to f32: no device computes with more.
+        // f64 is rounded to f32: no device computes with more. f16 holds every number of 8 bits exactly.
         let (dtype, start) = match info.dtype {
             Dtype::F32 | Dtype::F64 => (DType::F32, self.f32.len()),
-            Dtype::F16 => (DType::F16, self.f16.len()),
+            Dtype::F16 | Dtype::F8_E4M3 | Dtype::F8_E5M2 => (DType::F16, self.f16.len()),
             Dtype::BF16 => (DType::BF16, self.bf16.len()),
             _ => return None,
         };
         self.finite = true;
-        Some(Matrix { dtype, start, dims: info.shape.clone() })
+        Some(Matrix { dtype, start, dims: info.shape.clone(), finite: true })
     }
 
     /// Appends little-endian numbers to the matrix begun last.
@@ -79,6 +81,8 @@ impl MatricesBuilder {
             Dtype::F64 => append(&mut self.f32, bytes, |b| f64::from_le_bytes(b) as f32, |value| value.is_finite()),
             Dtype::F32 => append(&mut self.f32, bytes, f32::from_le_bytes, |value| value.is_finite()),
             Dtype::F16 => append(&mut self.f16, bytes, f16::from_le_bytes, |value| value.is_finite()),
+            Dtype::F8_E4M3 => append(&mut self.f16, bytes, |[byte]| of_e4m3(byte), |value| value.is_finite()),
+            Dtype::F8_E5M2 => append(&mut self.f16, bytes, |[byte]| of_e5m2(byte), |value| value.is_finite()),
             _ => append(&mut self.bf16, bytes, bf16::from_le_bytes, |value| value.is_finite()),
         };
     }
@@ -104,6 +108,21 @@ impl MatricesBuilder {
         }
         Ok(Matrices(tensors))
     }
+}
+
+/// A number of 8 bits with 4 bits of exponent, as f16. It has no infinity (Micikevicius et al., "FP8 formats for deep learning", 2022).
+pub(super) fn of_e4m3(byte: u8) -> f16 {
+    let magnitude = match (byte >> 3 & 15, f32::from(byte & 7)) {
+        (15, 7.0) => return f16::NAN,
+        (0, mantissa) => mantissa / 512.0,
+        (exponent, mantissa) => (1.0 + mantissa / 8.0) * f32::from(exponent).exp2() / 128.0,
+    };
+    f16::from_f32(if byte < 128 { magnitude } else { -magnitude })
+}
+
+/// A number of 8 bits with 5 bits of exponent: the upper half of an f16.
+pub(super) fn of_e5m2(byte: u8) -> f16 {
+    f16::from_bits(u16::from(byte) << 8)
 }
 
 /// Appends what `read` makes of each `N` bytes. Returns whether all numbers are finite.

@@ -86,6 +86,10 @@ pub fn plan<'a>(
     let mut changes: BTreeMap<TensorKey, Vec<(usize, &Change)>> = BTreeMap::new();
     for (index, AppliedLora { lora, scale }) in loras.iter().enumerate() {
         let fitted = lora.fit(target)?;
+        let broken = fitted.iter().filter_map(|(_, change)| change.applied_magnitude(dora));
+        if let Some(magnitude) = broken.into_iter().find(|magnitude| !magnitude.numbers.finite) {
+            return Err(LoraError::Misfits(vec![Misfit::new(&magnitude.key, "it holds NaN or infinity")]));
+        }
         if !lora.active && !magnitudes_matter(lora, &fitted, unet, text_encoder, dora)? {
             return Err(LoraError::NoEffect("every product of its matrices is zero"));
         }

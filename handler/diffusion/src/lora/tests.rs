@@ -1,5 +1,7 @@
 //! Keys, shapes and arithmetic of LoRA files, on a model of two layers.
 
+mod layouts;
+mod property;
 mod refused;
 
 use super::*;

@@ -105,6 +105,9 @@ fn errors_name_what_does_not_fit() {
     let (down, up) = pair();
     let query = |part: &str| format!("unet.{QUERY}.{part}.weight");
     let (a, b) = (query("lora_A"), query("lora_B"));
+    let (kohya, sparse) =
+        (format!("lora_unet_{}", QUERY.replace('.', "_")), |part: &str| format!("unet.{QUERY}.bias_{part}"));
+    let ramp: Vec<f32> = (0..18u8).map(f32::from).collect();
     let zero = tensor(&[0., 0.], &[2, 1]);
     let cases: Vec<(Vec<u8>, &str)> = vec![
         (file(&[], None), "changes nothing"),
@@ -118,6 +121,28 @@ fn errors_name_what_does_not_fit() {
             "nowhere",
         ),
         (file(&[("unet.x.hada_w1_a", down.clone())], None), "hada_w1_b"),
+        (file(&[("lora_unet_x.a1.weight", down.clone()), ("lora_unet_x.a2.weight", up.clone())], None), "b1"),
+        (file(&[("lora_unet_x.lambda_layer", down.clone())], None), "T-LoRA of LyCORIS"),
+        (file(&[("lora_unet_x.oft_blocks", down.clone())], None), "are no blocks"),
+        (file(&[("base_model.model.x.oft_R.weight", tensor(&[1.; 4], &[2, 2]))], None), "no upper triangles"),
+        (file(&[("base_model.model.x.oft_r", down.clone())], None), "before version 0.15"),
+        (
+            file(&[(&a, down.clone()), (&b, up.clone()), (&sparse("values"), tensor(&[1.], &[1]))], None),
+            "belong together",
+        ),
+        (file(&[(&format!("{kohya}.oft_blocks"), tensor(&ramp, &[2, 3, 3]))], None), "do not rotate"),
+        (file(&[(&format!("{kohya}.oft_blocks"), tensor(&[1.; 4], &[1, 2, 2]))], None), "changes nothing"),
+        (
+            file(
+                &[
+                    (&format!("{kohya}.oft_blocks"), tensor(&[1., 2., 3., 4.], &[1, 2, 2])),
+                    (&format!("{kohya}.rescale"), tensor(&[1.; 3], &[3, 1])),
+                ],
+                None,
+            ),
+            "are not the outputs",
+        ),
+        (file(&[("clip_g.transformer.x.lora_down.weight", down.clone())], None), "made for SDXL"),
         (file(&[("bundle_emb.style.string_to_param.*", down.clone())], None), "embedding"),
         (file(&[("model.diffusion_model.out.2.weight", down.clone())], None), "whole checkpoint"),
         (file(&[("lora_te2_text_model_x.lora_down.weight", down.clone())], None), "made for SDXL"),
