@@ -4,10 +4,12 @@
 
 mod gpu_state;
 mod graphs;
+mod inspection;
 mod networks;
 mod request;
 
 pub use crate::ops::params::Shapes;
+pub use inspection::{Inspection, check_weights, inspect, inspect_settings};
 pub use networks::{Compute, Offload, parameters};
 pub use request::Request;
 
@@ -29,23 +31,6 @@ use candle_core::{DType, Device, Tensor};
 use image::RgbImage;
 use networks::{Denoiser, Model, Networks};
 use std::{ops::ControlFlow, path::Path};
-
-/// Checks a model folder without reading its weights: settings, tokenizer, and the headers of the weights.
-///
-/// # Errors
-/// A missing or broken file, or an unsupported model. The error names the file and the field.
-pub fn inspect(model: &Path) -> Result<()> {
-    ModelIndex::load(model)?;
-    let text_config = TextEncoderConfig::load(model)?;
-    Tokenizer::load(model, text_config.max_position_embeddings)?;
-    UnetConfig::load(model)?;
-    VaeConfig::load(model)?;
-    SchedulerConfig::load(model)?;
-    for (folder, names) in [("text_encoder", &ENCODER_FILES), ("unet", &DIFFUSION_FILES), ("vae", &DIFFUSION_FILES)] {
-        Weights::open(&model.join(folder), names)?;
-    }
-    Ok(())
-}
 
 /// A loaded model with the LoRAs that are applied to it.
 pub struct Pipeline {
@@ -76,26 +61,35 @@ impl Pipeline {
     pub fn load_with(model: &Path, compute: &Compute, offload: Offload, size: (usize, usize)) -> Result<Self> {
         ModelIndex::load(model)?;
         let text_config = TextEncoderConfig::load(model)?;
-        let weights = |folder: &str, names: &[&str]| match compute {
-            Compute::Cpu => Weights::load(&model.join(folder), names),
-            Compute::Gpu(..) => Weights::open(&model.join(folder), names),
-        };
         let tokenizer = Tokenizer::load(model, text_config.max_position_embeddings)?;
+        let (unet_config, vae_config) = (UnetConfig::load(model)?, VaeConfig::load(model)?);
+        inspection::agree(&text_config, &unet_config, &vae_config)?;
+        let scheduler_config = SchedulerConfig::load(model)?;
+        // The headers of all weights are checked before the numbers of any are read.
+        let mut weights = inspection::open_checked(model)?;
+        if let Compute::Cpu = compute {
+            weights = [
+                Weights::load(&model.join("text_encoder"), &ENCODER_FILES)?.renamed(text_encoder::canonical_name),
+                Weights::load(&model.join("unet"), &DIFFUSION_FILES)?,
+                Weights::load(&model.join("vae"), &DIFFUSION_FILES)?.renamed(vae::canonical_name),
+            ];
+        }
+        let [text_weights, unet_weights, vae_weights] = weights;
         let model = Model {
             folder: model.into(),
             text_config,
-            text_weights: weights("text_encoder", &ENCODER_FILES)?.renamed(text_encoder::canonical_name),
-            unet_config: UnetConfig::load(model)?,
-            unet_weights: weights("unet", &DIFFUSION_FILES)?,
-            vae_config: VaeConfig::load(model)?,
-            vae_weights: weights("vae", &DIFFUSION_FILES)?.renamed(vae::canonical_name),
+            text_weights,
+            unet_config,
+            unet_weights,
+            vae_config,
+            vae_weights,
         };
         let factor = model.vae_config.factor();
         let latents = (size.1.div_ceil(factor), size.0.div_ceil(factor));
         let target = Target::of_weights(&model.unet_weights, &model.text_weights);
         Ok(Self {
             tokenizer,
-            scheduler_config: SchedulerConfig::load(&model.folder)?,
+            scheduler_config,
             networks: Networks::new(model, compute, offload, latents)?,
             dtype: compute.dtype(),
             target,
