@@ -21,11 +21,8 @@ use crate::{observe::trace, secret::Secret, task::Task, webhook::network::Guard}
 use backon::{ExponentialBuilder, Retryable};
 use error::unanswered;
 use event::Event;
-use reqwest::{
-    Client, StatusCode,
-    header::{CONTENT_TYPE, DATE, HeaderMap, RETRY_AFTER},
-    redirect,
-};
+use reqwest::{Client, StatusCode, header::CONTENT_TYPE, redirect};
+use service::retry_after;
 use std::{
     sync::atomic::{AtomicU32, Ordering},
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
@@ -188,25 +185,6 @@ pub(crate) fn address(base: &Url, path: &str) -> Url {
     let mut address = base.clone();
     address.set_path(&format!("{}{BASE_PATH}/{path}", base.path().trim_end_matches('/')));
     address
-}
-
-/// How long the backend asks not to be called, by Retry-After in seconds or as a date. Counts only with status 429 and 503; a
-/// date that has passed counts as none.
-fn retry_after(status: StatusCode, headers: &HeaderMap, now: SystemTime) -> Option<Duration> {
-    if !matches!(status, StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE) {
-        return None;
-    }
-    let text = headers.get(RETRY_AFTER)?.to_str().ok()?.trim();
-    let wait = if !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit()) {
-        // A number that does not fit means for ever.
-        Duration::from_secs(text.parse().unwrap_or(u64::MAX))
-    } else {
-        // The date is by the backend's clock, so compare it with the time that the backend reports.
-        let asked = httpdate::parse_http_date(text).ok()?;
-        let sent = headers.get(DATE).and_then(|date| httpdate::parse_http_date(date.to_str().ok()?).ok());
-        asked.duration_since(sent.unwrap_or(now)).ok()?
-    };
-    (!wait.is_zero()).then_some(wait)
 }
 
 /// Sends HEAD to a backend's address for `handler doctor`, without token or event, and returns the status, whatever it is.

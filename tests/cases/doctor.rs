@@ -1,6 +1,9 @@
 //! `handler doctor`: every check is ok where all is well, and each problem has one line with the remedy.
 
-use crate::context::{TestContext, case, lora_file, model};
+use crate::{
+    context::{TestContext, case, lora_file, model},
+    weights_models::renamed,
+};
 use anyhow::Result;
 use e2e::{
     aws::{IMAGES, MODELS},
@@ -99,11 +102,20 @@ fn what_is_wrong_is_named_with_its_remedy() {
         copy(&model(), &cut)?;
         fs::write(cut.join(weights), &fs::read(model().join(weights))?[..100])?;
         let (cut, gone) = (cut.display().to_string(), format!("{queue}-gone"));
+        let (ldm, schedule) = (run.folder("doctor-ldm")?, run.folder("doctor-schedule")?);
+        copy(&model(), &ldm)?;
+        let file = fs::read(ldm.join(weights))?;
+        fs::write(ldm.join(weights), renamed(&file, |name| format!("model.diffusion_model.{name}"))?)?;
+        copy(&model(), &schedule)?;
+        fs::write(schedule.join("scheduler/scheduler_config.json"), r#"{"thresholding": true}"#)?;
+        let (ldm, schedule) = (ldm.display().to_string(), schedule.display().to_string());
         let (nobody, no_aws) = (ports::free()?, ports::free()?);
         let (nobody, no_aws) = (format!("http://127.0.0.1:{nobody}"), format!("http://127.0.0.1:{no_aws}"));
         for (name, variable, value, line, remedy) in [
             ("no-model", "EASEL_MODEL_DIR", empty.as_str(), "FAIL model.folder ", "handler weights pull"),
             ("cut-model", "EASEL_MODEL_DIR", &cut, "FAIL model.folder ", weights),
+            ("ldm-model", "EASEL_MODEL_DIR", &ldm, "FAIL model.folder ", "names of the original Stable Diffusion code"),
+            ("scheduler", "EASEL_MODEL_DIR", &schedule, "FAIL model.folder ", "`thresholding` is true"),
             ("no-cache", "EASEL_CACHE_DIR", "/proc/easel", "FAIL cache /proc/easel", "EASEL_CACHE_DIR"),
             ("small", "EASEL_CACHE_RESERVE_BYTES", "9000000000000000", "FAIL cache ", "make room"),
             ("no-bucket", "S3_BUCKET", "not-a-bucket", "FAIL s3.pictures not-a-bucket: does not exist", "S3_BUCKET"),

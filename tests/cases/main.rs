@@ -39,5 +39,7 @@ mod traces;
 mod variables;
 mod webhooks;
 mod weights;
+mod weights_hub;
+mod weights_models;
 mod weights_s3;
 mod worker;

@@ -58,6 +58,14 @@ pub enum PipelineError {
         /// The values that are supported.
         supported: &'static str,
     },
+    /// The weights are not those of the network that the settings describe. The operator has to fix the folder.
+    #[error("{folder}/: {problem}")]
+    Misfit {
+        /// The folder inside the model folder.
+        folder: &'static str,
+        /// The tensor, and what the file has.
+        problem: String,
+    },
     /// The tokenizer's files do not make a tokenizer, or a text could not be tokenized. The operator has to fix the files.
     #[error("tokenizer: {0}")]
     Tokenizer(String),

@@ -5,18 +5,19 @@
 mod gpu_state;
 mod graphs;
 mod guidance;
+mod inspection;
 mod inversions;
 mod networks;
 mod request;
 
 pub use crate::ops::params::Shapes;
+pub use inspection::{Inspection, check_weights, inspect, inspect_settings};
 pub use networks::{Compute, Offload, parameters};
 pub use request::Request;
 
 use crate::{
     error::{PipelineError, Result},
     loading::{
-        ModelWeights,
         config::{ModelIndex, TextEncoderConfig, UnetConfig, VaeConfig, check_together},
         is_checkpoint,
     },
@@ -33,20 +34,6 @@ use image::RgbImage;
 use inversions::Inversions;
 use networks::{Denoiser, Model, Networks};
 use std::{ops::ControlFlow, path::Path};
-
-/// Checks a model folder or a checkpoint without reading its weights: settings, tokenizer, and the headers of the weights.
-///
-/// # Errors
-/// A missing or broken file, or an unsupported model. The error names the file and the field.
-pub fn inspect(model: &Path) -> Result<()> {
-    let index = ModelIndex::load(model)?;
-    let text_config = TextEncoderConfig::load(model)?;
-    check_together(&index, &text_config, &UnetConfig::load(model)?, &VaeConfig::load(model)?)?;
-    tokenizer(model, &text_config)?;
-    scheduler_config(model)?;
-    ModelWeights::open(model)?;
-    Ok(())
-}
 
 /// The scheduler's file. The default scheduler must be able to paint with it. For the others, a warning is logged.
 fn scheduler_config(model: &Path) -> Result<SchedulerConfig> {
@@ -101,12 +88,14 @@ impl Pipeline {
         let text_config = TextEncoderConfig::load(model)?;
         let (unet_config, vae_config) = (UnetConfig::load(model)?, VaeConfig::load(model)?);
         check_together(&index, &text_config, &unet_config, &vae_config)?;
-        let weights = ModelWeights::open(model)?;
+        let tokenizer = tokenizer(model, &text_config)?;
+        let scheduler_config = scheduler_config(model)?;
+        // The headers of all weights are checked before the numbers of any are read.
+        let weights = inspection::open_checked(model)?;
         let weights = match compute {
             Compute::Cpu => weights.in_memory()?,
             Compute::Gpu(..) => weights,
         };
-        let tokenizer = tokenizer(model, &text_config)?;
         let model = Model {
             folder: model.into(),
             text_config,
@@ -122,7 +111,7 @@ impl Pipeline {
         Ok(Self {
             tokenizer,
             inversions: Inversions::default(),
-            scheduler_config: scheduler_config(&model.folder)?,
+            scheduler_config,
             networks: Networks::new(model, compute, offload, latents)?,
             dtype: compute.dtype(),
             target,

@@ -242,7 +242,7 @@ fn send(request: Request<Vec<u8>>) -> Result<Response<Vec<u8>>, Box<dyn Error + 
     runtime::Builder::new_current_thread().enable_all().build()?.block_on(async {
         let mut answer = client.execute(request.try_into()?).await.map_err(reqwest::Error::without_url)?;
         let mut bytes = Vec::new();
-        while let Some(chunk) = answer.chunk().await? {
+        while let Some(chunk) = answer.chunk().await.map_err(reqwest::Error::without_url)? {
             if bytes.len() + chunk.len() > MAX_TIME_STAMP_BYTES {
                 return Err(format!("the answer has more than {MAX_TIME_STAMP_BYTES} bytes").into());
             }

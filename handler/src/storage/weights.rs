@@ -4,9 +4,11 @@
 //! with the wrong checksum is not kept.
 
 mod bucket;
+mod download;
 mod hub;
 mod manifest;
 pub mod options;
+mod pull;
 mod selection;
 
 pub use bucket::FetchError;
@@ -14,14 +16,12 @@ pub(crate) use bucket::{RemoteModel, not_enough_space};
 
 use crate::storage::{
     self,
-    cache::{Lock, LockMode},
     weights::options::{ConvertConfig, FetchConfig, PullConfig, VerifyConfig},
 };
-use anyhow::{Context, ensure};
+use anyhow::ensure;
 use diffusion::loading;
-use hub::{FileOutcome, Hub};
 use manifest::{Manifest, ManifestEntry};
-use std::{fs, path::Path, time::Instant};
+use std::{path::Path, time::Instant};
 
 /// Lock file that is held while a folder is filled.
 const LOCK: &str = ".easel-pull.lock";
@@ -29,9 +29,13 @@ const LOCK: &str = ".easel-pull.lock";
 /// Downloads a model from the hub. Prints its progress on stdout.
 ///
 /// # Errors
-/// The hub refuses or does not have the model, a checksum does not match, or the folder cannot be written.
+/// The hub refuses or does not have the model, it is none that the pipeline paints with, a checksum does not match, or the folder cannot
+/// be written.
 pub fn pull(config: &PullConfig) -> anyhow::Result<()> {
-    tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(pull_all(config))
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?
+        .block_on(pull::pull(config, &|line| println!("{line}")))
 }
 
 /// Downloads a model from S3. Prints its progress on stdout.
@@ -74,45 +78,6 @@ pub fn convert(config: &ConvertConfig) -> anyhow::Result<()> {
 pub(crate) fn pulled_from(folder: &Path) -> Option<(String, String)> {
     let Manifest { repo, commit, .. } = Manifest::read(folder).ok()?;
     Some((repo, commit))
-}
-
-async fn pull_all(config: &PullConfig) -> anyhow::Result<()> {
-    let folder = &config.folder;
-    fs::create_dir_all(folder)
-        .with_context(|| format!("--to {} must be a folder, or a name that is free", folder.display()))?;
-    let lock = Lock::attempt(&folder.join(LOCK), LockMode::Exclusive).with_context(|| folder.display().to_string())?;
-    ensure!(lock.is_some(), "{} is being filled by another process", folder.display());
-    let hub = Hub::new(config)?;
-    let commit = hub.commit().await?;
-    let wanted = selection::select(hub.files(&commit).await?, config.variant)?;
-    let shadowing = selection::shadowing(config.variant).map(|name| folder.join(name)).find(|path| path.exists());
-    ensure!(
-        shadowing.is_none(),
-        "{} would be loaded instead: remove it, or pull that variant",
-        shadowing.unwrap_or_default().display()
-    );
-    println!(
-        "{} at {commit}: {} files, {} bytes",
-        config.repo,
-        wanted.len(),
-        wanted.iter().map(|file| file.bytes).sum::<u64>()
-    );
-    let mut entries = Vec::with_capacity(wanted.len());
-    for file in wanted {
-        let clock = Instant::now();
-        let (sha256, outcome) = hub::download(&hub, &commit, &file, folder).await?;
-        let (path, bytes, seconds) = (file.path, file.bytes, clock.elapsed().as_secs_f32());
-        match outcome {
-            FileOutcome::AlreadyPresent => println!("{path}: there already, {bytes} bytes"),
-            FileOutcome::Downloaded { resumed_at: 0 } => println!("{path}: {bytes} bytes in {seconds:.1} s"),
-            FileOutcome::Downloaded { resumed_at } => {
-                println!("{path}: {bytes} bytes in {seconds:.1} s, resumed at {resumed_at}");
-            }
-        }
-        entries.push(ManifestEntry { path, bytes, sha256 });
-    }
-    let PullConfig { repo, revision, variant, .. } = config.clone();
-    Manifest { repo, revision, commit, variant, files: entries }.write(folder)
 }
 
 /// The result of comparing a pulled folder with its manifest.

@@ -8,5 +8,5 @@ mod signals;
 
 pub use causes::{causes, chain};
 pub use health::{Health, Status};
-pub use http::http_client;
+pub use http::{http_client, retry_after};
 pub use signals::{Asked, on_signal};

@@ -31,7 +31,7 @@ impl Params {
         Self { weights: weights.clone(), placed: Some(placed.clone()), recorder: None, path: String::new() }
     }
 
-    /// Records what modules look up. Every tensor has zeros.
+    /// Records what modules look up. Every tensor is one zero in all its places: it takes no memory, and no module can run.
     pub(crate) fn recording(recorder: &ShapeRecorder) -> Self {
         let weights = Weights::new(Default::default());
         Self { weights, placed: None, recorder: Some(recorder.clone()), path: String::new() }
@@ -42,6 +42,11 @@ impl Params {
         let part = part.to_string();
         let path = if self.path.is_empty() { part } else { format!("{}.{part}", self.path) };
         Self { path, ..self.clone() }
+    }
+
+    /// Whether the modules are built for the names and shapes of their tensors alone.
+    pub(crate) fn is_recording(&self) -> bool {
+        self.recorder.is_some()
     }
 
     /// The places on the GPU. None on the CPU.
@@ -56,7 +61,7 @@ impl Params {
     pub(crate) fn tensor(&self, dims: &[usize], leaf: &str) -> Result<Tensor> {
         let name = self.checked(dims, leaf)?;
         if self.recorder.is_some() {
-            return Tensor::zeros(dims, DType::F32, &Device::Cpu);
+            return Tensor::zeros(1, DType::F32, &Device::Cpu)?.broadcast_as(dims);
         }
         self.weights.tensor(&name)?.to_dtype(DType::F32)?.contiguous()
     }

@@ -72,12 +72,19 @@ impl Compute {
 /// # Errors
 /// A missing or broken JSON file, or an unsupported model.
 pub fn parameters(model: &Path) -> Result<[Shapes; 3]> {
+    Ok(parameters_by_folder(model)?.map(|(_, shapes)| shapes))
+}
+
+/// The same with the folders of the networks inside the model folder.
+pub(super) fn parameters_by_folder(model: &Path) -> Result<[(&'static str, Shapes); 3]> {
     let shapes = [(); 3].map(|()| ShapeRecorder::default());
     let [text, unet, vae] = shapes.each_ref().map(Params::recording);
     TextEncoder::new(&TextEncoderConfig::load(model)?, text)?;
     Unet::new(&UnetConfig::load(model)?, unet)?;
     VaeDecoder::new(&VaeConfig::load(model)?, vae)?;
-    Ok(shapes.map(|shapes| std::mem::take(&mut *shapes.lock().unwrap_or_else(PoisonError::into_inner))))
+    let [text, unet, vae] =
+        shapes.map(|shapes| std::mem::take(&mut *shapes.lock().unwrap_or_else(PoisonError::into_inner)));
+    Ok([("text_encoder", text), ("unet", unet), ("vae", vae)])
 }
 
 /// Where the settings that were tuned for GPUs are: in the model folder, or beside a checkpoint.

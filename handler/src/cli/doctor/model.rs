@@ -10,7 +10,11 @@ use crate::{
     task,
 };
 use aws_config::SdkConfig;
-use diffusion::{loading::is_checkpoint, pipeline};
+use diffusion::{
+    loading::is_checkpoint,
+    pipeline::{self, Inspection},
+    schedulers::Kind,
+};
 use std::{
     path::Path,
     time::{Duration, Instant},
@@ -68,19 +72,15 @@ async fn folder(config: &DoctorConfig) -> Vec<Finding> {
     let inspected =
         blocking(ANSWER_TIMEOUT, move || pipeline::inspect(&folder).map_err(|error| service::causes(&error))).await;
     let what = format!("model.folder {name}");
-    let mut findings = vec![match inspected.flatten() {
-        Ok(()) if is_checkpoint(&model.dir) => Finding::ok(
-            what,
-            "a checkpoint of Stable Diffusion 1.x in one file: its tensors; settings and tokenizer are those of SD 1.5",
-        ),
-        Ok(()) => Finding::ok(what, "settings, tokenizer and the headers of the weights"),
+    let mut findings = match inspected.flatten() {
+        Ok(inspection) => looked_at(&what, is_checkpoint(&model.dir), &inspection),
         // The error about a missing file has advice of its own.
-        Err(error) if error.contains("--model") => Finding::fail(what, error),
+        Err(error) if error.contains("--model") => vec![Finding::fail(what, error)],
         Err(error) => {
             let advice = "correct --model (EASEL_MODEL_DIR), or fill the folder by handler weights pull";
-            Finding::fail(what, format!("{error}; {advice}"))
+            vec![Finding::fail(what, format!("{error}; {advice}"))]
         }
-    }];
+    };
     let (folder, hash) = (model.dir.clone(), config.hash);
     let limit = if hash { READ_TIMEOUT } else { ANSWER_TIMEOUT };
     let manifest = blocking(limit, move || manifest(&folder, hash)).await;
@@ -93,6 +93,30 @@ async fn folder(config: &DoctorConfig) -> Vec<Finding> {
             Ok(device) => Finding::ok("model.load", format!("on {device}, in {:.1} s", clock.elapsed().as_secs_f32())),
             Err(error) => Finding::fail("model.load", format!("{error}; correct what it names")),
         });
+    }
+    findings
+}
+
+/// The lines about a model that can be loaded.
+fn looked_at(what: &str, is_checkpoint: bool, inspection: &Inspection) -> Vec<Finding> {
+    let tensors = inspection.tensors;
+    let fine = match is_checkpoint {
+        true => format!(
+            "a checkpoint of Stable Diffusion 1.x in one file, with the {tensors} tensors of the networks; settings and tokenizer are \
+             those of SD 1.5"
+        ),
+        false => format!("settings, tokenizer, and names and shapes of the {tensors} tensors of the networks"),
+    };
+    let mut findings = vec![Finding::ok(what, fine)];
+    for (folder, number, first) in &inspection.unread {
+        let note = format!(
+            "{number} of its tensors are not read, the first is `{first}`: the network is a larger one, and its pictures may be others"
+        );
+        findings.push(Finding::warn(format!("model.tensors {folder}"), note));
+    }
+    for (kind, error) in &inspection.unusable {
+        let note = format!("{error}; tasks with this scheduler fail, the default one is {}", Kind::default());
+        findings.push(Finding::warn(format!("model.scheduler {kind}"), note));
     }
     findings
 }

@@ -1,24 +1,23 @@
-//! Downloads a model's files from the Hugging Face Hub, with resume.
+//! One repository on the Hugging Face Hub: its commit, its listing and its files.
 //!
-//! The token is sent to the hub's own address only; redirects to another host, where the large files are, go without it. A download grows
-//! in a partial file that has the checksum in its name, so that a later try resumes only the same content. The file gets its name when its
-//! checksum is the hub's.
+//! The token is sent to the hub's own address only; the host of the large files, to which the hub redirects, gets none. Redirects are
+//! followed here and not by the client, because an error has to say who answered.
 
-use crate::storage::{cache::hash, weights::options::PullConfig};
-use anyhow::{Context, bail, ensure};
-use backon::{BackoffBuilder, ExponentialBuilder};
+mod error;
+mod retries;
+
+pub(super) use error::HubError;
+pub(super) use retries::Retries;
+
+use crate::storage::weights::options::PullConfig;
+use error::{Asked, Server};
 use reqwest::{
-    Client, Response, StatusCode,
-    header::{CONTENT_RANGE, LINK, RANGE},
+    Client, Response,
+    header::{CONTENT_RANGE, CONTENT_TYPE, LINK, LOCATION, RANGE},
+    redirect::Policy,
 };
 use serde::{Deserialize, de::DeserializeOwned};
-use sha1::{Digest, Sha1};
-use std::{
-    fs::{self, File, OpenOptions},
-    io::{self, Read, Seek, Write},
-    path::{Path, PathBuf},
-    time::Duration,
-};
+use std::time::Duration;
 use url::Url;
 
 /// Timeout of connecting.
@@ -27,19 +26,21 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 const READ_TIMEOUT: Duration = Duration::from_secs(60);
 /// Most pages of a listing. Each has up to a thousand files.
 const MAX_PAGES: usize = 20;
-/// Retries of a download that broke off.
-const RETRIES: usize = 6;
-/// Wait before the first retry.
-const FIRST_DELAY: Duration = Duration::from_millis(500);
+/// Most redirects of one request. The hub needs one, and one more for a repository that was renamed.
+const MAX_REDIRECTS: usize = 5;
+/// Longest JSON answer, in bytes. A page of a listing has less than 1 MB.
+const MAX_JSON: usize = 32 << 20;
 
 /// One repository on a hub.
-pub(super) struct Hub {
+pub(super) struct Hub<'a> {
     client: Client,
-    config: PullConfig,
+    config: &'a PullConfig,
+    /// Gets a line for each wait.
+    report: &'a dyn Fn(&str),
 }
 
 /// A file as the hub lists it.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct HubFile {
     pub(super) path: String,
     pub(super) bytes: u64,
@@ -47,6 +48,15 @@ pub(super) struct HubFile {
     pub(super) sha256: Option<String>,
     /// SHA-1 of the git blob, for other files.
     pub(super) git_sha1: Option<String>,
+}
+
+/// A file's content from some byte on.
+pub(super) struct Content {
+    response: Response,
+    server: Server,
+    path: String,
+    /// The first byte; 0 if the server ignores ranges.
+    pub(super) offset: u64,
 }
 
 #[derive(Deserialize)]
@@ -70,106 +80,164 @@ struct LfsPointer {
     size: u64,
 }
 
-impl Hub {
-    pub(super) fn new(config: &PullConfig) -> anyhow::Result<Self> {
+impl<'a> Hub<'a> {
+    pub(super) fn new(config: &'a PullConfig, report: &'a dyn Fn(&str)) -> reqwest::Result<Self> {
         let client = service::http_client()
             .connect_timeout(CONNECT_TIMEOUT)
             .read_timeout(READ_TIMEOUT)
+            .redirect(Policy::none())
             .user_agent(concat!("easel/", env!("CARGO_PKG_VERSION")))
             .build()?;
-        Ok(Self { client, config: config.clone() })
+        Ok(Self { client, config, report })
+    }
+
+    /// The tries of one request or one file.
+    pub(super) fn retries(&self) -> Retries<'a> {
+        Retries::new(self.report)
     }
 
     /// The commit that the revision refers to now.
-    pub(super) async fn commit(&self) -> anyhow::Result<String> {
+    pub(super) async fn commit(&self) -> Result<String, HubError> {
         let url = self.url(&["api", "models"], &["revision", &self.config.revision], "")?;
-        let revision: Revision = self.json(url).await?.0;
+        let revision: Revision = self.json(&url, "the revision").await?.0;
         let legal = revision.sha.len() >= 40 && revision.sha.bytes().all(|byte| byte.is_ascii_hexdigit());
-        ensure!(legal, "the hub's answer names no commit");
-        Ok(revision.sha)
+        legal.then_some(revision.sha).ok_or_else(|| HubError::Final("the hub's answer names no commit".into()))
     }
 
     /// Every file of a commit.
-    pub(super) async fn files(&self, commit: &str) -> anyhow::Result<Vec<HubFile>> {
-        let mut next = Some(self.url(&["api", "models"], &["tree", commit], "")?);
-        if let Some(url) = &mut next {
-            url.query_pairs_mut().append_pair("recursive", "true");
-        }
+    pub(super) async fn files(&self, commit: &str) -> Result<Vec<HubFile>, HubError> {
+        let mut url = self.url(&["api", "models"], &["tree", commit], "")?;
+        url.query_pairs_mut().append_pair("recursive", "true");
         let mut files = Vec::new();
         for _ in 0..MAX_PAGES {
-            let Some(url) = next.take() else { return Ok(files) };
-            let (page, link): (Vec<TreeEntry>, _) = self.json(url).await?;
+            let (page, next): (Vec<TreeEntry>, _) = self.json(&url, "the listing").await?;
             files.extend(page.into_iter().filter(|entry| entry.r#type == "file").map(HubFile::from));
-            next = link;
+            let Some(next) = next else { return Ok(files) };
+            url = next;
         }
-        bail!("the repository has more files than {MAX_PAGES} pages of its listing hold")
+        Err(HubError::Final(format!("the repository has more files than {MAX_PAGES} pages of its listing hold")))
     }
 
-    /// Requests a file from `offset` on. Returns the answer, and whether it starts at the offset.
-    pub(super) async fn open(&self, commit: &str, path: &str, offset: u64) -> anyhow::Result<(Response, bool)> {
-        let mut request = self.client.get(self.url(&[], &["resolve", commit], path)?);
-        if offset > 0 {
-            request = request.header(RANGE, format!("bytes={offset}-"));
-        }
-        let answer = self.send(request, path).await?;
-        let range = answer.headers().get(CONTENT_RANGE).and_then(|value| value.to_str().ok());
-        let is_resumed = answer.status() == StatusCode::PARTIAL_CONTENT
-            && range.is_some_and(|range| range.starts_with(&format!("bytes {offset}-")));
-        Ok((answer, is_resumed))
+    /// Requests a file from `offset` on, up to the byte `last` if it is given. Tries once; with an expired signed address once more.
+    pub(super) async fn open(
+        &self,
+        commit: &str,
+        path: &str,
+        offset: u64,
+        last: Option<u64>,
+    ) -> Result<Content, HubError> {
+        let url = self.url(&[], &["resolve", commit], path)?;
+        let last_byte = last.map(|last| last.to_string()).unwrap_or_default();
+        let range = (offset > 0 || last.is_some()).then(|| format!("bytes={offset}-{last_byte}"));
+        let (response, server) = match self.get(&url, path, range.as_deref()).await {
+            Err(HubError::Signature(_)) => self.get(&url, path, range.as_deref()).await?,
+            answered => answered?,
+        };
+        let given = response.headers().get(CONTENT_RANGE).and_then(|value| value.to_str().ok());
+        let is_part = given.is_some_and(|given| given.starts_with(&format!("bytes {offset}-")));
+        let offset = if is_part { offset } else { 0 };
+        Ok(Content { response, server, path: path.into(), offset })
     }
 
     /// An address in the repository. Each segment is percent-encoded, so that a revision cannot change the path.
-    fn url(&self, before: &[&str], after: &[&str], path: &str) -> anyhow::Result<Url> {
+    fn url(&self, before: &[&str], after: &[&str], path: &str) -> Result<Url, HubError> {
         let mut url = self.config.endpoint.clone();
         let repo = self.config.repo.split('/');
         let parts = before.iter().copied().chain(repo).chain(after.iter().copied());
         let path = path.split('/').filter(|part| !part.is_empty());
-        let mut segments = url.path_segments_mut().map_err(|()| anyhow::anyhow!("--endpoint is no http address"))?;
-        segments.pop_if_empty().extend(parts.chain(path));
-        drop(segments);
+        let segments = url.path_segments_mut().map(|mut segments| {
+            segments.pop_if_empty().extend(parts.chain(path));
+        });
+        segments.map_err(|()| HubError::Final("--endpoint (HF_ENDPOINT) is no http address".into()))?;
         Ok(url)
     }
 
-    /// A JSON answer, and the address of the next page, which must be on the same host.
-    async fn json<T: DeserializeOwned>(&self, url: Url) -> anyhow::Result<(T, Option<Url>)> {
-        let answer = self.send(self.client.get(url.clone()), url.path()).await?;
-        let link = answer.headers().get(LINK).and_then(|value| value.to_str().ok());
-        let next = link.and_then(|link| link.split_once(">; rel=\"next\"")?.0.rsplit_once('<'));
-        let next = next.map(|(_, next)| Url::parse(next).context("the hub's next page")).transpose()?;
-        ensure!(
-            next.as_ref().is_none_or(|next| next.origin() == url.origin()),
-            "the hub's next page is on another host"
-        );
+    /// A JSON answer, and the address of the next page, which must be on the hub.
+    async fn json<T: DeserializeOwned>(&self, url: &Url, what: &str) -> Result<(T, Option<Url>), HubError> {
+        let mut retries = self.retries();
+        let (kind, body, link) = loop {
+            match self.body(url, what).await {
+                Ok(answer) => break answer,
+                Err(error) => retries.wait(error).await?,
+            }
+        };
+        let next = link.as_deref().and_then(|link| link.split_once(">; rel=\"next\"")?.0.rsplit_once('<'));
+        let next = next.and_then(|(_, next)| url.join(next).ok());
+        if next.as_ref().is_some_and(|next| next.origin() != url.origin()) {
+            return Err(HubError::Final("the hub's next page is on another host".into()));
+        }
         // The parser's error would repeat text of the answer.
-        let body = answer.bytes().await.map_err(reqwest::Error::without_url).context("the hub's answer")?;
-        let parsed = serde_json::from_slice(&body).ok().context("the hub's answer is not the JSON that a hub gives")?;
+        let parsed = serde_json::from_slice(&body).map_err(|_| {
+            let page = if kind.starts_with("text/html") { " but a web page" } else { "" };
+            let advice = "check --endpoint (HF_ENDPOINT), and what stands between";
+            HubError::Final(format!("the hub's answer for {what} is not the JSON that a hub gives{page}: {advice}"))
+        })?;
         Ok((parsed, next))
     }
 
-    async fn send(&self, request: reqwest::RequestBuilder, what: &str) -> anyhow::Result<Response> {
-        let request = match &self.config.token {
-            Some(token) => request.bearer_auth(token.expose()),
-            None => request,
-        };
-        // Without the URL, because that of a large file contains a signature.
-        let answer = request.send().await.map_err(reqwest::Error::without_url);
-        let answer = answer.context("the hub does not answer: check the network and --endpoint (HF_ENDPOINT)")?;
-        let PullConfig { repo, revision, token, .. } = &self.config;
-        match answer.status() {
-            StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => {
-                let needed = if token.is_some() {
-                    "the token (--token, HF_TOKEN) does not open it: its owner must have accepted the repository's conditions"
-                } else {
-                    "set a token (--token, HF_TOKEN) whose owner has accepted the repository's conditions"
-                };
-                bail!("{repo} is gated, private or not there (the hub answered {}): {needed}", answer.status().as_u16())
+    /// Type, body and `Link` of an answer.
+    async fn body(&self, url: &Url, what: &str) -> Result<(String, Vec<u8>, Option<String>), HubError> {
+        let (mut response, server) = self.get(url, what, None).await?;
+        let text = |name| response.headers().get(name).and_then(|value| value.to_str().ok()).map(str::to_string);
+        let (kind, link) = (text(CONTENT_TYPE).unwrap_or_default(), text(LINK));
+        let mut body = Vec::new();
+        let broke_off = |error| HubError::broke_off(&server, what, &error);
+        while let Some(chunk) = response.chunk().await.map_err(broke_off)? {
+            if body.len() + chunk.len() > MAX_JSON {
+                return Err(HubError::Final(format!("the hub's answer for {what} has more than {MAX_JSON} bytes")));
             }
-            StatusCode::NOT_FOUND => bail!("{repo} at revision {revision}: the hub has no {what}"),
-            _ => {
-                let answer = answer.error_for_status().map_err(reqwest::Error::without_url);
-                answer.with_context(|| format!("the hub does not give {what}"))
+            body.extend_from_slice(&chunk);
+        }
+        Ok((kind, body, link))
+    }
+
+    /// Sends a request once, and follows redirects.
+    async fn get(&self, url: &Url, what: &str, range: Option<&str>) -> Result<(Response, Server), HubError> {
+        let mut url = url.clone();
+        for _ in 0..=MAX_REDIRECTS {
+            let server = self.server(&url);
+            let mut request = self.client.get(url.clone());
+            if let (Server::Hub, Some(token)) = (&server, self.config.token()) {
+                request = request.bearer_auth(token);
+            }
+            if let Some(range) = range {
+                request = request.header(RANGE, range);
+            }
+            let response = request.send().await.map_err(|error| HubError::unanswered(&server, what, &error))?;
+            let status = response.status();
+            let to = response.headers().get(LOCATION).and_then(|to| url.join(to.to_str().ok()?).ok());
+            match to.filter(|_| matches!(status.as_u16(), 301 | 302 | 303 | 307 | 308)) {
+                Some(to) => url = to,
+                None if status.is_success() => return Ok((response, server)),
+                None => {
+                    let asked = Asked { config: self.config, what };
+                    return Err(HubError::answered(&asked, &server, status, response.headers()));
+                }
             }
         }
+        Err(HubError::Final(format!("{what}: the hub redirects more than {MAX_REDIRECTS} times")))
+    }
+
+    /// Whose address that is.
+    fn server(&self, url: &Url) -> Server {
+        if url.origin() == self.config.endpoint.origin() {
+            return Server::Hub;
+        }
+        let host = url.host_str().unwrap_or_default();
+        Server::Other(url.port().map_or_else(|| host.to_string(), |port| format!("{host}:{port}")))
+    }
+}
+
+impl Content {
+    /// The length of what comes, if the server says it.
+    pub(super) fn length(&self) -> Option<u64> {
+        self.response.content_length()
+    }
+
+    /// The next bytes; none at the end.
+    pub(super) async fn chunk(&mut self) -> Result<Option<impl AsRef<[u8]> + use<>>, HubError> {
+        let chunk = self.response.chunk().await;
+        chunk.map_err(|error| HubError::broke_off(&self.server, &self.path, &error))
     }
 }
 
@@ -181,129 +249,4 @@ impl From<TreeEntry> for HubFile {
             None => Self { path, bytes: size, sha256: None, git_sha1: Some(oid) },
         }
     }
-}
-
-/// How a file was obtained.
-#[derive(Debug, PartialEq, Eq)]
-pub(super) enum FileOutcome {
-    /// It was in the folder, with the right checksum.
-    AlreadyPresent,
-    /// It was downloaded from this offset on.
-    Downloaded { resumed_at: u64 },
-}
-
-/// Downloads a file. Returns its SHA-256 in hex.
-pub(super) async fn download(
-    hub: &Hub,
-    commit: &str,
-    file: &HubFile,
-    folder: &Path,
-) -> anyhow::Result<(String, FileOutcome)> {
-    let path = folder.join(&file.path);
-    let parent = path.parent().unwrap_or(folder);
-    fs::create_dir_all(parent).with_context(|| parent.display().to_string())?;
-    if let Ok(mut there) = File::open(&path)
-        && let Some(sha256) = matching_sha256(&mut there, file)?
-    {
-        return Ok((sha256, FileOutcome::AlreadyPresent));
-    }
-    let partial = partial(&path, file);
-    let mut delays = ExponentialBuilder::default().with_min_delay(FIRST_DELAY).with_max_times(RETRIES).build();
-    let begun = fs::metadata(&partial).map_or(0, |found| found.len());
-    let mut resumed_at = begun;
-    loop {
-        let broke_off = match download_rest(hub, commit, file, &partial).await {
-            Ok(()) => None,
-            Err(error) if is_temporary(&error) => Some(error),
-            Err(error) => return Err(error),
-        };
-        let Some(error) = broke_off else {
-            let mut whole = File::open(&partial)?;
-            if let Some(sha256) = matching_sha256(&mut whole, file)? {
-                whole.sync_all()?;
-                fs::rename(&partial, &path)?;
-                File::open(parent)?.sync_all()?;
-                return Ok((sha256, FileOutcome::Downloaded { resumed_at }));
-            }
-            fs::remove_file(&partial)?;
-            // The partial file of an earlier run may be corrupt. A file that was downloaded whole is wrong at the hub.
-            if resumed_at == 0 {
-                bail!("{}: the content that came does not have the hub's checksum: refused", file.path);
-            }
-            resumed_at = 0;
-            continue;
-        };
-        let Some(delay) = delays.next() else { return Err(error.context(format!("{} broke off", file.path))) };
-        tracing::warn!(error = format!("{error:#}"), path = file.path, "the download broke off: it goes on");
-        tokio::time::sleep(delay).await;
-    }
-}
-
-fn partial(path: &Path, file: &HubFile) -> PathBuf {
-    let sum = file.sha256.as_deref().or(file.git_sha1.as_deref()).unwrap_or_default();
-    let name = path.file_name().unwrap_or_default().to_string_lossy();
-    let legal: String = sum.chars().filter(char::is_ascii_hexdigit).take(16).collect();
-    path.with_file_name(format!(".{name}.{legal}.partial"))
-}
-
-/// Downloads the rest of a partial file.
-async fn download_rest(hub: &Hub, commit: &str, file: &HubFile, partial: &Path) -> anyhow::Result<()> {
-    let mut partial_file = OpenOptions::new().create(true).append(true).open(partial)?;
-    let mut length = partial_file.metadata()?.len();
-    if length > file.bytes {
-        partial_file.set_len(0)?;
-        length = 0;
-    }
-    if length == file.bytes && length > 0 {
-        return Ok(());
-    }
-    let (mut answer, is_resumed) = hub.open(commit, &file.path, length).await?;
-    if !is_resumed {
-        partial_file.set_len(0)?;
-        length = 0;
-    }
-    while let Some(chunk) = answer.chunk().await.map_err(reqwest::Error::without_url)? {
-        length += chunk.len() as u64;
-        if length > file.bytes {
-            drop(partial_file);
-            fs::remove_file(partial)?;
-            bail!("{}: the hub sends more than the {} bytes that it lists: refused", file.path, file.bytes);
-        }
-        partial_file.write_all(&chunk)?;
-    }
-    if length < file.bytes {
-        let (there, wanted) = (length, file.bytes);
-        return Err(io::Error::new(io::ErrorKind::UnexpectedEof, format!("{there} of {wanted} bytes came")).into());
-    }
-    Ok(())
-}
-
-/// Whether a retry may help: the connection broke, or the hub is overloaded.
-fn is_temporary(error: &anyhow::Error) -> bool {
-    let cut = error.downcast_ref::<io::Error>().is_some_and(|error| error.kind() == io::ErrorKind::UnexpectedEof);
-    let http = error.downcast_ref::<reqwest::Error>();
-    cut || http.is_some_and(|error| error.status().is_none_or(|status| status.is_server_error() || status == 429))
-}
-
-/// The SHA-256 of a file, if the file has the size and checksum that the hub lists.
-fn matching_sha256(file: &mut File, wanted: &HubFile) -> anyhow::Result<Option<String>> {
-    if file.metadata()?.len() != wanted.bytes {
-        return Ok(None);
-    }
-    let sha256 = hex::encode(hash(file)?);
-    let same = match (&wanted.sha256, &wanted.git_sha1) {
-        (Some(listed), _) => *listed == sha256,
-        (None, Some(listed)) => *listed == git_sha1(file, wanted.bytes)?,
-        (None, None) => false,
-    };
-    Ok(same.then_some(sha256))
-}
-
-/// The SHA-1 of git's blob with this content.
-fn git_sha1(file: &mut File, bytes: u64) -> io::Result<String> {
-    let mut content = Vec::new();
-    file.rewind()?;
-    file.read_to_end(&mut content)?;
-    let sum = Sha1::new().chain_update(format!("blob {bytes}\0")).chain_update(content).finalize();
-    Ok(hex::encode(sum))
 }

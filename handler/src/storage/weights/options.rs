@@ -45,9 +45,28 @@ pub struct PullConfig {
     #[arg(long, env = "HF_ENDPOINT", default_value = "https://huggingface.co", value_name = "URL",
           value_parser = web_url)]
     pub endpoint: Url,
-    /// Token for a repository that is gated or private. It goes to the hub alone, not where the hub redirects to.
-    #[arg(long, env = "HF_TOKEN", hide_env_values = true, value_name = "TOKEN", value_parser = hidden::<Secret>())]
-    pub token: Option<Secret>,
+    /// Token for a repository that is gated or private; an empty one is none. It goes to the hub alone, not where the hub redirects to.
+    #[arg(long, env = "HF_TOKEN", hide_env_values = true, value_name = "TOKEN", value_parser = hidden::<HubToken>())]
+    pub token: Option<HubToken>,
+}
+
+impl PullConfig {
+    /// The token's text, if there is one.
+    pub fn token(&self) -> Option<&str> {
+        self.token.as_ref()?.0.as_ref().map(Secret::expose)
+    }
+}
+
+/// A token, or none if the text is empty: so the hub's own programs read `HF_TOKEN`.
+#[derive(Debug, Clone)]
+pub struct HubToken(Option<Secret>);
+
+impl FromStr for HubToken {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        if text.is_empty() { Ok(Self(None)) } else { text.parse().map(|token| Self(Some(token))) }
+    }
 }
 
 /// Settings of `handler weights fetch`.

@@ -2,9 +2,14 @@
 
 use super::hub::HubFile;
 use crate::storage::weights::options::Variant;
-use anyhow::{Context, ensure};
-use diffusion::{loading::DIFFUSION_FILES, loading::ENCODER_FILES};
-use std::path::{Component, Path};
+use anyhow::{Context, bail, ensure};
+use diffusion::{MAX_NAME, cut, loading::DIFFUSION_FILES, loading::ENCODER_FILES};
+use serde::Deserialize;
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs,
+    path::{Component, Path},
+};
 
 /// Files that the pipeline reads beside the weights.
 const REQUIRED: [&str; 6] = [
@@ -22,16 +27,58 @@ const OPTIONAL: [&str; 2] = ["tokenizer/added_tokens.json", "tokenizer/special_t
 /// Folders with weights, and the file names of full weights and of half precision.
 const WEIGHTS: [(&str, [&str; 2]); 3] =
     [("text_encoder", ENCODER_FILES), ("unet", DIFFUSION_FILES), ("vae", DIFFUSION_FILES)];
+/// Endings of weights that are pickles: they can run code, so they are not read.
+const PICKLES: [&str; 5] = ["bin", "ckpt", "pt", "pth", "pkl"];
+/// The most files of weights that an error lists.
+const MOST_LISTED: usize = 6;
 
-/// The files to download, in a fixed order. The small ones come first, so that an unsuitable repository is noticed early.
-pub(super) fn select(offered: Vec<HubFile>, variant: Variant) -> anyhow::Result<Vec<HubFile>> {
+/// The files to download, in a fixed order.
+#[derive(Debug)]
+pub(super) struct Selection {
+    /// Settings, tokenizer, and the indexes of weights in shards. They are small, and say whether the weights are of use.
+    pub(super) small: Vec<HubFile>,
+    weights: Vec<(&'static str, Found)>,
+    offered: Vec<HubFile>,
+}
+
+/// The weights of one folder.
+#[derive(Debug)]
+enum Found {
+    Whole(HubFile),
+    /// In shards that this index names.
+    Index(String),
+}
+
+/// An index of shards.
+#[derive(Deserialize)]
+struct ShardIndex {
+    weight_map: BTreeMap<String, String>,
+}
+
+/// `model_index.json`, which says what model it is.
+pub(super) fn model_index(offered: &[HubFile]) -> anyhow::Result<&HubFile> {
     if let Some(file) = offered.iter().find(|file| !is_inside(&file.path)) {
         anyhow::bail!("the hub lists a file outside the repository ({:?}): nothing is taken from it", file.path);
     }
+    let single = || {
+        let is_single = |file: &&HubFile| !file.path.contains('/') && file.path.ends_with(".safetensors");
+        offered.iter().find(is_single).map_or_else(String::new, |file| {
+            format!("; {} may be a checkpoint in one file, which pull does not fetch", cut(&file.path, MAX_NAME))
+        })
+    };
+    let found = offered.iter().find(|file| file.path == REQUIRED[0]);
+    found.with_context(|| {
+        format!("the repository has no {}: it is no model in the diffusers layout{}", REQUIRED[0], single())
+    })
+}
+
+/// The files that the pipeline reads.
+pub(super) fn select(offered: Vec<HubFile>, variant: Variant) -> anyhow::Result<Selection> {
+    model_index(&offered)?;
     let find = |name: &str| offered.iter().find(|file| file.path == name).cloned();
-    let mut wanted = Vec::new();
+    let mut small = Vec::new();
     for name in REQUIRED {
-        wanted.push(
+        small.push(
             find(name)
                 .with_context(|| format!("the repository has no {name}: it is no model in the diffusers layout"))?,
         );
@@ -43,36 +90,107 @@ pub(super) fn select(offered: Vec<HubFile>, variant: Variant) -> anyhow::Result<
         format!("the repository has no {} and no {part}: it is no model in the diffusers layout", TOKENIZERS[0][0])
     };
     ensure!(!forms.is_empty(), missing());
-    wanted.extend(forms.into_iter().flat_map(|form| form.iter().copied()).filter_map(find));
-    wanted.extend(OPTIONAL.into_iter().filter_map(find));
-    for name in weights(variant) {
-        let file = find(&name);
-        let pickled = || {
-            offered
-                .iter()
-                .any(|file| Path::new(&file.path).extension().is_some_and(|e| e == "bin" || e == "ckpt" || e == "pt"))
-        };
-        ensure!(
-            file.is_some(),
-            "the repository has no {name}{}",
-            if pickled() {
-                "; pickled weights are not taken: convert them to safetensors"
-            } else {
-                "; try the other --variant"
+    small.extend(forms.into_iter().flat_map(|form| form.iter().copied()).filter_map(find));
+    small.extend(OPTIONAL.into_iter().filter_map(find));
+    let mut weights = Vec::new();
+    for (folder, names) in WEIGHTS {
+        let name = format!("{folder}/{}", names[variant as usize]);
+        let index = format!("{folder}/{}", index_name(names[0], variant));
+        let found = match (find(&name), find(&index)) {
+            (Some(whole), _) => Found::Whole(whole),
+            (None, Some(file)) => {
+                small.push(file);
+                Found::Index(index)
             }
-        );
-        wanted.extend(file);
+            (None, None) => bail!(lacking(&offered, folder, &name, variant)),
+        };
+        weights.push((folder, found));
     }
-    Ok(wanted)
+    Ok(Selection { small, weights, offered })
+}
+
+impl Selection {
+    /// The weights of each folder of the model. `settings` is where the small files are.
+    pub(super) fn weights(&self, settings: &Path) -> anyhow::Result<Vec<(&'static str, Vec<HubFile>)>> {
+        let of_folder = |(folder, found): &(&'static str, Found)| {
+            let files = match found {
+                Found::Whole(file) => vec![file.clone()],
+                Found::Index(index) => self.shards(folder, index, settings)?,
+            };
+            Ok((*folder, files))
+        };
+        self.weights.iter().map(of_folder).collect()
+    }
+
+    fn shards(&self, folder: &str, index: &str, settings: &Path) -> anyhow::Result<Vec<HubFile>> {
+        let text = fs::read(settings.join(index)).with_context(|| index.to_string())?;
+        let parsed: Option<ShardIndex> = serde_json::from_slice(&text).ok();
+        let shards = parsed.map(|parsed| parsed.weight_map.into_values().collect::<BTreeSet<_>>()).unwrap_or_default();
+        ensure!(!shards.is_empty(), "{index} is no index of weights: it has no `weight_map` from tensors to files");
+        let mut files = Vec::new();
+        for shard in shards {
+            let path = format!("{folder}/{shard}");
+            let is_shard = is_inside(&shard) && !shard.contains('/') && shard.ends_with(".safetensors");
+            let file = self.offered.iter().find(|file| is_shard && file.path == path);
+            let shown = cut(&path, MAX_NAME);
+            files.push(
+                file.with_context(|| format!("{index} names {shown:?}, which the repository does not have"))?.clone(),
+            );
+        }
+        Ok(files)
+    }
+}
+
+/// The name of the index of weights in shards, as diffusers and transformers write it.
+fn index_name(full: &str, variant: Variant) -> String {
+    match variant {
+        Variant::Full => format!("{full}.index.json"),
+        Variant::Fp16 => format!("{full}.index.fp16.json"),
+    }
+}
+
+/// The error for weights that are not there: which are, and what to do.
+fn lacking(offered: &[HubFile], folder: &str, name: &str, variant: Variant) -> String {
+    let ending = |path: &str| path.rsplit_once('.').map(|(_, ending)| ending.to_string()).unwrap_or_default();
+    let is_weights = |path: &str| {
+        let index = path.contains(".safetensors.index.");
+        index || ending(path) == "safetensors" || PICKLES.contains(&ending(path).as_str())
+    };
+    let inside = |file: &&HubFile| file.path.split_once('/').is_some_and(|(parent, _)| parent == folder);
+    let there: Vec<&str> =
+        offered.iter().filter(inside).map(|file| file.path.as_str()).filter(|path| is_weights(path)).collect();
+    let (other, option) = match variant {
+        Variant::Full => (Variant::Fp16, "--variant fp16"),
+        Variant::Fp16 => (Variant::Full, "--variant full"),
+    };
+    let has = |name: &str| offered.iter().any(|file| file.path == name);
+    let has_other = WEIGHTS.iter().all(|(folder, names)| {
+        has(&format!("{folder}/{}", names[other as usize])) || has(&format!("{folder}/{}", index_name(names[0], other)))
+    });
+    let pickled = there.iter().any(|path| PICKLES.contains(&ending(path).as_str()));
+    let listed: Vec<_> = there.iter().take(MOST_LISTED).map(|path| cut(path, MAX_NAME)).collect();
+    let shown = match there.len().checked_sub(MOST_LISTED).filter(|more| *more > 0) {
+        Some(more) => format!("only {} and {more} more", listed.join(", ")),
+        None if listed.is_empty() => "no other weights".into(),
+        None => format!("only {}", listed.join(", ")),
+    };
+    let pickles = if pickled { "; pickles can run code and are not read" } else { "" };
+    let advice = if has_other {
+        format!("{option} takes the safetensors that are there")
+    } else if pickled {
+        "convert them to safetensors, or choose a repository that has them".into()
+    } else {
+        "choose another repository".into()
+    };
+    format!("the repository has no {name}; in {folder}/ it has {shown}{pickles}: {advice}")
 }
 
 /// Names of full weights, which the pipeline would load instead of those of another variant.
 pub(super) fn shadowing(variant: Variant) -> impl Iterator<Item = String> {
-    weights(Variant::Full).into_iter().filter(move |_| variant != Variant::Full)
-}
-
-fn weights(variant: Variant) -> Vec<String> {
-    WEIGHTS.iter().map(|(folder, names)| format!("{folder}/{}", names[variant as usize])).collect()
+    let full = |(folder, names): &(&'static str, [&'static str; 2])| {
+        [format!("{folder}/{}", names[0]), format!("{folder}/{}", index_name(names[0], Variant::Full))]
+    };
+    WEIGHTS.iter().flat_map(full).filter(move |_| variant != Variant::Full)
 }
 
 /// Whether a relative path stays inside its folder.
@@ -99,10 +217,11 @@ mod tests {
         for variant in [Variant::Full, Variant::Fp16] {
             let taken =
                 select(offered(&["README.md", "safety_checker/model.safetensors", "v1-5.ckpt"]), variant).unwrap();
-            assert_eq!(taken.len(), REQUIRED.len() + TOKENIZERS[1].len() + 3);
-            let weights = taken.iter().filter(|file| file.path.ends_with(".safetensors"));
-            assert!(weights.clone().all(|file| file.path.contains(".fp16.") == (variant == Variant::Fp16)));
-            assert_eq!(weights.count(), 3);
+            assert_eq!(taken.small.len(), REQUIRED.len() + TOKENIZERS[1].len());
+            let weights = taken.weights(Path::new("nowhere")).unwrap();
+            let files: Vec<&HubFile> = weights.iter().flat_map(|(_, files)| files).collect();
+            assert!(files.iter().all(|file| file.path.contains(".fp16.") == (variant == Variant::Fp16)), "{files:?}");
+            assert!(files.len() == 3 && files.iter().all(|file| file.path.ends_with(".safetensors")), "{files:?}");
         }
     }
 
@@ -112,7 +231,8 @@ mod tests {
             let mut files = offered(more);
             files.retain(|file| !gone.contains(&file.path.as_str()));
             let taken = select(files, Variant::Full).map_err(|error| error.to_string())?;
-            let names = taken.into_iter().filter_map(|file| file.path.strip_prefix("tokenizer/").map(str::to_string));
+            let names =
+                taken.small.into_iter().filter_map(|file| file.path.strip_prefix("tokenizer/").map(str::to_string));
             Ok::<_, String>(names.collect::<Vec<_>>())
         };
         let (vocab, merges, new) = ("tokenizer/vocab.json", "tokenizer/merges.txt", "tokenizer/tokenizer.json");
@@ -127,6 +247,41 @@ mod tests {
             let error = taken(&[gone], &[]).unwrap_err();
             assert!(error.contains(gone) && error.contains(new), "{error}");
         }
+    }
+
+    #[test]
+    fn an_index_names_shards_of_its_own_folder_that_are_there() {
+        let (settings, index) = (tempfile::tempdir().unwrap(), "unet/diffusion_pytorch_model.safetensors.index.json");
+        let mut files = offered(&[index, "unet/a.safetensors", "unet/b.safetensors"]);
+        files.retain(|file| file.path != "unet/diffusion_pytorch_model.safetensors");
+        let selection = select(files, Variant::Full).unwrap();
+        assert!(selection.small.iter().any(|file| file.path == index));
+        fs::create_dir(settings.path().join("unet")).unwrap();
+        for (text, said) in [
+            (r#"{"weight_map":{"x":"b.safetensors","y":"a.safetensors","z":"b.safetensors"}}"#, Ok(2)),
+            (
+                r#"{"weight_map":{"x":"c.safetensors"}}"#,
+                Err("names \"unet/c.safetensors\", which the repository does not"),
+            ),
+            (r#"{"weight_map":{"x":"../vae/diffusion_pytorch_model.safetensors"}}"#, Err("does not have")),
+            (r#"{"weight_map":{"x":"config.json"}}"#, Err("does not have")),
+            (r#"{"weight_map":{}}"#, Err("is no index of weights")),
+            ("<html>", Err("is no index of weights")),
+        ] {
+            fs::write(settings.path().join(index), text).unwrap();
+            let weights = selection.weights(settings.path());
+            match said {
+                Ok(count) => assert_eq!(weights.unwrap()[1].1.len(), count),
+                Err(said) => assert!(weights.unwrap_err().to_string().contains(said), "{text}"),
+            }
+        }
+    }
+
+    #[test]
+    fn a_repository_without_an_index_may_hold_a_checkpoint() {
+        let files = vec![HubFile { path: "v1-5.safetensors".into(), bytes: 1, sha256: None, git_sha1: None }];
+        let error = select(files, Variant::Full).unwrap_err().to_string();
+        assert!(error.contains("no model_index.json") && error.contains("v1-5.safetensors"), "{error}");
     }
 
     #[test]

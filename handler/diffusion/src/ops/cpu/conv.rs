@@ -43,7 +43,11 @@ pub(super) struct Sizes {
 impl Conv {
     pub(crate) fn new(channels_in: usize, channels_out: usize, window: Window, params: &Params) -> Result<Self> {
         let weight = params.tensor(&[channels_out, channels_in, window.side, window.side], "weight")?;
-        Self::of(weight, params.tensor(&[channels_out], "bias")?, window)
+        let bias = params.tensor(&[channels_out], "bias")?;
+        if params.is_recording() {
+            return Ok(Self { weight, bias, window, kernels: None });
+        }
+        Self::of(weight, bias, window)
     }
 
     pub(super) fn of(weight: Tensor, bias: Tensor, window: Window) -> Result<Self> {
