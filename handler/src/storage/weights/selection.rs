@@ -63,7 +63,10 @@ pub(super) fn model_index(offered: &[HubFile]) -> anyhow::Result<&HubFile> {
     let single = || {
         let is_single = |file: &&HubFile| !file.path.contains('/') && file.path.ends_with(".safetensors");
         offered.iter().find(is_single).map_or_else(String::new, |file| {
-            format!("; {} may be a checkpoint in one file, which pull does not fetch", cut(&file.path, MAX_NAME))
+            format!(
+                "; {} may be a checkpoint in one file, which pull does not fetch: download it and give it by --model",
+                cut(&file.path, MAX_NAME)
+            )
         })
     };
     let found = offered.iter().find(|file| file.path == REQUIRED[0]);

@@ -141,20 +141,10 @@ fn tensors_that_nothing_reads_are_counted() {
 #[test]
 fn settings_that_do_not_fit_together_are_refused_by_field() {
     for (file, field, value, said) in [
-        (
-            "unet/config.json",
-            "in_channels",
-            json!(9),
-            "`in_channels` is 9, which does not fit 4, supported: as many as",
-        ),
-        ("unet/config.json", "out_channels", json!(8), "`out_channels` is 8, which does not fit 4"),
-        (
-            "unet/config.json",
-            "cross_attention_dim",
-            json!(1024),
-            "`cross_attention_dim` is 1024, which does not fit 128",
-        ),
-        ("vae/config.json", "latent_channels", json!(16), "`in_channels` is 4, which does not fit 16"),
+        ("unet/config.json", "in_channels", json!(9), "`in_channels` is 9"),
+        ("unet/config.json", "out_channels", json!(8), "`out_channels` is 8"),
+        ("unet/config.json", "cross_attention_dim", json!(1024), "`cross_attention_dim` is 1024"),
+        ("vae/config.json", "latent_channels", json!(16), "`latent_channels` is 16"),
     ] {
         let folder = copy();
         set(folder.path(), file, field, value);
