@@ -106,9 +106,9 @@ fn what_is_no_textual_inversion_is_refused_with_its_reason() -> Result<()> {
         (tensor(Dtype::F16, &[76, 1], &[0; 152])?, "has 76 vectors, a prompt has room for 75"),
         (tensor(Dtype::I32, &[2], &[0; 8])?, "is I32; F64, F32, F16 and BF16 are supported"),
         (safetensors::serialize([] as [(&str, TensorView); 0], None)?, "has 0 tensors"),
-        (b"PK\x03\x04 as torch.save writes it".to_vec(), "pickled PyTorch file (.bin or .pt)"),
-        (b"\x80\x02}q\x00 as older ones do".to_vec(), "pickled PyTorch file (.bin or .pt)"),
-        (b"<html>not found</html>".to_vec(), "is not a safetensors file"),
+        (b"PK\x03\x04\0\0\x08\x08\0\0\0\0\0\0archive/data.pklFB".to_vec(), "is a pickled PyTorch file"),
+        (b"\x80\x02}q\x00 as older ones do".to_vec(), "is a pickled PyTorch file"),
+        (b"<html>not found</html>".to_vec(), "is a web page"),
     ] {
         let error = TextualInversion::from_bytes(&bytes).err().context(expected)?;
         anyhow::ensure!(error.is_permanent() && error.to_string().contains(expected), "{error}, not {expected}");

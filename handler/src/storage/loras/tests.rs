@@ -116,7 +116,7 @@ async fn textual_inversions_are_kept_in_the_same_way_and_name_their_own_field() 
     let again = inversions();
     assert_eq!(again.get("models", "a").await.unwrap().1, Found::Volume);
     assert_eq!(again.get("models", "a").await.unwrap().1, Found::Memory);
-    fake.put("a", b"PK\x03\x04 as torch.save writes it");
+    fake.put("a", b"PK\x03\x04\0\0\x08\x08\0\0\0\0\0\0archive/data.pklFB");
     let error = again.get("models", "a").await.unwrap_err();
     let StoreError::Permanent(reason) = &error else { panic!("{error:?}") };
     assert!(reason.starts_with("`textual_inversions` s3://models/a: ") && reason.contains("pickled"), "{reason}");
