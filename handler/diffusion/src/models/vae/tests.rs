@@ -142,3 +142,97 @@ fn predicted_memory_keeps_the_goals() {
     });
     assert_eq!(rows, [64, 32, 32, 16, 8]);
 }
+
+/// On a GPU, with the shapes of Stable Diffusion 1.5.
+#[cfg(feature = "cuda")]
+mod on_gpu {
+    use super::*;
+    use crate::{
+        gpu::{Gpu, Placed},
+        ops::{LANES, steps},
+    };
+
+    /// The decoder, and the GPU, of which the weights and nothing else hold memory.
+    fn vae(config: &VaeConfig, weights: &Weights, dtype: Dtype) -> (VaeDecoder, Gpu) {
+        let gpu = Gpu::open(0).unwrap();
+        gpu.open_libraries().unwrap();
+        let placed = Placed::new(&gpu, dtype).unwrap();
+        let vae = VaeDecoder::new(config, Params::on_gpu(weights, &placed)).unwrap();
+        gpu.synchronize().unwrap();
+        placed.fill(weights, None).unwrap();
+        gpu.trim().unwrap();
+        (vae, gpu)
+    }
+
+    /// The pixels, and the most scratch memory, in bytes.
+    fn decoded(vae: &VaeDecoder, gpu: &Gpu, dtype: Dtype, latents: &Tensor, memory: DecodeMemory) -> (Tensor, usize) {
+        let before = gpu.bytes();
+        let (_, channels, height, width) = latents.dims4().unwrap();
+        let source = crate::gpu::Array::from_tensor(gpu, latents, Dtype::F32).unwrap();
+        let map = gpu.scratch(&[1, height, width, channels.next_multiple_of(LANES)], dtype).unwrap();
+        steps::enter(&source, &map, 1.0).unwrap();
+        let pixels = match memory {
+            DecodeMemory::Whole => vae.decode(&Array::Gpu(map)).unwrap().to_map(3).unwrap(),
+            DecodeMemory::Bands { rows } => in_bands(vae, &Array::Gpu(map), rows),
+        };
+        (pixels, gpu.peak_bytes() - before)
+    }
+
+    /// The root of the mean square.
+    fn rms(tensor: &Tensor) -> f32 {
+        tensor.sqr().unwrap().mean_all().unwrap().sqrt().unwrap().to_scalar::<f32>().unwrap()
+    }
+
+    #[test]
+    fn gpu_bands_are_the_whole_picture_in_the_memory_predicted() {
+        let config = large();
+        let weights = weights(&config);
+        // Relative to the picture by the root of the mean square. In f16 both forms round, at other places.
+        for (dtype, limit) in [(Dtype::F16, 5e-3), (Dtype::F32, 2e-5)] {
+            // Width and height; the last is not a multiple of any band.
+            for (width, height) in [(512, 512), (768, 768), (512, 1024), (1024, 512), (520, 712)] {
+                let latents = latents(&config, height / 8, width / 8);
+                let bands = DecodeMemory::bands(width);
+                let (ours, most) = {
+                    let (vae, gpu) = vae(&config, &weights, dtype);
+                    decoded(&vae, &gpu, dtype, &latents, bands)
+                };
+                let (vae, gpu) = vae(&config, &weights, dtype);
+                let (whole, most_whole) = decoded(&vae, &gpu, dtype, &latents, DecodeMemory::Whole);
+                let (again, _) = decoded(&vae, &gpu, dtype, &latents, bands);
+                let error = rms(&(&ours - &whole).unwrap()) / rms(&whole);
+                let mib = |bytes: usize| bytes >> 20;
+                let predicted = [bands, DecodeMemory::Whole].map(|form| form.bytes(&config, (width, height), dtype));
+                let case = format!("{width}x{height} {}", dtype.name());
+                println!(
+                    "{case}: error {error:.1e} of {limit:.1e}; bands {} of {} MiB, whole {} of {} MiB",
+                    mib(most),
+                    mib(predicted[0]),
+                    mib(most_whole),
+                    mib(predicted[1])
+                );
+                assert!(error < limit, "{case}: {error:e}");
+                assert_eq!(difference(&ours, &again).0, 0.0, "{case}: one latent gives one picture");
+                assert!(most <= predicted[0] && most_whole <= predicted[1], "{case}: more than predicted");
+                if (width, height, dtype) == (768, 768, Dtype::F16) {
+                    assert!(mib(most) <= 400, "{case}: {} MiB", mib(most));
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn gpu_bands_of_other_groups_are_the_cpus() {
+        let config = config(&[16, 24, 40], 8);
+        let (weights, latents) = (weights(&config), latents(&config, 9, 7));
+        let cpu = VaeDecoder::new(&config, Params::on_cpu(&weights)).unwrap();
+        let plain = cpu.decode(&Array::Cpu(latents.clone())).unwrap().to_map(3).unwrap();
+        let (vae, gpu) = vae(&config, &weights, Dtype::F32);
+        for rows in [1, 3, 8, 36] {
+            let (ours, _) = decoded(&vae, &gpu, Dtype::F32, &latents, DecodeMemory::Bands { rows });
+            let error = rms(&(&ours - &plain).unwrap()) / rms(&plain);
+            println!("bands of {rows}: {error:.1e} of 2e-5");
+            assert!(error < 2e-5, "bands of {rows}: {error:e}");
+        }
+    }
+}
