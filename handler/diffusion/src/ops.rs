@@ -8,6 +8,7 @@ mod bands;
 mod cpu;
 mod gpu;
 pub(crate) mod params;
+mod spread;
 
 pub(crate) use array::{Array, Step};
 pub(crate) use bands::{Measured, Statistics, pad_rows};

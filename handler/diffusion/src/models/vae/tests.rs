@@ -80,9 +80,9 @@ fn bands_are_the_whole_picture() {
     let cases = [
         // Each form of a level, with and without a shortcut.
         (config(&[32, 64, 128, 128], 32), vec![Form::Whole, Form::Whole, Form::Held, Form::Anew]),
-        (config(&[16, 24, 40], 8), vec![Form::Whole, Form::Held, Form::Anew]),
+        (config(&[16, 24, 40], 8), vec![Form::Whole, Form::Whole, Form::Anew]),
         (config(&[16, 16], 4), vec![Form::Whole, Form::Held]),
-        (config(&[16, 32, 16], 4), vec![Form::Whole, Form::Held, Form::Anew]),
+        (config(&[48, 16, 16], 8), vec![Form::Whole, Form::Whole, Form::Held]),
         (config(&[16], 4), vec![Form::Held]),
     ];
     for (config, forms) in cases {

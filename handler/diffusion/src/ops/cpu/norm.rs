@@ -2,7 +2,7 @@
 //! and for the output.
 
 use super::{exp, tensor, vectorised, view};
-use crate::ops::{bands::Spread, params::Params};
+use crate::ops::{params::Params, spread::Spread};
 use candle_core::{Error, Result, Tensor};
 use rayon::prelude::*;
 

@@ -3,7 +3,7 @@
 use super::{conv::Conv, norm::GroupNorm, refused};
 use crate::{
     gpu::{Array, Dtype},
-    ops::bands::Spread,
+    ops::spread::Spread,
 };
 use candle_core::Result;
 use std::{ops::Range, sync::Arc};
