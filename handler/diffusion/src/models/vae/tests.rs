@@ -188,7 +188,7 @@ mod on_gpu {
         let config = large();
         let weights = weights(&config);
         // Relative to the picture by the root of the mean square. In f16 both forms round, at other places.
-        for (dtype, limit) in [(Dtype::F16, 5e-3), (Dtype::F32, 2e-5)] {
+        for (dtype, limit) in [(Dtype::F16, 2e-3), (Dtype::F32, 2e-5)] {
             // Width and height; the last is not a multiple of any band.
             for (width, height) in [(512, 512), (768, 768), (512, 1024), (1024, 512), (520, 712)] {
                 let latents = latents(&config, height / 8, width / 8);
