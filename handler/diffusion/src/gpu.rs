@@ -23,6 +23,7 @@ mod shortage;
 mod tuned;
 mod weights;
 
+pub(crate) use arena::PAGE;
 pub use array::Dtype;
 pub(crate) use array::{Array, Moments};
 pub use driver::device_of_machine;
