@@ -24,7 +24,7 @@ use diffusion::{
     gpu::{Gpu, Memory},
     loading,
     lora::AppliedLora,
-    pipeline::{Compute, Footprint, Pipeline, Request},
+    pipeline::{Compute, DecodeMemory, Footprint, Pipeline, Request},
 };
 use image::RgbImage;
 use request::StageTimer;
@@ -264,13 +264,22 @@ impl Engine {
         Ok(Pictures { pictures, model: self.model.clone(), stages: timer.finish() })
     }
 
-    /// If memory runs out, takes the UNet off the GPU and tries again.
+    /// If memory runs out, decodes in bands of rows, and then again without the UNet on the GPU.
     fn decode(&mut self, latents: &Tensor) -> Result<Vec<RgbImage>, EngineError> {
-        match self.pipeline.decode(latents) {
+        let bands = self.pipeline.bands(latents)?;
+        let in_bands = self.footprint().is_some_and(|footprint| footprint.in_bands);
+        match self.pipeline.decode(latents, if in_bands { bands } else { DecodeMemory::Whole }) {
+            Err(error) if error.is_out_of_memory() && in_bands => return Err(error.into()),
+            Err(error) if error.is_out_of_memory() => {
+                tracing::warn!(%error, "out of memory for the pixels: once more, in bands of rows");
+            }
+            decoded => return Ok(decoded?),
+        }
+        match self.pipeline.decode(latents, bands) {
             Err(error) if error.is_out_of_memory() => {
                 tracing::warn!(%error, "out of memory for the pixels: once more, without the UNet");
                 self.pipeline.make_room_for_pixels()?;
-                Ok(self.pipeline.decode(latents)?)
+                Ok(self.pipeline.decode(latents, bands)?)
             }
             decoded => Ok(decoded?),
         }

@@ -16,7 +16,7 @@ use candle_core::{Device, Tensor};
 use diffusion::{
     lora::{AppliedLora, Lora},
     noise::{Noise, Source},
-    pipeline::{Compute, Pipeline, Request},
+    pipeline::{Compute, DecodeMemory, Pipeline, Request},
     prompt::Weighting,
     schedulers::Kind,
 };
@@ -94,7 +94,7 @@ impl GoldenModel {
     fn paint(&self, pipeline: &Pipeline, kind: Kind, key: &str, size: (usize, usize)) -> Result<(f64, f64)> {
         let latents = self.latents(pipeline, kind, size)?;
         let error = relative_error(&latents, self.golden(&format!("{key}/latents"))?)?;
-        let pictures = pipeline.decode(&latents)?;
+        let pictures = pipeline.decode(&latents, DecodeMemory::Whole)?;
         let theirs = self.golden(&format!("{key}/picture"))?.flatten_all()?.to_vec1::<u8>()?;
         let likeness = psnr(pictures[0].as_raw(), &theirs);
         println!("{key}: latents' relative error {error:.1e}, PSNR {likeness:.1} dB");
@@ -171,7 +171,8 @@ fn networks_agree(size: &str) -> Result<()> {
     for timestep in ["1", "500", "978.6122", "981", "999"] {
         model.check(&format!("unet/{timestep}"), &pipeline.unet_output(latents, timestep.parse()?, context)?)?;
     }
-    model.check("vae", &pipeline.vae_output(latents)?)
+    model.check("vae", &pipeline.vae_output(latents, DecodeMemory::Whole)?)?;
+    model.check("vae", &pipeline.vae_output(latents, DecodeMemory::Bands { rows: 24 })?)
 }
 
 fn pictures_agree(size: &str) -> Result<()> {

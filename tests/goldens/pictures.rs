@@ -5,7 +5,7 @@ use anyhow::{Context, Result, ensure};
 use diffusion::{
     lora::{AppliedLora, Lora},
     noise::{DEFAULT_THREADS, Source},
-    pipeline::{Compute, Pipeline, Request},
+    pipeline::{Compute, DecodeMemory, Pipeline, Request},
     prompt::Weighting,
     schedulers::Kind,
 };
@@ -90,7 +90,7 @@ pub(super) fn paint(
     let mut stream = pipeline.noise(request, DEFAULT_THREADS);
     let noise = pipeline.first_noise(request, num_images, &mut stream)?;
     let latents = pipeline.denoise(request, noise, &mut stream, &mut |_| ControlFlow::Continue(()))?;
-    Ok(pipeline.decode(&latents)?)
+    Ok(pipeline.decode(&latents, DecodeMemory::Whole)?)
 }
 
 /// Makes a test of each golden picture, so that as many are painted at once as there are cores. A name has `_` for `-`.

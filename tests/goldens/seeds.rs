@@ -5,7 +5,7 @@ use anyhow::{Context, Result};
 use candle_core::Tensor;
 use diffusion::{
     noise::{DEFAULT_THREADS, Source},
-    pipeline::{Compute, Pipeline, Request},
+    pipeline::{Compute, DecodeMemory, Pipeline, Request},
     prompt::Weighting,
     schedulers::Kind,
 };
@@ -67,7 +67,7 @@ fn same_from_seed(pipeline: &Pipeline, tensors: &Tensors, inputs: &Inputs, key: 
     let all: Vec<usize> = first.into_iter().chain(1..=inputs.steps).collect();
     anyhow::ensure!(finished == all, "{key}: {finished:?}");
     let error = relative_error(&latents, golden(tensors, &format!("{key}/latents"))?)?;
-    let pictures = pipeline.decode(&latents)?;
+    let pictures = pipeline.decode(&latents, DecodeMemory::Whole)?;
     let theirs = golden(tensors, &format!("{key}/picture"))?.flatten_all()?.to_vec1::<u8>()?;
     let likeness = psnr(pictures[0].as_raw(), &theirs);
     println!("{key}: latents' relative error {error:.1e}, PSNR {likeness:.1} dB");

@@ -6,7 +6,7 @@ use anyhow::{Context, Result, ensure};
 use candle_core::Tensor;
 use diffusion::{
     noise::{DEFAULT_THREADS, Source},
-    pipeline::{Compute, Pipeline, Request, inspect},
+    pipeline::{Compute, DecodeMemory, Pipeline, Request, inspect},
     prompt::tokenizer::Tokenizer,
     schedulers::Kind,
 };
@@ -73,7 +73,7 @@ fn errors(
         let mut stream = pipeline.noise(&request, DEFAULT_THREADS);
         let first = pipeline.first_noise(&request, 1, &mut stream)?;
         let latents = pipeline.denoise(&request, first, &mut stream, &mut |_| ControlFlow::Continue(()))?;
-        let picture = pipeline.decode(&latents)?.swap_remove(0);
+        let picture = pipeline.decode(&latents, DecodeMemory::Whole)?.swap_remove(0);
         let theirs = golden(&format!("{scale:?}/picture"))?.flatten_all()?.to_vec1::<u8>()?;
         let error = relative_error(&latents, golden(&format!("{scale:?}/latents"))?)?;
         found.push((format!("{scale:?}/picture"), error, Some(psnr(picture.as_raw(), &theirs))));

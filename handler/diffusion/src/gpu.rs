@@ -27,6 +27,7 @@ mod tuned;
 mod upload;
 mod weights;
 
+pub(crate) use arena::PAGE;
 pub use array::Dtype;
 pub(crate) use array::{Array, Moments};
 pub use driver::device_of_machine;

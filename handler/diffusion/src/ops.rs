@@ -4,12 +4,14 @@
 //! Adding a residual or the timestep's shift is part of an operation, which saves a pass over memory.
 
 mod array;
+mod bands;
 mod cpu;
 mod gpu;
 pub(crate) mod params;
 
 pub(crate) use array::{Array, Step};
-pub(crate) use gpu::{LANES, steps};
+pub(crate) use bands::{Measured, Statistics, pad_rows};
+pub(crate) use gpu::{LANES, SCORES, steps};
 
 use crate::ops::params::Params;
 use candle_core::{Error, Result};

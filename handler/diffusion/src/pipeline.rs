@@ -12,6 +12,7 @@ mod networks;
 mod request;
 mod residence;
 
+pub use crate::models::vae::DecodeMemory;
 pub use crate::ops::params::Shapes;
 pub use inspection::{Inspection, check_weights, inspect, inspect_settings};
 pub use fit::{Offload, Shortage};
@@ -337,12 +338,12 @@ impl Pipeline {
     }
 
     /// The VAE decoder alone: from latents `[batch, channels, height / 8, width / 8]` to `[batch, 3, height, width]`, about -1 to 1. f32
-    /// on the CPU.
+    /// on the CPU. `memory` says in which form.
     ///
     /// # Errors
     /// The device fails or has too little memory.
-    pub fn vae_output(&self, latents: &Tensor) -> Result<Tensor> {
-        self.networks.vae_output(latents)
+    pub fn vae_output(&self, latents: &Tensor, memory: DecodeMemory) -> Result<Tensor> {
+        self.networks.vae_output(latents, memory)
     }
 
     /// Paints one picture. `on_step` is called with the number of finished steps, before the first (0) and after each, and may stop the
@@ -353,19 +354,28 @@ impl Pipeline {
     pub fn paint(&self, request: &Request, on_step: &mut dyn FnMut(usize) -> ControlFlow<()>) -> Result<RgbImage> {
         let mut stream = self.noise(request, noise::DEFAULT_THREADS);
         let noise = self.first_noise(request, 1, &mut stream)?;
-        self.decode_one(&self.denoise(request, noise, &mut stream, on_step)?)
+        self.decode_one(&self.denoise(request, noise, &mut stream, on_step)?, DecodeMemory::Whole)
     }
 
-    /// The pictures of final latents, rounded to 8 bits. They are decoded one by one, which limits the memory.
+    /// The pictures of final latents, rounded to 8 bits. They are decoded one by one, which limits the memory, in the form that `memory`
+    /// says.
     ///
     /// # Errors
     /// The device fails or has too little memory.
-    pub fn decode(&self, latents: &Tensor) -> Result<Vec<RgbImage>> {
-        (0..latents.dim(0)?).map(|index| self.decode_one(&latents.narrow(0, index, 1)?)).collect()
+    pub fn decode(&self, latents: &Tensor, memory: DecodeMemory) -> Result<Vec<RgbImage>> {
+        (0..latents.dim(0)?).map(|index| self.decode_one(&latents.narrow(0, index, 1)?, memory)).collect()
     }
 
-    fn decode_one(&self, latents: &Tensor) -> Result<RgbImage> {
-        let (bytes, height, width) = self.networks.pixels(&latents.contiguous()?)?;
+    /// The usual bands in which pictures of these latents are decoded where memory is short.
+    ///
+    /// # Errors
+    /// They are no latents.
+    pub fn bands(&self, latents: &Tensor) -> Result<DecodeMemory> {
+        Ok(DecodeMemory::bands(latents.dims4()?.3 * self.networks.model().vae_config.factor()))
+    }
+
+    fn decode_one(&self, latents: &Tensor, memory: DecodeMemory) -> Result<RgbImage> {
+        let (bytes, height, width) = self.networks.pixels(&latents.contiguous()?, memory)?;
         RgbImage::from_raw(width as u32, height as u32, bytes)
             .ok_or_else(|| candle_core::Error::msg("the decoder did not give three channels").into())
     }

@@ -2,12 +2,13 @@
 
 use super::{BatchItem, Engine, GenerationRequest, Pictures, Step};
 use crate::engine::options::{DeviceKind, Dora, ModelConfig, Offload, Precision};
+use candle_core::{DType, Device};
 use diffusion::{
     error::PipelineError,
     gpu::{Gpu, Shortage},
     lora::{AppliedLora, Lora},
-    noise::{DEFAULT_THREADS, Source},
-    pipeline::Request,
+    noise::{DEFAULT_THREADS, Noise, Source},
+    pipeline::{DecodeMemory, Request},
     prompt::Weighting,
     schedulers::Kind,
 };
@@ -198,6 +199,31 @@ fn gpu_memory_too_small_to_decode_is_freed_or_an_error() {
     let (failed, freed) =
         with_ever_more_memory(&GenerationRequest { loras, ..generation_request("red circle", 7, 1, 768) }, 1);
     assert!(failed > 0 && freed > 0);
+}
+
+/// Memory for a picture's bands, but not for its whole maps: nothing has to leave the GPU for it.
+#[test]
+fn gpu_memory_too_small_for_whole_maps_is_enough_for_bands() {
+    let latents = Noise::cpu(7).randn((1, 4, 96, 96), DType::F32, &Device::Cpu).unwrap();
+    let bands = engine(Precision::F16).pipeline.bands(&latents).unwrap();
+    let decode = |memory| {
+        let engine = engine(Precision::F16);
+        let before = engine.gpu().unwrap().bytes();
+        let pictures = engine.pipeline.decode(&latents, memory).unwrap();
+        (pictures, engine.gpu().unwrap().bytes() - before)
+    };
+    let ((whole, most), (_, least)) = (decode(DecodeMemory::Whole), decode(bands));
+    println!("whole maps took {} MiB more, bands {} MiB", most / MIB, least / MIB);
+    assert!(least < most);
+    let mut engine = engine(Precision::F16);
+    let shortage = Shortage::leaving(engine.gpu().unwrap(), (least + most) / 2).unwrap();
+    let pictures = engine.decode(&latents).unwrap();
+    assert!(engine.pipeline.is_fully_resident());
+    let likeness = likeness(&pictures, &whole);
+    println!("bands and whole maps: {likeness:.1} dB");
+    assert!(likeness > 45.0, "{likeness:.1} dB");
+    drop(shortage);
+    assert_eq!(engine.decode(&latents).unwrap(), whole, "bands leave nothing behind");
 }
 
 #[test]

@@ -13,7 +13,7 @@ use std::{collections::BTreeMap, sync::Arc};
 /// Allocations start at multiples of this many bytes.
 const ALIGNMENT: usize = 512;
 /// Memory is taken from the driver in multiples of this, unless an arena has a smaller page.
-pub(super) const PAGE: usize = 16 << 20;
+pub(crate) const PAGE: usize = 16 << 20;
 
 pub(super) struct Arena {
     base: u64,

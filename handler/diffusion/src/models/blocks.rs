@@ -2,18 +2,19 @@
 
 use crate::{
     ops::params::Params,
-    ops::{Array, Conv, GroupNorm, Linear, Step, upsample},
+    ops::{Array, Conv, GroupNorm, Linear, Step, pad_rows, upsample},
 };
 use candle_core::Result;
+use std::ops::Range;
 
 /// diffusers' `ResnetBlock2D`: two 3x3 convolutions with norms before them, the timestep's shift between them, and a shortcut.
 pub(crate) struct ResnetBlock {
-    norm1: GroupNorm,
-    conv1: Conv,
+    pub(super) norm1: GroupNorm,
+    pub(super) conv1: Conv,
     time_emb_proj: Option<Linear>,
-    norm2: GroupNorm,
-    conv2: Conv,
-    shortcut: Option<Conv>,
+    pub(super) norm2: GroupNorm,
+    pub(super) conv2: Conv,
+    pub(super) shortcut: Option<Conv>,
 }
 
 /// The settings of all GroupNorms of a model.
@@ -58,12 +59,15 @@ impl ResnetBlock {
 
     /// `shifts` is the result of [`ResnetBlock::shifts`], with the current step.
     pub(crate) fn forward(&self, xs: &Array, shifts: Option<(&Array, &Step)>) -> Result<Array> {
+        // Each map is dropped as soon as nothing reads it: those of a VAE are large.
         let normed = self.norm1.forward_silu(xs)?;
         let hidden = match shifts {
             Some((shifts, step)) => self.conv1.forward_shifted(&normed, shifts, step)?,
             None => self.conv1.forward(&normed)?,
         };
+        drop(normed);
         let normed = self.norm2.forward_silu(&hidden)?;
+        drop(hidden);
         match &self.shortcut {
             Some(shortcut) => self.conv2.forward_adding(&normed, &shortcut.forward(xs)?),
             None => self.conv2.forward_adding(&normed, xs),
@@ -97,5 +101,23 @@ impl Upsample {
         let (height, width) = xs.size()?;
         let (height, width) = size.unwrap_or((height * 2, width * 2));
         self.0.forward(&upsample(xs, height, width)?)
+    }
+
+    /// Some rows of the output of twice the size. `xs` is one image.
+    pub(super) fn forward_rows(&self, xs: &Array, rows: Range<usize>) -> Result<Array> {
+        let (height, width) = xs.size()?;
+        let (first, end) = (rows.start == 0, rows.end == 2 * height);
+        // The convolution reads a row more above and below.
+        let around = rows.start - usize::from(!first)..rows.end + usize::from(!end);
+        let from = around.start / 2..around.end.div_ceil(2);
+        let larger = upsample(&xs.rows(from.clone())?, 2 * from.len(), 2 * width)?;
+        let larger = larger.rows(around.start - 2 * from.start..around.end - 2 * from.start)?;
+        self.0.forward_open(&pad_rows(larger, first, end)?, None)
+    }
+
+    /// A map for the output of twice the size, with any content.
+    pub(super) fn room(&self, xs: &Array) -> Result<Array> {
+        let (height, width) = xs.size()?;
+        self.0.room(xs, (2 * height, 2 * width))
     }
 }

@@ -1,5 +1,12 @@
 //! The decoder of diffusers' `AutoencoderKL`: from latents to pixels. There is no encoder, because no run starts from a picture.
 
+mod bands;
+mod memory;
+#[cfg(test)]
+mod tests;
+
+pub use memory::DecodeMemory;
+
 use crate::{
     error::Result,
     loading::config::VaeConfig,
@@ -7,7 +14,9 @@ use crate::{
     ops::params::Params,
     ops::{Array, Conv, GroupNorm, Linear, add, attention, to_map, to_tokens},
 };
+use bands::{Bands, Source};
 use candle_core::{Error, Result as CandleResult};
+use memory::{Form, Levels};
 
 /// A VAE decoder.
 pub(crate) struct VaeDecoder {
@@ -15,6 +24,8 @@ pub(crate) struct VaeDecoder {
     conv_in: Conv,
     mid: (ResnetBlock, Option<SpatialAttention>, ResnetBlock),
     up: Vec<(Vec<ResnetBlock>, Option<Upsample>)>,
+    /// How each level is computed where memory is short.
+    forms: Vec<Form>,
     conv_norm_out: GroupNorm,
     conv_out: Conv,
 }
@@ -61,6 +72,7 @@ impl VaeDecoder {
             conv_in: Conv::same3x3(latent, top, decoder.pp("conv_in"))?,
             mid: (resnet("resnets.0")?, attention, resnet("resnets.1")?),
             up: (0..inner.len()).map(up).collect::<CandleResult<_>>()?,
+            forms: Levels::of(config).forms(),
             conv_norm_out: GroupNorm::new(norm.groups, last, norm.eps, decoder.pp("conv_norm_out"))?,
             conv_out: Conv::same3x3(last, config.out_channels, decoder.pp("conv_out"))?,
         })
@@ -72,6 +84,59 @@ impl VaeDecoder {
     /// # Errors
     /// The device fails or has too little memory.
     pub(crate) fn decode(&self, latents: &Array) -> Result<Array> {
+        let mut xs = self.middle(latents)?;
+        for (resnets, upsample) in &self.up {
+            for resnet in resnets {
+                xs = resnet.forward(&xs, None)?;
+            }
+            if let Some(upsample) = upsample {
+                xs = upsample.forward(&xs, None)?;
+            }
+        }
+        Ok(self.conv_out.forward(&self.conv_norm_out.forward_silu(&xs)?)?)
+    }
+
+    /// The same for one picture, in bands of so many rows: `take` gets the pixels from the first rows to the last. It takes less memory,
+    /// see [`DecodeMemory`].
+    ///
+    /// # Errors
+    /// That of `take`. There is more than one picture, or the device fails or has too little memory.
+    pub(crate) fn decode_in_bands(
+        &self,
+        latents: &Array,
+        rows: usize,
+        take: &mut dyn FnMut(Array) -> CandleResult<()>,
+    ) -> Result<()> {
+        let (bands, mut xs) = (Bands(rows), self.middle(latents)?);
+        let mut before: Option<&Upsample> = None;
+        for ((resnets, upsample), form) in self.up.iter().zip(&self.forms) {
+            if *form == Form::Whole {
+                if let Some(upsample) = before {
+                    xs = upsample.forward(&xs, None)?;
+                }
+                for resnet in resnets {
+                    xs = resnet.forward(&xs, None)?;
+                }
+            } else {
+                let mut source = match before {
+                    Some(by) => Source::Upsampled { from: xs, by },
+                    None => Source::Whole(xs),
+                };
+                if *form == Form::Held {
+                    source = bands.held(source)?;
+                }
+                for resnet in resnets {
+                    source = Source::Whole(bands.block(resnet, source)?);
+                }
+                xs = source.into_map()?;
+            }
+            before = upsample.as_ref();
+        }
+        Ok(bands.finish((&self.conv_norm_out, &self.conv_out), &xs, take)?)
+    }
+
+    /// The map before the first level.
+    fn middle(&self, latents: &Array) -> Result<Array> {
         let mut xs = latents.clone();
         if let Some(conv) = &self.post_quant_conv {
             xs = conv.forward(&xs)?;
@@ -82,16 +147,7 @@ impl VaeDecoder {
         if let Some(attention) = attention {
             xs = attention.forward(&xs)?;
         }
-        xs = after.forward(&xs, None)?;
-        for (resnets, upsample) in &self.up {
-            for resnet in resnets {
-                xs = resnet.forward(&xs, None)?;
-            }
-            if let Some(upsample) = upsample {
-                xs = upsample.forward(&xs, None)?;
-            }
-        }
-        Ok(self.conv_out.forward(&self.conv_norm_out.forward_silu(&xs)?)?)
+        Ok(after.forward(&xs, None)?)
     }
 }
 

@@ -6,13 +6,16 @@
 #![allow(unsafe_code, reason = "kernels take addresses; each call says why it stays inside its arrays")]
 
 mod attention;
+mod bands;
 mod conv;
 mod linear;
 mod norm;
 mod pointwise;
 pub(crate) mod steps;
 
+pub(crate) use attention::SCORES;
 pub(super) use attention::{attention, causal_attention};
+pub(super) use bands::{Part, merged, moments_by, pad_rows, rows};
 pub(super) use conv::Conv;
 pub(super) use linear::Linear;
 pub(super) use norm::{GroupNorm, LayerNorm, join};

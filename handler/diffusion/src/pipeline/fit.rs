@@ -28,8 +28,6 @@ const COPY: usize = 340;
 const MAP: usize = 160;
 /// Steps that are counted with.
 const STEPS: usize = 50;
-/// What decoding in bands costs more than decoding whole, in microseconds.
-const BANDS: usize = 5_000;
 /// Pages are reckoned in these.
 const MIB: usize = 1 << 20;
 
@@ -124,14 +122,14 @@ impl Offload {
 }
 
 impl Fit {
-    /// The way that was asked for, in `free` bytes. `Model` and `Sequential` take the least memory of their kind, `Auto` as much as it
-    /// takes to be fastest.
+    /// The way that was asked for, in `free` bytes. `Model` and `Sequential` take the least memory of their kind with
+    /// which the decoder works whole, `Auto` as much as it takes to be fastest.
     pub(super) fn choose(needs: &Needs, free: usize, offload: Offload) -> Result<Self, Shortage> {
         let never = || needs.never(free);
         let chosen = match offload {
             Offload::Never => never(),
-            Offload::Model => needs.best(free.min(needs.least_model()), Streams::No),
-            Offload::Sequential => needs.best(free.min(needs.least_sequential()), Streams::Must),
+            Offload::Model => needs.best(free.min(needs.model(needs.whole())), Streams::No),
+            Offload::Sequential => needs.best(free.min(needs.sequential(needs.whole())), Streams::Must),
             Offload::Auto => never().or_else(|| needs.best(free, Streams::May)),
         };
         chosen.ok_or_else(|| {
@@ -193,18 +191,31 @@ impl Needs {
         self.fixed + self.all_pages() + self.least_decode()
     }
 
+    /// The decoder's scratch memory if it works whole.
+    fn whole(&self) -> usize {
+        self.whole.max(self.step)
+    }
+
     fn least_model(&self) -> usize {
-        let pages = |pages: usize| pages * self.page;
-        let text = pages(self.text.max(self.ahead)) + self.step;
-        self.fixed + text.max(pages(self.unet) + self.step).max(pages(self.vae) + self.least_decode())
+        self.model(self.least_decode())
     }
 
     fn least_sequential(&self) -> usize {
-        let places = self.places(self.unet, AHEAD[0]);
+        self.sequential(self.least_decode()).min(self.least_model())
+    }
+
+    /// The least memory without streaming, with so much scratch memory for the decoder.
+    fn model(&self, decode: usize) -> usize {
         let pages = |pages: usize| pages * self.page;
         let text = pages(self.text.max(self.ahead)) + self.step;
-        let least = self.fixed + pages(places) + text.max(self.step).max(pages(self.vae) + self.least_decode());
-        least.min(self.least_model())
+        self.fixed + text.max(pages(self.unet) + self.step).max(pages(self.vae) + decode)
+    }
+
+    /// The least memory with streaming.
+    fn sequential(&self, decode: usize) -> usize {
+        let pages = |pages: usize| pages * self.page;
+        let text = pages(self.text.max(self.ahead)) + self.step;
+        self.fixed + pages(self.places(self.unet, AHEAD[0])) + text.max(self.step).max(pages(self.vae) + decode)
     }
 
     fn never(&self, free: usize) -> Option<Fit> {
@@ -244,11 +255,14 @@ impl Needs {
 
     /// The fastest way in so many bytes.
     fn best(&self, free: usize, streams: Streams) -> Option<Fit> {
-        let fits = (0..8).filter_map(|bits| {
-            let kept = [0, 1, 2].map(|part| bits >> part & 1 == 1);
-            [false, true].into_iter().filter_map(move |in_bands| self.with(free, streams, kept, in_bands)).min_by_key(|fit| fit.1)
-        });
-        fits.min_by_key(|(_, cost)| *cost).map(|(fit, _)| fit)
+        // In bands only if nothing else fits: they round otherwise.
+        [false, true].into_iter().find_map(|in_bands| {
+            let fits = (0..8).filter_map(|bits| {
+                let kept = [0, 1, 2].map(|part| bits >> part & 1 == 1);
+                self.with(free, streams, kept, in_bands)
+            });
+            fits.min_by_key(|(_, cost)| *cost).map(|(fit, _)| fit)
+        })
     }
 
     /// The fastest way in so many bytes with these parts kept, and its cost in microseconds for a picture.
@@ -276,7 +290,7 @@ impl Needs {
         let lent = resident - stay;
         let away: usize = lent + (0..3).map(also).sum::<usize>();
         let each = |cost: usize| cost * self.page / (8 * MIB);
-        let cost = away * each(COPY + MAP) + streamed * each(COPY) * STEPS + if in_bands { BANDS } else { 0 };
+        let cost = away * each(COPY + MAP) + streamed * each(COPY) * STEPS;
         let phase = |unet: usize, comes: usize, scratch: usize| (stays + comes + unet + places) * self.page + scratch;
         let needed = self.fixed
             + [

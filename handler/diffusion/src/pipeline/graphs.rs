@@ -7,7 +7,7 @@
 use crate::gpu::{Array, Dtype, Gpu, Graph, Pinned, Placed};
 use crate::{
     models::unet::{Prepared, Unet},
-    models::vae::VaeDecoder,
+    models::vae::{DecodeMemory, VaeDecoder},
     ops::{self, LANES, Step, steps},
     schedulers::StepCoefficients,
 };
@@ -119,14 +119,31 @@ impl Recordings {
 
     /// The pixels of one picture's latents as bytes, with height and width. Not recorded, because its kernels are long enough to keep
     /// the GPU busy.
-    pub(crate) fn pixels(&self, vae: &VaeDecoder, latents: &Tensor, factor: f64) -> Result<(Vec<u8>, usize, usize)> {
+    pub(crate) fn pixels(
+        &self,
+        vae: &VaeDecoder,
+        latents: &Tensor,
+        factor: f64,
+        memory: DecodeMemory,
+    ) -> Result<(Vec<u8>, usize, usize)> {
         let (images, channels, height, width) = latents.dims4()?;
         let source = Array::from_tensor(&self.gpu, latents, Dtype::F32)?;
         let xs = self.gpu.scratch(&[images, height, width, channels.next_multiple_of(LANES)], self.dtype)?;
         steps::enter(&source, &xs, 1.0 / factor)?;
-        let pixels = vae.decode(&ops::Array::Gpu(xs)).map_err(|error| Error::Msg(error.to_string()))?;
-        let (pixels, (height, width)) = (pixels.gpu()?, pixels.size()?);
-        Ok((steps::leave_pixels(pixels)?, height, width))
+        let (mut bytes, mut height, mut width) = (Vec::new(), 0, 0);
+        let mut take = |pixels: ops::Array| {
+            let size = pixels.size()?;
+            (height, width) = (height + size.0, size.1);
+            bytes.append(&mut steps::leave_pixels(pixels.gpu()?)?);
+            Ok(())
+        };
+        let xs = ops::Array::Gpu(xs);
+        let decoded = match memory {
+            DecodeMemory::Whole => vae.decode(&xs).and_then(|pixels| Ok(take(pixels)?)),
+            DecodeMemory::Bands { rows } => vae.decode_in_bands(&xs, rows, &mut take),
+        };
+        decoded.map_err(|error| Error::Msg(error.to_string()))?;
+        Ok((bytes, height, width))
     }
 }
 

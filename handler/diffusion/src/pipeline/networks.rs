@@ -15,7 +15,7 @@ use crate::{
     lora::{LoraError, MergePlan},
     models::text_encoder::{AddedEmbeddings, TextEncoder},
     models::unet::{Prepared, Unet},
-    models::vae::VaeDecoder,
+    models::vae::{DecodeMemory, VaeDecoder},
     ops::params::{Params, ShapeRecorder, Shapes},
     ops::{Array, Step},
     prompt::tokenizer::Tokens,
@@ -239,7 +239,7 @@ impl Networks {
         }
         gpu.note("rehearse_step", clock);
         let clock = Instant::now();
-        self.pixels(&noise)?;
+        self.pixels(&noise, self.decoding(width))?;
         gpu.note("rehearse_vae", clock);
         Ok(gpu.note_firsts()?)
     }
@@ -306,6 +306,15 @@ impl Networks {
         Ok(())
     }
 
+    /// How latents of this size are decoded as the networks lie now.
+    fn decoding(&self, width: usize) -> DecodeMemory {
+        let factor = self.model.vae_config.factor();
+        match self.footprint() {
+            Some(Footprint { in_bands: true, .. }) => DecodeMemory::bands(width * factor),
+            _ => DecodeMemory::Whole,
+        }
+    }
+
     /// All that can leave the GPU leaves while it is not in use.
     pub(crate) fn lend_all(&mut self) -> Result<()> {
         self.enter()?;
@@ -360,10 +369,23 @@ impl Networks {
     }
 
     /// See [`crate::pipeline::Pipeline::vae_output`].
-    pub(crate) fn vae_output(&self, latents: &Tensor) -> Result<Tensor> {
+    pub(crate) fn vae_output(&self, latents: &Tensor, memory: DecodeMemory) -> Result<Tensor> {
         let _here = self.here(|residence| &residence.vae)?;
         let latents = (latents / self.model.vae_config.scaling_factor)?;
-        Ok(self.vae.decode(&self.inputs.map_on_device(&latents)?)?.to_map(self.model.vae_config.out_channels)?)
+        let channels = self.model.vae_config.out_channels;
+        let DecodeMemory::Bands { rows } = memory else {
+            return Ok(self.vae.decode(&self.inputs.map_on_device(&latents)?)?.to_map(channels)?);
+        };
+        let mut pictures = Vec::new();
+        for index in 0..latents.dim(0)? {
+            let (own, mut bands) = (self.inputs.map_on_device(&latents.narrow(0, index, 1)?)?, Vec::new());
+            self.vae.decode_in_bands(&own, rows, &mut |band| {
+                bands.push(band.to_map(channels)?);
+                Ok(())
+            })?;
+            pictures.push(Tensor::cat(&bands, 2)?);
+        }
+        Ok(Tensor::cat(&pictures, 0)?)
     }
 
     /// Prepares the steps of a run for latents of the size of `noise`. `context` has the prompts' embeddings: with classifier-free
@@ -405,10 +427,10 @@ impl Networks {
     }
 
     /// The pixels of one picture's latents `[1, channels, height, width]`: bytes `[height, width, 3]`, with height and width.
-    pub(crate) fn pixels(&self, latents: &Tensor) -> Result<(Vec<u8>, usize, usize)> {
+    pub(crate) fn pixels(&self, latents: &Tensor, memory: DecodeMemory) -> Result<(Vec<u8>, usize, usize)> {
         match &self.state {
             DeviceState::Cpu => {
-                let pixels = self.vae_output(latents)?;
+                let pixels = self.vae_output(latents, memory)?;
                 let pixels = ((pixels / 2.0)? + 0.5)?.clamp(0f32, 1f32)?.squeeze(0)?.permute((1, 2, 0))?;
                 let (height, width, _) = pixels.dims3()?;
                 let levels = pixels.flatten_all()?.to_vec1::<f32>()?;
@@ -416,7 +438,8 @@ impl Networks {
             }
             DeviceState::Gpu(state) => {
                 let here = self.here(|residence| &residence.vae)?;
-                let pixels = state.recordings.pixels(&self.vae, latents, self.model.vae_config.scaling_factor)?;
+                let factor = self.model.vae_config.scaling_factor;
+                let pixels = state.recordings.pixels(&self.vae, latents, factor, memory)?;
                 drop(here);
                 state.tidy()?;
                 Ok(pixels)

@@ -8,6 +8,7 @@ use crate::{
     error::{PipelineError, Result},
     gpu::{Dtype, Gpu, GpuError, Placed, Stay},
     loading::config::{UnetConfig, VaeConfig},
+    models::vae::DecodeMemory,
 };
 use std::{path::Path, sync::Arc};
 
@@ -24,8 +25,6 @@ const FIXED: usize = LIBRARIES + (80 << 20);
 const LIBRARIES: usize = 128 << 20;
 /// Scratch memory of one step for one 512x512 picture of Stable Diffusion 1.5 with guidance in f16: 8 pictures took 870 MiB.
 const STEP: usize = 112 << 20;
-/// Scratch memory of the decoder for each pixel of its picture, in f16.
-const BYTES_TO_DECODE: usize = 2100;
 /// Height and width of the latents of the largest usual size.
 const LARGEST: (usize, usize) = (96, 96);
 /// What is always taken of scratch memory.
@@ -120,7 +119,7 @@ impl Residence {
     }
 
     fn needs_for(&self, configs: (&UnetConfig, &VaeConfig), extent: Extent) -> Needs {
-        let ([step, whole], (page, unet)) = (scratch(configs, extent, self.unet.dtype()), self.unet.pages());
+        let ([step, whole, bands], (page, unet)) = (scratch(configs, extent, self.unet.dtype()), self.unet.pages());
         Needs {
             page,
             text: self.text.pages().1,
@@ -131,7 +130,7 @@ impl Residence {
             fixed: FIXED,
             step,
             whole,
-            bands: None,
+            bands: Some(bands),
         }
     }
 
@@ -227,13 +226,13 @@ pub fn foresee(
     let extent = Extent { latents: if offload == Offload::Auto { larger(latents) } else { latents }, images: 1 };
     let page = if parameters[1] < SMALL { SMALL_PAGE } else { PAGE };
     let [text, unet, vae] = parameters.map(|count| (count * dtype.bytes()).div_ceil(page) + 1);
-    let [step, whole] = scratch(configs, extent, dtype);
+    let [step, whole, bands] = scratch(configs, extent, dtype);
     // The share of SD 1.5's UNet that only prepares the steps, and its widest layer.
     let ahead = unet.div_ceil(18);
     let widest = (unet / 26).max(1);
     let unet = unet - ahead;
     let spans = (0..unet).map(|first| (first, (first + widest).min(unet - 1))).collect();
-    let needs = Needs { page, text, ahead, unet, vae, spans, fixed: FIXED, step, whole, bands: None };
+    let needs = Needs { page, text, ahead, unet, vae, spans, fixed: FIXED, step, whole, bands: Some(bands) };
     let fit = Fit::choose(&needs, free, offload).map_err(PipelineError::Memory)?;
     let (kept, all) = (fit.kept, [text, ahead, vae]);
     let stays: usize = all.iter().zip(kept).filter(|(_, kept)| *kept).map(|(pages, _)| pages).sum();
@@ -255,12 +254,12 @@ pub(super) fn larger((height, width): (usize, usize)) -> (usize, usize) {
     if height * width < LARGEST.0 * LARGEST.1 { LARGEST } else { (height, width) }
 }
 
-/// Scratch memory of a step and of the decoder.
-fn scratch((unet, vae): (&UnetConfig, &VaeConfig), extent: Extent, dtype: Dtype) -> [usize; 2] {
+/// Scratch memory of a step, and of the decoder, whole and in bands.
+fn scratch((unet, vae): (&UnetConfig, &VaeConfig), extent: Extent, dtype: Dtype) -> [usize; 3] {
     let (height, width) = extent.latents;
     // Against Stable Diffusion 1.5 in f16.
     let step = STEP * height * width * extent.images / (64 * 64) * dtype.bytes() / 2 * unet.block_out_channels[0] / 320;
-    let pixels = height * width * vae.factor() * vae.factor();
-    let decode = BYTES_TO_DECODE * pixels * dtype.bytes() / 2 * vae.block_out_channels[0] / 128;
-    [step, decode].map(|bytes| bytes.next_multiple_of(SCRATCH_PAGE))
+    let size = (width * vae.factor(), height * vae.factor());
+    let decode = |memory: DecodeMemory| memory.bytes(vae, size, dtype);
+    [step.next_multiple_of(SCRATCH_PAGE), decode(DecodeMemory::Whole), decode(DecodeMemory::bands(size.0))]
 }

@@ -188,13 +188,13 @@ fn tensor(uid: i64, dtype: Dtype, dimensions: [i64; 4]) -> Result<Descriptor> {
 
 /// How the kernel moves over the image, summing in f32.
 fn convolution(shape: &ConvShape) -> Result<Descriptor> {
-    let (padding, stride) = (int(shape.padding)?, int(shape.stride)?);
+    let (padding, stride) = ([int(shape.padding_down())?, int(shape.padding)?], int(shape.stride)?);
     let convolution = Descriptor::new(Type::CUDNN_BACKEND_CONVOLUTION_DESCRIPTOR, "convolution")?;
     convolution.set(Name::CUDNN_ATTR_CONVOLUTION_COMP_TYPE, &[DataType::CUDNN_DATA_FLOAT])?;
     convolution.set(Name::CUDNN_ATTR_CONVOLUTION_CONV_MODE, &[ConvolutionMode::CUDNN_CROSS_CORRELATION])?;
     convolution.set(Name::CUDNN_ATTR_CONVOLUTION_SPATIAL_DIMS, &[2_i64])?;
-    convolution.set(Name::CUDNN_ATTR_CONVOLUTION_PRE_PADDINGS, &[padding; 2])?;
-    convolution.set(Name::CUDNN_ATTR_CONVOLUTION_POST_PADDINGS, &[padding; 2])?;
+    convolution.set(Name::CUDNN_ATTR_CONVOLUTION_PRE_PADDINGS, &padding)?;
+    convolution.set(Name::CUDNN_ATTR_CONVOLUTION_POST_PADDINGS, &padding)?;
     convolution.set(Name::CUDNN_ATTR_CONVOLUTION_DILATIONS, &[1_i64; 2])?;
     convolution.set(Name::CUDNN_ATTR_CONVOLUTION_FILTER_STRIDES, &[stride; 2])?;
     convolution.finalise()?;

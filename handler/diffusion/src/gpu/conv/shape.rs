@@ -7,7 +7,8 @@ use crate::gpu::{
 };
 use serde::{Deserialize, Serialize};
 
-/// A convolution's shape: square kernel, cross-correlation, the same padding on all four sides, no dilation.
+/// A convolution's shape: square kernel, cross-correlation, the same padding on all four sides or on the left and right alone, no
+/// dilation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub(crate) struct ConvShape {
     /// Type of x, w and y; sums are f32.
@@ -28,21 +29,29 @@ pub(crate) struct ConvShape {
     pub(crate) stride: usize,
     /// Zeros around x, on each side.
     pub(crate) padding: usize,
+    /// Whether there are no zeros above and below, because x has real rows there.
+    #[serde(default)]
+    pub(crate) open: bool,
 }
 
 impl ConvShape {
     /// Height of y; 0 where the kernel does not fit.
     pub(crate) fn out_height(&self) -> usize {
-        self.out(self.height)
+        self.out(self.height, self.padding_down())
     }
 
     /// Width of y; 0 where the kernel does not fit.
     pub(crate) fn out_width(&self) -> usize {
-        self.out(self.width)
+        self.out(self.width, self.padding)
     }
 
-    fn out(&self, size: usize) -> usize {
-        let rest = (size + 2 * self.padding).checked_sub(self.side);
+    /// Zeros above x, and as many below.
+    pub(super) fn padding_down(&self) -> usize {
+        if self.open { 0 } else { self.padding }
+    }
+
+    fn out(&self, size: usize, padding: usize) -> usize {
+        let rest = (size + 2 * padding).checked_sub(self.side);
         rest.and_then(|rest| rest.checked_div(self.stride)).map_or(0, |steps| steps + 1)
     }
 
@@ -84,6 +93,7 @@ mod tests {
             side: 3,
             stride: 1,
             padding: 1,
+            open: false,
         }
     }
 
@@ -96,6 +106,8 @@ mod tests {
         assert_eq!((odd.out_height(), odd.out_width()), (32, 23));
         let point = ConvShape { side: 1, padding: 0, ..shape() };
         assert_eq!((point.out_height(), point.out_width()), (64, 48));
+        let open = ConvShape { open: true, ..shape() };
+        assert_eq!((open.out_height(), open.out_width()), (62, 48));
     }
 
     #[test]

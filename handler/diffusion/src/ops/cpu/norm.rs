@@ -2,8 +2,8 @@
 //! and for the output.
 
 use super::{exp, tensor, vectorised, view};
-use crate::ops::params::Params;
-use candle_core::{Result, Tensor};
+use crate::ops::{bands::Spread, params::Params};
+use candle_core::{Error, Result, Tensor};
 use rayon::prelude::*;
 
 /// How many elements are summed in f32 before their sum is added in f64.
@@ -43,7 +43,7 @@ impl LayerNorm {
                 #[inline(always)]
                 || {
                     for (values, input) in values.chunks_mut(width).zip(input.chunks(width)) {
-                        let (mean, scale) = statistics(input, self.eps);
+                        let (mean, scale) = scale(statistics(input), self.eps);
                         let factors = weight.iter().zip(bias.iter());
                         for ((value, x), (weight, bias)) in values.iter_mut().zip(input).zip(factors) {
                             *value = (x - mean) * scale * weight + bias;
@@ -64,6 +64,31 @@ impl GroupNorm {
 
     /// The norm, and SiLU after it if `silu`.
     pub(crate) fn forward(&self, xs: &Tensor, silu: bool) -> Result<Tensor> {
+        self.run(xs, silu, |_, input| scale(statistics(input), self.eps))
+    }
+
+    /// The same by given statistics of the groups of one image.
+    pub(crate) fn forward_by(&self, xs: &Tensor, silu: bool, spreads: &[Spread]) -> Result<Tensor> {
+        if spreads.len() != self.groups {
+            return Err(Error::Msg(format!("statistics of {} groups for {}", spreads.len(), self.groups)).bt());
+        }
+        self.run(xs, silu, |group, _| scale(spreads[group], self.eps))
+    }
+
+    /// The statistics of the groups of one image.
+    pub(crate) fn measure(&self, xs: &Tensor) -> Result<Vec<Spread>> {
+        let (input, group) = (view(xs)?, xs.elem_count() / self.groups);
+        let measure = |input| {
+            vectorised(
+                #[inline(always)]
+                || statistics(input),
+            )
+        };
+        Ok(input.par_chunks(group).map(measure).collect())
+    }
+
+    /// `factors` gives mean and reciprocal of the standard deviation, by the number of the group and its elements.
+    fn run(&self, xs: &Tensor, silu: bool, factors: impl Fn(usize, &[f32]) -> (f32, f32) + Sync) -> Result<Tensor> {
         let dims = xs.dims();
         let (channels, plane) = (dims[1], dims[2..].iter().product::<usize>());
         let (input, weight, bias) = (view(xs)?, view(&self.weight)?, view(&self.bias)?);
@@ -74,7 +99,7 @@ impl GroupNorm {
             vectorised(
                 #[inline(always)]
                 || {
-                    let (mean, scale) = statistics(input, self.eps);
+                    let (mean, scale) = factors(index % self.groups, input);
                     let first = index % self.groups * in_group;
                     for (offset, (values, input)) in values.chunks_mut(plane).zip(input.chunks(plane)).enumerate() {
                         let factor = weight[first + offset] * scale;
@@ -91,9 +116,9 @@ impl GroupNorm {
     }
 }
 
-/// The mean and the reciprocal of the standard deviation.
+/// Count, mean and sum of squared deviations from the mean in f32.
 #[inline(always)]
-fn statistics(input: &[f32], eps: f64) -> (f32, f32) {
+fn statistics(input: &[f32]) -> Spread {
     let count = input.len() as f64;
     let mut total = 0.0;
     for run in input.chunks(RUN) {
@@ -104,7 +129,13 @@ fn statistics(input: &[f32], eps: f64) -> (f32, f32) {
     for run in input.chunks(RUN) {
         squares += f64::from(sum(run, mean, true));
     }
-    (mean, (1.0 / (squares / count + eps).sqrt()) as f32)
+    Spread { count, mean: f64::from(mean), squares }
+}
+
+/// The mean and the reciprocal of the standard deviation.
+#[inline(always)]
+fn scale(spread: Spread, eps: f64) -> (f32, f32) {
+    (spread.mean as f32, (1.0 / (spread.variance() + eps).sqrt()) as f32)
 }
 
 /// The sum of `x - middle`, or of its squares. It sums in lanes, so that the compiler can use vectors.

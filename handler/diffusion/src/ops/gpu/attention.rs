@@ -17,7 +17,7 @@ const TILES: &[Tile] = include!(concat!(env!("OUT_DIR"), "/attention_tiles.rs"))
 const HOPPER_TILES: &[Tile] = include!(concat!(env!("OUT_DIR"), "/attention_hopper_tiles.rs"));
 
 /// Scores held at once where they are held at all, in bytes of f32.
-const SCORES: usize = 64 << 20;
+pub(crate) const SCORES: usize = 64 << 20;
 /// With fewer keys, Hopper's own kernels take longer to fill their pipeline than the others to finish (measured on an H100).
 const MANY_KEYS: usize = 256;
 /// Inside a tile of keys, the kernels count elements in `int`.

@@ -49,13 +49,29 @@ impl Conv {
         shift: Option<(&Array, &Array)>,
         onto: Option<&Array>,
     ) -> Result<Array> {
+        self.run(xs, shift, onto, false)
+    }
+
+    /// Channels of the output, padded.
+    pub(in crate::ops) fn channels_out(&self) -> usize {
+        self.weight.dims()[0]
+    }
+
+    /// As [`Conv::forward`]. If it is `open`, xs has a row more above and below instead of zeros there.
+    pub(super) fn run(
+        &self,
+        xs: &Array,
+        shift: Option<(&Array, &Array)>,
+        onto: Option<&Array>,
+        open: bool,
+    ) -> Result<Array> {
         let &[batch, height, width, channels] = xs.dims() else { return refused(format!("{:?} is no map", xs.dims())) };
         let Window { side, stride, padding } = self.window;
-        let out = self.weight.dims()[0];
+        let out = self.channels_out();
         if channels * side * side != self.weight.columns() {
             return refused(format!("{channels} channels for weights of {:?}", self.weight.dims()));
         }
-        if side == 1 && shift.is_none() {
+        if side == 1 && shift.is_none() && !open {
             return multiply(xs, &self.weight, Some(&self.bias), onto);
         }
         check_alike("a convolution", &[xs, &self.weight])?;
@@ -70,6 +86,7 @@ impl Conv {
             side,
             stride,
             padding,
+            open,
         };
         let sums = gpu.scratch(&[batch, shape.out_height(), shape.out_width(), out], xs.dtype())?;
         let mut convolutions = gpu.convolutions()?;

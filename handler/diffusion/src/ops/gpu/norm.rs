@@ -7,6 +7,7 @@ use crate::gpu::{
 };
 use crate::ops::params::Params;
 use candle_core::Result;
+use std::sync::Arc;
 
 /// Groups of every GroupNorm of Stable Diffusion: an operation before one takes the moments of these.
 const USUAL_GROUPS: usize = 32;
@@ -67,15 +68,25 @@ impl GroupNorm {
     }
 
     pub(in crate::ops) fn forward(&self, xs: &Array, silu: bool) -> Result<Array> {
+        let moments = self.moments_of(xs)?;
+        self.apply(xs, &moments, silu)
+    }
+
+    /// The moments of each group of each image, chunk by chunk: those that the operation before has taken, or new ones.
+    pub(super) fn moments_of(&self, xs: &Array) -> Result<Arc<Array>> {
+        Ok(match xs.moments().filter(|moments| moments.groups == self.groups) {
+            Some(known) => known.array.clone(),
+            None => moments(xs, self.groups)?.into(),
+        })
+    }
+
+    /// The norm by those moments, `[images, groups, chunks, 2]`.
+    pub(super) fn apply(&self, xs: &Array, moments: &Array, silu: bool) -> Result<Array> {
         let (gpu, channels) = (xs.gpu(), xs.columns());
         check_alike("a group norm", &[xs, &self.weight, &self.bias])?;
         [&self.weight, &self.bias].iter().try_for_each(|each| check_vector("a group norm", each, channels))?;
         let share = Share::new(xs, self.groups, 3)?;
-        let moments = match xs.moments().filter(|moments| moments.groups == self.groups) {
-            Some(known) => known.array.clone(),
-            None => moments(xs, self.groups)?.into(),
-        };
-        check_f32("moments", gpu, &moments)?;
+        check_f32("moments", gpu, moments)?;
         let chunks = match moments.dims() {
             &[batch, groups, chunks, 2] if batch == share.batch && groups == self.groups => chunks,
             dims => return refused(format!("moments of {dims:?} for {:?} in {} groups", xs.dims(), self.groups)),
@@ -85,7 +96,7 @@ impl GroupNorm {
         let height = share.rows.div_ceil(chunks);
         let sizes = [share.rows, channels, self.groups, chunks, height, share.vectors].map(Arg::Int);
         let rest = [Arg::Float(self.eps as f32), Arg::Int(usize::from(silu))];
-        let args = [&addresses([xs, &moments, &self.weight, &self.bias, &out])[..], &sizes, &rest].concat();
+        let args = [&addresses([xs, moments, &self.weight, &self.bias, &out])[..], &sizes, &rest].concat();
         Array::reach(&[&self.weight, &self.bias])?;
         // SAFETY: weight and bias have as many channels as xs, `out` is made like xs, and the moments are those of its images, groups
         // and chunks. `Share` holds the kernel's launch rule.

@@ -6,7 +6,7 @@ use crate::{
     loading::weights::Weights,
     lora::{AppliedLora, Lora},
     noise::{DEFAULT_THREADS, Noise, Source},
-    pipeline::{Compute, Pipeline, Request},
+    pipeline::{Compute, DecodeMemory, Pipeline, Request},
     prompt::Weighting,
     schedulers::Kind,
 };
@@ -320,7 +320,7 @@ fn gpu_pictures_are_the_cpus() {
                 let noise = pipeline.first_noise(&request, 2, &mut stream).unwrap();
                 let latents =
                     pipeline.denoise(&request, noise, &mut stream, &mut |_| ControlFlow::Continue(())).unwrap();
-                let pictures = pipeline.decode(&latents).unwrap();
+                let pictures = pipeline.decode(&latents, DecodeMemory::Whole).unwrap();
                 (latents, pictures)
             };
             let (theirs, ours) = (paint(&mut cpu), paint(&mut ours));
