@@ -125,12 +125,11 @@ impl Fit {
     /// The way that was asked for, in `free` bytes. `Model` and `Sequential` take the least memory of their kind with
     /// which the decoder works whole, `Auto` as much as it takes to be fastest.
     pub(super) fn choose(needs: &Needs, free: usize, offload: Offload) -> Result<Self, Shortage> {
-        let never = || needs.never(free);
         let chosen = match offload {
-            Offload::Never => never(),
+            Offload::Never => needs.never(free),
             Offload::Model => needs.best(free.min(needs.model(needs.whole())), Streams::No),
-            Offload::Sequential => needs.best(free.min(needs.sequential(needs.whole())), Streams::Must),
-            Offload::Auto => never().or_else(|| needs.best(free, Streams::May)),
+            Offload::Sequential => needs.best(free.min(needs.sequential(needs.whole(), AHEAD[0])), Streams::Must),
+            Offload::Auto => needs.never(free).filter(|fit| !fit.in_bands).or_else(|| needs.best(free, Streams::May)),
         };
         chosen.ok_or_else(|| {
             let ways = [
@@ -201,7 +200,7 @@ impl Needs {
     }
 
     fn least_sequential(&self) -> usize {
-        self.sequential(self.least_decode()).min(self.least_model())
+        self.sequential(self.least_decode(), AHEAD[2]).min(self.least_model())
     }
 
     /// The least memory without streaming, with so much scratch memory for the decoder.
@@ -211,11 +210,11 @@ impl Needs {
         self.fixed + text.max(pages(self.unet) + self.step).max(pages(self.vae) + decode)
     }
 
-    /// The least memory with streaming.
-    fn sequential(&self, decode: usize) -> usize {
+    /// The least memory with streaming, with a window that is so many pages ahead.
+    fn sequential(&self, decode: usize, ahead: usize) -> usize {
         let pages = |pages: usize| pages * self.page;
         let text = pages(self.text.max(self.ahead)) + self.step;
-        self.fixed + pages(self.places(self.unet, AHEAD[0])) + text.max(self.step).max(pages(self.vae) + decode)
+        self.fixed + pages(self.places(self.unet, ahead)) + text.max(self.step).max(pages(self.vae) + decode)
     }
 
     fn never(&self, free: usize) -> Option<Fit> {
@@ -238,12 +237,12 @@ impl Needs {
         (widest.unwrap_or(1) + ahead).min(streamed)
     }
 
-    /// The fewest pages to stream, and the window's, so that what stays of the UNet and the window take `room` pages.
-    fn streaming(&self, room: usize) -> Option<(usize, usize)> {
+    /// The fewest pages to stream, and the window's of at most `most`, so that what stays of the UNet and the window take `room` pages.
+    fn streaming(&self, room: usize, most: usize) -> Option<(usize, usize)> {
         let room = room.min(self.unet.checked_sub(1)?);
         let fits = |streamed: usize, ahead: usize| {
             let places = self.places(streamed, ahead);
-            (self.unet - streamed + places <= room).then_some((streamed, places))
+            (places <= most && self.unet - streamed + places <= room).then_some((streamed, places))
         };
         AHEAD.into_iter().find_map(|ahead| {
             let (streamed, places) = (1..=self.unet).find_map(|streamed| fits(streamed, ahead))?;
@@ -277,16 +276,16 @@ impl Needs {
             Some(free.checked_sub(taken)? / self.page)
         };
         let in_steps = room(0, self.step)?;
+        // Text encoder and preparation come one after the other.
+        let around = room(also(0).max(also(1)), self.step)?.min(room(also(2), decode)?);
         let whole = self.unet <= in_steps && streams != Streams::Must;
         let (streamed, places) = match streams {
             _ if whole => (0, 0),
             Streams::No => return None,
-            _ => self.streaming(in_steps)?,
+            _ => self.streaming(in_steps, around)?,
         };
         let resident = self.unet - streamed;
-        // Text encoder and preparation come one after the other.
-        let around = [room(also(0).max(also(1)), self.step)?, room(also(2), decode)?];
-        let stay = around.into_iter().min()?.checked_sub(places)?.min(resident);
+        let stay = around.checked_sub(places)?.min(resident);
         let lent = resident - stay;
         let away: usize = lent + (0..3).map(also).sum::<usize>();
         let each = |cost: usize| cost * self.page / (8 * MIB);

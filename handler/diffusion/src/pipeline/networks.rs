@@ -5,7 +5,7 @@ use super::{
     gpu_state::GpuState,
     graphs::{RecordedDenoiser, Recordings},
     guidance::{Guidance, guide},
-    residence::{Extent, Footprint, Residence, larger},
+    residence::{Extent, Footprint, Residence},
 };
 use crate::{
     error::{PipelineError, Result},
@@ -147,8 +147,7 @@ impl Networks {
         let text_encoder = TextEncoder::new(&model.text_config, inputs.clone())?;
         let decoder = VaeDecoder::new(&model.vae_config, Params::on_gpu(&model.vae_weights, vae))?;
         // Until here there are addresses, and no memory behind them.
-        let reckoned = if offload == Offload::Auto { larger(size) } else { size };
-        let extent = Extent { latents: reckoned, images: 1 };
+        let extent = Extent { latents: size, images: 1 };
         residence.settle((&model.unet_config, &model.vae_config), extent, offload)?;
         let is_whole = residence.is_whole();
         let mut networks = Self {

@@ -111,9 +111,8 @@ impl Residence {
     /// # Errors
     /// There is too little memory for what was asked for: [`PipelineError::Memory`].
     pub(super) fn settle(&mut self, configs: (&UnetConfig, &VaeConfig), extent: Extent, offload: Offload) -> Result<()> {
-        self.needs = self.needs_for(configs, extent);
         self.free = self.gpu().free_bytes()?;
-        self.fit = Fit::choose(&self.needs, self.free, offload).map_err(PipelineError::Memory)?;
+        (self.needs, self.fit) = choose(|extent| self.needs_for(configs, extent), extent, self.free, offload)?;
         tracing::debug!(fit = ?self.fit, free = self.free, "what stays on the GPU");
         Ok(self.apply_fit()?)
     }
@@ -205,6 +204,26 @@ impl Residence {
     }
 }
 
+/// Chooses a way. `Auto` reckons with the largest usual size if that fits.
+fn choose(
+    needs: impl Fn(Extent) -> Needs,
+    extent: Extent,
+    free: usize,
+    offload: Offload,
+) -> Result<(Needs, Fit)> {
+    let larger = Extent { latents: larger(extent.latents), ..extent };
+    let larger = (offload == Offload::Auto).then(|| needs(larger));
+    let fitting = larger.and_then(|needs| Some((needs.clone(), Fit::choose(&needs, free, offload).ok()?)));
+    fitting.map_or_else(
+        || {
+            let needs = needs(extent);
+            let fit = Fit::choose(&needs, free, offload).map_err(PipelineError::Memory)?;
+            Ok((needs, fit))
+        },
+        Ok,
+    )
+}
+
 /// How a model would lie in `free` bytes of a GPU's memory, by the shapes of its tensors. Reads only the model folder's JSON files.
 /// `size` is the width and height of the first pictures.
 ///
@@ -223,17 +242,19 @@ pub fn foresee(
         shapes.iter().map(|(_, dims)| dims.iter().product::<usize>()).sum::<usize>()
     });
     let latents = (size.1.div_ceil(vae_config.factor()), size.0.div_ceil(vae_config.factor()));
-    let extent = Extent { latents: if offload == Offload::Auto { larger(latents) } else { latents }, images: 1 };
+    let extent = Extent { latents, images: 1 };
     let page = if parameters[1] < SMALL { SMALL_PAGE } else { PAGE };
     let [text, unet, vae] = parameters.map(|count| (count * dtype.bytes()).div_ceil(page) + 1);
-    let [step, whole, bands] = scratch(configs, extent, dtype);
     // The share of SD 1.5's UNet that only prepares the steps, and its widest layer.
     let ahead = unet.div_ceil(18);
     let widest = (unet / 26).max(1);
     let unet = unet - ahead;
-    let spans = (0..unet).map(|first| (first, (first + widest).min(unet - 1))).collect();
-    let needs = Needs { page, text, ahead, unet, vae, spans, fixed: FIXED, step, whole, bands: Some(bands) };
-    let fit = Fit::choose(&needs, free, offload).map_err(PipelineError::Memory)?;
+    let spans: Vec<_> = (0..unet).map(|first| (first, (first + widest).min(unet - 1))).collect();
+    let needs = |extent| {
+        let [step, whole, bands] = scratch(configs, extent, dtype);
+        Needs { page, text, ahead, unet, vae, spans: spans.clone(), fixed: FIXED, step, whole, bands: Some(bands) }
+    };
+    let (_, fit) = choose(needs, extent, free, offload)?;
     let (kept, all) = (fit.kept, [text, ahead, vae]);
     let stays: usize = all.iter().zip(kept).filter(|(_, kept)| *kept).map(|(pages, _)| pages).sum();
     let comes = all.iter().sum::<usize>() - stays + fit.lent;
@@ -250,7 +271,7 @@ pub fn foresee(
 }
 
 /// The largest of the usual sizes, 768x768, or a larger one itself.
-pub(super) fn larger((height, width): (usize, usize)) -> (usize, usize) {
+fn larger((height, width): (usize, usize)) -> (usize, usize) {
     if height * width < LARGEST.0 * LARGEST.1 { LARGEST } else { (height, width) }
 }
 
