@@ -24,7 +24,7 @@ use diffusion::{
     gpu::{Gpu, Memory},
     loading,
     lora::AppliedLora,
-    pipeline::{Compute, DecodeMemory, Pipeline, Request},
+    pipeline::{Compute, DecodeMemory, Footprint, Pipeline, Request},
 };
 use image::RgbImage;
 use request::StageTimer;
@@ -38,6 +38,8 @@ use std::{
 const BYTES_PER_PICTURE: usize = 160 << 20;
 /// GPU memory in bytes to decode one 512x512 picture: one took 574 MiB.
 const BYTES_TO_DECODE: usize = 640 << 20;
+/// How often a task is tried again when memory runs out.
+const RETRIES: usize = 2;
 /// Most pictures of one batch.
 const MAX_BATCH: usize = 8;
 
@@ -69,8 +71,26 @@ impl Engine {
         let model = ModelName::of(&config.dir);
         let engine = Self { pipeline, model, noise_threads: config.noise_threads, compute, has_unused_gpu };
         let duration_ms = started.elapsed().as_millis() as u64;
-        tracing::info!(device = engine.device_name(), duration_ms, "model loaded");
+        match engine.footprint() {
+            None => tracing::info!(device = engine.device_name(), duration_ms, "model loaded"),
+            Some(Footprint { offload, needed, free, kept, lent, streamed, .. }) => tracing::info!(
+                device = engine.device_name(),
+                duration_ms,
+                offload = offload.name(),
+                needed_bytes = needed,
+                free_bytes = free,
+                kept_bytes = kept,
+                lent_bytes = lent,
+                streamed_bytes = streamed,
+                "model loaded"
+            ),
+        }
         Ok(engine)
+    }
+
+    /// How the model lies in the GPU's memory; `None` on a CPU.
+    pub fn footprint(&self) -> Option<Footprint> {
+        self.pipeline.footprint()
     }
 
     /// The device's name.
@@ -190,16 +210,26 @@ impl Engine {
         Ok(painted.collect())
     }
 
-    /// If memory runs out, frees some and tries again with one picture at a time.
+    /// If memory runs out, frees some and tries again with one picture at a time. Twice, as another process may take it meanwhile.
     fn paint_alone(&mut self, request: &GenerationRequest, on_step: &mut OnStep<'_>) -> Result<Pictures, EngineError> {
-        match self.try_alone(request, request.images, on_step) {
-            Err(error) if error.is_out_of_memory() => {
-                tracing::warn!(%error, "out of memory: once more, with less");
-                self.pipeline.shrink()?;
-                self.try_alone(request, 1, on_step)
+        let mut ended = self.try_alone(request, request.images, on_step);
+        for _ in 0..RETRIES {
+            match ended {
+                Err(error) if error.is_out_of_memory() => {
+                    tracing::warn!(%error, "out of memory: once more, with less");
+                    self.pipeline.shrink((request.inputs.width, request.inputs.height))?;
+                    ended = self.try_alone(request, 1, on_step);
+                }
+                ended => return ended,
             }
-            ended => ended,
         }
+        ended.map_err(|error| match self.pipeline.shortage().filter(|_| error.is_out_of_memory()) {
+            Some(shortage) => {
+                tracing::warn!(%error, "out of memory again");
+                PipelineError::Memory(shortage).into()
+            }
+            None => error,
+        })
     }
 
     fn try_alone(
@@ -237,7 +267,9 @@ impl Engine {
     /// If memory runs out, decodes in bands of rows, and then again without the UNet on the GPU.
     fn decode(&mut self, latents: &Tensor) -> Result<Vec<RgbImage>, EngineError> {
         let bands = self.pipeline.bands(latents)?;
-        match self.pipeline.decode(latents, DecodeMemory::Whole) {
+        let in_bands = self.footprint().is_some_and(|footprint| footprint.in_bands);
+        match self.pipeline.decode(latents, if in_bands { bands } else { DecodeMemory::Whole }) {
+            Err(error) if error.is_out_of_memory() && in_bands => return Err(error.into()),
             Err(error) if error.is_out_of_memory() => {
                 tracing::warn!(%error, "out of memory for the pixels: once more, in bands of rows");
             }

@@ -85,7 +85,7 @@ NEEDS = {
     r"\$EDITOR .*": "a person",
     r"handler weights pull .* fp16 .*": "the hub, which has such files",
     r"infra/local/test": "itself",
-    r"(python3 tests/bench/(on_gpu|tasks)\.py|cargo test .*--features cuda|ncu) .*": "a GPU",
+    r"(python3 tests/bench/(offload|on_gpu|tasks)\.py|cargo test .*--features cuda|ncu) .*": "a GPU",
     r"\S*python3? tests/(bench/beside_diffusers|goldens/\w+)\.py .*": "torch and diffusers",
     r"\S*toy-model --size sd15-full .*|\S*handler bench lora .*": "1.7 GB of disk, and as much memory",
     r"\S*handler bench picture .*|python3 tests/(bench/(relay|weights)|slowest)\.py .*": "an idle machine, or the figures mean nothing",

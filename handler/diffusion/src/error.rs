@@ -1,6 +1,9 @@
 //! The errors of the pipeline, and [`cut`], which shortens texts of unknown length for error messages.
 
-use crate::gpu::{GpuError, tells_of_memory};
+use crate::{
+    gpu::{GpuError, tells_of_memory},
+    pipeline::Shortage,
+};
 use std::{borrow::Cow, path::PathBuf};
 
 /// The most that an error shows of a name in a file or a message, in bytes.
@@ -88,6 +91,9 @@ pub enum PipelineError {
     /// There is no GPU, or it failed.
     #[error(transparent)]
     Gpu(#[from] GpuError),
+    /// The GPU has too little memory for what was asked for. The operator has to choose another way, or make room.
+    #[error(transparent)]
+    Memory(Shortage),
     /// A computation, a memory allocation or the device failed.
     #[error(transparent)]
     Candle(#[from] candle_core::Error),
@@ -102,6 +108,7 @@ impl PipelineError {
         match self {
             Self::Gpu(error) => error.is_out_of_memory(),
             Self::Candle(error) => tells_of_memory(&error.to_string()),
+            Self::Memory(_) => true,
             _ => false,
         }
     }

@@ -17,10 +17,14 @@ mod kernels;
 pub(crate) mod matmul;
 mod memory;
 mod opening;
+mod physical;
 mod pinned;
+mod residency;
+mod ring;
 #[cfg(feature = "cuda")]
 mod shortage;
 mod tuned;
+mod upload;
 mod weights;
 
 pub(crate) use arena::PAGE;
@@ -33,6 +37,7 @@ pub(crate) use graph::Graph;
 pub(crate) use kernels::{Arg, Launch, constants};
 pub use memory::Memory;
 pub(crate) use pinned::Pinned;
+pub(crate) use residency::Stay;
 pub(crate) use weights::{Placed, Product, Source, WeightLayout};
 
 // For tests of the engine.
@@ -46,13 +51,13 @@ use cudarc::driver::{CudaContext, CudaEvent, CudaStream};
 use error::{check, check_safe};
 use kernels::Kernels;
 use matmul::Matmuls;
-use memory::Meter;
+use memory::{Meter, Trims};
 use std::{
-    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, atomic::AtomicUsize},
+    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, atomic::AtomicBool},
     time::Duration,
 };
 use tuned::Tuned;
-use weights::Lane;
+use upload::Lane;
 
 /// Memory that cuBLASLt may use for partial sums, in bytes.
 const MATMUL_WORKSPACE: usize = 32 << 20;
@@ -72,11 +77,15 @@ struct Inner {
     resident: Arc<Mutex<Arena>>,
     /// Arrays between one operation and the next. Each run of a graph overwrites them.
     scratch: Arc<Mutex<Arena>>,
-    /// How often scratch memory was given back.
-    trims: AtomicUsize,
+    /// How often scratch memory was given back, and what was left.
+    trims: Mutex<Trims>,
+    /// Whether the machine refused to pin memory.
+    unpinned: AtomicBool,
     matmuls: OnceLock<Mutex<Matmuls>>,
     convolutions: OnceLock<Mutex<Convolutions>>,
     lanes: Mutex<Vec<Lane>>,
+    /// Whether there are few of them.
+    few_lanes: AtomicBool,
     /// For a LoRA's factors on their way to the GPU.
     factors: Mutex<Option<Pinned>>,
     tuned: Mutex<Tuned>,
@@ -183,6 +192,17 @@ impl Gpu {
     /// Waits until the stream reaches a mark.
     pub(crate) fn wait_for(&self, event: &CudaEvent) -> Result<()> {
         check_safe("cuEventSynchronize", event.synchronize())
+    }
+
+    /// A mark of another stream that the next work of this one waits for. No kernel starts before it.
+    fn wait_before_next(&self, event: &CudaEvent) -> Result<()> {
+        self.0.kernels.start_next_late();
+        check_safe("cuStreamWaitEvent", self.0.stream.wait(event))
+    }
+
+    /// Another stream of this GPU.
+    fn new_stream(&self) -> Result<Arc<CudaStream>> {
+        check_safe("cuStreamCreate", self.0.context.new_stream())
     }
 
     fn stream(&self) -> &Arc<CudaStream> {

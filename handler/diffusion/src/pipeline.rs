@@ -2,6 +2,7 @@
 //!
 //! All settings of the model are read from the folder's JSON files. A checkpoint has none: see [`crate::loading`].
 
+mod fit;
 mod gpu_state;
 mod graphs;
 mod guidance;
@@ -9,12 +10,15 @@ mod inspection;
 mod inversions;
 mod networks;
 mod request;
+mod residence;
 
 pub use crate::models::vae::DecodeMemory;
 pub use crate::ops::params::Shapes;
 pub use inspection::{Inspection, check_weights, inspect, inspect_settings};
-pub use networks::{Compute, Offload, parameters};
+pub use fit::{Offload, Shortage};
+pub use networks::{Compute, parameters};
 pub use request::Request;
+pub use residence::{Footprint, foresee};
 
 use crate::{
     error::{PipelineError, Result},
@@ -34,6 +38,7 @@ use guidance::Guidance;
 use image::RgbImage;
 use inversions::Inversions;
 use networks::{Denoiser, Model, Networks};
+use residence::Extent;
 use std::{ops::ControlFlow, path::Path};
 
 /// The scheduler's file. The default scheduler must be able to paint with it. For the others, a warning is logged.
@@ -172,28 +177,38 @@ impl Pipeline {
         self.inversions.tokenizer.as_ref().unwrap_or(&self.tokenizer)
     }
 
-    /// Frees GPU memory at the price of speed: recorded graphs, scratch memory, and from now on each network that is not in use.
+    /// Frees GPU memory at the price of speed: recorded graphs, scratch memory, and from now on less of the networks stays, so that one
+    /// picture of this width and height fits. LoRAs stay applied.
     ///
     /// # Errors
-    /// The device fails.
-    pub fn shrink(&mut self) -> Result<()> {
-        self.networks.shrink()
+    /// It cannot fit ([`PipelineError::Memory`]), or the device fails.
+    pub fn shrink(&mut self, size: (usize, usize)) -> Result<()> {
+        let factor = self.networks.model().vae_config.factor();
+        let latents = (size.1.div_ceil(factor), size.0.div_ceil(factor));
+        self.networks.shrink(Extent { latents, images: 1 })
+    }
+
+    /// Frees GPU memory for the decoder: all that can leave leaves while it is not in use. LoRAs stay applied.
+    ///
+    /// # Errors
+    /// The device fails, or the host has no memory for what leaves.
+    pub fn make_room_for_pixels(&mut self) -> Result<()> {
+        self.networks.lend_all()
+    }
+
+    /// What the networks need, against what is free now. None on a CPU.
+    pub fn shortage(&self) -> Option<Shortage> {
+        self.networks.shortage()
     }
 
     /// Whether all networks stay in the GPU's memory.
     pub fn is_fully_resident(&self) -> bool {
-        !self.networks.offloads()
+        self.footprint().is_none_or(|footprint| footprint.offload == Offload::Never)
     }
 
-    /// As [`Pipeline::shrink`], and removes the UNet from the GPU until it is needed again, so that the VAE has more memory. LoRAs must be
-    /// set again afterwards.
-    ///
-    /// # Errors
-    /// The device fails.
-    pub fn make_room_for_pixels(&mut self) -> Result<()> {
-        self.applied = None;
-        self.networks.shrink()?;
-        self.networks.offload_unet()
+    /// How the networks lie in the GPU's memory. None on a CPU.
+    pub fn footprint(&self) -> Option<Footprint> {
+        self.networks.footprint()
     }
 
     /// The noise stream of the request's seed, rounded to the model's dtype as in diffusers. For `threads` see [`Noise::cuda`].

@@ -15,7 +15,7 @@ use diffusion::{
     gpu::Gpu,
     lora::{AppliedLora, Lora},
     noise::Source,
-    pipeline::Request,
+    pipeline::{Footprint, Request},
     prompt::Weighting,
     schedulers::Kind,
 };
@@ -198,7 +198,13 @@ pub fn picture(config: &BenchPictureConfig) -> anyhow::Result<()> {
     }
     let device = engine.device_name().to_string();
     let gpu_memory_mib = engine.gpu().map(|gpu| gpu.peak_bytes() >> 20);
+    let footprint = engine.footprint();
     let about = json!({
+        "offload": footprint.map(|footprint| footprint.offload.name()),
+        "streamed_mib": footprint.map(|footprint| footprint.streamed >> 20),
+        "lent_mib": footprint.map(|footprint| footprint.lent >> 20),
+        "needed_mib": footprint.map(|footprint| footprint.needed >> 20),
+        "free_mib": footprint.map(|footprint| footprint.free >> 20),
         "device": device, "width": width, "height": height, "steps": config.steps, "images": config.num_images,
         "repeat": config.repeat, "peak_memory_mib": peak_memory_mib(), "gpu_memory_mib": gpu_memory_mib,
     });
@@ -208,7 +214,15 @@ pub fn picture(config: &BenchPictureConfig) -> anyhow::Result<()> {
         config.steps,
         config.repeat,
         peak_memory_mib().unwrap_or_default(),
-        gpu_memory_mib.map_or(String::new(), |mib| format!(", of the GPU {mib} MiB")),
+        match (gpu_memory_mib, footprint) {
+            (Some(mib), Some(Footprint { offload, streamed, lent, .. })) => format!(
+                ", of the GPU {mib} MiB (--offload {}: {} MiB copied a step, {} MiB a picture)",
+                offload.name(),
+                streamed >> 20,
+                lent >> 20
+            ),
+            _ => String::new(),
+        },
     );
     print(config.json, about, &title, &figures)
 }

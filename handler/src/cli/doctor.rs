@@ -63,7 +63,8 @@ pub async fn run(config: &DoctorConfig) -> anyhow::Result<bool> {
     };
     let aws = settings::sdk_config().await?;
     print(model::check(config, &aws).await)?;
-    print(vec![machine::gpu(&service.model).await, machine::fonts()])?;
+    print(machine::gpu(&service.model).await)?;
+    print(vec![machine::fonts()])?;
     print(vec![machine::cache(&service.store).await])?;
     print(vec![storage::credentials(&aws).await])?;
     print(vec![backend::secrets(&service.secrets, &aws).await])?;

@@ -5,7 +5,7 @@ use diffusion::{
     error::PipelineError,
     gpu::{self, Dtype, Gpu, GpuError},
     lora, noise,
-    pipeline::{self, Compute},
+    pipeline::{self, Compute, Footprint},
 };
 use std::path::PathBuf;
 
@@ -22,7 +22,7 @@ pub struct ModelConfig {
     /// Floating-point type of weights and activations.
     #[arg(long, env = "EASEL_DTYPE", default_value = "auto")]
     pub dtype: Precision,
-    /// Whether text encoder and VAE leave the GPU while the UNet works: auto does so if memory is short.
+    /// What leaves the GPU while it is not in use: auto is the fastest way that fits into the GPU's free memory.
     #[arg(long, env = "EASEL_OFFLOAD", default_value = "auto")]
     pub offload: Offload,
     /// How many threads the GPU whose noise is reproduced runs at a time: multiprocessors times threads of each, a multiple of 256.
@@ -51,23 +51,27 @@ pub enum DeviceKind {
     Cuda,
 }
 
-/// Whether text encoder and VAE leave the GPU while the UNet works; they come back from the model's files when they are needed.
+/// What leaves the GPU while it is not in use. It comes back from a copy in the host's memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum Offload {
-    /// If memory is short once the weights are loaded.
+    /// The fastest of the others that fits into the free memory, decided before loading.
     Auto,
-    /// Always.
-    Always,
-    /// Never.
+    /// Nothing: everything stays.
     Never,
+    /// Text encoder, UNet and decoder come one at a time. It was called always before.
+    #[value(alias = "always")]
+    Model,
+    /// The same, and the UNet's weights pass through a small part of the memory in each step.
+    Sequential,
 }
 
 impl From<Offload> for pipeline::Offload {
     fn from(offload: Offload) -> Self {
         match offload {
             Offload::Auto => Self::Auto,
-            Offload::Always => Self::Always,
             Offload::Never => Self::Never,
+            Offload::Model => Self::Model,
+            Offload::Sequential => Self::Sequential,
         }
     }
 }
@@ -134,12 +138,28 @@ pub(super) fn choose(kind: DeviceKind, precision: Precision) -> Result<ChosenDev
             limit: "the CPU computes in f32 only: auto or f32".into(),
         });
     };
-    let dtype = match precision {
-        Precision::Auto | Precision::F16 => Dtype::F16,
-        Precision::Bf16 => Dtype::BF16,
-        Precision::F32 => Dtype::F32,
-    };
-    Ok(ChosenDevice { compute: Compute::Gpu(gpu, dtype), has_unused_gpu })
+    Ok(ChosenDevice { compute: Compute::Gpu(gpu, precision.on_gpu()), has_unused_gpu })
+}
+
+impl Precision {
+    /// The dtype on a GPU.
+    fn on_gpu(self) -> Dtype {
+        match self {
+            Self::Auto | Self::F16 => Dtype::F16,
+            Self::Bf16 => Dtype::BF16,
+            Self::F32 => Dtype::F32,
+        }
+    }
+}
+
+impl ModelConfig {
+    /// How the model would lie in so many free bytes of a GPU's memory. `size` is the width and height of the first pictures.
+    ///
+    /// # Errors
+    /// There is too little memory for `--offload` ([`PipelineError::Memory`]), or the model's folder cannot be used.
+    pub fn foresee(&self, free: usize, size: (usize, usize)) -> Result<Footprint, PipelineError> {
+        pipeline::foresee(&self.dir, self.dtype.on_gpu(), size, free, self.offload.into())
+    }
 }
 
 /// Logs why the CPU paints: a warning only if the machine has a GPU that cannot be opened. Returns whether it has one.

@@ -4,6 +4,7 @@ use super::{BatchItem, Engine, GenerationRequest, Pictures, Step};
 use crate::engine::options::{DeviceKind, Dora, ModelConfig, Offload, Precision};
 use candle_core::{DType, Device};
 use diffusion::{
+    error::PipelineError,
     gpu::{Gpu, Shortage},
     lora::{AppliedLora, Lora},
     noise::{DEFAULT_THREADS, Noise, Source},
@@ -18,15 +19,24 @@ const MODEL: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/model/easel-t
 const MIB: usize = 1 << 20;
 
 fn engine(dtype: Precision) -> Engine {
+    open(dtype, Offload::Never).unwrap()
+}
+
+fn open(dtype: Precision, offload: Offload) -> Result<Engine, PipelineError> {
     let config = ModelConfig {
         dir: MODEL.into(),
         device: DeviceKind::Cuda,
         dtype,
-        offload: Offload::Never,
+        offload,
         noise_threads: DEFAULT_THREADS,
         dora: Dora::Apply,
     };
-    Engine::open(&config, (256, 256)).unwrap()
+    Engine::open(&config, (256, 256))
+}
+
+fn halftone() -> Vec<AppliedLora> {
+    let style = Lora::read(&Path::new(MODEL).with_file_name("styles/halftone.safetensors")).unwrap();
+    vec![AppliedLora { lora: Arc::new(style), scale: 0.9 }]
 }
 
 fn generation_request(prompt: &str, seed: u64, images: usize, size: usize) -> GenerationRequest {
@@ -119,9 +129,73 @@ fn with_ever_more_memory(request: &GenerationRequest, at_once: usize) -> (usize,
 }
 
 #[test]
+fn gpu_pictures_are_the_same_whatever_leaves_the_gpu() {
+    for dtype in [Precision::F16, Precision::Bf16, Precision::F32] {
+        let plain = generation_request("red circle", 7, 2, 256);
+        let styled = || GenerationRequest { loras: halftone(), ..generation_request("red circle", 7, 1, 256) };
+        let larger = generation_request("blue square", 8, 1, 512);
+        let (mut whole, mut peaks) = (None, Vec::new());
+        for offload in [Offload::Never, Offload::Model, Offload::Sequential] {
+            let mut engine = open(dtype, offload).unwrap();
+            let footprint = engine.footprint().unwrap();
+            assert_eq!(footprint.offload, offload.into(), "{footprint:?}");
+            let gpu = Gpu::clone(engine.gpu().unwrap());
+            gpu.forget_peak();
+            // Twice, so that the base comes back after the LoRA.
+            let painted: Vec<_> =
+                [&plain, &styled(), &larger, &styled(), &plain].map(|request| paint(&mut engine, request)).into();
+            let held = gpu.bytes();
+            assert!(painted[0] == painted[4] && painted[1] == painted[3], "{dtype:?} {offload:?}");
+            assert!(painted[0][0] != painted[1][0], "the LoRA changes the picture");
+            assert!(painted == *whole.get_or_insert_with(|| painted.clone()), "{dtype:?} {offload:?}: other pictures");
+            println!("{dtype:?} {offload:?}: {} MiB at most, {held} bytes held, {footprint:?}", gpu.peak_bytes() / MIB);
+            peaks.push(gpu.peak_bytes());
+            for _ in 0..5 {
+                paint(&mut engine, &styled());
+                paint(&mut engine, &plain);
+            }
+            assert_eq!(gpu.bytes(), held, "{dtype:?} {offload:?}: memory grows");
+        }
+        assert!(peaks[2] < peaks[1] && peaks[1] < peaks[0], "{dtype:?}: {peaks:?}");
+    }
+}
+
+#[test]
+fn gpu_memory_too_small_for_the_way_that_was_asked_for_is_told_before_loading() {
+    let gpu = Gpu::open(0).unwrap();
+    for (free, offload, fits) in [(0, Offload::Auto, "larger one"), (0, Offload::Never, "larger one"), (24, Offload::Never, "--offload")] {
+        let enough = engine(Precision::F16).footprint().unwrap().needed;
+        // The least that would do, and a little less.
+        let shortage = Shortage::leaving(&gpu, if free == 0 { 32 * MIB } else { enough - free * MIB }).unwrap();
+        let refused = open(Precision::F16, offload).err().map(|error| error.to_string());
+        drop(shortage);
+        let refused = refused.unwrap_or_else(|| panic!("{free} {offload:?} was opened"));
+        assert!(refused.contains("MiB are free") && refused.contains(fits), "{refused}");
+    }
+    let mut engine = engine(Precision::F16);
+    paint(&mut engine, &generation_request("red circle", 7, 1, 256));
+}
+
+#[test]
+fn gpu_memory_that_another_takes_meanwhile_fails_one_task_and_the_next_paints() {
+    let request = generation_request("red circle", 7, 1, 768);
+    for offload in [Offload::Model, Offload::Sequential] {
+        let mut engine = open(Precision::F16, offload).unwrap();
+        let whole = paint(&mut engine, &request);
+        let gpu = Gpu::clone(engine.gpu().unwrap());
+        let shortage = Shortage::leaving(&gpu, 0).unwrap();
+        let failed = engine.paint_alone(&request, &mut |_| ControlFlow::Continue(()));
+        drop(shortage);
+        let Err(error) = failed else { panic!("{offload:?}: it was painted in no memory") };
+        assert!(error.is_out_of_memory() && !error.is_permanent(), "{error}");
+        assert!(error.to_string().contains("MiB"), "{error}");
+        assert!(paint(&mut engine, &request) == whole, "{offload:?}: what failed has left something behind");
+    }
+}
+
+#[test]
 fn gpu_memory_too_small_to_decode_is_freed_or_an_error() {
-    let style = Lora::read(&Path::new(MODEL).with_file_name("styles/halftone.safetensors")).unwrap();
-    let loras = vec![AppliedLora { lora: Arc::new(style), scale: 0.9 }];
+    let loras = halftone();
     let (failed, freed) =
         with_ever_more_memory(&GenerationRequest { loras, ..generation_request("red circle", 7, 1, 768) }, 1);
     assert!(failed > 0 && freed > 0);

@@ -3,68 +3,106 @@
 //!
 //! First fit from the lowest address: the same sequence of requests always gets the same addresses.
 
-use super::{GpuError, Meter, Result, check};
-use cudarc::driver::sys::{
-    self, CUmemAccess_flags, CUmemAccessDesc, CUmemAllocationHandleType, CUmemAllocationProp,
-    CUmemAllocationProp_st__bindgen_ty_1, CUmemAllocationType, CUmemLocation, CUmemLocationType,
+use super::{
+    GpuError, Meter, Result,
+    physical::{Chunk, Physical, unmap},
+    residency::Residency,
 };
-use std::{collections::BTreeMap, ptr::null_mut, sync::Arc};
+use std::{collections::BTreeMap, sync::Arc};
 
 /// Allocations start at multiples of this many bytes.
 const ALIGNMENT: usize = 512;
 /// Memory is taken from the driver in multiples of this, unless an arena has a smaller page.
 pub(crate) const PAGE: usize = 16 << 20;
-/// The reserved range in bytes, far more than any GPU's memory.
-const RESERVED: usize = 1 << 38;
 
 pub(super) struct Arena {
     base: u64,
     free: Free,
-    /// Lengths of the mapped pieces, in order of address.
-    mapped: Vec<usize>,
-    /// Whether the memory is given back to the driver for now.
-    released: bool,
     page: usize,
-    properties: CUmemAllocationProp,
-    meter: Arc<Meter>,
+    physical: Physical,
+    memory: Memory,
+    /// The highest end of an allocation since [`Arena::forget_highest`].
+    highest: usize,
 }
 
-// SAFETY: plain data; the properties hold no pointer that is used.
-unsafe impl Send for Arena {}
+/// How addresses get memory behind them.
+enum Memory {
+    /// As soon as they are allocated: pieces in order of address.
+    Mapped(Vec<Chunk>),
+    /// Page by page, as [`Residency`] is told. These are the bytes of all pages.
+    Settled(usize, Box<Residency>),
+}
 
 impl Arena {
+    /// An arena that maps memory as it fills.
     pub(super) fn new(device: i32, page: usize, meter: Arc<Meter>) -> Result<Self> {
-        let mut base = 0;
-        // SAFETY: reserves addresses, no memory.
-        check("cuMemAddressReserve", unsafe { sys::cuMemAddressReserve(&mut base, RESERVED, PAGE, 0, 0) })?;
-        let properties = CUmemAllocationProp {
-            type_: CUmemAllocationType::CU_MEM_ALLOCATION_TYPE_PINNED,
-            requestedHandleTypes: CUmemAllocationHandleType::CU_MEM_HANDLE_TYPE_NONE,
-            location: CUmemLocation { type_: CUmemLocationType::CU_MEM_LOCATION_TYPE_DEVICE, id: device },
-            win32HandleMetaData: null_mut(),
-            allocFlags: CUmemAllocationProp_st__bindgen_ty_1 {
-                compressionType: 0,
-                gpuDirectRDMACapable: 0,
-                usage: 0,
-                reserved: [0; 4],
-            },
-        };
-        Ok(Self { base, free: Free::default(), mapped: Vec::new(), released: false, page, properties, meter })
+        let physical = Physical::new(device, meter);
+        let (base, memory) = (physical.reserve()?, Memory::Mapped(Vec::new()));
+        Ok(Self { base, free: Free::default(), page, physical, memory, highest: 0 })
+    }
+
+    /// An arena that gives out addresses only. Its pages get memory by [`Residency::settle`].
+    pub(super) fn of_pages(device: i32, page: usize, meter: Arc<Meter>) -> Result<Self> {
+        let physical = Physical::new(device, meter);
+        let base = physical.reserve()?;
+        let memory = Memory::Settled(0, Box::new(Residency::new(physical.clone(), base, page)));
+        Ok(Self { base, free: Free::default(), page, physical, memory, highest: 0 })
     }
 
     /// Allocates `bytes`, rounded up to the alignment.
     pub(super) fn take(&mut self, bytes: usize) -> Result<u64> {
         let bytes = bytes.max(1).next_multiple_of(ALIGNMENT);
-        if let Some(offset) = self.free.take(bytes) {
-            return Ok(self.base + offset as u64);
-        }
-        let end: usize = self.mapped.iter().sum();
-        let missing = (bytes - self.free.tail(end)).next_multiple_of(self.page);
-        self.map(end, missing)?;
-        self.mapped.push(missing);
-        self.free.give(end, missing);
-        let offset = self.free.take(bytes).ok_or_else(|| GpuError::Unavailable("an arena lost its memory".into()))?;
+        let offset = match self.free.take(bytes) {
+            Some(offset) => offset,
+            None => {
+                self.grow(bytes)?;
+                self.free.take(bytes).ok_or_else(|| GpuError::Unavailable("an arena lost its memory".into()))?
+            }
+        };
+        self.highest = self.highest.max(offset + bytes);
         Ok(self.base + offset as u64)
+    }
+
+    /// Makes room for an allocation at the end.
+    fn grow(&mut self, bytes: usize) -> Result<()> {
+        let end = self.end();
+        let missing = (bytes - self.free.tail(end)).next_multiple_of(self.page);
+        match &mut self.memory {
+            Memory::Mapped(pieces) => {
+                let chunk = self.physical.take(missing)?;
+                self.physical.map(&chunk, self.base + end as u64)?;
+                pieces.push(chunk);
+            }
+            Memory::Settled(bytes, _) => *bytes += missing,
+        }
+        self.free.give(end, missing);
+        Ok(())
+    }
+
+    /// Bytes of all pages.
+    pub(super) fn end(&self) -> usize {
+        match &self.memory {
+            Memory::Mapped(pieces) => pieces.iter().map(Chunk::bytes).sum(),
+            Memory::Settled(bytes, _) => *bytes,
+        }
+    }
+
+    pub(super) fn page(&self) -> usize {
+        self.page
+    }
+
+    /// The pages from the first to the last that a range of addresses touches.
+    pub(super) fn pages_of(&self, address: u64, bytes: usize) -> (usize, usize) {
+        let offset = (address - self.base) as usize;
+        (offset / self.page, (offset + bytes.max(1) - 1) / self.page)
+    }
+
+    /// How its pages get memory; none if they have it as soon as they are allocated.
+    pub(super) fn residency(&mut self) -> Option<&mut Residency> {
+        match &mut self.memory {
+            Memory::Mapped(_) => None,
+            Memory::Settled(_, residency) => Some(residency),
+        }
     }
 
     /// Frees what [`Arena::take`] allocated.
@@ -72,77 +110,24 @@ impl Arena {
         self.free.give((address - self.base) as usize, bytes.max(1).next_multiple_of(ALIGNMENT));
     }
 
-    /// Gives free memory at the end back to the driver.
-    pub(super) fn trim(&mut self) -> Result<()> {
-        let mut end: usize = self.mapped.iter().sum();
-        while let Some(&last) = self.mapped.last().filter(|&&last| self.free.tail(end) >= last) {
-            end -= last;
-            self.free.cut(end, last);
-            self.mapped.pop();
-            // SAFETY: exactly one range that was mapped, and nothing lies in it.
-            check("cuMemUnmap", unsafe { sys::cuMemUnmap(self.base + end as u64, last) })?;
-            self.meter.remove(last);
-        }
-        Ok(())
+    /// Returns the highest end of an allocation so far, in bytes from the start, and starts anew.
+    pub(super) fn forget_highest(&mut self) -> usize {
+        std::mem::take(&mut self.highest)
     }
 
-    fn map(&mut self, offset: usize, bytes: usize) -> Result<()> {
-        let (address, mut handle) = (self.base + offset as u64, 0);
-        // SAFETY: new memory, mapped into addresses that are reserved and not yet mapped. The mapping keeps it alive.
-        unsafe {
-            check("cuMemCreate", sys::cuMemCreate(&mut handle, bytes, &self.properties, 0))?;
-            let mapped = check("cuMemMap", sys::cuMemMap(address, bytes, 0, handle, 0));
-            check("cuMemRelease", sys::cuMemRelease(handle))?;
-            mapped?;
-            let flags = CUmemAccess_flags::CU_MEM_ACCESS_FLAGS_PROT_READWRITE;
-            let access = CUmemAccessDesc { location: self.properties.location, flags };
-            let open = check("cuMemSetAccess", sys::cuMemSetAccess(address, bytes, &access, 1));
-            if open.is_err() {
-                sys::cuMemUnmap(address, bytes);
+    /// Gives free memory at the end back to the driver, but for the first `keep` bytes. Returns the bytes that are left.
+    pub(super) fn trim(&mut self, keep: usize) -> Result<usize> {
+        let mut end = self.end();
+        if let Memory::Mapped(pieces) = &mut self.memory {
+            while let Some(chunk) =
+                pieces.pop_if(|chunk| self.free.tail(end) >= chunk.bytes() && end - chunk.bytes() >= keep)
+            {
+                end -= chunk.bytes();
+                self.free.cut(end, chunk.bytes());
+                unmap(self.base + end as u64, chunk.bytes())?;
             }
-            open?;
         }
-        self.meter.add(bytes);
-        Ok(())
-    }
-
-    /// Gives all memory back to the driver, and with it its contents. Allocations keep their addresses.
-    pub(super) fn release(&mut self) -> Result<()> {
-        if self.released {
-            return Ok(());
-        }
-        self.unmap(self.mapped.len())?;
-        self.released = true;
-        Ok(())
-    }
-
-    /// Unmaps the first pieces.
-    fn unmap(&self, pieces: usize) -> Result<()> {
-        let mut offset = 0;
-        for &bytes in &self.mapped[..pieces] {
-            // SAFETY: exactly one range that was mapped. A kernel that still used it would fail, and touch nothing else.
-            check("cuMemUnmap", unsafe { sys::cuMemUnmap(self.base + offset as u64, bytes) })?;
-            self.meter.remove(bytes);
-            offset += bytes;
-        }
-        Ok(())
-    }
-
-    /// Maps new memory, with any contents, to the same addresses: all of it or, after an error, none. Returns whether it was released.
-    pub(super) fn restore(&mut self) -> Result<bool> {
-        if !self.released {
-            return Ok(false);
-        }
-        let mut offset = 0;
-        for (piece, bytes) in self.mapped.clone().into_iter().enumerate() {
-            if let Err(error) = self.map(offset, bytes) {
-                self.unmap(piece)?;
-                return Err(error);
-            }
-            offset += bytes;
-        }
-        self.released = false;
-        Ok(true)
+        Ok(end)
     }
 }
 

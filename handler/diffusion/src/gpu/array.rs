@@ -84,6 +84,32 @@ impl Array {
         Ok(Self { memory, start: 0, dims: dims.to_vec(), row, dtype, moments: None })
     }
 
+    /// Whether it lies in that arena.
+    pub(super) fn is_in(&self, arena: &Arc<Mutex<Arena>>) -> bool {
+        Arc::ptr_eq(&self.memory.arena, arena)
+    }
+
+    /// The first and last page of its arena that its memory touches.
+    pub(super) fn pages(&self) -> (usize, usize) {
+        lock(&self.memory.arena).pages_of(self.memory.address, self.memory.bytes)
+    }
+
+    /// To be called before work that reads these weights is enqueued: if they are streamed, it waits until they have come. All
+    /// must be of one network, and weights are used in the order in which they were made.
+    pub(crate) fn reach(weights: &[&Self]) -> Result<()> {
+        let Some(first) = weights.first() else { return Ok(()) };
+        let mut arena = lock(&first.memory.arena);
+        if arena.residency().is_none() {
+            return Ok(());
+        }
+        let spans = weights.iter().map(|each| arena.pages_of(each.memory.address, each.memory.bytes));
+        let span = spans.reduce(|one, other| (one.0.min(other.0), one.1.max(other.1)));
+        match (arena.residency(), span) {
+            (Some(residency), Some(span)) => residency.reach(first.gpu(), span),
+            _ => Ok(()),
+        }
+    }
+
     pub(crate) fn gpu(&self) -> &Gpu {
         &self.memory.gpu
     }

@@ -10,8 +10,9 @@ use cudarc::driver::{
 pub(crate) struct Graph {
     gpu: Gpu,
     graph: CudaGraph,
-    /// How often scratch memory had been given back when it was recorded.
+    /// How often scratch memory had been given back when it was recorded, and the end of what it uses of it.
     trims: usize,
+    scratch: usize,
 }
 
 // SAFETY: the driver takes a graph from any thread, one at a time: launching it takes `&mut`, and nothing else is done with it.
@@ -31,18 +32,24 @@ impl Graph {
         let mode = CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_RELAXED;
         check_safe("cuStreamBeginCapture", stream.begin_capture(mode))?;
         let done = work();
+        let scratch = gpu.scratch_reached();
         // Also after an error, or the stream would go on recording.
         let graph = check_safe("cuStreamEndCapture", stream.end_capture(CUgraphInstantiate_flags(0)));
         let done = done?;
         let graph = graph?.ok_or_else(|| GpuError::Unavailable("nothing was recorded".into()))?;
         // Now, which saves time at the first launch.
         check_safe("cuGraphUpload", graph.upload())?;
-        Ok((Self { gpu: gpu.clone(), graph, trims }, done))
+        Ok((Self { gpu: gpu.clone(), graph, trims, scratch }, done))
+    }
+
+    /// The end of the scratch memory that it uses, in bytes from the start.
+    pub(crate) fn scratch(&self) -> usize {
+        self.scratch
     }
 
     /// Whether scratch memory that it uses may be gone: then it cannot be launched any more.
     pub(crate) fn is_stale(&self) -> bool {
-        self.trims != self.gpu.trims()
+        self.gpu.has_trimmed(self.scratch, self.trims)
     }
 
     /// Runs it once.

@@ -13,7 +13,10 @@ use std::{
     collections::HashMap,
     ffi::{CString, c_void},
     ptr::null_mut,
-    sync::{Mutex, PoisonError},
+    sync::{
+        Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
 /// Machine code, empty in a build without kernels.
@@ -68,6 +71,8 @@ pub(crate) enum Arg {
 pub(super) struct Kernels {
     /// Whether the GPU can start kernels early: from Hopper on.
     starts_early: bool,
+    /// Whether the next one must not.
+    next_late: AtomicBool,
     modules: Vec<sys::CUmodule>,
     found: Mutex<HashMap<String, Found>>,
 }
@@ -98,9 +103,15 @@ impl Kernels {
         let images = IMAGES.iter().chain(HOPPER_IMAGES.iter().filter(|_| is_hopper));
         Ok(Self {
             starts_early: generation >= 9,
+            next_late: AtomicBool::new(false),
             modules: images.map(load).collect::<Result<_>>()?,
             found: Mutex::default(),
         })
+    }
+
+    /// The next kernel starts when all before it is done, whatever its name is.
+    pub(super) fn start_next_late(&self) {
+        self.next_late.store(true, Ordering::Relaxed);
     }
 
     /// Enqueues a kernel.
@@ -129,7 +140,7 @@ impl Kernels {
             sharedMemBytes: shared as u32,
             hStream: stream.cu_stream(),
             attrs: &mut attribute,
-            numAttrs: u32::from(starts_early),
+            numAttrs: u32::from(starts_early && !self.next_late.swap(false, Ordering::Relaxed)),
         };
         // SAFETY: each word holds one argument, little end first; the caller promises the rest.
         check(&name, unsafe { sys::cuLaunchKernelEx(&config, function, pointers.as_mut_ptr(), null_mut()) })

@@ -37,6 +37,28 @@ impl Meter {
     }
 }
 
+/// How often scratch memory was given back, and how much was left.
+#[derive(Default)]
+pub(super) struct Trims {
+    count: usize,
+    /// Number and rest of those trims that left less than all later ones.
+    lowest: Vec<(usize, usize)>,
+}
+
+impl Trims {
+    fn note(&mut self, left: usize) {
+        self.count += 1;
+        while self.lowest.pop_if(|(_, least)| *least >= left).is_some() {}
+        self.lowest.push((self.count, left));
+    }
+
+    /// The least that was left since there were `count` trims.
+    fn least_since(&self, count: usize) -> usize {
+        let after = self.lowest.partition_point(|(number, _)| *number <= count);
+        self.lowest.get(after).map_or(usize::MAX, |(_, least)| *least)
+    }
+}
+
 impl Gpu {
     /// The most bytes held at once, without the driver's own.
     pub fn peak_bytes(&self) -> usize {
@@ -58,15 +80,28 @@ impl Gpu {
         Array::new(self, &self.0.scratch, dims, dtype)
     }
 
-    /// Gives unused scratch memory back to the driver. Graphs that were recorded before are stale then.
-    pub(crate) fn trim(&self) -> Result<()> {
+    /// Gives unused scratch memory from `keep` bytes on back to the driver. Graphs that use it are stale then.
+    pub(crate) fn trim(&self, keep: usize) -> Result<()> {
         self.synchronize()?;
-        self.0.trims.fetch_add(1, Ordering::Relaxed);
-        lock(&self.0.scratch).trim()
+        let left = lock(&self.0.scratch).trim(keep)?;
+        lock(&self.0.trims).note(left);
+        Ok(())
     }
 
+    /// How often scratch memory was given back. From here on, [`Gpu::scratch_reached`] counts.
     pub(super) fn trims(&self) -> usize {
-        self.0.trims.load(Ordering::Relaxed)
+        lock(&self.0.scratch).forget_highest();
+        lock(&self.0.trims).count
+    }
+
+    /// The bytes of scratch memory from its start to the highest end of an array since [`Gpu::trims`].
+    pub(super) fn scratch_reached(&self) -> usize {
+        lock(&self.0.scratch).forget_highest()
+    }
+
+    /// Whether scratch memory below that end was given back since there were `trims`.
+    pub(super) fn has_trimmed(&self, end: usize, trims: usize) -> bool {
+        lock(&self.0.trims).least_since(trims) < end
     }
 
     /// Fills an array with zeros.
@@ -119,9 +154,25 @@ impl Gpu {
         check("cuMemcpy2DAsync", unsafe { sys::cuMemcpy2DAsync_v2(&copy, self.stream().cu_stream()) })
     }
 
-    /// A new arena, for what may be offloaded.
+    /// A new arena that maps memory as it fills.
+    #[cfg(feature = "cuda")]
     pub(super) fn arena(&self, page: usize) -> Result<Arc<Mutex<Arena>>> {
         Ok(Arc::new(Mutex::new(Arena::new(self.0.context.cu_device(), page, self.0.meter.clone())?)))
+    }
+
+    /// A new arena for what may leave the GPU.
+    pub(super) fn arena_of_pages(&self, page: usize) -> Result<Arc<Mutex<Arena>>> {
+        Ok(Arc::new(Mutex::new(Arena::of_pages(self.0.context.cu_device(), page, self.0.meter.clone())?)))
+    }
+
+    /// The most bytes held at once from now on count for [`Gpu::peak_bytes`].
+    pub fn forget_peak(&self) {
+        self.0.meter.peak.store(self.bytes(), Ordering::Relaxed);
+    }
+
+    /// Bytes of arrays that live for a while, weights not counted.
+    pub(crate) fn resident_bytes(&self) -> usize {
+        lock(&self.0.resident).end()
     }
 
     /// Bytes that are free, by the driver.
@@ -141,5 +192,20 @@ impl Gpu {
     /// Free and all bytes.
     fn memory_info(&self) -> Result<(usize, usize)> {
         check_safe("cuMemGetInfo", self.0.context.mem_get_info())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Trims;
+
+    #[test]
+    fn the_least_that_was_left_counts_from_any_trim_on() {
+        let mut trims = Trims::default();
+        assert_eq!(trims.least_since(0), usize::MAX);
+        [50, 20, 40, 30].into_iter().for_each(|left| trims.note(left));
+        assert_eq!([0, 1, 2, 3, 4].map(|count| trims.least_since(count)), [20, 20, 30, 30, usize::MAX]);
+        (0..1000).for_each(|_| trims.note(30));
+        assert_eq!(trims.lowest.len(), 2, "it does not grow with the number of pictures");
     }
 }

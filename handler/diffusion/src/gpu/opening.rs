@@ -14,7 +14,7 @@ use cudarc::driver::{
 use libloading::os::unix::{Library, RTLD_LAZY, RTLD_LOCAL};
 use std::{
     mem,
-    sync::{Arc, Mutex, OnceLock, atomic::AtomicUsize},
+    sync::{Arc, Mutex, OnceLock, atomic::AtomicBool},
     thread,
     time::{Duration, Instant},
 };
@@ -79,10 +79,12 @@ impl Gpu {
             kernels,
             resident: arena()?,
             scratch: arena()?,
-            trims: AtomicUsize::new(0),
+            trims: Mutex::default(),
+            unpinned: AtomicBool::new(false),
             matmuls: OnceLock::new(),
             convolutions: OnceLock::new(),
             lanes: Mutex::default(),
+            few_lanes: AtomicBool::new(false),
             factors: Mutex::default(),
             tuned: Mutex::default(),
             meter: meter.clone(),

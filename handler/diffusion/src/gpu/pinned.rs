@@ -2,7 +2,14 @@
 
 use super::{Gpu, GpuError, Result, check, check_safe};
 use cudarc::driver::{CudaEvent, CudaStream, sys};
-use std::ptr::null_mut;
+use std::{
+    alloc::{self, Layout},
+    ptr::null_mut,
+    sync::atomic::Ordering,
+};
+
+/// Memory that is not pinned begins at a multiple of this.
+const PAGE_OF_HOST: usize = 4096;
 
 /// Pinned memory. Borrowing it waits for copies to and from it.
 pub(crate) struct Pinned {
@@ -60,5 +67,54 @@ impl Drop for Pinned {
         let _ = self.used.synchronize();
         // SAFETY: from `cuMemAllocHost`, and no copy uses it any more.
         unsafe { sys::cuMemFreeHost(self.memory.cast()) };
+    }
+}
+
+/// A page of the host's memory that only copies to and from the GPU use. Pinned if the machine allows it.
+pub(super) struct HostPage {
+    memory: *mut u8,
+    bytes: usize,
+    is_pinned: bool,
+}
+
+// SAFETY: plain memory with one owner.
+unsafe impl Send for HostPage {}
+
+impl HostPage {
+    /// With zeros.
+    ///
+    /// # Errors
+    /// The host lacks even memory that is not pinned.
+    pub(super) fn new(gpu: &Gpu, bytes: usize) -> Result<Self> {
+        let mut memory = null_mut();
+        // SAFETY: writes the address of new memory.
+        if check("cuMemAllocHost", unsafe { sys::cuMemAllocHost_v2(&mut memory, bytes) }).is_ok() {
+            return Ok(Self { memory: memory.cast(), bytes, is_pinned: true });
+        }
+        if !gpu.0.unpinned.swap(true, Ordering::Relaxed) {
+            tracing::warn!("memory of the host cannot be pinned: copies to the GPU are slower; raise the container's limit of locked memory");
+        }
+        let none = || GpuError::Unavailable(format!("the host has no {bytes} bytes for a copy of weights; give it more memory"));
+        let layout = Layout::from_size_align(bytes, PAGE_OF_HOST).map_err(|_| none())?;
+        // SAFETY: the size is not 0.
+        let memory = unsafe { alloc::alloc_zeroed(layout) };
+        if memory.is_null() { Err(none()) } else { Ok(Self { memory, bytes, is_pinned: false }) }
+    }
+
+    /// Its address and length.
+    pub(super) fn content(&self) -> (*mut u8, usize) {
+        (self.memory, self.bytes)
+    }
+}
+
+impl Drop for HostPage {
+    fn drop(&mut self) {
+        if self.is_pinned {
+            // SAFETY: from `cuMemAllocHost`. The driver waits for copies from it.
+            unsafe { sys::cuMemFreeHost(self.memory.cast()) };
+        } else if let Ok(layout) = Layout::from_size_align(self.bytes, PAGE_OF_HOST) {
+            // SAFETY: from `alloc_zeroed` with this layout.
+            unsafe { alloc::dealloc(self.memory, layout) };
+        }
     }
 }

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex};
 /// Memory that is held until this is dropped.
 pub struct Shortage {
     arena: Arc<Mutex<Arena>>,
-    _held: Array,
+    held: Option<Array>,
 }
 
 impl Shortage {
@@ -28,13 +28,14 @@ impl Shortage {
         let arena = gpu.arena(super::arena::PAGE)?;
         let held = bytes / super::arena::PAGE * super::arena::PAGE;
         let held = Array::new(gpu, &arena, &[held / 4], Dtype::F32)?;
-        Ok(Self { arena, _held: held })
+        Ok(Self { arena, held: Some(held) })
     }
 }
 
 impl Drop for Shortage {
     fn drop(&mut self) {
-        if let Err(error) = lock(&self.arena).release() {
+        self.held = None;
+        if let Err(error) = lock(&self.arena).trim(0) {
             eprintln!("the memory stays held: {error}");
         }
     }

@@ -132,6 +132,12 @@ impl Weights {
         }
     }
 
+    /// The numbers of all base tensors together.
+    pub fn parameters(&self) -> usize {
+        let dims = self.names().into_iter().filter_map(|name| self.dims(name));
+        dims.map(|dims| dims.iter().product::<usize>()).sum()
+    }
+
     /// The tensor of that name, from the overlay if it is there.
     ///
     /// # Errors

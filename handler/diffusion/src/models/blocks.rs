@@ -33,18 +33,22 @@ impl ResnetBlock {
         norm: NormConfig,
         params: Params,
     ) -> Result<Self> {
-        let shortcut = (channels_in != channels_out)
-            .then(|| Conv::pointwise(channels_in, channels_out, params.pp("conv_shortcut")))
+        let shortcut = || {
+            (channels_in != channels_out)
+                .then(|| Conv::pointwise(channels_in, channels_out, params.pp("conv_shortcut")))
+                .transpose()
+        };
+        let time_emb_proj = time_channels
+            .map(|width| Linear::new(width, channels_out, params.pp("time_emb_proj").ahead()))
             .transpose()?;
-        let time_emb_proj =
-            time_channels.map(|width| Linear::new(width, channels_out, params.pp("time_emb_proj"))).transpose()?;
+        // In the order in which they run: weights that are streamed come in it.
         Ok(Self {
             norm1: GroupNorm::new(norm.groups, channels_in, norm.eps, params.pp("norm1"))?,
             conv1: Conv::same3x3(channels_in, channels_out, params.pp("conv1"))?,
             time_emb_proj,
             norm2: GroupNorm::new(norm.groups, channels_out, norm.eps, params.pp("norm2"))?,
+            shortcut: shortcut()?,
             conv2: Conv::same3x3(channels_out, channels_out, params.pp("conv2"))?,
-            shortcut,
         })
     }
 

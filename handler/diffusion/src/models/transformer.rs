@@ -141,7 +141,7 @@ impl SelfAttention {
 
 impl CrossAttention {
     fn new(channels: usize, cross_attention_dim: usize, heads: usize, params: Params) -> Result<Self> {
-        let parts = ["to_k", "to_v"].map(|part| params.pp(part));
+        let parts = ["to_k", "to_v"].map(|part| params.pp(part).ahead());
         Ok(Self {
             to_q: Linear::no_bias(channels, channels, params.pp("to_q"))?,
             to_kv: Linear::packed(cross_attention_dim, channels, false, &parts)?,

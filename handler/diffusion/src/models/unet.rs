@@ -49,7 +49,7 @@ impl Unet {
             |name: &str| ResnetBlock::new(last, last, Some(time_channels), norm, params.pp("mid_block").pp(name));
         let mid_attention = params.pp("mid_block.attentions.0");
         Ok(Self {
-            time: TimeEmbedding::new(config, first, params.pp("time_embedding"))?,
+            time: TimeEmbedding::new(config, first, params.pp("time_embedding").ahead())?,
             conv_in: Conv::same3x3(config.in_channels, first, params.pp("conv_in"))?,
             down: (0..channels.len())
                 .map(|level| DownBlock::new(config, level, params.pp("down_blocks").pp(level)))

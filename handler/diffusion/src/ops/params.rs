@@ -10,6 +10,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 pub(crate) struct Params {
     weights: Weights,
     placed: Option<Arc<Placed>>,
+    /// The section of the component for what no step uses.
+    ahead: Option<Arc<Placed>>,
     recorder: Option<ShapeRecorder>,
     path: String,
 }
@@ -23,18 +25,28 @@ pub(crate) type ShapeRecorder = Arc<Mutex<Shapes>>;
 impl Params {
     /// For modules on the CPU.
     pub(crate) fn on_cpu(weights: &Weights) -> Self {
-        Self { weights: weights.clone(), placed: None, recorder: None, path: String::new() }
+        Self { weights: weights.clone(), placed: None, ahead: None, recorder: None, path: String::new() }
     }
 
     /// For modules on a GPU. Tensors get a place there, and [`Placed::fill`] copies the numbers later.
     pub(crate) fn on_gpu(weights: &Weights, placed: &Arc<Placed>) -> Self {
-        Self { weights: weights.clone(), placed: Some(placed.clone()), recorder: None, path: String::new() }
+        Self { weights: weights.clone(), placed: Some(placed.clone()), ahead: None, recorder: None, path: String::new() }
+    }
+
+    /// The same, with a section of the component for parameters that only work ahead of the steps uses.
+    pub(crate) fn with_section(self, ahead: &Arc<Placed>) -> Self {
+        Self { ahead: Some(ahead.clone()), ..self }
+    }
+
+    /// For parameters that only work ahead of the steps uses: they get places in a section of their own, if there is one.
+    pub(crate) fn ahead(self) -> Self {
+        Self { placed: self.ahead.clone().or(self.placed), ..self }
     }
 
     /// Records what modules look up. Every tensor is one zero in all its places: it takes no memory, and no module can run.
     pub(crate) fn recording(recorder: &ShapeRecorder) -> Self {
         let weights = Weights::new(Default::default());
-        Self { weights, placed: None, recorder: Some(recorder.clone()), path: String::new() }
+        Self { weights, placed: None, ahead: None, recorder: Some(recorder.clone()), path: String::new() }
     }
 
     /// The parameters below a part of the path, as in candle's `VarBuilder`.

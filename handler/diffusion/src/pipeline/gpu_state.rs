@@ -1,20 +1,14 @@
 //! What the networks keep on a GPU: their tensors, which of them LoRAs have changed, and the recorded graphs.
 
-use super::graphs::Recordings;
+use super::{graphs::Recordings, residence::Residence};
 use crate::{
     gpu::{GpuError, Placed, Product},
     loading::weights::Weights,
     lora::{LoraError, LowRankUpdate, MergePlan},
 };
-use std::sync::Arc;
-
 /// Tensors, changes and recordings on one GPU.
 pub(super) struct GpuState {
-    pub(super) text: Arc<Placed>,
-    pub(super) unet: Arc<Placed>,
-    pub(super) vae: Arc<Placed>,
-    /// Whether text encoder and VAE leave the GPU while they are not in use.
-    pub(super) offloads: bool,
+    pub(super) residence: Residence,
     /// Names of the tensors that LoRAs have changed, in the text encoder and in the UNet.
     pub(super) changed: [Vec<String>; 2],
     pub(super) recordings: Recordings,
@@ -22,41 +16,43 @@ pub(super) struct GpuState {
 
 impl GpuState {
     /// Restores what the last plan changed, then applies this one. Addresses do not change, so recorded graphs stay valid. Products are
-    /// added on the GPU, everything else is merged on the CPU. Returns the text encoder's weights with the overlay.
+    /// added on the GPU, everything else is merged on the CPU. One network after the other, as one may have to leave for the other.
+    /// Returns the text encoder's weights with the overlay.
     pub(super) fn apply(
         &mut self,
         mut plan: MergePlan,
         text: &Weights,
         unet: &Weights,
     ) -> std::result::Result<Weights, LoraError> {
-        let gpu = self.unet.gpu();
+        let (gpu, placed) = (self.residence.gpu(), [&self.residence.text, &self.residence.unet]);
         gpu.enter().and_then(|()| gpu.synchronize()).map_err(on_device)?;
-        self.text.restore(text).and_then(|()| self.unet.restore(unet)).map_err(on_device)?;
-        for ((placed, weights), changed) in [(&self.text, text), (&self.unet, unet)].into_iter().zip(&mut self.changed)
-        {
-            placed.fill(weights, Some(changed)).map_err(on_device)?;
-            changed.clear();
-        }
-        let low_rank =
-            plan.take_low_rank(|of_unet, name| if of_unet { &self.unet } else { &self.text }.takes_products(name));
-        for (placed, of_unet) in [(&self.text, false), (&self.unet, true)] {
-            let ours: Vec<_> = low_rank.iter().filter(|product| product.of_unet == of_unet).collect();
-            self.changed[usize::from(of_unet)].extend(ours.iter().map(|product| product.name.clone()));
-            add_products(placed, &ours)?;
-        }
-        // The rest is copied on other streams.
-        self.unet.gpu().synchronize().map_err(on_device)?;
+        let low_rank = plan.take_low_rank(|of_unet, name| placed[usize::from(of_unet)].takes_products(name));
         let overlays = plan.merge(unet, text)?;
-        let (text, unet) = (text.with_overlay(overlays.text_encoder), unet.with_overlay(overlays.unet));
-        for ((placed, weights), changed) in
-            [(&self.text, &text), (&self.unet, &unet)].into_iter().zip(&mut self.changed)
-        {
-            let merged: Vec<String> = weights.overlay().keys().filter(|name| placed.has(name)).cloned().collect();
+        let merged = [text.with_overlay(overlays.text_encoder), unet.with_overlay(overlays.unet)];
+        let parts = placed.into_iter().zip([text, unet]).zip(&merged).zip(&mut self.changed);
+        for (of_unet, (((placed, base), merged), changed)) in [false, true].into_iter().zip(parts) {
+            placed.fill(base, Some(changed)).map_err(on_device)?;
+            changed.clear();
+            let ours: Vec<_> = low_rank.iter().filter(|product| product.of_unet == of_unet).collect();
+            changed.extend(ours.iter().map(|product| product.name.clone()));
+            add_products(placed, &ours)?;
+            // The rest is copied on other streams.
+            gpu.synchronize().map_err(on_device)?;
+            let names: Vec<String> = merged.overlay().keys().filter(|name| placed.has(name)).cloned().collect();
             // Before filling, so that tensors are restored even if it fails halfway.
-            changed.extend(merged.iter().cloned());
-            placed.fill(weights, Some(&merged)).map_err(on_device)?;
+            changed.extend(names.iter().cloned());
+            placed.fill(merged, Some(&names)).map_err(on_device)?;
         }
+        let [text, _] = merged;
         Ok(text)
+    }
+
+    /// Gives scratch memory back that only the decoder or a larger picture used, unless there is memory for everything.
+    pub(super) fn tidy(&self) -> std::result::Result<(), GpuError> {
+        if self.residence.is_whole() {
+            return Ok(());
+        }
+        self.residence.gpu().trim(self.recordings.scratch())
     }
 }
 

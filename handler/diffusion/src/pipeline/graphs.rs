@@ -4,7 +4,7 @@
 //! A graph reads and writes arrays at fixed addresses: latents, the step's index, guidance, what the steps share, and the weights. A
 //! LoRA changes weights in place, so graphs stay valid.
 
-use crate::gpu::{Array, Dtype, Gpu, Graph, Pinned};
+use crate::gpu::{Array, Dtype, Gpu, Graph, Pinned, Placed};
 use crate::{
     models::unet::{Prepared, Unet},
     models::vae::{DecodeMemory, VaeDecoder},
@@ -30,6 +30,8 @@ pub(crate) struct Recordings {
     steps: Mutex<HashMap<StepKey, StepRecording>>,
     /// After the recordings, so that it is dropped after them: they use its weights.
     unet: Arc<Unet>,
+    /// Where these weights are.
+    weights: Arc<Placed>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -73,14 +75,19 @@ pub(crate) struct RecordedDenoiser<'a> {
 }
 
 impl Recordings {
-    pub(crate) fn new(gpu: &Gpu, dtype: Dtype, unet: Arc<Unet>) -> Self {
-        Self { gpu: gpu.clone(), dtype, steps: Mutex::default(), unet }
+    pub(crate) fn new(gpu: &Gpu, dtype: Dtype, unet: Arc<Unet>, weights: Arc<Placed>) -> Self {
+        Self { gpu: gpu.clone(), dtype, steps: Mutex::default(), unet, weights }
+    }
+
+    /// The end of the scratch memory that recordings use, in bytes from the start.
+    pub(crate) fn scratch(&self) -> usize {
+        lock(&self.steps).values().filter_map(|step| Some(step.graph.as_ref()?.scratch())).max().unwrap_or(0)
     }
 
     /// Drops all recordings and frees their memory.
     pub(crate) fn clear(&self) -> Result<()> {
         lock(&self.steps).clear();
-        Ok(self.gpu.trim()?)
+        Ok(self.gpu.trim(0)?)
     }
 
     /// Prepares a recording's arrays for the steps of one run.
@@ -101,7 +108,7 @@ impl Recordings {
         if steps.get(&key).is_none_or(|recording| recording.capacity < count) {
             if steps.len() >= MAX_RECORDINGS {
                 steps.clear();
-                self.gpu.trim()?;
+                self.gpu.trim(0)?;
             }
             steps.insert(key, StepRecording::new(&self.gpu, key, &prepared, count)?);
         }
@@ -218,17 +225,19 @@ impl StepRecording {
     }
 
     /// Runs one step. The first time it is recorded as well.
-    fn step(&mut self, unet: &Arc<Unet>, dtype: Dtype) -> Result<()> {
+    fn step(&mut self, unet: &Arc<Unet>, weights: &Placed, dtype: Dtype) -> Result<()> {
         if let Some(graph) = self.graph.as_mut().filter(|graph| !graph.is_stale()) {
+            // A pass begins and ends in the same state, so that each launch of the graph is one.
+            weights.ready()?;
             return Ok(graph.launch()?);
         }
-        self.launch(unet, dtype)?;
+        weights.pass(|| self.launch(unet, dtype))?;
         // Now everything that is created on first use exists, so nothing is created during the recording.
         let gpu = self.latents.gpu().clone();
         // SAFETY: the step's arrays are fields of this recording, and its weights those of the UNet that `Recordings` keeps until all
         // recordings are dropped. The one thread that paints records, and it holds no scratch array from one step to the next.
         #[allow(unsafe_code)]
-        let (graph, ()) = unsafe { Graph::record(&gpu, || self.launch(unet, dtype))? };
+        let (graph, ()) = unsafe { Graph::record(&gpu, || weights.pass(|| self.launch(unet, dtype)))? };
         self.graph = Some(graph);
         Ok(gpu.keep_tuned()?)
     }
@@ -240,7 +249,7 @@ impl RecordedDenoiser<'_> {
         let mut steps = lock(&self.recordings.steps);
         let recording = steps.get_mut(&self.key).ok_or_else(|| Error::Msg("a recording is gone".into()).bt())?;
         recording.latents.write_through(&mut recording.pinned, &latents.flatten_all()?.to_vec1::<f32>()?)?;
-        recording.step(&self.recordings.unet, self.recordings.dtype)?;
+        recording.step(&self.recordings.unet, &self.recordings.weights, self.recordings.dtype)?;
         let noise = recording.noise.read_through(&mut recording.pinned)?;
         Tensor::from_vec(noise, latents.dims(), &Device::Cpu)
     }
@@ -260,7 +269,7 @@ impl RecordedDenoiser<'_> {
         let mut events = [gpu.event()?, gpu.event()?];
         for step in 0..count {
             if step > 0 {
-                recording.step(&self.recordings.unet, self.recordings.dtype)?;
+                recording.step(&self.recordings.unet, &self.recordings.weights, self.recordings.dtype)?;
                 gpu.record(&events[1])?;
                 gpu.wait_for(&events[0])?;
                 events.swap(0, 1);
@@ -270,7 +279,7 @@ impl RecordedDenoiser<'_> {
                 return Ok(Err(step));
             }
             if step == 0 {
-                recording.step(&self.recordings.unet, self.recordings.dtype)?;
+                recording.step(&self.recordings.unet, &self.recordings.weights, self.recordings.dtype)?;
                 gpu.record(&events[0])?;
             }
         }

@@ -1,9 +1,11 @@
 //! The three networks of a model on their device: they compute the prompt's embedding, the noise of one step, and pixels.
 
 use super::{
+    fit::{Offload, Shortage},
     gpu_state::GpuState,
     graphs::{RecordedDenoiser, Recordings},
     guidance::{Guidance, guide},
+    residence::{Extent, Footprint, Residence},
 };
 use crate::{
     error::{PipelineError, Result},
@@ -29,9 +31,6 @@ use std::{
     time::Instant,
 };
 
-/// If less memory than this is free after loading, in bytes, networks are offloaded: a picture of 768x768 needs 1.1 GiB.
-const MIN_FREE: usize = 1536 << 20;
-
 /// The subfolder of the model with the settings that were tuned for GPUs. For a checkpoint, the ending of such a folder's name.
 const TUNED: &str = "tuned";
 
@@ -42,18 +41,6 @@ pub enum Compute {
     Cpu,
     /// One GPU, with the dtype of weights and activations.
     Gpu(Gpu, Dtype),
-}
-
-/// Whether text encoder and VAE leave the GPU while they are not in use. They are read from the model's files when they are needed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum Offload {
-    /// If there is little free memory after loading.
-    #[default]
-    Auto,
-    /// Always.
-    Always,
-    /// Never.
-    Never,
 }
 
 impl Compute {
@@ -145,71 +132,93 @@ impl Networks {
                     state: DeviceState::Cpu,
                 })
             }
-            Compute::Gpu(gpu, dtype) => {
+            Compute::Gpu(gpu, dtype) => Self::on_gpu(model, gpu, *dtype, offload, size),
+        }
+    }
+
+    fn on_gpu(model: Model, gpu: &Gpu, dtype: Dtype, offload: Offload, size: (usize, usize)) -> Result<Self> {
+        gpu.enter()?;
+        let mut residence = Residence::new(gpu, dtype, model.unet_weights.parameters())?;
+        let Residence { text, ahead, unet, vae, .. } = &residence;
+        let unet_params = Params::on_gpu(&model.unet_weights, unet).with_section(ahead);
+        let on_gpu = Arc::new(Unet::new(&model.unet_config, unet_params)?);
+        let recordings = Recordings::new(gpu, dtype, on_gpu.clone(), unet.clone());
+        let inputs = Params::on_gpu(&model.text_weights, text);
+        let text_encoder = TextEncoder::new(&model.text_config, inputs.clone())?;
+        let decoder = VaeDecoder::new(&model.vae_config, Params::on_gpu(&model.vae_weights, vae))?;
+        // Until here there are addresses, and no memory behind them.
+        let extent = Extent { latents: size, images: 1 };
+        residence.settle((&model.unet_config, &model.vae_config), extent, offload)?;
+        let is_whole = residence.is_whole();
+        let mut networks = Self {
+            inputs,
+            text_encoder,
+            added_embeddings: AddedEmbeddings::new(),
+            unet: on_gpu,
+            vae: decoder,
+            state: DeviceState::Gpu(GpuState { residence, changed: Default::default(), recordings }),
+            model,
+        };
+        if is_whole { networks.load_beside(gpu, size)? } else { networks.load_first(gpu, size)? }
+        if let DeviceState::Gpu(state) = &mut networks.state {
+            state.tidy()?;
+        }
+        Ok(networks)
+    }
+
+    /// Copies the weights while a picture is computed with the memory's old content.
+    fn load_beside(&self, gpu: &Gpu, size: (usize, usize)) -> Result<()> {
+        self.weights().into_iter().try_for_each(|(placed, _)| placed.clear_padding())?;
+        gpu.synchronize()?;
+        thread::scope(|scope| {
+            let filling = scope.spawn(|| {
+                let clock = Instant::now();
                 gpu.enter()?;
-                let [text, unet, vae] = [(); 3].map(|()| Placed::new(gpu, *dtype));
-                let (text, unet, vae) = (text?, unet?, vae?);
-                let on_gpu = Unet::new(&model.unet_config, Params::on_gpu(&model.unet_weights, &unet))?;
-                let on_gpu = Arc::new(on_gpu);
-                let mut networks = Self {
-                    inputs: Params::on_gpu(&model.text_weights, &text),
-                    text_encoder: TextEncoder::new(&model.text_config, Params::on_gpu(&model.text_weights, &text))?,
-                    added_embeddings: AddedEmbeddings::new(),
-                    unet: on_gpu.clone(),
-                    vae: VaeDecoder::new(&model.vae_config, Params::on_gpu(&model.vae_weights, &vae))?,
-                    state: DeviceState::Gpu(GpuState {
-                        text: text.clone(),
-                        unet: unet.clone(),
-                        vae: vae.clone(),
-                        // Nothing may leave while it is being copied.
-                        offloads: false,
-                        changed: Default::default(),
-                        recordings: Recordings::new(gpu, *dtype, on_gpu),
-                    }),
-                    model,
-                };
-                let weights = &networks.model;
-                gpu.synchronize()?;
-                thread::scope(|scope| {
-                    let filling = scope.spawn(|| {
-                        let clock = Instant::now();
-                        let sources = [
-                            (&unet, &weights.unet_weights),
-                            (&text, &weights.text_weights),
-                            (&vae, &weights.vae_weights),
-                        ];
-                        gpu.enter()?;
-                        sources.into_iter().try_for_each(|(placed, weights)| placed.fill(weights, None))?;
-                        gpu.note("weights", clock);
-                        Ok::<_, GpuError>(())
-                    });
-                    gpu.open_libraries()?;
-                    let mut filling = Some(filling);
-                    let mut join = || match filling.take() {
-                        Some(filling) => filling.join().unwrap_or_else(|panic| resume_unwind(panic)),
-                        None => Ok(()),
-                    };
-                    if !gpu.tune_with(&tuned(&networks.model.folder))? {
-                        // Tuning measures times, which copying would disturb.
-                        join()?;
-                    }
-                    networks.warm_up(gpu, size)?;
-                    join().map_err(PipelineError::from)
-                })?;
-                if let DeviceState::Gpu(state) = &mut networks.state {
-                    state.offloads = match offload {
-                        Offload::Auto => gpu.free_bytes()? < MIN_FREE,
-                        Offload::Always => true,
-                        Offload::Never => false,
-                    };
-                }
-                networks.offload_idle()?;
-                Ok(networks)
+                self.weights().into_iter().try_for_each(|(placed, weights)| placed.fill(weights, None))?;
+                gpu.note("weights", clock);
+                Ok::<_, GpuError>(())
+            });
+            gpu.open_libraries()?;
+            let mut filling = Some(filling);
+            let mut join = || match filling.take() {
+                Some(filling) => filling.join().unwrap_or_else(|panic| resume_unwind(panic)),
+                None => Ok(()),
+            };
+            if !gpu.tune_with(&tuned(&self.model.folder))? {
+                // Tuning measures times, which copying would disturb.
+                join()?;
+            }
+            self.warm_up(gpu, size)?;
+            join().map_err(PipelineError::from)
+        })
+    }
+
+    /// Copies the weights, one network after the other, and then computes a picture: there is no memory to do both.
+    fn load_first(&self, gpu: &Gpu, size: (usize, usize)) -> Result<()> {
+        gpu.carry_by_few();
+        gpu.open_libraries()?;
+        let clock = Instant::now();
+        for (placed, weights) in self.weights() {
+            placed.clear_padding()?;
+            placed.fill(weights, None)?;
+        }
+        gpu.note("weights", clock);
+        gpu.tune_with(&tuned(&self.model.folder))?;
+        self.warm_up(gpu, size)
+    }
+
+    /// The networks on the GPU with the base weights of each, the largest first. On a CPU none.
+    fn weights(&self) -> Vec<(&Placed, &Weights)> {
+        let Model { text_weights, unet_weights, vae_weights, .. } = &self.model;
+        match &self.state {
+            DeviceState::Cpu => Vec::new(),
+            DeviceState::Gpu(GpuState { residence, .. }) => {
+                vec![(&*residence.unet, unet_weights), (&*residence.text, text_weights), (&*residence.vae, vae_weights)]
             }
         }
     }
 
-    /// Computes a picture with the memory's old content as weights.
+    /// Computes a picture, so that everything is there that is made at first use.
     fn warm_up(&self, gpu: &Gpu, (height, width): (usize, usize)) -> Result<()> {
         let clock = Instant::now();
         let length = self.model.text_config.max_position_embeddings;
@@ -229,7 +238,7 @@ impl Networks {
         }
         gpu.note("rehearse_step", clock);
         let clock = Instant::now();
-        self.pixels(&noise, DecodeMemory::Whole)?;
+        self.pixels(&noise, self.decoding(width))?;
         gpu.note("rehearse_vae", clock);
         Ok(gpu.note_firsts()?)
     }
@@ -267,48 +276,68 @@ impl Networks {
 
     /// The prompts' embeddings, `[prompts, tokens, hidden_size]`.
     pub(crate) fn embed(&self, prompts: &[&Tokens]) -> Result<Array> {
-        self.enter()?;
-        if let DeviceState::Gpu(state) = &self.state {
-            state.text.restore(&self.model.text_weights)?;
-        }
-        let embedded = self.text_encoder.encode(prompts, &self.added_embeddings)?;
-        self.offload_idle()?;
-        Ok(embedded)
+        let _here = self.here(|residence| &residence.text)?;
+        self.text_encoder.encode(prompts, &self.added_embeddings)
     }
 
-    /// Frees memory: recordings, scratch memory, and from now on each network that is not in use.
-    pub(crate) fn shrink(&mut self) -> Result<()> {
+    /// Brings a part of the networks to the GPU, if it is away, until the result is dropped. A part of the UNet may have to leave for it.
+    fn here(&self, part: impl Fn(&Residence) -> &Arc<Placed>) -> Result<Here> {
+        self.enter()?;
+        let DeviceState::Gpu(state) = &self.state else { return Ok(Here(None)) };
+        state.residence.unet.leave()?;
+        state.tidy()?;
+        // Before it comes, so that it leaves after an error, too.
+        let here = Here(Some(part(&state.residence).clone()));
+        part(&state.residence).come()?;
+        Ok(here)
+    }
+
+    /// Frees memory: recordings, scratch memory, and from now on less of the networks stays on the GPU, so that pictures of this size fit.
+    ///
+    /// # Errors
+    /// They cannot fit, or the device fails.
+    pub(crate) fn shrink(&mut self, extent: Extent) -> Result<()> {
+        self.enter()?;
         if let DeviceState::Gpu(state) = &mut self.state {
             state.recordings.clear()?;
-            state.offloads = true;
+            state.residence.shrink((&self.model.unet_config, &self.model.vae_config), extent)?;
         }
-        self.offload_idle()
+        Ok(())
     }
 
-    pub(crate) fn offloads(&self) -> bool {
-        matches!(&self.state, DeviceState::Gpu(state) if state.offloads)
+    /// How latents of this size are decoded as the networks lie now.
+    fn decoding(&self, width: usize) -> DecodeMemory {
+        let factor = self.model.vae_config.factor();
+        match self.footprint() {
+            Some(Footprint { in_bands: true, .. }) => DecodeMemory::bands(width * factor),
+            _ => DecodeMemory::Whole,
+        }
     }
 
-    /// Removes the UNet from the GPU until it is needed again. Changes by LoRAs are lost.
-    pub(crate) fn offload_unet(&mut self) -> Result<()> {
+    /// All that can leave the GPU leaves while it is not in use.
+    pub(crate) fn lend_all(&mut self) -> Result<()> {
+        self.enter()?;
         if let DeviceState::Gpu(state) = &mut self.state {
-            state.unet.offload()?;
-            state.changed[1].clear();
+            state.recordings.clear()?;
+            state.residence.lend_all()?;
         }
         Ok(())
     }
 
-    /// If offloading is on, removes VAE and text encoder from the GPU. A text encoder that a LoRA has changed stays.
-    fn offload_idle(&self) -> Result<()> {
-        if let DeviceState::Gpu(state) = &self.state
-            && state.offloads
-        {
-            state.vae.offload()?;
-            if state.changed[0].is_empty() {
-                state.text.offload()?;
-            }
+    /// What the networks need, against what is free now. None on a CPU.
+    pub(crate) fn shortage(&self) -> Option<Shortage> {
+        match &self.state {
+            DeviceState::Cpu => None,
+            DeviceState::Gpu(state) => state.residence.shortage().ok(),
         }
-        Ok(())
+    }
+
+    /// How the networks lie in the GPU's memory. None on a CPU.
+    pub(crate) fn footprint(&self) -> Option<Footprint> {
+        match &self.state {
+            DeviceState::Cpu => None,
+            DeviceState::Gpu(state) => Some(state.residence.footprint()),
+        }
     }
 
     /// See [`crate::pipeline::Pipeline::unet_output_guided`].
@@ -319,27 +348,28 @@ impl Networks {
         guidance_scale: Option<f64>,
         context: &Tensor,
     ) -> Result<Tensor> {
-        self.enter()?;
-        self.load_unet()?;
-        let prepared = self.unet.prepare(&[timestep], guidance_scale, &self.inputs.on_device(context)?)?;
+        let prepared = self.prepare(&[timestep], guidance_scale, &self.inputs.on_device(context)?)?;
+        self.bring_unet()?;
         let step = match &self.state {
             DeviceState::Cpu => Step::Index(0),
             DeviceState::Gpu(state) => {
-                let counter = state.unet.gpu().scratch(&[1], Dtype::F32)?;
-                state.unet.gpu().clear(&counter)?;
+                let counter = state.residence.gpu().scratch(&[1], Dtype::F32)?;
+                state.residence.gpu().clear(&counter)?;
                 Step::Counter(counter)
             }
         };
-        let output = self.unet.forward(&self.inputs.map_on_device(latents)?, &step, &prepared)?;
+        let latents = self.inputs.map_on_device(latents)?;
+        let forward = || self.unet.forward(&latents, &step, &prepared);
+        let output = match &self.state {
+            DeviceState::Cpu => forward()?,
+            DeviceState::Gpu(state) => state.residence.unet.pass(|| forward().map_err(candle_core::Error::wrap))?,
+        };
         Ok(output.to_map(self.model.unet_config.out_channels)?)
     }
 
     /// See [`crate::pipeline::Pipeline::vae_output`].
     pub(crate) fn vae_output(&self, latents: &Tensor, memory: DecodeMemory) -> Result<Tensor> {
-        self.enter()?;
-        if let DeviceState::Gpu(state) = &self.state {
-            state.vae.restore(&self.model.vae_weights)?;
-        }
+        let _here = self.here(|residence| &residence.vae)?;
         let latents = (latents / self.model.vae_config.scaling_factor)?;
         let channels = self.model.vae_config.out_channels;
         let DecodeMemory::Bands { rows } = memory else {
@@ -367,16 +397,32 @@ impl Networks {
         noise: &Tensor,
         coefficients: Option<&[StepCoefficients]>,
     ) -> Result<Denoiser<'_>> {
-        self.load_unet()?;
-        let prepared = self.unet.prepare(timesteps, guidance.embedded(), context)?;
+        let prepared = self.prepare(timesteps, guidance.embedded(), context)?;
         let guidance_scale = guidance.classifier_free();
         Ok(match &self.state {
             DeviceState::Cpu => Denoiser::Cpu { unet: &self.unet, prepared, guidance_scale },
             DeviceState::Gpu(state) => {
                 let (recordings, steps) = (&state.recordings, timesteps.len());
-                Denoiser::Gpu(recordings.denoiser(prepared, steps, guidance_scale, noise, coefficients)?)
+                let recorded = recordings.denoiser(prepared, steps, guidance_scale, noise, coefficients)?;
+                self.bring_unet()?;
+                Denoiser::Gpu(recorded)
             }
         })
+    }
+
+    /// What all steps share.
+    fn prepare(&self, timesteps: &[f64], guidance_scale: Option<f64>, context: &Array) -> Result<Prepared> {
+        let _here = self.here(|residence| &residence.ahead)?;
+        self.unet.prepare(timesteps, guidance_scale, context)
+    }
+
+    /// Brings what is away of the UNet. It stays until pixels are made.
+    fn bring_unet(&self) -> Result<()> {
+        if let DeviceState::Gpu(state) = &self.state {
+            state.tidy()?;
+            state.residence.unet.come()?;
+        }
+        Ok(())
     }
 
     /// The pixels of one picture's latents `[1, channels, height, width]`: bytes `[height, width, 3]`, with height and width.
@@ -390,30 +436,33 @@ impl Networks {
                 Ok((levels.into_iter().map(|level| (level * 255.0).round_ties_even() as u8).collect(), height, width))
             }
             DeviceState::Gpu(state) => {
-                self.enter()?;
-                state.vae.restore(&self.model.vae_weights)?;
+                let here = self.here(|residence| &residence.vae)?;
                 let factor = self.model.vae_config.scaling_factor;
                 let pixels = state.recordings.pixels(&self.vae, latents, factor, memory)?;
-                self.offload_idle()?;
+                drop(here);
+                state.tidy()?;
                 Ok(pixels)
             }
         }
     }
 
-    /// Loads the UNet again if it was offloaded.
-    fn load_unet(&self) -> Result<()> {
-        if let DeviceState::Gpu(state) = &self.state {
-            state.unet.restore(&self.model.unet_weights)?;
-        }
-        Ok(())
-    }
-
     /// Makes the GPU's context current on this thread.
     fn enter(&self) -> Result<()> {
         if let DeviceState::Gpu(state) = &self.state {
-            state.unet.gpu().enter()?;
+            state.residence.gpu().enter()?;
         }
         Ok(())
+    }
+}
+
+/// A part of the networks that is on the GPU for as long as this lives.
+struct Here(Option<Arc<Placed>>);
+
+impl Drop for Here {
+    fn drop(&mut self) {
+        if let Some(Err(error)) = self.0.as_ref().map(|placed| placed.leave()) {
+            tracing::warn!(%error, "weights that are not in use stay on the GPU");
+        }
     }
 }
 

@@ -7,7 +7,11 @@ use crate::{
     storage::{cache::free_bytes, options::StoreConfig},
     task::signature::Signature,
 };
-use diffusion::gpu::{self, Gpu, GpuError};
+use diffusion::{
+    error::PipelineError,
+    gpu::{self, Gpu, GpuError},
+    pipeline::Footprint,
+};
 use std::{
     fs::{self, File},
     io::{self, Write},
@@ -20,13 +24,35 @@ const DRIVER_TIMEOUT: Duration = Duration::from_secs(60);
 /// A name in each of several scripts.
 const NAMES: [&str; 8] = ["Ada Kowalska", "Ελένη", "Анна", "אדה", "عادل", "अदिति", "อาดา", "艾达"];
 
-pub(super) async fn gpu(config: &ModelConfig) -> Finding {
+pub(super) async fn gpu(config: &ModelConfig) -> Vec<Finding> {
     let what = "gpu";
     if config.device == DeviceKind::Cpu {
-        return Finding::ok(what, "the CPU is used, as --device cpu (EASEL_DEVICE) says: pictures take minutes");
+        return vec![Finding::ok(what, "the CPU is used, as --device cpu (EASEL_DEVICE) says: pictures take minutes")];
     }
     let found = blocking(DRIVER_TIMEOUT, || describe().map_err(|error| error.to_string())).await.flatten();
-    judge(config.device, found, gpu::device_of_machine())
+    let (described, free) = found.map(|(text, free)| (text, Some(free))).map_or_else(|error| (Err(error), None), |(text, free)| (Ok(text), free));
+    let mut findings = vec![judge(config.device, described, gpu::device_of_machine())];
+    if let Some(free) = free {
+        let foreseen = config.foresee(free, crate::task::size(None));
+        // What is wrong with the model's folder is told elsewhere.
+        findings.extend(memory(foreseen));
+    }
+    findings
+}
+
+/// The finding about how the model will lie in the GPU's memory.
+fn memory(foreseen: Result<Footprint, PipelineError>) -> Option<Finding> {
+    let what = "gpu.memory";
+    match foreseen {
+        Ok(Footprint { offload, needed, free, streamed, .. }) => {
+            let size = |bytes: usize| size(bytes as u64);
+            let copied = if streamed > 0 { format!(", {} copied in each step", size(streamed)) } else { String::new() };
+            let shown = format!("{} of {} free are needed at most{copied}", size(needed), size(free));
+            Some(Finding::ok(what, format!("--offload {}: {shown}", offload.name())))
+        }
+        Err(PipelineError::Memory(shortage)) => Some(Finding::fail(what, shortage.to_string())),
+        Err(_) => None,
+    }
 }
 
 /// The finding for a GPU, or for the reason why none can be used. `device` is the device file, if the machine has an NVIDIA GPU.
@@ -50,12 +76,14 @@ fn judge(kind: DeviceKind, found: Result<String, String>, device: Option<String>
     }
 }
 
-fn describe() -> Result<String, GpuError> {
+/// The GPU in words, and the bytes that are free for a model.
+fn describe() -> Result<(String, usize), GpuError> {
     let gpu = Gpu::open(0)?;
+    let left = gpu.free_bytes()?;
     gpu.open_libraries()?;
     let ((major, minor), memory) = (gpu.compute_capability()?, gpu.memory()?);
     let (free, total) = (size(memory.total - memory.used), size(memory.total));
-    Ok(format!("{} (compute capability {major}.{minor}, {free} of {total} free)", gpu.name()))
+    Ok((format!("{} (compute capability {major}.{minor}, {free} of {total} free)", gpu.name()), left))
 }
 
 pub(super) fn fonts() -> Finding {

@@ -156,11 +156,14 @@ mod on_gpu {
     fn vae(config: &VaeConfig, weights: &Weights, dtype: Dtype) -> (VaeDecoder, Gpu) {
         let gpu = Gpu::open(0).unwrap();
         gpu.open_libraries().unwrap();
-        let placed = Placed::new(&gpu, dtype).unwrap();
+        let placed = Placed::new(&gpu, dtype, 2 << 20).unwrap();
         let vae = VaeDecoder::new(config, Params::on_gpu(weights, &placed)).unwrap();
         gpu.synchronize().unwrap();
+        placed.keep().unwrap();
+        placed.clear_padding().unwrap();
+        gpu.synchronize().unwrap();
         placed.fill(weights, None).unwrap();
-        gpu.trim().unwrap();
+        gpu.trim(0).unwrap();
         (vae, gpu)
     }
 

@@ -92,6 +92,7 @@ impl Conv {
         let mut convolutions = gpu.convolutions()?;
         let room = convolutions.workspace(&shape)?;
         let workspace = gpu.scratch(&[room.div_ceil(4).max(1)], Dtype::F32)?;
+        Array::reach(&[&self.weight])?;
         // SAFETY: dense arrays of the shape's dtype: x and w were compared with it above, y and the workspace were made by it. All
         // are of this GPU, and the next user of their memory comes later on the
         // same stream.
@@ -135,6 +136,7 @@ fn after_conv(sums: Array, bias: &Array, shift: Option<(&Array, &Array)>, onto: 
     let Share { rows, groups, vectors, height, .. } = share;
     let args = [&args[..], &[rows, channels, groups, vectors, height].map(Arg::Int)].concat();
     let launch = share.launch(format!("after_conv_{}", sums.dtype().name()));
+    Array::reach(&[bias])?;
     // SAFETY: the checks above: bias, each row of the table and residual fit the map; the kernel takes no row past the table's last
     // one. `moments_for` made the moments for this map and grid.
     unsafe { gpu.launch(launch, &args)? };

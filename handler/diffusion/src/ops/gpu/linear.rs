@@ -71,6 +71,7 @@ impl Linear {
         check_alike("a linear layer", &[xs, &self.weight, bias])?;
         check_vector("a bias", bias, 2 * width)?;
         let out = gpu.scratch(&with_columns(xs.dims(), width), xs.dtype())?;
+        Array::reach(&[&self.weight, bias])?;
         let name = format!("linear_geglu_{}_{ending}", xs.dtype().name());
         let grid = [tiles(rows, width, columns).min(gpu.multiprocessors()), 1, 1];
         let sizes = [rows, inner, width].map(Arg::Int);
@@ -128,6 +129,7 @@ pub(super) fn multiply(xs: &Array, weight: &Array, bias: Option<&Array>, onto: O
         bias: bias.map(Array::address),
         onto: onto.map(Array::address),
     };
+    Array::reach(&[Some(weight), bias].into_iter().flatten().collect::<Vec<_>>())?;
     // SAFETY: the shape is that of xs, whose rows are `a_row` apart, and of the weights; bias and residual were compared with it, and
     // `out` was made by it. All are of this GPU, and the next user of their memory comes later on the same
     // stream.

@@ -40,6 +40,7 @@ impl LayerNorm {
         let threads = rows * sharing;
         let block = if threads < 128 * gpu.multiprocessors() { 64 } else { 128 };
         let name = format!("layer_norm_{}", xs.dtype().name());
+        Array::reach(&[&self.weight, &self.bias])?;
         // SAFETY: weight and bias have as many channels as xs, `out` is made like xs, and rows are not longer than the kernel can hold.
         unsafe { gpu.launch(Launch { name, grid: [threads.div_ceil(block), 1, 1], block, shared: 0 }, &args)? };
         Ok(out)
@@ -96,6 +97,7 @@ impl GroupNorm {
         let sizes = [share.rows, channels, self.groups, chunks, height, share.vectors].map(Arg::Int);
         let rest = [Arg::Float(self.eps as f32), Arg::Int(usize::from(silu))];
         let args = [&addresses([xs, moments, &self.weight, &self.bias, &out])[..], &sizes, &rest].concat();
+        Array::reach(&[&self.weight, &self.bias])?;
         // SAFETY: weight and bias have as many channels as xs, `out` is made like xs, and the moments are those of its images, groups
         // and chunks. `Share` holds the kernel's launch rule.
         unsafe { gpu.launch(share.launch(format!("group_norm_{}", xs.dtype().name())), &args)? };

@@ -79,8 +79,10 @@ fn both<M>(dtype: Dtype, tensors: &[(&str, Tensor)], make: impl Fn(Params) -> Re
     let named = tensors.iter().map(|(name, tensor)| (format!("m.{name}"), tensor.clone()));
     let weights = Weights::new(named.collect());
     let cpu = make(Params::on_cpu(&weights).pp("m")).unwrap();
-    let placed = GPU.with(|gpu| Placed::new(gpu, dtype)).unwrap();
+    let placed = GPU.with(|gpu| Placed::new(gpu, dtype, 2 << 20)).unwrap();
     let gpu = make(Params::on_gpu(&weights, &placed).pp("m")).unwrap();
+    placed.keep().unwrap();
+    placed.clear_padding().unwrap();
     GPU.with(|gpu| gpu.synchronize().unwrap());
     placed.fill(&weights, None).unwrap();
     (cpu, gpu)

@@ -1,0 +1,286 @@
+//! Where the networks of a model are on a GPU: which parts stay, and what comes and leaves with the phases of a picture.
+
+use super::{
+    fit::{Fit, Needs, Offload, Shortage},
+    networks::parameters,
+};
+use crate::{
+    error::{PipelineError, Result},
+    gpu::{Dtype, Gpu, GpuError, Placed, Stay},
+    loading::config::{UnetConfig, VaeConfig},
+    models::vae::DecodeMemory,
+};
+use std::{path::Path, sync::Arc};
+
+/// Memory comes and leaves in pages of this many bytes, or smaller ones for a small UNet.
+const PAGE: usize = 8 << 20;
+const SMALL_PAGE: usize = 2 << 20;
+/// A UNet of fewer parameters is small.
+const SMALL: usize = 64 << 20;
+
+/// What is there in every phase beside weights and scratch memory: kernels of the libraries, cuBLASLt's workspace, the lanes that carry
+/// weights, and the tables that steps share.
+const FIXED: usize = LIBRARIES + (80 << 20);
+/// Kernels of cuBLASLt and cuDNN, which load when they are first used.
+const LIBRARIES: usize = 128 << 20;
+/// Scratch memory of one step for one 512x512 picture of Stable Diffusion 1.5 with guidance in f16: 8 pictures took 870 MiB.
+const STEP: usize = 112 << 20;
+/// Height and width of the latents of the largest usual size.
+const LARGEST: (usize, usize) = (96, 96);
+/// What is always taken of scratch memory.
+const SCRATCH_PAGE: usize = 16 << 20;
+
+/// How a model lies in a GPU's memory. All figures are bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Footprint {
+    /// The way that was chosen.
+    pub offload: Offload,
+    /// The most memory of any phase of a picture, by reckoning.
+    pub needed: usize,
+    /// What was free when the way was chosen.
+    pub free: usize,
+    /// Weights that stay.
+    pub kept: usize,
+    /// Weights that come and leave once a picture.
+    pub lent: usize,
+    /// Weights that are copied in each step.
+    pub streamed: usize,
+    /// The window that they pass through.
+    pub window: usize,
+    /// Whether the decoder works in bands.
+    pub in_bands: bool,
+}
+
+/// The networks' tensors on one GPU.
+pub(super) struct Residence {
+    pub(super) text: Arc<Placed>,
+    /// What the UNet prepares for all steps.
+    pub(super) ahead: Arc<Placed>,
+    /// What each step of the UNet uses.
+    pub(super) unet: Arc<Placed>,
+    pub(super) vae: Arc<Placed>,
+    needs: Needs,
+    fit: Fit,
+    free: usize,
+}
+
+/// The size to reckon with.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Extent {
+    /// Height and width of the latents.
+    pub(crate) latents: (usize, usize),
+    /// Pictures at once.
+    pub(crate) images: usize,
+}
+
+impl Residence {
+    /// Places for tensors, without memory yet.
+    pub(super) fn new(gpu: &Gpu, dtype: Dtype, unet_parameters: usize) -> Result<Self> {
+        let page = if unet_parameters < SMALL { SMALL_PAGE } else { PAGE };
+        let unet = Placed::new(gpu, dtype, page)?;
+        let none = Needs {
+            page,
+            text: 0,
+            ahead: 0,
+            unet: 0,
+            vae: 0,
+            spans: Vec::new(),
+            fixed: 0,
+            step: 0,
+            whole: 0,
+            bands: None,
+        };
+        let fit = Fit { kept: [true; 3], streamed: 0, places: 0, lent: 0, in_bands: false, needed: 0 };
+        Ok(Self {
+            text: Placed::new(gpu, dtype, page)?,
+            ahead: unet.section()?,
+            vae: Placed::new(gpu, dtype, page)?,
+            unet,
+            needs: none,
+            fit,
+            free: 0,
+        })
+    }
+
+    pub(super) fn gpu(&self) -> &Gpu {
+        self.unet.gpu()
+    }
+
+    /// Chooses a way by what the placed tensors need, and gives them memory. To be called when all are placed.
+    ///
+    /// # Errors
+    /// There is too little memory for what was asked for: [`PipelineError::Memory`].
+    pub(super) fn settle(&mut self, configs: (&UnetConfig, &VaeConfig), extent: Extent, offload: Offload) -> Result<()> {
+        self.free = self.gpu().free_bytes()?;
+        (self.needs, self.fit) = choose(|extent| self.needs_for(configs, extent), extent, self.free, offload)?;
+        tracing::debug!(fit = ?self.fit, free = self.free, "what stays on the GPU");
+        Ok(self.apply_fit()?)
+    }
+
+    fn needs_for(&self, configs: (&UnetConfig, &VaeConfig), extent: Extent) -> Needs {
+        let ([step, whole, bands], (page, unet)) = (scratch(configs, extent, self.unet.dtype()), self.unet.pages());
+        Needs {
+            page,
+            text: self.text.pages().1,
+            ahead: self.ahead.pages().1,
+            unet,
+            vae: self.vae.pages().1,
+            spans: self.unet.spans(),
+            fixed: FIXED,
+            step,
+            whole,
+            bands: Some(bands),
+        }
+    }
+
+    /// Chooses again, for less memory than until now, and takes away what has to go. Numbers stay what they are. No recorded graph may be
+    /// left.
+    ///
+    /// # Errors
+    /// Even the smallest way does not fit; the driver's.
+    pub(super) fn shrink(&mut self, configs: (&UnetConfig, &VaeConfig), extent: Extent) -> Result<()> {
+        let gpu = self.gpu().clone();
+        // What is loaded by now is not free any more.
+        self.needs = Needs { fixed: gpu.resident_bytes(), ..self.needs_for(configs, extent) };
+        self.free = gpu.free_bytes()? + gpu.bytes();
+        let way = |fit: &Fit| (fit.kept, fit.streamed, fit.lent, fit.places, fit.in_bands);
+        let tighter = |fit: &Fit| way(fit) != way(&self.fit);
+        let budgets = [self.free, self.free - self.free / 8, self.free / 4 * 3];
+        let fits = budgets.iter().map(|&free| Fit::choose(&self.needs, free, Offload::Auto));
+        let fit = fits.filter_map(|fit| fit.ok().filter(tighter)).find(|fit| fit.offload() != Offload::Never);
+        self.fit = match fit {
+            Some(fit) => fit,
+            None => Fit::choose(&self.needs, self.free, Offload::Sequential).map_err(PipelineError::Memory)?,
+        };
+        tracing::debug!(fit = ?self.fit, free = self.free, "less stays on the GPU");
+        Ok(self.apply_fit()?)
+    }
+
+    fn apply_fit(&self) -> std::result::Result<(), GpuError> {
+        let [text, ahead, vae] = self.fit.kept.map(|kept| if kept { Stay::Kept } else { Stay::Lent });
+        // Those that shrink come first.
+        let parts = [(&self.text, text), (&self.ahead, ahead), (&self.vae, vae)];
+        let whole = |placed: &Placed, stay| placed.settle(&vec![stay; placed.pages().1], 0);
+        let (lent, kept): (Vec<_>, Vec<_>) = parts.into_iter().partition(|(_, stay)| *stay == Stay::Lent);
+        lent.into_iter().try_for_each(|(placed, stay)| whole(placed, stay))?;
+        self.unet.settle(&self.fit.stays(&self.needs), self.fit.places)?;
+        kept.into_iter().try_for_each(|(placed, stay)| whole(placed, stay))
+    }
+
+    /// All that can leave leaves for the phases in which it is not used. No recorded graph may be left.
+    ///
+    /// # Errors
+    /// The driver's.
+    pub(super) fn lend_all(&mut self) -> Result<()> {
+        self.fit = Fit { kept: [false; 3], lent: self.needs.unet - self.fit.streamed, ..self.fit.clone() };
+        Ok(self.apply_fit()?)
+    }
+
+    /// What was chosen, against what is free now.
+    pub(super) fn shortage(&self) -> Result<Shortage> {
+        let free = self.gpu().free_bytes()? + self.gpu().bytes();
+        Ok(Shortage { offload: self.fit.offload(), needed: self.fit.needed, free, others: Vec::new() })
+    }
+
+    pub(super) fn is_whole(&self) -> bool {
+        self.fit.offload() == Offload::Never
+    }
+
+    pub(super) fn footprint(&self) -> Footprint {
+        let (fit, needs) = (&self.fit, &self.needs);
+        let parts = [needs.text, needs.ahead, needs.vae].into_iter().zip(fit.kept);
+        let (mut kept, mut lent) = (needs.unet - fit.streamed - fit.lent, fit.lent);
+        parts.for_each(|(pages, stays)| *if stays { &mut kept } else { &mut lent } += pages);
+        Footprint {
+            offload: fit.offload(),
+            needed: fit.needed,
+            free: self.free,
+            kept: kept * needs.page,
+            lent: lent * needs.page,
+            streamed: fit.streamed * needs.page,
+            window: fit.places * needs.page,
+            in_bands: fit.in_bands,
+        }
+    }
+}
+
+/// Chooses a way. `Auto` reckons with the largest usual size if that fits.
+fn choose(
+    needs: impl Fn(Extent) -> Needs,
+    extent: Extent,
+    free: usize,
+    offload: Offload,
+) -> Result<(Needs, Fit)> {
+    let larger = Extent { latents: larger(extent.latents), ..extent };
+    let larger = (offload == Offload::Auto).then(|| needs(larger));
+    let fitting = larger.and_then(|needs| Some((needs.clone(), Fit::choose(&needs, free, offload).ok()?)));
+    fitting.map_or_else(
+        || {
+            let needs = needs(extent);
+            let fit = Fit::choose(&needs, free, offload).map_err(PipelineError::Memory)?;
+            Ok((needs, fit))
+        },
+        Ok,
+    )
+}
+
+/// How a model would lie in `free` bytes of a GPU's memory, by the shapes of its tensors. Reads only the model folder's JSON files.
+/// `size` is the width and height of the first pictures.
+///
+/// # Errors
+/// There is too little memory for what was asked for ([`PipelineError::Memory`]), or the folder cannot be used.
+pub fn foresee(
+    model: &Path,
+    dtype: Dtype,
+    size: (usize, usize),
+    free: usize,
+    offload: Offload,
+) -> Result<Footprint> {
+    let (unet_config, vae_config) = (UnetConfig::load(model)?, VaeConfig::load(model)?);
+    let configs = (&unet_config, &vae_config);
+    let parameters = parameters(model)?.map(|shapes| {
+        shapes.iter().map(|(_, dims)| dims.iter().product::<usize>()).sum::<usize>()
+    });
+    let latents = (size.1.div_ceil(vae_config.factor()), size.0.div_ceil(vae_config.factor()));
+    let extent = Extent { latents, images: 1 };
+    let page = if parameters[1] < SMALL { SMALL_PAGE } else { PAGE };
+    let [text, unet, vae] = parameters.map(|count| (count * dtype.bytes()).div_ceil(page) + 1);
+    // The share of SD 1.5's UNet that only prepares the steps, and its widest layer.
+    let ahead = unet.div_ceil(18);
+    let widest = (unet / 26).max(1);
+    let unet = unet - ahead;
+    let spans: Vec<_> = (0..unet).map(|first| (first, (first + widest).min(unet - 1))).collect();
+    let needs = |extent| {
+        let [step, whole, bands] = scratch(configs, extent, dtype);
+        Needs { page, text, ahead, unet, vae, spans: spans.clone(), fixed: FIXED, step, whole, bands: Some(bands) }
+    };
+    let (_, fit) = choose(needs, extent, free, offload)?;
+    let (kept, all) = (fit.kept, [text, ahead, vae]);
+    let stays: usize = all.iter().zip(kept).filter(|(_, kept)| *kept).map(|(pages, _)| pages).sum();
+    let comes = all.iter().sum::<usize>() - stays + fit.lent;
+    Ok(Footprint {
+        offload: fit.offload(),
+        needed: fit.needed,
+        free,
+        kept: (stays + unet - fit.streamed - fit.lent) * page,
+        lent: comes * page,
+        streamed: fit.streamed * page,
+        window: fit.places * page,
+        in_bands: fit.in_bands,
+    })
+}
+
+/// The largest of the usual sizes, 768x768, or a larger one itself.
+fn larger((height, width): (usize, usize)) -> (usize, usize) {
+    if height * width < LARGEST.0 * LARGEST.1 { LARGEST } else { (height, width) }
+}
+
+/// Scratch memory of a step, and of the decoder, whole and in bands.
+fn scratch((unet, vae): (&UnetConfig, &VaeConfig), extent: Extent, dtype: Dtype) -> [usize; 3] {
+    let (height, width) = extent.latents;
+    // Against Stable Diffusion 1.5 in f16.
+    let step = STEP * height * width * extent.images / (64 * 64) * dtype.bytes() / 2 * unet.block_out_channels[0] / 320;
+    let size = (width * vae.factor(), height * vae.factor());
+    let decode = |memory: DecodeMemory| memory.bytes(vae, size, dtype);
+    [step.next_multiple_of(SCRATCH_PAGE), decode(DecodeMemory::Whole), decode(DecodeMemory::bands(size.0))]
+}
