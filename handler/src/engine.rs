@@ -24,7 +24,7 @@ use diffusion::{
     gpu::{Gpu, Memory},
     loading,
     lora::AppliedLora,
-    pipeline::{Compute, Pipeline, Request},
+    pipeline::{Compute, LoadOptions, Pipeline, Request},
 };
 use image::RgbImage;
 use request::StageTimer;
@@ -63,8 +63,8 @@ impl Engine {
         let ChosenDevice { compute, has_unused_gpu } = choose(config.device, config.dtype)?;
         log_phase("device", started);
         let weights = Instant::now();
-        let pipeline =
-            Pipeline::load_with(&config.dir, &compute, config.offload.into(), size)?.with_dora(config.dora.into());
+        let options = LoadOptions { offload: config.offload.into(), size, ..LoadOptions::default() };
+        let pipeline = Pipeline::load_with(&config.dir, &compute, &options)?.with_dora(config.dora.into());
         log_phase("weights", weights);
         let model = ModelName::of(&config.dir);
         let engine = Self { pipeline, model, noise_threads: config.noise_threads, compute, has_unused_gpu };

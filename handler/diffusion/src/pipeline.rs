@@ -9,11 +9,13 @@ mod inspection;
 mod inversions;
 mod networks;
 mod request;
+mod safety;
 
 pub use crate::ops::params::Shapes;
 pub use inspection::{Inspection, check_weights, inspect, inspect_settings};
 pub use networks::{Compute, Offload, parameters};
 pub use request::Request;
+pub use safety::{SafetySource, Verdict};
 
 use crate::{
     error::{PipelineError, Result},
@@ -56,6 +58,23 @@ fn tokenizer(model: &Path, config: &TextEncoderConfig) -> Result<Tokenizer> {
     }
 }
 
+/// How a model is loaded.
+#[derive(Debug, Clone)]
+pub struct LoadOptions {
+    /// What leaves the GPU while it is not in use.
+    pub offload: Offload,
+    /// Width and height in pixels of the first pictures. Other sizes work as well, but on a GPU the first picture of a size takes longer.
+    pub size: (usize, usize),
+    /// Which safety checker is loaded.
+    pub safety_checker: SafetySource,
+}
+
+impl Default for LoadOptions {
+    fn default() -> Self {
+        Self { offload: Offload::default(), size: (512, 512), safety_checker: SafetySource::default() }
+    }
+}
+
 /// A loaded model with the LoRAs that are applied to it.
 pub struct Pipeline {
     tokenizer: Tokenizer,
@@ -70,20 +89,21 @@ pub struct Pipeline {
 }
 
 impl Pipeline {
-    /// Loads a model folder, or a checkpoint file, on a device. `size` is the width and height in pixels of the first pictures. Other sizes
-    /// work as well, but on a GPU the first picture of a size takes longer.
+    /// Loads a model folder, or a checkpoint file, on a device, without a safety checker. `size` is the width and height in pixels of the
+    /// first pictures.
     ///
     /// # Errors
     /// A missing or broken file, or an unsupported model. The error names the file and the field or tensor.
     pub fn load(model: &Path, compute: &Compute, size: (usize, usize)) -> Result<Self> {
-        Self::load_with(model, compute, Offload::Auto, size)
+        Self::load_with(model, compute, &LoadOptions { size, ..LoadOptions::default() })
     }
 
-    /// As [`Pipeline::load`], with a rule for offloading.
+    /// As [`Pipeline::load`], with all options.
     ///
     /// # Errors
     /// As [`Pipeline::load`].
-    pub fn load_with(model: &Path, compute: &Compute, offload: Offload, size: (usize, usize)) -> Result<Self> {
+    pub fn load_with(model: &Path, compute: &Compute, options: &LoadOptions) -> Result<Self> {
+        let &LoadOptions { offload, size, .. } = options;
         let index = ModelIndex::load(model)?;
         let text_config = TextEncoderConfig::load(model)?;
         let (unet_config, vae_config) = (UnetConfig::load(model)?, VaeConfig::load(model)?);
@@ -169,6 +189,32 @@ impl Pipeline {
     /// The tokenizer, with the tokens of the textual inversions.
     pub fn tokenizer(&self) -> &Tokenizer {
         self.inversions.tokenizer.as_ref().unwrap_or(&self.tokenizer)
+    }
+
+    /// Loads another safety checker, or none.
+    ///
+    /// # Errors
+    /// A missing or broken file, or a checker that is not supported. The error names the file and the field or tensor.
+    pub fn load_safety_checker(&mut self, source: &SafetySource) -> Result<()> {
+        match source {
+            SafetySource::None => Ok(()),
+            SafetySource::OfModel | SafetySource::Folder(_) => {
+                Err(candle_core::Error::msg("safety checkers are not loaded yet").into())
+            }
+        }
+    }
+
+    /// Whether a safety checker is loaded.
+    pub fn has_safety_checker(&self) -> bool {
+        false
+    }
+
+    /// What the safety checker says of each picture.
+    ///
+    /// # Errors
+    /// No safety checker is loaded, or the device fails or has too little memory.
+    pub fn check_safety(&mut self, pictures: &[RgbImage]) -> Result<Vec<Verdict>> {
+        Err(candle_core::Error::msg(format!("no safety checker is loaded for {} pictures", pictures.len())).into())
     }
 
     /// Frees GPU memory at the price of speed: recorded graphs, scratch memory, and from now on each network that is not in use.
