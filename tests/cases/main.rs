@@ -18,6 +18,7 @@ mod happy;
 mod ledger;
 mod lifecycle;
 mod load;
+mod nsfw;
 mod picture;
 mod provenance;
 mod redelivery;

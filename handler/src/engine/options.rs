@@ -1,5 +1,6 @@
 //! Options of the engine, and the device that they mean on this machine.
 
+use crate::engine::safety::CheckerConfig;
 use clap::{Args, ValueEnum};
 use diffusion::{
     error::PipelineError,
@@ -33,6 +34,9 @@ pub struct ModelConfig {
     /// What is done with the magnitudes in a DoRA file.
     #[arg(long, env = "EASEL_DORA", default_value = "apply")]
     pub dora: Dora,
+    /// The safety checker.
+    #[command(flatten)]
+    pub checker: CheckerConfig,
 }
 
 fn noise_threads(text: &str) -> Result<u32, String> {

@@ -1,7 +1,10 @@
 //! The engine on a GPU: batches, too little memory, a lost GPU. Needs a GPU.
 
 use super::{BatchItem, Engine, GenerationRequest, Pictures, Step};
-use crate::engine::options::{DeviceKind, Dora, ModelConfig, Offload, Precision};
+use crate::engine::{
+    options::{DeviceKind, Dora, ModelConfig, Offload, Precision},
+    safety::CheckerConfig,
+};
 use diffusion::{
     gpu::{Gpu, Shortage},
     lora::{AppliedLora, Lora},
@@ -24,6 +27,7 @@ fn engine(dtype: Precision) -> Engine {
         offload: Offload::Never,
         noise_threads: DEFAULT_THREADS,
         dora: Dora::Apply,
+        checker: CheckerConfig::default(),
     };
     Engine::open(&config, (256, 256)).unwrap()
 }

@@ -35,6 +35,7 @@ pub fn file(config: &BenchFileConfig) -> anyhow::Result<()> {
         inversions: &[],
         request: &request,
         image: (1, 1),
+        checked: None,
         prompts: false,
     };
     let mut figures = vec![(
