@@ -43,4 +43,5 @@ mod weights;
 mod weights_hub;
 mod weights_models;
 mod weights_s3;
+mod weights_safety;
 mod worker;

@@ -8,14 +8,18 @@ mod guidance;
 mod inspection;
 mod inversions;
 mod networks;
+mod options;
 mod request;
 mod safety;
 
 pub use crate::ops::params::Shapes;
 pub use inspection::{Inspection, check_weights, inspect, inspect_settings};
 pub use networks::{Compute, Offload, parameters};
+pub use options::LoadOptions;
 pub use request::Request;
-pub use safety::{SafetySource, Verdict};
+#[cfg(test)]
+pub(crate) use safety::tests as safety_tests;
+pub use safety::{CheckerInspection, SafetySource, Verdict, inspect_safety_checker, safety_checker_parameters};
 
 use crate::{
     error::{PipelineError, Result},
@@ -35,6 +39,7 @@ use guidance::Guidance;
 use image::RgbImage;
 use inversions::Inversions;
 use networks::{Denoiser, Model, Networks};
+use safety::SafetyNetwork;
 use std::{ops::ControlFlow, path::Path};
 
 /// The scheduler's file. The default scheduler must be able to paint with it. For the others, a warning is logged.
@@ -58,28 +63,15 @@ fn tokenizer(model: &Path, config: &TextEncoderConfig) -> Result<Tokenizer> {
     }
 }
 
-/// How a model is loaded.
-#[derive(Debug, Clone)]
-pub struct LoadOptions {
-    /// What leaves the GPU while it is not in use.
-    pub offload: Offload,
-    /// Width and height in pixels of the first pictures. Other sizes work as well, but on a GPU the first picture of a size takes longer.
-    pub size: (usize, usize),
-    /// Which safety checker is loaded.
-    pub safety_checker: SafetySource,
-}
-
-impl Default for LoadOptions {
-    fn default() -> Self {
-        Self { offload: Offload::default(), size: (512, 512), safety_checker: SafetySource::default() }
-    }
-}
-
 /// A loaded model with the LoRAs that are applied to it.
 pub struct Pipeline {
     tokenizer: Tokenizer,
     inversions: Inversions,
     networks: Networks,
+    safety: Option<SafetyNetwork>,
+    /// What a safety checker that is loaded later is looked up by.
+    index: ModelIndex,
+    compute: Compute,
     dtype: DType,
     scheduler_config: SchedulerConfig,
     target: Target,
@@ -128,16 +120,21 @@ impl Pipeline {
         let factor = model.vae_config.factor();
         let latents = (size.1.div_ceil(factor), size.0.div_ceil(factor));
         let target = Target::of_weights(&model.unet_weights, &model.text_weights);
-        Ok(Self {
+        let mut pipeline = Self {
             tokenizer,
             inversions: Inversions::default(),
             scheduler_config,
             networks: Networks::new(model, compute, offload, latents)?,
+            safety: None,
+            index,
+            compute: compute.clone(),
             dtype: compute.dtype(),
             target,
             dora: Dora::default(),
             applied: Some(Vec::new()),
-        })
+        };
+        pipeline.load_safety_checker(&options.safety_checker)?;
+        Ok(pipeline)
     }
 
     /// The same pipeline with another rule for DoRA.
@@ -191,38 +188,18 @@ impl Pipeline {
         self.inversions.tokenizer.as_ref().unwrap_or(&self.tokenizer)
     }
 
-    /// Loads another safety checker, or none.
-    ///
-    /// # Errors
-    /// A missing or broken file, or a checker that is not supported. The error names the file and the field or tensor.
-    pub fn load_safety_checker(&mut self, source: &SafetySource) -> Result<()> {
-        match source {
-            SafetySource::None => Ok(()),
-            SafetySource::OfModel | SafetySource::Folder(_) => {
-                Err(candle_core::Error::msg("safety checkers are not loaded yet").into())
-            }
-        }
-    }
-
-    /// Whether a safety checker is loaded.
-    pub fn has_safety_checker(&self) -> bool {
-        false
-    }
-
-    /// What the safety checker says of each picture.
-    ///
-    /// # Errors
-    /// No safety checker is loaded, or the device fails or has too little memory.
-    pub fn check_safety(&mut self, pictures: &[RgbImage]) -> Result<Vec<Verdict>> {
-        Err(candle_core::Error::msg(format!("no safety checker is loaded for {} pictures", pictures.len())).into())
-    }
-
     /// Frees GPU memory at the price of speed: recorded graphs, scratch memory, and from now on each network that is not in use.
     ///
     /// # Errors
     /// The device fails.
     pub fn shrink(&mut self) -> Result<()> {
+        self.shrink_checker()?;
         self.networks.shrink()
+    }
+
+    /// The checker is the first to leave: no picture is painted with it.
+    fn shrink_checker(&mut self) -> Result<()> {
+        self.safety.as_mut().map_or(Ok(()), SafetyNetwork::shrink)
     }
 
     /// Whether all networks stay in the GPU's memory.
@@ -237,7 +214,7 @@ impl Pipeline {
     /// The device fails.
     pub fn make_room_for_pixels(&mut self) -> Result<()> {
         self.applied = None;
-        self.networks.shrink()?;
+        self.shrink()?;
         self.networks.offload_unet()
     }
 

@@ -108,17 +108,17 @@ pub enum Precision {
 }
 
 /// The device and dtype to compute with.
-pub(super) struct ChosenDevice {
-    pub(super) compute: Compute,
+pub(crate) struct ChosenDevice {
+    pub(crate) compute: Compute,
     /// Whether the machine has an NVIDIA GPU that could not be opened.
-    pub(super) has_unused_gpu: bool,
+    pub(crate) has_unused_gpu: bool,
 }
 
 /// Opens the device that the options mean on this machine.
 ///
 /// # Errors
 /// This build or machine does not have it, or it does not compute with the dtype.
-pub(super) fn choose(kind: DeviceKind, precision: Precision) -> Result<ChosenDevice, PipelineError> {
+pub(crate) fn choose(kind: DeviceKind, precision: Precision) -> Result<ChosenDevice, PipelineError> {
     let (gpu, has_unused_gpu) = match kind {
         DeviceKind::Cpu => (None, false),
         DeviceKind::Cuda => (Some(Gpu::open(0)?), false),

@@ -30,7 +30,7 @@ use std::{
 };
 
 /// If less memory than this is free after loading, in bytes, networks are offloaded: a picture of 768x768 needs 1.1 GiB.
-const MIN_FREE: usize = 1536 << 20;
+pub(super) const MIN_FREE: usize = 1536 << 20;
 
 /// The subfolder of the model with the settings that were tuned for GPUs. For a checkpoint, the ending of such a folder's name.
 const TUNED: &str = "tuned";
