@@ -23,7 +23,7 @@ FULL = TASK | {
     "scheduler": "euler", "karras_sigmas": True, "noise_source": "cpu", "prompt_weighting": "a1111", "lora_scale": -10,
     "loras": [{"lora_model_url": "s3://other/b", "scale": 0.5}], "num_images": 4, "output_format": "webp",
     "textual_inversions": [{"url": "s3://words/a", "token": "<cat-toy>"}],
-    "signature": {"position": "top-left", "opacity": 255, "size": 0.25, "margin": 0.25},
+    "signature": {"position": "top-left", "opacity": 255, "size": 0.25, "margin": 0.25}, "safety": "refuse",
     "created_at": "2026-11-25T14:00:00.5+01:00",
 }
 # One step beyond each limit of the contract's table.
@@ -32,7 +32,7 @@ BEYOND = {
     "artist_name": MARK * 26, "webhook_url": f"ftp://{MARK}", "seed": -(2**63) - 1, "negative_prompt": MARK * 1251,
     "num_inference_steps": 151, "guidance_scale": 50.1, "scheduler": MARK, "karras_sigmas": MARK, "noise_source": MARK,
     "prompt_weighting": MARK, "lora_scale": 10.1, "loras": [{"lora_model_url": "s3://other/b"}] * 8, "num_images": 5,
-    "output_format": MARK, "signature": {"margin": 0.26}, "created_at": MARK,
+    "output_format": MARK, "signature": {"margin": 0.26}, "safety": MARK, "created_at": MARK,
     "textual_inversions": [{"url": "s3://words/a", "token": MARK * 13}],
 }
 

@@ -7,6 +7,7 @@ pub mod batcher;
 pub mod loader;
 pub mod options;
 mod request;
+pub mod safety;
 #[cfg(test)]
 #[cfg(feature = "cuda")]
 mod tests;
@@ -17,6 +18,7 @@ use crate::{
     engine::options::{ChosenDevice, DeviceKind, ModelConfig, choose},
     observe::trace::log_phase,
     picture::ModelName,
+    task::SafetyMode,
 };
 use candle_core::Tensor;
 use diffusion::{
@@ -24,10 +26,11 @@ use diffusion::{
     gpu::{Gpu, Memory},
     loading,
     lora::AppliedLora,
-    pipeline::{Compute, DecodeMemory, Footprint, Pipeline, Request},
+    pipeline::{Compute, DecodeMemory, Footprint, LoadOptions, Pipeline, Request, SafetySource},
 };
 use image::RgbImage;
 use request::StageTimer;
+use safety::{hide, no_checker};
 use std::{
     ops::ControlFlow,
     time::{Duration, Instant},
@@ -50,6 +53,9 @@ pub struct Engine {
     noise_threads: u32,
     compute: Compute,
     has_unused_gpu: bool,
+    safety: SafetyMode,
+    /// Where a task that asks for a check has the checker loaded from, if it is not loaded yet.
+    checker: SafetySource,
 }
 
 impl Engine {
@@ -65,16 +71,30 @@ impl Engine {
         let ChosenDevice { compute, has_unused_gpu } = choose(config.device, config.dtype)?;
         log_phase("device", started);
         let weights = Instant::now();
-        let pipeline =
-            Pipeline::load_with(&config.dir, &compute, config.offload.into(), size)?.with_dora(config.dora.into());
+        let safety_checker = config.checker.source_at_start();
+        let options = LoadOptions { offload: config.offload.into(), size, safety_checker };
+        let pipeline = Pipeline::load_with(&config.dir, &compute, &options)?.with_dora(config.dora.into());
         log_phase("weights", weights);
-        let model = ModelName::of(&config.dir);
-        let engine = Self { pipeline, model, noise_threads: config.noise_threads, compute, has_unused_gpu };
+        let safety = config.checker.mode(pipeline.has_safety_checker(), &config.dir)?;
+        if safety == SafetyMode::Off && config.checker.safety.is_none() {
+            tracing::info!("the model has no safety checker: pictures are not checked");
+        }
+        let engine = Self {
+            pipeline,
+            model: ModelName::of(&config.dir),
+            noise_threads: config.noise_threads,
+            compute,
+            has_unused_gpu,
+            safety,
+            checker: config.checker.source(),
+        };
         let duration_ms = started.elapsed().as_millis() as u64;
+        let safety = engine.safety.name();
         match engine.footprint() {
-            None => tracing::info!(device = engine.device_name(), duration_ms, "model loaded"),
+            None => tracing::info!(device = engine.device_name(), safety, duration_ms, "model loaded"),
             Some(Footprint { offload, needed, free, kept, lent, streamed, .. }) => tracing::info!(
                 device = engine.device_name(),
+                safety,
                 duration_ms,
                 offload = offload.name(),
                 needed_bytes = needed,
@@ -101,6 +121,11 @@ impl Engine {
     /// Whether the CPU is used although the machine has an NVIDIA GPU, because it could not be opened.
     pub fn has_unused_gpu(&self) -> bool {
         self.has_unused_gpu
+    }
+
+    /// The safety mode that holds for all tasks; a task's own may be stricter.
+    pub fn safety(&self) -> SafetyMode {
+        self.safety
     }
 
     /// The GPU; `None` on a CPU.
@@ -166,6 +191,8 @@ impl Engine {
     }
 
     fn try_together(&mut self, items: &mut [BatchItem<'_>]) -> Result<Vec<Result<Pictures, EngineError>>, EngineError> {
+        let modes: Vec<SafetyMode> =
+            items.iter().map(|(request, _)| self.safety_of(request)).collect::<Result<_, EngineError>>()?;
         let Some((first, _)) = items.first() else { return Ok(vec![]) };
         let tasks = items.iter().map(|(request, _)| request.span.clone());
         let mut timer = StageTimer::start("lora", tasks.collect(), vec![]);
@@ -203,7 +230,7 @@ impl Engine {
                 let timer = StageTimer::start("decode", vec![requests[index].span.clone()], stages.clone());
                 let own = latents.narrow(0, index * images, images).map_err(PipelineError::from)?;
                 let pictures = self.decode(&own)?;
-                Ok(Pictures { pictures, model: self.model.clone(), stages: timer.finish() })
+                self.checked(pictures, modes[index], timer)
             }
             (stopped, _) => Err(PipelineError::Stopped { step: stopped.unwrap_or_default() }.into()),
         });
@@ -238,6 +265,7 @@ impl Engine {
         at_once: usize,
         on_step: &mut OnStep<'_>,
     ) -> Result<Pictures, EngineError> {
+        let mode = self.safety_of(request)?;
         let mut timer = StageTimer::start("lora", vec![request.span.clone()], vec![]);
         self.pipeline.set_loras(&request.loras)?;
         self.pipeline.set_inversions(&request.inversions)?;
@@ -261,7 +289,36 @@ impl Engine {
         for latents in &latents {
             pictures.extend(self.decode(latents)?);
         }
-        Ok(Pictures { pictures, model: self.model.clone(), stages: timer.finish() })
+        self.checked(pictures, mode, timer)
+    }
+
+    /// The mode that holds for a request. Loads a checker if it is the first that needs one.
+    fn safety_of(&mut self, request: &GenerationRequest) -> Result<SafetyMode, EngineError> {
+        let mode = self.safety.max(request.safety.unwrap_or_default());
+        if mode != SafetyMode::Off && !self.pipeline.has_safety_checker() {
+            self.pipeline.load_safety_checker(&self.checker)?;
+            if !self.pipeline.has_safety_checker() {
+                return Err(no_checker(mode).into());
+            }
+            tracing::info!(safety = mode.name(), "safety checker loaded: this is the first task that asks for it");
+        }
+        Ok(mode)
+    }
+
+    /// Ends a painting: checks the pictures if the mode asks for it. What is not to be seen is black afterwards.
+    fn checked(
+        &mut self,
+        mut pictures: Vec<RgbImage>,
+        mode: SafetyMode,
+        mut timer: StageTimer,
+    ) -> Result<Pictures, EngineError> {
+        let mut checked = Vec::new();
+        if mode != SafetyMode::Off {
+            timer.next("safety");
+            let verdicts = self.pipeline.check_safety(&pictures)?;
+            checked = hide(&mut pictures, &verdicts, mode);
+        }
+        Ok(Pictures { pictures, checked, model: self.model.clone(), stages: timer.finish() })
     }
 
     /// If memory runs out, decodes in bands of rows, and then again without the UNet on the GPU.

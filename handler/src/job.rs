@@ -33,7 +33,7 @@ use crate::{
     },
     picture::{Credential, options::PictureConfig},
     storage::{Store, payload::PayloadPointer, weights::RemoteModel},
-    task::{Task, fault::TaskFault},
+    task::{SafetyMode, Task, fault::TaskFault},
     webhook::Backend,
 };
 use aws_config::SdkConfig;
@@ -54,6 +54,8 @@ pub struct JobRunner {
     claims: Option<Claims>,
     timings: Timings,
     metrics: Metrics,
+    /// The safety mode, if it is given; else it depends on the model.
+    safety: Option<SafetyMode>,
     work: WorkConfig,
     file: PictureConfig,
     credential: Option<Arc<Credential>>,
@@ -98,6 +100,7 @@ impl JobRunner {
             admission,
             timings: Timings::default(),
             metrics,
+            safety: config.model.checker.safety,
             work: config.work.clone(),
             file: config.picture,
             credential: credential.map(Arc::new),

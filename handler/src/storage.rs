@@ -22,7 +22,7 @@ use crate::{
         cache::{Cache, SourceError},
         options::{ResultAcl, StoreConfig},
     },
-    task::{Format, InversionRef, LoraRef},
+    task::{Checked, Format, InversionRef, LoraRef},
 };
 use address::{ResultAddress, endpoint};
 use aws_config::{SdkConfig, timeout::TimeoutConfig};
@@ -38,6 +38,9 @@ use std::{collections::HashMap, sync::Arc, time::Duration};
 
 /// Metadata of a picture with the fingerprint of its task.
 const FINGERPRINT: &str = "easel-fingerprint";
+/// Metadata of a picture that was checked: the safety mode, and whether it was flagged.
+const SAFETY: &str = "easel-safety";
+const NSFW: &str = "easel-nsfw";
 
 /// Why storage failed, by what to do about it.
 #[derive(Debug, thiserror::Error)]
@@ -121,21 +124,29 @@ impl Store {
         Ok(self.inversions.get(&wanted.bucket, &wanted.key).await?.0)
     }
 
-    /// Whether all these pictures are stored and belong to the task with this fingerprint.
+    /// What the safety checker said of these pictures, if all are stored and belong to the task with this fingerprint; empty if not all
+    /// of them were checked.
     ///
     /// # Errors
     /// Transient, if S3 gives no clear answer.
-    pub async fn has_pictures(&self, keys: &[String], fingerprint: &str) -> Result<bool, StoreError> {
+    pub async fn stored_pictures(
+        &self,
+        keys: &[String],
+        fingerprint: &str,
+    ) -> Result<Option<Vec<Checked>>, StoreError> {
+        let mut checked = Vec::new();
         for key in keys {
             let metadata = self
                 .metadata(key)
                 .await
                 .map_err(|cause| StoreError::Transient(format!("picture s3://{}/{key}: {cause}", self.bucket)))?;
-            if metadata.and_then(|mut metadata| metadata.remove(FINGERPRINT)).as_deref() != Some(fingerprint) {
-                return Ok(false);
+            let Some(metadata) = metadata else { return Ok(None) };
+            if metadata.get(FINGERPRINT).map(String::as_str) != Some(fingerprint) {
+                return Ok(None);
             }
+            checked.extend(check_of(&metadata));
         }
-        Ok(true)
+        Ok(Some(if checked.len() == keys.len() { checked } else { Vec::new() }))
     }
 
     /// The metadata of a picture; `None` if it is not stored.
@@ -164,7 +175,7 @@ impl Store {
         format!("{}/{key}", self.base_url)
     }
 
-    /// Stores a picture, with the fingerprint of its task.
+    /// Stores a picture, with the fingerprint of its task and what the safety checker said.
     ///
     /// # Errors
     /// Always transient: the operator must fix a wrong bucket or a missing permission, and the task must not be lost meanwhile.
@@ -174,10 +185,14 @@ impl Store {
         bytes: Vec<u8>,
         format: Format,
         fingerprint: &str,
+        checked: Option<Checked>,
     ) -> Result<(), StoreError> {
         let put = self.s3.ask(&self.bucket, |s3| {
             let mut put = s3.put_object().bucket(&self.bucket).key(key);
             put = put.content_type(format.content_type()).metadata(FINGERPRINT, fingerprint);
+            if let Some(Checked { mode, nsfw }) = checked {
+                put = put.metadata(SAFETY, mode.name()).metadata(NSFW, nsfw.to_string());
+            }
             if self.acl == ResultAcl::PublicRead {
                 put = put.acl(ObjectCannedAcl::PublicRead);
             }
@@ -188,6 +203,11 @@ impl Store {
         })?;
         Ok(())
     }
+}
+
+/// What a stored picture's metadata says of its check.
+fn check_of(metadata: &HashMap<String, String>) -> Option<Checked> {
+    Some(Checked { mode: metadata.get(SAFETY)?.parse().ok()?, nsfw: metadata.get(NSFW)?.parse().ok()? })
 }
 
 /// An S3 client by environment, profile and `--s3-path-style`. Sends nothing.

@@ -11,18 +11,21 @@ mod fingerprint;
 mod format;
 mod json;
 mod rule;
+mod safety;
 mod salvage;
 pub mod signature;
 
 pub use contract::schema;
 pub use format::Format;
+pub use safety::{Checked, SafetyMode};
 
 use crate::task::signature::Signature;
 use aws_sdk_s3::primitives::DateTime;
 use contract::{
     ARTIST_NAME, ASPECT_RATIO, CREATED_AT, GENERATION_ID, GUIDANCE_SCALE, KARRAS_SIGMAS, LORA_MODEL_URL, LORA_SCALE,
     LORAS, NEGATIVE_PROMPT, NOISE_SOURCE, NUM_IMAGES, NUM_INFERENCE_STEPS, OUTPUT_FORMAT, PROMPT_TAGS,
-    PROMPT_WEIGHTING, SCHEDULER, SEED, SIGNATURE, STYLE_ID, TASK, TEXTUAL_INVERSIONS, WEBHOOK_URL, extra, inversion,
+    PROMPT_WEIGHTING, SAFETY, SCHEDULER, SEED, SIGNATURE, STYLE_ID, TASK, TEXTUAL_INVERSIONS, WEBHOOK_URL, extra,
+    inversion,
 };
 use diffusion::{noise, prompt, schedulers};
 use json::Json;
@@ -98,6 +101,8 @@ pub struct Task {
     pub format: Format,
     /// Place, strength and size of the signature.
     pub signature: Signature,
+    /// The safety mode that must hold at least; by default the process decides.
+    pub safety: Option<SafetyMode>,
     /// When the backend made the task; the date of the pictures.
     pub created_at: Option<DateTime>,
 }
@@ -208,6 +213,7 @@ impl Task {
             num_images: NUM_IMAGES.read(fields)? as usize,
             format: OUTPUT_FORMAT.read(fields)?.unwrap_or_default(),
             signature: signature(fields)?,
+            safety: SAFETY.read(fields)?,
             created_at: CREATED_AT.read(fields)?,
         })
     }

@@ -69,7 +69,8 @@ impl Backend {
         Ok(Self { client, token, signing, guard })
     }
 
-    /// Reports that a task's pictures are stored at `result_urls`. No wait between tries goes beyond `deadline`.
+    /// Reports that a task's pictures are stored at `result_urls`, and the safety checker's verdict on each, if there is one. No wait
+    /// between tries goes beyond `deadline`.
     ///
     /// # Errors
     /// The error of the last try, if no try succeeded.
@@ -77,9 +78,11 @@ impl Backend {
         &self,
         task: &Task,
         result_urls: &[String],
+        nsfw: &[bool],
         deadline: Option<Instant>,
     ) -> Result<(), WebhookError> {
-        self.send_with_retries(&task.webhook_url, &Subject::task(task).complete(task, result_urls), deadline).await
+        let event = Subject::task(task).complete(task, result_urls, nsfw);
+        self.send_with_retries(&task.webhook_url, &event, deadline).await
     }
 
     /// Reports that a task failed for good. No wait between tries goes beyond `deadline`.

@@ -13,7 +13,7 @@ def table():
     for name, one in translate.load(translate.ROOT)["Parameters"].items():
         default = one.get("Default")
         shown = "must be given" if default is None else f"`{default}`" if default != "" else "empty"
-        choice = ", ".join(f"`{value}`" for value in one.get("AllowedValues", []))
+        choice = ", ".join(f"`{value}`" for value in one.get("AllowedValues", []) if value != "")
         rows.append(f"| `{name}` | {shown} | {one['Description']}{' One of ' + choice + '.' if choice else ''} |")
     return "\n".join(rows) + "\n"
 

@@ -28,6 +28,7 @@ fn a_checkpoint_paints_what_the_folder_made_of_it_does() {
         let convert = ["weights", "convert", &file, &converted];
         let (fine, text) = run(dir, "checkpoint-convert", "handler", &convert).await?;
         assert!(fine && text.contains("unet/diffusion_pytorch_model.safetensors: "), "{text}");
+        assert!(text.contains("not in the folder: a safety checker"), "{text}");
         let (fine, text) = run(dir, "checkpoint-convert-again", "handler", &convert).await?;
         assert!(!fine && text.contains(&converted) && text.contains("name a new folder"), "{text}");
 

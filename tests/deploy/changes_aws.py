@@ -15,6 +15,7 @@ CHANGES = {
     "test_function.Versions.test_another_image_or_setting_is_another_version": [
         ("infra/aws/function.yaml", "${ResultBaseUrl}|${WebhookHosts}|", "${ResultBaseUrl}|"),
         ("infra/aws/function.yaml", "|${ModelUrl}", ""),
+        ("infra/aws/function.yaml", "${WebhookHosts}|${Safety}|", "${WebhookHosts}|"),
         ("infra/aws/function.yaml", "AutoPublishAliasAllProperties: true", "AutoPublishCodeSha256: one"),
         # Another capacity provider, and the function stays on the old one.
         ("infra/aws/function.yaml", 'Types: !Join [",", !Ref InstanceTypes]', "Types: any"),
@@ -28,6 +29,11 @@ CHANGES = {
         ("infra/aws/function.yaml", "AverageGPUUtilization", "AverageCPUUtilization"),
         ("infra/aws/function.yaml", "!If [Aims, Manual, Auto]", "Auto"),
         ("template.yaml", "GpuUtilization: !Ref GpuUtilization, ", "GpuUtilization: 0, "),
+    ],
+    "test_function.Safety.test_the_mode_is_passed_on_where_one_is_given": [
+        ("infra/aws/function.yaml", "!If [Chooses, !Ref Safety, !Ref AWS::NoValue]", "!Ref Safety"),
+        ("template.yaml", "Safety: !Ref Safety,", 'Safety: "",'),
+        ("template.yaml", '["", "off", flag, black, refuse]', '["", "off", flag, black, reject]'),
     ],
     "test_function.Machine.test_a_gpu_is_asked_for_and_found_where_lambda_has_its_driver": [
         ("infra/aws/function.yaml", "EASEL_DEVICE: cuda", "EASEL_DEVICE: auto"),

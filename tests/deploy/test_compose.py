@@ -35,7 +35,7 @@ class Written(unittest.TestCase):
                 service = compose.services(*files)[name]
                 arguments = service.get("command", [])
                 known = binaries.variables(binary, binaries.subcommand(arguments))
-                for variable in service["environment"]:
+                for variable in (*service["environment"], *service["passed_on"]):
                     if not binaries.OTHERS.fullmatch(variable):
                         self.assertIn(variable, known, f"{files} {name}")
                 check = ["--check"] if binary == "relay" else []
@@ -43,6 +43,9 @@ class Written(unittest.TestCase):
                 started = binaries.start(binary, *arguments, *check, environment=environment)
                 with self.subTest(files=files, service=name):
                     self.assertNotIn(started.returncode, (0, binaries.REFUSED), started.stderr)
+
+    def test_the_shell_says_what_becomes_of_flagged_pictures(self):
+        self.assertEqual({"EASEL_SAFETY"}, compose.services()["worker"]["passed_on"])
 
     def test_a_gpu_is_asked_for_where_there_is_one(self):
         alone, beside = (

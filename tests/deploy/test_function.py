@@ -4,6 +4,7 @@ import logging
 import sys
 import unittest
 
+import binaries
 import dockerfile
 import manifests
 import templates
@@ -89,6 +90,19 @@ class Scaling(unittest.TestCase):
                     self.assertEqual(policies, found)
                 else:
                     self.assertEqual("AWS::NoValue", found)
+
+
+class Safety(unittest.TestCase):
+    def test_the_mode_is_passed_on_where_one_is_given(self):
+        allowed = templates.root().body["Parameters"]["Safety"]["AllowedValues"]
+        self.assertEqual(["", "off", "flag", "black", "refuse"], allowed)
+        for given in allowed:
+            stack, function = templates.the("AWS::Serverless::Function", parameters={"Safety": given})
+            with self.subTest(given=given):
+                told = stack.value(function["Environment"]["Variables"]["EASEL_SAFETY"])
+                self.assertEqual(given or "AWS::NoValue", told)
+                if given:
+                    self.assertIsNone(binaries.accepts("handler", ["function", "--safety", given]))
 
 
 class Machine(unittest.TestCase):

@@ -38,7 +38,7 @@ SHARED = ("handler", ("function",))
 # Those of the README's table, by command.
 FIRST = {
     ("relay", ()): ("--amqp-url", "--sqs-queue-url", "--queue", "--declare"),
-    SHARED: ("--model", "--model-url", "--s3-bucket", "--internal-api-token", "--webhook-hosts", "--lora-buckets", "--max-receive-count"),
+    SHARED: ("--model", "--model-url", "--s3-bucket", "--internal-api-token", "--webhook-hosts", "--lora-buckets", "--safety", "--max-receive-count"),
     ("handler", ("worker",)): ("--sqs-queue-url", "--concurrency", "--idle-exit"),
 }
 # Every command has them.

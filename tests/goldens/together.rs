@@ -11,6 +11,7 @@ use diffusion::{
 use handler::engine::{
     BatchItem, Engine, GenerationRequest, Pictures, Step,
     options::{DeviceKind, Dora, ModelConfig, Offload, Precision},
+    safety::CheckerConfig,
 };
 use std::{ops::ControlFlow, path::Path};
 
@@ -22,6 +23,7 @@ fn engine(model: &Path) -> Result<Engine> {
         offload: Offload::Auto,
         noise_threads: DEFAULT_THREADS,
         dora: Dora::Apply,
+        checker: CheckerConfig::default(),
     };
     Ok(Engine::open(&config, (512, 512))?)
 }

@@ -7,6 +7,7 @@ pub mod aws;
 pub mod aws_proxies;
 pub mod backend;
 pub mod broker;
+pub mod checker;
 #[cfg(feature = "otlp")]
 pub mod collector;
 mod connection;

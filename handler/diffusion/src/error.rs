@@ -69,6 +69,14 @@ pub enum PipelineError {
         /// The tensor, and what the file has.
         problem: String,
     },
+    /// A safety checker in a folder of its own cannot be used. The operator has to fix the folder or name another.
+    #[error("safety checker {folder}: {source}")]
+    SafetyChecker {
+        /// The folder.
+        folder: PathBuf,
+        /// What is wrong with it.
+        source: Box<PipelineError>,
+    },
     /// The tokenizer's files do not make a tokenizer, or a text could not be tokenized. The operator has to fix the files.
     #[error("tokenizer: {0}")]
     Tokenizer(String),
@@ -109,6 +117,7 @@ impl PipelineError {
             Self::Gpu(error) => error.is_out_of_memory(),
             Self::Candle(error) => tells_of_memory(&error.to_string()),
             Self::Memory(_) => true,
+            Self::SafetyChecker { source, .. } => source.is_out_of_memory(),
             _ => false,
         }
     }

@@ -16,7 +16,7 @@ pub use convert::{Written, convert};
 pub use header::{Header, HeaderError};
 pub use kind::FileKind;
 pub use ldm::{unet_to_ldm, vae_to_ldm};
-pub use names::{text_encoder_name, vae_name};
+pub use names::{safety_checker_name, text_encoder_name, vae_name};
 
 use crate::error::Result;
 use checkpoint::{Checkpoint, Component};
@@ -28,6 +28,8 @@ pub const DIFFUSION_FILES: [&str; 2] =
     ["diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.fp16.safetensors"];
 /// File names of the weights of the text encoder, in order of preference. Each may have an index with shards in its place.
 pub const ENCODER_FILES: [&str; 2] = ["model.safetensors", "model.fp16.safetensors"];
+/// File names of the weights of the safety checker, in order of preference. Each may have an index with shards in its place.
+pub const CHECKER_FILES: [&str; 2] = ENCODER_FILES;
 
 /// The weights of a model under diffusers' names. They stay in their files until they are needed.
 pub struct ModelWeights {

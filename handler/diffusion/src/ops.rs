@@ -112,6 +112,16 @@ impl Linear {
         }))
     }
 
+    /// A convolution without bias whose windows of `side` x `side` places touch and do not overlap. Its rows are the windows: channel by
+    /// channel, line by line, as [`Params::rows_on_device`] takes them.
+    pub(crate) fn of_windows(channels_in: usize, side: usize, channels_out: usize, params: Params) -> Result<Self> {
+        let dims = [channels_out, channels_in, side, side];
+        Ok(Self(match params.placed() {
+            None => Form::Cpu(vec![cpu::Linear::of_windows(dims, &params)?]),
+            Some(placed) => Form::Gpu(gpu::Linear::of_windows(dims, &params, placed)?),
+        }))
+    }
+
     /// The output of the first layer, which is the only one in most cases.
     pub(crate) fn forward(&self, xs: &Array) -> Result<Array> {
         self.run(xs, None)

@@ -9,16 +9,22 @@ mod guidance;
 mod inspection;
 mod inversions;
 mod networks;
+mod options;
 mod request;
 mod residence;
+mod safety;
 
 pub use crate::models::vae::DecodeMemory;
 pub use crate::ops::params::Shapes;
 pub use inspection::{Inspection, check_weights, inspect, inspect_settings};
 pub use fit::{Offload, Shortage};
 pub use networks::{Compute, parameters};
+pub use options::LoadOptions;
 pub use request::Request;
 pub use residence::{Footprint, foresee};
+#[cfg(test)]
+pub(crate) use safety::tests as safety_tests;
+pub use safety::{CheckerInspection, SafetySource, Verdict, inspect_safety_checker, safety_checker_parameters};
 
 use crate::{
     error::{PipelineError, Result},
@@ -39,6 +45,7 @@ use image::RgbImage;
 use inversions::Inversions;
 use networks::{Denoiser, Model, Networks};
 use residence::Extent;
+use safety::SafetyNetwork;
 use std::{ops::ControlFlow, path::Path};
 
 /// The scheduler's file. The default scheduler must be able to paint with it. For the others, a warning is logged.
@@ -67,6 +74,10 @@ pub struct Pipeline {
     tokenizer: Tokenizer,
     inversions: Inversions,
     networks: Networks,
+    safety: Option<SafetyNetwork>,
+    /// What a safety checker that is loaded later is looked up by.
+    index: ModelIndex,
+    compute: Compute,
     dtype: DType,
     scheduler_config: SchedulerConfig,
     target: Target,
@@ -76,20 +87,21 @@ pub struct Pipeline {
 }
 
 impl Pipeline {
-    /// Loads a model folder, or a checkpoint file, on a device. `size` is the width and height in pixels of the first pictures. Other sizes
-    /// work as well, but on a GPU the first picture of a size takes longer.
+    /// Loads a model folder, or a checkpoint file, on a device, without a safety checker. `size` is the width and height in pixels of the
+    /// first pictures.
     ///
     /// # Errors
     /// A missing or broken file, or an unsupported model. The error names the file and the field or tensor.
     pub fn load(model: &Path, compute: &Compute, size: (usize, usize)) -> Result<Self> {
-        Self::load_with(model, compute, Offload::Auto, size)
+        Self::load_with(model, compute, &LoadOptions { size, ..LoadOptions::default() })
     }
 
-    /// As [`Pipeline::load`], with a rule for offloading.
+    /// As [`Pipeline::load`], with all options.
     ///
     /// # Errors
     /// As [`Pipeline::load`].
-    pub fn load_with(model: &Path, compute: &Compute, offload: Offload, size: (usize, usize)) -> Result<Self> {
+    pub fn load_with(model: &Path, compute: &Compute, options: &LoadOptions) -> Result<Self> {
+        let &LoadOptions { offload, size, .. } = options;
         let index = ModelIndex::load(model)?;
         let text_config = TextEncoderConfig::load(model)?;
         let (unet_config, vae_config) = (UnetConfig::load(model)?, VaeConfig::load(model)?);
@@ -114,16 +126,24 @@ impl Pipeline {
         let factor = model.vae_config.factor();
         let latents = (size.1.div_ceil(factor), size.0.div_ceil(factor));
         let target = Target::of_weights(&model.unet_weights, &model.text_weights);
-        Ok(Self {
+        // Its room is reckoned with; it is loaded last.
+        let safety = SafetyNetwork::open((&model.folder, &index), &options.safety_checker, compute)?;
+        let checker = safety.as_ref().map_or(Ok(0), SafetyNetwork::parameters)?;
+        let mut pipeline = Self {
             tokenizer,
             inversions: Inversions::default(),
             scheduler_config,
-            networks: Networks::new(model, compute, offload, latents)?,
+            networks: Networks::new(model, compute, offload, latents, checker)?,
+            safety,
+            index,
+            compute: compute.clone(),
             dtype: compute.dtype(),
             target,
             dora: Dora::default(),
             applied: Some(Vec::new()),
-        })
+        };
+        pipeline.settle_checker()?;
+        Ok(pipeline)
     }
 
     /// The same pipeline with another rule for DoRA.
@@ -185,6 +205,8 @@ impl Pipeline {
     pub fn shrink(&mut self, size: (usize, usize)) -> Result<()> {
         let factor = self.networks.model().vae_config.factor();
         let latents = (size.1.div_ceil(factor), size.0.div_ceil(factor));
+        // The first to leave, as no picture is painted with it.
+        self.safety.as_mut().map_or(Ok(()), SafetyNetwork::shrink)?;
         self.networks.shrink(Extent { latents, images: 1 })
     }
 

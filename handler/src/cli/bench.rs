@@ -1,8 +1,10 @@
 //! `handler bench`: measures on this machine. Each figure is the median of its repeats.
 
 mod file;
+mod safety;
 
 pub use file::file;
+pub use safety::safety;
 
 use crate::{
     engine::{Engine, GenerationRequest, options::ModelConfig},
@@ -40,6 +42,8 @@ pub enum BenchCommand {
     Picture(BenchPictureConfig),
     /// What it costs to sign a picture, to encode it and to write its metadata. Needs no model.
     File(BenchFileConfig),
+    /// What it costs to look at a picture with the model's safety checker.
+    Safety(BenchSafetyConfig),
     /// Whether many tasks in a row cost the same and leave nothing behind.
     Soak(BenchSoakConfig),
 }
@@ -107,6 +111,23 @@ pub struct BenchFileConfig {
     pub aspect_ratio: String,
     /// How often each part is measured.
     #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    pub repeat: u32,
+    /// Print JSON.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Settings of `handler bench safety`.
+#[derive(Debug, Clone, Args)]
+pub struct BenchSafetyConfig {
+    /// The model.
+    #[command(flatten)]
+    pub model: ModelConfig,
+    /// 1:1 is 512x512, 2:2 is 768x768, 1:2 is 512x1024.
+    #[arg(long, default_value = "1:1", value_parser = ["1:1", "2:2", "1:2"])]
+    pub aspect_ratio: String,
+    /// How often it is measured.
+    #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..=10_000))]
     pub repeat: u32,
     /// Print JSON.
     #[arg(long)]

@@ -7,7 +7,7 @@ use crate::{
         options::{CredentialFiles, PictureConfig},
     },
     task::{
-        self, Format,
+        self, Format, SafetyMode,
         signature::{MAX_MARGIN, Position, SIZES, Signature},
     },
 };
@@ -232,12 +232,21 @@ pub fn run(config: &GenerateConfig) -> anyhow::Result<()> {
     for (name, file) in names.iter().zip(&output.files) {
         fs::write(name, file).with_context(|| format!("--out {}", name.display()))?;
     }
+    for (name, checked) in names.iter().zip(&output.checked).filter(|(_, checked)| checked.nsfw) {
+        eprintln!("{}", flagged(name, checked.mode));
+    }
     let stages = output.stages.iter().map(|(name, time)| format!("{name} {} ms", time.as_millis()));
     eprintln!("{}", stages.collect::<Vec<_>>().join(", "));
     for name in &names {
         println!("{}", name.display());
     }
     Ok(())
+}
+
+/// What the person at the shell is told of a picture that the safety checker flagged.
+fn flagged(name: &Path, mode: SafetyMode) -> String {
+    let done = if mode == SafetyMode::Flag { "it stands" } else { "it is black" };
+    format!("{}: flagged by the safety checker as not safe for work; {done} (--safety {mode})", name.display())
 }
 
 /// The name of a picture's file: `picture.png`, `picture-2.png` and so on.
@@ -278,6 +287,7 @@ fn generation_request(config: &GenerateConfig) -> anyhow::Result<GenerationReque
         images: usize::from(config.num_images),
         loras: loras.collect::<anyhow::Result<_>>()?,
         inversions: inversions.collect::<anyhow::Result<_>>()?,
+        safety: None,
         signature: config.signature.name.clone().map(|name| (name, config.signature.options())),
         format: Format::of_path(&config.out).map_err(anyhow::Error::msg)?,
         file: config.picture,
@@ -299,6 +309,16 @@ mod tests {
             ["a/b.c/cat.png", "a/b.c/cat-2.png", "a/b.c/cat-3.png"]
         );
         assert_eq!(name("cat.v2.JPG", 4), "cat.v2-4.JPG");
+    }
+
+    #[test]
+    fn a_flagged_picture_is_named_with_what_became_of_it() {
+        for (mode, done) in
+            [(SafetyMode::Flag, "it stands (--safety flag)"), (SafetyMode::Black, "it is black (--safety black)")]
+        {
+            let said = flagged("a/cat-2.png".as_ref(), mode);
+            assert!(said.starts_with("a/cat-2.png: flagged") && said.ends_with(done), "{said}");
+        }
     }
 
     #[test]

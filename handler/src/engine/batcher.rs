@@ -6,6 +6,7 @@
 use crate::{
     engine::{BatchItem, Engine, EngineError, GenerationRequest, Pictures, Step},
     observe::{metrics::Metrics, trace::Stage},
+    task::SafetyMode,
 };
 use diffusion::{gpu::Memory, pipeline::Request};
 use std::{
@@ -26,6 +27,7 @@ pub type BoxedOnStep = Box<dyn FnMut(Step) -> ControlFlow<()> + Send>;
 pub struct Batcher {
     queue: mpsc::Sender<QueuedRequest>,
     ended: CancellationToken,
+    safety: SafetyMode,
 }
 
 /// Why there are no pictures.
@@ -48,6 +50,7 @@ pub(crate) trait BatchEngine: Send + 'static {
     fn max_batch(&self, inputs: &Request) -> usize;
     fn memory(&self) -> Option<Memory>;
     fn is_lost(&self) -> bool;
+    fn safety(&self) -> SafetyMode;
 }
 
 impl BatchEngine for Engine {
@@ -66,6 +69,10 @@ impl BatchEngine for Engine {
     fn is_lost(&self) -> bool {
         self.is_lost()
     }
+
+    fn safety(&self) -> SafetyMode {
+        self.safety()
+    }
 }
 
 /// A request in the queue.
@@ -83,7 +90,7 @@ impl Batcher {
     /// The thread cannot be started.
     pub(crate) fn start(engine: impl BatchEngine, max_batch: Option<usize>, metrics: Metrics) -> std::io::Result<Self> {
         let (sender, queue) = mpsc::channel();
-        let ended = CancellationToken::new();
+        let (ended, safety) = (CancellationToken::new(), engine.safety());
         let ending = ended.clone().drop_guard();
         thread::Builder::new().name("batcher".into()).spawn(move || {
             run(engine, max_batch, &metrics, &queue);
@@ -91,7 +98,7 @@ impl Batcher {
             drop(queue);
             drop(ending);
         })?;
-        Ok(Self { queue: sender, ended })
+        Ok(Self { queue: sender, ended, safety })
     }
 
     /// Waits for the request's turn, which ends the stage `waiting`, and for its pictures.
@@ -107,6 +114,11 @@ impl Batcher {
         let (reply, pictures) = oneshot::channel();
         self.queue.send(QueuedRequest { request, on_step, waiting, reply }).map_err(|_| BatcherError::Ended)?;
         pictures.await.map_err(|_| BatcherError::Ended)?
+    }
+
+    /// The safety mode that holds for all tasks.
+    pub fn safety(&self) -> SafetyMode {
+        self.safety
     }
 
     /// Waits until the thread has ended.

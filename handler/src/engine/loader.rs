@@ -10,6 +10,7 @@ use crate::{
         S3Source,
         weights::{FetchError, RemoteModel},
     },
+    task::SafetyMode,
 };
 use diffusion::error::PipelineError;
 use futures_util::{
@@ -87,6 +88,11 @@ impl ModelLoader {
     /// The model cannot be loaded.
     pub async fn batcher(&self) -> Result<Batcher, LoadError> {
         self.batcher.clone().await
+    }
+
+    /// The safety mode that holds for all tasks, if the model is loaded.
+    pub fn safety_now(&self) -> Option<SafetyMode> {
+        self.batcher.peek().and_then(|loaded| loaded.as_ref().ok()).map(Batcher::safety)
     }
 
     /// Waits until nothing can be painted any more, and returns why.

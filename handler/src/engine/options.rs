@@ -1,5 +1,6 @@
 //! Options of the engine, and the device that they mean on this machine.
 
+use crate::engine::safety::CheckerConfig;
 use clap::{Args, ValueEnum};
 use diffusion::{
     error::PipelineError,
@@ -33,6 +34,9 @@ pub struct ModelConfig {
     /// What is done with the magnitudes in a DoRA file.
     #[arg(long, env = "EASEL_DORA", default_value = "apply")]
     pub dora: Dora,
+    /// The safety checker.
+    #[command(flatten)]
+    pub checker: CheckerConfig,
 }
 
 fn noise_threads(text: &str) -> Result<u32, String> {
@@ -108,17 +112,17 @@ pub enum Precision {
 }
 
 /// The device and dtype to compute with.
-pub(super) struct ChosenDevice {
-    pub(super) compute: Compute,
+pub(crate) struct ChosenDevice {
+    pub(crate) compute: Compute,
     /// Whether the machine has an NVIDIA GPU that could not be opened.
-    pub(super) has_unused_gpu: bool,
+    pub(crate) has_unused_gpu: bool,
 }
 
 /// Opens the device that the options mean on this machine.
 ///
 /// # Errors
 /// This build or machine does not have it, or it does not compute with the dtype.
-pub(super) fn choose(kind: DeviceKind, precision: Precision) -> Result<ChosenDevice, PipelineError> {
+pub(crate) fn choose(kind: DeviceKind, precision: Precision) -> Result<ChosenDevice, PipelineError> {
     let (gpu, has_unused_gpu) = match kind {
         DeviceKind::Cpu => (None, false),
         DeviceKind::Cuda => (Some(Gpu::open(0)?), false),
@@ -158,7 +162,7 @@ impl ModelConfig {
     /// # Errors
     /// There is too little memory for `--offload` ([`PipelineError::Memory`]), or the model's folder cannot be used.
     pub fn foresee(&self, free: usize, size: (usize, usize)) -> Result<Footprint, PipelineError> {
-        pipeline::foresee(&self.dir, self.dtype.on_gpu(), size, free, self.offload.into())
+        pipeline::foresee(&self.dir, self.dtype.on_gpu(), (size, &self.checker.source_at_start()), free, self.offload.into())
     }
 }
 

@@ -7,7 +7,7 @@ use crate::{
         options::PictureConfig,
         signature::{self, SignatureError, sign},
     },
-    task::{Format, signature::Signature},
+    task::{Checked, Format, SafetyMode, signature::Signature},
 };
 use diffusion::{
     error::PipelineError,
@@ -29,6 +29,8 @@ pub struct GenerationRequest {
     pub loras: Vec<AppliedLora>,
     /// Textual inversions, for both prompts.
     pub inversions: Vec<AppliedInversion>,
+    /// The safety mode that must hold at least; by default the engine's.
+    pub safety: Option<SafetyMode>,
     /// The artist's name and how it is drawn.
     pub signature: Option<(String, Signature)>,
     /// File format.
@@ -65,8 +67,10 @@ pub type BatchItem<'a> = (&'a GenerationRequest, &'a mut OnStep<'a>);
 
 /// The painted pictures of a request, not yet signed or encoded.
 pub struct Pictures {
-    /// The pixels.
+    /// The pixels; black where they are not to be seen.
     pub pictures: Vec<RgbImage>,
+    /// What the safety checker said of each picture; empty if no check was made.
+    pub checked: Vec<Checked>,
     /// The model that painted them.
     pub model: ModelName,
     /// Stages in order, with their names.
@@ -77,6 +81,8 @@ pub struct Pictures {
 pub struct Output {
     /// One file per picture.
     pub files: Vec<Vec<u8>>,
+    /// What the safety checker said of each picture; empty if no check was made.
+    pub checked: Vec<Checked>,
     /// Stages in order, with their names.
     pub stages: Vec<StageTime>,
 }
@@ -93,6 +99,17 @@ pub enum EngineError {
     /// The pipeline failed.
     #[error(transparent)]
     Pipeline(#[from] PipelineError),
+    /// The safety checker flagged pictures, and the mode is refuse.
+    #[error(
+        "the safety checker flagged {flagged} of {pictures} pictures as not safe for work, and the safety mode is refuse: no picture of this \
+         task is stored; ask for another picture, by the prompt or the seed"
+    )]
+    Nsfw {
+        /// How many it flagged.
+        flagged: usize,
+        /// Of how many.
+        pictures: usize,
+    },
     /// The name cannot be drawn.
     #[error(transparent)]
     Signature(#[from] SignatureError),
@@ -122,7 +139,7 @@ impl EngineError {
         match self {
             Self::Lora(error) => error.is_permanent(),
             Self::Inversion(error) => error.is_permanent(),
-            Self::Signature(_) | Self::Pipeline(PipelineError::Request { .. }) => true,
+            Self::Nsfw { .. } | Self::Signature(_) | Self::Pipeline(PipelineError::Request { .. }) => true,
             Self::Pipeline(_) | Self::Encode(_) | Self::Embed(_) | Self::Credential(_) => false,
         }
     }
@@ -135,6 +152,7 @@ impl GenerationRequest {
             images,
             loras: Vec::new(),
             inversions: Vec::new(),
+            safety: None,
             signature: None,
             format: Format::default(),
             file: PictureConfig::default(),
@@ -163,9 +181,13 @@ impl GenerationRequest {
     /// Makes the files: draws the signature, encodes, writes the metadata and then the credential.
     ///
     /// # Errors
-    /// The first of these that fails.
+    /// The first of these that fails. No file is made of pictures that are refused.
     pub fn finish(&self, pictures: Pictures) -> Result<Output, EngineError> {
-        let Pictures { mut pictures, model, stages } = pictures;
+        let Pictures { mut pictures, checked, model, stages } = pictures;
+        let flagged = checked.iter().filter(|each| each.nsfw && each.mode == SafetyMode::Refuse).count();
+        if flagged > 0 {
+            return Err(EngineError::Nsfw { flagged, pictures: pictures.len() });
+        }
         let mut timer = StageTimer::start("sign", vec![self.span.clone()], stages);
         if let Some((name, options)) = &self.signature {
             for picture in &mut pictures {
@@ -185,6 +207,7 @@ impl GenerationRequest {
             inversions: &self.inversions,
             request: &self.inputs,
             image: (index + 1, images),
+            checked: checked.get(index).copied(),
             prompts: self.file.metadata_prompt,
         };
         let files = files.into_iter().enumerate();
@@ -196,7 +219,7 @@ impl GenerationRequest {
                 *file = credential.sign(mem::take(file), self.format, &provenance(index))?;
             }
         }
-        Ok(Output { files, stages: timer.finish() })
+        Ok(Output { files, checked, stages: timer.finish() })
     }
 }
 

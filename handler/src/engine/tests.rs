@@ -1,7 +1,10 @@
 //! The engine on a GPU: batches, too little memory, a lost GPU. Needs a GPU.
 
 use super::{BatchItem, Engine, GenerationRequest, Pictures, Step};
-use crate::engine::options::{DeviceKind, Dora, ModelConfig, Offload, Precision};
+use crate::engine::{
+    options::{DeviceKind, Dora, ModelConfig, Offload, Precision},
+    safety::CheckerConfig,
+};
 use candle_core::{DType, Device};
 use diffusion::{
     error::PipelineError,
@@ -30,6 +33,7 @@ fn open(dtype: Precision, offload: Offload) -> Result<Engine, PipelineError> {
         offload,
         noise_threads: DEFAULT_THREADS,
         dora: Dora::Apply,
+        checker: CheckerConfig::default(),
     };
     Engine::open(&config, (256, 256))
 }

@@ -63,6 +63,7 @@ impl From<EngineError> for Failure {
             error if error.is_out_of_memory() => (TaskFault::Memory, format!("painting: {error}")),
             EngineError::Lora(error) => (TaskFault::Lora, format!("`lora_model_url`: {error}")),
             EngineError::Inversion(error) => (TaskFault::Inversion, format!("`textual_inversions`: {error}")),
+            EngineError::Nsfw { .. } => (TaskFault::Safety, error.to_string()),
             EngineError::Pipeline(PipelineError::Request { .. }) | EngineError::Signature(_) => {
                 (TaskFault::Picture, error.to_string())
             }

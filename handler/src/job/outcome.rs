@@ -8,7 +8,7 @@ use super::{
 use crate::{
     observe::report::{Ending, Report},
     task::{
-        InvalidTask, Task,
+        Checked, InvalidTask, Task,
         fault::{GENERATION_FAILED, TaskFault},
     },
     webhook::{Subject, WebhookError},
@@ -90,9 +90,10 @@ impl JobRunner {
     ) -> Outcome {
         report.ending = Ending::GivenBack;
         if message.receive_count >= self.work.max_receive_count {
-            if self.has_pictures(task, message).await {
+            if let Some(checked) = self.standing_pictures(task, message).await {
+                report.checked = checked;
                 info!(reason, "the picture stands all the same");
-                let announcing = message.deadline.notify(self.announce(task, message.deadline));
+                let announcing = message.deadline.notify(self.announce(task, &report.checked, message.deadline));
                 return match announcing.await.unwrap_or_else(|late| Err(undelivered(late))) {
                     Ok(()) => {
                         (report.ending, report.fault) = (Ending::AnnouncedAgain, None);
@@ -113,13 +114,16 @@ impl JobRunner {
         Outcome::GivenBack(delay)
     }
 
-    /// Whether the pictures are in S3; false if S3 does not answer soon. The answer to an upload may have been lost, or an earlier
+    /// The check of the pictures, if they are in S3 and may stand; none if S3 does not answer soon. The answer to an upload may have been lost, or an earlier
     /// delivery stored them and could not notify the backend. Pictures that exist must never be reported as failed.
-    async fn has_pictures(&self, task: &Task, message: &Message) -> bool {
+    async fn standing_pictures(&self, task: &Task, message: &Message) -> Option<Vec<Checked>> {
         let left = message.deadline.end().map(|end| end.saturating_duration_since(Instant::now()) / 2);
         let limit = left.unwrap_or(LOOKUP_TIMEOUT).min(LOOKUP_TIMEOUT);
         let (keys, fingerprint) = (task.result_keys(), task.fingerprint());
-        matches!(timeout(limit, self.store.has_pictures(&keys, &fingerprint)).await, Ok(Ok(true)))
+        let checked = timeout(limit, self.store.stored_pictures(&keys, &fingerprint)).await.ok()?.ok()??;
+        // Without a model the mode may be unknown; then nothing speaks against them.
+        let mode = self.safety.or_else(|| self.loader.safety_now()).unwrap_or_default();
+        Checked::all_stand(&checked, mode).then_some(checked)
     }
 
     /// Sends `failed` to the backend. If it cannot be delivered, the message is given back.

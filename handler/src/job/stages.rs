@@ -12,14 +12,14 @@ use crate::{
         trace::Stage,
     },
     picture::PictureOrigin,
-    task::{Task, fault::TaskFault},
+    task::{Checked, SafetyMode, Task, fault::TaskFault},
 };
 use diffusion::{lora::AppliedLora, pipeline::Request, prompt::inversion::AppliedInversion};
 use std::{
     sync::{Arc, atomic::Ordering},
     time::Instant,
 };
-use tracing::Span;
+use tracing::{Span, info, warn};
 
 impl JobRunner {
     /// Runs all stages while no other process does so for this task. Each wait ends in time for the deadline.
@@ -43,7 +43,7 @@ impl JobRunner {
         report: &mut Report,
     ) -> Result<Ending, Failure> {
         let ending = deadline.work(self.paint_once(task, deadline, report)).await??;
-        let announcing = deadline.work(self.announce(task, deadline));
+        let announcing = deadline.work(self.announce(task, &report.checked, deadline));
         let (announced, time) = Stage::begin("complete").measure(announcing).await;
         report.stages.push(time);
         announced.unwrap_or_else(|late| Err(undelivered(late)))?;
@@ -53,16 +53,21 @@ impl JobRunner {
     /// Paints and uploads the pictures, unless S3 has them already.
     async fn paint_once(&self, task: &Task, deadline: Deadline, report: &mut Report) -> Result<Ending, Failure> {
         let (keys, fingerprint) = (task.result_keys(), task.fingerprint());
-        if self.store.has_pictures(&keys, &fingerprint).await.map_err(storage_failure)? {
-            return Ok(Ending::AnnouncedAgain);
+        if let Some(checked) = self.store.stored_pictures(&keys, &fingerprint).await.map_err(storage_failure)? {
+            if self.may_stand(&checked).await? {
+                report.checked = checked;
+                return Ok(Ending::AnnouncedAgain);
+            }
+            info!("the stored pictures were checked less strictly than the safety mode asks for now: painted again");
         }
         let files = self.fetch_files(task, report).await?;
-        let output = self.paint(task, files, deadline).await?;
+        let output = self.paint(task, files, deadline, report).await?;
         report.stages.extend(output.stages);
         let uploading = async {
-            for (key, file) in keys.iter().zip(output.files) {
-                let bytes = file.len();
-                self.store.put_picture(key, file, task.format, &fingerprint).await.map_err(storage_failure)?;
+            for (index, (key, file)) in keys.iter().zip(output.files).enumerate() {
+                let (bytes, checked) = (file.len(), output.checked.get(index).copied());
+                let putting = self.store.put_picture(key, file, task.format, &fingerprint, checked);
+                putting.await.map_err(storage_failure)?;
                 report.images_stored += 1;
                 report.bytes_stored += bytes;
             }
@@ -74,6 +79,18 @@ impl JobRunner {
         let finishing = report.stages.iter().skip_while(|(stage, _)| *stage != "denoise").skip(1);
         self.timings.record_finishing(workload(task), finishing.map(|(_, time)| *time).sum());
         Ok(Ending::Painted)
+    }
+
+    /// Whether stored pictures may be announced in the safety mode of now. Waits for the model only if that decides it.
+    async fn may_stand(&self, checked: &[Checked]) -> Result<bool, Failure> {
+        if Checked::all_stand(checked, SafetyMode::Refuse) {
+            return Ok(true);
+        }
+        let mode = match self.safety {
+            Some(mode) => mode,
+            None => self.loader.batcher().await.map_err(loading_failure)?.safety(),
+        };
+        Ok(Checked::all_stand(checked, mode))
     }
 
     async fn fetch_files(&self, task: &Task, report: &mut Report) -> Result<TaskFiles, Failure> {
@@ -101,12 +118,21 @@ impl JobRunner {
     }
 
     /// Waits for the batcher while the progress webhooks go out. Then makes the files while the batcher paints the next batch.
-    async fn paint(&self, task: &Task, files: TaskFiles, deadline: Deadline) -> Result<Output, Failure> {
+    async fn paint(
+        &self,
+        task: &Task,
+        files: TaskFiles,
+        deadline: Deadline,
+        report: &mut Report,
+    ) -> Result<Output, Failure> {
         let request = Arc::new(self.generation_request(task, files));
         request.check().map_err(EngineError::from)?;
-        let loading = |error: LoadError| Failure::Transient(TaskFault::Painting, error.to_string());
         let waiting = Stage::begin("wait");
-        let batcher = self.loader.batcher().await.map_err(loading)?;
+        let batcher = self.loader.batcher().await.map_err(loading_failure)?;
+        if let Some(asked) = task.safety.filter(|asked| *asked < batcher.safety()) {
+            let (asked, holds) = (asked.name(), batcher.safety().name());
+            warn!(asked, holds, "the task asks for a milder `safety` than the operator's, which holds");
+        }
         let progress = self.backend.progress(task);
         let (timings, end) = (self.timings.clone(), deadline.work_end());
         let mut guard =
@@ -119,6 +145,7 @@ impl JobRunner {
             return Err(deadline.out_of_time().into());
         }
         let (pictures, span) = (pictures?, Span::current());
+        report.checked.clone_from(&pictures.checked);
         let output = tokio::task::spawn_blocking(move || span.in_scope(|| request.finish(pictures)));
         let broke_off = |panic| Failure::Transient(TaskFault::Painting, format!("signing broke off: {panic}"));
         output.await.map_err(broke_off)?.map_err(Failure::from)
@@ -142,6 +169,7 @@ impl JobRunner {
             images: task.num_images,
             loras,
             inversions,
+            safety: task.safety,
             signature: Some((task.artist_name.clone(), task.signature.clone())),
             format: task.format,
             file: self.file,
@@ -155,11 +183,17 @@ impl JobRunner {
         }
     }
 
-    /// Sends `complete` for pictures that are in S3.
-    pub(super) async fn announce(&self, task: &Task, deadline: Deadline) -> Result<(), Failure> {
+    /// Sends `complete` for pictures that are in S3, with the verdicts of their check if there was one.
+    pub(super) async fn announce(&self, task: &Task, checked: &[Checked], deadline: Deadline) -> Result<(), Failure> {
+        let nsfw: Vec<bool> = checked.iter().map(|each| each.nsfw).collect();
         let urls: Vec<String> = task.result_keys().iter().map(|key| self.store.picture_url(key)).collect();
-        Ok(self.backend.complete(task, &urls, deadline.end()).await?)
+        Ok(self.backend.complete(task, &urls, &nsfw, deadline.end()).await?)
     }
+}
+
+/// There is no model to paint with; the process ends.
+fn loading_failure(error: LoadError) -> Failure {
+    Failure::Transient(TaskFault::Painting, error.to_string())
 }
 
 /// The files that a task names.

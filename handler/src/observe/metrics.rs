@@ -4,7 +4,7 @@
 
 use crate::{
     observe::report::{Ending, Found, Report, STAGES},
-    task::fault::TaskFault,
+    task::{SafetyMode, fault::TaskFault},
 };
 use diffusion::gpu::Memory;
 use prometheus_client::{
@@ -32,6 +32,7 @@ struct Inner {
     tasks: Family<Label, Counter>,
     faults: Family<Label, Counter>,
     images: Counter,
+    nsfw: Family<Label, Counter>,
     bytes: Counter,
     stages: Family<Label, Histogram, fn() -> Histogram>,
     total: Histogram,
@@ -76,6 +77,7 @@ impl Metrics {
             tasks: Family::default(),
             faults: Family::default(),
             images: Counter::default(),
+            nsfw: Family::default(),
             bytes: Counter::default(),
             stages: Family::new_with_constructor(stages),
             total: Histogram::new(SECONDS),
@@ -91,6 +93,7 @@ impl Metrics {
         all.register("tasks", "Tasks by how they ended", inner.tasks.clone());
         all.register("faults", "Tasks that were not painted, by what was at fault", inner.faults.clone());
         all.register("images", "Pictures stored", inner.images.clone());
+        all.register("nsfw_pictures", "Pictures that the safety checker flagged, by what was done", inner.nsfw.clone());
         all.register("image_bytes", "Bytes of the pictures stored", inner.bytes.clone());
         all.register("stage_seconds", "Duration of each stage of a task", inner.stages.clone());
         all.register("task_seconds", "From a task's receipt to its end", inner.total.clone());
@@ -113,6 +116,9 @@ impl Metrics {
         for fault in TaskFault::ALL {
             drop(inner.faults.get_or_create(&[("fault", fault.code())]));
         }
+        for mode in SafetyMode::ALL.into_iter().filter(|mode| *mode != SafetyMode::Off) {
+            drop(inner.nsfw.get_or_create(&[("action", mode.name())]));
+        }
         for found in Found::ALL {
             drop(inner.lookups.get_or_create(&[("found", found.name())]));
         }
@@ -133,6 +139,9 @@ impl Metrics {
             all.faults.get_or_create(&[("fault", fault.code())]).inc();
         }
         all.images.inc_by(report.images_stored as u64);
+        if let Some((mode, flagged)) = report.flagged() {
+            all.nsfw.get_or_create(&[("action", mode.name())]).inc_by(flagged as u64);
+        }
         all.bytes.inc_by(report.bytes_stored as u64);
         for (stage, duration) in &report.stages {
             all.stages.get_or_create(&[("stage", *stage)]).observe(duration.as_secs_f64());

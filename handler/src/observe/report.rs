@@ -2,7 +2,7 @@
 
 use crate::{
     observe::trace::StageTime,
-    task::{Task, fault::TaskFault},
+    task::{Checked, SafetyMode, Task, fault::TaskFault},
 };
 use diffusion::gpu::Memory;
 use serde_json::{Map, Value, json};
@@ -10,13 +10,14 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use tracing::info;
 
 /// The stages of a task, in order.
-pub const STAGES: [&str; 12] = [
+pub const STAGES: [&str; 13] = [
     "claim",
     "fetch",
     "wait",
     "lora",
     "denoise",
     "decode",
+    "safety",
     "sign",
     "encode",
     "metadata",
@@ -97,6 +98,8 @@ pub struct Report {
     pub stages: Vec<StageTime>,
     /// Its trace.
     pub trace_id: Option<String>,
+    /// What the safety checker said of each picture; empty if no check was made.
+    pub checked: Vec<Checked>,
     /// Pictures stored.
     pub images_stored: usize,
     /// Bytes of these pictures.
@@ -164,6 +167,19 @@ impl Report {
         self.loras_found.iter().filter(|found| **found == Found::Storage).count()
     }
 
+    /// What was done with each picture that the safety checker flagged, and how many these are. None for pictures that an earlier
+    /// delivery painted.
+    pub fn flagged(&self) -> Option<(SafetyMode, usize)> {
+        let painted = self.checked.first().filter(|_| self.ending != Ending::AnnouncedAgain)?;
+        Some((painted.mode, self.checked.iter().filter(|checked| checked.nsfw).count()))
+    }
+
+    /// The verdicts as `complete` has them: `[false,true]`.
+    fn verdicts(&self) -> Option<String> {
+        let verdicts: Vec<bool> = self.checked.iter().map(|checked| checked.nsfw).collect();
+        (!verdicts.is_empty()).then(|| json!(verdicts).to_string())
+    }
+
     /// Logs it.
     pub fn log(&self) {
         let task = self.task.as_ref();
@@ -182,6 +198,8 @@ impl Report {
             cache_misses = self.cache_misses(),
             gpu_used_bytes = self.gpu_memory.map(|memory| memory.used),
             bytes = self.bytes_stored,
+            safety = self.checked.first().map(|checked| checked.mode.name()),
+            nsfw_content_detected = self.verdicts(),
             queue_age_ms = self.queue_age.map(ms),
             claim_ms = stage("claim"),
             fetch_ms = stage("fetch"),
@@ -189,6 +207,7 @@ impl Report {
             lora_ms = stage("lora"),
             denoise_ms = stage("denoise"),
             decode_ms = stage("decode"),
+            safety_ms = stage("safety"),
             sign_ms = stage("sign"),
             encode_ms = stage("encode"),
             metadata_ms = stage("metadata"),
@@ -215,6 +234,9 @@ impl Report {
         add("LoraCacheHits", "Count", self.cache_hits() as u64);
         add("LoraCacheMisses", "Count", self.cache_misses() as u64);
         add("TaskTime", "Milliseconds", ms(self.total));
+        if let Some((_, flagged)) = self.flagged() {
+            add("NsfwImages", "Count", flagged as u64);
+        }
         if let Some(age) = self.queue_age {
             add("QueueAge", "Milliseconds", ms(age));
         }
@@ -252,12 +274,13 @@ mod tests {
             images_stored: 1,
             loras_found: vec![Found::Volume, Found::Storage, Found::Memory],
             gpu_memory: Some(Memory { used: 3, total: 5 }),
+            checked: vec![Checked { mode: SafetyMode::Flag, nsfw: true }],
             ..Report::default()
         };
         let line = report.embedded_metrics();
         let directive = &line["_aws"]["CloudWatchMetrics"][0];
         let metrics = directive["Metrics"].as_array().unwrap();
-        assert_eq!(metrics.len(), 8 + STAGES.len());
+        assert_eq!(metrics.len(), 9 + STAGES.len());
         assert!(metrics.iter().all(|metric| line[metric["Name"].as_str().unwrap()].is_u64()), "{line}");
         let dimensions = directive["Dimensions"].as_array().unwrap().iter().flat_map(|set| set.as_array().unwrap());
         assert!(dimensions.into_iter().all(|name| line[name.as_str().unwrap()].is_string()), "{line}");
@@ -265,6 +288,21 @@ mod tests {
             (&line["Ending"], &line["Fault"], &line["denoiseTime"]),
             (&json!("painted"), &json!("none"), &json!(7))
         );
+        assert_eq!(line["NsfwImages"], json!(1));
         assert_eq!((&line["LoraCacheHits"], &line["LoraCacheMisses"]), (&json!(2), &json!(1)));
+    }
+
+    #[test]
+    fn verdicts_are_told_where_a_check_was_made_and_counted_once() {
+        let verdicts = [true, false, true].map(|nsfw| Checked { mode: SafetyMode::Black, nsfw }).to_vec();
+        for (ending, checked, told, counted) in [
+            (Ending::Painted, vec![], None, None),
+            (Ending::Painted, verdicts.clone(), Some("[true,false,true]"), Some((SafetyMode::Black, 2))),
+            (Ending::AnnouncedAgain, verdicts, Some("[true,false,true]"), None),
+        ] {
+            let report = Report { ending, checked, ..Report::default() };
+            assert_eq!((report.verdicts().as_deref(), report.flagged()), (told, counted), "{ending:?}");
+            assert_eq!(report.embedded_metrics()["NsfwImages"].as_u64(), counted.map(|(_, flagged)| flagged as u64));
+        }
     }
 }

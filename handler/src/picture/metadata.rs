@@ -150,6 +150,7 @@ fn labelled((name, value): (&'static str, String)) -> String {
         "Scheduler" => "Sampler",
         "KarrasSigmas" => "Karras sigmas",
         "NoiseSource" => "RNG",
+        "NsfwContentDetected" => "NSFW",
         name => name,
     };
     format!("{name}: {value}")

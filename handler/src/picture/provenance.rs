@@ -1,7 +1,7 @@
 //! What a picture's file says about how it was made. Only facts of the task and the model, never the time of day, so that a task that
 //! is delivered again gives the same bytes. Prompts only if the operator wants them.
 
-use crate::storage::weights;
+use crate::{storage::weights, task::Checked};
 use aws_sdk_s3::primitives::{DateTime, DateTimeFormat};
 use diffusion::{lora::AppliedLora, pipeline::Request, prompt::inversion::AppliedInversion};
 use std::path::Path;
@@ -72,6 +72,8 @@ pub struct Provenance<'a> {
     pub request: &'a Request,
     /// Number of the picture in its task, from 1, and how many pictures the task has.
     pub image: (usize, usize),
+    /// What the safety checker said of it, if a check was made.
+    pub checked: Option<Checked>,
     /// Whether prompts are written.
     pub prompts: bool,
 }
@@ -92,6 +94,8 @@ impl Provenance<'_> {
             ("NoiseSource", Some(request.noise_source.to_string())),
             ("Size", Some(format!("{}x{}", request.width, request.height))),
             ("Image", Some(format!("{} of {}", self.image.0, self.image.1))),
+            ("Safety", self.checked.map(|checked| checked.mode.to_string())),
+            ("NsfwContentDetected", self.checked.map(|checked| checked.nsfw.to_string())),
         ];
         settings.into_iter().filter_map(|(name, value)| Some((name, value?))).collect()
     }

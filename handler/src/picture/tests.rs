@@ -49,6 +49,7 @@ fn files(change: impl Fn(&mut Provenance)) -> Vec<(Format, Vec<u8>, Vec<u8>)> {
         inversions: &[],
         request: &request,
         image: (2, 3),
+        checked: None,
         prompts: false,
     };
     change(&mut provenance);
@@ -88,6 +89,22 @@ fn the_facts_are_in_every_format() {
 }
 
 #[test]
+fn a_checked_picture_says_so() {
+    use crate::task::{Checked, SafetyMode};
+    for checked in [None, Some(false), Some(true)] {
+        let checked = checked.map(|nsfw| Checked { mode: SafetyMode::Black, nsfw });
+        for (format, file, _) in files(|provenance| provenance.checked = checked) {
+            assert_eq!(holds(&file, "<easel:Safety>black<"), checked.is_some(), "{format}");
+            for nsfw in [false, true] {
+                let said = checked.is_some_and(|checked| checked.nsfw == nsfw);
+                assert_eq!(holds(&file, &format!("<easel:NsfwContentDetected>{nsfw}<")), said, "{format}");
+                assert_eq!(holds(&file, &format!("Safety: black, NSFW: {nsfw}, Version")), said, "{format}");
+            }
+        }
+    }
+}
+
+#[test]
 fn each_lora_is_named_by_the_digest_of_its_file() {
     let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/model/styles/halftone.safetensors");
     let lora = Arc::new(Lora::read(path.as_ref()).unwrap());
@@ -108,6 +125,7 @@ fn each_lora_is_named_by_the_digest_of_its_file() {
         inversions: &inversions,
         request: &request,
         image: (1, 1),
+        checked: None,
         prompts: false,
     };
     let packet = xmp_packet(&provenance);
@@ -145,6 +163,7 @@ fn the_longest_prompts_fit_a_jpeg() {
         inversions: &[],
         request: &long,
         image: (1, 1),
+        checked: None,
         prompts: true,
     };
     assert!(xmp_packet(&provenance).len() + XMP_SEGMENT.len() < 65_533);

@@ -19,6 +19,8 @@ use tokio::{
 /// Part of every error body, as S3's own repeat tokens. It must not appear in our errors.
 pub(crate) const SECRET: &str = "zebrafinch";
 pub(crate) const HOME_REGION: &str = "us-east-1";
+/// The metadata that it keeps.
+const METADATA: [&str; 3] = ["x-amz-meta-easel-fingerprint", "x-amz-meta-easel-safety", "x-amz-meta-easel-nsfw"];
 
 /// A fault of one request.
 #[derive(Debug, Clone, Copy)]
@@ -55,7 +57,7 @@ struct Object {
     body: String,
     tag: String,
     modified: SystemTime,
-    fingerprint: Option<String>,
+    metadata: Vec<(&'static str, String)>,
 }
 
 struct Request {
@@ -114,7 +116,7 @@ impl FakeBucket {
     }
 
     pub(crate) fn put(&self, key: &str, body: &str) {
-        self.shared().put(key, body.to_string(), None);
+        self.shared().put(key, body.to_string(), Vec::new());
     }
 
     /// Moves an object's modification time into the past.
@@ -186,10 +188,10 @@ impl Shared {
         Some(fault.2)
     }
 
-    fn put(&mut self, key: &str, body: String, fingerprint: Option<String>) -> String {
+    fn put(&mut self, key: &str, body: String, metadata: Vec<(&'static str, String)>) -> String {
         self.writes += 1;
         let tag = format!("\"{}\"", self.writes);
-        let object = Object { body, tag: tag.clone(), modified: SystemTime::now(), fingerprint };
+        let object = Object { body, tag: tag.clone(), modified: SystemTime::now(), metadata };
         self.objects.insert(key.to_string(), object);
         tag
     }
@@ -215,8 +217,8 @@ impl Shared {
             }
             ("DELETE", None) if unchanged.is_some() => error(412, "PreconditionFailed"),
             ("PUT", _) => {
-                let fingerprint = request.headers.get("x-amz-meta-easel-fingerprint").cloned();
-                let tag = self.put(&key, request.body.clone(), fingerprint);
+                let sent = |name| request.headers.get(name).map(|value: &String| (name, value.clone()));
+                let tag = self.put(&key, request.body.clone(), METADATA.into_iter().filter_map(sent).collect());
                 Answer { status: 200, headers: vec![("etag", tag)], body: String::new() }
             }
             ("DELETE", _) => {
@@ -231,7 +233,7 @@ impl Shared {
     fn read(&self, request: &Request, object: Object) -> Answer {
         let modified = DateTime::from(object.modified).fmt(DateTimeFormat::HttpDate).unwrap();
         let mut headers = vec![("etag", object.tag), ("last-modified", modified)];
-        headers.extend(object.fingerprint.map(|text| ("x-amz-meta-easel-fingerprint", text)));
+        headers.extend(object.metadata);
         let range = request.headers.get("range").filter(|_| !self.ignores_range);
         let Some(range) = range.and_then(|range| range.strip_prefix("bytes=")?.split_once('-')) else {
             return Answer { status: 200, headers, body: object.body };

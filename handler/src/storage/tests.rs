@@ -9,7 +9,7 @@ use crate::{
         cache::fake_source::{DOWNLOAD_OPTIONS, LIMITS},
         payload::PayloadPointer,
     },
-    task::Format,
+    task::{Format, SafetyMode},
 };
 
 const KEY: &str = "generations/1.jpg";
@@ -31,7 +31,8 @@ fn store(bucket: &FakeBucket) -> Store {
 }
 
 async fn has_picture(store: &Store) -> Result<bool, String> {
-    store.has_pictures(&[KEY.to_string()], PRINT).await.map_err(|error| error.to_string())
+    let stored = store.stored_pictures(&[KEY.to_string()], PRINT).await;
+    stored.map(|checked| checked.is_some()).map_err(|error| error.to_string())
 }
 
 #[tokio::test]
@@ -40,7 +41,7 @@ async fn a_picture_stands_or_does_not_and_what_passes_says_neither() {
     let store = store(&bucket);
     assert_eq!(has_picture(&store).await, Ok(false));
     assert_eq!(bucket.requests().len(), 1, "a picture that is not there costs one request");
-    store.put_picture(KEY, b"picture".to_vec(), Format::Jpeg, PRINT).await.unwrap();
+    store.put_picture(KEY, b"picture".to_vec(), Format::Jpeg, PRINT, None).await.unwrap();
     assert_eq!(has_picture(&store).await, Ok(true));
     for (status, code) in [
         (400, "ExpiredToken"),
@@ -63,13 +64,32 @@ async fn a_picture_stands_or_does_not_and_what_passes_says_neither() {
 }
 
 #[tokio::test]
+async fn the_verdict_is_kept_with_each_picture_and_read_again() {
+    let bucket = FakeBucket::start().await;
+    let store = store(&bucket);
+    let keys = ["generations/1.jpg".to_string(), "generations/1_2.jpg".to_string()];
+    let stored = async || store.stored_pictures(&keys, PRINT).await.unwrap();
+    let put = async |key: &str, checked| {
+        store.put_picture(key, vec![b'x'], Format::Jpeg, PRINT, checked).await.unwrap();
+    };
+    let check = |nsfw| Checked { mode: SafetyMode::Black, nsfw };
+    put(&keys[0], Some(check(true))).await;
+    assert_eq!(stored().await, None, "half of the pictures are none");
+    put(&keys[1], Some(check(false))).await;
+    assert_eq!(stored().await, Some(vec![check(true), check(false)]));
+    assert_eq!(store.stored_pictures(&keys, "another task").await.unwrap(), None);
+    put(&keys[1], None).await;
+    assert_eq!(stored().await, Some(vec![]), "a verdict on half of the pictures is none");
+}
+
+#[tokio::test]
 async fn an_upload_that_fails_may_be_tried_again_and_says_the_code_alone() {
     let bucket = FakeBucket::start().await;
     let store = store(&bucket);
     for (status, code) in [(403, "AccessDenied"), (400, "ExpiredToken"), (404, "NoSuchBucket"), (400, "EntityTooLarge")]
     {
         bucket.fail("PUT", KEY, RequestFault::Refused(status, code), 1);
-        let error = store.put_picture(KEY, vec![1], Format::Jpeg, PRINT).await.unwrap_err();
+        let error = store.put_picture(KEY, vec![1], Format::Jpeg, PRINT, None).await.unwrap_err();
         let words = error.to_string();
         assert!(
             matches!(error, StoreError::Transient(_)) && words.contains(code) && !words.contains(SECRET),
@@ -107,7 +127,7 @@ async fn pictures_and_claims_of_a_bucket_in_another_region_go_there() {
     assert!(bucket.body("claims/gen_1").is_some());
     claim.release().await;
     assert_eq!(has_picture(&store).await, Ok(false));
-    store.put_picture(KEY, b"picture".to_vec(), Format::Jpeg, PRINT).await.unwrap();
+    store.put_picture(KEY, b"picture".to_vec(), Format::Jpeg, PRINT, None).await.unwrap();
     assert_eq!(bucket.body(KEY).as_deref(), Some("picture"));
     assert_eq!(store.other_region("pictures"), Some(("eu-central-1".into(), HOME_REGION.into())));
 }

@@ -71,6 +71,7 @@ pub fn convert(config: &ConvertConfig) -> anyhow::Result<()> {
             unread.len()
         );
     }
+    println!("not in the folder: a safety checker, as no checkpoint has one");
     Ok(())
 }
 

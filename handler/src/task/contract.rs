@@ -3,7 +3,7 @@
 
 use super::{
     Format, MAX_ARTIST_NAME, MAX_EXTRA_LORAS, MAX_GUIDANCE, MAX_IMAGES, MAX_INVERSIONS, MAX_LORA_SCALE, MAX_PROMPT,
-    MAX_STEPS, MAX_TAGS, SIZES_OF_RATIOS,
+    MAX_STEPS, MAX_TAGS, SIZES_OF_RATIOS, SafetyMode,
     rule::{
         Boolean, Defaulted, Field, Integer, LoraUrl, NonBlank, Number, Object, ObjectList, OneOf, Optional, Required,
         Tags, Text, Timestamp, WebhookUrl, object_of,
@@ -78,6 +78,10 @@ fields! {
         OUTPUT_FORMAT: Optional<OneOf<Format>> = "output_format", OneOf::new(Format::names);
         /// How the picture is signed.
         SIGNATURE: Optional<Object> = "signature", Object(signature::SIGNATURE);
+        /// What becomes of pictures that the safety checker flags: nothing is checked (off), they stand and are told
+        /// (flag), they are black (black), none of the task is stored (refuse). It holds where it is stricter than the
+        /// operator's choice. A task that needs a checker where there is none is refused.
+        SAFETY: Optional<OneOf<SafetyMode>> = "safety", OneOf::new(|| SafetyMode::NAMES.into());
         /// The date of the pictures, with its time zone; by default they have none.
         CREATED_AT: Optional<Timestamp> = "created_at", Timestamp;
     }

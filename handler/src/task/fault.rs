@@ -14,6 +14,8 @@ pub enum TaskFault {
     Inversion,
     /// The picture cannot be painted: its size, its scheduler or the name.
     Picture,
+    /// The safety checker flagged a picture, and the mode is refuse.
+    Safety,
     /// Painting failed.
     Painting,
     /// The GPU ran out of memory.
@@ -28,11 +30,12 @@ pub enum TaskFault {
 
 impl TaskFault {
     /// All of them.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 10] = [
         Self::Task,
         Self::Lora,
         Self::Inversion,
         Self::Picture,
+        Self::Safety,
         Self::Painting,
         Self::Memory,
         Self::Storage,
@@ -47,6 +50,7 @@ impl TaskFault {
             Self::Lora => "LORA_UNUSABLE",
             Self::Inversion => "TEXTUAL_INVERSION_UNUSABLE",
             Self::Picture => "PICTURE_REFUSED",
+            Self::Safety => "NSFW_CONTENT",
             Self::Painting => "PAINTING_FAILED",
             Self::Memory => "OUT_OF_MEMORY",
             Self::Storage => "STORAGE_UNAVAILABLE",

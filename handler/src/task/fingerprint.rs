@@ -4,7 +4,7 @@
 //! It is a digest of a canonical text: a version, then one line for each field, sorted, with the names and values of the contract. A
 //! test pins the text and its digest.
 
-use super::{InversionRef, LoraRef, Task};
+use super::{InversionRef, LoraRef, SafetyMode, Task};
 use crate::task::signature::Signature;
 use sha2::{Digest, Sha256};
 
@@ -44,6 +44,7 @@ impl Task {
             num_images,
             format,
             signature,
+            safety,
         } = self;
         let Signature { position, opacity, size, margin } = signature;
         let mut lines = vec![
@@ -77,6 +78,7 @@ impl Task {
             lines.push(line(&name("key"), text(key)));
             lines.extend(token.iter().map(|token| line(&name("token"), text(token))));
         }
+        lines.extend(safety.filter(|mode| *mode != SafetyMode::Off).map(|mode| line("safety", mode)));
         lines.sort_unstable();
         format!("easel task {VERSION}\n{}", lines.concat())
     }

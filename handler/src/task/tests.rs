@@ -42,6 +42,7 @@ fn the_fingerprint_depends_on_what_changes_the_picture() {
         ("webhook_url", json!("https://elsewhere")),
         ("created_at", json!("2026-11-25T14:00:00Z")),
         ("seed", json!(42)),
+        ("safety", json!("off")),
         ("not_a_field", json!(1)),
     ] {
         assert_eq!(with(field, value).unwrap().fingerprint(), plain, "{field}");
@@ -63,6 +64,8 @@ fn the_fingerprint_depends_on_what_changes_the_picture() {
         ("num_images", json!(2)),
         ("output_format", json!("png")),
         ("signature", json!({ "opacity": 127 })),
+        ("safety", json!("flag")),
+        ("safety", json!("refuse")),
     ] {
         assert_ne!(with(field, value).unwrap().fingerprint(), plain, "{field}");
     }
@@ -173,6 +176,8 @@ fn optional_fields_are_read() {
     );
     assert_eq!(with("scheduler", json!("lcm")).unwrap().scheduler, schedulers::Kind::Lcm);
     assert_eq!(with("karras_sigmas", json!(true)).unwrap().karras_sigmas, Some(true));
+    assert_eq!(with("safety", json!("black")).unwrap().safety, Some(SafetyMode::Black));
+    assert_eq!(with("safety", json!(null)).unwrap().safety, None);
     assert_eq!(with("karras_sigmas", json!(null)).unwrap().karras_sigmas, None);
     assert_eq!(with("noise_source", json!("cpu")).unwrap().noise_source, noise::Source::Cpu);
     assert_eq!(with("prompt_weighting", json!("a1111")).unwrap().prompt_weighting, prompt::Weighting::A1111);
@@ -230,6 +235,8 @@ fn bad_fields_are_named_with_kind_and_limit() {
         ("noise_source", json!("gpu"), "`noise_source` is an unknown name, must be one of cuda, cpu"),
         ("prompt_weighting", json!(true), "`prompt_weighting` is a boolean, must be a string"),
         ("prompt_weighting", json!("compel"), "`prompt_weighting` is an unknown name, must be one of none, a1111"),
+        ("safety", json!("strict"), "`safety` is an unknown name, must be one of off, flag, black, refuse"),
+        ("safety", json!(true), "`safety` is a boolean, must be a string"),
         ("lora_scale", json!("big"), "`lora_scale` is a string"),
         ("loras", json!([{"scale": 1}]), "`loras[0].lora_model_url` is missing"),
         ("textual_inversions", json!([{"token": "x"}]), "`textual_inversions[0].url` is missing"),

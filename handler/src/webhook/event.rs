@@ -77,14 +77,14 @@ impl Subject {
         self.event(EventKind::Progress, &part, &InProgress { generation_id: self.generation_id, progress })
     }
 
-    pub(super) fn complete(&self, task: &Task, result_urls: &[String]) -> Event {
+    pub(super) fn complete(&self, task: &Task, result_urls: &[String], nsfw: &[bool]) -> Event {
         let Task { seed, steps, guidance_scale, .. } = *task;
         let body = Complete {
             generation_id: self.generation_id,
             // A task has at least one picture.
             result_url: result_urls.first().map_or("", String::as_str),
             result_urls: if result_urls.len() > 1 { result_urls } else { &[] },
-            metadata: Metadata { seed, steps, guidance_scale },
+            metadata: Metadata { seed, steps, guidance_scale, nsfw_content_detected: nsfw },
         };
         self.event(EventKind::Complete, "", &body)
     }
@@ -129,12 +129,12 @@ pub(super) struct Complete<'a> {
     #[schemars(length(min = 2, max = task::MAX_IMAGES as u64))]
     pub(super) result_urls: &'a [String],
     /// Settings of the painting.
-    pub(super) metadata: Metadata,
+    pub(super) metadata: Metadata<'a>,
 }
 
 /// Settings of the painting.
 #[derive(Serialize, JsonSchema)]
-pub(super) struct Metadata {
+pub(super) struct Metadata<'a> {
     /// The seed, as the task has it.
     #[schemars(range(min = i64::MIN, max = u64::MAX))]
     pub(super) seed: i128,
@@ -144,6 +144,10 @@ pub(super) struct Metadata {
     /// Classifier-free guidance scale.
     #[schemars(range(min = 0.0, max = task::MAX_GUIDANCE))]
     pub(super) guidance_scale: f64,
+    /// Of each picture, whether the safety checker flagged it as not safe for work; absent if no check was made.
+    #[serde(skip_serializing_if = "<[_]>::is_empty")]
+    #[schemars(length(min = 1, max = task::MAX_IMAGES as u64))]
+    pub(super) nsfw_content_detected: &'a [bool],
 }
 
 /// A task failed, and there will be no more tries.
@@ -194,7 +198,7 @@ mod tests {
         let ids = [
             first.progress(progress(0, 9)).id,
             first.progress(progress(1, 9)).id,
-            first.complete(&task(1, "cat"), &[]).id,
+            first.complete(&task(1, "cat"), &[], &[]).id,
             first.failed("A", "", 0).id,
             Subject::task(&task(2, "cat")).failed("A", "", 0).id,
             Subject::task(&task(1, "dog")).failed("A", "", 0).id,
@@ -203,6 +207,25 @@ mod tests {
         ];
         assert_eq!(ids.iter().collect::<HashSet<_>>().len(), ids.len(), "{ids:?}");
         assert!(ids.iter().all(|id| id.len() == 68 && id.starts_with("msg_")));
+    }
+
+    /// Without a check the body is the Python worker's, byte for byte.
+    #[test]
+    fn the_verdict_is_told_where_there_is_one() {
+        let (task, url) = (task(1, "cat"), ["http://s3/a.jpg".to_string()]);
+        for (nsfw, told) in [
+            (&[][..], ""),
+            (&[false], r#","nsfw_content_detected":[false]"#),
+            (&[true, false], r#","nsfw_content_detected":[true,false]"#),
+        ] {
+            let event = Subject::task(&task).complete(&task, &url, nsfw);
+            let expected = format!(
+                r#"{{"generation_id":1,"result_url":"http://s3/a.jpg","metadata":{{"seed":42,"steps":50,"guidance_scale":7.5{told}}}}}"#
+            );
+            let parsed = |text: &str| serde_json::from_str::<serde_json::Value>(text).unwrap();
+            assert_eq!(parsed(&event.body), parsed(&expected));
+            assert_eq!(event.body.len(), expected.len(), "{}", event.body);
+        }
     }
 
     /// A backend with a limit on request bodies must still learn that a task failed.

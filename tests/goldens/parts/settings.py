@@ -10,7 +10,8 @@ import numpy as np
 import torch
 from diffusers import AutoencoderKL, DiffusionPipeline, UNet2DConditionModel
 from safetensors.torch import save_file
-from transformers import CLIPTextConfig
+from transformers import CLIPConfig, CLIPTextConfig, CLIPVisionConfig
+from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 from . import made_with, metadata, toy_model
 
@@ -37,8 +38,11 @@ CASES = {
 
 
 def make(folder: Path) -> None:
-    text_encoder = {field.name: field.default for field in dataclasses.fields(CLIPTextConfig)}
-    settings = {"unet": defaults(UNet2DConditionModel), "vae": defaults(AutoencoderKL), "text_encoder": text_encoder}
+    settings = {"unet": defaults(UNet2DConditionModel), "vae": defaults(AutoencoderKL)}
+    for name, config in (("text_encoder", CLIPTextConfig), ("safety_checker", CLIPConfig), ("vision", CLIPVisionConfig)):
+        settings[name] = {field.name: field.default for field in dataclasses.fields(config)}
+    processor = CLIPImageProcessorPil()
+    settings["preprocessor"] = {name: plain(getattr(processor, name)) for name in processor.valid_kwargs.__annotations__}
     about = {"made_with": made_with("diffusers", "transformers")}
     (folder / "settings.json").write_text(json.dumps(about | settings, indent=1) + "\n")
 
@@ -53,6 +57,13 @@ def make(folder: Path) -> None:
     inputs = {"prompt": PROMPT, "seed": SEED, "side": SIDE, "timesteps": TIMESTEPS, "cases": rows}
     versions = made_with("torch", "diffusers", "transformers")
     save_file(tensors, folder / "settings.safetensors", metadata(made_with=versions, inputs=inputs))
+
+
+def plain(value: object) -> object:
+    """As a JSON file has it."""
+    if dataclasses.is_dataclass(value):
+        return {name: number for name, number in dataclasses.asdict(value).items() if number is not None}
+    return list(value) if isinstance(value, tuple) else value
 
 
 def defaults(network: type) -> dict:

@@ -10,7 +10,7 @@ use clap::Parser;
 use diffusion::{
     loading::{clip, unet_to_ldm, vae_to_ldm},
     noise::Noise,
-    pipeline::parameters,
+    pipeline::{parameters, safety_checker_parameters},
 };
 use serde_json::{Value, json};
 use std::{
@@ -30,6 +30,9 @@ struct Options {
     /// A setting of a file as JSON, such as unet/config.json/time_cond_proj_dim=32. May be given several times.
     #[arg(long, value_name = "FILE/SETTING=VALUE")]
     setting: Vec<String>,
+    /// A safety checker of the published shapes in f16, 608 MB, whose thresholds no picture reaches.
+    #[arg(long)]
+    safety_checker: bool,
     /// A file to write the same model to as a checkpoint. Only for the size narrow.
     #[arg(long)]
     checkpoint: Option<PathBuf>,
@@ -114,9 +117,15 @@ impl Size {
 }
 
 fn main() -> anyhow::Result<()> {
-    let Options { out, size, setting, checkpoint } = Options::parse();
+    let Options { out, size, setting, safety_checker, checkpoint } = Options::parse();
     let widths = size.widths();
     let mut files = configs(&widths);
+    if safety_checker {
+        files.extend(checker_configs());
+        let index = files.entry("model_index.json").or_default();
+        index["safety_checker"] = json!(["stable_diffusion", "StableDiffusionSafetyChecker"]);
+        index["feature_extractor"] = json!(["transformers", "CLIPImageProcessor"]);
+    }
     for text in &setting {
         let (path, value) = text.split_once('=').context("a setting has a `=`")?;
         let (file, name) = path.rsplit_once('/').unwrap_or(("model_index.json", path));
@@ -140,6 +149,17 @@ fn main() -> anyhow::Result<()> {
     let [text_encoder, unet, vae] = [text_encoder, unet, vae].map(|asked| drawn(&asked, widths.dtype));
     let (text_encoder, unet, vae) = (text_encoder?, unet?, vae?);
     save(&text_encoder, &out.join("text_encoder/model.safetensors"))?;
+    if safety_checker {
+        let config = files["safety_checker/config.json"].as_object().context("an object")?;
+        let mut checker = drawn(&safety_checker_parameters(config)?, DType::F16)?;
+        for (name, tensor) in &mut checker {
+            if name.ends_with("_weights") {
+                // No cosine is so large.
+                *tensor = tensor.ones_like()?.affine(2.0, 0.0)?;
+            }
+        }
+        save(&checker, &out.join("safety_checker/model.safetensors"))?;
+    }
     save(&unet, &out.join("unet/diffusion_pytorch_model.safetensors"))?;
     save(&vae, &out.join("vae/diffusion_pytorch_model.safetensors"))?;
     if let Some(path) = checkpoint {
@@ -215,6 +235,18 @@ fn configs(widths: &Widths) -> BTreeMap<&'static str, Value> {
             }),
         ),
     ])
+}
+
+/// The JSON files of a safety checker of the published shapes.
+fn checker_configs() -> [(&'static str, Value); 2] {
+    let vision = json!({
+        "hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24, "num_attention_heads": 16, "image_size": 224,
+        "patch_size": 14, "hidden_act": "quick_gelu", "layer_norm_eps": 1e-5,
+    });
+    [
+        ("safety_checker/config.json", json!({ "model_type": "clip", "projection_dim": 768, "vision_config": vision })),
+        ("feature_extractor/preprocessor_config.json", json!({ "image_processor_type": "CLIPImageProcessor" })),
+    ]
 }
 
 /// CLIP's vocabulary without a single merge: the 256 bytes, the same at the end of a word, and two special tokens.

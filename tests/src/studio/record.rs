@@ -102,6 +102,9 @@ pub struct Record {
     pub ended_ms: Option<u64>,
     /// The picture's file in the gallery.
     pub picture: Option<String>,
+    /// Whether the safety checker flagged one of its pictures.
+    #[serde(default)]
+    pub nsfw: bool,
 }
 
 impl Record {
@@ -123,6 +126,7 @@ impl Record {
             end: None,
             ended_ms: None,
             picture: None,
+            nsfw: false,
         }
     }
 

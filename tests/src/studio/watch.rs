@@ -79,7 +79,11 @@ fn note(record: &mut Record, at_ms: u64, call: &Call) {
                 seconds_left: number("estimated_seconds"),
             });
         }
-        COMPLETE => record.completes += 1,
+        COMPLETE => {
+            record.completes += 1;
+            let verdicts = call.body["metadata"]["nsfw_content_detected"].as_array();
+            record.nsfw = verdicts.is_some_and(|verdicts| verdicts.contains(&Value::Bool(true)));
+        }
         FAILED => record.failures += 1,
         _ => {}
     }
@@ -126,6 +130,19 @@ mod tests {
         assert_eq!((record.end.clone(), record.dropped, record.completes), (None, 1, 0));
         note(&mut record, 9, &call(COMPLETE, 200, json!({ "generation_id": 1 })));
         assert_eq!((record.end, record.ended_ms, record.completes), (Some(End::Complete), Some(9), 1));
+    }
+
+    #[test]
+    fn the_verdict_of_the_safety_checker_is_kept() {
+        for (metadata, nsfw) in [
+            (json!({}), false),
+            (json!({ "nsfw_content_detected": [false] }), false),
+            (json!({ "nsfw_content_detected": [false, true] }), true),
+        ] {
+            let mut record = Record::new(1, "halftone", json!({}), 0);
+            note(&mut record, 5, &call(COMPLETE, 200, json!({ "generation_id": 1, "metadata": metadata })));
+            assert_eq!(record.nsfw, nsfw, "{metadata}");
+        }
     }
 
     #[test]

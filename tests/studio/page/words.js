@@ -38,7 +38,7 @@ export function summary(task) {
 export function ending(task) {
   switch (task.end?.kind) {
     case "complete":
-      return `Complete after ${time(task.ended_ms)}`;
+      return `Complete after ${time(task.ended_ms)}${task.nsfw ? "; flagged by the safety checker" : ""}`;
     case "failed":
       return `${task.end.code}: ${task.end.message}`;
     case "dead-lettered":
@@ -53,7 +53,7 @@ const GROUPS = [
   ["wait", ["claim", "fetch", "wait"]],
   ["LoRA", ["lora"]],
   ["denoise", ["denoise"]],
-  ["decode", ["decode"]],
+  ["decode", ["decode", "safety"]],
   ["sign", ["sign", "encode", "metadata", "credential"]],
   ["upload", ["upload"]],
   ["tell", ["complete"]],

@@ -2,11 +2,15 @@
 
 mod fields;
 mod model_index;
+mod preprocessor;
+mod safety_checker;
 mod text_encoder;
 mod unet;
 mod vae;
 
 pub use model_index::ModelIndex;
+pub use preprocessor::PreprocessorConfig;
+pub use safety_checker::{SafetyCheckerConfig, VisionConfig};
 pub use text_encoder::TextEncoderConfig;
 pub use unet::UnetConfig;
 pub use vae::VaeConfig;

@@ -5,6 +5,14 @@ pub fn text_encoder_name(name: &str) -> String {
     if name.starts_with("text_model.") { name.to_string() } else { format!("text_model.{name}") }
 }
 
+/// The name in the safety checker, with one level `vision_model.` as transformers 5 writes it. Earlier versions wrote two.
+pub fn safety_checker_name(name: &str) -> String {
+    match name.strip_prefix("vision_model.") {
+        Some(inner) if inner.starts_with("vision_model.") => inner.to_string(),
+        _ => name.to_string(),
+    }
+}
+
 /// The name in the VAE of today's diffusers. SD1.5's own file has older names for the attention of the mid block.
 pub fn vae_name(name: &str) -> String {
     let Some((block, layer)) = name.split_once(".attentions.0.") else { return name.to_string() };

@@ -5,8 +5,9 @@ use crate::{
     error::{PipelineError, Result},
     loading::config::TextEncoderConfig,
     loading::weights::Weights,
+    models::clip::{Layer, LayerConfig},
     ops::params::Params,
-    ops::{Array, LayerNorm, Linear, causal_attention, quick_gelu},
+    ops::{Array, LayerNorm},
     prompt::tokenizer::Tokens,
 };
 use candle_core::{DType, Error, Result as CandleResult, Tensor};
@@ -22,16 +23,6 @@ pub(crate) struct TextEncoder {
     final_layer_norm: LayerNorm,
 }
 
-struct Layer {
-    layer_norm1: LayerNorm,
-    qkv: Linear,
-    out: Linear,
-    heads: usize,
-    layer_norm2: LayerNorm,
-    fc1: Linear,
-    fc2: Linear,
-}
-
 impl TextEncoder {
     /// Takes its tensors from `params`.
     ///
@@ -43,8 +34,14 @@ impl TextEncoder {
         let width = config.hidden_size;
         embeddings.checked(&[config.vocab_size, width], "token_embedding.weight")?;
         embeddings.checked(&[config.max_position_embeddings, width], "position_embedding.weight")?;
-        let layers =
-            (0..config.num_hidden_layers).map(|layer| Layer::new(config, params.pp("encoder.layers").pp(layer)));
+        let each = LayerConfig {
+            width,
+            inner: config.intermediate_size,
+            heads: config.num_attention_heads,
+            eps: config.layer_norm_eps,
+            causal: true,
+        };
+        let layers = (0..config.num_hidden_layers).map(|layer| Layer::new(each, params.pp("encoder.layers").pp(layer)));
         Ok(Self {
             layers: layers.collect::<CandleResult<_>>()?,
             final_layer_norm: LayerNorm::new(width, config.layer_norm_eps, params.pp("final_layer_norm"))?,
@@ -96,32 +93,6 @@ impl TextEncoder {
         let positions: Vec<u32> = (0..length as u32).collect();
         let positions = self.embeddings.rows("position_embedding.weight", &positions)?;
         self.embeddings.on_device(&tokens.broadcast_add(&positions)?)
-    }
-}
-
-impl Layer {
-    fn new(config: &TextEncoderConfig, params: Params) -> CandleResult<Self> {
-        let (width, inner, eps) = (config.hidden_size, config.intermediate_size, config.layer_norm_eps);
-        let parts = ["q_proj", "k_proj", "v_proj"].map(|part| params.pp("self_attn").pp(part));
-        Ok(Self {
-            layer_norm1: LayerNorm::new(width, eps, params.pp("layer_norm1"))?,
-            qkv: Linear::packed(width, width, true, &parts)?,
-            out: Linear::new(width, width, params.pp("self_attn.out_proj"))?,
-            heads: config.num_attention_heads,
-            layer_norm2: LayerNorm::new(width, eps, params.pp("layer_norm2"))?,
-            fc1: Linear::new(width, inner, params.pp("mlp.fc1"))?,
-            fc2: Linear::new(inner, width, params.pp("mlp.fc2"))?,
-        })
-    }
-
-    fn forward(&self, xs: &Array) -> CandleResult<Array> {
-        let parts = self.qkv.forward_each(&self.layer_norm1.forward(xs)?)?;
-        let [q, k, v] = parts.as_slice() else {
-            return Err(Error::Msg("an attention lacks queries, keys or values".into()).bt());
-        };
-        let xs = self.out.forward_adding(&causal_attention(q, k, v, self.heads)?, xs)?;
-        let wide = self.fc1.forward(&self.layer_norm2.forward(&xs)?)?;
-        self.fc2.forward_adding(&quick_gelu(&wide)?, &xs)
     }
 }
 

@@ -56,6 +56,20 @@ impl Array {
         }
     }
 
+    /// The first token of one sequence: `[1, channels]` of `[1, tokens, channels]`.
+    pub(crate) fn first_token(&self) -> Result<Self> {
+        match self {
+            Self::Cpu(xs) => match xs.dims() {
+                &[1, _, channels] => Ok(Self::Cpu(xs.narrow(1, 0, 1)?.reshape((1, channels))?)),
+                dims => Err(candle_core::Error::Msg(format!("{dims:?} is not one sequence")).bt()),
+            },
+            Self::Gpu(xs) => match xs.dims() {
+                &[1, tokens, channels] if tokens > 0 => Ok(Self::Gpu(xs.reshaped(&[tokens, channels]).part(0, 1))),
+                dims => Err(candle_core::Error::Msg(format!("{dims:?} is not one sequence")).bt()),
+            },
+        }
+    }
+
     /// Each element of the first dimension `times` times in a row. diffusers pairs prompts and images in this order.
     pub(crate) fn repeat_rows(&self, times: usize) -> Result<Self> {
         if times == 1 {

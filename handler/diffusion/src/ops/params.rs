@@ -1,8 +1,8 @@
 //! The parameters of modules, looked up by path. On the CPU they are tensors, on a GPU they are places for tensors.
 
-use crate::gpu::{Array, Placed, WeightLayout};
+use crate::gpu::{Array, Dtype, Placed, WeightLayout};
 use crate::{loading::weights::Weights, ops};
-use candle_core::{DType, Device, Error, Result, Tensor};
+use candle_core::{D, DType, Device, Error, Result, Tensor};
 use std::sync::{Arc, Mutex, PoisonError};
 
 /// The parameters below one path.
@@ -83,7 +83,7 @@ impl Params {
     /// # Errors
     /// There is none, or its shape is not `dims`.
     pub(crate) fn checked(&self, dims: &[usize], leaf: &str) -> Result<String> {
-        let name = format!("{}.{leaf}", self.path);
+        let name = if self.path.is_empty() { leaf.to_string() } else { format!("{}.{leaf}", self.path) };
         if let Some(recorder) = &self.recorder {
             recorder.lock().unwrap_or_else(PoisonError::into_inner).push((name.clone(), dims.to_vec()));
             return Ok(name);
@@ -128,6 +128,27 @@ impl Params {
             None => ops::Array::Cpu(tensor.contiguous()?),
             Some(placed) => ops::Array::Gpu(Array::from_tensor(placed.gpu(), tensor, placed.dtype())?),
         })
+    }
+
+    /// Rows `[.., columns]` copied from the CPU to the device of the modules, on a GPU with zeros up to a whole vector.
+    ///
+    /// # Errors
+    /// The device fails or has too little memory.
+    pub(crate) fn rows_on_device(&self, rows: &Tensor) -> Result<ops::Array> {
+        if self.placed.is_none() {
+            return self.on_device(rows);
+        }
+        let columns = rows.dim(D::Minus1)?;
+        self.on_device(&rows.pad_with_zeros(D::Minus1, 0, columns.next_multiple_of(ops::LANES) - columns)?)
+    }
+
+    /// The dtype of the modules' parameters and activations: f32 on the CPU.
+    pub(crate) fn dtype(&self) -> DType {
+        match self.placed.as_ref().map(|placed| placed.dtype()) {
+            None | Some(Dtype::F32) => DType::F32,
+            Some(Dtype::F16) => DType::F16,
+            Some(Dtype::BF16) => DType::BF16,
+        }
     }
 
     /// A feature map `[batch, channels, height, width]` copied from the CPU to the device of the modules.

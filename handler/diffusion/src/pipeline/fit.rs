@@ -1,8 +1,8 @@
 //! Which parts of the networks stay in a GPU's memory: decided by sizes alone, before anything is loaded.
 //!
-//! A picture has three phases: the text encoder and what is prepared for all steps, the steps, and the decoder. What stays is there in
-//! all of them, what is lent comes for its phase, and what is streamed passes through a window in each step. Of all ways that fit into the
-//! free memory the fastest is taken.
+//! A picture has four phases: the text encoder and what is prepared for all steps, the steps, the decoder, and the safety checker. What
+//! stays is there in all of them, what is lent comes for its phase, and what is streamed passes through a window in each step. Of all ways
+//! that fit into the free memory the fastest is taken. The safety checker is the first to leave.
 
 use crate::gpu::Stay;
 
@@ -44,6 +44,8 @@ pub(super) struct Needs {
     pub unet: usize,
     /// Pages of the decoder.
     pub vae: usize,
+    /// Pages of the safety checker, 0 without one.
+    pub checker: usize,
     /// The first and last page of each of the UNet's arrays.
     pub spans: Vec<(usize, usize)>,
     /// What is there in every phase beside weights and scratch memory, the libraries' kernels included.
@@ -54,6 +56,18 @@ pub(super) struct Needs {
     pub whole: usize,
     /// The same, if it works in bands.
     pub bands: Option<usize>,
+}
+
+/// Where the safety checker looks at pictures.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(super) enum CheckerPlace {
+    /// On the GPU, where it stays.
+    #[default]
+    Stays,
+    /// On the GPU, to which it comes for each look.
+    Comes,
+    /// On the CPU.
+    Cpu,
 }
 
 /// What stays, what is lent and what is streamed.
@@ -69,6 +83,8 @@ pub(super) struct Fit {
     pub lent: usize,
     /// Whether the decoder works in bands.
     pub in_bands: bool,
+    /// Where the safety checker looks at pictures, if there is one.
+    pub checker: CheckerPlace,
     /// The most bytes of any phase.
     pub needed: usize,
 }
@@ -123,15 +139,20 @@ impl Offload {
 
 impl Fit {
     /// The way that was asked for, in `free` bytes. `Model` and `Sequential` take the least memory of their kind with
-    /// which the decoder works whole, `Auto` as much as it takes to be fastest.
+    /// which the decoder works whole, `Auto` as much as it takes to be fastest. If the safety checker cannot even come, the CPU has it.
     pub(super) fn choose(needs: &Needs, free: usize, offload: Offload) -> Result<Self, Shortage> {
-        let chosen = match offload {
+        let choose = |needs: &Needs| match offload {
             Offload::Never => needs.never(free),
             Offload::Model => needs.best(free.min(needs.model(needs.whole())), Streams::No),
             Offload::Sequential => needs.best(free.min(needs.sequential(needs.whole(), AHEAD[0])), Streams::Must),
-            Offload::Auto => needs.never(free).filter(|fit| !fit.in_bands).or_else(|| needs.best(free, Streams::May)),
+            Offload::Auto => {
+                let ideal = |fit: &Self| !fit.in_bands && fit.checker == CheckerPlace::Stays;
+                needs.never(free).filter(ideal).or_else(|| needs.best(free, Streams::May))
+            }
         };
-        chosen.ok_or_else(|| {
+        let on_cpu = || Some(Self { checker: CheckerPlace::Cpu, ..choose(&needs.without_checker())? });
+        choose(needs).or_else(|| on_cpu().filter(|_| needs.checker > 0)).ok_or_else(|| {
+            let needs = needs.without_checker();
             let ways = [
                 (Offload::Never, needs.least_never()),
                 (Offload::Model, needs.least_model()),
@@ -203,31 +224,34 @@ impl Needs {
         self.sequential(self.least_decode(), AHEAD[2]).min(self.least_model())
     }
 
+    fn without_checker(&self) -> Self {
+        Self { checker: 0, ..self.clone() }
+    }
+
     /// The least memory without streaming, with so much scratch memory for the decoder.
     fn model(&self, decode: usize) -> usize {
         let pages = |pages: usize| pages * self.page;
-        let text = pages(self.text.max(self.ahead)) + self.step;
-        self.fixed + text.max(pages(self.unet) + self.step).max(pages(self.vae) + decode)
+        let most = self.text.max(self.ahead).max(self.unet).max(self.checker);
+        self.fixed + (pages(most) + self.step).max(pages(self.vae) + decode)
     }
 
     /// The least memory with streaming, with a window that is so many pages ahead.
     fn sequential(&self, decode: usize, ahead: usize) -> usize {
         let pages = |pages: usize| pages * self.page;
-        let text = pages(self.text.max(self.ahead)) + self.step;
-        self.fixed + pages(self.places(self.unet, ahead)) + text.max(self.step).max(pages(self.vae) + decode)
+        let most = pages(self.text.max(self.ahead).max(self.checker)) + self.step;
+        self.fixed + pages(self.places(self.unet, ahead)) + most.max(pages(self.vae) + decode)
     }
 
     fn never(&self, free: usize) -> Option<Fit> {
         let (whole, fixed) = (self.whole.max(self.step), self.fixed + self.all_pages());
         let decode = if fixed + whole <= free { whole } else { self.least_decode() };
-        let fit = Fit {
-            kept: [true; 3],
-            streamed: 0,
-            places: 0,
-            lent: 0,
-            in_bands: decode < whole,
-            needed: fixed + decode,
+        let with_checker = fixed + whole + self.checker * self.page;
+        let (checker, needed) = match self.checker {
+            0 => (CheckerPlace::Stays, fixed + decode),
+            _ if with_checker <= free => (CheckerPlace::Stays, with_checker),
+            _ => (CheckerPlace::Comes, fixed + decode),
         };
+        let fit = Fit { kept: [true; 3], streamed: 0, places: 0, lent: 0, in_bands: decode < whole, checker, needed };
         (fit.needed <= free).then_some(fit)
     }
 
@@ -276,8 +300,9 @@ impl Needs {
             Some(free.checked_sub(taken)? / self.page)
         };
         let in_steps = room(0, self.step)?;
-        // Text encoder and preparation come one after the other.
-        let around = room(also(0).max(also(1)), self.step)?.min(room(also(2), decode)?);
+        // Text encoder, preparation and checker come one after the other.
+        let text = also(0).max(also(1)).max(self.checker);
+        let around = room(text, self.step)?.min(room(also(2), decode)?);
         let whole = self.unet <= in_steps && streams != Streams::Must;
         let (streamed, places) = match streams {
             _ if whole => (0, 0),
@@ -287,19 +312,20 @@ impl Needs {
         let resident = self.unet - streamed;
         let stay = around.checked_sub(places)?.min(resident);
         let lent = resident - stay;
-        let away: usize = lent + (0..3).map(also).sum::<usize>();
+        let away: usize = lent + (0..3).map(also).sum::<usize>() + self.checker;
         let each = |cost: usize| cost * self.page / (8 * MIB);
         let cost = away * each(COPY + MAP) + streamed * each(COPY) * STEPS;
         let phase = |unet: usize, comes: usize, scratch: usize| (stays + comes + unet + places) * self.page + scratch;
         let needed = self.fixed
             + [
-                phase(stay, also(0).max(also(1)), self.step),
+                phase(stay, text, self.step),
                 phase(resident, 0, self.step),
                 phase(stay, also(2), decode),
             ]
             .into_iter()
             .max()?;
-        Some((Fit { kept, streamed, places, lent, in_bands, needed }, cost))
+        let checker = if self.checker > 0 { CheckerPlace::Comes } else { CheckerPlace::Stays };
+        Some((Fit { kept, streamed, places, lent, in_bands, checker, needed }, cost))
     }
 }
 

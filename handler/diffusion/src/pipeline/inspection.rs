@@ -1,13 +1,13 @@
 //! Checks a model without reading its weights: whether its settings fit together, and whether its files have the tensors that its networks
 //! need. Loading a model and looking at it ask the same questions here.
 
-use super::{networks, tokenizer};
+use super::{networks, safety, tokenizer};
 use crate::{
     error::{MAX_NAME, PipelineError, Result, cut},
     loading::{
         DIFFUSION_FILES, ENCODER_FILES, ModelWeights,
         config::{ModelIndex, TextEncoderConfig, UnetConfig, VaeConfig, check_together},
-        is_checkpoint, text_encoder_name, vae_name,
+        is_checkpoint, safety_checker_name, text_encoder_name, vae_name,
         weights::Weights,
     },
     ops::params::Shapes,
@@ -25,10 +25,11 @@ const ORIGINAL: [(&str, &[&str]); 3] = [
     ("vae", &["first_stage_model.", "decoder.mid.", "decoder.up.", "encoder.mid.", "encoder.down."]),
 ];
 /// Tensors that a file has beside those of the networks here, by folder and a part of the name.
-const EXPECTED: [(&str, &[&str]); 3] = [
+const EXPECTED: [(&str, &[&str]); 4] = [
     ("text_encoder", &["position_ids", "text_projection.", "logit_scale", "vision_model."]),
     ("unet", &[]),
     ("vae", &["encoder.", "quant_conv."]),
+    (safety::CHECKER, &["position_ids"]),
 ];
 
 /// What was found in a model that can be loaded.
@@ -76,17 +77,39 @@ pub fn inspect_settings(model: &Path) -> Result<()> {
     schedulers::check(Kind::default(), &SchedulerConfig::load(model)?)
 }
 
-/// Checks tensors, by name and shape as their files have them, against what the network of a folder (`text_encoder`, `unet`, `vae`)
-/// needs. Reads only the model folder's JSON files.
+/// Checks tensors, by name and shape as their files have them, against what the network of a folder (`text_encoder`, `unet`, `vae`,
+/// `safety_checker`) needs. Reads only the model folder's JSON files.
 ///
 /// # Errors
 /// As [`inspect`], or there is no such network.
 pub fn check_weights(model: &Path, folder: &str, tensors: &Shapes) -> Result<()> {
+    let found = |folder| Found::new(folder, tensors.iter().map(|(name, dims)| (name.as_str(), dims.as_slice())));
+    if folder == safety::CHECKER {
+        return found(safety::CHECKER).fits(&safety::shapes(&safety::settings_of(model)?)?);
+    }
     let networks = networks::parameters_by_folder(model)?;
     let Some((folder, needed)) = networks.into_iter().find(|(name, _)| *name == folder) else {
         return Err(candle_core::Error::msg(format!("a model has no {folder}/")).into());
     };
-    Found::new(folder, tensors.iter().map(|(name, dims)| (name.as_str(), dims.as_slice()))).fits(&needed)
+    found(folder).fits(&needed)
+}
+
+/// Checks the headers of weights against what a network needs.
+///
+/// # Errors
+/// A tensor is missing or has another shape.
+pub(super) fn fits(folder: &'static str, weights: &Weights, needed: &Shapes) -> Result<()> {
+    Found::of_weights(folder, weights).fits(needed)
+}
+
+/// The same, and returns the number of tensors that the network does not read, with the name of the first.
+///
+/// # Errors
+/// As [`fits`].
+pub(super) fn unread_of(folder: &'static str, weights: &Weights, needed: &Shapes) -> Result<Option<(usize, String)>> {
+    let found = Found::of_weights(folder, weights);
+    found.fits(needed)?;
+    Ok(found.unread(needed).map(|(_, number, first)| (number, first)))
 }
 
 /// Opens the weights of a model folder or a checkpoint, and checks their headers. They have diffusers' names.
@@ -120,6 +143,7 @@ fn canonical(folder: &str, name: &str) -> String {
     match folder {
         "text_encoder" => text_encoder_name(name),
         "vae" => vae_name(name),
+        safety::CHECKER => safety_checker_name(name),
         _ => name.to_string(),
     }
 }

@@ -1,6 +1,7 @@
 //! The three networks of a model on their device: they compute the prompt's embedding, the noise of one step, and pixels.
 
 use super::{
+    fit::CheckerPlace,
     fit::{Offload, Shortage},
     gpu_state::GpuState,
     graphs::{RecordedDenoiser, Recordings},
@@ -117,7 +118,14 @@ pub(crate) enum Denoiser<'a> {
 impl Networks {
     /// On a GPU, `size` is the height and width of the first latents. While the weights are being copied, a picture of that size is
     /// computed to create everything that is created on first use.
-    pub(crate) fn new(model: Model, compute: &Compute, offload: Offload, size: (usize, usize)) -> Result<Self> {
+    /// Memory is reckoned for a safety checker of `checker` parameters, 0 without one.
+    pub(crate) fn new(
+        model: Model,
+        compute: &Compute,
+        offload: Offload,
+        size: (usize, usize),
+        checker: usize,
+    ) -> Result<Self> {
         match compute {
             Compute::Cpu => {
                 let [text, unet, vae] =
@@ -132,13 +140,16 @@ impl Networks {
                     state: DeviceState::Cpu,
                 })
             }
-            Compute::Gpu(gpu, dtype) => Self::on_gpu(model, gpu, *dtype, offload, size),
+            Compute::Gpu(gpu, dtype) => {
+                gpu.enter()?;
+                let residence = Residence::new(gpu, *dtype, model.unet_weights.parameters(), checker)?;
+                Self::on_gpu(model, residence, offload, size)
+            }
         }
     }
 
-    fn on_gpu(model: Model, gpu: &Gpu, dtype: Dtype, offload: Offload, size: (usize, usize)) -> Result<Self> {
-        gpu.enter()?;
-        let mut residence = Residence::new(gpu, dtype, model.unet_weights.parameters())?;
+    fn on_gpu(model: Model, mut residence: Residence, offload: Offload, size: (usize, usize)) -> Result<Self> {
+        let (gpu, dtype) = (&residence.gpu().clone(), residence.unet.dtype());
         let Residence { text, ahead, unet, vae, .. } = &residence;
         let unet_params = Params::on_gpu(&model.unet_weights, unet).with_section(ahead);
         let on_gpu = Arc::new(Unet::new(&model.unet_config, unet_params)?);
@@ -311,6 +322,24 @@ impl Networks {
         match self.footprint() {
             Some(Footprint { in_bands: true, .. }) => DecodeMemory::bands(width * factor),
             _ => DecodeMemory::Whole,
+        }
+    }
+
+    /// Makes room for the safety checker: what is lent of the UNet leaves, and scratch memory that only the decoder used.
+    pub(crate) fn make_way_for_checker(&self) -> Result<()> {
+        self.enter()?;
+        if let DeviceState::Gpu(state) = &self.state {
+            state.residence.unet.leave()?;
+            state.tidy()?;
+        }
+        Ok(())
+    }
+
+    /// Where a safety checker looks at pictures. On a CPU it is there.
+    pub(crate) fn checker_place(&self) -> CheckerPlace {
+        match &self.state {
+            DeviceState::Cpu => CheckerPlace::Stays,
+            DeviceState::Gpu(state) => state.residence.checker_place(),
         }
     }
 

@@ -1,8 +1,9 @@
 //! Where the networks of a model are on a GPU: which parts stay, and what comes and leaves with the phases of a picture.
 
 use super::{
-    fit::{Fit, Needs, Offload, Shortage},
+    fit::{CheckerPlace, Fit, Needs, Offload, Shortage},
     networks::parameters,
+    safety::{SafetySource, checker_parameters},
 };
 use crate::{
     error::{PipelineError, Result},
@@ -49,6 +50,8 @@ pub struct Footprint {
     pub window: usize,
     /// Whether the decoder works in bands.
     pub in_bands: bool,
+    /// Whether the CPU looks for the safety checker, as the GPU has no room for it.
+    pub checker_on_cpu: bool,
 }
 
 /// The networks' tensors on one GPU.
@@ -59,6 +62,8 @@ pub(super) struct Residence {
     /// What each step of the UNet uses.
     pub(super) unet: Arc<Placed>,
     pub(super) vae: Arc<Placed>,
+    /// Pages of the safety checker.
+    checker: usize,
     needs: Needs,
     fit: Fit,
     free: usize,
@@ -74,8 +79,8 @@ pub(crate) struct Extent {
 }
 
 impl Residence {
-    /// Places for tensors, without memory yet.
-    pub(super) fn new(gpu: &Gpu, dtype: Dtype, unet_parameters: usize) -> Result<Self> {
+    /// Places for tensors, without memory yet. Room is reckoned for a safety checker of so many parameters, 0 without one.
+    pub(super) fn new(gpu: &Gpu, dtype: Dtype, unet_parameters: usize, checker_parameters: usize) -> Result<Self> {
         let page = if unet_parameters < SMALL { SMALL_PAGE } else { PAGE };
         let unet = Placed::new(gpu, dtype, page)?;
         let none = Needs {
@@ -84,18 +89,28 @@ impl Residence {
             ahead: 0,
             unet: 0,
             vae: 0,
+            checker: 0,
             spans: Vec::new(),
             fixed: 0,
             step: 0,
             whole: 0,
             bands: None,
         };
-        let fit = Fit { kept: [true; 3], streamed: 0, places: 0, lent: 0, in_bands: false, needed: 0 };
+        let fit = Fit {
+            kept: [true; 3],
+            streamed: 0,
+            places: 0,
+            lent: 0,
+            in_bands: false,
+            checker: CheckerPlace::default(),
+            needed: 0,
+        };
         Ok(Self {
             text: Placed::new(gpu, dtype, page)?,
             ahead: unet.section()?,
             vae: Placed::new(gpu, dtype, page)?,
             unet,
+            checker: pages_of(checker_parameters, dtype, page),
             needs: none,
             fit,
             free: 0,
@@ -125,6 +140,7 @@ impl Residence {
             ahead: self.ahead.pages().1,
             unet,
             vae: self.vae.pages().1,
+            checker: self.checker,
             spans: self.unet.spans(),
             fixed: FIXED,
             step,
@@ -182,6 +198,11 @@ impl Residence {
         Ok(Shortage { offload: self.fit.offload(), needed: self.fit.needed, free, others: Vec::new() })
     }
 
+    /// Where a safety checker is. One that was not reckoned with comes, unless there is memory for everything.
+    pub(super) fn checker_place(&self) -> CheckerPlace {
+        if self.checker == 0 && !self.is_whole() { CheckerPlace::Comes } else { self.fit.checker }
+    }
+
     pub(super) fn is_whole(&self) -> bool {
         self.fit.offload() == Offload::Never
     }
@@ -200,8 +221,14 @@ impl Residence {
             streamed: fit.streamed * needs.page,
             window: fit.places * needs.page,
             in_bands: fit.in_bands,
+            checker_on_cpu: fit.checker == CheckerPlace::Cpu,
         }
     }
+}
+
+/// Pages of so many parameters. Arrays leave gaps.
+fn pages_of(parameters: usize, dtype: Dtype, page: usize) -> usize {
+    if parameters == 0 { 0 } else { (parameters * dtype.bytes()).div_ceil(page) + 1 }
 }
 
 /// Chooses a way. `Auto` reckons with the largest usual size if that fits.
@@ -225,14 +252,14 @@ fn choose(
 }
 
 /// How a model would lie in `free` bytes of a GPU's memory, by the shapes of its tensors. Reads only the model folder's JSON files.
-/// `size` is the width and height of the first pictures.
+/// `size` is the width and height of the first pictures; `checker` is the safety checker that is loaded beside the model.
 ///
 /// # Errors
 /// There is too little memory for what was asked for ([`PipelineError::Memory`]), or the folder cannot be used.
 pub fn foresee(
     model: &Path,
     dtype: Dtype,
-    size: (usize, usize),
+    (size, checker): ((usize, usize), &SafetySource),
     free: usize,
     offload: Offload,
 ) -> Result<Footprint> {
@@ -244,7 +271,8 @@ pub fn foresee(
     let latents = (size.1.div_ceil(vae_config.factor()), size.0.div_ceil(vae_config.factor()));
     let extent = Extent { latents, images: 1 };
     let page = if parameters[1] < SMALL { SMALL_PAGE } else { PAGE };
-    let [text, unet, vae] = parameters.map(|count| (count * dtype.bytes()).div_ceil(page) + 1);
+    let [text, unet, vae] = parameters.map(|count| pages_of(count, dtype, page));
+    let checker = pages_of(checker_parameters(model, checker)?, dtype, page);
     // The share of SD 1.5's UNet that only prepares the steps, and its widest layer.
     let ahead = unet.div_ceil(18);
     let widest = (unet / 26).max(1);
@@ -252,7 +280,7 @@ pub fn foresee(
     let spans: Vec<_> = (0..unet).map(|first| (first, (first + widest).min(unet - 1))).collect();
     let needs = |extent| {
         let [step, whole, bands] = scratch(configs, extent, dtype);
-        Needs { page, text, ahead, unet, vae, spans: spans.clone(), fixed: FIXED, step, whole, bands: Some(bands) }
+        Needs { page, text, ahead, unet, vae, checker, spans: spans.clone(), fixed: FIXED, step, whole, bands: Some(bands) }
     };
     let (_, fit) = choose(needs, extent, free, offload)?;
     let (kept, all) = (fit.kept, [text, ahead, vae]);
@@ -267,6 +295,7 @@ pub fn foresee(
         streamed: fit.streamed * page,
         window: fit.places * page,
         in_bands: fit.in_bands,
+        checker_on_cpu: fit.checker == CheckerPlace::Cpu,
     })
 }
 

@@ -35,6 +35,7 @@ pub fn file(config: &BenchFileConfig) -> anyhow::Result<()> {
         inversions: &[],
         request: &request,
         image: (1, 1),
+        checked: None,
         prompts: false,
     };
     let mut figures = vec![(
@@ -111,9 +112,14 @@ fn picture(config: &BenchFileConfig, (width, height): (u32, u32)) -> anyhow::Res
             image::open(path).with_context(|| format!("--picture {} must be a JPEG or PNG file", path.display()))?;
         return Ok(picture.resize_to_fill(width, height, FilterType::Triangle).to_rgb8());
     }
+    Ok(waves(width, height))
+}
+
+/// Soft waves in that size.
+pub(super) fn waves(width: u32, height: u32) -> RgbImage {
     let wave = |x: u32, y: u32, length: f32| {
         let (x, y) = (x as f32 / length, y as f32 / length);
         (127.5 + 80.0 * (x + y.sin()).sin() + 40.0 * (3.0 * y - x).cos()) as u8
     };
-    Ok(RgbImage::from_fn(width, height, |x, y| Rgb([wave(x, y, 40.0), wave(y, x, 25.0), wave(x, y, 15.0)])))
+    RgbImage::from_fn(width, height, |x, y| Rgb([wave(x, y, 40.0), wave(y, x, 25.0), wave(x, y, 15.0)]))
 }

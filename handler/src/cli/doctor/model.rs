@@ -12,7 +12,7 @@ use crate::{
 use aws_config::SdkConfig;
 use diffusion::{
     loading::is_checkpoint,
-    pipeline::{self, Inspection},
+    pipeline::{self, CheckerInspection, Inspection, SafetySource},
     schedulers::Kind,
 };
 use std::{
@@ -81,6 +81,12 @@ async fn folder(config: &DoctorConfig) -> Vec<Finding> {
             vec![Finding::fail(what, format!("{error}; {advice}"))]
         }
     };
+    let folder = model.dir.clone();
+    let inspect = move || {
+        let inspected = pipeline::inspect_safety_checker(&folder, &SafetySource::OfModel);
+        inspected.map_err(|error| service::causes(&error))
+    };
+    findings.extend(safety_checker(blocking(ANSWER_TIMEOUT, inspect).await.flatten()));
     let (folder, hash) = (model.dir.clone(), config.hash);
     let limit = if hash { READ_TIMEOUT } else { ANSWER_TIMEOUT };
     let manifest = blocking(limit, move || manifest(&folder, hash)).await;
@@ -119,6 +125,25 @@ fn looked_at(what: &str, is_checkpoint: bool, inspection: &Inspection) -> Vec<Fi
         findings.push(Finding::warn(format!("model.scheduler {kind}"), note));
     }
     findings
+}
+
+/// The lines about the safety checker, if there is one.
+fn safety_checker(inspected: Result<Option<CheckerInspection>, String>) -> Vec<Finding> {
+    let what = "model.safety-checker";
+    match inspected {
+        Ok(None) => vec![],
+        Ok(Some(CheckerInspection { folder, tensors, unread })) => {
+            let fine = format!("settings, and names and shapes of its {tensors} tensors");
+            let mut findings = vec![Finding::ok(format!("{what} {}", folder.display()), fine)];
+            if let Some((number, first)) = unread {
+                let note =
+                    format!("{number} of its tensors are not read, the first is `{first}`: it may judge otherwise");
+                findings.push(Finding::warn(format!("model.tensors {}", folder.display()), note));
+            }
+            findings
+        }
+        Err(error) => vec![Finding::fail(what, format!("{error}; correct its folder, or remove it"))],
+    }
 }
 
 fn manifest(folder: &Path, hash: bool) -> Finding {

@@ -50,7 +50,12 @@ impl BatchEngine for Fake {
         self.is_lost |= end == End::Loss;
         let painted = |_: &mut BatchItem<'_>| match end {
             End::Loss => Err(PipelineError::Candle(candle_core::Error::Msg("an illegal access".into())).into()),
-            _ => Ok(Pictures { pictures: Vec::new(), model: ModelName::of("m".as_ref()), stages: Vec::new() }),
+            _ => Ok(Pictures {
+                pictures: Vec::new(),
+                checked: Vec::new(),
+                model: ModelName::of("m".as_ref()),
+                stages: Vec::new(),
+            }),
         };
         items.iter_mut().map(painted).collect()
     }
@@ -65,6 +70,10 @@ impl BatchEngine for Fake {
 
     fn is_lost(&self) -> bool {
         self.is_lost
+    }
+
+    fn safety(&self) -> SafetyMode {
+        SafetyMode::Off
     }
 }
 

@@ -1,7 +1,7 @@
 //! What a scrape shows, and that docs/OPERATIONS.md lists it.
 
 use super::*;
-use crate::observe::report::Ending;
+use crate::{observe::report::Ending, task::Checked};
 use std::{collections::BTreeSet, time::Duration};
 
 #[test]
@@ -14,9 +14,12 @@ fn a_task_is_counted_by_its_ending_its_fault_and_its_stages() {
         stages: vec![("denoise", Duration::from_millis(400))],
         queue_age: Some(Duration::from_secs(3)),
         loras_found: vec![Found::Volume, Found::Storage],
+        checked: [true, false].map(|nsfw| Checked { mode: SafetyMode::Black, nsfw }).to_vec(),
         ..Report::default()
     };
     metrics.record(&painted);
+    // What an earlier delivery painted was counted then.
+    metrics.record(&Report { ending: Ending::AnnouncedAgain, checked: painted.checked.clone(), ..Report::default() });
     metrics.record(&Report { ending: Ending::Failed, fault: Some(TaskFault::Lora), ..Report::default() });
     let in_work = metrics.start_task();
     let text = metrics.encode().unwrap();
@@ -32,11 +35,14 @@ fn a_task_is_counted_by_its_ending_its_fault_and_its_stages() {
         "easel_lora_evictions_total 0",
         "easel_images_total 2",
         "easel_image_bytes_total 1000",
+        "easel_nsfw_pictures_total{action=\"black\"} 1",
+        "easel_nsfw_pictures_total{action=\"flag\"} 0",
+        "easel_nsfw_pictures_total{action=\"refuse\"} 0",
         "easel_stage_seconds_count{stage=\"denoise\"} 1",
         "easel_stage_seconds_bucket{le=\"0.25\",stage=\"denoise\"} 0",
         "easel_stage_seconds_bucket{le=\"0.5\",stage=\"denoise\"} 1",
         "easel_queue_age_seconds_count 1",
-        "easel_task_seconds_count 2",
+        "easel_task_seconds_count 3",
         "easel_in_work 1",
     ] {
         assert!(text.lines().any(|shown| shown == line), "{line} is not in\n{text}");

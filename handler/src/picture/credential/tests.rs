@@ -70,6 +70,7 @@ fn files(credential: &Credential, prompts: bool) -> Vec<(Format, Vec<u8>, Vec<u8
         inversions: &[],
         request: &request,
         image: (2, 3),
+        checked: None,
         prompts,
     };
     let write = |format| {

@@ -50,8 +50,19 @@ pub(super) async fn pull(config: &PullConfig, report: &dyn Fn(&str)) -> anyhow::
     // What model it is comes first: another one has other files.
     let pulling = Pulling { hub: &hub, commit: &commit, folder, staging: Staging::new(folder)?, report };
     pulling.stage(selection::model_index(&offered)?).await?;
-    pulling.accept(ModelIndex::load(pulling.staging.path()).map(|_| ()))?;
-    let selection = selection::select(offered, config.variant)?;
+    let index = ModelIndex::load(pulling.staging.path());
+    let checker = index.as_ref().map_or(Ok(false), ModelIndex::has_safety_checker);
+    pulling.accept(index.map(|_| ()))?;
+    let unused =
+        |why: &str| report(&format!("the safety checker is not fetched, so pictures will not be checked: {why}"));
+    let with_checker = checker.unwrap_or_else(|error| {
+        unused(&error.to_string());
+        false
+    });
+    let selection = selection::select(offered, config.variant, with_checker)?;
+    if let Some(why) = &selection.left_out {
+        unused(why);
+    }
     for file in &selection.small {
         pulling.stage(file).await?;
     }

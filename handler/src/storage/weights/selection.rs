@@ -3,7 +3,10 @@
 use super::hub::HubFile;
 use crate::storage::weights::options::Variant;
 use anyhow::{Context, bail, ensure};
-use diffusion::{MAX_NAME, cut, loading::DIFFUSION_FILES, loading::ENCODER_FILES};
+use diffusion::{
+    MAX_NAME, cut,
+    loading::{CHECKER_FILES, DIFFUSION_FILES, ENCODER_FILES},
+};
 use serde::Deserialize;
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -27,6 +30,9 @@ const OPTIONAL: [&str; 2] = ["tokenizer/added_tokens.json", "tokenizer/special_t
 /// Folders with weights, and the file names of full weights and of half precision.
 const WEIGHTS: [(&str, [&str; 2]); 3] =
     [("text_encoder", ENCODER_FILES), ("unet", DIFFUSION_FILES), ("vae", DIFFUSION_FILES)];
+/// The safety checker's folder, its settings, and what prepares pictures for it, which may be missing.
+const CHECKER: &str = "safety_checker";
+const CHECKER_SETTINGS: [&str; 2] = ["safety_checker/config.json", "feature_extractor/preprocessor_config.json"];
 /// Endings of weights that are pickles: they can run code, so they are not read.
 const PICKLES: [&str; 5] = ["bin", "ckpt", "pt", "pth", "pkl"];
 /// The most files of weights that an error lists.
@@ -39,6 +45,8 @@ pub(super) struct Selection {
     pub(super) small: Vec<HubFile>,
     weights: Vec<(&'static str, Found)>,
     offered: Vec<HubFile>,
+    /// Why the safety checker is left out, if the repository has one that cannot be used.
+    pub(super) left_out: Option<String>,
 }
 
 /// The weights of one folder.
@@ -75,8 +83,8 @@ pub(super) fn model_index(offered: &[HubFile]) -> anyhow::Result<&HubFile> {
     })
 }
 
-/// The files that the pipeline reads.
-pub(super) fn select(offered: Vec<HubFile>, variant: Variant) -> anyhow::Result<Selection> {
+/// The files that the pipeline reads, with those of the safety checker if there is one.
+pub(super) fn select(offered: Vec<HubFile>, variant: Variant, with_checker: bool) -> anyhow::Result<Selection> {
     model_index(&offered)?;
     let find = |name: &str| offered.iter().find(|file| file.path == name).cloned();
     let mut small = Vec::new();
@@ -97,19 +105,39 @@ pub(super) fn select(offered: Vec<HubFile>, variant: Variant) -> anyhow::Result<
     small.extend(OPTIONAL.into_iter().filter_map(find));
     let mut weights = Vec::new();
     for (folder, names) in WEIGHTS {
-        let name = format!("{folder}/{}", names[variant as usize]);
-        let index = format!("{folder}/{}", index_name(names[0], variant));
-        let found = match (find(&name), find(&index)) {
-            (Some(whole), _) => Found::Whole(whole),
-            (None, Some(file)) => {
-                small.push(file);
-                Found::Index(index)
-            }
-            (None, None) => bail!(lacking(&offered, folder, &name, variant)),
+        let Some((found, index)) = found(&offered, folder, names, variant) else {
+            let name = format!("{folder}/{}", names[variant as usize]);
+            bail!(lacking(&offered, folder, &name, variant))
         };
+        small.extend(index);
         weights.push((folder, found));
     }
-    Ok(Selection { small, weights, offered })
+    let mut left_out = None;
+    if with_checker && let Some(settings) = find(CHECKER_SETTINGS[0]) {
+        // It looks at pictures the same in either variant.
+        let other = if variant == Variant::Full { Variant::Fp16 } else { Variant::Full };
+        let mut variants = [variant, other].into_iter();
+        match variants.find_map(|variant| found(&offered, CHECKER, CHECKER_FILES, variant)) {
+            Some((found, index)) => {
+                small.push(settings);
+                small.extend(find(CHECKER_SETTINGS[1]));
+                small.extend(index);
+                weights.push((CHECKER, found));
+            }
+            None => left_out = Some(lacking(&offered, CHECKER, &format!("{CHECKER}/{}", CHECKER_FILES[0]), variant)),
+        }
+    }
+    Ok(Selection { small, weights, offered, left_out })
+}
+
+/// The weights of a folder in a variant, and the index that names them if they are in shards.
+fn found(offered: &[HubFile], folder: &str, names: [&str; 2], variant: Variant) -> Option<(Found, Option<HubFile>)> {
+    let find = |name: &str| offered.iter().find(|file| file.path == format!("{folder}/{name}")).cloned();
+    if let Some(whole) = find(names[variant as usize]) {
+        return Some((Found::Whole(whole), None));
+    }
+    let index = find(&index_name(names[0], variant))?;
+    Some((Found::Index(index.path.clone()), Some(index)))
 }
 
 impl Selection {
@@ -167,9 +195,11 @@ fn lacking(offered: &[HubFile], folder: &str, name: &str, variant: Variant) -> S
         Variant::Fp16 => (Variant::Full, "--variant full"),
     };
     let has = |name: &str| offered.iter().any(|file| file.path == name);
-    let has_other = WEIGHTS.iter().all(|(folder, names)| {
-        has(&format!("{folder}/{}", names[other as usize])) || has(&format!("{folder}/{}", index_name(names[0], other)))
-    });
+    let has_other = folder != CHECKER
+        && WEIGHTS.iter().all(|(folder, names)| {
+            has(&format!("{folder}/{}", names[other as usize]))
+                || has(&format!("{folder}/{}", index_name(names[0], other)))
+        });
     let pickled = there.iter().any(|path| PICKLES.contains(&ending(path).as_str()));
     let listed: Vec<_> = there.iter().take(MOST_LISTED).map(|path| cut(path, MAX_NAME)).collect();
     let shown = match there.len().checked_sub(MOST_LISTED).filter(|more| *more > 0) {
@@ -218,8 +248,8 @@ mod tests {
     #[test]
     fn only_what_the_pipeline_reads_is_taken_and_never_a_pickle() {
         for variant in [Variant::Full, Variant::Fp16] {
-            let taken =
-                select(offered(&["README.md", "safety_checker/model.safetensors", "v1-5.ckpt"]), variant).unwrap();
+            let files = offered(&["README.md", "safety_checker/model.safetensors", "v1-5.ckpt"]);
+            let taken = select(files, variant, false).unwrap();
             assert_eq!(taken.small.len(), REQUIRED.len() + TOKENIZERS[1].len());
             let weights = taken.weights(Path::new("nowhere")).unwrap();
             let files: Vec<&HubFile> = weights.iter().flat_map(|(_, files)| files).collect();
@@ -229,11 +259,34 @@ mod tests {
     }
 
     #[test]
+    fn a_safety_checker_comes_whole_or_not_at_all() {
+        let [config, pictures] = CHECKER_SETTINGS;
+        let (full, half) = ("safety_checker/model.safetensors", "safety_checker/model.fp16.safetensors");
+        let pickle = "safety_checker/pytorch_model.bin";
+        let taken = |files: &[&str], variant, with_checker| {
+            let selection = select(offered(files), variant, with_checker).unwrap();
+            let small = selection.small.iter().filter(|file| CHECKER_SETTINGS.contains(&file.path.as_str())).count();
+            let weights = selection.weights(Path::new("nowhere")).unwrap();
+            let checker = weights.into_iter().find(|(folder, _)| *folder == CHECKER);
+            (small, checker.map(|(_, files)| files[0].path.clone()), selection.left_out)
+        };
+        for (variant, name) in [(Variant::Full, full), (Variant::Fp16, half)] {
+            assert_eq!(taken(&[config, pictures, full, half], variant, true), (2, Some(name.into()), None));
+            assert_eq!(taken(&[config, pictures, full, half], variant, false), (0, None, None));
+            assert_eq!(taken(&[config, full], variant, true), (1, Some(full.into()), None));
+            assert_eq!(taken(&[pictures], variant, true), (0, None, None));
+            let (small, weights, left_out) = taken(&[config, pictures, pickle], variant, true);
+            assert_eq!((small, weights), (0, None));
+            assert!(left_out.is_some_and(|why| why.contains(full) && why.contains(pickle) && why.contains("pickles")));
+        }
+    }
+
+    #[test]
     fn a_tokenizer_of_either_form_is_taken_with_the_tokens_beside_its_vocabulary() {
         let taken = |gone: &[&str], more: &[&str]| {
             let mut files = offered(more);
             files.retain(|file| !gone.contains(&file.path.as_str()));
-            let taken = select(files, Variant::Full).map_err(|error| error.to_string())?;
+            let taken = select(files, Variant::Full, false).map_err(|error| error.to_string())?;
             let names =
                 taken.small.into_iter().filter_map(|file| file.path.strip_prefix("tokenizer/").map(str::to_string));
             Ok::<_, String>(names.collect::<Vec<_>>())
@@ -257,7 +310,7 @@ mod tests {
         let (settings, index) = (tempfile::tempdir().unwrap(), "unet/diffusion_pytorch_model.safetensors.index.json");
         let mut files = offered(&[index, "unet/a.safetensors", "unet/b.safetensors"]);
         files.retain(|file| file.path != "unet/diffusion_pytorch_model.safetensors");
-        let selection = select(files, Variant::Full).unwrap();
+        let selection = select(files, Variant::Full, false).unwrap();
         assert!(selection.small.iter().any(|file| file.path == index));
         fs::create_dir(settings.path().join("unet")).unwrap();
         for (text, said) in [
@@ -283,14 +336,14 @@ mod tests {
     #[test]
     fn a_repository_without_an_index_may_hold_a_checkpoint() {
         let files = vec![HubFile { path: "v1-5.safetensors".into(), bytes: 1, sha256: None, git_sha1: None }];
-        let error = select(files, Variant::Full).unwrap_err().to_string();
+        let error = select(files, Variant::Full, false).unwrap_err().to_string();
         assert!(error.contains("no model_index.json") && error.contains("v1-5.safetensors"), "{error}");
     }
 
     #[test]
     fn a_listing_that_leaves_its_folder_is_refused_as_a_whole() {
         for path in ["../x", "/etc/passwd", "unet/../../x", "", "a\\..\\b", "./x", "a\0b"] {
-            let error = select(offered(&[path]), Variant::Full).unwrap_err().to_string();
+            let error = select(offered(&[path]), Variant::Full, false).unwrap_err().to_string();
             assert!(error.contains("outside the repository"), "{path:?}: {error}");
         }
     }
@@ -300,7 +353,7 @@ mod tests {
         for missing in ["tokenizer/vocab.json", "unet/diffusion_pytorch_model.safetensors"] {
             let mut files = offered(&[]);
             files.retain(|file| file.path != missing);
-            let error = select(files, Variant::Full).unwrap_err().to_string();
+            let error = select(files, Variant::Full, false).unwrap_err().to_string();
             assert!(error.contains(missing), "{error}");
         }
     }

@@ -8,6 +8,7 @@ use e2e::{
     mapping::{Batch, Record},
     stack::Stack,
 };
+use serde_json::Value;
 use std::{
     io::{IsTerminal, Write, stdout},
     time::Duration,
@@ -122,6 +123,13 @@ pub(crate) fn short(path: &str) -> &str {
     path.strip_prefix("/api/webhooks/inference/").unwrap_or(path)
 }
 
+/// What is added to `complete` if the safety checker flagged a picture.
+fn flagged(body: &Value) -> &'static str {
+    let verdicts = body["metadata"]["nsfw_content_detected"].as_array();
+    let is_flagged = verdicts.is_some_and(|verdicts| verdicts.contains(&Value::Bool(true)));
+    if is_flagged { " (flagged by the safety checker)" } else { "" }
+}
+
 /// A webhook in a few words.
 pub(crate) fn summary(call: &Call) -> String {
     let body = &call.body;
@@ -134,7 +142,7 @@ pub(crate) fn summary(call: &Call) -> String {
             let left = number("estimated_seconds");
             format!("{} %, step {step} of {steps}, about {left} s left", number("progress_percent"))
         }
-        COMPLETE => text("result_url"),
+        COMPLETE => text("result_url") + flagged(body),
         FAILED => text("error_message"),
         _ => body.to_string(),
     }

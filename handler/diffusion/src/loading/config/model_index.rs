@@ -15,12 +15,19 @@ const PARTS: [(&str, &str); 4] = [
     ("unet", "UNet2DConditionModel"),
     ("vae", "AutoencoderKL"),
 ];
+/// The parts that look at finished pictures, each with the classes that it may have.
+const CHECKER: [(&str, &str); 2] = [
+    ("safety_checker", "StableDiffusionSafetyChecker"),
+    ("feature_extractor", "CLIPImageProcessor, CLIPImageProcessorFast, CLIPImageProcessorPil, CLIPFeatureExtractor"),
+];
 
 /// `model_index.json`.
 #[derive(Debug, Clone)]
 pub struct ModelIndex {
     /// The pipeline's class: `StableDiffusionPipeline` or `LatentConsistencyModelPipeline`, which paints the same if the UNet is the same.
     pub class_name: String,
+    /// The class of the safety checker, and that of what prepares pictures for it. None if the file names none.
+    checker: [Option<String>; 2],
 }
 
 impl ModelIndex {
@@ -42,14 +49,32 @@ impl ModelIndex {
             let supported = what_to_do(&class_name);
             return Err(PipelineError::Unsupported { file: FILE, field: "_class_name", value: class_name, supported });
         }
+        // A library and a class.
+        let class_of = |field: &str| index.get(field).and_then(|part| part.get(1)).map(shown);
         for (field, supported) in PARTS {
-            // A library and a class.
-            let class = index.get(field).and_then(|part| part.get(1)).map(shown);
+            let class = class_of(field);
             if let Some(value) = class.filter(|class| !supported.split(", ").any(|known| known == class)) {
                 return Err(PipelineError::Unsupported { file: FILE, field, value, supported });
             }
         }
-        Ok(Self { class_name })
+        let checker = CHECKER.map(|(field, _)| class_of(field).filter(|class| class != "null"));
+        Ok(Self { class_name, checker })
+    }
+
+    /// Whether the pipeline has a safety checker.
+    ///
+    /// # Errors
+    /// Its class, or that of what prepares pictures for it, is not supported.
+    pub fn has_safety_checker(&self) -> Result<bool> {
+        if self.checker[0].is_none() {
+            return Ok(false);
+        }
+        for ((field, supported), class) in CHECKER.into_iter().zip(&self.checker) {
+            if let Some(value) = class.clone().filter(|class| !supported.split(", ").any(|known| known == class)) {
+                return Err(PipelineError::Unsupported { file: FILE, field, value, supported });
+            }
+        }
+        Ok(true)
     }
 
     /// Whether the pipeline gives the guidance scale to the UNet, whatever the UNet is.
@@ -147,5 +172,20 @@ mod tests {
         assert!(error.contains("`vae` is null"), "{error}");
         index(json!({ "tokenizer": ["transformers", "CLIPTokenizerFast"], "scheduler": ["diffusers", "Any"] }))
             .unwrap();
+    }
+
+    #[test]
+    fn a_safety_checker_is_there_if_it_is_named_and_refused_if_it_is_another_class() {
+        let classes = |checker: &Value, extractor: &Value| {
+            index(json!({ "safety_checker": checker, "feature_extractor": extractor })).unwrap().has_safety_checker()
+        };
+        let checker = json!(["stable_diffusion", "StableDiffusionSafetyChecker"]);
+        let (extractor, none) = (json!(["transformers", "CLIPFeatureExtractor"]), json!([null, null]));
+        assert!(classes(&checker, &extractor).unwrap() && classes(&checker, &none).unwrap());
+        assert!(!classes(&none, &extractor).unwrap());
+        let error = classes(&json!(["library", "MyChecker"]), &extractor).unwrap_err().to_string();
+        assert_eq!(error, "model_index.json: `safety_checker` is MyChecker, supported: StableDiffusionSafetyChecker");
+        let error = classes(&checker, &json!(["transformers", "ViTImageProcessor"])).unwrap_err().to_string();
+        assert!(error.contains("`feature_extractor` is ViTImageProcessor, supported: CLIPImageProcessor, "), "{error}");
     }
 }

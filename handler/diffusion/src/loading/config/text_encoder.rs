@@ -11,7 +11,7 @@ use std::path::Path;
 
 const FILE: &str = "text_encoder/config.json";
 /// What transformers up to version 4 wrote into the config of every model. CLIP's encoder reads none of it.
-const OF_EVERY_MODEL: &str = "add_cross_attention bad_words_ids begin_suppress_tokens cross_attention_hidden_size \
+pub(super) const OF_EVERY_MODEL: &str = "add_cross_attention bad_words_ids begin_suppress_tokens cross_attention_hidden_size \
     decoder_start_token_id diversity_penalty do_sample dropout early_stopping encoder_no_repeat_ngram_size \
     exponential_decay_length_penalty finetuning_task forced_bos_token_id forced_eos_token_id is_decoder length_penalty \
     max_length min_length model_type no_repeat_ngram_size num_beam_groups num_beams num_return_sequences output_attentions \

@@ -22,6 +22,12 @@ impl Linear {
         Ok(Self { weight, bias })
     }
 
+    /// Of the filters `dims` of a convolution, each as one row.
+    pub(crate) fn of_windows(dims: [usize; 4], params: &Params) -> Result<Self> {
+        let weight = params.tensor(&dims, "weight")?.reshape((dims[0], ()))?;
+        Ok(Self { weight, bias: None })
+    }
+
     /// `xs @ weight^T + bias + residual`. `xs` is `[..., in]`, `residual` has the output's shape `[..., out]`.
     pub(crate) fn forward(&self, xs: &Tensor, residual: Option<&Tensor>) -> Result<Tensor> {
         let (out, depth) = self.weight.dims2()?;

@@ -50,6 +50,18 @@ impl Linear {
         Ok(Self { weight, bias, each })
     }
 
+    /// Of the filters `dims` of a convolution, each as one row, with zeros up to a whole vector.
+    pub(in crate::ops) fn of_windows(dims: [usize; 4], params: &Params, placed: &Placed) -> Result<Self> {
+        let [each, channels, height, width] = dims;
+        let inner = channels * height * width;
+        if !each.is_multiple_of(LANES) {
+            return refused(format!("windows to {each} channels: a GPU takes multiples of {LANES}"));
+        }
+        let inner_out = inner.next_multiple_of(LANES);
+        let layout = WeightLayout { rows: each, inner, area: 1, rows_out: each, inner_out };
+        Ok(Self { weight: params.place(placed, &dims, "weight", layout)?, bias: None, each })
+    }
+
     pub(in crate::ops) fn forward(&self, xs: &Array, onto: Option<&Array>) -> Result<Array> {
         multiply(xs, &self.weight, self.bias.as_ref(), onto)
     }

@@ -11,6 +11,7 @@ fn sd15() -> Needs {
         ahead: 12,
         unet: 195,
         vae: 12,
+        checker: 0,
         spans: spans.collect(),
         fixed: 200 * MIB,
         step: 112 * MIB,

@@ -1,0 +1,251 @@
+//! The safety checker of a pipeline: where its files are, how it gets on the device and leaves it, and what it says of a picture.
+
+mod files;
+mod preprocessing;
+mod resize;
+#[cfg(test)]
+pub(crate) mod tests;
+
+pub(super) use files::{CHECKER, settings_of, shapes};
+pub use files::{CheckerInspection, inspect_safety_checker, safety_checker_parameters};
+
+use super::{Compute, Pipeline, fit::CheckerPlace};
+use crate::{
+    error::{PipelineError, Result},
+    gpu::{Dtype, Gpu, Placed, Stay},
+    loading::config::ModelIndex,
+    models::safety_checker::SafetyChecker,
+    ops::params::Params,
+};
+use candle_core::Tensor;
+use files::{Files, Opened};
+use image::{Rgb, RgbImage};
+use preprocessing::pixels;
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Instant,
+};
+
+/// Which safety checker is loaded.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub enum SafetySource {
+    /// None.
+    #[default]
+    None,
+    /// `safety_checker/` and `feature_extractor/` of the model folder, if its `model_index.json` names a checker and `safety_checker/` is
+    /// there. A checkpoint has none.
+    OfModel,
+    /// Those of a folder. It has `safety_checker/` and `feature_extractor/` as a model folder, or the files of both itself.
+    Folder(PathBuf),
+}
+
+/// What the safety checker says of a picture.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Verdict {
+    /// Whether any concept has a score above 0. Special care alone never flags.
+    pub nsfw: bool,
+    /// For each concept: cosine of picture and concept, minus the concept's threshold, plus 0.01 if special care was called for, rounded
+    /// to three digits.
+    pub concepts: Vec<f32>,
+    /// The same for the concepts that call for special care. The first one above 0 adds 0.01 to all scores after it.
+    pub special_care: Vec<f32>,
+}
+
+/// A safety checker on its device.
+pub(super) struct SafetyNetwork {
+    opened: Opened,
+    gpu: Option<OnGpu>,
+    /// None while it is not on the GPU.
+    network: Option<SafetyChecker>,
+}
+
+struct OnGpu {
+    gpu: Gpu,
+    dtype: Dtype,
+    place: CheckerPlace,
+    placed: Option<Arc<Placed>>,
+}
+
+/// Bytes in which its memory comes and leaves.
+const PAGE: usize = 8 << 20;
+
+/// The number of parameters of the safety checker that a source names, 0 if there is none. Reads only JSON files.
+pub(super) fn checker_parameters(model: &Path, source: &SafetySource) -> Result<usize> {
+    match Files::find(model, &ModelIndex::load(model)?, source)? {
+        Some(files) => files.told(|| files.parameters()),
+        None => Ok(0),
+    }
+}
+
+impl SafetyNetwork {
+    /// Opens the checker that the source names, or none. On a GPU nothing of it is there before [`SafetyNetwork::settle`].
+    pub(super) fn open((model, index): (&Path, &ModelIndex), source: &SafetySource, compute: &Compute) -> Result<Option<Self>> {
+        let Some(files) = Files::find(model, index, source)? else { return Ok(None) };
+        let opened = files.told(|| files.open())?;
+        let gpu = match compute {
+            Compute::Cpu => None,
+            Compute::Gpu(gpu, dtype) => {
+                Some(OnGpu { gpu: gpu.clone(), dtype: *dtype, place: CheckerPlace::Comes, placed: None })
+            }
+        };
+        Ok(Some(Self { opened, gpu, network: None }))
+    }
+
+    /// The number of its parameters.
+    pub(super) fn parameters(&self) -> Result<usize> {
+        files::parameters_of(&self.opened.config)
+    }
+
+    /// Brings it to where it is to be. If it comes to the GPU for each look, it is not read before the first.
+    pub(super) fn settle(&mut self, place: CheckerPlace) -> Result<()> {
+        let clock = Instant::now();
+        let Some(on_gpu) = &mut self.gpu else { return self.enter() };
+        on_gpu.place = place;
+        if place == CheckerPlace::Stays {
+            let gpu = on_gpu.gpu.clone();
+            // Creates everything that is created on first use.
+            match self.check(&RgbImage::from_pixel(1, 1, Rgb([127; 3]))) {
+                Err(error) if error.is_out_of_memory() => self.shrink()?,
+                checked => drop(checked?),
+            }
+            gpu.note("safety_checker", clock);
+        }
+        Ok(())
+    }
+
+    /// Whether the CPU looks at the pictures.
+    pub(super) fn is_on_cpu(&self) -> bool {
+        self.gpu.as_ref().is_some_and(|on_gpu| on_gpu.place == CheckerPlace::Cpu)
+    }
+
+    /// What it says of a picture.
+    pub(super) fn check(&mut self, picture: &RgbImage) -> Result<Verdict> {
+        self.enter()?;
+        let verdict = match &self.network {
+            Some(network) => verdict(network, &pixels(picture, &self.opened.preprocessing)?),
+            None => Err(candle_core::Error::msg("the safety checker is not on its device").into()),
+        };
+        let left = self.leave();
+        let verdict = verdict?;
+        left.map(|()| verdict)
+    }
+
+    /// The same on the CPU, where it is loaded for these pictures alone.
+    pub(super) fn check_on_cpu(&self, pictures: &[RgbImage]) -> Result<Vec<Verdict>> {
+        let Opened { config, preprocessing, weights } = &self.opened;
+        let network = SafetyChecker::new(config, Params::on_cpu(weights))?;
+        pictures.iter().map(|picture| verdict(&network, &pixels(picture, preprocessing)?)).collect()
+    }
+
+    /// From now on it is on the GPU for its checks alone.
+    pub(super) fn shrink(&mut self) -> Result<()> {
+        match &mut self.gpu {
+            Some(on_gpu) if on_gpu.place == CheckerPlace::Stays => on_gpu.place = CheckerPlace::Comes,
+            _ => return Ok(()),
+        }
+        if let Some(OnGpu { placed: Some(placed), gpu, .. }) = &self.gpu {
+            gpu.enter()?;
+            placed.settle(&vec![Stay::Lent; placed.pages().1], 0)?;
+        }
+        Ok(())
+    }
+
+    /// Brings it to its device.
+    fn enter(&mut self) -> Result<()> {
+        let Opened { config, weights, .. } = &self.opened;
+        match &mut self.gpu {
+            None if self.network.is_some() => {}
+            None => self.network = Some(SafetyChecker::new(config, Params::on_cpu(weights))?),
+            Some(on_gpu) => {
+                on_gpu.gpu.enter()?;
+                match &on_gpu.placed {
+                    Some(placed) => drop(placed.come()?),
+                    None => {
+                        let placed = Placed::new(&on_gpu.gpu, on_gpu.dtype, PAGE)?;
+                        let network = SafetyChecker::new(config, Params::on_gpu(weights, &placed))?;
+                        let stay = if on_gpu.place == CheckerPlace::Stays { Stay::Kept } else { Stay::Lent };
+                        placed.settle(&vec![stay; placed.pages().1], 0)?;
+                        placed.come()?;
+                        let filled = placed.clear_padding().and_then(|()| on_gpu.gpu.synchronize());
+                        if let Err(error) = filled.and_then(|()| placed.fill(weights, None)) {
+                            placed.settle(&vec![Stay::Lent; placed.pages().1], 0)?;
+                            return Err(error.into());
+                        }
+                        (on_gpu.placed, self.network) = (Some(placed), Some(network));
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Leaves the GPU unless it stays there.
+    fn leave(&self) -> Result<()> {
+        if let Some(OnGpu { placed: Some(placed), gpu, .. }) = &self.gpu {
+            gpu.enter()?;
+            // Pages that stay are not lent.
+            placed.leave()?;
+        }
+        Ok(())
+    }
+}
+
+fn verdict(network: &SafetyChecker, pixels: &Tensor) -> Result<Verdict> {
+    let scores = network.scores(&network.cosines(pixels)?);
+    let nsfw = scores.concepts.iter().any(|&score| score > 0.0);
+    Ok(Verdict { nsfw, concepts: scores.concepts, special_care: scores.special_care })
+}
+
+impl Pipeline {
+    /// Loads another safety checker, or none.
+    ///
+    /// # Errors
+    /// A missing or broken file, or a checker that is not supported. The error names the file and the field or tensor. Then there is none.
+    pub fn load_safety_checker(&mut self, source: &SafetySource) -> Result<()> {
+        self.safety = None;
+        let model = (self.networks.model().folder.as_path(), &self.index);
+        self.safety = SafetyNetwork::open(model, source, &self.compute)?;
+        self.settle_checker()
+    }
+
+    /// Brings the checker to where the networks leave room for it.
+    pub(super) fn settle_checker(&mut self) -> Result<()> {
+        let place = self.networks.checker_place();
+        self.safety.as_mut().map_or(Ok(()), |safety| safety.settle(place))
+    }
+
+    /// Whether a safety checker is loaded.
+    pub fn has_safety_checker(&self) -> bool {
+        self.safety.is_some()
+    }
+
+    /// What the safety checker says of each picture. If memory runs out on a GPU, other networks leave it meanwhile. If it is still too
+    /// little, the CPU looks at the pictures.
+    ///
+    /// # Errors
+    /// No safety checker is loaded, or the device fails or has too little memory.
+    pub fn check_safety(&mut self, pictures: &[RgbImage]) -> Result<Vec<Verdict>> {
+        let none = || PipelineError::from(candle_core::Error::msg("no safety checker is loaded"));
+        let safety = self.safety.as_mut().ok_or_else(none)?;
+        if safety.is_on_cpu() {
+            return safety.check_on_cpu(pictures);
+        }
+        let check = |safety: &mut SafetyNetwork| pictures.iter().map(|picture| safety.check(picture)).collect();
+        let too_large = |checked: &Result<Vec<Verdict>>| matches!(checked, Err(error) if error.is_out_of_memory());
+        self.networks.make_way_for_checker()?;
+        let mut checked = check(safety);
+        if too_large(&checked) {
+            tracing::warn!("out of memory for the safety checker: once more, with nothing beside it");
+            safety.shrink()?;
+            self.networks.lend_all()?;
+            self.networks.make_way_for_checker()?;
+            checked = check(safety);
+        }
+        if too_large(&checked) {
+            tracing::warn!("no room for the safety checker on the GPU: the CPU looks at the pictures");
+            return safety.check_on_cpu(pictures);
+        }
+        checked
+    }
+}

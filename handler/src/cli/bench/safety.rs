@@ -1,0 +1,58 @@
+//! `handler bench safety`: what the model's safety checker costs.
+
+use super::{BenchSafetyConfig, file::waves, median, peak_memory_mib, print};
+use crate::{
+    engine::options::{ChosenDevice, choose},
+    task,
+};
+use anyhow::ensure;
+use diffusion::{
+    gpu::Gpu,
+    pipeline::{Compute, LoadOptions, Pipeline, SafetySource},
+};
+use serde_json::json;
+use std::time::Instant;
+
+/// Measures loading the model's safety checker beside the model, and looking at one picture with it. The first look is shown by itself.
+///
+/// # Errors
+/// The model has no safety checker, or it or an option cannot be used.
+pub fn safety(config: &BenchSafetyConfig) -> anyhow::Result<()> {
+    let (width, height) = task::size(Some(&config.aspect_ratio));
+    let model = &config.model;
+    let ChosenDevice { compute, .. } = choose(model.device, model.dtype)?;
+    let clock = Instant::now();
+    let options = LoadOptions { offload: model.offload.into(), size: (width, height), ..LoadOptions::default() };
+    let mut pipeline = Pipeline::load_with(&model.dir, &compute, &options)?;
+    let load = clock.elapsed();
+    let clock = Instant::now();
+    pipeline.load_safety_checker(&SafetySource::OfModel)?;
+    let load_checker = clock.elapsed();
+    ensure!(pipeline.has_safety_checker(), "--model {} has no safety checker", model.dir.display());
+    let pictures = [waves(width as u32, height as u32)];
+    let mut check = || -> anyhow::Result<_> {
+        let clock = Instant::now();
+        pipeline.check_safety(&pictures)?;
+        Ok(clock.elapsed())
+    };
+    let first = check()?;
+    let runs = (0..config.repeat).map(|_| check()).collect::<anyhow::Result<Vec<_>>>()?;
+    let gpu = match &compute {
+        Compute::Cpu => None,
+        Compute::Gpu(gpu, _) => Some(gpu),
+    };
+    let device = gpu.map_or("cpu", Gpu::name);
+    let (memory, gpu_memory) = (peak_memory_mib(), gpu.map(|gpu| gpu.peak_bytes() >> 20));
+    let about = json!({
+        "device": device, "width": width, "height": height, "repeat": config.repeat,
+        "peak_memory_mib": memory, "gpu_memory_mib": gpu_memory,
+    });
+    let title = format!(
+        "{width}x{height}, {device}, median of {}, peak memory {} MiB{}",
+        config.repeat,
+        memory.unwrap_or_default(),
+        gpu_memory.map_or(String::new(), |mib| format!(", of the GPU {mib} MiB")),
+    );
+    let figures = [("load", load), ("load_checker", load_checker), ("first_check", first), ("check", median(runs))];
+    print(config.json, about, &title, &figures)
+}
