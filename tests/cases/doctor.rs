@@ -16,8 +16,9 @@ use std::{fs, time::Duration};
 
 const VISIBILITY: Duration = Duration::from_secs(900);
 /// Its checks.
-const LINES: [&str; 15] = [
+const LINES: [&str; 16] = [
     "model.folder ",
+    "model.safety: off",
     "model.manifest",
     "model.load",
     "gpu",
@@ -116,6 +117,7 @@ fn what_is_wrong_is_named_with_its_remedy() {
             ("cut-model", "EASEL_MODEL_DIR", &cut, "FAIL model.folder ", weights),
             ("ldm-model", "EASEL_MODEL_DIR", &ldm, "FAIL model.folder ", "names of the original Stable Diffusion code"),
             ("scheduler", "EASEL_MODEL_DIR", &schedule, "FAIL model.folder ", "`thresholding` is true"),
+            ("no-checker", "EASEL_SAFETY", "black", "FAIL model.safety", "EASEL_SAFETY_CHECKER"),
             ("no-cache", "EASEL_CACHE_DIR", "/proc/easel", "FAIL cache /proc/easel", "EASEL_CACHE_DIR"),
             ("small", "EASEL_CACHE_RESERVE_BYTES", "9000000000000000", "FAIL cache ", "make room"),
             ("no-bucket", "S3_BUCKET", "not-a-bucket", "FAIL s3.pictures not-a-bucket: does not exist", "S3_BUCKET"),

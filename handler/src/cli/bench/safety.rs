@@ -8,7 +8,7 @@ use crate::{
 use anyhow::ensure;
 use diffusion::{
     gpu::Gpu,
-    pipeline::{Compute, LoadOptions, Pipeline, SafetySource},
+    pipeline::{Compute, LoadOptions, Pipeline},
 };
 use serde_json::json;
 use std::time::Instant;
@@ -26,9 +26,13 @@ pub fn safety(config: &BenchSafetyConfig) -> anyhow::Result<()> {
     let mut pipeline = Pipeline::load_with(&model.dir, &compute, &options)?;
     let load = clock.elapsed();
     let clock = Instant::now();
-    pipeline.load_safety_checker(&SafetySource::OfModel)?;
+    pipeline.load_safety_checker(&model.checker.source())?;
     let load_checker = clock.elapsed();
-    ensure!(pipeline.has_safety_checker(), "--model {} has no safety checker", model.dir.display());
+    ensure!(
+        pipeline.has_safety_checker(),
+        "--model {} has no safety checker; --safety-checker names the folder of one",
+        model.dir.display()
+    );
     let pictures = [waves(width as u32, height as u32)];
     let mut check = || -> anyhow::Result<_> {
         let clock = Instant::now();

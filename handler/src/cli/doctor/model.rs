@@ -7,12 +7,12 @@ use crate::{
         self,
         weights::{self, RemoteModel, options::ModelUrl},
     },
-    task,
+    task::{self, SafetyMode},
 };
 use aws_config::SdkConfig;
 use diffusion::{
     loading::is_checkpoint,
-    pipeline::{self, CheckerInspection, Inspection, SafetySource},
+    pipeline::{self, CheckerInspection, Inspection},
     schedulers::Kind,
 };
 use std::{
@@ -81,12 +81,16 @@ async fn folder(config: &DoctorConfig) -> Vec<Finding> {
             vec![Finding::fail(what, format!("{error}; {advice}"))]
         }
     };
-    let folder = model.dir.clone();
-    let inspect = move || {
-        let inspected = pipeline::inspect_safety_checker(&folder, &SafetySource::OfModel);
-        inspected.map_err(|error| service::causes(&error))
-    };
-    findings.extend(safety_checker(blocking(ANSWER_TIMEOUT, inspect).await.flatten()));
+    if !findings.iter().any(Finding::is_failure) {
+        let (folder, source) = (model.dir.clone(), model.checker.source_at_start());
+        let inspect = move || {
+            let inspected = pipeline::inspect_safety_checker(&folder, &source);
+            inspected.map_err(|error| service::causes(&error))
+        };
+        let inspected = blocking(ANSWER_TIMEOUT, inspect).await.flatten();
+        findings.extend(inspected.as_ref().ok().map(|found| safety_mode(config, found.is_some())));
+        findings.extend(safety_checker(inspected));
+    }
     let (folder, hash) = (model.dir.clone(), config.hash);
     let limit = if hash { READ_TIMEOUT } else { ANSWER_TIMEOUT };
     let manifest = blocking(limit, move || manifest(&folder, hash)).await;
@@ -125,6 +129,18 @@ fn looked_at(what: &str, is_checkpoint: bool, inspection: &Inspection) -> Vec<Fi
         findings.push(Finding::warn(format!("model.scheduler {kind}"), note));
     }
     findings
+}
+
+/// What becomes of flagged pictures.
+fn safety_mode(config: &DoctorConfig, has_checker: bool) -> Finding {
+    let (what, model) = ("model.safety", &config.service.model);
+    match model.checker.mode(has_checker, &model.dir) {
+        Ok(SafetyMode::Off) if model.checker.safety.is_none() => {
+            Finding::ok(what, "off: the model has no safety checker, so pictures are not checked")
+        }
+        Ok(mode) => Finding::ok(what, mode.to_string()),
+        Err(error) => Finding::fail(what, error.to_string()),
+    }
 }
 
 /// The lines about the safety checker, if there is one.
