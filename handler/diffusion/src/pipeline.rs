@@ -14,8 +14,8 @@ mod residence;
 
 pub use crate::models::vae::DecodeMemory;
 pub use crate::ops::params::Shapes;
-pub use inspection::{Inspection, check_weights, inspect, inspect_settings};
 pub use fit::{Offload, Shortage};
+pub use inspection::{Inspection, check_weights, inspect, inspect_settings};
 pub use networks::{Compute, parameters};
 pub use request::Request;
 pub use residence::{Footprint, foresee};

@@ -101,7 +101,10 @@ impl Shortage {
                 format!("--offload {} (EASEL_OFFLOAD) needs {} and fits", other.name(), mib(*needed))
             }
             (None, Some(least)) if least < self.needed => {
-                format!("no other way fits, the smallest needs {}; free memory of the GPU, or take a larger one", mib(least))
+                format!(
+                    "no other way fits, the smallest needs {}; free memory of the GPU, or take a larger one",
+                    mib(least)
+                )
             }
             _ => "end what else uses the GPU, or take a larger one".into(),
         };
@@ -220,14 +223,8 @@ impl Needs {
     fn never(&self, free: usize) -> Option<Fit> {
         let (whole, fixed) = (self.whole.max(self.step), self.fixed + self.all_pages());
         let decode = if fixed + whole <= free { whole } else { self.least_decode() };
-        let fit = Fit {
-            kept: [true; 3],
-            streamed: 0,
-            places: 0,
-            lent: 0,
-            in_bands: decode < whole,
-            needed: fixed + decode,
-        };
+        let fit =
+            Fit { kept: [true; 3], streamed: 0, places: 0, lent: 0, in_bands: decode < whole, needed: fixed + decode };
         (fit.needed <= free).then_some(fit)
     }
 

@@ -159,7 +159,11 @@ impl Networks {
             state: DeviceState::Gpu(GpuState { residence, changed: Default::default(), recordings }),
             model,
         };
-        if is_whole { networks.load_beside(gpu, size)? } else { networks.load_first(gpu, size)? }
+        if is_whole {
+            networks.load_beside(gpu, size)?
+        } else {
+            networks.load_first(gpu, size)?
+        }
         if let DeviceState::Gpu(state) = &mut networks.state {
             state.tidy()?;
         }

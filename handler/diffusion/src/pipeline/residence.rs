@@ -110,7 +110,12 @@ impl Residence {
     ///
     /// # Errors
     /// There is too little memory for what was asked for: [`PipelineError::Memory`].
-    pub(super) fn settle(&mut self, configs: (&UnetConfig, &VaeConfig), extent: Extent, offload: Offload) -> Result<()> {
+    pub(super) fn settle(
+        &mut self,
+        configs: (&UnetConfig, &VaeConfig),
+        extent: Extent,
+        offload: Offload,
+    ) -> Result<()> {
         self.free = self.gpu().free_bytes()?;
         (self.needs, self.fit) = choose(|extent| self.needs_for(configs, extent), extent, self.free, offload)?;
         tracing::debug!(fit = ?self.fit, free = self.free, "what stays on the GPU");
@@ -205,12 +210,7 @@ impl Residence {
 }
 
 /// Chooses a way. `Auto` reckons with the largest usual size if that fits.
-fn choose(
-    needs: impl Fn(Extent) -> Needs,
-    extent: Extent,
-    free: usize,
-    offload: Offload,
-) -> Result<(Needs, Fit)> {
+fn choose(needs: impl Fn(Extent) -> Needs, extent: Extent, free: usize, offload: Offload) -> Result<(Needs, Fit)> {
     let larger = Extent { latents: larger(extent.latents), ..extent };
     let larger = (offload == Offload::Auto).then(|| needs(larger));
     let fitting = larger.and_then(|needs| Some((needs.clone(), Fit::choose(&needs, free, offload).ok()?)));
@@ -229,18 +229,11 @@ fn choose(
 ///
 /// # Errors
 /// There is too little memory for what was asked for ([`PipelineError::Memory`]), or the folder cannot be used.
-pub fn foresee(
-    model: &Path,
-    dtype: Dtype,
-    size: (usize, usize),
-    free: usize,
-    offload: Offload,
-) -> Result<Footprint> {
+pub fn foresee(model: &Path, dtype: Dtype, size: (usize, usize), free: usize, offload: Offload) -> Result<Footprint> {
     let (unet_config, vae_config) = (UnetConfig::load(model)?, VaeConfig::load(model)?);
     let configs = (&unet_config, &vae_config);
-    let parameters = parameters(model)?.map(|shapes| {
-        shapes.iter().map(|(_, dims)| dims.iter().product::<usize>()).sum::<usize>()
-    });
+    let parameters =
+        parameters(model)?.map(|shapes| shapes.iter().map(|(_, dims)| dims.iter().product::<usize>()).sum::<usize>());
     let latents = (size.1.div_ceil(vae_config.factor()), size.0.div_ceil(vae_config.factor()));
     let extent = Extent { latents, images: 1 };
     let page = if parameters[1] < SMALL { SMALL_PAGE } else { PAGE };

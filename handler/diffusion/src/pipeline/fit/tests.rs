@@ -25,10 +25,15 @@ fn phases(needs: &Needs, fit: &Fit) -> [usize; 3] {
     let kept = [(text, needs.text), (ahead, needs.ahead), (vae, needs.vae)];
     let stays: usize = kept.iter().filter(|(kept, _)| *kept).map(|(_, pages)| pages).sum();
     let unet = needs.unet - fit.streamed;
-    let comes = |parts: &[(bool, usize)]| parts.iter().filter(|(kept, _)| !kept).map(|(_, pages)| *pages).max().unwrap_or(0);
+    let comes =
+        |parts: &[(bool, usize)]| parts.iter().filter(|(kept, _)| !kept).map(|(_, pages)| *pages).max().unwrap_or(0);
     let decode = if fit.in_bands { needs.bands.unwrap() } else { needs.whole };
-    [(unet - fit.lent, comes(&kept[..2]), needs.step), (unet, 0, needs.step), (unet - fit.lent, comes(&kept[2..]), decode)]
-        .map(|(unet, comes, scratch)| needs.fixed + (stays + unet + comes + fit.places) * needs.page + scratch)
+    [
+        (unet - fit.lent, comes(&kept[..2]), needs.step),
+        (unet, 0, needs.step),
+        (unet - fit.lent, comes(&kept[2..]), decode),
+    ]
+    .map(|(unet, comes, scratch)| needs.fixed + (stays + unet + comes + fit.places) * needs.page + scratch)
 }
 
 #[test]
@@ -70,7 +75,10 @@ fn more_memory_is_never_slower() {
         let (_, cost) = needs.with(free * MIB, Streams::May, fit.kept, fit.in_bands).unwrap();
         // A window whose turns are whole may cost some pages more. In bands only where nothing else fits.
         assert!(before.0 || !fit.in_bands, "{free} MiB: {fit:?}");
-        assert!(before.0 != fit.in_bands || cost <= before.1.saturating_add(before.1 / 20), "{free} MiB: {cost} after {before:?}, {fit:?}");
+        assert!(
+            before.0 != fit.in_bands || cost <= before.1.saturating_add(before.1 / 20),
+            "{free} MiB: {cost} after {before:?}, {fit:?}"
+        );
         before = (fit.in_bands, cost);
         let stays = fit.stays(&needs);
         let count = |which| stays.iter().filter(|stay| **stay == which).count();
