@@ -16,8 +16,8 @@ mod safety;
 
 pub use crate::models::vae::DecodeMemory;
 pub use crate::ops::params::Shapes;
-pub use inspection::{Inspection, check_weights, inspect, inspect_settings};
 pub use fit::{Offload, Shortage};
+pub use inspection::{Inspection, check_weights, inspect, inspect_settings};
 pub use networks::{Compute, parameters};
 pub use options::LoadOptions;
 pub use request::Request;

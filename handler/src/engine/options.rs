@@ -162,7 +162,13 @@ impl ModelConfig {
     /// # Errors
     /// There is too little memory for `--offload` ([`PipelineError::Memory`]), or the model's folder cannot be used.
     pub fn foresee(&self, free: usize, size: (usize, usize)) -> Result<Footprint, PipelineError> {
-        pipeline::foresee(&self.dir, self.dtype.on_gpu(), (size, &self.checker.source_at_start()), free, self.offload.into())
+        pipeline::foresee(
+            &self.dir,
+            self.dtype.on_gpu(),
+            (size, &self.checker.source_at_start()),
+            free,
+            self.offload.into(),
+        )
     }
 }
 

@@ -92,9 +92,13 @@ impl HostPage {
             return Ok(Self { memory: memory.cast(), bytes, is_pinned: true });
         }
         if !gpu.0.unpinned.swap(true, Ordering::Relaxed) {
-            tracing::warn!("memory of the host cannot be pinned: copies to the GPU are slower; raise the container's limit of locked memory");
+            tracing::warn!(
+                "memory of the host cannot be pinned: copies to the GPU are slower; raise the container's limit of locked memory"
+            );
         }
-        let none = || GpuError::Unavailable(format!("the host has no {bytes} bytes for a copy of weights; give it more memory"));
+        let none = || {
+            GpuError::Unavailable(format!("the host has no {bytes} bytes for a copy of weights; give it more memory"))
+        };
         let layout = Layout::from_size_align(bytes, PAGE_OF_HOST).map_err(|_| none())?;
         // SAFETY: the size is not 0.
         let memory = unsafe { alloc::alloc_zeroed(layout) };

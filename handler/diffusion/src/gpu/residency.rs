@@ -208,11 +208,12 @@ impl Residency {
     }
 
     /// How many of these ranges of pages, from the first on, can be changed at once. They are in order of address.
-    pub(super) fn at_once(&self, spans: impl Iterator<Item = (usize, usize)>) -> usize {
+    pub(super) fn at_once(&self, spans: &[(usize, usize)]) -> usize {
         let places = self.window.as_ref().map_or(0, |window| window.chunks.len());
         let mut first = None;
         spans
-            .take_while(|&span| match self.streamed(span) {
+            .iter()
+            .take_while(|&&span| match self.streamed(span) {
                 Some((from, to)) => to - *first.get_or_insert(from) < places,
                 None => true,
             })
@@ -338,7 +339,9 @@ impl HostPage {
     fn copy_to(&self, address: u64, stream: &CudaStream) -> Result<()> {
         let (from, bytes) = self.content();
         // SAFETY: a mapped page of as many bytes; the host's page lives until its residency is settled anew, which waits for the copy.
-        check("cuMemcpyHtoDAsync", unsafe { sys::cuMemcpyHtoDAsync_v2(address, from.cast(), bytes, stream.cu_stream()) })
+        check("cuMemcpyHtoDAsync", unsafe {
+            sys::cuMemcpyHtoDAsync_v2(address, from.cast(), bytes, stream.cu_stream())
+        })
     }
 
     /// Enqueues a copy from the GPU, after its work so far.

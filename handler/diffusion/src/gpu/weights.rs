@@ -230,10 +230,10 @@ impl Placed {
         }
         let mut changed = Ok(());
         while changed.is_ok() && !rest.is_empty() {
-            let spans = rest.iter().map(|(_, slot)| slot.target.pages());
-            let count = lock(section).residency().map_or(0, |residency| residency.at_once(spans.clone()));
+            let spans: Vec<_> = rest.iter().map(|(_, slot)| slot.target.pages()).collect();
+            let count = lock(section).residency().map_or(0, |residency| residency.at_once(&spans));
             let (now, later) = rest.split_at(count);
-            let span = spans.take(count).reduce(|one, other| (one.0.min(other.0), one.1.max(other.1)));
+            let span = spans.into_iter().take(count).reduce(|one, other| (one.0.min(other.0), one.1.max(other.1)));
             let Some(span) = span else {
                 changed = Err(GpuError::Unavailable(format!("{} is longer than the window", rest[0].0)));
                 break;
@@ -271,7 +271,8 @@ impl Placed {
     /// Adds products to tensors in place, in f32, and rounds once. All factors go to the GPU in one copy.
     pub(crate) fn add_products(&self, products: &[Product], write: &WriteFactors) -> Result<()> {
         let names: Vec<String> = products.iter().map(|product| product.name.clone()).collect();
-        let index_of: HashMap<&str, usize> = names.iter().enumerate().map(|(index, name)| (name.as_str(), index)).collect();
+        let index_of: HashMap<&str, usize> =
+            names.iter().enumerate().map(|(index, name)| (name.as_str(), index)).collect();
         self.change(Some(&names), &|slots| {
             let indices = slots.iter().filter_map(|(name, slot)| Some((*index_of.get(name)?, *slot)));
             self.add_to(&indices.collect::<Vec<_>>(), products, write)
@@ -327,7 +328,11 @@ impl Placed {
     /// Fills the padding of all tensors with zeros. To be called once, before or after they are filled.
     pub(crate) fn clear_padding(&self) -> Result<()> {
         let padded = |slot: &Slot| slot.layout.rows_out > slot.layout.rows;
-        let names = lock(&self.component.slots).iter().filter(|(_, slots)| slots.iter().any(padded)).map(|(name, _)| name.clone()).collect::<Vec<_>>();
+        let names = lock(&self.component.slots)
+            .iter()
+            .filter(|(_, slots)| slots.iter().any(padded))
+            .map(|(name, _)| name.clone())
+            .collect::<Vec<_>>();
         self.change(Some(&names), &|slots| {
             slots.iter().filter(|(_, slot)| padded(slot)).try_for_each(|(_, slot)| {
                 let WeightLayout { rows, rows_out, .. } = slot.layout;

@@ -30,7 +30,13 @@ impl Params {
 
     /// For modules on a GPU. Tensors get a place there, and [`Placed::fill`] copies the numbers later.
     pub(crate) fn on_gpu(weights: &Weights, placed: &Arc<Placed>) -> Self {
-        Self { weights: weights.clone(), placed: Some(placed.clone()), ahead: None, recorder: None, path: String::new() }
+        Self {
+            weights: weights.clone(),
+            placed: Some(placed.clone()),
+            ahead: None,
+            recorder: None,
+            path: String::new(),
+        }
     }
 
     /// The same, with a section of the component for parameters that only work ahead of the steps uses.

@@ -117,7 +117,10 @@ impl Shortage {
                 format!("--offload {} (EASEL_OFFLOAD) needs {} and fits", other.name(), mib(*needed))
             }
             (None, Some(least)) if least < self.needed => {
-                format!("no other way fits, the smallest needs {}; free memory of the GPU, or take a larger one", mib(least))
+                format!(
+                    "no other way fits, the smallest needs {}; free memory of the GPU, or take a larger one",
+                    mib(least)
+                )
             }
             _ => "end what else uses the GPU, or take a larger one".into(),
         };
@@ -317,13 +320,9 @@ impl Needs {
         let cost = away * each(COPY + MAP) + streamed * each(COPY) * STEPS;
         let phase = |unet: usize, comes: usize, scratch: usize| (stays + comes + unet + places) * self.page + scratch;
         let needed = self.fixed
-            + [
-                phase(stay, text, self.step),
-                phase(resident, 0, self.step),
-                phase(stay, also(2), decode),
-            ]
-            .into_iter()
-            .max()?;
+            + [phase(stay, text, self.step), phase(resident, 0, self.step), phase(stay, also(2), decode)]
+                .into_iter()
+                .max()?;
         let checker = if self.checker > 0 { CheckerPlace::Comes } else { CheckerPlace::Stays };
         Some((Fit { kept, streamed, places, lent, in_bands, checker, needed }, cost))
     }

@@ -125,7 +125,12 @@ impl Residence {
     ///
     /// # Errors
     /// There is too little memory for what was asked for: [`PipelineError::Memory`].
-    pub(super) fn settle(&mut self, configs: (&UnetConfig, &VaeConfig), extent: Extent, offload: Offload) -> Result<()> {
+    pub(super) fn settle(
+        &mut self,
+        configs: (&UnetConfig, &VaeConfig),
+        extent: Extent,
+        offload: Offload,
+    ) -> Result<()> {
         self.free = self.gpu().free_bytes()?;
         (self.needs, self.fit) = choose(|extent| self.needs_for(configs, extent), extent, self.free, offload)?;
         tracing::debug!(fit = ?self.fit, free = self.free, "what stays on the GPU");
@@ -232,12 +237,7 @@ fn pages_of(parameters: usize, dtype: Dtype, page: usize) -> usize {
 }
 
 /// Chooses a way. `Auto` reckons with the largest usual size if that fits.
-fn choose(
-    needs: impl Fn(Extent) -> Needs,
-    extent: Extent,
-    free: usize,
-    offload: Offload,
-) -> Result<(Needs, Fit)> {
+fn choose(needs: impl Fn(Extent) -> Needs, extent: Extent, free: usize, offload: Offload) -> Result<(Needs, Fit)> {
     let larger = Extent { latents: larger(extent.latents), ..extent };
     let larger = (offload == Offload::Auto).then(|| needs(larger));
     let fitting = larger.and_then(|needs| Some((needs.clone(), Fit::choose(&needs, free, offload).ok()?)));
@@ -265,9 +265,8 @@ pub fn foresee(
 ) -> Result<Footprint> {
     let (unet_config, vae_config) = (UnetConfig::load(model)?, VaeConfig::load(model)?);
     let configs = (&unet_config, &vae_config);
-    let parameters = parameters(model)?.map(|shapes| {
-        shapes.iter().map(|(_, dims)| dims.iter().product::<usize>()).sum::<usize>()
-    });
+    let parameters =
+        parameters(model)?.map(|shapes| shapes.iter().map(|(_, dims)| dims.iter().product::<usize>()).sum::<usize>());
     let latents = (size.1.div_ceil(vae_config.factor()), size.0.div_ceil(vae_config.factor()));
     let extent = Extent { latents, images: 1 };
     let page = if parameters[1] < SMALL { SMALL_PAGE } else { PAGE };
@@ -280,7 +279,19 @@ pub fn foresee(
     let spans: Vec<_> = (0..unet).map(|first| (first, (first + widest).min(unet - 1))).collect();
     let needs = |extent| {
         let [step, whole, bands] = scratch(configs, extent, dtype);
-        Needs { page, text, ahead, unet, vae, checker, spans: spans.clone(), fixed: FIXED, step, whole, bands: Some(bands) }
+        Needs {
+            page,
+            text,
+            ahead,
+            unet,
+            vae,
+            checker,
+            spans: spans.clone(),
+            fixed: FIXED,
+            step,
+            whole,
+            bands: Some(bands),
+        }
     };
     let (_, fit) = choose(needs, extent, free, offload)?;
     let (kept, all) = (fit.kept, [text, ahead, vae]);

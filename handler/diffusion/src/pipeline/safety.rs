@@ -80,7 +80,11 @@ pub(super) fn checker_parameters(model: &Path, source: &SafetySource) -> Result<
 
 impl SafetyNetwork {
     /// Opens the checker that the source names, or none. On a GPU nothing of it is there before [`SafetyNetwork::settle`].
-    pub(super) fn open((model, index): (&Path, &ModelIndex), source: &SafetySource, compute: &Compute) -> Result<Option<Self>> {
+    pub(super) fn open(
+        (model, index): (&Path, &ModelIndex),
+        source: &SafetySource,
+        compute: &Compute,
+    ) -> Result<Option<Self>> {
         let Some(files) = Files::find(model, index, source)? else { return Ok(None) };
         let opened = files.told(|| files.open())?;
         let gpu = match compute {

@@ -30,7 +30,9 @@ pub(super) async fn gpu(config: &ModelConfig) -> Vec<Finding> {
         return vec![Finding::ok(what, "the CPU is used, as --device cpu (EASEL_DEVICE) says: pictures take minutes")];
     }
     let found = blocking(DRIVER_TIMEOUT, || describe().map_err(|error| error.to_string())).await.flatten();
-    let (described, free) = found.map(|(text, free)| (text, Some(free))).map_or_else(|error| (Err(error), None), |(text, free)| (Ok(text), free));
+    let (described, free) = found
+        .map(|(text, free)| (text, Some(free)))
+        .map_or_else(|error| (Err(error), None), |(text, free)| (Ok(text), free));
     let mut findings = vec![judge(config.device, described, gpu::device_of_machine())];
     if let Some(free) = free {
         let foreseen = config.foresee(free, crate::task::size(None));

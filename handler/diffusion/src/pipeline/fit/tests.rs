@@ -26,10 +26,15 @@ fn phases(needs: &Needs, fit: &Fit) -> [usize; 3] {
     let kept = [(text, needs.text), (ahead, needs.ahead), (vae, needs.vae)];
     let stays: usize = kept.iter().filter(|(kept, _)| *kept).map(|(_, pages)| pages).sum();
     let unet = needs.unet - fit.streamed;
-    let comes = |parts: &[(bool, usize)]| parts.iter().filter(|(kept, _)| !kept).map(|(_, pages)| *pages).max().unwrap_or(0);
+    let comes =
+        |parts: &[(bool, usize)]| parts.iter().filter(|(kept, _)| !kept).map(|(_, pages)| *pages).max().unwrap_or(0);
     let decode = if fit.in_bands { needs.bands.unwrap() } else { needs.whole };
-    [(unet - fit.lent, comes(&kept[..2]), needs.step), (unet, 0, needs.step), (unet - fit.lent, comes(&kept[2..]), decode)]
-        .map(|(unet, comes, scratch)| needs.fixed + (stays + unet + comes + fit.places) * needs.page + scratch)
+    [
+        (unet - fit.lent, comes(&kept[..2]), needs.step),
+        (unet, 0, needs.step),
+        (unet - fit.lent, comes(&kept[2..]), decode),
+    ]
+    .map(|(unet, comes, scratch)| needs.fixed + (stays + unet + comes + fit.places) * needs.page + scratch)
 }
 
 #[test]
@@ -71,7 +76,10 @@ fn more_memory_is_never_slower() {
         let (_, cost) = needs.with(free * MIB, Streams::May, fit.kept, fit.in_bands).unwrap();
         // A window whose turns are whole may cost some pages more. In bands only where nothing else fits.
         assert!(before.0 || !fit.in_bands, "{free} MiB: {fit:?}");
-        assert!(before.0 != fit.in_bands || cost <= before.1.saturating_add(before.1 / 20), "{free} MiB: {cost} after {before:?}, {fit:?}");
+        assert!(
+            before.0 != fit.in_bands || cost <= before.1.saturating_add(before.1 / 20),
+            "{free} MiB: {cost} after {before:?}, {fit:?}"
+        );
         before = (fit.in_bands, cost);
         let stays = fit.stays(&needs);
         let count = |which| stays.iter().filter(|stay| **stay == which).count();
@@ -128,4 +136,32 @@ fn small_networks_stream_through_a_small_window() {
     };
     let fit = Fit::choose(&needs, 64 << 30, Offload::Sequential).unwrap();
     assert!(fit.streamed > 0 && fit.places >= 2 && fit.places < needs.unet, "{fit:?}");
+}
+
+/// The checker of SD 1.5 in f16 has 580 MiB.
+#[test]
+fn the_safety_checker_is_the_first_to_leave() {
+    let needs = Needs { checker: 74, ..sd15() };
+    let cases = [
+        (8000, Offload::Never, CheckerPlace::Stays),
+        (3200, Offload::Never, CheckerPlace::Stays),
+        // Beside all networks there is no room for it: a part of the UNet leaves for each look.
+        (2800, Offload::Model, CheckerPlace::Comes),
+        (1900, Offload::Model, CheckerPlace::Comes),
+        (1200, Offload::Sequential, CheckerPlace::Comes),
+        (700, Offload::Sequential, CheckerPlace::Cpu),
+    ];
+    for (free, way, checker) in cases {
+        let fit = Fit::choose(&needs, free * MIB, Offload::Auto).unwrap_or_else(|error| panic!("{free}: {error}"));
+        assert_eq!((fit.offload(), fit.checker), (way, checker), "{free} MiB: {fit:?}");
+        assert!(fit.needed <= free * MIB, "{free} MiB: {fit:?}");
+        let looking = needs.fixed + needs.step + (needs.checker + fit.places) * needs.page;
+        let kept = [needs.text, needs.ahead, needs.vae].into_iter().zip(fit.kept);
+        let kept: usize = kept.map(|(pages, stays)| if stays { pages } else { 0 }).sum();
+        let looking = looking + (kept + needs.unet - fit.streamed - fit.lent) * needs.page;
+        assert!(checker == CheckerPlace::Cpu || looking <= free * MIB, "{free} MiB: {looking}");
+    }
+    // What does not fit without it does not fit with it, either, and is told in the same figures.
+    let error = |needs: &Needs| Fit::choose(needs, 300 * MIB, Offload::Auto).unwrap_err();
+    assert_eq!(error(&needs), error(&sd15()));
 }

@@ -208,7 +208,7 @@ fn the_trained_checker_says_what_diffusers_says() {
     let (told, reference) = (goldens().trained.pictures, tensors());
     let source = SafetySource::OfModel;
     let index = ModelIndex::load(Path::new(MODEL)).unwrap();
-    let loaded = SafetyNetwork::load((Path::new(MODEL), &index), &source, &Compute::Cpu, 0).unwrap();
+    let loaded = SafetyNetwork::open((Path::new(MODEL), &index), &source, &Compute::Cpu).unwrap();
     let mut ours = loaded.expect("the small model has a checker");
     for told in &told {
         let picture = picture(&told.kind, told.size.0, told.size.1);
