@@ -167,9 +167,11 @@ fn it_says_when_it_is_ready_and_what_it_did_and_ends_when_there_is_nothing_to_do
         assert_eq!((&end["ending"], &end["span"]["generation_id"]), (&json!("painted"), &json!(task.id())));
         assert_eq!((&end["cache_hits"], &end["cache_misses"]), (&json!(0), &json!(1)));
         assert!(end["queue_age_ms"].is_u64() && end["trace_id"].is_null(), "{end}");
-        // Without a certificate no credential is written.
+        // Without a certificate no credential is written, and without a checker nothing is checked.
         let with_time = |stage: &&str| end[format!("{stage}_ms")].is_u64();
-        assert!(STAGES.iter().all(|stage| with_time(stage) == (*stage != "credential")), "{end}");
+        let is_left_out = |stage: &str| ["credential", "safety"].contains(&stage);
+        assert!(STAGES.iter().all(|stage| with_time(stage) != is_left_out(stage)), "{end}");
+        assert!(end["safety"].is_null() && end["nsfw_content_detected"].is_null(), "{end}");
         let embedded = lines.iter().find(|line| line["_aws"].is_object()).context("no embedded metrics")?;
         assert_eq!((&embedded["Ending"], &embedded["Images"]), (&json!("painted"), &json!(1)));
         assert_eq!((&embedded["LoraCacheHits"], &embedded["LoraCacheMisses"]), (&json!(0), &json!(1)));
