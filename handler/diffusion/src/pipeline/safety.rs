@@ -169,11 +169,12 @@ impl SafetyNetwork {
                         let placed = Placed::new(&on_gpu.gpu, on_gpu.dtype, PAGE)?;
                         let network = SafetyChecker::new(config, Params::on_gpu(weights, &placed))?;
                         let stay = if on_gpu.place == CheckerPlace::Stays { Stay::Kept } else { Stay::Lent };
-                        placed.settle(&vec![stay; placed.pages().1], 0)?;
-                        placed.come()?;
-                        let filled = placed.clear_padding().and_then(|()| on_gpu.gpu.synchronize());
+                        let all = |stay| placed.settle(&vec![stay; placed.pages().1], 0);
+                        let filled = all(stay).and_then(|()| placed.come()).and_then(|_| placed.clear_padding());
+                        let filled = filled.and_then(|()| on_gpu.gpu.synchronize());
                         if let Err(error) = filled.and_then(|()| placed.fill(weights, None)) {
-                            placed.settle(&vec![Stay::Lent; placed.pages().1], 0)?;
+                            // No memory stays taken.
+                            all(Stay::Lent)?;
                             return Err(error.into());
                         }
                         (on_gpu.placed, self.network) = (Some(placed), Some(network));

@@ -16,10 +16,12 @@ fn folder(random: &Random) -> tempfile::TempDir {
     folder
 }
 
-fn load(folder: &Path, compute: &Compute, spare: usize) -> SafetyNetwork {
+fn load(folder: &Path, compute: &Compute, place: CheckerPlace) -> SafetyNetwork {
     let index = ModelIndex::load(Path::new(MODEL)).unwrap();
     let source = SafetySource::Folder(folder.into());
-    SafetyNetwork::load((Path::new(MODEL), &index), &source, compute, spare).unwrap().unwrap()
+    let mut network = SafetyNetwork::open((Path::new(MODEL), &index), &source, compute).unwrap().unwrap();
+    network.settle(place).unwrap();
+    network
 }
 
 fn cosines(network: &mut SafetyNetwork, picture: &RgbImage) -> Cosines {
@@ -33,9 +35,9 @@ fn gpu_cosines_are_the_cpus() {
     let (goldens, gpu) = (goldens(), Gpu::open(0).expect("a GPU"));
     for (name, random) in [("narrow", &goldens.narrow), ("published", &goldens.published)] {
         let folder = folder(random);
-        let mut cpu = load(folder.path(), &Compute::Cpu, 0);
+        let mut cpu = load(folder.path(), &Compute::Cpu, CheckerPlace::Stays);
         for (dtype, limit) in LIMITS {
-            let mut ours = load(folder.path(), &Compute::Gpu(gpu.clone(), dtype), 0);
+            let mut ours = load(folder.path(), &Compute::Gpu(gpu.clone(), dtype), CheckerPlace::Stays);
             for checked in &random.pictures {
                 let picture = picture(&checked.kind, checked.size.0, checked.size.1);
                 let error = far(&cosines(&mut ours, &picture), &cosines(&mut cpu, &picture));
@@ -51,7 +53,7 @@ fn gpu_checker_that_left_says_the_same_when_it_is_back() {
     let (goldens, gpu) = (goldens(), Gpu::open(0).expect("a GPU"));
     let (folder, picture) = (folder(&goldens.narrow), picture("noise", 512, 512));
     let compute = Compute::Gpu(gpu.clone(), Dtype::F16);
-    let mut network = load(folder.path(), &compute, 0);
+    let mut network = load(folder.path(), &compute, CheckerPlace::Stays);
     let (whole, held) = (network.check(&picture).unwrap(), gpu.bytes());
     assert_eq!(network.check(&picture).unwrap(), whole);
     network.shrink().unwrap();
@@ -60,7 +62,7 @@ fn gpu_checker_that_left_says_the_same_when_it_is_back() {
     assert_eq!(network.check(&picture).unwrap(), whole);
     assert_eq!(gpu.bytes(), left, "it stays away between checks");
     // Where there is no room to spare it comes for its checks alone, too.
-    let mut other = load(folder.path(), &compute, usize::MAX / 2);
+    let mut other = load(folder.path(), &compute, CheckerPlace::Comes);
     assert_eq!(gpu.bytes(), left);
     assert_eq!(other.check(&picture).unwrap(), whole);
 }
