@@ -67,8 +67,10 @@ pub(super) struct Fit {
     pub places: usize,
     /// Pages of the UNet that leave for the other phases.
     pub lent: usize,
-    /// Whether the decoder works in bands.
+    /// Whether the decoder works in bands, unless a picture fits whole into as much scratch memory.
     pub in_bands: bool,
+    /// Scratch memory of the decoder.
+    pub decode: usize,
     /// The most bytes of any phase.
     pub needed: usize,
 }
@@ -223,8 +225,8 @@ impl Needs {
     fn never(&self, free: usize) -> Option<Fit> {
         let (whole, fixed) = (self.whole.max(self.step), self.fixed + self.all_pages());
         let decode = if fixed + whole <= free { whole } else { self.least_decode() };
-        let fit =
-            Fit { kept: [true; 3], streamed: 0, places: 0, lent: 0, in_bands: decode < whole, needed: fixed + decode };
+        let (in_bands, needed) = (decode < whole, fixed + decode);
+        let fit = Fit { kept: [true; 3], streamed: 0, places: 0, lent: 0, in_bands, decode, needed };
         (fit.needed <= free).then_some(fit)
     }
 
@@ -296,7 +298,7 @@ impl Needs {
             ]
             .into_iter()
             .max()?;
-        Some((Fit { kept, streamed, places, lent, in_bands, needed }, cost))
+        Some((Fit { kept, streamed, places, lent, in_bands, decode, needed }, cost))
     }
 }
 
