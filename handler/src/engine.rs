@@ -26,7 +26,7 @@ use diffusion::{
     gpu::{Gpu, Memory},
     loading,
     lora::AppliedLora,
-    pipeline::{Compute, DecodeMemory, Footprint, LoadOptions, Pipeline, Request, SafetySource},
+    pipeline::{Compute, Footprint, LoadOptions, Pipeline, Request, SafetySource},
 };
 use image::RgbImage;
 use request::StageTimer;
@@ -324,9 +324,8 @@ impl Engine {
     /// If memory runs out, decodes in bands of rows, and then again without the UNet on the GPU.
     fn decode(&mut self, latents: &Tensor) -> Result<Vec<RgbImage>, EngineError> {
         let bands = self.pipeline.bands(latents)?;
-        let in_bands = self.footprint().is_some_and(|footprint| footprint.in_bands);
-        match self.pipeline.decode(latents, if in_bands { bands } else { DecodeMemory::Whole }) {
-            Err(error) if error.is_out_of_memory() && in_bands => return Err(error.into()),
+        let planned = self.pipeline.decoding(latents)?;
+        match self.pipeline.decode(latents, planned) {
             Err(error) if error.is_out_of_memory() => {
                 tracing::warn!(%error, "out of memory for the pixels: once more, in bands of rows");
             }

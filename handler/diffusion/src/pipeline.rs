@@ -396,6 +396,15 @@ impl Pipeline {
         Ok(DecodeMemory::bands(latents.dims4()?.3 * self.networks.model().vae_config.factor()))
     }
 
+    /// How pictures of these latents are decoded as the networks lie now.
+    ///
+    /// # Errors
+    /// They are no latents.
+    pub fn decoding(&self, latents: &Tensor) -> Result<DecodeMemory> {
+        let (_, _, height, width) = latents.dims4()?;
+        Ok(self.networks.decoding((height, width)))
+    }
+
     fn decode_one(&self, latents: &Tensor, memory: DecodeMemory) -> Result<RgbImage> {
         let (bytes, height, width) = self.networks.pixels(&latents.contiguous()?, memory)?;
         RgbImage::from_raw(width as u32, height as u32, bytes)

@@ -81,10 +81,12 @@ pub(super) struct Fit {
     pub places: usize,
     /// Pages of the UNet that leave for the other phases.
     pub lent: usize,
-    /// Whether the decoder works in bands.
+    /// Whether the decoder works in bands, unless a picture fits whole into as much scratch memory.
     pub in_bands: bool,
     /// Where the safety checker looks at pictures, if there is one.
     pub checker: CheckerPlace,
+    /// Scratch memory of the decoder.
+    pub decode: usize,
     /// The most bytes of any phase.
     pub needed: usize,
 }
@@ -254,7 +256,8 @@ impl Needs {
             _ if with_checker <= free => (CheckerPlace::Stays, with_checker),
             _ => (CheckerPlace::Comes, fixed + decode),
         };
-        let fit = Fit { kept: [true; 3], streamed: 0, places: 0, lent: 0, in_bands: decode < whole, checker, needed };
+        let in_bands = decode < whole;
+        let fit = Fit { kept: [true; 3], streamed: 0, places: 0, lent: 0, in_bands, decode, checker, needed };
         (fit.needed <= free).then_some(fit)
     }
 
@@ -324,7 +327,7 @@ impl Needs {
                 .into_iter()
                 .max()?;
         let checker = if self.checker > 0 { CheckerPlace::Comes } else { CheckerPlace::Stays };
-        Some((Fit { kept, streamed, places, lent, in_bands, checker, needed }, cost))
+        Some((Fit { kept, streamed, places, lent, in_bands, decode, checker, needed }, cost))
     }
 }
 

@@ -143,6 +143,8 @@ impl Recordings {
             DecodeMemory::Bands { rows } => vae.decode_in_bands(&xs, rows, &mut take),
         };
         decoded.map_err(|error| Error::Msg(error.to_string()))?;
+        // Or another process would tune the decoder's products anew, and might choose others.
+        self.gpu.keep_tuned()?;
         Ok((bytes, height, width))
     }
 }

@@ -135,7 +135,7 @@ impl Networks {
         }
         gpu.note("rehearse_step", clock);
         let clock = Instant::now();
-        self.pixels(&noise, self.decoding(width))?;
+        self.pixels(&noise, self.decoding((height, width)))?;
         gpu.note("rehearse_vae", clock);
         Ok(gpu.note_firsts()?)
     }
@@ -165,12 +165,12 @@ impl Networks {
         Ok(())
     }
 
-    /// How latents of this size are decoded as the networks lie now.
-    fn decoding(&self, width: usize) -> DecodeMemory {
-        let factor = self.model.vae_config.factor();
-        match self.footprint() {
-            Some(Footprint { in_bands: true, .. }) => DecodeMemory::bands(width * factor),
-            _ => DecodeMemory::Whole,
+    /// How latents of this height and width are decoded as the networks lie now.
+    pub(crate) fn decoding(&self, (height, width): (usize, usize)) -> DecodeMemory {
+        let (config, factor) = (&self.model.vae_config, self.model.vae_config.factor());
+        match &self.state {
+            DeviceState::Cpu => DecodeMemory::Whole,
+            DeviceState::Gpu(state) => state.residence.decoding(config, (width * factor, height * factor)),
         }
     }
 
