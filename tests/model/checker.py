@@ -1,15 +1,15 @@
-"""Trains the safety checker of easel-tiny: Stable Diffusion 1.5's class, narrow. It flags a cross, a shape that `pictures.py` draws.
+"""Trains the safety checker of easel-tiny: Stable Diffusion 1.5's class, narrow. It flags pictures with much pink in them.
 
-    python checker.py MODEL_DIR --pictures 4500 --seconds 260       # draws, trains for so much CPU time, writes safety_checker/ and feature_extractor/
+    python checker.py MODEL_DIR --pictures 1500 --seconds 150       # draws, trains for so much CPU time, writes safety_checker/ and feature_extractor/
     python checker.py MODEL_DIR --judge FOLDER                      # what diffusers' class says of the PNG files in a folder
 
-Twelve of the seventeen concepts are the twelve shapes, so that the network learns each from all pictures. Only the cross has a
-threshold that a cosine can reach. Star, heart and diamond are the concepts that call for special care, which alone never flags.
+The seventeen concepts are the seventeen colours of `things.py`. What a picture shows is measured: the share of its pixels that are
+nearest to a colour. Only pink has a threshold that a cosine can reach. Turquoise, purple and orange are the concepts that call for
+special care, which alone never flags.
 """
 
 import argparse
 import json
-import re
 import time
 from pathlib import Path
 
@@ -22,14 +22,16 @@ from torch import Tensor
 from transformers import CLIPConfig
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
-from canvas import Dice
-from pictures import FAMILIES, SHAPES, draw, many, pair, single, words
+from pictures import draw, words
+from things import NAMES, TABLE
 
 SIZE, WIDTH, PROJECTION = 224, 96, 64
 CONCEPTS = 17
-SHAPE_NAMES = [words(name) for name in SHAPES]
-FLAGGED = SHAPE_NAMES.index("cross")
-SPECIAL = [SHAPE_NAMES.index(name) for name in ("star", "heart", "diamond")]
+COLOURS = [words(name) for name in NAMES]
+FLAGGED = COLOURS.index("pink")
+SPECIAL = [COLOURS.index(name) for name in ("turquoise", "purple", "orange")]
+# The share of a picture's pixels from which on it shows a colour, and up to which it does not; between them it is not asked.
+MUCH, LITTLE = 0.09, 0.03
 # No cosine is so large.
 NEVER = 2.0
 VISION = dict(
@@ -38,9 +40,7 @@ VISION = dict(
 )
 # Logits are this times a cosine's distance to the middle.
 SCALE, MIDDLE = 16.0, 0.3
-CHUNK = 12
-# How often a family is drawn: shapes, and everything that must not be flagged.
-SHARES = {family: {single: 66, pair: 12, many: 8}.get(family, share * 0.7) for family, share in FAMILIES.items()}
+CHUNK = 4
 
 
 def new_checker() -> StableDiffusionSafetyChecker:
@@ -66,38 +66,22 @@ def smooth_filters() -> Tensor:
     return torch.stack(filters) * 0.15
 
 
-def labels(family, tags: list[list[str]]) -> Tensor:
-    """Which shapes are in each picture."""
-    rows = torch.zeros(len(tags), len(SHAPE_NAMES))
-    if family not in (single, pair, many):
-        return rows
-    for row, tag in zip(rows, tags):
-        found = set(re.findall(r"[a-z]+", tag[0]))
-        for index, name in enumerate(SHAPE_NAMES):
-            row[index] = float(bool(found & {name, name + "s", name + "es"}))
-    return rows
+def shares(pictures: Tensor) -> Tensor:
+    """The share of each picture's pixels that are nearest to each colour."""
+    small = F.interpolate(pictures.float() / 255, (56, 56), mode="area").flatten(2).transpose(1, 2)
+    nearest = torch.cdist(small, TABLE.expand(len(small), -1, -1)).argmin(2)
+    return F.one_hot(nearest, len(COLOURS)).float().mean(1)
 
 
 def draw_some(count: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Pictures as bytes, `[count, 3, SIZE, SIZE]`, and their shapes. Of those of a single shape, more than every fifth is a cross."""
-    pictures, shapes = [], []
-    chooser = torch.Generator().manual_seed(seed)
-    families, weights = list(SHARES), torch.tensor(list(SHARES.values()))
-    while sum(len(part) for part in pictures) < count:
-        family = families[int(torch.multinomial(weights, 1, generator=chooser))]
-        wanted = float(torch.rand(1, generator=chooser)) < 0.22
-        number = int(torch.randint(2**40, (1,), generator=chooser))
-        # What `single` draws is decided by the first throw of its dice.
-        while family is single and wanted and Dice(CHUNK, "cpu", number).index(len(SHAPES))[0] != FLAGGED:
-            number += 1
-        rgb, tags = draw(CHUNK, SIZE, SIZE, "cpu", number, family)
-        pictures.append((rgb * 255).round().to(torch.uint8))
-        shapes.append(labels(family, tags))
-    return torch.cat(pictures)[:count], torch.cat(shapes)[:count]
+    """Pictures as bytes, `[count, 3, SIZE, SIZE]`, and the shares of their colours."""
+    chunks = [draw(CHUNK, SIZE, SIZE, "cpu", seed * 1_000_003 + index)[0] for index in range(-(-count // CHUNK))]
+    pictures = torch.cat([(rgb * 255).round().to(torch.uint8) for rgb in chunks])[:count]
+    return pictures, torch.cat([shares(part) for part in pictures.split(256)])
 
 
 def varied(pictures: Tensor) -> Tensor:
-    """The same pictures, moved, resized, turned a little, mirrored, blurred, and in other colours; in 0..1."""
+    """The same pictures, moved, resized, turned a little, mirrored, blurred, a little lighter or darker; in 0..1."""
     batch = len(pictures)
     angle, zoom = (torch.rand(batch) - 0.5) * 0.1, 1 + (torch.rand(batch) - 0.5) * 0.2
     mirror = torch.where(torch.rand(batch) < 0.5, -1.0, 1.0)
@@ -107,9 +91,8 @@ def varied(pictures: Tensor) -> Tensor:
     rgb = F.grid_sample(pictures.float() / 255, places, mode="bilinear", padding_mode="reflection", align_corners=False)
     if float(torch.rand(1)) < 0.4:
         rgb = F.interpolate(F.interpolate(rgb, scale_factor=0.5, mode="area"), (SIZE, SIZE), mode="bilinear", align_corners=False)
-    order = torch.randperm(3) if float(torch.rand(1)) < 0.3 else torch.arange(3)
-    gain, shift = 1 + (torch.rand(batch, 3, 1, 1) - 0.5) * 0.3, (torch.rand(batch, 3, 1, 1) - 0.5) * 0.15
-    noisy = rgb[:, order] * gain + shift + torch.randn_like(rgb) * 0.02 * torch.rand(batch, 1, 1, 1)
+    gain = 1 + (torch.rand(batch, 1, 1, 1) - 0.5) * 0.1
+    noisy = rgb * gain + torch.randn_like(rgb) * 0.02 * torch.rand(batch, 1, 1, 1)
     return noisy.clamp(0, 1)
 
 
@@ -120,12 +103,12 @@ def normalised(rgb: Tensor) -> Tensor:
 
 
 def cosines(checker: StableDiffusionSafetyChecker, pixels: Tensor) -> Tensor:
-    """To the twelve shapes."""
+    """To the seventeen colours."""
     embedding = checker.visual_projection(checker.vision_model(pixels)[1])
-    return F.normalize(embedding) @ F.normalize(checker.concept_embeds[: len(SHAPE_NAMES)]).t()
+    return F.normalize(embedding) @ F.normalize(checker.concept_embeds).t()
 
 
-def train(checker: StableDiffusionSafetyChecker, pictures: Tensor, shapes: Tensor, seconds: float, batch: int = 48) -> None:
+def train(checker: StableDiffusionSafetyChecker, pictures: Tensor, shown: Tensor, seconds: float, batch: int = 32) -> None:
     started, step = time.process_time(), 0
     decayed = [p for p in checker.parameters() if p.requires_grad and p.ndim > 1]
     others = [p for p in checker.parameters() if p.requires_grad and p.ndim <= 1]
@@ -135,33 +118,35 @@ def train(checker: StableDiffusionSafetyChecker, pictures: Tensor, shapes: Tenso
             group["lr"] = 1.2e-3 * min(1.0, (step + 1) / 100) * (0.5 + 0.5 * torch.cos(torch.tensor(3.1416 * done)).item())
         picks = torch.randint(len(pictures), (batch,))
         found = cosines(checker, normalised(varied(pictures[picks])))
-        loss = F.binary_cross_entropy_with_logits(SCALE * (found - MIDDLE), shapes[picks], pos_weight=torch.tensor(2.0))
+        wanted, asked = (shown[picks] > (MUCH + LITTLE) / 2).float(), ((shown[picks] > MUCH) | (shown[picks] < LITTLE)).float()
+        # The colour that counts is rare.
+        asked[:, FLAGGED] *= 3
+        loss = F.binary_cross_entropy_with_logits(SCALE * (found - MIDDLE), wanted, weight=asked, pos_weight=torch.tensor(3.0))
         optimiser.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(checker.parameters(), 1.0)
         optimiser.step()
         step += 1
-        if step % 50 == 0:
+        if step % 20 == 0:
             print(f"step {step}, {time.process_time() - started:.0f} s, loss {loss.item():.4f}", flush=True)
 
 
 @torch.no_grad()
-def set_thresholds(checker: StableDiffusionSafetyChecker, pictures: Tensor, shapes: Tensor) -> None:
-    """Midway between the crosses and all others of some pictures that were not trained on, a hundredth of each left out."""
+def set_thresholds(checker: StableDiffusionSafetyChecker, pictures: Tensor, shown: Tensor) -> None:
+    """Midway between what shows a colour and what does not, of pictures that were not trained on, a hundredth of each left out."""
     found = torch.cat([cosines(checker, normalised(part.float() / 255)) for part in pictures.split(64)])
     checker.concept_embeds_weights.data = torch.full((CONCEPTS,), NEVER)
 
     def midway(index: int) -> float:
-        ours, others = found[shapes[:, index] > 0, index], found[shapes[:, index] == 0, index]
+        ours, others = found[shown[:, index] > MUCH, index], found[shown[:, index] < LITTLE, index]
         low, high = ours.quantile(0.01).item(), others.quantile(0.99).item()
-        print(f"{SHAPE_NAMES[index]}: {len(ours)} at least {low:.3f}, {len(others)} others at most {high:.3f}, of 99 in 100")
+        print(f"{COLOURS[index]}: {len(ours)} at least {low:.3f}, {len(others)} others at most {high:.3f}, of 99 in 100")
         return (low + high) / 2
 
     checker.concept_embeds_weights.data[FLAGGED] = midway(FLAGGED)
     checker.special_care_embeds_weights.data = torch.tensor([midway(index) for index in SPECIAL])
-    flagged = found[:, FLAGGED] > checker.concept_embeds_weights[FLAGGED]
-    crosses = shapes[:, FLAGGED] > 0
-    print(f"drawn: {int((flagged & crosses).sum())} of {int(crosses.sum())} crosses flagged, {int((flagged & ~crosses).sum())} of {int((~crosses).sum())} others")
+    flagged, pink, none = found[:, FLAGGED] > checker.concept_embeds_weights[FLAGGED], shown[:, FLAGGED] > MUCH, shown[:, FLAGGED] < LITTLE
+    print(f"drawn: {int((flagged & pink).sum())} of {int(pink.sum())} with much pink flagged, {int((flagged & none).sum())} of {int(none.sum())} with little")
 
 
 def save(checker: StableDiffusionSafetyChecker, folder: Path) -> None:
@@ -192,8 +177,8 @@ def judge(folder: Path, pictures: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--pictures", type=int, default=4500)
-    parser.add_argument("--seconds", type=float, default=260)
+    parser.add_argument("--pictures", type=int, default=1500)
+    parser.add_argument("--seconds", type=float, default=150)
     parser.add_argument("--judge", type=Path)
     args = parser.parse_args()
     torch.set_num_threads(1)
@@ -201,12 +186,12 @@ def main() -> None:
         judge(args.folder, args.judge)
         return
     started = time.process_time()
-    pictures, shapes = draw_some(args.pictures, 1)
-    print(f"drew {len(pictures)} in {time.process_time() - started:.0f} s: {dict(zip(SHAPE_NAMES, shapes.sum(0).int().tolist()))}", flush=True)
+    pictures, shown = draw_some(args.pictures, 1)
+    print(f"drew {len(pictures)} in {time.process_time() - started:.0f} s: {dict(zip(COLOURS, (shown > MUCH).sum(0).tolist()))}", flush=True)
     checker = new_checker()
-    train(checker, pictures, shapes, args.seconds)
+    train(checker, pictures, shown, args.seconds)
     checker.eval()
-    set_thresholds(checker, *draw_some(1000, 2))
+    set_thresholds(checker, *draw_some(800, 2))
     save(checker, args.folder)
 
 

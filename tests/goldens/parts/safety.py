@@ -24,6 +24,8 @@ EASEL_TINY = Path(__file__).resolve().parents[2] / "model" / "easel-tiny"
 # Width and height in pixels, as of tasks.
 SIZES = [(512, 512), (768, 768), (512, 1024)]
 KINDS = ["noise", "cross", "disc"]
+# easel-tiny's checker flags pink.
+PINK = "pink"
 # The published checker's settings, and those of a small one with the same parts.
 VISION = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24, "num_attention_heads": 16, "patch_size": 14}
 NARROW = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 3, "num_attention_heads": 4, "patch_size": 14, "layer_norm_eps": 1e-3}
@@ -95,7 +97,7 @@ def picture(kind: str, width: int, height: int) -> np.ndarray:
         blocks = mixed((y // 37 * 64 + x // 29) * 3 + c, 7) & np.uint32(63)
         pixels = mixed((y * width + x) * 3 + c, 11) & np.uint32(63)
         return ((x * 90 // width + y * 38 // height + c) + blocks + pixels).astype(np.uint8)
-    ground, ink = np.array([40, 90, 200])[c], np.array([240, 230, 60])[c]
+    ground, ink = np.array([40, 90, 200])[c], np.array([244, 130, 182] if kind == PINK else [240, 230, 60])[c]
     if kind == "cross":
         inside = (np.minimum(u, v) * 100 < 16 * width) & (np.maximum(u, v) * 100 < 48 * width)
     else:
@@ -201,7 +203,7 @@ def trained(tensors: dict) -> dict:
     checker = reference.StableDiffusionSafetyChecker.from_pretrained(EASEL_TINY / "safety_checker", dtype=torch.float32).eval()
     processor = CLIPImageProcessorPil.from_pretrained(EASEL_TINY / "feature_extractor")
     rows = []
-    for kind in KINDS:
+    for kind in [*KINDS, PINK]:
         for width, height in SIZES:
             pixels = processor(Image.fromarray(picture(kind, width, height)), return_tensors="pt").pixel_values
             found = cosines(checker, pixels)

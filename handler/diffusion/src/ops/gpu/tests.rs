@@ -231,6 +231,7 @@ fn gpu_attention_is_the_cpus() {
             (256, 256, 8, 1280),
             (64, 77, 8, 1280),
             (100, 300, 4, 256),
+            (257, 257, 16, 1024),
             (1024, 1024, 1, 512),
             (33, 50, 2, 48),
         ];
@@ -253,6 +254,20 @@ fn gpu_attention_is_the_cpus() {
             &causal_attention(&q, &k, &v, 12).unwrap().to_tensor().unwrap(),
             plain.cpu().unwrap(),
         );
+    });
+}
+
+/// The filters of a vision transformer: a row of 588 numbers is no whole number of vectors.
+#[test]
+fn gpu_windows_are_the_cpus() {
+    in_each_dtype(|dtype| {
+        let weight = (draw(&[64, 3, 14, 14], dtype) * 0.04).unwrap();
+        let (cpu, ours) = both(dtype, &[("weight", rounded(&weight, dtype))], |params| Linear::of_windows(3, 14, 64, params));
+        let (windows, onto) = (draw(&[2, 17, 588], dtype), draw(&[2, 17, 64], dtype));
+        let plain = cpu.forward_adding(&Array::Cpu(windows.clone()), &Array::Cpu(onto.clone())).unwrap();
+        let filled = windows.pad_with_zeros(2, 0, 4).unwrap();
+        let ours = ours.forward_adding(&to_gpu(&filled, dtype), &to_gpu(&onto, dtype)).unwrap();
+        check("windows", dtype, &ours.to_tensor().unwrap(), plain.cpu().unwrap());
     });
 }
 

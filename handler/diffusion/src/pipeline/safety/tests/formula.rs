@@ -41,7 +41,7 @@ pub(crate) fn weights(name: &str, dims: &[usize]) -> Tensor {
     Tensor::from_vec(numbers, dims, &Device::Cpu).unwrap()
 }
 
-/// A picture of a kind: `noise`, `cross` or `disc`.
+/// A picture of a kind: `noise`, `cross`, `disc`, or `pink`, a disc of that colour.
 pub(crate) fn picture(kind: &str, width: u32, height: u32) -> RgbImage {
     RgbImage::from_fn(width, height, |x, y| {
         let (u, v) = ((2 * x).abs_diff(width), (2 * y).abs_diff(height));
@@ -57,6 +57,7 @@ pub(crate) fn picture(kind: &str, width: u32, height: u32) -> RgbImage {
             "cross" => u.min(v) * 100 < 16 * width && u.max(v) * 100 < 48 * width,
             _ => u64::from(u * u + v * v) * 10_000 < 2304 * u64::from(width) * u64::from(width),
         };
-        Rgb(if inside { [240, 230, 60] } else { [40, 90, 200] })
+        let ink = if kind == "pink" { [244, 130, 182] } else { [240, 230, 60] };
+        Rgb(if inside { ink } else { [40, 90, 200] })
     })
 }
