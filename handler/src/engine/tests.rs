@@ -168,7 +168,7 @@ fn gpu_pictures_are_the_same_whatever_leaves_the_gpu() {
 fn gpu_memory_too_small_for_the_way_that_was_asked_for_is_told_before_loading() {
     let gpu = Gpu::open(0).unwrap();
     for (free, offload, fits) in
-        [(0, Offload::Auto, "larger one"), (0, Offload::Never, "larger one"), (24, Offload::Never, "--offload")]
+        [(0, Offload::Auto, "larger one"), (0, Offload::Never, "larger one"), (64, Offload::Never, "--offload")]
     {
         let enough = engine(Precision::F16).footprint().unwrap().needed;
         // The least that would do, and a little less.
