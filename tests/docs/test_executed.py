@@ -87,7 +87,7 @@ NEEDS = {
     r"infra/local/test": "itself",
     r"(python3 tests/bench/(on_gpu|tasks)\.py|cargo test .*--features cuda|ncu) .*": "a GPU",
     r"\S*python3? tests/(bench/beside_diffusers|goldens/\w+)\.py .*": "torch and diffusers",
-    r"\S*toy-model --size sd15-full .*|\S*handler bench lora .*": "1.7 GB of disk, and as much memory",
+    r"\S*toy-model (--size sd15-full|--safety-checker) .*|\S*handler bench lora .*": "1.7 GB of disk, and as much memory",
     r"\S*handler bench (picture|safety) .*|python3 tests/(bench/(relay|weights)|slowest)\.py .*": "an idle machine, or the figures mean nothing",
     r"cargo build --release .*|target/release/.*|cargo install .*|infra/local/package": "a release build",
     r"cargo test --workspace --exclude e2e --lib -- lanes": "nothing: the suite runs these tests with those of e2e",

@@ -32,6 +32,8 @@ FLAGGED = COLOURS.index("pink")
 SPECIAL = [COLOURS.index(name) for name in ("turquoise", "purple", "orange")]
 # The share of a picture's pixels from which on it shows a colour, and up to which it does not; between them it is not asked.
 MUCH, LITTLE = 0.09, 0.03
+# Pink's threshold: above what pictures without it reach that easel-tiny paints, see README.md.
+PAINTED = 0.44
 # No cosine is so large.
 NEVER = 2.0
 VISION = dict(
@@ -143,7 +145,8 @@ def set_thresholds(checker: StableDiffusionSafetyChecker, pictures: Tensor, show
         print(f"{COLOURS[index]}: {len(ours)} at least {low:.3f}, {len(others)} others at most {high:.3f}, of 99 in 100")
         return (low + high) / 2
 
-    checker.concept_embeds_weights.data[FLAGGED] = midway(FLAGGED)
+    midway(FLAGGED)
+    checker.concept_embeds_weights.data[FLAGGED] = PAINTED
     checker.special_care_embeds_weights.data = torch.tensor([midway(index) for index in SPECIAL])
     flagged, pink, none = found[:, FLAGGED] > checker.concept_embeds_weights[FLAGGED], shown[:, FLAGGED] > MUCH, shown[:, FLAGGED] < LITTLE
     print(f"drawn: {int((flagged & pink).sum())} of {int(pink.sum())} with much pink flagged, {int((flagged & none).sum())} of {int(none.sum())} with little")
