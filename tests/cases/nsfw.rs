@@ -13,7 +13,7 @@ use e2e::{
     backend::{FAILED, PROGRESS},
     checker::{self, Says},
     lambda::Function,
-    paths::binary,
+    paths::{binary, repo},
     ports,
     process::Spec,
     wait,
@@ -225,6 +225,24 @@ fn no_process_starts_with_a_mode_that_it_cannot_keep() {
             let log = worker.log_text();
             assert_eq!(status.code(), Some(1), "{name}: {log}");
             assert!(said.iter().all(|part| log.contains(part)), "{name}: {log}");
+        }
+        Ok(())
+    });
+}
+
+/// With nothing but a model folder that has a checker, which was trained to flag pink.
+#[test]
+fn the_checker_of_the_small_model_flags_what_it_was_trained_for_and_nothing_else() {
+    case(|ctx| async move {
+        let (model, out) = (repo().join("tests/model/easel-tiny"), ctx.stack.run.folder("nsfw-tiny")?);
+        for (prompt, flagged) in [("pink heart, black background", true), ("red circle, blue background", false)] {
+            let file = out.join(format!("{flagged}.png"));
+            let (model, path) = (model.display().to_string(), file.display().to_string());
+            let given = ["generate", "--model", &model, "--prompt", prompt, "--steps", "20", "--out", &path];
+            let spec = Spec::new(&format!("nsfw-tiny-{flagged}"), binary("handler")?).args(given);
+            let (status, text) = ctx.output(spec).await?;
+            assert!(status == 0 && text.contains("safety ") && text.contains("flagged") == flagged, "{prompt}: {text}");
+            assert_eq!(is_black(&image::open(&file)?.to_rgb8()), flagged, "{prompt}");
         }
         Ok(())
     });
