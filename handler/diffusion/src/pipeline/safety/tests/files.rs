@@ -89,7 +89,8 @@ fn the_same_checker_in_every_form_says_the_same() {
         let halves = tensors.iter().map(|(name, tensor)| (name.clone(), tensor.to_dtype(dtype).unwrap()));
         write(&path(name), &newer, &halves.collect());
         let half = verdict_of(&path(name)).unwrap();
-        assert!(half != whole && apart(&half.concepts, &whole.concepts) < limit, "{name}: {half:?}");
+        let error = apart(&half.concepts, &whole.concepts);
+        assert!(error < limit, "{name}: {error} of {limit}, {half:?} for {whole:?}");
     }
 }
 
