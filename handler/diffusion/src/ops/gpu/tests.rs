@@ -262,7 +262,8 @@ fn gpu_attention_is_the_cpus() {
 fn gpu_windows_are_the_cpus() {
     in_each_dtype(|dtype| {
         let weight = (draw(&[64, 3, 14, 14], dtype) * 0.04).unwrap();
-        let (cpu, ours) = both(dtype, &[("weight", rounded(&weight, dtype))], |params| Linear::of_windows(3, 14, 64, params));
+        let (cpu, ours) =
+            both(dtype, &[("weight", rounded(&weight, dtype))], |params| Linear::of_windows(3, 14, 64, params));
         let (windows, onto) = (draw(&[2, 17, 588], dtype), draw(&[2, 17, 64], dtype));
         let plain = cpu.forward_adding(&Array::Cpu(windows.clone()), &Array::Cpu(onto.clone())).unwrap();
         let filled = windows.pad_with_zeros(2, 0, 4).unwrap();
