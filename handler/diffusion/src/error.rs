@@ -2,7 +2,7 @@
 
 use crate::{
     gpu::{GpuError, tells_of_memory},
-    pipeline::Shortage,
+    offload::Shortage,
 };
 use std::{borrow::Cow, path::PathBuf};
 

@@ -35,6 +35,7 @@ pub mod loading;
 pub mod lora;
 pub mod models;
 pub mod noise;
+mod offload;
 mod ops;
 pub mod pipeline;
 pub mod prompt;

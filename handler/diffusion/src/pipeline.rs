@@ -15,8 +15,8 @@ mod residence;
 mod safety;
 
 pub use crate::models::vae::DecodeMemory;
+pub use crate::offload::{Offload, Shortage};
 pub use crate::ops::params::Shapes;
-pub use fit::{Offload, Shortage};
 pub use inspection::{Inspection, check_weights, inspect, inspect_settings};
 pub use networks::{Compute, parameters};
 pub use options::LoadOptions;

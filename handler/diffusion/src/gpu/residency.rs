@@ -102,8 +102,8 @@ impl Residency {
                 self.withdraw(index)?;
             }
         }
-        for index in 0..stays.len() {
-            if stays[index] == Stay::Kept && self.pages[index].own.is_none() {
+        for (index, &stay) in stays.iter().enumerate() {
+            if stay == Stay::Kept && self.pages[index].own.is_none() {
                 self.bring(gpu, index)?;
             }
         }

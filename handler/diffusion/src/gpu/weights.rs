@@ -56,6 +56,9 @@ pub(crate) struct Product {
 /// Writes both factors of the product with that index.
 pub(crate) type WriteFactors<'a> = dyn Fn(usize, &mut [f32], &mut [f32]) -> Result<()> + Sync + 'a;
 
+/// Changes some tensors, which are there meanwhile: names and slots.
+type Change<'a> = dyn Fn(&[(&str, &Slot)]) -> Result<()> + 'a;
+
 /// Rows of an array that one tensor fills.
 pub(super) struct Slot {
     pub(super) target: Array,
@@ -198,7 +201,7 @@ impl Placed {
 
     /// Changes tensors of all sections, or those of some names, by `work`, which may be called several times, each time with some of
     /// them. Pages that are away come for it and leave afterwards; what is streamed comes as far as the window holds it.
-    fn change(&self, only: Option<&[String]>, work: &dyn Fn(&[(&str, &Slot)]) -> Result<()>) -> Result<()> {
+    fn change(&self, only: Option<&[String]>, work: &Change) -> Result<()> {
         let slots = lock(&self.component.slots);
         let wanted: BTreeMap<&String, &Vec<Slot>> = match only {
             Some(names) => names.iter().filter_map(|name| slots.get_key_value(name)).collect(),
@@ -216,12 +219,7 @@ impl Placed {
         Ok(())
     }
 
-    fn change_section(
-        &self,
-        section: &Mutex<Arena>,
-        mut rest: &[(&str, &Slot)],
-        work: &dyn Fn(&[(&str, &Slot)]) -> Result<()>,
-    ) -> Result<()> {
+    fn change_section(&self, section: &Mutex<Arena>, mut rest: &[(&str, &Slot)], work: &Change) -> Result<()> {
         let gpu = self.gpu();
         let no_pages = || GpuError::Unavailable("weights in an arena without pages".into());
         let came = lock(section).residency().ok_or_else(no_pages)?.come(gpu)?;
@@ -250,7 +248,7 @@ impl Placed {
         section: &Mutex<Arena>,
         span: (usize, usize),
         slots: &[(&str, &Slot)],
-        work: &dyn Fn(&[(&str, &Slot)]) -> Result<()>,
+        work: &Change,
     ) -> Result<()> {
         let opened = lock(section).residency().map_or(Ok(false), |residency| residency.open(self.gpu(), span))?;
         if opened {

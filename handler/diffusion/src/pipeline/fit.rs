@@ -4,21 +4,10 @@
 //! stays is there in all of them, what is lent comes for its phase, and what is streamed passes through a window in each step. Of all ways
 //! that fit into the free memory the fastest is taken. The safety checker is the first to leave.
 
-use crate::gpu::Stay;
-
-/// Whether parts of the networks leave the GPU while they are not in use.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum Offload {
-    /// The fastest way that fits into the free memory.
-    #[default]
-    Auto,
-    /// Everything stays.
-    Never,
-    /// Text encoder, UNet and decoder come one at a time.
-    Model,
-    /// As `Model`, and the UNet's weights pass through a window in each step.
-    Sequential,
-}
+use crate::{
+    gpu::Stay,
+    offload::{Offload, Shortage},
+};
 
 /// The fewest pages of a window that are ahead of the widest layer, best first.
 const AHEAD: [usize; 3] = [4, 2, 1];
@@ -89,57 +78,6 @@ pub(super) struct Fit {
     pub decode: usize,
     /// The most bytes of any phase.
     pub needed: usize,
-}
-
-/// There is no way, or not the one that was asked for.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{}", self.text())]
-pub struct Shortage {
-    /// What was asked for.
-    pub offload: Offload,
-    /// The bytes that it needs.
-    pub needed: usize,
-    /// The bytes that are free.
-    pub free: usize,
-    /// The other ways with the bytes that they need, fastest first.
-    pub others: Vec<(Offload, usize)>,
-}
-
-impl Shortage {
-    fn text(&self) -> String {
-        let mib = |bytes: usize| format!("{} MiB", bytes.div_ceil(MIB));
-        let what = match self.offload {
-            Offload::Auto => "even --offload sequential".to_string(),
-            asked => format!("--offload {}", asked.name()),
-        };
-        let (needed, free) = (mib(self.needed), mib(self.free));
-        let fitting = self.others.iter().find(|(_, needed)| *needed <= self.free);
-        let advice = match (fitting, self.others.iter().map(|(_, needed)| *needed).min()) {
-            (Some((other, needed)), _) => {
-                format!("--offload {} (EASEL_OFFLOAD) needs {} and fits", other.name(), mib(*needed))
-            }
-            (None, Some(least)) if least < self.needed => {
-                format!(
-                    "no other way fits, the smallest needs {}; free memory of the GPU, or take a larger one",
-                    mib(least)
-                )
-            }
-            _ => "end what else uses the GPU, or take a larger one".into(),
-        };
-        format!("{what} needs {needed} of the GPU's memory, and {free} are free: {advice}")
-    }
-}
-
-impl Offload {
-    /// As the option has it.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Auto => "auto",
-            Self::Never => "never",
-            Self::Model => "model",
-            Self::Sequential => "sequential",
-        }
-    }
 }
 
 impl Fit {

@@ -3,7 +3,6 @@
 mod on_gpu;
 
 use super::{
-    fit::Offload,
     gpu_state::GpuState,
     graphs::RecordedDenoiser,
     guidance::{Guidance, guide},
@@ -18,6 +17,7 @@ use crate::{
     models::text_encoder::{AddedEmbeddings, TextEncoder},
     models::unet::{Prepared, Unet},
     models::vae::{DecodeMemory, VaeDecoder},
+    offload::Offload,
     ops::params::{Params, ShapeRecorder, Shapes},
     ops::{Array, Step},
     prompt::tokenizer::Tokens,
@@ -103,7 +103,7 @@ pub(crate) struct Networks {
 
 enum DeviceState {
     Cpu,
-    Gpu(GpuState),
+    Gpu(Box<GpuState>),
 }
 
 /// Predicts the noise at each step of one run: the UNet with guidance.

@@ -1,7 +1,7 @@
 //! Where the networks of a model are on a GPU: which parts stay, and what comes and leaves with the phases of a picture.
 
 use super::{
-    fit::{CheckerPlace, Fit, Needs, Offload, Shortage},
+    fit::{CheckerPlace, Fit, Needs},
     networks::parameters,
     safety::{SafetySource, checker_parameters},
 };
@@ -10,6 +10,7 @@ use crate::{
     gpu::{Dtype, Gpu, GpuError, Placed, Stay},
     loading::config::{UnetConfig, VaeConfig},
     models::vae::DecodeMemory,
+    offload::{Offload, Shortage},
 };
 use std::{path::Path, sync::Arc};
 

@@ -10,9 +10,10 @@ use crate::{
         unet::Unet,
         vae::{DecodeMemory, VaeDecoder},
     },
+    offload::{Offload, Shortage},
     ops::params::Params,
     pipeline::{
-        fit::{CheckerPlace, Offload, Shortage},
+        fit::CheckerPlace,
         gpu_state::GpuState,
         graphs::Recordings,
         guidance::Guidance,
@@ -49,7 +50,7 @@ impl Networks {
             added_embeddings: AddedEmbeddings::new(),
             unet: on_gpu,
             vae: decoder,
-            state: DeviceState::Gpu(GpuState { residence, changed: Default::default(), recordings }),
+            state: DeviceState::Gpu(Box::new(GpuState { residence, changed: Default::default(), recordings })),
             model,
         };
         if is_whole {
@@ -109,7 +110,8 @@ impl Networks {
         let Model { text_weights, unet_weights, vae_weights, .. } = &self.model;
         match &self.state {
             DeviceState::Cpu => Vec::new(),
-            DeviceState::Gpu(GpuState { residence, .. }) => {
+            DeviceState::Gpu(state) => {
+                let residence = &state.residence;
                 vec![(&*residence.unet, unet_weights), (&*residence.text, text_weights), (&*residence.vae, vae_weights)]
             }
         }
