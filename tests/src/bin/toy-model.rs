@@ -109,6 +109,7 @@ impl Size {
                 heads: 8,
                 groups: 32,
                 dtype: DType::F16,
+                vae_channels: [32, 32, 64, 64],
                 lora_rank: 16,
                 ..structure
             },
@@ -385,4 +386,24 @@ fn seed(name: &str) -> u64 {
 fn write(path: &Path, bytes: Vec<u8>) -> anyhow::Result<()> {
     let folder = path.parent().context("a file in a folder")?;
     fs::create_dir_all(folder).and_then(|()| fs::write(path, bytes)).with_context(|| path.display().to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::ValueEnum;
+
+    #[test]
+    fn the_settings_of_every_size_are_supported() {
+        for size in Size::value_variants() {
+            let folder = tempfile::tempdir().unwrap();
+            for (name, value) in configs(&size.widths()) {
+                write(&folder.path().join(name), value.to_string().into_bytes()).unwrap();
+            }
+            let name = size.to_possible_value().unwrap();
+            let [text_encoder, unet, vae] =
+                parameters(folder.path()).unwrap_or_else(|error| panic!("{name:?}: {error}"));
+            assert!(!text_encoder.is_empty() && !unet.is_empty() && !vae.is_empty(), "{name:?}");
+        }
+    }
 }
