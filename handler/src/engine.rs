@@ -92,11 +92,12 @@ impl Engine {
         let safety = engine.safety.name();
         match engine.footprint() {
             None => tracing::info!(device = engine.device_name(), safety, duration_ms, "model loaded"),
-            Some(Footprint { offload, needed, free, kept, lent, streamed, .. }) => tracing::info!(
+            Some(Footprint { offload, needed, free, kept, lent, streamed, checker, .. }) => tracing::info!(
                 device = engine.device_name(),
                 safety,
                 duration_ms,
                 offload = offload.name(),
+                safety_checker = engine.pipeline.has_safety_checker().then(|| checker.name()),
                 needed_bytes = needed,
                 free_bytes = free,
                 kept_bytes = kept,

@@ -2,9 +2,11 @@
 """Measures Easel's ways to paint where the GPU's memory is short, beside those of diffusers, and prints two tables.
 
     tests/bench/offload.py HANDLER [--model DIR] [--free 3.0 2.0 1.5 1.0 0.7] [--sizes 1:1 2:2 1:2] [--repeat 3] [--no-diffusers]
+        [--safety-checker DIR]
 
 First table: a small program fills the card by plain allocations until so many GiB are free beside a CUDA context, and `--offload auto`
-paints: which way was chosen, how long, and whether the picture is the same. Second table: every way on a card with room, with the most
+paints: which way was chosen, how long, and whether the picture is the same; with `--safety-checker`, also where the checker looks at
+pictures of that model, and how long it does. Second table: every way on a card with room, with the most
 memory that was taken, and diffusers' three ways on the same weights. Memory is what the driver says is missing, sampled every
 millisecond: the CUDA context and the libraries' kernels count.
 
@@ -138,6 +140,9 @@ class Easel:
         words = ["--aspect-ratio", ratio, "--repeat", self.options.repeat, "--json"]
         return json.loads(self.run("bench", "picture", *self.model(way), *words))
 
+    def look(self, way: str, checker: Path) -> dict:
+        return json.loads(self.run("bench", "safety", *self.model(way)[:-2], "--safety-checker", checker, "--repeat", self.options.repeat, "--json"))
+
     def picture(self, way: str, ratio: str) -> str:
         """The hash of the pixels."""
         from PIL import Image
@@ -167,7 +172,11 @@ def filled(easel: Easel, options) -> list[str]:
             try:
                 (ours, peak), picture = card.taken(lambda: easel.bench("auto", "1:1")), easel.picture("auto", "1:1")
                 same = "yes" if picture == expected else f"no: {picture}, not {expected}"
-                rows.append(f"| {free} | {ours['offload']} | {painted(ours):.0f} ms | {ours['gpu_memory_mib']} MiB | {peak:.0f} MiB | {copied(ours)} | {ours['lent_mib']} MiB | {same} |")
+                look = ""
+                if options.safety_checker:
+                    checked = easel.look("auto", options.safety_checker)
+                    look = f" {checked['checker']}, {checked['check_ms']:.1f} ms |"
+                rows.append(f"| {free} | {ours['offload']} | {painted(ours):.0f} ms | {ours['gpu_memory_mib']} MiB | {peak:.0f} MiB | {copied(ours)} | {ours['lent_mib']} MiB | {same} |{look}")
             except RuntimeError as error:
                 rows.append(f"| {free} | {error} | | | | | | |")
             print(rows[-1], flush=True)
@@ -229,6 +238,7 @@ def main() -> None:
     parser.add_argument("--free", type=float, nargs="*", default=[3.0, 2.0, 1.5, 1.0, 0.7], metavar="GIB")
     parser.add_argument("--sizes", nargs="*", default=list(on_gpu.SIZES), choices=list(on_gpu.SIZES))
     parser.add_argument("--repeat", type=int, default=3)
+    parser.add_argument("--safety-checker", type=Path, metavar="DIR")
     parser.add_argument("--no-diffusers", dest="diffusers", action="store_const", const=None, default=[])
     parser.add_argument("--diffusers", nargs=2, help=argparse.SUPPRESS)
     parser.add_argument("--fill", type=float, help=argparse.SUPPRESS)
@@ -250,8 +260,9 @@ def main() -> None:
     easel = Easel(options)
     easel.bench("auto", "1:1")  # Times the products' algorithms, which stay in the folder.
     first, second = filled(easel, options), ways(easel, options)
-    print("\n| free beside the context | way chosen | picture | arenas | most memory | copied a step | copied a picture | same picture |")
-    print("| --- | --- | --- | --- | --- | --- | --- | --- |\n" + "\n".join(first))
+    look = (" checker, a look |", " --- |") if options.safety_checker else ("", "")
+    print("\n| free beside the context | way chosen | picture | arenas | most memory | copied a step | copied a picture | same picture |" + look[0])
+    print("| --- | --- | --- | --- | --- | --- | --- | --- |" + look[1] + "\n" + "\n".join(first))
     print("\n| size | way | picture | ratio | arenas | most memory | copied a step | same picture |")
     print("| --- | --- | --- | --- | --- | --- | --- | --- |\n" + "\n".join(second))
 

@@ -2,6 +2,7 @@
 //!
 //! All settings of the model are read from the folder's JSON files. A checkpoint has none: see [`crate::loading`].
 
+mod beside;
 mod fit;
 mod gpu_state;
 mod graphs;
@@ -17,6 +18,7 @@ mod safety;
 pub use crate::models::vae::DecodeMemory;
 pub use crate::offload::{Offload, Shortage};
 pub use crate::ops::params::Shapes;
+pub use fit::CheckerPlace;
 pub use inspection::{Inspection, check_weights, inspect, inspect_settings};
 pub use networks::{Compute, parameters};
 pub use options::LoadOptions;
@@ -39,6 +41,7 @@ use crate::{
     prompt::tokenizer::{Tokenizer, Tokens},
     schedulers::{self, SchedulerConfig},
 };
+use beside::Beside;
 use candle_core::{DType, Device, Tensor};
 use guidance::Guidance;
 use image::RgbImage;
@@ -126,14 +129,13 @@ impl Pipeline {
         let factor = model.vae_config.factor();
         let latents = (size.1.div_ceil(factor), size.0.div_ceil(factor));
         let target = Target::of_weights(&model.unet_weights, &model.text_weights);
-        // Its room is reckoned with; it is loaded last.
-        let safety = SafetyNetwork::open((&model.folder, &index), &options.safety_checker, compute)?;
-        let checker = safety.as_ref().map_or(Ok(0), SafetyNetwork::parameters)?;
+        let mut safety = SafetyNetwork::open((&model.folder, &index), &options.safety_checker, compute)?;
+        let beside = safety.as_mut().map(|safety| safety as &mut dyn Beside);
         let mut pipeline = Self {
             tokenizer,
             inversions: Inversions::default(),
             scheduler_config,
-            networks: Networks::new(model, compute, offload, latents, checker)?,
+            networks: Networks::new(model, compute, offload, latents, beside)?,
             safety,
             index,
             compute: compute.clone(),
@@ -142,7 +144,7 @@ impl Pipeline {
             dora: Dora::default(),
             applied: Some(Vec::new()),
         };
-        pipeline.settle_checker()?;
+        pipeline.safety.as_mut().map_or(Ok(()), SafetyNetwork::rehearse)?;
         Ok(pipeline)
     }
 

@@ -294,11 +294,16 @@ impl Array {
         let array = gpu.scratch(tensor.dims(), dtype)?;
         let numbers = tensor.to_dtype(DType::F32).and_then(|tensor| tensor.flatten_all()?.to_vec1::<f32>());
         let numbers = numbers.map_err(|error| GpuError::call("a tensor of the CPU", error))?;
-        let bytes: Vec<u8> = match dtype {
-            Dtype::F32 => numbers.iter().flat_map(|number| number.to_le_bytes()).collect(),
-            Dtype::F16 => numbers.iter().flat_map(|&number| f16::from_f32(number).to_le_bytes()).collect(),
-            Dtype::BF16 => numbers.iter().flat_map(|&number| bf16::from_f32(number).to_le_bytes()).collect(),
-        };
+        let mut bytes = vec![0; numbers.len() * dtype.bytes()];
+        let halves = bytes.as_chunks_mut().0.iter_mut().zip(&numbers);
+        match dtype {
+            Dtype::F16 => halves.for_each(|(bytes, number)| *bytes = f16::from_f32(*number).to_le_bytes()),
+            Dtype::BF16 => halves.for_each(|(bytes, number)| *bytes = bf16::from_f32(*number).to_le_bytes()),
+            Dtype::F32 => {
+                let wholes = bytes.as_chunks_mut().0.iter_mut().zip(&numbers);
+                wholes.for_each(|(bytes, number)| *bytes = number.to_le_bytes());
+            }
+        }
         array.write(&bytes)?;
         Ok(array)
     }

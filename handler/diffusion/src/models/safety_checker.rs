@@ -9,7 +9,7 @@ use crate::{
     ops::params::Params,
     ops::{Array, LayerNorm, Linear},
 };
-use candle_core::{DType, Error, Result as CandleResult, Tensor};
+use candle_core::{DType, Device, Error, Result as CandleResult, Tensor};
 use half::{bf16, f16};
 
 /// Concepts that flag a picture, and those that call for special care.
@@ -138,12 +138,20 @@ impl SafetyChecker {
         if pixels.dims() != [COLOURS, size, size] {
             return Err(Error::Msg(format!("a picture of {:?} for a checker of {size} pixels", pixels.dims())).bt());
         }
-        let per_side = size / patch;
         // A convolution leaves out what is no whole window.
-        let whole = pixels.narrow(1, 0, per_side * patch)?.narrow(2, 0, per_side * patch)?.contiguous()?;
-        let windows = whole.reshape((COLOURS, per_side, patch, per_side, patch))?.permute((1, 3, 0, 2, 4))?;
-        let windows = windows.contiguous()?.reshape((1, per_side * per_side, COLOURS * patch * patch))?;
-        windows.pad_with_zeros(1, 1, 0)?.contiguous()
+        let per_side = size / patch;
+        let (count, length) = (1 + per_side * per_side, COLOURS * patch * patch);
+        let pixels = pixels.flatten_all()?.to_vec1::<f32>()?;
+        let mut windows = vec![0f32; count * length];
+        for (index, window) in windows.chunks_exact_mut(length).skip(1).enumerate() {
+            let (top, left) = (index / per_side * patch, index % per_side * patch);
+            for (line, row) in window.chunks_exact_mut(patch).enumerate() {
+                let (colour, y) = (line / patch, top + line % patch);
+                let from = (colour * size + y) * size + left;
+                row.copy_from_slice(&pixels[from..from + patch]);
+            }
+        }
+        Tensor::from_vec(windows, (1, count, length), &Device::Cpu)
     }
 }
 
@@ -201,7 +209,6 @@ pub(crate) fn round3(number: f32) -> f32 {
 mod tests {
     use super::*;
     use crate::{loading::weights::Weights, pipeline::safety_tests::drawn};
-    use candle_core::Device;
     use candle_nn::{Module, VarBuilder};
     use candle_transformers::models::clip::{
         text_model::Activation,

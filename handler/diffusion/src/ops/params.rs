@@ -2,7 +2,7 @@
 
 use crate::gpu::{Array, Dtype, Placed, WeightLayout};
 use crate::{loading::weights::Weights, ops};
-use candle_core::{D, DType, Device, Error, Result, Tensor};
+use candle_core::{DType, Device, Error, Result, Tensor};
 use std::sync::{Arc, Mutex, PoisonError};
 
 /// The parameters below one path.
@@ -144,8 +144,16 @@ impl Params {
         if self.placed.is_none() {
             return self.on_device(rows);
         }
-        let columns = rows.dim(D::Minus1)?;
-        self.on_device(&rows.pad_with_zeros(D::Minus1, 0, columns.next_multiple_of(ops::LANES) - columns)?)
+        let mut dims = rows.dims().to_vec();
+        let Some(columns) = dims.last_mut() else { return self.on_device(rows) };
+        let (old, new) = (*columns, columns.next_multiple_of(ops::LANES));
+        *columns = new;
+        let mut padded = vec![0f32; dims.iter().product()];
+        let numbers = rows.flatten_all()?.to_vec1::<f32>()?;
+        for (to, from) in padded.chunks_exact_mut(new).zip(numbers.chunks_exact(old)) {
+            to[..old].copy_from_slice(from);
+        }
+        self.on_device(&Tensor::from_vec(padded, dims, rows.device())?)
     }
 
     /// The dtype of the modules' parameters and activations: f32 on the CPU.

@@ -49,7 +49,7 @@ pub(super) struct Needs {
 
 /// Where the safety checker looks at pictures.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub(super) enum CheckerPlace {
+pub enum CheckerPlace {
     /// On the GPU, where it stays.
     #[default]
     Stays,
@@ -57,6 +57,17 @@ pub(super) enum CheckerPlace {
     Comes,
     /// On the CPU.
     Cpu,
+}
+
+impl CheckerPlace {
+    /// As logs have it: `stays`, `comes` or `cpu`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Stays => "stays",
+            Self::Comes => "comes",
+            Self::Cpu => "cpu",
+        }
+    }
 }
 
 /// What stays, what is lent and what is streamed.

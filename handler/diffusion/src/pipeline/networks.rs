@@ -3,6 +3,7 @@
 mod on_gpu;
 
 use super::{
+    beside::Beside,
     gpu_state::GpuState,
     graphs::RecordedDenoiser,
     guidance::{Guidance, guide},
@@ -115,13 +116,13 @@ pub(crate) enum Denoiser<'a> {
 impl Networks {
     /// On a GPU, `size` is the height and width of the first latents. While the weights are being copied, a picture of that size is
     /// computed to create everything that is created on first use.
-    /// Memory is reckoned for a safety checker of `checker` parameters, 0 without one.
+    /// `beside` is loaded with them, and memory is reckoned for it.
     pub(crate) fn new(
         model: Model,
         compute: &Compute,
         offload: Offload,
         size: (usize, usize),
-        checker: usize,
+        beside: Option<&mut dyn Beside>,
     ) -> Result<Self> {
         match compute {
             Compute::Cpu => {
@@ -139,8 +140,9 @@ impl Networks {
             }
             Compute::Gpu(gpu, dtype) => {
                 gpu.enter()?;
+                let checker = beside.as_deref().map_or(Ok(0), Beside::parameters)?;
                 let residence = Residence::new(gpu, *dtype, model.unet_weights.parameters(), checker)?;
-                Self::on_gpu(model, residence, offload, size)
+                Self::on_gpu(model, residence, offload, size, beside)
             }
         }
     }

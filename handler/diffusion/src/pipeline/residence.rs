@@ -51,8 +51,8 @@ pub struct Footprint {
     pub window: usize,
     /// Whether the decoder works in bands, unless a picture fits whole into as much memory.
     pub in_bands: bool,
-    /// Whether the CPU looks for the safety checker, as the GPU has no room for it.
-    pub checker_on_cpu: bool,
+    /// Where a safety checker looks at pictures, if there is one.
+    pub checker: CheckerPlace,
 }
 
 /// The networks' tensors on one GPU.
@@ -236,7 +236,7 @@ impl Residence {
             streamed: fit.streamed * needs.page,
             window: fit.places * needs.page,
             in_bands: fit.in_bands,
-            checker_on_cpu: fit.checker == CheckerPlace::Cpu,
+            checker: self.checker_place(),
         }
     }
 }
@@ -319,7 +319,7 @@ pub fn foresee(
         streamed: fit.streamed * page,
         window: fit.places * page,
         in_bands: fit.in_bands,
-        checker_on_cpu: fit.checker == CheckerPlace::Cpu,
+        checker: fit.checker,
     })
 }
 

@@ -9,7 +9,7 @@ pub(crate) mod tests;
 pub(super) use files::{CHECKER, settings_of, shapes};
 pub use files::{CheckerInspection, inspect_safety_checker, safety_checker_parameters};
 
-use super::{Compute, Pipeline, fit::CheckerPlace};
+use super::{Compute, Pipeline, beside::Beside, fit::CheckerPlace};
 use crate::{
     error::{PipelineError, Result},
     gpu::{Dtype, Gpu, Placed, Stay},
@@ -24,7 +24,7 @@ use preprocessing::pixels;
 use std::{
     path::{Path, PathBuf},
     sync::Arc,
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 /// Which safety checker is loaded.
@@ -58,6 +58,8 @@ pub(super) struct SafetyNetwork {
     gpu: Option<OnGpu>,
     /// None while it is not on the GPU.
     network: Option<SafetyChecker>,
+    /// When the GPU last had no room for it.
+    crowded_out: Option<Instant>,
 }
 
 struct OnGpu {
@@ -67,6 +69,8 @@ struct OnGpu {
     placed: Option<Arc<Placed>>,
 }
 
+/// For how long the CPU looks at pictures after the GPU had no room.
+const CROWDED: Duration = Duration::from_secs(60);
 /// Bytes in which its memory comes and leaves.
 const PAGE: usize = 8 << 20;
 
@@ -93,34 +97,37 @@ impl SafetyNetwork {
                 Some(OnGpu { gpu: gpu.clone(), dtype: *dtype, place: CheckerPlace::Comes, placed: None })
             }
         };
-        Ok(Some(Self { opened, gpu, network: None }))
-    }
-
-    /// The number of its parameters.
-    pub(super) fn parameters(&self) -> Result<usize> {
-        files::parameters_of(&self.opened.config)
+        Ok(Some(Self { opened, gpu, network: None, crowded_out: None }))
     }
 
     /// Brings it to where it is to be. If it comes to the GPU for each look, it is not read before the first.
-    pub(super) fn settle(&mut self, place: CheckerPlace) -> Result<()> {
+    pub(super) fn load(&mut self, place: CheckerPlace) -> Result<()> {
+        if self.gpu.is_some() {
+            self.settle(place)?;
+            self.fill()?;
+        }
+        self.rehearse()
+    }
+
+    /// Creates everything that is created on first use, if it stays on its device.
+    pub(super) fn rehearse(&mut self) -> Result<()> {
         let clock = Instant::now();
-        let Some(on_gpu) = &mut self.gpu else { return self.enter() };
-        on_gpu.place = place;
-        if place == CheckerPlace::Stays {
+        let Some(on_gpu) = &self.gpu else { return self.enter() };
+        if on_gpu.place == CheckerPlace::Stays {
             let gpu = on_gpu.gpu.clone();
-            // Creates everything that is created on first use.
             match self.check(&RgbImage::from_pixel(1, 1, Rgb([127; 3]))) {
                 Err(error) if error.is_out_of_memory() => self.shrink()?,
                 checked => drop(checked?),
             }
-            gpu.note("safety_checker", clock);
+            gpu.note("rehearse_safety", clock);
         }
         Ok(())
     }
 
     /// Whether the CPU looks at the pictures.
     pub(super) fn is_on_cpu(&self) -> bool {
-        self.gpu.as_ref().is_some_and(|on_gpu| on_gpu.place == CheckerPlace::Cpu)
+        let crowded = || self.crowded_out.is_some_and(|since| since.elapsed() < CROWDED);
+        self.gpu.as_ref().is_some_and(|on_gpu| on_gpu.place == CheckerPlace::Cpu || crowded())
     }
 
     /// What it says of a picture.
@@ -157,32 +164,49 @@ impl SafetyNetwork {
 
     /// Brings it to its device.
     fn enter(&mut self) -> Result<()> {
-        let Opened { config, weights, .. } = &self.opened;
-        match &mut self.gpu {
+        match &self.gpu {
             None if self.network.is_some() => {}
-            None => self.network = Some(SafetyChecker::new(config, Params::on_cpu(weights))?),
+            None => {
+                let Opened { config, weights, .. } = &self.opened;
+                self.network = Some(SafetyChecker::new(config, Params::on_cpu(weights))?);
+            }
             Some(on_gpu) => {
                 on_gpu.gpu.enter()?;
-                match &on_gpu.placed {
-                    Some(placed) => drop(placed.come()?),
-                    None => {
-                        let placed = Placed::new(&on_gpu.gpu, on_gpu.dtype, PAGE)?;
-                        let network = SafetyChecker::new(config, Params::on_gpu(weights, &placed))?;
-                        let stay = if on_gpu.place == CheckerPlace::Stays { Stay::Kept } else { Stay::Lent };
-                        let all = |stay| placed.settle(&vec![stay; placed.pages().1], 0);
-                        let filled = all(stay).and_then(|()| placed.come()).and_then(|_| placed.clear_padding());
-                        let filled = filled.and_then(|()| on_gpu.gpu.synchronize());
-                        if let Err(error) = filled.and_then(|()| placed.fill(weights, None)) {
-                            // No memory stays taken.
-                            all(Stay::Lent)?;
-                            return Err(error.into());
-                        }
-                        (on_gpu.placed, self.network) = (Some(placed), Some(network));
-                    }
+                if let Some(placed) = &on_gpu.placed {
+                    placed.come()?;
+                    return Ok(());
+                }
+                self.take_memory()?;
+                if let Err(error) = self.fill() {
+                    self.give_memory_back()?;
+                    return Err(error);
                 }
             }
         }
         Ok(())
+    }
+
+    /// Places its tensors, with memory behind them.
+    fn take_memory(&mut self) -> Result<()> {
+        let Some(on_gpu) = &mut self.gpu else { return Ok(()) };
+        let placed = Placed::new(&on_gpu.gpu, on_gpu.dtype, PAGE)?;
+        let network = SafetyChecker::new(&self.opened.config, Params::on_gpu(&self.opened.weights, &placed))?;
+        let stay = if on_gpu.place == CheckerPlace::Stays { Stay::Kept } else { Stay::Lent };
+        let taken = placed.settle(&vec![stay; placed.pages().1], 0).and_then(|()| placed.come());
+        let taken = taken.and_then(|_| placed.clear_padding()).and_then(|()| on_gpu.gpu.synchronize());
+        (on_gpu.placed, self.network) = (Some(placed), Some(network));
+        if let Err(error) = taken {
+            self.give_memory_back()?;
+            return Err(error.into());
+        }
+        Ok(())
+    }
+
+    /// Forgets its tensors. None of their memory stays taken.
+    fn give_memory_back(&mut self) -> Result<()> {
+        self.network = None;
+        let placed = self.gpu.as_mut().and_then(|on_gpu| on_gpu.placed.take());
+        placed.map_or(Ok(()), |placed| Ok(placed.settle(&vec![Stay::Lent; placed.pages().1], 0)?))
     }
 
     /// Leaves the GPU unless it stays there.
@@ -193,6 +217,32 @@ impl SafetyNetwork {
             placed.leave()?;
         }
         Ok(())
+    }
+}
+
+impl Beside for SafetyNetwork {
+    fn parameters(&self) -> Result<usize> {
+        files::parameters_of(&self.opened.config)
+    }
+
+    fn settle(&mut self, place: CheckerPlace) -> Result<()> {
+        let Some(on_gpu) = &mut self.gpu else { return Ok(()) };
+        on_gpu.place = place;
+        if place != CheckerPlace::Stays {
+            return Ok(());
+        }
+        on_gpu.gpu.enter()?;
+        match self.take_memory() {
+            Err(error) if error.is_out_of_memory() => self.shrink(),
+            taken => taken,
+        }
+    }
+
+    fn fill(&self) -> Result<()> {
+        match self.gpu.as_ref().and_then(|on_gpu| on_gpu.placed.as_ref()) {
+            Some(placed) => Ok(placed.fill(&self.opened.weights, None)?),
+            None => Ok(()),
+        }
     }
 }
 
@@ -211,13 +261,8 @@ impl Pipeline {
         self.safety = None;
         let model = (self.networks.model().folder.as_path(), &self.index);
         self.safety = SafetyNetwork::open(model, source, &self.compute)?;
-        self.settle_checker()
-    }
-
-    /// Brings the checker to where the networks leave room for it.
-    pub(super) fn settle_checker(&mut self) -> Result<()> {
         let place = self.networks.checker_place();
-        self.safety.as_mut().map_or(Ok(()), |safety| safety.settle(place))
+        self.safety.as_mut().map_or(Ok(()), |safety| safety.load(place))
     }
 
     /// Whether a safety checker is loaded.
@@ -248,7 +293,8 @@ impl Pipeline {
             checked = check(safety);
         }
         if too_large(&checked) {
-            tracing::warn!("no room for the safety checker on the GPU: the CPU looks at the pictures");
+            tracing::warn!("no room for the safety checker on the GPU: for a minute the CPU looks at the pictures");
+            safety.crowded_out = Some(Instant::now());
             return safety.check_on_cpu(pictures);
         }
         checked

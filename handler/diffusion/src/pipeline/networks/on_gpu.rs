@@ -2,8 +2,8 @@
 
 use super::{Denoiser, DeviceState, Model, Networks, tuned};
 use crate::{
-    error::{PipelineError, Result},
-    gpu::{Gpu, GpuError, Placed},
+    error::Result,
+    gpu::{Gpu, Placed},
     loading::weights::Weights,
     models::{
         text_encoder::{AddedEmbeddings, TextEncoder},
@@ -13,6 +13,7 @@ use crate::{
     offload::{Offload, Shortage},
     ops::params::Params,
     pipeline::{
+        beside::Beside,
         fit::CheckerPlace,
         gpu_state::GpuState,
         graphs::Recordings,
@@ -31,6 +32,7 @@ impl Networks {
         mut residence: Residence,
         offload: Offload,
         size: (usize, usize),
+        mut beside: Option<&mut dyn Beside>,
     ) -> Result<Self> {
         let (gpu, dtype) = (&residence.gpu().clone(), residence.unet.dtype());
         let Residence { text, ahead, unet, vae, .. } = &residence;
@@ -44,6 +46,10 @@ impl Networks {
         let extent = Extent { latents: size, images: 1 };
         residence.settle((&model.unet_config, &model.vae_config), extent, offload)?;
         let is_whole = residence.is_whole();
+        if let Some(beside) = beside.as_deref_mut() {
+            beside.settle(residence.checker_place())?;
+        }
+        let beside = beside.as_deref();
         let mut networks = Self {
             inputs,
             text_encoder,
@@ -54,9 +60,9 @@ impl Networks {
             model,
         };
         if is_whole {
-            networks.load_beside(gpu, size)?
+            networks.load_beside(gpu, size, beside)?
         } else {
-            networks.load_first(gpu, size)?
+            networks.load_first(gpu, size, beside)?
         }
         if let DeviceState::Gpu(state) = &mut networks.state {
             state.tidy()?;
@@ -65,7 +71,7 @@ impl Networks {
     }
 
     /// Copies the weights while a picture is computed with the memory's old content.
-    fn load_beside(&self, gpu: &Gpu, size: (usize, usize)) -> Result<()> {
+    fn load_beside(&self, gpu: &Gpu, size: (usize, usize), beside: Option<&dyn Beside>) -> Result<()> {
         self.weights().into_iter().try_for_each(|(placed, _)| placed.clear_padding())?;
         gpu.synchronize()?;
         thread::scope(|scope| {
@@ -74,7 +80,7 @@ impl Networks {
                 gpu.enter()?;
                 self.weights().into_iter().try_for_each(|(placed, weights)| placed.fill(weights, None))?;
                 gpu.note("weights", clock);
-                Ok::<_, GpuError>(())
+                fill(gpu, beside)
             });
             gpu.open_libraries()?;
             let mut filling = Some(filling);
@@ -87,12 +93,12 @@ impl Networks {
                 join()?;
             }
             self.warm_up(gpu, size)?;
-            join().map_err(PipelineError::from)
+            join()
         })
     }
 
     /// Copies the weights, one network after the other, and then computes a picture: there is no memory to do both.
-    fn load_first(&self, gpu: &Gpu, size: (usize, usize)) -> Result<()> {
+    fn load_first(&self, gpu: &Gpu, size: (usize, usize), beside: Option<&dyn Beside>) -> Result<()> {
         gpu.carry_by_few();
         gpu.open_libraries()?;
         let clock = Instant::now();
@@ -101,6 +107,7 @@ impl Networks {
             placed.fill(weights, None)?;
         }
         gpu.note("weights", clock);
+        fill(gpu, beside)?;
         gpu.tune_with(&tuned(&self.model.folder))?;
         self.warm_up(gpu, size)
     }
@@ -228,6 +235,15 @@ impl Networks {
         }
         Ok(())
     }
+}
+
+/// Fills what is loaded beside the networks.
+fn fill(gpu: &Gpu, beside: Option<&dyn Beside>) -> Result<()> {
+    let Some(beside) = beside else { return Ok(()) };
+    let clock = Instant::now();
+    beside.fill()?;
+    gpu.note("weights_beside", clock);
+    Ok(())
 }
 
 /// A part of the networks that is on the GPU for as long as this lives.

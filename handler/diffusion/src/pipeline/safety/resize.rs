@@ -3,6 +3,7 @@
 //! rounded to 8 bits, so that the result is Pillow's to the bit.
 
 use image::RgbImage;
+use rayon::prelude::*;
 
 /// Bits after the point of a weight.
 const PRECISION: u32 = 22;
@@ -23,7 +24,8 @@ pub(super) fn bicubic(picture: &RgbImage, width: usize, height: usize) -> RgbIma
     if width != from_width {
         let windows = windows(from_width, width);
         let mut out = vec![0; width * from_height * CHANNELS];
-        for (row, out) in pixels.chunks_exact(from_width * CHANNELS).zip(out.chunks_exact_mut(width * CHANNELS)) {
+        let rows = pixels.par_chunks_exact(from_width * CHANNELS).zip(out.par_chunks_exact_mut(width * CHANNELS));
+        rows.for_each(|(row, out)| {
             for (window, out) in windows.iter().zip(out.as_chunks_mut::<CHANNELS>().0) {
                 let mut sums = [1i32 << (PRECISION - 1); CHANNELS];
                 for (pixel, weight) in row.as_chunks::<CHANNELS>().0[window.first..].iter().zip(&window.weights) {
@@ -33,15 +35,15 @@ pub(super) fn bicubic(picture: &RgbImage, width: usize, height: usize) -> RgbIma
                 }
                 *out = sums.map(level);
             }
-        }
+        });
         pixels = out;
     }
     if height != from_height {
         let row = width * CHANNELS;
         let mut out = vec![0; height * row];
-        let mut sums = vec![0i32; row];
-        for (window, out) in windows(from_height, height).iter().zip(out.chunks_exact_mut(row)) {
-            sums.fill(1 << (PRECISION - 1));
+        let windows = windows(from_height, height);
+        windows.par_iter().zip(out.par_chunks_exact_mut(row)).for_each(|(window, out)| {
+            let mut sums = vec![1i32 << (PRECISION - 1); row];
             for (levels, weight) in pixels[window.first * row..].chunks_exact(row).zip(&window.weights) {
                 for (sum, level) in sums.iter_mut().zip(levels) {
                     *sum += i32::from(*level) * weight;
@@ -50,7 +52,7 @@ pub(super) fn bicubic(picture: &RgbImage, width: usize, height: usize) -> RgbIma
             for (out, sum) in out.iter_mut().zip(&sums) {
                 *out = level(*sum);
             }
-        }
+        });
         pixels = out;
     }
     // As many pixels as both passes have made.
