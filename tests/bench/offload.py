@@ -31,6 +31,7 @@ import on_gpu  # noqa: E402
 
 GIB, MIB = 1 << 30, 1 << 20
 WAYS = ["never", "model", "sequential"]
+THEIRS = ["as it comes", "model offload", "sequential offload"]
 
 
 class Driver:
@@ -184,7 +185,7 @@ def filled(easel: Easel, options) -> list[str]:
 
 
 def ways(easel: Easel, options) -> list[str]:
-    rows = []
+    rows, firsts = [], {}
     for ratio in options.sizes:
         name = "x".join(map(str, on_gpu.SIZES[ratio]))
         expected, first = None, None
@@ -200,35 +201,53 @@ def ways(easel: Easel, options) -> list[str]:
             same = "yes" if picture == expected else f"no: {picture}, not {expected}"
             rows.append(f"| {name} | Easel, {way} | {painted(ours):.0f} ms | {painted(ours) / first:.2f} | {ours['gpu_memory_mib']} MiB | {peak:.0f} MiB | {copied(ours)} | {same} |")
             print(rows[-1], flush=True)
-        if options.diffusers:
-            for way in ("as it comes", "model offload", "sequential offload"):
-                with Card() as card:
-                    words = [sys.executable, __file__, options.handler, "--diffusers", way, ratio, "--model", options.model]
-                    done, peak = card.taken(lambda words=words: subprocess.run([str(word) for word in words], capture_output=True, text=True))
-                if done.returncode:
-                    rows.append(f"| {name} | diffusers, {way} | {done.stderr.strip().splitlines()[-1]} | | | | | |")
-                else:
-                    theirs = json.loads(done.stdout.splitlines()[-1])
-                    rows.append(f"| {name} | diffusers, {way} | {theirs['ms']:.0f} ms | {theirs['ms'] / first if first else 0:.2f} | {theirs['mib']:.0f} MiB | {peak:.0f} MiB | | |")
-                print(rows[-1], flush=True)
+        firsts[ratio] = first
+    if options.diffusers:
+        words = [sys.executable, __file__, "--diffusers", *options.sizes, "--model", options.model]
+        with Card() as card:
+            other = subprocess.Popen([str(word) for word in words], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+            for ratio in options.sizes:
+                for way in THEIRS:
+                    def paint(other=other):
+                        other.stdin.write("\n")
+                        other.stdin.flush()
+                        return json.loads(other.stdout.readline())
+
+                    other.stdout.readline()
+                    theirs, peak = card.taken(paint)
+                    name, first = "x".join(map(str, on_gpu.SIZES[ratio])), firsts[ratio] or theirs["ms"]
+                    rows.append(f"| {name} | diffusers, {way} | {theirs['ms']:.0f} ms | {theirs['ms'] / first:.2f} | {theirs['mib']:.0f} MiB | {peak + card.said['context'] / MIB:.0f} MiB | | |")
+                    print(rows[-1], flush=True)
+            other.wait()
     return rows
 
 
-def diffusers(way: str, ratio: str, model: Path) -> None:
-    """One of diffusers' ways, in a process of its own."""
+def diffusers(ratios: list[str], model: Path) -> None:
+    """diffusers' ways at each size, in a process of its own. Before each it says that it is ready, and waits for a line."""
+    import gc
+
     import torch
     from diffusers import DPMSolverMultistepScheduler, StableDiffusionPipeline
 
-    pipe = StableDiffusionPipeline.from_pretrained(model, torch_dtype=torch.float16, safety_checker=None)
-    pipe.scheduler = DPMSolverMultistepScheduler.from_config(pipe.scheduler.config)
-    pipe.set_progress_bar_config(disable=True)
-    {"as it comes": lambda: pipe.to("cuda"), "model offload": pipe.enable_model_cpu_offload, "sequential offload": pipe.enable_sequential_cpu_offload}[way]()
-    on_gpu.paint(pipe, on_gpu.SIZES[ratio])
-    torch.cuda.reset_peak_memory_stats()
-    start = time.perf_counter()
-    on_gpu.paint(pipe, on_gpu.SIZES[ratio])
-    took = (time.perf_counter() - start) * 1e3
-    print(json.dumps({"ms": took, "mib": torch.cuda.max_memory_allocated() / MIB}))
+    torch.zeros(1, device="cuda")
+    for ratio in ratios:
+        for way in THEIRS:
+            print("ready", flush=True)
+            sys.stdin.readline()
+            pipe = StableDiffusionPipeline.from_pretrained(model, torch_dtype=torch.float16, safety_checker=None)
+            pipe.scheduler = DPMSolverMultistepScheduler.from_config(pipe.scheduler.config)
+            pipe.set_progress_bar_config(disable=True)
+            {"as it comes": lambda: pipe.to("cuda"), "model offload": pipe.enable_model_cpu_offload, "sequential offload": pipe.enable_sequential_cpu_offload}[way]()
+            on_gpu.paint(pipe, on_gpu.SIZES[ratio])
+            torch.cuda.reset_peak_memory_stats()
+            start = time.perf_counter()
+            on_gpu.paint(pipe, on_gpu.SIZES[ratio])
+            took = (time.perf_counter() - start) * 1e3
+            print(json.dumps({"ms": took, "mib": torch.cuda.max_memory_allocated() / MIB}), flush=True)
+            pipe.remove_all_hooks()
+            del pipe
+            gc.collect()
+            torch.cuda.empty_cache()
 
 
 def main() -> None:
@@ -240,7 +259,7 @@ def main() -> None:
     parser.add_argument("--repeat", type=int, default=3)
     parser.add_argument("--safety-checker", type=Path, metavar="DIR")
     parser.add_argument("--no-diffusers", dest="diffusers", action="store_const", const=None, default=[])
-    parser.add_argument("--diffusers", nargs=2, help=argparse.SUPPRESS)
+    parser.add_argument("--diffusers", nargs="+", help=argparse.SUPPRESS)
     parser.add_argument("--fill", type=float, help=argparse.SUPPRESS)
     parser.add_argument("--context", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -249,7 +268,7 @@ def main() -> None:
     if options.fill is not None:
         return fill(options.fill)
     if options.diffusers:
-        return diffusers(*options.diffusers, options.model)
+        return diffusers(options.diffusers, options.model)
     options.diffusers = options.diffusers is not None
     options.handler = options.handler.resolve()
     if not (options.model / "unet").exists():
