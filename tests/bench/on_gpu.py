@@ -42,9 +42,12 @@ def make(folder: Path) -> None:
         vae = AutoencoderKL(block_out_channels=(128, 256, 512, 512), layers_per_block=2, latent_channels=4, **kinds)
         shape = {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12, "projection_dim": 768}
         text = CLIPTextModel(CLIPTextConfig(vocab_size=49408, hidden_act="quick_gelu", max_position_embeddings=77, **shape))
-    for name in ("tokenizer", "scheduler", "model_index.json"):
-        source = TINY / name
-        (shutil.copytree if source.is_dir() else shutil.copy)(source, folder / name)
+    for name in ("tokenizer", "scheduler"):
+        shutil.copytree(TINY / name, folder / name)
+    index = json.loads((TINY / "model_index.json").read_text())
+    # The checker of easel-tiny is not copied.
+    index.update(dict.fromkeys(("safety_checker", "feature_extractor"), [None, None]))
+    (folder / "model_index.json").write_text(json.dumps(index))
     for name, part in {"unet": unet, "vae": vae, "text_encoder": text}.items():
         part.half().save_pretrained(folder / name)
     lora = {}

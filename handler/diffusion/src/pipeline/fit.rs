@@ -281,4 +281,4 @@ impl Needs {
 }
 
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;

@@ -246,22 +246,26 @@ fn pages_of(parameters: usize, dtype: Dtype, page: usize) -> usize {
     if parameters == 0 { 0 } else { (parameters * dtype.bytes()).div_ceil(page) + 1 }
 }
 
-/// Chooses a way. `Auto` reckons with the largest usual size if that fits, and lets the size that was asked for be decoded whole.
+/// Chooses a way. `Auto` reckons with the largest usual size if that fits and leaves the safety checker on the GPU, and lets the size that
+/// was asked for be decoded whole.
 fn choose(needs: impl Fn(Extent) -> Needs, extent: Extent, free: usize, offload: Offload) -> Result<(Needs, Fit)> {
     let larger = Extent { latents: larger(extent.latents), ..extent };
     let larger = (offload == Offload::Auto).then(|| {
         let (asked, larger) = (needs(extent), needs(larger));
         Needs { bands: larger.bands.map(|bands| bands.max(asked.whole)), ..larger }
     });
-    let fitting = larger.and_then(|needs| Some((needs.clone(), Fit::choose(&needs, free, offload).ok()?)));
-    fitting.map_or_else(
-        || {
-            let needs = needs(extent);
-            let fit = Fit::choose(&needs, free, offload).map_err(PipelineError::Memory)?;
-            Ok((needs, fit))
-        },
-        Ok,
-    )
+    let larger = larger.and_then(|needs| Some((Fit::choose(&needs, free, offload).ok()?, needs)));
+    let on_gpu = |(fit, _): &(Fit, Needs)| fit.checker != CheckerPlace::Cpu;
+    if let Some((fit, needs)) = larger.clone().filter(on_gpu) {
+        return Ok((needs, fit));
+    }
+    let asked = needs(extent);
+    let fit = Fit::choose(&asked, free, offload).map_err(PipelineError::Memory)?;
+    // A look of the CPU takes seconds.
+    Ok(match larger {
+        Some((larger, needs)) if fit.checker == CheckerPlace::Cpu => (needs, larger),
+        _ => (asked, fit),
+    })
 }
 
 /// How a model would lie in `free` bytes of a GPU's memory, by the shapes of its tensors. Reads only the model folder's JSON files.
@@ -336,4 +340,31 @@ fn scratch((unet, vae): (&UnetConfig, &VaeConfig), extent: Extent, dtype: Dtype)
     let size = (width * vae.factor(), height * vae.factor());
     let decode = |memory: DecodeMemory| memory.bytes(vae, size, dtype);
     [step.next_multiple_of(SCRATCH_PAGE), decode(DecodeMemory::Whole), decode(DecodeMemory::bands(size.0))]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::pipeline::fit::tests::sd15;
+
+    const MIB: usize = 1 << 20;
+
+    /// Steps of 768x768 take more than twice the memory of those of 512x512.
+    #[test]
+    fn larger_pictures_are_reckoned_with_unless_the_checker_would_have_to_leave_for_them() {
+        let extent = Extent { latents: (64, 64), images: 1 };
+        let at = |checker: usize, free: usize| {
+            let needs = |extent: Extent| match extent.latents {
+                (64, 64) => Needs { checker, ..sd15() },
+                _ => Needs { checker, step: 252 * MIB, whole: 765 * MIB, bands: Some(320 * MIB), ..sd15() },
+            };
+            let (needs, fit) = choose(needs, extent, free * MIB, Offload::Auto).unwrap();
+            assert!(fit.needed <= free * MIB);
+            (needs.step / MIB, fit.checker)
+        };
+        use CheckerPlace::{Comes, Cpu, Stays};
+        assert_eq!([at(0, 8000), at(0, 1100), at(0, 640)], [(252, Stays), (252, Stays), (112, Stays)]);
+        assert_eq!([at(74, 8000), at(74, 1200), at(74, 1100)], [(252, Stays), (252, Comes), (112, Comes)]);
+        assert_eq!([at(74, 800), at(74, 640)], [(252, Cpu), (112, Cpu)]);
+    }
 }

@@ -3,7 +3,7 @@
 use super::*;
 
 /// The UNet's arrays: the widest has 59 MB.
-fn sd15() -> Needs {
+pub(in crate::pipeline) fn sd15() -> Needs {
     let spans = (0..195).map(|page| (page, page)).chain([(100, 107), (120, 127)]);
     Needs {
         page: 8 * MIB,
