@@ -1,0 +1,136 @@
+// Products and convolutions: the problem that every form of the kernels solves, and where its left operand lies.
+//
+//     out[m][n] = ending(alpha * sum over k of A[m][k] * W[n][k] + bias[n] + table[row of step][n] + onto[m][n])
+//
+// Sums are f32, and the result is rounded once. A's rows are the places of an NHWC map (implicit GEMM), the windows of
+// side x side places around them one place after the other, each with its channels: k = (ky * side + kx) * C + c. A
+// product is the case side 1. W's rows are alike, so a convolution's weights are OHWI. The channels may lie in two maps
+// side by side, and the map may be read as if every place were there twice, down and across (nearest neighbour).
+#pragma once
+
+#include "common.cuh"
+
+// What is done to a sum last.
+constexpr int AS_IT_IS = 0;
+constexpr int SILU = 1;        // x / (1 + exp(-x))
+constexpr int QUICK_GELU = 2;  // x / (1 + exp(-1.702 x))
+// Columns c and C + c become column c: x * gelu(gate), as kernel `geglu` has it. W has 2 C rows, out C columns; without
+// table, onto and moments.
+constexpr int GATED = 3;
+
+// Passed by value. Rust has it field by field (gpu/product/problem.rs): addresses, then 64 bits, then 32 bits. Elements
+// are T except where a type says otherwise; addresses of T are multiples of 16 bytes, and so are rows and batches, where
+// a kernel does not say that it takes any.
+struct Problem {
+    const void* a;      // [rows][a_row], or a map [images][height][width][a_row], of which `channels` are read
+    const void* more;   // a second map of the same places with the channels from `channels` on, or null
+    const void* w;      // [columns][w_row], of which `inner` are read
+    const void* bias;   // [columns], or null
+    const void* table;  // [steps][columns], or null
+    const int* step;    // which row of the table; read if there is a table
+    const void* onto;   // as out, or null; may be out
+    void* out;          // [rows][out_row]
+    // Split along k: sums of split s go to partials[s][rows][columns], and nothing else is done; or null.
+    float* partials;
+    // Mean and sum of squared deviations of what is stored, as kernels/norm.cu has them: [image][groups][chunks]; or
+    // null. A chunk is as many rows as a kernel says.
+    float2* moments;
+
+    long long a_batch, w_batch, out_batch;  // elements from one problem to the next, of blockIdx.z
+
+    int rows, columns, inner;             // M, N, K
+    int a_row, more_row, w_row, out_row;  // elements from one row, or place, to the next
+    int channels, others;                 // of a and of more: inner = side * side * (channels + others)
+    int height, width;                    // of the map as it lies in memory
+    int out_height, out_width;            // of out; their product is the rows of an image
+    int side, stride;                     // side 1 or 3; side 1 and stride 1: row m of A is place m
+    int pad_down, pad_across;             // zeros above and to the left; what is past the other edges is zero, too
+    int doubled;                          // whether the map is read as one of 2 height x 2 width
+    int steps;                            // rows of the table
+    int ending;
+    int depth;  // of k for each split, blockIdx.y; a multiple of the kernel's depth
+    int groups, chunks;
+    float alpha;
+    int whole;  // whether every address, row and batch is a multiple of 8 elements
+};
+static_assert(sizeof(Problem) == 10 * 8 + 3 * 8 + 24 * 4, "as in Rust");
+
+// Where one row of A lies.
+struct Row {
+    int place;      // of the window's first place in the map; may be before it
+    unsigned taps;  // bit ky * 3 + kx: that place is inside. Bits 16 and 17: parity of the first place, if doubled
+};
+
+__device__ __forceinline__ Row row_of(const Problem& p, int m) {
+    if (m >= p.rows) return {0, 0u};
+    if (p.side == 1 && p.stride == 1 && !p.doubled) return {m, 1u};
+    const int area = p.out_height * p.out_width;
+    const int image = m / area, rest = m - image * area;
+    const int y_out = rest / p.out_width, x_out = rest - y_out * p.out_width;
+    const int y = y_out * p.stride - p.pad_down, x = x_out * p.stride - p.pad_across;
+    const int height = p.height << p.doubled, width = p.width << p.doubled;
+    unsigned taps = 0;
+    for (int ky = 0; ky < p.side; ++ky) {
+        for (int kx = 0; kx < p.side; ++kx) {
+            const bool inside = unsigned(y + ky) < unsigned(height) && unsigned(x + kx) < unsigned(width);
+            taps |= unsigned(inside) << (ky * 3 + kx);
+        }
+    }
+    if (p.doubled) taps |= unsigned(y & 1) << 16 | unsigned(x & 1) << 17;
+    // An arithmetic shift rounds down, also before the map.
+    return {(image * p.height + (y >> p.doubled)) * p.width + (x >> p.doubled), taps};
+}
+
+// Where eight channels of a window lie: which place of it, and which channel. It moves along k.
+struct Depth {
+    int ky, kx, channel;
+    int tap;  // ky * 3 + kx, past the last place 16 or more
+
+    __device__ __forceinline__ Depth(const Problem& p, int k) {
+        const int all = p.channels + p.others;
+        const int place = k / all;
+        channel = k - place * all;
+        ky = p.side == 1 ? place : place / 3;
+        kx = p.side == 1 ? 0 : place - ky * 3;
+        settle(p);
+    }
+
+    __device__ __forceinline__ void advance(const Problem& p, int by) {
+        channel += by;
+        const int all = p.channels + p.others;
+        while (channel >= all) {
+            channel -= all;
+            if (++kx >= p.side) {
+                kx = 0;
+                ++ky;
+            }
+        }
+        settle(p);
+    }
+
+   private:
+    __device__ __forceinline__ void settle(const Problem& p) { tap = ky >= p.side ? 15 : ky * 3 + kx; }
+};
+
+// Whether a row has something there; elsewhere A is zero.
+__device__ __forceinline__ bool inside(const Row& row, const Depth& at) { return (row.taps >> at.tap) & 1u; }
+
+// Where it is, if it is inside.
+template <typename T> __device__ __forceinline__ const T* address(const Problem& p, const Row& row, const Depth& at) {
+    int place;
+    if (p.doubled) {
+        const int down = (int(row.taps >> 16 & 1u) + at.ky) >> 1, across = (int(row.taps >> 17 & 1u) + at.kx) >> 1;
+        place = row.place + down * p.width + across;
+    } else {
+        place = row.place + at.ky * p.width + at.kx;
+    }
+    if (at.channel < p.channels) return static_cast<const T*>(p.a) + (long long)place * p.a_row + at.channel;
+    return static_cast<const T*>(p.more) + (long long)place * p.more_row + (at.channel - p.channels);
+}
+
+// The endings that need one sum alone.
+template <typename T> __device__ __forceinline__ float ended(float x, int ending) {
+    if (ending == SILU) return sigmoid_unit<T>(x, 1.0f);
+    if (ending == QUICK_GELU) return sigmoid_unit<T>(x, 1.702f);
+    return x;
+}
