@@ -47,13 +47,16 @@ struct Problem {
     int pad_down, pad_across;             // zeros above and to the left; what is past the other edges is zero, too
     int doubled;                          // whether the map is read as one of 2 height x 2 width
     int steps;                            // rows of the table
-    int ending;
-    int depth;  // of k for each split, blockIdx.y; a multiple of the kernel's depth
+    int ending;                           // see above
+    int depth;  // of k for each split, blockIdx.y: a multiple of the kernel's depth, or all of it
     int groups, chunks;
     float alpha;
-    int whole;  // whether every address, row and batch is a multiple of 8 elements
+    int wide;         // whether out is f32; then it is the scaled sums alone
+    int crossed;      // whether W is [inner][columns], for plain A @ W
+    int whole;        // whether every address, row and batch is a multiple of 8 elements
+    int by_channels;  // the order along k, see Depth
 };
-static_assert(sizeof(Problem) == 10 * 8 + 3 * 8 + 24 * 4, "as in Rust");
+static_assert(sizeof(Problem) == 10 * 8 + 3 * 8 + 28 * 4, "as in Rust");
 
 // Where one row of A lies.
 struct Row {
@@ -81,42 +84,70 @@ __device__ __forceinline__ Row row_of(const Problem& p, int m) {
     return {(image * p.height + (y >> p.doubled)) * p.width + (x >> p.doubled), taps};
 }
 
-// Where eight channels of a window lie: which place of it, and which channel. It moves along k.
-struct Depth {
+// Where eight channels of a window lie: which place of it, and which channel. It moves along k, STEP at a time, in one of
+// two orders: place by place, or STEP channels of every place before the next ones (`by_channels`, if STEP divides both
+// numbers of channels). Then A's rows are read again while they are near.
+template <int STEP> struct Depth {
     int ky, kx, channel;
-    int tap;  // ky * 3 + kx, past the last place 16 or more
+    int tap;  // ky * 3 + kx, past the end 15
+    int k;
 
-    __device__ __forceinline__ Depth(const Problem& p, int k) {
-        const int all = p.channels + p.others;
-        const int place = k / all;
-        channel = k - place * all;
-        ky = p.side == 1 ? place : place / 3;
-        kx = p.side == 1 ? 0 : place - ky * 3;
-        settle(p);
+    // `from` is a multiple of STEP, `lane` of 8 and less than STEP.
+    __device__ __forceinline__ static Depth of(const Problem& p, int from, int lane) {
+        const int all = p.channels + p.others, area = p.side * p.side;
+        Depth at;
+        int place;
+        if (p.by_channels) {
+            const int step = from / STEP, block = step / area;
+            place = step - block * area;
+            at.channel = block * STEP + lane;
+        } else {
+            place = (from + lane) / all;
+            at.channel = from + lane - place * all;
+        }
+        at.ky = p.side == 1 ? place : place / 3;
+        at.kx = p.side == 1 ? 0 : place - at.ky * 3;
+        at.settle(p);
+        return at;
     }
 
-    __device__ __forceinline__ void advance(const Problem& p, int by) {
-        channel += by;
+    __device__ __forceinline__ void advance(const Problem& p) {
         const int all = p.channels + p.others;
-        while (channel >= all) {
-            channel -= all;
-            if (++kx >= p.side) {
+        if (p.by_channels) {
+            if (++kx == p.side) {
                 kx = 0;
-                ++ky;
+                if (++ky == p.side) {
+                    ky = 0;
+                    channel += STEP;
+                }
+            }
+        } else {
+            channel += STEP;
+            while (channel >= all) {
+                channel -= all;
+                if (++kx >= p.side) {
+                    kx = 0;
+                    ++ky;
+                }
             }
         }
         settle(p);
     }
 
    private:
-    __device__ __forceinline__ void settle(const Problem& p) { tap = ky >= p.side ? 15 : ky * 3 + kx; }
+    __device__ __forceinline__ void settle(const Problem& p) {
+        const int all = p.channels + p.others;
+        tap = ky >= p.side || channel >= all ? 15 : ky * 3 + kx;
+        k = (ky * p.side + kx) * all + channel;
+    }
 };
 
 // Whether a row has something there; elsewhere A is zero.
-__device__ __forceinline__ bool inside(const Row& row, const Depth& at) { return (row.taps >> at.tap) & 1u; }
+template <int STEP> __device__ __forceinline__ bool inside(const Row& row, const Depth<STEP>& at) { return (row.taps >> at.tap) & 1u; }
 
 // Where it is, if it is inside.
-template <typename T> __device__ __forceinline__ const T* address(const Problem& p, const Row& row, const Depth& at) {
+template <typename T, int STEP>
+__device__ __forceinline__ const T* address(const Problem& p, const T* a, const Row& row, const Depth<STEP>& at) {
     int place;
     if (p.doubled) {
         const int down = (int(row.taps >> 16 & 1u) + at.ky) >> 1, across = (int(row.taps >> 17 & 1u) + at.kx) >> 1;
@@ -124,7 +155,7 @@ template <typename T> __device__ __forceinline__ const T* address(const Problem&
     } else {
         place = row.place + at.ky * p.width + at.kx;
     }
-    if (at.channel < p.channels) return static_cast<const T*>(p.a) + (long long)place * p.a_row + at.channel;
+    if (at.channel < p.channels) return a + (long long)place * p.a_row + at.channel;
     return static_cast<const T*>(p.more) + (long long)place * p.more_row + (at.channel - p.channels);
 }
 
