@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::thread;
 
-const KERNELS: [&str; 5] = ["attention", "norm", "place", "pointwise", "steps"];
+const KERNELS: [&str; 7] = ["attention", "norm", "place", "pointwise", "product", "product_plain", "steps"];
 /// Those for Hopper alone, whose instructions no other architecture has.
 const HOPPER_KERNELS: [&str; 2] = ["attention_hopper", "geglu_hopper"];
 /// Turing, A100, A10G, Ada (L4, L40S), Hopper, and Blackwell's two: B200, and the cards.
@@ -64,6 +64,7 @@ fn declare(out: &Path) {
         ("ATTENTION_TILE", 5, "attention_tiles.rs"),
         ("ATTENTION_HOPPER_TILE", 5, "attention_hopper_tiles.rs"),
         ("GEGLU_TILE", 3, "geglu_tiles.rs"),
+        ("PRODUCT_TILE", 6, "product_tiles.rs"),
     ] {
         let rows = rows(&sources, declaration).into_iter().map(|row| {
             let numbers = row[1..columns].iter().map(|number| format!(", {number}")).collect::<String>();

@@ -20,7 +20,7 @@
 //
 // All start early (see common.cuh). bias, weight and *step are read before
 // the kernel ahead has ended, so it must not be the one that writes them.
-#include "product.cuh"
+#include "common.cuh"
 
 RUST_CONSTANT(LARGEST_BLOCK, 320);
 RUST_CONSTANT(LARGEST_NARROW_BLOCK, 64);  // of groups of few channels, of which a thread has more cells
@@ -227,14 +227,14 @@ __device__ __forceinline__ void after_conv_body(Early early, T* xs, const T* bia
     if (partials != nullptr) finish(sums, place, partials, rows, channels, groups);
 }
 
-// after_split: out = ending(the sum of the splits' partial sums[split][row][c] + bias[c] + table[*step][c] + onto), each of
-// the last three left out when null; and the moments of the stored values. What a product split along k leaves to do,
-// see product.cuh, whose endings these are (GATED apart). out may be onto. Launched as after_conv.
+// after_split: out = the sum of the splits' partial sums[split][row][c] + bias[c] + table[*step][c] + onto, each of the
+// last three left out when null; and the moments of the stored values. What a product split along k leaves to do, see
+// product.cuh. out may be onto. Launched as after_conv.
 template <typename T>
 __device__ __forceinline__ void after_split_body(Early early, const float* sums, int splits, T* out, const T* bias,
                                                  const T* table, const int* step, int steps, const T* onto,
-                                                 int ending, float2* partials, int rows_per_image, int C, int groups,
-                                                 int vectors, int height) {
+                                                 float2* partials, int rows_per_image, int C, int groups, int vectors,
+                                                 int height) {
     let_next_start(early);
     const Place place(vectors);
     int row = int(blockIdx.x) * height + place.lane;
@@ -268,10 +268,6 @@ __device__ __forceinline__ void after_split_body(Early early, const float* sums,
 #pragma unroll
         for (int c = 0; c < 8; ++c) value[c] += base[c];
         if (onto != nullptr) plus(value, onto + at);
-        if (ending != AS_IT_IS) {
-#pragma unroll
-            for (int c = 0; c < 8; ++c) value[c] = ended<T>(value[c], ending);
-        }
         const Pack<T> pack = pack8<T>(value);
         store8(out + at, pack);
         unpack8(pack, value);
@@ -541,8 +537,8 @@ EXPORT_EARLY(after_conv, (LARGEST_BLOCK, 2),
        (early, xs, bias, table, step, steps, onto, partials, rows_per_image, C, groups, vectors, height))
 EXPORT_EARLY(after_split, (LARGEST_BLOCK, 2),
        (const float* sums, int splits, T* out, const T* bias, const T* table, const int* step, int steps,
-        const T* onto, int ending, float2* partials, int rows_per_image, int C, int groups, int vectors, int height),
-       (early, sums, splits, out, bias, table, step, steps, onto, ending, partials, rows_per_image, C, groups, vectors,
+        const T* onto, float2* partials, int rows_per_image, int C, int groups, int vectors, int height),
+       (early, sums, splits, out, bias, table, step, steps, onto, partials, rows_per_image, C, groups, vectors,
         height))
 EXPORT_EARLY(join, (LARGEST_BLOCK, 3),
        (const T* a, const T* b, T* out, float2* partials, int rows_per_image, int Ca, int Cb, int groups, int vectors,

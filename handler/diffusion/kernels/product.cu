@@ -3,10 +3,10 @@
 // A block has a tile of BM x BN of out, its WM x WN warps a part of it each. A and W come through a ring in shared
 // memory, 64 of k at a time, by cp.async (sm_75: one buffer, and registers ahead of it). Chunks of 16 bytes are swizzled
 // so that neither copies nor ldmatrix meet in a bank. Fragments of the next 16 of k are loaded beside the products of
-// the last.
+// the last. Dynamic shared memory is a ring of stages (sm_75: one), or what the sums take, if that is more: Rust computes it (gpu/product/plan.rs).
 //
 // grid = (ceil(rows / BM) * ceil(columns / BN), splits, problems), block = (threads); the tables at the end have names,
-// threads, tiles and dynamic shared memory. All rows, batches and addresses are multiples of 16 bytes (`whole`), inner of
+// threads and tiles. All rows, batches and addresses are multiples of 16 bytes (`whole`), inner of
 // 8. A chunk of moments has BM / WM rows, which must divide an image's, and columns / groups must divide BN / WN.
 //
 // The bf16 kernels trap below sm_80.
@@ -17,10 +17,7 @@ namespace {
 
 constexpr int BK = 64;
 constexpr int ROW = BK * 2;  // bytes of a row of a tile
-constexpr int LEAST_SHARED = 99 * 1024;
 constexpr unsigned WARP = 0xffffffffu;
-
-constexpr int larger(int a, int b) { return a > b ? a : b; }
 
 template <int BM_, int BN_, int WM, int WN, int STAGES_> struct Tile {
     static constexpr int BM = BM_, BN = BN_, THREADS = WM * WN * 32;
@@ -28,193 +25,303 @@ template <int BM_, int BN_, int WM, int WN, int STAGES_> struct Tile {
     // Of a warp.
     static constexpr int ROWS = BM / WM, COLUMNS = BN / WN, MT = ROWS / 16, NT = COLUMNS / 8;
     static constexpr int STAGE = (BM + BN) * ROW;
-    // A warp's sums go through shared memory so many rows at a time; fragments of eight rows at this pitch, in numbers,
-    // fall on different banks.
-    static constexpr int PART = ROWS < 32 ? ROWS : 32, PITCH = (COLUMNS + 7) / 16 * 16 + 8;
-    static constexpr int BYTES = larger(STAGES_ * STAGE, WM * WN * PART * PITCH * 4);
+    // A warp's sums go through shared memory; fragments of eight rows at this pitch, in numbers, fall on different banks.
+    static constexpr int PITCH = (COLUMNS + 7) / 16 * 16 + 8;
     // Rows that all threads copy at once, a chunk each.
     static constexpr int AT_ONCE = THREADS / 8;
     static constexpr int A_ROUNDS = BM / AT_ONCE, W_ROUNDS = BN / AT_ONCE;
     static_assert(BM % AT_ONCE == 0 && BN % AT_ONCE == 0 && ROWS % 16 == 0 && COLUMNS % 8 == 0, "sizes");
 };
 
-// What a warp does with its part once the sums are there, some rows at a time. Those of `row0` on, at most PART, lie in
-// `staging`; lanes take eight columns of a row each. It leaves there what it has stored, if that is to be measured.
-template <typename T, typename S>
-__device__ __forceinline__ void store(const Problem& p, float* staging, int row0, int column0) {
-    constexpr int CHUNKS = S::COLUMNS / 8;
-    const int at_step = p.table != nullptr ? row_of_step(p.step, p.steps) : 0;
-    const T* const bias = static_cast<const T*>(p.bias);
-    const bool is_gated = p.ending == GATED;
-    const int width = is_gated ? p.columns / 2 : p.columns;
-#pragma unroll 1
-    for (int unit = int(threadIdx.x) & 31; unit < S::PART * CHUNKS; unit += 32) {
-        const int r = unit / CHUNKS, chunk = unit - r * CHUNKS;
-        const int row = row0 + r, column = column0 + chunk * 8;
-        if (row >= p.rows || column >= p.columns) continue;
-        float* const from = staging + r * S::PITCH + chunk * 8;
-        float x[8];
+// What a warp does with its part of ROWS x COLUMNS once the sums lie in `staging`. A lane has eight columns of every
+// LANE_ROWS-th row.
+template <typename T, typename S> struct Last {
+    static constexpr int CHUNKS = S::COLUMNS / 8, LANE_ROWS = 32 / CHUNKS;
+    static constexpr int ROUNDS = (S::ROWS + LANE_ROWS - 1) / LANE_ROWS;
+
+    const Problem& p;
+    float* staging;
+    int lane, chunk, first, row0, column;  // this lane's first row of the part, that of the part, and this lane's column
+    bool busy;
+    float base[8];  // what every row gets; of the gated GELU half is for the gates
+
+    __device__ __forceinline__ Last(const Problem& p, float* staging, int row0, int column0)
+        : p(p), staging(staging), lane(int(threadIdx.x) & 31), row0(row0) {
+        first = lane / CHUNKS;
+        chunk = lane - first * CHUNKS;
+        column = column0 + chunk * 8;
+        busy = first < LANE_ROWS && column < p.columns;
+    }
+
+    // Reads what every row gets.
+    __device__ __forceinline__ void prepare() {
+#pragma unroll
+        for (int i = 0; i < 8; ++i) base[i] = 0.0f;
+        if (!busy || p.partials != nullptr) return;
+        if (p.ending == GATED) {
+            if (p.bias == nullptr) return;
+            const T* const left = static_cast<const T*>(p.bias) + column / 2;
+            const T* const right = left + p.columns / 2;
+#pragma unroll
+            for (int i = 0; i < 4; ++i) {
+                base[2 * i] = widen(left[i]);
+                base[2 * i + 1] = widen(right[i]);
+            }
+            return;
+        }
+        if (p.bias != nullptr) plus(base, load8(static_cast<const T*>(p.bias) + column));
+        if (p.table != nullptr) {
+            const long long at = (long long)row_of_step(p.step, p.steps) * p.columns + column;
+            plus(base, load8(static_cast<const T*>(p.table) + at));
+        }
+    }
+
+    __device__ __forceinline__ static void plus(float (&x)[8], const Pack<T>& more) {
+        float y[8];
+        unpack8(more, y);
+#pragma unroll
+        for (int i = 0; i < 8; ++i) x[i] += y[i];
+    }
+
+    __device__ __forceinline__ bool has(int round) const {
+        const int r = first + round * LANE_ROWS;
+        return busy && (ROUNDS * LANE_ROWS == S::ROWS || r < S::ROWS) && row0 + r < p.rows;
+    }
+
+    __device__ __forceinline__ void read(float (&x)[8], int round) const {
+        int r = first + round * LANE_ROWS;
+        if (round == ROUNDS - 1) r = min(r, S::ROWS - 1);
+        const float4* const from = reinterpret_cast<const float4*>(staging + r * S::PITCH + chunk * 8);
 #pragma unroll
         for (int i = 0; i < 2; ++i) {
-            const float4 four = reinterpret_cast<const float4*>(from)[i];
+            const float4 four = from[i];
             x[4 * i] = four.x;
             x[4 * i + 1] = four.y;
             x[4 * i + 2] = four.z;
             x[4 * i + 3] = four.w;
         }
+    }
+
+    __device__ __forceinline__ void store() {
+        const int row = row0 + first;
         if (p.partials != nullptr) {
-            const long long split = blockIdx.y;
-            store8(p.partials + (split * p.rows + row) * p.columns + column, pack8<float>(x));
-            continue;
-        }
-        const long long place = blockIdx.z * p.out_batch + (long long)row * p.out_row;
-        if (is_gated) {
-            // Four columns, each beside its gate.
-            const int c = column / 2;
-            if (bias != nullptr) {
-#pragma unroll
-                for (int i = 0; i < 4; ++i) {
-                    x[2 * i] += widen(bias[c + i]);
-                    x[2 * i + 1] += widen(bias[width + c + i]);
-                }
-            }
-#pragma unroll
-            for (int i = 0; i < 4; ++i) x[i] = gated<T>(x[2 * i], x[2 * i + 1]);
-            *reinterpret_cast<uint2*>(static_cast<T*>(p.out) + place + c) =
-                make_uint2(pack2(x[0], x[1], T()), pack2(x[2], x[3], T()));
-            continue;
-        }
-#pragma unroll
-        for (int i = 0; i < 8; ++i) x[i] *= p.alpha;
-        if (p.wide) {
-            store8(static_cast<float*>(p.out) + place + column, pack8<float>(x));
-            continue;
-        }
-        const auto plus = [&](const T* at) {
-            float y[8];
-            unpack8(load8(at), y);
-#pragma unroll
-            for (int i = 0; i < 8; ++i) x[i] += y[i];
-        };
-        if (bias != nullptr) plus(bias + column);
-        if (p.table != nullptr) plus(static_cast<const T*>(p.table) + (long long)at_step * p.columns + column);
-        if (p.onto != nullptr) plus(static_cast<const T*>(p.onto) + place + column);
-        if (p.ending != AS_IT_IS) {
-#pragma unroll
-            for (int i = 0; i < 8; ++i) x[i] = ended<T>(x[i], p.ending);
-        }
-        const Pack<T> pack = pack8<T>(x);
-        store8(static_cast<T*>(p.out) + place + column, pack);
-        if (p.moments != nullptr) {
-            unpack8(pack, x);
-            store8(from, pack8<float>(x));
+            float* to = p.partials + ((long long)blockIdx.y * p.rows + row) * p.columns + column;
+            store_floats(to, LANE_ROWS * p.columns, 1.0f);
+        } else if (p.wide) {
+            float* to = static_cast<float*>(p.out) + blockIdx.z * p.out_batch + (long long)row * p.out_row + column;
+            store_floats(to, LANE_ROWS * p.out_row, p.alpha);
+        } else if (p.ending == GATED) {
+            store_gated(static_cast<T*>(p.out) + blockIdx.z * p.out_batch + (long long)row * p.out_row + column / 2);
+        } else {
+            store_plain(blockIdx.z * p.out_batch + (long long)row * p.out_row + column);
         }
     }
-}
 
-// Sums of a lane's columns over the rows so far, around each one's first number.
-template <typename S> struct Columns {
-    static constexpr int EACH = (S::COLUMNS + 31) / 32;
-    float shift[EACH], sum[EACH], square[EACH];
-
-    __device__ __forceinline__ void add(const float* staging, bool first) {
+   private:
+    __device__ __forceinline__ void store_floats(float* to, int step, float alpha) const {
+#pragma unroll 4
+        for (int round = 0; round < ROUNDS; ++round, to += step) {
+            if (!has(round)) continue;
+            float x[8];
+            read(x, round);
 #pragma unroll
-        for (int i = 0; i < EACH; ++i) {
-            const int column = (int(threadIdx.x) & 31) + 32 * i;
-            if (column >= S::COLUMNS) continue;
-            if (first) {
-                shift[i] = staging[column];
-                sum[i] = square[i] = 0.0f;
+            for (int i = 0; i < 8; ++i) x[i] *= alpha;
+            store8(to, pack8<float>(x));
+        }
+    }
+
+    __device__ __forceinline__ void store_gated(T* to) const {
+#pragma unroll 2
+        for (int round = 0; round < ROUNDS; ++round, to += LANE_ROWS * p.out_row) {
+            if (!has(round)) continue;
+            float x[8];
+            read(x, round);
+#pragma unroll
+            for (int i = 0; i < 4; ++i) x[i] = gated<T>(x[2 * i] + base[2 * i], x[2 * i + 1] + base[2 * i + 1]);
+            *reinterpret_cast<uint2*>(to) = make_uint2(pack2(x[0], x[1], T()), pack2(x[2], x[3], T()));
+        }
+    }
+
+    __device__ __forceinline__ void store_plain(long long place) {
+        const int step = LANE_ROWS * p.out_row;
+        T* const to = static_cast<T*>(p.out) + place;
+        Pack<T> onto[ROUNDS];  // all under way together
+        if (p.onto != nullptr) {
+            const T* const from = static_cast<const T*>(p.onto) + place;
+#pragma unroll
+            for (int round = 0; round < ROUNDS; ++round) {
+                onto[round] = Pack<T>{};
+                if (has(round)) onto[round] = load8(from + (long long)round * step);
             }
-#pragma unroll 8
-            for (int r = 0; r < S::PART; ++r) {
-                const float d = staging[r * S::PITCH + column] - shift[i];
+        }
+        const bool measures = p.moments != nullptr && row0 < p.rows;
+        // Around each column's first number.
+        float shift[8], sum[8], square[8];
+#pragma unroll
+        for (int round = 0; round < ROUNDS; ++round) {
+            float x[8];
+            read(x, round);
+#pragma unroll
+            for (int i = 0; i < 8; ++i) x[i] = fmaf(p.alpha, x[i], base[i]);
+            if (p.onto != nullptr) plus(x, onto[round]);
+            const Pack<T> pack = pack8<T>(x);
+            if (has(round)) store8(to + (long long)round * step, pack);
+            if (!measures) continue;
+            unpack8(pack, x);
+#pragma unroll
+            for (int i = 0; i < 8; ++i) {
+                if (round == 0) {
+                    shift[i] = __shfl_sync(WARP, x[i], chunk);
+                    sum[i] = square[i] = 0.0f;
+                }
+                const float d = has(round) ? x[i] - shift[i] : 0.0f;
                 sum[i] += d;
                 square[i] = fmaf(d, d, square[i]);
             }
         }
+        if (measures) measure(shift, sum, square);
     }
 
-    // The moments of a chunk: a group's columns merged (Chan, Golub, LeVeque 1979).
-    __device__ __forceinline__ void merge(const Problem& p, float2* cells, int row, int column0) const {
+    // The moments of the part, a chunk of rows of whole groups: of each column, then those of a group's columns merged
+    // (Chan, Golub, LeVeque 1979).
+    __device__ __forceinline__ void measure(const float (&shift)[8], const float (&sum)[8], const float (&square)[8]) {
+        float2* const cells = reinterpret_cast<float2*>(staging);
+        float2* const moments = cells + LANE_ROWS * S::COLUMNS;
+        float* const shifts = reinterpret_cast<float*>(moments + S::COLUMNS);
+        __syncwarp();
+        if (first < LANE_ROWS) {
 #pragma unroll
-        for (int i = 0; i < EACH; ++i) {
-            const int column = (int(threadIdx.x) & 31) + 32 * i;
-            const float mean = sum[i] / float(S::ROWS);
-            if (column < S::COLUMNS) cells[column] = make_float2(shift[i] + mean, square[i] - sum[i] * mean);
+            for (int i = 0; i < 8; ++i) {
+                cells[first * S::COLUMNS + chunk * 8 + i] = make_float2(sum[i], square[i]);
+                if (first == 0) shifts[chunk * 8 + i] = shift[i];
+            }
         }
         __syncwarp();
+        for (int c = lane; c < S::COLUMNS; c += 32) {
+            float total = 0.0f, squares = 0.0f;
+#pragma unroll
+            for (int i = 0; i < LANE_ROWS; ++i) {
+                total += cells[i * S::COLUMNS + c].x;
+                squares += cells[i * S::COLUMNS + c].y;
+            }
+            const float mean = total / float(S::ROWS);
+            moments[c] = make_float2(shifts[c] + mean, squares - total * mean);
+        }
+        __syncwarp();
+        const int column0 = column - chunk * 8;
         const int channels = p.columns / p.groups, area = p.out_height * p.out_width;
-        const int image = row / area, chunk = (row - image * area) / S::ROWS;
-        for (int group = int(threadIdx.x) & 31; group * channels < S::COLUMNS; group += 32) {
+        const int image = row0 / area, chunk_of_rows = (row0 - image * area) / S::ROWS;
+        for (int group = lane; group * channels < S::COLUMNS; group += 32) {
             if (column0 + group * channels >= p.columns) break;
-            const float2* const mine = cells + group * channels;
-            const float shift = mine[0].x;
+            const float2* const mine = moments + group * channels;
+            const float around = mine[0].x;
             float total = 0.0f, spread = 0.0f;
+#pragma unroll 2
             for (int c = 0; c < channels; ++c) {
-                const float d = mine[c].x - shift;
+                const float d = mine[c].x - around;
                 total += d;
                 spread += fmaf(float(S::ROWS) * d, d, mine[c].y);
             }
             const float mean = total / float(channels);
-            p.moments[((long long)image * p.groups + column0 / channels + group) * p.chunks + chunk] =
-                make_float2(shift + mean, fmaxf(spread - float(S::ROWS) * total * mean, 0.0f));
+            p.moments[((long long)image * p.groups + column0 / channels + group) * p.chunks + chunk_of_rows] =
+                make_float2(around + mean, fmaxf(spread - float(S::ROWS) * total * mean, 0.0f));
         }
     }
 };
 
-// Where this thread's chunks of A and W come from.
+// Where this thread's chunks of A and W come from. What is asked for each chunk has no branches, so that it can be done
+// between the products.
 template <typename T, typename S, bool CROSSED> struct Source {
     const Problem& p;
+    int row0;               // this thread's first row of A
+    const T* a[S::A_ROUNDS];  // the first place of each row's window, in the map of this step
     Row rows[S::A_ROUNDS];
     Depth<BK> at;
-    const T *a, *w;
-    int line, limit, step;  // W: this thread's first row, how many there are, and how far the next one of it is
+    bool second;            // whether that is the second map
+    unsigned tap;           // a bit, or none past the end
+    int offset;             // of this step's place and channel, in elements
+    int odd_down, odd_across;  // what a row of an odd number, or column, adds in this step, if doubled
+    const T* w;
+    int w_step;             // from a row of W to the next
+    unsigned lines;         // bit i: row i of W is there
     int k;                  // crossed: of this step
 
-    __device__ __forceinline__ Source(const Problem& p, int row0, int column0, int from)
-        : p(p), at(Depth<BK>::of(p, from, int(threadIdx.x) % 8 * 8)) {
+    __device__ __forceinline__ Source(const Problem& p, int tile_row, int column0, int from)
+        : p(p), row0(tile_row + int(threadIdx.x) / 8), at(Depth<BK>::of(p, from, int(threadIdx.x) % 8 * 8)) {
         const int first = int(threadIdx.x) / 8;
-        const int batch = int(blockIdx.z);
 #pragma unroll
-        for (int i = 0; i < S::A_ROUNDS; ++i) rows[i] = row_of(p, row0 + first + i * S::AT_ONCE);
-        a = static_cast<const T*>(p.a) + batch * p.a_batch;
-        w = static_cast<const T*>(p.w) + batch * p.w_batch;
-        line = column0 + first;
-        limit = p.columns;
-        step = S::AT_ONCE;
+        for (int i = 0; i < S::A_ROUNDS; ++i) rows[i] = row_of(p, row0 + i * S::AT_ONCE);
+        second = at.channel >= p.channels && p.more != nullptr;
+        point();
+        w = static_cast<const T*>(p.w) + blockIdx.z * p.w_batch;
+        int line = column0 + first, limit = p.columns, next = S::AT_ONCE;
         k = from;
         if constexpr (CROSSED) {
             // The tile's rows are 64 of k for each 64 columns, and this thread's chunks lie along the columns.
             line = column0 + int(threadIdx.x) % 8 * 8;
-            w += (long long)first * p.w_row + line;
+            w += (long long)(from + first) * p.w_row + line;
         } else if (p.ending == GATED) {
             // Row 2 c of a tile is of column c, row 2 c + 1 of its gate.
             line /= 2;
             limit /= 2;
-            step /= 2;
+            next /= 2;
             w += (long long)(line + first % 2 * limit) * p.w_row;
         } else {
             w += (long long)line * p.w_row;
         }
+        w_step = next * p.w_row;
+        lines = 0;
+#pragma unroll
+        for (int i = 0; i < S::W_ROUNDS; ++i) {
+            const int of = CROSSED ? line + i * S::AT_ONCE / BK * 64 : line + i * next;
+            lines |= unsigned(of < limit) << i;
+        }
+        settle();
     }
 
-    __device__ __forceinline__ const T* a_at(int i, bool& valid) const {
-        valid = inside(rows[i], at);
-        return valid ? address(p, a, rows[i], at) : a;
+    __device__ __forceinline__ const T* a_at(int i, bool more, bool& valid) const {
+        valid = more && (rows[i].taps & tap) != 0u;
+        const int down = rows[i].taps & 1u << 16 ? odd_down : 0, across = rows[i].taps & 1u << 17 ? odd_across : 0;
+        return a[i] + (offset + down + across);
     }
-    __device__ __forceinline__ const T* w_at(int i, bool& valid) const {
+    __device__ __forceinline__ const T* w_at(int i, bool more, bool& valid) const {
         if constexpr (CROSSED) {
             const int below = i * S::AT_ONCE % BK, right = i * S::AT_ONCE / BK * 64;
-            valid = k + int(threadIdx.x) / 8 + below < p.inner && line + right < limit;
-            return valid ? w + (long long)(k + below) * p.w_row + right : static_cast<const T*>(p.w);
+            valid = more && k + int(threadIdx.x) / 8 + below < p.inner && (lines >> i & 1u) != 0u;
+            return w + (below * p.w_row + right);
+        } else {
+            valid = more && tap != 0u && (lines >> i & 1u) != 0u;
+            return w + (i * w_step + at.k);
         }
-        valid = at.tap != 15 && line + i * step < limit;
-        return valid ? w + (long long)(i * step) * p.w_row + at.k : static_cast<const T*>(p.w);
     }
+
     __device__ __forceinline__ void advance() {
         at.advance(p);
-        k += BK;
+        if constexpr (CROSSED) {
+            k += BK;
+            w += (long long)BK * p.w_row;
+        }
+        if (p.more != nullptr && (at.channel >= p.channels) != second) {
+            second = !second;
+            point();
+        }
+        settle();
+    }
+
+   private:
+    __device__ __forceinline__ void point() {
+        const T* const map = static_cast<const T*>(second ? p.more : p.a) + blockIdx.z * p.a_batch;
+        const int pitch = second ? p.more_row : p.a_row;
+#pragma unroll
+        for (int i = 0; i < S::A_ROUNDS; ++i) a[i] = map + (long long)rows[i].place * pitch;
+    }
+    __device__ __forceinline__ void settle() {
+        const int pitch = second ? p.more_row : p.a_row, line = p.width * pitch;
+        tap = at.tap == 15 ? 0u : 1u << at.tap;
+        offset = (at.ky >> p.doubled) * line + (at.kx >> p.doubled) * pitch + at.channel - (second ? p.channels : 0);
+        // Of places 0, 1, 2 from an even one, the last is another in memory; from an odd one, the second is, too.
+        odd_down = at.ky == 1 ? line : 0;
+        odd_across = at.kx == 1 ? pitch : 0;
     }
 };
 
@@ -241,21 +348,21 @@ __device__ __forceinline__ void product_body(const Problem& p) {
     // Where this thread's first chunk goes; the next ones are whole groups of eight rows further.
     const uint32_t mine = place_of(int(threadIdx.x) / 8, int(threadIdx.x) % 8);
 
-    const auto copy = [&](int stage) {
+    // Half of a step's chunks; nothing but zeros if there is no such step.
+    const auto copy = [&](int stage, int part, bool more) {
         const uint32_t base = shared + stage * S::STAGE + mine;
+        constexpr int ALL = S::A_ROUNDS + S::W_ROUNDS;
 #pragma unroll
-        for (int i = 0; i < S::A_ROUNDS; ++i) {
+        for (int i = part * ALL / 2; i < (part + 1) * ALL / 2; ++i) {
             bool valid;
-            const T* const at = source.a_at(i, valid);
-            copy_chunk<true>(base + i * S::AT_ONCE * ROW, at, valid);
+            if (i < S::A_ROUNDS) {
+                const T* const at = source.a_at(i, more, valid);
+                copy_chunk<true>(base + i * S::AT_ONCE * ROW, at, valid);
+            } else {
+                const T* const at = source.w_at(i - S::A_ROUNDS, more, valid);
+                copy_chunk(base + (S::BM + (i - S::A_ROUNDS) * S::AT_ONCE) * ROW, at, valid);
+            }
         }
-#pragma unroll
-        for (int i = 0; i < S::W_ROUNDS; ++i) {
-            bool valid;
-            const T* const at = source.w_at(i, valid);
-            copy_chunk(base + (S::BM + i * S::AT_ONCE) * ROW, at, valid);
-        }
-        source.advance();
     };
 
     float sums[MT][NT][4];
@@ -269,8 +376,9 @@ __device__ __forceinline__ void product_body(const Problem& p) {
     }
 
     // Where this lane's ldmatrix rows start.
-    const uint32_t a_lane = place_of(warp_row + (lane & 15), lane >> 4);
-    const uint32_t w_lane = S::BM * ROW + place_of(warp_column + (lane >> 4) * 8 + (lane & 7), lane >> 3 & 1);
+    uint32_t a_lane = place_of(warp_row + (lane & 15), lane >> 4);
+    uint32_t w_lane = S::BM * ROW + place_of(warp_column + (lane >> 4) * 8 + (lane & 7), lane >> 3 & 1);
+    asm volatile("" : "+r"(a_lane), "+r"(w_lane));  // or they are computed anew before each use
     uint32_t a[2][MT][4], w[2][NT][2];
     const auto fetch = [&](int stage, int step, int to) {
         const uint32_t base = shared + stage * S::STAGE;
@@ -302,11 +410,18 @@ __device__ __forceinline__ void product_body(const Problem& p) {
         }
     };
 
+    float* const staging = reinterpret_cast<float*>(buffer) + warp * S::ROWS * S::PITCH;
+    Last<T, S> last(p, staging, row0 + warp_row, column0 + warp_column);
+    constexpr bool IS_WIDE = MT * NT >= 32;  // then there are no registers for it yet
+    if (!IS_WIDE) last.prepare();
+
     if constexpr (ARCH >= 800) {
 #pragma unroll
         for (int i = 0; i < S::STAGES - 1; ++i) {
-            if (i < steps) copy(i);
+#pragma unroll
+            for (int part = 0; part < 2; ++part) copy(i, part, i < steps);
             commit_copies();
+            source.advance();
         }
         wait_copies<S::STAGES - 2>();
         __syncthreads();
@@ -314,22 +429,22 @@ __device__ __forceinline__ void product_body(const Problem& p) {
         int stage = 0, ahead = S::STAGES - 1;
 #pragma unroll 1
         for (int step = 0; step < steps; ++step) {
+            const bool more = step + S::STAGES - 1 < steps;
 #pragma unroll
             for (int quarter = 0; quarter < 4; ++quarter) {
                 if (quarter == 3) {
+                    commit_copies();
                     wait_copies<S::STAGES - 2>();
                     __syncthreads();
                     stage = stage + 1 == S::STAGES ? 0 : stage + 1;
                 }
                 fetch(stage, (quarter + 1) & 3, (quarter + 1) & 1);
-                if (quarter == 0) {
-                    // The stage of the last step: every warp has read it.
-                    if (step + S::STAGES - 1 < steps) copy(ahead);
-                    commit_copies();
-                    ahead = ahead + 1 == S::STAGES ? 0 : ahead + 1;
-                }
+                // To the stage of the last step: every warp has read it.
+                if (quarter < 2) copy(ahead, quarter, more);
+                if (quarter == 2) source.advance();
                 multiply(quarter & 1);
             }
+            ahead = ahead + 1 == S::STAGES ? 0 : ahead + 1;
         }
         wait_copies<0>();
     } else {
@@ -339,7 +454,8 @@ __device__ __forceinline__ void product_body(const Problem& p) {
 #pragma unroll
             for (int i = 0; i < S::A_ROUNDS + S::W_ROUNDS; ++i) {
                 bool valid;
-                const T* const at = i < S::A_ROUNDS ? source.a_at(i, valid) : source.w_at(i - S::A_ROUNDS, valid);
+                const T* const at =
+                    i < S::A_ROUNDS ? source.a_at(i, true, valid) : source.w_at(i - S::A_ROUNDS, true, valid);
                 held[i] = valid ? *reinterpret_cast<const uint4*>(at) : make_uint4(0, 0, 0, 0);
             }
             source.advance();
@@ -367,36 +483,21 @@ __device__ __forceinline__ void product_body(const Problem& p) {
     }
 
     __syncthreads();  // the ring is read
-    float* const staging = reinterpret_cast<float*>(buffer) + warp * S::PART * S::PITCH;
-    const int row = row0 + warp_row, column = column0 + warp_column;
-    const bool measures = p.moments != nullptr && row < p.rows;
-    Columns<S> columns;
+    float* const place = last.staging + (lane >> 2) * S::PITCH + (lane & 3) * 2;
 #pragma unroll
-    for (int part = 0; part < MT; part += S::PART / 16) {
-        float* const to = staging + (lane >> 2) * S::PITCH + (lane & 3) * 2;
-        __syncwarp();
+    for (int m = 0; m < MT; ++m) {
 #pragma unroll
-        for (int m = 0; m < S::PART / 16; ++m) {
+        for (int n = 0; n < NT; ++n) {
 #pragma unroll
-            for (int n = 0; n < NT; ++n) {
-#pragma unroll
-                for (int h = 0; h < 2; ++h) {
-                    *reinterpret_cast<float2*>(to + (m * 16 + h * 8) * S::PITCH + n * 8) =
-                        make_float2(sums[part + m][n][2 * h], sums[part + m][n][2 * h + 1]);
-                }
+            for (int h = 0; h < 2; ++h) {
+                *reinterpret_cast<float2*>(place + (m * 16 + h * 8) * S::PITCH + n * 8) =
+                    make_float2(sums[m][n][2 * h], sums[m][n][2 * h + 1]);
             }
         }
-        __syncwarp();
-        store<T, S>(p, staging, row + part * 16, column);
-        if (measures) {
-            __syncwarp();
-            columns.add(staging, part == 0);
-        }
     }
-    if (measures) {
-        __syncwarp();
-        columns.merge(p, reinterpret_cast<float2*>(staging), row, column);
-    }
+    __syncwarp();
+    if (IS_WIDE) last.prepare();
+    last.store();
 }
 
 // bf16 has no tensor cores on sm_75.
@@ -416,19 +517,19 @@ __device__ __forceinline__ void product_or_trap(const Problem& p) {
         product_or_trap<T, S, CROSSED>(p);                                                                \
     }
 
-// Name ending, BM, BN, warps down and across, stages, dynamic shared bytes. build.rs finds the rows of this table, and
+// Name ending, BM, BN, warps down and across, stages. build.rs finds the rows of this table, and
 // Rust launches by them.
-#define PRODUCT_TILE(ENDING, BM, BN, WM, WN, STAGES, SHARED)                 \
-    using Tile_##ENDING = Tile<BM, BN, WM, WN, STAGES>;                      \
-    static_assert(Tile_##ENDING::BYTES <= SHARED && SHARED <= LEAST_SHARED); \
-    ENTRY(product_f16_##ENDING, half, Tile_##ENDING, false)                  \
+#define PRODUCT_TILE(ENDING, BM, BN, WM, WN, STAGES)        \
+    using Tile_##ENDING = Tile<BM, BN, WM, WN, STAGES>;     \
+    ENTRY(product_f16_##ENDING, half, Tile_##ENDING, false) \
     ENTRY(product_bf16_##ENDING, __nv_bfloat16, Tile_##ENDING, false)
 
-PRODUCT_TILE(128x160, 128, 160, 2, 4, 2, 73728)
-PRODUCT_TILE(128x160b, 128, 160, 2, 2, 2, 73728)
-PRODUCT_TILE(128x128, 128, 128, 2, 2, 3, 98304)
-PRODUCT_TILE(64x160, 64, 160, 2, 2, 3, 86016)
-PRODUCT_TILE(64x80, 64, 80, 2, 2, 4, 73728)
-PRODUCT_TILE(128x16, 128, 16, 4, 1, 4, 73728)
+PRODUCT_TILE(128x160, 128, 160, 2, 4, 4)
+PRODUCT_TILE(64x160, 64, 160, 1, 4, 3)
+PRODUCT_TILE(256x128, 256, 128, 4, 2, 3)
+PRODUCT_TILE(128x128, 128, 128, 2, 4, 3)
+PRODUCT_TILE(64x80, 64, 80, 2, 2, 4)
+PRODUCT_TILE(64x64, 64, 64, 2, 2, 4)
+PRODUCT_TILE(128x16, 128, 16, 4, 1, 4)
 ENTRY(product_crossed_f16, half, Tile_128x128, true)
 ENTRY(product_crossed_bf16, __nv_bfloat16, Tile_128x128, true)

@@ -12,11 +12,9 @@
 
 // What is done to a sum last.
 constexpr int AS_IT_IS = 0;
-constexpr int SILU = 1;        // x / (1 + exp(-x))
-constexpr int QUICK_GELU = 2;  // x / (1 + exp(-1.702 x))
 // Columns c and C + c become column c: x * gelu(gate), as kernel `geglu` has it. W has 2 C rows, out C columns; without
 // table, onto and moments.
-constexpr int GATED = 3;
+constexpr int GATED = 1;
 
 // Passed by value. Rust has it field by field (gpu/product/problem.rs): addresses, then 64 bits, then 32 bits. Elements
 // are T except where a type says otherwise; addresses of T are multiples of 16 bytes, and so are rows and batches, where
@@ -72,13 +70,14 @@ __device__ __forceinline__ Row row_of(const Problem& p, int m) {
     const int y_out = rest / p.out_width, x_out = rest - y_out * p.out_width;
     const int y = y_out * p.stride - p.pad_down, x = x_out * p.stride - p.pad_across;
     const int height = p.height << p.doubled, width = p.width << p.doubled;
-    unsigned taps = 0;
-    for (int ky = 0; ky < p.side; ++ky) {
-        for (int kx = 0; kx < p.side; ++kx) {
-            const bool inside = unsigned(y + ky) < unsigned(height) && unsigned(x + kx) < unsigned(width);
-            taps |= unsigned(inside) << (ky * 3 + kx);
-        }
+    unsigned down = 0, across = 0;  // bit k: row, or column, k of the window is inside
+#pragma unroll
+    for (int k = 0; k < 3; ++k) {
+        down |= unsigned(k < p.side && unsigned(y + k) < unsigned(height)) << k;
+        across |= unsigned(k < p.side && unsigned(x + k) < unsigned(width)) << k;
     }
+    // Copies of `across` where `down` has a bit.
+    unsigned taps = across * ((down & 1u) | (down & 2u) << 2 | (down & 4u) << 4);
     if (p.doubled) taps |= unsigned(y & 1) << 16 | unsigned(x & 1) << 17;
     // An arithmetic shift rounds down, also before the map.
     return {(image * p.height + (y >> p.doubled)) * p.width + (x >> p.doubled), taps};
@@ -91,6 +90,7 @@ template <int STEP> struct Depth {
     int ky, kx, channel;
     int tap;  // ky * 3 + kx, past the end 15
     int k;
+    int places, channels;  // how far a step goes
 
     // `from` is a multiple of STEP, `lane` of 8 and less than STEP.
     __device__ __forceinline__ static Depth of(const Problem& p, int from, int lane) {
@@ -101,9 +101,13 @@ template <int STEP> struct Depth {
             const int step = from / STEP, block = step / area;
             place = step - block * area;
             at.channel = block * STEP + lane;
+            at.places = 1;
+            at.channels = 0;
         } else {
             place = (from + lane) / all;
             at.channel = from + lane - place * all;
+            at.places = STEP / all;
+            at.channels = STEP - at.places * all;
         }
         at.ky = p.side == 1 ? place : place / 3;
         at.kx = p.side == 1 ? 0 : place - at.ky * 3;
@@ -111,26 +115,20 @@ template <int STEP> struct Depth {
         return at;
     }
 
+    // Without a branch.
     __device__ __forceinline__ void advance(const Problem& p) {
         const int all = p.channels + p.others;
-        if (p.by_channels) {
-            if (++kx == p.side) {
-                kx = 0;
-                if (++ky == p.side) {
-                    ky = 0;
-                    channel += STEP;
-                }
-            }
-        } else {
-            channel += STEP;
-            while (channel >= all) {
-                channel -= all;
-                if (++kx >= p.side) {
-                    kx = 0;
-                    ++ky;
-                }
-            }
-        }
+        channel += channels;
+        const bool over = channel >= all;
+        channel -= over ? all : 0;
+        kx += places + int(over);
+        // kx / side: it is less than 16.
+        const int lines = p.side == 1 ? kx : kx * 11 >> 5;
+        kx -= lines * p.side;
+        ky += lines;
+        const bool around = p.by_channels && ky >= p.side;
+        ky = around ? 0 : ky;
+        channel += around ? STEP : 0;
         settle(p);
     }
 
@@ -148,20 +146,10 @@ template <int STEP> __device__ __forceinline__ bool inside(const Row& row, const
 // Where it is, if it is inside.
 template <typename T, int STEP>
 __device__ __forceinline__ const T* address(const Problem& p, const T* a, const Row& row, const Depth<STEP>& at) {
-    int place;
-    if (p.doubled) {
-        const int down = (int(row.taps >> 16 & 1u) + at.ky) >> 1, across = (int(row.taps >> 17 & 1u) + at.kx) >> 1;
-        place = row.place + down * p.width + across;
-    } else {
-        place = row.place + at.ky * p.width + at.kx;
-    }
+    // What is read as twice as large has each place at two numbers.
+    const int down = (int(row.taps >> 16 & 1u) + at.ky) >> p.doubled;
+    const int across = (int(row.taps >> 17 & 1u) + at.kx) >> p.doubled;
+    const int place = row.place + down * p.width + across;
     if (at.channel < p.channels) return a + (long long)place * p.a_row + at.channel;
     return static_cast<const T*>(p.more) + (long long)place * p.more_row + (at.channel - p.channels);
-}
-
-// The endings that need one sum alone.
-template <typename T> __device__ __forceinline__ float ended(float x, int ending) {
-    if (ending == SILU) return sigmoid_unit<T>(x, 1.0f);
-    if (ending == QUICK_GELU) return sigmoid_unit<T>(x, 1.702f);
-    return x;
 }

@@ -157,7 +157,7 @@ template <typename T> __device__ __forceinline__ void product_plain_body(const P
             if (bias != nullptr) sum += widen(bias[c]);
             if (p.table != nullptr) sum += widen(static_cast<const T*>(p.table)[(long long)at_step * p.columns + c]);
             if (p.onto != nullptr) sum += widen(static_cast<const T*>(p.onto)[place + c]);
-            static_cast<T*>(p.out)[place + c] = narrow<T>(ended<T>(sum, p.ending));
+            static_cast<T*>(p.out)[place + c] = narrow<T>(sum);
         }
     }
 }

@@ -43,7 +43,7 @@ pub(super) fn built() -> bool {
 }
 
 /// What to run, and on how much.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Launch {
     /// The kernel's name, dtype included.
     pub name: String,
@@ -92,7 +92,7 @@ struct Found {
 
 impl Kernels {
     /// Loads the images that fit this GPU; nothing is compiled where one was built for it.
-    pub(super) fn load(generation: usize, is_hopper: bool) -> Result<Self> {
+    pub(super) fn load(starts_early: bool, is_hopper: bool) -> Result<Self> {
         let load = |image: &&[u8]| {
             let mut module = null_mut();
             // SAFETY: an image that nvcc made, whole in memory.
@@ -102,7 +102,7 @@ impl Kernels {
         };
         let images = IMAGES.iter().chain(HOPPER_IMAGES.iter().filter(|_| is_hopper));
         Ok(Self {
-            starts_early: generation >= 9,
+            starts_early,
             next_late: AtomicBool::new(false),
             modules: images.map(load).collect::<Result<_>>()?,
             found: Mutex::default(),
@@ -119,13 +119,25 @@ impl Kernels {
     /// # Safety
     /// As for [`super::Gpu::launch`], of which the stream is one.
     pub(super) unsafe fn launch(&self, stream: &CudaStream, launch: Launch, args: &[Arg]) -> Result<()> {
-        let Launch { name, grid, block, shared } = launch;
-        let words = args.iter().map(|arg| arg.word()).chain(grid.map(|count| u32::try_from(count).ok().map(u64::from)));
-        let Some(mut words) = words.collect::<Option<Vec<u64>>>() else {
-            return Err(GpuError::Unavailable(format!("{name}: {args:?} in blocks of {grid:?} is too much")));
+        let Some(words) = args.iter().map(|arg| arg.word()).collect::<Option<Vec<u64>>>() else {
+            return Err(GpuError::Unavailable(format!("{}: {args:?} is too much", launch.name)));
         };
+        let each: Vec<&[u64]> = words.chunks(1).collect();
+        // SAFETY: each word holds one argument, little end first; the caller promises the rest.
+        unsafe { self.launch_words(stream, launch, &each) }
+    }
+
+    /// Enqueues a kernel whose arguments are given as they lie in memory, each from a multiple of 8 bytes on.
+    ///
+    /// # Safety
+    /// As for [`super::Gpu::launch`]. Each argument has as many words as its type in the kernel's signature.
+    pub(super) unsafe fn launch_words(&self, stream: &CudaStream, launch: Launch, args: &[&[u64]]) -> Result<()> {
+        let Launch { name, grid, block, shared } = launch;
+        if grid.iter().any(|&count| u32::try_from(count).is_err()) {
+            return Err(GpuError::Unavailable(format!("{name} in blocks of {grid:?} is too much")));
+        }
         let Found { function, starts_early, .. } = self.function(&name, shared as u32)?;
-        let mut pointers: Vec<*mut c_void> = words.iter_mut().map(|word| std::ptr::from_mut(word).cast()).collect();
+        let mut pointers: Vec<*mut c_void> = args.iter().map(|words| words.as_ptr().cast_mut().cast()).collect();
         let [x, y, z] = grid.map(|count| count as u32);
         let value = CUlaunchAttributeValue { programmaticStreamSerializationAllowed: 1 };
         let id = CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION;
@@ -142,7 +154,7 @@ impl Kernels {
             attrs: &mut attribute,
             numAttrs: u32::from(starts_early && !self.next_late.swap(false, Ordering::Relaxed)),
         };
-        // SAFETY: each word holds one argument, little end first; the caller promises the rest.
+        // SAFETY: the driver reads the arguments before it returns, and writes none; the caller promises the rest.
         check(&name, unsafe { sys::cuLaunchKernelEx(&config, function, pointers.as_mut_ptr(), null_mut()) })
     }
 

@@ -1,0 +1,7 @@
+//! Products and convolutions by our own kernels (`kernels/product.cuh`): the problem, the tiles, and which of them takes it.
+
+mod plan;
+mod problem;
+
+pub(crate) use plan::Plan;
+pub(crate) use problem::{Ending, Problem};
