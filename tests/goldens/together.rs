@@ -21,6 +21,7 @@ fn engine(model: &Path) -> Result<Engine> {
         device: DeviceKind::Cpu,
         dtype: Precision::Auto,
         offload: Offload::Auto,
+        kernels_of: None,
         noise_threads: DEFAULT_THREADS,
         dora: Dora::Apply,
         checker: CheckerConfig::default(),

@@ -25,6 +25,9 @@
 #define EXPORT_EARLY(NAME, BOUNDS, PARAMETERS, ARGUMENTS) \
     EXPORT_EACH(NAME, BOUNDS, PARAMETERS, const Early early{};, ARGUMENTS)
 
+// Says that a kernel of other entries does the same: its name, to which the entries add the dtype and more.
+#define STARTS_EARLY(NAME) static_assert(true);
+
 // A number that Rust needs, too: build.rs finds these lines.
 #define RUST_CONSTANT(NAME, VALUE) [[maybe_unused]] constexpr int NAME = VALUE
 
@@ -115,6 +118,26 @@ template <> __device__ __forceinline__ float sigmoid_unit<float>(float x, float 
     return x / (1.0f + expf(-scale * x));
 }
 
+// x * gate * Phi(gate), Phi the normal distribution: the exact (erf) GELU as a gate.
+template <typename T> __device__ __forceinline__ float gated(float x, float gate) {
+    // log2 of Phi(-z) for 0 <= z <= 6 by least squares of the error of Phi; GELU is then right to 1.2e-7
+    const float z = fminf(fabsf(gate), 6.0f);
+    float power = -2.772052994e-06f;
+    power = fmaf(power, z, 3.862079393e-05f);
+    power = fmaf(power, z, -1.825478248e-04f);
+    power = fmaf(power, z, -1.458695916e-04f);
+    power = fmaf(power, z, 7.075470872e-03f);
+    power = fmaf(power, z, -5.250502750e-02f);
+    power = fmaf(power, z, -4.592049122e-01f);
+    power = fmaf(power, z, -1.151105762e+00f);
+    power = fmaf(power, z, -1.0f);
+    const float above = gate < 0.0f ? 0.0f : gate;  // keeps a NaN
+    return x * fmaf(-z, exp2f(power), above);
+}
+template <> __device__ __forceinline__ float gated<float>(float x, float gate) {
+    return x * (0.5f * gate * (1.0f + erff(gate * 0.70710678118654752f)));
+}
+
 // The step's number, which lies in memory, as a row of a table of that many: never past its end.
 __device__ __forceinline__ int row_of_step(const int* step, int steps) {
     return int(min(unsigned(*step), unsigned(steps - 1)));
@@ -123,7 +146,7 @@ __device__ __forceinline__ int row_of_step(const int* step, int steps) {
 // Programmatic dependent launch (sm_90; elsewhere, and in a kernel launched plainly, neither does anything). A kernel
 // launched with programmatic stream serialization starts once every block of the kernel ahead has called
 // let_next_start or ended. Until wait_for_last returns, it may neither read what the kernel ahead writes nor write
-// anything. All threads call both. Only kernels of EXPORT_EARLY have an `Early`, and all of them must wait.
+// anything. All threads call both. Only kernels of EXPORT_EARLY and STARTS_EARLY have an `Early`, and all of them must wait.
 struct Early {};
 __device__ __forceinline__ void let_next_start(Early) {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900

@@ -3,19 +3,19 @@
 // Activations are NHWC: xs[image][row][channel], a row being one pixel or token. C, Ca and Cb are multiples of 8 and
 // every base address a multiple of 16 bytes. groups divides C; C / groups is any number.
 //
-// after_conv, join and moments leave the moments of each chunk of rows in `partials`, and group_norm merges them: no
+// after_conv, after_split, join and moments leave the moments of each chunk of rows in `partials`, and group_norm merges them: no
 // block waits for another. partials[image][group][chunk] is float2 (mean, sum of squared deviations); chunk k covers
 // the rows from k * height to min((k + 1) * height, rows_per_image). Sums run in a fixed order, so equal inputs and
 // launch shapes give equal bits.
 //
-// Launch rule of after_conv, join, moments and group_norm (C = Ca + Cb for join): a block has 8 * vectors channels, its
+// Launch rule of after_conv, after_split, join, moments and group_norm (C = Ca + Cb for join): a block has 8 * vectors channels, its
 // slice, and block / vectors rows in hand at once.
 //     slice = 8 * vectors  divides C, is a multiple of C / groups, at most 2560 and at most LARGEST_TABLE groups
 //     block = (a multiple of 32, at least vectors, at most LARGEST_BLOCK, but at most LARGEST_NARROW_BLOCK if
 //             C / groups is below 7 and not 4; 1; 1)
-//     grid  = (chunks, C / slice, batch)  after_conv, join, moments: any height >= 1, chunks = ceil(rows / height)
+//     grid  = (chunks, C / slice, batch)  all but group_norm: any height >= 1, chunks = ceil(rows / height)
 //     grid  = (blocks, C / slice, batch)  group_norm: any blocks >= 1; vectors and block need not be those of before
-// If partials is null, after_conv and join measure nothing and take any slice; groups is not used. No dynamic shared
+// If partials is null, after_conv, after_split and join measure nothing and take any slice; groups is not used. No dynamic shared
 // memory. Slices of a multiple of 32 bytes are best, two to four blocks to a multiprocessor, and four rows to a thread.
 //
 // All start early (see common.cuh). bias, weight and *step are read before
@@ -225,6 +225,56 @@ __device__ __forceinline__ void after_conv_body(Early early, T* xs, const T* bia
         fetch();
     }
     if (partials != nullptr) finish(sums, place, partials, rows, channels, groups);
+}
+
+// after_split: out = the sum of the splits' partial sums[split][row][c] + bias[c] + table[*step][c] + onto, each of the
+// last three left out when null; and the moments of the stored values. What a product split along k leaves to do, see
+// product.cuh. out may be onto. Launched as after_conv.
+template <typename T>
+__device__ __forceinline__ void after_split_body(Early early, const float* sums, int splits, T* out, const T* bias,
+                                                 const T* table, const int* step, int steps, const T* onto,
+                                                 float2* partials, int rows_per_image, int C, int groups, int vectors,
+                                                 int height) {
+    let_next_start(early);
+    const Place place(vectors);
+    int row = int(blockIdx.x) * height + place.lane;
+    const int end = min((int(blockIdx.x) + 1) * height, rows_per_image);
+    const int rows = end - int(blockIdx.x) * height;
+    const size_t offset = size_t(blockIdx.z) * rows_per_image * C + place.channel;
+    const size_t apart = size_t(gridDim.z) * rows_per_image * C;
+    float base[8] = {};
+    const auto plus = [](float (&x)[8], const T* from) {
+        float y[8];
+        unpack8(load8(from), y);
+#pragma unroll
+        for (int c = 0; c < 8; ++c) x[c] += y[c];
+    };
+    if (place.busy() && bias != nullptr) plus(base, bias + place.channel);
+    if (!place.busy()) row = end;
+    wait_for_last(early);
+    if (place.busy() && table != nullptr) plus(base, table + size_t(row_of_step(step, steps)) * C + place.channel);
+    const int channels = quotient(C, groups);
+    Sums measured(split_at(place, channels));
+    for (; row < end; row += place.lanes) {
+        const size_t at = offset + size_t(row) * C;
+        float value[8] = {};
+#pragma unroll 4
+        for (int split = 0; split < splits; ++split) {
+            float part[8];
+            unpack8(load8(sums + split * apart + at), part);
+#pragma unroll
+            for (int c = 0; c < 8; ++c) value[c] += part[c];
+        }
+#pragma unroll
+        for (int c = 0; c < 8; ++c) value[c] += base[c];
+        if (onto != nullptr) plus(value, onto + at);
+        const Pack<T> pack = pack8<T>(value);
+        store8(out + at, pack);
+        unpack8(pack, value);
+        if (measured.count == 0) measured.start(value);
+        measured.add(value);
+    }
+    if (partials != nullptr) finish(measured, place, partials, rows, channels, groups);
 }
 
 // Reads a block's rows from `from` (`pitch` elements a row), copies them to `to` (C a row) unless null, and measures
@@ -485,6 +535,11 @@ EXPORT_EARLY(after_conv, (LARGEST_BLOCK, 2),
        (T * xs, const T* bias, const T* table, const int* step, int steps, const T* onto, float2* partials,
         int rows_per_image, int C, int groups, int vectors, int height),
        (early, xs, bias, table, step, steps, onto, partials, rows_per_image, C, groups, vectors, height))
+EXPORT_EARLY(after_split, (LARGEST_BLOCK, 2),
+       (const float* sums, int splits, T* out, const T* bias, const T* table, const int* step, int steps,
+        const T* onto, float2* partials, int rows_per_image, int C, int groups, int vectors, int height),
+       (early, sums, splits, out, bias, table, step, steps, onto, partials, rows_per_image, C, groups, vectors,
+        height))
 EXPORT_EARLY(join, (LARGEST_BLOCK, 3),
        (const T* a, const T* b, T* out, float2* partials, int rows_per_image, int Ca, int Cb, int groups, int vectors,
         int height),

@@ -16,26 +16,6 @@ __device__ __forceinline__ long long quotient(long long unit, int by) {
     return unit >> 32 ? unit / by : (long long)(unsigned(unit) / unsigned(by));
 }
 
-// x * gate * Phi(gate), Phi the normal distribution: the exact (erf) GELU as a gate.
-template <typename T> __device__ __forceinline__ float gated(float x, float gate) {
-    // log2 of Phi(-z) for 0 <= z <= 6 by least squares of the error of Phi; GELU is then right to 1.2e-7
-    const float z = fminf(fabsf(gate), 6.0f);
-    float power = -2.772052994e-06f;
-    power = fmaf(power, z, 3.862079393e-05f);
-    power = fmaf(power, z, -1.825478248e-04f);
-    power = fmaf(power, z, -1.458695916e-04f);
-    power = fmaf(power, z, 7.075470872e-03f);
-    power = fmaf(power, z, -5.250502750e-02f);
-    power = fmaf(power, z, -4.592049122e-01f);
-    power = fmaf(power, z, -1.151105762e+00f);
-    power = fmaf(power, z, -1.0f);
-    const float above = gate < 0.0f ? 0.0f : gate;  // keeps a NaN
-    return x * fmaf(-z, exp2f(power), above);
-}
-template <> __device__ __forceinline__ float gated<float>(float x, float gate) {
-    return x * (0.5f * gate * (1.0f + erff(gate * 0.70710678118654752f)));
-}
-
 // geglu: out[row][c] = xs[row][c] * gelu(xs[row][C + c]), with the exact (erf) GELU (Hendrycks, Gimpel 2016; Shazeer
 // 2020, "GLU variants improve transformer"). Units: rows * C / 8, two to a thread: grid = (ceil(units / 512), 1, 1).
 template <typename T>

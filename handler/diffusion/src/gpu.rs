@@ -12,6 +12,7 @@ mod cublaslt;
 mod cudnn;
 mod driver;
 mod error;
+mod generation;
 mod graph;
 mod kernels;
 pub(crate) mod matmul;
@@ -19,6 +20,7 @@ mod memory;
 mod opening;
 mod physical;
 mod pinned;
+pub(crate) mod product;
 mod residency;
 mod ring;
 #[cfg(feature = "cuda")]
@@ -33,6 +35,7 @@ pub(crate) use array::{Array, Moments};
 pub use driver::device_of_machine;
 pub use error::GpuError;
 pub(crate) use error::{Result, tells_of_memory};
+pub use generation::Generation;
 pub(crate) use graph::Graph;
 pub(crate) use kernels::{Arg, Launch, constants};
 pub use memory::Memory;
@@ -50,8 +53,9 @@ use conv::Convolutions;
 use cudarc::driver::{CudaContext, CudaEvent, CudaStream};
 use error::{check, check_safe};
 use kernels::Kernels;
-use matmul::Matmuls;
+use matmul::{MatmulShape, Matmuls, Operands};
 use memory::{Meter, Trims};
+use product::{Plan, Problem};
 use std::{
     sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, atomic::AtomicBool},
     time::Duration,
@@ -69,9 +73,12 @@ pub struct Gpu(Arc<Inner>);
 struct Inner {
     name: String,
     multiprocessors: usize,
-    /// First number of the compute capability: 7 Turing, 8 Ampere and Ada, 9 Hopper.
-    generation: usize,
-    is_hopper: bool,
+    /// Whose kernels are used.
+    generation: Generation,
+    /// Whether the machine code was made for Ampere or newer.
+    copies_ahead: bool,
+    /// Shared memory that a block may have, and that of a multiprocessor, in bytes.
+    shared: [usize; 2],
     kernels: Kernels,
     /// Arrays that live for a while: weights, what graphs read and write.
     resident: Arc<Mutex<Arena>>,
@@ -119,19 +126,30 @@ impl Gpu {
     pub(crate) fn fuses(&self, dtype: Dtype) -> bool {
         match dtype {
             Dtype::F16 => true,
-            Dtype::BF16 => self.copies_ahead(),
+            Dtype::BF16 => self.0.generation >= Generation::Ampere,
             Dtype::F32 => false,
         }
     }
 
     /// Whether the kernels for Hopper run on it.
     pub(crate) fn is_hopper(&self) -> bool {
-        self.0.is_hopper
+        self.0.generation == Generation::Hopper
     }
 
-    /// Whether memory can be copied to a block while it computes: from Ampere on.
+    /// Whether kernels copy to shared memory while they compute: in machine code for Ampere or newer.
     pub(crate) fn copies_ahead(&self) -> bool {
-        self.0.generation >= 8
+        self.0.copies_ahead
+    }
+
+    /// Whether products and convolutions are those of cuBLASLt and cuDNN: where our own are slower. Nothing else of NVIDIA's but the
+    /// driver is ever opened.
+    pub(crate) fn has_libraries(&self) -> bool {
+        self.is_hopper()
+    }
+
+    /// Shared memory that a block may have, and that of a multiprocessor, in bytes.
+    pub(crate) fn shared_memory(&self) -> [usize; 2] {
+        self.0.shared
     }
 
     /// Waits until the stream's work is done.
@@ -164,6 +182,21 @@ impl Gpu {
         self.0.convolutions.get().map(lock).ok_or_else(|| GpuError::Unavailable("cuDNN is not open".into()))
     }
 
+    /// Enqueues a product.
+    ///
+    /// # Safety
+    /// As for [`Matmuls::run`].
+    pub(crate) unsafe fn multiply(&self, shape: &MatmulShape, at: &Operands) -> Result<()> {
+        if self.has_libraries() {
+            // SAFETY: as the caller promises.
+            return unsafe { self.matmuls()?.run(shape, at) };
+        }
+        let problem = Problem::of_matmul(shape, at);
+        let plan = Plan::whole(&problem, self)?;
+        // SAFETY: as the caller promises.
+        unsafe { plan.launch(self, &problem) }
+    }
+
     /// Enqueues a kernel.
     ///
     /// # Safety
@@ -172,6 +205,16 @@ impl Gpu {
     pub(crate) unsafe fn launch(&self, launch: Launch, args: &[Arg]) -> Result<()> {
         // SAFETY: as the caller promises.
         unsafe { self.0.kernels.launch(&self.0.stream, launch, args) }
+    }
+
+    /// Enqueues a kernel whose arguments are given as they lie in memory, each from a multiple of 8 bytes on. Blocks with the same first two
+    /// numbers are clusters of so many; with more than 1, this needs Hopper.
+    ///
+    /// # Safety
+    /// As for [`Gpu::launch`]. Each argument has as many words as its type in the kernel's signature.
+    pub(crate) unsafe fn launch_words(&self, launch: Launch, cluster: usize, args: &[&[u64]]) -> Result<()> {
+        // SAFETY: as the caller promises.
+        unsafe { self.0.kernels.launch_words(&self.0.stream, launch, cluster, args) }
     }
 
     /// Whether both are the same GPU with the same stream.

@@ -71,6 +71,14 @@ impl Conv {
         self.run(xs, None, Some(residual))
     }
 
+    /// The convolution of [`upsample`]'s result.
+    pub(crate) fn forward_resized(&self, xs: &Array, height: usize, width: usize) -> Result<Array> {
+        match (&self.0, xs) {
+            (Form::Gpu(conv), Array::Gpu(xs)) => conv.forward_resized(xs, height, width).map(Array::Gpu),
+            _ => self.forward(&upsample(xs, height, width)?),
+        }
+    }
+
     fn run(&self, xs: &Array, shift: Option<(&Array, &Step)>, residual: Option<&Array>) -> Result<Array> {
         match (&self.0, xs) {
             (Form::Cpu(conv), Array::Cpu(xs)) => {

@@ -4,7 +4,7 @@ use crate::engine::safety::CheckerConfig;
 use clap::{Args, ValueEnum};
 use diffusion::{
     error::PipelineError,
-    gpu::{self, Dtype, Gpu, GpuError},
+    gpu::{self, Dtype, Generation, Gpu, GpuError},
     lora, noise,
     pipeline::{self, Compute, Footprint},
 };
@@ -26,6 +26,10 @@ pub struct ModelConfig {
     /// What leaves the GPU while it is not in use: auto is the fastest way that fits into the GPU's free memory.
     #[arg(long, env = "EASEL_OFFLOAD", default_value = "auto")]
     pub offload: Offload,
+    /// Use a GPU's kernels of that compute capability or older ones: 7.5 is Turing, 8.0 Ampere and Ada, 9.0 Hopper. For measurements and
+    /// tests; without it the newest that run [possible values: 7.5, 8.0, 9.0]
+    #[arg(long, env = "EASEL_KERNELS_OF", value_name = "CAPABILITY")]
+    pub kernels_of: Option<Generation>,
     /// How many threads the GPU whose noise is reproduced runs at a time: multiprocessors times threads of each, a multiple of 256.
     /// H100 SXM and H200 270336, A100 221184, L40S 218112, A10G 122880, L4 89088, T4 40960. Only several large pictures of one task
     /// depend on it.
@@ -122,11 +126,15 @@ pub(crate) struct ChosenDevice {
 ///
 /// # Errors
 /// This build or machine does not have it, or it does not compute with the dtype.
-pub(crate) fn choose(kind: DeviceKind, precision: Precision) -> Result<ChosenDevice, PipelineError> {
+pub(crate) fn choose(
+    kind: DeviceKind,
+    precision: Precision,
+    kernels_of: Option<Generation>,
+) -> Result<ChosenDevice, PipelineError> {
     let (gpu, has_unused_gpu) = match kind {
         DeviceKind::Cpu => (None, false),
-        DeviceKind::Cuda => (Some(Gpu::open(0)?), false),
-        DeviceKind::Auto => match Gpu::open(0) {
+        DeviceKind::Cuda => (Some(Gpu::open_with(0, kernels_of)?), false),
+        DeviceKind::Auto => match Gpu::open_with(0, kernels_of) {
             Ok(gpu) => (Some(gpu), false),
             Err(error) => (None, report_fallback(&error, gpu::device_of_machine())),
         },

@@ -8,7 +8,7 @@ use crate::engine::{
 use candle_core::{DType, Device};
 use diffusion::{
     error::PipelineError,
-    gpu::{Gpu, Shortage},
+    gpu::{Generation, Gpu, Shortage},
     lora::{AppliedLora, Lora},
     noise::{DEFAULT_THREADS, Noise, Source},
     pipeline::{DecodeMemory, Request},
@@ -31,11 +31,17 @@ fn open(dtype: Precision, offload: Offload) -> Result<Engine, PipelineError> {
         device: DeviceKind::Cuda,
         dtype,
         offload,
+        kernels_of: kernels_of(),
         noise_threads: DEFAULT_THREADS,
         dora: Dora::Apply,
         checker: CheckerConfig::default(),
     };
     Engine::open(&config, (256, 256))
+}
+
+/// Whose kernels the tests run with, as the option's variable says.
+fn kernels_of() -> Option<Generation> {
+    env::var("EASEL_KERNELS_OF").ok().map(|name| name.parse().unwrap())
 }
 
 fn halftone() -> Vec<AppliedLora> {
@@ -167,7 +173,7 @@ fn gpu_pictures_are_the_same_whatever_leaves_the_gpu() {
 
 #[test]
 fn gpu_memory_too_small_for_the_way_that_was_asked_for_is_told_before_loading() {
-    let gpu = Gpu::open(0).unwrap();
+    let gpu = Gpu::open_with(0, kernels_of()).unwrap();
     for (free, offload, fits) in
         [(0, Offload::Auto, "larger one"), (0, Offload::Never, "larger one"), (64, Offload::Never, "--offload")]
     {

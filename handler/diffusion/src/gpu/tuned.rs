@@ -34,6 +34,10 @@ impl Gpu {
     /// From now on a product is tuned at its first run, unless `folder` has the choice; [`Gpu::keep_tuned`] adds it there. Returns
     /// whether there was a file.
     pub(crate) fn tune_with(&self, folder: &Path) -> Result<bool> {
+        if !self.has_libraries() {
+            // Our own kernels are chosen by their shapes.
+            return Ok(true);
+        }
         let mut driver = 0;
         // SAFETY: writes one number.
         check("cuDriverGetVersion", unsafe { sys::cuDriverGetVersion(&mut driver) })?;
@@ -60,6 +64,9 @@ impl Gpu {
 
     /// Writes the file anew if something was tuned since. A folder that cannot be written is no error: it is tuned again then.
     pub(crate) fn keep_tuned(&self) -> Result<()> {
+        if !self.has_libraries() {
+            return Ok(());
+        }
         let choices = Choices { matmuls: self.matmuls()?.choices(), convolutions: self.convolutions()?.shapes() };
         let mut tuned = lock(&self.0.tuned);
         let Some(path) = tuned.path.clone().filter(|_| choices.matmuls.len() > tuned.known) else { return Ok(()) };

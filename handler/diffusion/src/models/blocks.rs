@@ -100,7 +100,7 @@ impl Upsample {
     pub(crate) fn forward(&self, xs: &Array, size: Option<(usize, usize)>) -> Result<Array> {
         let (height, width) = xs.size()?;
         let (height, width) = size.unwrap_or((height * 2, width * 2));
-        self.0.forward(&upsample(xs, height, width)?)
+        self.0.forward_resized(xs, height, width)
     }
 
     /// Some rows of the output of twice the size. `xs` is one image.

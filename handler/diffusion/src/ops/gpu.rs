@@ -1,4 +1,4 @@
-//! The operations on a GPU: matrix products of cuBLASLt, convolutions of cuDNN, and our own kernels for the rest.
+//! The operations on a GPU, by our own kernels; on Hopper matrix products are cuBLASLt's and convolutions cuDNN's.
 //!
 //! Rounding is to the model's dtype wherever an array is written; sums, norms and softmax are f32. Each function checks its
 //! arrays before it enqueues anything, so that no kernel reads or writes outside them.
@@ -11,6 +11,7 @@ mod conv;
 mod linear;
 mod norm;
 mod pointwise;
+mod product;
 pub(crate) mod steps;
 
 pub(crate) use attention::SCORES;

@@ -46,7 +46,7 @@ impl ConvShape {
     }
 
     /// Zeros above x, and as many below.
-    pub(super) fn padding_down(&self) -> usize {
+    pub(in crate::gpu) fn padding_down(&self) -> usize {
         if self.open { 0 } else { self.padding }
     }
 

@@ -150,14 +150,14 @@ impl Shape {
                 let out_at = out.address() + (from * out.row() * size) as u64;
                 // SAFETY: `tokens` rows of q, from one that it has, and all of k, in heads of `width` columns next to each other;
                 // `Shape::of` has compared them. `scores` was made for the result.
-                unsafe { gpu.matmuls()?.run(&products, &Operands::product(q_at, k.address(), scores.address()))? };
+                unsafe { gpu.multiply(&products, &Operands::product(q_at, k.address(), scores.address()))? };
                 let sizes = [self.others, usize::from(causal), tokens].map(Arg::Int);
                 let (name, grid) = (format!("softmax_{}", dtype.name()), [self.heads * tokens, 1, 1]);
                 let launch = Launch { name, grid, block: SOFTMAX_THREADS, shared: 0 };
                 // SAFETY: a block for each row of both, which have the same dims.
                 unsafe { gpu.launch(launch, &[&addresses([&scores, &shares])[..], &sizes].concat())? };
                 // SAFETY: as for the scores; v has the dims of k, and `out` those of q.
-                unsafe { gpu.matmuls()?.run(&mixed, &Operands::product(shares.address(), v.address(), out_at))? };
+                unsafe { gpu.multiply(&mixed, &Operands::product(shares.address(), v.address(), out_at))? };
             }
         }
         Ok(out)

@@ -1,12 +1,13 @@
-//! Convolutions by cuDNN, and a kernel of our own for what comes right after one.
+//! Convolutions by our own kernels; on Hopper by cuDNN, and a kernel of our own for what comes right after one.
 
 use super::{
     LANES, address_or_null, check_alike, check_f32, check_vector,
     linear::multiply,
     norm::{Share, moments_for},
-    refused, vector,
+    product::{After, is_ours, product},
+    refused, upsample, vector,
 };
-use crate::gpu::{Arg, Array, Dtype, Placed, WeightLayout, conv::ConvShape};
+use crate::gpu::{Arg, Array, Dtype, Placed, WeightLayout, conv::ConvShape, product::Problem};
 use crate::ops::{Window, params::Params};
 use candle_core::Result;
 
@@ -52,6 +53,44 @@ impl Conv {
         self.run(xs, shift, onto, false)
     }
 
+    /// After the map was resized by the nearest neighbour. If it is twice as large, it is never written to memory.
+    pub(in crate::ops) fn forward_resized(&self, xs: &Array, height: usize, width: usize) -> Result<Array> {
+        let doubled = matches!(xs.dims(), &[_, from_height, from_width, _] if [height, width] == [2 * from_height, 2 * from_width]);
+        if !doubled || self.window.side == 1 {
+            return self.forward(&upsample(xs, height, width)?, None, None);
+        }
+        let (shape, sums) = self.shape_for(xs, [height, width], false)?;
+        let problem = Problem::of_conv(&shape, xs.address(), self.weight.address(), sums.address());
+        let problem = Problem { map: [height / 2, width / 2], doubled: true, ..problem };
+        if !is_ours(&problem, xs.gpu()) {
+            return self.forward(&upsample(xs, height, width)?, None, None);
+        }
+        let after = After { bias: Some(&self.bias), is_measured: true, ..After::default() };
+        check_after(&sums, &self.bias, None, None)?;
+        Array::reach(&[&self.weight, &self.bias])?;
+        // SAFETY: dense arrays of the shape's dtype, which `shape_for` has compared; the kernel halves the numbers of places, so that
+        // those of x are half the shape's, as compared above.
+        unsafe { product(problem, sums, after) }
+    }
+
+    /// The shape of the convolution of a map like `xs`, but of that height and width, and room for its result.
+    fn shape_for(&self, xs: &Array, [height, width]: [usize; 2], open: bool) -> Result<(ConvShape, Array)> {
+        let &[batch, _, _, channels] = xs.dims() else { return refused(format!("{:?} is no map", xs.dims())) };
+        let Window { side, stride, padding } = self.window;
+        let out = self.channels_out();
+        if channels * side * side != self.weight.columns() {
+            return refused(format!("{channels} channels for weights of {:?}", self.weight.dims()));
+        }
+        if side != 1 && side != 3 || side == 1 && padding > 0 {
+            return refused(format!("windows of {side} x {side} with {padding} around"));
+        }
+        check_alike("a convolution", &[xs, &self.weight])?;
+        let (dtype, channels_in, channels_out) = (xs.dtype(), channels, out);
+        let shape = ConvShape { dtype, batch, height, width, channels_in, channels_out, side, stride, padding, open };
+        let sums = xs.gpu().scratch(&[batch, shape.out_height(), shape.out_width(), out], dtype)?;
+        Ok((shape, sums))
+    }
+
     /// Channels of the output, padded.
     pub(in crate::ops) fn channels_out(&self) -> usize {
         self.weight.dims()[0]
@@ -65,30 +104,21 @@ impl Conv {
         onto: Option<&Array>,
         open: bool,
     ) -> Result<Array> {
-        let &[batch, height, width, channels] = xs.dims() else { return refused(format!("{:?} is no map", xs.dims())) };
-        let Window { side, stride, padding } = self.window;
-        let out = self.channels_out();
-        if channels * side * side != self.weight.columns() {
-            return refused(format!("{channels} channels for weights of {:?}", self.weight.dims()));
-        }
-        if side == 1 && shift.is_none() && !open {
+        if self.window.side == 1 && shift.is_none() && !open {
             return multiply(xs, &self.weight, Some(&self.bias), onto);
         }
-        check_alike("a convolution", &[xs, &self.weight])?;
+        let &[_, height, width, _] = xs.dims() else { return refused(format!("{:?} is no map", xs.dims())) };
+        let (shape, sums) = self.shape_for(xs, [height, width], open)?;
         let gpu = xs.gpu();
-        let shape = ConvShape {
-            dtype: xs.dtype(),
-            batch,
-            height,
-            width,
-            channels_in: channels,
-            channels_out: out,
-            side,
-            stride,
-            padding,
-            open,
-        };
-        let sums = gpu.scratch(&[batch, shape.out_height(), shape.out_width(), out], xs.dtype())?;
+        let problem = Problem::of_conv(&shape, xs.address(), self.weight.address(), sums.address());
+        if is_ours(&problem, gpu) {
+            check_after(&sums, &self.bias, shift, onto)?;
+            Array::reach(&[&self.weight, &self.bias])?;
+            let after = After { bias: Some(&self.bias), shift, onto, is_measured: true };
+            // SAFETY: dense arrays of the shape's dtype: x and w were compared with it above, y was made by it, and what comes after was
+            // compared with that.
+            return unsafe { product(problem, sums, after) };
+        }
         let mut convolutions = gpu.convolutions()?;
         let room = convolutions.workspace(&shape)?;
         let workspace = gpu.scratch(&[room.div_ceil(4).max(1)], Dtype::F32)?;
@@ -104,24 +134,31 @@ impl Conv {
     }
 }
 
-/// Bias, shift and residual in place, and the moments for a norm that follows.
-fn after_conv(sums: Array, bias: &Array, shift: Option<(&Array, &Array)>, onto: Option<&Array>) -> Result<Array> {
-    let (gpu, channels) = (sums.gpu().clone(), sums.columns());
-    check_alike("a bias", &[&sums, bias])?;
+/// Compares what is added to a map with it.
+fn check_after(sums: &Array, bias: &Array, shift: Option<(&Array, &Array)>, onto: Option<&Array>) -> Result<()> {
+    let channels = sums.columns();
+    check_alike("a bias", &[sums, bias])?;
     check_vector("a bias", bias, channels)?;
     if let Some(onto) = onto {
-        check_alike("a residual", &[&sums, onto])?;
+        check_alike("a residual", &[sums, onto])?;
         if onto.dims() != sums.dims() {
             return refused(format!("a residual of {:?} for {:?}", onto.dims(), sums.dims()));
         }
     }
     if let Some((table, step)) = shift {
-        check_alike("a shift", &[&sums, table])?;
-        check_f32("the step's number", &gpu, step)?;
+        check_alike("a shift", &[sums, table])?;
+        check_f32("the step's number", sums.gpu(), step)?;
         if table.columns() != channels || table.count() == 0 {
             return refused(format!("a shift of {:?} for {:?}", table.dims(), sums.dims()));
         }
     }
+    Ok(())
+}
+
+/// Bias, shift and residual in place, and the moments for a norm that follows.
+fn after_conv(sums: Array, bias: &Array, shift: Option<(&Array, &Array)>, onto: Option<&Array>) -> Result<Array> {
+    check_after(&sums, bias, shift, onto)?;
+    let (gpu, channels) = (sums.gpu().clone(), sums.columns());
     let (share, moments) = moments_for(&sums, 2)?;
     let (table, step) = shift.unzip();
     let args = [

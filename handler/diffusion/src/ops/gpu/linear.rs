@@ -1,10 +1,15 @@
-//! Linear layers: products by cuBLASLt, and one kernel of our own for a layer with the gated GELU.
+//! Linear layers: products by our own kernels, which take the gated GELU along. On Hopper they are cuBLASLt's, apart from those.
 
-use super::{LANES, addresses, check_alike, check_vector, geglu, is_plain, refused, vector, with_columns};
+use super::{
+    LANES, addresses, check_alike, check_vector, geglu, is_plain,
+    product::{After, is_ours, product},
+    refused, vector, with_columns,
+};
 use crate::gpu::{
     Arg, Array, Gpu, Launch, Placed, WeightLayout,
     constants::{GEGLU_DEPTH, GEGLU_ROWS, GEGLU_THREADS},
     matmul::{MatmulShape, Operands},
+    product::{Ending, Problem},
 };
 use crate::ops::params::Params;
 use candle_core::Result;
@@ -77,6 +82,9 @@ impl Linear {
         let plain = is_plain(gpu, xs.dtype(), xs) && inner == xs.columns() && inner.is_multiple_of(GEGLU_DEPTH);
         let fits = gpu.is_hopper() && gpu.fuses(xs.dtype()) && rows >= FEW_ROWS && plain;
         let tile = tile_for(gpu, rows, width).filter(|_| fits);
+        if !gpu.has_libraries() && plain {
+            return self.gated(xs);
+        }
         let (Some(&(ending, columns, shared)), Some(bias)) = (tile, &self.bias) else {
             return geglu(&self.forward(xs, None)?);
         };
@@ -92,6 +100,30 @@ impl Linear {
         // multiple of the kernel's depth, and `width` of the tile's columns.
         unsafe { gpu.launch(Launch { name, grid, block: GEGLU_THREADS, shared }, &args)? };
         Ok(out)
+    }
+}
+
+impl Linear {
+    /// The same by our kernel for any GPU.
+    fn gated(&self, xs: &Array) -> Result<Array> {
+        let (gpu, columns) = (xs.gpu(), self.weight.dims()[0]);
+        check_alike("a linear layer", &[xs, &self.weight])?;
+        if let Some(bias) = &self.bias {
+            check_alike("a bias", &[xs, bias])?;
+            check_vector("a bias", bias, columns)?;
+        }
+        let (inner, width) = (self.weight.columns(), columns / 2);
+        if inner != xs.columns() || columns != 2 * width || !width.is_multiple_of(LANES) {
+            return refused(format!("{:?} times weights of {:?} with a gated GELU", xs.dims(), self.weight.dims()));
+        }
+        let out = gpu.scratch(&with_columns(xs.dims(), width), xs.dtype())?;
+        Array::reach(&[Some(&self.weight), self.bias.as_ref()].into_iter().flatten().collect::<Vec<_>>())?;
+        let shape = MatmulShape { out_row: width, ..MatmulShape::linear(xs.dtype(), xs.rows(), columns, inner) };
+        let at = Operands::product(xs.address(), self.weight.address(), out.address());
+        let problem = Problem { ending: Ending::Gated, ..Problem::of_matmul(&shape, &at) };
+        let after = After { bias: self.bias.as_ref(), ..After::default() };
+        // SAFETY: `[rows, inner]` times `[2 width, inner]` plus `2 width` to `[rows, width]`, as compared and made above.
+        unsafe { product(problem, out, after) }
     }
 }
 
@@ -145,6 +177,15 @@ pub(super) fn multiply(xs: &Array, weight: &Array, bias: Option<&Array>, onto: O
     // SAFETY: the shape is that of xs, whose rows are `a_row` apart, and of the weights; bias and residual were compared with it, and
     // `out` was made by it. All are of this GPU, and the next user of their memory comes later on the same
     // stream.
-    unsafe { gpu.matmuls()?.run(&shape, &at)? };
-    Ok(out)
+    unsafe {
+        let mut problem = Problem::of_matmul(&shape, &at);
+        if !is_ours(&problem, gpu) {
+            gpu.matmuls()?.run(&shape, &at)?;
+            return Ok(out);
+        }
+        if let &[_, height, width, _] = xs.dims() {
+            problem.out_map = [height, width];
+        }
+        product(problem, out, After { bias, shift: None, onto, is_measured: xs.dims().len() == 4 })
+    }
 }

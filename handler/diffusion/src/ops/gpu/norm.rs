@@ -10,7 +10,7 @@ use candle_core::Result;
 use std::sync::Arc;
 
 /// Groups of every GroupNorm of Stable Diffusion: an operation before one takes the moments of these.
-const USUAL_GROUPS: usize = 32;
+pub(super) const USUAL_GROUPS: usize = 32;
 
 /// Layer normalisation over the last dimension.
 pub(in crate::ops) struct LayerNorm {

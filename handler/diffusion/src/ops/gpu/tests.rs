@@ -21,7 +21,7 @@ use std::{
 
 thread_local! {
     static DRAWS: Cell<u64> = const { Cell::new(1000) };
-    static GPU: LazyCell<Gpu> = LazyCell::new(|| Gpu::open(0).expect("a GPU"));
+    static GPU: LazyCell<Gpu> = LazyCell::new(Gpu::for_tests);
 }
 
 /// The largest relative error allowed, of the whole by Frobenius' norm.
@@ -140,6 +140,58 @@ fn gpu_convolution_is_the_cpus() {
             let onto = draw(plain.dims(), dtype);
             let sum = gpu.forward_adding(&on_gpu, &map_to_gpu(&onto, dtype)).unwrap();
             check(&format!("1x1 onto {name}"), dtype, &map_to_cpu(&sum, outer), &(plain + onto).unwrap());
+        }
+    });
+}
+
+/// What a group norm after a convolution or a product needs comes with it, and larger maps are never written.
+#[test]
+fn gpu_norms_after_convolutions_are_the_cpus() {
+    in_each_dtype(|dtype| {
+        // Small maps are split along k. Rows of the last two are no whole chunks.
+        let cases =
+            [(320, 320, 64, 64), (64, 640, 32, 32), (1280, 1280, 16, 16), (1280, 1280, 8, 8), (256, 256, 128, 96), (64, 320, 9, 7)];
+        for (inner, outer, height, width) in cases {
+            let xs = draw(&[2, inner, height, width], dtype);
+            let scale = (inner as f64 * 9.0).powf(-0.5);
+            let tensors = [
+                ("conv.weight", rounded(&(draw(&[outer, inner, 3, 3], dtype) * scale).unwrap(), dtype)),
+                ("conv.bias", rounded(&(draw(&[outer], dtype) + 3.0).unwrap(), dtype)),
+                ("norm.weight", draw(&[outer], dtype)),
+                ("norm.bias", draw(&[outer], dtype)),
+            ];
+            let (cpu, gpu) = both(dtype, &tensors, |p| {
+                Ok((Conv::same3x3(inner, outer, p.pp("conv"))?, GroupNorm::new(32, outer, 1e-5, p.pp("norm"))?))
+            });
+            let name = format!("{inner} to {outer} at {height}x{width}");
+            let forms = [false, true].map(|larger| {
+                let run = |(conv, norm): &(Conv, GroupNorm), xs: &Array| {
+                    let out = if larger { conv.forward_resized(xs, 2 * height, 2 * width)? } else { conv.forward(xs)? };
+                    norm.forward_silu(&out)
+                };
+                let plain = run(&cpu, &Array::Cpu(xs.clone())).unwrap().to_tensor().unwrap();
+                (larger, map_to_cpu(&run(&gpu, &map_to_gpu(&xs, dtype)).unwrap(), outer), plain)
+            });
+            for (larger, ours, plain) in forms {
+                check(&format!("norm after {name}, larger {larger}"), dtype, &ours, &plain);
+            }
+        }
+    });
+}
+
+/// One and the same picture every time: sums have a fixed order, also where they are split.
+#[test]
+fn gpu_products_repeat_to_the_bit() {
+    in_each_dtype(|dtype| {
+        for (inner, outer, side) in [(1280, 1280, 8), (320, 320, 64)] {
+            let tensors = [("weight", draw(&[outer, inner, 3, 3], dtype)), ("bias", draw(&[outer], dtype))];
+            let (_, conv) = both(dtype, &tensors, |p| Conv::same3x3(inner, outer, p));
+            let xs = map_to_gpu(&draw(&[2, inner, side, side], dtype), dtype);
+            let bytes = || conv.forward(&xs).unwrap().gpu().unwrap().read().unwrap();
+            let first = bytes();
+            for _ in 0..3 {
+                assert!(first == bytes(), "{inner} to {outer} at {side} {}", dtype.name());
+            }
         }
     });
 }

@@ -32,7 +32,7 @@ fn cosines(network: &mut SafetyNetwork, picture: &RgbImage) -> Cosines {
 
 #[test]
 fn gpu_cosines_are_the_cpus() {
-    let (goldens, gpu) = (goldens(), Gpu::open(0).expect("a GPU"));
+    let (goldens, gpu) = (goldens(), Gpu::for_tests());
     for (name, random) in [("narrow", &goldens.narrow), ("published", &goldens.published)] {
         let folder = folder(random);
         let mut cpu = load(folder.path(), &Compute::Cpu, CheckerPlace::Stays);
@@ -50,7 +50,7 @@ fn gpu_cosines_are_the_cpus() {
 
 #[test]
 fn gpu_checker_that_left_says_the_same_when_it_is_back() {
-    let (goldens, gpu) = (goldens(), Gpu::open(0).expect("a GPU"));
+    let (goldens, gpu) = (goldens(), Gpu::for_tests());
     let (folder, picture) = (folder(&goldens.narrow), picture("noise", 512, 512));
     let compute = Compute::Gpu(gpu.clone(), Dtype::F16);
     let mut network = load(folder.path(), &compute, CheckerPlace::Stays);
@@ -69,7 +69,7 @@ fn gpu_checker_that_left_says_the_same_when_it_is_back() {
 
 #[test]
 fn gpu_without_room_for_the_checker_leaves_the_pictures_to_the_cpu() {
-    let (goldens, gpu) = (goldens(), Gpu::open(0).expect("a GPU"));
+    let (goldens, gpu) = (goldens(), Gpu::for_tests());
     let (folder, picture) = (folder(&goldens.published), picture("noise", 512, 512));
     let mut pipeline = Pipeline::load(Path::new(MODEL), &Compute::Gpu(gpu.clone(), Dtype::F16), (256, 256)).unwrap();
     let shortage = Shortage::leaving(&gpu, 64 << 20).unwrap();

@@ -1,0 +1,304 @@
+//! Which kernel takes a problem, and in how many parts along k. A model of the time that each takes decides, so that nothing is tried
+//! out at a start.
+
+use super::{Ending, Problem};
+use crate::gpu::{
+    Dtype, Generation, Gpu, GpuError, Launch, Result,
+    constants::{PLAIN_COLUMNS, PLAIN_DEPTH, PLAIN_ROWS, PLAIN_THREADS},
+};
+
+/// A tile of the kernels on tensor cores: the ending of its name, rows, columns, warps down and across, and stages in shared memory.
+type Tile = (&'static str, usize, usize, usize, usize, usize);
+
+/// The table in `kernels/product.cu`.
+const TILES: &[Tile] = include!(concat!(env!("OUT_DIR"), "/product_tiles.rs"));
+/// What a step along k takes them, in clocks of an H200: one block alone on a multiprocessor, and two there. Measured.
+const CLOCKS: &[(&str, usize, usize)] = &[
+    ("128x160", 1450, 2900),
+    ("64x160", 900, 1560),
+    ("256x128", 2350, 4700),
+    ("128x128", 1370, 2740),
+    ("64x80", 580, 1053),
+    ("64x64", 490, 900),
+    ("128x16", 600, 1000),
+];
+/// The tile that there is for `W` as `[inner, columns]`, too.
+const CROSSED: &str = "128x128";
+/// Of k, in a step.
+const STEP: usize = 64;
+/// Clocks of a block before and after its steps: for itself, and for each 8 sums.
+const AROUND: usize = 2000;
+const AROUND_EIGHT: usize = 2;
+/// Clocks of the kernel that adds what a split has left, and of each KiB of partial sums, on all of the GPU.
+const SPLIT: usize = 4000;
+const PARTIAL_KIB: usize = 1;
+/// The most splits.
+const SPLITS: usize = 32;
+/// The most chunks of an image's rows whose moments a norm should merge.
+const CHUNKS: usize = 512;
+
+/// What the choice depends on, of a GPU.
+#[derive(Debug, Clone, Copy)]
+struct Facts {
+    generation: Generation,
+    copies_ahead: bool,
+    multiprocessors: usize,
+    /// Of a block, and of a multiprocessor.
+    shared: [usize; 2],
+}
+
+impl Facts {
+    fn of(gpu: &Gpu) -> Self {
+        Self {
+            generation: gpu.generation(),
+            copies_ahead: gpu.copies_ahead(),
+            multiprocessors: gpu.multiprocessors(),
+            shared: gpu.shared_memory(),
+        }
+    }
+}
+
+/// How a problem is computed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Plan {
+    launch: Launch,
+    /// Of k, in each split.
+    depth: usize,
+    splits: usize,
+    /// Rows and columns of a warp's part, if there are tensor cores in it.
+    part: Option<[usize; 2]>,
+}
+
+impl Plan {
+    pub(crate) fn of(problem: &Problem, gpu: &Gpu) -> Result<Self> {
+        Self::among(problem, &Facts::of(gpu), leaves_none(problem))
+    }
+
+    /// One in one part.
+    pub(crate) fn whole(problem: &Problem, gpu: &Gpu) -> Result<Self> {
+        Self::among(problem, &Facts::of(gpu), false)
+    }
+
+    fn among(problem: &Problem, facts: &Facts, may_split: bool) -> Result<Self> {
+        if problem.rows * problem.columns * problem.inner * problem.problems == 0 {
+            return Err(GpuError::Unavailable(format!("there is nothing to compute: {problem:?}")));
+        }
+        let has_cores = match problem.dtype {
+            Dtype::F16 => true,
+            Dtype::BF16 => facts.generation >= Generation::Ampere,
+            Dtype::F32 => false,
+        };
+        let tiles = TILES.iter().filter(|_| has_cores && problem.is_whole()).filter(|tile| fits(tile, problem, facts));
+        let most = if may_split { (problem.inner / (2 * STEP)).clamp(1, SPLITS) } else { 1 };
+        let all = tiles.flat_map(|tile| (1..=most).map(move |splits| (tile, splits)));
+        match all.min_by_key(|&(tile, splits)| clocks(tile, problem, splits, facts)) {
+            Some((tile, splits)) => Ok(Self::tiled(tile, problem, splits, facts)),
+            None => Ok(Self::plain(problem, facts, may_split)),
+        }
+    }
+
+    fn tiled(tile: &Tile, problem: &Problem, splits: usize, facts: &Facts) -> Self {
+        let &(ending, rows, columns, down, across, _) = tile;
+        let (depth, splits) = split(problem.inner, STEP, splits);
+        let dtype = problem.dtype.name();
+        let name = if problem.crossed { format!("product_crossed_{dtype}") } else { format!("product_{dtype}_{ending}") };
+        let grid = [problem.rows.div_ceil(rows) * problem.columns.div_ceil(columns), splits, problem.problems];
+        let launch = Launch { name, grid, block: 32 * down * across, shared: shared(tile, facts) };
+        Self { launch, depth, splits, part: Some([rows / down, columns / across]) }
+    }
+
+    fn plain(problem: &Problem, facts: &Facts, may_split: bool) -> Self {
+        let tiles = problem.rows.div_ceil(PLAIN_ROWS) * problem.columns.div_ceil(PLAIN_COLUMNS);
+        let most = if may_split { (2 * facts.multiprocessors / tiles).clamp(1, SPLITS) } else { 1 };
+        let (depth, splits) = split(problem.inner, PLAIN_DEPTH, most.min(problem.inner.div_ceil(16 * PLAIN_DEPTH)));
+        let name = format!("product_plain_{}", problem.dtype.name());
+        let launch = Launch { name, grid: [tiles, splits, problem.problems], block: PLAIN_THREADS, shared: 0 };
+        Self { launch, depth, splits, part: None }
+    }
+
+    /// Parts along k; with more than one, `partials` of the problem must have room for them, and the ending is left to do.
+    pub(crate) fn splits(&self) -> usize {
+        self.splits
+    }
+
+    /// Chunks of an image's rows whose moments of so many groups the kernel can take.
+    pub(crate) fn chunks(&self, problem: &Problem, groups: usize) -> Option<usize> {
+        let [rows, columns] = self.part.filter(|_| self.splits == 1 && problem.ending == Ending::AsItIs)?;
+        let whole = problem.area().is_multiple_of(rows) && problem.columns.is_multiple_of(groups);
+        let chunks = problem.area() / rows;
+        (whole && columns.is_multiple_of(problem.columns / groups) && chunks <= CHUNKS).then_some(chunks)
+    }
+
+    /// Enqueues it.
+    ///
+    /// # Safety
+    /// The problem is the one that this was made for, apart from partials and moments. Its addresses are those of this GPU's memory, as
+    /// large as its sizes say, until the stream gets there: if it is captured, until the graph has run for the last time.
+    pub(crate) unsafe fn launch(&self, gpu: &Gpu, problem: &Problem) -> Result<()> {
+        let words = problem.words(self.depth);
+        let words = words.ok_or_else(|| GpuError::Unavailable(format!("too large for a kernel: {problem:?}")))?;
+        // SAFETY: the one argument of these kernels, as the caller promises.
+        unsafe { gpu.launch_words(self.launch.clone(), 1, &[&words]) }
+    }
+}
+
+/// Whether the ending can be left to a kernel of its own.
+fn leaves_none(problem: &Problem) -> bool {
+    let dense = problem.out_row == problem.columns && problem.problems == 1;
+    dense && !problem.wide && !problem.crossed && problem.ending == Ending::AsItIs && problem.alpha == 1.0 && problem.columns.is_multiple_of(8)
+}
+
+/// Depth and number of parts that are whole steps, of which none is empty.
+fn split(inner: usize, step: usize, splits: usize) -> (usize, usize) {
+    let depth = inner.div_ceil(step).div_ceil(splits.max(1)) * step;
+    (depth, inner.div_ceil(depth))
+}
+
+/// Whether a tile takes this problem.
+fn fits(tile: &Tile, problem: &Problem, facts: &Facts) -> bool {
+    let &(ending, _, columns, ..) = tile;
+    let crossed = !problem.crossed || ending == CROSSED;
+    // Of few columns, and nothing else.
+    let narrow = columns >= 64 || problem.columns <= 2 * columns;
+    crossed && narrow && shared(tile, facts) <= facts.shared[0]
+}
+
+/// Dynamic shared memory: a ring of stages of 128 bytes a row, or one, and later the sums.
+fn shared(tile: &Tile, facts: &Facts) -> usize {
+    let &(_, rows, columns, _, across, stages) = tile;
+    let stages = if facts.copies_ahead { stages } else { 1 };
+    let pitch = (columns / across + 7) / 16 * 16 + 8;
+    let staging = rows * across * pitch * 4;
+    (stages * (rows + columns) * 2 * STEP).max(staging)
+}
+
+/// A model of the time that it takes: that of the multiprocessor with the most blocks.
+fn clocks(tile: &Tile, problem: &Problem, splits: usize, facts: &Facts) -> usize {
+    let &(ending, rows, columns, down, across, _) = tile;
+    let (depth, splits) = split(problem.inner, STEP, splits);
+    let steps = depth / STEP;
+    let blocks = problem.rows.div_ceil(rows) * problem.columns.div_ceil(columns) * splits * problem.problems;
+    let busiest = blocks.div_ceil(facts.multiprocessors);
+    let known = CLOCKS.iter().find(|(name, ..)| *name == ending);
+    // Until it is measured: by its size.
+    let (one, two) = known.map_or((rows * columns / 16, rows * columns / 9), |&(_, one, two)| (one, two));
+    let fit = facts.shared[1] / (shared(tile, facts) + 1024) >= 2 && down * across <= 4;
+    let (pairs, rest) = if fit { (busiest / 2, busiest % 2) } else { (0, busiest) };
+    let around = AROUND + rows * columns / 8 * AROUND_EIGHT;
+    let products = pairs * (steps * two + 2 * around) + rest * (steps * one + around);
+    let partials = problem.rows * problem.columns * splits * 4 / 1024;
+    products + if splits > 1 { SPLIT + partials * PARTIAL_KIB } else { 0 }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::gpu::{
+        conv::ConvShape,
+        matmul::{MatmulShape, Operands},
+    };
+
+    const H200: Facts =
+        Facts { generation: Generation::Ampere, copies_ahead: true, multiprocessors: 132, shared: [232_448, 233_472] };
+    const L4: Facts =
+        Facts { generation: Generation::Ampere, copies_ahead: true, multiprocessors: 58, shared: [101_376, 102_400] };
+    const T4: Facts =
+        Facts { generation: Generation::Turing, copies_ahead: false, multiprocessors: 40, shared: [65_536, 65_536] };
+
+    fn product(dtype: Dtype, rows: usize, columns: usize, inner: usize) -> Problem {
+        let at = Operands::product(4096, 8192, 12_288);
+        Problem::of_matmul(&MatmulShape::linear(dtype, rows, columns, inner), &at)
+    }
+
+    /// Products and convolutions of Stable Diffusion 1.5, and odd ones.
+    fn problems(dtype: Dtype) -> Vec<Problem> {
+        let mut problems = Vec::new();
+        for (side, channels) in [(64, 320), (32, 640), (16, 1280), (8, 1280), (512, 128), (9, 40)] {
+            let rows = 2 * side * side;
+            for (columns, inner) in [(3 * channels, channels), (channels, channels), (channels, 4 * channels)] {
+                problems.push(product(dtype, rows, columns, inner));
+            }
+            for (channels_out, stride) in [(channels, 1), (channels, 2), (8, 1)] {
+                let (channels_in, padding, open) = (channels, 1, false);
+                let (batch, height, width) = (2, side, side);
+                let shape =
+                    ConvShape { dtype, batch, height, width, channels_in, channels_out, side: 3, stride, padding, open };
+                problems.push(Problem::of_conv(&shape, 4096, 8192, 12_288));
+            }
+            let gated = product(dtype, rows, 8 * channels, channels);
+            problems.push(Problem { ending: Ending::Gated, out_row: 4 * channels, ..gated });
+        }
+        problems.push(product(dtype, 154, 640, 768));
+        problems
+    }
+
+    #[test]
+    fn parts_along_k_cover_all_of_it_and_none_is_empty() {
+        for facts in [H200, L4, T4] {
+            for problem in problems(Dtype::F16).into_iter().chain(problems(Dtype::F32)) {
+                let plan = Plan::among(&problem, &facts, leaves_none(&problem)).unwrap();
+                let step = if plan.part.is_some() { STEP } else { PLAIN_DEPTH };
+                assert!(plan.depth.is_multiple_of(step) && plan.depth * plan.splits >= problem.inner, "{plan:?} {problem:?}");
+                assert!((plan.splits - 1) * plan.depth < problem.inner, "{plan:?} {problem:?}");
+                assert_eq!(plan.launch.grid[1], plan.splits);
+                assert!(problem.ending == Ending::AsItIs || plan.splits == 1, "{plan:?} {problem:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn tensor_cores_take_what_they_can_and_each_gpu_has_the_shared_memory() {
+        for facts in [H200, L4, T4] {
+            for problem in problems(Dtype::F16) {
+                let plan = Plan::among(&problem, &facts, true).unwrap();
+                assert!(plan.part.is_some() && plan.launch.shared <= facts.shared[0], "{plan:?} {problem:?}");
+            }
+            for problem in problems(Dtype::BF16) {
+                let plan = Plan::among(&problem, &facts, true).unwrap();
+                assert_eq!(plan.part.is_some(), facts.generation >= Generation::Ampere, "{plan:?} {problem:?}");
+            }
+        }
+        let odd = Problem { a_row: 77, ..product(Dtype::F16, 77, 64, 77) };
+        for problem in [odd, product(Dtype::F32, 64, 64, 64)] {
+            let plan = Plan::among(&problem, &H200, true).unwrap();
+            assert_eq!((plan.part, plan.launch.block), (None, PLAIN_THREADS));
+        }
+    }
+
+    #[test]
+    fn a_crossed_product_is_computed_by_the_one_tile_for_it_in_one_part() {
+        let problem = Problem { crossed: true, w_row: 512, ..product(Dtype::F16, 4096, 512, 4096) };
+        assert!(!leaves_none(&problem));
+        let plan = Plan::among(&problem, &L4, false).unwrap();
+        assert_eq!((plan.launch.name.as_str(), plan.splits), ("product_crossed_f16", 1));
+    }
+
+    #[test]
+    fn moments_come_with_whole_chunks_of_whole_groups_alone() {
+        let of = |side: usize, channels: usize| {
+            let shape = ConvShape {
+                dtype: Dtype::F16,
+                batch: 2,
+                height: side,
+                width: side,
+                channels_in: channels,
+                channels_out: channels,
+                side: 3,
+                stride: 1,
+                padding: 1,
+                open: false,
+            };
+            let problem = Problem::of_conv(&shape, 4096, 8192, 12_288);
+            Plan::among(&problem, &H200, false).unwrap().chunks(&problem, 32)
+        };
+        let chunks = of(64, 320).unwrap();
+        assert!(4096 % chunks == 0 && chunks >= 32, "{chunks}");
+        assert_eq!(of(9, 320), None);
+        assert_eq!(of(64, 40), None);
+    }
+
+    #[test]
+    fn nothing_to_compute_is_refused() {
+        assert!(Plan::among(&product(Dtype::F16, 0, 64, 64), &H200, true).is_err());
+    }
+}

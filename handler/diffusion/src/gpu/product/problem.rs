@@ -1,0 +1,245 @@
+//! What a kernel is asked to compute, as it reads it.
+
+use crate::gpu::{Dtype, conv::ConvShape, matmul::{MatmulShape, Operands}};
+
+/// What is done to a sum last.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Ending {
+    /// Nothing.
+    AsItIs,
+    /// Columns `c` and `C + c` become column `c`: the first times the GELU of the second.
+    Gated,
+}
+
+/// `out[m][n] = ending(alpha * sum over k of A[m][k] * W[n][k] + bias[n] + table[row of step][n] + onto[m][n])`. Addresses, of which
+/// those that may be missing are then 0. `kernels/product.cuh` says what each field is.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Problem {
+    /// Of all arrays, apart from `step`, and from `out` if it is `wide`.
+    pub dtype: Dtype,
+    /// How many problems, at the strides below.
+    pub problems: usize,
+    pub a: u64,
+    pub more: u64,
+    pub w: u64,
+    pub bias: u64,
+    pub table: u64,
+    pub step: u64,
+    pub onto: u64,
+    pub out: u64,
+    /// f32, `[splits, rows, columns]`, or 0.
+    pub partials: u64,
+    /// f32, `[images, groups, chunks, 2]`, or 0.
+    pub moments: u64,
+    pub a_batch: usize,
+    pub w_batch: usize,
+    pub out_batch: usize,
+    pub rows: usize,
+    pub columns: usize,
+    pub inner: usize,
+    pub a_row: usize,
+    pub more_row: usize,
+    pub w_row: usize,
+    pub out_row: usize,
+    /// Channels of the first map, and of the second.
+    pub channels: [usize; 2],
+    /// Height and width of the map in memory.
+    pub map: [usize; 2],
+    /// Of the output.
+    pub out_map: [usize; 2],
+    pub side: usize,
+    pub stride: usize,
+    /// Zeros above, and to the left.
+    pub padding: [usize; 2],
+    /// Whether the map is read as one of twice the height and width.
+    pub doubled: bool,
+    /// Rows of the table.
+    pub steps: usize,
+    pub ending: Ending,
+    /// Groups of the moments, and chunks of an image's rows.
+    pub measured: [usize; 2],
+    pub alpha: f32,
+    /// Whether `out` is f32, and the scaled sums alone.
+    pub wide: bool,
+    /// Whether W is `[inner, columns]`.
+    pub crossed: bool,
+}
+
+/// Of k, a step of the kernels on tensor cores.
+const STEP: usize = 64;
+
+impl Problem {
+    /// A product.
+    pub(crate) fn of_matmul(shape: &MatmulShape, at: &Operands) -> Self {
+        Self {
+            dtype: shape.dtype,
+            problems: shape.batch,
+            a: at.a,
+            more: 0,
+            w: at.w,
+            bias: at.bias.unwrap_or(0),
+            table: 0,
+            step: 0,
+            onto: at.onto.unwrap_or(0),
+            out: at.out,
+            partials: 0,
+            moments: 0,
+            a_batch: shape.a_stride,
+            w_batch: shape.w_stride,
+            out_batch: shape.out_stride,
+            rows: shape.rows,
+            columns: shape.columns,
+            inner: shape.inner,
+            a_row: shape.a_row,
+            more_row: 0,
+            w_row: shape.w_row,
+            out_row: shape.out_row,
+            channels: [shape.inner, 0],
+            map: [1, shape.rows],
+            out_map: [1, shape.rows],
+            side: 1,
+            stride: 1,
+            padding: [0; 2],
+            doubled: false,
+            steps: 0,
+            ending: Ending::AsItIs,
+            measured: [0; 2],
+            alpha: f32::from_bits(shape.alpha_bits),
+            wide: shape.out != shape.dtype,
+            crossed: shape.w_transposed,
+        }
+    }
+
+    /// A convolution.
+    pub(crate) fn of_conv(shape: &ConvShape, x: u64, w: u64, y: u64) -> Self {
+        let (out_height, out_width) = (shape.out_height(), shape.out_width());
+        let (channels, rows) = (shape.channels_in, shape.batch * out_height * out_width);
+        let inner = shape.side * shape.side * channels;
+        let product = MatmulShape { a_row: channels, ..MatmulShape::linear(shape.dtype, rows, shape.channels_out, inner) };
+        Self {
+            channels: [channels, 0],
+            map: [shape.height, shape.width],
+            out_map: [out_height, out_width],
+            side: shape.side,
+            stride: shape.stride,
+            padding: [shape.padding_down(), shape.padding],
+            ..Self::of_matmul(&product, &Operands::product(x, w, y))
+        }
+    }
+
+    /// Rows of an image of the output.
+    pub(crate) fn area(&self) -> usize {
+        self.out_map[0] * self.out_map[1]
+    }
+
+    /// Whether every address, row and batch is a multiple of 8 elements, or of 8 of the output's.
+    pub(super) fn is_whole(&self) -> bool {
+        let bytes = (8 * self.dtype.bytes()) as u64;
+        let addresses = [self.a, self.more, self.w, self.bias, self.table, self.onto, self.out];
+        let mut lengths = vec![self.inner, self.columns, self.a_row, self.more_row, self.w_row, self.out_row];
+        lengths.extend(self.channels);
+        if self.problems > 1 {
+            lengths.extend([self.a_batch, self.w_batch, self.out_batch]);
+        }
+        addresses.iter().all(|address| address.is_multiple_of(bytes.min(16))) && lengths.iter().all(|length| length.is_multiple_of(8))
+    }
+
+    /// Whether k is passed through channels first: a place's rows are then read again while they are near.
+    pub(super) fn is_by_channels(&self) -> bool {
+        self.side > 1 && self.channels.iter().all(|channels| channels.is_multiple_of(STEP))
+    }
+
+    /// As the kernels read it, if every number fits, split along k every `depth`.
+    pub(super) fn words(&self, depth: usize) -> Option<Vec<u64>> {
+        let mut words = vec![
+            self.a,
+            self.more,
+            self.w,
+            self.bias,
+            self.table,
+            self.step,
+            self.onto,
+            self.out,
+            self.partials,
+            self.moments,
+        ];
+        let strides = [self.a_batch, self.w_batch, self.out_batch].map(|stride| i64::try_from(stride).ok());
+        for stride in strides {
+            words.push(stride? as u64);
+        }
+        let ending = match self.ending {
+            Ending::AsItIs => 0,
+            Ending::Gated => 1,
+        };
+        let before = [
+            self.rows,
+            self.columns,
+            self.inner,
+            self.a_row,
+            self.more_row,
+            self.w_row,
+            self.out_row,
+            self.channels[0],
+            self.channels[1],
+            self.map[0],
+            self.map[1],
+            self.out_map[0],
+            self.out_map[1],
+            self.side,
+            self.stride,
+            self.padding[0],
+            self.padding[1],
+            usize::from(self.doubled),
+            self.steps,
+            ending,
+            depth,
+            self.measured[0],
+            self.measured[1],
+        ];
+        let after = [self.wide, self.crossed, self.is_whole(), self.is_by_channels()].map(usize::from);
+        let ints = |numbers: &[usize]| numbers.iter().map(|&number| i32::try_from(number).ok()).collect::<Option<Vec<_>>>();
+        let mut halves: Vec<u32> = ints(&before)?.into_iter().map(|number| number as u32).collect();
+        halves.push(self.alpha.to_bits());
+        halves.extend(ints(&after)?.into_iter().map(|number| number as u32));
+        words.extend(halves.as_chunks().0.iter().map(|&[low, high]: &[u32; 2]| u64::from(low) | u64::from(high) << 32));
+        Some(words)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn product() -> Problem {
+        Problem::of_matmul(&MatmulShape::linear(Dtype::F16, 3, 16, 24), &Operands::product(4096, 8192, 12_288))
+    }
+
+    #[test]
+    fn a_kernel_reads_the_fields_in_its_order() {
+        let words = Problem { alpha: 0.5, wide: true, ..product() }.words(64).unwrap();
+        assert_eq!(words.len(), 10 + 3 + 28 / 2);
+        assert_eq!((words[0], words[2], words[7]), (4096, 8192, 12_288));
+        // Rows and columns, inner and the pitch of A.
+        assert_eq!(&words[13..15], &[3 | 16 << 32, 24 | 24 << 32]);
+        // `chunks` is before alpha, then come `wide`, `crossed`, `whole` and the order along k.
+        assert_eq!(words[24] >> 32, u64::from(0.5f32.to_bits()));
+        assert_eq!(&words[25..], &[1, 1]);
+        assert_eq!(Problem { a_row: 1 << 31, ..product() }.words(64), None);
+    }
+
+    #[test]
+    fn a_problem_is_whole_if_all_its_vectors_are() {
+        assert!(product().is_whole());
+        for odd in [
+            Problem { a: 4098, ..product() },
+            Problem { onto: 8, ..product() },
+            Problem { inner: 77, ..product() },
+            Problem { w_row: 20, ..product() },
+            Problem { problems: 2, a_batch: 5, ..product() },
+        ] {
+            assert!(!odd.is_whole(), "{odd:?}");
+        }
+        // It is not read.
+        assert!(Problem { a_batch: 5, ..product() }.is_whole());
+    }
+}

@@ -1,0 +1,126 @@
+//! Products and convolutions by our own kernels, with what comes right after them.
+
+use super::{
+    address_or_null,
+    norm::{Share, USUAL_GROUPS, moments_for},
+};
+use crate::gpu::{
+    Arg, Array, Dtype, Gpu, Moments,
+    product::{HopperPlan, Plan, Problem},
+};
+use candle_core::Result;
+use std::sync::Arc;
+
+/// What is added to a product, and was compared with it.
+#[derive(Clone, Copy, Default)]
+pub(super) struct After<'a> {
+    /// As many as `out` has columns.
+    pub(super) bias: Option<&'a Array>,
+    /// A table of rows of as many, and the number of the step.
+    pub(super) shift: Option<(&'a Array, &'a Array)>,
+    /// Of `out`'s dims.
+    pub(super) onto: Option<&'a Array>,
+    /// Whether a group norm follows.
+    pub(super) is_measured: bool,
+}
+
+/// Enqueues a product whose result is `out`, dense, and returns that, with its moments if they come with it.
+///
+/// # Safety
+/// The problem's A and W are memory of this GPU, as large as its sizes say, and `out` and what comes after fit its rows and columns. All
+/// are alive; the next user of their memory comes later on the same stream.
+pub(super) unsafe fn product(problem: Problem, out: Array, after: After) -> Result<Array> {
+    let gpu = out.gpu().clone();
+    let (table, step) = after.shift.unzip();
+    let address = |array: Option<&Array>| array.map_or(0, Array::address);
+    let mut problem = Problem {
+        out: out.address(),
+        bias: address(after.bias),
+        table: address(table),
+        step: address(step),
+        steps: table.map_or(0, Array::rows),
+        onto: address(after.onto),
+        ..problem
+    };
+    if let Some(plan) = HopperPlan::of(&problem, &gpu) {
+        // SAFETY: as the caller promises.
+        return unsafe { hopper(&plan, problem, out, after.is_measured) };
+    }
+    let plan = Plan::of(&problem, &gpu)?;
+    if plan.splits() > 1 {
+        let partials = gpu.scratch(&[plan.splits(), problem.rows, problem.columns], Dtype::F32)?;
+        problem.partials = partials.address();
+        // SAFETY: as the caller promises; there is room for the sums of each split.
+        unsafe { plan.launch(&gpu, &problem)? };
+        return after_split(&partials, out, after);
+    }
+    let chunks = plan.chunks(&problem, USUAL_GROUPS).filter(|_| after.is_measured);
+    let Some(chunks) = chunks else {
+        // SAFETY: as the caller promises.
+        unsafe { plan.launch(&gpu, &problem)? };
+        return Ok(out);
+    };
+    let images = problem.rows / problem.area();
+    let moments = gpu.scratch(&[images, USUAL_GROUPS, chunks, 2], Dtype::F32)?;
+    problem.moments = moments.address();
+    problem.measured = [USUAL_GROUPS, chunks];
+    // SAFETY: as the caller promises; there is room for the moments of each group and chunk.
+    unsafe { plan.launch(&gpu, &problem)? };
+    Ok(out.with_moments(Moments { array: Arc::new(moments), groups: USUAL_GROUPS }))
+}
+
+/// Whether a product is one of our own kernels' and not the libraries'.
+pub(super) fn is_ours(problem: &Problem, gpu: &Gpu) -> bool {
+    !gpu.has_libraries() || HopperPlan::of(problem, gpu).is_some()
+}
+
+/// The same by the kernels for Hopper.
+///
+/// # Safety
+/// As for [`product`].
+unsafe fn hopper(plan: &HopperPlan, problem: Problem, out: Array, is_measured: bool) -> Result<Array> {
+    let gpu = out.gpu().clone();
+    let Some(chunks) = plan.chunks(&problem, USUAL_GROUPS).filter(|_| is_measured) else {
+        // SAFETY: as the caller promises.
+        unsafe { plan.launch(&gpu, &problem)? };
+        return Ok(out);
+    };
+    let images = problem.rows / problem.area();
+    let moments = gpu.scratch(&[images, USUAL_GROUPS, chunks, 2], Dtype::F32)?;
+    let problem = Problem { moments: moments.address(), measured: [USUAL_GROUPS, chunks], ..problem };
+    // SAFETY: as the caller promises; there is room for the moments of each group and chunk.
+    unsafe { plan.launch(&gpu, &problem)? };
+    Ok(out.with_moments(Moments { array: Arc::new(moments), groups: USUAL_GROUPS }))
+}
+
+/// Adds the parts of a product that was split along k, and does what comes after it.
+fn after_split(partials: &Array, out: Array, after: After) -> Result<Array> {
+    let (gpu, channels) = (out.gpu().clone(), out.columns());
+    // As one image, if nobody asks for the moments of each.
+    let map = if after.is_measured { out.clone() } else { out.reshaped(&[1, out.rows(), channels]) };
+    let (share, moments) = moments_for(&map, 2)?;
+    let moments = moments.filter(|_| after.is_measured);
+    let (table, step) = after.shift.unzip();
+    let args = [
+        Arg::At(partials.address()),
+        Arg::Int(partials.dims()[0]),
+        Arg::At(out.address()),
+        address_or_null(after.bias),
+        address_or_null(table),
+        address_or_null(step),
+        Arg::Int(table.map_or(0, Array::rows)),
+        address_or_null(after.onto),
+        address_or_null(moments.as_ref().map(|moments| &*moments.array)),
+    ];
+    let Share { rows, groups, vectors, height, .. } = share;
+    let args = [&args[..], &[rows, channels, groups, vectors, height].map(Arg::Int)].concat();
+    let launch = share.launch(format!("after_split_{}", out.dtype().name()));
+    // SAFETY: the partial sums are f32, of as many rows and columns as `out` for each split; bias, each row of the table and what is
+    // added were compared with it, and the kernel takes no row past the table's last one. `moments_for` made the moments for this map and
+    // grid.
+    unsafe { gpu.launch(launch, &args)? };
+    Ok(match moments {
+        Some(moments) => out.with_moments(moments),
+        None => out,
+    })
+}
