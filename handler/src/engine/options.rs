@@ -26,8 +26,8 @@ pub struct ModelConfig {
     /// What leaves the GPU while it is not in use: auto is the fastest way that fits into the GPU's free memory.
     #[arg(long, env = "EASEL_OFFLOAD", default_value = "auto")]
     pub offload: Offload,
-    /// Use a GPU's kernels of that compute capability or older ones: 7.5 is Turing, 8.0 Ampere and Ada, 9.0 Hopper. For measurements and
-    /// tests; without it the newest that run [possible values: 7.5, 8.0, 9.0]
+    /// Use kernels for GPUs of that compute capability at most: 7.5 (Turing), 8.0 (Ampere, Ada) or 9.0 (Hopper). For measurements and
+    /// tests; by default the newest that the GPU runs.
     #[arg(long, env = "EASEL_KERNELS_OF", value_name = "CAPABILITY")]
     pub kernels_of: Option<Generation>,
     /// How many threads the GPU whose noise is reproduced runs at a time: multiprocessors times threads of each, a multiple of 256.

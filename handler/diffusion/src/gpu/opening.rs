@@ -77,7 +77,10 @@ impl Gpu {
         };
         let code = Generation::of_code(capability, kernels::ARCHITECTURES).unwrap_or(Generation::Turing);
         if let Some(asked) = at_most.filter(|&asked| asked > own.min(code)) {
-            let text = format!("{name} has compute capability {major}.{minor} and this build has kernels for {}: those of {asked} do not run", kernels::ARCHITECTURES);
+            let text = format!(
+                "{name} has compute capability {major}.{minor} and this build has kernels for {}: those of {asked} do not run",
+                kernels::ARCHITECTURES
+            );
             return Err(GpuError::Unavailable(text));
         }
         let generation = at_most.unwrap_or(own).min(code);

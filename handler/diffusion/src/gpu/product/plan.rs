@@ -14,11 +14,11 @@ type Tile = (&'static str, usize, usize, usize, usize, usize);
 const TILES: &[Tile] = include!(concat!(env!("OUT_DIR"), "/product_tiles.rs"));
 /// What a step along k takes them, in clocks of an H200: one block alone on a multiprocessor, and two there. Measured.
 const CLOCKS: &[(&str, usize, usize)] = &[
-    ("128x160", 1450, 2900),
-    ("64x160", 900, 1560),
-    ("256x128", 2350, 4700),
+    ("128x160", 1500, 3000),
+    ("64x160", 925, 1600),
+    ("256x128", 2300, 4600),
     ("128x128", 1370, 2740),
-    ("64x80", 580, 1053),
+    ("64x80", 580, 1090),
     ("64x64", 490, 900),
     ("128x16", 600, 1000),
 ];
@@ -26,9 +26,9 @@ const CLOCKS: &[(&str, usize, usize)] = &[
 const CROSSED: &str = "128x128";
 /// Of k, in a step.
 const STEP: usize = 64;
-/// Clocks of a block before and after its steps: for itself, and for each 8 sums.
-const AROUND: usize = 2000;
-const AROUND_EIGHT: usize = 2;
+/// Clocks of a block before and after its steps, and how many sums it then takes in one.
+const AROUND: usize = 500;
+const SUMS: usize = 5;
 /// Clocks of the kernel that adds what a split has left, and of each KiB of partial sums, on all of the GPU.
 const SPLIT: usize = 4000;
 const PARTIAL_KIB: usize = 1;
@@ -101,7 +101,8 @@ impl Plan {
         let &(ending, rows, columns, down, across, _) = tile;
         let (depth, splits) = split(problem.inner, STEP, splits);
         let dtype = problem.dtype.name();
-        let name = if problem.crossed { format!("product_crossed_{dtype}") } else { format!("product_{dtype}_{ending}") };
+        let name =
+            if problem.crossed { format!("product_crossed_{dtype}") } else { format!("product_{dtype}_{ending}") };
         let grid = [problem.rows.div_ceil(rows) * problem.columns.div_ceil(columns), splits, problem.problems];
         let launch = Launch { name, grid, block: 32 * down * across, shared: shared(tile, facts) };
         Self { launch, depth, splits, part: Some([rows / down, columns / across]) }
@@ -145,7 +146,12 @@ impl Plan {
 /// Whether the ending can be left to a kernel of its own.
 fn leaves_none(problem: &Problem) -> bool {
     let dense = problem.out_row == problem.columns && problem.problems == 1;
-    dense && !problem.wide && !problem.crossed && problem.ending == Ending::AsItIs && problem.alpha == 1.0 && problem.columns.is_multiple_of(8)
+    dense
+        && !problem.wide
+        && !problem.crossed
+        && problem.ending == Ending::AsItIs
+        && problem.alpha == 1.0
+        && problem.columns.is_multiple_of(8)
 }
 
 /// Depth and number of parts that are whole steps, of which none is empty.
@@ -184,7 +190,7 @@ fn clocks(tile: &Tile, problem: &Problem, splits: usize, facts: &Facts) -> usize
     let (one, two) = known.map_or((rows * columns / 16, rows * columns / 9), |&(_, one, two)| (one, two));
     let fit = facts.shared[1] / (shared(tile, facts) + 1024) >= 2 && down * across <= 4;
     let (pairs, rest) = if fit { (busiest / 2, busiest % 2) } else { (0, busiest) };
-    let around = AROUND + rows * columns / 8 * AROUND_EIGHT;
+    let around = AROUND + rows * columns / SUMS;
     let products = pairs * (steps * two + 2 * around) + rest * (steps * one + around);
     let partials = problem.rows * problem.columns * splits * 4 / 1024;
     products + if splits > 1 { SPLIT + partials * PARTIAL_KIB } else { 0 }
@@ -221,8 +227,18 @@ mod tests {
             for (channels_out, stride) in [(channels, 1), (channels, 2), (8, 1)] {
                 let (channels_in, padding, open) = (channels, 1, false);
                 let (batch, height, width) = (2, side, side);
-                let shape =
-                    ConvShape { dtype, batch, height, width, channels_in, channels_out, side: 3, stride, padding, open };
+                let shape = ConvShape {
+                    dtype,
+                    batch,
+                    height,
+                    width,
+                    channels_in,
+                    channels_out,
+                    side: 3,
+                    stride,
+                    padding,
+                    open,
+                };
                 problems.push(Problem::of_conv(&shape, 4096, 8192, 12_288));
             }
             let gated = product(dtype, rows, 8 * channels, channels);
@@ -238,7 +254,10 @@ mod tests {
             for problem in problems(Dtype::F16).into_iter().chain(problems(Dtype::F32)) {
                 let plan = Plan::among(&problem, &facts, leaves_none(&problem)).unwrap();
                 let step = if plan.part.is_some() { STEP } else { PLAIN_DEPTH };
-                assert!(plan.depth.is_multiple_of(step) && plan.depth * plan.splits >= problem.inner, "{plan:?} {problem:?}");
+                assert!(
+                    plan.depth.is_multiple_of(step) && plan.depth * plan.splits >= problem.inner,
+                    "{plan:?} {problem:?}"
+                );
                 assert!((plan.splits - 1) * plan.depth < problem.inner, "{plan:?} {problem:?}");
                 assert_eq!(plan.launch.grid[1], plan.splits);
                 assert!(problem.ending == Ending::AsItIs || plan.splits == 1, "{plan:?} {problem:?}");

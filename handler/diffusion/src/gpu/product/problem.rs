@@ -1,6 +1,10 @@
 //! What a kernel is asked to compute, as it reads it.
 
-use crate::gpu::{Dtype, conv::ConvShape, matmul::{MatmulShape, Operands}};
+use crate::gpu::{
+    Dtype,
+    conv::ConvShape,
+    matmul::{MatmulShape, Operands},
+};
 
 /// What is done to a sum last.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -115,7 +119,8 @@ impl Problem {
         let (out_height, out_width) = (shape.out_height(), shape.out_width());
         let (channels, rows) = (shape.channels_in, shape.batch * out_height * out_width);
         let inner = shape.side * shape.side * channels;
-        let product = MatmulShape { a_row: channels, ..MatmulShape::linear(shape.dtype, rows, shape.channels_out, inner) };
+        let product =
+            MatmulShape { a_row: channels, ..MatmulShape::linear(shape.dtype, rows, shape.channels_out, inner) };
         Self {
             channels: [channels, 0],
             map: [shape.height, shape.width],
@@ -141,7 +146,8 @@ impl Problem {
         if self.problems > 1 {
             lengths.extend([self.a_batch, self.w_batch, self.out_batch]);
         }
-        addresses.iter().all(|address| address.is_multiple_of(bytes.min(16))) && lengths.iter().all(|length| length.is_multiple_of(8))
+        addresses.iter().all(|address| address.is_multiple_of(bytes.min(16)))
+            && lengths.iter().all(|length| length.is_multiple_of(8))
     }
 
     /// Whether k is passed through channels first: a place's rows are then read again while they are near.
@@ -197,7 +203,8 @@ impl Problem {
             self.measured[1],
         ];
         let after = [self.wide, self.crossed, self.is_whole(), self.is_by_channels()].map(usize::from);
-        let ints = |numbers: &[usize]| numbers.iter().map(|&number| i32::try_from(number).ok()).collect::<Option<Vec<_>>>();
+        let ints =
+            |numbers: &[usize]| numbers.iter().map(|&number| i32::try_from(number).ok()).collect::<Option<Vec<_>>>();
         let mut halves: Vec<u32> = ints(&before)?.into_iter().map(|number| number as u32).collect();
         halves.push(self.alpha.to_bits());
         halves.extend(ints(&after)?.into_iter().map(|number| number as u32));

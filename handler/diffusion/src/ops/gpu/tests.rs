@@ -148,9 +148,8 @@ fn gpu_convolution_is_the_cpus() {
 #[test]
 fn gpu_norms_after_convolutions_are_the_cpus() {
     in_each_dtype(|dtype| {
-        // Small maps are split along k. Rows of the last two are no whole chunks.
-        let cases =
-            [(320, 320, 64, 64), (64, 640, 32, 32), (1280, 1280, 16, 16), (1280, 1280, 8, 8), (256, 256, 128, 96), (64, 320, 9, 7)];
+        // Small maps are split along k. The last one's rows are no whole chunks.
+        let cases = [(320, 320, 32, 32), (64, 640, 32, 32), (1280, 1280, 8, 8), (256, 256, 64, 48), (64, 320, 9, 7)];
         for (inner, outer, height, width) in cases {
             let xs = draw(&[2, inner, height, width], dtype);
             let scale = (inner as f64 * 9.0).powf(-0.5);
