@@ -10,7 +10,7 @@ use diffusion::{
 };
 use handler::engine::{
     BatchItem, Engine, GenerationRequest, Pictures, Step,
-    options::{DeviceKind, Dora, ModelConfig, Offload, Precision},
+    options::{CpuVectors, DeviceKind, Dora, ModelConfig, Offload, Precision},
     safety::CheckerConfig,
 };
 use std::{ops::ControlFlow, path::Path};
@@ -21,6 +21,7 @@ fn engine(model: &Path) -> Result<Engine> {
         device: DeviceKind::Cpu,
         dtype: Precision::Auto,
         offload: Offload::Auto,
+        cpu_vectors: CpuVectors::Auto,
         noise_threads: DEFAULT_THREADS,
         dora: Dora::Apply,
         checker: CheckerConfig::default(),

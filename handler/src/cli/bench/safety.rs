@@ -20,7 +20,7 @@ use std::time::Instant;
 pub fn safety(config: &BenchSafetyConfig) -> anyhow::Result<()> {
     let (width, height) = task::size(Some(&config.aspect_ratio));
     let model = &config.model;
-    let ChosenDevice { compute, .. } = choose(model.device, model.dtype)?;
+    let ChosenDevice { compute, .. } = choose(model)?;
     let clock = Instant::now();
     let options = LoadOptions { offload: model.offload.into(), size: (width, height), ..LoadOptions::default() };
     let mut pipeline = Pipeline::load_with(&model.dir, &compute, &options)?;
