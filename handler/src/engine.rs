@@ -68,7 +68,7 @@ impl Engine {
         if config.device != DeviceKind::Cpu {
             loading::read_ahead(&config.dir);
         }
-        let ChosenDevice { compute, has_unused_gpu } = choose(config.device, config.dtype, config.kernels_of)?;
+        let ChosenDevice { compute, has_unused_gpu } = choose(config)?;
         log_phase("device", started);
         let weights = Instant::now();
         let safety_checker = config.checker.source_at_start();

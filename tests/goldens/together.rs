@@ -10,7 +10,7 @@ use diffusion::{
 };
 use handler::engine::{
     BatchItem, Engine, GenerationRequest, Pictures, Step,
-    options::{DeviceKind, Dora, ModelConfig, Offload, Precision},
+    options::{CpuVectors, DeviceKind, Dora, ModelConfig, Offload, Precision},
     safety::CheckerConfig,
 };
 use std::{ops::ControlFlow, path::Path};
@@ -22,6 +22,7 @@ fn engine(model: &Path) -> Result<Engine> {
         dtype: Precision::Auto,
         offload: Offload::Auto,
         kernels_of: None,
+        cpu_vectors: CpuVectors::Auto,
         noise_threads: DEFAULT_THREADS,
         dora: Dora::Apply,
         checker: CheckerConfig::default(),

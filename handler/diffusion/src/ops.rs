@@ -12,6 +12,7 @@ mod spread;
 
 pub(crate) use array::{Array, Step};
 pub(crate) use bands::{Measured, Statistics, pad_rows};
+pub use cpu::{Vectors, limit_vectors};
 pub(crate) use gpu::{LANES, SCORES, steps};
 
 use crate::ops::params::Params;
@@ -277,7 +278,7 @@ pub(crate) fn add(a: &Array, b: &Array) -> Result<Array> {
 /// The channels of two feature maps, one after the other.
 pub(crate) fn join(a: &Array, b: &Array) -> Result<Array> {
     match (a, b) {
-        (Array::Cpu(a), Array::Cpu(b)) => candle_core::Tensor::cat(&[a, b], 1).map(Array::Cpu),
+        (Array::Cpu(a), Array::Cpu(b)) => cpu::join(a, b).map(Array::Cpu),
         (Array::Gpu(a), Array::Gpu(b)) => gpu::join(a, b).map(Array::Gpu),
         _ => Err(mixed()),
     }
@@ -286,7 +287,7 @@ pub(crate) fn join(a: &Array, b: &Array) -> Result<Array> {
 /// A feature map resized to that height and width, by the nearest neighbour.
 pub(crate) fn upsample(xs: &Array, height: usize, width: usize) -> Result<Array> {
     match xs {
-        Array::Cpu(xs) => xs.upsample_nearest2d(height, width).map(Array::Cpu),
+        Array::Cpu(xs) => cpu::upsample(xs, height, width).map(Array::Cpu),
         Array::Gpu(xs) => gpu::upsample(xs, height, width).map(Array::Gpu),
     }
 }
@@ -294,7 +295,7 @@ pub(crate) fn upsample(xs: &Array, height: usize, width: usize) -> Result<Array>
 /// A feature map as tokens `[batch, height x width, channels]`.
 pub(crate) fn to_tokens(xs: &Array) -> Result<Array> {
     Ok(match xs {
-        Array::Cpu(xs) => Array::Cpu(xs.flatten_from(2)?.transpose(1, 2)?.contiguous()?),
+        Array::Cpu(xs) => Array::Cpu(cpu::to_tokens(xs)?),
         Array::Gpu(xs) => Array::Gpu(gpu::to_tokens(xs)),
     })
 }
@@ -302,12 +303,15 @@ pub(crate) fn to_tokens(xs: &Array) -> Result<Array> {
 /// Tokens `[batch, height x width, channels]` as a feature map.
 pub(crate) fn to_map(xs: &Array, height: usize, width: usize) -> Result<Array> {
     Ok(match xs {
-        Array::Cpu(xs) => {
-            let (batch, _, channels) = xs.dims3()?;
-            Array::Cpu(xs.transpose(1, 2)?.contiguous()?.reshape((batch, channels, height, width))?)
-        }
+        Array::Cpu(xs) => Array::Cpu(cpu::to_map(xs, height, width)?),
         Array::Gpu(xs) => Array::Gpu(gpu::to_map(xs, height, width)),
     })
+}
+
+/// Runs operations of the CPU on one of the threads that they are spread over. From another thread, each operation would have to wake
+/// one, and to wait until it runs.
+pub(crate) fn on_pool<R: Send>(work: impl FnOnce() -> R + Send) -> R {
+    rayon::scope(|_| work())
 }
 
 fn mixed() -> Error {

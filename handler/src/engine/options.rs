@@ -3,9 +3,10 @@
 use crate::engine::safety::CheckerConfig;
 use clap::{Args, ValueEnum};
 use diffusion::{
+    Vectors,
     error::PipelineError,
     gpu::{self, Dtype, Generation, Gpu, GpuError},
-    lora, noise,
+    limit_vectors, lora, noise,
     pipeline::{self, Compute, Footprint},
 };
 use std::path::PathBuf;
@@ -23,6 +24,9 @@ pub struct ModelConfig {
     /// Floating-point type of weights and activations.
     #[arg(long, env = "EASEL_DTYPE", default_value = "auto")]
     pub dtype: Precision,
+    /// How wide the vectors are that the CPU computes with. Narrower ones show on one machine what another would do.
+    #[arg(long, env = "EASEL_CPU_VECTORS", default_value = "auto")]
+    pub cpu_vectors: CpuVectors,
     /// What leaves the GPU while it is not in use: auto is the fastest way that fits into the GPU's free memory.
     #[arg(long, env = "EASEL_OFFLOAD", default_value = "auto")]
     pub offload: Offload,
@@ -57,6 +61,30 @@ pub enum DeviceKind {
     Cpu,
     /// The first CUDA GPU.
     Cuda,
+}
+
+/// How wide the vectors of the CPU are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum CpuVectors {
+    /// As wide as the CPU has them.
+    Auto,
+    /// 256 bits at most, also on a CPU with AVX-512.
+    Avx2,
+}
+
+impl CpuVectors {
+    /// Computes with vectors of that width from now on.
+    fn apply(self) {
+        let most = match self {
+            Self::Auto => Vectors::Widest,
+            Self::Avx2 => Vectors::Avx2,
+        };
+        if !limit_vectors(most) {
+            tracing::warn!(
+                "--cpu-vectors (EASEL_CPU_VECTORS) comes too late: this process computes with other vectors already"
+            );
+        }
+    }
 }
 
 /// What leaves the GPU while it is not in use. It comes back from a copy in the host's memory.
@@ -126,12 +154,10 @@ pub(crate) struct ChosenDevice {
 ///
 /// # Errors
 /// This build or machine does not have it, or it does not compute with the dtype.
-pub(crate) fn choose(
-    kind: DeviceKind,
-    precision: Precision,
-    kernels_of: Option<Generation>,
-) -> Result<ChosenDevice, PipelineError> {
-    let (gpu, has_unused_gpu) = match kind {
+pub(crate) fn choose(config: &ModelConfig) -> Result<ChosenDevice, PipelineError> {
+    let (precision, kernels_of) = (config.dtype, config.kernels_of);
+    config.cpu_vectors.apply();
+    let (gpu, has_unused_gpu) = match config.device {
         DeviceKind::Cpu => (None, false),
         DeviceKind::Cuda => (Some(Gpu::open_with(0, kernels_of)?), false),
         DeviceKind::Auto => match Gpu::open_with(0, kernels_of) {

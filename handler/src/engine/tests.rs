@@ -2,7 +2,7 @@
 
 use super::{BatchItem, Engine, GenerationRequest, Pictures, Step};
 use crate::engine::{
-    options::{DeviceKind, Dora, ModelConfig, Offload, Precision},
+    options::{CpuVectors, DeviceKind, Dora, ModelConfig, Offload, Precision},
     safety::CheckerConfig,
 };
 use candle_core::{DType, Device};
@@ -32,6 +32,7 @@ fn open(dtype: Precision, offload: Offload) -> Result<Engine, PipelineError> {
         dtype,
         offload,
         kernels_of: kernels_of(),
+        cpu_vectors: CpuVectors::Auto,
         noise_threads: DEFAULT_THREADS,
         dora: Dora::Apply,
         checker: CheckerConfig::default(),

@@ -20,7 +20,7 @@ use crate::{
     models::vae::{DecodeMemory, VaeDecoder},
     offload::Offload,
     ops::params::{Params, ShapeRecorder, Shapes},
-    ops::{Array, Step},
+    ops::{Array, Step, on_pool},
     prompt::tokenizer::Tokens,
     schedulers::StepCoefficients,
 };
@@ -264,7 +264,7 @@ impl Networks {
     pub(crate) fn pixels(&self, latents: &Tensor, memory: DecodeMemory) -> Result<(Vec<u8>, usize, usize)> {
         match &self.state {
             DeviceState::Cpu => {
-                let pixels = self.vae_output(latents, memory)?;
+                let pixels = on_pool(|| self.vae_output(latents, memory))?;
                 let pixels = ((pixels / 2.0)? + 0.5)?.clamp(0f32, 1f32)?.squeeze(0)?.permute((1, 2, 0))?;
                 let (height, width, _) = pixels.dims3()?;
                 let levels = pixels.flatten_all()?.to_vec1::<f32>()?;
@@ -300,8 +300,8 @@ impl Denoiser<'_> {
                 } else {
                     latents.contiguous()?
                 };
-                let output = unet.forward(&Array::Cpu(input), &Step::Index(step), prepared)?;
-                let output = output.to_tensor()?;
+                let forward = || unet.forward(&Array::Cpu(input), &Step::Index(step), prepared);
+                let output = on_pool(forward)?.to_tensor()?;
                 Ok(guidance_scale.map_or(Ok(output.clone()), |scale| guide(&output, scale))?)
             }
             Self::Gpu(recorded) => Ok(recorded.predict(latents)?),

@@ -20,7 +20,7 @@ use std::time::Instant;
 pub fn safety(config: &BenchSafetyConfig) -> anyhow::Result<()> {
     let (width, height) = task::size(Some(&config.aspect_ratio));
     let model = &config.model;
-    let ChosenDevice { compute, .. } = choose(model.device, model.dtype, model.kernels_of)?;
+    let ChosenDevice { compute, .. } = choose(model)?;
     let clock = Instant::now();
     let (offload, safety_checker) = (model.offload.into(), model.checker.source());
     let options = LoadOptions { offload, size: (width, height), safety_checker };

@@ -4,18 +4,24 @@
 
 use super::{
     super::Window,
-    Strides, matmul, scratch, tensor, vectorised, view,
+    product::{DEPTH, Rows, Start, product},
+    tensor,
+    vectors::{self, Kernel, aligned, clear, vectorised},
+    view,
     winograd::{self, Kernels},
 };
 use crate::ops::params::Params;
 use candle_core::{Error, Result, Tensor};
+use pulp::Simd;
 use rayon::prelude::*;
-use std::{cell::RefCell, sync::Arc};
+use std::{cell::RefCell, ops::Range, sync::Arc};
 
-/// The most elements of a piece's matrix: 512 KiB.
-const PIECE: usize = 128 << 10;
+/// Pieces for each thread, so that none waits long for the others.
+const PIECES: usize = 4;
 
 thread_local! {
+    /// A map with zeros around it. Only the thread that calls a convolution has it.
+    static PADDED: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
     static SCRATCH: RefCell<[Vec<f32>; 2]> = const { RefCell::new([const { Vec::new() }; 2]) };
 }
 
@@ -70,17 +76,32 @@ impl Conv {
         let residual = residual.map(view).transpose()?;
 
         let plane = output.0 * output.1;
-        let rows = if kernels.is_some() { winograd::rows(&sizes, batch) } else { sizes.rows() };
+        let rows = if kernels.is_some() { winograd::rows(&sizes, batch) } else { sizes.rows(batch) };
         let pieces = output.0.div_ceil(rows);
         let mut values = vec![0f32; batch * out * plane];
         let parts = split(&mut values, batch, plane, rows * output.1);
+        // Taken, not borrowed: this thread may compute another convolution while it waits for the others.
+        let mut buffer = PADDED.take();
+        let padding = winograd::Padding::of((height, width), batch * channels);
+        let mut padded = &mut [][..];
+        if kernels.is_some() {
+            padded = aligned(&mut buffer, padding.room());
+            padding.fill(padded, &input, (height, width));
+        }
+        let padded = &*padded;
         parts.into_par_iter().enumerate().for_each(|(index, mut lines)| {
             let (item, from) = (index / pieces, index % pieces * rows);
             let input = &input[item * channels * height * width..][..channels * height * width];
             let offsets = &offsets[item * out..][..out];
-            SCRATCH.with_borrow_mut(|[before, after]| match kernels {
-                Some(kernels) => winograd::piece(&sizes, kernels, input, from, offsets, &mut lines, (before, after)),
-                None => sizes.piece(input, &weight, from, offsets, &mut lines, (before, after)),
+            SCRATCH.with_borrow_mut(|scratch| {
+                let (sizes, lines) = (&sizes, &mut *lines);
+                match kernels {
+                    Some(kernels) => {
+                        let input = padding.part(padded, item * channels);
+                        vectors::run(winograd::Piece { sizes, kernels, input, from, offsets, lines, scratch });
+                    }
+                    None => vectors::run(Piece { sizes, input, weight: &weight, from, offsets, lines, scratch }),
+                }
             });
             if let Some(residual) = &residual {
                 let first = item * out * plane + from * output.1;
@@ -97,6 +118,7 @@ impl Conv {
                 }
             }
         });
+        PADDED.set(buffer);
         tensor(values, (batch, out, output.0, output.1))
     }
 }
@@ -145,61 +167,130 @@ impl Sizes {
         self.channels * self.window.side * self.window.side
     }
 
-    /// The output rows of a piece.
-    fn rows(&self) -> usize {
-        (PIECE / (self.depth() * self.output.1)).clamp(1, self.output.0)
+    /// The output rows of a piece: whole panels, if there are enough for all threads.
+    fn rows(&self, batch: usize) -> usize {
+        let (height, width) = self.output;
+        let share = (height * batch).div_ceil(PIECES * rayon::current_num_threads()).min(height);
+        share.next_multiple_of(vectors::block().1.div_ceil(width)).min(height)
     }
 
-    /// Computes the output rows from `from` on. `lines` has those rows of each output channel.
-    fn piece(
-        &self,
-        input: &[f32],
-        weight: &[f32],
-        from: usize,
-        offsets: &[f32],
-        lines: &mut [&mut [f32]],
-        (columns, sums): (&mut Vec<f32>, &mut Vec<f32>),
-    ) {
-        let count = lines[0].len();
-        let shape = (self.out, count, self.depth());
-        let sums = scratch(sums, self.out * count);
-        let weight = (weight, Strides::rows(self.depth()));
-        if self.window.side == 1 && self.window.stride == 1 {
-            let plane = self.input.0 * self.input.1;
-            let columns = (&input[from * self.input.1..], Strides::rows(plane));
-            matmul(shape, sums, Strides::rows(count), weight, columns);
-        } else {
-            let columns = scratch(columns, self.depth() * count);
-            self.gather(input, from, columns);
-            matmul(shape, sums, Strides::rows(count), weight, (&*columns, Strides::rows(count)));
-        }
-        vectorised(
-            #[inline(always)]
-            || {
-                for ((line, sums), offset) in lines.iter_mut().zip(sums.chunks(count)).zip(offsets) {
-                    for (value, sum) in line.iter_mut().zip(sums) {
-                        *value = sum + offset;
+    /// Fills `[channels x side x side][across]` with the input of each weight at each position of the runs, zero outside the picture.
+    #[inline(always)]
+    fn gather(&self, input: &[f32], channels: Range<usize>, runs: &[Run], panel: &mut [f32], across: usize) {
+        let ((height, width), Window { stride, padding, side }) = (self.input, self.window);
+        let panels = panel.chunks_mut(side * side * across);
+        for (plane, panel) in input[channels.start * height * width..].chunks(height * width).zip(panels) {
+            for down in 0..side {
+                for run in runs {
+                    let y = (run.row * stride + down).wrapping_sub(padding);
+                    let row = plane.get(y.wrapping_mul(width)..).filter(|_| y < height).map(|rows| &rows[..width]);
+                    for right in 0..side {
+                        let line = &mut panel[(down * side + right) * across + run.at..][..run.count];
+                        match row {
+                            None => line.fill(0.0),
+                            Some(row) if stride == 1 => {
+                                let (from, before) = (
+                                    (run.from + right).saturating_sub(padding),
+                                    padding.saturating_sub(run.from + right),
+                                );
+                                let before = before.min(run.count);
+                                let there = width.saturating_sub(from).min(run.count - before);
+                                line[before..before + there].copy_from_slice(&row[from..][..there]);
+                                clear(&mut line[..before]);
+                                clear(&mut line[before + there..]);
+                            }
+                            Some(row) => {
+                                let shift = (run.from * stride + right) as isize - padding as isize;
+                                shifted(row, shift, stride, line);
+                            }
+                        }
                     }
-                }
-            },
-        );
-    }
-
-    /// Fills `[channels x side x side, rows x width]` with the input of each weight at each position, zero outside the picture.
-    fn gather(&self, input: &[f32], from: usize, columns: &mut [f32]) {
-        let ((height, width), Window { stride, padding, .. }) = (self.input, self.window);
-        let taps = self.window.side * self.window.side;
-        let count = columns.len() / (self.channels * taps);
-        for (tap, columns) in columns.chunks_mut(count).enumerate() {
-            let plane = &input[tap / taps * height * width..][..height * width];
-            let (down, across) = (tap % taps / self.window.side, tap % self.window.side);
-            for (row, line) in columns.chunks_mut(self.output.1).enumerate() {
-                match ((from + row) * stride + down).checked_sub(padding).filter(|&y| y < height) {
-                    Some(y) => shifted(&plane[y * width..][..width], across as isize - padding as isize, stride, line),
-                    None => line.fill(0.0),
                 }
             }
         }
+    }
+}
+
+/// Positions of a panel that are side by side in the output.
+#[derive(Clone, Copy)]
+struct Run {
+    row: usize,
+    /// The first column.
+    from: usize,
+    count: usize,
+    /// The first column's place in the panel.
+    at: usize,
+}
+
+impl Run {
+    /// Those of some positions in an output of that width.
+    fn all(positions: Range<usize>, width: usize, runs: &mut Vec<Self>) {
+        runs.clear();
+        let mut next = positions.start;
+        while next < positions.end {
+            let (row, from) = (next / width, next % width);
+            let count = (width - from).min(positions.end - next);
+            runs.push(Self { row, from, count, at: next - positions.start });
+            next += count;
+        }
+    }
+}
+
+/// Some output rows of a convolution.
+struct Piece<'a, 'b> {
+    sizes: &'a Sizes,
+    input: &'a [f32],
+    weight: &'a [f32],
+    /// The first row.
+    from: usize,
+    offsets: &'a [f32],
+    /// Those rows of each output channel.
+    lines: &'a mut [&'b mut [f32]],
+    scratch: &'a mut [Vec<f32>; 2],
+}
+
+impl Kernel for Piece<'_, '_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd, const ROWS: usize, const WIDE: usize>(self, simd: S) {
+        let Self { sizes, input, lines, .. } = self;
+        let (across, depth) = (WIDE * S::F32_LANES, sizes.depth());
+        let (first, count) = (self.from * sizes.output.1, lines[0].len());
+        let taps = sizes.window.side * sizes.window.side;
+        let at_once = (DEPTH / taps).max(1);
+        let panel = aligned(&mut self.scratch[0], at_once.min(sizes.channels) * taps * across);
+        // What is after the last position counts for nothing, but must be numbers.
+        panel.fill(0.0);
+        let mut runs = Vec::new();
+        for from in (0..count).step_by(across) {
+            let columns = from..count.min(from + across);
+            Run::all(first + columns.start..first + columns.end, sizes.output.1, &mut runs);
+            let mut rows = Columns { lines, columns: columns.clone() };
+            let mut start = Start::OfRow(self.offsets);
+            for channel in (0..sizes.channels).step_by(at_once) {
+                let channels = channel..sizes.channels.min(channel + at_once);
+                let panel = &mut panel[..channels.len() * taps * across];
+                sizes.gather(input, channels, &runs, panel, across);
+                let panel = S::as_simd_f32s(panel).0.as_chunks::<WIDE>().0;
+                let weight = (&self.weight[channel * taps..], depth);
+                product::<S, ROWS, WIDE>(simd, sizes.out, weight, panel, start, &mut rows);
+                start = Start::There;
+            }
+        }
+    }
+}
+
+/// Some columns of the output's rows, which are its channels.
+pub(super) struct Columns<'a, 'b> {
+    lines: &'a mut [&'b mut [f32]],
+    columns: Range<usize>,
+}
+
+impl Rows for Columns<'_, '_> {
+    #[inline(always)]
+    fn row(&mut self, row: usize) -> &mut [f32] {
+        &mut self.lines[row][self.columns.clone()]
     }
 }
 

@@ -1,12 +1,25 @@
 //! Linear layers, and the gated GELU of the feed-forward layers.
 
-use super::{Strides, exp, matmul, tensor, vectorised, view};
+use super::{
+    exp,
+    product::{DEPTH, Rows, Start, product},
+    tensor,
+    vectors::{self, Kernel, aligned, vectorised},
+    view,
+};
 use crate::ops::params::Params;
 use candle_core::{Result, Tensor};
+use pulp::Simd;
 use rayon::prelude::*;
+use std::{cell::RefCell, ops::Range};
 
 /// The most output elements that a thread computes at once: 256 KiB.
 const PIECE: usize = 64 << 10;
+
+thread_local! {
+    /// The weights as panels. Only the thread that calls a layer has them.
+    static PANELS: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
+}
 
 /// A linear layer over the last dimension.
 pub(crate) struct Linear {
@@ -38,34 +51,104 @@ impl Linear {
         let bias = self.bias.as_ref().map(view).transpose()?;
         let residual = residual.map(view).transpose()?;
         let count = input.len() / depth;
+        let (rows, across) = vectors::block();
         // Pieces of one size, and the same number for each thread.
         let threads = rayon::current_num_threads();
         let rounds = (count * out).div_ceil(PIECE * threads).max(1);
-        let at_once = count.div_ceil(rounds * threads).max(1);
+        let at_once = count.div_ceil(rounds * threads).max(1).next_multiple_of(rows);
         let mut values = vec![0f32; count * out];
-        values.par_chunks_mut(at_once * out).enumerate().for_each(|(index, values)| {
-            let (rows, first) = (values.len() / out, index * at_once);
-            let input = (&input[first * depth..], Strides::rows(depth));
-            matmul((rows, out, depth), values, Strides::rows(out), input, (&weight, Strides::rows(depth).transposed()));
-            vectorised(
-                #[inline(always)]
-                || {
-                    if let Some(bias) = &bias {
-                        for row in values.chunks_mut(out) {
-                            for (value, bias) in row.iter_mut().zip(bias.iter()) {
-                                *value += bias;
-                            }
-                        }
-                    }
-                    if let Some(residual) = &residual {
-                        for (value, residual) in values.iter_mut().zip(&residual[first * out..]) {
-                            *value += residual;
-                        }
-                    }
-                },
-            );
+        // Taken, not borrowed: this thread may compute another layer while it waits for the others.
+        let mut buffer = PANELS.take();
+        let panels = aligned(&mut buffer, out.next_multiple_of(across) * depth);
+        panels.par_chunks_mut(across * depth).enumerate().for_each(|(index, panel)| {
+            pack(panel, &weight[index * across * depth..], across, depth);
         });
+        values.par_chunks_mut(at_once * out).enumerate().for_each(|(index, values)| {
+            let first = index * at_once;
+            vectors::run(Piece {
+                input: &input[first * depth..],
+                panels,
+                bias: bias.as_deref(),
+                residual: residual.as_ref().map(|residual| &residual[first * out..]),
+                depth,
+                out,
+                values,
+            });
+        });
+        PANELS.set(buffer);
         tensor(values, dims)
+    }
+}
+
+/// A panel `[depth][across]` of rows of `depth` weights, with zeros after the last.
+fn pack(panel: &mut [f32], weight: &[f32], across: usize, depth: usize) {
+    let mut rows = weight.chunks_exact(depth);
+    for column in 0..across {
+        let to = panel[column..].iter_mut().step_by(across);
+        match rows.next() {
+            Some(row) => to.zip(row).for_each(|(to, weight)| *to = *weight),
+            None => to.for_each(|to| *to = 0.0),
+        }
+    }
+}
+
+/// Some rows of a linear layer.
+struct Piece<'a> {
+    input: &'a [f32],
+    panels: &'a [f32],
+    bias: Option<&'a [f32]>,
+    residual: Option<&'a [f32]>,
+    depth: usize,
+    out: usize,
+    values: &'a mut [f32],
+}
+
+impl Kernel for Piece<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd, const ROWS: usize, const WIDE: usize>(self, simd: S) {
+        let Self { input, depth, out, values, .. } = self;
+        let across = WIDE * S::F32_LANES;
+        let count = values.len() / out;
+        for (index, panel) in self.panels.chunks(depth * across).enumerate() {
+            let columns = index * across..out.min((index + 1) * across);
+            let panel = S::as_simd_f32s(panel).0.as_chunks::<WIDE>().0;
+            let mut rows = Columns { values, out, columns: columns.clone() };
+            let mut start = Start::Zero;
+            if let Some(bias) = self.bias {
+                start = Start::OfColumn(&bias[columns.clone()]);
+            }
+            if let Some(residual) = self.residual {
+                for (row, residual) in residual.chunks(out).enumerate().take(count) {
+                    let row = rows.row(row).iter_mut().zip(&residual[columns.clone()]);
+                    match self.bias {
+                        Some(bias) => row.zip(&bias[columns.clone()]).for_each(|((to, from), bias)| *to = from + bias),
+                        None => row.for_each(|(to, from)| *to = *from),
+                    }
+                }
+                start = Start::There;
+            }
+            for (part, panel) in panel.chunks(DEPTH).enumerate() {
+                product::<S, ROWS, WIDE>(simd, count, (&input[part * DEPTH..], depth), panel, start, &mut rows);
+                start = Start::There;
+            }
+        }
+    }
+}
+
+/// Some columns of an output.
+struct Columns<'a> {
+    values: &'a mut [f32],
+    /// Columns in all.
+    out: usize,
+    columns: Range<usize>,
+}
+
+impl Rows for Columns<'_> {
+    #[inline(always)]
+    fn row(&mut self, row: usize) -> &mut [f32] {
+        &mut self.values[row * self.out..][self.columns.clone()]
     }
 }
 

@@ -1,7 +1,7 @@
 //! GroupNorm, with SiLU after it, and LayerNorm. Each reads what is normalised together three times: for the mean, for the variance,
 //! and for the output.
 
-use super::{exp, tensor, vectorised, view};
+use super::{exp, tensor, vectors::vectorised, view};
 use crate::ops::{params::Params, spread::Spread};
 use candle_core::{Error, Result, Tensor};
 use rayon::prelude::*;

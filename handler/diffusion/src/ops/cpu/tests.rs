@@ -138,3 +138,22 @@ fn attention_matches_candle() {
         }
     }
 }
+
+#[test]
+fn maps_are_moved_as_candle_moves_them() {
+    let same = |ours: Tensor, plain: Tensor| {
+        assert_eq!(ours.dims(), plain.dims());
+        let numbers = |xs: Tensor| xs.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+        assert_eq!(numbers(ours), numbers(plain));
+    };
+    for (channels, height, width) in [(5, 3, 7), (40, 33, 20), (16, 16, 16)] {
+        let (a, b) = (draw(&[2, channels, height, width]), draw(&[2, 3, height, width]));
+        let tokens = a.flatten_from(2).unwrap().transpose(1, 2).unwrap().contiguous().unwrap();
+        same(to_tokens(&a).unwrap(), tokens.clone());
+        same(to_map(&tokens, height, width).unwrap(), a.clone());
+        same(join(&a, &b).unwrap(), Tensor::cat(&[&a, &b], 1).unwrap());
+        for (height, width) in [(2 * height, 2 * width), (2 * height - 1, 2 * width - 1)] {
+            same(upsample(&a, height, width).unwrap(), a.upsample_nearest2d(height, width).unwrap());
+        }
+    }
+}

@@ -1,15 +1,21 @@
 //! 3x3 convolution in tiles of 4x4 pixels with a quarter of the multiplications: Winograd's minimal filtering F(4x4, 3x3).
 //!
 //! Lavin & Gray, "Fast algorithms for convolutional neural networks", CVPR 2016. Weights and windows of 6x6 pixels are transformed.
-//! Then 36 matrix multiplications compute the products of all channels, and their results are transformed back. The transforms work on
-//! eight neighbouring tiles at once.
+//! Then 36 matrix multiplications compute the products of all channels, and their results are transformed back. This goes panel by
+//! panel, so that all of it stays in the cache. A panel has some tiles in a row, then those of the next row, each in a lane.
 
-use super::{Strides, conv::Sizes, matmul, scratch, vectorised, view};
+use super::{
+    conv::Sizes,
+    vectors::{self, Kernel, aligned, multiply_rows, rows_of},
+    view,
+};
 use candle_core::{Result, Tensor, TensorId};
+use pulp::Simd;
+use rayon::prelude::*;
 use std::{
     array,
     collections::HashMap,
-    ops::{Add, Mul, Sub},
+    ops::Range,
     sync::{Arc, LazyLock, Mutex, PoisonError, Weak},
 };
 
@@ -18,12 +24,12 @@ const TILE: usize = 4;
 const SIDE: usize = 6;
 /// Elements of a transformed window.
 const POINTS: usize = SIDE * SIDE;
-/// Tiles that are transformed at once.
-const LANES: usize = 8;
-/// Rows of a block in gemm's matrix multiplication with AVX-512.
-const BLOCK: usize = 64;
-/// The most elements of a piece's transformed windows and products: 2 MiB.
-const PIECE: usize = 512 << 10;
+/// The least width of a map. On smaller maps there are too few tiles for the panels.
+const MIN_WIDTH: usize = 32;
+/// Blocks of output channels that are computed point by point together, so that a point's windows come from the nearest cache.
+const BLOCKS: usize = 3;
+/// Pieces for each thread, so that none waits long for the others.
+const PIECES: usize = 4;
 /// The most pairs of input and output channels for which the transformed weights are kept, 9 MiB. For all layers of SD1.5 they would
 /// take gigabytes.
 const MAX_PAIRS: usize = 1 << 16;
@@ -73,144 +79,262 @@ impl Kernels {
 
 /// Whether an output of this height and width is large enough for this algorithm.
 pub(super) fn suits((_, width): (usize, usize)) -> bool {
-    width >= LANES * TILE
+    width >= MIN_WIDTH
 }
 
-/// The output rows of a piece: whole tiles, at least one piece for each thread, and a number of tiles that fills gemm's blocks.
+/// The output rows of a piece: whole tiles that fill panels, if there are enough for all threads.
 pub(super) fn rows(sizes: &Sizes, batch: usize) -> usize {
-    let across = across(sizes.output.1);
-    let in_row = POINTS * (sizes.channels + sizes.out) * across;
     let down = sizes.output.0.div_ceil(TILE);
-    let share = (down * batch).div_ceil(rayon::current_num_threads()).min(down);
-    let rows = (PIECE / in_row).clamp(1, share);
-    let full = BLOCK.div_ceil(across);
-    (if rows > full { rows / full * full } else { rows }) * TILE
+    let share = (down * batch).div_ceil(PIECES * rayon::current_num_threads()).min(down);
+    share.next_multiple_of(vectors::block().1.div_ceil(sizes.output.1.div_ceil(TILE))).min(down) * TILE
 }
 
-/// Tiles in a row, a whole number of lanes.
-fn across(width: usize) -> usize {
-    width.div_ceil(TILE).next_multiple_of(LANES)
+/// Some output rows of a convolution.
+pub(super) struct Piece<'a, 'b> {
+    pub(super) sizes: &'a Sizes,
+    pub(super) kernels: &'a Kernels,
+    pub(super) input: Padded<'a>,
+    /// The first row.
+    pub(super) from: usize,
+    pub(super) offsets: &'a [f32],
+    /// Those rows of each output channel.
+    pub(super) lines: &'a mut [&'b mut [f32]],
+    /// For the transformed windows, and for what is on the way to and from them.
+    pub(super) scratch: &'a mut [Vec<f32>; 2],
 }
 
-/// Computes the output rows from `from` on. `lines` has those rows of each output channel.
-pub(super) fn piece(
-    sizes: &Sizes,
-    kernels: &Kernels,
-    input: &[f32],
-    from: usize,
-    offsets: &[f32],
-    lines: &mut [&mut [f32]],
-    (windows, products): (&mut Vec<f32>, &mut Vec<f32>),
-) {
-    let (channels, out) = (sizes.channels, sizes.out);
-    let across = across(sizes.output.1);
-    let tiles = (lines[0].len() / sizes.output.1).div_ceil(TILE) * across;
-    let windows = scratch(windows, POINTS * channels * tiles);
-    let products = scratch(products, POINTS * out * tiles);
-    vectorised(
-        #[inline(always)]
-        || transform_input(sizes, input, from, across, tiles, windows),
-    );
-    let parts = windows.chunks(channels * tiles).zip(products.chunks_mut(out * tiles));
-    for (kernel, (windows, products)) in kernels.0.chunks(out * channels).zip(parts) {
-        let rows = Strides::rows(tiles);
-        matmul((out, tiles, channels), products, rows, (kernel, Strides::rows(channels)), (windows, rows));
-    }
-    vectorised(
-        #[inline(always)]
-        || {
-            for (channel, (line, offset)) in lines.iter_mut().zip(offsets).enumerate() {
-                transform_output(products, channel * tiles, out * tiles, across, sizes.output.1, *offset, line);
+impl Kernel for Piece<'_, '_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd, const ROWS: usize, const WIDE: usize>(self, simd: S) {
+        let Self { sizes, from, lines, scratch: [windows, buffer], .. } = self;
+        let (channels, out, (_, width)) = (sizes.channels, sizes.out, sizes.output);
+        let (in_row, in_panel) = (width.div_ceil(TILE), WIDE * S::F32_LANES);
+        let tiles = (lines[0].len() / width).div_ceil(TILE) * in_row;
+        let windows = aligned(windows, POINTS * channels * in_panel);
+        let of_products = POINTS * BLOCKS * ROWS * in_panel;
+        let buffer = aligned(buffer, of_products + Strips::room::<S>(in_panel));
+        let (products, strips) = buffer.split_at_mut(of_products);
+        let zero = [[simd.splat_f32s(0.0); WIDE]; ROWS];
+        for first in (0..tiles).step_by(in_panel) {
+            let panel = first..tiles.min(first + in_panel);
+            let mut strips = Strips::of(strips);
+            for (channel, plane) in self.input.planes(channels).enumerate() {
+                for (at, run) in runs(panel.clone(), in_row) {
+                    let from = (from + run.start / in_row * TILE) * self.input.width + run.start % in_row * TILE;
+                    strips.read(simd, &plane[from..], self.input.width, run.len(), at);
+                }
+                strips.transform(simd, &mut windows[channel * in_panel..], channels * in_panel, in_panel);
             }
-        },
-    );
-}
-
-/// Fills `[36, channels, tiles]`.
-#[inline(always)]
-fn transform_input(sizes: &Sizes, input: &[f32], from: usize, across: usize, tiles: usize, windows: &mut [f32]) {
-    let (height, width) = sizes.input;
-    // A row with a zero before it and zeros after it. `combed` has its pixels 0, 4, 8, ..., then 1, 5, 9, ... and so on, so that
-    // neighbouring tiles find their pixels side by side.
-    let mut row = vec![0f32; (across + 1) * TILE];
-    let stride = across + 1;
-    let mut combed = vec![0f32; SIDE * TILE * stride];
-    let step = sizes.channels * tiles;
-    for channel in 0..sizes.channels {
-        let plane = &input[channel * height * width..][..height * width];
-        for down in 0..tiles / across {
-            for (y, combed) in combed.chunks_exact_mut(TILE * stride).enumerate() {
-                match (from + down * TILE + y).checked_sub(1).filter(|&y| y < height) {
-                    Some(y) => row[1..=width].copy_from_slice(&plane[y * width..][..width]),
-                    None => row.fill(0.0),
-                }
-                let (fours, _) = row.as_chunks::<TILE>();
-                let (first, rest) = combed.split_at_mut(stride);
-                let (second, rest) = rest.split_at_mut(stride);
-                let (third, fourth) = rest.split_at_mut(stride);
-                let combs = first.iter_mut().zip(second).zip(third).zip(fourth);
-                for (four, (((a, b), c), d)) in fours.iter().zip(combs) {
-                    [*a, *b, *c, *d] = *four;
-                }
-            }
-            for tile in (0..across).step_by(LANES) {
-                // The columns of the window, each from top to bottom.
-                let mut columns = [[Lanes::ZERO; SIDE]; SIDE];
-                for (x, column) in columns.iter_mut().enumerate() {
-                    let mut pixels = [Lanes::ZERO; SIDE];
-                    for (y, pixel) in pixels.iter_mut().enumerate() {
-                        *pixel = Lanes::read(&combed[(y * TILE + x % TILE) * stride + x / TILE + tile..]);
+            let windows = S::as_simd_f32s(windows).0.as_chunks::<WIDE>().0;
+            for group in (0..out).step_by(BLOCKS * ROWS) {
+                let to = S::as_mut_simd_f32s(products).0.as_chunks_mut::<WIDE>().0.as_chunks_mut::<ROWS>().0;
+                let kernels = self.kernels.0.chunks_exact(out * channels);
+                let points = to.chunks_exact_mut(BLOCKS).zip(kernels).zip(windows.chunks_exact(channels));
+                for ((to, kernels), windows) in points {
+                    for (to, block) in to.iter_mut().zip((group..out).step_by(ROWS)) {
+                        let kernels = rows_of(&kernels[block * channels..], channels, ROWS.min(out - block));
+                        *to = multiply_rows(simd, zero, kernels, windows);
                     }
-                    *column = window(pixels);
                 }
-                let first_tile = channel * tiles + down * across + tile;
-                for y in 0..SIDE {
-                    let [a, b, c, d, e, f] = &columns;
-                    let points = window([a[y], b[y], c[y], d[y], e[y], f[y]]);
-                    for (x, point) in points.iter().enumerate() {
-                        point.write(&mut windows[(y * SIDE + x) * step + first_tile..]);
-                    }
+                for row in 0..(BLOCKS * ROWS).min(out - group) {
+                    let (line, offset) = (&mut *lines[group + row], self.offsets[group + row]);
+                    let products = &products[row * in_panel..];
+                    transform_back(
+                        simd,
+                        products,
+                        BLOCKS * ROWS * in_panel,
+                        offset,
+                        line,
+                        (in_row, width),
+                        panel.clone(),
+                    );
                 }
             }
         }
     }
 }
 
-/// Computes the output rows of one channel from its products, which start at `first` and are `step` apart.
-#[inline(always)]
-fn transform_output(
-    products: &[f32],
-    first: usize,
-    step: usize,
-    across: usize,
+/// A map with zeros around it, so that every window of every tile is in it.
+pub(super) struct Padded<'a> {
+    values: &'a [f32],
+    /// The length of a row.
     width: usize,
+    plane: usize,
+}
+
+/// Where a map with zeros around it is in a buffer.
+#[derive(Clone, Copy)]
+pub(super) struct Padding {
+    width: usize,
+    plane: usize,
+    planes: usize,
+}
+
+impl Padding {
+    /// Of `planes` maps of that height and width.
+    pub(super) fn of((height, width): (usize, usize), planes: usize) -> Self {
+        let width = width.next_multiple_of(TILE) + TILE;
+        Self { width, plane: (height.next_multiple_of(TILE) + 2) * width, planes }
+    }
+
+    /// The length of the buffer. Vectors reach over the end of the last map.
+    pub(super) fn room(self) -> usize {
+        self.planes * self.plane + 2 * self.width + 64
+    }
+
+    /// Fills the buffer from the maps, which follow each other.
+    pub(super) fn fill(self, buffer: &mut [f32], input: &[f32], (height, width): (usize, usize)) {
+        let maps = buffer.par_chunks_mut(self.plane).zip(input.par_chunks(height * width));
+        maps.for_each(|(padded, map)| {
+            let mut rows = map.chunks_exact(width);
+            for (index, padded) in padded.chunks_exact_mut(self.width).enumerate() {
+                match if index == 0 { None } else { rows.next() } {
+                    Some(row) => {
+                        padded[0] = 0.0;
+                        padded[1..=width].copy_from_slice(row);
+                        padded[1 + width..].fill(0.0);
+                    }
+                    None => padded.fill(0.0),
+                }
+            }
+        });
+    }
+
+    /// The maps from the given one on.
+    pub(super) fn part(self, buffer: &[f32], first: usize) -> Padded<'_> {
+        Padded { values: &buffer[first * self.plane..], width: self.width, plane: self.plane }
+    }
+}
+
+impl<'a> Padded<'a> {
+    /// The first maps, each with all that is after it.
+    #[inline(always)]
+    fn planes(&self, count: usize) -> impl Iterator<Item = &'a [f32]> {
+        let (values, plane) = (self.values, self.plane);
+        (0..count).map(move |index| &values[index * plane..])
+    }
+}
+
+/// The runs of tiles of a panel that are in one row of tiles, each with its place in the panel.
+#[inline(always)]
+fn runs(panel: Range<usize>, in_row: usize) -> impl Iterator<Item = (usize, Range<usize>)> {
+    let mut from = panel.start;
+    std::iter::from_fn(move || {
+        let run = from..panel.end.min((from / in_row + 1) * in_row);
+        let at = from - panel.start;
+        from = run.end;
+        (!run.is_empty()).then_some((at, run))
+    })
+}
+
+/// What is on the way from a channel's pixels to the transformed windows of a panel: after the vertical transform, the first four columns
+/// of all windows, then the columns from the fifth on.
+struct Strips<'a>([&'a mut [f32]; 2]);
+
+impl<'a> Strips<'a> {
+    /// The length of a strip. Vectors reach over the end of the last run of tiles.
+    fn length<S: Simd>(in_panel: usize) -> usize {
+        in_panel * TILE + S::F32_LANES
+    }
+
+    /// The length of the buffer.
+    fn room<S: Simd>(in_panel: usize) -> usize {
+        2 * SIDE * Self::length::<S>(in_panel)
+    }
+
+    fn of(buffer: &'a mut [f32]) -> Self {
+        let half = buffer.len() / 2;
+        let (first, second) = buffer.split_at_mut(half);
+        Self([first, second])
+    }
+
+    /// Transforms the columns of the windows of so many tiles, whose pixels start at `pixels`, and puts them at `at` in the panel.
+    #[inline(always)]
+    fn read<S: Simd>(&mut self, simd: S, pixels: &[f32], width: usize, tiles: usize, at: usize) {
+        for (comb, strip) in self.0.iter_mut().enumerate() {
+            let length = strip.len() / SIDE;
+            for x in (0..tiles * TILE).step_by(S::F32_LANES) {
+                let mut column = [simd.splat_f32s(0.0); SIDE];
+                for y in 0..SIDE {
+                    column[y] = S::as_simd_f32s(&pixels[y * width + comb * TILE + x..][..S::F32_LANES]).0[0];
+                }
+                let column = window(simd, column);
+                for y in 0..SIDE {
+                    S::as_mut_simd_f32s(&mut strip[y * length + at * TILE + x..][..S::F32_LANES]).0[0] = column[y];
+                }
+            }
+        }
+    }
+
+    /// Transforms the rows of all windows. Their points are `step` apart.
+    #[inline(always)]
+    fn transform<S: Simd>(&self, simd: S, windows: &mut [f32], step: usize, in_panel: usize) {
+        let [first, second] = &self.0;
+        let (groups, length) = (in_panel / S::F32_LANES, first.len() / SIDE);
+        for y in 0..SIDE {
+            let (first, second) = (fours::<S>(&first[y * length..]), fours::<S>(&second[y * length..]));
+            for group in 0..groups {
+                let [a, b, c, d] = simd.deinterleave_shfl_f32s(first[group]);
+                let [e, f, ..] = simd.deinterleave_shfl_f32s(second[group]);
+                let points = window(simd, [a, b, c, d, e, f]);
+                for x in 0..SIDE {
+                    let to = &mut windows[(y * SIDE + x) * step + group * S::F32_LANES..][..S::F32_LANES];
+                    S::as_mut_simd_f32s(to).0[0] = points[x];
+                }
+            }
+        }
+    }
+}
+
+/// Four vectors at a time.
+#[inline(always)]
+fn fours<S: Simd>(numbers: &[f32]) -> &[[S::f32s; TILE]] {
+    S::as_simd_f32s(numbers).0.as_chunks().0
+}
+
+/// Computes the tiles of a panel for one channel from their products, which are `step` apart. `line` has the rows of the piece.
+#[inline(always)]
+fn transform_back<S: Simd>(
+    simd: S,
+    products: &[f32],
+    step: usize,
     offset: f32,
     line: &mut [f32],
+    (in_row, width): (usize, usize),
+    panel: Range<usize>,
 ) {
-    for (down, rows) in line.chunks_mut(TILE * width).enumerate() {
-        for tile in (0..width.div_ceil(TILE)).step_by(LANES) {
-            let first_tile = first + down * across + tile;
-            let mut columns = [[Lanes::ZERO; TILE]; SIDE];
-            for (x, column) in columns.iter_mut().enumerate() {
-                let mut points = [Lanes::ZERO; SIDE];
-                for (y, point) in points.iter_mut().enumerate() {
-                    *point = Lanes::read(&products[(y * SIDE + x) * step + first_tile..]);
-                }
-                *column = pixels(points);
+    let offset = simd.splat_f32s(offset);
+    for group in panel.clone().step_by(S::F32_LANES) {
+        let products = &products[group - panel.start..];
+        let zero = simd.splat_f32s(0.0);
+        let mut columns = [[zero; TILE]; SIDE];
+        for x in 0..SIDE {
+            let mut points = [zero; SIDE];
+            for y in 0..SIDE {
+                points[y] = S::as_simd_f32s(&products[(y * SIDE + x) * step..][..S::F32_LANES]).0[0];
             }
-            for (y, row) in rows.chunks_mut(width).enumerate() {
-                let [a, b, c, d, e, f] = &columns;
-                let [first, second, third, fourth] = pixels([a[y], b[y], c[y], d[y], e[y], f[y]]);
-                let mut run = [0f32; LANES * TILE];
-                let (fours, _) = run.as_chunks_mut::<TILE>();
-                for (lane, four) in fours.iter_mut().enumerate() {
-                    let tile = [first.0[lane], second.0[lane], third.0[lane], fourth.0[lane]];
-                    for (pixel, sum) in four.iter_mut().zip(tile) {
-                        *pixel = sum + offset;
-                    }
+            columns[x] = pixels(simd, points);
+        }
+        for y in 0..TILE {
+            let mut row = [zero; SIDE];
+            for x in 0..SIDE {
+                row[x] = columns[x][y];
+            }
+            let mut row = pixels(simd, row);
+            for x in 0..TILE {
+                row[x] = simd.add_f32s(row[x], offset);
+            }
+            let row: [S::f32s; TILE] = simd.interleave_shfl_f32s(row);
+            let row: &[f32] = pulp::bytemuck::cast_slice(&row);
+            for (at, run) in runs(group..panel.end.min(group + S::F32_LANES), in_row) {
+                let (down, right) = (run.start / in_row * TILE + y, run.start % in_row * TILE);
+                // The last tiles may end after the picture.
+                let there = (width - right).min(run.len() * TILE);
+                if let Some(line) = line.get_mut(down * width + right..).filter(|line| line.len() >= there) {
+                    line[..there].copy_from_slice(&row[at * TILE..][..there]);
                 }
-                let there = (width - tile * TILE).min(run.len());
-                row[tile * TILE..][..there].copy_from_slice(&run[..there]);
             }
         }
     }
@@ -225,71 +349,34 @@ fn spread([a, b, c]: [f32; 3]) -> [f32; SIDE] {
 
 /// Transforms six pixels of a window's row or column.
 #[inline(always)]
-fn window([a, b, c, d, e, f]: [Lanes; SIDE]) -> [Lanes; SIDE] {
-    let (even, odd) = (e - c * 4.0, d - b * 4.0);
-    let (far_even, far_odd) = (e - c, (d - b) * 2.0);
-    [a * 4.0 - c * 5.0 + e, even + odd, even - odd, far_even + far_odd, far_even - far_odd, b * 4.0 - d * 5.0 + f]
+fn window<S: Simd>(simd: S, [a, b, c, d, e, f]: [S::f32s; SIDE]) -> [S::f32s; SIDE] {
+    let (even, odd) = (times(simd, -4.0, c, e), times(simd, -4.0, b, d));
+    let (far_even, far_odd) = (simd.sub_f32s(e, c), simd.sub_f32s(d, b));
+    [
+        times(simd, 4.0, a, times(simd, -5.0, c, e)),
+        simd.add_f32s(even, odd),
+        simd.sub_f32s(even, odd),
+        times(simd, 2.0, far_odd, far_even),
+        times(simd, -2.0, far_odd, far_even),
+        times(simd, 4.0, b, times(simd, -5.0, d, f)),
+    ]
 }
 
 /// Computes four pixels of a tile's row or column from six products.
 #[inline(always)]
-fn pixels([a, b, c, d, e, f]: [Lanes; SIDE]) -> [Lanes; TILE] {
-    let (near_sum, near_gap, far_sum, far_gap) = (b + c, b - c, d + e, d - e);
-    [a + near_sum + far_sum, near_gap + far_gap * 2.0, near_sum + far_sum * 4.0, near_gap + far_gap * 8.0 + f]
+fn pixels<S: Simd>(simd: S, [a, b, c, d, e, f]: [S::f32s; SIDE]) -> [S::f32s; TILE] {
+    let (near_sum, near_gap) = (simd.add_f32s(b, c), simd.sub_f32s(b, c));
+    let (far_sum, far_gap) = (simd.add_f32s(d, e), simd.sub_f32s(d, e));
+    [
+        simd.add_f32s(simd.add_f32s(a, near_sum), far_sum),
+        times(simd, 2.0, far_gap, near_gap),
+        times(simd, 4.0, far_sum, near_sum),
+        times(simd, 8.0, far_gap, simd.add_f32s(near_gap, f)),
+    ]
 }
 
-/// One value of each of eight tiles.
-#[derive(Clone, Copy)]
-struct Lanes([f32; LANES]);
-
-impl Lanes {
-    const ZERO: Self = Self([0.0; LANES]);
-
-    #[inline(always)]
-    fn read(from: &[f32]) -> Self {
-        let mut lanes = [0.0; LANES];
-        lanes.copy_from_slice(&from[..LANES]);
-        Self(lanes)
-    }
-
-    #[inline(always)]
-    fn write(&self, to: &mut [f32]) {
-        to[..LANES].copy_from_slice(&self.0);
-    }
-}
-
-impl Add for Lanes {
-    type Output = Self;
-
-    #[inline(always)]
-    fn add(mut self, other: Self) -> Self {
-        for lane in 0..LANES {
-            self.0[lane] += other.0[lane];
-        }
-        self
-    }
-}
-
-impl Sub for Lanes {
-    type Output = Self;
-
-    #[inline(always)]
-    fn sub(mut self, other: Self) -> Self {
-        for lane in 0..LANES {
-            self.0[lane] -= other.0[lane];
-        }
-        self
-    }
-}
-
-impl Mul<f32> for Lanes {
-    type Output = Self;
-
-    #[inline(always)]
-    fn mul(mut self, factor: f32) -> Self {
-        for lane in 0..LANES {
-            self.0[lane] *= factor;
-        }
-        self
-    }
+/// `factor * x + y`.
+#[inline(always)]
+fn times<S: Simd>(simd: S, factor: f32, x: S::f32s, y: S::f32s) -> S::f32s {
+    simd.mul_add_e_f32s(simd.splat_f32s(factor), x, y)
 }
