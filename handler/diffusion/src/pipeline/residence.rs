@@ -364,7 +364,7 @@ mod tests {
         };
         use CheckerPlace::{Comes, Cpu, Stays};
         assert_eq!([at(0, 8000), at(0, 1100), at(0, 640)], [(252, Stays), (252, Stays), (112, Stays)]);
-        assert_eq!([at(74, 8000), at(74, 1200), at(74, 1100)], [(252, Stays), (252, Comes), (112, Comes)]);
+        assert_eq!([at(74, 8000), at(74, 1200), at(74, 1000)], [(252, Stays), (252, Comes), (112, Comes)]);
         assert_eq!([at(74, 800), at(74, 640)], [(252, Cpu), (112, Cpu)]);
     }
 }
