@@ -7,6 +7,7 @@ mod flash;
 mod layout;
 mod linear;
 mod norm;
+mod padded;
 mod product;
 mod vectors;
 mod winograd;

@@ -82,7 +82,7 @@ impl Conv {
         let parts = split(&mut values, batch, plane, rows * output.1);
         // Taken, not borrowed: this thread may compute another convolution while it waits for the others.
         let mut buffer = PADDED.take();
-        let padding = winograd::Padding::of((height, width), batch * channels);
+        let padding = winograd::padding((height, width), batch * channels);
         let mut padded = &mut [][..];
         if kernels.is_some() {
             padded = aligned(&mut buffer, padding.room());

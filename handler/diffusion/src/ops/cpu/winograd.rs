@@ -6,12 +6,12 @@
 
 use super::{
     conv::Sizes,
+    padded::{Padded, Padding},
     vectors::{self, Kernel, aligned, multiply_rows, rows_of},
     view,
 };
 use candle_core::{Result, Tensor, TensorId};
 use pulp::Simd;
-use rayon::prelude::*;
 use std::{
     array,
     collections::HashMap,
@@ -80,6 +80,11 @@ impl Kernels {
 /// Whether an output of this height and width is large enough for this algorithm.
 pub(super) fn suits((_, width): (usize, usize)) -> bool {
     width >= MIN_WIDTH
+}
+
+/// How `planes` maps of that height and width are padded for the tiles.
+pub(super) fn padding(size: (usize, usize), planes: usize) -> Padding {
+    Padding::of(size, planes, TILE)
 }
 
 /// The output rows of a piece: whole tiles that fill panels, if there are enough for all threads.
@@ -153,67 +158,6 @@ impl Kernel for Piece<'_, '_> {
                 }
             }
         }
-    }
-}
-
-/// A map with zeros around it, so that every window of every tile is in it.
-pub(super) struct Padded<'a> {
-    values: &'a [f32],
-    /// The length of a row.
-    width: usize,
-    plane: usize,
-}
-
-/// Where a map with zeros around it is in a buffer.
-#[derive(Clone, Copy)]
-pub(super) struct Padding {
-    width: usize,
-    plane: usize,
-    planes: usize,
-}
-
-impl Padding {
-    /// Of `planes` maps of that height and width.
-    pub(super) fn of((height, width): (usize, usize), planes: usize) -> Self {
-        let width = width.next_multiple_of(TILE) + TILE;
-        Self { width, plane: (height.next_multiple_of(TILE) + 2) * width, planes }
-    }
-
-    /// The length of the buffer. Vectors reach over the end of the last map.
-    pub(super) fn room(self) -> usize {
-        self.planes * self.plane + 2 * self.width + 64
-    }
-
-    /// Fills the buffer from the maps, which follow each other.
-    pub(super) fn fill(self, buffer: &mut [f32], input: &[f32], (height, width): (usize, usize)) {
-        let maps = buffer.par_chunks_mut(self.plane).zip(input.par_chunks(height * width));
-        maps.for_each(|(padded, map)| {
-            let mut rows = map.chunks_exact(width);
-            for (index, padded) in padded.chunks_exact_mut(self.width).enumerate() {
-                match if index == 0 { None } else { rows.next() } {
-                    Some(row) => {
-                        padded[0] = 0.0;
-                        padded[1..=width].copy_from_slice(row);
-                        padded[1 + width..].fill(0.0);
-                    }
-                    None => padded.fill(0.0),
-                }
-            }
-        });
-    }
-
-    /// The maps from the given one on.
-    pub(super) fn part(self, buffer: &[f32], first: usize) -> Padded<'_> {
-        Padded { values: &buffer[first * self.plane..], width: self.width, plane: self.plane }
-    }
-}
-
-impl<'a> Padded<'a> {
-    /// The first maps, each with all that is after it.
-    #[inline(always)]
-    fn planes(&self, count: usize) -> impl Iterator<Item = &'a [f32]> {
-        let (values, plane) = (self.values, self.plane);
-        (0..count).map(move |index| &values[index * plane..])
     }
 }
 
