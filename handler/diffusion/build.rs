@@ -12,7 +12,7 @@ use std::thread;
 
 const KERNELS: [&str; 7] = ["attention", "norm", "place", "pointwise", "product", "product_plain", "steps"];
 /// Those for Hopper alone, whose instructions no other architecture has.
-const HOPPER_KERNELS: [&str; 2] = ["attention_hopper", "geglu_hopper"];
+const HOPPER_KERNELS: [&str; 3] = ["attention_hopper", "geglu_hopper", "product_hopper"];
 /// Turing, A100, A10G, Ada (L4, L40S), Hopper, and Blackwell's two: B200, and the cards.
 const ARCHITECTURES: &str = "75,80,86,89,90,100,120";
 const NO_COMPILER: &str = "the feature cuda needs nvcc of CUDA 13: set NVCC or CUDA_HOME";
@@ -57,7 +57,8 @@ fn declare(out: &Path) {
         fs::read_to_string(&path).unwrap_or_else(|error| panic!("{path}: {error}"))
     });
     let sources = sources.collect::<Vec<_>>().join("\n");
-    let early = rows(&sources, "EXPORT_EARLY").into_iter().map(|row| format!("\"{}\"", row[0]));
+    let early = ["EXPORT_EARLY", "STARTS_EARLY"].into_iter().flat_map(|declaration| rows(&sources, declaration));
+    let early = early.map(|row| format!("\"{}\"", row[0]));
     write(out, "early_kernels.rs", &format!("&[{}]", early.collect::<Vec<_>>().join(", ")));
     // The ending of the name is a text, the other columns are numbers; what only CUDA needs comes last.
     for (declaration, columns, file) in [
@@ -65,6 +66,7 @@ fn declare(out: &Path) {
         ("ATTENTION_HOPPER_TILE", 5, "attention_hopper_tiles.rs"),
         ("GEGLU_TILE", 3, "geglu_tiles.rs"),
         ("PRODUCT_TILE", 6, "product_tiles.rs"),
+        ("PRODUCT_HOPPER_TILE", 6, "product_hopper_tiles.rs"),
     ] {
         let rows = rows(&sources, declaration).into_iter().map(|row| {
             let numbers = row[1..columns].iter().map(|number| format!(", {number}")).collect::<String>();

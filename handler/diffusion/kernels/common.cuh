@@ -25,6 +25,9 @@
 #define EXPORT_EARLY(NAME, BOUNDS, PARAMETERS, ARGUMENTS) \
     EXPORT_EACH(NAME, BOUNDS, PARAMETERS, const Early early{};, ARGUMENTS)
 
+// Says that a kernel of other entries does the same: its name, to which the entries add the dtype and more.
+#define STARTS_EARLY(NAME) static_assert(true);
+
 // A number that Rust needs, too: build.rs finds these lines.
 #define RUST_CONSTANT(NAME, VALUE) [[maybe_unused]] constexpr int NAME = VALUE
 
@@ -143,7 +146,7 @@ __device__ __forceinline__ int row_of_step(const int* step, int steps) {
 // Programmatic dependent launch (sm_90; elsewhere, and in a kernel launched plainly, neither does anything). A kernel
 // launched with programmatic stream serialization starts once every block of the kernel ahead has called
 // let_next_start or ended. Until wait_for_last returns, it may neither read what the kernel ahead writes nor write
-// anything. All threads call both. Only kernels of EXPORT_EARLY have an `Early`, and all of them must wait.
+// anything. All threads call both. Only kernels of EXPORT_EARLY and STARTS_EARLY have an `Early`, and all of them must wait.
 struct Early {};
 __device__ __forceinline__ void let_next_start(Early) {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900

@@ -43,6 +43,11 @@ __device__ __forceinline__ uint64_t descriptor(uint32_t address, int leading = 1
            uint64_t(1) << 62;
 }
 
+// The same with groups of eight rows so far apart, at any multiple of 128 bytes: the swizzle acts on the address.
+__device__ __forceinline__ uint64_t descriptor_apart(uint32_t address, int distance) {
+    return uint64_t((address & 0x3ffffu) >> 4) | uint64_t(1) << 16 | uint64_t(distance >> 4) << 32 | uint64_t(1) << 62;
+}
+
 __device__ __forceinline__ void wgmma_fence() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
 __device__ __forceinline__ void wgmma_commit() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
 template <int PENDING> __device__ __forceinline__ void wgmma_wait() {

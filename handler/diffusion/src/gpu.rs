@@ -207,13 +207,14 @@ impl Gpu {
         unsafe { self.0.kernels.launch(&self.0.stream, launch, args) }
     }
 
-    /// Enqueues a kernel whose arguments are given as they lie in memory, each from a multiple of 8 bytes on.
+    /// Enqueues a kernel whose arguments are given as they lie in memory, each from a multiple of 8 bytes on. Blocks with the same first two
+    /// numbers are clusters of so many; with more than 1, this needs Hopper.
     ///
     /// # Safety
     /// As for [`Gpu::launch`]. Each argument has as many words as its type in the kernel's signature.
-    pub(crate) unsafe fn launch_words(&self, launch: Launch, args: &[&[u64]]) -> Result<()> {
+    pub(crate) unsafe fn launch_words(&self, launch: Launch, cluster: usize, args: &[&[u64]]) -> Result<()> {
         // SAFETY: as the caller promises.
-        unsafe { self.0.kernels.launch_words(&self.0.stream, launch, args) }
+        unsafe { self.0.kernels.launch_words(&self.0.stream, launch, cluster, args) }
     }
 
     /// Whether both are the same GPU with the same stream.

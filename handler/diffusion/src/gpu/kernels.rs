@@ -6,7 +6,7 @@ use cudarc::driver::{
     CudaStream,
     sys::{
         self, CUfunction, CUfunction_attribute, CUlaunchAttribute, CUlaunchAttributeID, CUlaunchAttributeValue,
-        CUlaunchConfig,
+        CUlaunchAttributeValue_union__bindgen_ty_1 as Cluster, CUlaunchConfig,
     },
 };
 use std::{
@@ -26,7 +26,7 @@ static HOPPER_IMAGES: &[&[u8]] = include!(concat!(env!("OUT_DIR"), "/hopper_imag
 /// The compute capabilities that there is machine code for, such as 75,80: [the build script](../../build.rs) says which.
 pub(super) const ARCHITECTURES: &str = env!("EASEL_CUDA_ARCHS_BUILT");
 /// Kernels, without the dtype in their names, that may start before the kernel ahead has ended, because they wait for it themselves
-/// (`EXPORT_EARLY` in `kernels/`).
+/// (`EXPORT_EARLY` and `STARTS_EARLY` in `kernels/`).
 const EARLY: &[&str] = include!(concat!(env!("OUT_DIR"), "/early_kernels.rs"));
 
 /// Numbers that kernels declare (`RUST_CONSTANT` in `kernels/`).
@@ -124,14 +124,15 @@ impl Kernels {
         };
         let each: Vec<&[u64]> = words.chunks(1).collect();
         // SAFETY: each word holds one argument, little end first; the caller promises the rest.
-        unsafe { self.launch_words(stream, launch, &each) }
+        unsafe { self.launch_words(stream, launch, 1, &each) }
     }
 
-    /// Enqueues a kernel whose arguments are given as they lie in memory, each from a multiple of 8 bytes on.
+    /// Enqueues a kernel whose arguments are given as they lie in memory, each from a multiple of 8 bytes on. Blocks with the same first two
+    /// numbers are clusters of so many; with more than 1, this needs Hopper.
     ///
     /// # Safety
     /// As for [`super::Gpu::launch`]. Each argument has as many words as its type in the kernel's signature.
-    pub(super) unsafe fn launch_words(&self, stream: &CudaStream, launch: Launch, args: &[&[u64]]) -> Result<()> {
+    pub(super) unsafe fn launch_words(&self, stream: &CudaStream, launch: Launch, cluster: usize, args: &[&[u64]]) -> Result<()> {
         let Launch { name, grid, block, shared } = launch;
         if grid.iter().any(|&count| u32::try_from(count).is_err()) {
             return Err(GpuError::Unavailable(format!("{name} in blocks of {grid:?} is too much")));
@@ -139,9 +140,20 @@ impl Kernels {
         let Found { function, starts_early, .. } = self.function(&name, shared as u32)?;
         let mut pointers: Vec<*mut c_void> = args.iter().map(|words| words.as_ptr().cast_mut().cast()).collect();
         let [x, y, z] = grid.map(|count| count as u32);
-        let value = CUlaunchAttributeValue { programmaticStreamSerializationAllowed: 1 };
-        let id = CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION;
-        let mut attribute = CUlaunchAttribute { id, pad: [0; 4], value };
+        let early = CUlaunchAttribute {
+            id: CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION,
+            pad: [0; 4],
+            value: CUlaunchAttributeValue { programmaticStreamSerializationAllowed: 1 },
+        };
+        let clusterDim = Cluster { x: 1, y: 1, z: cluster as u32 };
+        let clusters = CUlaunchAttribute {
+            id: CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION,
+            pad: [0; 4],
+            value: CUlaunchAttributeValue { clusterDim },
+        };
+        let starts_early = starts_early && !self.next_late.swap(false, Ordering::Relaxed);
+        let chosen = [starts_early.then_some(early), (cluster > 1).then_some(clusters)];
+        let mut attributes: Vec<CUlaunchAttribute> = chosen.into_iter().flatten().collect();
         let config = CUlaunchConfig {
             gridDimX: x,
             gridDimY: y,
@@ -151,8 +163,8 @@ impl Kernels {
             blockDimZ: 1,
             sharedMemBytes: shared as u32,
             hStream: stream.cu_stream(),
-            attrs: &mut attribute,
-            numAttrs: u32::from(starts_early && !self.next_late.swap(false, Ordering::Relaxed)),
+            attrs: attributes.as_mut_ptr(),
+            numAttrs: attributes.len() as u32,
         };
         // SAFETY: the driver reads the arguments before it returns, and writes none; the caller promises the rest.
         check(&name, unsafe { sys::cuLaunchKernelEx(&config, function, pointers.as_mut_ptr(), null_mut()) })
@@ -191,9 +203,13 @@ impl Kernels {
     }
 }
 
-/// Whether a kernel starts early; its name ends with the dtype.
+/// Whether a kernel starts early; after its name come the dtype and perhaps more.
 fn is_early(name: &str) -> bool {
-    name.rsplit_once('_').is_some_and(|(kernel, _)| EARLY.contains(&kernel))
+    let kernel = ["_f16", "_bf16", "_f32"].iter().find_map(|dtype| {
+        let (kernel, rest) = name.split_once(dtype)?;
+        (rest.is_empty() || rest.starts_with('_')).then_some(kernel)
+    });
+    kernel.is_some_and(|kernel| EARLY.contains(&kernel))
 }
 
 impl Arg {
@@ -241,6 +257,7 @@ mod tests {
             assert!(others.iter().all(|kernel| !is_early(&format!("{kernel}_{dtype}"))), "{others:?}");
         }
         assert!(!others.is_empty() && !is_early("linear_geglu_f16_128") && !is_early("attention_f16_40"));
+        assert!(is_early("product_hopper_bf16_rows_80"));
     }
 
     #[test]

@@ -139,7 +139,7 @@ impl Plan {
         let words = problem.words(self.depth);
         let words = words.ok_or_else(|| GpuError::Unavailable(format!("too large for a kernel: {problem:?}")))?;
         // SAFETY: the one argument of these kernels, as the caller promises.
-        unsafe { gpu.launch_words(self.launch.clone(), &[&words]) }
+        unsafe { gpu.launch_words(self.launch.clone(), 1, &[&words]) }
     }
 }
 

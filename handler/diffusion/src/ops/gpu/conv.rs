@@ -4,7 +4,7 @@ use super::{
     LANES, address_or_null, check_alike, check_f32, check_vector,
     linear::multiply,
     norm::{Share, moments_for},
-    product::{After, product},
+    product::{After, is_ours, product},
     refused, upsample, vector,
 };
 use crate::gpu::{Arg, Array, Dtype, Placed, WeightLayout, conv::ConvShape, product::Problem};
@@ -56,12 +56,15 @@ impl Conv {
     /// After the map was resized by the nearest neighbour. If it is twice as large, it is never written to memory.
     pub(in crate::ops) fn forward_resized(&self, xs: &Array, height: usize, width: usize) -> Result<Array> {
         let doubled = matches!(xs.dims(), &[_, from_height, from_width, _] if [height, width] == [2 * from_height, 2 * from_width]);
-        if !doubled || xs.gpu().has_libraries() || self.window.side == 1 {
+        if !doubled || self.window.side == 1 {
             return self.forward(&upsample(xs, height, width)?, None, None);
         }
         let (shape, sums) = self.shape_for(xs, [height, width], false)?;
         let problem = Problem::of_conv(&shape, xs.address(), self.weight.address(), sums.address());
         let problem = Problem { map: [height / 2, width / 2], doubled: true, ..problem };
+        if !is_ours(&problem, xs.gpu()) {
+            return self.forward(&upsample(xs, height, width)?, None, None);
+        }
         let after = After { bias: Some(&self.bias), is_measured: true, ..After::default() };
         check_after(&sums, &self.bias, None, None)?;
         Array::reach(&[&self.weight, &self.bias])?;
@@ -107,10 +110,10 @@ impl Conv {
         let &[_, height, width, _] = xs.dims() else { return refused(format!("{:?} is no map", xs.dims())) };
         let (shape, sums) = self.shape_for(xs, [height, width], open)?;
         let gpu = xs.gpu();
-        if !gpu.has_libraries() {
+        let problem = Problem::of_conv(&shape, xs.address(), self.weight.address(), sums.address());
+        if is_ours(&problem, gpu) {
             check_after(&sums, &self.bias, shift, onto)?;
             Array::reach(&[&self.weight, &self.bias])?;
-            let problem = Problem::of_conv(&shape, xs.address(), self.weight.address(), sums.address());
             let after = After { bias: Some(&self.bias), shift, onto, is_measured: true };
             // SAFETY: dense arrays of the shape's dtype: x and w were compared with it above, y was made by it, and what comes after was
             // compared with that.

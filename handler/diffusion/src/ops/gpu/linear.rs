@@ -2,7 +2,7 @@
 
 use super::{
     LANES, addresses, check_alike, check_vector, geglu, is_plain,
-    product::{After, product},
+    product::{After, is_ours, product},
     refused, vector, with_columns,
 };
 use crate::gpu::{
@@ -178,11 +178,11 @@ pub(super) fn multiply(xs: &Array, weight: &Array, bias: Option<&Array>, onto: O
     // `out` was made by it. All are of this GPU, and the next user of their memory comes later on the same
     // stream.
     unsafe {
-        if gpu.has_libraries() {
+        let mut problem = Problem::of_matmul(&shape, &at);
+        if !is_ours(&problem, gpu) {
             gpu.matmuls()?.run(&shape, &at)?;
             return Ok(out);
         }
-        let mut problem = Problem::of_matmul(&shape, &at);
         if let &[_, height, width, _] = xs.dims() {
             problem.out_map = [height, width];
         }

@@ -5,8 +5,8 @@ use super::{
     norm::{Share, USUAL_GROUPS, moments_for},
 };
 use crate::gpu::{
-    Arg, Array, Dtype, Moments,
-    product::{Plan, Problem},
+    Arg, Array, Dtype, Gpu, Moments,
+    product::{HopperPlan, Plan, Problem},
 };
 use candle_core::Result;
 use std::sync::Arc;
@@ -42,6 +42,10 @@ pub(super) unsafe fn product(problem: Problem, out: Array, after: After) -> Resu
         onto: address(after.onto),
         ..problem
     };
+    if let Some(plan) = HopperPlan::of(&problem, &gpu) {
+        // SAFETY: as the caller promises.
+        return unsafe { hopper(&plan, problem, out, after.is_measured) };
+    }
     let plan = Plan::of(&problem, &gpu)?;
     if plan.splits() > 1 {
         let partials = gpu.scratch(&[plan.splits(), problem.rows, problem.columns], Dtype::F32)?;
@@ -60,6 +64,30 @@ pub(super) unsafe fn product(problem: Problem, out: Array, after: After) -> Resu
     let moments = gpu.scratch(&[images, USUAL_GROUPS, chunks, 2], Dtype::F32)?;
     problem.moments = moments.address();
     problem.measured = [USUAL_GROUPS, chunks];
+    // SAFETY: as the caller promises; there is room for the moments of each group and chunk.
+    unsafe { plan.launch(&gpu, &problem)? };
+    Ok(out.with_moments(Moments { array: Arc::new(moments), groups: USUAL_GROUPS }))
+}
+
+/// Whether a product is one of our own kernels' and not the libraries'.
+pub(super) fn is_ours(problem: &Problem, gpu: &Gpu) -> bool {
+    !gpu.has_libraries() || HopperPlan::of(problem, gpu).is_some()
+}
+
+/// The same by the kernels for Hopper.
+///
+/// # Safety
+/// As for [`product`].
+unsafe fn hopper(plan: &HopperPlan, problem: Problem, out: Array, is_measured: bool) -> Result<Array> {
+    let gpu = out.gpu().clone();
+    let Some(chunks) = plan.chunks(&problem, USUAL_GROUPS).filter(|_| is_measured) else {
+        // SAFETY: as the caller promises.
+        unsafe { plan.launch(&gpu, &problem)? };
+        return Ok(out);
+    };
+    let images = problem.rows / problem.area();
+    let moments = gpu.scratch(&[images, USUAL_GROUPS, chunks, 2], Dtype::F32)?;
+    let problem = Problem { moments: moments.address(), measured: [USUAL_GROUPS, chunks], ..problem };
     // SAFETY: as the caller promises; there is room for the moments of each group and chunk.
     unsafe { plan.launch(&gpu, &problem)? };
     Ok(out.with_moments(Moments { array: Arc::new(moments), groups: USUAL_GROUPS }))

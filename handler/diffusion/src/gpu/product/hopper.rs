@@ -1,0 +1,260 @@
+//! Products and convolutions on Hopper (`kernels/product_hopper.cu`): which tile and how many splits along k, and what the copy engine
+//! needs to know.
+
+mod boxes;
+#[cfg(test)]
+mod tests;
+
+use super::{Ending, Problem};
+use crate::gpu::{
+    Dtype, Gpu, GpuError, Launch, Result,
+    constants::{
+        PRODUCT_HOPPER_DEPTH, PRODUCT_HOPPER_PATCH, PRODUCT_HOPPER_ROWS, PRODUCT_HOPPER_SHARED,
+        PRODUCT_HOPPER_SPLIT_COLUMNS, PRODUCT_HOPPER_SPLITS, PRODUCT_HOPPER_THREADS,
+    },
+};
+use boxes::Boxes;
+
+/// A tile: the ending of its name, how its rows lie, and its columns; then nanoseconds on an H200: around the steps of a block, of a
+/// step, and of a split.
+type Tile = (&'static str, usize, usize, usize, usize, usize);
+
+/// The table in `kernels/product_hopper.cu`.
+const TILES: &[Tile] = include!(concat!(env!("OUT_DIR"), "/product_hopper_tiles.rs"));
+/// How a tile's rows lie: consecutive ones of a matrix; patches of a map, whose windows are loaded place by place; patches with the places
+/// around them.
+const ROWS: usize = 0;
+const WINDOWS: usize = 1;
+const PATCHES: usize = 2;
+/// How many of 1000 multiprocessors clusters of 1, 2, … blocks can fill: the others are left over in groups that share a part of the chip.
+/// Of an H100 and an H200.
+const FILLED: [usize; PRODUCT_HOPPER_SPLITS] = [1000, 1000, 886, 909, 833, 772, 795, 909];
+/// With fewer channels than half a step, a step is mostly zeros.
+const FEW_CHANNELS: usize = PRODUCT_HOPPER_DEPTH / 2;
+/// With fewer rows, a tile is mostly zeros.
+const FEW_ROWS: usize = 64;
+/// The most chunks of an image's rows whose moments a norm should merge.
+const CHUNKS: usize = 512;
+/// Groups of the norm that follows a convolution, and what its moments cost, in nanoseconds, if the tile cannot take them along.
+const GROUPS: usize = 32;
+const UNMEASURED: usize = 5000;
+/// Places of a patch, which are rows of a tile.
+const PLACES: usize = PRODUCT_HOPPER_PATCH * PRODUCT_HOPPER_PATCH;
+
+/// How a problem is computed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct HopperPlan {
+    launch: Launch,
+    mode: usize,
+    columns: usize,
+    splits: usize,
+    tiling: Tiling,
+}
+
+/// As the kernel has it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Tiling {
+    /// Whether a tile's two patches lie beside each other, below each other, or in two images.
+    across: usize,
+    down: usize,
+    images: usize,
+    tiles_across: usize,
+    tiles_down: usize,
+    steps: usize,
+    first_steps: usize,
+}
+
+impl HopperPlan {
+    /// `None` if another kernel must or should take the problem.
+    pub(crate) fn of(problem: &Problem, gpu: &Gpu) -> Option<Self> {
+        if gpu.is_hopper() { Self::on(problem, gpu.multiprocessors()) } else { None }
+    }
+
+    fn on(problem: &Problem, multiprocessors: usize) -> Option<Self> {
+        let mode = mode_of(problem)?;
+        let tiling = Tiling::of(problem, mode)?;
+        let tiles = TILES.iter().filter(|tile| tile.1 == mode);
+        let all = tiles.flat_map(|tile| (1..=most_splits(tile, &tiling)).map(move |splits| (tile, splits)));
+        let all = all.filter(|&(_, splits)| at_once(splits, multiprocessors) > 0);
+        let time = |&(tile, splits): &(&Tile, usize)| nanoseconds(tile, problem, &tiling, splits, multiprocessors);
+        let (&(ending, _, columns, ..), splits) = all.min_by_key(time)?;
+        let launch = Launch {
+            name: format!("product_hopper_{}_{ending}", problem.dtype.name()),
+            grid: [tiling.tiles(problem, mode), problem.columns.div_ceil(columns), splits],
+            block: PRODUCT_HOPPER_THREADS,
+            shared: PRODUCT_HOPPER_SHARED,
+        };
+        Some(Self { launch, mode, columns, splits, tiling })
+    }
+
+    /// Chunks of an image's rows whose moments of so many groups the kernel can take.
+    pub(crate) fn chunks(&self, problem: &Problem, groups: usize) -> Option<usize> {
+        let chunks = problem.area() / if self.splits > 1 { 16 } else { PLACES };
+        let channels = problem.columns / groups;
+        let groups_fit = problem.columns.is_multiple_of(groups)
+            && channels.is_multiple_of(2)
+            && self.columns.is_multiple_of(channels);
+        let whole = problem.area().is_multiple_of(PLACES) && problem.rows.is_multiple_of(problem.area());
+        let patches_fit = self.mode == ROWS || self.tiling.is_exact(problem);
+        (groups_fit && whole && patches_fit && chunks <= CHUNKS).then_some(chunks)
+    }
+
+    /// Enqueues it.
+    ///
+    /// # Safety
+    /// The problem is the one that this was made for, apart from moments. Its addresses are those of this GPU's memory, as large as its
+    /// sizes say, until the stream gets there: if it is captured, until the graph has run for the last time.
+    pub(crate) unsafe fn launch(&self, gpu: &Gpu, problem: &Problem) -> Result<()> {
+        let [a, more, w] = self.maps(problem)?;
+        let words = problem.words(problem.inner);
+        let words = words.ok_or_else(|| GpuError::Unavailable(format!("too large for a kernel: {problem:?}")))?;
+        let tiling = self.tiling.words();
+        // SAFETY: the arguments of these kernels in their order, as the caller promises; the grid is that of the problem's tiles.
+        unsafe { gpu.launch_words(self.launch.clone(), self.splits, &[&a, &more, &w, &words, &tiling]) }
+    }
+
+    /// What the copy engine needs to know of both maps and of the weights.
+    fn maps(&self, problem: &Problem) -> Result<[[u64; 16]; 3]> {
+        let images = problem.rows / problem.area();
+        let map = |address, channels, row| match self.mode {
+            ROWS => Boxes {
+                address,
+                sizes: [channels, problem.rows, 1, 1],
+                row,
+                lengths: [PRODUCT_HOPPER_DEPTH, PRODUCT_HOPPER_ROWS, 1, 1],
+                step: 1,
+            },
+            WINDOWS => Boxes {
+                address,
+                sizes: [channels, problem.map[1], problem.map[0], images],
+                row,
+                lengths: [PRODUCT_HOPPER_DEPTH, self.reach(0) * problem.stride, self.reach(0) * problem.stride, 1],
+                step: problem.stride,
+            },
+            _ => Boxes {
+                address,
+                sizes: [channels, problem.map[1], problem.map[0], images],
+                row,
+                lengths: [
+                    PRODUCT_HOPPER_DEPTH,
+                    self.reach(self.tiling.across) + 2,
+                    self.reach(self.tiling.down) + 2,
+                    1 + self.tiling.images,
+                ],
+                step: 1,
+            },
+        };
+        let [channels, others] = problem.channels;
+        let a = map(problem.a, channels, problem.a_row).encode(problem.dtype)?;
+        let more = if others > 0 { map(problem.more, others, problem.more_row).encode(problem.dtype)? } else { a };
+        // A column's places follow one another, each with all channels, as an image's rows do.
+        let w = Boxes {
+            address: problem.w,
+            sizes: [channels + others, problem.side * problem.side, problem.columns, 1],
+            row: channels + others,
+            lengths: [PRODUCT_HOPPER_DEPTH, 1, self.columns, 1],
+            step: 1,
+        };
+        Ok([a, more, w.encode_with(problem.dtype, [w.row, problem.w_row])?])
+    }
+
+    /// Places of one patch or of two.
+    fn reach(&self, two: usize) -> usize {
+        PRODUCT_HOPPER_PATCH << two
+    }
+}
+
+impl Tiling {
+    /// The one that leaves the least of the tiles outside of the maps; patches below each other if there is no difference.
+    fn of(problem: &Problem, mode: usize) -> Option<Self> {
+        let steps = |channels: usize| channels.div_ceil(PRODUCT_HOPPER_DEPTH);
+        let [channels, others] = problem.channels;
+        let all = (steps(channels) + steps(others)) * problem.side * problem.side;
+        let first_steps = steps(channels);
+        let shapes = if mode == ROWS { &[[0, 0, 0]][..] } else { &[[0, 1, 0], [1, 0, 0], [0, 0, 1]] };
+        let tilings = shapes.iter().map(|&[across, down, images]| {
+            let [height, width] = places(problem);
+            let tiles = |places: usize, two: usize| places.div_ceil(PRODUCT_HOPPER_PATCH << two);
+            let (tiles_across, tiles_down) = (tiles(width, across), tiles(height, down));
+            Self { across, down, images, tiles_across, tiles_down, steps: all, first_steps }
+        });
+        tilings.min_by_key(|tiling| tiling.tiles(problem, mode))
+    }
+
+    /// Tiles of all rows.
+    fn tiles(&self, problem: &Problem, mode: usize) -> usize {
+        if mode == ROWS {
+            return problem.rows.div_ceil(PRODUCT_HOPPER_ROWS);
+        }
+        let images = (problem.rows / problem.area()).div_ceil(1 + self.images);
+        self.tiles_across * self.tiles_down * images * kinds(problem)
+    }
+
+    /// Whether no part of a tile is outside of the maps.
+    fn is_exact(&self, problem: &Problem) -> bool {
+        self.tiles(problem, PATCHES) * PRODUCT_HOPPER_ROWS == problem.rows
+    }
+
+    fn words(&self) -> [u64; 4] {
+        let numbers =
+            [self.across, self.down, self.images, self.tiles_across, self.tiles_down, self.steps, self.first_steps];
+        let mut words = [0; 4];
+        for (index, number) in numbers.into_iter().enumerate() {
+            words[index / 2] |= (number as u64 & 0xffff_ffff) << (index % 2 * 32);
+        }
+        words
+    }
+}
+
+/// Kinds of places: their parities, if the map is read as a larger one.
+fn kinds(problem: &Problem) -> usize {
+    if problem.doubled { 4 } else { 1 }
+}
+
+/// Height and width of what the tiles of one kind cover.
+fn places(problem: &Problem) -> [usize; 2] {
+    if problem.doubled { problem.map } else { problem.out_map }
+}
+
+/// How the rows of a tile must lie; `None` if the kernels do not take the problem, or others are faster.
+fn mode_of(problem: &Problem) -> Option<usize> {
+    let plain = problem.problems == 1
+        && problem.ending == Ending::AsItIs
+        && !problem.wide
+        && !problem.crossed
+        && problem.partials == 0
+        && matches!(problem.dtype, Dtype::F16 | Dtype::BF16);
+    let worth = problem.rows >= FEW_ROWS && problem.channels[0] >= FEW_CHANNELS && problem.columns > 0;
+    if !plain || !worth || !problem.is_whole() {
+        return None;
+    }
+    let dense = problem.area() > 0 && problem.rows.is_multiple_of(problem.area());
+    match (problem.side, problem.stride, problem.doubled) {
+        (1, 1, false) => Some(ROWS),
+        (3, 1, false) if dense => Some(PATCHES),
+        // Two windows of each source's place begin at the place before it.
+        (3, 1, true) if dense && problem.padding == [1, 1] => Some(PATCHES),
+        (1 | 3, 2, false) if dense => Some(WINDOWS),
+        _ => None,
+    }
+}
+
+/// The most splits that a tile can have, each with two steps or more.
+fn most_splits(tile: &Tile, tiling: &Tiling) -> usize {
+    if tile.2 > PRODUCT_HOPPER_SPLIT_COLUMNS { 1 } else { (tiling.steps / 2).clamp(1, PRODUCT_HOPPER_SPLITS) }
+}
+
+/// Blocks that run at once, in clusters of so many.
+fn at_once(splits: usize, multiprocessors: usize) -> usize {
+    multiprocessors * FILLED[splits - 1] / 1000 / splits * splits
+}
+
+/// A model of the time that it takes: rounds of blocks, each the time around its steps and that of the steps.
+fn nanoseconds(tile: &Tile, problem: &Problem, tiling: &Tiling, splits: usize, multiprocessors: usize) -> usize {
+    let &(_, mode, columns, around, step, split) = tile;
+    let blocks = tiling.tiles(problem, mode) * problem.columns.div_ceil(columns) * splits;
+    let at_once = at_once(splits, multiprocessors).max(1);
+    let round = around + tiling.steps.div_ceil(splits) * step;
+    let is_measured = mode == ROWS || problem.columns < GROUPS || columns.is_multiple_of(problem.columns / GROUPS);
+    blocks.div_ceil(at_once) * round + if splits > 1 { split } else { 0 } + if is_measured { 0 } else { UNMEASURED }
+}

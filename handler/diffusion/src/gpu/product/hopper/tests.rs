@@ -1,0 +1,116 @@
+//! Which kernels for Hopper take which problems. Needs no GPU.
+
+use super::*;
+use crate::gpu::{
+    conv::ConvShape,
+    matmul::{MatmulShape, Operands},
+};
+
+/// Of an H100 and an H200.
+const MULTIPROCESSORS: usize = 132;
+
+fn product(rows: usize, inner: usize, columns: usize) -> Problem {
+    Problem::of_matmul(
+        &MatmulShape::linear(Dtype::F16, rows, columns, inner),
+        &Operands::product(1 << 20, 2 << 20, 3 << 20),
+    )
+}
+
+fn conv(batch: usize, side: usize, from: usize, to: usize, stride: usize) -> Problem {
+    let shape = ConvShape {
+        dtype: Dtype::F16,
+        batch,
+        height: side,
+        width: side,
+        channels_in: from,
+        channels_out: to,
+        side: 3,
+        stride,
+        padding: 1,
+        open: false,
+    };
+    Problem::of_conv(&shape, 1 << 20, 2 << 20, 3 << 20)
+}
+
+fn chosen(problem: &Problem) -> (String, [usize; 3]) {
+    let plan = HopperPlan::on(problem, MULTIPROCESSORS).unwrap();
+    (plan.launch.name, plan.launch.grid)
+}
+
+#[test]
+fn the_unets_problems_fill_the_gpu_in_one_round_where_that_was_measured_to_be_best() {
+    for (problem, name, grid) in [
+        (conv(2, 64, 320, 320, 1), "patches_160", [64, 2, 1]),
+        (conv(2, 32, 1920, 640, 1), "patches_160", [16, 4, 2]),
+        (conv(2, 16, 1280, 1280, 1), "patches_80", [4, 16, 2]),
+        (conv(2, 8, 1280, 1280, 1), "patches_80", [1, 16, 6]),
+        (conv(2, 16, 1280, 1280, 2), "windows_80", [1, 16, 6]),
+        (conv(1, 64, 512, 512, 1), "patches_128", [32, 4, 1]),
+        (product(8192, 320, 320), "rows_160", [64, 2, 1]),
+        (product(2048, 640, 640), "rows_80", [16, 8, 1]),
+        (product(512, 1280, 3840), "rows_128", [4, 30, 1]),
+        (product(512, 5120, 1280), "rows_80", [4, 16, 2]),
+    ] {
+        let (got, blocks) = chosen(&problem);
+        assert_eq!((got.as_str(), blocks), (format!("product_hopper_f16_{name}").as_str(), grid), "{problem:?}");
+    }
+}
+
+#[test]
+fn what_the_kernels_do_not_take_is_left_to_others() {
+    let good = conv(2, 64, 320, 320, 1);
+    assert!(HopperPlan::on(&good, MULTIPROCESSORS).is_some());
+    for (why, bad) in [
+        ("f32", Problem { dtype: Dtype::F32, ..good }),
+        ("a batch", Problem { problems: 2, ..good }),
+        ("f32 sums", Problem { wide: true, ..good }),
+        ("W across", Problem { crossed: true, ..good }),
+        ("a gate", Problem { ending: Ending::Gated, ..good }),
+        ("an odd address", Problem { a: good.a + 2, ..good }),
+        ("few channels", conv(2, 64, 8, 320, 1)),
+        ("few rows", product(2, 320, 1280)),
+        ("a stride of 3", Problem { stride: 3, ..good }),
+        ("twice as large without zeros around", Problem { doubled: true, padding: [0, 0], ..good }),
+    ] {
+        assert_eq!(HopperPlan::on(&bad, MULTIPROCESSORS), None, "{why}");
+    }
+}
+
+#[test]
+fn patches_of_small_maps_are_those_of_two_images() {
+    let tiling = |problem: &Problem| HopperPlan::on(problem, MULTIPROCESSORS).unwrap().tiling;
+    let small = tiling(&conv(2, 8, 1280, 1280, 1));
+    assert_eq!([small.across, small.down, small.images, small.tiles_across, small.tiles_down], [0, 0, 1, 1, 1]);
+    let large = tiling(&conv(2, 64, 320, 320, 1));
+    assert_eq!([large.across, large.down, large.images, large.tiles_across, large.tiles_down], [0, 1, 0, 8, 4]);
+    assert_eq!((large.steps, large.first_steps), (45, 5));
+    // Read as twice as large: four kinds of places, of which each is a map as it lies in memory.
+    let problem = Problem { doubled: true, out_map: [128, 128], rows: 2 * 128 * 128, ..conv(2, 64, 640, 640, 1) };
+    assert_eq!(tiling(&problem).tiles(&problem, PATCHES), 4 * 64);
+    assert_eq!(
+        Tiling { across: 1, down: 2, images: 3, tiles_across: 4, tiles_down: 5, steps: 6, first_steps: 7 }.words(),
+        [2 << 32 | 1, 4 << 32 | 3, 6 << 32 | 5, 7]
+    );
+}
+
+#[test]
+fn moments_are_taken_where_tiles_fit_maps_and_groups() {
+    let chunks = |problem: &Problem| HopperPlan::on(problem, MULTIPROCESSORS).unwrap().chunks(problem, 32);
+    assert_eq!(chunks(&conv(2, 64, 320, 320, 1)), Some(64));
+    // Split along k: 16 rows each.
+    assert_eq!(chunks(&conv(2, 8, 1280, 1280, 1)), Some(4));
+    // Part of a tile is outside of the map, groups of an odd number of channels, and more chunks than a norm should merge.
+    assert_eq!(chunks(&conv(2, 36, 320, 320, 1)), None);
+    assert_eq!(chunks(&conv(2, 64, 320, 96, 1)), None);
+    assert_eq!(chunks(&conv(1, 512, 128, 128, 1)), None);
+}
+
+#[test]
+fn a_problem_goes_to_the_tile_and_splits_that_the_model_finds_fastest() {
+    // With one multiprocessor there can be no splits.
+    assert_eq!(HopperPlan::on(&conv(2, 8, 1280, 1280, 1), 1).unwrap().splits, 1);
+    assert!(TILES.iter().all(|tile| tile.2.is_multiple_of(8) && tile.1 <= PATCHES));
+    for mode in [ROWS, WINDOWS, PATCHES] {
+        assert!(TILES.iter().any(|tile| tile.1 == mode));
+    }
+}
