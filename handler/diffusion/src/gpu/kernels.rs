@@ -132,7 +132,13 @@ impl Kernels {
     ///
     /// # Safety
     /// As for [`super::Gpu::launch`]. Each argument has as many words as its type in the kernel's signature.
-    pub(super) unsafe fn launch_words(&self, stream: &CudaStream, launch: Launch, cluster: usize, args: &[&[u64]]) -> Result<()> {
+    pub(super) unsafe fn launch_words(
+        &self,
+        stream: &CudaStream,
+        launch: Launch,
+        cluster: usize,
+        args: &[&[u64]],
+    ) -> Result<()> {
         let Launch { name, grid, block, shared } = launch;
         if grid.iter().any(|&count| u32::try_from(count).is_err()) {
             return Err(GpuError::Unavailable(format!("{name} in blocks of {grid:?} is too much")));
