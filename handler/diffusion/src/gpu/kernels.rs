@@ -151,11 +151,11 @@ impl Kernels {
             pad: [0; 4],
             value: CUlaunchAttributeValue { programmaticStreamSerializationAllowed: 1 },
         };
-        let clusterDim = Cluster { x: 1, y: 1, z: cluster as u32 };
+        let size = Cluster { x: 1, y: 1, z: cluster as u32 };
         let clusters = CUlaunchAttribute {
             id: CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION,
             pad: [0; 4],
-            value: CUlaunchAttributeValue { clusterDim },
+            value: CUlaunchAttributeValue { clusterDim: size },
         };
         let starts_early = starts_early && !self.next_late.swap(false, Ordering::Relaxed);
         let chosen = [starts_early.then_some(early), (cluster > 1).then_some(clusters)];
