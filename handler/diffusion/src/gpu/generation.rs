@@ -30,10 +30,10 @@ impl Generation {
     /// The newest whose machine code is used on a GPU of that compute capability, in a build for `architectures`, such as `75,80`:
     /// that of the GPU's own major number, or else what the driver makes of the last one's intermediate code.
     pub(super) fn of_code((major, minor): (usize, usize), architectures: &str) -> Option<Self> {
-        let built =
+        let mut built =
             architectures.split(',').filter_map(|name| name.parse::<usize>().ok()).map(|name| (name / 10, name % 10));
         let own = built.clone().any(|(of, least)| of == major && least <= minor);
-        if own { Self::of((major, minor)) } else { built.last().and_then(Self::of) }
+        if own { Self::of((major, minor)) } else { built.next_back().and_then(Self::of) }
     }
 
     /// The least compute capability, such as `8.0`.

@@ -253,22 +253,20 @@ fn transform_back<S: Simd>(
     for group in panel.clone().step_by(S::F32_LANES) {
         let products = &products[group - panel.start..];
         let zero = simd.splat_f32s(0.0);
-        let mut columns = [[zero; TILE]; SIDE];
+        let mut rows = [[zero; SIDE]; TILE];
         for x in 0..SIDE {
             let mut points = [zero; SIDE];
             for y in 0..SIDE {
                 points[y] = S::as_simd_f32s(&products[(y * SIDE + x) * step..][..S::F32_LANES]).0[0];
             }
-            columns[x] = pixels(simd, points);
-        }
-        for y in 0..TILE {
-            let mut row = [zero; SIDE];
-            for x in 0..SIDE {
-                row[x] = columns[x][y];
+            for (row, point) in rows.iter_mut().zip(pixels(simd, points)) {
+                row[x] = point;
             }
+        }
+        for (y, row) in rows.into_iter().enumerate() {
             let mut row = pixels(simd, row);
-            for x in 0..TILE {
-                row[x] = simd.add_f32s(row[x], offset);
+            for number in &mut row {
+                *number = simd.add_f32s(*number, offset);
             }
             let row: [S::f32s; TILE] = simd.interleave_shfl_f32s(row);
             let row: &[f32] = pulp::bytemuck::cast_slice(&row);
