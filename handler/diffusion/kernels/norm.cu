@@ -3,19 +3,19 @@
 // Activations are NHWC: xs[image][row][channel], a row being one pixel or token. C, Ca and Cb are multiples of 8 and
 // every base address a multiple of 16 bytes. groups divides C; C / groups is any number.
 //
-// after_conv, after_split, join and moments leave the moments of each chunk of rows in `partials`, and group_norm merges them: no
+// after_split, join and moments leave the moments of each chunk of rows in `partials`, and group_norm merges them: no
 // block waits for another. partials[image][group][chunk] is float2 (mean, sum of squared deviations); chunk k covers
 // the rows from k * height to min((k + 1) * height, rows_per_image). Sums run in a fixed order, so equal inputs and
 // launch shapes give equal bits.
 //
-// Launch rule of after_conv, after_split, join, moments and group_norm (C = Ca + Cb for join): a block has 8 * vectors channels, its
+// Launch rule of after_split, join, moments and group_norm (C = Ca + Cb for join): a block has 8 * vectors channels, its
 // slice, and block / vectors rows in hand at once.
 //     slice = 8 * vectors  divides C, is a multiple of C / groups, at most 2560 and at most LARGEST_TABLE groups
 //     block = (a multiple of 32, at least vectors, at most LARGEST_BLOCK, but at most LARGEST_NARROW_BLOCK if
 //             C / groups is below 7 and not 4; 1; 1)
 //     grid  = (chunks, C / slice, batch)  all but group_norm: any height >= 1, chunks = ceil(rows / height)
 //     grid  = (blocks, C / slice, batch)  group_norm: any blocks >= 1; vectors and block need not be those of before
-// If partials is null, after_conv, after_split and join measure nothing and take any slice; groups is not used. No dynamic shared
+// If partials is null, after_split and join measure nothing and take any slice; groups is not used. No dynamic shared
 // memory. Slices of a multiple of 32 bytes are best, two to four blocks to a multiprocessor, and four rows to a thread.
 //
 // All start early (see common.cuh). bias, weight and *step are read before
@@ -162,74 +162,9 @@ __device__ __forceinline__ void finish(const Sums& sums, const Place& place, flo
     }
 }
 
-// after_conv: in place xs = xs + bias[c] + table[*step][c] + onto, with bias, table (`steps` rows of C) and onto (the
-// shape of xs) each left out when null; and the moments of the stored values.
-template <typename T>
-__device__ __forceinline__ void after_conv_body(Early early, T* xs, const T* bias, const T* table, const int* step,
-                                                int steps, const T* onto, float2* partials, int rows_per_image, int C,
-                                                int groups, int vectors, int height) {
-    constexpr int N = AT_ONCE<T>;
-    let_next_start(early);
-    const Place place(vectors);
-    int row = int(blockIdx.x) * height + place.lane;
-    const int end = min((int(blockIdx.x) + 1) * height, rows_per_image);
-    const int rows = end - int(blockIdx.x) * height;
-    const size_t offset = size_t(blockIdx.z) * rows_per_image * C + place.channel;
-    Pack<T> fixed = {}, shifted = {};
-    int at_step = 0;
-    if (place.busy()) {
-        if (bias != nullptr) fixed = load8(bias + place.channel);
-        if (table != nullptr) at_step = row_of_step(step, steps);
-    } else {
-        row = end;
-    }
-    wait_for_last(early);
-
-    Pack<T> x[N], y[N];
-    const auto fetch = [&]() {
-#pragma unroll
-        for (int u = 0; u < N; ++u) {
-            const size_t at = offset + size_t(row + u * place.lanes) * C;
-            x[u] = y[u] = Pack<T>{};
-            if (row + u * place.lanes < end) {
-                x[u] = load8(xs + at);
-                if (onto != nullptr) y[u] = load8(onto + at);
-            }
-        }
-    };
-    fetch();
-    if (table != nullptr && place.busy()) shifted = load8(table + size_t(at_step) * C + place.channel);
-    const int channels = quotient(C, groups);
-    Sums sums(split_at(place, channels));
-    float base[8], more[8];
-    unpack8(fixed, base);
-    unpack8(shifted, more);
-#pragma unroll
-    for (int c = 0; c < 8; ++c) base[c] += more[c];
-    while (row < end) {
-#pragma unroll
-        for (int u = 0; u < N; ++u) {
-            if (row + u * place.lanes >= end) break;
-            float value[8], other[8];
-            unpack8(x[u], value);
-            unpack8(y[u], other);
-#pragma unroll
-            for (int c = 0; c < 8; ++c) value[c] += base[c] + other[c];
-            const Pack<T> pack = pack8<T>(value);
-            store8(xs + offset + size_t(row + u * place.lanes) * C, pack);
-            unpack8(pack, value);
-            if (u == 0 && sums.count == 0) sums.start(value);
-            sums.add(value);
-        }
-        row += N * place.lanes;
-        fetch();
-    }
-    if (partials != nullptr) finish(sums, place, partials, rows, channels, groups);
-}
-
 // after_split: out = the sum of the splits' partial sums[split][row][c] + bias[c] + table[*step][c] + onto, each of the
 // last three left out when null; and the moments of the stored values. What a product split along k leaves to do, see
-// product.cuh. out may be onto. Launched as after_conv.
+// product.cuh. out may be onto.
 template <typename T>
 __device__ __forceinline__ void after_split_body(Early early, const float* sums, int splits, T* out, const T* bias,
                                                  const T* table, const int* step, int steps, const T* onto,
@@ -531,10 +466,6 @@ __device__ __forceinline__ void layer_norm_body(Early early, const T* xs, const 
     }
 }
 
-EXPORT_EARLY(after_conv, (LARGEST_BLOCK, 2),
-       (T * xs, const T* bias, const T* table, const int* step, int steps, const T* onto, float2* partials,
-        int rows_per_image, int C, int groups, int vectors, int height),
-       (early, xs, bias, table, step, steps, onto, partials, rows_per_image, C, groups, vectors, height))
 EXPORT_EARLY(after_split, (LARGEST_BLOCK, 2),
        (const float* sums, int splits, T* out, const T* bias, const T* table, const int* step, int steps,
         const T* onto, float2* partials, int rows_per_image, int C, int groups, int vectors, int height),

@@ -1,6 +1,6 @@
 //! NVIDIA GPUs by CUDA: memory, kernels, matrix products, convolutions and graphs. Nothing here knows of Stable Diffusion.
 //!
-//! CUDA's libraries are opened at run time, so one binary runs with and without a GPU. Everything goes to one stream, in order.
+//! The driver is opened at run time, so one binary runs with and without a GPU. Nothing else of NVIDIA's is needed. Everything goes to one stream, in order.
 //! Activations are `[batch, height, width, channels]`, which is `[batch, tokens, channels]` too.
 
 #![allow(unsafe_code, reason = "CUDA is a C interface; each call says why it holds")]
@@ -8,8 +8,6 @@
 mod arena;
 mod array;
 pub(crate) mod conv;
-mod cublaslt;
-mod cudnn;
 mod driver;
 mod error;
 mod generation;
@@ -25,7 +23,6 @@ mod residency;
 mod ring;
 #[cfg(feature = "cuda")]
 mod shortage;
-mod tuned;
 mod upload;
 mod weights;
 
@@ -49,22 +46,17 @@ pub(crate) use weights::{Placed, Product, Source, WeightLayout};
 pub use shortage::Shortage;
 
 use arena::Arena;
-use conv::Convolutions;
 use cudarc::driver::{CudaContext, CudaEvent, CudaStream};
 use error::{check, check_safe};
 use kernels::Kernels;
-use matmul::{MatmulShape, Matmuls, Operands};
+use matmul::{MatmulShape, Operands};
 use memory::{Meter, Trims};
 use product::{Plan, Problem};
 use std::{
-    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, atomic::AtomicBool},
+    sync::{Arc, Mutex, MutexGuard, PoisonError, atomic::AtomicBool},
     time::Duration,
 };
-use tuned::Tuned;
 use upload::Lane;
-
-/// Memory that cuBLASLt may use for partial sums, in bytes.
-const MATMUL_WORKSPACE: usize = 32 << 20;
 
 /// One GPU. Cheap to clone.
 #[derive(Clone)]
@@ -88,14 +80,11 @@ struct Inner {
     trims: Mutex<Trims>,
     /// Whether the machine refused to pin memory.
     unpinned: AtomicBool,
-    matmuls: OnceLock<Mutex<Matmuls>>,
-    convolutions: OnceLock<Mutex<Convolutions>>,
     lanes: Mutex<Vec<Lane>>,
     /// Whether there are few of them.
     few_lanes: AtomicBool,
     /// For a LoRA's factors on their way to the GPU.
     factors: Mutex<Option<Pinned>>,
-    tuned: Mutex<Tuned>,
     meter: Arc<Meter>,
     opening: Mutex<Vec<(&'static str, Duration)>>,
     // Last: what is above uses them.
@@ -141,12 +130,6 @@ impl Gpu {
         self.0.copies_ahead
     }
 
-    /// Whether products and convolutions are those of cuBLASLt and cuDNN: where our own are slower. Nothing else of NVIDIA's but the
-    /// driver is ever opened.
-    pub(crate) fn has_libraries(&self) -> bool {
-        self.is_hopper()
-    }
-
     /// Shared memory that a block may have, and that of a multiprocessor, in bytes.
     pub(crate) fn shared_memory(&self) -> [usize; 2] {
         self.0.shared
@@ -167,30 +150,12 @@ impl Gpu {
         fails() && fails()
     }
 
-    pub(crate) fn matmuls(&self) -> Result<MutexGuard<'_, Matmuls>> {
-        if self.0.matmuls.get().is_none() {
-            let workspace = self.resident(&[MATMUL_WORKSPACE / 4], Dtype::F32)?;
-            let _ = self.0.matmuls.set(Mutex::new(Matmuls::new(&self.0.stream, workspace)?));
-        }
-        self.0.matmuls.get().map(lock).ok_or_else(|| GpuError::Unavailable("cuBLASLt is not open".into()))
-    }
-
-    pub(crate) fn convolutions(&self) -> Result<MutexGuard<'_, Convolutions>> {
-        if self.0.convolutions.get().is_none() {
-            let _ = self.0.convolutions.set(Mutex::new(Convolutions::new(&self.0.stream)?));
-        }
-        self.0.convolutions.get().map(lock).ok_or_else(|| GpuError::Unavailable("cuDNN is not open".into()))
-    }
-
     /// Enqueues a product.
     ///
     /// # Safety
-    /// As for [`Matmuls::run`].
+    /// The addresses are those of memory of this GPU that holds what `shape` says, until the stream gets there: if it is captured, until
+    /// the graph has run for the last time. `out` overlaps no other operand, but may be `onto`.
     pub(crate) unsafe fn multiply(&self, shape: &MatmulShape, at: &Operands) -> Result<()> {
-        if self.has_libraries() {
-            // SAFETY: as the caller promises.
-            return unsafe { self.matmuls()?.run(shape, at) };
-        }
         let problem = Problem::of_matmul(shape, at);
         let plan = Plan::whole(&problem, self)?;
         // SAFETY: as the caller promises.

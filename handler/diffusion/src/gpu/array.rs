@@ -4,11 +4,10 @@ use super::{Gpu, GpuError, Pinned, Result, arena::Arena, check, lock};
 use candle_core::{DType, Device, Tensor};
 use cudarc::driver::sys;
 use half::{bf16, f16};
-use serde::{Deserialize, Serialize};
 use std::sync::{Arc, Mutex};
 
 /// Floating-point type of weights and activations.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Dtype {
     /// IEEE half.
     F16,

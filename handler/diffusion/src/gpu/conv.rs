@@ -1,116 +1,90 @@
-//! Convolutions of NHWC activations, through the graph API of cuDNN 9.
-//!
-//! Each shape is one operation graph with a single forward convolution. cuDNN's heuristics rank engine configurations
-//! for it; the first that keeps full sums and needs no compiling at run time becomes the shape's plan. Running a plan
-//! enqueues kernels only, so it can be captured into a CUDA graph; run each shape once before capturing, so that its
-//! kernels are loaded.
+//! The shape of a convolution of NHWC activations.
 
-mod plan;
-mod shape;
+use super::Dtype;
 
-pub(crate) use shape::ConvShape;
-
-use super::{
-    cudnn::Handle,
-    error::{GpuError, Result},
-};
-use cudarc::{cudnn::sys, driver::CudaStream};
-use plan::{ConvPlan, execute, variant_pack};
-use std::{
-    collections::{HashMap, hash_map::Entry},
-    sync::Arc,
-    time::{Duration, Instant},
-};
-
-/// Alignment promised to cuDNN of x, w and y, in bytes.
-const ALIGNMENT: u64 = 16;
-/// Oldest cuDNN whose status codes and calls the bindings know, as `cudnnGetVersion` counts.
-const OLDEST: usize = 90_000;
-/// Names of x, w and y in the operation graph and in the variant pack.
-const UIDS: [i64; 3] = [1, 2, 3];
-
-/// Convolutions on one stream, each shape's plan built on first use.
-///
-/// The CUDA context of the stream must be current on the calling thread, here and in every method.
-pub(crate) struct Convolutions {
-    // Before the handle, which must be dropped after them.
-    plans: HashMap<ConvShape, ConvPlan>,
-    /// Time spent on first runs: on plans, and on loading kernels.
-    firsts: [Duration; 2],
-    handle: Handle,
+/// A convolution's shape: square kernel, cross-correlation, the same padding on all four sides or on the left and right alone, no
+/// dilation.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct ConvShape {
+    /// Type of x, w and y; sums are f32.
+    pub(crate) dtype: Dtype,
+    /// Images.
+    pub(crate) batch: usize,
+    /// Height of x.
+    pub(crate) height: usize,
+    /// Width of x.
+    pub(crate) width: usize,
+    /// Channels of x.
+    pub(crate) channels_in: usize,
+    /// Channels of y.
+    pub(crate) channels_out: usize,
+    /// Height and width of the kernel.
+    pub(crate) side: usize,
+    /// Step of the kernel, down and across.
+    pub(crate) stride: usize,
+    /// Zeros around x, on each side.
+    pub(crate) padding: usize,
+    /// Whether there are no zeros above and below, because x has real rows there.
+    pub(crate) open: bool,
 }
 
-// SAFETY: a cuDNN handle and its descriptors may be used from any thread, one at a time, and `&mut self` sees to that:
-// what takes `&self` only reads fields of our own. Nothing of it is shared with another value.
-unsafe impl Send for Convolutions {}
+impl ConvShape {
+    /// Height of y; 0 where the kernel does not fit.
+    pub(crate) fn out_height(&self) -> usize {
+        self.out(self.height, self.padding_down())
+    }
 
-impl Convolutions {
-    /// Opens cuDNN for work on `stream`.
-    pub(crate) fn new(stream: &Arc<CudaStream>) -> Result<Self> {
-        // SAFETY: opening the library runs its initialisers alone.
-        if !unsafe { sys::is_culib_present() } {
-            return Err(GpuError::Unavailable(
-                "cuDNN cannot be opened: install cuDNN 9 for this CUDA version, and put the folder of libcudnn.so.9 \
-                 on the library path (LD_LIBRARY_PATH)"
-                    .into(),
-            ));
+    /// Width of y; 0 where the kernel does not fit.
+    pub(crate) fn out_width(&self) -> usize {
+        self.out(self.width, self.padding)
+    }
+
+    /// Zeros above x, and as many below.
+    pub(super) fn padding_down(&self) -> usize {
+        if self.open { 0 } else { self.padding }
+    }
+
+    fn out(&self, size: usize, padding: usize) -> usize {
+        let rest = (size + 2 * padding).checked_sub(self.side);
+        rest.and_then(|rest| rest.checked_div(self.stride)).map_or(0, |steps| steps + 1)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn shape() -> ConvShape {
+        ConvShape {
+            dtype: Dtype::F16,
+            batch: 2,
+            height: 64,
+            width: 48,
+            channels_in: 320,
+            channels_out: 640,
+            side: 3,
+            stride: 1,
+            padding: 1,
+            open: false,
         }
-        // SAFETY: takes nothing, and the library is there.
-        let version = unsafe { sys::cudnnGetVersion() };
-        if version < OLDEST {
-            return Err(GpuError::Unavailable(format!("cuDNN 9 is needed, and this one has version {version}")));
-        }
-        let handle = Handle::new(stream)?;
-        Ok(Self { plans: HashMap::new(), firsts: Default::default(), handle })
     }
 
-    /// The shapes that have plans.
-    pub(super) fn shapes(&self) -> Vec<ConvShape> {
-        self.plans.keys().copied().collect()
+    #[test]
+    fn output_sizes() {
+        assert_eq!((shape().out_height(), shape().out_width()), (64, 48));
+        let halved = ConvShape { stride: 2, ..shape() };
+        assert_eq!((halved.out_height(), halved.out_width()), (32, 24));
+        let odd = ConvShape { stride: 2, height: 65, padding: 0, ..shape() };
+        assert_eq!((odd.out_height(), odd.out_width()), (32, 23));
+        let point = ConvShape { side: 1, padding: 0, ..shape() };
+        assert_eq!((point.out_height(), point.out_width()), (64, 48));
+        let open = ConvShape { open: true, ..shape() };
+        assert_eq!((open.out_height(), open.out_width()), (62, 48));
     }
 
-    /// Bytes of workspace that `run` needs for this shape.
-    pub(crate) fn workspace(&mut self, shape: &ConvShape) -> Result<usize> {
-        Ok(self.plan(shape)?.prepared.workspace)
-    }
-
-    /// Enqueues y = conv(x, w), without bias; sums are f32. May be captured.
-    ///
-    /// x is NHWC `[batch, height, width, channels_in]`, w is OHWI `[channels_out, side, side, channels_in]` and y is
-    /// NHWC `[batch, out_height, out_width, channels_out]`, dense and in the shape's dtype.
-    ///
-    /// # Safety
-    ///
-    /// x, w and y are device addresses of that many elements, y and the workspace overlap nothing else, the workspace
-    /// has at least `workspace(shape)` bytes, aligned as an allocation is, and all stay valid until the work is done:
-    /// if it is captured, until the graph has run for the last time.
-    pub(crate) unsafe fn run(&mut self, shape: &ConvShape, x: u64, w: u64, y: u64, workspace: u64) -> Result<()> {
-        let (handle, clock) = (self.handle.raw, Instant::now());
-        let plan = self.plan(shape)?;
-        let first = !std::mem::replace(&mut plan.used, true);
-        let pack = variant_pack(x, w, y, workspace, plan.prepared.workspace)?;
-        // SAFETY: the buffers are as the plan needs them, by this function's own contract.
-        unsafe { execute(handle, &plan.prepared.plan, &pack)? };
-        if first {
-            self.firsts[1] += clock.elapsed();
-        }
-        Ok(())
-    }
-
-    /// How long first runs took so far: plans, and loading kernels.
-    pub(crate) fn firsts(&self) -> [Duration; 2] {
-        self.firsts
-    }
-
-    fn plan(&mut self, shape: &ConvShape) -> Result<&mut ConvPlan> {
-        match self.plans.entry(*shape) {
-            Entry::Occupied(entry) => Ok(entry.into_mut()),
-            Entry::Vacant(entry) => {
-                let clock = Instant::now();
-                let plan = entry.insert(ConvPlan::build(&self.handle, shape)?);
-                self.firsts[0] += clock.elapsed();
-                Ok(plan)
-            }
-        }
+    #[test]
+    fn impossible_shapes_have_no_output() {
+        assert_eq!(ConvShape { height: 1, padding: 0, ..shape() }.out_height(), 0);
+        assert_eq!(ConvShape { stride: 0, ..shape() }.out_width(), 0);
     }
 }

@@ -1,31 +1,67 @@
-//! Row-major matrix products through cuBLASLt, one plan (descriptors and algorithm) per shape.
-//!
-//! cuBLASLt is column-major, so the transposed product is asked for: `out^T = w a^T`, where a row-major `[r, c]` matrix
-//! with `ld` elements from row to row is a column-major `[c, r]` matrix with leading dimension `ld`.
+//! The shape of a row-major product, and its addresses.
 
-mod plan;
-mod shape;
+use super::Dtype;
 
-pub(crate) use shape::MatmulShape;
+/// One product: `out[i] = alpha * a[i] @ w[i]^T (+ bias per column) (+ onto[i])` for `i` in `0..batch`, all row-major.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct MatmulShape {
+    /// Of `a` and `w`. Sums are in f32, and never in TF32.
+    pub dtype: Dtype,
+    /// Of `out`, `onto` and `bias`: `dtype`, or f32.
+    pub out: Dtype,
+    /// Rows of `a` and `out` (m).
+    pub rows: usize,
+    /// Columns of `out` (n).
+    pub columns: usize,
+    /// Length of each dot product (k).
+    pub inner: usize,
+    /// Products at once, at the strides below; 1 for none.
+    pub batch: usize,
+    /// Elements from one row of `a` to the next.
+    pub a_row: usize,
+    /// Elements from one row of `w` to the next.
+    pub w_row: usize,
+    /// Elements from one row of `out`, and of `onto`, to the next.
+    pub out_row: usize,
+    /// Elements from one batch entry of `a` to the next.
+    pub a_stride: usize,
+    /// Elements from one batch entry of `w` to the next.
+    pub w_stride: usize,
+    /// Elements from one batch entry of `out`, and of `onto`, to the next.
+    pub out_stride: usize,
+    /// False: `w` is `[columns, inner]`, a linear layer's weight. True: it is `[inner, columns]`, for plain `a @ w`.
+    pub w_transposed: bool,
+    /// `alpha`, as of `f32::to_bits`.
+    pub alpha_bits: u32,
+    /// Whether a vector of `columns` is added to every row.
+    pub bias: bool,
+    /// Whether a matrix of `out`'s layout is added; it may be `out` itself.
+    pub onto: bool,
+}
 
-use super::{
-    Array,
-    cublaslt::Handle,
-    error::{GpuError, Result, check_safe},
-};
-use cudarc::{
-    cublaslt::sys as lt,
-    driver::{CudaEvent, CudaStream, sys::CUevent_flags},
-};
-use plan::MatmulPlan;
-use std::{
-    collections::{HashMap, hash_map::Entry},
-    sync::Arc,
-    time::{Duration, Instant},
-};
-
-/// How many of the heuristics' results are timed.
-const CANDIDATES_TIMED: usize = 8;
+impl MatmulShape {
+    /// A linear layer without bias: tight `[rows, inner]` by `[columns, inner]`, all of `dtype`.
+    pub(crate) fn linear(dtype: Dtype, rows: usize, columns: usize, inner: usize) -> Self {
+        Self {
+            dtype,
+            out: dtype,
+            rows,
+            columns,
+            inner,
+            batch: 1,
+            a_row: inner,
+            w_row: inner,
+            out_row: columns,
+            a_stride: rows * inner,
+            w_stride: columns * inner,
+            out_stride: rows * columns,
+            w_transposed: false,
+            alpha_bits: 1f32.to_bits(),
+            bias: false,
+            onto: false,
+        }
+    }
+}
 
 /// Device addresses of one run: of the matrices, of the bias for each column and of what the product is added to.
 #[derive(Debug, Clone, Copy)]
@@ -44,153 +80,18 @@ impl Operands {
     }
 }
 
-/// Where plans are made and run.
-#[derive(Clone)]
-struct Queue {
-    handle: lt::cublasLtHandle_t,
-    stream: Arc<CudaStream>,
-    workspace: Array,
-}
+#[cfg(test)]
+mod tests {
+    use super::*;
 
-impl Queue {
-    /// A mark that notes the time.
-    fn timed_event(&self) -> Result<CudaEvent> {
-        let event = self.stream.context().new_event(Some(CUevent_flags::CU_EVENT_DEFAULT));
-        check_safe("cuEventCreate", event)
-    }
-}
-
-/// An algorithm as the library keeps it.
-pub(super) type Algorithm = [u64; 8];
-
-/// The products of one stream, which share a workspace.
-pub(crate) struct Matmuls {
-    plans: HashMap<MatmulShape, MatmulPlan>,
-    preferred: HashMap<MatmulShape, Algorithm>,
-    /// Whether a shape without a preferred algorithm is tuned at its first run.
-    tunes: bool,
-    /// Time spent on first runs: on plans, and on loading kernels.
-    firsts: [Duration; 2],
-    queue: Queue,
-    _handle: Handle, // Owns `queue.handle`; last, as fields are dropped in order.
-}
-
-// SAFETY: the handle and the descriptors are host memory that no thread owns, each use is through `&mut self` or reads
-// this struct's own fields, and the driver takes its streams from any thread.
-unsafe impl Send for Matmuls {}
-
-impl Matmuls {
-    /// Opens cuBLASLt for `stream`, whose context must be current here and wherever this is used. NVIDIA advises a
-    /// workspace of 32 MiB on Hopper, 4 MiB elsewhere.
-    pub(crate) fn new(stream: &Arc<CudaStream>, workspace: Array) -> Result<Self> {
-        // SAFETY: it only tries to open the library.
-        if !unsafe { lt::is_culib_present() } {
-            return Err(GpuError::Unavailable(
-                "cannot open libcublasLt.so.13: install cuBLAS of CUDA 13 (libcublas, or the Python package \
-                 nvidia-cublas) and put its folder on LD_LIBRARY_PATH"
-                    .into(),
-            ));
-        }
-        let handle = Handle::new()?;
-        let queue = Queue { handle: handle.0, stream: stream.clone(), workspace };
-        Ok(Self {
-            plans: HashMap::new(),
-            preferred: HashMap::new(),
-            tunes: false,
-            firsts: Default::default(),
-            queue,
-            _handle: handle,
-        })
-    }
-
-    /// Enqueues one product. Legal while the stream is being captured; a shape's first run plans it (on the host) and
-    /// may load its kernel, so run each once before capturing.
-    ///
-    /// # Safety
-    /// The addresses must be those of device memory that holds what `shape` says, until the stream gets there: if it is
-    /// captured, until the graph has run for the last time. `out` must overlap no other operand, but may be `onto`.
-    pub(crate) unsafe fn run(&mut self, shape: &MatmulShape, at: &Operands) -> Result<()> {
-        if self.tunes && !self.preferred.contains_key(shape) {
-            // SAFETY: as the caller promises.
-            unsafe { self.tune(shape, at)? };
-        }
-        let (queue, clock, known) = (self.queue.clone(), Instant::now(), self.plans.contains_key(shape));
-        let plan = self.plan(shape, at)?;
-        let planned = clock.elapsed();
-        // SAFETY: as the caller promises.
-        unsafe { plan.run(&queue, plan.index, at)? };
-        if !known {
-            self.firsts[0] += planned;
-            self.firsts[1] += clock.elapsed() - planned;
-        }
-        Ok(())
-    }
-
-    /// How long first runs took so far: plans, and loading kernels.
-    pub(super) fn firsts(&self) -> [Duration; 2] {
-        self.firsts
-    }
-
-    /// From now on a shape without a preferred algorithm is tuned at its first run, which must not be captured.
-    pub(super) fn tune_at_first(&mut self) {
-        self.tunes = true;
-    }
-
-    /// The preferred algorithms.
-    pub(super) fn choices(&self) -> Vec<(MatmulShape, Algorithm)> {
-        self.preferred.iter().map(|(shape, algorithm)| (*shape, *algorithm)).collect()
-    }
-
-    /// Prefers an algorithm, as `choices` gave it for the same kind of GPU and library, for a shape that has not been run.
-    pub(super) fn prefer(&mut self, shape: MatmulShape, algorithm: Algorithm) {
-        self.preferred.insert(shape, algorithm);
-    }
-
-    /// Times the heuristics' first results for a shape, back to back with the same operands, and prefers the fastest
-    /// from now on. Not during capture: it waits for the stream. Overwrites `at.out`. An error if none could run.
-    ///
-    /// # Safety
-    /// As for [`Matmuls::run`].
-    unsafe fn tune(&mut self, shape: &MatmulShape, at: &Operands) -> Result<()> {
-        let queue = self.queue.clone();
-        let plan = self.plan(shape, at)?;
-        let (start, end) = (queue.timed_event()?, queue.timed_event()?);
-        let (mut fastest, mut failure) = (None, None);
-        for index in 0..plan.algorithms.len().min(CANDIDATES_TIMED) {
-            // SAFETY: as the caller promises.
-            match unsafe { plan.time(&queue, index, at, &start, &end) } {
-                Ok(time) if fastest.is_none_or(|(_, best)| time < best) => fastest = Some((index, time)),
-                Ok(_) => {}
-                Err(error) => failure = Some(error),
-            }
-        }
-        let Some((index, _)) = fastest else { return failure.map_or(Ok(()), Err) };
-        if let Some(plan) = self.plans.get_mut(shape) {
-            plan.index = index;
-            self.preferred.insert(*shape, plan.algorithms[index].data);
-        }
-        Ok(())
-    }
-
-    /// The shape's plan. It is made where there is none yet, or where it needs a greater alignment than these addresses have.
-    fn plan(&mut self, shape: &MatmulShape, at: &Operands) -> Result<&MatmulPlan> {
-        if shape.bias != at.bias.is_some() || shape.onto != at.onto.is_some() {
-            return Err(GpuError::call(format!("matmul {shape:?}"), "bias or onto is not given as the shape says"));
-        }
-        let given = shape.alignments(at);
-        let (queue, preferred) = (self.queue.clone(), self.preferred.get(shape).copied());
-        let make = |alignments, preferred| MatmulPlan::new(&queue, shape, alignments, preferred);
-        Ok(match self.plans.entry(*shape) {
-            Entry::Vacant(entry) => entry.insert(make(given, preferred)?),
-            Entry::Occupied(entry) => {
-                let plan = entry.into_mut();
-                let needed = plan.alignments.both(given);
-                if needed != plan.alignments {
-                    // The preferred algorithm may need the greater alignment.
-                    *plan = make(needed, None)?;
-                }
-                plan
-            }
-        })
+    #[test]
+    fn linear_layers_are_tight() {
+        let shape = MatmulShape::linear(Dtype::F16, 8192, 960, 320);
+        assert_eq!((shape.dtype, shape.out, shape.batch), (Dtype::F16, Dtype::F16, 1));
+        assert_eq!((shape.rows, shape.columns, shape.inner), (8192, 960, 320));
+        assert_eq!((shape.a_row, shape.w_row, shape.out_row), (320, 320, 960));
+        assert_eq!((shape.a_stride, shape.w_stride, shape.out_stride), (8192 * 320, 960 * 320, 8192 * 960));
+        assert_eq!(f32::from_bits(shape.alpha_bits), 1.0);
+        assert!(!shape.w_transposed && !shape.bias && !shape.onto);
     }
 }

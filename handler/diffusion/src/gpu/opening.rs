@@ -11,16 +11,12 @@ use cudarc::driver::{
     CudaContext, result,
     sys::{self, CUdevice, CUdevice_attribute},
 };
-use libloading::os::unix::{Library, RTLD_LAZY, RTLD_LOCAL};
 use std::{
     mem,
-    sync::{Arc, Mutex, OnceLock, atomic::AtomicBool},
-    thread,
+    sync::{Arc, Mutex, atomic::AtomicBool},
     time::{Duration, Instant},
 };
 
-/// CUDA's libraries, by the names that the dynamic linker knows them by.
-const LIBRARIES: [&[&str]; 2] = [&["libcublasLt.so", "libcublasLt.so.13"], &["libcudnn.so", "libcudnn.so.9"]];
 const NO_DRIVER: &str = "no NVIDIA driver: libcuda.so.1 cannot be opened; install driver 580 or newer, give the container the GPU (`--gpus all`, \
                          or nvidia.com/gpu in the pod's limits), and let LD_LIBRARY_PATH name its folder";
 
@@ -57,12 +53,9 @@ impl Gpu {
         let attribute = |which| attribute(device, which);
         let capability = capability(device)?;
         let own = Generation::of(capability);
-        if own == Some(Generation::Hopper) && at_most.is_none_or(|at_most| at_most == Generation::Hopper) {
-            open_ahead();
-        }
         let context = CudaContext::new(usize::try_from(number).unwrap_or_default());
         let context = driver::check_opening("cuDevicePrimaryCtxRetain", context)?;
-        // It lives until the process ends, because cuBLASLt and cuDNN keep memory in it.
+        // It lives until the process ends, because kernels are never unloaded.
         mem::forget(context.clone());
         // With it, a new stream would wait for all others.
         // SAFETY: cudarc tracks its own arrays alone, and there are none.
@@ -105,12 +98,9 @@ impl Gpu {
             scratch: arena()?,
             trims: Mutex::default(),
             unpinned: AtomicBool::new(false),
-            matmuls: OnceLock::new(),
-            convolutions: OnceLock::new(),
             lanes: Mutex::default(),
             few_lanes: AtomicBool::new(false),
             factors: Mutex::default(),
-            tuned: Mutex::default(),
             meter: meter.clone(),
             opening: Mutex::default(),
             stream,
@@ -129,39 +119,9 @@ impl Gpu {
         Self::open_with(0, at_most).expect("a GPU")
     }
 
-    /// Opens cuBLASLt and cuDNN, where they are used, which otherwise happens at their first use.
-    ///
-    /// # Errors
-    /// A library that is missing.
-    pub fn open_libraries(&self) -> Result<()> {
-        self.enter()?;
-        if !self.has_libraries() {
-            return Ok(());
-        }
-        let clock = Instant::now();
-        drop(self.matmuls()?);
-        self.note("cublaslt", clock);
-        let clock = Instant::now();
-        drop(self.convolutions()?);
-        self.note("cudnn", clock);
-        Ok(())
-    }
-
     /// Notes how long a part of the start took.
     pub(crate) fn note(&self, what: &'static str, since: Instant) {
         lock(&self.0.opening).push((what, since.elapsed()));
-    }
-
-    /// Notes how long first uses of the libraries took. These times are parts of what was noted before.
-    pub(crate) fn note_firsts(&self) -> Result<()> {
-        if !self.has_libraries() {
-            return Ok(());
-        }
-        let ([product_plans, product_loads], [plans, loads]) =
-            (self.matmuls()?.firsts(), self.convolutions()?.firsts());
-        let names = ["product_plans", "product_loads", "conv_plans", "conv_loads"];
-        lock(&self.0.opening).extend(names.into_iter().zip([product_plans, product_loads, plans, loads]));
-        Ok(())
     }
 
     /// How long each part of the start took.
@@ -191,20 +151,4 @@ fn capability(device: CUdevice) -> Result<(usize, usize)> {
 fn attribute(device: CUdevice, which: CUdevice_attribute) -> Result<usize> {
     // SAFETY: a device that the driver has named.
     Ok(check_safe("cuDeviceGetAttribute", unsafe { result::device::get_attribute(device, which) })? as usize)
-}
-
-/// Begins to open the libraries, which are large, on threads of their own while the driver makes a context, and keeps them open. A
-/// library that is missing is reported by its first user.
-fn open_ahead() {
-    for names in LIBRARIES {
-        thread::spawn(move || {
-            for name in names {
-                // SAFETY: the vendor's libraries, whose initialisers only set their own tables up.
-                if let Ok(library) = unsafe { Library::open(Some(*name), RTLD_LAZY | RTLD_LOCAL) } {
-                    mem::forget(library);
-                    return;
-                }
-            }
-        });
-    }
 }

@@ -143,8 +143,6 @@ impl Recordings {
             DecodeMemory::Bands { rows } => vae.decode_in_bands(&xs, rows, &mut take),
         };
         decoded.map_err(|error| Error::Msg(error.to_string()))?;
-        // Or another process would tune the decoder's products anew, and might choose others.
-        self.gpu.keep_tuned()?;
         Ok((bytes, height, width))
     }
 }
@@ -241,7 +239,7 @@ impl StepRecording {
         #[allow(unsafe_code)]
         let (graph, ()) = unsafe { Graph::record(&gpu, || weights.pass(|| self.launch(unet, dtype)))? };
         self.graph = Some(graph);
-        Ok(gpu.keep_tuned()?)
+        Ok(())
     }
 }
 

@@ -13,7 +13,7 @@ use crate::{
     error::Result,
     gpu::{Dtype, Gpu},
     loading::config::{TextEncoderConfig, UnetConfig, VaeConfig},
-    loading::{is_checkpoint, weights::Weights},
+    loading::weights::Weights,
     lora::{LoraError, MergePlan},
     models::text_encoder::{AddedEmbeddings, TextEncoder},
     models::unet::{Prepared, Unet},
@@ -29,9 +29,6 @@ use std::{
     path::{Path, PathBuf},
     sync::{Arc, PoisonError},
 };
-
-/// The subfolder of the model with the settings that were tuned for GPUs. For a checkpoint, the ending of such a folder's name.
-const TUNED: &str = "tuned";
 
 /// The device of the networks: the CPU in f32, or a GPU.
 #[derive(Clone)]
@@ -71,11 +68,6 @@ pub(super) fn parameters_by_folder(model: &Path) -> Result<[(&'static str, Shape
     let [text, unet, vae] =
         shapes.map(|shapes| std::mem::take(&mut *shapes.lock().unwrap_or_else(PoisonError::into_inner)));
     Ok([("text_encoder", text), ("unet", unet), ("vae", vae)])
-}
-
-/// Where the settings that were tuned for GPUs are: in the model folder, or beside a checkpoint.
-fn tuned(model: &Path) -> PathBuf {
-    if is_checkpoint(model) { model.with_extension(TUNED) } else { model.join(TUNED) }
 }
 
 /// The settings and base weights of the networks. They never change.

@@ -20,11 +20,9 @@ const SMALL_PAGE: usize = 2 << 20;
 /// A UNet of fewer parameters is small.
 const SMALL: usize = 64 << 20;
 
-/// What is there in every phase beside weights and scratch memory: kernels of the libraries, cuBLASLt's workspace, the lanes that carry
+/// What is there in every phase beside weights and scratch memory: kernels, which load when they are first used, the lanes that carry
 /// weights, and the tables that steps share.
-const FIXED: usize = LIBRARIES + (80 << 20);
-/// Kernels of cuBLASLt and cuDNN, which load when they are first used: 24 MiB on an H200.
-const LIBRARIES: usize = 48 << 20;
+const FIXED: usize = 96 << 20;
 /// Scratch memory of one step for one 512x512 picture of Stable Diffusion 1.5 with guidance in f16: 8 pictures took 870 MiB.
 const STEP: usize = 112 << 20;
 /// Height and width of the latents of the largest usual size.

@@ -82,7 +82,6 @@ fn judge(kind: DeviceKind, found: Result<String, String>, device: Option<String>
 fn describe() -> Result<(String, usize), GpuError> {
     let gpu = Gpu::open(0)?;
     let left = gpu.free_bytes()?;
-    gpu.open_libraries()?;
     let ((major, minor), memory) = (gpu.compute_capability()?, gpu.memory()?);
     let (free, total) = (size(memory.total - memory.used), size(memory.total));
     Ok((format!("{} (compute capability {major}.{minor}, {free} of {total} free)", gpu.name()), left))

@@ -155,7 +155,6 @@ mod on_gpu {
     /// The decoder, and the GPU, of which the weights and nothing else hold memory.
     fn vae(config: &VaeConfig, weights: &Weights, dtype: Dtype) -> (VaeDecoder, Gpu) {
         let gpu = Gpu::for_tests();
-        gpu.open_libraries().unwrap();
         let placed = Placed::new(&gpu, dtype, 2 << 20).unwrap();
         let vae = VaeDecoder::new(config, Params::on_gpu(weights, &placed)).unwrap();
         gpu.synchronize().unwrap();

@@ -1,13 +1,12 @@
-//! Convolutions by our own kernels; on Hopper by cuDNN, and a kernel of our own for what comes right after one.
+//! Convolutions that take bias, shift, residual and the moments for a norm along.
 
 use super::{
-    LANES, address_or_null, check_alike, check_f32, check_vector,
+    LANES, check_alike, check_f32, check_vector,
     linear::multiply,
-    norm::{Share, moments_for},
-    product::{After, is_ours, product},
+    product::{After, product},
     refused, upsample, vector,
 };
-use crate::gpu::{Arg, Array, Dtype, Placed, WeightLayout, conv::ConvShape, product::Problem};
+use crate::gpu::{Array, Placed, WeightLayout, conv::ConvShape, product::Problem};
 use crate::ops::{Window, params::Params};
 use candle_core::Result;
 
@@ -62,9 +61,6 @@ impl Conv {
         let (shape, sums) = self.shape_for(xs, [height, width], false)?;
         let problem = Problem::of_conv(&shape, xs.address(), self.weight.address(), sums.address());
         let problem = Problem { map: [height / 2, width / 2], doubled: true, ..problem };
-        if !is_ours(&problem, xs.gpu()) {
-            return self.forward(&upsample(xs, height, width)?, None, None);
-        }
         let after = After { bias: Some(&self.bias), is_measured: true, ..After::default() };
         check_after(&sums, &self.bias, None, None)?;
         Array::reach(&[&self.weight, &self.bias])?;
@@ -109,28 +105,13 @@ impl Conv {
         }
         let &[_, height, width, _] = xs.dims() else { return refused(format!("{:?} is no map", xs.dims())) };
         let (shape, sums) = self.shape_for(xs, [height, width], open)?;
-        let gpu = xs.gpu();
         let problem = Problem::of_conv(&shape, xs.address(), self.weight.address(), sums.address());
-        if is_ours(&problem, gpu) {
-            check_after(&sums, &self.bias, shift, onto)?;
-            Array::reach(&[&self.weight, &self.bias])?;
-            let after = After { bias: Some(&self.bias), shift, onto, is_measured: true };
-            // SAFETY: dense arrays of the shape's dtype: x and w were compared with it above, y was made by it, and what comes after was
-            // compared with that.
-            return unsafe { product(problem, sums, after) };
-        }
-        let mut convolutions = gpu.convolutions()?;
-        let room = convolutions.workspace(&shape)?;
-        let workspace = gpu.scratch(&[room.div_ceil(4).max(1)], Dtype::F32)?;
-        Array::reach(&[&self.weight])?;
-        // SAFETY: dense arrays of the shape's dtype: x and w were compared with it above, y and the workspace were made by it. All
-        // are of this GPU, and the next user of their memory comes later on the
-        // same stream.
-        unsafe {
-            convolutions.run(&shape, xs.address(), self.weight.address(), sums.address(), workspace.address())?;
-        }
-        drop(convolutions);
-        after_conv(sums, &self.bias, shift, onto)
+        check_after(&sums, &self.bias, shift, onto)?;
+        Array::reach(&[&self.weight, &self.bias])?;
+        let after = After { bias: Some(&self.bias), shift, onto, is_measured: true };
+        // SAFETY: dense arrays of the shape's dtype: x and w were compared with it above, y was made by it, and what comes after was
+        // compared with that.
+        unsafe { product(problem, sums, after) }
     }
 }
 
@@ -153,32 +134,4 @@ fn check_after(sums: &Array, bias: &Array, shift: Option<(&Array, &Array)>, onto
         }
     }
     Ok(())
-}
-
-/// Bias, shift and residual in place, and the moments for a norm that follows.
-fn after_conv(sums: Array, bias: &Array, shift: Option<(&Array, &Array)>, onto: Option<&Array>) -> Result<Array> {
-    check_after(&sums, bias, shift, onto)?;
-    let (gpu, channels) = (sums.gpu().clone(), sums.columns());
-    let (share, moments) = moments_for(&sums, 2)?;
-    let (table, step) = shift.unzip();
-    let args = [
-        Arg::At(sums.address()),
-        Arg::At(bias.address()),
-        address_or_null(table),
-        address_or_null(step),
-        Arg::Int(table.map_or(0, Array::rows)),
-        address_or_null(onto),
-        address_or_null(moments.as_ref().map(|moments| &*moments.array)),
-    ];
-    let Share { rows, groups, vectors, height, .. } = share;
-    let args = [&args[..], &[rows, channels, groups, vectors, height].map(Arg::Int)].concat();
-    let launch = share.launch(format!("after_conv_{}", sums.dtype().name()));
-    Array::reach(&[bias])?;
-    // SAFETY: the checks above: bias, each row of the table and residual fit the map; the kernel takes no row past the table's last
-    // one. `moments_for` made the moments for this map and grid.
-    unsafe { gpu.launch(launch, &args)? };
-    Ok(match moments {
-        Some(moments) => sums.with_moments(moments),
-        None => sums,
-    })
 }

@@ -1,8 +1,8 @@
-//! Linear layers: products by our own kernels, which take the gated GELU along. On Hopper they are cuBLASLt's, apart from those.
+//! Linear layers: products that take bias, residual and the gated GELU along.
 
 use super::{
     LANES, addresses, check_alike, check_vector, geglu, is_plain,
-    product::{After, is_ours, product},
+    product::{After, product},
     refused, vector, with_columns,
 };
 use crate::gpu::{
@@ -82,11 +82,8 @@ impl Linear {
         let plain = is_plain(gpu, xs.dtype(), xs) && inner == xs.columns() && inner.is_multiple_of(GEGLU_DEPTH);
         let fits = gpu.is_hopper() && gpu.fuses(xs.dtype()) && rows >= FEW_ROWS && plain;
         let tile = tile_for(gpu, rows, width).filter(|_| fits);
-        if !gpu.has_libraries() && plain {
-            return self.gated(xs);
-        }
         let (Some(&(ending, columns, shared)), Some(bias)) = (tile, &self.bias) else {
-            return geglu(&self.forward(xs, None)?);
+            return if plain { self.gated(xs) } else { geglu(&self.forward(xs, None)?) };
         };
         check_alike("a linear layer", &[xs, &self.weight, bias])?;
         check_vector("a bias", bias, 2 * width)?;
@@ -179,10 +176,6 @@ pub(super) fn multiply(xs: &Array, weight: &Array, bias: Option<&Array>, onto: O
     // stream.
     unsafe {
         let mut problem = Problem::of_matmul(&shape, &at);
-        if !is_ours(&problem, gpu) {
-            gpu.matmuls()?.run(&shape, &at)?;
-            return Ok(out);
-        }
         if let &[_, height, width, _] = xs.dims() {
             problem.out_map = [height, width];
         }

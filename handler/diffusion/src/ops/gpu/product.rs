@@ -5,7 +5,7 @@ use super::{
     norm::{Share, USUAL_GROUPS, moments_for},
 };
 use crate::gpu::{
-    Arg, Array, Dtype, Gpu, Moments,
+    Arg, Array, Dtype, Moments,
     product::{HopperPlan, Plan, Problem},
 };
 use candle_core::Result;
@@ -67,11 +67,6 @@ pub(super) unsafe fn product(problem: Problem, out: Array, after: After) -> Resu
     // SAFETY: as the caller promises; there is room for the moments of each group and chunk.
     unsafe { plan.launch(&gpu, &problem)? };
     Ok(out.with_moments(Moments { array: Arc::new(moments), groups: USUAL_GROUPS }))
-}
-
-/// Whether a product is one of our own kernels' and not the libraries'.
-pub(super) fn is_ours(problem: &Problem, gpu: &Gpu) -> bool {
-    !gpu.has_libraries() || HopperPlan::of(problem, gpu).is_some()
 }
 
 /// The same by the kernels for Hopper.

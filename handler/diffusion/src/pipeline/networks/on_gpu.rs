@@ -1,6 +1,6 @@
 //! The networks of a model on a GPU: how they are loaded, and what comes and leaves with the phases of a picture.
 
-use super::{Denoiser, DeviceState, Model, Networks, tuned};
+use super::{Denoiser, DeviceState, Model, Networks};
 use crate::{
     error::Result,
     gpu::{Gpu, Placed},
@@ -82,25 +82,14 @@ impl Networks {
                 gpu.note("weights", clock);
                 fill(gpu, beside)
             });
-            gpu.open_libraries()?;
-            let mut filling = Some(filling);
-            let mut join = || match filling.take() {
-                Some(filling) => filling.join().unwrap_or_else(|panic| resume_unwind(panic)),
-                None => Ok(()),
-            };
-            if !gpu.tune_with(&tuned(&self.model.folder))? {
-                // Tuning measures times, which copying would disturb.
-                join()?;
-            }
             self.warm_up(gpu, size)?;
-            join()
+            filling.join().unwrap_or_else(|panic| resume_unwind(panic))
         })
     }
 
     /// Copies the weights, one network after the other, and then computes a picture: there is no memory to do both.
     fn load_first(&self, gpu: &Gpu, size: (usize, usize), beside: Option<&dyn Beside>) -> Result<()> {
         gpu.carry_by_few();
-        gpu.open_libraries()?;
         let clock = Instant::now();
         for (placed, weights) in self.weights() {
             placed.clear_padding()?;
@@ -108,7 +97,6 @@ impl Networks {
         }
         gpu.note("weights", clock);
         fill(gpu, beside)?;
-        gpu.tune_with(&tuned(&self.model.folder))?;
         self.warm_up(gpu, size)
     }
 
@@ -146,7 +134,7 @@ impl Networks {
         let clock = Instant::now();
         self.pixels(&noise, self.decoding((height, width)))?;
         gpu.note("rehearse_vae", clock);
-        Ok(gpu.note_firsts()?)
+        Ok(())
     }
 
     /// Brings a part of the networks to the GPU, if it is away, until the result is dropped. A part of the UNet may have to leave for it.
