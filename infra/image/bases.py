@@ -75,5 +75,5 @@ STAND_INS = {
     "DEBIAN_IMAGE": debian,
     "RUST_IMAGE": rust,
     "CUDA_DEVEL_IMAGE": cuda,
-    "CUDA_BASE_IMAGE": debian,
+    "UBUNTU_IMAGE": debian,
 }

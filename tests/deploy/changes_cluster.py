@@ -126,7 +126,7 @@ CHANGES = {
         (IMAGE, "bookworm-slim@sha256:", "bookworm-slim#sha256:"),
     ],
     "test_pods.Image.test_the_relay_carries_no_cuda": [
-        (IMAGE, "FROM ${DEBIAN_IMAGE} AS relay", "FROM ${CUDA_BASE_IMAGE} AS relay"),
+        (IMAGE, "FROM ${DEBIAN_IMAGE} AS relay", "FROM ${CUDA_DEVEL_IMAGE} AS relay"),
     ],
     "test_model.Image.test_it_is_the_handlers_with_the_model_where_the_function_looks_for_it": [
         (IMAGE, "EASEL_MODEL_DIR=/opt/model", "EASEL_MODEL_DIR=/models"),

@@ -1,4 +1,4 @@
-//! The operations on a GPU, by our own kernels; on Hopper matrix products are cuBLASLt's and convolutions cuDNN's.
+//! The operations on a GPU, by our own kernels.
 //!
 //! Rounding is to the model's dtype wherever an array is written; sums, norms and softmax are f32. Each function checks its
 //! arrays before it enqueues anything, so that no kernel reads or writes outside them.

@@ -31,7 +31,7 @@ impl DecodeMemory {
 
     /// The most bytes of a GPU's memory that decoding one picture takes beside the weights. `size` is its width and height in pixels.
     ///
-    /// It counts the maps that exist at once, what stays unused between them, and whole pages of the allocator. For f32 it also counts what cuDNN asks for.
+    /// It counts the maps that exist at once, what stays unused between them, and whole pages of the allocator; for f32 a quarter more.
     pub fn bytes(self, config: &VaeConfig, size: (usize, usize), dtype: Dtype) -> usize {
         let levels = Levels::of(config);
         let (width, height) = (size.0.div_ceil(config.factor()), size.1.div_ceil(config.factor()));
@@ -58,7 +58,7 @@ impl DecodeMemory {
                 each.max().unwrap_or_default().max(middle)
             }
         };
-        // In f32 cuDNN asks for workspace as well: up to an eighth of the maps at 512x512.
+        // Measured while a library's workspace was part of it.
         let workspace = if dtype == Dtype::F32 { most / 4 } else { 0 };
         (most + workspace + PAGE).next_multiple_of(PAGE)
     }
