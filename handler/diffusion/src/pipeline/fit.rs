@@ -37,7 +37,7 @@ pub(super) struct Needs {
     pub checker: usize,
     /// The first and last page of each of the UNet's arrays.
     pub spans: Vec<(usize, usize)>,
-    /// What is there in every phase beside weights and scratch memory, the libraries' kernels included.
+    /// What is there in every phase beside weights and scratch memory, kernels included.
     pub fixed: usize,
     /// Scratch memory of a step, which stays between pictures.
     pub step: usize,
