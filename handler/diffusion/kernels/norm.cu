@@ -3,19 +3,22 @@
 // Activations are NHWC: xs[image][row][channel], a row being one pixel or token. C, Ca and Cb are multiples of 8 and
 // every base address a multiple of 16 bytes. groups divides C; C / groups is any number.
 //
-// after_split, join and moments leave the moments of each chunk of rows in `partials`, and group_norm merges them: no
+// A map is one array of C channels, or two side by side: its first `border` channels are in `xs`, the others in `more`,
+// each array dense. border is a multiple of 8, or C if `more` is null.
+//
+// after_split and moments leave the moments of each chunk of rows in `partials`, and group_norm merges them: no
 // block waits for another. partials[image][group][chunk] is float2 (mean, sum of squared deviations); chunk k covers
 // the rows from k * height to min((k + 1) * height, rows_per_image). Sums run in a fixed order, so equal inputs and
 // launch shapes give equal bits.
 //
-// Launch rule of after_split, join, moments and group_norm (C = Ca + Cb for join): a block has 8 * vectors channels, its
-// slice, and block / vectors rows in hand at once.
+// Launch rule of after_split, moments and group_norm: a block has 8 * vectors channels, its slice, and block / vectors
+// rows in hand at once.
 //     slice = 8 * vectors  divides C, is a multiple of C / groups, at most 2560 and at most LARGEST_TABLE groups
 //     block = (a multiple of 32, at least vectors, at most LARGEST_BLOCK, but at most LARGEST_NARROW_BLOCK if
 //             C / groups is below 7 and not 4; 1; 1)
 //     grid  = (chunks, C / slice, batch)  all but group_norm: any height >= 1, chunks = ceil(rows / height)
 //     grid  = (blocks, C / slice, batch)  group_norm: any blocks >= 1; vectors and block need not be those of before
-// If partials is null, after_split and join measure nothing and take any slice; groups is not used. No dynamic shared
+// If partials is null, after_split measures nothing and takes any slice; groups is not used. No dynamic shared
 // memory. Slices of a multiple of 32 bytes are best, two to four blocks to a multiprocessor, and four rows to a thread.
 //
 // All start early (see common.cuh). bias, weight and *step are read before
@@ -212,22 +215,41 @@ __device__ __forceinline__ void after_split_body(Early early, const float* sums,
     if (partials != nullptr) finish(measured, place, partials, rows, channels, groups);
 }
 
-// Reads a block's rows from `from` (`pitch` elements a row), copies them to `to` (C a row) unless null, and measures
-// them. Both start at the thread's channels in the image's first row.
+// Where a thread's channels begin in its image, and how far the next row is.
+template <typename T> struct Rows {
+    const T* from;
+    int pitch;
+
+    __device__ __forceinline__ Rows(const Place& place, const T* xs, const T* more, int rows_per_image, int C,
+                                    int border) {
+        const bool left = place.channel < border;
+        pitch = left ? border : C - border;
+        from = left ? xs + place.channel : more + (place.channel - border);
+        from += size_t(blockIdx.z) * rows_per_image * pitch;
+    }
+    __device__ __forceinline__ const T* operator[](int row) const { return from + size_t(row) * pitch; }
+};
+
+// moments: those of each image's groups, chunk by chunk.
 template <typename T>
-__device__ __forceinline__ void copy_rows(const Place& place, const T* from, int pitch, T* to, int C,
-                                          int rows_per_image, int height, float2* partials, int groups) {
+__device__ __forceinline__ void moments_body(Early early, const T* xs, const T* more, float2* partials,
+                                             int rows_per_image, int C, int border, int groups, int vectors,
+                                             int height) {
     constexpr int N = AT_ONCE<T>;
+    let_next_start(early);
+    const Place place(vectors);
+    const Rows<T> source(place, xs, more, rows_per_image, C, border);
     int row = int(blockIdx.x) * height + place.lane;
     const int end = min((int(blockIdx.x) + 1) * height, rows_per_image);
     const int rows = end - int(blockIdx.x) * height;
     if (!place.busy()) row = end;
+    wait_for_last(early);
     Pack<T> x[N];
     const auto fetch = [&]() {
 #pragma unroll
         for (int u = 0; u < N; ++u) {
             x[u] = Pack<T>{};
-            if (row + u * place.lanes < end) x[u] = load8(from + size_t(row + u * place.lanes) * pitch);
+            if (row + u * place.lanes < end) x[u] = load8(source[row + u * place.lanes]);
         }
     };
     fetch();
@@ -237,7 +259,6 @@ __device__ __forceinline__ void copy_rows(const Place& place, const T* from, int
 #pragma unroll
         for (int u = 0; u < N; ++u) {
             if (row + u * place.lanes >= end) break;
-            if (to != nullptr) store8(to + size_t(row + u * place.lanes) * C, x[u]);
             float value[8];
             unpack8(x[u], value);
             if (u == 0 && sums.count == 0) sums.start(value);
@@ -246,60 +267,53 @@ __device__ __forceinline__ void copy_rows(const Place& place, const T* from, int
         row += N * place.lanes;
         fetch();
     }
-    if (partials != nullptr) finish(sums, place, partials, rows, channels, groups);
+    finish(sums, place, partials, rows, channels, groups);
 }
 
-// join: out[image][row] = a[image][row] (Ca channels) followed by b[image][row] (Cb channels), and the moments of out.
-template <typename T>
-__device__ __forceinline__ void join_body(Early early, const T* a, const T* b, T* out, float2* partials,
-                                          int rows_per_image, int Ca, int Cb, int groups, int vectors, int height) {
-    let_next_start(early);
-    const Place place(vectors);
-    const int C = Ca + Cb;
-    const size_t first = size_t(blockIdx.z) * rows_per_image;
-    const bool left = place.channel < Ca;
-    const int pitch = left ? Ca : Cb;
-    const T* from = left ? a + first * Ca + place.channel : b + first * Cb + (place.channel - Ca);
-    wait_for_last(early);
-    copy_rows(place, from, pitch, out + first * C + place.channel, C, rows_per_image, height, partials, groups);
-}
+// What was measured of `all` channels from `first` on: partials[image][unit][chunk], a unit being a group that group_norm
+// normalises, or a part of one.
+struct Measured {
+    const float2* partials;
+    int first, all;
+    int channels;  // of a unit
+    int chunks, height;
+};
 
-// moments: those of each image's groups, chunk by chunk.
-template <typename T>
-__device__ __forceinline__ void moments_body(Early early, const T* xs, float2* partials, int rows_per_image, int C,
-                                             int groups, int vectors, int height) {
-    let_next_start(early);
-    const Place place(vectors);
-    const T* from = xs + size_t(blockIdx.z) * rows_per_image * C + place.channel;
-    wait_for_last(early);
-    copy_rows<T>(place, from, C, nullptr, C, rows_per_image, height, partials, groups);
-}
-
-// Merges the chunks' moments of a slice's groups (Chan, Golub, LeVeque 1979) into mean and 1 / sqrt(variance + eps).
-__device__ __forceinline__ void merge(const float2* partials, float2* table, int rows_per_image, int slice,
-                                      int channels, int groups, int chunks, int height, float eps) {
+// Merges the moments of a slice's groups (Chan, Golub, LeVeque 1979) into mean and 1 / sqrt(variance + eps). A group is
+// made of whole units of `left`, then of `right`; few have both.
+__device__ __forceinline__ void merge(const Measured& left, const Measured& right, float2* table, int rows_per_image,
+                                      int slice, int channels, float eps) {
     constexpr int N = 4;
-    const int member = int(threadIdx.x) % 32, first = quotient(int(blockIdx.y) * slice, channels);
+    const int member = int(threadIdx.x) % 32;
     for (int group = int(threadIdx.x) / 32; group * channels < slice; group += int(blockDim.x) / 32) {
-        const float2* parts = partials + (size_t(blockIdx.z) * groups + first + group) * chunks;
-        const float shift = parts[0].x;
-        float total = 0.0f, spread = 0.0f;
+        const int begin = int(blockIdx.y) * slice + group * channels, end = begin + channels;
+        float shift = 0.0f, total = 0.0f, spread = 0.0f;
+        // The channels from `from` to `to`. Their units' partials follow one another.
+        const auto add = [&](const Measured& side, int from, int to, bool is_first) {
+            if (from >= to) return;
+            const int unit = quotient(from - side.first, side.channels);
+            const int all = quotient(to - from, side.channels) * side.chunks;
+            const size_t image = size_t(blockIdx.z) * quotient(side.all, side.channels);
+            const float2* const parts = side.partials + (image + unit) * side.chunks;
+            if (is_first) shift = parts[0].x;
 #pragma unroll 1
-        for (int k = member; k < chunks; k += 32 * N) {
-            float2 part[N];
+            for (int k = member; k < all; k += 32 * N) {
+                float2 part[N];
 #pragma unroll
-            for (int u = 0; u < N; ++u) {
-                part[u] = k + 32 * u < chunks ? parts[k + 32 * u] : make_float2(0.0f, 0.0f);
-            }
+                for (int u = 0; u < N; ++u) part[u] = k + 32 * u < all ? parts[k + 32 * u] : make_float2(0.0f, 0.0f);
 #pragma unroll
-            for (int u = 0; u < N; ++u) {
-                const int rows = min(height, rows_per_image - (k + 32 * u) * height);
-                const float count = k + 32 * u < chunks ? float(rows) * float(channels) : 0.0f;
-                const float d = part[u].x - shift;
-                total = fmaf(count, d, total);
-                spread += fmaf(count * d, d, part[u].y);
+                for (int u = 0; u < N; ++u) {
+                    const int chunk = k + 32 * u - quotient(k + 32 * u, side.chunks) * side.chunks;
+                    const int rows = min(side.height, rows_per_image - chunk * side.height);
+                    const float count = k + 32 * u < all ? float(rows) * float(side.channels) : 0.0f;
+                    const float d = part[u].x - shift;
+                    total = fmaf(count, d, total);
+                    spread += fmaf(count * d, d, part[u].y);
+                }
             }
-        }
+        };
+        add(left, begin, min(end, right.first), true);
+        add(right, max(begin, right.first), end, begin >= right.first);
         total = sum_warp(total);
         spread = sum_warp(spread);
         if (member == 0) {
@@ -311,19 +325,21 @@ __device__ __forceinline__ void merge(const float2* partials, float2* table, int
 }
 
 // group_norm: out = (x - mean) / sqrt(variance + eps) * weight[c] + bias[c] with the biased moments of the image's group
-// (Wu, He 2018, "Group normalization"), then x / (1 + exp(-x)) if silu. chunks and height are those of the kernel that
-// left the partials. out may be xs.
+// (Wu, He 2018, "Group normalization"), then x / (1 + exp(-x)) if silu. Chunks and heights are those of the kernels that
+// left the partials: of all channels, or `left` of some and `right` of those after them. The channels of their units
+// divide C / groups and what is left of them. out may be xs if that is all.
 template <typename T>
-__device__ __forceinline__ void group_norm_body(Early early, const T* xs, const float2* partials, const T* weight,
-                                                const T* bias, T* out, int rows_per_image, int C, int groups,
-                                                int chunks, int height, int vectors, float eps, int silu) {
+__device__ __forceinline__ void group_norm_body(Early early, const T* xs, const T* more, const Measured& left,
+                                                const Measured& right, const T* weight, const T* bias, T* out,
+                                                int rows_per_image, int C, int border, int groups, int vectors,
+                                                float eps, int silu) {
     constexpr int N = AT_ONCE<T>;
     __shared__ float2 table[LARGEST_TABLE];
     let_next_start(early);
     const Place place(vectors);
     const int stride = int(gridDim.x) * place.lanes;
     const int end = place.busy() ? rows_per_image : 0;
-    const size_t offset = size_t(blockIdx.z) * rows_per_image * C + place.channel;
+    const Rows<T> source(place, xs, more, rows_per_image, C, border);
     int row = int(blockIdx.x) * place.lanes + place.lane;
     Pack<T> scales = {}, shifts = {};
     if (place.busy()) {
@@ -334,17 +350,21 @@ __device__ __forceinline__ void group_norm_body(Early early, const T* xs, const 
     wait_for_last(early);
 
     Pack<T> x[N];
+    const T* from = source[row];
+    const long long step = (long long)stride * source.pitch;
     const auto fetch = [&]() {
 #pragma unroll
         for (int u = 0; u < N; ++u) {
             x[u] = Pack<T>{};
-            if (row + u * stride < end) x[u] = load8(xs + offset + size_t(row + u * stride) * C);
+            if (row + u * stride < end) x[u] = load8(from + u * step);
         }
+        from += N * step;
     };
     fetch();
-    merge(partials, table, rows_per_image, vectors * 8, channels, groups, chunks, height, eps);
+    merge(left, right, table, rows_per_image, vectors * 8, channels, eps);
     int group = quotient(place.vector * 8, channels), within = place.vector * 8 - group * channels;
     __syncthreads();
+    T* const to = out + size_t(blockIdx.z) * rows_per_image * C + place.channel;
     float mean[8], scale[8], shift[8];
     unpack8(scales, scale);
     unpack8(shifts, shift);
@@ -372,7 +392,7 @@ __device__ __forceinline__ void group_norm_body(Early early, const T* xs, const 
 #pragma unroll
                 for (int c = 0; c < 8; ++c) value[c] = sigmoid_unit<T>(value[c], 1.0f);
             }
-            store8(out + offset + size_t(row + u * stride) * C, pack8<T>(value));
+            store8(to + size_t(row + u * stride) * C, pack8<T>(value));
         }
         row += N * stride;
         fetch();
@@ -471,17 +491,17 @@ EXPORT_EARLY(after_split, (LARGEST_BLOCK, 2),
         const T* onto, float2* partials, int rows_per_image, int C, int groups, int vectors, int height),
        (early, sums, splits, out, bias, table, step, steps, onto, partials, rows_per_image, C, groups, vectors,
         height))
-EXPORT_EARLY(join, (LARGEST_BLOCK, 3),
-       (const T* a, const T* b, T* out, float2* partials, int rows_per_image, int Ca, int Cb, int groups, int vectors,
-        int height),
-       (early, a, b, out, partials, rows_per_image, Ca, Cb, groups, vectors, height))
 EXPORT_EARLY(moments, (LARGEST_BLOCK, 3),
-       (const T* xs, float2* partials, int rows_per_image, int C, int groups, int vectors, int height),
-       (early, xs, partials, rows_per_image, C, groups, vectors, height))
+       (const T* xs, const T* more, float2* partials, int rows_per_image, int C, int border, int groups, int vectors,
+        int height),
+       (early, xs, more, partials, rows_per_image, C, border, groups, vectors, height))
 EXPORT_EARLY(group_norm, (LARGEST_BLOCK, 3),
-       (const T* xs, const float2* partials, const T* weight, const T* bias, T* out, int rows_per_image, int C,
-        int groups, int chunks, int height, int vectors, float eps, int silu),
-       (early, xs, partials, weight, bias, out, rows_per_image, C, groups, chunks, height, vectors, eps, silu))
+       (const T* xs, const T* more, const float2* partials, const float2* others, const T* weight, const T* bias, T* out,
+        int rows_per_image, int C, int border, int groups, int measured, int unit, int chunks, int height, int other_unit,
+        int other_chunks, int other_height, int vectors, float eps, int silu),
+       (early, xs, more, Measured{partials, 0, measured, unit, chunks, height},
+        Measured{others, measured, C - measured, other_unit, other_chunks, other_height}, weight, bias, out,
+        rows_per_image, C, border, groups, vectors, eps, silu))
 EXPORT_EARLY(layer_norm, (128, 4),
        (const T* xs, const T* weight, const T* bias, T* out, int rows, int C, float eps),
        (early, xs, weight, bias, out, rows, C, eps))

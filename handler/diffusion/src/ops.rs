@@ -7,6 +7,7 @@ mod array;
 mod bands;
 mod cpu;
 mod gpu;
+mod maps;
 pub(crate) mod params;
 mod spread;
 
@@ -14,6 +15,7 @@ pub(crate) use array::{Array, Step};
 pub(crate) use bands::{Measured, Statistics, pad_rows};
 pub use cpu::{Vectors, limit_vectors};
 pub(crate) use gpu::{LANES, SCORES, steps};
+pub(crate) use maps::Maps;
 
 use crate::ops::params::Params;
 use candle_core::{Error, Result};
@@ -56,6 +58,15 @@ impl Conv {
             None => Form::Cpu(cpu::Conv::new(channels_in, channels_out, window, &params)?),
             Some(placed) => Form::Gpu(gpu::Conv::new(channels_in, channels_out, window, &params, placed)?),
         }))
+    }
+
+    /// Says which groups of the output a group norm will ask for, or that none follows. A GPU measures them along; 32 unless this says
+    /// otherwise. The output is the same.
+    pub(crate) fn measured_in(self, groups: Option<usize>) -> Self {
+        Self(match self.0 {
+            Form::Cpu(conv) => Form::Cpu(conv),
+            Form::Gpu(conv) => Form::Gpu(conv.measured_in(groups)),
+        })
     }
 
     pub(crate) fn forward(&self, xs: &Array) -> Result<Array> {
@@ -216,7 +227,7 @@ impl GroupNorm {
     fn run(&self, xs: &Array, silu: bool) -> Result<Array> {
         match (&self.0, xs) {
             (Form::Cpu(norm), Array::Cpu(xs)) => norm.forward(xs, silu).map(Array::Cpu),
-            (Form::Gpu(norm), Array::Gpu(xs)) => norm.forward(xs, silu).map(Array::Gpu),
+            (Form::Gpu(norm), Array::Gpu(xs)) => norm.forward(&xs.clone().into(), silu).map(Array::Gpu),
             _ => Err(mixed()),
         }
     }
@@ -271,15 +282,6 @@ pub(crate) fn add(a: &Array, b: &Array) -> Result<Array> {
     match (a, b) {
         (Array::Cpu(a), Array::Cpu(b)) => (a + b).map(Array::Cpu),
         (Array::Gpu(a), Array::Gpu(b)) => gpu::add(a, b).map(Array::Gpu),
-        _ => Err(mixed()),
-    }
-}
-
-/// The channels of two feature maps, one after the other.
-pub(crate) fn join(a: &Array, b: &Array) -> Result<Array> {
-    match (a, b) {
-        (Array::Cpu(a), Array::Cpu(b)) => cpu::join(a, b).map(Array::Cpu),
-        (Array::Gpu(a), Array::Gpu(b)) => gpu::join(a, b).map(Array::Gpu),
         _ => Err(mixed()),
     }
 }

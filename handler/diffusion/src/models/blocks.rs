@@ -2,9 +2,9 @@
 
 use crate::{
     ops::params::Params,
-    ops::{Array, Conv, GroupNorm, Linear, Step, pad_rows, upsample},
+    ops::{Array, Conv, GroupNorm, Linear, Maps, Step, pad_rows, upsample},
 };
-use candle_core::Result;
+use candle_core::{Error, Result};
 use std::ops::Range;
 
 /// diffusers' `ResnetBlock2D`: two 3x3 convolutions with norms before them, the timestep's shift between them, and a shortcut.
@@ -34,22 +34,30 @@ impl ResnetBlock {
         params: Params,
     ) -> Result<Self> {
         let shortcut = || {
-            (channels_in != channels_out)
-                .then(|| Conv::pointwise(channels_in, channels_out, params.pp("conv_shortcut")))
-                .transpose()
+            let conv = || Conv::pointwise(channels_in, channels_out, params.pp("conv_shortcut"));
+            (channels_in != channels_out).then(|| Ok::<_, Error>(conv()?.measured_in(None))).transpose()
         };
         let time_emb_proj = time_channels
             .map(|width| Linear::new(width, channels_out, params.pp("time_emb_proj").ahead()))
             .transpose()?;
+        let conv3x3 = |channels_in, name| {
+            let conv = Conv::same3x3(channels_in, channels_out, params.pp(name))?;
+            Ok::<_, Error>(conv.measured_in(Some(norm.groups)))
+        };
         // In the order in which they run: weights that are streamed come in it.
         Ok(Self {
             norm1: GroupNorm::new(norm.groups, channels_in, norm.eps, params.pp("norm1"))?,
-            conv1: Conv::same3x3(channels_in, channels_out, params.pp("conv1"))?,
+            conv1: conv3x3(channels_in, "conv1")?,
             time_emb_proj,
             norm2: GroupNorm::new(norm.groups, channels_out, norm.eps, params.pp("norm2"))?,
             shortcut: shortcut()?,
-            conv2: Conv::same3x3(channels_out, channels_out, params.pp("conv2"))?,
+            conv2: conv3x3(channels_out, "conv2")?,
         })
+    }
+
+    /// See [`Conv::measured_in`]; the groups of the model's norms unless this says otherwise.
+    pub(crate) fn measured_in(self, groups: Option<usize>) -> Self {
+        Self { conv2: self.conv2.measured_in(groups), ..self }
     }
 
     /// The shift of each step, `[steps, channels_out]`. `time` is the embedding of the timesteps after SiLU, `[steps, time_channels]`.
@@ -58,9 +66,9 @@ impl ResnetBlock {
     }
 
     /// `shifts` is the result of [`ResnetBlock::shifts`], with the current step.
-    pub(crate) fn forward(&self, xs: &Array, shifts: Option<(&Array, &Step)>) -> Result<Array> {
+    pub(crate) fn forward(&self, xs: &Maps, shifts: Option<(&Array, &Step)>) -> Result<Array> {
         // Each map is dropped as soon as nothing reads it: those of a VAE are large.
-        let normed = self.norm1.forward_silu(xs)?;
+        let normed = self.norm1.forward_silu_joined(xs)?;
         let hidden = match shifts {
             Some((shifts, step)) => self.conv1.forward_shifted(&normed, shifts, step)?,
             None => self.conv1.forward(&normed)?,
@@ -69,8 +77,8 @@ impl ResnetBlock {
         let normed = self.norm2.forward_silu(&hidden)?;
         drop(hidden);
         match &self.shortcut {
-            Some(shortcut) => self.conv2.forward_adding(&normed, &shortcut.forward(xs)?),
-            None => self.conv2.forward_adding(&normed, xs),
+            Some(shortcut) => self.conv2.forward_adding(&normed, &shortcut.forward_joined(xs)?),
+            None => self.conv2.forward_adding(&normed, &xs.one()?),
         }
     }
 }
@@ -96,6 +104,11 @@ impl Upsample {
         Ok(Self(Conv::same3x3(channels, channels, params.pp("upsamplers.0.conv"))?))
     }
 
+    /// See [`Conv::measured_in`].
+    pub(crate) fn measured_in(self, groups: Option<usize>) -> Self {
+        Self(self.0.measured_in(groups))
+    }
+
     /// `size` is the height and width of the output. It is that of the skip connection, which may be odd.
     pub(crate) fn forward(&self, xs: &Array, size: Option<(usize, usize)>) -> Result<Array> {
         let (height, width) = xs.size()?;
@@ -119,5 +132,62 @@ impl Upsample {
     pub(super) fn room(&self, xs: &Array) -> Result<Array> {
         let (height, width) = xs.size()?;
         self.0.room(xs, (2 * height, 2 * width))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::loading::weights::Weights;
+    use candle_core::{DType, Device, Tensor};
+
+    fn draw(dims: &[usize]) -> Tensor {
+        let seed = dims.iter().fold(0, |seed, &dim| seed * 31 + dim as u64);
+        crate::noise::Noise::cpu(seed).randn(dims, DType::F32, &Device::Cpu).unwrap()
+    }
+
+    /// A block of 24 channels in and 16 out.
+    fn block() -> ResnetBlock {
+        let (inner, outer) = (24, 16);
+        let tensors = [
+            ("norm1.weight", vec![inner]),
+            ("norm1.bias", vec![inner]),
+            ("conv1.weight", vec![outer, inner, 3, 3]),
+            ("conv1.bias", vec![outer]),
+            ("norm2.weight", vec![outer]),
+            ("norm2.bias", vec![outer]),
+            ("conv2.weight", vec![outer, outer, 3, 3]),
+            ("conv2.bias", vec![outer]),
+            ("conv_shortcut.weight", vec![outer, inner, 1, 1]),
+            ("conv_shortcut.bias", vec![outer]),
+        ];
+        let weights = Weights::new(tensors.iter().map(|(name, dims)| (format!("m.{name}"), draw(dims))).collect());
+        let norm = NormConfig { groups: 8, eps: 1e-5 };
+        ResnetBlock::new(inner, outer, None, norm, Params::on_cpu(&weights).pp("m")).unwrap()
+    }
+
+    #[test]
+    fn a_block_reads_two_maps_as_one_with_the_channels_of_both() {
+        let (block, first, second) = (block(), draw(&[2, 16, 9, 7]), draw(&[2, 8, 9, 7]));
+        let numbers = |maps: Maps| {
+            let out = block.forward(&maps, None).unwrap().to_tensor().unwrap();
+            out.flatten_all().unwrap().to_vec1::<f32>().unwrap()
+        };
+        let whole = Tensor::cat(&[&first, &second], 1).unwrap();
+        let joined = Maps::joined(Array::Cpu(first.clone()), Array::Cpu(second.clone())).unwrap();
+        assert_eq!(numbers(joined), numbers(Array::Cpu(whole.clone()).into()));
+        // In the other order it is another map.
+        let crossed = Maps::joined(Array::Cpu(second), Array::Cpu(first)).unwrap();
+        assert_ne!(numbers(crossed), numbers(Array::Cpu(whole).into()));
+    }
+
+    #[test]
+    fn maps_that_do_not_fit_are_refused() {
+        for dims in [[1, 8, 9, 7], [2, 8, 7, 9], [2, 8, 9, 8]] {
+            let maps = Maps::joined(Array::Cpu(draw(&[2, 16, 9, 7])), Array::Cpu(draw(&dims)));
+            assert!(maps.is_err(), "{dims:?}");
+        }
+        let few = Maps::joined(Array::Cpu(draw(&[2, 8, 9, 7])), Array::Cpu(draw(&[2, 8, 9, 7]))).unwrap();
+        assert!(block().forward(&few, None).is_err());
     }
 }

@@ -32,6 +32,15 @@ enum Projection {
     Tokens(Linear),
 }
 
+impl Projection {
+    fn measured_in(self, groups: Option<usize>) -> Self {
+        match self {
+            Self::Map(conv) => Self::Map(conv.measured_in(groups)),
+            Self::Tokens(linear) => Self::Tokens(linear),
+        }
+    }
+}
+
 struct Block {
     norm1: LayerNorm,
     attn1: SelfAttention,
@@ -71,10 +80,15 @@ impl Transformer {
         let blocks = (0..config.layers).map(|layer| Block::new(config, params.pp("transformer_blocks").pp(layer)));
         Ok(Self {
             norm: GroupNorm::new(norm.groups, channels, 1e-6, params.pp("norm"))?,
-            proj_in: projection(params.pp("proj_in"))?,
+            proj_in: projection(params.pp("proj_in"))?.measured_in(None),
             blocks: blocks.collect::<Result<_>>()?,
-            proj_out: projection(params.pp("proj_out"))?,
+            proj_out: projection(params.pp("proj_out"))?.measured_in(Some(norm.groups)),
         })
+    }
+
+    /// See [`Conv::measured_in`]; the groups of the model's norms unless this says otherwise.
+    pub(crate) fn measured_in(self, groups: Option<usize>) -> Self {
+        Self { proj_out: self.proj_out.measured_in(groups), ..self }
     }
 
     /// Keys and values of the prompt for each block. All steps share them. `context` is the prompt's embedding,

@@ -9,7 +9,7 @@ use crate::{
     models::time_embedding::TimeEmbedding,
     models::transformer::{KeysValues, Transformer, TransformerConfig},
     ops::params::Params,
-    ops::{Array, Conv, GroupNorm, Step, join},
+    ops::{Array, Conv, GroupNorm, Maps, Step},
 };
 use candle_core::{Error, Result as CandleResult};
 
@@ -99,13 +99,13 @@ impl Unet {
         let mut xs = self.conv_in.forward(latents)?;
         let mut skips = vec![xs.clone()];
         for block in &self.down {
-            xs = block.forward(&xs, &mut layers, &mut skips)?;
+            xs = block.forward(xs, &mut layers, &mut skips)?;
         }
         let (before, attention, after) = &self.mid;
-        xs = layers.run(before, Some(attention), &xs)?;
-        xs = layers.run(after, None, &xs)?;
+        xs = layers.run(before, Some(attention), xs.into())?;
+        xs = layers.run(after, None, xs.into())?;
         for block in &self.up {
-            xs = block.forward(&xs, &mut layers, &mut skips)?;
+            xs = block.forward(xs, &mut layers, &mut skips)?;
         }
         Ok(self.conv_out.forward(&self.conv_norm_out.forward_silu(&xs)?)?)
     }
@@ -134,12 +134,13 @@ impl Prepared {
 }
 
 impl PreparedLayers<'_> {
-    fn run(&mut self, resnet: &ResnetBlock, transformer: Option<&Transformer>, xs: &Array) -> CandleResult<Array> {
+    fn run(&mut self, resnet: &ResnetBlock, transformer: Option<&Transformer>, xs: Maps) -> CandleResult<Array> {
         let missing = || Error::Msg("more layers than were prepared".into()).bt();
-        let xs = resnet.forward(xs, Some((self.shifts.next().ok_or_else(missing)?, self.step)))?;
+        let hidden = resnet.forward(&xs, Some((self.shifts.next().ok_or_else(missing)?, self.step)))?;
+        drop(xs);
         match transformer {
-            Some(transformer) => transformer.forward(&xs, self.prompts.next().ok_or_else(missing)?),
-            None => Ok(xs),
+            Some(transformer) => transformer.forward(&hidden, self.prompts.next().ok_or_else(missing)?),
+            None => Ok(hidden),
         }
     }
 }
@@ -152,15 +153,14 @@ impl DownBlock {
         let inputs = |layer| if layer == 0 { before } else { out };
         let count = config.layers_per_block.at(level);
         Ok(Self {
-            layers: layers(config, level, count, attends, inputs, &params)?,
+            layers: layers(config, level, count, attends, (inputs, |_| Some(config.norm_num_groups)), &params)?,
             downsample: (level + 1 < channels.len()).then(|| Downsample::new(out, params)).transpose()?,
         })
     }
 
-    fn forward(&self, xs: &Array, layers: &mut PreparedLayers, skips: &mut Vec<Array>) -> CandleResult<Array> {
-        let mut xs = xs.clone();
+    fn forward(&self, mut xs: Array, layers: &mut PreparedLayers, skips: &mut Vec<Array>) -> CandleResult<Array> {
         for (resnet, transformer) in &self.layers {
-            xs = layers.run(resnet, transformer.as_ref(), &xs)?;
+            xs = layers.run(resnet, transformer.as_ref(), xs.into())?;
             skips.push(xs.clone());
         }
         if let Some(downsample) = &self.downsample {
@@ -177,25 +177,29 @@ impl UpBlock {
         let channels = &config.block_out_channels;
         let bottom = channels.len() - 1;
         let level = bottom - index;
-        let (out, below) = (channels[level], channels[(level + 1).min(bottom)]);
-        let outside = channels[level.saturating_sub(1)];
         let attends = config.up_block_types[index] == "CrossAttnUpBlock2D";
         let count = config.layers_per_block.at(level) + 1;
-        let inputs = |layer| {
-            let skip = if layer + 1 == count { outside } else { out };
-            skip + if layer == 0 { below } else { out }
+        let inputs = |layer| joined_channels(config, level, layer).iter().sum();
+        let measured = |maps| groups_before_join(config.norm_num_groups, maps);
+        let last = (level == 0).then_some(config.norm_num_groups);
+        let groups = |layer: usize| {
+            // No norm reads what is resized.
+            if layer + 1 == count { last } else { Some(measured(joined_channels(config, level, layer + 1))) }
+        };
+        let upsample = |next| {
+            let resized = measured(joined_channels(config, next, 0));
+            Ok::<_, Error>(Upsample::new(channels[level], params.clone())?.measured_in(Some(resized)))
         };
         Ok(Self {
-            layers: layers(config, level, count, attends, inputs, &params)?,
-            upsample: (level > 0).then(|| Upsample::new(out, params)).transpose()?,
+            layers: layers(config, level, count, attends, (inputs, groups), &params)?,
+            upsample: level.checked_sub(1).map(upsample).transpose()?,
         })
     }
 
-    fn forward(&self, xs: &Array, layers: &mut PreparedLayers, skips: &mut Vec<Array>) -> CandleResult<Array> {
-        let mut xs = xs.clone();
+    fn forward(&self, mut xs: Array, layers: &mut PreparedLayers, skips: &mut Vec<Array>) -> CandleResult<Array> {
         for (resnet, transformer) in &self.layers {
             let skip = skips.pop().ok_or_else(|| candle_core::Error::msg("more layers up than down"))?;
-            xs = layers.run(resnet, transformer.as_ref(), &join(&xs, &skip)?)?;
+            xs = layers.run(resnet, transformer.as_ref(), Maps::joined(xs, skip)?)?;
         }
         match &self.upsample {
             Some(upsample) => {
@@ -207,23 +211,49 @@ impl UpBlock {
     }
 }
 
+/// Channels of the map from below and of the skip connection, which are joined before a layer of an up block.
+fn joined_channels(config: &UnetConfig, level: usize, layer: usize) -> [usize; 2] {
+    let channels = &config.block_out_channels;
+    let is_last = layer == config.layers_per_block.at(level);
+    let below = channels[if layer == 0 { (level + 1).min(channels.len() - 1) } else { level }];
+    [below, channels[if is_last { level.saturating_sub(1) } else { level }]]
+}
+
+/// Groups in which the first of two maps is to be measured before a norm of both as one: those of a norm of that map alone, or parts of
+/// them, of which the groups of both are made, too.
+fn groups_before_join(groups: usize, [first, second]: [usize; 2]) -> usize {
+    if !first.is_multiple_of(groups) || !second.is_multiple_of(groups) {
+        return groups;
+    }
+    let (mut channels, mut rest) = ((first + second) / groups, first / groups);
+    while rest > 0 {
+        (channels, rest) = (rest, channels % rest);
+    }
+    first / channels
+}
+
+/// `shape` gives the channels of a layer's input, and the groups in which its output is to be measured, if a norm follows.
 fn layers(
     config: &UnetConfig,
     level: usize,
     count: usize,
     attends: bool,
-    inputs: impl Fn(usize) -> usize,
+    shape: (impl Fn(usize) -> usize, impl Fn(usize) -> Option<usize>),
     params: &Params,
 ) -> CandleResult<Vec<(ResnetBlock, Option<Transformer>)>> {
     let norm = NormConfig { groups: config.norm_num_groups, eps: config.norm_eps };
     let time_channels = Some(config.block_out_channels[0] * 4);
     let out = config.block_out_channels[level];
+    let (inputs, groups) = shape;
     let layer = |index: usize| {
         let resnet = ResnetBlock::new(inputs(index), out, time_channels, norm, params.pp("resnets").pp(index))?;
         let attention = params.pp("attentions").pp(index);
         let transformer =
             attends.then(|| Transformer::new(transformer_config(config, level), norm, attention)).transpose()?;
-        Ok((resnet, transformer))
+        Ok(match transformer {
+            Some(transformer) => (resnet, Some(transformer.measured_in(groups(index)))),
+            None => (resnet.measured_in(groups(index)), None),
+        })
     };
     (0..count).map(layer).collect()
 }
@@ -235,5 +265,28 @@ fn transformer_config(config: &UnetConfig, level: usize) -> TransformerConfig {
         cross_attention_dim: config.cross_attention_dim.at(level),
         layers: config.transformer_layers_per_block.at(level),
         linear_projection: config.use_linear_projection,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_joined_maps_groups_are_made_of_those_in_which_both_maps_are_measured() {
+        // Of Stable Diffusion 1.5, and what its up blocks join.
+        let joined = [([1280, 1280], 32), ([1280, 640], 64), ([640, 640], 32), ([640, 320], 64), ([320, 320], 32)];
+        for (maps, groups) in joined {
+            assert_eq!(groups_before_join(32, maps), groups, "{maps:?}");
+            let [first, second] = maps;
+            // Channels of a group of both, and of what each is measured in.
+            let (all, parts) = ((first + second) / 32, [first / groups, second / 32]);
+            for part in parts {
+                assert!(all % part == 0 && first % part == 0, "{maps:?} in {parts:?}");
+            }
+        }
+        // Of the small model in the repository, and groups that do not fit.
+        assert_eq!(groups_before_join(8, [144, 96]), 24);
+        assert_eq!(groups_before_join(32, [48, 48]), 32);
     }
 }

@@ -87,7 +87,7 @@ impl VaeDecoder {
         let mut xs = self.middle(latents)?;
         for (resnets, upsample) in &self.up {
             for resnet in resnets {
-                xs = resnet.forward(&xs, None)?;
+                xs = resnet.forward(&xs.into(), None)?;
             }
             if let Some(upsample) = upsample {
                 xs = upsample.forward(&xs, None)?;
@@ -115,7 +115,7 @@ impl VaeDecoder {
                     xs = upsample.forward(&xs, None)?;
                 }
                 for resnet in resnets {
-                    xs = resnet.forward(&xs, None)?;
+                    xs = resnet.forward(&xs.into(), None)?;
                 }
             } else {
                 let mut source = match before {
@@ -143,11 +143,11 @@ impl VaeDecoder {
         }
         xs = self.conv_in.forward(&xs)?;
         let (before, attention, after) = &self.mid;
-        xs = before.forward(&xs, None)?;
+        xs = before.forward(&xs.into(), None)?;
         if let Some(attention) = attention {
             xs = attention.forward(&xs)?;
         }
-        Ok(after.forward(&xs, None)?)
+        Ok(after.forward(&xs.into(), None)?)
     }
 }
 

@@ -9,6 +9,7 @@ mod attention;
 mod bands;
 mod conv;
 mod linear;
+mod maps;
 mod norm;
 mod pointwise;
 mod product;
@@ -19,7 +20,8 @@ pub(super) use attention::{attention, causal_attention};
 pub(super) use bands::{Part, merged, moments_by, pad_rows, rows};
 pub(super) use conv::Conv;
 pub(super) use linear::Linear;
-pub(super) use norm::{GroupNorm, LayerNorm, join};
+pub(super) use maps::Maps;
+pub(super) use norm::{GroupNorm, LayerNorm};
 pub(super) use pointwise::{add, geglu, quick_gelu, silu, to_map, to_tokens, upsample};
 
 use crate::gpu::{Arg, Array, Dtype, Gpu, WeightLayout};

@@ -1,7 +1,7 @@
 //! Maps and tokens that change their place in memory: transposed, joined, enlarged. On all threads, as are the operations between them.
 
 use super::{tensor, view};
-use candle_core::{Result, Tensor};
+use candle_core::{Error, Result, Tensor};
 use rayon::prelude::*;
 
 /// The side of the squares that are transposed at once.
@@ -19,9 +19,12 @@ pub(crate) fn to_map(xs: &Tensor, height: usize, width: usize) -> Result<Tensor>
     tensor(transposed(&view(xs)?, tokens, channels), (batch, channels, height, width))
 }
 
-/// The channels of two feature maps, one after the other.
+/// The channels of two feature maps of one size, one after the other.
 pub(crate) fn join(a: &Tensor, b: &Tensor) -> Result<Tensor> {
-    let ((batch, first, height, width), second) = (a.dims4()?, b.dim(1)?);
+    let ((batch, first, height, width), (others, second, rows, columns)) = (a.dims4()?, b.dims4()?);
+    if (batch, height, width) != (others, rows, columns) {
+        return Err(Error::Msg(format!("{:?} joined with {:?}", a.dims(), b.dims())).bt());
+    }
     let (plane, a, b) = (height * width, view(a)?, view(b)?);
     let mut values = vec![0f32; batch * (first + second) * plane];
     values.par_chunks_mut(plane).enumerate().for_each(|(index, to)| {

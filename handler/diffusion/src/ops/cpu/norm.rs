@@ -92,6 +92,9 @@ impl GroupNorm {
         let dims = xs.dims();
         let (channels, plane) = (dims[1], dims[2..].iter().product::<usize>());
         let (input, weight, bias) = (view(xs)?, view(&self.weight)?, view(&self.bias)?);
+        if channels != weight.len() {
+            return Err(Error::Msg(format!("a group norm of {dims:?} by {} weights", weight.len())).bt());
+        }
         let in_group = channels / self.groups;
         let mut values = vec![0f32; input.len()];
         let pairs = values.par_chunks_mut(in_group * plane).zip(input.par_chunks(in_group * plane));

@@ -36,7 +36,7 @@ impl GroupNorm {
     /// `moments` are those of [`moments_by`] for a band of as many places.
     pub(in crate::ops) fn forward_by(&self, band: &Array, silu: bool, moments: &Array) -> Result<Array> {
         one_image(band)?;
-        self.apply(band, moments, silu)
+        self.apply(&band.clone().into(), &[moments], silu)
     }
 }
 

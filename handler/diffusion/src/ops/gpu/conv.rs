@@ -1,7 +1,7 @@
 //! Convolutions that take bias, shift, residual and the moments for a norm along.
 
 use super::{
-    LANES, check_alike, check_f32, check_vector,
+    LANES, Maps, check_alike, check_f32, check_vector,
     linear::multiply,
     product::{After, product},
     refused, upsample, vector,
@@ -10,6 +10,9 @@ use crate::gpu::{Array, Placed, WeightLayout, conv::ConvShape, product::Problem}
 use crate::ops::{Window, params::Params};
 use candle_core::Result;
 
+/// Groups of every GroupNorm of Stable Diffusion.
+const USUAL_GROUPS: usize = 32;
+
 /// A convolution with bias over a map.
 pub(in crate::ops) struct Conv {
     /// `[out, side x side x in]`.
@@ -17,6 +20,8 @@ pub(in crate::ops) struct Conv {
     /// `[1, out]`.
     bias: Array,
     window: Window,
+    /// Groups of channels whose moments it takes along.
+    groups: Option<usize>,
 }
 
 impl Conv {
@@ -39,7 +44,12 @@ impl Conv {
             weight: params.place(placed, &[outer, inner, side, side], "weight", layout)?,
             bias: params.place(placed, &[outer], "bias", vector(outer))?,
             window,
+            groups: Some(USUAL_GROUPS),
         })
+    }
+
+    pub(in crate::ops) fn measured_in(self, groups: Option<usize>) -> Self {
+        Self { groups: groups.filter(|groups| *groups > 0), ..self }
     }
 
     /// Plus the row of `shift`'s table that its counter names, at every place, and `onto`.
@@ -52,6 +62,22 @@ impl Conv {
         self.run(xs, shift, onto, false)
     }
 
+    /// Of a map, or of two if a window is one place.
+    pub(in crate::ops) fn forward_joined(&self, maps: &Maps) -> Result<Array> {
+        let (xs, more) = maps.parts();
+        if more.is_some() && self.window.side != 1 {
+            return refused(format!("two maps for windows of {0} x {0}", self.window.side));
+        }
+        match more {
+            Some(_) => multiply(xs, more, &self.weight, self.after(None, None)),
+            None => self.forward(xs, None, None),
+        }
+    }
+
+    fn after<'a>(&'a self, shift: Option<(&'a Array, &'a Array)>, onto: Option<&'a Array>) -> After<'a> {
+        After { bias: Some(&self.bias), shift, onto, groups: self.groups }
+    }
+
     /// After the map was resized by the nearest neighbour. If it is twice as large, it is never written to memory.
     pub(in crate::ops) fn forward_resized(&self, xs: &Array, height: usize, width: usize) -> Result<Array> {
         let doubled = matches!(xs.dims(), &[_, from_height, from_width, _] if [height, width] == [2 * from_height, 2 * from_width]);
@@ -61,12 +87,11 @@ impl Conv {
         let (shape, sums) = self.shape_for(xs, [height, width], false)?;
         let problem = Problem::of_conv(&shape, xs.address(), self.weight.address(), sums.address());
         let problem = Problem { map: [height / 2, width / 2], doubled: true, ..problem };
-        let after = After { bias: Some(&self.bias), is_measured: true, ..After::default() };
         check_after(&sums, &self.bias, None, None)?;
         Array::reach(&[&self.weight, &self.bias])?;
         // SAFETY: dense arrays of the shape's dtype, which `shape_for` has compared; the kernel halves the numbers of places, so that
         // those of x are half the shape's, as compared above.
-        unsafe { product(problem, sums, after) }
+        unsafe { product(problem, sums, self.after(None, None)) }
     }
 
     /// The shape of the convolution of a map like `xs`, but of that height and width, and room for its result.
@@ -101,17 +126,16 @@ impl Conv {
         open: bool,
     ) -> Result<Array> {
         if self.window.side == 1 && shift.is_none() && !open {
-            return multiply(xs, &self.weight, Some(&self.bias), onto);
+            return multiply(xs, None, &self.weight, self.after(None, onto));
         }
         let &[_, height, width, _] = xs.dims() else { return refused(format!("{:?} is no map", xs.dims())) };
         let (shape, sums) = self.shape_for(xs, [height, width], open)?;
         let problem = Problem::of_conv(&shape, xs.address(), self.weight.address(), sums.address());
         check_after(&sums, &self.bias, shift, onto)?;
         Array::reach(&[&self.weight, &self.bias])?;
-        let after = After { bias: Some(&self.bias), shift, onto, is_measured: true };
         // SAFETY: dense arrays of the shape's dtype: x and w were compared with it above, y was made by it, and what comes after was
         // compared with that.
-        unsafe { product(problem, sums, after) }
+        unsafe { product(problem, sums, self.after(shift, onto)) }
     }
 }
 

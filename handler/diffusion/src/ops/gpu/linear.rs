@@ -68,11 +68,11 @@ impl Linear {
     }
 
     pub(in crate::ops) fn forward(&self, xs: &Array, onto: Option<&Array>) -> Result<Array> {
-        multiply(xs, &self.weight, self.bias.as_ref(), onto)
+        multiply(xs, None, &self.weight, After { bias: self.bias.as_ref(), onto, ..After::default() })
     }
 
     pub(in crate::ops) fn forward_each(&self, xs: &Array) -> Result<Vec<Array>> {
-        let all = multiply(xs, &self.weight, self.bias.as_ref(), None)?;
+        let all = self.forward(xs, None)?;
         Ok((0..all.columns()).step_by(self.each).map(|from| all.columns_from(from, self.each)).collect())
     }
 
@@ -136,15 +136,23 @@ fn tiles(rows: usize, width: usize, columns: usize) -> usize {
     rows.div_ceil(GEGLU_ROWS) * (width / columns)
 }
 
-/// `xs @ weight^T`, plus bias, plus `onto`.
-pub(super) fn multiply(xs: &Array, weight: &Array, bias: Option<&Array>, onto: Option<&Array>) -> Result<Array> {
-    let (gpu, inner, columns) = (xs.gpu(), weight.columns(), weight.rows());
+/// `xs @ weight^T`, plus bias, plus `onto`; nothing else of what may come after. With `more`, the columns of that follow those of xs.
+pub(super) fn multiply(xs: &Array, more: Option<&Array>, weight: &Array, after: After) -> Result<Array> {
+    let (gpu, columns, After { bias, onto, groups, .. }) = (xs.gpu(), weight.rows(), after);
     let dims = with_columns(xs.dims(), columns);
-    if xs.columns() != inner {
-        return refused(format!("{:?} times weights of {:?}", xs.dims(), weight.dims()));
+    let others = more.map_or(0, Array::columns);
+    let inner = xs.columns() + others;
+    if inner != weight.columns() {
+        return refused(format!("{:?} times weights of {:?}", with_columns(xs.dims(), inner), weight.dims()));
     }
     if !is_plain(gpu, xs.dtype(), weight) {
         return refused(format!("{:?} {:?} times weights of {:?}", xs.dtype(), xs.dims(), weight.dtype()));
+    }
+    if let Some(more) = more {
+        check_alike("a joined map", &[xs, more])?;
+        if more.rows() != xs.rows() {
+            return refused(format!("{:?} joined with {:?}", xs.dims(), more.dims()));
+        }
     }
     if let Some(bias) = bias {
         check_alike("a bias", &[weight, bias])?;
@@ -171,14 +179,15 @@ pub(super) fn multiply(xs: &Array, weight: &Array, bias: Option<&Array>, onto: O
         onto: onto.map(Array::address),
     };
     Array::reach(&[Some(weight), bias].into_iter().flatten().collect::<Vec<_>>())?;
-    // SAFETY: the shape is that of xs, whose rows are `a_row` apart, and of the weights; bias and residual were compared with it, and
-    // `out` was made by it. All are of this GPU, and the next user of their memory comes later on the same
-    // stream.
-    unsafe {
-        let mut problem = Problem::of_matmul(&shape, &at);
-        if let &[_, height, width, _] = xs.dims() {
-            problem.out_map = [height, width];
-        }
-        product(problem, out, After { bias, shift: None, onto, is_measured: xs.dims().len() == 4 })
+    let mut problem = Problem::of_matmul(&shape, &at);
+    if let Some(more) = more {
+        problem = Problem { more: more.address(), more_row: more.row(), channels: [xs.columns(), others], ..problem };
     }
+    if let &[_, height, width, _] = xs.dims() {
+        problem.out_map = [height, width];
+    }
+    // SAFETY: the shape is that of xs, whose rows are `a_row` apart, and of the weights; `more` has as many rows, and the columns that
+    // the weights have beyond those of xs. Bias and residual were compared with the shape, and `out` was made by it. All are of this GPU,
+    // and the next user of their memory comes later on the same stream.
+    unsafe { product(problem, out, After { bias, shift: None, onto, groups: groups.filter(|_| xs.dims().len() == 4) }) }
 }

@@ -1,16 +1,17 @@
-//! Layer and group normalisation. The moments of a group norm are taken by the operation before it where that can be.
+//! Layer and group normalisation. The moments of a group norm are taken by the operations before it where that can be, also if it reads
+//! two maps as one.
 
-use super::{LANES, address_or_null, addresses, check_alike, check_f32, check_vector, refused, vector, with_columns};
+use super::{LANES, Maps, address_or_null, addresses, check_alike, check_f32, check_vector, refused, vector};
 use crate::gpu::{
     Arg, Array, Dtype, Gpu, Launch, Moments, Placed,
     constants::{LARGEST_BLOCK, LARGEST_NARROW_BLOCK, LARGEST_TABLE, ROW_OF_8, ROW_OF_16, ROW_OF_32},
 };
 use crate::ops::params::Params;
 use candle_core::Result;
-use std::sync::Arc;
+use std::{ops::Range, sync::Arc};
 
-/// Groups of every GroupNorm of Stable Diffusion: an operation before one takes the moments of these.
-pub(super) const USUAL_GROUPS: usize = 32;
+/// The most moments that the kernel can merge to those of a group.
+const MOST_PARTS: usize = 1 << 20;
 
 /// Layer normalisation over the last dimension.
 pub(in crate::ops) struct LayerNorm {
@@ -67,87 +68,115 @@ impl GroupNorm {
         Ok(Self { weight: place("weight")?, bias: place("bias")?, groups, eps })
     }
 
-    pub(in crate::ops) fn forward(&self, xs: &Array, silu: bool) -> Result<Array> {
-        let moments = self.moments_of(xs)?;
-        self.apply(xs, &moments, silu)
+    pub(in crate::ops) fn forward(&self, maps: &Maps, silu: bool) -> Result<Array> {
+        match self.known(maps) {
+            Some(known) => self.apply(maps, &known, silu),
+            None => self.apply(maps, &[&moments(maps, self.groups)?], silu),
+        }
     }
 
     /// The moments of each group of each image, chunk by chunk: those that the operation before has taken, or new ones.
     pub(super) fn moments_of(&self, xs: &Array) -> Result<Arc<Array>> {
         Ok(match xs.moments().filter(|moments| moments.groups == self.groups) {
             Some(known) => known.array.clone(),
-            None => moments(xs, self.groups)?.into(),
+            None => moments(&xs.clone().into(), self.groups)?.into(),
         })
     }
 
-    /// The norm by those moments, `[images, groups, chunks, 2]`.
-    pub(super) fn apply(&self, xs: &Array, moments: &Array, silu: bool) -> Result<Array> {
-        let (gpu, channels) = (xs.gpu(), xs.columns());
-        check_alike("a group norm", &[xs, &self.weight, &self.bias])?;
+    /// The moments that the operations before have taken, if the norm's groups are made of whole ones of theirs.
+    pub(super) fn known<'a>(&self, maps: &'a Maps) -> Option<Vec<&'a Array>> {
+        let (each, [batch, _]) = (maps.channels().checked_div(self.groups)?, maps.images());
+        let mut from = 0;
+        let moments = maps.each().map(|map| {
+            let moments = map.moments().filter(|moments| moments.array.dims()[0] == batch)?;
+            let fits = is_made_of(each, from, map.columns() / moments.groups);
+            from += map.columns();
+            fits.then_some(&*moments.array)
+        });
+        moments.collect()
+    }
+
+    /// The norm by moments `[images, units, chunks, 2]`, a unit being a group of the norm or a part of one: of all channels, or of those of
+    /// each map.
+    pub(super) fn apply(&self, maps: &Maps, moments: &[&Array], silu: bool) -> Result<Array> {
+        let (gpu, channels, [batch, rows]) = (maps.gpu(), maps.channels(), maps.images());
+        let (first, second) = maps.parts();
+        check_alike("a group norm", &[first, second.unwrap_or(first), &self.weight, &self.bias])?;
         [&self.weight, &self.bias].iter().try_for_each(|each| check_vector("a group norm", each, channels))?;
-        let share = Share::new(xs, self.groups, 3)?;
-        check_f32("moments", gpu, moments)?;
-        let chunks = match moments.dims() {
-            &[batch, groups, chunks, 2] if batch == share.batch && groups == self.groups => chunks,
-            dims => return refused(format!("moments of {dims:?} for {:?} in {} groups", xs.dims(), self.groups)),
+        let share = Share::of(gpu, [batch, rows, channels, self.groups], 3)?;
+        let (&left, right) = match (moments, second) {
+            ([all], _) => (all, None),
+            ([left, right], Some(_)) => (left, Some(*right)),
+            _ => return refused(format!("moments of {} maps for {:?}", moments.len(), maps.dims())),
         };
-        let out = gpu.scratch(xs.dims(), xs.dtype())?;
-        // They were taken in as many chunks.
-        let height = share.rows.div_ceil(chunks);
-        let sizes = [share.rows, channels, self.groups, chunks, height, share.vectors].map(Arg::Int);
-        let rest = [Arg::Float(self.eps as f32), Arg::Int(usize::from(silu))];
-        let args = [&addresses([xs, moments, &self.weight, &self.bias, &out])[..], &sizes, &rest].concat();
+        let border = first.columns();
+        let measured = if right.is_some() { border } else { channels };
+        let sizes = self.sizes(maps, left, 0..measured)?;
+        let others = right.map_or(Ok([1; 3]), |right| self.sizes(maps, right, measured..channels))?;
+        let out = gpu.scratch(&maps.dims(), first.dtype())?;
+        let args = [
+            &maps.addresses()[..],
+            &[Arg::At(left.address()), address_or_null(right)],
+            &addresses([&self.weight, &self.bias, &out]),
+            &[rows, channels, border, self.groups, measured].map(Arg::Int),
+            &sizes.map(Arg::Int),
+            &others.map(Arg::Int),
+            &[Arg::Int(share.vectors), Arg::Float(self.eps as f32), Arg::Int(usize::from(silu))],
+        ];
         Array::reach(&[&self.weight, &self.bias])?;
-        // SAFETY: weight and bias have as many channels as xs, `out` is made like xs, and the moments are those of its images, groups
-        // and chunks. `Share` holds the kernel's launch rule.
-        unsafe { gpu.launch(share.launch(format!("group_norm_{}", xs.dtype().name())), &args)? };
+        let launch = share.launch(format!("group_norm_{}", first.dtype().name()));
+        // SAFETY: weight and bias have as many channels as all maps, `out` is made like them, and the moments are those of their images and
+        // channels, in units that `sizes` has compared with the groups. `Share` holds the kernel's launch rule.
+        unsafe { gpu.launch(launch, &args.concat())? };
         Ok(out)
     }
+
+    /// Channels of a unit, chunks, and rows of a chunk of the moments of some channels. The norm's groups are made of whole units.
+    fn sizes(&self, maps: &Maps, moments: &Array, of: Range<usize>) -> Result<[usize; 3]> {
+        check_f32("moments", maps.gpu(), moments)?;
+        let ([batch, rows], each) = (maps.images(), maps.channels() / self.groups);
+        if let &[images, units, chunks, 2] = moments.dims() {
+            let unit = of.len() / units;
+            let fits = images == batch && unit * units == of.len() && is_made_of(each, of.start, unit);
+            if fits && each / unit * chunks < MOST_PARTS {
+                // They were taken in as many chunks.
+                return Ok([unit, chunks, rows.div_ceil(chunks)]);
+            }
+        }
+        let (dims, groups) = (maps.dims(), self.groups);
+        refused(format!("moments of {:?} for channels {of:?} of {dims:?} in {groups} groups", moments.dims()))
+    }
+}
+
+/// Whether groups of so many channels are made of whole units, if the units begin at channel `from`.
+fn is_made_of(each: usize, from: usize, unit: usize) -> bool {
+    unit > 0 && each.is_multiple_of(unit) && from.is_multiple_of(unit)
 }
 
 /// Moments of each image's groups, chunk by chunk of its rows: `[batch, groups, chunks, 2]`.
-fn moments(xs: &Array, groups: usize) -> Result<Array> {
-    check_alike("moments", &[xs])?;
-    let (gpu, share) = (xs.gpu(), Share::new(xs, groups, 3)?);
-    let partials = gpu.scratch(&[share.batch, groups, share.chunks, 2], Dtype::F32)?;
-    let sizes = [share.rows, xs.columns(), groups, share.vectors, share.height].map(Arg::Int);
-    let args = [&addresses([xs, &partials])[..], &sizes].concat();
-    // SAFETY: there is room for the moments of each group and chunk of this grid, and `Share` holds the kernel's launch rule.
-    unsafe { gpu.launch(share.launch(format!("moments_{}", xs.dtype().name())), &args)? };
+fn moments(maps: &Maps, groups: usize) -> Result<Array> {
+    let (first, second) = maps.parts();
+    check_alike("moments", &[first, second.unwrap_or(first)])?;
+    let (gpu, channels, [batch, rows]) = (maps.gpu(), maps.channels(), maps.images());
+    let share = Share::of(gpu, [batch, rows, channels, groups], 3)?;
+    let partials = gpu.scratch(&[batch, groups, share.chunks, 2], Dtype::F32)?;
+    let sizes = [rows, channels, first.columns(), groups, share.vectors, share.height].map(Arg::Int);
+    let args = [&maps.addresses()[..], &addresses([&partials]), &sizes].concat();
+    // SAFETY: `Maps` holds that both maps have as many rows. There is room for the moments of each group and chunk of this grid, and
+    // `Share` holds the kernel's launch rule.
+    unsafe { gpu.launch(share.launch(format!("moments_{}", first.dtype().name())), &args)? };
     Ok(partials)
 }
 
-/// The channels of two maps, one after the other, and the moments for a norm that follows.
-pub(in crate::ops) fn join(a: &Array, b: &Array) -> Result<Array> {
-    check_alike("a joined map", &[a, b])?;
-    let (first, second) = (a.columns(), b.columns());
-    let dims = with_columns(a.dims(), first + second);
-    if dims != with_columns(b.dims(), first + second) {
-        return refused(format!("{:?} joined with {:?}", a.dims(), b.dims()));
-    }
-    let out = a.gpu().scratch(&dims, a.dtype())?;
-    let (share, moments) = moments_for(&out, 3)?;
-    let partials = address_or_null(moments.as_ref().map(|moments| &*moments.array));
-    let Share { rows, groups, vectors, height, .. } = share;
-    let sizes = [rows, first, second, groups, vectors, height].map(Arg::Int);
-    let args = [&addresses([a, b, &out])[..], &[partials], &sizes].concat();
-    // SAFETY: both have the rows of `out`, and together its channels. `moments_for` made the moments for this map and grid.
-    unsafe { a.gpu().launch(share.launch(format!("join_{}", out.dtype().name())), &args)? };
-    Ok(match moments {
-        Some(moments) => out.with_moments(moments),
-        None => out,
-    })
-}
-
-/// How a kernel that writes this map is launched, and room for the moments that it takes, if the channels fall into the usual groups.
-pub(super) fn moments_for(map: &Array, resident: usize) -> Result<(Share, Option<Moments>)> {
+/// How a kernel that writes this map is launched, and room for the moments that it takes, if the channels fall into so many groups.
+pub(super) fn moments_for(map: &Array, groups: Option<usize>, resident: usize) -> Result<(Share, Option<Moments>)> {
     let channels = map.columns();
-    if !channels.is_multiple_of(USUAL_GROUPS) {
+    let Some(groups) = groups.filter(|groups| channels.is_multiple_of(*groups)) else {
         return Ok((Share::new(map, channels / LANES, resident)?, None));
-    }
-    let share = Share::new(map, USUAL_GROUPS, resident)?;
-    let partials = map.gpu().scratch(&[share.batch, USUAL_GROUPS, share.chunks, 2], Dtype::F32)?;
-    Ok((share, Some(Moments { array: partials.into(), groups: USUAL_GROUPS })))
+    };
+    let share = Share::new(map, groups, resident)?;
+    let partials = map.gpu().scratch(&[share.batch, groups, share.chunks, 2], Dtype::F32)?;
+    Ok((share, Some(Moments { array: partials.into(), groups })))
 }
 
 /// How a map is shared out among the blocks of a kernel that measures or normalises groups, by the launch rule in `kernels/norm.cu`:

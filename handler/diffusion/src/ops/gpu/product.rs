@@ -2,10 +2,10 @@
 
 use super::{
     address_or_null,
-    norm::{Share, USUAL_GROUPS, moments_for},
+    norm::{Share, moments_for},
 };
 use crate::gpu::{
-    Arg, Array, Dtype, Moments,
+    Arg, Array, Dtype, Gpu, Moments,
     product::{HopperPlan, Plan, Problem},
 };
 use candle_core::Result;
@@ -20,8 +20,8 @@ pub(super) struct After<'a> {
     pub(super) shift: Option<(&'a Array, &'a Array)>,
     /// Of `out`'s dims.
     pub(super) onto: Option<&'a Array>,
-    /// Whether a group norm follows.
-    pub(super) is_measured: bool,
+    /// Groups of channels whose moments are taken along where the kernel can, for a group norm that follows.
+    pub(super) groups: Option<usize>,
 }
 
 /// Enqueues a product whose result is `out`, dense, and returns that, with its moments if they come with it.
@@ -44,7 +44,7 @@ pub(super) unsafe fn product(problem: Problem, out: Array, after: After) -> Resu
     };
     if let Some(plan) = HopperPlan::of(&problem, &gpu) {
         // SAFETY: as the caller promises.
-        return unsafe { hopper(&plan, problem, out, after.is_measured) };
+        return unsafe { hopper(&plan, problem, out, after.groups) };
     }
     let plan = Plan::of(&problem, &gpu)?;
     if plan.splits() > 1 {
@@ -54,47 +54,47 @@ pub(super) unsafe fn product(problem: Problem, out: Array, after: After) -> Resu
         unsafe { plan.launch(&gpu, &problem)? };
         return after_split(&partials, out, after);
     }
-    let chunks = plan.chunks(&problem, USUAL_GROUPS).filter(|_| after.is_measured);
-    let Some(chunks) = chunks else {
-        // SAFETY: as the caller promises.
-        unsafe { plan.launch(&gpu, &problem)? };
-        return Ok(out);
-    };
-    let images = problem.rows / problem.area();
-    let moments = gpu.scratch(&[images, USUAL_GROUPS, chunks, 2], Dtype::F32)?;
-    problem.moments = moments.address();
-    problem.measured = [USUAL_GROUPS, chunks];
+    let moments = after.groups.and_then(|groups| Some((groups, plan.chunks(&problem, groups)?)));
+    let moments = moments.map(|measured| room_for_moments(&mut problem, out.gpu(), measured)).transpose()?;
     // SAFETY: as the caller promises; there is room for the moments of each group and chunk.
     unsafe { plan.launch(&gpu, &problem)? };
-    Ok(out.with_moments(Moments { array: Arc::new(moments), groups: USUAL_GROUPS }))
+    Ok(with(out, moments))
+}
+
+/// Room for the moments of so many groups and chunks of rows, of which the problem is told.
+fn room_for_moments(problem: &mut Problem, gpu: &Gpu, (groups, chunks): (usize, usize)) -> Result<Moments> {
+    let images = problem.rows / problem.area();
+    let array = gpu.scratch(&[images, groups, chunks, 2], Dtype::F32)?;
+    problem.moments = array.address();
+    problem.measured = [groups, chunks];
+    Ok(Moments { array: Arc::new(array), groups })
+}
+
+fn with(out: Array, moments: Option<Moments>) -> Array {
+    match moments {
+        Some(moments) => out.with_moments(moments),
+        None => out,
+    }
 }
 
 /// The same by the kernels for Hopper.
 ///
 /// # Safety
 /// As for [`product`].
-unsafe fn hopper(plan: &HopperPlan, problem: Problem, out: Array, is_measured: bool) -> Result<Array> {
-    let gpu = out.gpu().clone();
-    let Some(chunks) = plan.chunks(&problem, USUAL_GROUPS).filter(|_| is_measured) else {
-        // SAFETY: as the caller promises.
-        unsafe { plan.launch(&gpu, &problem)? };
-        return Ok(out);
-    };
-    let images = problem.rows / problem.area();
-    let moments = gpu.scratch(&[images, USUAL_GROUPS, chunks, 2], Dtype::F32)?;
-    let problem = Problem { moments: moments.address(), measured: [USUAL_GROUPS, chunks], ..problem };
+unsafe fn hopper(plan: &HopperPlan, mut problem: Problem, out: Array, groups: Option<usize>) -> Result<Array> {
+    let moments = groups.and_then(|groups| Some((groups, plan.chunks(&problem, groups)?)));
+    let moments = moments.map(|measured| room_for_moments(&mut problem, out.gpu(), measured)).transpose()?;
     // SAFETY: as the caller promises; there is room for the moments of each group and chunk.
-    unsafe { plan.launch(&gpu, &problem)? };
-    Ok(out.with_moments(Moments { array: Arc::new(moments), groups: USUAL_GROUPS }))
+    unsafe { plan.launch(out.gpu(), &problem)? };
+    Ok(with(out, moments))
 }
 
 /// Adds the parts of a product that was split along k, and does what comes after it.
 fn after_split(partials: &Array, out: Array, after: After) -> Result<Array> {
     let (gpu, channels) = (out.gpu().clone(), out.columns());
     // As one image, if nobody asks for the moments of each.
-    let map = if after.is_measured { out.clone() } else { out.reshaped(&[1, out.rows(), channels]) };
-    let (share, moments) = moments_for(&map, 2)?;
-    let moments = moments.filter(|_| after.is_measured);
+    let map = if after.groups.is_some() { out.clone() } else { out.reshaped(&[1, out.rows(), channels]) };
+    let (share, moments) = moments_for(&map, after.groups, 2)?;
     let (table, step) = after.shift.unzip();
     let args = [
         Arg::At(partials.address()),
@@ -114,8 +114,5 @@ fn after_split(partials: &Array, out: Array, after: After) -> Result<Array> {
     // added were compared with it, and the kernel takes no row past the table's last one. `moments_for` made the moments for this map and
     // grid.
     unsafe { gpu.launch(launch, &args)? };
-    Ok(match moments {
-        Some(moments) => out.with_moments(moments),
-        None => out,
-    })
+    Ok(with(out, moments))
 }

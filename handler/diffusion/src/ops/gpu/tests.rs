@@ -19,6 +19,8 @@ use std::{
     sync::Arc,
 };
 
+mod joined;
+
 thread_local! {
     static DRAWS: Cell<u64> = const { Cell::new(1000) };
     static GPU: LazyCell<Gpu> = LazyCell::new(Gpu::for_tests);
@@ -246,17 +248,12 @@ fn gpu_norms_are_the_cpus() {
                 let ours = map_to_cpu(&ours.unwrap(), channels);
                 check(&format!("group norm {index} {name}"), dtype, &ours, &plain.unwrap().to_tensor().unwrap());
             }
-            // The moments that come with a joined map.
+            // As two maps of which nothing was measured.
             let halves = xs.chunk(2, 1).unwrap();
-            let joined = join(&map_to_gpu(&halves[0], dtype), &map_to_gpu(&halves[1], dtype)).unwrap();
-            check(&format!("join {name}"), dtype, &map_to_cpu(&joined, channels), &xs);
-            let ours = map_to_cpu(&gpu.forward_silu(&joined).unwrap(), channels);
-            check(
-                &format!("joined norm {name}"),
-                dtype,
-                &ours,
-                &cpu.forward_silu(&plain).unwrap().to_tensor().unwrap(),
-            );
+            let [first, second] = [&halves[0], &halves[1]].map(|half| map_to_gpu(half, dtype));
+            let ours = gpu.forward_silu_joined(&Maps::joined(first, second).unwrap()).unwrap();
+            let plain = cpu.forward_silu(&plain).unwrap().to_tensor().unwrap();
+            check(&format!("joined norm {name}"), dtype, &map_to_cpu(&ours, channels), &plain);
         }
         for (rows, channels) in [(4096, 320), (77, 768), (64, 1280), (3, 64)] {
             let xs = rounded(&(draw(&[2, rows, channels], dtype) + 1.0).unwrap(), dtype);
