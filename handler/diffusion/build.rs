@@ -10,7 +10,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::thread;
 
-const KERNELS: [&str; 7] = ["attention", "norm", "place", "pointwise", "product", "product_plain", "steps"];
+const KERNELS: [&str; 8] =
+    ["attention", "layer_norm", "norm", "place", "pointwise", "product", "product_plain", "steps"];
 /// Those for Hopper alone, whose instructions no other architecture has.
 const HOPPER_KERNELS: [&str; 3] = ["attention_hopper", "geglu_hopper", "product_hopper"];
 /// Turing, A100, A10G, Ada (L4, L40S), Hopper, and Blackwell's two: B200, and the cards.

@@ -10,7 +10,7 @@ use crate::ops::params::Params;
 use candle_core::Result;
 use std::{ops::Range, sync::Arc};
 
-/// The most moments that the kernel can merge to those of a group.
+/// As many moments of one group, or more, are not merged: the kernel's quick division is exact below.
 const MOST_PARTS: usize = 1 << 20;
 
 /// Layer normalisation over the last dimension.

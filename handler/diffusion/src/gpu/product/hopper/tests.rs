@@ -106,6 +106,29 @@ fn moments_are_taken_where_tiles_fit_maps_and_groups() {
 }
 
 #[test]
+fn moments_come_in_the_parts_of_groups_that_the_unets_joined_maps_need() {
+    let chunks = |problem: &Problem, groups| HopperPlan::on(problem, MULTIPROCESSORS).unwrap().chunks(problem, groups);
+    let resized = |side: usize, channels: usize| {
+        let (map, out) = ([side; 2], 2 * side);
+        let conv = conv(2, side, channels, channels, 1);
+        Problem { map, doubled: true, out_map: [out; 2], rows: 2 * out * out, ..conv }
+    };
+    let projected =
+        |side: usize, channels: usize| Problem { out_map: [side; 2], ..product(2 * side * side, channels, channels) };
+    for (problem, groups) in [
+        (resized(8, 1280), 32),
+        (projected(16, 1280), 64),
+        (resized(16, 1280), 64),
+        (projected(32, 640), 64),
+        (resized(32, 640), 64),
+        (projected(64, 320), 32),
+    ] {
+        let found = chunks(&problem, groups);
+        assert!(found.is_some_and(|found| problem.area().is_multiple_of(found)), "{found:?} {problem:?}");
+    }
+}
+
+#[test]
 fn a_problem_goes_to_the_tile_and_splits_that_the_model_finds_fastest() {
     // With one multiprocessor there can be no splits.
     assert_eq!(HopperPlan::on(&conv(2, 8, 1280, 1280, 1), 1).unwrap().splits, 1);
