@@ -42,7 +42,7 @@ impl Joining {
         ]
     }
 
-    /// Both maps; the first of half the size before it is convolved, if it is `larger`.
+    /// Both maps, with what was measured of them.
     fn maps(&self, xs: &Array) -> [Array; 2] {
         [self.first.forward(xs).unwrap(), self.second.forward(xs).unwrap()]
     }
