@@ -53,11 +53,12 @@ fn main() {
 
 /// Writes what Rust needs to know of the kernels, as Rust.
 fn declare(out: &Path) {
-    let sources = KERNELS.iter().chain(&HOPPER_KERNELS).map(|name| {
-        let path = format!("kernels/{name}.cu");
-        fs::read_to_string(&path).unwrap_or_else(|error| panic!("{path}: {error}"))
-    });
-    let sources = sources.collect::<Vec<_>>().join("\n");
+    let folder = fs::read_dir("kernels").unwrap_or_else(|error| panic!("kernels: {error}"));
+    let mut paths: Vec<PathBuf> =
+        folder.map(|entry| entry.unwrap_or_else(|error| panic!("kernels: {error}")).path()).collect();
+    paths.sort();
+    let read = |path: &PathBuf| fs::read_to_string(path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+    let sources = paths.iter().map(read).collect::<Vec<_>>().join("\n");
     let early = ["EXPORT_EARLY", "STARTS_EARLY"].into_iter().flat_map(|declaration| rows(&sources, declaration));
     let early = early.map(|row| format!("\"{}\"", row[0]));
     write(out, "early_kernels.rs", &format!("&[{}]", early.collect::<Vec<_>>().join(", ")));

@@ -88,7 +88,7 @@ __device__ __forceinline__ uint32_t load_pair(const T* q, bool valid) {
 }
 
 template <typename T, int D, int MT, int WM, int WK>
-__device__ __forceinline__ void attention(const T* q, const T* k, const T* v, T* out, int tokens, int others,
+__device__ __forceinline__ void attention_body(Early early, const T* q, const T* k, const T* v, T* out, int tokens, int others,
                                           int q_row, int kv_row, int out_row, long long q_batch, long long kv_batch,
                                           long long out_batch, float scale) {
     using S = Shape<D, MT, WM, WK>;
@@ -111,6 +111,8 @@ __device__ __forceinline__ void attention(const T* q, const T* k, const T* v, T*
     k += blockIdx.z * kv_batch + head;
     v += blockIdx.z * kv_batch + head;
     const int tiles = (others + BN - 1) / BN;
+    let_next_start(early);
+    wait_for_last(early);
     if constexpr (STAGES == 2) {
         copy_tile<S>(shared, k, v, kv_row, others);
         commit_copies();
@@ -461,13 +463,16 @@ __device__ __forceinline__ void softmax_row(const float* scores, T* out, int col
 
 }  // namespace
 
+STARTS_EARLY(attention)
+
 #define ATTENTION_KERNEL(NAME, T, D, MT, WM, WK, BLOCKS)                                                              \
     extern "C" __global__ void __launch_bounds__((WM) * (WK) * 32, BLOCKS)                                            \
         NAME(const T* q, const T* k, const T* v, T* out, int tokens, int others, int heads, int q_row, int kv_row,    \
              int out_row, long long q_batch, long long kv_batch, long long out_batch, float scale) {                  \
         (void)heads;                                                                                                  \
-        attention<T, D, MT, WM, WK>(q, k, v, out, tokens, others, q_row, kv_row, out_row, q_batch, kv_batch,          \
-                                    out_batch, scale);                                                                \
+        const Early early{};                                                                                          \
+        attention_body<T, D, MT, WM, WK>(early, q, k, v, out, tokens, others, q_row, kv_row, out_row, q_batch,        \
+                                         kv_batch, out_batch, scale);                                                 \
     }
 
 #if ARCH == 0 || ARCH >= 800

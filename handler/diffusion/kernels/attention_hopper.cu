@@ -255,7 +255,17 @@ __device__ __forceinline__ void load_tiles(const Problem<T>& p, uint32_t ring, u
 
 /// All multiplying threads: Q into shared memory, and what pads K and V.
 template <typename S, typename T>
-__device__ __forceinline__ void prepare(const Problem<T>& p, uint32_t q_shared, uint32_t ring) {
+__device__ __forceinline__ void prepare(Early early, const Problem<T>& p, uint32_t q_shared, uint32_t ring) {
+    if constexpr (S::ONES) {
+        const uint4 zeros = make_uint4(0, 0, 0, 0), one = make_uint4(pack2(1.0f, 0.0f, T()), 0, 0, 0);
+        for (int i = int(threadIdx.x); i < S::STAGES * S::BN; i += S::WORKERS) {
+            const int stage = i / S::BN, row = i - stage * S::BN;
+            const uint32_t to = ring + stage * S::STAGE + place_of(row, S::CHUNKS, S::K_BLOCK);
+            store_shared(to, zeros);
+            store_shared(to + S::K_BYTES, one);
+        }
+    }
+    wait_for_last(early);
     constexpr int ALL = S::WIDTH / 8;
     const int row0 = int(blockIdx.x) * S::BM;
 #pragma unroll 2
@@ -266,15 +276,6 @@ __device__ __forceinline__ void prepare(const Problem<T>& p, uint32_t q_shared, 
             x = *reinterpret_cast<const uint4*>(p.q + (long long)(row0 + row) * p.q_row + chunk * 8);
         }
         store_shared(q_shared + (row >> 6) * S::Q_BYTES + place_of(row & 63, chunk, S::Q_BLOCK), x);
-    }
-    if constexpr (S::ONES) {
-        const uint4 zeros = make_uint4(0, 0, 0, 0), one = make_uint4(pack2(1.0f, 0.0f, T()), 0, 0, 0);
-        for (int i = int(threadIdx.x); i < S::STAGES * S::BN; i += S::WORKERS) {
-            const int stage = i / S::BN, row = i - stage * S::BN;
-            const uint32_t to = ring + stage * S::STAGE + place_of(row, S::CHUNKS, S::K_BLOCK);
-            store_shared(to, zeros);
-            store_shared(to + S::K_BYTES, one);
-        }
     }
 }
 
@@ -478,7 +479,8 @@ __device__ __forceinline__ void finish(const Problem<T>& p, const State<S>& stat
     }
 }
 
-template <typename S, typename T> __device__ __forceinline__ void attention(const Problem<T>& p) {
+template <typename S, typename T>
+__device__ __forceinline__ void attention_hopper_body(Early early, const Problem<T>& p) {
     extern __shared__ unsigned char shared[];
     const uint32_t q_shared = (uint32_t(__cvta_generic_to_shared(shared)) + 1023u) & ~1023u;
     const uint32_t ring = q_shared + S::WM * S::Q_BYTES;
@@ -486,6 +488,7 @@ template <typename S, typename T> __device__ __forceinline__ void attention(cons
     const int tiles = (p.others + S::BN - 1) / S::BN;
     const int warp = __shfl_sync(0xffffffffu, int(threadIdx.x) >> 5, 0);
 
+    let_next_start(early);
     if (warp >= S::GROUPS * 4) {
         asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(S::LOAD));
         if (threadIdx.x == S::WORKERS) {
@@ -497,11 +500,12 @@ template <typename S, typename T> __device__ __forceinline__ void attention(cons
         }
         named_sync<LOAD_BARRIER, 128>();
         named_arrive<START_BARRIER, S::THREADS>();
+        wait_for_last(early);
         load_tiles<S>(p, ring, full, empty, tiles);
         return;
     }
     asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(S::WORK));
-    prepare<S>(p, q_shared, ring);
+    prepare<S>(early, p, q_shared, ring);
     fence_async();
     named_sync<START_BARRIER, S::THREADS>();
 
@@ -526,6 +530,8 @@ template <typename S, typename T> __device__ __forceinline__ void attention(cons
 
 }  // namespace
 
+STARTS_EARLY(attention_hopper)
+
 #define ENTRY(NAME, T, D, WM, WK, BN, STAGES)                                                         \
     extern "C" __global__ void __launch_bounds__((WM) * (WK) * 128 + 128, 1)                                   \
         NAME(const T* q, const T* k, const T* v, T* out, int tokens, int others, int heads, int q_row, int kv_row,  \
@@ -535,7 +541,8 @@ template <typename S, typename T> __device__ __forceinline__ void attention(cons
         const Problem<T> p = {q + batch * q_batch + head,   k + batch * kv_batch + head,                            \
                               v + batch * kv_batch + head,  out + batch * out_batch + head,                         \
                               tokens, others, q_row, kv_row, out_row, scale * LOG2_E};                              \
-        attention<Shape<D, WM, WK, BN, STAGES>>(p);                                                   \
+        const Early early{};                                                                                        \
+        attention_hopper_body<Shape<D, WM, WK, BN, STAGES>>(early, p);                                              \
     }
 
 // Name ending, head size, threads, BM (64 for each warpgroup over rows), dynamic shared bytes; warpgroups over rows and over

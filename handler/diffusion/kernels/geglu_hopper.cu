@@ -288,13 +288,14 @@ __device__ __forceinline__ void multiply(const Problem<T>& p, uint32_t ring, uin
 }
 
 template <typename T, int BC>
-__device__ __forceinline__ void linear_geglu_body(const Problem<T>& p) {
+__device__ __forceinline__ void linear_geglu_body(Early early, const Problem<T>& p) {
     using S = Shape<BC>;
     extern __shared__ unsigned char shared[];
     const uint32_t ring = (uint32_t(__cvta_generic_to_shared(shared)) + 1023u) & ~1023u;
     const uint32_t full = ring + S::STAGES * S::STAGE, empty = full + 8 * S::STAGES;
     const int row_tiles = (p.rows + BM - 1) / BM, tiles = row_tiles * (p.C / BC);
 
+    let_next_start(early);
     if (threadIdx.x == 0) {
         for (int i = 0; i < S::STAGES; ++i) {
             barrier_init(full + 8 * i, 128);
@@ -303,6 +304,7 @@ __device__ __forceinline__ void linear_geglu_body(const Problem<T>& p) {
         asm volatile("fence.mbarrier_init.release.cluster;\nfence.proxy.async.shared::cta;" ::: "memory");
     }
     __syncthreads();
+    wait_for_last(early);
     if (threadIdx.x >= 256) {
         asm volatile("setmaxnreg.dec.sync.aligned.u32 40;");
         load_by_threads<T, BC>(p, ring, full, empty, tiles, row_tiles);
@@ -314,10 +316,13 @@ __device__ __forceinline__ void linear_geglu_body(const Problem<T>& p) {
 
 }  // namespace
 
+STARTS_EARLY(linear_geglu)
+
 #define ENTRY(NAME, T, BC)                                                            \
     extern "C" __global__ void __launch_bounds__(THREADS, 1)                          \
         NAME(const T* x, const T* w, const T* bias, T* out, int rows, int K, int C) { \
-        linear_geglu_body<T, BC>({x, w, bias, out, rows, K, C});                      \
+        const Early early{};                                                          \
+        linear_geglu_body<T, BC>(early, {x, w, bias, out, rows, K, C});               \
     }
 
 // Name ending, BC, dynamic shared bytes. build.rs finds the rows of this table, and Rust launches by them.

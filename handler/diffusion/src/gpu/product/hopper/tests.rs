@@ -48,6 +48,7 @@ fn the_unets_problems_fill_the_gpu_in_one_round_where_that_was_measured_to_be_be
         (conv(1, 64, 512, 512, 1), "patches_128", [32, 4, 1]),
         (product(8192, 320, 320), "rows_160", [64, 2, 1]),
         (product(2048, 640, 640), "rows_80", [16, 8, 1]),
+        (product(512, 1280, 1280), "rows_80", [4, 16, 1]),
         (product(512, 1280, 3840), "rows_128", [4, 30, 1]),
         (product(512, 5120, 1280), "rows_80", [4, 16, 2]),
     ] {

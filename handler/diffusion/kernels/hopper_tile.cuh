@@ -1,0 +1,114 @@
+// Products and convolutions on Hopper (product_hopper.cu): what a block works at, how its shared memory is shared out, and where its
+// results go.
+#pragma once
+
+#include "product.cuh"
+#include "wgmma.cuh"
+
+RUST_CONSTANT(PRODUCT_HOPPER_THREADS, 288);
+RUST_CONSTANT(PRODUCT_HOPPER_ROWS, 128);
+RUST_CONSTANT(PRODUCT_HOPPER_DEPTH, 64);       // k of a stage: 128 bytes, the width of the swizzle
+RUST_CONSTANT(PRODUCT_HOPPER_PATCH, 8);        // places across and down
+RUST_CONSTANT(PRODUCT_HOPPER_SHARED, 196608);  // leaves room for a small kernel beside
+constexpr int BM = PRODUCT_HOPPER_ROWS;
+constexpr int BK = PRODUCT_HOPPER_DEPTH;
+constexpr int ROW = BK * 2;  // bytes of a tile's row in shared memory
+constexpr int PATCH = PRODUCT_HOPPER_PATCH;
+constexpr int PLACES = PATCH * PATCH;  // of a patch: the rows of one wgmma
+constexpr int CONSUMERS = 256;
+constexpr int ROWS = 0, WINDOWS = 1, PATCHES = 2;  // Rust knows these numbers
+RUST_CONSTANT(PRODUCT_HOPPER_SPLITS, 8);             // the most
+RUST_CONSTANT(PRODUCT_HOPPER_SPLIT_COLUMNS, 160);    // with more, there are no splits: too few registers are left
+
+// How a tile's two patches lie: one beside the other, one below the other, or in two images.
+struct Tiling {
+    int across, down, images;      // whether it is this, each 0 or 1
+    int tiles_across, tiles_down;  // of a map, or of every second place of one that is read as a larger one
+    int steps, first_steps;        // of 64 k: all, and those of one place of the first map
+};
+
+template <int BN, int MODE> struct Shape {
+    static constexpr int A_BYTES = MODE == PATCHES ? 200 * ROW : BM * ROW;  // at most two of 10 x 10 places
+    static constexpr int B_BYTES = BN * ROW;
+    static constexpr int FIXED = 1024 + BN * 4 + 512;  // alignment, what is added to each column, barriers
+    static constexpr int TOGETHER = (PRODUCT_HOPPER_SHARED - FIXED) / (A_BYTES + B_BYTES);
+    static constexpr int A_STAGES = MODE == PATCHES ? 2 : TOGETHER < 12 ? TOGETHER : 12;
+    static constexpr int REST = (PRODUCT_HOPPER_SHARED - FIXED - A_STAGES * A_BYTES) / B_BYTES;
+    static constexpr int B_STAGES = MODE != PATCHES ? A_STAGES : REST < 16 ? REST : 16;
+    static constexpr int RING = A_STAGES * A_BYTES + B_STAGES * B_BYTES;
+    static_assert(A_BYTES % 1024 == 0 && B_BYTES % 1024 == 0 && B_STAGES >= 3);
+    static_assert(8 * (2 * A_STAGES + 2 * B_STAGES + 1) <= 512, "barriers");
+    static_assert(RING >= BM * (BN * 2 + 16) + BM / 16 * BN * 4, "results and moments");
+    static constexpr bool SPLITS = BN <= PRODUCT_HOPPER_SPLIT_COLUMNS;
+    static_assert(!SPLITS || RING >= (BM / 16 + 7) * 16 * BN * 4, "sums of all splits");
+};
+
+// Addresses of the barriers.
+template <int BN, int MODE> struct Barriers {
+    uint32_t full_b, empty_b, full_a, empty_a, sums;
+
+    __device__ __forceinline__ explicit Barriers(uint32_t start) {
+        using S = Shape<BN, MODE>;
+        full_b = start;
+        empty_b = full_b + 8 * S::B_STAGES;
+        full_a = empty_b + 8 * S::B_STAGES;
+        empty_a = full_a + 8 * S::A_STAGES;
+        sums = empty_a + 8 * S::A_STAGES;
+    }
+};
+
+// What a block works at.
+struct Tile {
+    int column;        // first column of W
+    int row;           // ROWS: the first row
+    int image, y, x;   // else: of the first place
+    int odd_y, odd_x;  // which of four places, if the map is read as a larger one
+    int chunk;         // which tile of its image
+    int first, count;  // steps of k
+};
+
+template <int BN, int MODE> __device__ __forceinline__ Tile tile_of(const Problem& p, const Tiling& t) {
+    Tile tile = {};
+    tile.column = int(blockIdx.y) * BN;
+    const int splits = int(gridDim.z), z = int(blockIdx.z), m = int(blockIdx.x);
+    tile.first = int((long long)t.steps * z / splits);
+    tile.count = int((long long)t.steps * (z + 1) / splits) - tile.first;
+    tile.row = m * BM;
+    if (MODE != ROWS) {
+        const int rest = m / t.tiles_across, kinds = p.doubled ? 4 : 1;
+        tile.x = (m - rest * t.tiles_across) * (PATCH << t.across);
+        const int down = rest / t.tiles_down;
+        tile.y = (rest - down * t.tiles_down) * (PATCH << t.down);
+        const int image = down / kinds, kind = down - image * kinds;
+        tile.image = image << t.images;
+        tile.odd_y = kind >> 1;
+        tile.odd_x = kind & 1;
+        tile.chunk = m - image * (kinds * t.tiles_down * t.tiles_across);
+    }
+    return tile;
+}
+
+// ---- where results go
+
+// Where one of a tile's rows is stored, and whether it exists.
+struct Target {
+    long long row;
+    bool inside;
+};
+
+// Row r of patch b.
+template <int MODE>
+__device__ __forceinline__ Target target(const Problem& p, const Tiling& t, const Tile& tile, int b, int r) {
+    if (MODE == ROWS) {
+        const int row = tile.row + b * PLACES + r;
+        return {row, row < p.rows};
+    }
+    const int px = b & t.across, py = b >> t.across & t.down, images = b >> (t.across + t.down);
+    int y = tile.y + py * PATCH + r / PATCH, x = tile.x + px * PATCH + r % PATCH;
+    if (p.doubled) {
+        y = 2 * y + tile.odd_y;
+        x = 2 * x + tile.odd_x;
+    }
+    const long long row = ((long long)(tile.image + images) * p.out_height + y) * p.out_width + x;
+    return {row, y < p.out_height && x < p.out_width && row < p.rows};
+}
