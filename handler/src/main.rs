@@ -107,6 +107,7 @@ fn run(command: &Command, traces: Option<Traces>) -> anyhow::Result<bool> {
         Command::Bench(BenchCommand::Picture(config)) => bench::picture(config)?,
         Command::Bench(BenchCommand::File(config)) => bench::file(config)?,
         Command::Bench(BenchCommand::Safety(config)) => bench::safety(config)?,
+        Command::Bench(BenchCommand::Products(config)) => bench::products(config)?,
         Command::Bench(BenchCommand::Soak(config)) => bench::soak(config)?,
         Command::Schema(SchemaCommand::Task) => print(&task::schema())?,
         Command::Schema(SchemaCommand::Webhooks) => print(&webhook::openapi())?,

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Measures Easel beside diffusers on one GPU, on the same weights in the same run, and prints a table with ratios.
 
-    tests/bench/on_gpu.py HANDLER [--rows start cold lora parity 1:1 2:2 1:2 4 8] [--eager] [--model DIR] [--repeat 5]
+    tests/bench/on_gpu.py HANDLER [--rows start cold lora parity products 1:1 2:2 1:2 4 8] [--eager] [--model DIR] [--repeat 5]
 
 Needs torch with CUDA, diffusers and transformers. The weights are random, of Stable Diffusion 1.5's own shapes, and are made in DIR
 first; a size is a row, and so is a number of pictures of 512x512 at once; `parity` paints with the trained tests/model/easel-tiny. f16, 50 steps of DPM-Solver++, guidance 7.5, from the prompt's text
@@ -211,6 +211,60 @@ class Bench:
         self.row("PSNR to diffusers f32, mean (higher is better)", np.mean(theirs), np.mean(ours), "dB", ">= 1.0", "")
 
 
+    def products(self):
+        """Each product and convolution of a step by itself: torch's, of cuBLASLt and cuDNN without what comes after them but a bias, and Easel's."""
+        kinds = {"of the card": [], "of 8.0": ["--kernels-of", "8.0"]}
+        ours = {name: json.loads(self.handler("bench", "products", "--json", "--repeat", self.options.repeat, *words)) for name, words in kinds.items()}
+        sums, lines = [0.0] * 3, []
+        for shape, older in zip(*(times["shapes"] for times in ours.values()), strict=True):
+            times = [time_of_torch(shape), shape["us"], older["us"]]
+            sums = [total + shape["count"] * time for total, time in zip(sums, times, strict=True)]
+            name = f"{shape['kind']} {shape['rows']} {shape['inner']}-{shape['columns']}" + (" / 2" if shape["stride"] > 1 else "")
+            lines.append(f"| {name} | {shape['count']} | " + " | ".join(f"{time:.1f}" for time in times) + f" | {times[1] / times[0]:.2f} |")
+        lines.append("| a step | | " + " | ".join(f"{total:.0f}" for total in sums) + f" | {sums[1] / sums[0]:.2f} |")
+        print("| shape | times | torch, us | Easel, us | Easel, kernels of 8.0, us | ratio |\n| --- | --- | --- | --- | --- | --- |")
+        print("\n".join(lines), flush=True)
+
+
+def time_of_torch(shape: dict, launches: int = 24, repeat: int = 9) -> float:
+    """Microseconds of one launch, in a graph of many that take turns with weights."""
+    import torch
+    from torch.nn.functional import conv2d, linear
+
+    half = {"device": "cuda", "dtype": torch.float16}
+    rows, inner, columns = shape["rows"], shape["inner"], shape["columns"]
+    is_conv = shape["kind"].startswith("conv")
+    bias = torch.randn(columns, **half)
+    if is_conv:
+        side = rows * 2 if shape["kind"] == "conv doubled" else rows
+        xs = torch.randn(2, inner, side, side, **half).to(memory_format=torch.channels_last)
+        weights = [torch.randn(columns, inner, 3, 3, **half).mul_(0.01).to(memory_format=torch.channels_last) for _ in range(4)]
+    else:
+        xs = torch.randn(rows, inner, **half)
+        weights = [torch.randn(columns, inner, **half).mul_(0.01) for _ in range(4)]
+
+    def launch(weight):
+        return conv2d(xs, weight, bias, shape["stride"], 1) if is_conv else linear(xs, weight, bias)
+
+    stream = torch.cuda.Stream()
+    with torch.cuda.stream(stream), torch.no_grad():
+        for weight in weights:
+            launch(weight)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, stream=stream):
+            for index in range(launches):
+                launch(weights[index % len(weights)])
+    times = []
+    for _ in range(repeat):
+        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        start.record()
+        graph.replay()
+        end.record()
+        end.synchronize()
+        times.append(start.elapsed_time(end) / launches * 1e3)
+    return statistics.median(times)
+
+
 def forget(files) -> None:
     """Drops files from the page cache."""
     for file in files:
@@ -223,7 +277,7 @@ def forget(files) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("handler", type=Path)
-    parser.add_argument("--rows", nargs="+", default=["start", "cold", "lora", "parity", *SIZES, "4", "8"])
+    parser.add_argument("--rows", nargs="+", default=["start", "cold", "lora", "parity", "products", *SIZES, "4", "8"])
     parser.add_argument("--eager", action="store_true")
     parser.add_argument("--model", type=Path, default=Path(tempfile.gettempdir()) / "easel-sd15")
     parser.add_argument("--repeat", type=int, default=5)

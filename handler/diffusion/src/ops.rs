@@ -15,6 +15,7 @@ pub(crate) use array::{Array, Step};
 pub(crate) use bands::{Measured, Statistics, pad_rows};
 pub use cpu::{Vectors, limit_vectors};
 pub(crate) use gpu::{LANES, SCORES, steps};
+pub use gpu::{ShapeTime, time_shapes};
 pub(crate) use maps::Maps;
 
 use crate::ops::params::Params;

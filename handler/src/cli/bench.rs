@@ -1,9 +1,11 @@
 //! `handler bench`: measures on this machine. Each figure is the median of its repeats.
 
 mod file;
+mod products;
 mod safety;
 
 pub use file::file;
+pub use products::products;
 pub use safety::safety;
 
 use crate::{
@@ -14,7 +16,7 @@ use crate::{
 use anyhow::{Context, ensure};
 use clap::{Args, Subcommand};
 use diffusion::{
-    gpu::Gpu,
+    gpu::{Generation, Gpu},
     lora::{AppliedLora, Lora},
     noise::Source,
     pipeline::{Footprint, Request},
@@ -44,6 +46,8 @@ pub enum BenchCommand {
     File(BenchFileConfig),
     /// What it costs to look at a picture with the model's safety checker.
     Safety(BenchSafetyConfig),
+    /// What each product and each convolution of the UNet costs by itself. Needs a GPU and no model.
+    Products(BenchProductsConfig),
     /// Whether many tasks in a row cost the same and leave nothing behind.
     Soak(BenchSoakConfig),
 }
@@ -129,6 +133,23 @@ pub struct BenchSafetyConfig {
     /// How often it is measured.
     #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..=10_000))]
     pub repeat: u32,
+    /// Print JSON.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Settings of `handler bench products`.
+#[derive(Debug, Clone, Args)]
+pub struct BenchProductsConfig {
+    /// f16, bf16 or f32.
+    #[arg(long, default_value = "f16", value_parser = ["f16", "bf16", "f32"])]
+    pub dtype: String,
+    /// Use the GPU's kernels of this compute capability: 7.5, 8.0 or 9.0, never more than it has [default: its own]
+    #[arg(long, env = "EASEL_KERNELS_OF", value_name = "CAPABILITY")]
+    pub kernels_of: Option<Generation>,
+    /// How often each is measured.
+    #[arg(long, default_value_t = 9, value_parser = clap::value_parser!(u16).range(1..=1000))]
+    pub repeat: u16,
     /// Print JSON.
     #[arg(long)]
     pub json: bool,

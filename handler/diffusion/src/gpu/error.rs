@@ -3,23 +3,23 @@
 use cudarc::driver::{DriverError, sys::CUresult};
 use std::fmt::Debug;
 
-/// How the driver and its libraries name a lack of memory.
-const OUT_OF_MEMORY: [&str; 2] = ["OUT_OF_MEMORY", "ALLOC_FAILED"];
+/// How the driver names a lack of memory.
+const OUT_OF_MEMORY: &str = "OUT_OF_MEMORY";
 
 /// Whether that is what a text says.
 pub(crate) fn tells_of_memory(text: &str) -> bool {
-    OUT_OF_MEMORY.iter().any(|code| text.contains(code))
+    text.contains(OUT_OF_MEMORY)
 }
 
-/// A failed call of a GPU library, or no usable GPU.
+/// A failed call of the driver, or no usable GPU.
 #[derive(Debug, thiserror::Error)]
 pub enum GpuError {
-    /// A library's function did not succeed.
+    /// A function did not succeed.
     #[error("{call}: {code}")]
     Call {
         /// The function, and for what.
         call: String,
-        /// The library's own code, such as `CUDA_ERROR_OUT_OF_MEMORY`.
+        /// The driver's own code, such as `CUDA_ERROR_OUT_OF_MEMORY`.
         code: String,
     },
     /// Nothing to compute on, or something it cannot do; says what and what helps.

@@ -13,6 +13,7 @@ mod maps;
 mod norm;
 mod pointwise;
 mod product;
+mod shapes;
 pub(crate) mod steps;
 
 pub(crate) use attention::SCORES;
@@ -23,6 +24,7 @@ pub(super) use linear::Linear;
 pub(super) use maps::Maps;
 pub(super) use norm::{GroupNorm, LayerNorm};
 pub(super) use pointwise::{add, geglu, quick_gelu, silu, to_map, to_tokens, upsample};
+pub use shapes::{ShapeTime, time_shapes};
 
 use crate::gpu::{Arg, Array, Dtype, Gpu, WeightLayout};
 use candle_core::{Error, Result};

@@ -52,6 +52,11 @@ impl Conv {
         Self { groups: groups.filter(|groups| *groups > 0), ..self }
     }
 
+    /// Of a weight `[out, side x side x in]` and a bias `[1, out]`, which a GPU has as they are.
+    pub(super) fn of_arrays(weight: Array, bias: Array, window: Window) -> Self {
+        Self { weight, bias, window }
+    }
+
     /// Plus the row of `shift`'s table that its counter names, at every place, and `onto`.
     pub(in crate::ops) fn forward(
         &self,

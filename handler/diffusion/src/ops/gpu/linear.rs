@@ -55,6 +55,12 @@ impl Linear {
         Ok(Self { weight, bias, each })
     }
 
+    /// One layer of a weight `[out, in]` and a bias `[1, out]`, which a GPU has as they are.
+    pub(super) fn of_arrays(weight: Array, bias: Array) -> Self {
+        let each = weight.rows();
+        Self { weight, bias: Some(bias), each }
+    }
+
     /// Of the filters `dims` of a convolution, each as one row, with zeros up to a whole vector.
     pub(in crate::ops) fn of_windows(dims: [usize; 4], params: &Params, placed: &Placed) -> Result<Self> {
         let [each, channels, height, width] = dims;

@@ -1,0 +1,185 @@
+//! Times each product and each convolution of Stable Diffusion 1.5's UNet by itself.
+
+use super::{conv::Conv, linear::Linear};
+use crate::{
+    gpu::{Array, Dtype, Gpu, Graph},
+    ops::Window,
+};
+use candle_core::{Device, Result, Tensor};
+use std::time::Instant;
+
+/// What was timed.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ShapeTime {
+    /// `product`, with `residual` if there is one, `gated`, `conv`, with `doubled` if it reads its map as twice as large.
+    pub kind: &'static str,
+    /// Rows of a product, or the side of a convolution's map as it lies in memory; two images either way.
+    pub rows: usize,
+    /// Channels that are read.
+    pub inner: usize,
+    /// Channels that are written.
+    pub columns: usize,
+    /// A convolution's stride; 1 for a product.
+    pub stride: usize,
+    /// How many of them a step has.
+    pub count: usize,
+    /// The median time of one, in microseconds.
+    pub microseconds: f64,
+}
+
+/// Kind, rows, channels in, channels out, stride, count: of a step with guidance at 512x512, which is two images of 64x64 latents.
+type Row = (&'static str, usize, usize, usize, usize, usize);
+
+const ROWS: &[Row] = &[
+    ("conv", 64, 8, 320, 1, 1),
+    ("conv", 64, 320, 320, 1, 7),
+    ("conv", 64, 640, 320, 1, 2),
+    ("conv", 64, 960, 320, 1, 1),
+    ("conv", 64, 320, 8, 1, 1),
+    ("conv", 64, 320, 320, 2, 1),
+    ("conv", 32, 320, 640, 1, 1),
+    ("conv", 32, 640, 640, 1, 6),
+    ("conv", 32, 960, 640, 1, 1),
+    ("conv", 32, 1280, 640, 1, 1),
+    ("conv", 32, 1920, 640, 1, 1),
+    ("conv", 32, 640, 640, 2, 1),
+    ("conv doubled", 32, 640, 640, 1, 1),
+    ("conv", 16, 640, 1280, 1, 1),
+    ("conv", 16, 1280, 1280, 1, 6),
+    ("conv", 16, 1920, 1280, 1, 1),
+    ("conv", 16, 2560, 1280, 1, 2),
+    ("conv", 16, 1280, 1280, 2, 1),
+    ("conv doubled", 16, 1280, 1280, 1, 1),
+    ("conv", 8, 1280, 1280, 1, 11),
+    ("conv", 8, 2560, 1280, 1, 3),
+    ("conv doubled", 8, 1280, 1280, 1, 1),
+    ("product", 8192, 320, 320, 1, 10),
+    ("product residual", 8192, 320, 320, 1, 15),
+    ("product", 8192, 320, 960, 1, 5),
+    ("product residual", 8192, 1280, 320, 1, 5),
+    ("product", 8192, 640, 320, 1, 2),
+    ("product", 8192, 960, 320, 1, 1),
+    ("product", 2048, 640, 640, 1, 10),
+    ("product residual", 2048, 640, 640, 1, 15),
+    ("product", 2048, 640, 1920, 1, 5),
+    ("product residual", 2048, 2560, 640, 1, 5),
+    ("product", 2048, 320, 640, 1, 1),
+    ("product", 2048, 960, 640, 1, 1),
+    ("product", 2048, 1280, 640, 1, 1),
+    ("product", 2048, 1920, 640, 1, 1),
+    ("product", 512, 1280, 1280, 1, 10),
+    ("product residual", 512, 1280, 1280, 1, 15),
+    ("product", 512, 1280, 3840, 1, 5),
+    ("product residual", 512, 5120, 1280, 1, 5),
+    ("product", 512, 640, 1280, 1, 1),
+    ("product", 512, 1920, 1280, 1, 1),
+    ("product", 512, 2560, 1280, 1, 2),
+    ("product", 128, 1280, 1280, 1, 2),
+    ("product residual", 128, 1280, 1280, 1, 3),
+    ("product", 128, 1280, 3840, 1, 1),
+    ("product residual", 128, 5120, 1280, 1, 1),
+    ("product", 128, 2560, 1280, 1, 3),
+    ("gated", 8192, 320, 2560, 1, 5),
+    ("gated", 2048, 640, 5120, 1, 5),
+    ("gated", 512, 1280, 10240, 1, 5),
+    ("gated", 128, 1280, 10240, 1, 1),
+];
+
+/// Images of a step with guidance.
+const IMAGES: usize = 2;
+/// How often a shape runs in a recording, each time with other weights than the last one.
+const LAUNCHES: usize = 24;
+/// Numbers, at random, of which all arrays are parts: more than what a multiprocessor's cache and the GPU's hold.
+const POOL: usize = 1 << 26;
+/// Numbers of a row of the pool; the least of any array.
+const POOL_ROW: usize = 8;
+
+/// Times all of them, each `repeat` times, in recordings of many launches, as the UNet's steps are recordings. Each has a bias;
+/// convolutions leave the moments for the norm behind them.
+///
+/// # Errors
+/// The GPU fails or has too little memory.
+pub fn time_shapes(gpu: &Gpu, dtype: Dtype, repeat: usize) -> Result<Vec<ShapeTime>> {
+    // Uniform, with a variance that keeps sums of some thousands of products small.
+    let block = Tensor::rand(-0.1f32, 0.1, (1 << 20, POOL_ROW), &Device::Cpu)?;
+    let pool = gpu.resident(&[POOL / POOL_ROW, POOL_ROW], dtype)?;
+    let block = Array::from_tensor(gpu, &block, dtype)?.read()?;
+    for part in 0..pool.rows() / (1 << 20) {
+        pool.part(part << 20, 1 << 20).write(&block)?;
+    }
+    ROWS.iter()
+        .map(|&(kind, rows, inner, columns, stride, count)| {
+            let shape = ShapeTime { kind, rows, inner, columns, stride, count, microseconds: 0.0 };
+            let microseconds = time(gpu, &pool, &shape, repeat)?;
+            Ok(ShapeTime { microseconds, ..shape })
+        })
+        .collect()
+}
+
+fn time(gpu: &Gpu, pool: &Array, shape: &ShapeTime, repeat: usize) -> Result<f64> {
+    let &ShapeTime { kind, rows, inner, columns, stride, .. } = shape;
+    // Parts that follow one another, from the start again at the end.
+    let mut at = 0;
+    let mut take = |dims: &[usize]| {
+        let count = dims.iter().product::<usize>() / POOL_ROW;
+        at = if at + count > pool.rows() { 0 } else { at };
+        at += count;
+        pool.part(at - count, count).reshaped(dims)
+    };
+    let is_conv = kind.starts_with("conv");
+    let area = if is_conv { 9 } else { 1 };
+    let xs = if is_conv { take(&[IMAGES, rows, rows, inner]) } else { take(&[1, rows, inner]) };
+    let onto = (kind == "product residual").then(|| take(&[1, rows, columns]));
+    let weights: Vec<_> = (0..LAUNCHES).map(|_| (take(&[columns, area * inner]), take(&[1, columns]))).collect();
+    let launch = |(weight, bias): &(Array, Array)| -> Result<Array> {
+        if is_conv {
+            let conv = Conv::of_arrays(weight.clone(), bias.clone(), Window { side: 3, stride, padding: 1 });
+            return if kind == "conv doubled" {
+                conv.forward_resized(&xs, 2 * rows, 2 * rows)
+            } else {
+                conv.forward(&xs, None, None)
+            };
+        }
+        let linear = Linear::of_arrays(weight.clone(), bias.clone());
+        if kind == "gated" { linear.forward_geglu(&xs) } else { linear.forward(&xs, onto.as_ref()) }
+    };
+    // SAFETY: what is read are parts of the pool, which the caller holds, and results are dropped as they are made. Nobody else uses
+    // this GPU's stream: the caller waits for each time.
+    let (mut graph, ()) = unsafe { Graph::record(gpu, || weights.iter().try_for_each(|one| launch(one).map(drop)))? };
+    graph.launch()?;
+    gpu.synchronize()?;
+    let mut times = Vec::new();
+    for _ in 0..repeat {
+        let clock = Instant::now();
+        graph.launch()?;
+        gpu.synchronize()?;
+        times.push(clock.elapsed().as_secs_f64() * 1e6 / LAUNCHES as f64);
+    }
+    times.sort_by(f64::total_cmp);
+    Ok(times[times.len() / 2])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_table_has_what_a_step_of_the_unet_launches() {
+        let count =
+            |start: &str| -> usize { ROWS.iter().filter(|row| row.0.starts_with(start)).map(|row| row.5).sum() };
+        // 22 ResNet blocks of two, both ends, three to each side; 16 transformers of seven products and a gated one each, and 14 shortcuts.
+        assert_eq!(count("conv"), 2 * 22 + 2 + 3 + 3);
+        assert_eq!((count("product"), count("gated")), (16 * 7 + 14, 16));
+        assert!(ROWS.iter().all(|row| row.2.is_multiple_of(POOL_ROW) && row.3.is_multiple_of(POOL_ROW)));
+        let largest = ROWS.iter().map(|row| row.2 * row.3 * if row.0.starts_with("conv") { 9 } else { 1 }).max();
+        assert!(largest.unwrap() < POOL);
+    }
+
+    #[cfg(feature = "cuda")]
+    #[test]
+    fn gpu_all_shapes_are_timed() {
+        let times = time_shapes(&Gpu::for_tests(), Dtype::F16, 1).unwrap();
+        assert_eq!(times.len(), ROWS.len());
+        assert!(times.iter().all(|time| time.microseconds > 0.0));
+    }
+}
