@@ -54,7 +54,7 @@ impl Conv {
 
     /// Of a weight `[out, side x side x in]` and a bias `[1, out]`, which a GPU has as they are.
     pub(super) fn of_arrays(weight: Array, bias: Array, window: Window) -> Self {
-        Self { weight, bias, window }
+        Self { weight, bias, window, groups: Some(USUAL_GROUPS) }
     }
 
     /// Plus the row of `shift`'s table that its counter names, at every place, and `onto`.
