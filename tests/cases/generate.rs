@@ -55,6 +55,26 @@ fn a_png_of_another_shape_by_the_other_scheduler() {
 }
 
 #[test]
+fn narrower_vectors_paint_the_same_picture() {
+    case(|ctx| async move {
+        let run = &ctx.stack.run;
+        let folder = run.folder("generate")?;
+        let mut pictures = Vec::new();
+        for vectors in ["auto", "avx2"] {
+            let out = folder.join(format!("{vectors}.png"));
+            let more = ["--seed", "7", "--cpu-vectors", vectors];
+            let (fine, text) = generate(run, &format!("generate-{vectors}"), &out, &more).await?;
+            assert!(fine, "{text}");
+            pictures.push(image::open(out)?.to_rgb8().into_raw());
+        }
+        // Sums in another order, rounded to levels.
+        let apart = pictures[0].iter().zip(&pictures[1]).map(|(a, b)| a.abs_diff(*b)).max();
+        assert!(apart <= Some(1), "{apart:?} levels apart");
+        Ok(())
+    });
+}
+
+#[test]
 fn several_pictures_of_one_seed_are_several_files() {
     case(|ctx| async move {
         let run = &ctx.stack.run;
