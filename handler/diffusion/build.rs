@@ -67,7 +67,8 @@ fn declare(out: &Path) {
         ("ATTENTION_TILE", 5, "attention_tiles.rs"),
         ("ATTENTION_HOPPER_TILE", 5, "attention_hopper_tiles.rs"),
         ("GEGLU_TILE", 3, "geglu_tiles.rs"),
-        ("PRODUCT_TILE", 6, "product_tiles.rs"),
+        ("PRODUCT_TILE", 7, "product_tiles.rs"),
+        ("PRODUCT_ANY_TILE", 7, "product_any_tiles.rs"),
         ("PRODUCT_HOPPER_TILE", 6, "product_hopper_tiles.rs"),
     ] {
         let rows = rows(&sources, declaration).into_iter().map(|row| {

@@ -39,16 +39,11 @@ __device__ __forceinline__ void load_two_matrices(uint32_t (&r)[2], uint32_t add
                  : "memory");
 }
 
-// 16 bytes from global to shared memory, or zeros (the source is then not read). With KEEP they stay in L1, too.
-template <bool KEEP = false>
+// 16 bytes from global to shared memory, or zeros (the source is then not read).
 __device__ __forceinline__ void copy_chunk(uint32_t to, const void* from, bool valid) {
 #if ARCH >= 800
     const size_t at = __cvta_generic_to_global(from);
-    if constexpr (KEEP) {
-        asm volatile("cp.async.ca.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(at), "r"(valid ? 16 : 0) : "memory");
-    } else {
-        asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(at), "r"(valid ? 16 : 0) : "memory");
-    }
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(at), "r"(valid ? 16 : 0) : "memory");
 #else
     uint4 x = make_uint4(0, 0, 0, 0);
     if (valid) x = *static_cast<const uint4*>(from);

@@ -3,6 +3,7 @@
 mod hopper;
 mod plan;
 mod problem;
+mod tile;
 
 pub(crate) use hopper::HopperPlan;
 pub(crate) use plan::Plan;

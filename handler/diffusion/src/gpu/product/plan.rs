@@ -1,62 +1,19 @@
 //! Which kernel takes a problem, and in how many parts along k. A model of the time that each takes decides, so that nothing is tried
 //! out at a start.
 
-use super::{Ending, Problem};
+use super::{
+    Ending, Problem,
+    tile::{Facts, STEP, Tile, split},
+};
 use crate::gpu::{
     Dtype, Generation, Gpu, GpuError, Launch, Result,
     constants::{PLAIN_COLUMNS, PLAIN_DEPTH, PLAIN_ROWS, PLAIN_THREADS},
 };
 
-/// A tile of the kernels on tensor cores: the ending of its name, rows, columns, warps down and across, and stages in shared memory.
-type Tile = (&'static str, usize, usize, usize, usize, usize);
-
-/// The table in `kernels/product.cu`.
-const TILES: &[Tile] = include!(concat!(env!("OUT_DIR"), "/product_tiles.rs"));
-/// What a step along k takes them, in clocks of an H200: one block alone on a multiprocessor, and two there. Measured.
-const CLOCKS: &[(&str, usize, usize)] = &[
-    ("128x160", 1500, 3000),
-    ("64x160", 925, 1600),
-    ("256x128", 2300, 4600),
-    ("128x128", 1370, 2740),
-    ("64x80", 580, 1090),
-    ("64x64", 490, 900),
-    ("128x16", 600, 1000),
-];
-/// The tile that there is for `W` as `[inner, columns]`, too.
-const CROSSED: &str = "128x128";
-/// Of k, in a step.
-const STEP: usize = 64;
-/// Clocks of a block before and after its steps, and how many sums it then takes in one.
-const AROUND: usize = 500;
-const SUMS: usize = 5;
-/// Clocks of the kernel that adds what a split has left, and of each KiB of partial sums, on all of the GPU.
-const SPLIT: usize = 4000;
-const PARTIAL_KIB: usize = 1;
 /// The most splits.
 const SPLITS: usize = 32;
 /// The most chunks of an image's rows whose moments a norm should merge.
 const CHUNKS: usize = 512;
-
-/// What the choice depends on, of a GPU.
-#[derive(Debug, Clone, Copy)]
-struct Facts {
-    generation: Generation,
-    copies_ahead: bool,
-    multiprocessors: usize,
-    /// Of a block, and of a multiprocessor.
-    shared: [usize; 2],
-}
-
-impl Facts {
-    fn of(gpu: &Gpu) -> Self {
-        Self {
-            generation: gpu.generation(),
-            copies_ahead: gpu.copies_ahead(),
-            multiprocessors: gpu.multiprocessors(),
-            shared: gpu.shared_memory(),
-        }
-    }
-}
 
 /// How a problem is computed.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -88,24 +45,26 @@ impl Plan {
             Dtype::BF16 => facts.generation >= Generation::Ampere,
             Dtype::F32 => false,
         };
-        let tiles = TILES.iter().filter(|_| has_cores && problem.is_whole()).filter(|tile| fits(tile, problem, facts));
+        let tiles = Tile::all().filter(|tile| has_cores && problem.is_whole() && tile.fits(problem, facts));
         let most = if may_split { (problem.inner / (2 * STEP)).clamp(1, SPLITS) } else { 1 };
         let all = tiles.flat_map(|tile| (1..=most).map(move |splits| (tile, splits)));
-        match all.min_by_key(|&(tile, splits)| clocks(tile, problem, splits, facts)) {
-            Some((tile, splits)) => Ok(Self::tiled(tile, problem, splits, facts)),
+        match all.min_by_key(|(tile, splits)| tile.clocks(problem, *splits, facts)) {
+            Some((tile, splits)) => Ok(Self::tiled(&tile, problem, splits, facts)),
             None => Ok(Self::plain(problem, facts, may_split)),
         }
     }
 
     fn tiled(tile: &Tile, problem: &Problem, splits: usize, facts: &Facts) -> Self {
-        let &(ending, rows, columns, down, across, _) = tile;
         let (depth, splits) = split(problem.inner, STEP, splits);
-        let dtype = problem.dtype.name();
-        let name =
-            if problem.crossed { format!("product_crossed_{dtype}") } else { format!("product_{dtype}_{ending}") };
-        let grid = [problem.rows.div_ceil(rows) * problem.columns.div_ceil(columns), splits, problem.problems];
-        let launch = Launch { name, grid, block: 32 * down * across, shared: shared(tile, facts) };
-        Self { launch, depth, splits, part: Some([rows / down, columns / across]) }
+        let (dtype, ending) = (problem.dtype.name(), tile.ending);
+        let name = match (problem.crossed, tile.is_steady) {
+            (true, _) => format!("product_crossed_{dtype}"),
+            (false, true) => format!("product_{dtype}_{ending}"),
+            (false, false) => format!("product_any_{dtype}_{ending}"),
+        };
+        let grid = [tile.count(problem), splits, problem.problems];
+        let launch = Launch { name, grid, block: tile.threads(), shared: tile.shared(facts) };
+        Self { launch, depth, splits, part: Some(tile.part()) }
     }
 
     fn plain(problem: &Problem, facts: &Facts, may_split: bool) -> Self {
@@ -152,48 +111,6 @@ fn leaves_none(problem: &Problem) -> bool {
         && problem.ending == Ending::AsItIs
         && problem.alpha == 1.0
         && problem.columns.is_multiple_of(8)
-}
-
-/// Depth and number of parts that are whole steps, of which none is empty.
-fn split(inner: usize, step: usize, splits: usize) -> (usize, usize) {
-    let depth = inner.div_ceil(step).div_ceil(splits.max(1)) * step;
-    (depth, inner.div_ceil(depth))
-}
-
-/// Whether a tile takes this problem.
-fn fits(tile: &Tile, problem: &Problem, facts: &Facts) -> bool {
-    let &(ending, _, columns, ..) = tile;
-    let crossed = !problem.crossed || ending == CROSSED;
-    // Of few columns, and nothing else.
-    let narrow = columns >= 64 || problem.columns <= 2 * columns;
-    crossed && narrow && shared(tile, facts) <= facts.shared[0]
-}
-
-/// Dynamic shared memory: a ring of stages of 128 bytes a row, or one, and later the sums.
-fn shared(tile: &Tile, facts: &Facts) -> usize {
-    let &(_, rows, columns, _, across, stages) = tile;
-    let stages = if facts.copies_ahead { stages } else { 1 };
-    let pitch = (columns / across + 7) / 16 * 16 + 8;
-    let staging = rows * across * pitch * 4;
-    (stages * (rows + columns) * 2 * STEP).max(staging)
-}
-
-/// A model of the time that it takes: that of the multiprocessor with the most blocks.
-fn clocks(tile: &Tile, problem: &Problem, splits: usize, facts: &Facts) -> usize {
-    let &(ending, rows, columns, down, across, _) = tile;
-    let (depth, splits) = split(problem.inner, STEP, splits);
-    let steps = depth / STEP;
-    let blocks = problem.rows.div_ceil(rows) * problem.columns.div_ceil(columns) * splits * problem.problems;
-    let busiest = blocks.div_ceil(facts.multiprocessors);
-    let known = CLOCKS.iter().find(|(name, ..)| *name == ending);
-    // Until it is measured: by its size.
-    let (one, two) = known.map_or((rows * columns / 16, rows * columns / 9), |&(_, one, two)| (one, two));
-    let fit = facts.shared[1] / (shared(tile, facts) + 1024) >= 2 && down * across <= 4;
-    let (pairs, rest) = if fit { (busiest / 2, busiest % 2) } else { (0, busiest) };
-    let around = AROUND + rows * columns / SUMS;
-    let products = pairs * (steps * two + 2 * around) + rest * (steps * one + around);
-    let partials = problem.rows * problem.columns * splits * 4 / 1024;
-    products + if splits > 1 { SPLIT + partials * PARTIAL_KIB } else { 0 }
 }
 
 #[cfg(test)]

@@ -71,6 +71,8 @@ pub(crate) struct Problem {
 
 /// Of k, a step of the kernels on tensor cores.
 const STEP: usize = 64;
+/// Between rows some kernels count bytes in 32 bits.
+const LONGEST_ROW: usize = 1 << 24;
 
 impl Problem {
     /// A product.
@@ -148,6 +150,21 @@ impl Problem {
         }
         addresses.iter().all(|address| address.is_multiple_of(bytes.min(16)))
             && lengths.iter().all(|length| length.is_multiple_of(8))
+    }
+
+    /// Whether the faster kernels take it, apart from the number of columns: next rows of A are next places of a map, and each step
+    /// along k is of one place of the window and of one map.
+    pub(super) fn is_steady(&self) -> bool {
+        let follows = self.side == 1 || self.out_map == self.map;
+        let fits = [self.a_row, self.more_row, self.w_row].iter().all(|&row| row < LONGEST_ROW);
+        self.is_whole()
+            && !self.crossed
+            && !self.doubled
+            && self.stride == 1
+            && follows
+            && fits
+            && self.channels.iter().all(|channels| channels.is_multiple_of(STEP))
+            && self.inner == self.side * self.side * (self.channels[0] + self.channels[1])
     }
 
     /// Whether k is passed through channels first: a place's rows are then read again while they are near.
@@ -232,6 +249,33 @@ mod tests {
         assert_eq!(words[24] >> 32, u64::from(0.5f32.to_bits()));
         assert_eq!(&words[25..], &[1, 1]);
         assert_eq!(Problem { a_row: 1 << 31, ..product() }.words(64), None);
+    }
+
+    #[test]
+    fn a_problem_is_steady_if_every_step_is_alike() {
+        let plain = |inner| {
+            Problem::of_matmul(&MatmulShape::linear(Dtype::F16, 64, 64, inner), &Operands::product(4096, 8192, 12_288))
+        };
+        assert!(plain(128).is_steady());
+        assert!(!plain(96).is_steady());
+        assert!(!Problem { crossed: true, ..plain(128) }.is_steady());
+        assert!(!Problem { w_row: 1 << 24, ..plain(128) }.is_steady());
+        let conv = |channels, side, stride, open| {
+            let (dtype, batch, height, width, padding) = (Dtype::F16, 2, 16, 16, side / 2);
+            let (channels_in, channels_out) = (channels, 64);
+            let shape =
+                ConvShape { dtype, batch, height, width, channels_in, channels_out, side, stride, padding, open };
+            Problem::of_conv(&shape, 4096, 8192, 12_288)
+        };
+        assert!(conv(64, 3, 1, false).is_steady() && conv(64, 1, 1, false).is_steady());
+        assert!(!conv(32, 3, 1, false).is_steady());
+        assert!(!conv(64, 3, 2, false).is_steady() && !conv(64, 1, 2, false).is_steady());
+        // Between images are rows that are no places of the output.
+        assert!(!conv(64, 3, 1, true).is_steady());
+        assert!(!Problem { doubled: true, ..conv(64, 3, 1, false) }.is_steady());
+        let two = Problem { channels: [64, 64], inner: 9 * 128, ..conv(64, 3, 1, false) };
+        assert!(two.is_steady());
+        assert!(!Problem { channels: [96, 32], ..two }.is_steady());
     }
 
     #[test]
