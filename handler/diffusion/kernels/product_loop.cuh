@@ -21,8 +21,8 @@ template <typename T, typename S, typename Source, bool CROSSED> struct Loop {
     static constexpr int PAIRS = (NT + 1) / 2;
     // Of 16 of k, in a step, for each warp.
     static constexpr int QUARTERS = 4 / S::WK;
-    // So many products take as long as a fragment's way from shared memory.
-    static constexpr int ENOUGH = MT < 4 || (S::WK == 2 && S::THREADS > 128) ? 2 : 1;
+    // So many pairs of products take as long as a fragment needs from shared memory. Measured.
+    static constexpr int ENOUGH = MT < 4 || (S::THREADS > 128 && PAIRS > 3) ? 2 : 1;
     static constexpr int EARLY = PAIRS < ENOUGH ? PAIRS : ENOUGH;
     // Copies of a step go out in so many parts, over so many pairs. Fewer parts are fewer instructions, but let fragments
     // wait.

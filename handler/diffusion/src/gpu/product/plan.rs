@@ -202,6 +202,30 @@ mod tests {
     }
 
     #[test]
+    fn the_faster_kernels_take_whole_tiles_of_steady_problems_alone() {
+        let mut taken = 0;
+        for facts in [H200, L4, T4] {
+            for problem in problems(Dtype::F16) {
+                let plan = Plan::among(&problem, &facts, leaves_none(&problem)).unwrap();
+                let of = |tile: &Tile| tile.is_steady && plan.launch.name == format!("product_f16_{}", tile.ending);
+                if let Some(tile) = Tile::all().find(of) {
+                    assert!(
+                        problem.is_steady() && problem.columns.is_multiple_of(tile.columns),
+                        "{plan:?} {problem:?}"
+                    );
+                    taken += 1;
+                } else {
+                    assert!(plan.launch.name.starts_with("product_any_f16_"), "{plan:?}");
+                }
+            }
+        }
+        assert!(taken > 0);
+        let odd = Problem { channels: [40, 0], inner: 9 * 40, side: 3, ..product(Dtype::F16, 2048, 640, 9 * 40) };
+        let plan = Plan::among(&odd, &H200, false).unwrap();
+        assert!(plan.launch.name.starts_with("product_any_f16_"), "{plan:?}");
+    }
+
+    #[test]
     fn a_crossed_product_is_computed_by_the_one_tile_for_it_in_one_part() {
         let problem = Problem { crossed: true, w_row: 512, ..product(Dtype::F16, 4096, 512, 4096) };
         assert!(!leaves_none(&problem));

@@ -41,7 +41,7 @@ const PARTIAL_KIB: usize = 1;
 pub(super) struct Tile {
     pub(super) ending: &'static str,
     rows: usize,
-    columns: usize,
+    pub(super) columns: usize,
     down: usize,
     across: usize,
     sharing: usize,
