@@ -19,6 +19,7 @@ const CLOCKS: &[(&str, usize, usize, usize)] = &[
     ("128x160_pair", 1810, 2730, 10_200),
     ("128x128", 1650, 2150, 7400),
     ("64x160", 890, 1410, 10_200),
+    ("64x160_short", 1350, 1550, 10_200),
     ("64x80", 560, 860, 7900),
     ("64x64", 620, 760, 7500),
     ("any 128x160", 1460, 2920, 11_000),
@@ -32,6 +33,10 @@ const CROSSED: &str = "128x128";
 pub(super) const STEP: usize = 64;
 /// The most sums of a thread on a GPU that does not copy ahead.
 const SUMS_WITHOUT_COPIES: usize = 80;
+/// A multiprocessor of compute capability 7.5, 8.6, 8.9 and 12.0 has less shared memory than that, and does so many multiplications in
+/// a clock.
+const SMALL: usize = 128 << 10;
+const SMALL_RATE: usize = 512;
 /// Clocks of the kernel that adds what a split has left, and of each KiB of partial sums, on all of the GPU.
 const SPLIT: usize = 4000;
 const PARTIAL_KIB: usize = 1;
@@ -109,6 +114,8 @@ impl Tile {
         let size = self.rows * self.columns;
         let (one, two, around) =
             known.map_or((size / 12, size / 8, 10_000), |&(_, one, two, around)| (one, two, around));
+        let least = if facts.shared[1] < SMALL { size * STEP / SMALL_RATE } else { 0 };
+        let (one, two) = (one.max(least), two.max(2 * least));
         let fit = facts.shared[1] / (self.shared(facts) + 1024) >= 2 && self.threads() <= 128;
         let (pairs, rest) = if fit { (busiest / 2, busiest % 2) } else { (0, busiest) };
         let products = pairs * (steps * two + around * 9 / 8) + rest * (steps * one + around);
