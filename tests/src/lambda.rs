@@ -35,7 +35,7 @@ impl Function {
         let api = Spec::new(&format!("{name}-runtime-api"), paths::tool("cargo-lambda")?)
             .args(["lambda", "watch", "--only-lambda-apis", "--disable-cors"])
             .args(["--invoke-address", "127.0.0.1", "--invoke-port", &port.to_string()])
-            .folder(&manifest(run)?)
+            .folder(&manifest(run, name)?)
             .env("RUST_LOG", "warn")
             .start(run)?;
         api.ready(START, async || TcpStream::connect(("127.0.0.1", port)).await.is_ok()).await?;
@@ -99,9 +99,10 @@ impl Invoke for Function {
     }
 }
 
-/// cargo-lambda wants to see a package before it starts. An empty one spares it the workspace, and the network.
-fn manifest(run: &RunDir) -> Result<PathBuf> {
-    let folder = run.folder("runtime-api")?;
+/// cargo-lambda wants to see a package before it starts. An empty one spares it the workspace, and the network. Each has its own:
+/// one that starts must not read what another writes.
+fn manifest(run: &RunDir, name: &str) -> Result<PathBuf> {
+    let folder = run.folder(&format!("{name}-runtime-api"))?;
     fs::create_dir_all(folder.join("src"))?;
     fs::write(
         folder.join("Cargo.toml"),
