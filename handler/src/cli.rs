@@ -3,7 +3,6 @@
 pub mod bench;
 pub mod doctor;
 pub mod generate;
-pub mod huge_pages;
 pub mod lora;
 pub mod manual;
 pub mod options;

@@ -5,7 +5,7 @@ use handler::{
     cli::{
         bench::{self, BenchCommand},
         doctor::{self, DoctorConfig},
-        generate, huge_pages,
+        generate,
         lora::{self, LoraCommand},
         manual::{FAILURE, SUCCESS, USAGE},
         options::{Cli, Command, SchemaCommand, variables},
@@ -41,9 +41,6 @@ fn main() -> ExitCode {
             return if error.use_stderr() { ExitCode::from(USAGE) } else { ExitCode::from(SUCCESS) };
         }
     };
-    if cli.command.paints() {
-        huge_pages::ask();
-    }
     if let Err(error) = settings::check_variables(cli.command.reads()) {
         eprintln!("error: {error}");
         return ExitCode::from(USAGE);

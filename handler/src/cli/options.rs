@@ -139,11 +139,6 @@ impl Command {
         }
     }
 
-    /// Whether it may paint.
-    pub fn paints(&self) -> bool {
-        matches!(self, Self::Function(_) | Self::Worker(_) | Self::Generate(_) | Self::Bench(_))
-    }
-
     /// The variables that it reads beside those of its options.
     pub fn reads(&self) -> Reads {
         match self {
