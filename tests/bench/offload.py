@@ -277,7 +277,7 @@ def main() -> None:
         code = "import sys, on_gpu; from pathlib import Path; on_gpu.make(Path(sys.argv[1]))"
         subprocess.run([sys.executable, "-c", code, options.model], check=True, cwd=HERE)
     easel = Easel(options)
-    easel.bench("auto", "1:1")  # Times the products' algorithms, which stay in the folder.
+    easel.bench("auto", "1:1")  # So that all find the files in the page cache.
     first, second = filled(easel, options), ways(easel, options)
     look = (" checker, a look |", " --- |") if options.safety_checker else ("", "")
     print("\n| free beside the context | way chosen | picture | arenas | most memory | copied a step | copied a picture | same picture |" + look[0])
