@@ -2,8 +2,8 @@
 //
 // Launch rule unless said otherwise: block = (256, 1, 1), grid = (ceil(units / 256), 1, 1) with the kernel's units; any
 // grid and block is right, for threads walk over the units with the whole grid. No dynamic shared memory. Base
-// addresses are multiples of 16 bytes. Activations are NHWC, C a multiple of 8. geglu, silu, quick_gelu, add and
-// upsample_nearest start early (see common.cuh).
+// addresses are multiples of 16 bytes. Activations are NHWC, C a multiple of 8. geglu, silu, quick_gelu, add,
+// repeated and upsample_nearest start early (see common.cuh).
 #include <string.h>
 
 #include "common.cuh"
@@ -90,6 +90,17 @@ __device__ __forceinline__ void add_body(Early early, const T* a, const T* b, T*
 #pragma unroll
         for (int c = 0; c < 8; ++c) x[c] += y[c];
         store8(out + unit * 8, pack8<T>(x));
+    }
+}
+
+// repeated: all of xs `times` times, one after another. count is a multiple of 8; units: count / 8.
+template <typename T>
+__device__ __forceinline__ void repeated_body(Early early, const T* xs, T* out, long long count, int times) {
+    let_next_start(early);
+    wait_for_last(early);
+    for (long long unit = first_unit(); unit < count / 8; unit += unit_stride()) {
+        const Pack<T> pack = load8(xs + unit * 8);
+        for (int copy = 0; copy < times; ++copy) store8(out + copy * count + unit * 8, pack);
     }
 }
 
@@ -283,6 +294,7 @@ EXPORT_EARLY(geglu, (256, 1), (const T* xs, T* out, long long rows, int C), (ear
 EXPORT_EARLY(silu, (256, 1), (const T* xs, T* out, long long count), (early, xs, out, count))
 EXPORT_EARLY(quick_gelu, (256, 1), (const T* xs, T* out, long long count), (early, xs, out, count))
 EXPORT_EARLY(add, (256, 1), (const T* a, const T* b, T* out, long long count), (early, a, b, out, count))
+EXPORT_EARLY(repeated, (256, 1), (const T* xs, T* out, long long count, int times), (early, xs, out, count, times))
 EXPORT_EARLY(upsample_nearest, (256, 1), (const T* xs, T* out, int h, int w, int H, int W, int C),
              (early, xs, out, h, w, H, W, C))
 EXPORT(enter, (256, 1), (const float* latents, T* out, int n, int c, int hw, int copies, float scale),

@@ -19,7 +19,7 @@ pub use gpu::{ShapeTime, time_shapes};
 pub(crate) use maps::Maps;
 
 use crate::ops::params::Params;
-use candle_core::{Error, Result};
+use candle_core::{Error, Result, Tensor};
 
 /// An operation's form on the device that it was made for.
 enum Form<C, G> {
@@ -284,6 +284,15 @@ pub(crate) fn add(a: &Array, b: &Array) -> Result<Array> {
         (Array::Cpu(a), Array::Cpu(b)) => (a + b).map(Array::Cpu),
         (Array::Gpu(a), Array::Gpu(b)) => gpu::add(a, b).map(Array::Gpu),
         _ => Err(mixed()),
+    }
+}
+
+/// The batch that often, one after another.
+pub(crate) fn repeated(xs: &Array, times: usize) -> Result<Array> {
+    match xs {
+        xs if times == 1 => Ok(xs.clone()),
+        Array::Cpu(xs) => Tensor::cat(&vec![xs; times], 0).map(Array::Cpu),
+        Array::Gpu(xs) => gpu::repeated(xs, times).map(Array::Gpu),
     }
 }
 

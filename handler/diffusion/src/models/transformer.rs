@@ -3,7 +3,7 @@
 use crate::{
     models::blocks::NormConfig,
     ops::params::Params,
-    ops::{Array, Conv, GroupNorm, LayerNorm, Linear, add, attention, to_map, to_tokens},
+    ops::{Array, Conv, GroupNorm, LayerNorm, Linear, add, attention, repeated, to_map, to_tokens},
 };
 use candle_core::{Error, Result};
 
@@ -97,8 +97,10 @@ impl Transformer {
         self.blocks.iter().map(|block| block.attn2.to_kv.forward_each(context)).collect()
     }
 
-    /// `prompt` is the result of [`Transformer::keys_values`].
-    pub(crate) fn forward(&self, xs: &Array, prompt: &[KeysValues]) -> Result<Array> {
+    /// `prompt` is the result of [`Transformer::keys_values`] for `copies` prompts of each map, the first of all maps first. The output
+    /// has a map for each prompt.
+    pub(crate) fn forward(&self, xs: &Array, prompt: &[KeysValues], mut copies: usize) -> Result<Array> {
+        let maps = copies;
         let (height, width) = xs.size()?;
         let normed = self.norm.forward(xs)?;
         let mut tokens = match &self.proj_in {
@@ -106,11 +108,13 @@ impl Transformer {
             Projection::Tokens(linear) => linear.forward(&to_tokens(&normed)?)?,
         };
         for (block, keys_values) in self.blocks.iter().zip(prompt) {
-            tokens = block.forward(&tokens, keys_values)?;
+            tokens = block.forward(&tokens, keys_values, copies)?;
+            copies = 1;
         }
+        let xs = repeated(xs, maps)?;
         match &self.proj_out {
-            Projection::Map(conv) => conv.forward_adding(&to_map(&tokens, height, width)?, xs),
-            Projection::Tokens(linear) => add(xs, &to_map(&linear.forward(&tokens)?, height, width)?),
+            Projection::Map(conv) => conv.forward_adding(&to_map(&tokens, height, width)?, &xs),
+            Projection::Tokens(linear) => add(&xs, &to_map(&linear.forward(&tokens)?, height, width)?),
         }
     }
 }
@@ -129,9 +133,10 @@ impl Block {
         })
     }
 
-    fn forward(&self, xs: &Array, prompt: &KeysValues) -> Result<Array> {
+    /// Until a prompt is looked at, all `copies` of a map are the same, and it is computed once.
+    fn forward(&self, xs: &Array, prompt: &KeysValues, copies: usize) -> Result<Array> {
         let xs = self.attn1.forward_adding(&self.norm1.forward(xs)?, xs)?;
-        let xs = self.attn2.forward_adding(&self.norm2.forward(&xs)?, prompt, &xs)?;
+        let xs = self.attn2.forward_adding(&self.norm2.forward(&xs)?, prompt, &xs, copies)?;
         let gated = self.ff_in.forward_geglu(&self.norm3.forward(&xs)?)?;
         self.ff_out.forward_adding(&gated, &xs)
     }
@@ -164,12 +169,11 @@ impl CrossAttention {
         })
     }
 
-    /// The attention plus `residual`, which has the shape of `xs`.
-    fn forward_adding(&self, xs: &Array, prompt: &KeysValues, residual: &Array) -> Result<Array> {
-        match prompt.as_slice() {
-            [k, v] => self.to_out.forward_adding(&attention(&self.to_q.forward(xs)?, k, v, self.heads)?, residual),
-            _ => Err(incomplete()),
-        }
+    /// The attention plus `residual`, which has the shape of `xs`; each `copies` times, for as many prompts.
+    fn forward_adding(&self, xs: &Array, prompt: &KeysValues, residual: &Array, copies: usize) -> Result<Array> {
+        let [k, v] = prompt.as_slice() else { return Err(incomplete()) };
+        let q = repeated(&self.to_q.forward(xs)?, copies)?;
+        self.to_out.forward_adding(&attention(&q, k, v, self.heads)?, &repeated(residual, copies)?)
     }
 }
 

@@ -9,7 +9,7 @@ use crate::{
     models::time_embedding::TimeEmbedding,
     models::transformer::{KeysValues, Transformer, TransformerConfig},
     ops::params::Params,
-    ops::{Array, Conv, GroupNorm, Maps, Step},
+    ops::{Array, Conv, GroupNorm, Maps, Step, repeated},
 };
 use candle_core::{Error, Result as CandleResult};
 
@@ -67,14 +67,21 @@ impl Unet {
         })
     }
 
-    /// Computes what all steps share, for those timesteps and the prompt's embedding `[batch, tokens, cross_attention_dim]`. A UNet
-    /// that takes the guidance scale as an input is given it, if there is one.
+    /// Computes what all steps share, for those timesteps and the prompts' embeddings `[prompts, tokens, cross_attention_dim]`. Each
+    /// latent will be looked at with `copies` prompts, the first of all latents first. A UNet that takes the guidance scale as an
+    /// input is given it, if there is one.
     ///
     /// # Errors
     /// Shapes do not fit the model, or the device fails or has too little memory.
-    pub(crate) fn prepare(&self, timesteps: &[f64], guidance_scale: Option<f64>, context: &Array) -> Result<Prepared> {
+    pub(crate) fn prepare(
+        &self,
+        timesteps: &[f64],
+        guidance_scale: Option<f64>,
+        context: &Array,
+        copies: usize,
+    ) -> Result<Prepared> {
         let time = self.time.forward(timesteps, guidance_scale, context)?;
-        let mut prepared = Prepared::default();
+        let mut prepared = Prepared { copies, ..Prepared::default() };
         let (before, attention, after) = &self.mid;
         let down = self.down.iter().flat_map(|block| &block.layers);
         let up = self.up.iter().flat_map(|block| &block.layers);
@@ -89,8 +96,10 @@ impl Unet {
         Ok(prepared)
     }
 
-    /// The UNet's output for latents that are all at one step, in their shape and dtype. `prepared` is the result of [`Unet::prepare`]
-    /// for a context with the latents' batch.
+    /// The UNet's output for latents that are all at one step, in their dtype, with an output for each prompt. `prepared` is the result
+    /// of [`Unet::prepare`] for as many prompts as there are copies of all latents.
+    ///
+    /// What comes before the first attention to a prompt is the same for all copies, and is computed once.
     ///
     /// # Errors
     /// Shapes do not fit the model, or the device fails or has too little memory.
@@ -114,6 +123,8 @@ impl Unet {
 /// What the steps of one picture share, for each layer in the order in which they run.
 #[derive(Default)]
 pub(crate) struct Prepared {
+    /// Prompts of each latent.
+    pub copies: usize,
     /// The shifts of each ResNet block, `[steps, channels]`.
     pub shifts: Vec<Array>,
     /// Keys and values of the prompt for each transformer, with one entry per block.
@@ -123,13 +134,15 @@ pub(crate) struct Prepared {
 /// Runs layers in order, each with what was prepared for it.
 struct PreparedLayers<'a> {
     step: &'a Step,
+    /// Prompts of each map that the next transformer reads.
+    copies: usize,
     shifts: std::slice::Iter<'a, Array>,
     prompts: std::slice::Iter<'a, Vec<KeysValues>>,
 }
 
 impl Prepared {
     fn layers<'a>(&'a self, step: &'a Step) -> PreparedLayers<'a> {
-        PreparedLayers { step, shifts: self.shifts.iter(), prompts: self.prompts.iter() }
+        PreparedLayers { step, copies: self.copies, shifts: self.shifts.iter(), prompts: self.prompts.iter() }
     }
 }
 
@@ -139,7 +152,10 @@ impl PreparedLayers<'_> {
         let hidden = resnet.forward(&xs, Some((self.shifts.next().ok_or_else(missing)?, self.step)))?;
         drop(xs);
         match transformer {
-            Some(transformer) => transformer.forward(&hidden, self.prompts.next().ok_or_else(missing)?),
+            Some(transformer) => {
+                let copies = std::mem::replace(&mut self.copies, 1);
+                transformer.forward(&hidden, self.prompts.next().ok_or_else(missing)?, copies)
+            }
             None => Ok(hidden),
         }
     }
@@ -199,6 +215,8 @@ impl UpBlock {
     fn forward(&self, mut xs: Array, layers: &mut PreparedLayers, skips: &mut Vec<Array>) -> CandleResult<Array> {
         for (resnet, transformer) in &self.layers {
             let skip = skips.pop().ok_or_else(|| candle_core::Error::msg("more layers up than down"))?;
+            // One from before the first transformer is that of all prompts.
+            let skip = repeated(&skip, xs.batch() / skip.batch().max(1))?;
             xs = layers.run(resnet, transformer.as_ref(), Maps::joined(xs, skip)?)?;
         }
         match &self.upsample {
@@ -271,6 +289,49 @@ fn transformer_config(config: &UnetConfig, level: usize) -> TransformerConfig {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::{loading::weights::Weights, noise::Noise, ops::params::ShapeRecorder};
+    use candle_core::{DType, Device, Tensor};
+    use std::path::Path;
+
+    /// The small model's UNet with random weights.
+    fn unet() -> (UnetConfig, Unet) {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/model/easel-tiny");
+        let (config, shapes) = (UnetConfig::load(&folder).unwrap(), ShapeRecorder::default());
+        Unet::new(&config, Params::recording(&shapes)).unwrap();
+        let shapes = std::mem::take(&mut *shapes.lock().unwrap());
+        let tensors = shapes.into_iter().enumerate().map(|(index, (name, dims))| {
+            let numbers = draw(index as u64, &dims);
+            // Norms about 1, and products that neither vanish nor grow.
+            let inner = (dims[1..].iter().product::<usize>() as f64).max(1.0).powf(-0.5);
+            let is_scale = name.contains("norm") && name.ends_with("weight");
+            let tensor = if is_scale { numbers * 0.1 + 1.0 } else { numbers * inner };
+            (name, tensor.unwrap())
+        });
+        let weights = Weights::new(tensors.collect());
+        let unet = Unet::new(&config, Params::on_cpu(&weights)).unwrap();
+        (config, unet)
+    }
+
+    fn draw(seed: u64, dims: &[usize]) -> Tensor {
+        Noise::cpu(seed).randn(dims, DType::F32, &Device::Cpu).unwrap()
+    }
+
+    #[test]
+    fn copies_of_latents_for_two_prompts_are_computed_once_until_a_prompt_is_looked_at() {
+        let (config, unet) = unet();
+        let latents = draw(1, &[3, config.in_channels, 8, 8]);
+        let context = draw(2, &[6, 77, config.cross_attention_dim.at(0)]);
+        let output = |latents: Tensor, copies| {
+            let prepared = unet.prepare(&[500.0], None, &Array::Cpu(context.clone()), copies).unwrap();
+            let output = unet.forward(&Array::Cpu(latents), &Step::Index(0), &prepared).unwrap().to_tensor().unwrap();
+            (output.dims().to_vec(), output.flatten_all().unwrap().to_vec1::<f32>().unwrap())
+        };
+        let doubled = Tensor::cat(&[&latents, &latents], 0).unwrap();
+        let (dims, numbers) = output(latents, 2);
+        assert_eq!((dims.as_slice(), &numbers), (&[6, config.out_channels, 8, 8][..], &output(doubled, 1).1));
+        // The prompts matter.
+        assert_ne!(numbers[..numbers.len() / 2], numbers[numbers.len() / 2..]);
+    }
 
     #[test]
     fn a_joined_maps_groups_are_made_of_those_in_which_both_maps_are_measured() {

@@ -15,6 +15,15 @@ pub(crate) enum Array {
 }
 
 impl Array {
+    /// Length of the first dimension.
+    pub(crate) fn batch(&self) -> usize {
+        let dims = match self {
+            Self::Cpu(tensor) => tensor.dims(),
+            Self::Gpu(array) => array.dims(),
+        };
+        dims.first().copied().unwrap_or(1)
+    }
+
     /// Height and width of a feature map.
     pub(crate) fn size(&self) -> Result<(usize, usize)> {
         match self {

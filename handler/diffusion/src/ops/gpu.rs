@@ -23,7 +23,7 @@ pub(super) use conv::Conv;
 pub(super) use linear::Linear;
 pub(super) use maps::Maps;
 pub(super) use norm::{GroupNorm, LayerNorm};
-pub(super) use pointwise::{add, geglu, quick_gelu, silu, to_map, to_tokens, upsample};
+pub(super) use pointwise::{add, geglu, quick_gelu, repeated, silu, to_map, to_tokens, upsample};
 pub use shapes::{ShapeTime, time_shapes};
 
 use crate::gpu::{Arg, Array, Dtype, Gpu, WeightLayout};

@@ -157,6 +157,7 @@ impl StepRecording {
             prompts.iter().map(|prompt| prompt.iter().map(keys).collect()).collect::<Result<_>>()
         };
         let prepared = Prepared {
+            copies: like.copies,
             shifts: like.shifts.iter().map(table).collect::<Result<_>>()?,
             prompts: like.prompts.iter().map(prompts).collect::<Result<_>>()?,
         };
@@ -208,8 +209,7 @@ impl StepRecording {
     /// Launches one step's kernels: from latents to noise, or to the next latents.
     fn launch(&self, unet: &Unet, dtype: Dtype) -> Result<()> {
         let (gpu, key) = (self.latents.gpu(), self.key);
-        let copies = if key.guided { 2 } else { 1 };
-        let dims = [copies * key.images, key.height, key.width, key.channels.next_multiple_of(LANES)];
+        let dims = [key.images, key.height, key.width, key.channels.next_multiple_of(LANES)];
         let xs = gpu.scratch(&dims, dtype)?;
         steps::begin_step(&self.latents, &xs, &self.step)?;
         let counter = Step::Counter(self.step.clone());

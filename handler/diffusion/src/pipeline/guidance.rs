@@ -32,6 +32,11 @@ impl Guidance {
         }
     }
 
+    /// Prompts with which each latent is looked at.
+    pub(super) fn copies(self) -> usize {
+        if self.classifier_free().is_some() { 2 } else { 1 }
+    }
+
     /// The scale as the UNet's input.
     pub(super) fn embedded(self) -> Option<f64> {
         match self {

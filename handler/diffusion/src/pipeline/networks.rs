@@ -184,7 +184,7 @@ impl Networks {
         guidance_scale: Option<f64>,
         context: &Tensor,
     ) -> Result<Tensor> {
-        let prepared = self.prepare(&[timestep], guidance_scale, &self.inputs.on_device(context)?)?;
+        let prepared = self.prepare(&[timestep], guidance_scale, &self.inputs.on_device(context)?, 1)?;
         self.bring_unet()?;
         let step = match &self.state {
             DeviceState::Cpu => Step::Index(0),
@@ -233,7 +233,7 @@ impl Networks {
         noise: &Tensor,
         coefficients: Option<&[StepCoefficients]>,
     ) -> Result<Denoiser<'_>> {
-        let prepared = self.prepare(timesteps, guidance.embedded(), context)?;
+        let prepared = self.prepare(timesteps, guidance.embedded(), context, guidance.copies())?;
         let guidance_scale = guidance.classifier_free();
         Ok(match &self.state {
             DeviceState::Cpu => Denoiser::Cpu { unet: &self.unet, prepared, guidance_scale },
@@ -246,10 +246,16 @@ impl Networks {
         })
     }
 
-    /// What all steps share.
-    fn prepare(&self, timesteps: &[f64], guidance_scale: Option<f64>, context: &Array) -> Result<Prepared> {
+    /// What all steps share. See [`Unet::prepare`].
+    fn prepare(
+        &self,
+        timesteps: &[f64],
+        guidance_scale: Option<f64>,
+        context: &Array,
+        copies: usize,
+    ) -> Result<Prepared> {
         let _here = self.here(|residence| &residence.ahead)?;
-        self.unet.prepare(timesteps, guidance_scale, context)
+        self.unet.prepare(timesteps, guidance_scale, context, copies)
     }
 
     /// The pixels of one picture's latents `[1, channels, height, width]`: bytes `[height, width, 3]`, with height and width.
@@ -287,12 +293,8 @@ impl Denoiser<'_> {
     pub(crate) fn predict(&mut self, latents: &Tensor, step: usize) -> Result<Tensor> {
         match self {
             Self::Cpu { unet, prepared, guidance_scale } => {
-                let input = if guidance_scale.is_some() {
-                    Tensor::cat(&[latents, latents], 0)?
-                } else {
-                    latents.contiguous()?
-                };
-                let forward = || unet.forward(&Array::Cpu(input), &Step::Index(step), prepared);
+                let input = Array::Cpu(latents.contiguous()?);
+                let forward = || unet.forward(&input, &Step::Index(step), prepared);
                 let output = on_pool(forward)?.to_tensor()?;
                 Ok(guidance_scale.map_or(Ok(output.clone()), |scale| guide(&output, scale))?)
             }

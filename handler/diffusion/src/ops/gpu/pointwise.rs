@@ -1,7 +1,7 @@
 //! Operations on each number or place by itself: activations, sums, and maps of another size.
 
 use super::{LANES, addresses, check_alike, refused, with_columns};
-use crate::gpu::{Arg, Array, Launch};
+use crate::gpu::{Arg, Array, Launch, Moments};
 use candle_core::Result;
 
 pub(in crate::ops) fn silu(xs: &Array) -> Result<Array> {
@@ -28,6 +28,29 @@ fn each<const N: usize>(name: &str, inputs: [&Array; N]) -> Result<Array> {
     let (name, blocks) = (format!("{name}_{}", out.dtype().name()), (out.count() / LANES).div_ceil(256));
     // SAFETY: all have as many elements as `out`, a multiple of 8; the kernels take so many arrays, as the callers above show.
     unsafe { gpu.launch(Launch { name, grid: [blocks, 1, 1], block: 256, shared: 0 }, &args)? };
+    Ok(out)
+}
+
+/// Its moments are repeated with it.
+pub(in crate::ops) fn repeated(xs: &Array, times: usize) -> Result<Array> {
+    let out = repeated_numbers(xs, times)?;
+    match xs.moments() {
+        None => Ok(out),
+        Some(Moments { array, groups }) => {
+            let array = repeated_numbers(array, times)?.into();
+            Ok(out.with_moments(Moments { array, groups: *groups }))
+        }
+    }
+}
+
+fn repeated_numbers(xs: &Array, times: usize) -> Result<Array> {
+    let &[batch, ref image @ ..] = xs.dims() else { return refused("a number by itself, repeated".into()) };
+    check_alike("a repeated array", &[&xs.reshaped(&[xs.count()])])?;
+    let out = xs.gpu().scratch(&[&[batch * times], image].concat(), xs.dtype())?;
+    let args = [&addresses([xs, &out])[..], &[Arg::Long(xs.count()), Arg::Int(times)]].concat();
+    let (name, blocks) = (format!("repeated_{}", out.dtype().name()), (xs.count() / LANES).div_ceil(256));
+    // SAFETY: `out` has `times` times as many numbers as xs, which are whole vectors of 8.
+    unsafe { xs.gpu().launch(Launch { name, grid: [blocks, 1, 1], block: 256, shared: 0 }, &args)? };
     Ok(out)
 }
 

@@ -143,6 +143,33 @@ fn gpu_finer_moments_are_those_of_a_norms_groups() {
     });
 }
 
+/// A repeated map's norm is that of the map for each copy, to the bit, whether it was measured along or not.
+#[test]
+fn gpu_repeated_maps_are_copies_and_measured_as_they_were() {
+    in_each_dtype(|dtype| {
+        let tensors = [
+            ("conv.weight", draw(&[64, 16, 3, 3], dtype)),
+            ("conv.bias", draw(&[64], dtype)),
+            ("norm.weight", draw(&[64], dtype)),
+            ("norm.bias", draw(&[64], dtype)),
+        ];
+        let (_, (conv, norm)) = both(dtype, &tensors, |params| {
+            let conv = Conv::same3x3(16, 64, params.pp("conv"))?;
+            Ok((conv, GroupNorm::new(32, 64, 1e-5, params.pp("norm"))?))
+        });
+        let bytes = |map: &Array| map.gpu().unwrap().read().unwrap();
+        let map = conv.forward(&map_to_gpu(&draw(&[3, 16, 16, 16], dtype), dtype)).unwrap();
+        for map in [map.clone(), unmeasured(&map, dtype)] {
+            let copies = repeated(&map, 2).unwrap();
+            assert_eq!(copies.gpu().unwrap().moments().is_some(), map.gpu().unwrap().moments().is_some());
+            let normed = bytes(&norm.forward_silu(&map).unwrap());
+            assert!(bytes(&copies) == bytes(&map).repeat(2), "{}", dtype.name());
+            assert!(bytes(&norm.forward_silu(&copies).unwrap()) == normed.repeat(2), "{}", dtype.name());
+            assert!(bytes(&repeated(&map, 1).unwrap()) == bytes(&map));
+        }
+    });
+}
+
 #[test]
 fn gpu_maps_that_do_not_fit_are_refused() {
     let map = |dims: [usize; 4], dtype| map_to_gpu(&draw(&dims, dtype), dtype);
