@@ -13,7 +13,7 @@ use std::thread;
 const KERNELS: [&str; 8] =
     ["attention", "layer_norm", "norm", "place", "pointwise", "product", "product_plain", "steps"];
 /// Those for Hopper alone, whose instructions no other architecture has.
-const HOPPER_KERNELS: [&str; 3] = ["attention_hopper", "geglu_hopper", "product_hopper"];
+const HOPPER_KERNELS: [&str; 4] = ["attention_hopper", "geglu_hopper", "panel_hopper", "product_hopper"];
 /// Turing, A100, A10G, Ada (L4, L40S), Hopper, and Blackwell's two: B200, and the cards.
 const ARCHITECTURES: &str = "75,80,86,89,90,100,120";
 const NO_COMPILER: &str = "the feature cuda needs nvcc of CUDA 13: set NVCC or CUDA_HOME";

@@ -1,11 +1,10 @@
 //! Products and convolutions on Hopper (`kernels/product_hopper.cu`): which tile and how many splits along k, and what the copy engine
 //! needs to know.
 
-mod boxes;
 #[cfg(test)]
 mod tests;
 
-use super::{Ending, Problem};
+use super::{Ending, Problem, boxes::Boxes};
 use crate::gpu::{
     Dtype, Gpu, GpuError, Launch, Result,
     constants::{
@@ -13,7 +12,6 @@ use crate::gpu::{
         PRODUCT_HOPPER_SPLIT_COLUMNS, PRODUCT_HOPPER_SPLITS, PRODUCT_HOPPER_THREADS,
     },
 };
-use boxes::Boxes;
 
 /// A tile: the ending of its name, how its rows lie, and its columns; then nanoseconds on an H200: around the steps of a block, of a
 /// step, and of a split.

@@ -1,23 +1,17 @@
 //! Linear layers: products that take bias, residual and the gated GELU along.
 
 use super::{
-    LANES, addresses, check_alike, check_vector, geglu, is_plain,
+    LANES, check_alike, check_vector, geglu, is_plain,
     product::{After, product},
     refused, vector, with_columns,
 };
 use crate::gpu::{
-    Arg, Array, Gpu, Launch, Placed, WeightLayout,
-    constants::{GEGLU_DEPTH, GEGLU_ROWS, GEGLU_THREADS},
+    Array, Placed, WeightLayout,
     matmul::{MatmulShape, Operands},
     product::{Ending, Problem},
 };
 use crate::ops::params::Params;
 use candle_core::Result;
-
-/// With fewer rows, a product and a kernel after it are faster than the fused one (measured on an H100).
-const FEW_ROWS: usize = 256;
-/// The tiles of the fused kernel: the ending of its name, columns (of `GEGLU_ROWS` rows), and dynamic shared memory.
-const TILES: &[(&str, usize, usize)] = include!(concat!(env!("OUT_DIR"), "/geglu_tiles.rs"));
 
 /// Linear layers side by side.
 pub(in crate::ops) struct Linear {
@@ -82,34 +76,12 @@ impl Linear {
         Ok((0..all.columns()).step_by(self.each).map(|from| all.columns_from(from, self.each)).collect())
     }
 
-    /// In one kernel where there is one for it, as `kernels/geglu_hopper.cu` says.
+    /// In one kernel where the rows are whole vectors.
     pub(in crate::ops) fn forward_geglu(&self, xs: &Array) -> Result<Array> {
-        let (gpu, rows, inner, width) = (xs.gpu(), xs.rows(), self.weight.columns(), self.weight.dims()[0] / 2);
-        let plain = is_plain(gpu, xs.dtype(), xs) && inner == xs.columns() && inner.is_multiple_of(GEGLU_DEPTH);
-        let fits = gpu.is_hopper() && gpu.fuses(xs.dtype()) && rows >= FEW_ROWS && plain;
-        let tile = tile_for(gpu, rows, width).filter(|_| fits);
-        let (Some(&(ending, columns, shared)), Some(bias)) = (tile, &self.bias) else {
-            return if plain { self.gated(xs) } else { geglu(&self.forward(xs, None)?) };
-        };
-        check_alike("a linear layer", &[xs, &self.weight, bias])?;
-        check_vector("a bias", bias, 2 * width)?;
-        let out = gpu.scratch(&with_columns(xs.dims(), width), xs.dtype())?;
-        Array::reach(&[&self.weight, bias])?;
-        let name = format!("linear_geglu_{}_{ending}", xs.dtype().name());
-        let grid = [tiles(rows, width, columns).min(gpu.multiprocessors()), 1, 1];
-        let sizes = [rows, inner, width].map(Arg::Int);
-        let args = [&addresses([xs, &self.weight, bias, &out])[..], &sizes].concat();
-        // SAFETY: `[rows, inner]` times `[2 width, inner]` plus `2 width` to `[rows, width]`, as compared and made above; `inner` is a
-        // multiple of the kernel's depth, and `width` of the tile's columns.
-        unsafe { gpu.launch(Launch { name, grid, block: GEGLU_THREADS, shared }, &args)? };
-        Ok(out)
-    }
-}
-
-impl Linear {
-    /// The same by our kernel for any GPU.
-    fn gated(&self, xs: &Array) -> Result<Array> {
         let (gpu, columns) = (xs.gpu(), self.weight.dims()[0]);
+        if !is_plain(gpu, xs.dtype(), xs) {
+            return geglu(&self.forward(xs, None)?);
+        }
         check_alike("a linear layer", &[xs, &self.weight])?;
         if let Some(bias) = &self.bias {
             check_alike("a bias", &[xs, bias])?;
@@ -128,18 +100,6 @@ impl Linear {
         // SAFETY: `[rows, inner]` times `[2 width, inner]` plus `2 width` to `[rows, width]`, as compared and made above.
         unsafe { product(problem, out, after) }
     }
-}
-
-/// The tile that leaves the busiest processor the least work.
-fn tile_for(gpu: &Gpu, rows: usize, width: usize) -> Option<&'static (&'static str, usize, usize)> {
-    let work = |(_, columns, _): &&(&str, usize, usize)| {
-        tiles(rows, width, *columns).div_ceil(gpu.multiprocessors()) * columns
-    };
-    TILES.iter().filter(|(_, columns, _)| width.is_multiple_of(*columns)).min_by_key(work)
-}
-
-fn tiles(rows: usize, width: usize, columns: usize) -> usize {
-    rows.div_ceil(GEGLU_ROWS) * (width / columns)
 }
 
 /// `xs @ weight^T`, plus bias, plus `onto`; nothing else of what may come after. With `more`, the columns of that follow those of xs.

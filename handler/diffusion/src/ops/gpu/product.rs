@@ -6,7 +6,7 @@ use super::{
 };
 use crate::gpu::{
     Arg, Array, Dtype, Gpu, Moments,
-    product::{HopperPlan, Plan, Problem},
+    product::{HopperPlan, Plan, Problem, WidePlan},
 };
 use candle_core::Result;
 use std::sync::Arc;
@@ -42,6 +42,11 @@ pub(super) unsafe fn product(problem: Problem, out: Array, after: After) -> Resu
         onto: address(after.onto),
         ..problem
     };
+    if let Some(plan) = WidePlan::of(&problem, &gpu).filter(|_| after.groups.is_none()) {
+        // SAFETY: as the caller promises.
+        unsafe { plan.launch(&gpu, &problem)? };
+        return Ok(out);
+    }
     if let Some(plan) = HopperPlan::of(&problem, &gpu) {
         // SAFETY: as the caller promises.
         return unsafe { hopper(&plan, problem, out, after.groups) };
