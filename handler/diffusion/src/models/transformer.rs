@@ -3,7 +3,7 @@
 use crate::{
     models::blocks::NormConfig,
     ops::params::Params,
-    ops::{Array, Conv, GroupNorm, LayerNorm, Linear, add, attention, to_map, to_tokens},
+    ops::{Array, Conv, GroupNorm, LayerNorm, Linear, PromptAttention, PromptKeys, add, attention, to_map, to_tokens},
 };
 use candle_core::{Error, Result};
 
@@ -45,7 +45,7 @@ struct Block {
     norm1: LayerNorm,
     attn1: SelfAttention,
     norm2: LayerNorm,
-    attn2: CrossAttention,
+    attn2: PromptAttention,
     norm3: LayerNorm,
     ff_in: Linear,
     ff_out: Linear,
@@ -56,16 +56,6 @@ struct SelfAttention {
     to_out: Linear,
     heads: usize,
 }
-
-struct CrossAttention {
-    to_q: Linear,
-    to_kv: Linear,
-    to_out: Linear,
-    heads: usize,
-}
-
-/// Keys and values of the prompt for one cross-attention.
-pub(crate) type KeysValues = Vec<Array>;
 
 impl Transformer {
     pub(crate) fn new(config: TransformerConfig, norm: NormConfig, params: Params) -> Result<Self> {
@@ -91,22 +81,21 @@ impl Transformer {
         Self { proj_out: self.proj_out.measured_in(groups), ..self }
     }
 
-    /// Keys and values of the prompt for each block. All steps share them. `context` is the prompt's embedding,
-    /// `[batch, tokens, cross_attention_dim]`.
-    pub(crate) fn keys_values(&self, context: &Array) -> Result<Vec<KeysValues>> {
-        self.blocks.iter().map(|block| block.attn2.to_kv.forward_each(context)).collect()
+    /// The attention to the prompt of each block.
+    pub(crate) fn prompt_attentions(&self) -> impl Iterator<Item = &PromptAttention> {
+        self.blocks.iter().map(|block| &block.attn2)
     }
 
-    /// `prompt` is the result of [`Transformer::keys_values`].
-    pub(crate) fn forward(&self, xs: &Array, prompt: &[KeysValues]) -> Result<Array> {
+    /// `prompts` are the keys of each of [`Transformer::prompt_attentions`].
+    pub(crate) fn forward(&self, xs: &Array, prompts: &[PromptKeys]) -> Result<Array> {
         let (height, width) = xs.size()?;
         let normed = self.norm.forward(xs)?;
         let mut tokens = match &self.proj_in {
             Projection::Map(conv) => to_tokens(&conv.forward(&normed)?)?,
             Projection::Tokens(linear) => linear.forward(&to_tokens(&normed)?)?,
         };
-        for (block, keys_values) in self.blocks.iter().zip(prompt) {
-            tokens = block.forward(&tokens, keys_values)?;
+        for (block, keys) in self.blocks.iter().zip(prompts) {
+            tokens = block.forward(&tokens, keys)?;
         }
         match &self.proj_out {
             Projection::Map(conv) => conv.forward_adding(&to_map(&tokens, height, width)?, xs),
@@ -122,14 +111,14 @@ impl Block {
             norm1: LayerNorm::new(channels, 1e-5, params.pp("norm1"))?,
             attn1: SelfAttention::new(channels, heads, params.pp("attn1"))?,
             norm2: LayerNorm::new(channels, 1e-5, params.pp("norm2"))?,
-            attn2: CrossAttention::new(channels, cross_attention_dim, heads, params.pp("attn2"))?,
+            attn2: PromptAttention::new(channels, cross_attention_dim, heads, params.pp("attn2"))?,
             norm3: LayerNorm::new(channels, 1e-5, params.pp("norm3"))?,
             ff_in: Linear::new(channels, channels * 8, params.pp("ff.net.0.proj"))?,
             ff_out: Linear::new(channels * 4, channels, params.pp("ff.net.2"))?,
         })
     }
 
-    fn forward(&self, xs: &Array, prompt: &KeysValues) -> Result<Array> {
+    fn forward(&self, xs: &Array, prompt: &PromptKeys) -> Result<Array> {
         let xs = self.attn1.forward_adding(&self.norm1.forward(xs)?, xs)?;
         let xs = self.attn2.forward_adding(&self.norm2.forward(&xs)?, prompt, &xs)?;
         let gated = self.ff_in.forward_geglu(&self.norm3.forward(&xs)?)?;
@@ -148,26 +137,6 @@ impl SelfAttention {
     fn forward_adding(&self, xs: &Array, residual: &Array) -> Result<Array> {
         match self.to_qkv.forward_each(xs)?.as_slice() {
             [q, k, v] => self.to_out.forward_adding(&attention(q, k, v, self.heads)?, residual),
-            _ => Err(incomplete()),
-        }
-    }
-}
-
-impl CrossAttention {
-    fn new(channels: usize, cross_attention_dim: usize, heads: usize, params: Params) -> Result<Self> {
-        let parts = ["to_k", "to_v"].map(|part| params.pp(part).ahead());
-        Ok(Self {
-            to_q: Linear::no_bias(channels, channels, params.pp("to_q"))?,
-            to_kv: Linear::packed(cross_attention_dim, channels, false, &parts)?,
-            to_out: Linear::new(channels, channels, params.pp("to_out.0"))?,
-            heads,
-        })
-    }
-
-    /// The attention plus `residual`, which has the shape of `xs`.
-    fn forward_adding(&self, xs: &Array, prompt: &KeysValues, residual: &Array) -> Result<Array> {
-        match prompt.as_slice() {
-            [k, v] => self.to_out.forward_adding(&attention(&self.to_q.forward(xs)?, k, v, self.heads)?, residual),
             _ => Err(incomplete()),
         }
     }
