@@ -46,7 +46,12 @@ __device__ __forceinline__ void load(Early early, const Problem& p, const Tiling
     };
     const auto load_b = [&](int stage, const At& at) {
         barrier_expect(barriers.full_b + 8 * stage, bytes_b);
-        copy_box(ring_b + stage * S::B_BYTES, &w, barriers.full_b + 8 * stage, at.w_channel, at.tap, tile.column);
+        // Of rows there is one place, and W may have one for each problem.
+        const int place = MODE == ROWS ? tile.problem : at.tap;
+#pragma unroll
+        for (int from = 0; from < BN; from += S::W_BOX) {
+            copy_box(ring_b + stage * S::B_BYTES + from * ROW, &w, barriers.full_b + 8 * stage, at.w_channel, place, tile.column + from);
+        }
     };
     const auto load_a = [&](int stage, uint32_t barrier, const At& at) {
         const uint32_t to = ring + stage * S::A_BYTES;

@@ -6,6 +6,7 @@
 #include "wgmma.cuh"
 
 RUST_CONSTANT(PRODUCT_HOPPER_THREADS, 288);
+RUST_CONSTANT(SOFTMAX_HOPPER_THREADS, 384);
 RUST_CONSTANT(PRODUCT_HOPPER_ROWS, 128);
 RUST_CONSTANT(PRODUCT_HOPPER_DEPTH, 64);       // k of a stage: 128 bytes, the width of the swizzle
 RUST_CONSTANT(PRODUCT_HOPPER_PATCH, 8);        // places across and down
@@ -23,13 +24,15 @@ RUST_CONSTANT(PRODUCT_HOPPER_SPLIT_COLUMNS, 160);    // with more, there are no 
 // How a tile's two patches lie: one beside the other, one below the other, or in two images.
 struct Tiling {
     int across, down, images;      // whether it is this, each 0 or 1
-    int tiles_across, tiles_down;  // of a map, or of every second place of one that is read as a larger one
+    int tiles_across, tiles_down;  // of a map, or of every second place of one that is read as a larger one; ROWS: of a problem
     int steps, first_steps;        // of 64 k: all, and those of one place of the first map
 };
 
 template <int BN, int MODE> struct Shape {
     static constexpr int A_BYTES = MODE == PATCHES ? 200 * ROW : BM * ROW;  // at most two of 10 x 10 places
     static constexpr int B_BYTES = BN * ROW;
+    // Columns of a box of W, and of one wgmma: neither takes more than 256.
+    static constexpr int W_BOX = BN > 256 ? BN / 2 : BN;
     static constexpr int FIXED = 1024 + BN * 4 + 512;  // alignment, what is added to each column, barriers
     static constexpr int TOGETHER = (PRODUCT_HOPPER_SHARED - FIXED) / (A_BYTES + B_BYTES);
     static constexpr int A_STAGES = MODE == PATCHES ? 2 : TOGETHER < 12 ? TOGETHER : 12;
@@ -60,7 +63,8 @@ template <int BN, int MODE> struct Barriers {
 // What a block works at.
 struct Tile {
     int column;        // first column of W
-    int row;           // ROWS: the first row
+    int row, end;      // ROWS: the first row, and the one after its problem's last
+    int problem;       // ROWS: which one
     int image, y, x;   // else: of the first place
     int odd_y, odd_x;  // which of four places, if the map is read as a larger one
     int chunk;         // which tile of its image
@@ -73,8 +77,11 @@ template <int BN, int MODE> __device__ __forceinline__ Tile tile_of(const Proble
     const int splits = int(gridDim.z), z = int(blockIdx.z), m = int(blockIdx.x);
     tile.first = int((long long)t.steps * z / splits);
     tile.count = int((long long)t.steps * (z + 1) / splits) - tile.first;
-    tile.row = m * BM;
-    if (MODE != ROWS) {
+    if (MODE == ROWS) {
+        tile.problem = m / t.tiles_across;
+        tile.row = tile.problem * p.rows + (m - tile.problem * t.tiles_across) * BM;
+        tile.end = (tile.problem + 1) * p.rows;
+    } else {
         const int rest = m / t.tiles_across, kinds = p.doubled ? 4 : 1;
         tile.x = (m - rest * t.tiles_across) * (PATCH << t.across);
         const int down = rest / t.tiles_down;
@@ -101,7 +108,7 @@ template <int MODE>
 __device__ __forceinline__ Target target(const Problem& p, const Tiling& t, const Tile& tile, int b, int r) {
     if (MODE == ROWS) {
         const int row = tile.row + b * PLACES + r;
-        return {row, row < p.rows};
+        return {row, row < tile.end};
     }
     const int px = b & t.across, py = b >> t.across & t.down, images = b >> (t.across + t.down);
     int y = tile.y + py * PATCH + r / PATCH, x = tile.x + px * PATCH + r % PATCH;

@@ -15,16 +15,17 @@
 
 #include "product_ending.cuh"
 #include "product_loop.cuh"
+#include "softmax.cuh"
 
 namespace {
 
 // What a kernel takes.
-enum class Kind { STEADY, ANY, CROSSED };
+enum class Kind { STEADY, ANY, CROSSED, SOFTMAX };
 
 template <typename T, typename S, Kind WHICH> __device__ __forceinline__ void product_body(const Problem& p) {
     constexpr int MT = S::LAST_MT, NT = S::NT;
     constexpr bool CROSSED = WHICH == Kind::CROSSED;
-    using Source = std::conditional_t<WHICH == Kind::STEADY, Steady<T, S>, Any<T, S, CROSSED>>;
+    using Source = std::conditional_t<WHICH == Kind::STEADY || WHICH == Kind::SOFTMAX, Steady<T, S>, Any<T, S, CROSSED>>;
     extern __shared__ __align__(128) unsigned char buffer[];
     const int lane = int(threadIdx.x) & 31, warp = int(threadIdx.x) >> 5;
     const int warp_row = warp % S::DOWN * S::ROWS, group = S::WK == 1 ? 0 : warp / S::DOWN % S::WK;
@@ -81,6 +82,16 @@ template <typename T, typename S, Kind WHICH> __device__ __forceinline__ void pr
             y += from.y;
         });
     }
+    if constexpr (WHICH == Kind::SOFTMAX) {
+        static_assert(S::COLUMNS == SOFTMAX_SLOTS, "a warp has one head");
+#pragma unroll
+        for (int m = 0; m < MT; ++m) {
+#pragma unroll
+            for (int h = 0; h < 2; ++h) {
+                softmax_of_quad(p.groups, [&](int n, int i) -> float& { return loop.sums[m][n][2 * h + i]; });
+            }
+        }
+    }
     each(part_of(group), 0, store);
     __syncwarp();
     last.store();
@@ -114,6 +125,12 @@ __device__ __forceinline__ void product_or_trap(const Problem& p) {
     ENTRY(product_any_f16_##ENDING, half, AnyTile_##ENDING, Kind::ANY) \
     ENTRY(product_any_bf16_##ENDING, __nv_bfloat16, AnyTile_##ENDING, Kind::ANY)
 
+// For problems that are steady and end with SOFTMAX, of the tiles of the first table.
+#define SOFTMAX_TILE(ENDING, BM, BN, WM, WN, WK, STAGES)                            \
+    static_assert(__is_same(Tile_##ENDING, Tile<BM, BN, WM, WN, WK, STAGES>));      \
+    ENTRY(product_softmax_f16_##ENDING, half, Tile_##ENDING, Kind::SOFTMAX)         \
+    ENTRY(product_softmax_bf16_##ENDING, __nv_bfloat16, Tile_##ENDING, Kind::SOFTMAX)
+
 PRODUCT_TILE(256x160, 256, 160, 4, 2, 1, 4)
 PRODUCT_TILE(256x128, 256, 128, 4, 2, 1, 4)
 PRODUCT_TILE(128x160, 128, 160, 2, 2, 2, 4)
@@ -129,3 +146,9 @@ PRODUCT_ANY_TILE(64x80, 64, 80, 2, 2, 1, 4)
 PRODUCT_ANY_TILE(128x16, 128, 16, 4, 1, 1, 4)
 ENTRY(product_crossed_f16, half, AnyTile_128x128, Kind::CROSSED)
 ENTRY(product_crossed_bf16, __nv_bfloat16, AnyTile_128x128, Kind::CROSSED)
+SOFTMAX_TILE(256x160, 256, 160, 4, 2, 1, 4)
+SOFTMAX_TILE(128x160, 128, 160, 2, 2, 2, 4)
+SOFTMAX_TILE(128x160_pair, 128, 160, 2, 2, 1, 3)
+SOFTMAX_TILE(64x160, 64, 160, 1, 2, 2, 4)
+SOFTMAX_TILE(64x160_short, 64, 160, 1, 2, 2, 3)
+SOFTMAX_TILE(64x80, 64, 80, 2, 1, 2, 5)

@@ -15,6 +15,9 @@ constexpr int AS_IT_IS = 0;
 // Columns c and C + c become column c: x * gelu(gate), as kernel `geglu` has it. W has 2 C rows, out C columns; without
 // table, onto and moments.
 constexpr int GATED = 1;
+// A softmax over each SOFTMAX_SLOTS columns (softmax.cuh), of which `groups` are counted; W's rows are keys of a prompt, scaled by
+// log2(e), too. Without bias, table, onto and moments; alpha is 1.
+constexpr int SOFTMAX = 2;
 
 // Passed by value. Rust has it field by field (gpu/product/problem.rs): addresses, then 64 bits, then 32 bits. Elements
 // are T except where a type says otherwise; addresses of T are multiples of 16 bytes, and so are rows and batches, where
@@ -47,7 +50,7 @@ struct Problem {
     int steps;                            // rows of the table
     int ending;                           // see above
     int depth;  // of k for each split, blockIdx.y: a multiple of the kernel's depth, or all of it
-    int groups, chunks;
+    int groups, chunks;  // of the moments; see SOFTMAX, too
     float alpha;
     int wide;         // whether out is f32; then it is the scaled sums alone
     int crossed;      // whether W is [inner][columns], for plain A @ W

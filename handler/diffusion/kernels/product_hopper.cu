@@ -1,5 +1,6 @@
 // Products and convolutions by wgmma and the copy engine (sm_90a only): the problem of product.cuh, of f16 or bf16, whole,
-// with the ending AS_IT_IS, neither wide nor crossed, and without partials and batches.
+// with the ending AS_IT_IS or SOFTMAX, neither wide nor crossed, and without partials. Several problems lie one after the
+// other: rows of A and of out are ROWS, and follow those of the problem before.
 //
 // A block makes a tile of 128 rows by BN columns. Two warpgroups multiply, 64 rows each; one more warp has the copy engine
 // fill two rings: one of stages of A, one of stages of W's BN rows by 64 k. How the rows of a tile lie, by MODE:
@@ -23,6 +24,7 @@
 #include "hopper_load.cuh"
 #include "hopper_split.cuh"
 #include "mma.cuh"
+#include "softmax.cuh"
 
 namespace {
 
@@ -64,7 +66,11 @@ __device__ __forceinline__ void sum_up(const Problem& p, const Tiling& t, const 
         wgmma_fence();
 #pragma unroll
         for (int k = 0; k < BK / 16; ++k) {
-            wgmma<BN>(sums, joined(a_low + 2 * k, a_high), joined(b_low + 2 * k, b_high), k == 0 ? step : 1, T());
+#pragma unroll
+            for (int from = 0; from < BN; from += S::W_BOX) {
+                wgmma<S::W_BOX>(sums + from / 2, joined(a_low + 2 * k, a_high), joined(b_low + 2 * k + (from * ROW >> 4), b_high),
+                                k == 0 ? step : 1, T());
+            }
         }
         wgmma_commit();
         if (step > 0) {
@@ -112,20 +118,21 @@ __device__ __forceinline__ uint4 load_shared(uint32_t from) {
     return v;
 }
 
-template <typename T, int BN, int MODE>
+template <typename T, int BN, int MODE, int ENDING>
 __device__ __forceinline__ void multiply(Early early, const Problem& p, const Tiling& t, const Tile& tile, uint32_t ring,
                                          unsigned char* ring_at, float* base, const Barriers<BN, MODE>& barriers,
                                          int group) {
     constexpr int VECTORS = BN / 8, FOURS = VECTORS / 4;
     const int warp = int(threadIdx.x) >> 5, lane = int(threadIdx.x) & 31, lane4 = lane & 3, column = lane4 * 2;
     T* const out = static_cast<T*>(p.out);
-    const T* const onto = static_cast<const T*>(p.onto);
+    const T* const onto = ENDING == SOFTMAX ? nullptr : static_cast<const T*>(p.onto);
 
     // What is added to each column. Only the table's row waits for the kernel ahead.
     const T* const bias = static_cast<const T*>(p.bias);
     const int at_step = p.table == nullptr ? 0 : row_of_step(p.step, p.steps);
     const int my_column = tile.column + int(threadIdx.x);
-    const bool has_column = int(threadIdx.x) < BN && my_column < p.columns;
+    const bool has_column = ENDING == AS_IT_IS && int(threadIdx.x) < BN && my_column < p.columns;
+    static_assert(BN <= CONSUMERS || ENDING == SOFTMAX, "a thread for each column");
     float own = has_column && bias != nullptr ? widen(bias[my_column]) : 0.0f;
     wait_for_last(early);
     if (has_column && p.table != nullptr) {
@@ -158,6 +165,18 @@ __device__ __forceinline__ void multiply(Early early, const Problem& p, const Ti
     float sums[BN / 2];
     sum_up<T, BN, MODE>(p, t, tile, ring, barriers, group, sums);
     consumers_sync();  // base is there, and the ring is free
+    if constexpr (ENDING == SOFTMAX) {
+        static_assert(BN % SOFTMAX_SLOTS == 0, "whole heads");
+#pragma unroll
+        for (int head = 0; head < BN / SOFTMAX_SLOTS; ++head) {
+#pragma unroll
+            for (int half = 0; half < 2; ++half) {
+                softmax_of_quad(p.groups, [&](int n, int i) -> float& {
+                    return sums[4 * (head * (SOFTMAX_SLOTS / 8) + n) + 2 * half + i];
+                });
+            }
+        }
+    }
 
     const float alpha = p.alpha;
     if (gridDim.z == 1) {
@@ -174,6 +193,11 @@ __device__ __forceinline__ void multiply(Early early, const Problem& p, const Ti
         }
         // Two columns of two rows of vector j, with what is added.
         const auto end = [&](int j, unsigned& low, unsigned& high) {
+            if (ENDING == SOFTMAX) {
+                low = pack2(sums[4 * j], sums[4 * j + 1], T());
+                high = pack2(sums[4 * j + 2], sums[4 * j + 3], T());
+                return;
+            }
             const float2 more = *reinterpret_cast<const float2*>(base + 8 * j + column);
             const float2 a = unpack2(low, T()), b = unpack2(high, T());
             low = pack2(fmaf(sums[4 * j], alpha, more.x) + a.x, fmaf(sums[4 * j + 1], alpha, more.y) + a.y, T());
@@ -212,17 +236,17 @@ __device__ __forceinline__ void multiply(Early early, const Problem& p, const Ti
             for (int v = 0; v < FOURS; ++v) store(to, 4 * v + lane4, mine + half * (8 * PITCH) + v * 64);
         }
         if (LAST) store(target<MODE>(p, t, tile, group, patch_row + (lane >> 1)), 4 * FOURS + (lane & 1), last);
-        if (p.moments != nullptr) {
+        if (ENDING == AS_IT_IS && p.moments != nullptr) {
             measure_rows<T, BN>(cells + (threadIdx.x >> 5) * (BN / 2), rows_at, PITCH);
             consumers_sync();
             store_moments<BN, MODE, 4>(p, t, tile, cells, 2, 0);
         }
-    } else if constexpr (Shape<BN, MODE>::SPLITS) {
+    } else if constexpr (Shape<BN, MODE>::SPLITS && ENDING == AS_IT_IS) {
         end_split<T, BN, MODE>(p, t, tile, ring, ring_at, base, barriers, group, sums);
     }
 }
 
-template <typename T, int BN, int MODE>
+template <typename T, int BN, int MODE, int ENDING = AS_IT_IS>
 __device__ __forceinline__ void product_hopper_body(Early early, const TensorMap& a, const TensorMap& more,
                                                     const TensorMap& w, const Problem& p, const Tiling& t) {
     using S = Shape<BN, MODE>;
@@ -254,9 +278,16 @@ __device__ __forceinline__ void product_hopper_body(Early early, const TensorMap
     const Tile tile = tile_of<BN, MODE>(p, t);
     // The same in a whole warp, and known to be: what follows from it alone is computed once for all of its threads.
     const int group = __shfl_sync(0xffffffffu, int(threadIdx.x) >> 7, 0);
+    // A whole third warpgroup leaves its registers to the sums of the others.
+    constexpr bool HANDS_OVER = ENDING == SOFTMAX;
     if (group < CONSUMERS / 128) {
-        multiply<T, BN, MODE>(early, p, t, tile, ring, ring_at, base, barriers, group);
+        if constexpr (HANDS_OVER) asm volatile("setmaxnreg.inc.sync.aligned.u32 232;");
+        multiply<T, BN, MODE, ENDING>(early, p, t, tile, ring, ring_at, base, barriers, group);
     } else {
+        if constexpr (HANDS_OVER) {
+            asm volatile("setmaxnreg.dec.sync.aligned.u32 40;");
+            if (threadIdx.x >= CONSUMERS + 32) return;
+        }
         load<BN, MODE>(early, p, t, tile, a, more, w, ring, barriers);
         __syncwarp();
         if (gridDim.z > 1) cluster_meet();
@@ -267,19 +298,23 @@ __device__ __forceinline__ void product_hopper_body(Early early, const TensorMap
 
 STARTS_EARLY(product_hopper)
 
-#define PRODUCT_HOPPER_ENTRY(NAME, T, MODE, BN)                                                                   \
-    extern "C" __global__ void __launch_bounds__(PRODUCT_HOPPER_THREADS, 1)                                       \
+#define PRODUCT_HOPPER_ENTRY(NAME, T, MODE, BN, WITH)                                                             \
+    extern "C" __global__ void __launch_bounds__(WITH == SOFTMAX ? SOFTMAX_HOPPER_THREADS : PRODUCT_HOPPER_THREADS, 1) \
         NAME(const __grid_constant__ TensorMap a, const __grid_constant__ TensorMap more,                         \
              const __grid_constant__ TensorMap w, const __grid_constant__ Problem p, const __grid_constant__ Tiling t) { \
         const Early early{};                                                                                      \
-        product_hopper_body<T, BN, MODE>(early, a, more, w, p, t);                                                \
+        product_hopper_body<T, BN, MODE, WITH>(early, a, more, w, p, t);                                                \
     }
 
 // Name ending, mode, BN; then what the choice among them goes by, in nanoseconds on an H200: around the steps of a block, a
 // step where more than half of the multiprocessors are busy, and a split. build.rs finds the rows of this table, and Rust launches by them.
 #define PRODUCT_HOPPER_TILE(ENDING, MODE, BN, AROUND, STEP, SPLIT)    \
-    PRODUCT_HOPPER_ENTRY(product_hopper_f16_##ENDING, half, MODE, BN) \
-    PRODUCT_HOPPER_ENTRY(product_hopper_bf16_##ENDING, __nv_bfloat16, MODE, BN)
+    PRODUCT_HOPPER_ENTRY(product_hopper_f16_##ENDING, half, MODE, BN, AS_IT_IS) \
+    PRODUCT_HOPPER_ENTRY(product_hopper_bf16_##ENDING, __nv_bfloat16, MODE, BN, AS_IT_IS)
+// The same with the ending SOFTMAX; BN is of whole heads, block = (SOFTMAX_HOPPER_THREADS, 1, 1), and there are no splits.
+#define SOFTMAX_HOPPER_TILE(ENDING, MODE, BN, AROUND, STEP, SPLIT) \
+    PRODUCT_HOPPER_ENTRY(product_hopper_f16_##ENDING, half, MODE, BN, SOFTMAX) \
+    PRODUCT_HOPPER_ENTRY(product_hopper_bf16_##ENDING, __nv_bfloat16, MODE, BN, SOFTMAX)
 
 PRODUCT_HOPPER_TILE(rows_240, 0, 240, 5000, 620, 0)
 PRODUCT_HOPPER_TILE(rows_160, 0, 160, 4050, 505, 3643)
@@ -290,3 +325,6 @@ PRODUCT_HOPPER_TILE(patches_160, 2, 160, 6000, 390, 2227)
 PRODUCT_HOPPER_TILE(patches_128, 2, 128, 5800, 291, 7108)
 PRODUCT_HOPPER_TILE(patches_80, 2, 80, 3600, 273, 2600)
 PRODUCT_HOPPER_TILE(patches_32, 2, 32, 5000, 180, 1500)
+SOFTMAX_HOPPER_TILE(softmax_320, 0, 320, 6040, 880, 0)
+SOFTMAX_HOPPER_TILE(softmax_160, 0, 160, 4180, 420, 0)
+SOFTMAX_HOPPER_TILE(softmax_80, 0, 80, 3360, 273, 0)

@@ -9,14 +9,16 @@ mod cpu;
 mod gpu;
 mod maps;
 pub(crate) mod params;
+mod prompt;
 mod spread;
 
 pub(crate) use array::{Array, Step};
 pub(crate) use bands::{Measured, Statistics, pad_rows};
 pub use cpu::{Vectors, limit_vectors};
-pub(crate) use gpu::{LANES, SCORES, steps};
+pub(crate) use gpu::{Folded, LANES, SCORES, prompt_bytes, steps};
 pub use gpu::{ShapeTime, time_shapes};
 pub(crate) use maps::Maps;
+pub(crate) use prompt::{PromptAttention, PromptKeys, Prompts};
 
 use crate::ops::params::Params;
 use candle_core::{Error, Result, Tensor};

@@ -3,7 +3,10 @@
 use crate::{
     models::blocks::NormConfig,
     ops::params::Params,
-    ops::{Array, Conv, GroupNorm, LayerNorm, Linear, add, attention, repeated, to_map, to_tokens},
+    ops::{
+        Array, Conv, GroupNorm, LayerNorm, Linear, PromptAttention, PromptKeys, add, attention, repeated, to_map,
+        to_tokens,
+    },
 };
 use candle_core::{Error, Result};
 
@@ -45,7 +48,7 @@ struct Block {
     norm1: LayerNorm,
     attn1: SelfAttention,
     norm2: LayerNorm,
-    attn2: CrossAttention,
+    attn2: PromptAttention,
     norm3: LayerNorm,
     ff_in: Linear,
     ff_out: Linear,
@@ -56,16 +59,6 @@ struct SelfAttention {
     to_out: Linear,
     heads: usize,
 }
-
-struct CrossAttention {
-    to_q: Linear,
-    to_kv: Linear,
-    to_out: Linear,
-    heads: usize,
-}
-
-/// Keys and values of the prompt for one cross-attention.
-pub(crate) type KeysValues = Vec<Array>;
 
 impl Transformer {
     pub(crate) fn new(config: TransformerConfig, norm: NormConfig, params: Params) -> Result<Self> {
@@ -91,27 +84,24 @@ impl Transformer {
         Self { proj_out: self.proj_out.measured_in(groups), ..self }
     }
 
-    /// Keys and values of the prompt for each block. All steps share them. `context` is the prompt's embedding,
-    /// `[batch, tokens, cross_attention_dim]`.
-    pub(crate) fn keys_values(&self, context: &Array) -> Result<Vec<KeysValues>> {
-        self.blocks.iter().map(|block| block.attn2.to_kv.forward_each(context)).collect()
+    /// The attention to the prompt of each block.
+    pub(crate) fn prompt_attentions(&self) -> impl Iterator<Item = &PromptAttention> {
+        self.blocks.iter().map(|block| &block.attn2)
     }
 
-    /// `prompt` is the result of [`Transformer::keys_values`] for `copies` prompts of each map, the first of all maps first. The output
-    /// has a map for each prompt.
-    pub(crate) fn forward(&self, xs: &Array, prompt: &[KeysValues], mut copies: usize) -> Result<Array> {
-        let maps = copies;
+    /// `prompts` are the keys of each of [`Transformer::prompt_attentions`], for `copies` prompts of each map, the first of all maps
+    /// first. The output has a map for each prompt.
+    pub(crate) fn forward(&self, xs: &Array, prompts: &[PromptKeys], copies: usize) -> Result<Array> {
         let (height, width) = xs.size()?;
         let normed = self.norm.forward(xs)?;
         let mut tokens = match &self.proj_in {
             Projection::Map(conv) => to_tokens(&conv.forward(&normed)?)?,
             Projection::Tokens(linear) => linear.forward(&to_tokens(&normed)?)?,
         };
-        for (block, keys_values) in self.blocks.iter().zip(prompt) {
-            tokens = block.forward(&tokens, keys_values, copies)?;
-            copies = 1;
+        for (index, (block, keys)) in self.blocks.iter().zip(prompts).enumerate() {
+            tokens = block.forward(&tokens, keys, if index == 0 { copies } else { 1 })?;
         }
-        let xs = repeated(xs, maps)?;
+        let xs = repeated(xs, copies)?;
         match &self.proj_out {
             Projection::Map(conv) => conv.forward_adding(&to_map(&tokens, height, width)?, &xs),
             Projection::Tokens(linear) => add(&xs, &to_map(&linear.forward(&tokens)?, height, width)?),
@@ -126,7 +116,7 @@ impl Block {
             norm1: LayerNorm::new(channels, 1e-5, params.pp("norm1"))?,
             attn1: SelfAttention::new(channels, heads, params.pp("attn1"))?,
             norm2: LayerNorm::new(channels, 1e-5, params.pp("norm2"))?,
-            attn2: CrossAttention::new(channels, cross_attention_dim, heads, params.pp("attn2"))?,
+            attn2: PromptAttention::new(channels, cross_attention_dim, heads, params.pp("attn2"))?,
             norm3: LayerNorm::new(channels, 1e-5, params.pp("norm3"))?,
             ff_in: Linear::new(channels, channels * 8, params.pp("ff.net.0.proj"))?,
             ff_out: Linear::new(channels * 4, channels, params.pp("ff.net.2"))?,
@@ -134,9 +124,10 @@ impl Block {
     }
 
     /// Until a prompt is looked at, all `copies` of a map are the same, and it is computed once.
-    fn forward(&self, xs: &Array, prompt: &KeysValues, copies: usize) -> Result<Array> {
+    fn forward(&self, xs: &Array, prompt: &PromptKeys, copies: usize) -> Result<Array> {
         let xs = self.attn1.forward_adding(&self.norm1.forward(xs)?, xs)?;
-        let xs = self.attn2.forward_adding(&self.norm2.forward(&xs)?, prompt, &xs, copies)?;
+        let (normed, xs) = (repeated(&self.norm2.forward(&xs)?, copies)?, repeated(&xs, copies)?);
+        let xs = self.attn2.forward_adding(&normed, prompt, &xs)?;
         let gated = self.ff_in.forward_geglu(&self.norm3.forward(&xs)?)?;
         self.ff_out.forward_adding(&gated, &xs)
     }
@@ -155,25 +146,6 @@ impl SelfAttention {
             [q, k, v] => self.to_out.forward_adding(&attention(q, k, v, self.heads)?, residual),
             _ => Err(incomplete()),
         }
-    }
-}
-
-impl CrossAttention {
-    fn new(channels: usize, cross_attention_dim: usize, heads: usize, params: Params) -> Result<Self> {
-        let parts = ["to_k", "to_v"].map(|part| params.pp(part).ahead());
-        Ok(Self {
-            to_q: Linear::no_bias(channels, channels, params.pp("to_q"))?,
-            to_kv: Linear::packed(cross_attention_dim, channels, false, &parts)?,
-            to_out: Linear::new(channels, channels, params.pp("to_out.0"))?,
-            heads,
-        })
-    }
-
-    /// The attention plus `residual`, which has the shape of `xs`; each `copies` times, for as many prompts.
-    fn forward_adding(&self, xs: &Array, prompt: &KeysValues, residual: &Array, copies: usize) -> Result<Array> {
-        let [k, v] = prompt.as_slice() else { return Err(incomplete()) };
-        let q = repeated(&self.to_q.forward(xs)?, copies)?;
-        self.to_out.forward_adding(&attention(&q, k, v, self.heads)?, &repeated(residual, copies)?)
     }
 }
 

@@ -4,12 +4,13 @@
 
 use crate::{
     error::Result,
+    gpu::{Dtype, Gpu},
     loading::config::UnetConfig,
     models::blocks::{Downsample, NormConfig, ResnetBlock, Upsample},
     models::time_embedding::TimeEmbedding,
-    models::transformer::{KeysValues, Transformer, TransformerConfig},
+    models::transformer::{Transformer, TransformerConfig},
     ops::params::Params,
-    ops::{Array, Conv, GroupNorm, Maps, Step, repeated},
+    ops::{Array, Conv, Folded, GroupNorm, Maps, PromptAttention, PromptKeys, Prompts, Step, prompt_bytes, repeated},
 };
 use candle_core::{Error, Result as CandleResult};
 
@@ -69,7 +70,8 @@ impl Unet {
 
     /// Computes what all steps share, for those timesteps and the prompts' embeddings `[prompts, tokens, cross_attention_dim]`. Each
     /// latent will be looked at with `copies` prompts, the first of all latents first. A UNet that takes the guidance scale as an
-    /// input is given it, if there is one.
+    /// input is given it, if there is one. What is folded of the prompts is in `room`, the result of [`Unet::room`] for them, or in
+    /// scratch memory if that is empty.
     ///
     /// # Errors
     /// Shapes do not fit the model, or the device fails or has too little memory.
@@ -79,21 +81,43 @@ impl Unet {
         guidance_scale: Option<f64>,
         context: &Array,
         copies: usize,
+        room: &[Folded],
     ) -> Result<Prepared> {
         let time = self.time.forward(timesteps, guidance_scale, context)?;
         let mut prepared = Prepared { copies, ..Prepared::default() };
-        let (before, attention, after) = &self.mid;
-        let down = self.down.iter().flat_map(|block| &block.layers);
-        let up = self.up.iter().flat_map(|block| &block.layers);
-        let layers = down.map(|(resnet, transformer)| (resnet, transformer.as_ref()));
-        let layers = layers.chain([(before, Some(attention)), (after, None)]);
-        for (resnet, transformer) in layers.chain(up.map(|(resnet, transformer)| (resnet, transformer.as_ref()))) {
+        let prompts = Prompts::new(context, self.prompt_attentions().any(PromptAttention::is_folded))?;
+        let mut room = room.iter();
+        let mut keys = |attention: &PromptAttention| {
+            attention.keys(&prompts, if attention.is_folded() { room.next() } else { None })
+        };
+        for (resnet, transformer) in self.layers() {
             prepared.shifts.extend(resnet.shifts(&time)?);
             if let Some(transformer) = transformer {
-                prepared.prompts.push(transformer.keys_values(context)?);
+                prepared.prompts.push(transformer.prompt_attentions().map(&mut keys).collect::<CandleResult<_>>()?);
             }
         }
         Ok(prepared)
+    }
+
+    /// Memory that stays for what is folded of so many prompts, in the order of the layers.
+    ///
+    /// # Errors
+    /// There is too little memory.
+    pub(crate) fn room(&self, gpu: &Gpu, prompts: usize) -> Result<Vec<Folded>> {
+        let rooms = self.prompt_attentions().map(|attention| attention.room(gpu, prompts));
+        Ok(rooms.filter_map(CandleResult::transpose).collect::<CandleResult<_>>()?)
+    }
+
+    fn prompt_attentions(&self) -> impl Iterator<Item = &PromptAttention> {
+        self.layers().filter_map(|(_, transformer)| transformer).flat_map(Transformer::prompt_attentions)
+    }
+
+    /// ResNet blocks in the order in which they run, with the transformers behind them.
+    fn layers(&self) -> impl Iterator<Item = (&ResnetBlock, Option<&Transformer>)> {
+        let (before, attention, after) = &self.mid;
+        let down = self.down.iter().flat_map(|block| &block.layers).map(as_refs);
+        let up = self.up.iter().flat_map(|block| &block.layers).map(as_refs);
+        down.chain([(before, Some(attention)), (after, None)]).chain(up)
     }
 
     /// The UNet's output for latents that are all at one step, in their dtype, with an output for each prompt. `prepared` is the result
@@ -120,6 +144,10 @@ impl Unet {
     }
 }
 
+fn as_refs((resnet, transformer): &(ResnetBlock, Option<Transformer>)) -> (&ResnetBlock, Option<&Transformer>) {
+    (resnet, transformer.as_ref())
+}
+
 /// What the steps of one picture share, for each layer in the order in which they run.
 #[derive(Default)]
 pub(crate) struct Prepared {
@@ -127,8 +155,8 @@ pub(crate) struct Prepared {
     pub copies: usize,
     /// The shifts of each ResNet block, `[steps, channels]`.
     pub shifts: Vec<Array>,
-    /// Keys and values of the prompt for each transformer, with one entry per block.
-    pub prompts: Vec<Vec<KeysValues>>,
+    /// What each block of each transformer needs of the prompts.
+    pub prompts: Vec<Vec<PromptKeys>>,
 }
 
 /// Runs layers in order, each with what was prepared for it.
@@ -137,7 +165,7 @@ struct PreparedLayers<'a> {
     /// Prompts of each map that the next transformer reads.
     copies: usize,
     shifts: std::slice::Iter<'a, Array>,
-    prompts: std::slice::Iter<'a, Vec<KeysValues>>,
+    prompts: std::slice::Iter<'a, Vec<PromptKeys>>,
 }
 
 impl Prepared {
@@ -276,6 +304,20 @@ fn layers(
     (0..count).map(layer).collect()
 }
 
+/// Bytes of [`Unet::room`] for each prompt, by the config alone.
+pub(crate) fn room_bytes(config: &UnetConfig, dtype: Dtype) -> usize {
+    let levels = config.block_out_channels.len();
+    let attends = |kinds: &[String], index: usize| usize::from(kinds[index].starts_with("CrossAttn"));
+    let blocks = |level: usize| {
+        let layers = config.layers_per_block.at(level);
+        let around = attends(&config.down_block_types, level) * layers
+            + attends(&config.up_block_types, levels - 1 - level) * (layers + 1);
+        (around + usize::from(level + 1 == levels)) * config.transformer_layers_per_block.at(level)
+    };
+    let of = |level: usize| prompt_bytes(dtype, config.block_out_channels[level], config.heads(level));
+    (0..levels).map(|level| blocks(level) * of(level)).sum()
+}
+
 fn transformer_config(config: &UnetConfig, level: usize) -> TransformerConfig {
     TransformerConfig {
         channels: config.block_out_channels[level],
@@ -322,7 +364,7 @@ mod tests {
         let latents = draw(1, &[3, config.in_channels, 8, 8]);
         let context = draw(2, &[6, 77, config.cross_attention_dim.at(0)]);
         let output = |latents: Tensor, copies| {
-            let prepared = unet.prepare(&[500.0], None, &Array::Cpu(context.clone()), copies).unwrap();
+            let prepared = unet.prepare(&[500.0], None, &Array::Cpu(context.clone()), copies, &[]).unwrap();
             let output = unet.forward(&Array::Cpu(latents), &Step::Index(0), &prepared).unwrap().to_tensor().unwrap();
             (output.dims().to_vec(), output.flatten_all().unwrap().to_vec1::<f32>().unwrap())
         };

@@ -13,6 +13,7 @@ mod maps;
 mod norm;
 mod pointwise;
 mod product;
+mod prompt;
 mod shapes;
 pub(crate) mod steps;
 
@@ -24,6 +25,9 @@ pub(super) use linear::Linear;
 pub(super) use maps::Maps;
 pub(super) use norm::{GroupNorm, LayerNorm};
 pub(super) use pointwise::{add, geglu, quick_gelu, repeated, silu, to_map, to_tokens, upsample};
+pub(crate) use prompt::Folded;
+pub(super) use prompt::{PromptAttention, with_slots};
+pub(crate) use prompt::bytes as prompt_bytes;
 pub use shapes::{ShapeTime, time_shapes};
 
 use crate::gpu::{Arg, Array, Dtype, Gpu, WeightLayout};

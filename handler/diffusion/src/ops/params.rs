@@ -13,6 +13,8 @@ pub(crate) struct Params {
     /// The section of the component for what no step uses.
     ahead: Option<Arc<Placed>>,
     recorder: Option<ShapeRecorder>,
+    /// The most tokens of a prompt.
+    prompt_tokens: Option<usize>,
     path: String,
 }
 
@@ -25,23 +27,27 @@ pub(crate) type ShapeRecorder = Arc<Mutex<Shapes>>;
 impl Params {
     /// For modules on the CPU.
     pub(crate) fn on_cpu(weights: &Weights) -> Self {
-        Self { weights: weights.clone(), placed: None, ahead: None, recorder: None, path: String::new() }
+        Self { weights: weights.clone(), ..Self::of_nothing() }
     }
 
     /// For modules on a GPU. Tensors get a place there, and [`Placed::fill`] copies the numbers later.
     pub(crate) fn on_gpu(weights: &Weights, placed: &Arc<Placed>) -> Self {
-        Self {
-            weights: weights.clone(),
-            placed: Some(placed.clone()),
-            ahead: None,
-            recorder: None,
-            path: String::new(),
-        }
+        Self { weights: weights.clone(), placed: Some(placed.clone()), ..Self::of_nothing() }
     }
 
     /// The same, with a section of the component for parameters that only work ahead of the steps uses.
     pub(crate) fn with_section(self, ahead: &Arc<Placed>) -> Self {
         Self { ahead: Some(ahead.clone()), ..self }
+    }
+
+    /// The same for prompts of so many tokens at most. Modules that are not told take any.
+    pub(crate) fn for_prompts_of(self, tokens: usize) -> Self {
+        Self { prompt_tokens: Some(tokens), ..self }
+    }
+
+    /// The most tokens of a prompt, if it is known.
+    pub(crate) fn prompt_tokens(&self) -> Option<usize> {
+        self.prompt_tokens
     }
 
     /// For parameters that only work ahead of the steps uses: they get places in a section of their own, if there is one.
@@ -51,8 +57,12 @@ impl Params {
 
     /// Records what modules look up. Every tensor is one zero in all its places: it takes no memory, and no module can run.
     pub(crate) fn recording(recorder: &ShapeRecorder) -> Self {
+        Self { recorder: Some(recorder.clone()), ..Self::of_nothing() }
+    }
+
+    fn of_nothing() -> Self {
         let weights = Weights::new(Default::default());
-        Self { weights, placed: None, ahead: None, recorder: Some(recorder.clone()), path: String::new() }
+        Self { weights, placed: None, ahead: None, recorder: None, prompt_tokens: None, path: String::new() }
     }
 
     /// The parameters below a part of the path, as in candle's `VarBuilder`.

@@ -8,7 +8,7 @@ use crate::gpu::{Array, Dtype, Gpu, Graph, Pinned, Placed};
 use crate::{
     models::unet::{Prepared, Unet},
     models::vae::{DecodeMemory, VaeDecoder},
-    ops::{self, LANES, Step, steps},
+    ops::{self, Folded, LANES, PromptKeys, Step, steps},
     schedulers::StepCoefficients,
 };
 use candle_core::{Device, Error, Result, Tensor};
@@ -28,15 +28,27 @@ pub(crate) struct Recordings {
     gpu: Gpu,
     dtype: Dtype,
     steps: Mutex<HashMap<StepKey, StepRecording>>,
+    /// What is folded of the prompts, which all recordings share: one run is under way at a time.
+    prompts: Mutex<SharedPrompts>,
     /// After the recordings, so that it is dropped after them: they use its weights.
     unet: Arc<Unet>,
     /// Where these weights are.
     weights: Arc<Placed>,
 }
 
+/// Room for what is folded of so many prompts, and which run filled it last.
+#[derive(Default)]
+struct SharedPrompts {
+    room: Vec<Folded>,
+    count: usize,
+    run: usize,
+}
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 struct StepKey {
     images: usize,
+    /// Prompts, negative ones included.
+    prompts: usize,
     channels: usize,
     height: usize,
     width: usize,
@@ -72,11 +84,31 @@ struct StepRecording {
 pub(crate) struct RecordedDenoiser<'a> {
     recordings: &'a Recordings,
     key: StepKey,
+    /// The prompts are its own until the next run begins.
+    run: usize,
 }
 
 impl Recordings {
     pub(crate) fn new(gpu: &Gpu, dtype: Dtype, unet: Arc<Unet>, weights: Arc<Placed>) -> Self {
-        Self { gpu: gpu.clone(), dtype, steps: Mutex::default(), unet, weights }
+        let (steps, prompts) = (Mutex::default(), Mutex::default());
+        Self { gpu: gpu.clone(), dtype, steps, prompts, unet, weights }
+    }
+
+    /// Room for what is folded of so many prompts, for a run that begins: those before it cannot go on.
+    ///
+    /// # Errors
+    /// There is too little memory.
+    pub(crate) fn room(&self, prompts: usize) -> crate::error::Result<Vec<Folded>> {
+        let mut shared = lock(&self.prompts);
+        shared.run += 1;
+        if prompts > shared.count {
+            // Recordings have the old room in them.
+            lock(&self.steps).clear();
+            (shared.room, shared.count) = (Vec::new(), 0);
+            shared.room = self.unet.room(&self.gpu, prompts)?;
+            shared.count = prompts;
+        }
+        Ok(shared.room.iter().map(|folded| folded.first(prompts)).collect())
     }
 
     /// The end of the scratch memory that recordings use, in bytes from the start.
@@ -87,6 +119,7 @@ impl Recordings {
     /// Drops all recordings and frees their memory.
     pub(crate) fn clear(&self) -> Result<()> {
         lock(&self.steps).clear();
+        (lock(&self.prompts).room, lock(&self.prompts).count) = (Vec::new(), 0);
         Ok(self.gpu.trim(0)?)
     }
 
@@ -100,10 +133,10 @@ impl Recordings {
         coefficients: Option<&[StepCoefficients]>,
     ) -> Result<RecordedDenoiser<'a>> {
         let (images, channels, height, width) = noise.dims4()?;
-        let first = prepared.prompts.iter().flatten().flatten().next();
-        let tokens = first.map(|keys| Ok::<_, Error>(keys.gpu()?.dims()[1])).transpose()?.unwrap_or(0);
+        let first = prepared.prompts.iter().flatten().next();
+        let [prompts, tokens] = first.map(PromptKeys::size).transpose()?.unwrap_or_default();
         let (guided, with_scheduler) = (guidance_scale.is_some(), coefficients.is_some());
-        let key = StepKey { images, channels, height, width, guided, tokens, with_scheduler };
+        let key = StepKey { images, prompts, channels, height, width, guided, tokens, with_scheduler };
         let mut steps = lock(&self.steps);
         if steps.get(&key).is_none_or(|recording| recording.capacity < count) {
             if steps.len() >= MAX_RECORDINGS {
@@ -114,7 +147,7 @@ impl Recordings {
         }
         let recording = steps.get(&key).ok_or_else(|| Error::Msg("a recording is gone".into()).bt())?;
         recording.reset(&prepared, count, guidance_scale.unwrap_or(1.0), coefficients.unwrap_or_default())?;
-        Ok(RecordedDenoiser { recordings: self, key })
+        Ok(RecordedDenoiser { recordings: self, key, run: lock(&self.prompts).run })
     }
 
     /// The pixels of one picture's latents as bytes, with height and width. Not recorded, because its kernels are long enough to keep
@@ -152,10 +185,7 @@ impl StepRecording {
         let latents = [key.images, key.channels, key.height, key.width];
         let capacity = count.max(MIN_CAPACITY);
         let table = |shifts: &ops::Array| Ok(ops::Array::Gpu(shifts.gpu()?.resident_like(Some(capacity))?));
-        let keys = |keys: &ops::Array| Ok(ops::Array::Gpu(keys.gpu()?.resident_like(None)?));
-        let prompts = |prompts: &Vec<Vec<ops::Array>>| {
-            prompts.iter().map(|prompt| prompt.iter().map(keys).collect()).collect::<Result<_>>()
-        };
+        let prompts = |prompts: &Vec<PromptKeys>| prompts.iter().map(PromptKeys::resident_like).collect::<Result<_>>();
         let prepared = Prepared {
             copies: like.copies,
             shifts: like.shifts.iter().map(table).collect::<Result<_>>()?,
@@ -189,9 +219,9 @@ impl StepRecording {
         for (table, shifts) in self.prepared.shifts.iter().zip(&fresh.shifts) {
             gpu.copy(shifts.gpu()?, &table.gpu()?.part(0, count))?;
         }
-        let ours = self.prepared.prompts.iter().flatten().flatten();
-        for (keys, fresh) in ours.zip(fresh.prompts.iter().flatten().flatten()) {
-            gpu.copy(fresh.gpu()?, keys.gpu()?)?;
+        let ours = self.prepared.prompts.iter().flatten();
+        for (keys, fresh) in ours.zip(fresh.prompts.iter().flatten()) {
+            keys.take(fresh)?;
         }
         // -1, because each step starts by adding 1.
         gpu.fill(&self.step, 0xFF)?;
@@ -244,8 +274,14 @@ impl StepRecording {
 }
 
 impl RecordedDenoiser<'_> {
+    fn check_is_last(&self) -> Result<()> {
+        let is_last = lock(&self.recordings.prompts).run == self.run;
+        is_last.then_some(()).ok_or_else(|| Error::Msg("another run has begun: the prompts are its own".into()).bt())
+    }
+
     /// See [`crate::pipeline::networks::Denoiser::predict`].
     pub(crate) fn predict(&mut self, latents: &Tensor) -> Result<Tensor> {
+        self.check_is_last()?;
         let mut steps = lock(&self.recordings.steps);
         let recording = steps.get_mut(&self.key).ok_or_else(|| Error::Msg("a recording is gone".into()).bt())?;
         recording.latents.write_through(&mut recording.pinned, &latents.flatten_all()?.to_vec1::<f32>()?)?;
@@ -262,6 +298,7 @@ impl RecordedDenoiser<'_> {
         count: usize,
         on_step: &mut dyn FnMut(usize) -> ControlFlow<()>,
     ) -> Result<std::result::Result<Tensor, usize>> {
+        self.check_is_last()?;
         let mut steps = lock(&self.recordings.steps);
         let recording = steps.get_mut(&self.key).ok_or_else(|| Error::Msg("a recording is gone".into()).bt())?;
         let gpu = &self.recordings.gpu;

@@ -20,7 +20,7 @@ use crate::{
     models::vae::{DecodeMemory, VaeDecoder},
     offload::Offload,
     ops::params::{Params, ShapeRecorder, Shapes},
-    ops::{Array, Step, on_pool},
+    ops::{Array, Folded, Step, on_pool},
     prompt::tokenizer::Tokens,
     schedulers::StepCoefficients,
 };
@@ -184,7 +184,7 @@ impl Networks {
         guidance_scale: Option<f64>,
         context: &Tensor,
     ) -> Result<Tensor> {
-        let prepared = self.prepare(&[timestep], guidance_scale, &self.inputs.on_device(context)?, 1)?;
+        let prepared = self.prepare(&[timestep], guidance_scale, &self.inputs.on_device(context)?, 1, &[])?;
         self.bring_unet()?;
         let step = match &self.state {
             DeviceState::Cpu => Step::Index(0),
@@ -233,7 +233,11 @@ impl Networks {
         noise: &Tensor,
         coefficients: Option<&[StepCoefficients]>,
     ) -> Result<Denoiser<'_>> {
-        let prepared = self.prepare(timesteps, guidance.embedded(), context, guidance.copies())?;
+        let room = match &self.state {
+            DeviceState::Cpu => Vec::new(),
+            DeviceState::Gpu(state) => state.recordings.room(context.gpu()?.dims()[0])?,
+        };
+        let prepared = self.prepare(timesteps, guidance.embedded(), context, guidance.copies(), &room)?;
         let guidance_scale = guidance.classifier_free();
         Ok(match &self.state {
             DeviceState::Cpu => Denoiser::Cpu { unet: &self.unet, prepared, guidance_scale },
@@ -253,9 +257,10 @@ impl Networks {
         guidance_scale: Option<f64>,
         context: &Array,
         copies: usize,
+        room: &[Folded],
     ) -> Result<Prepared> {
         let _here = self.here(|residence| &residence.ahead)?;
-        self.unet.prepare(timesteps, guidance_scale, context, copies)
+        self.unet.prepare(timesteps, guidance_scale, context, copies, room)
     }
 
     /// The pixels of one picture's latents `[1, channels, height, width]`: bytes `[height, width, 3]`, with height and width.

@@ -9,7 +9,7 @@ use crate::gpu::{
     Dtype, Gpu, GpuError, Launch, Result,
     constants::{
         PRODUCT_HOPPER_DEPTH, PRODUCT_HOPPER_PATCH, PRODUCT_HOPPER_ROWS, PRODUCT_HOPPER_SHARED,
-        PRODUCT_HOPPER_SPLIT_COLUMNS, PRODUCT_HOPPER_SPLITS, PRODUCT_HOPPER_THREADS,
+        PRODUCT_HOPPER_SPLIT_COLUMNS, PRODUCT_HOPPER_SPLITS, PRODUCT_HOPPER_THREADS, SOFTMAX_HOPPER_THREADS,
     },
 };
 
@@ -19,6 +19,10 @@ type Tile = (&'static str, usize, usize, usize, usize, usize);
 
 /// The table in `kernels/product_hopper.cu`.
 const TILES: &[Tile] = include!(concat!(env!("OUT_DIR"), "/product_hopper_tiles.rs"));
+/// The same with a softmax at their end.
+const SOFTMAX_TILES: &[Tile] = include!(concat!(env!("OUT_DIR"), "/softmax_hopper_tiles.rs"));
+/// The most columns of a box that the copy engine copies.
+const BOX: usize = 256;
 /// How a tile's rows lie: consecutive ones of a matrix; patches of a map, whose windows are loaded place by place; patches with the places
 /// around them.
 const ROWS: usize = 0;
@@ -56,6 +60,7 @@ struct Tiling {
     across: usize,
     down: usize,
     images: usize,
+    /// Of a map, or of a problem's rows.
     tiles_across: usize,
     tiles_down: usize,
     steps: usize,
@@ -71,15 +76,20 @@ impl HopperPlan {
     fn on(problem: &Problem, multiprocessors: usize) -> Option<Self> {
         let mode = mode_of(problem)?;
         let tiling = Tiling::of(problem, mode)?;
-        let tiles = TILES.iter().filter(|tile| tile.1 == mode);
-        let all = tiles.flat_map(|tile| (1..=most_splits(tile, &tiling)).map(move |splits| (tile, splits)));
+        let (table, block) = match problem.ending {
+            Ending::Softmax { .. } => (SOFTMAX_TILES, SOFTMAX_HOPPER_THREADS),
+            _ => (TILES, PRODUCT_HOPPER_THREADS),
+        };
+        let most = |tile| if block == SOFTMAX_HOPPER_THREADS { 1 } else { most_splits(tile, &tiling) };
+        let tiles = table.iter().filter(|tile| tile.1 == mode);
+        let all = tiles.flat_map(|tile| (1..=most(tile)).map(move |splits| (tile, splits)));
         let all = all.filter(|&(_, splits)| at_once(splits, multiprocessors) > 0);
         let time = |&(tile, splits): &(&Tile, usize)| nanoseconds(tile, problem, &tiling, splits, multiprocessors);
         let (&(ending, _, columns, ..), splits) = all.min_by_key(time)?;
         let launch = Launch {
             name: format!("product_hopper_{}_{ending}", problem.dtype.name()),
             grid: [tiling.tiles(problem, mode), problem.columns.div_ceil(columns), splits],
-            block: PRODUCT_HOPPER_THREADS,
+            block,
             shared: PRODUCT_HOPPER_SHARED,
         };
         Some(Self { launch, mode, columns, splits, tiling })
@@ -117,7 +127,7 @@ impl HopperPlan {
         let map = |address, channels, row| match self.mode {
             ROWS => Boxes {
                 address,
-                sizes: [channels, problem.rows, 1, 1],
+                sizes: [channels, problem.rows * problem.problems, 1, 1],
                 row,
                 lengths: [PRODUCT_HOPPER_DEPTH, PRODUCT_HOPPER_ROWS, 1, 1],
                 step: 1,
@@ -145,12 +155,17 @@ impl HopperPlan {
         let [channels, others] = problem.channels;
         let a = map(problem.a, channels, problem.a_row).encode(problem.dtype)?;
         let more = if others > 0 { map(problem.more, others, problem.more_row).encode(problem.dtype)? } else { a };
-        // A column's places follow one another, each with all channels, as an image's rows do.
+        // A column's places follow one another, each with all channels, as an image's rows do. Where there is one place, there may be
+        // several problems.
+        let (places, next) = match problem.problems {
+            1 => (problem.side * problem.side, channels + others),
+            problems => (problems, problem.w_batch),
+        };
         let w = Boxes {
             address: problem.w,
-            sizes: [channels + others, problem.side * problem.side, problem.columns, 1],
-            row: channels + others,
-            lengths: [PRODUCT_HOPPER_DEPTH, 1, self.columns, 1],
+            sizes: [channels + others, places, problem.columns, 1],
+            row: next,
+            lengths: [PRODUCT_HOPPER_DEPTH, 1, if self.columns > BOX { self.columns / 2 } else { self.columns }, 1],
             step: 1,
         };
         Ok([a, more, w.encode_with(problem.dtype, [w.row, problem.w_row])?])
@@ -173,7 +188,10 @@ impl Tiling {
         let tilings = shapes.iter().map(|&[across, down, images]| {
             let [height, width] = places(problem);
             let tiles = |places: usize, two: usize| places.div_ceil(PRODUCT_HOPPER_PATCH << two);
-            let (tiles_across, tiles_down) = (tiles(width, across), tiles(height, down));
+            let (tiles_across, tiles_down) = match mode {
+                ROWS => (problem.rows.div_ceil(PRODUCT_HOPPER_ROWS), 1),
+                _ => (tiles(width, across), tiles(height, down)),
+            };
             Self { across, down, images, tiles_across, tiles_down, steps: all, first_steps }
         });
         tilings.min_by_key(|tiling| tiling.tiles(problem, mode))
@@ -182,7 +200,7 @@ impl Tiling {
     /// Tiles of all rows.
     fn tiles(&self, problem: &Problem, mode: usize) -> usize {
         if mode == ROWS {
-            return problem.rows.div_ceil(PRODUCT_HOPPER_ROWS);
+            return self.tiles_across * problem.problems;
         }
         let images = (problem.rows / problem.area()).div_ceil(1 + self.images);
         self.tiles_across * self.tiles_down * images * kinds(problem)
@@ -209,6 +227,13 @@ fn kinds(problem: &Problem) -> usize {
     if problem.doubled { 4 } else { 1 }
 }
 
+/// Whether it is one problem, or products whose rows follow one another.
+fn is_in_turn(problem: &Problem) -> bool {
+    let &Problem { problems, side, stride, doubled, rows, .. } = problem;
+    let follow = problem.a_batch == rows * problem.a_row && problem.out_batch == rows * problem.out_row;
+    problems == 1 || side == 1 && stride == 1 && !doubled && problem.channels[1] == 0 && follow
+}
+
 /// Height and width of what the tiles of one kind cover.
 fn places(problem: &Problem) -> [usize; 2] {
     if problem.doubled { problem.map } else { problem.out_map }
@@ -216,8 +241,8 @@ fn places(problem: &Problem) -> [usize; 2] {
 
 /// How the rows of a tile must lie; `None` if the kernels do not take the problem, or others are faster.
 fn mode_of(problem: &Problem) -> Option<usize> {
-    let plain = problem.problems == 1
-        && problem.ending == Ending::AsItIs
+    let plain = is_in_turn(problem)
+        && problem.ending != Ending::Gated
         && !problem.wide
         && !problem.crossed
         && problem.partials == 0

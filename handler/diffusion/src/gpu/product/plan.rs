@@ -50,6 +50,9 @@ impl Plan {
         let all = tiles.flat_map(|tile| (1..=most).map(move |splits| (tile, splits)));
         match all.min_by_key(|(tile, splits)| tile.clocks(problem, *splits, facts)) {
             Some((tile, splits)) => Ok(Self::tiled(&tile, problem, splits, facts)),
+            None if matches!(problem.ending, Ending::Softmax { .. }) => {
+                Err(GpuError::Unavailable(format!("no kernel has a softmax after {problem:?}")))
+            }
             None => Ok(Self::plain(problem, facts, may_split)),
         }
     }
@@ -58,6 +61,7 @@ impl Plan {
         let (depth, splits) = split(problem.inner, STEP, splits);
         let (dtype, ending) = (problem.dtype.name(), tile.ending);
         let name = match (problem.crossed, tile.is_steady) {
+            _ if tile.is_softmax => format!("product_softmax_{dtype}_{ending}"),
             (true, _) => format!("product_crossed_{dtype}"),
             (false, true) => format!("product_{dtype}_{ending}"),
             (false, false) => format!("product_any_{dtype}_{ending}"),

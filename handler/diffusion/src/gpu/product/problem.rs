@@ -13,6 +13,8 @@ pub(crate) enum Ending {
     AsItIs,
     /// Columns `c` and `C + c` become column `c`: the first times the GELU of the second.
     Gated,
+    /// A softmax of the first so many of each `SOFTMAX_SLOTS` columns; the others become zero.
+    Softmax { counted: usize },
 }
 
 /// `out[m][n] = ending(alpha * sum over k of A[m][k] * W[n][k] + bias[n] + table[row of step][n] + onto[m][n])`. Addresses, of which
@@ -193,6 +195,12 @@ impl Problem {
         let ending = match self.ending {
             Ending::AsItIs => 0,
             Ending::Gated => 1,
+            Ending::Softmax { .. } => 2,
+        };
+        // A softmax has no moments, and its number is in their place.
+        let measured = match self.ending {
+            Ending::Softmax { counted } => [counted, 0],
+            _ => self.measured,
         };
         let before = [
             self.rows,
@@ -216,8 +224,8 @@ impl Problem {
             self.steps,
             ending,
             depth,
-            self.measured[0],
-            self.measured[1],
+            measured[0],
+            measured[1],
         ];
         let after = [self.wide, self.crossed, self.is_whole(), self.is_by_channels()].map(usize::from);
         let ints =

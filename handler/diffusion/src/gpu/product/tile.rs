@@ -1,6 +1,6 @@
 //! The tiles of the kernels on tensor cores, and how long each takes for a problem.
 
-use super::Problem;
+use super::{Ending, Problem};
 use crate::gpu::{Generation, Gpu};
 
 /// A tile of the kernels on tensor cores: the ending of its name, rows, columns, warps down, across, and that share a part, and stages
@@ -10,6 +10,8 @@ type Row = (&'static str, usize, usize, usize, usize, usize, usize);
 /// The tables in `kernels/product.cu`: for steady problems, and for all.
 const STEADY_TILES: &[Row] = include!(concat!(env!("OUT_DIR"), "/product_tiles.rs"));
 const ANY_TILES: &[Row] = include!(concat!(env!("OUT_DIR"), "/product_any_tiles.rs"));
+/// Those of the first table that there are with a softmax at their end.
+const SOFTMAX_TILES: &[Row] = include!(concat!(env!("OUT_DIR"), "/softmax_tiles.rs"));
 /// What they take, in clocks of an H200: a step along k of one block alone on a multiprocessor, and of two there, and what is around the
 /// steps. Measured.
 const CLOCKS: &[(&str, usize, usize, usize)] = &[
@@ -52,11 +54,12 @@ pub(super) struct Tile {
     sharing: usize,
     stages: usize,
     pub(super) is_steady: bool,
+    pub(super) is_softmax: bool,
 }
 
 impl Tile {
     pub(super) fn all() -> impl Iterator<Item = Self> {
-        let tile = |is_steady| {
+        let tile = |is_steady, is_softmax| {
             move |&(ending, rows, columns, down, across, sharing, stages): &Row| Self {
                 ending,
                 rows,
@@ -66,9 +69,11 @@ impl Tile {
                 sharing,
                 stages,
                 is_steady,
+                is_softmax,
             }
         };
-        STEADY_TILES.iter().map(tile(true)).chain(ANY_TILES.iter().map(tile(false)))
+        let plain = STEADY_TILES.iter().map(tile(true, false)).chain(ANY_TILES.iter().map(tile(false, false)));
+        plain.chain(SOFTMAX_TILES.iter().map(tile(true, true)))
     }
 
     pub(super) fn threads(&self) -> usize {
@@ -89,10 +94,11 @@ impl Tile {
     pub(super) fn fits(&self, problem: &Problem, facts: &Facts) -> bool {
         let crossed = !problem.crossed || !self.is_steady && self.ending == CROSSED;
         let steady = !self.is_steady || problem.is_steady() && problem.columns.is_multiple_of(self.columns);
+        let ends = self.is_softmax == matches!(problem.ending, Ending::Softmax { .. });
         // Of few columns, and nothing else.
         let narrow = self.columns >= 64 || problem.columns <= 2 * self.columns;
         let sums = facts.copies_ahead || self.rows * self.columns / self.threads() <= SUMS_WITHOUT_COPIES;
-        crossed && steady && narrow && sums && self.shared(facts) <= facts.shared[0]
+        crossed && steady && ends && narrow && sums && self.shared(facts) <= facts.shared[0]
     }
 
     /// Dynamic shared memory: a ring of stages of 128 bytes a row, or one, and later the sums.

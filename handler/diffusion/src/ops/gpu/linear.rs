@@ -67,6 +67,10 @@ impl Linear {
         Ok(Self { weight: params.place(placed, &dims, "weight", layout)?, bias: None, each })
     }
 
+    pub(super) fn weight(&self) -> &Array {
+        &self.weight
+    }
+
     pub(in crate::ops) fn forward(&self, xs: &Array, onto: Option<&Array>) -> Result<Array> {
         multiply(xs, None, &self.weight, After { bias: self.bias.as_ref(), onto, ..After::default() })
     }

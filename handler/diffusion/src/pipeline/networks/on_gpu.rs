@@ -36,7 +36,8 @@ impl Networks {
     ) -> Result<Self> {
         let (gpu, dtype) = (&residence.gpu().clone(), residence.unet.dtype());
         let Residence { text, ahead, unet, vae, .. } = &residence;
-        let unet_params = Params::on_gpu(&model.unet_weights, unet).with_section(ahead);
+        let tokens = model.text_config.max_position_embeddings;
+        let unet_params = Params::on_gpu(&model.unet_weights, unet).with_section(ahead).for_prompts_of(tokens);
         let on_gpu = Arc::new(Unet::new(&model.unet_config, unet_params)?);
         let recordings = Recordings::new(gpu, dtype, on_gpu.clone(), unet.clone());
         let inputs = Params::on_gpu(&model.text_weights, text);

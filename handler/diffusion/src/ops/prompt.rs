@@ -1,0 +1,138 @@
+//! Attention to a prompt, whose keys and values all steps of a picture share.
+
+use super::{Array, Linear, attention, gpu, mixed, params::Params};
+use crate::gpu::Gpu;
+use candle_core::{Error, Result};
+
+/// Attention whose keys and values are of a prompt, with its output layer.
+pub(crate) enum PromptAttention {
+    /// Queries, attention and output, one after the other.
+    Plain(Plain),
+    /// On a GPU where that is faster: two products of what prompt and weights make together.
+    Folded(gpu::PromptAttention),
+}
+
+pub(crate) struct Plain {
+    to_q: Linear,
+    to_kv: Linear,
+    to_out: Linear,
+    heads: usize,
+}
+
+/// What the steps need of the prompts.
+#[derive(Clone)]
+pub(crate) enum PromptKeys {
+    /// Keys and values, `[prompts, tokens, channels]` each.
+    Plain([Array; 2]),
+    /// With the weights in them.
+    Folded(gpu::Folded),
+}
+
+/// The embeddings of prompts.
+pub(crate) struct Prompts<'a> {
+    /// `[prompts, tokens, width]`.
+    embeddings: &'a Array,
+    /// The same with zeros up to the slots of folded keys, where there are such.
+    in_slots: Option<crate::gpu::Array>,
+}
+
+impl<'a> Prompts<'a> {
+    pub(crate) fn new(embeddings: &'a Array, any_folded: bool) -> Result<Self> {
+        let in_slots = any_folded.then(|| gpu::with_slots(embeddings.gpu()?)).transpose()?;
+        Ok(Self { embeddings, in_slots })
+    }
+}
+
+impl PromptAttention {
+    /// `width` is that of the prompt's embedding.
+    pub(crate) fn new(channels: usize, width: usize, heads: usize, params: Params) -> Result<Self> {
+        if let Some(folded) = gpu::PromptAttention::new(channels, width, heads, &params)? {
+            return Ok(Self::Folded(folded));
+        }
+        let parts = ["to_k", "to_v"].map(|part| params.pp(part).ahead());
+        Ok(Self::Plain(Plain {
+            to_q: Linear::no_bias(channels, channels, params.pp("to_q"))?,
+            to_kv: Linear::packed(width, channels, false, &parts)?,
+            to_out: Linear::new(channels, channels, params.pp("to_out.0"))?,
+            heads,
+        }))
+    }
+
+    pub(crate) fn is_folded(&self) -> bool {
+        matches!(self, Self::Folded(_))
+    }
+
+    /// Memory that stays, for the keys of so many prompts. None where they are not folded.
+    pub(crate) fn room(&self, gpu: &Gpu, prompts: usize) -> Result<Option<gpu::Folded>> {
+        match self {
+            Self::Plain(_) => Ok(None),
+            Self::Folded(folded) => folded.room(gpu, prompts).map(Some),
+        }
+    }
+
+    /// What the steps need of the prompts. Folded keys are in `room`, if it is given.
+    pub(crate) fn keys(&self, prompts: &Prompts, room: Option<&gpu::Folded>) -> Result<PromptKeys> {
+        match (self, &prompts.in_slots) {
+            (Self::Plain(plain), _) => {
+                let both = plain.to_kv.forward_each(prompts.embeddings)?;
+                Ok(PromptKeys::Plain(both.try_into().map_err(|_| incomplete())?))
+            }
+            (Self::Folded(folded), Some(in_slots)) => {
+                let tokens = prompts.embeddings.gpu()?.dims()[1];
+                folded.fold(in_slots, tokens, room).map(PromptKeys::Folded)
+            }
+            (Self::Folded(_), None) => Err(incomplete()),
+        }
+    }
+
+    /// The attention plus `residual`, which has the shape of `xs`, `[batch, tokens, channels]`.
+    pub(crate) fn forward_adding(&self, xs: &Array, keys: &PromptKeys, residual: &Array) -> Result<Array> {
+        match (self, keys) {
+            (Self::Plain(Plain { to_q, to_out, heads, .. }), PromptKeys::Plain([k, v])) => {
+                to_out.forward_adding(&attention(&to_q.forward(xs)?, k, v, *heads)?, residual)
+            }
+            (Self::Folded(folded), PromptKeys::Folded(keys)) => {
+                folded.forward(xs.gpu()?, keys, residual.gpu()?).map(Array::Gpu)
+            }
+            _ => Err(mixed()),
+        }
+    }
+}
+
+impl PromptKeys {
+    /// Prompts and tokens of each.
+    pub(crate) fn size(&self) -> Result<[usize; 2]> {
+        match self {
+            Self::Plain([keys, _]) => match keys.gpu()?.dims() {
+                &[prompts, tokens, _] => Ok([prompts, tokens]),
+                _ => Err(incomplete()),
+            },
+            Self::Folded(folded) => Ok(folded.size()),
+        }
+    }
+
+    /// An array of the same shape that stays, for what is no such already.
+    pub(crate) fn resident_like(&self) -> Result<Self> {
+        let like = |array: &Array| Ok::<_, Error>(Array::Gpu(array.gpu()?.resident_like(None)?));
+        Ok(match self {
+            Self::Plain([keys, values]) => Self::Plain([like(keys)?, like(values)?]),
+            Self::Folded(folded) => Self::Folded(folded.clone()),
+        })
+    }
+
+    /// Copies numbers of the same shape to here, unless they are here.
+    pub(crate) fn take(&self, fresh: &Self) -> Result<()> {
+        match (self, fresh) {
+            (Self::Plain(ours), Self::Plain(fresh)) => ours.iter().zip(fresh).try_for_each(|(ours, fresh)| {
+                let (ours, fresh) = (ours.gpu()?, fresh.gpu()?);
+                Ok(ours.gpu().copy(fresh, ours)?)
+            }),
+            (Self::Folded(ours), Self::Folded(fresh)) if ours.is(fresh) => Ok(()),
+            _ => Err(incomplete()),
+        }
+    }
+}
+
+fn incomplete() -> Error {
+    Error::Msg("an attention lacks keys or values of the prompt".into()).bt()
+}
