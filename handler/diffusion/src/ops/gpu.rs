@@ -15,6 +15,7 @@ mod pointwise;
 mod product;
 mod shapes;
 pub(crate) mod steps;
+mod upsampled;
 
 pub(crate) use attention::SCORES;
 pub(super) use attention::{attention, causal_attention};
@@ -25,6 +26,7 @@ pub(super) use maps::Maps;
 pub(super) use norm::{GroupNorm, LayerNorm};
 pub(super) use pointwise::{add, geglu, quick_gelu, silu, to_map, to_tokens, upsample};
 pub use shapes::{ShapeTime, time_shapes};
+pub(super) use upsampled::UpsampledConv;
 
 use crate::gpu::{Arg, Array, Dtype, Gpu, WeightLayout};
 use candle_core::{Error, Result};
@@ -34,7 +36,14 @@ pub(crate) const LANES: usize = 8;
 
 /// A vector as one row.
 fn vector(length: usize) -> WeightLayout {
-    WeightLayout { rows: 1, inner: length, area: 1, rows_out: 1, inner_out: length.next_multiple_of(LANES) }
+    WeightLayout {
+        rows: 1,
+        inner: length,
+        area: 1,
+        rows_out: 1,
+        inner_out: length.next_multiple_of(LANES),
+        phased: false,
+    }
 }
 
 fn refused<T>(what: String) -> Result<T> {

@@ -89,7 +89,7 @@ impl HopperPlan {
 
     /// Chunks of an image's rows whose moments of so many groups the kernel can take.
     pub(crate) fn chunks(&self, problem: &Problem, groups: usize) -> Option<usize> {
-        let chunks = problem.area() / if self.splits > 1 { 16 } else { PLACES };
+        let chunks = problem.area() / if self.splits > 1 { 16 } else { PLACES } * problem.phases();
         let channels = problem.columns / groups;
         let groups_fit = problem.columns.is_multiple_of(groups)
             && channels.is_multiple_of(2)
@@ -137,8 +137,8 @@ impl HopperPlan {
                 row,
                 lengths: [
                     PRODUCT_HOPPER_DEPTH,
-                    self.reach(self.tiling.across) + 2,
-                    self.reach(self.tiling.down) + 2,
+                    self.reach(self.tiling.across) + problem.side - 1,
+                    self.reach(self.tiling.down) + problem.side - 1,
                     1 + self.tiling.images,
                 ],
                 step: 1,
@@ -147,10 +147,10 @@ impl HopperPlan {
         let [channels, others] = problem.channels;
         let a = map(problem.a, channels, problem.a_row).encode(problem.dtype)?;
         let more = if others > 0 { map(problem.more, others, problem.more_row).encode(problem.dtype)? } else { a };
-        // A column's places follow one another, each with all channels, as an image's rows do.
+        // A column's places follow one another, each with all channels, as an image's rows do; those of phases, too.
         let w = Boxes {
             address: problem.w,
-            sizes: [channels + others, problem.side * problem.side, problem.columns, 1],
+            sizes: [channels + others, problem.side * problem.side * problem.phases(), problem.columns, 1],
             row: channels + others,
             lengths: [PRODUCT_HOPPER_DEPTH, 1, self.columns, 1],
             step: 1,
@@ -173,7 +173,7 @@ impl Tiling {
         let first_steps = steps(channels);
         let shapes = if mode == ROWS { &[[0, 0, 0]][..] } else { &[[0, 1, 0], [1, 0, 0], [0, 0, 1]] };
         let tilings = shapes.iter().map(|&[across, down, images]| {
-            let [height, width] = places(problem);
+            let [height, width] = problem.out_map;
             let tiles = |places: usize, two: usize| places.div_ceil(PRODUCT_HOPPER_PATCH << two);
             let (tiles_across, tiles_down) = (tiles(width, across), tiles(height, down));
             Self { across, down, images, tiles_across, tiles_down, steps: all, first_steps }
@@ -187,12 +187,12 @@ impl Tiling {
             return problem.rows.div_ceil(PRODUCT_HOPPER_ROWS);
         }
         let images = (problem.rows / problem.area()).div_ceil(1 + self.images);
-        self.tiles_across * self.tiles_down * images * kinds(problem)
+        self.tiles_across * self.tiles_down * images * problem.phases()
     }
 
     /// Whether no part of a tile is outside of the maps.
     fn is_exact(&self, problem: &Problem) -> bool {
-        self.tiles(problem, PATCHES) * PRODUCT_HOPPER_ROWS == problem.rows
+        self.tiles(problem, PATCHES) * PRODUCT_HOPPER_ROWS == problem.rows * problem.phases()
     }
 
     fn words(&self) -> [u64; 4] {
@@ -206,19 +206,10 @@ impl Tiling {
     }
 }
 
-/// Kinds of places: their parities, if the map is read as a larger one.
-fn kinds(problem: &Problem) -> usize {
-    if problem.doubled { 4 } else { 1 }
-}
-
-/// Height and width of what the tiles of one kind cover.
-fn places(problem: &Problem) -> [usize; 2] {
-    if problem.doubled { problem.map } else { problem.out_map }
-}
-
 /// How the rows of a tile must lie; `None` if the kernels do not take the problem, or others are faster.
 fn mode_of(problem: &Problem) -> Option<usize> {
-    let plain = problem.problems == 1
+    let follow = problem.problems == 4 && problem.phased && problem.w_batch == problem.inner;
+    let plain = (problem.problems == 1 || follow)
         && problem.ending == Ending::AsItIs
         && !problem.wide
         && !problem.crossed
@@ -229,12 +220,10 @@ fn mode_of(problem: &Problem) -> Option<usize> {
         return None;
     }
     let dense = problem.area() > 0 && problem.rows.is_multiple_of(problem.area());
-    match (problem.side, problem.stride, problem.doubled) {
-        (1, 1, false) => Some(ROWS),
-        (3, 1, false) if dense => Some(PATCHES),
-        // Two windows of each source's place begin at the place before it.
-        (3, 1, true) if dense && problem.padding == [1, 1] => Some(PATCHES),
-        (1 | 3, 2, false) if dense => Some(WINDOWS),
+    match (problem.side, problem.stride) {
+        (1, 1) => Some(ROWS),
+        (2 | 3, 1) if dense => Some(PATCHES),
+        (1 | 3, 2) if dense => Some(WINDOWS),
         _ => None,
     }
 }
