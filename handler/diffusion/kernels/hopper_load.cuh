@@ -11,8 +11,9 @@ __device__ __forceinline__ void load(Early early, const Problem& p, const Tiling
     using S = Shape<BN, MODE>;
     const uint32_t ring_b = ring + S::A_STAGES * S::A_BYTES;
     const int taps = p.side * p.side;
+    const int around = p.side - 1;
     const uint32_t patch_bytes =
-        uint32_t(((PATCH << t.across) + 2) * ((PATCH << t.down) + 2) * (1 + t.images) * ROW);
+        uint32_t(((PATCH << t.across) + around) * ((PATCH << t.down) + around) * (1 + t.images) * ROW);
     const uint32_t bytes_b = S::B_BYTES + (MODE == PATCHES ? 0 : S::A_BYTES);
     const bool leads = (threadIdx.x & 31) == 0;
 
@@ -47,7 +48,7 @@ __device__ __forceinline__ void load(Early early, const Problem& p, const Tiling
     const auto load_b = [&](int stage, const At& at) {
         barrier_expect(barriers.full_b + 8 * stage, bytes_b);
         // Of rows there is one place, and W may have one for each problem.
-        const int place = MODE == ROWS ? tile.problem : at.tap;
+        const int place = MODE == ROWS ? tile.problem : MODE == PATCHES ? tile.phase * taps + at.tap : at.tap;
 #pragma unroll
         for (int from = 0; from < BN; from += S::W_BOX) {
             copy_box(ring_b + stage * S::B_BYTES + from * ROW, &w, barriers.full_b + 8 * stage, at.w_channel, place, tile.column + from);
@@ -65,8 +66,8 @@ __device__ __forceinline__ void load(Early early, const Problem& p, const Tiling
             copy_box(to + PLACES * ROW, map, barrier, at.map_channel, x + t.across * next, y + t.down * next,
                      tile.image + t.images);
         } else {
-            // Of a map that is read as a larger one, the window of an even place begins a place before it, too.
-            copy_box(to, map, barrier, at.map_channel, tile.x - p.pad_across, tile.y - p.pad_down, tile.image);
+            const int x = tile.x - pad_across(p, tile.phase), y = tile.y - pad_down(p, tile.phase);
+            copy_box(to, map, barrier, at.map_channel, x, y, tile.image);
         }
     };
 

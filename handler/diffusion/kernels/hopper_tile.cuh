@@ -24,7 +24,7 @@ RUST_CONSTANT(PRODUCT_HOPPER_SPLIT_COLUMNS, 160);    // with more, there are no 
 // How a tile's two patches lie: one beside the other, one below the other, or in two images.
 struct Tiling {
     int across, down, images;      // whether it is this, each 0 or 1
-    int tiles_across, tiles_down;  // of a map, or of every second place of one that is read as a larger one; ROWS: of a problem
+    int tiles_across, tiles_down;  // of a map, or of one of its phases; ROWS: of a problem
     int steps, first_steps;        // of 64 k: all, and those of one place of the first map
 };
 
@@ -66,7 +66,7 @@ struct Tile {
     int row, end;      // ROWS: the first row, and the one after its problem's last
     int problem;       // ROWS: which one
     int image, y, x;   // else: of the first place
-    int odd_y, odd_x;  // which of four places, if the map is read as a larger one
+    int phase;         // see product.cuh
     int chunk;         // which tile of its image
     int first, count;  // steps of k
 };
@@ -82,15 +82,14 @@ template <int BN, int MODE> __device__ __forceinline__ Tile tile_of(const Proble
         tile.row = tile.problem * p.rows + (m - tile.problem * t.tiles_across) * BM;
         tile.end = (tile.problem + 1) * p.rows;
     } else {
-        const int rest = m / t.tiles_across, kinds = p.doubled ? 4 : 1;
+        const int rest = m / t.tiles_across, phases = p.phased ? 4 : 1;
         tile.x = (m - rest * t.tiles_across) * (PATCH << t.across);
         const int down = rest / t.tiles_down;
         tile.y = (rest - down * t.tiles_down) * (PATCH << t.down);
-        const int image = down / kinds, kind = down - image * kinds;
+        const int image = down / phases;
         tile.image = image << t.images;
-        tile.odd_y = kind >> 1;
-        tile.odd_x = kind & 1;
-        tile.chunk = m - image * (kinds * t.tiles_down * t.tiles_across);
+        tile.phase = down - image * phases;
+        tile.chunk = m - image * (phases * t.tiles_down * t.tiles_across);
     }
     return tile;
 }
@@ -111,11 +110,10 @@ __device__ __forceinline__ Target target(const Problem& p, const Tiling& t, cons
         return {row, row < tile.end};
     }
     const int px = b & t.across, py = b >> t.across & t.down, images = b >> (t.across + t.down);
-    int y = tile.y + py * PATCH + r / PATCH, x = tile.x + px * PATCH + r % PATCH;
-    if (p.doubled) {
-        y = 2 * y + tile.odd_y;
-        x = 2 * x + tile.odd_x;
-    }
-    const long long row = ((long long)(tile.image + images) * p.out_height + y) * p.out_width + x;
-    return {row, y < p.out_height && x < p.out_width && row < p.rows};
+    const int y = tile.y + py * PATCH + r / PATCH, x = tile.x + px * PATCH + r % PATCH;
+    const int row = ((tile.image + images) * p.out_height + y) * p.out_width + x;
+    const bool inside = y < p.out_height && x < p.out_width && row < p.rows;
+    if (!p.phased) return {row, inside};
+    // As out_row_of has it.
+    return {4ll * row - 2 * x + (tile.phase >> 1) * 2 * p.out_width + (tile.phase & 1), inside};
 }

@@ -2,8 +2,8 @@
 //
 // Launch rule unless said otherwise: block = (256, 1, 1), grid = (ceil(units / 256), 1, 1) with the kernel's units; any
 // grid and block is right, for threads walk over the units with the whole grid. No dynamic shared memory. Base
-// addresses are multiples of 16 bytes. Activations are NHWC, C a multiple of 8. geglu, silu, quick_gelu, add,
-// repeated and upsample_nearest start early (see common.cuh).
+// addresses are multiples of 16 bytes. Activations are NHWC, C a multiple of 8. geglu, silu, quick_gelu, add and
+// repeated start early (see common.cuh).
 #include <string.h>
 
 #include "common.cuh"
@@ -106,15 +106,13 @@ __device__ __forceinline__ void repeated_body(Early early, const T* xs, T* out, 
 
 // upsample_nearest: xs [batch, h, w, C] to out [batch, H, W, C], source row
 // min(h - 1, floor(row * h / H)) in f32, columns alike. grid = (ceil(H * W * C / 8 / 256), batch, 1).
+// It neither starts early nor lets the next kernel: that reads weights which the one ahead of this has made.
 template <typename T>
-__device__ __forceinline__ void upsample_nearest_body(Early early, const T* xs, T* out, int h, int w, int H, int W,
-                                                      int C) {
-    let_next_start(early);
+__device__ __forceinline__ void upsample_nearest_body(const T* xs, T* out, int h, int w, int H, int W, int C) {
     const int vectors = C / 8;
     const long long units = (long long)H * W * vectors;
     const T* from = xs + (long long)blockIdx.y * h * w * C;
     T* to = out + (long long)blockIdx.y * units * 8;
-    wait_for_last(early);
     for (long long unit = first_unit(); unit < units; unit += unit_stride()) {
         const long long pixel = quotient(unit, vectors);
         const int vector = int(unit - pixel * vectors);
@@ -295,8 +293,7 @@ EXPORT_EARLY(silu, (256, 1), (const T* xs, T* out, long long count), (early, xs,
 EXPORT_EARLY(quick_gelu, (256, 1), (const T* xs, T* out, long long count), (early, xs, out, count))
 EXPORT_EARLY(add, (256, 1), (const T* a, const T* b, T* out, long long count), (early, a, b, out, count))
 EXPORT_EARLY(repeated, (256, 1), (const T* xs, T* out, long long count, int times), (early, xs, out, count, times))
-EXPORT_EARLY(upsample_nearest, (256, 1), (const T* xs, T* out, int h, int w, int H, int W, int C),
-             (early, xs, out, h, w, H, W, C))
+EXPORT(upsample_nearest, (256, 1), (const T* xs, T* out, int h, int w, int H, int W, int C), (xs, out, h, w, H, W, C))
 EXPORT(enter, (256, 1), (const float* latents, T* out, int n, int c, int hw, int copies, float scale),
        (latents, out, n, c, hw, copies, scale))
 EXPORT(leave_noise, (256, 1),

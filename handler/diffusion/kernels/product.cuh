@@ -5,7 +5,11 @@
 // Sums are f32, and the result is rounded once. A's rows are the places of an NHWC map (implicit GEMM), the windows of
 // side x side places around them one place after the other, each with its channels: k = (ky * side + kx) * C + c. A
 // product is the case side 1. W's rows are alike, so a convolution's weights are OHWI. The channels may lie in two maps
-// side by side, and the map may be read as if every place were there twice, down and across (nearest neighbour).
+// side by side.
+//
+// A window of 3 x 3 over a map in which every place is there twice, down and across (nearest neighbour), touches 2 x 2
+// places of the map itself. So such a convolution is four of side 2, its phases, whose weights are sums: phase 2 * py + px
+// makes the places (2 y + py, 2 x + px), and its windows begin py places lower and px further to the right.
 #pragma once
 
 #include "common.cuh"
@@ -43,10 +47,12 @@ struct Problem {
     int a_row, more_row, w_row, out_row;  // elements from one row, or place, to the next
     int channels, others;                 // of a and of more: inner = side * side * (channels + others)
     int height, width;                    // of the map as it lies in memory
-    int out_height, out_width;            // of out; their product is the rows of an image
-    int side, stride;                     // side 1 or 3; side 1 and stride 1: row m of A is place m
+    int out_height, out_width;            // of out, or of one of its phases; their product is the rows of an image
+    int side, stride;                     // side 1 to 3; side 1 and stride 1: row m of A is place m
     int pad_down, pad_across;             // zeros above and to the left; what is past the other edges is zero, too
-    int doubled;                          // whether the map is read as one of 2 height x 2 width
+    int phased;                           // whether the problems are four phases, and out's rows are those of all
+    int first_tap, last_tap;              // bits of a window's first place and of its last one, see Row
+    int back_across_map, back_along_k;    // how far it is from the last to the first: in places, and in W's elements
     int steps;                            // rows of the table
     int ending;                           // see above
     int depth;  // of k for each split, blockIdx.y: a multiple of the kernel's depth, or all of it
@@ -57,33 +63,46 @@ struct Problem {
     int whole;        // whether every address, row and batch is a multiple of 8 elements
     int by_channels;  // the order along k, see Depth
 };
-static_assert(sizeof(Problem) == 10 * 8 + 3 * 8 + 28 * 4, "as in Rust");
+static_assert(sizeof(Problem) == 10 * 8 + 3 * 8 + 32 * 4, "as in Rust");
+
+// Which phase this block makes. In the kernels for Hopper, blockIdx.z is a split instead.
+__device__ __forceinline__ int phase_of(const Problem& p) { return p.phased ? int(blockIdx.z) : 0; }
+
+// Zeros above, and to the left.
+__device__ __forceinline__ int pad_down(const Problem& p, int phase) { return p.pad_down - (phase >> 1); }
+__device__ __forceinline__ int pad_across(const Problem& p, int phase) { return p.pad_across - (phase & 1); }
+
+// Where row m goes. Of image * height + y rows of a phase before it, out has four times as many places.
+__device__ __forceinline__ long long out_row_of(const Problem& p, int m, int phase) {
+    if (!p.phased) return m;
+    return 4ll * m - 2 * (m % p.out_width) + (phase >> 1) * 2 * p.out_width + (phase & 1);
+}
+
+// Which bit of `taps` is that place of a window. Then lines of windows of 2 x 2 and 3 x 3 end at bits 2 and 5, or with the window.
+__device__ __forceinline__ int tap_of(const Problem& p, int ky, int kx) { return (p.side == 2 ? 4 : 0) + ky * p.side + kx; }
+constexpr unsigned LINE_ENDS = 1u << 2 | 1u << 5;
 
 // Where one row of A lies.
 struct Row {
     int place;      // of the window's first place in the map; may be before it
-    unsigned taps;  // bit ky * 3 + kx: that place is inside. Bits 16 and 17: parity of the first place, if doubled
+    unsigned taps;  // bit tap_of(ky, kx): that place is inside
 };
 
-__device__ __forceinline__ Row row_of(const Problem& p, int m) {
+__device__ __forceinline__ Row row_of(const Problem& p, int m, int phase) {
     if (m >= p.rows) return {0, 0u};
-    if (p.side == 1 && p.stride == 1 && !p.doubled) return {m, 1u};
+    if (p.side == 1 && p.stride == 1) return {m, 1u};
     const int area = p.out_height * p.out_width;
     const int image = m / area, rest = m - image * area;
     const int y_out = rest / p.out_width, x_out = rest - y_out * p.out_width;
-    const int y = y_out * p.stride - p.pad_down, x = x_out * p.stride - p.pad_across;
-    const int height = p.height << p.doubled, width = p.width << p.doubled;
-    unsigned down = 0, across = 0;  // bit k: row, or column, k of the window is inside
+    const int y = y_out * p.stride - pad_down(p, phase), x = x_out * p.stride - pad_across(p, phase);
+    unsigned taps = 0, across = 0;  // bit k: column k of the window is inside
+#pragma unroll
+    for (int k = 0; k < 3; ++k) across |= unsigned(k < p.side && unsigned(x + k) < unsigned(p.width)) << k;
 #pragma unroll
     for (int k = 0; k < 3; ++k) {
-        down |= unsigned(k < p.side && unsigned(y + k) < unsigned(height)) << k;
-        across |= unsigned(k < p.side && unsigned(x + k) < unsigned(width)) << k;
+        if (k < p.side && unsigned(y + k) < unsigned(p.height)) taps |= across << tap_of(p, k, 0);
     }
-    // Copies of `across` where `down` has a bit.
-    unsigned taps = across * ((down & 1u) | (down & 2u) << 2 | (down & 4u) << 4);
-    if (p.doubled) taps |= unsigned(y & 1) << 16 | unsigned(x & 1) << 17;
-    // An arithmetic shift rounds down, also before the map.
-    return {(image * p.height + (y >> p.doubled)) * p.width + (x >> p.doubled), taps};
+    return {(image * p.height + y) * p.width + x, taps};
 }
 
 // Where eight channels of a window lie: which place of it, and which channel. It moves along k, STEP at a time, in one of
@@ -91,7 +110,7 @@ __device__ __forceinline__ Row row_of(const Problem& p, int m) {
 // numbers of channels). Then A's rows are read again while they are near.
 template <int STEP> struct Depth {
     int ky, kx, channel;
-    int tap;  // ky * 3 + kx, past the end 15
+    int tap;  // as in Row, past the end 15
     int k;
     int places, channels;  // how far a step goes
 
@@ -112,8 +131,8 @@ template <int STEP> struct Depth {
             at.places = STEP / all;
             at.channels = STEP - at.places * all;
         }
-        at.ky = p.side == 1 ? place : place / 3;
-        at.kx = p.side == 1 ? 0 : place - at.ky * 3;
+        at.ky = place / p.side;
+        at.kx = place - at.ky * p.side;
         at.settle(p);
         return at;
     }
@@ -126,7 +145,7 @@ template <int STEP> struct Depth {
         channel -= over ? all : 0;
         kx += places + int(over);
         // kx / side: it is less than 16.
-        const int lines = p.side == 1 ? kx : kx * 11 >> 5;
+        const int lines = kx * (p.side == 3 ? 11 : 32 >> (p.side - 1)) >> 5;
         kx -= lines * p.side;
         ky += lines;
         const bool around = p.by_channels && ky >= p.side;
@@ -138,7 +157,7 @@ template <int STEP> struct Depth {
    private:
     __device__ __forceinline__ void settle(const Problem& p) {
         const int all = p.channels + p.others;
-        tap = ky >= p.side || channel >= all ? 15 : ky * 3 + kx;
+        tap = ky >= p.side || channel >= all ? 15 : tap_of(p, ky, kx);
         k = (ky * p.side + kx) * all + channel;
     }
 };
@@ -149,10 +168,7 @@ template <int STEP> __device__ __forceinline__ bool inside(const Row& row, const
 // Where it is, if it is inside.
 template <typename T, int STEP>
 __device__ __forceinline__ const T* address(const Problem& p, const T* a, const Row& row, const Depth<STEP>& at) {
-    // What is read as twice as large has each place at two numbers.
-    const int down = (int(row.taps >> 16 & 1u) + at.ky) >> p.doubled;
-    const int across = (int(row.taps >> 17 & 1u) + at.kx) >> p.doubled;
-    const int place = row.place + down * p.width + across;
+    const int place = row.place + at.ky * p.width + at.kx;
     if (at.channel < p.channels) return a + (long long)place * p.a_row + at.channel;
     return static_cast<const T*>(p.more) + (long long)place * p.more_row + (at.channel - p.channels);
 }

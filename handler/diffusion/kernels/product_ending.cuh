@@ -31,6 +31,12 @@ template <typename T, typename S> struct Last {
         return blockIdx.z * p.out_batch + (long long)(row0 + first) * p.out_row + column;
     }
 
+    // Of a phase, and of the lane's row in that round.
+    __device__ __forceinline__ T* phased_place(int round) const {
+        const long long row = out_row_of(p, row0 + first + round * LANE_ROWS, phase_of(p));
+        return static_cast<T*>(p.out) + (row * p.out_row + column);
+    }
+
     // Reads what every row gets, and the first of what is added.
     __device__ __forceinline__ void prepare() {
 #pragma unroll
@@ -169,7 +175,7 @@ template <typename T, typename S> struct Last {
                     for (int i = 0; i < 8; ++i) x[i] = fmaf(p.alpha, x[i], base[i]);
                     plus(x, added[at]);
                     pack = pack8<T>(x);
-                    store8(to, pack);
+                    store8(p.phased ? phased_place(round) : to, pack);
                 }
                 if (!measures) continue;
                 float x[8];
@@ -219,7 +225,8 @@ template <typename T, typename S> struct Last {
         __syncwarp();
         const int column0 = column - chunk * 8;
         const int channels = p.columns / p.groups, area = p.out_height * p.out_width;
-        const int image = row0 / area, chunk_of_rows = (row0 - image * area) / S::LAST_ROWS;
+        const int image = row0 / area;
+        const int chunk_of_rows = phase_of(p) * (p.chunks / 4) + (row0 - image * area) / S::LAST_ROWS;
         for (int group = lane; group * channels < S::COLUMNS; group += 32) {
             if (column0 + group * channels >= p.columns) break;
             const float2* const mine = moments + group * channels;

@@ -1,14 +1,14 @@
 // Products and convolutions by wgmma and the copy engine (sm_90a only): the problem of product.cuh, of f16 or bf16, whole,
 // with the ending AS_IT_IS or SOFTMAX, neither wide nor crossed, and without partials. Several problems lie one after the
-// other: rows of A and of out are ROWS, and follow those of the problem before.
+// other: rows of A and of out are ROWS, and follow those of the problem before. Or they are phases: then the places of all
+// phases' windows follow one another in W's rows.
 //
 // A block makes a tile of 128 rows by BN columns. Two warpgroups multiply, 64 rows each; one more warp has the copy engine
 // fill two rings: one of stages of A, one of stages of W's BN rows by 64 k. How the rows of a tile lie, by MODE:
 //   ROWS     consecutive rows of a matrix; a stage of A is 64 of their k
 //   WINDOWS  two patches of 8 x 8 places; a stage of A is one place of their windows, and 64 channels
-//   PATCHES  the same, and a stage of A is the patches with the places around them, of 64 channels: all nine places of
-//            their windows are read from it, at other offsets. For windows of 3 x 3 and a stride of 1. If the map is read
-//            as a larger one, the places of a tile are every second one down and across: then they are a patch, too
+//   PATCHES  the same, and a stage of A is the patches with the places around them, of 64 channels: all places of their
+//            windows are read from it, at other offsets. For windows of 3 x 3 and a stride of 1, and for phases
 // What is outside of a map or past the last channel is zero: the copy engine fills it in.
 //
 // k is split among the blocks of a cluster, each of which then sums up and ends a part of the rows, always in the
@@ -16,7 +16,7 @@
 //
 // Entries product_hopper_T_MODE_BN; block = (PRODUCT_HOPPER_THREADS, 1, 1), cluster = (1, 1, splits), grid = (tiles of rows,
 // tiles of columns, splits); dynamic shared memory: PRODUCT_HOPPER_SHARED. A ROWS tile is 128 rows. Else, Tiling says: tiles
-// of a map go across, then down, then through the four kinds of places if it is read as a larger one, then through images.
+// of a map go across, then down, then through its phases if there are any, then through images.
 // Moments are those of 64 rows, or of 16 if there are splits; then images are whole patches, BN is a multiple of a
 // group's channels, and these are even.
 //
@@ -36,17 +36,17 @@ __device__ __forceinline__ void sum_up(const Problem& p, const Tiling& t, const 
                                        const Barriers<BN, MODE>& barriers, int group, float (&sums)[BN / 2]) {
     using S = Shape<BN, MODE>;
     const bool first_lane = (threadIdx.x & 31) == 0;
-    const int pitch = (PATCH << t.across) + 2;
+    const int pitch = (PATCH << t.across) + p.side - 1;
     int start = group * PLACES;  // in places, of this group's patch
     if (MODE == PATCHES) {
-        start = group * (t.images ? pitch * (PATCH + 2) : t.down ? pitch * PATCH : PATCH);
+        start = group * (t.images ? pitch * (PATCH + p.side - 1) : t.down ? pitch * PATCH : PATCH);
     }
     // The lower halves of descriptors; the upper ones stay.
     const uint64_t b_first = descriptor(ring + S::A_STAGES * S::A_BYTES);
     const uint64_t a_first = descriptor_apart(ring + uint32_t(start * ROW), MODE == PATCHES ? pitch * ROW : 1024);
     const uint32_t b_high = uint32_t(b_first >> 32), a_high = uint32_t(a_first >> 32);
     const int taps = MODE == PATCHES ? p.side * p.side : 1;
-    int tap = MODE == PATCHES ? tile.first % taps : 0, ky = tap / 3, kx = tap - ky * 3;
+    int tap = MODE == PATCHES ? tile.first % taps : 0, ky = tap / p.side, kx = tap - ky * p.side;
     if (tile.count == 0) {
 #pragma unroll
         for (int j = 0; j < BN / 2; ++j) sums[j] = 0.0f;
@@ -58,10 +58,7 @@ __device__ __forceinline__ void sum_up(const Problem& p, const Tiling& t, const 
         if (MODE == PATCHES && begins) barrier_wait(barriers.full_a + 8 * stage_a, parity_a);
         barrier_wait(barriers.full_b + 8 * stage_b, parity_b);
         int hop = stage_b * (S::A_BYTES >> 4);
-        if (MODE == PATCHES) {
-            const int y = (tile.odd_y + ky + p.doubled) >> p.doubled, x = (tile.odd_x + kx + p.doubled) >> p.doubled;
-            hop = (stage_a * S::A_BYTES + (y * pitch + x) * ROW) >> 4;
-        }
+        if (MODE == PATCHES) hop = (stage_a * S::A_BYTES + (ky * pitch + kx) * ROW) >> 4;
         const uint32_t a_low = uint32_t(a_first) + hop, b_low = uint32_t(b_first) + stage_b * (S::B_BYTES >> 4);
         wgmma_fence();
 #pragma unroll

@@ -47,7 +47,8 @@ template <typename T> __device__ __forceinline__ void product_plain_body(const P
 
     // This thread's chunk of A, and of W if it has one.
     const int my_row = thread / 2, my_k = thread % 2 * 8;
-    const Row row = row_of(p, row0 + my_row);
+    const int phase = phase_of(p);
+    const Row row = row_of(p, row0 + my_row, phase);
     Depth<BK> at = Depth<BK>::of(p, from, my_k);
     const bool loads_w = thread < BN * 2;
     int line = column0 + my_row;  // row of W
@@ -128,7 +129,7 @@ template <typename T> __device__ __forceinline__ void product_plain_body(const P
     for (int i = 0; i < TM; ++i) {
         const int r = row0 + i0 + i;
         if (r >= p.rows) break;
-        const long long place = batch + (long long)r * p.out_row;
+        const long long place = batch + out_row_of(p, r, phase) * p.out_row;
 #pragma unroll
         for (int j = 0; j < TN; ++j) {
             const int c = column0 + j0 + j;

@@ -20,22 +20,24 @@ template <typename T, typename S> struct Steady {
     const char *a, *w;           // of this step, for the first row
     unsigned a_step, w_step;     // bytes from a row to the next
     unsigned taps[S::A_ROUNDS];  // as in Row
-    unsigned tap;                // a bit, for this step's place
+    unsigned tap;                // a bit, for this step's place of the window
     int channel;                 // of the step's first
-    int row;  // the first
+    int row;                     // place of the first one's window
     bool more;
 
     // `rows` has room for BM numbers.
     __device__ __forceinline__ Steady(const Problem& p, int tile_row, int column0, int from, unsigned* rows)
-        : p(p), row(tile_row + int(threadIdx.x) / 8), more(true) {
-        for (int i = int(threadIdx.x); i < S::BM; i += S::THREADS) rows[i] = row_of(p, tile_row + i).taps;
+        : p(p), more(true) {
+        const int phase = phase_of(p);
+        for (int i = int(threadIdx.x); i < S::BM; i += S::THREADS) rows[i] = row_of(p, tile_row + i, phase).taps;
+        row = tile_row + int(threadIdx.x) / 8 - pad_down(p, phase) * p.width - pad_across(p, phase);
         const int first = int(threadIdx.x) / 8, lane = int(threadIdx.x) % 8 * 8;
         const int step = from / BK, area = p.side * p.side, block = step / area, place = step - block * area;
+        const int ky = place / p.side, kx = place - ky * p.side;
         channel = block * BK;
-        tap = 1u << place;
+        tap = 1u << tap_of(p, ky, kx);
         const bool second = channel >= p.channels;
         start(second);
-        const int ky = p.side == 1 ? 0 : place / 3, kx = place - ky * 3;
         const int pitch = second ? p.more_row : p.a_row;
         a += ((long long)(ky * p.width + kx) * pitch + (channel - (second ? p.channels : 0))) * int(sizeof(T));
         const bool is_gated = p.ending == GATED;
@@ -57,19 +59,19 @@ template <typename T, typename S> struct Steady {
     // To the next step, if there is one.
     __device__ __forceinline__ void advance(bool is_more) {
         more = is_more;
-        const int all = (p.channels + p.others) * int(sizeof(T)), pitch = int(a_step / S::AT_ONCE);
-        if (p.side == 1 || tap == 256u) {
-            tap = 1u;
+        const int pitch = int(a_step / S::AT_ONCE);
+        if (tap == unsigned(p.last_tap)) {
+            tap = unsigned(p.first_tap);
             channel += BK;
             if (channel == p.channels) {
                 start(true);
             } else {
-                a += BK * int(sizeof(T)) - (p.side == 1 ? 0 : (2 * p.width + 2) * pitch);
+                a += BK * int(sizeof(T)) - p.back_across_map * pitch;
             }
-            w += BK * int(sizeof(T)) - (p.side == 1 ? 0 : 8 * all);
+            w += (BK - p.back_along_k) * int(sizeof(T));
         } else {
-            a += tap & 36u ? (p.width - 2) * pitch : pitch;
-            w += all;
+            a += tap & LINE_ENDS ? (p.width - p.side + 1) * pitch : pitch;
+            w += (p.channels + p.others) * int(sizeof(T));
             tap <<= 1;
         }
     }
@@ -79,8 +81,7 @@ template <typename T, typename S> struct Steady {
     __device__ __forceinline__ void start(bool second) {
         const T* const map = static_cast<const T*>(second ? p.more : p.a) + blockIdx.z * p.a_batch;
         const int pitch = second ? p.more_row : p.a_row;
-        const int place = row - (p.side == 1 ? 0 : p.pad_down * p.width + p.pad_across);
-        a = reinterpret_cast<const char*>(map + ((long long)place * pitch + int(threadIdx.x) % 8 * 8));
+        a = reinterpret_cast<const char*>(map + ((long long)row * pitch + int(threadIdx.x) % 8 * 8));
         a_step = S::AT_ONCE * pitch * unsigned(sizeof(T));
     }
     // In one instruction.
@@ -102,7 +103,6 @@ template <typename T, typename S, bool CROSSED> struct Any {
     const T* a;           // this step's place and channel
     int pitch;            // of the map of this step
     unsigned tap;         // a bit, or none past the end
-    int down, across;     // places that a row with an odd first place adds in this step, if doubled
     const T *w, *w_next;  // the first row, and the one that is asked for next
     int w_step;           // from one to the next
     unsigned lines;       // bit i: row i of W is there
@@ -112,8 +112,9 @@ template <typename T, typename S, bool CROSSED> struct Any {
     __device__ __forceinline__ Any(const Problem& p, int tile_row, int column0, int from, unsigned* rows)
         : p(p), at(Depth<BK>::of(p, from, int(threadIdx.x) % 8 * 8)) {
         int2* const table = reinterpret_cast<int2*>(rows);
+        const int phase = phase_of(p);
         for (int i = int(threadIdx.x); i < S::BM; i += S::THREADS) {
-            const Row row = row_of(p, tile_row + i);
+            const Row row = row_of(p, tile_row + i, phase);
             table[i] = make_int2(row.place, int(row.taps));
         }
         const int first = int(threadIdx.x) / 8;
@@ -153,10 +154,7 @@ template <typename T, typename S, bool CROSSED> struct Any {
     // They are asked for in turn.
     __device__ __forceinline__ Chunk chunk(int i) {
         if (i < S::A_ROUNDS) {
-            int place = places[i];
-            if (taps[i] & 1u << 16) place += down;
-            if (taps[i] & 1u << 17) place += across;
-            return {a + (long long)place * pitch, more, taps[i] & tap};
+            return {a + (long long)places[i] * pitch, more, taps[i] & tap};
         }
         i -= S::A_ROUNDS;
         const unsigned there = more && (lines >> i & 1u) != 0u ? 1u : 0u;
@@ -187,12 +185,9 @@ template <typename T, typename S, bool CROSSED> struct Any {
         const bool second = at.channel >= p.channels && p.more != nullptr;
         const T* const map = static_cast<const T*>(second ? p.more : p.a) + blockIdx.z * p.a_batch;
         pitch = second ? p.more_row : p.a_row;
-        const int places = (at.ky >> p.doubled) * p.width + (at.kx >> p.doubled);
+        const int places = at.ky * p.width + at.kx;
         a = map + ((long long)places * pitch + (at.channel - (second ? p.channels : 0)));
         tap = at.tap == 15 ? 0u : 1u << at.tap;
-        // Of places 0, 1, 2 from an even one, the last is another in memory; from an odd one, the second is, too.
-        down = at.ky == 1 ? p.width : 0;
-        across = at.kx == 1 ? 1 : 0;
         w_next = w + at.k;
         asm volatile("" : "+l"(w_next));
     }

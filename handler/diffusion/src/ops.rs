@@ -11,6 +11,7 @@ mod maps;
 pub(crate) mod params;
 mod prompt;
 mod spread;
+mod upsampled;
 
 pub(crate) use array::{Array, Step};
 pub(crate) use bands::{Measured, Statistics, pad_rows};
@@ -19,6 +20,7 @@ pub(crate) use gpu::{Folded, LANES, SCORES, prompt_bytes, steps};
 pub use gpu::{ShapeTime, time_shapes};
 pub(crate) use maps::Maps;
 pub(crate) use prompt::{PromptAttention, PromptKeys, Prompts};
+pub(crate) use upsampled::UpsampledConv;
 
 use crate::ops::params::Params;
 use candle_core::{Error, Result, Tensor};
@@ -84,14 +86,6 @@ impl Conv {
     /// Adds `residual`, which has the output's shape.
     pub(crate) fn forward_adding(&self, xs: &Array, residual: &Array) -> Result<Array> {
         self.run(xs, None, Some(residual))
-    }
-
-    /// The convolution of [`upsample`]'s result.
-    pub(crate) fn forward_resized(&self, xs: &Array, height: usize, width: usize) -> Result<Array> {
-        match (&self.0, xs) {
-            (Form::Gpu(conv), Array::Gpu(xs)) => conv.forward_resized(xs, height, width).map(Array::Gpu),
-            _ => self.forward(&upsample(xs, height, width)?),
-        }
     }
 
     fn run(&self, xs: &Array, shift: Option<(&Array, &Step)>, residual: Option<&Array>) -> Result<Array> {

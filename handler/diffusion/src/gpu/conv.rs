@@ -1,4 +1,4 @@
-//! The shape of a convolution of NHWC activations.
+//! The shapes of convolutions of NHWC activations.
 
 use super::Dtype;
 
@@ -48,6 +48,27 @@ impl ConvShape {
         let rest = (size + 2 * padding).checked_sub(self.side);
         rest.and_then(|rest| rest.checked_div(self.stride)).map_or(0, |steps| steps + 1)
     }
+}
+
+/// A convolution of 3x3 with a place of zeros around, over a map in which every place is there twice, down and across. A window touches
+/// 2x2 places of the map itself, so it is four convolutions of 2x2, its phases: phase 2 `py` + `px` makes the places
+/// (2 y + `py`, 2 x + `px`). Weights that meet at one place are added: they are `[channels_out, 4 phases, 2 x 2, channels_in]`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct PhasesShape {
+    /// Type of x, w and y; sums are f32.
+    pub(crate) dtype: Dtype,
+    /// Images.
+    pub(crate) batch: usize,
+    /// Rows of x that are there. Others are zeros.
+    pub(crate) height: usize,
+    /// Width of x, half that of y.
+    pub(crate) width: usize,
+    /// Rows of x of which rows of y are made: from that one on, 0 or 1, so many. y is twice as high.
+    pub(crate) made: (usize, usize),
+    /// Channels of x.
+    pub(crate) channels_in: usize,
+    /// Channels of y.
+    pub(crate) channels_out: usize,
 }
 
 #[cfg(test)]

@@ -113,7 +113,7 @@ impl Lane {
 
     fn upload(&mut self, placed: &Placed, source: &dyn Source, piece: &Piece, turn: usize) -> Result<()> {
         let Slot { target, first_row, layout } = piece.slot;
-        let WeightLayout { inner, area, inner_out, .. } = *layout;
+        let WeightLayout { inner, area, inner_out, phased, .. } = *layout;
         let (pinned, staged) = &mut self.buffers[turn];
         let from = source.dtype(piece.name)?;
         let row = inner * area * from.bytes();
@@ -134,8 +134,8 @@ impl Lane {
             let name = format!("place_{}_{}", from.name(), placed.dtype().name());
             let blocks = (piece.rows * area * inner_out).div_ceil(8 * 256).max(1);
             let (grid, block) = ([blocks, 1, 1], 256);
-            let numbers =
-                [Arg::Long(first_row), Arg::Long(piece.rows), Arg::Int(inner), Arg::Int(area), Arg::Int(inner_out)];
+            let sizes = [inner, area, inner_out, usize::from(phased)].map(Arg::Int);
+            let numbers = [&[Arg::Long(first_row), Arg::Long(piece.rows)], &sizes[..]].concat();
             let args = [&[Arg::At(to), Arg::At(target.address())], numbers.as_slice()].concat();
             // SAFETY: reads what was copied above, and writes the piece's rows of the target.
             unsafe { placed.gpu().0.kernels.launch(&self.stream, Launch { name, grid, block, shared: 0 }, &args) }

@@ -19,7 +19,7 @@ pub(crate) trait Source: Sync {
 }
 
 /// A tensor of `[rows, inner, area]`, a filter for example, that becomes `[rows, area, inner]`, with zeros up to
-/// `inner_out` and `rows_out`.
+/// `inner_out` and `rows_out`. Filters of 3x3 may become `[rows, 4 phases, 4, inner]`: see [`PhasesShape`](super::conv::PhasesShape).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct WeightLayout {
     /// Rows of the tensor.
@@ -32,9 +32,20 @@ pub(crate) struct WeightLayout {
     pub rows_out: usize,
     /// Last dimension here, at least as long.
     pub inner_out: usize,
+    /// Whether filters, whose area is 9, become four phases.
+    pub phased: bool,
 }
 
+/// Weights of a filter of 3x3, and of its phases.
+const FILTER: usize = 9;
+const PHASES: usize = 16;
+
 impl WeightLayout {
+    /// Numbers of a row here.
+    fn width(&self) -> usize {
+        self.inner_out * if self.phased { PHASES } else { self.area }
+    }
+
     /// Whether rows lie here as in the tensor.
     pub(super) fn is_plain(&self) -> bool {
         self.area == 1 && self.inner == self.inner_out
@@ -163,17 +174,18 @@ impl Placed {
         Ok(done)
     }
 
-    /// Makes room for tensors of one width, row under row: `[rows of all, area x inner_out]`.
+    /// Makes room for tensors of one width, row under row: `[rows of all, area x inner_out]`, or `[rows of all, 16 x inner_out]`.
     ///
     /// # Errors
     /// Widths differ, or a tensor does not fit its room.
     pub(crate) fn place(&self, tensors: &[(String, WeightLayout)]) -> Result<Array> {
         let rows = tensors.iter().map(|(_, layout)| layout.rows_out).sum();
-        let width = tensors.first().map_or(0, |(_, layout)| layout.area * layout.inner_out);
+        let width = tensors.first().map_or(0, |(_, layout)| layout.width());
         let fits = |layout: &WeightLayout| {
-            layout.area * layout.inner_out == width
+            layout.width() == width
                 && layout.rows <= layout.rows_out
                 && layout.inner <= layout.inner_out
+                && (!layout.phased || layout.area == FILTER)
         };
         if let Some((name, layout)) = tensors.iter().find(|(_, layout)| !fits(layout)) {
             return Err(GpuError::Unavailable(format!("{name} has no room in rows of {width}: {layout:?}")));

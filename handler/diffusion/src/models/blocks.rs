@@ -2,7 +2,7 @@
 
 use crate::{
     ops::params::Params,
-    ops::{Array, Conv, GroupNorm, Linear, Maps, Step, pad_rows, upsample},
+    ops::{Array, Conv, GroupNorm, Linear, Maps, Step, UpsampledConv},
 };
 use candle_core::{Error, Result};
 use std::ops::Range;
@@ -97,11 +97,11 @@ impl Downsample {
 }
 
 /// Doubles height and width by repeating pixels, then a 3x3 convolution.
-pub(crate) struct Upsample(Conv);
+pub(crate) struct Upsample(UpsampledConv);
 
 impl Upsample {
     pub(crate) fn new(channels: usize, params: Params) -> Result<Self> {
-        Ok(Self(Conv::same3x3(channels, channels, params.pp("upsamplers.0.conv"))?))
+        Ok(Self(UpsampledConv::new(channels, channels, params.pp("upsamplers.0.conv"))?))
     }
 
     /// See [`Conv::measured_in`].
@@ -113,25 +113,17 @@ impl Upsample {
     pub(crate) fn forward(&self, xs: &Array, size: Option<(usize, usize)>) -> Result<Array> {
         let (height, width) = xs.size()?;
         let (height, width) = size.unwrap_or((height * 2, width * 2));
-        self.0.forward_resized(xs, height, width)
+        self.0.forward(xs, height, width)
     }
 
     /// Some rows of the output of twice the size. `xs` is one image.
     pub(super) fn forward_rows(&self, xs: &Array, rows: Range<usize>) -> Result<Array> {
-        let (height, width) = xs.size()?;
-        let (first, end) = (rows.start == 0, rows.end == 2 * height);
-        // The convolution reads a row more above and below.
-        let around = rows.start - usize::from(!first)..rows.end + usize::from(!end);
-        let from = around.start / 2..around.end.div_ceil(2);
-        let larger = upsample(&xs.rows(from.clone())?, 2 * from.len(), 2 * width)?;
-        let larger = larger.rows(around.start - 2 * from.start..around.end - 2 * from.start)?;
-        self.0.forward_open(&pad_rows(larger, first, end)?, None)
+        self.0.forward_rows(xs, rows)
     }
 
     /// A map for the output of twice the size, with any content.
     pub(super) fn room(&self, xs: &Array) -> Result<Array> {
-        let (height, width) = xs.size()?;
-        self.0.room(xs, (2 * height, 2 * width))
+        self.0.room(xs)
     }
 }
 

@@ -16,6 +16,7 @@ mod product;
 mod prompt;
 mod shapes;
 pub(crate) mod steps;
+mod upsampled;
 
 pub(crate) use attention::SCORES;
 pub(super) use attention::{attention, causal_attention};
@@ -29,6 +30,7 @@ pub(crate) use prompt::Folded;
 pub(super) use prompt::{PromptAttention, with_slots};
 pub(crate) use prompt::bytes as prompt_bytes;
 pub use shapes::{ShapeTime, time_shapes};
+pub(super) use upsampled::UpsampledConv;
 
 use crate::gpu::{Arg, Array, Dtype, Gpu, WeightLayout};
 use candle_core::{Error, Result};
@@ -38,7 +40,14 @@ pub(crate) const LANES: usize = 8;
 
 /// A vector as one row.
 fn vector(length: usize) -> WeightLayout {
-    WeightLayout { rows: 1, inner: length, area: 1, rows_out: 1, inner_out: length.next_multiple_of(LANES) }
+    WeightLayout {
+        rows: 1,
+        inner: length,
+        area: 1,
+        rows_out: 1,
+        inner_out: length.next_multiple_of(LANES),
+        phased: false,
+    }
 }
 
 fn refused<T>(what: String) -> Result<T> {

@@ -97,7 +97,7 @@ impl HopperPlan {
 
     /// Chunks of an image's rows whose moments of so many groups the kernel can take.
     pub(crate) fn chunks(&self, problem: &Problem, groups: usize) -> Option<usize> {
-        let chunks = problem.area() / if self.splits > 1 { 16 } else { PLACES };
+        let chunks = problem.area() / if self.splits > 1 { 16 } else { PLACES } * problem.phases();
         let channels = problem.columns / groups;
         let groups_fit = problem.columns.is_multiple_of(groups)
             && channels.is_multiple_of(2)
@@ -145,8 +145,8 @@ impl HopperPlan {
                 row,
                 lengths: [
                     PRODUCT_HOPPER_DEPTH,
-                    self.reach(self.tiling.across) + 2,
-                    self.reach(self.tiling.down) + 2,
+                    self.reach(self.tiling.across) + problem.side - 1,
+                    self.reach(self.tiling.down) + problem.side - 1,
                     1 + self.tiling.images,
                 ],
                 step: 1,
@@ -155,11 +155,11 @@ impl HopperPlan {
         let [channels, others] = problem.channels;
         let a = map(problem.a, channels, problem.a_row).encode(problem.dtype)?;
         let more = if others > 0 { map(problem.more, others, problem.more_row).encode(problem.dtype)? } else { a };
-        // A column's places follow one another, each with all channels, as an image's rows do. Where there is one place, there may be
-        // several problems.
+        // A column's places follow one another, each with all channels, as an image's rows do; those of phases, too. Where there is one
+        // place, there may be several problems.
         let (places, next) = match problem.problems {
-            1 => (problem.side * problem.side, channels + others),
-            problems => (problems, problem.w_batch),
+            problems if problems > 1 && !problem.phased => (problems, problem.w_batch),
+            _ => (problem.side * problem.side * problem.phases(), channels + others),
         };
         let w = Boxes {
             address: problem.w,
@@ -186,7 +186,7 @@ impl Tiling {
         let first_steps = steps(channels);
         let shapes = if mode == ROWS { &[[0, 0, 0]][..] } else { &[[0, 1, 0], [1, 0, 0], [0, 0, 1]] };
         let tilings = shapes.iter().map(|&[across, down, images]| {
-            let [height, width] = places(problem);
+            let [height, width] = problem.out_map;
             let tiles = |places: usize, two: usize| places.div_ceil(PRODUCT_HOPPER_PATCH << two);
             let (tiles_across, tiles_down) = match mode {
                 ROWS => (problem.rows.div_ceil(PRODUCT_HOPPER_ROWS), 1),
@@ -203,12 +203,12 @@ impl Tiling {
             return self.tiles_across * problem.problems;
         }
         let images = (problem.rows / problem.area()).div_ceil(1 + self.images);
-        self.tiles_across * self.tiles_down * images * kinds(problem)
+        self.tiles_across * self.tiles_down * images * problem.phases()
     }
 
     /// Whether no part of a tile is outside of the maps.
     fn is_exact(&self, problem: &Problem) -> bool {
-        self.tiles(problem, PATCHES) * PRODUCT_HOPPER_ROWS == problem.rows
+        self.tiles(problem, PATCHES) * PRODUCT_HOPPER_ROWS == problem.rows * problem.phases()
     }
 
     fn words(&self) -> [u64; 4] {
@@ -222,21 +222,12 @@ impl Tiling {
     }
 }
 
-/// Kinds of places: their parities, if the map is read as a larger one.
-fn kinds(problem: &Problem) -> usize {
-    if problem.doubled { 4 } else { 1 }
-}
-
-/// Whether it is one problem, or products whose rows follow one another.
+/// Whether it is one problem, or products whose rows follow one another, or phases whose weights do.
 fn is_in_turn(problem: &Problem) -> bool {
-    let &Problem { problems, side, stride, doubled, rows, .. } = problem;
-    let follow = problem.a_batch == rows * problem.a_row && problem.out_batch == rows * problem.out_row;
-    problems == 1 || side == 1 && stride == 1 && !doubled && problem.channels[1] == 0 && follow
-}
-
-/// Height and width of what the tiles of one kind cover.
-fn places(problem: &Problem) -> [usize; 2] {
-    if problem.doubled { problem.map } else { problem.out_map }
+    let &Problem { problems, side, stride, phased, rows, .. } = problem;
+    let rows_follow = problem.a_batch == rows * problem.a_row && problem.out_batch == rows * problem.out_row;
+    let products = side == 1 && stride == 1 && !phased && problem.channels[1] == 0 && rows_follow;
+    problems == 1 || products || phased && problems == 4 && problem.w_batch == problem.inner
 }
 
 /// How the rows of a tile must lie; `None` if the kernels do not take the problem, or others are faster.
@@ -252,12 +243,10 @@ fn mode_of(problem: &Problem) -> Option<usize> {
         return None;
     }
     let dense = problem.area() > 0 && problem.rows.is_multiple_of(problem.area());
-    match (problem.side, problem.stride, problem.doubled) {
-        (1, 1, false) => Some(ROWS),
-        (3, 1, false) if dense => Some(PATCHES),
-        // Two windows of each source's place begin at the place before it.
-        (3, 1, true) if dense && problem.padding == [1, 1] => Some(PATCHES),
-        (1 | 3, 2, false) if dense => Some(WINDOWS),
+    match (problem.side, problem.stride) {
+        (1, 1) => Some(ROWS),
+        (2 | 3, 1) if dense => Some(PATCHES),
+        (1 | 3, 2) if dense => Some(WINDOWS),
         _ => None,
     }
 }

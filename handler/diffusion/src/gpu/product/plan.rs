@@ -89,7 +89,7 @@ impl Plan {
     pub(crate) fn chunks(&self, problem: &Problem, groups: usize) -> Option<usize> {
         let [rows, columns] = self.part.filter(|_| self.splits == 1 && problem.ending == Ending::AsItIs)?;
         let whole = problem.area().is_multiple_of(rows) && problem.columns.is_multiple_of(groups);
-        let chunks = problem.area() / rows;
+        let chunks = problem.area() / rows * problem.phases();
         (whole && columns.is_multiple_of(problem.columns / groups) && chunks <= CHUNKS).then_some(chunks)
     }
 
@@ -121,7 +121,7 @@ fn leaves_none(problem: &Problem) -> bool {
 mod tests {
     use super::*;
     use crate::gpu::{
-        conv::ConvShape,
+        conv::{ConvShape, PhasesShape},
         matmul::{MatmulShape, Operands},
     };
 
@@ -162,6 +162,9 @@ mod tests {
                 };
                 problems.push(Problem::of_conv(&shape, 4096, 8192, 12_288));
             }
+            let (height, width, made, channels_out) = (side, side, (0, side), channels);
+            let shape = PhasesShape { dtype, batch: 2, height, width, made, channels_in: channels, channels_out };
+            problems.push(Problem::of_phases(&shape, 4096, 8192, 12_288));
             let gated = product(dtype, rows, 8 * channels, channels);
             problems.push(Problem { ending: Ending::Gated, out_row: 4 * channels, ..gated });
         }

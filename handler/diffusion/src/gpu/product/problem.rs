@@ -2,7 +2,7 @@
 
 use crate::gpu::{
     Dtype,
-    conv::ConvShape,
+    conv::{ConvShape, PhasesShape},
     matmul::{MatmulShape, Operands},
 };
 
@@ -51,14 +51,14 @@ pub(crate) struct Problem {
     pub channels: [usize; 2],
     /// Height and width of the map in memory.
     pub map: [usize; 2],
-    /// Of the output.
+    /// Of the output, or of one of its phases.
     pub out_map: [usize; 2],
     pub side: usize,
     pub stride: usize,
     /// Zeros above, and to the left.
     pub padding: [usize; 2],
-    /// Whether the map is read as one of twice the height and width.
-    pub doubled: bool,
+    /// Whether the problems are four phases.
+    pub phased: bool,
     /// Rows of the table.
     pub steps: usize,
     pub ending: Ending,
@@ -73,6 +73,9 @@ pub(crate) struct Problem {
 
 /// Of k, a step of the kernels on tensor cores.
 const STEP: usize = 64;
+/// Phases of a map that is read as twice as high and wide, and the side of their windows.
+const PHASES: usize = 4;
+const PHASE_SIDE: usize = 2;
 /// Between rows some kernels count bytes in 32 bits.
 const LONGEST_ROW: usize = 1 << 24;
 
@@ -108,7 +111,7 @@ impl Problem {
             side: 1,
             stride: 1,
             padding: [0; 2],
-            doubled: false,
+            phased: false,
             steps: 0,
             ending: Ending::AsItIs,
             measured: [0; 2],
@@ -136,7 +139,37 @@ impl Problem {
         }
     }
 
-    /// Rows of an image of the output.
+    /// A convolution of a map that is read as twice as high and wide.
+    pub(crate) fn of_phases(shape: &PhasesShape, x: u64, w: u64, y: u64) -> Self {
+        let &PhasesShape { dtype, batch, height, width, made: (first, rows), channels_in, channels_out } = shape;
+        let inner = PHASE_SIDE * PHASE_SIDE * channels_in;
+        let row = PHASES * inner;
+        let product = MatmulShape {
+            batch: PHASES,
+            a_row: channels_in,
+            w_row: row,
+            a_stride: 0,
+            w_stride: inner,
+            out_stride: 0,
+            ..MatmulShape::linear(dtype, batch * rows * width, channels_out, inner)
+        };
+        Self {
+            channels: [channels_in, 0],
+            map: [height, width],
+            out_map: [rows, width],
+            side: PHASE_SIDE,
+            padding: [1 - first, 1],
+            phased: true,
+            ..Self::of_matmul(&product, &Operands::product(x, w, y))
+        }
+    }
+
+    /// How many phases the output has.
+    pub(super) fn phases(&self) -> usize {
+        if self.phased { PHASES } else { 1 }
+    }
+
+    /// Rows of an image of the output, or of one of its phases.
     pub(crate) fn area(&self) -> usize {
         self.out_map[0] * self.out_map[1]
     }
@@ -157,11 +190,12 @@ impl Problem {
     /// Whether the faster kernels take it, apart from the number of columns: next rows of A are next places of a map, and each step
     /// along k is of one place of the window and of one map.
     pub(super) fn is_steady(&self) -> bool {
-        let follows = self.side == 1 || self.out_map == self.map;
+        // Between images are other rows where heights differ.
+        let one_image = self.rows == self.area();
+        let follows = self.side == 1 || self.out_map[1] == self.map[1] && (one_image || self.out_map[0] == self.map[0]);
         let fits = [self.a_row, self.more_row, self.w_row].iter().all(|&row| row < LONGEST_ROW);
         self.is_whole()
             && !self.crossed
-            && !self.doubled
             && self.stride == 1
             && follows
             && fits
@@ -202,6 +236,9 @@ impl Problem {
             Ending::Softmax { counted } => [counted, 0],
             _ => self.measured,
         };
+        let places = self.side * self.side;
+        let first_tap = if self.side == 2 { 1 << 4 } else { 1 };
+        let last_tap = first_tap << (places - 1);
         let before = [
             self.rows,
             self.columns,
@@ -220,7 +257,11 @@ impl Problem {
             self.stride,
             self.padding[0],
             self.padding[1],
-            usize::from(self.doubled),
+            usize::from(self.phased),
+            first_tap,
+            last_tap,
+            (self.side - 1) * (self.map[1] + 1),
+            (places - 1) * (self.channels[0] + self.channels[1]),
             self.steps,
             ending,
             depth,
@@ -249,13 +290,15 @@ mod tests {
     #[test]
     fn a_kernel_reads_the_fields_in_its_order() {
         let words = Problem { alpha: 0.5, wide: true, ..product() }.words(64).unwrap();
-        assert_eq!(words.len(), 10 + 3 + 28 / 2);
+        assert_eq!(words.len(), 10 + 3 + 32 / 2);
         assert_eq!((words[0], words[2], words[7]), (4096, 8192, 12_288));
         // Rows and columns, inner and the pitch of A.
         assert_eq!(&words[13..15], &[3 | 16 << 32, 24 | 24 << 32]);
+        // A window of one place: it is the first and the last.
+        assert_eq!(&words[22..24], &[1 | 1 << 32, 0]);
         // `chunks` is before alpha, then come `wide`, `crossed`, `whole` and the order along k.
-        assert_eq!(words[24] >> 32, u64::from(0.5f32.to_bits()));
-        assert_eq!(&words[25..], &[1, 1]);
+        assert_eq!(words[26] >> 32, u64::from(0.5f32.to_bits()));
+        assert_eq!(&words[27..], &[1, 1]);
         assert_eq!(Problem { a_row: 1 << 31, ..product() }.words(64), None);
     }
 
@@ -280,10 +323,33 @@ mod tests {
         assert!(!conv(64, 3, 2, false).is_steady() && !conv(64, 1, 2, false).is_steady());
         // Between images are rows that are no places of the output.
         assert!(!conv(64, 3, 1, true).is_steady());
-        assert!(!Problem { doubled: true, ..conv(64, 3, 1, false) }.is_steady());
+        // Of one image, what lies above and below is no row of another.
+        let one = conv(64, 3, 1, true);
+        assert!(Problem { rows: one.area(), ..one }.is_steady());
         let two = Problem { channels: [64, 64], inner: 9 * 128, ..conv(64, 3, 1, false) };
         assert!(two.is_steady());
         assert!(!Problem { channels: [96, 32], ..two }.is_steady());
+    }
+
+    #[test]
+    fn phases_read_one_map_and_have_their_weights_side_by_side() {
+        let shape = PhasesShape {
+            dtype: Dtype::F16,
+            batch: 2,
+            height: 10,
+            width: 24,
+            made: (0, 10),
+            channels_in: 64,
+            channels_out: 128,
+        };
+        let problem = Problem::of_phases(&shape, 4096, 8192, 12_288);
+        assert_eq!((problem.rows, problem.columns, problem.inner, problem.problems), (2 * 240, 128, 4 * 64, 4));
+        assert_eq!((problem.a_batch, problem.w_batch, problem.w_row, problem.out_batch), (0, 256, 1024, 0));
+        assert_eq!((problem.padding, problem.phases(), problem.is_steady()), ([1, 1], 4, true));
+        // Eight rows of one image, with those around them.
+        let band = Problem::of_phases(&PhasesShape { batch: 1, made: (1, 8), ..shape }, 4096, 8192, 12_288);
+        assert_eq!((band.padding, band.map, band.out_map), ([0, 1], [10, 24], [8, 24]));
+        assert!(band.is_steady() && !Problem { rows: 2 * band.rows, ..band }.is_steady());
     }
 
     #[test]

@@ -38,13 +38,14 @@ impl WidePlan {
             && problem.problems == 1
             && !problem.wide
             && !problem.crossed
-            && !problem.doubled
+            && !problem.phased
             && problem.channels[1] == 0
             && problem.alpha == 1.0
             && [problem.table, problem.onto, problem.partials].iter().all(|&address| address == 0)
             && matches!(problem.dtype, Dtype::F16 | Dtype::BF16)
             && problem.is_whole();
         let is_gated = problem.ending == Ending::Gated;
+        let plain = plain && (is_gated || problem.ending == Ending::AsItIs);
         let columns = if is_gated { problem.columns / 2 } else { problem.columns };
         if !plain || problem.out_row != columns || is_gated != (problem.bias != 0) {
             return None;

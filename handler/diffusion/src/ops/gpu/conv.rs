@@ -4,14 +4,14 @@ use super::{
     LANES, Maps, check_alike, check_f32, check_vector,
     linear::multiply,
     product::{After, product},
-    refused, upsample, vector,
+    refused, vector,
 };
 use crate::gpu::{Array, Placed, WeightLayout, conv::ConvShape, product::Problem};
 use crate::ops::{Window, params::Params};
 use candle_core::Result;
 
 /// Groups of every GroupNorm of Stable Diffusion.
-const USUAL_GROUPS: usize = 32;
+pub(super) const USUAL_GROUPS: usize = 32;
 
 /// A convolution with bias over a map.
 pub(in crate::ops) struct Conv {
@@ -39,6 +39,7 @@ impl Conv {
             area: side * side,
             rows_out: outer.next_multiple_of(LANES),
             inner_out: inner.next_multiple_of(LANES),
+            phased: false,
         };
         Ok(Self {
             weight: params.place(placed, &[outer, inner, side, side], "weight", layout)?,
@@ -83,25 +84,9 @@ impl Conv {
         After { bias: Some(&self.bias), shift, onto, groups: self.groups }
     }
 
-    /// After the map was resized by the nearest neighbour. If it is twice as large, it is never written to memory.
-    pub(in crate::ops) fn forward_resized(&self, xs: &Array, height: usize, width: usize) -> Result<Array> {
-        let doubled = matches!(xs.dims(), &[_, from_height, from_width, _] if [height, width] == [2 * from_height, 2 * from_width]);
-        if !doubled || self.window.side == 1 {
-            return self.forward(&upsample(xs, height, width)?, None, None);
-        }
-        let (shape, sums) = self.shape_for(xs, [height, width], false)?;
-        let problem = Problem::of_conv(&shape, xs.address(), self.weight.address(), sums.address());
-        let problem = Problem { map: [height / 2, width / 2], doubled: true, ..problem };
-        check_after(&sums, &self.bias, None, None)?;
-        Array::reach(&[&self.weight, &self.bias])?;
-        // SAFETY: dense arrays of the shape's dtype, which `shape_for` has compared; the kernel halves the numbers of places, so that
-        // those of x are half the shape's, as compared above.
-        unsafe { product(problem, sums, self.after(None, None)) }
-    }
-
-    /// The shape of the convolution of a map like `xs`, but of that height and width, and room for its result.
-    fn shape_for(&self, xs: &Array, [height, width]: [usize; 2], open: bool) -> Result<(ConvShape, Array)> {
-        let &[batch, _, _, channels] = xs.dims() else { return refused(format!("{:?} is no map", xs.dims())) };
+    /// The shape of the convolution of a map, and room for its result.
+    fn shape_for(&self, xs: &Array, open: bool) -> Result<(ConvShape, Array)> {
+        let &[batch, height, width, channels] = xs.dims() else { return refused(format!("{:?} is no map", xs.dims())) };
         let Window { side, stride, padding } = self.window;
         let out = self.channels_out();
         if channels * side * side != self.weight.columns() {
@@ -133,8 +118,7 @@ impl Conv {
         if self.window.side == 1 && shift.is_none() && !open {
             return multiply(xs, None, &self.weight, self.after(None, onto));
         }
-        let &[_, height, width, _] = xs.dims() else { return refused(format!("{:?} is no map", xs.dims())) };
-        let (shape, sums) = self.shape_for(xs, [height, width], open)?;
+        let (shape, sums) = self.shape_for(xs, open)?;
         let problem = Problem::of_conv(&shape, xs.address(), self.weight.address(), sums.address());
         check_after(&sums, &self.bias, shift, onto)?;
         Array::reach(&[&self.weight, &self.bias])?;

@@ -31,7 +31,7 @@ impl Linear {
         params: &[Params],
         placed: &Placed,
     ) -> Result<Self> {
-        let layout = WeightLayout { rows: each, inner, area: 1, rows_out: each, inner_out: inner };
+        let layout = WeightLayout { rows: each, inner, area: 1, rows_out: each, inner_out: inner, phased: false };
         let names = |leaf: &str, dims: &[usize]| -> Result<Vec<String>> {
             params.iter().map(|params| params.checked(dims, leaf)).collect()
         };
@@ -63,7 +63,7 @@ impl Linear {
             return refused(format!("windows to {each} channels: a GPU takes multiples of {LANES}"));
         }
         let inner_out = inner.next_multiple_of(LANES);
-        let layout = WeightLayout { rows: each, inner, area: 1, rows_out: each, inner_out };
+        let layout = WeightLayout { rows: each, inner, area: 1, rows_out: each, inner_out, phased: false };
         Ok(Self { weight: params.place(placed, &dims, "weight", layout)?, bias: None, each })
     }
 

@@ -1,6 +1,6 @@
 //! Times each product and each convolution of Stable Diffusion 1.5's UNet by itself.
 
-use super::{conv::Conv, linear::Linear};
+use super::{UpsampledConv, conv::Conv, linear::Linear};
 use crate::{
     gpu::{Array, Dtype, Gpu, Graph},
     ops::Window,
@@ -11,7 +11,7 @@ use std::time::Instant;
 /// What was timed.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ShapeTime {
-    /// `product`, with `residual` if there is one, `gated`, `conv`, with `doubled` if it reads its map as twice as large.
+    /// `product`, with `residual` if there is one, `gated`, `conv`, with `doubled` if its map is resized to twice the size.
     pub kind: &'static str,
     /// Rows of a product, or the side of a convolution's map as it lies in memory; two images either way.
     pub rows: usize,
@@ -116,6 +116,15 @@ pub fn time_shapes(gpu: &Gpu, dtype: Dtype, repeat: usize) -> Result<Vec<ShapeTi
         .collect()
 }
 
+/// Weights for each channel that is read and each that is written.
+fn area(kind: &str) -> usize {
+    match kind {
+        "conv" => 9,
+        "conv doubled" => 16,
+        _ => 1,
+    }
+}
+
 fn time(gpu: &Gpu, pool: &Array, shape: &ShapeTime, repeat: usize) -> Result<f64> {
     let &ShapeTime { kind, rows, inner, columns, stride, .. } = shape;
     // Parts that follow one another, from the start again at the end.
@@ -127,18 +136,17 @@ fn time(gpu: &Gpu, pool: &Array, shape: &ShapeTime, repeat: usize) -> Result<f64
         pool.part(at - count, count).reshaped(dims)
     };
     let is_conv = kind.starts_with("conv");
-    let area = if is_conv { 9 } else { 1 };
+    let area = area(kind);
     let xs = if is_conv { take(&[IMAGES, rows, rows, inner]) } else { take(&[1, rows, inner]) };
     let onto = (kind == "product residual").then(|| take(&[1, rows, columns]));
     let weights: Vec<_> = (0..LAUNCHES).map(|_| (take(&[columns, area * inner]), take(&[1, columns]))).collect();
     let launch = |(weight, bias): &(Array, Array)| -> Result<Array> {
+        if kind == "conv doubled" {
+            return UpsampledConv::of_arrays(weight.clone(), bias.clone()).forward(&xs, 2 * rows, 2 * rows);
+        }
         if is_conv {
             let conv = Conv::of_arrays(weight.clone(), bias.clone(), Window { side: 3, stride, padding: 1 });
-            return if kind == "conv doubled" {
-                conv.forward_resized(&xs, 2 * rows, 2 * rows)
-            } else {
-                conv.forward(&xs, None, None)
-            };
+            return conv.forward(&xs, None, None);
         }
         let linear = Linear::of_arrays(weight.clone(), bias.clone());
         if kind == "gated" { linear.forward_geglu(&xs) } else { linear.forward(&xs, onto.as_ref()) }
@@ -171,7 +179,7 @@ mod tests {
         assert_eq!(count("conv"), 2 * 22 + 2 + 3 + 3);
         assert_eq!((count("product"), count("gated")), (16 * 7 + 14, 16));
         assert!(ROWS.iter().all(|row| row.2.is_multiple_of(POOL_ROW) && row.3.is_multiple_of(POOL_ROW)));
-        let largest = ROWS.iter().map(|row| row.2 * row.3 * if row.0.starts_with("conv") { 9 } else { 1 }).max();
+        let largest = ROWS.iter().map(|row| row.2 * row.3 * area(row.0)).max();
         assert!(largest.unwrap() < POOL);
     }
 

@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::gpu::{
-    conv::ConvShape,
+    conv::{ConvShape, PhasesShape},
     matmul::{MatmulShape, Operands},
 };
 
@@ -32,6 +32,13 @@ fn conv(batch: usize, side: usize, from: usize, to: usize, stride: usize) -> Pro
     Problem::of_conv(&shape, 1 << 20, 2 << 20, 3 << 20)
 }
 
+/// Of a map that is read as twice as high and wide.
+fn phases(batch: usize, side: usize, channels: usize) -> Problem {
+    let (height, width, made, dtype) = (side, side, (0, side), Dtype::F16);
+    let shape = PhasesShape { dtype, batch, height, width, made, channels_in: channels, channels_out: channels };
+    Problem::of_phases(&shape, 1 << 20, 2 << 20, 3 << 20)
+}
+
 fn chosen(problem: &Problem) -> (String, [usize; 3]) {
     let plan = HopperPlan::on(problem, MULTIPROCESSORS).unwrap();
     (plan.launch.name, plan.launch.grid)
@@ -46,6 +53,9 @@ fn the_unets_problems_fill_the_gpu_in_one_round_where_that_was_measured_to_be_be
         (conv(2, 8, 1280, 1280, 1), "patches_80", [1, 16, 6]),
         (conv(2, 16, 1280, 1280, 2), "windows_80", [1, 16, 6]),
         (conv(1, 64, 512, 512, 1), "patches_128", [32, 4, 1]),
+        (phases(2, 32, 640), "patches_160", [64, 4, 1]),
+        (phases(2, 16, 1280), "patches_160", [16, 8, 1]),
+        (phases(2, 8, 1280), "patches_80", [4, 16, 2]),
         (product(8192, 320, 320), "rows_160", [64, 2, 1]),
         (product(2048, 640, 640), "rows_80", [16, 8, 1]),
         (product(512, 1280, 1280), "rows_80", [4, 16, 1]),
@@ -71,7 +81,7 @@ fn what_the_kernels_do_not_take_is_left_to_others() {
         ("few channels", conv(2, 64, 8, 320, 1)),
         ("few rows", product(2, 320, 1280)),
         ("a stride of 3", Problem { stride: 3, ..good }),
-        ("twice as large without zeros around", Problem { doubled: true, padding: [0, 0], ..good }),
+        ("phases whose weights are apart", Problem { w_batch: 1 << 20, ..phases(2, 32, 640) }),
     ] {
         assert_eq!(HopperPlan::on(&bad, MULTIPROCESSORS), None, "{why}");
     }
@@ -85,9 +95,10 @@ fn patches_of_small_maps_are_those_of_two_images() {
     let large = tiling(&conv(2, 64, 320, 320, 1));
     assert_eq!([large.across, large.down, large.images, large.tiles_across, large.tiles_down], [0, 1, 0, 8, 4]);
     assert_eq!((large.steps, large.first_steps), (45, 5));
-    // Read as twice as large: four kinds of places, of which each is a map as it lies in memory.
-    let problem = Problem { doubled: true, out_map: [128, 128], rows: 2 * 128 * 128, ..conv(2, 64, 640, 640, 1) };
+    // Four phases, of which each is a map of the size that is read.
+    let problem = phases(2, 64, 640);
     assert_eq!(tiling(&problem).tiles(&problem, PATCHES), 4 * 64);
+    assert_eq!(tiling(&problem).steps, 4 * 10);
     assert_eq!(
         Tiling { across: 1, down: 2, images: 3, tiles_across: 4, tiles_down: 5, steps: 6, first_steps: 7 }.words(),
         [2 << 32 | 1, 4 << 32 | 3, 6 << 32 | 5, 7]
@@ -109,23 +120,19 @@ fn moments_are_taken_where_tiles_fit_maps_and_groups() {
 #[test]
 fn moments_come_in_the_parts_of_groups_that_the_unets_joined_maps_need() {
     let chunks = |problem: &Problem, groups| HopperPlan::on(problem, MULTIPROCESSORS).unwrap().chunks(problem, groups);
-    let resized = |side: usize, channels: usize| {
-        let (map, out) = ([side; 2], 2 * side);
-        let conv = conv(2, side, channels, channels, 1);
-        Problem { map, doubled: true, out_map: [out; 2], rows: 2 * out * out, ..conv }
-    };
     let projected =
         |side: usize, channels: usize| Problem { out_map: [side; 2], ..product(2 * side * side, channels, channels) };
     for (problem, groups) in [
-        (resized(8, 1280), 32),
+        (phases(2, 8, 1280), 32),
         (projected(16, 1280), 64),
-        (resized(16, 1280), 64),
+        (phases(2, 16, 1280), 64),
         (projected(32, 640), 64),
-        (resized(32, 640), 64),
+        (phases(2, 32, 640), 64),
         (projected(64, 320), 32),
     ] {
         let found = chunks(&problem, groups);
-        assert!(found.is_some_and(|found| problem.area().is_multiple_of(found)), "{found:?} {problem:?}");
+        let places = problem.area() * problem.phases();
+        assert!(found.is_some_and(|found| places.is_multiple_of(found)), "{found:?} {problem:?}");
     }
 }
 

@@ -130,11 +130,11 @@ fn gpu_finer_moments_are_those_of_a_norms_groups() {
                 ("norm.bias", draw(&[channels], dtype)),
             ];
             let (cpu, gpu) = both(dtype, &tensors, |params| {
-                let conv = Conv::same3x3(channels, channels, params.pp("conv"))?.measured_in(Some(finer));
+                let conv = UpsampledConv::new(channels, channels, params.pp("conv"))?.measured_in(Some(finer));
                 Ok((conv, GroupNorm::new(32, channels, 1e-5, params.pp("norm"))?))
             });
             let xs = draw(&[2, channels, side / 2, side / 2], dtype);
-            let map = gpu.0.forward_resized(&map_to_gpu(&xs, dtype), side, side).unwrap();
+            let map = gpu.0.forward(&map_to_gpu(&xs, dtype), side, side).unwrap();
             let theirs = Array::Cpu(map_to_cpu(&map, channels));
             let plain = cpu.1.forward_silu(&theirs).unwrap().to_tensor().unwrap();
             let ours = map_to_cpu(&gpu.1.forward_silu(&map).unwrap(), channels);
