@@ -346,8 +346,8 @@ mod tests {
             // Norms about 1, and products that neither vanish nor grow.
             let inner = (dims[1..].iter().product::<usize>() as f64).max(1.0).powf(-0.5);
             let is_scale = name.contains("norm") && name.ends_with("weight");
-            let tensor = if is_scale { numbers * 0.1 + 1.0 } else { numbers * inner };
-            (name, tensor.unwrap())
+            let (scale, least) = if is_scale { (0.1, 1.0) } else { (inner, 0.0) };
+            (name, numbers.affine(scale, least).unwrap())
         });
         let weights = Weights::new(tensors.collect());
         let unet = Unet::new(&config, Params::on_cpu(&weights)).unwrap();
