@@ -199,6 +199,16 @@ impl Array {
         view
     }
 
+    /// Whether nobody else has any of this memory.
+    pub(crate) fn is_alone(&self) -> bool {
+        Arc::strong_count(&self.memory) == 1
+    }
+
+    /// The same numbers, of which nothing was measured.
+    pub(crate) fn without_moments(&self) -> Self {
+        Self { moments: None, ..self.clone() }
+    }
+
     pub(crate) fn moments(&self) -> Option<&Moments> {
         self.moments.as_ref()
     }

@@ -46,11 +46,11 @@ impl ResnetBlock {
         };
         // In the order in which they run: weights that are streamed come in it.
         Ok(Self {
+            shortcut: shortcut()?,
             norm1: GroupNorm::new(norm.groups, channels_in, norm.eps, params.pp("norm1"))?,
             conv1: conv3x3(channels_in, "conv1")?,
             time_emb_proj,
             norm2: GroupNorm::new(norm.groups, channels_out, norm.eps, params.pp("norm2"))?,
-            shortcut: shortcut()?,
             conv2: conv3x3(channels_out, "conv2")?,
         })
     }
@@ -66,20 +66,19 @@ impl ResnetBlock {
     }
 
     /// `shifts` is the result of [`ResnetBlock::shifts`], with the current step.
-    pub(crate) fn forward(&self, xs: &Maps, shifts: Option<(&Array, &Step)>) -> Result<Array> {
-        // Each map is dropped as soon as nothing reads it: those of a VAE are large.
-        let normed = self.norm1.forward_silu_joined(xs)?;
+    pub(crate) fn forward(&self, xs: Maps, shifts: Option<(&Array, &Step)>) -> Result<Array> {
+        // Each map is dropped or written over as soon as nothing reads it: those of a VAE are large.
+        let residual = match &self.shortcut {
+            Some(shortcut) => shortcut.forward_joined(&xs)?,
+            None => xs.one()?,
+        };
+        let normed = self.norm1.forward_silu_over(xs)?;
         let hidden = match shifts {
             Some((shifts, step)) => self.conv1.forward_shifted(&normed, shifts, step)?,
             None => self.conv1.forward(&normed)?,
         };
         drop(normed);
-        let normed = self.norm2.forward_silu(&hidden)?;
-        drop(hidden);
-        match &self.shortcut {
-            Some(shortcut) => self.conv2.forward_adding(&normed, &shortcut.forward_joined(xs)?),
-            None => self.conv2.forward_adding(&normed, &xs.one()?),
-        }
+        self.conv2.forward_adding(&self.norm2.forward_silu_over(hidden)?, &residual)
     }
 }
 
@@ -162,7 +161,7 @@ mod tests {
     fn a_block_reads_two_maps_as_one_with_the_channels_of_both() {
         let (block, first, second) = (block(), draw(&[2, 16, 9, 7]), draw(&[2, 8, 9, 7]));
         let numbers = |maps: Maps| {
-            let out = block.forward(&maps, None).unwrap().to_tensor().unwrap();
+            let out = block.forward(maps, None).unwrap().to_tensor().unwrap();
             out.flatten_all().unwrap().to_vec1::<f32>().unwrap()
         };
         let whole = Tensor::cat(&[&first, &second], 1).unwrap();
@@ -180,6 +179,6 @@ mod tests {
             assert!(maps.is_err(), "{dims:?}");
         }
         let few = Maps::joined(Array::Cpu(draw(&[2, 8, 9, 7])), Array::Cpu(draw(&[2, 8, 9, 7]))).unwrap();
-        assert!(block().forward(&few, None).is_err());
+        assert!(block().forward(few, None).is_err());
     }
 }

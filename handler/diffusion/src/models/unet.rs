@@ -140,7 +140,7 @@ impl Unet {
         for block in &self.up {
             xs = block.forward(xs, &mut layers, &mut skips)?;
         }
-        Ok(self.conv_out.forward(&self.conv_norm_out.forward_silu(&xs)?)?)
+        Ok(self.conv_out.forward(&self.conv_norm_out.forward_silu_over(xs)?)?)
     }
 }
 
@@ -177,8 +177,7 @@ impl Prepared {
 impl PreparedLayers<'_> {
     fn run(&mut self, resnet: &ResnetBlock, transformer: Option<&Transformer>, xs: Maps) -> CandleResult<Array> {
         let missing = || Error::Msg("more layers than were prepared".into()).bt();
-        let hidden = resnet.forward(&xs, Some((self.shifts.next().ok_or_else(missing)?, self.step)))?;
-        drop(xs);
+        let hidden = resnet.forward(xs, Some((self.shifts.next().ok_or_else(missing)?, self.step)))?;
         match transformer {
             Some(transformer) => {
                 let copies = std::mem::replace(&mut self.copies, 1);

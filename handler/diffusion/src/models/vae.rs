@@ -87,13 +87,13 @@ impl VaeDecoder {
         let mut xs = self.middle(latents)?;
         for (resnets, upsample) in &self.up {
             for resnet in resnets {
-                xs = resnet.forward(&xs.into(), None)?;
+                xs = resnet.forward(xs.into(), None)?;
             }
             if let Some(upsample) = upsample {
                 xs = upsample.forward(&xs, None)?;
             }
         }
-        Ok(self.conv_out.forward(&self.conv_norm_out.forward_silu(&xs)?)?)
+        Ok(self.conv_out.forward(&self.conv_norm_out.forward_silu_over(xs)?)?)
     }
 
     /// The same for one picture, in bands of so many rows: `take` gets the pixels from the first rows to the last. It takes less memory,
@@ -115,7 +115,7 @@ impl VaeDecoder {
                     xs = upsample.forward(&xs, None)?;
                 }
                 for resnet in resnets {
-                    xs = resnet.forward(&xs.into(), None)?;
+                    xs = resnet.forward(xs.into(), None)?;
                 }
             } else {
                 let mut source = match before {
@@ -143,11 +143,11 @@ impl VaeDecoder {
         }
         xs = self.conv_in.forward(&xs)?;
         let (before, attention, after) = &self.mid;
-        xs = before.forward(&xs.into(), None)?;
+        xs = before.forward(xs.into(), None)?;
         if let Some(attention) = attention {
             xs = attention.forward(&xs)?;
         }
-        Ok(after.forward(&xs.into(), None)?)
+        Ok(after.forward(xs.into(), None)?)
     }
 }
 

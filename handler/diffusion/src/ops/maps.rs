@@ -46,10 +46,12 @@ impl GroupNorm {
     ///
     /// # Errors
     /// There are other channels, or the device fails.
-    pub(crate) fn forward_silu_joined(&self, maps: &Maps) -> Result<Array> {
-        match (&self.0, &maps.0) {
-            (Form::Cpu(norm), Form::Cpu(xs)) => norm.forward(xs, true).map(Array::Cpu),
-            (Form::Gpu(norm), Form::Gpu(maps)) => norm.forward(maps, true).map(Array::Gpu),
+    ///
+    /// The maps are not needed any more: a GPU may write the result over the only one.
+    pub(crate) fn forward_silu_over(&self, maps: impl Into<Maps>) -> Result<Array> {
+        match (&self.0, maps.into().0) {
+            (Form::Cpu(norm), Form::Cpu(xs)) => norm.forward(&xs, true).map(Array::Cpu),
+            (Form::Gpu(norm), Form::Gpu(maps)) => norm.forward_over(maps, true).map(Array::Gpu),
             _ => Err(mixed()),
         }
     }

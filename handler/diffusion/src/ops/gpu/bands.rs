@@ -36,7 +36,8 @@ impl GroupNorm {
     /// `moments` are those of [`moments_by`] for a band of as many places.
     pub(in crate::ops) fn forward_by(&self, band: &Array, silu: bool, moments: &Array) -> Result<Array> {
         one_image(band)?;
-        self.apply(&band.clone().into(), &[moments], silu)
+        let out = band.gpu().scratch(band.dims(), band.dtype())?;
+        self.apply(&band.clone().into(), &[moments], out, silu)
     }
 }
 

@@ -69,9 +69,22 @@ impl GroupNorm {
     }
 
     pub(in crate::ops) fn forward(&self, maps: &Maps, silu: bool) -> Result<Array> {
+        let out = maps.gpu().scratch(&maps.dims(), maps.parts().0.dtype())?;
+        self.forward_to(maps, out, silu)
+    }
+
+    /// The same of maps that nobody needs any more. The result takes the place of the only one, if nobody else has that.
+    pub(in crate::ops) fn forward_over(&self, maps: Maps, silu: bool) -> Result<Array> {
+        match maps.parts() {
+            (map, None) if map.is_alone() => self.forward_to(&maps, map.without_moments(), silu),
+            _ => self.forward(&maps, silu),
+        }
+    }
+
+    fn forward_to(&self, maps: &Maps, out: Array, silu: bool) -> Result<Array> {
         match self.known(maps) {
-            Some(known) => self.apply(maps, &known, silu),
-            None => self.apply(maps, &[&moments(maps, self.groups)?], silu),
+            Some(known) => self.apply(maps, &known, out, silu),
+            None => self.apply(maps, &[&moments(maps, self.groups)?], out, silu),
         }
     }
 
@@ -97,8 +110,8 @@ impl GroupNorm {
     }
 
     /// The norm by moments `[images, units, chunks, 2]`, a unit being a group of the norm or a part of one: of all channels, or of those of
-    /// each map.
-    pub(super) fn apply(&self, maps: &Maps, moments: &[&Array], silu: bool) -> Result<Array> {
+    /// each map. It goes to `out`, which has the dims of a map with the channels of all, and may be the only one.
+    pub(super) fn apply(&self, maps: &Maps, moments: &[&Array], out: Array, silu: bool) -> Result<Array> {
         let (gpu, channels, [batch, rows]) = (maps.gpu(), maps.channels(), maps.images());
         let (first, second) = maps.parts();
         check_alike("a group norm", &[first, second.unwrap_or(first), &self.weight, &self.bias])?;
@@ -113,7 +126,10 @@ impl GroupNorm {
         let measured = if right.is_some() { border } else { channels };
         let sizes = self.sizes(maps, left, 0..measured)?;
         let others = right.map_or(Ok([1; 3]), |right| self.sizes(maps, right, measured..channels))?;
-        let out = gpu.scratch(&maps.dims(), first.dtype())?;
+        check_alike("a group norm's result", &[first, &out])?;
+        if out.dims() != maps.dims() {
+            return refused(format!("the norm of {:?} into {:?}", maps.dims(), out.dims()));
+        }
         let args = [
             &maps.addresses()[..],
             &[Arg::At(left.address()), address_or_null(right)],
@@ -125,8 +141,9 @@ impl GroupNorm {
         ];
         Array::reach(&[&self.weight, &self.bias])?;
         let launch = share.launch(format!("group_norm_{}", first.dtype().name()));
-        // SAFETY: weight and bias have as many channels as all maps, `out` is made like them, and the moments are those of their images and
-        // channels, in units that `sizes` has compared with the groups. `Share` holds the kernel's launch rule.
+        // SAFETY: weight and bias have as many channels as all maps, `out` has their dims, and the moments are those of their images and
+        // channels, in units that `sizes` has compared with the groups. `Share` holds the kernel's launch rule. If `out` is the map, each
+        // thread reads a number before it writes it, and no other does either.
         unsafe { gpu.launch(launch, &args.concat())? };
         Ok(out)
     }

@@ -244,7 +244,7 @@ fn gpu_norms_are_the_cpus() {
             // As two maps of which nothing was measured.
             let halves = xs.chunk(2, 1).unwrap();
             let [first, second] = [&halves[0], &halves[1]].map(|half| map_to_gpu(half, dtype));
-            let ours = gpu.forward_silu_joined(&Maps::joined(first, second).unwrap()).unwrap();
+            let ours = gpu.forward_silu_over(Maps::joined(first, second).unwrap()).unwrap();
             let plain = cpu.forward_silu(&plain).unwrap().to_tensor().unwrap();
             check(&format!("joined norm {name}"), dtype, &map_to_cpu(&ours, channels), &plain);
         }

@@ -95,15 +95,14 @@ fn gpu_joined_maps_are_the_cpus() {
             }
             // From the same numbers: the maps themselves were rounded.
             let theirs = [(&a, first), (&b, second)].map(|(map, channels)| Array::Cpu(map_to_cpu(map, channels)));
-            let theirs = joined(theirs.each_ref());
-            let plain = cpu.norm.forward_silu_joined(&theirs).unwrap().to_tensor().unwrap();
+            let plain = cpu.norm.forward_silu_over(joined(theirs.each_ref())).unwrap().to_tensor().unwrap();
             let [c, d] = [&a, &b].map(|map| unmeasured(map, dtype));
             for (what, maps) in [("measured", [&a, &b]), ("half measured", [&a, &d]), ("unmeasured", [&c, &d])] {
-                let ours = gpu.norm.forward_silu_joined(&joined(maps)).unwrap();
+                let ours = gpu.norm.forward_silu_over(joined(maps)).unwrap();
                 check(&format!("norm of {name}, {what}"), dtype, &map_to_cpu(&ours, first + second), &plain);
             }
             let ours = gpu.shortcut.forward_joined(&joined([&a, &b])).unwrap();
-            let plain = cpu.shortcut.forward_joined(&theirs).unwrap().to_tensor().unwrap();
+            let plain = cpu.shortcut.forward_joined(&joined(theirs.each_ref())).unwrap().to_tensor().unwrap();
             check(&format!("shortcut of {name}"), dtype, &map_to_cpu(&ours, first), &plain);
             // To the bit that of one map with the channels of both: they are added in the same order, as a step of k never has some of
             // either.
@@ -139,6 +138,28 @@ fn gpu_finer_moments_are_those_of_a_norms_groups() {
             let plain = cpu.1.forward_silu(&theirs).unwrap().to_tensor().unwrap();
             let ours = map_to_cpu(&gpu.1.forward_silu(&map).unwrap(), channels);
             check(&format!("{finer} groups of {channels} at {side}x{side}"), dtype, &ours, &plain);
+        }
+    });
+}
+
+/// A map that nobody else has is written over; one that somebody has is not. To the bit the same.
+#[test]
+fn gpu_norms_take_the_place_of_maps_that_nobody_needs() {
+    in_each_dtype(|dtype| {
+        let tensors = [("norm.weight", draw(&[64], dtype)), ("norm.bias", draw(&[64], dtype))];
+        let (_, norm) = both(dtype, &tensors, |params| GroupNorm::new(32, 64, 1e-5, params.pp("norm")));
+        let numbers = draw(&[3, 64, 33, 17], dtype);
+        let at = |map: &Array| map.gpu().unwrap().address();
+        let map = map_to_gpu(&numbers, dtype);
+        let plain = norm.forward_silu(&map).unwrap().gpu().unwrap().read().unwrap();
+        let beside = norm.forward_silu_over(map.clone()).unwrap();
+        assert_ne!(at(&beside), at(&map), "{}", dtype.name());
+        assert!(map.gpu().unwrap().read().unwrap() == map_to_gpu(&numbers, dtype).gpu().unwrap().read().unwrap());
+        let place = at(&map);
+        let over = norm.forward_silu_over(map).unwrap();
+        assert_eq!((at(&over), over.gpu().unwrap().moments().is_none()), (place, true), "{}", dtype.name());
+        for normed in [beside, over] {
+            assert!(normed.gpu().unwrap().read().unwrap() == plain, "{}", dtype.name());
         }
     });
 }
@@ -198,8 +219,8 @@ fn gpu_maps_that_do_not_fit_are_refused() {
     });
     // Of 128 channels in all.
     let maps = Maps::joined(good(), good()).unwrap();
-    assert!(norm.forward_silu_joined(&maps).is_err(), "a norm of more channels");
     assert!(one.forward_joined(&maps).is_err(), "a convolution of more channels");
     assert!(three.forward_joined(&maps).is_err(), "a convolution whose windows have nine places");
     assert!(maps.one().is_err(), "two maps as one");
+    assert!(norm.forward_silu_over(maps).is_err(), "a norm of more channels");
 }
