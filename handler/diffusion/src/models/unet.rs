@@ -4,10 +4,10 @@
 
 use crate::{
     error::Result,
+    gpu::{Dtype, Gpu},
     loading::config::UnetConfig,
     models::blocks::{Downsample, NormConfig, ResnetBlock, Upsample},
     models::time_embedding::TimeEmbedding,
-    gpu::{Dtype, Gpu},
     models::transformer::{Transformer, TransformerConfig},
     ops::params::Params,
     ops::{Array, Conv, Folded, GroupNorm, Maps, PromptAttention, PromptKeys, Prompts, Step, prompt_bytes},
@@ -68,7 +68,8 @@ impl Unet {
         })
     }
 
-    /// Computes what all steps share, for those timesteps and the prompt's embedding `[batch, tokens, cross_attention_dim]`. A UNet
+    /// Computes what all steps share, for those timesteps and the prompts' embeddings `[prompts, tokens, cross_attention_dim]`.
+    /// Each prompt is for `times` entries of the latents' batch, which follow one another. A UNet
     /// that takes the guidance scale as an input is given it, if there is one. What is folded of the prompts is in `room`, the result of
     /// [`Unet::room`] for them, or in scratch memory if that is empty.
     ///
@@ -79,11 +80,12 @@ impl Unet {
         timesteps: &[f64],
         guidance_scale: Option<f64>,
         context: &Array,
+        times: usize,
         room: &[Folded],
     ) -> Result<Prepared> {
         let time = self.time.forward(timesteps, guidance_scale, context)?;
         let mut prepared = Prepared::default();
-        let prompts = Prompts::new(context, self.prompt_attentions().any(PromptAttention::is_folded))?;
+        let prompts = Prompts::new(context, times, self.prompt_attentions().any(PromptAttention::is_folded))?;
         let mut room = room.iter();
         let mut keys = |attention: &PromptAttention| {
             attention.keys(&prompts, if attention.is_folded() { room.next() } else { None })
@@ -119,7 +121,7 @@ impl Unet {
     }
 
     /// The UNet's output for latents that are all at one step, in their shape and dtype. `prepared` is the result of [`Unet::prepare`]
-    /// for a context with the latents' batch.
+    /// for prompts that make up the latents' batch.
     ///
     /// # Errors
     /// Shapes do not fit the model, or the device fails or has too little memory.

@@ -75,12 +75,7 @@ impl Folded {
 
 impl PromptAttention {
     /// `None` where queries, attention and output one after the other are the better way: see [`pays`].
-    pub(in crate::ops) fn new(
-        channels: usize,
-        width: usize,
-        heads: usize,
-        params: &Params,
-    ) -> Result<Option<Self>> {
+    pub(in crate::ops) fn new(channels: usize, width: usize, heads: usize, params: &Params) -> Result<Option<Self>> {
         let fits = params.prompt_tokens().is_some_and(|tokens| tokens <= SLOTS);
         let Some(placed) = params.placed().filter(|placed| fits && pays(placed.gpu(), placed.dtype(), channels, heads))
         else {
@@ -122,7 +117,11 @@ impl PromptAttention {
         };
         check_alike("folded prompts", &[prompts, &keys, &values, self.to_q.weight(), self.to_out.weight()])?;
         if keys.dims() != dims[0] || values.dims() != dims[1] || tokens > SLOTS {
-            return refused(format!("{count} prompts of {tokens} tokens into {:?} and {:?}", keys.dims(), values.dims()));
+            return refused(format!(
+                "{count} prompts of {tokens} tokens into {:?} and {:?}",
+                keys.dims(),
+                values.dims()
+            ));
         }
         let both = self.to_kv.forward(prompts, None)?;
         Array::reach(&[self.to_q.weight(), self.to_out.weight()])?;
@@ -161,37 +160,49 @@ impl PromptAttention {
 
     /// The attention of `xs` `[batch, tokens, channels]` plus `residual` of the same shape. Each prompt is for as many entries of the batch.
     pub(in crate::ops) fn forward(&self, xs: &Array, prompts: &Folded, residual: &Array) -> Result<Array> {
-        let (channels, columns, dtype) = (self.channels, self.heads * SLOTS, xs.dtype());
         let Folded { keys, values, tokens } = prompts;
-        check_alike("attention to a prompt", &[xs, keys, values, residual, &self.bias])?;
-        check_vector("a bias", &self.bias, channels)?;
-        let count = keys.dims()[0];
-        let fits = xs.columns() == channels
-            && residual.dims() == xs.dims()
-            && keys.dims() == [count, columns, channels]
-            && values.dims() == [count, channels, columns]
-            && count > 0
-            && xs.dims()[0].is_multiple_of(count)
-            && (1..=SLOTS).contains(tokens);
-        if !fits {
+        if keys.dims()[1] != self.heads * SLOTS || !xs.dims()[0].is_multiple_of(keys.dims()[0].max(1)) {
             return refused(format!("attention of {:?} to {tokens} tokens of {:?}", xs.dims(), keys.dims()));
         }
-        let rows = xs.rows() / count;
-        let shares = xs.gpu().scratch(&with_columns(xs.dims(), columns), dtype)?;
-        let shape = MatmulShape { batch: count, ..MatmulShape::linear(dtype, rows, columns, channels) };
-        let at = Operands::product(xs.address(), keys.address(), shares.address());
-        let scores = Problem { ending: Ending::Softmax { counted: *tokens }, ..Problem::of_matmul(&shape, &at) };
-        // SAFETY: `count` problems of `rows` rows, one after the other, with `columns` keys each, as compared above; `shares` was made for
-        // them.
-        let shares = unsafe { product(scores, shares, After::default())? };
-        let out = xs.gpu().scratch(xs.dims(), dtype)?;
         Array::reach(&[&self.bias])?;
-        let shape = MatmulShape { batch: count, ..MatmulShape::linear(dtype, rows, channels, columns) };
-        let at = Operands::product(shares.address(), values.address(), out.address());
-        let after = After { bias: Some(&self.bias), onto: Some(residual), ..After::default() };
-        // SAFETY: the same the other way; bias and residual were compared above, and `out` has the dims of `xs`.
-        unsafe { product(Problem::of_matmul(&shape, &at), out, after) }
+        mix(&shares(xs, keys, *tokens)?, values, &self.bias, residual)
     }
+}
+
+/// The shares of each head's tokens for each row of `xs`, `[.., heads * 80]`. `keys` are `[prompts, heads * 80, channels]`.
+pub(super) fn shares(xs: &Array, keys: &Array, tokens: usize) -> Result<Array> {
+    let &[count, columns, channels] = keys.dims() else { return refused(format!("keys of {:?}", keys.dims())) };
+    check_alike("keys of a prompt", &[xs, keys])?;
+    let fits =
+        channels == xs.columns() && count > 0 && xs.rows().is_multiple_of(count) && columns.is_multiple_of(SLOTS);
+    if !fits || !(1..=SLOTS).contains(&tokens) {
+        return refused(format!("{:?} times {tokens} tokens of {:?}", xs.dims(), keys.dims()));
+    }
+    let out = xs.gpu().scratch(&with_columns(xs.dims(), columns), xs.dtype())?;
+    let shape = MatmulShape { batch: count, ..MatmulShape::linear(xs.dtype(), xs.rows() / count, columns, channels) };
+    let at = Operands::product(xs.address(), keys.address(), out.address());
+    let scores = Problem { ending: Ending::Softmax { counted: tokens }, ..Problem::of_matmul(&shape, &at) };
+    // SAFETY: `count` problems of as many rows, one after the other, with `columns` keys each, as compared above; `out` was made for them.
+    unsafe { product(scores, out, After::default()) }
+}
+
+/// The values in these shares, plus bias and residual. `values` are `[prompts, channels, heads * 80]`.
+pub(super) fn mix(shares: &Array, values: &Array, bias: &Array, residual: &Array) -> Result<Array> {
+    let &[count, channels, columns] = values.dims() else { return refused(format!("values of {:?}", values.dims())) };
+    check_alike("values of a prompt", &[shares, values, bias, residual])?;
+    check_vector("a bias", bias, channels)?;
+    let dims = with_columns(shares.dims(), channels);
+    let fits = columns == shares.columns() && count > 0 && shares.rows().is_multiple_of(count);
+    if !fits || residual.dims() != dims {
+        return refused(format!("{:?} of {:?} onto {:?}", shares.dims(), values.dims(), residual.dims()));
+    }
+    let out = shares.gpu().scratch(&dims, shares.dtype())?;
+    let rows = shares.rows() / count;
+    let shape = MatmulShape { batch: count, ..MatmulShape::linear(shares.dtype(), rows, channels, columns) };
+    let at = Operands::product(shares.address(), values.address(), out.address());
+    let after = After { bias: Some(bias), onto: Some(residual), ..After::default() };
+    // SAFETY: as above, the other way; bias and residual were compared with the rows and columns of `out`, which was made for them.
+    unsafe { product(Problem::of_matmul(&shape, &at), out, after) }
 }
 
 /// Prompts `[prompts, tokens, width]`, each with zeros up to the slots of a head.
@@ -228,6 +239,8 @@ fn pays(gpu: &Gpu, dtype: Dtype, channels: usize, heads: usize) -> bool {
 fn fits(channels: usize, heads: usize) -> bool {
     let columns = heads * SLOTS;
     let few = columns <= channels.max(FEW_COLUMNS) && columns <= 2 * channels;
-    few && heads > 0 && channels.is_multiple_of(DEPTH) && (channels / heads).is_multiple_of(super::LANES)
+    few && heads > 0
+        && channels.is_multiple_of(DEPTH)
+        && (channels / heads).is_multiple_of(super::LANES)
         && channels.is_multiple_of(heads)
 }

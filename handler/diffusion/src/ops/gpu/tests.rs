@@ -20,6 +20,7 @@ use std::{
 };
 
 mod joined;
+mod prompt;
 
 thread_local! {
     static DRAWS: Cell<u64> = const { Cell::new(1000) };
