@@ -240,7 +240,10 @@ impl Networks {
         }
         let room = match &self.state {
             DeviceState::Cpu => Vec::new(),
-            DeviceState::Gpu(state) => state.recordings.room(prompts)?,
+            DeviceState::Gpu(state) => {
+                state.residence.gpu().enter()?;
+                state.recordings.room(prompts)?
+            }
         };
         let prepared = self.prepare(timesteps, guidance.embedded(), context, batch / prompts, &room)?;
         Ok(match &self.state {
