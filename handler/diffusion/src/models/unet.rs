@@ -293,8 +293,8 @@ fn layers(
     (0..count).map(layer).collect()
 }
 
-/// Bytes of [`Unet::room`] for each prompt, by the config alone.
-pub(crate) fn room_bytes(config: &UnetConfig, dtype: Dtype) -> usize {
+/// Bytes of [`Unet::room`] for each prompt, by the config alone. The most of any GPU, if none is given.
+pub(crate) fn room_bytes(config: &UnetConfig, gpu: Option<&Gpu>, dtype: Dtype) -> usize {
     let levels = config.block_out_channels.len();
     let attends = |kinds: &[String], index: usize| usize::from(kinds[index].starts_with("CrossAttn"));
     let blocks = |level: usize| {
@@ -303,7 +303,7 @@ pub(crate) fn room_bytes(config: &UnetConfig, dtype: Dtype) -> usize {
             + attends(&config.up_block_types, levels - 1 - level) * (layers + 1);
         (around + usize::from(level + 1 == levels)) * config.transformer_layers_per_block.at(level)
     };
-    let of = |level: usize| prompt_bytes(dtype, config.block_out_channels[level], config.heads(level));
+    let of = |level: usize| prompt_bytes(gpu, dtype, config.block_out_channels[level], config.heads(level));
     (0..levels).map(|level| blocks(level) * of(level)).sum()
 }
 

@@ -147,7 +147,7 @@ impl Residence {
             vae: self.vae.pages().1,
             checker: self.checker,
             spans: self.unet.spans(),
-            fixed: FIXED + prompts(configs.0, extent, self.unet.dtype()),
+            fixed: FIXED + self.prompts(configs.0, extent),
             step,
             whole,
             bands: Some(bands),
@@ -162,7 +162,7 @@ impl Residence {
     pub(super) fn shrink(&mut self, configs: (&UnetConfig, &VaeConfig), extent: Extent) -> Result<()> {
         let gpu = self.gpu().clone();
         // What is loaded by now is not free any more.
-        let fixed = gpu.resident_bytes().max(prompts(configs.0, extent, self.unet.dtype()));
+        let fixed = gpu.resident_bytes().max(self.prompts(configs.0, extent));
         self.needs = Needs { fixed, ..self.needs_for(configs, extent) };
         self.free = gpu.free_bytes()? + gpu.bytes();
         let way = |fit: &Fit| (fit.kept, fit.streamed, fit.lent, fit.places, fit.in_bands);
@@ -176,6 +176,11 @@ impl Residence {
         };
         tracing::debug!(fit = ?self.fit, free = self.free, "less stays on the GPU");
         Ok(self.apply_fit()?)
+    }
+
+    /// What is folded of the prompts, with guidance two for each picture.
+    fn prompts(&self, config: &UnetConfig, extent: Extent) -> usize {
+        2 * extent.images * room_bytes(config, Some(self.gpu()), self.unet.dtype())
     }
 
     fn apply_fit(&self) -> std::result::Result<(), GpuError> {
@@ -290,7 +295,7 @@ pub fn foresee(
     let checker = pages_of(checker_parameters(model, checker)?, dtype, page);
     // The share of SD 1.5's UNet that only prepares the steps, and its widest layer. With the prompts' keys go the weights of queries
     // and output.
-    let ahead = unet.div_ceil(if room_bytes(&unet_config, dtype) > 0 { 12 } else { 18 });
+    let ahead = unet.div_ceil(if room_bytes(&unet_config, None, dtype) > 0 { 12 } else { 18 });
     let widest = (unet / 26).max(1);
     let unet = unet - ahead;
     let spans: Vec<_> = (0..unet).map(|first| (first, (first + widest).min(unet - 1))).collect();
@@ -304,7 +309,7 @@ pub fn foresee(
             vae,
             checker,
             spans: spans.clone(),
-            fixed: FIXED + prompts(&unet_config, extent, dtype),
+            fixed: FIXED + 2 * extent.images * room_bytes(&unet_config, None, dtype),
             step,
             whole,
             bands: Some(bands),
@@ -330,11 +335,6 @@ pub fn foresee(
 /// The largest of the usual sizes, 768x768, or a larger one itself.
 fn larger((height, width): (usize, usize)) -> (usize, usize) {
     if height * width < LARGEST.0 * LARGEST.1 { LARGEST } else { (height, width) }
-}
-
-/// What is folded of the prompts, with guidance two for each picture.
-fn prompts(config: &UnetConfig, extent: Extent, dtype: Dtype) -> usize {
-    2 * extent.images * room_bytes(config, dtype)
 }
 
 /// Scratch memory of a step, and of the decoder, whole and in bands.
