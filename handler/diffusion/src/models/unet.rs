@@ -84,7 +84,7 @@ impl Unet {
         room: &[Folded],
     ) -> Result<Prepared> {
         let time = self.time.forward(timesteps, guidance_scale, context)?;
-        let mut prepared = Prepared::default();
+        let mut prepared = Prepared { size: context.sequences()?, ..Prepared::default() };
         let prompts = Prompts::new(context, times, self.prompt_attentions().any(PromptAttention::is_folded))?;
         let mut room = room.iter();
         let mut keys = |attention: &PromptAttention| {
@@ -153,6 +153,8 @@ pub(crate) struct Prepared {
     pub shifts: Vec<Array>,
     /// What each block of each transformer needs of the prompts.
     pub prompts: Vec<Vec<PromptKeys>>,
+    /// Prompts, and tokens of each.
+    pub size: [usize; 2],
 }
 
 /// Runs layers in order, each with what was prepared for it.

@@ -101,14 +101,6 @@ impl PromptAttention {
 }
 
 impl PromptKeys {
-    /// Prompts and tokens of each.
-    pub(crate) fn size(&self) -> Result<[usize; 2]> {
-        match self {
-            Self::Plain([keys, _]) => keys.sequences(),
-            Self::Folded(folded) => Ok(folded.size()),
-        }
-    }
-
     /// An array of the same shape that stays, for what is no such already.
     pub(crate) fn resident_like(&self) -> Result<Self> {
         let like = |array: &Array| Ok::<_, Error>(Array::Gpu(array.gpu()?.resident_like(None)?));

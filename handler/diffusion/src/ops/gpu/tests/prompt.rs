@@ -96,7 +96,11 @@ fn gpu_keys_of_prompts_are_folded_anew_into_the_same_memory_and_repeat_to_the_bi
     let paint = |embeddings: &Tensor| {
         let prompts = Prompts::new(&to_gpu(embeddings, dtype), 1, true).unwrap();
         let keys = gpu.keys(&prompts, Some(&room.first(2))).unwrap();
-        assert_eq!(keys.size().unwrap(), [2, embeddings.dim(1).unwrap()]);
+        let PromptKeys::Folded(folded) = &keys else { panic!("keys and values alone") };
+        assert!(
+            folded.size() == [2, embeddings.dim(1).unwrap()]
+                && folded.is(&Folded { tokens: folded.tokens, ..room.first(2) })
+        );
         gpu.forward_adding(&to_gpu(&xs, dtype), &keys, &to_gpu(&residual, dtype)).unwrap().to_tensor().unwrap()
     };
     let all = [&first, &second, &first].map(paint);
