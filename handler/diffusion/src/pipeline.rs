@@ -301,8 +301,7 @@ impl Pipeline {
         {
             tracing::warn!("the model takes the guidance scale as an input: it does not read the negative prompt");
         }
-        let images = noise.dim(0)? / requests.len();
-        let context = self.context(requests, guided)?.repeat_rows(images)?;
+        let context = self.context(requests, guided)?;
         let mut latents = (noise * scheduler.init_noise_sigma())?;
         let timesteps = scheduler.timesteps().to_vec();
         let coefficients = scheduler.coefficients();

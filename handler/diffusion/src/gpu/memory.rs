@@ -80,9 +80,11 @@ impl Gpu {
         Array::new(self, &self.0.scratch, dims, dtype)
     }
 
-    /// Gives unused scratch memory from `keep` bytes on back to the driver. Graphs that use it are stale then.
+    /// Gives unused scratch memory from `keep` bytes on back to the driver, and what is free at the end of memory that stays. Graphs that
+    /// use that scratch memory are stale then.
     pub(crate) fn trim(&self, keep: usize) -> Result<()> {
         self.synchronize()?;
+        lock(&self.0.resident).trim(0)?;
         let left = lock(&self.0.scratch).trim(keep)?;
         lock(&self.0.trims).note(left);
         Ok(())

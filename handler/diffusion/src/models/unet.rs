@@ -69,9 +69,9 @@ impl Unet {
     }
 
     /// Computes what all steps share, for those timesteps and the prompts' embeddings `[prompts, tokens, cross_attention_dim]`. Each
-    /// latent will be looked at with `copies` prompts, the first of all latents first. A UNet that takes the guidance scale as an
-    /// input is given it, if there is one. What is folded of the prompts is in `room`, the result of [`Unet::room`] for them, or in
-    /// scratch memory if that is empty.
+    /// latent will be looked at with `copies` prompts, the first of all latents first, and each prompt is for `times` of these copies,
+    /// which follow one another. A UNet that takes the guidance scale as an input is given it, if there is one. What is folded of the
+    /// prompts is in `room`, the result of [`Unet::room`] for them, or in scratch memory if that is empty.
     ///
     /// # Errors
     /// Shapes do not fit the model, or the device fails or has too little memory.
@@ -81,11 +81,12 @@ impl Unet {
         guidance_scale: Option<f64>,
         context: &Array,
         copies: usize,
+        times: usize,
         room: &[Folded],
     ) -> Result<Prepared> {
         let time = self.time.forward(timesteps, guidance_scale, context)?;
-        let mut prepared = Prepared { copies, ..Prepared::default() };
-        let prompts = Prompts::new(context, self.prompt_attentions().any(PromptAttention::is_folded))?;
+        let mut prepared = Prepared { copies, size: context.sequences()?, ..Prepared::default() };
+        let prompts = Prompts::new(context, times, self.prompt_attentions().any(PromptAttention::is_folded))?;
         let mut room = room.iter();
         let mut keys = |attention: &PromptAttention| {
             attention.keys(&prompts, if attention.is_folded() { room.next() } else { None })
@@ -120,8 +121,8 @@ impl Unet {
         down.chain([(before, Some(attention)), (after, None)]).chain(up)
     }
 
-    /// The UNet's output for latents that are all at one step, in their dtype, with an output for each prompt. `prepared` is the result
-    /// of [`Unet::prepare`] for as many prompts as there are copies of all latents.
+    /// The UNet's output for latents that are all at one step, in their dtype, with an output for each copy. `prepared` is the result
+    /// of [`Unet::prepare`] for prompts that make up all copies of the latents.
     ///
     /// What comes before the first attention to a prompt is the same for all copies, and is computed once.
     ///
@@ -157,6 +158,8 @@ pub(crate) struct Prepared {
     pub shifts: Vec<Array>,
     /// What each block of each transformer needs of the prompts.
     pub prompts: Vec<Vec<PromptKeys>>,
+    /// Prompts, and tokens of each.
+    pub size: [usize; 2],
 }
 
 /// Runs layers in order, each with what was prepared for it.
@@ -303,8 +306,8 @@ fn layers(
     (0..count).map(layer).collect()
 }
 
-/// Bytes of [`Unet::room`] for each prompt, by the config alone.
-pub(crate) fn room_bytes(config: &UnetConfig, dtype: Dtype) -> usize {
+/// Bytes of [`Unet::room`] for each prompt, by the config alone. The most of any GPU, if none is given.
+pub(crate) fn room_bytes(config: &UnetConfig, gpu: Option<&Gpu>, dtype: Dtype) -> usize {
     let levels = config.block_out_channels.len();
     let attends = |kinds: &[String], index: usize| usize::from(kinds[index].starts_with("CrossAttn"));
     let blocks = |level: usize| {
@@ -313,7 +316,7 @@ pub(crate) fn room_bytes(config: &UnetConfig, dtype: Dtype) -> usize {
             + attends(&config.up_block_types, levels - 1 - level) * (layers + 1);
         (around + usize::from(level + 1 == levels)) * config.transformer_layers_per_block.at(level)
     };
-    let of = |level: usize| prompt_bytes(dtype, config.block_out_channels[level], config.heads(level));
+    let of = |level: usize| prompt_bytes(gpu, dtype, config.block_out_channels[level], config.heads(level));
     (0..levels).map(|level| blocks(level) * of(level)).sum()
 }
 
@@ -363,7 +366,7 @@ mod tests {
         let latents = draw(1, &[3, config.in_channels, 8, 8]);
         let context = draw(2, &[6, 77, config.cross_attention_dim.at(0)]);
         let output = |latents: Tensor, copies| {
-            let prepared = unet.prepare(&[500.0], None, &Array::Cpu(context.clone()), copies, &[]).unwrap();
+            let prepared = unet.prepare(&[500.0], None, &Array::Cpu(context.clone()), copies, 1, &[]).unwrap();
             let output = unet.forward(&Array::Cpu(latents), &Step::Index(0), &prepared).unwrap().to_tensor().unwrap();
             (output.dims().to_vec(), output.flatten_all().unwrap().to_vec1::<f32>().unwrap())
         };

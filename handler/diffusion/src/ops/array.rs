@@ -79,6 +79,18 @@ impl Array {
         }
     }
 
+    /// Sequences and tokens of `[sequences, tokens, channels]`.
+    pub(crate) fn sequences(&self) -> Result<[usize; 2]> {
+        let dims = match self {
+            Self::Cpu(xs) => xs.dims(),
+            Self::Gpu(xs) => xs.dims(),
+        };
+        match dims {
+            &[sequences, tokens, _] => Ok([sequences, tokens]),
+            dims => Err(candle_core::Error::Msg(format!("{dims:?} are no sequences")).bt()),
+        }
+    }
+
     /// Each element of the first dimension `times` times in a row. diffusers pairs prompts and images in this order.
     pub(crate) fn repeat_rows(&self, times: usize) -> Result<Self> {
         if times == 1 {

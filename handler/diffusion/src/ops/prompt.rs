@@ -22,24 +22,26 @@ pub(crate) struct Plain {
 /// What the steps need of the prompts.
 #[derive(Clone)]
 pub(crate) enum PromptKeys {
-    /// Keys and values, `[prompts, tokens, channels]` each.
+    /// Keys and values, `[batch, tokens, channels]` each.
     Plain([Array; 2]),
     /// With the weights in them.
     Folded(gpu::Folded),
 }
 
 /// The embeddings of prompts.
-pub(crate) struct Prompts<'a> {
-    /// `[prompts, tokens, width]`.
-    embeddings: &'a Array,
-    /// The same with zeros up to the slots of folded keys, where there are such.
+pub(crate) struct Prompts {
+    /// `[batch, tokens, width]`: each prompt for as many entries of the latents' batch.
+    repeated: Array,
+    tokens: usize,
+    /// `[prompts, slots, width]`, with zeros up to the slots of folded keys, where there are such.
     in_slots: Option<crate::gpu::Array>,
 }
 
-impl<'a> Prompts<'a> {
-    pub(crate) fn new(embeddings: &'a Array, any_folded: bool) -> Result<Self> {
+impl Prompts {
+    /// `embeddings` are `[prompts, tokens, width]`, of which each is for so many entries of the batch.
+    pub(crate) fn new(embeddings: &Array, times: usize, any_folded: bool) -> Result<Self> {
         let in_slots = any_folded.then(|| gpu::with_slots(embeddings.gpu()?)).transpose()?;
-        Ok(Self { embeddings, in_slots })
+        Ok(Self { repeated: embeddings.repeat_rows(times)?, tokens: embeddings.sequences()?[1], in_slots })
     }
 }
 
@@ -74,12 +76,11 @@ impl PromptAttention {
     pub(crate) fn keys(&self, prompts: &Prompts, room: Option<&gpu::Folded>) -> Result<PromptKeys> {
         match (self, &prompts.in_slots) {
             (Self::Plain(plain), _) => {
-                let both = plain.to_kv.forward_each(prompts.embeddings)?;
+                let both = plain.to_kv.forward_each(&prompts.repeated)?;
                 Ok(PromptKeys::Plain(both.try_into().map_err(|_| incomplete())?))
             }
             (Self::Folded(folded), Some(in_slots)) => {
-                let tokens = prompts.embeddings.gpu()?.dims()[1];
-                folded.fold(in_slots, tokens, room).map(PromptKeys::Folded)
+                folded.fold(in_slots, prompts.tokens, room).map(PromptKeys::Folded)
             }
             (Self::Folded(_), None) => Err(incomplete()),
         }
@@ -100,17 +101,6 @@ impl PromptAttention {
 }
 
 impl PromptKeys {
-    /// Prompts and tokens of each.
-    pub(crate) fn size(&self) -> Result<[usize; 2]> {
-        match self {
-            Self::Plain([keys, _]) => match keys.gpu()?.dims() {
-                &[prompts, tokens, _] => Ok([prompts, tokens]),
-                _ => Err(incomplete()),
-            },
-            Self::Folded(folded) => Ok(folded.size()),
-        }
-    }
-
     /// An array of the same shape that stays, for what is no such already.
     pub(crate) fn resident_like(&self) -> Result<Self> {
         let like = |array: &Array| Ok::<_, Error>(Array::Gpu(array.gpu()?.resident_like(None)?));

@@ -44,6 +44,13 @@ struct SharedPrompts {
     run: usize,
 }
 
+impl SharedPrompts {
+    fn forget(&mut self) {
+        self.room = Vec::new();
+        self.count = 0;
+    }
+}
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 struct StepKey {
     images: usize,
@@ -101,10 +108,11 @@ impl Recordings {
     pub(crate) fn room(&self, prompts: usize) -> crate::error::Result<Vec<Folded>> {
         let mut shared = lock(&self.prompts);
         shared.run += 1;
-        if prompts > shared.count {
+        let folds = shared.count == 0 || !shared.room.is_empty();
+        if folds && prompts > shared.count {
             // Recordings have the old room in them.
             lock(&self.steps).clear();
-            (shared.room, shared.count) = (Vec::new(), 0);
+            shared.forget();
             shared.room = self.unet.room(&self.gpu, prompts)?;
             shared.count = prompts;
         }
@@ -119,7 +127,7 @@ impl Recordings {
     /// Drops all recordings and frees their memory.
     pub(crate) fn clear(&self) -> Result<()> {
         lock(&self.steps).clear();
-        (lock(&self.prompts).room, lock(&self.prompts).count) = (Vec::new(), 0);
+        lock(&self.prompts).forget();
         Ok(self.gpu.trim(0)?)
     }
 
@@ -133,8 +141,8 @@ impl Recordings {
         coefficients: Option<&[StepCoefficients]>,
     ) -> Result<RecordedDenoiser<'a>> {
         let (images, channels, height, width) = noise.dims4()?;
-        let first = prepared.prompts.iter().flatten().next();
-        let [prompts, tokens] = first.map(PromptKeys::size).transpose()?.unwrap_or_default();
+        let [prompts, tokens] = prepared.size;
+        let run = lock(&self.prompts).run;
         let (guided, with_scheduler) = (guidance_scale.is_some(), coefficients.is_some());
         let key = StepKey { images, prompts, channels, height, width, guided, tokens, with_scheduler };
         let mut steps = lock(&self.steps);
@@ -147,7 +155,7 @@ impl Recordings {
         }
         let recording = steps.get(&key).ok_or_else(|| Error::Msg("a recording is gone".into()).bt())?;
         recording.reset(&prepared, count, guidance_scale.unwrap_or(1.0), coefficients.unwrap_or_default())?;
-        Ok(RecordedDenoiser { recordings: self, key, run: lock(&self.prompts).run })
+        Ok(RecordedDenoiser { recordings: self, key, run })
     }
 
     /// The pixels of one picture's latents as bytes, with height and width. Not recorded, because its kernels are long enough to keep
@@ -190,6 +198,7 @@ impl StepRecording {
             copies: like.copies,
             shifts: like.shifts.iter().map(table).collect::<Result<_>>()?,
             prompts: like.prompts.iter().map(prompts).collect::<Result<_>>()?,
+            size: like.size,
         };
         let latents = gpu.resident(&latents, Dtype::F32)?;
         Ok(Self {

@@ -184,7 +184,7 @@ impl Networks {
         guidance_scale: Option<f64>,
         context: &Tensor,
     ) -> Result<Tensor> {
-        let prepared = self.prepare(&[timestep], guidance_scale, &self.inputs.on_device(context)?, 1, &[])?;
+        let prepared = self.prepare(&[timestep], guidance_scale, &self.inputs.on_device(context)?, 1, 1, &[])?;
         self.bring_unet()?;
         let step = match &self.state {
             DeviceState::Cpu => Step::Index(0),
@@ -224,7 +224,7 @@ impl Networks {
     }
 
     /// Prepares the steps of a run for latents of the size of `noise`. `context` has the prompts' embeddings: with classifier-free
-    /// guidance the negative ones and then the others, else the others alone. `coefficients` are those of the scheduler, if it has them.
+    /// guidance the negative ones and then the others, else the others alone. Each is for as many pictures, which follow one another. `coefficients` are those of the scheduler, if it has them.
     pub(crate) fn denoiser(
         &self,
         timesteps: &[f64],
@@ -233,12 +233,19 @@ impl Networks {
         noise: &Tensor,
         coefficients: Option<&[StepCoefficients]>,
     ) -> Result<Denoiser<'_>> {
+        let guidance_scale = guidance.classifier_free();
+        let (batch, prompts) = (noise.dim(0)? * guidance.copies(), context.sequences()?[0]);
+        if prompts == 0 || !batch.is_multiple_of(prompts) {
+            return Err(candle_core::Error::Msg(format!("{prompts} prompts for a batch of {batch}")).bt().into());
+        }
         let room = match &self.state {
             DeviceState::Cpu => Vec::new(),
-            DeviceState::Gpu(state) => state.recordings.room(context.gpu()?.dims()[0])?,
+            DeviceState::Gpu(state) => {
+                state.residence.gpu().enter()?;
+                state.recordings.room(prompts)?
+            }
         };
-        let prepared = self.prepare(timesteps, guidance.embedded(), context, guidance.copies(), &room)?;
-        let guidance_scale = guidance.classifier_free();
+        let prepared = self.prepare(timesteps, guidance.embedded(), context, guidance.copies(), batch / prompts, &room)?;
         Ok(match &self.state {
             DeviceState::Cpu => Denoiser::Cpu { unet: &self.unet, prepared, guidance_scale },
             DeviceState::Gpu(state) => {
@@ -257,10 +264,11 @@ impl Networks {
         guidance_scale: Option<f64>,
         context: &Array,
         copies: usize,
+        times: usize,
         room: &[Folded],
     ) -> Result<Prepared> {
         let _here = self.here(|residence| &residence.ahead)?;
-        self.unet.prepare(timesteps, guidance_scale, context, copies, room)
+        self.unet.prepare(timesteps, guidance_scale, context, copies, times, room)
     }
 
     /// The pixels of one picture's latents `[1, channels, height, width]`: bytes `[height, width, 3]`, with height and width.

@@ -9,7 +9,7 @@ use crate::{
     error::{PipelineError, Result},
     gpu::{Dtype, Gpu, GpuError, Placed, Stay},
     loading::config::{UnetConfig, VaeConfig},
-    models::vae::DecodeMemory,
+    models::{unet::room_bytes, vae::DecodeMemory},
     offload::{Offload, Shortage},
 };
 use std::{path::Path, sync::Arc};
@@ -147,7 +147,7 @@ impl Residence {
             vae: self.vae.pages().1,
             checker: self.checker,
             spans: self.unet.spans(),
-            fixed: FIXED,
+            fixed: FIXED + self.prompts(configs.0, extent),
             step,
             whole,
             bands: Some(bands),
@@ -162,7 +162,8 @@ impl Residence {
     pub(super) fn shrink(&mut self, configs: (&UnetConfig, &VaeConfig), extent: Extent) -> Result<()> {
         let gpu = self.gpu().clone();
         // What is loaded by now is not free any more.
-        self.needs = Needs { fixed: gpu.resident_bytes(), ..self.needs_for(configs, extent) };
+        let fixed = gpu.resident_bytes().max(self.prompts(configs.0, extent));
+        self.needs = Needs { fixed, ..self.needs_for(configs, extent) };
         self.free = gpu.free_bytes()? + gpu.bytes();
         let way = |fit: &Fit| (fit.kept, fit.streamed, fit.lent, fit.places, fit.in_bands);
         let tighter = |fit: &Fit| way(fit) != way(&self.fit);
@@ -175,6 +176,11 @@ impl Residence {
         };
         tracing::debug!(fit = ?self.fit, free = self.free, "less stays on the GPU");
         Ok(self.apply_fit()?)
+    }
+
+    /// What is folded of the prompts, with guidance two for each picture.
+    fn prompts(&self, config: &UnetConfig, extent: Extent) -> usize {
+        2 * extent.images * room_bytes(config, Some(self.gpu()), self.unet.dtype())
     }
 
     fn apply_fit(&self) -> std::result::Result<(), GpuError> {
@@ -287,8 +293,9 @@ pub fn foresee(
     let page = if parameters[1] < SMALL { SMALL_PAGE } else { PAGE };
     let [text, unet, vae] = parameters.map(|count| pages_of(count, dtype, page));
     let checker = pages_of(checker_parameters(model, checker)?, dtype, page);
-    // The share of SD 1.5's UNet that only prepares the steps, and its widest layer.
-    let ahead = unet.div_ceil(18);
+    // The share of SD 1.5's UNet that only prepares the steps, and its widest layer. With the prompts' keys go the weights of queries
+    // and output.
+    let ahead = unet.div_ceil(if room_bytes(&unet_config, None, dtype) > 0 { 12 } else { 18 });
     let widest = (unet / 26).max(1);
     let unet = unet - ahead;
     let spans: Vec<_> = (0..unet).map(|first| (first, (first + widest).min(unet - 1))).collect();
@@ -302,7 +309,7 @@ pub fn foresee(
             vae,
             checker,
             spans: spans.clone(),
-            fixed: FIXED,
+            fixed: FIXED + 2 * extent.images * room_bytes(&unet_config, None, dtype),
             step,
             whole,
             bands: Some(bands),

@@ -265,6 +265,23 @@ mod tests {
     }
 
     #[test]
+    fn a_softmax_is_taken_by_its_own_tiles_in_one_part_or_refused() {
+        for facts in [H200, L4, T4] {
+            for (rows, channels) in [(4096, 320), (1024, 640), (256, 1280), (9, 320)] {
+                let shape = MatmulShape { batch: 2, ..MatmulShape::linear(Dtype::F16, rows, 640, channels) };
+                let problem = Problem::of_matmul(&shape, &Operands::product(4096, 8192, 12_288));
+                let problem = Problem { ending: Ending::Softmax { counted: 77 }, ..problem };
+                let plan = Plan::among(&problem, &facts, leaves_none(&problem)).unwrap();
+                assert!(plan.launch.name.starts_with("product_softmax_f16_"), "{plan:?}");
+                assert_eq!((plan.splits, plan.launch.grid[2], plan.part.map(|part| part[1])), (1, 2, Some(80)));
+            }
+        }
+        let plain = product(Dtype::F32, 64, 640, 320);
+        let refused = Plan::among(&Problem { ending: Ending::Softmax { counted: 77 }, ..plain }, &H200, false);
+        assert!(refused.unwrap_err().to_string().contains("softmax"));
+    }
+
+    #[test]
     fn nothing_to_compute_is_refused() {
         assert!(Plan::among(&product(Dtype::F16, 0, 64, 64), &H200, true).is_err());
     }

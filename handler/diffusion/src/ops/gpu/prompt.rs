@@ -9,7 +9,7 @@
 //! A step then computes `softmax(x K'^T) V'^T + bias + residual`, the softmax of each head with base 2, at the end of the first product.
 
 use super::{
-    check_alike, check_vector,
+    LANES, check_alike, check_vector,
     linear::Linear,
     product::{After, product},
     refused, vector, with_columns,
@@ -28,7 +28,7 @@ use std::f32::consts::LOG2_E;
 
 /// The kernels that end with a softmax take channels in these steps.
 const DEPTH: usize = 64;
-/// As many columns of scores pay even where there are half as many channels (8 heads of Stable Diffusion 1.5).
+/// On Hopper, as many columns of scores pay even with half as many channels.
 const FEW_COLUMNS: usize = 640;
 
 /// Queries, keys, values and output of one attention to a prompt.
@@ -75,12 +75,7 @@ impl Folded {
 
 impl PromptAttention {
     /// `None` where queries, attention and output one after the other are the better way: see [`pays`].
-    pub(in crate::ops) fn new(
-        channels: usize,
-        width: usize,
-        heads: usize,
-        params: &Params,
-    ) -> Result<Option<Self>> {
+    pub(in crate::ops) fn new(channels: usize, width: usize, heads: usize, params: &Params) -> Result<Option<Self>> {
         let fits = params.prompt_tokens().is_some_and(|tokens| tokens <= SLOTS);
         let Some(placed) = params.placed().filter(|placed| fits && pays(placed.gpu(), placed.dtype(), channels, heads))
         else {
@@ -122,7 +117,11 @@ impl PromptAttention {
         };
         check_alike("folded prompts", &[prompts, &keys, &values, self.to_q.weight(), self.to_out.weight()])?;
         if keys.dims() != dims[0] || values.dims() != dims[1] || tokens > SLOTS {
-            return refused(format!("{count} prompts of {tokens} tokens into {:?} and {:?}", keys.dims(), values.dims()));
+            return refused(format!(
+                "{count} prompts of {tokens} tokens into {:?} and {:?}",
+                keys.dims(),
+                values.dims()
+            ));
         }
         let both = self.to_kv.forward(prompts, None)?;
         Array::reach(&[self.to_q.weight(), self.to_out.weight()])?;
@@ -161,37 +160,49 @@ impl PromptAttention {
 
     /// The attention of `xs` `[batch, tokens, channels]` plus `residual` of the same shape. Each prompt is for as many entries of the batch.
     pub(in crate::ops) fn forward(&self, xs: &Array, prompts: &Folded, residual: &Array) -> Result<Array> {
-        let (channels, columns, dtype) = (self.channels, self.heads * SLOTS, xs.dtype());
         let Folded { keys, values, tokens } = prompts;
-        check_alike("attention to a prompt", &[xs, keys, values, residual, &self.bias])?;
-        check_vector("a bias", &self.bias, channels)?;
-        let count = keys.dims()[0];
-        let fits = xs.columns() == channels
-            && residual.dims() == xs.dims()
-            && keys.dims() == [count, columns, channels]
-            && values.dims() == [count, channels, columns]
-            && count > 0
-            && xs.dims()[0].is_multiple_of(count)
-            && (1..=SLOTS).contains(tokens);
-        if !fits {
+        if keys.dims()[1] != self.heads * SLOTS || !xs.dims()[0].is_multiple_of(keys.dims()[0].max(1)) {
             return refused(format!("attention of {:?} to {tokens} tokens of {:?}", xs.dims(), keys.dims()));
         }
-        let rows = xs.rows() / count;
-        let shares = xs.gpu().scratch(&with_columns(xs.dims(), columns), dtype)?;
-        let shape = MatmulShape { batch: count, ..MatmulShape::linear(dtype, rows, columns, channels) };
-        let at = Operands::product(xs.address(), keys.address(), shares.address());
-        let scores = Problem { ending: Ending::Softmax { counted: *tokens }, ..Problem::of_matmul(&shape, &at) };
-        // SAFETY: `count` problems of `rows` rows, one after the other, with `columns` keys each, as compared above; `shares` was made for
-        // them.
-        let shares = unsafe { product(scores, shares, After::default())? };
-        let out = xs.gpu().scratch(xs.dims(), dtype)?;
         Array::reach(&[&self.bias])?;
-        let shape = MatmulShape { batch: count, ..MatmulShape::linear(dtype, rows, channels, columns) };
-        let at = Operands::product(shares.address(), values.address(), out.address());
-        let after = After { bias: Some(&self.bias), onto: Some(residual), ..After::default() };
-        // SAFETY: the same the other way; bias and residual were compared above, and `out` has the dims of `xs`.
-        unsafe { product(Problem::of_matmul(&shape, &at), out, after) }
+        mix(&shares(xs, keys, *tokens)?, values, &self.bias, residual)
     }
+}
+
+/// The shares of each head's tokens for each row of `xs`, `[.., heads * 80]`. `keys` are `[prompts, heads * 80, channels]`.
+pub(super) fn shares(xs: &Array, keys: &Array, tokens: usize) -> Result<Array> {
+    let &[count, columns, channels] = keys.dims() else { return refused(format!("keys of {:?}", keys.dims())) };
+    check_alike("keys of a prompt", &[xs, keys])?;
+    let fits =
+        channels == xs.columns() && count > 0 && xs.rows().is_multiple_of(count) && columns.is_multiple_of(SLOTS);
+    if !fits || !(1..=SLOTS).contains(&tokens) {
+        return refused(format!("{:?} times {tokens} tokens of {:?}", xs.dims(), keys.dims()));
+    }
+    let out = xs.gpu().scratch(&with_columns(xs.dims(), columns), xs.dtype())?;
+    let shape = MatmulShape { batch: count, ..MatmulShape::linear(xs.dtype(), xs.rows() / count, columns, channels) };
+    let at = Operands::product(xs.address(), keys.address(), out.address());
+    let scores = Problem { ending: Ending::Softmax { counted: tokens }, ..Problem::of_matmul(&shape, &at) };
+    // SAFETY: `count` problems of as many rows, one after the other, with `columns` keys each, as compared above; `out` was made for them.
+    unsafe { product(scores, out, After::default()) }
+}
+
+/// The values in these shares, plus bias and residual. `values` are `[prompts, channels, heads * 80]`.
+pub(super) fn mix(shares: &Array, values: &Array, bias: &Array, residual: &Array) -> Result<Array> {
+    let &[count, channels, columns] = values.dims() else { return refused(format!("values of {:?}", values.dims())) };
+    check_alike("values of a prompt", &[shares, values, bias, residual])?;
+    check_vector("a bias", bias, channels)?;
+    let dims = with_columns(shares.dims(), channels);
+    let fits = columns == shares.columns() && count > 0 && shares.rows().is_multiple_of(count);
+    if !fits || residual.dims() != dims {
+        return refused(format!("{:?} of {:?} onto {:?}", shares.dims(), values.dims(), residual.dims()));
+    }
+    let out = shares.gpu().scratch(&dims, shares.dtype())?;
+    let rows = shares.rows() / count;
+    let shape = MatmulShape { batch: count, ..MatmulShape::linear(shares.dtype(), rows, channels, columns) };
+    let at = Operands::product(shares.address(), values.address(), out.address());
+    let after = After { bias: Some(bias), onto: Some(residual), ..After::default() };
+    // SAFETY: as above, the other way; bias and residual were compared with the rows and columns of `out`, which was made for them.
+    unsafe { product(Problem::of_matmul(&shape, &at), out, after) }
 }
 
 /// Prompts `[prompts, tokens, width]`, each with zeros up to the slots of a head.
@@ -212,22 +223,55 @@ pub(in crate::ops) fn with_slots(prompts: &Array) -> Result<Array> {
     Ok(all)
 }
 
-/// Bytes that [`PromptAttention::room`] takes for each prompt, 0 where nothing is folded.
-pub(crate) fn bytes(dtype: Dtype, channels: usize, heads: usize) -> usize {
-    if fits(channels, heads) && dtype != Dtype::F32 { 2 * heads * SLOTS * channels * dtype.bytes() } else { 0 }
+/// Bytes that [`PromptAttention::room`] takes for each prompt, 0 where nothing is folded. The most of any GPU, if none is given.
+pub(crate) fn bytes(gpu: Option<&Gpu>, dtype: Dtype, channels: usize, heads: usize) -> usize {
+    let folds = match gpu {
+        Some(gpu) => pays(gpu, dtype, channels, heads),
+        None => dtype != Dtype::F32 && fits(true, channels, heads),
+    };
+    if folds { 2 * heads * SLOTS * channels * dtype.bytes() } else { 0 }
 }
 
-/// Whether two products are the better way, here and nowhere else. They save a kernel and the work of the queries, but have 80 columns
-/// for each head. With 8 heads that is faster at 320, 640 and 1280 channels (measured on an H200, PERFORMANCE.md). The more columns
-/// there are beside the channels, the more of it is lost again, and memory with it: with a head for each 64 channels (Stable Diffusion 2)
-/// the columns are 1.25 times the channels. There are no such kernels without tensor cores.
+/// Whether two products are the better way, here and nowhere else. They save a kernel, but have 80 columns for each head, while queries
+/// and output have the channels twice. With 8 heads they are faster at 640 and 1280 channels, and on Hopper at 320, too; with the
+/// other kernels, 320 channels take longer (measured on an H200, PERFORMANCE.md). With a head for each 64 channels (Stable Diffusion 2)
+/// the columns are 1.25 times the channels: the more channels there are, the less is saved, and the more memory is taken. There are no
+/// such kernels without tensor cores.
 fn pays(gpu: &Gpu, dtype: Dtype, channels: usize, heads: usize) -> bool {
-    gpu.fuses(dtype) && fits(channels, heads)
+    gpu.fuses(dtype) && fits(gpu.is_hopper(), channels, heads)
 }
 
-fn fits(channels: usize, heads: usize) -> bool {
+fn fits(is_hopper: bool, channels: usize, heads: usize) -> bool {
     let columns = heads * SLOTS;
-    let few = columns <= channels.max(FEW_COLUMNS) && columns <= 2 * channels;
-    few && heads > 0 && channels.is_multiple_of(DEPTH) && (channels / heads).is_multiple_of(super::LANES)
-        && channels.is_multiple_of(heads)
+    let few = columns <= channels || is_hopper && columns <= FEW_COLUMNS.min(2 * channels);
+    let whole = heads > 0 && channels.is_multiple_of(heads) && (channels / heads).is_multiple_of(LANES);
+    few && whole && channels.is_multiple_of(DEPTH)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn prompts_are_folded_where_that_was_measured_to_be_faster() {
+        // Stable Diffusion 1.5, on Hopper and elsewhere; Stable Diffusion 2; the small model in the repository.
+        for (channels, heads, wanted) in [
+            (320, 8, [true, false]),
+            (640, 8, [true, true]),
+            (1280, 8, [true, true]),
+            (320, 5, [true, false]),
+            (640, 10, [false, false]),
+            (1280, 20, [false, false]),
+            (96, 6, [false, false]),
+            (0, 0, [false, false]),
+        ] {
+            assert_eq!(
+                [true, false].map(|is_hopper| fits(is_hopper, channels, heads)),
+                wanted,
+                "{channels} in {heads}"
+            );
+        }
+        assert_eq!(bytes(None, Dtype::F16, 1280, 8), 2 * 640 * 1280 * 2);
+        assert_eq!((bytes(None, Dtype::F32, 1280, 8), bytes(None, Dtype::BF16, 1280, 20)), (0, 0));
+    }
 }

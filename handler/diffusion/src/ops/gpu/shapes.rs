@@ -1,6 +1,11 @@
 //! Times each product and each convolution of Stable Diffusion 1.5's UNet by itself.
 
-use super::{UpsampledConv, conv::Conv, linear::Linear};
+use super::{
+    UpsampledConv,
+    conv::Conv,
+    linear::Linear,
+    prompt::{mix, shares},
+};
 use crate::{
     gpu::{Array, Dtype, Gpu, Graph},
     ops::Window,
@@ -11,7 +16,8 @@ use std::time::Instant;
 /// What was timed.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ShapeTime {
-    /// `product`, with `residual` if there is one, `gated`, `conv`, with `doubled` if its map is resized to twice the size.
+    /// `product`, with `residual` if there is one, `gated`, `conv`, with `doubled` if its map is resized to twice the size; `softmax` and
+    /// `values`, the two products of the attention to two prompts.
     pub kind: &'static str,
     /// Rows of a product, or the side of a convolution's map as it lies in memory; two images either way.
     pub rows: usize,
@@ -53,29 +59,37 @@ const ROWS: &[Row] = &[
     ("conv", 8, 1280, 1280, 1, 11),
     ("conv", 8, 2560, 1280, 1, 3),
     ("conv doubled", 8, 1280, 1280, 1, 1),
-    ("product", 8192, 320, 320, 1, 10),
-    ("product residual", 8192, 320, 320, 1, 15),
+    ("product", 8192, 320, 320, 1, 5),
+    ("product residual", 8192, 320, 320, 1, 10),
+    ("softmax", 8192, 320, 640, 1, 5),
+    ("values", 8192, 640, 320, 1, 5),
     ("product", 8192, 320, 960, 1, 5),
     ("product residual", 8192, 1280, 320, 1, 5),
     ("product", 8192, 640, 320, 1, 2),
     ("product", 8192, 960, 320, 1, 1),
-    ("product", 2048, 640, 640, 1, 10),
-    ("product residual", 2048, 640, 640, 1, 15),
+    ("product", 2048, 640, 640, 1, 5),
+    ("product residual", 2048, 640, 640, 1, 10),
+    ("softmax", 2048, 640, 640, 1, 5),
+    ("values", 2048, 640, 640, 1, 5),
     ("product", 2048, 640, 1920, 1, 5),
     ("product residual", 2048, 2560, 640, 1, 5),
     ("product", 2048, 320, 640, 1, 1),
     ("product", 2048, 960, 640, 1, 1),
     ("product", 2048, 1280, 640, 1, 1),
     ("product", 2048, 1920, 640, 1, 1),
-    ("product", 512, 1280, 1280, 1, 10),
-    ("product residual", 512, 1280, 1280, 1, 15),
+    ("product", 512, 1280, 1280, 1, 5),
+    ("product residual", 512, 1280, 1280, 1, 10),
+    ("softmax", 512, 1280, 640, 1, 5),
+    ("values", 512, 640, 1280, 1, 5),
     ("product", 512, 1280, 3840, 1, 5),
     ("product residual", 512, 5120, 1280, 1, 5),
     ("product", 512, 640, 1280, 1, 1),
     ("product", 512, 1920, 1280, 1, 1),
     ("product", 512, 2560, 1280, 1, 2),
-    ("product", 128, 1280, 1280, 1, 2),
-    ("product residual", 128, 1280, 1280, 1, 3),
+    ("product", 128, 1280, 1280, 1, 1),
+    ("product residual", 128, 1280, 1280, 1, 2),
+    ("softmax", 128, 1280, 640, 1, 1),
+    ("values", 128, 640, 1280, 1, 1),
     ("product", 128, 1280, 3840, 1, 1),
     ("product residual", 128, 5120, 1280, 1, 1),
     ("product", 128, 2560, 1280, 1, 3),
@@ -87,6 +101,10 @@ const ROWS: &[Row] = &[
 
 /// Images of a step with guidance.
 const IMAGES: usize = 2;
+/// The two products of the attention to a prompt. Without tensor cores there are no such kernels, and they are not timed.
+const PROMPTS: [&str; 2] = ["softmax", "values"];
+/// Tokens of a prompt.
+const TOKENS: usize = 77;
 /// How often a shape runs in a recording, each time with other weights than the last one.
 const LAUNCHES: usize = 24;
 /// Numbers, at random, of which all arrays are parts: more than what a multiprocessor's cache and the GPU's hold.
@@ -107,7 +125,9 @@ pub fn time_shapes(gpu: &Gpu, dtype: Dtype, repeat: usize) -> Result<Vec<ShapeTi
     for part in 0..pool.rows() / (1 << 20) {
         pool.part(part << 20, 1 << 20).write(&block)?;
     }
+    let there = |row: &&Row| gpu.fuses(dtype) || !PROMPTS.contains(&row.0);
     ROWS.iter()
+        .filter(there)
         .map(|&(kind, rows, inner, columns, stride, count)| {
             let shape = ShapeTime { kind, rows, inner, columns, stride, count, microseconds: 0.0 };
             let microseconds = time(gpu, &pool, &shape, repeat)?;
@@ -138,8 +158,10 @@ fn time(gpu: &Gpu, pool: &Array, shape: &ShapeTime, repeat: usize) -> Result<f64
     let is_conv = kind.starts_with("conv");
     let area = area(kind);
     let xs = if is_conv { take(&[IMAGES, rows, rows, inner]) } else { take(&[1, rows, inner]) };
-    let onto = (kind == "product residual").then(|| take(&[1, rows, columns]));
-    let weights: Vec<_> = (0..LAUNCHES).map(|_| (take(&[columns, area * inner]), take(&[1, columns]))).collect();
+    let is_prompts = PROMPTS.contains(&kind);
+    let onto = ["product residual", "values"].contains(&kind).then(|| take(&[1, rows, columns]));
+    let weights = |_| (take(&[if is_prompts { IMAGES * columns } else { columns }, area * inner]), take(&[1, columns]));
+    let weights: Vec<_> = (0..LAUNCHES).map(weights).collect();
     let launch = |(weight, bias): &(Array, Array)| -> Result<Array> {
         if kind == "conv doubled" {
             return UpsampledConv::of_arrays(weight.clone(), bias.clone()).forward(&xs, 2 * rows, 2 * rows);
@@ -147,6 +169,13 @@ fn time(gpu: &Gpu, pool: &Array, shape: &ShapeTime, repeat: usize) -> Result<f64
         if is_conv {
             let conv = Conv::of_arrays(weight.clone(), bias.clone(), Window { side: 3, stride, padding: 1 });
             return conv.forward(&xs, None, None);
+        }
+        if is_prompts {
+            let each = weight.reshaped(&[IMAGES, columns, inner]);
+            return match &onto {
+                Some(onto) => mix(&xs, &each, bias, onto),
+                None => shares(&xs, &each, TOKENS),
+            };
         }
         let linear = Linear::of_arrays(weight.clone(), bias.clone());
         if kind == "gated" { linear.forward_geglu(&xs) } else { linear.forward(&xs, onto.as_ref()) }
@@ -175,9 +204,11 @@ mod tests {
     fn the_table_has_what_a_step_of_the_unet_launches() {
         let count =
             |start: &str| -> usize { ROWS.iter().filter(|row| row.0.starts_with(start)).map(|row| row.5).sum() };
-        // 22 ResNet blocks of two, both ends, three to each side; 16 transformers of seven products and a gated one each, and 14 shortcuts.
+        // 22 ResNet blocks of two, both ends, three to each side; 16 transformers of five products, a gated one and an attention to the
+        // prompt each, and 14 shortcuts.
         assert_eq!(count("conv"), 2 * 22 + 2 + 3 + 3);
-        assert_eq!((count("product"), count("gated")), (16 * 7 + 14, 16));
+        assert_eq!((count("product"), count("gated")), (16 * 5 + 14, 16));
+        assert_eq!((count("softmax"), count("values")), (16, 16));
         assert!(ROWS.iter().all(|row| row.2.is_multiple_of(POOL_ROW) && row.3.is_multiple_of(POOL_ROW)));
         let largest = ROWS.iter().map(|row| row.2 * row.3 * area(row.0)).max();
         assert!(largest.unwrap() < POOL);

@@ -20,6 +20,7 @@ use std::{
 };
 
 mod joined;
+mod prompt;
 mod upsampled;
 
 thread_local! {

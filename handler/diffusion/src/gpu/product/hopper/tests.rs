@@ -16,6 +16,14 @@ fn product(rows: usize, inner: usize, columns: usize) -> Problem {
     )
 }
 
+/// One after the other, each with its own weights.
+fn products(problems: usize, rows: usize, inner: usize, columns: usize) -> Problem {
+    Problem::of_matmul(
+        &MatmulShape { batch: problems, ..MatmulShape::linear(Dtype::F16, rows, columns, inner) },
+        &Operands::product(1 << 20, 2 << 20, 3 << 20),
+    )
+}
+
 fn conv(batch: usize, side: usize, from: usize, to: usize, stride: usize) -> Problem {
     let shape = ConvShape {
         dtype: Dtype::F16,
@@ -65,6 +73,28 @@ fn the_unets_problems_fill_the_gpu_in_one_round_where_that_was_measured_to_be_be
         let (got, blocks) = chosen(&problem);
         assert_eq!((got.as_str(), blocks), (format!("product_hopper_f16_{name}").as_str(), grid), "{problem:?}");
     }
+}
+
+#[test]
+fn products_of_two_prompts_have_tiles_of_their_own_rows_and_a_softmax_has_whole_heads() {
+    let softmax = |problem: Problem| Problem { ending: Ending::Softmax { counted: 77 }, ..problem };
+    for (problem, name, grid) in [
+        (softmax(products(2, 4096, 320, 640)), "softmax_320", [64, 2, 1]),
+        (softmax(products(2, 1024, 640, 640)), "softmax_80", [16, 8, 1]),
+        (softmax(products(2, 256, 1280, 640)), "softmax_80", [4, 8, 1]),
+        (softmax(products(2, 64, 1280, 640)), "softmax_80", [2, 8, 1]),
+        (softmax(product(4096, 320, 640)), "softmax_320", [32, 2, 1]),
+        (products(2, 4096, 640, 320), "rows_160", [64, 2, 1]),
+        (products(2, 1024, 640, 640), "rows_80", [16, 8, 1]),
+        (products(3, 129, 640, 640), "rows_80", [6, 8, 1]),
+    ] {
+        let (got, blocks) = chosen(&problem);
+        assert_eq!((got.as_str(), blocks), (format!("product_hopper_f16_{name}").as_str(), grid), "{problem:?}");
+    }
+    // Rows that do not follow those of the problem before.
+    let apart = Problem { a_batch: 1 << 20, ..products(2, 4096, 320, 640) };
+    assert_eq!(HopperPlan::on(&apart, MULTIPROCESSORS), None);
+    assert!(SOFTMAX_TILES.iter().all(|tile| tile.1 == ROWS && tile.2.is_multiple_of(80)));
 }
 
 #[test]
