@@ -1,7 +1,10 @@
 //! The parameters of modules, looked up by path. On the CPU they are tensors, on a GPU they are places for tensors.
 
 use crate::gpu::{Array, Dtype, Placed, WeightLayout};
-use crate::{loading::weights::Weights, ops};
+use crate::{
+    loading::weights::Weights,
+    ops::{self, Packed},
+};
 use candle_core::{DType, Device, Error, Result, Tensor};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -13,6 +16,8 @@ pub(crate) struct Params {
     /// The section of the component for what no step uses.
     ahead: Option<Arc<Placed>>,
     recorder: Option<ShapeRecorder>,
+    /// Where products in bf16 find their weights. None if they are in f32.
+    packed: Option<Packed>,
     path: String,
 }
 
@@ -25,7 +30,12 @@ pub(crate) type ShapeRecorder = Arc<Mutex<Shapes>>;
 impl Params {
     /// For modules on the CPU.
     pub(crate) fn on_cpu(weights: &Weights) -> Self {
-        Self { weights: weights.clone(), placed: None, ahead: None, recorder: None, path: String::new() }
+        Self { weights: weights.clone(), placed: None, ahead: None, recorder: None, packed: None, path: String::new() }
+    }
+
+    /// For modules on the CPU, with products in bf16.
+    pub(crate) fn on_cpu_in_bf16(weights: &Weights, packed: &Packed) -> Self {
+        Self { packed: Some(packed.clone()), ..Self::on_cpu(weights) }
     }
 
     /// For modules on a GPU. Tensors get a place there, and [`Placed::fill`] copies the numbers later.
@@ -35,6 +45,7 @@ impl Params {
             placed: Some(placed.clone()),
             ahead: None,
             recorder: None,
+            packed: None,
             path: String::new(),
         }
     }
@@ -52,7 +63,7 @@ impl Params {
     /// Records what modules look up. Every tensor is one zero in all its places: it takes no memory, and no module can run.
     pub(crate) fn recording(recorder: &ShapeRecorder) -> Self {
         let weights = Weights::new(Default::default());
-        Self { weights, placed: None, ahead: None, recorder: Some(recorder.clone()), path: String::new() }
+        Self { weights, placed: None, ahead: None, recorder: Some(recorder.clone()), packed: None, path: String::new() }
     }
 
     /// The parameters below a part of the path, as in candle's `VarBuilder`.
@@ -65,6 +76,21 @@ impl Params {
     /// Whether the modules are built for the names and shapes of their tensors alone.
     pub(crate) fn is_recording(&self) -> bool {
         self.recorder.is_some()
+    }
+
+    /// Where products in bf16 on the CPU find their weights. None in f32 and on a GPU.
+    pub(crate) fn packed(&self) -> Option<&Packed> {
+        self.packed.as_ref()
+    }
+
+    /// The full name of the tensor `leaf`, unless a LoRA has changed it.
+    pub(crate) fn unchanged(&self, leaf: &str) -> Option<String> {
+        let name = self.name(leaf);
+        (!self.weights.overlay().contains_key(&name)).then_some(name)
+    }
+
+    fn name(&self, leaf: &str) -> String {
+        if self.path.is_empty() { leaf.to_string() } else { format!("{}.{leaf}", self.path) }
     }
 
     /// The places on the GPU. None on the CPU.
@@ -89,7 +115,7 @@ impl Params {
     /// # Errors
     /// There is none, or its shape is not `dims`.
     pub(crate) fn checked(&self, dims: &[usize], leaf: &str) -> Result<String> {
-        let name = if self.path.is_empty() { leaf.to_string() } else { format!("{}.{leaf}", self.path) };
+        let name = self.name(leaf);
         if let Some(recorder) = &self.recorder {
             recorder.lock().unwrap_or_else(PoisonError::into_inner).push((name.clone(), dims.to_vec()));
             return Ok(name);
