@@ -131,10 +131,7 @@ impl Engine {
 
     /// The GPU; `None` on a CPU.
     pub fn gpu(&self) -> Option<&Gpu> {
-        match &self.compute {
-            Compute::Cpu => None,
-            Compute::Gpu(gpu, _) => Some(gpu),
-        }
+        self.compute.gpu()
     }
 
     /// Whether the GPU is lost for this process, so that nothing can be painted any more. See [`Gpu::is_lost`].

@@ -60,16 +60,67 @@ fn narrower_vectors_paint_the_same_picture() {
         let run = &ctx.stack.run;
         let folder = run.folder("generate")?;
         let mut pictures = Vec::new();
-        for vectors in ["auto", "avx2"] {
+        for vectors in ["auto", "avx512", "avx2"] {
             let out = folder.join(format!("{vectors}.png"));
             let more = ["--seed", "7", "--cpu-vectors", vectors];
             let (fine, text) = generate(run, &format!("generate-{vectors}"), &out, &more).await?;
             assert!(fine, "{text}");
             pictures.push(image::open(out)?.to_rgb8().into_raw());
         }
-        // Sums in another order, rounded to levels.
-        let apart = pictures[0].iter().zip(&pictures[1]).map(|(a, b)| a.abs_diff(*b)).max();
-        assert!(apart <= Some(1), "{apart:?} levels apart");
+        for picture in &pictures[1..] {
+            // Sums in another order, rounded to levels.
+            assert!(apart(&pictures[0], picture) <= 1, "{} levels apart", apart(&pictures[0], picture));
+        }
+        Ok(())
+    });
+}
+
+/// The most levels between two pictures.
+fn apart(one: &[u8], other: &[u8]) -> u8 {
+    one.iter().zip(other).map(|(a, b)| a.abs_diff(*b)).max().unwrap_or(u8::MAX)
+}
+
+#[test]
+fn a_cpu_paints_in_bf16_or_says_what_it_lacks() {
+    case(|ctx| async move {
+        let run = &ctx.stack.run;
+        let folder = run.folder("generate")?;
+        let has = fs::read_to_string("/proc/cpuinfo")?.split_whitespace().any(|flag| flag == "avx512_bf16");
+        let mut pictures = Vec::new();
+        for (name, more, said) in [
+            ("f32", vec!["--dtype", "f32"], None),
+            ("bf16", vec!["--dtype", "bf16"], (!has).then_some("AVX512-BF16")),
+            ("bf16-vectors", vec!["--dtype", "bf16", "--cpu-vectors", "avx512"], (!has).then_some("AVX512-BF16")),
+            (
+                "bf16-narrow",
+                vec!["--dtype", "bf16", "--cpu-vectors", "avx2"],
+                Some("--cpu-vectors (EASEL_CPU_VECTORS) is avx2"),
+            ),
+            ("f16", vec!["--dtype", "f16"], Some("which only a GPU computes in")),
+        ] {
+            let out = folder.join(format!("dtype-{name}.png"));
+            let given = [&["--device", "cpu", "--seed", "7"][..], &more].concat();
+            let (fine, text) = generate(run, &format!("generate-{name}"), &out, &given).await?;
+            match said {
+                Some(said) => {
+                    let named = text.contains("--dtype (EASEL_DTYPE)") && text.contains(said);
+                    assert!(!fine && named && !out.exists(), "{name}: {text}");
+                }
+                None => {
+                    assert!(fine, "{name}: {text}");
+                    pictures.push(image::open(out)?.to_rgb8().into_raw());
+                }
+            }
+        }
+        for picture in &pictures[1..] {
+            let apart = apart(&pictures[0], picture);
+            assert!(apart > 0, "f32 and bf16 gave the same picture");
+            let squares = pictures[0].iter().zip(picture).map(|(a, b)| f64::from(a.abs_diff(*b)).powi(2)).sum::<f64>();
+            let error = squares / picture.len() as f64;
+            println!("bf16: {apart} levels apart at most, {:.1} dB", 10.0 * (255.0f64.powi(2) / error).log10());
+            assert!(error < 255.0f64.powi(2) / 1e3, "less than 30 dB");
+        }
+        assert_eq!(pictures.len(), if has { 3 } else { 1 });
         Ok(())
     });
 }

@@ -1,8 +1,9 @@
 //! Networks and whole pictures against golden values from transformers, diffusers and peft (`README.md`).
 //!
 //! Three models: easel-tiny, and two with random weights that `toy-model` writes here as it did for the golden values, one of
-//! them with SD1.5's own block structure at reduced width. Everything is f32 on the CPU.
+//! them with SD1.5's own block structure at reduced width. Everything is f32 on the CPU, but for what `bf16` has.
 
+mod bf16;
 mod checkpoint;
 mod inversions;
 mod pictures;

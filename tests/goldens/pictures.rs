@@ -126,6 +126,17 @@ fn painted_as_by_diffusers(test: &str) -> Result<()> {
     Ok(())
 }
 
+/// The least PSNR of the pictures of these names, painted otherwise than in f32.
+pub(super) fn likenesses(compute: &Compute, names: &[&str]) -> Result<Vec<(String, f64)>> {
+    let here = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let mut pipeline = Pipeline::load(&here.join("model/easel-tiny"), compute, (512, 512))?;
+    let cases = cases(here)?.into_iter().filter(|case| names.contains(&case.name.as_str()));
+    let likenesses: Vec<_> =
+        cases.map(|case| Ok((case.name.clone(), case.likeness(&mut pipeline, here)?))).collect::<Result<_>>()?;
+    ensure!(likenesses.len() == names.len(), "not all of {names:?} are golden pictures");
+    Ok(likenesses)
+}
+
 #[test]
 fn every_golden_picture_has_a_test_and_every_scheduler_a_picture() -> Result<()> {
     let cases = cases(Path::new(env!("CARGO_MANIFEST_DIR")))?;

@@ -15,7 +15,8 @@ mod upsampled;
 
 pub(crate) use array::{Array, Step};
 pub(crate) use bands::{Measured, Statistics, pad_rows};
-pub use cpu::{Vectors, limit_vectors};
+pub(crate) use cpu::Packed;
+pub use cpu::{Instructions, Vectors, limit_vectors};
 pub(crate) use gpu::{Folded, LANES, SCORES, prompt_bytes, steps};
 pub use gpu::{ShapeTime, time_shapes};
 pub(crate) use maps::Maps;
@@ -157,11 +158,11 @@ impl Linear {
         }
     }
 
-    /// The output of each layer.
+    /// The output of each layer, as an operand of attention: on the CPU in bf16 if products are in it.
     pub(crate) fn forward_each(&self, xs: &Array) -> Result<Vec<Array>> {
         match (&self.0, xs) {
             (Form::Cpu(layers), Array::Cpu(xs)) => {
-                layers.iter().map(|layer| layer.forward(xs, None).map(Array::Cpu)).collect()
+                layers.iter().map(|layer| layer.forward_to_attention(xs).map(Array::Cpu)).collect()
             }
             (Form::Gpu(layers), Array::Gpu(xs)) => Ok(layers.forward_each(xs)?.into_iter().map(Array::Gpu).collect()),
             _ => Err(mixed()),

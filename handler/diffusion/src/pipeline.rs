@@ -115,7 +115,8 @@ impl Pipeline {
         let weights = inspection::open_checked(model)?;
         let weights = match compute {
             Compute::Cpu => weights.in_memory()?,
-            Compute::Gpu(..) => weights,
+            // Rounded copies are all that stays in memory.
+            Compute::CpuBf16(_) | Compute::Gpu(..) => weights,
         };
         let model = Model {
             folder: model.into(),

@@ -3,7 +3,7 @@
 use crate::engine::safety::CheckerConfig;
 use clap::{Args, ValueEnum};
 use diffusion::{
-    Vectors,
+    Instructions, Vectors,
     error::PipelineError,
     gpu::{self, Dtype, Generation, Gpu, GpuError},
     limit_vectors, lora, noise,
@@ -66,8 +66,10 @@ pub enum DeviceKind {
 /// How wide the vectors of the CPU are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum CpuVectors {
-    /// As wide as the CPU has them.
+    /// As wide as the CPU has them, and for bf16 the tiles of AMX where they are.
     Auto,
+    /// 512 bits at most, and no tiles.
+    Avx512,
     /// 256 bits at most, also on a CPU with AVX-512.
     Avx2,
 }
@@ -75,14 +77,18 @@ pub enum CpuVectors {
 impl CpuVectors {
     /// Computes with vectors of that width from now on.
     fn apply(self) {
-        let most = match self {
-            Self::Auto => Vectors::Widest,
-            Self::Avx2 => Vectors::Avx2,
-        };
-        if !limit_vectors(most) {
+        if !limit_vectors(self.most()) {
             tracing::warn!(
                 "--cpu-vectors (EASEL_CPU_VECTORS) comes too late: this process computes with other vectors already"
             );
+        }
+    }
+
+    fn most(self) -> Vectors {
+        match self {
+            Self::Auto => Vectors::Widest,
+            Self::Avx512 => Vectors::Avx512,
+            Self::Avx2 => Vectors::Avx2,
         }
     }
 }
@@ -139,7 +145,8 @@ pub enum Precision {
     F32,
     /// 16 bits, of which 5 exponent. On a GPU only.
     F16,
-    /// 16 bits, of which 8 exponent. On a GPU only.
+    /// 16 bits, of which 8 exponent. On a CPU with AVX512-BF16 or AMX-BF16, products and convolutions multiply such numbers and the rest
+    /// is f32.
     Bf16,
 }
 
@@ -166,20 +173,37 @@ pub(crate) fn choose(config: &ModelConfig) -> Result<ChosenDevice, PipelineError
         },
     };
     let Some(gpu) = gpu else {
-        if matches!(precision, Precision::Auto | Precision::F32) {
-            return Ok(ChosenDevice { compute: Compute::Cpu, has_unused_gpu });
-        }
-        let value = if precision == Precision::F16 { "f16" } else { "bf16" }.to_string();
-        return Err(PipelineError::Request {
-            field: "--dtype (EASEL_DTYPE)",
-            value,
-            limit: "the CPU computes in f32 only: auto or f32".into(),
-        });
+        return Ok(ChosenDevice { compute: precision.on_cpu(config.cpu_vectors)?, has_unused_gpu });
     };
     Ok(ChosenDevice { compute: Compute::Gpu(gpu, precision.on_gpu()), has_unused_gpu })
 }
 
 impl Precision {
+    /// How the CPU computes.
+    ///
+    /// # Errors
+    /// It does not compute with the dtype.
+    fn on_cpu(self, vectors: CpuVectors) -> Result<Compute, PipelineError> {
+        let refused = |value: &str, limit| {
+            Err(PipelineError::Request { field: "--dtype (EASEL_DTYPE)", value: value.into(), limit })
+        };
+        match self {
+            Self::Auto | Self::F32 => Ok(Compute::Cpu),
+            Self::F16 => refused("f16", "which only a GPU computes in: use auto, f32 or bf16 on the CPU".into()),
+            Self::Bf16 if vectors == CpuVectors::Avx2 => refused(
+                "bf16",
+                "which needs AVX512-BF16, and --cpu-vectors (EASEL_CPU_VECTORS) is avx2: use auto or avx512 there, or --dtype f32".into(),
+            ),
+            Self::Bf16 => match Instructions::detect(vectors.most()) {
+                Ok(instructions) => {
+                    tracing::info!(instructions = instructions.name(), "the CPU multiplies in bf16");
+                    Ok(Compute::CpuBf16(instructions))
+                }
+                Err(lack) => refused("bf16", format!("and {lack}: use --dtype auto or f32, or another CPU or a GPU")),
+            },
+        }
+    }
+
     /// The dtype on a GPU.
     fn on_gpu(self) -> Dtype {
         match self {

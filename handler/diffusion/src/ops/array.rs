@@ -8,7 +8,7 @@ use candle_core::{Result, Tensor};
 /// channels padded with zeros to a multiple of 8. Tokens are `[batch, tokens, channels]` on both. Cheap to clone.
 #[derive(Clone)]
 pub(crate) enum Array {
-    /// Contiguous, f32.
+    /// Contiguous, f32. Operands of attention may be bf16.
     Cpu(Tensor),
     /// On a GPU.
     Gpu(gpu::Array),

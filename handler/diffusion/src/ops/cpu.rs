@@ -1,7 +1,8 @@
-//! The operations on the CPU, in f32. Candle's convolution gathers its input element by element, and its norms and attention read and
+//! The operations on the CPU, in f32, and products and convolutions in bf16 as well. Candle's convolution gathers its input element by element, and its norms and attention read and
 //! write memory many times. These do the same arithmetic in fewer passes, on all threads, with the widest vectors of the CPU.
 
 mod attention;
+mod bf16;
 mod conv;
 mod flash;
 mod layout;
@@ -13,38 +14,46 @@ mod vectors;
 mod winograd;
 
 pub(super) use attention::{attention, causal_attention};
+pub use bf16::Instructions;
+pub(crate) use bf16::Packed;
 pub(super) use conv::Conv;
 pub(super) use layout::{join, to_map, to_tokens, upsample};
 pub(super) use linear::{Linear, geglu};
 pub(super) use norm::{GroupNorm, LayerNorm};
 pub use vectors::{Vectors, limit_vectors};
 
-use candle_core::{CpuStorage, Device, Error, Result, Shape, Storage, Tensor};
-use std::ops::Deref;
+use candle_core::{Device, Error, Result, Shape, Storage, Tensor, WithDType};
+use std::{marker::PhantomData, ops::Deref};
 use vectors::ROUNDER;
 
-/// The elements of a contiguous f32 tensor on the CPU, with the guard that borrows its storage.
-struct View<Guard> {
+/// The elements of a contiguous tensor on the CPU, with the guard that borrows its storage.
+struct View<T, Guard> {
+    dtype: PhantomData<T>,
     storage: Guard,
     from: usize,
     to: usize,
 }
 
 fn view(xs: &Tensor) -> Result<impl Deref<Target = [f32]> + Sync> {
-    let (storage, layout) = xs.storage_and_layout();
-    let (from, to) = layout.contiguous_offsets().ok_or_else(|| Error::RequiresContiguous { op: "view" }.bt())?;
-    if !matches!(&*storage, Storage::Cpu(CpuStorage::F32(_))) {
-        return Err(Error::UnsupportedDTypeForOp(xs.dtype(), "a kernel for f32 on the CPU").bt());
-    }
-    Ok(View { storage, from, to })
+    view_of(xs)
 }
 
-impl<Guard: Deref<Target = Storage>> Deref for View<Guard> {
-    type Target = [f32];
+/// The same in another dtype.
+fn view_of<T: WithDType>(xs: &Tensor) -> Result<impl Deref<Target = [T]> + Sync> {
+    let (storage, layout) = xs.storage_and_layout();
+    let (from, to) = layout.contiguous_offsets().ok_or_else(|| Error::RequiresContiguous { op: "view" }.bt())?;
+    if xs.dtype() != T::DTYPE || !matches!(&*storage, Storage::Cpu(_)) {
+        return Err(Error::UnsupportedDTypeForOp(xs.dtype(), "a kernel on the CPU").bt());
+    }
+    Ok(View { storage, from, to, dtype: PhantomData })
+}
 
-    fn deref(&self) -> &[f32] {
+impl<T: WithDType, Guard: Deref<Target = Storage>> Deref for View<T, Guard> {
+    type Target = [T];
+
+    fn deref(&self) -> &[T] {
         match &*self.storage {
-            Storage::Cpu(CpuStorage::F32(values)) => &values[self.from..self.to],
+            Storage::Cpu(storage) => storage.as_slice().map_or(&[], |values| &values[self.from..self.to]),
             // `view` returned an error.
             _ => &[],
         }

@@ -1,7 +1,10 @@
 //! The parameters of modules, looked up by path. On the CPU they are tensors, on a GPU they are places for tensors.
 
 use crate::gpu::{Array, Dtype, Placed, WeightLayout};
-use crate::{loading::weights::Weights, ops};
+use crate::{
+    loading::weights::Weights,
+    ops::{self, Packed},
+};
 use candle_core::{DType, Device, Error, Result, Tensor};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -15,6 +18,8 @@ pub(crate) struct Params {
     recorder: Option<ShapeRecorder>,
     /// The most tokens of a prompt.
     prompt_tokens: Option<usize>,
+    /// Where products in bf16 find their weights. None if they are in f32.
+    packed: Option<Packed>,
     path: String,
 }
 
@@ -28,6 +33,11 @@ impl Params {
     /// For modules on the CPU.
     pub(crate) fn on_cpu(weights: &Weights) -> Self {
         Self { weights: weights.clone(), ..Self::of_nothing() }
+    }
+
+    /// For modules on the CPU, with products in bf16.
+    pub(crate) fn on_cpu_in_bf16(weights: &Weights, packed: &Packed) -> Self {
+        Self { packed: Some(packed.clone()), ..Self::on_cpu(weights) }
     }
 
     /// For modules on a GPU. Tensors get a place there, and [`Placed::fill`] copies the numbers later.
@@ -62,7 +72,8 @@ impl Params {
 
     fn of_nothing() -> Self {
         let weights = Weights::new(Default::default());
-        Self { weights, placed: None, ahead: None, recorder: None, prompt_tokens: None, path: String::new() }
+        let path = String::new();
+        Self { weights, placed: None, ahead: None, recorder: None, prompt_tokens: None, packed: None, path }
     }
 
     /// The parameters below a part of the path, as in candle's `VarBuilder`.
@@ -75,6 +86,21 @@ impl Params {
     /// Whether the modules are built for the names and shapes of their tensors alone.
     pub(crate) fn is_recording(&self) -> bool {
         self.recorder.is_some()
+    }
+
+    /// Where products in bf16 on the CPU find their weights. None in f32 and on a GPU.
+    pub(crate) fn packed(&self) -> Option<&Packed> {
+        self.packed.as_ref()
+    }
+
+    /// The full name of the tensor `leaf`, unless a LoRA has changed it.
+    pub(crate) fn unchanged(&self, leaf: &str) -> Option<String> {
+        let name = self.name(leaf);
+        (!self.weights.overlay().contains_key(&name)).then_some(name)
+    }
+
+    fn name(&self, leaf: &str) -> String {
+        if self.path.is_empty() { leaf.to_string() } else { format!("{}.{leaf}", self.path) }
     }
 
     /// The places on the GPU. None on the CPU.
@@ -99,7 +125,7 @@ impl Params {
     /// # Errors
     /// There is none, or its shape is not `dims`.
     pub(crate) fn checked(&self, dims: &[usize], leaf: &str) -> Result<String> {
-        let name = if self.path.is_empty() { leaf.to_string() } else { format!("{}.{leaf}", self.path) };
+        let name = self.name(leaf);
         if let Some(recorder) = &self.recorder {
             recorder.lock().unwrap_or_else(PoisonError::into_inner).push((name.clone(), dims.to_vec()));
             return Ok(name);

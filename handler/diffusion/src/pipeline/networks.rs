@@ -20,7 +20,7 @@ use crate::{
     models::vae::{DecodeMemory, VaeDecoder},
     offload::Offload,
     ops::params::{Params, ShapeRecorder, Shapes},
-    ops::{Array, Folded, Step, on_pool},
+    ops::{Array, Folded, Instructions, Packed, Step, on_pool},
     prompt::tokenizer::Tokens,
     schedulers::StepCoefficients,
 };
@@ -30,22 +30,32 @@ use std::{
     sync::{Arc, PoisonError},
 };
 
-/// The device of the networks: the CPU in f32, or a GPU.
+/// The device of the networks: the CPU, or a GPU.
 #[derive(Clone)]
 pub enum Compute {
-    /// All cores.
+    /// All cores, in f32.
     Cpu,
+    /// All cores. Products and convolutions multiply bf16 numbers by these instructions; sums and all else are f32.
+    CpuBf16(Instructions),
     /// One GPU, with the dtype of weights and activations.
     Gpu(Gpu, Dtype),
 }
 
 impl Compute {
-    /// The dtype of weights and activations.
+    /// The dtype of activations between operations.
     pub fn dtype(&self) -> DType {
         match self {
-            Self::Cpu | Self::Gpu(_, Dtype::F32) => DType::F32,
+            Self::Cpu | Self::CpuBf16(_) | Self::Gpu(_, Dtype::F32) => DType::F32,
             Self::Gpu(_, Dtype::F16) => DType::F16,
             Self::Gpu(_, Dtype::BF16) => DType::BF16,
+        }
+    }
+
+    /// The GPU, if it is one.
+    pub fn gpu(&self) -> Option<&Gpu> {
+        match self {
+            Self::Cpu | Self::CpuBf16(_) => None,
+            Self::Gpu(gpu, _) => Some(gpu),
         }
     }
 }
@@ -95,7 +105,8 @@ pub(crate) struct Networks {
 }
 
 enum DeviceState {
-    Cpu,
+    /// With the weights of products in bf16, if they are.
+    Cpu(Option<Packed>),
     Gpu(Box<GpuState>),
 }
 
@@ -117,9 +128,14 @@ impl Networks {
         beside: Option<&mut dyn Beside>,
     ) -> Result<Self> {
         match compute {
-            Compute::Cpu => {
-                let [text, unet, vae] =
-                    [&model.text_weights, &model.unet_weights, &model.vae_weights].map(Params::on_cpu);
+            Compute::Cpu | Compute::CpuBf16(_) => {
+                let packed = match compute {
+                    Compute::CpuBf16(instructions) => Some(Packed::new(*instructions)),
+                    _ => None,
+                };
+                let all =
+                    [("text_encoder", &model.text_weights), ("unet", &model.unet_weights), ("vae", &model.vae_weights)];
+                let [text, unet, vae] = all.map(|(name, weights)| on_cpu(name, weights, packed.as_ref()));
                 Ok(Self {
                     inputs: text.clone(),
                     text_encoder: TextEncoder::new(&model.text_config, text)?,
@@ -127,7 +143,7 @@ impl Networks {
                     unet: Unet::new(&model.unet_config, unet)?.into(),
                     vae: VaeDecoder::new(&model.vae_config, vae)?,
                     model,
-                    state: DeviceState::Cpu,
+                    state: DeviceState::Cpu(packed),
                 })
             }
             Compute::Gpu(gpu, dtype) => {
@@ -150,12 +166,14 @@ impl Networks {
     pub(crate) fn apply(&mut self, plan: MergePlan) -> std::result::Result<(), LoraError> {
         let Model { text_weights, unet_weights, .. } = &self.model;
         match &mut self.state {
-            DeviceState::Cpu => {
+            DeviceState::Cpu(packed) => {
                 let overlays = plan.merge(unet_weights, text_weights)?;
                 let (text, unet) =
                     (text_weights.with_overlay(overlays.text_encoder), unet_weights.with_overlay(overlays.unet));
-                self.text_encoder = TextEncoder::new(&self.model.text_config, Params::on_cpu(&text))?;
-                self.unet = Unet::new(&self.model.unet_config, Params::on_cpu(&unet))?.into();
+                let [text, unet] = [("text_encoder", text), ("unet", unet)]
+                    .map(|(name, weights)| on_cpu(name, &weights, packed.as_ref()));
+                self.text_encoder = TextEncoder::new(&self.model.text_config, text)?;
+                self.unet = Unet::new(&self.model.unet_config, unet)?.into();
             }
             DeviceState::Gpu(state) => {
                 let text = state.apply(plan, text_weights, unet_weights)?;
@@ -187,7 +205,7 @@ impl Networks {
         let prepared = self.prepare(&[timestep], guidance_scale, &self.inputs.on_device(context)?, 1, 1, &[])?;
         self.bring_unet()?;
         let step = match &self.state {
-            DeviceState::Cpu => Step::Index(0),
+            DeviceState::Cpu(_) => Step::Index(0),
             DeviceState::Gpu(state) => {
                 let counter = state.residence.gpu().scratch(&[1], Dtype::F32)?;
                 state.residence.gpu().clear(&counter)?;
@@ -197,7 +215,7 @@ impl Networks {
         let latents = self.inputs.map_on_device(latents)?;
         let forward = || self.unet.forward(&latents, &step, &prepared);
         let output = match &self.state {
-            DeviceState::Cpu => forward()?,
+            DeviceState::Cpu(_) => forward()?,
             DeviceState::Gpu(state) => state.residence.unet.pass(|| forward().map_err(candle_core::Error::wrap))?,
         };
         Ok(output.to_map(self.model.unet_config.out_channels)?)
@@ -239,7 +257,7 @@ impl Networks {
             return Err(candle_core::Error::Msg(format!("{prompts} prompts for a batch of {batch}")).bt().into());
         }
         let room = match &self.state {
-            DeviceState::Cpu => Vec::new(),
+            DeviceState::Cpu(_) => Vec::new(),
             DeviceState::Gpu(state) => {
                 state.residence.gpu().enter()?;
                 state.recordings.room(prompts)?
@@ -247,7 +265,7 @@ impl Networks {
         };
         let prepared = self.prepare(timesteps, guidance.embedded(), context, guidance.copies(), batch / prompts, &room)?;
         Ok(match &self.state {
-            DeviceState::Cpu => Denoiser::Cpu { unet: &self.unet, prepared, guidance_scale },
+            DeviceState::Cpu(_) => Denoiser::Cpu { unet: &self.unet, prepared, guidance_scale },
             DeviceState::Gpu(state) => {
                 let (recordings, steps) = (&state.recordings, timesteps.len());
                 let recorded = recordings.denoiser(prepared, steps, guidance_scale, noise, coefficients)?;
@@ -274,7 +292,7 @@ impl Networks {
     /// The pixels of one picture's latents `[1, channels, height, width]`: bytes `[height, width, 3]`, with height and width.
     pub(crate) fn pixels(&self, latents: &Tensor, memory: DecodeMemory) -> Result<(Vec<u8>, usize, usize)> {
         match &self.state {
-            DeviceState::Cpu => {
+            DeviceState::Cpu(_) => {
                 let pixels = on_pool(|| self.vae_output(latents, memory))?;
                 let pixels = ((pixels / 2.0)? + 0.5)?.clamp(0f32, 1f32)?.squeeze(0)?.permute((1, 2, 0))?;
                 let (height, width, _) = pixels.dims3()?;
@@ -298,6 +316,14 @@ impl Networks {
             state.residence.gpu().enter()?;
         }
         Ok(())
+    }
+}
+
+/// The parameters of a network on the CPU, with products in bf16 if `packed` is there.
+fn on_cpu(network: &'static str, weights: &Weights, packed: Option<&Packed>) -> Params {
+    match packed {
+        None => Params::on_cpu(weights),
+        Some(packed) => Params::on_cpu_in_bf16(weights, &packed.of(network)),
     }
 }
 

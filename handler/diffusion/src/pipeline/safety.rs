@@ -92,7 +92,8 @@ impl SafetyNetwork {
         let Some(files) = Files::find(model, index, source)? else { return Ok(None) };
         let opened = files.told(|| files.open())?;
         let gpu = match compute {
-            Compute::Cpu => None,
+            // In f32 in any case.
+            Compute::Cpu | Compute::CpuBf16(_) => None,
             Compute::Gpu(gpu, dtype) => {
                 Some(OnGpu { gpu: gpu.clone(), dtype: *dtype, place: CheckerPlace::Comes, placed: None })
             }

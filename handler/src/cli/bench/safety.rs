@@ -8,7 +8,7 @@ use crate::{
 use anyhow::ensure;
 use diffusion::{
     gpu::Gpu,
-    pipeline::{Compute, LoadOptions, Pipeline},
+    pipeline::{LoadOptions, Pipeline},
 };
 use serde_json::json;
 use std::time::Instant;
@@ -39,10 +39,7 @@ pub fn safety(config: &BenchSafetyConfig) -> anyhow::Result<()> {
     };
     let first = check()?;
     let runs = (0..config.repeat).map(|_| check()).collect::<anyhow::Result<Vec<_>>>()?;
-    let gpu = match &compute {
-        Compute::Cpu => None,
-        Compute::Gpu(gpu, _) => Some(gpu),
-    };
+    let gpu = compute.gpu();
     let device = gpu.map_or("cpu", Gpu::name);
     let (memory, gpu_memory) = (peak_memory_mib(), gpu.map(|gpu| gpu.peak_bytes() >> 20));
     let place = pipeline.footprint().map_or("cpu", |footprint| footprint.checker.name());

@@ -4,6 +4,7 @@
 
 use super::{
     super::Window,
+    bf16::{self, Packed},
     product::{DEPTH, Rows, Start, product},
     tensor,
     vectors::{self, Kernel, aligned, clear, vectorised},
@@ -27,12 +28,20 @@ thread_local! {
 
 /// A convolution with bias over `[batch, channels, height, width]`.
 pub(crate) struct Conv {
-    /// `[out, in, side, side]`.
-    pub(super) weight: Tensor,
+    pub(super) filters: Filters,
     pub(super) bias: Tensor,
     pub(super) window: Window,
-    /// The weights for Winograd's algorithm, if window and channels suit it.
-    pub(super) kernels: Option<Arc<Kernels>>,
+}
+
+/// The weights of a convolution.
+pub(super) enum Filters {
+    F32 {
+        /// `[out, in, side, side]`.
+        weight: Tensor,
+        /// For Winograd's algorithm, if window and channels suit it.
+        kernels: Option<Arc<Kernels>>,
+    },
+    Bf16(Arc<bf16::Filters>),
 }
 
 /// Sizes of one convolution.
@@ -48,32 +57,35 @@ pub(super) struct Sizes {
 
 impl Conv {
     pub(crate) fn new(channels_in: usize, channels_out: usize, window: Window, params: &Params) -> Result<Self> {
-        let weight = params.tensor(&[channels_out, channels_in, window.side, window.side], "weight")?;
-        let bias = params.tensor(&[channels_out], "bias")?;
-        if params.is_recording() {
-            return Ok(Self { weight, bias, window, kernels: None });
-        }
-        Self::of(weight, bias, window)
-    }
-
-    pub(super) fn of(weight: Tensor, bias: Tensor, window: Window) -> Result<Self> {
-        let (out, channels, ..) = weight.dims4()?;
-        let fits = (window.side, window.stride, window.padding) == (3, 1, 1);
-        let kernels = (fits && Kernels::suit(channels, out)).then(|| Kernels::of(&weight)).transpose()?;
-        Ok(Self { weight, bias, window, kernels })
+        let weight = || params.tensor(&[channels_out, channels_in, window.side, window.side], "weight");
+        let filters = match params.packed() {
+            _ if params.is_recording() => Filters::F32 { weight: weight()?, kernels: None },
+            None => Filters::f32(weight()?, window)?,
+            Some(packed) => Filters::bf16(packed, params.unchanged("weight"), window, weight)?,
+        };
+        Ok(Self { filters, bias: params.tensor(&[channels_out], "bias")?, window })
     }
 
     /// The convolution plus `shift`, `[1, out]` or `[batch, out]`, at every position, plus `residual`, which has the output's shape.
     pub(crate) fn forward(&self, xs: &Tensor, shift: Option<&Tensor>, residual: Option<&Tensor>) -> Result<Tensor> {
         let (batch, channels, height, width) = xs.dims4()?;
-        let (out, window) = (self.weight.dim(0)?, self.window);
+        let (out, window) = (self.channels_out()?, self.window);
         let positions = |length: usize| (length + 2 * window.padding - window.side) / window.stride + 1;
         let output = (positions(height), positions(width));
         let sizes = Sizes { channels, out, input: (height, width), output, window };
-        let kernels = self.kernels.as_deref().filter(|_| winograd::suits(output));
-        let (input, weight) = (view(xs)?, view(&self.weight)?);
+        let input = view(xs)?;
         let offsets = offsets(batch, &self.bias, shift)?;
         let residual = residual.map(view).transpose()?;
+        let dims = (batch, out, output.0, output.1);
+        let (weight, kernels) = match &self.filters {
+            Filters::F32 { weight, kernels } => (view(weight)?, kernels),
+            Filters::Bf16(filters) => {
+                let mut values = vec![0f32; batch * out * output.0 * output.1];
+                filters.forward(&input, [sizes.input, output], &offsets, residual.as_deref(), &mut values)?;
+                return tensor(values, dims);
+            }
+        };
+        let kernels = kernels.as_deref().filter(|_| winograd::suits(output));
 
         let plane = output.0 * output.1;
         let rows = if kernels.is_some() { winograd::rows(&sizes, batch) } else { sizes.rows(batch) };
@@ -119,13 +131,41 @@ impl Conv {
             }
         });
         PADDED.set(buffer);
-        tensor(values, (batch, out, output.0, output.1))
+        tensor(values, dims)
+    }
+}
+
+impl Filters {
+    /// Of `[out, in, side, side]`.
+    pub(super) fn f32(weight: Tensor, window: Window) -> Result<Self> {
+        let (out, channels, ..) = weight.dims4()?;
+        let fits = (window.side, window.stride, window.padding) == (3, 1, 1);
+        let kernels = (fits && Kernels::suit(channels, out)).then(|| Kernels::of(&weight)).transpose()?;
+        Ok(Self::F32 { weight, kernels })
+    }
+
+    /// The same in bf16. `name` is that of weights that no LoRA has changed.
+    pub(super) fn bf16(
+        packed: &Packed,
+        name: Option<String>,
+        window: Window,
+        weight: impl FnOnce() -> Result<Tensor>,
+    ) -> Result<Self> {
+        let filters = packed.filters(name, || {
+            let weight = weight()?;
+            let (out, channels, ..) = weight.dims4()?;
+            Ok::<_, Error>(bf16::Filters::new(packed.instructions, &view(&weight)?, (out, channels), window))
+        });
+        filters.map(Self::Bf16)
     }
 }
 
 impl Conv {
     pub(crate) fn channels_out(&self) -> Result<usize> {
-        self.weight.dim(0)
+        match &self.filters {
+            Filters::F32 { weight, .. } => weight.dim(0),
+            Filters::Bf16(filters) => Ok(filters.dims().0),
+        }
     }
 
     /// The convolution of maps with a row more above and below than the output has, plus `residual`, which has the output's shape.

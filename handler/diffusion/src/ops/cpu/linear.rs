@@ -1,6 +1,7 @@
 //! Linear layers, and the gated GELU of the feed-forward layers.
 
 use super::{
+    bf16::Matrix,
     exp,
     product::{DEPTH, Rows, Start, product},
     tensor,
@@ -8,10 +9,11 @@ use super::{
     view,
 };
 use crate::ops::params::Params;
-use candle_core::{Result, Tensor};
+use candle_core::{Error, Result, Tensor};
+use half::bf16;
 use pulp::Simd;
 use rayon::prelude::*;
-use std::{cell::RefCell, ops::Range};
+use std::{cell::RefCell, ops::Range, sync::Arc};
 
 /// The most output elements that a thread computes at once: 256 KiB.
 const PIECE: usize = 64 << 10;
@@ -23,40 +25,55 @@ thread_local! {
 
 /// A linear layer over the last dimension.
 pub(crate) struct Linear {
-    /// `[out, in]`.
-    pub(super) weight: Tensor,
+    pub(super) weight: Weight,
     pub(super) bias: Option<Tensor>,
+}
+
+/// The weights of a linear layer.
+pub(super) enum Weight {
+    /// `[out, in]`.
+    F32(Tensor),
+    Bf16(Arc<Matrix>),
 }
 
 impl Linear {
     pub(crate) fn new(channels_in: usize, channels_out: usize, bias: bool, params: &Params) -> Result<Self> {
-        let weight = params.tensor(&[channels_out, channels_in], "weight")?;
+        let weight = Weight::new(channels_out, &[channels_out, channels_in], params)?;
         let bias = bias.then(|| params.tensor(&[channels_out], "bias")).transpose()?;
         Ok(Self { weight, bias })
     }
 
     /// Of the filters `dims` of a convolution, each as one row.
     pub(crate) fn of_windows(dims: [usize; 4], params: &Params) -> Result<Self> {
-        let weight = params.tensor(&dims, "weight")?.reshape((dims[0], ()))?;
-        Ok(Self { weight, bias: None })
+        Ok(Self { weight: Weight::new(dims[0], &dims, params)?, bias: None })
     }
 
     /// `xs @ weight^T + bias + residual`. `xs` is `[..., in]`, `residual` has the output's shape `[..., out]`.
     pub(crate) fn forward(&self, xs: &Tensor, residual: Option<&Tensor>) -> Result<Tensor> {
-        let (out, depth) = self.weight.dims2()?;
+        let (out, depth) = match &self.weight {
+            Weight::F32(weight) => weight.dims2()?,
+            Weight::Bf16(matrix) => matrix.dims(),
+        };
         let mut dims = xs.dims().to_vec();
         let last = dims.len() - 1;
         dims[last] = out;
-        let (input, weight) = (view(xs)?, view(&self.weight)?);
+        let input = view(xs)?;
         let bias = self.bias.as_ref().map(view).transpose()?;
         let residual = residual.map(view).transpose()?;
         let count = input.len() / depth;
+        let mut values = vec![0f32; count * out];
+        let weight = match &self.weight {
+            Weight::F32(weight) => view(weight)?,
+            Weight::Bf16(matrix) => {
+                matrix.forward(&input, bias.as_deref(), residual.as_deref(), &mut values)?;
+                return tensor(values, dims);
+            }
+        };
         let (rows, across) = vectors::block();
         // Pieces of one size, and the same number for each thread.
         let threads = rayon::current_num_threads();
         let rounds = (count * out).div_ceil(PIECE * threads).max(1);
         let at_once = count.div_ceil(rounds * threads).max(1).next_multiple_of(rows);
-        let mut values = vec![0f32; count * out];
         // Taken, not borrowed: this thread may compute another layer while it waits for the others.
         let mut buffer = PANELS.take();
         let panels = aligned(&mut buffer, out.next_multiple_of(across) * depth);
@@ -77,6 +94,37 @@ impl Linear {
         });
         PANELS.set(buffer);
         tensor(values, dims)
+    }
+}
+
+impl Linear {
+    /// `xs @ weight^T + bias` as an operand of attention: in bf16 if products are in it, else in f32.
+    pub(crate) fn forward_to_attention(&self, xs: &Tensor) -> Result<Tensor> {
+        let Weight::Bf16(matrix) = &self.weight else { return self.forward(xs, None) };
+        let mut dims = xs.dims().to_vec();
+        let last = dims.len() - 1;
+        dims[last] = matrix.dims().0;
+        let bias = self.bias.as_ref().map(view).transpose()?;
+        let mut values = vec![bf16::ZERO; dims.iter().product()];
+        matrix.forward(&view(xs)?, bias.as_deref(), None, &mut values)?;
+        Tensor::from_vec(values, dims, xs.device())
+    }
+}
+
+impl Weight {
+    /// The tensor `weight` of that shape, with a row for each output.
+    fn new(out: usize, dims: &[usize], params: &Params) -> Result<Self> {
+        let weight = || params.tensor(dims, "weight")?.reshape((out, ()));
+        match params.packed() {
+            None => weight().map(Self::F32),
+            Some(packed) => {
+                let matrix = packed.matrix(params.unchanged("weight"), || {
+                    let weight = weight()?;
+                    Ok::<_, Error>(Matrix::new(packed.instructions, &view(&weight)?, out, weight.dim(1)?))
+                });
+                matrix.map(Self::Bf16)
+            }
+        }
     }
 }
 

@@ -1,6 +1,6 @@
 //! Each operation against candle's plain one.
 
-use super::*;
+use super::{conv::Filters, linear::Weight, *};
 use crate::{noise::Noise, ops::Window};
 use candle_core::{D, DType, IndexOp};
 use candle_nn::{Module, ops::softmax_last_dim};
@@ -44,12 +44,15 @@ fn convolution_matches_candle() {
     ];
     for (batch, channels_in, channels_out, side, stride, padding, height, width) in cases {
         let weight = draw(&[channels_out, channels_in, side, side]);
-        let conv = Conv::of(weight, draw(&[channels_out]), Window { side, stride, padding }).unwrap();
+        let window = Window { side, stride, padding };
+        let filters = Filters::f32(weight.clone(), window).unwrap();
+        let conv = Conv { filters, bias: draw(&[channels_out]), window };
         let xs = draw(&[batch, channels_in, height, width]);
-        let plain = xs.conv2d(&conv.weight, padding, stride, 1, 1).unwrap();
+        let plain = xs.conv2d(&weight, padding, stride, 1, 1).unwrap();
         let plain = plain.broadcast_add(&conv.bias.reshape((1, (), 1, 1)).unwrap()).unwrap();
         // Winograd loses a digit or more, and more with many channels.
-        let limit = if conv.kernels.is_some() && width >= 32 { 4e-5 } else { 2e-6 };
+        let winograd = matches!(&conv.filters, Filters::F32 { kernels: Some(_), .. }) && width >= 32;
+        let limit = if winograd { 4e-5 } else { 2e-6 };
         let name = format!("{channels_in}x{side}x{side} stride {stride} on {height}x{width}");
         let check = |ours: Tensor, plain: &Tensor| {
             let error = difference(&ours, plain);
@@ -71,9 +74,10 @@ fn linear_matches_candle_and_layer_norm_is_exact() {
     for (rows, channels_in, channels_out) in [(1, 20, 5), (77, 128, 96), (1024, 96, 768)] {
         let bias = draw(&[channels_out]);
         for bias in [None, Some(bias)] {
-            let linear = Linear { weight: draw(&[channels_out, channels_in]), bias };
+            let weight = draw(&[channels_out, channels_in]);
+            let linear = Linear { weight: Weight::F32(weight.clone()), bias };
             let (xs, onto) = (draw(&[2, rows, channels_in]), draw(&[2, rows, channels_out]));
-            let plain = candle_nn::Linear::new(linear.weight.clone(), linear.bias.clone()).forward(&xs).unwrap();
+            let plain = candle_nn::Linear::new(weight, linear.bias.clone()).forward(&xs).unwrap();
             assert!(difference(&linear.forward(&xs, None).unwrap(), &plain) < 1e-6);
             assert!(difference(&linear.forward(&xs, Some(&onto)).unwrap(), &(plain + &onto).unwrap()) < 1e-6);
         }

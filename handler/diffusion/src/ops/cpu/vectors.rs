@@ -8,19 +8,28 @@ use std::sync::OnceLock;
 pub enum Vectors {
     /// The widest of this CPU.
     Widest,
+    /// Those of AVX-512, 512 bits, and no tiles.
+    Avx512,
     /// Those of AVX2, 256 bits, also where there is AVX-512.
     Avx2,
 }
 
 static ARCH: OnceLock<Arch> = OnceLock::new();
+static MOST: OnceLock<Vectors> = OnceLock::new();
 
 /// From now on, the operations on the CPU use at most these vectors. Returns whether they do: once anything was computed, nothing changes.
 pub fn limit_vectors(most: Vectors) -> bool {
     let wanted = match most {
-        Vectors::Widest => Arch::new(),
+        Vectors::Widest | Vectors::Avx512 => Arch::new(),
         Vectors::Avx2 => narrow(),
     };
-    std::mem::discriminant(ARCH.get_or_init(|| wanted)) == std::mem::discriminant(&wanted)
+    let same = std::mem::discriminant(ARCH.get_or_init(|| wanted)) == std::mem::discriminant(&wanted);
+    same && *MOST.get_or_init(|| most) == most
+}
+
+/// The limit on vectors that holds.
+pub(super) fn most() -> Vectors {
+    *MOST.get_or_init(|| Vectors::Widest)
 }
 
 /// What there is but for AVX-512.

@@ -105,7 +105,7 @@ impl Networks {
     fn weights(&self) -> Vec<(&Placed, &Weights)> {
         let Model { text_weights, unet_weights, vae_weights, .. } = &self.model;
         match &self.state {
-            DeviceState::Cpu => Vec::new(),
+            DeviceState::Cpu(_) => Vec::new(),
             DeviceState::Gpu(state) => {
                 let residence = &state.residence;
                 vec![(&*residence.unet, unet_weights), (&*residence.text, text_weights), (&*residence.vae, vae_weights)]
@@ -167,7 +167,7 @@ impl Networks {
     pub(crate) fn decoding(&self, (height, width): (usize, usize)) -> DecodeMemory {
         let (config, factor) = (&self.model.vae_config, self.model.vae_config.factor());
         match &self.state {
-            DeviceState::Cpu => DecodeMemory::Whole,
+            DeviceState::Cpu(_) => DecodeMemory::Whole,
             DeviceState::Gpu(state) => state.residence.decoding(config, (width * factor, height * factor)),
         }
     }
@@ -185,7 +185,7 @@ impl Networks {
     /// Where a safety checker looks at pictures. On a CPU it is there.
     pub(crate) fn checker_place(&self) -> CheckerPlace {
         match &self.state {
-            DeviceState::Cpu => CheckerPlace::Stays,
+            DeviceState::Cpu(_) => CheckerPlace::Stays,
             DeviceState::Gpu(state) => state.residence.checker_place(),
         }
     }
@@ -203,7 +203,7 @@ impl Networks {
     /// What the networks need, against what is free now. None on a CPU.
     pub(crate) fn shortage(&self) -> Option<Shortage> {
         match &self.state {
-            DeviceState::Cpu => None,
+            DeviceState::Cpu(_) => None,
             DeviceState::Gpu(state) => state.residence.shortage().ok(),
         }
     }
@@ -211,7 +211,7 @@ impl Networks {
     /// How the networks lie in the GPU's memory. None on a CPU.
     pub(crate) fn footprint(&self) -> Option<Footprint> {
         match &self.state {
-            DeviceState::Cpu => None,
+            DeviceState::Cpu(_) => None,
             DeviceState::Gpu(state) => Some(state.residence.footprint()),
         }
     }
