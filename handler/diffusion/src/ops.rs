@@ -214,18 +214,9 @@ impl GroupNorm {
     }
 
     pub(crate) fn forward(&self, xs: &Array) -> Result<Array> {
-        self.run(xs, false)
-    }
-
-    /// The norm with SiLU after it.
-    pub(crate) fn forward_silu(&self, xs: &Array) -> Result<Array> {
-        self.run(xs, true)
-    }
-
-    fn run(&self, xs: &Array, silu: bool) -> Result<Array> {
         match (&self.0, xs) {
-            (Form::Cpu(norm), Array::Cpu(xs)) => norm.forward(xs, silu).map(Array::Cpu),
-            (Form::Gpu(norm), Array::Gpu(xs)) => norm.forward(&xs.clone().into(), silu).map(Array::Gpu),
+            (Form::Cpu(norm), Array::Cpu(xs)) => norm.forward(xs, false).map(Array::Cpu),
+            (Form::Gpu(norm), Array::Gpu(xs)) => norm.forward(&xs.clone().into(), false).map(Array::Gpu),
             _ => Err(mixed()),
         }
     }

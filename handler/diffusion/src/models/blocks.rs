@@ -72,13 +72,13 @@ impl ResnetBlock {
             Some(shortcut) => shortcut.forward_joined(&xs)?,
             None => xs.one()?,
         };
-        let normed = self.norm1.forward_silu_over(xs)?;
+        let normed = self.norm1.forward_silu(xs)?;
         let hidden = match shifts {
             Some((shifts, step)) => self.conv1.forward_shifted(&normed, shifts, step)?,
             None => self.conv1.forward(&normed)?,
         };
         drop(normed);
-        self.conv2.forward_adding(&self.norm2.forward_silu_over(hidden)?, &residual)
+        self.conv2.forward_adding(&self.norm2.forward_silu(hidden)?, &residual)
     }
 }
 

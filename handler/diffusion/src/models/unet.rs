@@ -141,7 +141,7 @@ impl Unet {
         for block in &self.up {
             xs = block.forward(xs, &mut layers, &mut skips)?;
         }
-        Ok(self.conv_out.forward(&self.conv_norm_out.forward_silu_over(xs)?)?)
+        Ok(self.conv_out.forward(&self.conv_norm_out.forward_silu(xs)?)?)
     }
 }
 

@@ -93,7 +93,7 @@ impl VaeDecoder {
                 xs = upsample.forward(&xs, None)?;
             }
         }
-        Ok(self.conv_out.forward(&self.conv_norm_out.forward_silu_over(xs)?)?)
+        Ok(self.conv_out.forward(&self.conv_norm_out.forward_silu(xs)?)?)
     }
 
     /// The same for one picture, in bands of so many rows: `take` gets the pixels from the first rows to the last. It takes less memory,

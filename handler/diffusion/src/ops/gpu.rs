@@ -27,8 +27,8 @@ pub(super) use maps::Maps;
 pub(super) use norm::{GroupNorm, LayerNorm};
 pub(super) use pointwise::{add, geglu, quick_gelu, repeated, silu, to_map, to_tokens, upsample};
 pub(crate) use prompt::Folded;
-pub(super) use prompt::{PromptAttention, with_slots};
 pub(crate) use prompt::bytes as prompt_bytes;
+pub(super) use prompt::{PromptAttention, with_slots};
 pub use shapes::{ShapeTime, time_shapes};
 pub(super) use upsampled::UpsampledConv;
 

@@ -42,13 +42,11 @@ impl Maps {
 }
 
 impl GroupNorm {
-    /// The norm over the channels of all, with SiLU after it, as one map.
+    /// The norm over the channels of all, with SiLU after it, as one map. A GPU writes it over the only map if nobody else has that.
     ///
     /// # Errors
     /// There are other channels, or the device fails.
-    ///
-    /// The maps are not needed any more: a GPU may write the result over the only one.
-    pub(crate) fn forward_silu_over(&self, maps: impl Into<Maps>) -> Result<Array> {
+    pub(crate) fn forward_silu(&self, maps: impl Into<Maps>) -> Result<Array> {
         match (&self.0, maps.into().0) {
             (Form::Cpu(norm), Form::Cpu(xs)) => norm.forward(&xs, true).map(Array::Cpu),
             (Form::Gpu(norm), Form::Gpu(maps)) => norm.forward_over(maps, true).map(Array::Gpu),

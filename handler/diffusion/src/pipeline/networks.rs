@@ -263,7 +263,8 @@ impl Networks {
                 state.recordings.room(prompts)?
             }
         };
-        let prepared = self.prepare(timesteps, guidance.embedded(), context, guidance.copies(), batch / prompts, &room)?;
+        let prepared =
+            self.prepare(timesteps, guidance.embedded(), context, guidance.copies(), batch / prompts, &room)?;
         Ok(match &self.state {
             DeviceState::Cpu(_) => Denoiser::Cpu { unet: &self.unet, prepared, guidance_scale },
             DeviceState::Gpu(state) => {

@@ -77,7 +77,8 @@ impl WidePlan {
         let tiles = |at_once: usize| problem.rows.div_ceil(WIDE_ROWS) * (columns / at_once);
         let work = |(_, at_once, _): &&(&str, usize, usize)| tiles(*at_once).div_ceil(multiprocessors) * at_once;
         let fitting = TILES.iter().filter(|(_, at_once, _)| columns.is_multiple_of(*at_once));
-        let &(ending, at_once, shared) = fitting.min_by_key(work).filter(|_| problem.inner.is_multiple_of(WIDE_DEPTH))?;
+        let &(ending, at_once, shared) =
+            fitting.min_by_key(work).filter(|_| problem.inner.is_multiple_of(WIDE_DEPTH))?;
         let (name, tiles) = (format!("linear_geglu_{}_{ending}", problem.dtype.name()), tiles(at_once));
         let launch = Launch { name, grid: [tiles.min(multiprocessors), 1, 1], block: WIDE_THREADS, shared };
         Some(Self { launch, columns, at_once, tiles })

@@ -166,7 +166,7 @@ fn gpu_norms_after_convolutions_are_the_cpus() {
             let (cpu, gpu) = both(dtype, &tensors, |p| {
                 Ok((Conv::same3x3(inner, outer, p.pp("conv"))?, GroupNorm::new(32, outer, 1e-5, p.pp("norm"))?))
             });
-            let run = |(conv, norm): &(Conv, GroupNorm), xs: &Array| norm.forward_silu(&conv.forward(xs)?);
+            let run = |(conv, norm): &(Conv, GroupNorm), xs: &Array| norm.forward_silu(conv.forward(xs)?);
             let plain = run(&cpu, &Array::Cpu(xs.clone())).unwrap().to_tensor().unwrap();
             let ours = map_to_cpu(&run(&gpu, &map_to_gpu(&xs, dtype)).unwrap(), outer);
             check(&format!("norm after {inner} to {outer} at {height}x{width}"), dtype, &ours, &plain);
@@ -237,7 +237,10 @@ fn gpu_norms_are_the_cpus() {
             let (cpu, gpu) = both(dtype, &tensors, |p| GroupNorm::new(32, channels, 1e-5, p));
             let (plain, ours) = (Array::Cpu(xs.clone()), map_to_gpu(&xs, dtype));
             let name = format!("{channels} at {height}x{width}");
-            let both = [(cpu.forward(&plain), gpu.forward(&ours)), (cpu.forward_silu(&plain), gpu.forward_silu(&ours))];
+            let both = [
+                (cpu.forward(&plain), gpu.forward(&ours)),
+                (cpu.forward_silu(plain.clone()), gpu.forward_silu(ours.clone())),
+            ];
             for (index, (plain, ours)) in both.into_iter().enumerate() {
                 let ours = map_to_cpu(&ours.unwrap(), channels);
                 check(&format!("group norm {index} {name}"), dtype, &ours, &plain.unwrap().to_tensor().unwrap());
@@ -245,8 +248,8 @@ fn gpu_norms_are_the_cpus() {
             // As two maps of which nothing was measured.
             let halves = xs.chunk(2, 1).unwrap();
             let [first, second] = [&halves[0], &halves[1]].map(|half| map_to_gpu(half, dtype));
-            let ours = gpu.forward_silu_over(Maps::joined(first, second).unwrap()).unwrap();
-            let plain = cpu.forward_silu(&plain).unwrap().to_tensor().unwrap();
+            let ours = gpu.forward_silu(Maps::joined(first, second).unwrap()).unwrap();
+            let plain = cpu.forward_silu(plain.clone()).unwrap().to_tensor().unwrap();
             check(&format!("joined norm {name}"), dtype, &map_to_cpu(&ours, channels), &plain);
         }
         for (rows, channels) in [(4096, 320), (77, 768), (64, 1280), (3, 64)] {

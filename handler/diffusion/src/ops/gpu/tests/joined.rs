@@ -95,10 +95,10 @@ fn gpu_joined_maps_are_the_cpus() {
             }
             // From the same numbers: the maps themselves were rounded.
             let theirs = [(&a, first), (&b, second)].map(|(map, channels)| Array::Cpu(map_to_cpu(map, channels)));
-            let plain = cpu.norm.forward_silu_over(joined(theirs.each_ref())).unwrap().to_tensor().unwrap();
+            let plain = cpu.norm.forward_silu(joined(theirs.each_ref())).unwrap().to_tensor().unwrap();
             let [c, d] = [&a, &b].map(|map| unmeasured(map, dtype));
             for (what, maps) in [("measured", [&a, &b]), ("half measured", [&a, &d]), ("unmeasured", [&c, &d])] {
-                let ours = gpu.norm.forward_silu_over(joined(maps)).unwrap();
+                let ours = gpu.norm.forward_silu(joined(maps)).unwrap();
                 check(&format!("norm of {name}, {what}"), dtype, &map_to_cpu(&ours, first + second), &plain);
             }
             let ours = gpu.shortcut.forward_joined(&joined([&a, &b])).unwrap();
@@ -135,8 +135,8 @@ fn gpu_finer_moments_are_those_of_a_norms_groups() {
             let xs = draw(&[2, channels, side / 2, side / 2], dtype);
             let map = gpu.0.forward(&map_to_gpu(&xs, dtype), side, side).unwrap();
             let theirs = Array::Cpu(map_to_cpu(&map, channels));
-            let plain = cpu.1.forward_silu(&theirs).unwrap().to_tensor().unwrap();
-            let ours = map_to_cpu(&gpu.1.forward_silu(&map).unwrap(), channels);
+            let plain = cpu.1.forward_silu(theirs.clone()).unwrap().to_tensor().unwrap();
+            let ours = map_to_cpu(&gpu.1.forward_silu(map.clone()).unwrap(), channels);
             check(&format!("{finer} groups of {channels} at {side}x{side}"), dtype, &ours, &plain);
         }
     });
@@ -151,12 +151,12 @@ fn gpu_norms_take_the_place_of_maps_that_nobody_needs() {
         let numbers = draw(&[3, 64, 33, 17], dtype);
         let at = |map: &Array| map.gpu().unwrap().address();
         let map = map_to_gpu(&numbers, dtype);
-        let plain = norm.forward_silu(&map).unwrap().gpu().unwrap().read().unwrap();
-        let beside = norm.forward_silu_over(map.clone()).unwrap();
+        let plain = norm.forward_silu(map.clone()).unwrap().gpu().unwrap().read().unwrap();
+        let beside = norm.forward_silu(map.clone()).unwrap();
         assert_ne!(at(&beside), at(&map), "{}", dtype.name());
         assert!(map.gpu().unwrap().read().unwrap() == map_to_gpu(&numbers, dtype).gpu().unwrap().read().unwrap());
         let place = at(&map);
-        let over = norm.forward_silu_over(map).unwrap();
+        let over = norm.forward_silu(map).unwrap();
         assert_eq!((at(&over), over.gpu().unwrap().moments().is_none()), (place, true), "{}", dtype.name());
         for normed in [beside, over] {
             assert!(normed.gpu().unwrap().read().unwrap() == plain, "{}", dtype.name());
@@ -183,9 +183,9 @@ fn gpu_repeated_maps_are_copies_and_measured_as_they_were() {
         for map in [map.clone(), unmeasured(&map, dtype)] {
             let copies = repeated(&map, 2).unwrap();
             assert_eq!(copies.gpu().unwrap().moments().is_some(), map.gpu().unwrap().moments().is_some());
-            let normed = bytes(&norm.forward_silu(&map).unwrap());
+            let normed = bytes(&norm.forward_silu(map.clone()).unwrap());
             assert!(bytes(&copies) == bytes(&map).repeat(2), "{}", dtype.name());
-            assert!(bytes(&norm.forward_silu(&copies).unwrap()) == normed.repeat(2), "{}", dtype.name());
+            assert!(bytes(&norm.forward_silu(copies.clone()).unwrap()) == normed.repeat(2), "{}", dtype.name());
             assert!(bytes(&repeated(&map, 1).unwrap()) == bytes(&map));
         }
     });
@@ -222,5 +222,5 @@ fn gpu_maps_that_do_not_fit_are_refused() {
     assert!(one.forward_joined(&maps).is_err(), "a convolution of more channels");
     assert!(three.forward_joined(&maps).is_err(), "a convolution whose windows have nine places");
     assert!(maps.one().is_err(), "two maps as one");
-    assert!(norm.forward_silu_over(maps).is_err(), "a norm of more channels");
+    assert!(norm.forward_silu(maps).is_err(), "a norm of more channels");
 }

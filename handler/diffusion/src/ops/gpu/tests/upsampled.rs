@@ -49,8 +49,8 @@ fn gpu_convolutions_of_resized_maps_are_the_cpus() {
             let name = format!("{inner} to {outer} at {height}x{width} as {to_height}x{to_width}");
             check(&format!("resized {name}"), dtype, &map_to_cpu(&ours, outer), plain.cpu().unwrap());
             if let (Some(theirs), Some(norm)) = (&cpu.1, &gpu.1) {
-                let plain = theirs.forward_silu(&plain).unwrap().to_tensor().unwrap();
-                let normed = norm.forward_silu(&ours).unwrap();
+                let plain = theirs.forward_silu(plain.clone()).unwrap().to_tensor().unwrap();
+                let normed = norm.forward_silu(ours.clone()).unwrap();
                 check(&format!("norm after {name}"), dtype, &map_to_cpu(&normed, outer), &plain);
             }
             let again = gpu.0.forward(&map_to_gpu(&xs, dtype), to_height, to_width).unwrap();
