@@ -150,11 +150,13 @@ impl Linear {
         self.run(xs, Some(residual))
     }
 
-    /// The same with the gated GELU after it, see [`geglu`].
+    /// The same with the gated GELU after it (Shazeer, "GLU variants improve transformer", 2020): the first half of the last dimension
+    /// times the GELU of the second. The exact GELU, as in diffusers.
     pub(crate) fn forward_geglu(&self, xs: &Array) -> Result<Array> {
         match (&self.0, xs) {
+            (Form::Cpu(layers), Array::Cpu(xs)) => layers[0].forward_geglu(xs).map(Array::Cpu),
             (Form::Gpu(layer), Array::Gpu(xs)) => layer.forward_geglu(xs).map(Array::Gpu),
-            _ => geglu(&self.forward(xs)?),
+            _ => Err(mixed()),
         }
     }
 
@@ -162,7 +164,7 @@ impl Linear {
     pub(crate) fn forward_each(&self, xs: &Array) -> Result<Vec<Array>> {
         match (&self.0, xs) {
             (Form::Cpu(layers), Array::Cpu(xs)) => {
-                layers.iter().map(|layer| layer.forward_to_attention(xs).map(Array::Cpu)).collect()
+                Ok(cpu::Linear::forward_to_attention(layers, xs)?.into_iter().map(Array::Cpu).collect())
             }
             (Form::Gpu(layers), Array::Gpu(xs)) => Ok(layers.forward_each(xs)?.into_iter().map(Array::Gpu).collect()),
             _ => Err(mixed()),
@@ -219,15 +221,6 @@ impl GroupNorm {
             (Form::Gpu(norm), Array::Gpu(xs)) => norm.forward(&xs.clone().into(), false).map(Array::Gpu),
             _ => Err(mixed()),
         }
-    }
-}
-
-/// Gated GELU (Shazeer, "GLU variants improve transformer", 2020): the first half of the last dimension times the GELU of the second.
-/// The exact GELU, as in diffusers.
-pub(crate) fn geglu(xs: &Array) -> Result<Array> {
-    match xs {
-        Array::Cpu(xs) => cpu::geglu(xs).map(Array::Cpu),
-        Array::Gpu(xs) => gpu::geglu(xs).map(Array::Gpu),
     }
 }
 

@@ -5,6 +5,7 @@ mod attention;
 mod bf16;
 mod conv;
 mod flash;
+mod gated;
 mod layout;
 mod linear;
 mod norm;
@@ -18,7 +19,7 @@ pub use bf16::Instructions;
 pub(crate) use bf16::Packed;
 pub(super) use conv::Conv;
 pub(super) use layout::{join, to_map, to_tokens, upsample};
-pub(super) use linear::{Linear, geglu};
+pub(super) use linear::Linear;
 pub(super) use norm::{GroupNorm, LayerNorm};
 pub use vectors::{Vectors, limit_vectors};
 

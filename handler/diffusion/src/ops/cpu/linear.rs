@@ -1,11 +1,11 @@
-//! Linear layers, and the gated GELU of the feed-forward layers.
+//! Linear layers.
 
 use super::{
     bf16::Matrix,
-    exp,
-    product::{DEPTH, Rows, Start, product},
+    gated::{Gated, geglu},
+    product::{Columns, Rows, Start, deep},
     tensor,
-    vectors::{self, Kernel, aligned, vectorised},
+    vectors::{self, Kernel, aligned},
     view,
 };
 use crate::ops::params::Params;
@@ -13,7 +13,7 @@ use candle_core::{Error, Result, Tensor};
 use half::bf16;
 use pulp::Simd;
 use rayon::prelude::*;
-use std::{cell::RefCell, ops::Range, sync::Arc};
+use std::{cell::RefCell, sync::Arc};
 
 /// The most output elements that a thread computes at once: 256 KiB.
 const PIECE: usize = 64 << 10;
@@ -21,6 +21,8 @@ const PIECE: usize = 64 << 10;
 thread_local! {
     /// The weights as panels. Only the thread that calls a layer has them.
     static PANELS: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
+    /// Some columns of the gates of a piece.
+    static GATE: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
 }
 
 /// A linear layer over the last dimension.
@@ -50,47 +52,73 @@ impl Linear {
 
     /// `xs @ weight^T + bias + residual`. `xs` is `[..., in]`, `residual` has the output's shape `[..., out]`.
     pub(crate) fn forward(&self, xs: &Tensor, residual: Option<&Tensor>) -> Result<Tensor> {
-        let (out, depth) = match &self.weight {
-            Weight::F32(weight) => weight.dims2()?,
-            Weight::Bf16(matrix) => matrix.dims(),
-        };
+        match &self.weight {
+            Weight::F32(_) => self.run(xs, residual, false),
+            Weight::Bf16(matrix) => {
+                let (dims, bias) = (self.dims_after(xs, 1)?, self.bias.as_ref().map(view).transpose()?);
+                let residual = residual.map(view).transpose()?;
+                let mut values = vec![0f32; dims.iter().product()];
+                matrix.forward(&view(xs)?, bias.as_deref(), residual.as_deref(), &mut values)?;
+                tensor(values, dims)
+            }
+        }
+    }
+
+    /// The same with the gated GELU after it, see [`geglu`].
+    pub(crate) fn forward_geglu(&self, xs: &Tensor) -> Result<Tensor> {
+        match &self.weight {
+            Weight::F32(_) => self.run(xs, None, true),
+            Weight::Bf16(_) => geglu(&self.forward(xs, None)?),
+        }
+    }
+
+    /// The output's shape, with the last dimension divided.
+    fn dims_after(&self, xs: &Tensor, parts: usize) -> Result<Vec<usize>> {
+        let (out, _) = self.sizes()?;
         let mut dims = xs.dims().to_vec();
         let last = dims.len() - 1;
-        dims[last] = out;
-        let input = view(xs)?;
+        dims[last] = out / parts;
+        Ok(dims)
+    }
+
+    /// Outputs and inputs.
+    fn sizes(&self) -> Result<(usize, usize)> {
+        match &self.weight {
+            Weight::F32(weight) => weight.dims2(),
+            Weight::Bf16(matrix) => Ok(matrix.dims()),
+        }
+    }
+
+    /// In f32. With `gated`, the output is half as wide.
+    fn run(&self, xs: &Tensor, residual: Option<&Tensor>, gated: bool) -> Result<Tensor> {
+        let Weight::F32(weight) = &self.weight else { return self.forward(xs, residual) };
+        let (parts, dims) = if gated { (2, self.dims_after(xs, 2)?) } else { (1, self.dims_after(xs, 1)?) };
+        let (all, depth) = self.sizes()?;
+        let out = all / parts;
+        let (input, weight) = (view(xs)?, view(weight)?);
         let bias = self.bias.as_ref().map(view).transpose()?;
         let residual = residual.map(view).transpose()?;
         let count = input.len() / depth;
+        let (at_once, across) = (rows_at_once(count, all), vectors::block().1);
         let mut values = vec![0f32; count * out];
-        let weight = match &self.weight {
-            Weight::F32(weight) => view(weight)?,
-            Weight::Bf16(matrix) => {
-                matrix.forward(&input, bias.as_deref(), residual.as_deref(), &mut values)?;
-                return tensor(values, dims);
-            }
-        };
-        let (rows, across) = vectors::block();
-        // Pieces of one size, and the same number for each thread.
-        let threads = rayon::current_num_threads();
-        let rounds = (count * out).div_ceil(PIECE * threads).max(1);
-        let at_once = count.div_ceil(rounds * threads).max(1).next_multiple_of(rows);
         // Taken, not borrowed: this thread may compute another layer while it waits for the others.
         let mut buffer = PANELS.take();
-        let panels = aligned(&mut buffer, out.next_multiple_of(across) * depth);
+        let panels = aligned(&mut buffer, out.next_multiple_of(across) * parts * depth);
         panels.par_chunks_mut(across * depth).enumerate().for_each(|(index, panel)| {
-            pack(panel, &weight[index * across * depth..], across, depth);
+            // A gate's panel is behind the panel that it gates.
+            let (part, column) = (index % parts, index / parts * across);
+            let rows = part * out + column..part * out + out.min(column + across);
+            pack(panel, &weight[rows.start * depth..rows.end * depth], across, depth);
         });
         values.par_chunks_mut(at_once * out).enumerate().for_each(|(index, values)| {
             let first = index * at_once;
-            vectors::run(Piece {
-                input: &input[first * depth..],
-                panels,
-                bias: bias.as_deref(),
-                residual: residual.as_ref().map(|residual| &residual[first * out..]),
-                depth,
-                out,
-                values,
-            });
+            let (input, bias) = (&input[first * depth..], bias.as_deref());
+            if gated {
+                GATE.with_borrow_mut(|gate| vectors::run(Gated { input, panels, bias, depth, out, values, gate }));
+            } else {
+                let residual = residual.as_ref().map(|residual| &residual[first * out..]);
+                vectors::run(Piece { input, panels, bias, residual, depth, out, values });
+            }
         });
         PANELS.set(buffer);
         tensor(values, dims)
@@ -98,17 +126,67 @@ impl Linear {
 }
 
 impl Linear {
-    /// `xs @ weight^T + bias` as an operand of attention: in bf16 if products are in it, else in f32.
-    pub(crate) fn forward_to_attention(&self, xs: &Tensor) -> Result<Tensor> {
+    /// `xs @ weight^T + bias` of layers of one size, as operands of attention: in bf16 if products are in it, else in f32.
+    pub(crate) fn forward_to_attention(layers: &[Self], xs: &Tensor) -> Result<Vec<Tensor>> {
+        let weights = layers.iter().map(|layer| match &layer.weight {
+            Weight::F32(weight) => Some(weight),
+            Weight::Bf16(_) => None,
+        });
+        match weights.collect::<Option<Vec<_>>>() {
+            Some(weights) => Self::forward_together(layers, &weights, xs),
+            None => layers.iter().map(|layer| layer.forward_to_bf16(xs)).collect(),
+        }
+    }
+
+    fn forward_to_bf16(&self, xs: &Tensor) -> Result<Tensor> {
         let Weight::Bf16(matrix) = &self.weight else { return self.forward(xs, None) };
-        let mut dims = xs.dims().to_vec();
-        let last = dims.len() - 1;
-        dims[last] = matrix.dims().0;
-        let bias = self.bias.as_ref().map(view).transpose()?;
+        let (dims, bias) = (self.dims_after(xs, 1)?, self.bias.as_ref().map(view).transpose()?);
         let mut values = vec![bf16::ZERO; dims.iter().product()];
         matrix.forward(&view(xs)?, bias.as_deref(), None, &mut values)?;
         Tensor::from_vec(values, dims, xs.device())
     }
+
+    /// In f32: each thread takes its rows through all layers.
+    fn forward_together(layers: &[Self], weights: &[&Tensor], xs: &Tensor) -> Result<Vec<Tensor>> {
+        let [first, ..] = layers else { return Ok(Vec::new()) };
+        let (dims, (out, depth)) = (first.dims_after(xs, 1)?, first.sizes()?);
+        let input = view(xs)?;
+        let weights = weights.iter().map(|weight| view(weight)).collect::<Result<Vec<_>>>()?;
+        let biases =
+            layers.iter().map(|layer| layer.bias.as_ref().map(view).transpose()).collect::<Result<Vec<_>>>()?;
+        let count = input.len() / depth;
+        let (at_once, across) = (rows_at_once(count, layers.len() * out), vectors::block().1);
+        let mut buffer = PANELS.take();
+        let of_layer = out.next_multiple_of(across) * depth;
+        let panels = aligned(&mut buffer, layers.len() * of_layer);
+        panels.par_chunks_mut(across * depth).enumerate().for_each(|(index, panel)| {
+            let in_layer = of_layer / (across * depth);
+            let column = index % in_layer * across;
+            let rows = column..out.min(column + across);
+            pack(panel, &weights[index / in_layer][rows.start * depth..rows.end * depth], across, depth);
+        });
+        let panels = &*panels;
+        let mut values: Vec<_> = layers.iter().map(|_| vec![0f32; count * out]).collect();
+        let mut parts: Vec<_> = (0..count.div_ceil(at_once)).map(|_| Vec::with_capacity(layers.len())).collect();
+        for values in &mut values {
+            parts.iter_mut().zip(values.chunks_mut(at_once * out)).for_each(|(part, values)| part.push(values));
+        }
+        parts.into_par_iter().enumerate().for_each(|(index, part)| {
+            let input = &input[index * at_once * depth..];
+            for ((values, panels), bias) in part.into_iter().zip(panels.chunks(of_layer)).zip(&biases) {
+                vectors::run(Piece { input, panels, bias: bias.as_deref(), residual: None, depth, out, values });
+            }
+        });
+        PANELS.set(buffer);
+        values.into_iter().map(|values| tensor(values, dims.as_slice())).collect()
+    }
+}
+
+/// The rows of a piece: pieces of one size, and the same number for each thread.
+fn rows_at_once(count: usize, out: usize) -> usize {
+    let threads = rayon::current_num_threads();
+    let rounds = (count * out).div_ceil(PIECE * threads).max(1);
+    count.div_ceil(rounds * threads).max(1).next_multiple_of(vectors::block().0)
 }
 
 impl Weight {
@@ -177,58 +255,7 @@ impl Kernel for Piece<'_> {
                 }
                 start = Start::There;
             }
-            for (part, panel) in panel.chunks(DEPTH).enumerate() {
-                product::<S, ROWS, WIDE>(simd, count, (&input[part * DEPTH..], depth), panel, start, &mut rows);
-                start = Start::There;
-            }
+            deep::<S, ROWS, WIDE>(simd, count, (input, depth), panel, start, &mut rows);
         }
     }
-}
-
-/// Some columns of an output.
-struct Columns<'a> {
-    values: &'a mut [f32],
-    /// Columns in all.
-    out: usize,
-    columns: Range<usize>,
-}
-
-impl Rows for Columns<'_> {
-    #[inline(always)]
-    fn row(&mut self, row: usize) -> &mut [f32] {
-        &mut self.values[row * self.out..][self.columns.clone()]
-    }
-}
-
-/// The gated GELU: the first half of `xs` `[..., 2 x width]` times the GELU of the second, `[..., width]`.
-pub(crate) fn geglu(xs: &Tensor) -> Result<Tensor> {
-    let mut dims = xs.dims().to_vec();
-    let last = dims.len() - 1;
-    dims[last] /= 2;
-    let width = dims[last];
-    let input = view(xs)?;
-    let mut values = vec![0f32; input.len() / 2];
-    values.par_chunks_mut(width).zip(input.par_chunks(2 * width)).for_each(|(values, input)| {
-        vectorised(
-            #[inline(always)]
-            || {
-                let (linear, gate) = input.split_at(width);
-                for ((value, linear), gate) in values.iter_mut().zip(linear).zip(gate) {
-                    *value = linear * gelu(*gate);
-                }
-            },
-        );
-    });
-    tensor(values, dims)
-}
-
-/// `x` times the standard normal distribution function of `x`. The error function is 7.1.26 of Abramowitz & Stegun, "Handbook of
-/// mathematical functions", 1964, exact within 1.5e-7.
-#[inline(always)]
-fn gelu(x: f32) -> f32 {
-    let z = x.abs() * std::f32::consts::FRAC_1_SQRT_2;
-    let t = 1.0 / (1.0 + 0.327_591_1 * z);
-    let series = t * (0.254_829_6 + t * (-0.284_496_73 + t * (1.421_413_8 + t * (-1.453_152 + t * 1.061_405_4))));
-    let tail = 0.5 * series * exp(-z * z);
-    x * if x < 0.0 { tail } else { 1.0 - tail }
 }

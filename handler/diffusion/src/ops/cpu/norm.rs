@@ -8,8 +8,9 @@ use rayon::prelude::*;
 
 /// How many elements are summed in f32 before their sum is added in f64.
 const RUN: usize = 1024;
-/// Independent sums, for vectors.
-const LANES: usize = 16;
+/// Independent sums, for vectors: of a row, and of the many numbers of a group, whose additions would wait for each other otherwise.
+const FEW: usize = 16;
+const MANY: usize = 64;
 /// Rows of a LayerNorm that a thread computes at once.
 const ROWS: usize = 64;
 
@@ -43,7 +44,7 @@ impl LayerNorm {
                 #[inline(always)]
                 || {
                     for (values, input) in values.chunks_mut(width).zip(input.chunks(width)) {
-                        let (mean, scale) = scale(statistics(input), self.eps);
+                        let (mean, scale) = scale(statistics::<FEW>(input), self.eps);
                         let factors = weight.iter().zip(bias.iter());
                         for ((value, x), (weight, bias)) in values.iter_mut().zip(input).zip(factors) {
                             *value = (x - mean) * scale * weight + bias;
@@ -64,7 +65,12 @@ impl GroupNorm {
 
     /// The norm, and SiLU after it if `silu`.
     pub(crate) fn forward(&self, xs: &Tensor, silu: bool) -> Result<Tensor> {
-        self.run(xs, silu, |_, input| scale(statistics(input), self.eps))
+        self.run(
+            xs,
+            silu,
+            #[inline(always)]
+            |_, input| scale(statistics::<MANY>(input), self.eps),
+        )
     }
 
     /// The same by given statistics of the groups of one image.
@@ -72,7 +78,12 @@ impl GroupNorm {
         if spreads.len() != self.groups {
             return Err(Error::Msg(format!("statistics of {} groups for {}", spreads.len(), self.groups)).bt());
         }
-        self.run(xs, silu, |group, _| scale(spreads[group], self.eps))
+        self.run(
+            xs,
+            silu,
+            #[inline(always)]
+            |group, _| scale(spreads[group], self.eps),
+        )
     }
 
     /// The statistics of the groups of one image.
@@ -81,7 +92,7 @@ impl GroupNorm {
         let measure = |input| {
             vectorised(
                 #[inline(always)]
-                || statistics(input),
+                || statistics::<MANY>(input),
             )
         };
         Ok(input.par_chunks(group).map(measure).collect())
@@ -121,16 +132,16 @@ impl GroupNorm {
 
 /// Count, mean and sum of squared deviations from the mean in f32.
 #[inline(always)]
-fn statistics(input: &[f32]) -> Spread {
+fn statistics<const LANES: usize>(input: &[f32]) -> Spread {
     let count = input.len() as f64;
     let mut total = 0.0;
     for run in input.chunks(RUN) {
-        total += f64::from(sum(run, 0.0, false));
+        total += f64::from(sum::<LANES>(run, 0.0, false));
     }
     let mean = (total / count) as f32;
     let mut squares = 0.0;
     for run in input.chunks(RUN) {
-        squares += f64::from(sum(run, mean, true));
+        squares += f64::from(sum::<LANES>(run, mean, true));
     }
     Spread { count, mean: f64::from(mean), squares }
 }
@@ -143,7 +154,7 @@ fn scale(spread: Spread, eps: f64) -> (f32, f32) {
 
 /// The sum of `x - middle`, or of its squares. It sums in lanes, so that the compiler can use vectors.
 #[inline(always)]
-fn sum(run: &[f32], middle: f32, squared: bool) -> f32 {
+fn sum<const LANES: usize>(run: &[f32], middle: f32, squared: bool) -> f32 {
     let (chunks, rest) = run.as_chunks::<LANES>();
     let mut lanes = [0f32; LANES];
     let mut last = 0.0;

@@ -4,6 +4,7 @@
 
 use super::vectors::{multiply_rows, rows_of};
 use pulp::Simd;
+use std::ops::Range;
 
 /// The most rows of a panel that are multiplied before the sums leave the registers. With AVX-512 they take 28 KiB, with AVX2 9 KiB.
 pub(super) const DEPTH: usize = 144;
@@ -61,6 +62,37 @@ pub(super) fn product<S: Simd, const ROWS: usize, const WIDE: usize>(
         for (row, sums) in sums.into_iter().enumerate().take(rows) {
             store::<S, WIDE>(simd, out.row(first + row), sums);
         }
+    }
+}
+
+/// A product along the whole depth.
+#[inline(always)]
+pub(super) fn deep<S: Simd, const ROWS: usize, const WIDE: usize>(
+    simd: S,
+    count: usize,
+    (input, depth): (&[f32], usize),
+    panel: &[[S::f32s; WIDE]],
+    mut start: Start,
+    rows: &mut Columns,
+) {
+    for (part, panel) in panel.chunks(DEPTH).enumerate() {
+        product::<S, ROWS, WIDE>(simd, count, (&input[part * DEPTH..], depth), panel, start, rows);
+        start = Start::There;
+    }
+}
+
+/// Some columns of an output.
+pub(super) struct Columns<'a> {
+    pub(super) values: &'a mut [f32],
+    /// Columns in all.
+    pub(super) out: usize,
+    pub(super) columns: Range<usize>,
+}
+
+impl Rows for Columns<'_> {
+    #[inline(always)]
+    fn row(&mut self, row: usize) -> &mut [f32] {
+        &mut self.values[row * self.out..][self.columns.clone()]
     }
 }
 

@@ -1,6 +1,6 @@
 //! Each operation against candle's plain one.
 
-use super::{conv::Filters, linear::Weight, *};
+use super::{conv::Filters, gated::geglu, linear::Weight, *};
 use crate::{noise::Noise, ops::Window};
 use candle_core::{D, DType, IndexOp};
 use candle_nn::{Module, ops::softmax_last_dim};
@@ -75,10 +75,19 @@ fn linear_matches_candle_and_layer_norm_is_exact() {
         let bias = draw(&[channels_out]);
         for bias in [None, Some(bias)] {
             let weight = draw(&[channels_out, channels_in]);
-            let linear = Linear { weight: Weight::F32(weight.clone()), bias };
+            let linear = Linear { weight: Weight::F32(weight.clone()), bias: bias.clone() };
             let (xs, onto) = (draw(&[2, rows, channels_in]), draw(&[2, rows, channels_out]));
-            let plain = candle_nn::Linear::new(weight, linear.bias.clone()).forward(&xs).unwrap();
+            let plain = candle_nn::Linear::new(weight.clone(), bias.clone()).forward(&xs).unwrap();
             assert!(difference(&linear.forward(&xs, None).unwrap(), &plain) < 1e-6);
+            let others = [draw(&[channels_out, channels_in]), draw(&[channels_out, channels_in])];
+            let others = others.map(|weight| Linear { weight: Weight::F32(weight), bias: None });
+            let alone = others.each_ref().map(|layer| layer.forward(&xs, None).unwrap());
+            let [first, second] = others;
+            let together = Linear::forward_to_attention(&[first, linear, second], &xs).unwrap();
+            for (ours, plain) in together.iter().zip([&alone[0], &plain, &alone[1]]) {
+                assert!(difference(ours, plain) < 1e-6);
+            }
+            let linear = Linear { weight: Weight::F32(weight), bias };
             assert!(difference(&linear.forward(&xs, Some(&onto)).unwrap(), &(plain + &onto).unwrap()) < 1e-6);
         }
         let norm = LayerNorm { weight: draw(&[channels_in]), bias: draw(&[channels_in]), eps: 1e-5 };
@@ -115,6 +124,19 @@ fn geglu_matches_candle() {
     let (kept, gate) = (xs.i((.., .., ..13)).unwrap(), xs.i((.., .., 13..)).unwrap());
     let plain = (kept * gate.contiguous().unwrap().gelu_erf().unwrap()).unwrap();
     assert!(difference(&geglu(&xs).unwrap(), &plain) < 1e-6);
+}
+
+#[test]
+fn a_layer_with_the_gated_gelu_in_it_is_both_one_after_the_other() {
+    // Fewer outputs than a panel has, whole panels, and several pieces; more inputs than are multiplied at once.
+    for (rows, channels_in, half) in [(1, 20, 5), (77, 150, 96), (3000, 48, 130)] {
+        for bias in [None, Some(draw(&[2 * half]))] {
+            let layer = Linear { weight: Weight::F32(draw(&[2 * half, channels_in])), bias };
+            let xs = draw(&[2, rows, channels_in]);
+            let both = geglu(&layer.forward(&xs, None).unwrap()).unwrap();
+            assert!(difference(&layer.forward_geglu(&xs).unwrap(), &both) < 1e-6, "{rows} rows of {channels_in}");
+        }
+    }
 }
 
 #[test]
