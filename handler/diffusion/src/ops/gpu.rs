@@ -26,8 +26,8 @@ pub(super) use maps::Maps;
 pub(super) use norm::{GroupNorm, LayerNorm};
 pub(super) use pointwise::{add, geglu, quick_gelu, silu, to_map, to_tokens, upsample};
 pub(crate) use prompt::Folded;
-pub(super) use prompt::{PromptAttention, with_slots};
 pub(crate) use prompt::bytes as prompt_bytes;
+pub(super) use prompt::{PromptAttention, with_slots};
 pub use shapes::{ShapeTime, time_shapes};
 
 use crate::gpu::{Arg, Array, Dtype, Gpu, WeightLayout};
