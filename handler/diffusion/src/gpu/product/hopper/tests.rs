@@ -83,7 +83,7 @@ fn products_of_two_prompts_have_tiles_of_their_own_rows_and_a_softmax_has_whole_
         (softmax(products(2, 1024, 640, 640)), "softmax_80", [16, 8, 1]),
         (softmax(products(2, 256, 1280, 640)), "softmax_80", [4, 8, 1]),
         (softmax(products(2, 64, 1280, 640)), "softmax_80", [2, 8, 1]),
-        (softmax(product(4096, 320, 640)), "softmax_320", [32, 2, 1]),
+        (softmax(product(4096, 320, 640)), "softmax_160", [32, 4, 1]),
         (products(2, 4096, 640, 320), "rows_160", [64, 2, 1]),
         (products(2, 1024, 640, 640), "rows_80", [16, 8, 1]),
         (products(3, 129, 640, 640), "rows_80", [6, 8, 1]),
