@@ -192,7 +192,11 @@ fn rows_at_once(count: usize, out: usize) -> usize {
 impl Weight {
     /// The tensor `weight` of that shape, with a row for each output.
     fn new(out: usize, dims: &[usize], params: &Params) -> Result<Self> {
-        let weight = || params.tensor(dims, "weight")?.reshape((out, ()));
+        let weight = || match dims {
+            // One that is only recorded is never copied.
+            [_, _] => params.tensor(dims, "weight"),
+            _ => params.tensor(dims, "weight")?.reshape((out, ())),
+        };
         match params.packed() {
             None => weight().map(Self::F32),
             Some(packed) => {

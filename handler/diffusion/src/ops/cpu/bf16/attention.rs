@@ -245,7 +245,7 @@ impl Kernel for Softmax<'_> {
     fn run<S: Simd, const ROWS: usize, const WIDE: usize>(self, simd: S) {
         let Self { scores, rows, factor } = self;
         let (factors, mut totals) = (simd.splat_f32s(factor), [0.0; BLOCK]);
-        for row in 0..BLOCK {
+        for (row, all) in totals.iter_mut().enumerate() {
             let mut highest = simd.splat_f32s(f32::NEG_INFINITY);
             for block in &*scores {
                 for part in S::as_simd_f32s(&block.0[row]).0 {
@@ -262,7 +262,7 @@ impl Kernel for Softmax<'_> {
                     total = simd.add_f32s(total, *part);
                 }
             }
-            totals[row] = simd.reduce_sum_f32s(total);
+            *all = simd.reduce_sum_f32s(total);
         }
         let sums = S::as_mut_simd_f32s(&mut rows.sums).0.iter_mut().zip(S::as_simd_f32s(&totals).0);
         for (fade, (sum, total)) in S::as_mut_simd_f32s(&mut rows.fade).0.iter_mut().zip(sums) {
