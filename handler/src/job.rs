@@ -3,6 +3,7 @@
 //! A message is parsed and admitted here; `stages` runs the task, `outcome` decides what becomes of the message.
 
 pub mod admission;
+pub mod cancel;
 pub mod claim;
 mod deadline;
 pub mod deadline_guard;
@@ -21,6 +22,7 @@ use crate::{
     engine::loader::{LoadError, ModelLoader},
     job::{
         admission::Admission,
+        cancel::Cancellations,
         claim::Claims,
         deadline_guard::Timings,
         options::{ServiceConfig, WorkConfig},
@@ -33,7 +35,7 @@ use crate::{
     },
     picture::{Credential, options::PictureConfig},
     storage::{Store, payload::PayloadPointer, weights::RemoteModel},
-    task::{SafetyMode, Task, fault::TaskFault},
+    task::{Cancel, InvalidTask, SafetyMode, Task, fault::TaskFault},
     webhook::Backend,
 };
 use aws_config::SdkConfig;
@@ -52,6 +54,8 @@ pub struct JobRunner {
     backend: Backend,
     admission: Admission,
     claims: Option<Claims>,
+    /// None if tasks cannot be cancelled by their id.
+    cancellations: Option<Cancellations>,
     timings: Timings,
     metrics: Metrics,
     /// The safety mode, if it is given; else it depends on the model.
@@ -91,10 +95,12 @@ impl JobRunner {
         let credential = pems.map(|(certificate, key)| Credential::open(certificate, key, stamp)).transpose()?;
         let admission = Admission::new(&config.safety);
         let lease = Duration::from_secs(config.work.claim_lease.into());
+        let lifetime = Duration::from_secs(config.work.cancel_expiry.into());
         let (s3, bucket) = store.pictures();
         Ok(Self {
             loader,
             claims: (!lease.is_zero()).then(|| Claims::new(s3, bucket.to_string(), lease)),
+            cancellations: (!lifetime.is_zero()).then(|| Cancellations::new(s3, bucket.to_string(), lifetime)),
             store: Arc::new(store),
             backend: Backend::new(secrets.token, secrets.signing, admission.guard().clone())?,
             admission,
@@ -166,7 +172,13 @@ impl JobRunner {
                 Err(late) => return give_back_unread(late, report),
             },
         };
-        let parsed = Task::parse(fetched.as_ref().unwrap_or(&message.body));
+        let body = fetched.as_ref().unwrap_or(&message.body);
+        match Cancel::parse(body) {
+            Some(Ok(cancel)) => return self.cancel(cancel, message, report).await,
+            Some(Err(invalid)) => return self.reject(invalid, message, report).await,
+            None => {}
+        }
+        let parsed = Task::parse(body);
         let admitted = match message.deadline.work(self.admission.admit(parsed)).await {
             Ok(admitted) => admitted,
             Err(late) => return give_back_unread(late, report),
@@ -179,6 +191,34 @@ impl JobRunner {
                 self.conclude(ended, &task, message, report).await
             }
             Err(invalid) => self.reject(invalid, message, report).await,
+        }
+    }
+}
+
+impl JobRunner {
+    /// Notes that a task is cancelled. Nobody is told: the task's own message tells its end.
+    async fn cancel(&self, Cancel { generation_id }: Cancel, message: &Message, report: &mut Report) -> Outcome {
+        tracing::Span::current().record("generation_id", generation_id);
+        let Some(cancellations) = &self.cancellations else {
+            let reason = "`cancel`: no task is cancelled by its id here, as --cancel-expiry (EASEL_CANCEL_EXPIRY) is 0";
+            let invalid = InvalidTask { reason: reason.into(), generation_id: None, webhook_url: None };
+            return self.reject(Box::new(invalid), message, report).await;
+        };
+        report.generation_id = Some(generation_id);
+        let noted = match message.deadline.work(cancellations.note(generation_id)).await {
+            Ok(noted) => noted,
+            Err(late) => return give_back_unread(late, report),
+        };
+        match noted {
+            Ok(()) => {
+                report.ending = Ending::CancelNoted;
+                Outcome::Consumed
+            }
+            Err(error) => {
+                warn!(error, "the task could not be cancelled: given back to the queue");
+                (report.ending, report.fault) = (Ending::GivenBack, Some(TaskFault::Storage));
+                Outcome::GivenBack(message.retry_delay())
+            }
         }
     }
 }

@@ -110,6 +110,7 @@ fn run(command: &Command, traces: Option<Traces>) -> anyhow::Result<bool> {
         Command::Bench(BenchCommand::Products(config)) => bench::products(config)?,
         Command::Bench(BenchCommand::Soak(config)) => bench::soak(config)?,
         Command::Schema(SchemaCommand::Task) => print(&task::schema())?,
+        Command::Schema(SchemaCommand::Cancel) => print(&task::cancel_schema())?,
         Command::Schema(SchemaCommand::Webhooks) => print(&webhook::openapi())?,
         Command::Man(config) => {
             config

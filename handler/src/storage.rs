@@ -8,11 +8,15 @@ mod loras;
 pub mod options;
 pub mod payload;
 mod probe;
+mod result;
+mod result_key;
 mod s3_client;
 mod s3_source;
 pub mod weights;
 
 pub(crate) use probe::Access;
+pub use result::{ResultConfig, ResultUrls};
+pub use result_key::KeyTemplate;
 pub(crate) use s3_client::S3Client;
 pub(crate) use s3_source::{ErrorWording, S3Source};
 
@@ -20,14 +24,15 @@ use crate::{
     observe::{CacheMetrics, report::Found},
     storage::{
         cache::{Cache, SourceError},
-        options::{ResultAcl, StoreConfig},
+        options::StoreConfig,
+        result::PutOptions,
     },
-    task::{Checked, Format, InversionRef, LoraRef},
+    task::{Checked, Format, InversionRef, LoraRef, Task},
 };
 use address::{ResultAddress, endpoint};
 use aws_config::{SdkConfig, timeout::TimeoutConfig};
 use aws_errors::{Class, class, describe};
-use aws_sdk_s3::{Client, config::Builder, primitives::ByteStream, types::ObjectCannedAcl};
+use aws_sdk_s3::{Client, config::Builder, presigning::PresigningConfig, primitives::ByteStream};
 use diffusion::{
     lora::Lora,
     prompt::inversion::{MAX_BYTES, TextualInversion},
@@ -57,7 +62,9 @@ pub enum StoreError {
 pub struct Store {
     s3: S3Client,
     bucket: String,
-    acl: ResultAcl,
+    put: PutOptions,
+    urls: ResultUrls,
+    keys: KeyTemplate,
     base_url: String,
     payload_bucket: Option<String>,
     loras: ParsedCache<S3Source, Lora>,
@@ -79,7 +86,9 @@ impl Store {
         Self {
             s3,
             bucket: config.bucket.clone(),
-            acl: config.acl,
+            put: PutOptions::new(config),
+            urls: config.result.result_urls,
+            keys: config.result.result_key.clone(),
             base_url: base.unwrap_or_else(|| address.url()),
             payload_bucket: config.payload_bucket.clone(),
             loras,
@@ -170,9 +179,29 @@ impl Store {
         }
     }
 
-    /// The public address of a picture.
-    pub fn picture_url(&self, key: &str) -> String {
-        format!("{}/{key}", self.base_url)
+    /// The keys of a task's pictures, in their order.
+    pub fn result_keys(&self, task: &Task) -> Vec<String> {
+        self.keys.keys(task)
+    }
+
+    /// The address of a stored picture for the backend. A signed one is valid from now on, for as long as the credentials that signed
+    /// it.
+    ///
+    /// # Errors
+    /// Transient, if it cannot be signed.
+    pub async fn picture_url(&self, key: &str) -> Result<String, StoreError> {
+        match self.urls {
+            ResultUrls::Public => Ok(format!("{}/{key}", self.base_url)),
+            ResultUrls::S3 => Ok(format!("s3://{}/{key}", self.bucket)),
+            ResultUrls::Presigned(valid) => {
+                let unsigned = |why: String| StoreError::Transient(format!("signing the address of a picture: {why}"));
+                let config = PresigningConfig::expires_in(valid).map_err(|error| unsigned(error.to_string()))?;
+                let bucket = &self.bucket;
+                let signed =
+                    self.s3.ask(bucket, |s3| s3.get_object().bucket(bucket).key(key).presigned(config.clone()));
+                Ok(signed.await.map_err(|error| unsigned(describe(&error)))?.uri().to_string())
+            }
+        }
     }
 
     /// Stores a picture, with the fingerprint of its task and what the safety checker said.
@@ -193,10 +222,7 @@ impl Store {
             if let Some(Checked { mode, nsfw }) = checked {
                 put = put.metadata(SAFETY, mode.name()).metadata(NSFW, nsfw.to_string());
             }
-            if self.acl == ResultAcl::PublicRead {
-                put = put.acl(ObjectCannedAcl::PublicRead);
-            }
-            put.body(ByteStream::from(bytes.clone())).send()
+            self.put.apply(put).body(ByteStream::from(bytes.clone())).send()
         });
         put.await.map_err(|error| {
             StoreError::Transient(format!("picture upload to s3://{}/{key}: {}", self.bucket, describe(&error)))

@@ -5,6 +5,7 @@
 //! is no JSON.
 
 pub mod buckets;
+mod cancel;
 mod contract;
 pub mod fault;
 mod fingerprint;
@@ -15,7 +16,8 @@ mod safety;
 mod salvage;
 pub mod signature;
 
-pub use contract::schema;
+pub use cancel::Cancel;
+pub use contract::{cancel_schema, schema};
 pub use format::Format;
 pub use safety::{Checked, SafetyMode};
 
@@ -221,16 +223,6 @@ impl Task {
     /// The seed as the generator takes it: negative ones wrap, as in torch.
     pub fn seed_bits(&self) -> u64 {
         self.seed as u64
-    }
-
-    /// Keys of the results: `generations/gen_{id}.jpg`, then `generations/gen_{id}_2.jpg` and so on.
-    pub fn result_keys(&self) -> Vec<String> {
-        let (id, extension) = (self.generation_id, self.format.extension());
-        let key = |number: usize| match number {
-            1 => format!("generations/gen_{id}.{extension}"),
-            _ => format!("generations/gen_{id}_{number}.{extension}"),
-        };
-        (1..=self.num_images).map(key).collect()
     }
 }
 

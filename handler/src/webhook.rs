@@ -100,6 +100,14 @@ impl Backend {
         self.send_with_retries(&subject.base, &subject.failed(code, message, retry_count), deadline).await
     }
 
+    /// Reports that a task was cancelled by its id. No wait between tries goes beyond `deadline`.
+    ///
+    /// # Errors
+    /// The error of the last try, if no try succeeded.
+    pub async fn cancelled(&self, task: &Task, deadline: Option<Instant>) -> Result<(), WebhookError> {
+        self.send_with_retries(&task.webhook_url, &Subject::task(task).cancelled(), deadline).await
+    }
+
     async fn send_with_retries(
         &self,
         base: &Url,

@@ -5,6 +5,7 @@
 
 mod backend_answers;
 mod batches;
+mod cancel;
 mod checkpoint;
 mod connections;
 mod context;
@@ -20,6 +21,7 @@ mod lifecycle;
 mod load;
 mod nsfw;
 mod picture;
+mod private;
 mod provenance;
 mod redelivery;
 mod refused;

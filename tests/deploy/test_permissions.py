@@ -28,6 +28,7 @@ GIVEN = {
     "AccessPointArn": "arn:aws:elasticfilesystem:eu-central-1:1:access-point/fsap-1",
     "FileSystemArn": "arn:fs",
     "ModelUrl": "",
+    "PictureKeyArn": "",
 }
 
 
@@ -86,6 +87,13 @@ class Permissions(unittest.TestCase):
             allowed("infra/aws/permissions.yaml", "handler", {**GIVEN, "Acl": acl}) for acl in ("public-read", "none")
         )
         self.assertEqual({"s3:PutObjectAcl"}, with_acl - without)
+
+    def test_a_key_of_pictures_may_be_used_where_there_is_one_and_no_other(self):
+        given = {**GIVEN, "Acl": "none", "PictureKeyArn": "arn:aws:kms:eu-central-1:1:key/a"}
+        stack, found = statements("infra/aws/permissions.yaml", "handler", given)
+        (one,) = (each for each in found if "kms:" in str(each["Action"]))
+        self.assertEqual(["kms:GenerateDataKey", "kms:Decrypt"], one["Action"])
+        self.assertEqual(given["PictureKeyArn"], stack.value(one["Resource"]))
 
     def test_the_function_may_read_the_models_folder_where_it_fetches_it_and_nothing_beside(self):
         for url, wanted in (("", []), ("s3://models/sd15/f16", [("s3:GetObject", "models/sd15/f16/*")])):

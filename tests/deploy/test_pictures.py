@@ -50,6 +50,9 @@ class Pictures(unittest.TestCase):
     def test_by_acl_the_policy_opens_nothing(self):
         self.assertEqual((POLICY, "BucketOwnerPreferred", []), pictures("acl"))
 
+    def test_private_pictures_are_open_to_nobody(self):
+        self.assertEqual((ACLS | POLICY, "BucketOwnerEnforced", []), pictures("private"))
+
     def test_a_result_url_leads_to_where_pictures_are_read(self):
         for access, host, acl in (
             ("bucket-policy", "Pictures.RegionalDomainName", "none"),

@@ -31,6 +31,8 @@ pub const PROGRESS: &str = "/api/webhooks/inference/progress";
 pub const COMPLETE: &str = "/api/webhooks/inference/complete";
 /// Path of failed webhooks.
 pub const FAILED: &str = "/api/webhooks/inference/failed";
+/// Path of cancelled webhooks.
+pub const CANCELLED: &str = "/api/webhooks/inference/cancelled";
 
 /// The receiver.
 #[derive(Debug)]

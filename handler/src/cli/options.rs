@@ -4,7 +4,7 @@ use crate::{
     cli::{bench::BenchCommand, doctor::DoctorConfig, generate::GenerateConfig, lora::LoraCommand, manual},
     entry::worker::WorkerConfig,
     job::options::ServiceConfig,
-    storage::weights::options::WeightsCommand,
+    storage::{options::StoreConfig, weights::options::WeightsCommand},
 };
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand, error::ErrorKind};
 use clap_complete::Shell;
@@ -36,7 +36,13 @@ impl Cli {
         let matches = command.try_get_matches_from_mut(arguments)?;
         match stray_whitespace(&command, &matches, &MAY_HAVE_WHITESPACE) {
             Some(problem) => Err(command.error(ErrorKind::InvalidValue, problem)),
-            None => Self::from_arg_matches(&matches),
+            None => {
+                let cli = Self::from_arg_matches(&matches)?;
+                match cli.command.store().map_or(Ok(()), StoreConfig::check) {
+                    Ok(()) => Ok(cli),
+                    Err(problem) => Err(command.error(ErrorKind::ArgumentConflict, problem)),
+                }
+            }
         }
     }
 }
@@ -83,6 +89,8 @@ pub enum Command {
 pub enum SchemaCommand {
     /// The task, as JSON Schema (draft 2020-12).
     Task,
+    /// The message that cancels a task, as JSON Schema (draft 2020-12).
+    Cancel,
     /// The webhooks, as OpenAPI 3.1.
     Webhooks,
 }
@@ -136,6 +144,14 @@ impl Command {
             | Self::Schema(_)
             | Self::Completions(_)
             | Self::Man(_) => None,
+        }
+    }
+
+    /// The options of storage, where a command has them.
+    fn store(&self) -> Option<&StoreConfig> {
+        match self {
+            Self::Doctor(doctor) => Some(&doctor.service.store),
+            _ => self.service().map(|service| &service.store),
         }
     }
 

@@ -54,7 +54,6 @@ fn within_limits(task: &Task) {
     assert!((0.0..=50.0).contains(&task.guidance_scale), "a guidance of {}", task.guidance_scale);
     let karras = ["dpmsolver++", "euler", "unipc"].contains(&task.scheduler.to_string().as_str());
     assert!(karras || task.karras_sigmas != Some(true), "levels that {} does not have", task.scheduler);
-    assert_eq!(task.result_keys().len(), task.num_images);
     assert!((1..=4).contains(&task.num_images), "{} pictures", task.num_images);
     assert!(task.signature.size.is_none_or(|size| (0.02..=0.25).contains(&size)), "letters out of bounds");
     assert!((0.0..=0.25).contains(&task.signature.margin), "a margin out of bounds");

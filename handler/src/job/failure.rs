@@ -22,6 +22,9 @@ pub enum Failure {
     /// The backend cancelled the task. Consume the message.
     #[error("cancelled by the backend at step {0}")]
     Cancelled(usize),
+    /// The backend cancelled the task by its id. Consume the message.
+    #[error("cancelled by its id")]
+    CancelledById,
     /// The pictures are stored, and the backend refused `complete`. Consume the message.
     #[error("{0}")]
     Unwanted(String),

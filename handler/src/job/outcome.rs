@@ -48,6 +48,7 @@ impl JobRunner {
                 report.ending = Ending::Cancelled;
                 Outcome::Consumed
             }
+            Err(Failure::CancelledById) => self.end_cancelled(task, message, report).await,
             Err(failure @ (Failure::Unwanted(_) | Failure::Undelivered(..))) => unannounced(failure, message, report),
             Err(Failure::Permanent(fault, reason)) => {
                 report.fault = Some(fault);
@@ -62,6 +63,25 @@ impl JobRunner {
                 self.give_back(task, &failure.to_string(), Duration::ZERO, message, report).await
             }
         }
+    }
+
+    /// Ends a task that was cancelled by its id. If the backend wants to hear of it and cannot, the message is given back: the next delivery
+    /// finds the marker, too.
+    async fn end_cancelled(&self, task: &Task, message: &Message, report: &mut Report) -> Outcome {
+        info!("cancelled by its id");
+        report.ending = Ending::Cancelled;
+        if !self.work.cancelled_webhook {
+            return Outcome::Consumed;
+        }
+        let telling = self.backend.cancelled(task, message.deadline.end());
+        let (reason, wait) = match message.deadline.notify(telling).await {
+            Ok(Ok(()) | Err(WebhookError::Unwanted { .. })) => return Outcome::Consumed,
+            Ok(Err(error)) => (error.to_string(), message.retry_delay_for(error.retry_after())),
+            Err(late) => (late.to_string(), Duration::ZERO),
+        };
+        warn!(reason, ?wait, "the backend could not be told that the task is cancelled: given back to the queue");
+        (report.ending, report.fault) = (Ending::GivenBack, Some(TaskFault::Backend));
+        Outcome::GivenBack(wait)
     }
 
     /// Ends a message that is no valid task: reports it to the backend that it names. If it names none, it is left for the dead-letter
@@ -119,7 +139,7 @@ impl JobRunner {
     async fn standing_pictures(&self, task: &Task, message: &Message) -> Option<Vec<Checked>> {
         let left = message.deadline.end().map(|end| end.saturating_duration_since(Instant::now()) / 2);
         let limit = left.unwrap_or(LOOKUP_TIMEOUT).min(LOOKUP_TIMEOUT);
-        let (keys, fingerprint) = (task.result_keys(), task.fingerprint());
+        let (keys, fingerprint) = (self.store.result_keys(task), task.fingerprint());
         let checked = timeout(limit, self.store.stored_pictures(&keys, &fingerprint)).await.ok()?.ok()??;
         // Without a model the mode may be unknown; then nothing speaks against them.
         let mode = self.safety.or_else(|| self.loader.safety_now()).unwrap_or_default();

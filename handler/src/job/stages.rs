@@ -2,6 +2,7 @@
 
 use super::{
     Deadline, JobRunner,
+    cancel::CancelWatch,
     deadline_guard::{DeadlineGuard, Workload},
     failure::{Failure, inversion_failure, lora_failure, storage_failure, undelivered},
 };
@@ -52,13 +53,16 @@ impl JobRunner {
 
     /// Paints and uploads the pictures, unless S3 has them already.
     async fn paint_once(&self, task: &Task, deadline: Deadline, report: &mut Report) -> Result<Ending, Failure> {
-        let (keys, fingerprint) = (task.result_keys(), task.fingerprint());
+        let (keys, fingerprint) = (self.store.result_keys(task), task.fingerprint());
         if let Some(checked) = self.store.stored_pictures(&keys, &fingerprint).await.map_err(storage_failure)? {
             if self.may_stand(&checked).await? {
                 report.checked = checked;
                 return Ok(Ending::AnnouncedAgain);
             }
             info!("the stored pictures were checked less strictly than the safety mode asks for now: painted again");
+        }
+        if self.is_cancelled(task).await {
+            return Err(Failure::CancelledById);
         }
         let files = self.fetch_files(task, report).await?;
         let output = self.paint(task, files, deadline, report).await?;
@@ -79,6 +83,14 @@ impl JobRunner {
         let finishing = report.stages.iter().skip_while(|(stage, _)| *stage != "denoise").skip(1);
         self.timings.record_finishing(workload(task), finishing.map(|(_, time)| *time).sum());
         Ok(Ending::Painted)
+    }
+
+    /// Whether the backend has cancelled the task by its id.
+    async fn is_cancelled(&self, task: &Task) -> bool {
+        match &self.cancellations {
+            Some(cancellations) => cancellations.is_noted(task.generation_id).await,
+            None => false,
+        }
     }
 
     /// Whether stored pictures may be announced in the safety mode of now. Waits for the model only if that decides it.
@@ -135,8 +147,15 @@ impl JobRunner {
         }
         let progress = self.backend.progress(task);
         let (timings, end) = (self.timings.clone(), deadline.work_end());
-        let mut guard =
-            DeadlineGuard::new(task.steps, workload(task), end, timings, progress.sender(), progress.is_unwanted());
+        let watch = self.cancellations.as_ref().map(|cancellations| cancellations.watch(task.generation_id));
+        let (look, found) = (watch.as_ref().map(CancelWatch::look), watch.as_ref().map(CancelWatch::is_cancelled));
+        let (send, unwanted) = (progress.sender(), progress.is_unwanted());
+        let report_step = move |progress| {
+            look.iter().for_each(|look| look());
+            send(progress);
+        };
+        let is_unwanted = move || unwanted() || found.as_ref().is_some_and(|found| found());
+        let mut guard = DeadlineGuard::new(task.steps, workload(task), end, timings, report_step, is_unwanted);
         let out_of_time = guard.out_of_time();
         let on_step = Box::new(move |step| guard.step(step, Instant::now()));
         let pictures = batcher.paint(request.clone(), on_step, waiting).await;
@@ -144,11 +163,19 @@ impl JobRunner {
         if out_of_time.load(Ordering::Relaxed) {
             return Err(deadline.out_of_time().into());
         }
+        if watch.is_some_and(|watch| watch.is_cancelled()()) {
+            return Err(Failure::CancelledById);
+        }
         let (pictures, span) = (pictures?, Span::current());
         report.checked.clone_from(&pictures.checked);
         let output = tokio::task::spawn_blocking(move || span.in_scope(|| request.finish(pictures)));
         let broke_off = |panic| Failure::Transient(TaskFault::Painting, format!("signing broke off: {panic}"));
-        output.await.map_err(broke_off)?.map_err(Failure::from)
+        // Asked once more while the files are made: after they are stored, cancelling changes nothing.
+        let (output, is_cancelled) = tokio::join!(output, self.is_cancelled(task));
+        if is_cancelled {
+            return Err(Failure::CancelledById);
+        }
+        output.map_err(broke_off)?.map_err(Failure::from)
     }
 
     fn generation_request(&self, task: &Task, TaskFiles { loras, inversions }: TaskFiles) -> GenerationRequest {
@@ -186,7 +213,11 @@ impl JobRunner {
     /// Sends `complete` for pictures that are in S3, with the verdicts of their check if there was one.
     pub(super) async fn announce(&self, task: &Task, checked: &[Checked], deadline: Deadline) -> Result<(), Failure> {
         let nsfw: Vec<bool> = checked.iter().map(|each| each.nsfw).collect();
-        let urls: Vec<String> = task.result_keys().iter().map(|key| self.store.picture_url(key)).collect();
+        let mut urls = Vec::new();
+        for key in self.store.result_keys(task) {
+            let url = self.store.picture_url(&key).await;
+            urls.push(url.map_err(|error| Failure::Undelivered(error.to_string(), None))?);
+        }
         Ok(self.backend.complete(task, &urls, &nsfw, deadline.end()).await?)
     }
 }

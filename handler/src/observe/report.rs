@@ -40,8 +40,10 @@ pub enum Ending {
     /// Given back to the queue.
     #[default]
     GivenBack,
-    /// Cancelled by the backend while it was painted.
+    /// Cancelled by the backend, by its id or by an answer to progress.
     Cancelled,
+    /// No task, but the message that cancels one; it was noted.
+    CancelNoted,
     /// Painted or failed, and the backend refused the webhook.
     Unwanted,
     /// The message is no task, and names no backend to notify.
@@ -125,12 +127,13 @@ pub struct TaskSummary {
 
 impl Ending {
     /// All of them.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 8] = [
         Self::Painted,
         Self::AnnouncedAgain,
         Self::Failed,
         Self::GivenBack,
         Self::Cancelled,
+        Self::CancelNoted,
         Self::Unwanted,
         Self::Unreadable,
     ];
@@ -143,6 +146,7 @@ impl Ending {
             Self::Failed => "failed",
             Self::GivenBack => "given-back",
             Self::Cancelled => "cancelled",
+            Self::CancelNoted => "cancel-noted",
             Self::Unwanted => "refused-by-backend",
             Self::Unreadable => "unreadable",
         }

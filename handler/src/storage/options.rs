@@ -1,6 +1,9 @@
 //! Options for storage: the buckets, and the LoRA cache on the volume.
 
-use crate::storage::cache::{CacheLimits, DownloadOptions};
+use crate::storage::{
+    cache::{CacheLimits, DownloadOptions},
+    result::ResultConfig,
+};
 use clap::{Args, ValueEnum};
 use settings::{bucket, web_url};
 use std::{path::PathBuf, time::Duration};
@@ -16,13 +19,16 @@ pub struct StoreConfig {
     /// Bucket for the pictures.
     #[arg(long = "s3-bucket", env = "S3_BUCKET", default_value = "stylelicense-images", value_name = "BUCKET", value_parser = bucket)]
     pub bucket: String,
-    /// Canned ACL of a picture; `none` for buckets that have ACLs disabled.
-    #[arg(long = "result-acl", env = "EASEL_RESULT_ACL", default_value = "public-read")]
-    pub acl: ResultAcl,
+    /// Canned ACL of a picture; `none` for buckets that have ACLs disabled [default: public-read; none unless --result-urls is public]
+    #[arg(long = "result-acl", env = "EASEL_RESULT_ACL")]
+    pub acl: Option<ResultAcl>,
     /// Base of `result_url` [default: https://BUCKET.s3.amazonaws.com; of another endpoint, partition or name, where that bucket is]
     #[allow(rustdoc::bare_urls, reason = "--help shows it as it stands here")]
     #[arg(long = "result-base-url", env = "EASEL_RESULT_BASE_URL", value_name = "URL", value_parser = web_url)]
     pub base_url: Option<Url>,
+    /// The pictures.
+    #[command(flatten)]
+    pub result: ResultConfig,
     /// Address buckets by path and not by host [default: true if AWS_ENDPOINT_URL, AWS_ENDPOINT_URL_S3 or the profile names an endpoint]
     #[arg(long = "s3-path-style", env = "EASEL_S3_PATH_STYLE", value_name = "BOOL")]
     pub path_style: Option<bool>,

@@ -1,16 +1,12 @@
 //! Checks what S3 permits, for `handler doctor`. Leaves nothing in the bucket.
 
 use super::Store;
-use crate::storage::options::ResultAcl;
 use aws_errors::{Class, class, describe};
-use aws_sdk_s3::{
-    error::{ProvideErrorMetadata, SdkError},
-    types::ObjectCannedAcl,
-};
+use aws_sdk_s3::error::{ProvideErrorMetadata, SdkError};
 use std::error::Error;
 
-/// An object that nobody writes, and an ETag that no object has.
-const KEY: &str = "generations/.easel-doctor";
+/// An object that nobody writes, in the folder of the pictures, and an ETag that no object has.
+const NAME: &str = ".easel-doctor";
 const NO_TAG: &str = "\"easel-doctor\"";
 
 /// What S3 permits.
@@ -31,24 +27,26 @@ pub(crate) enum Access {
 impl Store {
     /// Whether pictures may be stored: tries to replace an object that does not exist. S3 checks the permission first.
     pub(crate) async fn probe_pictures(&self) -> Access {
-        let bucket = &self.bucket;
+        let (bucket, key) = (&self.bucket, format!("{}{NAME}", self.keys.folder()));
         let put = self.s3.ask(bucket, |s3| {
-            let mut put = s3.put_object().bucket(bucket).key(KEY).if_match(NO_TAG);
-            if self.acl == ResultAcl::PublicRead {
-                put = put.acl(ObjectCannedAcl::PublicRead);
-            }
-            put.send()
+            let put = s3.put_object().bucket(bucket).key(&key).if_match(NO_TAG);
+            self.put.apply(put).send()
         });
         match put.await {
             Err(error) => match class(&error) {
                 Class::Condition | Class::Conflict | Class::NoObject => Access::Granted,
                 _ => refusal(&error),
             },
-            Ok(_) => match self.s3.ask(bucket, |s3| s3.delete_object().bucket(bucket).key(KEY).send()).await {
+            Ok(_) => match self.s3.ask(bucket, |s3| s3.delete_object().bucket(bucket).key(&key).send()).await {
                 Ok(_) => Access::Unconditional,
-                Err(error) => Access::Unknown(format!("{KEY} was written and stays: {}", describe(&error))),
+                Err(error) => Access::Unknown(format!("{key} was written and stays: {}", describe(&error))),
             },
         }
+    }
+
+    /// The folder that all pictures are in, with a slash at its end; empty if there is none.
+    pub(crate) fn results_folder(&self) -> &str {
+        self.keys.folder()
     }
 
     /// Whether a bucket exists.

@@ -7,6 +7,7 @@ use super::{
 use crate::{
     storage::{
         cache::fake_source::{DOWNLOAD_OPTIONS, LIMITS},
+        options::ResultAcl,
         payload::PayloadPointer,
     },
     task::{Format, SafetyMode},
@@ -22,7 +23,9 @@ fn store(bucket: &FakeBucket) -> Store {
     Store {
         s3,
         bucket: "pictures".into(),
-        acl: ResultAcl::None,
+        put: PutOptions { acl: ResultAcl::None, kms_key: None, class: None, tags: None, cache_control: None },
+        urls: ResultUrls::Public,
+        keys: KeyTemplate::default(),
         base_url: String::new(),
         payload_bucket: Some("payloads".into()),
         loras,

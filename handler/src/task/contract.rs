@@ -87,6 +87,14 @@ fields! {
     }
 }
 
+fields! {
+    /// A message that cancels a task.
+    CANCELLATION {
+        /// The id of the task that shall not be painted.
+        CANCEL: Required<Integer> = "cancel", ID;
+    }
+}
+
 /// The fields of a LoRA beside the style's.
 pub(super) mod extra {
     use super::*;
@@ -166,6 +174,26 @@ pub fn schema() -> Value {
     schema.insert("then".into(), json!({ "properties": { "scheduler": { "enum": with_karras } } }));
     Value::Object(schema)
 }
+
+/// The message that cancels a task as JSON Schema, as `handler schema cancel` prints it.
+///
+/// ```
+/// assert_eq!(handler::task::cancel_schema()["required"][0], "cancel");
+/// ```
+pub fn cancel_schema() -> Value {
+    let mut schema = Map::from_iter([
+        ("$schema".to_string(), json!(DRAFT)),
+        ("title".to_string(), json!("Cancellation")),
+        ("description".to_string(), json!(ABOUT_CANCELLING)),
+    ]);
+    schema.extend(object_of(CANCELLATION));
+    schema.insert("additionalProperties".into(), json!(false));
+    Value::Object(schema)
+}
+
+const ABOUT_CANCELLING: &str = "The body of a message in the backend's queue that cancels a task, whether that is painted already or not, \
+    and whichever of the two arrives first. It may be sent again. After the task's pictures are stored it changes nothing. An integer that \
+    is written as 1.0 or 1e2 is refused.";
 
 const ABOUT: &str = "The body of a message in the backend's queue. Unknown fields are ignored; null means absent. What this \
     schema refuses is refused. What it accepts may still be refused: an integer that is written as 1.0 or 1e2, a time that no \

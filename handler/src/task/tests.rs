@@ -3,7 +3,7 @@
 mod odd;
 
 use super::*;
-use crate::task::signature::Position;
+use crate::{storage::KeyTemplate, task::signature::Position};
 use serde_json::{Value, json};
 
 fn seed_task() -> Value {
@@ -25,7 +25,7 @@ fn the_seeds_message_gets_the_seeds_defaults() {
     assert_eq!((task.generation_id, task.style_id, task.seed, task.steps), (500, 10, 42, 50));
     assert_eq!((task.prompt.as_str(), task.guidance_scale, task.num_images), ("woman portrait", 7.5, 1));
     assert_eq!((task.width, task.height, task.format), (512, 512, Format::Jpeg));
-    assert_eq!(task.result_keys(), ["generations/gen_500.jpg"]);
+    assert_eq!(KeyTemplate::default().keys(&task), ["generations/gen_500.jpg"]);
     let key = "models/style_10/lora_weights.safetensors".to_string();
     assert_eq!((task.scheduler, task.karras_sigmas), (schedulers::Kind::DpmSolverPlusPlus, None));
     assert_eq!((task.noise_source, task.prompt_weighting), (noise::Source::Cuda, prompt::Weighting::None));
@@ -169,7 +169,7 @@ fn optional_fields_are_read() {
     assert_eq!(with("seed", json!(null)).unwrap().seed, 42);
     assert_eq!(with("seed", json!(-1)).unwrap().seed_bits(), u64::MAX);
     assert_eq!(with("seed", json!(u64::MAX)).unwrap().seed_bits(), u64::MAX);
-    assert_eq!(with("num_images", json!(2)).unwrap().result_keys()[1], "generations/gen_500_2.jpg");
+    assert_eq!(KeyTemplate::default().keys(&with("num_images", json!(2)).unwrap())[1], "generations/gen_500_2.jpg");
     assert_eq!(
         with("loras", json!([{"lora_model_url": "s3://bucket/k", "scale": -0.5}])).unwrap().loras[1].scale,
         -0.5
@@ -181,7 +181,10 @@ fn optional_fields_are_read() {
     assert_eq!(with("karras_sigmas", json!(null)).unwrap().karras_sigmas, None);
     assert_eq!(with("noise_source", json!("cpu")).unwrap().noise_source, noise::Source::Cpu);
     assert_eq!(with("prompt_weighting", json!("a1111")).unwrap().prompt_weighting, prompt::Weighting::A1111);
-    assert_eq!(with("output_format", json!("webp")).unwrap().result_keys(), ["generations/gen_500.webp"]);
+    assert_eq!(
+        KeyTemplate::default().keys(&with("output_format", json!("webp")).unwrap()),
+        ["generations/gen_500.webp"]
+    );
     assert_eq!(with("output_format", json!(null)).unwrap().format, Format::Jpeg);
     assert_eq!(with("signature", json!(null)).unwrap().signature, Signature::default());
     assert_eq!(with("signature", json!({ "new": 1 })).unwrap().signature, Signature::default());

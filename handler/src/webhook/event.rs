@@ -21,10 +21,11 @@ pub(super) enum EventKind {
     Progress,
     Complete,
     Failed,
+    Cancelled,
 }
 
 impl EventKind {
-    pub(super) const ALL: [Self; 3] = [Self::Progress, Self::Complete, Self::Failed];
+    pub(super) const ALL: [Self; 4] = [Self::Progress, Self::Complete, Self::Failed, Self::Cancelled];
 
     /// The last segment of its path.
     pub(super) fn path(self) -> &'static str {
@@ -32,13 +33,14 @@ impl EventKind {
             Self::Progress => "progress",
             Self::Complete => "complete",
             Self::Failed => "failed",
+            Self::Cancelled => "cancelled",
         }
     }
 
     pub(super) fn method(self) -> Method {
         match self {
             Self::Progress => Method::PATCH,
-            Self::Complete | Self::Failed => Method::POST,
+            Self::Complete | Self::Failed | Self::Cancelled => Method::POST,
         }
     }
 }
@@ -94,6 +96,10 @@ impl Subject {
         let error_message = &*cut(message, MAX_MESSAGE);
         let body = Failed { generation_id, error_message, error_code: code, retry_count };
         self.event(EventKind::Failed, "", &body)
+    }
+
+    pub(super) fn cancelled(&self) -> Event {
+        self.event(EventKind::Cancelled, "", &Cancelled { generation_id: self.generation_id })
     }
 
     fn event(&self, kind: EventKind, part: &str, body: &impl Serialize) -> Event {
@@ -165,6 +171,14 @@ pub(super) struct Failed<'a> {
     pub(super) retry_count: u32,
 }
 
+/// A task was cancelled by its id. Nothing of it is stored, and nothing more is sent.
+#[derive(Serialize, JsonSchema)]
+pub(super) struct Cancelled {
+    /// The id of the task.
+    #[schemars(range(min = 0))]
+    pub(super) generation_id: i64,
+}
+
 /// Every `error_code`. A backend that does not answer is not among them: it cannot be told, and the picture is stored.
 fn codes() -> Vec<&'static str> {
     use crate::task::fault::{GENERATION_FAILED, TaskFault};
@@ -200,6 +214,7 @@ mod tests {
             first.progress(progress(1, 9)).id,
             first.complete(&task(1, "cat"), &[], &[]).id,
             first.failed("A", "", 0).id,
+            first.cancelled().id,
             Subject::task(&task(2, "cat")).failed("A", "", 0).id,
             Subject::task(&task(1, "dog")).failed("A", "", 0).id,
             Subject::message(base(), 1, "{}").failed("A", "", 0).id,

@@ -2,7 +2,7 @@
 
 use super::{
     BASE_PATH, ID_HEADER, RETRIES, SIGNATURE_HEADER, SOURCE, SOURCE_HEADER, TIMESTAMP_HEADER, WEBHOOK_TIMEOUT,
-    event::{Complete, EventKind, Failed, InProgress},
+    event::{Cancelled, Complete, EventKind, Failed, InProgress},
 };
 use crate::webhook::progress::MILESTONES;
 use schemars::{JsonSchema, SchemaGenerator, generate::SchemaSettings};
@@ -54,6 +54,7 @@ fn body(kind: EventKind, generator: &mut SchemaGenerator) -> Value {
         EventKind::Progress => of::<InProgress>(generator),
         EventKind::Complete => of::<Complete>(generator),
         EventKind::Failed => of::<Failed>(generator),
+        EventKind::Cancelled => of::<Cancelled>(generator),
     }
 }
 
@@ -66,6 +67,10 @@ fn operation(kind: EventKind, body: &Value) -> Value {
         ),
         EventKind::Complete => ("The pictures are stored", "Sent when the last picture is stored.".to_string()),
         EventKind::Failed => ("The task failed", "Sent when there will be no more tries.".to_string()),
+        EventKind::Cancelled => (
+            "The task was cancelled",
+            "Sent when a task was cancelled by its id before its pictures were stored, if the operator turned this webhook on.".to_string(),
+        ),
     };
     let retried = match kind {
         EventKind::Progress => "Not accepted. It is not sent again.".to_string(),
@@ -75,6 +80,11 @@ fn operation(kind: EventKind, body: &Value) -> Value {
             )
         }
         EventKind::Failed => format!("Not accepted. It is sent up to {RETRIES} more times."),
+        EventKind::Cancelled => {
+            format!(
+                "Not accepted. It is sent up to {RETRIES} more times, and again when the queue delivers the task again."
+            )
+        }
     };
     let timeout = WEBHOOK_TIMEOUT.as_secs();
     let reference = |name: &String| json!({ "$ref": format!("#/components/parameters/{name}") });

@@ -3,7 +3,7 @@
 use super::{DoctorConfig, Finding, answer};
 use crate::{
     storage::{
-        Access, Store,
+        Access, ResultUrls, Store,
         options::{ResultAcl, StoreConfig},
     },
     task::buckets::BucketPattern,
@@ -31,7 +31,7 @@ pub(super) async fn credentials(aws: &SdkConfig) -> Finding {
 pub(super) async fn check(config: &DoctorConfig, aws: &SdkConfig) -> Vec<Finding> {
     let settings = &config.service.store;
     let store = Store::new(settings, aws);
-    let mut findings = vec![results(&store, &settings.bucket, settings.acl).await, addresses(settings, &store)];
+    let mut findings = vec![results(&store, &settings.bucket, settings).await, addresses(settings, &store)];
     for pattern in &config.service.safety.lora_buckets {
         if let BucketPattern::Named(bucket) = pattern {
             findings.push(readable(&store, "s3.lora-bucket", bucket, "--lora-buckets (EASEL_LORA_BUCKETS)").await);
@@ -46,12 +46,16 @@ pub(super) async fn check(config: &DoctorConfig, aws: &SdkConfig) -> Vec<Finding
     findings
 }
 
-async fn results(store: &Store, bucket: &str, acl: ResultAcl) -> Finding {
+async fn results(store: &Store, bucket: &str, settings: &StoreConfig) -> Finding {
     let what = format!("s3.pictures {bucket}");
-    let permissions = match acl {
-        ResultAcl::PublicRead => "s3:PutObject and s3:PutObjectAcl",
-        ResultAcl::None => "s3:PutObject",
-    };
+    let result = &settings.result;
+    let more = [
+        (settings.acl() == ResultAcl::PublicRead, "s3:PutObjectAcl"),
+        (result.result_tags.is_some(), "s3:PutObjectTagging"),
+        (result.result_kms_key.is_some(), "kms:GenerateDataKey and kms:Decrypt of its key"),
+    ];
+    let more: String = more.iter().filter(|(asked, _)| *asked).map(|(_, right)| format!(", {right}")).collect();
+    let folder = store.results_folder();
     match answer(store.probe_pictures()).await {
         Ok(Access::Granted) => ok_in_region(store, bucket, what, "can be written to"),
         Ok(Access::Unconditional) => Finding::warn(
@@ -61,7 +65,9 @@ async fn results(store: &Store, bucket: &str, acl: ResultAcl) -> Finding {
         Ok(Access::Missing) => Finding::fail(what, "does not exist; create it, or correct --s3-bucket (S3_BUCKET)"),
         Ok(Access::Denied) => Finding::fail(
             what,
-            format!("may not be written to; this role needs {permissions} on generations/* and claims/*"),
+            format!(
+                "may not be written to; this role needs s3:PutObject{more} on {folder}*, and s3:PutObject on claims/* and cancelled/*"
+            ),
         ),
         Ok(Access::NoAcls) => Finding::fail(
             what,
@@ -75,6 +81,9 @@ async fn results(store: &Store, bucket: &str, acl: ResultAcl) -> Finding {
 /// Whether the result URLs can be fetched from outside, as far as the address shows.
 fn addresses(settings: &StoreConfig, store: &Store) -> Finding {
     let what = format!("s3.result-url {}", store.base_url());
+    if settings.result.result_urls == ResultUrls::S3 {
+        return Finding::ok(what, "not used: the backend gets s3://BUCKET/KEY");
+    }
     if settings.base_url.is_some() {
         return Finding::ok(what, "as --result-base-url says");
     }

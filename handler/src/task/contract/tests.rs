@@ -284,4 +284,10 @@ fn the_published_schema_is_the_current_one() {
     let file = fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/contract/task.schema.json")).unwrap();
     let file: Value = serde_json::from_str(&file).unwrap();
     assert!(file == schema(), "to update it: target/debug/handler schema task > docs/contract/task.schema.json");
+    let file = fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/contract/cancel.schema.json")).unwrap();
+    let file: Value = serde_json::from_str(&file).unwrap();
+    assert!(
+        file == crate::task::cancel_schema(),
+        "to update it: target/debug/handler schema cancel > docs/contract/cancel.schema.json"
+    );
 }
