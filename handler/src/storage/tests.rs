@@ -85,6 +85,22 @@ async fn the_verdict_is_kept_with_each_picture_and_read_again() {
     assert_eq!(stored().await, Some(vec![]), "a verdict on half of the pictures is none");
 }
 
+/// Whoever has a signed address needs no other header than the host.
+#[tokio::test]
+async fn an_address_is_plain_or_signed_or_bucket_and_key() {
+    let bucket = FakeBucket::start().await;
+    let mut store = store(&bucket);
+    store.base_url = "https://pictures.example.org".into();
+    assert_eq!(store.picture_url(KEY).await.unwrap(), format!("https://pictures.example.org/{KEY}"));
+    store.urls = ResultUrls::S3;
+    assert_eq!(store.picture_url(KEY).await.unwrap(), format!("s3://pictures/{KEY}"));
+    store.urls = ResultUrls::Presigned(Duration::from_secs(60));
+    let url = store.picture_url(KEY).await.unwrap();
+    assert!(url.contains(&format!("/pictures/{KEY}?")) && url.contains("X-Amz-Signature="), "{url}");
+    assert!(url.contains("X-Amz-Expires=60&") && url.contains("X-Amz-SignedHeaders=host&"), "{url}");
+    assert_eq!(bucket.requests().len(), 0, "signing needs no request");
+}
+
 #[tokio::test]
 async fn an_upload_that_fails_may_be_tried_again_and_says_the_code_alone() {
     let bucket = FakeBucket::start().await;
