@@ -53,10 +53,11 @@ fn networks_in_bf16_compute_what_diffusers_does() -> Result<()> {
 
 #[test]
 fn pictures_in_bf16_are_those_of_diffusers() -> Result<()> {
-    for instructions in all()? {
-        for (name, likeness) in
-            pictures::likenesses(&Compute::CpuBf16(instructions), &["square", "euler", "half-scale"])?
-        {
+    // 50 steps with the first alone: the vectors take the longest, and 10 steps show as well what they would do wrong.
+    for (instructions, names) in
+        all()?.into_iter().zip([&["square", "euler", "half-scale"][..], &["euler", "half-scale"]])
+    {
+        for (name, likeness) in pictures::likenesses(&Compute::CpuBf16(instructions), names)? {
             println!("{} {name}: PSNR {likeness:.1} dB", instructions.name());
             ensure!(likeness >= LEAST_PSNR, "{} {name}: less than {LEAST_PSNR} dB: {likeness:.1}", instructions.name());
         }
