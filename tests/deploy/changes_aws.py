@@ -15,7 +15,7 @@ CHANGES = {
     "test_function.Versions.test_another_image_or_setting_is_another_version": [
         ("infra/aws/function.yaml", "${ResultBaseUrl}|${WebhookHosts}|", "${ResultBaseUrl}|"),
         ("infra/aws/function.yaml", "|${ModelUrl}", ""),
-        ("infra/aws/function.yaml", "${WebhookHosts}|${Safety}|", "${WebhookHosts}|"),
+        ("infra/aws/function.yaml", "|${CancelledWebhook}|${Safety}|", "|${CancelledWebhook}|"),
         ("infra/aws/function.yaml", "AutoPublishAliasAllProperties: true", "AutoPublishCodeSha256: one"),
         # Another capacity provider, and the function stays on the old one.
         ("infra/aws/function.yaml", 'Types: !Join [",", !Ref InstanceTypes]', "Types: any"),
@@ -34,6 +34,14 @@ CHANGES = {
         ("infra/aws/function.yaml", "!If [Chooses, !Ref Safety, !Ref AWS::NoValue]", "!Ref Safety"),
         ("template.yaml", "Safety: !Ref Safety,", 'Safety: "",'),
         ("template.yaml", '["", "off", flag, black, refuse]', '["", "off", flag, black, reject]'),
+    ],
+    "test_function.Pictures.test_what_s3_is_told_of_pictures_is_passed_on_where_it_is_given": [
+        ("infra/aws/function.yaml", "!If [Tags, !Ref PictureTags, !Ref AWS::NoValue]", "!Ref PictureTags"),
+        ("template.yaml", "PictureCacheControl: !Ref PictureCacheControl,", 'PictureCacheControl: "",'),
+        ("template.yaml", "INTELLIGENT_TIERING, GLACIER_IR]", "INTELLIGENT_TIERING, GLACIER]"),
+    ],
+    "test_function.Pictures.test_the_webhook_of_cancelled_tasks_is_sent_where_it_is_asked_for": [
+        ("template.yaml", "CancelledWebhook: !Ref CancelledWebhook,", 'CancelledWebhook: "false",'),
     ],
     "test_function.Machine.test_a_gpu_is_asked_for_and_found_where_lambda_has_its_driver": [
         ("infra/aws/function.yaml", "EASEL_DEVICE: cuda", "EASEL_DEVICE: auto"),
@@ -115,6 +123,9 @@ CHANGES = {
     ],
     "test_permissions.Permissions.test_an_acl_is_permitted_where_pictures_get_one": [
         ("infra/aws/permissions.yaml", "!If [HasAcl, s3:PutObjectAcl, !Ref AWS::NoValue]", "s3:PutObjectAcl"),
+    ],
+    "test_permissions.Permissions.test_tags_are_permitted_where_pictures_get_some": [
+        ("infra/aws/permissions.yaml", "!If [Tags, s3:PutObjectTagging, !Ref AWS::NoValue]", "!Ref AWS::NoValue"),
     ],
     "test_queue.Queue.test_kept_loras_and_those_on_their_way_fit_into_what_the_function_has": [
         ("infra/aws/function.yaml", "EphemeralStorage: {Size: 10240}", "EphemeralStorage: {Size: 8192}"),

@@ -105,6 +105,29 @@ class Safety(unittest.TestCase):
                     self.assertIsNone(binaries.accepts("handler", ["function", "--safety", given]))
 
 
+class Pictures(unittest.TestCase):
+    def test_what_s3_is_told_of_pictures_is_passed_on_where_it_is_given(self):
+        classes = templates.root().body["Parameters"]["PictureStorageClass"]["AllowedValues"]
+        self.assertEqual("", classes[0])
+        for parameter, option, variable, values in (
+            ("PictureStorageClass", "--result-storage-class", "EASEL_RESULT_STORAGE_CLASS", classes),
+            ("PictureTags", "--result-tags", "EASEL_RESULT_TAGS", ["", "team=art&cost=1"]),
+            ("PictureCacheControl", "--result-cache-control", "EASEL_RESULT_CACHE_CONTROL", ["", "private, max-age=3600"]),
+        ):
+            for given in values:
+                stack, function = templates.the("AWS::Serverless::Function", parameters={parameter: given})
+                with self.subTest(parameter=parameter, given=given):
+                    self.assertEqual(given or "AWS::NoValue", stack.value(function["Environment"]["Variables"][variable]))
+                    if given:
+                        self.assertIsNone(binaries.accepts("handler", ["function", option, given]))
+
+    def test_the_webhook_of_cancelled_tasks_is_sent_where_it_is_asked_for(self):
+        for given in templates.root().body["Parameters"]["CancelledWebhook"]["AllowedValues"]:
+            stack, function = templates.the("AWS::Serverless::Function", parameters={"CancelledWebhook": given})
+            self.assertEqual(given, stack.value(function["Environment"]["Variables"]["EASEL_CANCELLED_WEBHOOK"]))
+            self.assertIsNone(binaries.accepts("handler", ["function", "--cancelled-webhook", given]))
+
+
 class Machine(unittest.TestCase):
     def setUp(self):
         self.image = dockerfile.stages(manifests.ROOT / "infra/image/Dockerfile")["handler"].environment

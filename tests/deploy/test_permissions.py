@@ -29,6 +29,7 @@ GIVEN = {
     "FileSystemArn": "arn:fs",
     "ModelUrl": "",
     "PictureKeyArn": "",
+    "PictureTags": "",
 }
 
 
@@ -87,6 +88,12 @@ class Permissions(unittest.TestCase):
             allowed("infra/aws/permissions.yaml", "handler", {**GIVEN, "Acl": acl}) for acl in ("public-read", "none")
         )
         self.assertEqual({"s3:PutObjectAcl"}, with_acl - without)
+
+    def test_tags_are_permitted_where_pictures_get_some(self):
+        with_tags, without = (
+            allowed("infra/aws/permissions.yaml", "handler", {**GIVEN, "Acl": "none", "PictureTags": tags}) for tags in ("k=v", "")
+        )
+        self.assertEqual({"s3:PutObjectTagging"}, with_tags - without)
 
     def test_a_key_of_pictures_may_be_used_where_there_is_one_and_no_other(self):
         given = {**GIVEN, "Acl": "none", "PictureKeyArn": "arn:aws:kms:eu-central-1:1:key/a"}
