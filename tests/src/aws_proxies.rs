@@ -28,7 +28,7 @@ pub struct CountingProxy {
 }
 
 impl CountingProxy {
-    /// Starts it in front of `target`. A GET waits until its path has had `heads` HEAD requests.
+    /// Starts it in front of `target`. A GET of a path that had a HEAD request waits until it had `heads` of them.
     ///
     /// # Errors
     /// No free port.
@@ -42,7 +42,8 @@ impl CountingProxy {
                 seen.send_modify(|seen: &mut Vec<_>| seen.push((method.clone(), path.clone())));
                 if method == Method::GET {
                     let enough = |seen: &Vec<(Method, String)>| {
-                        seen.iter().filter(|(method, at)| method == Method::HEAD && *at == path).count() >= heads
+                        let asked = seen.iter().filter(|(method, at)| method == Method::HEAD && *at == path).count();
+                        asked == 0 || asked >= heads
                     };
                     seen.subscribe().wait_for(enough).await?;
                 }

@@ -14,10 +14,12 @@ use std::{
     },
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
-use tokio::sync::mpsc;
+use tokio::{sync::mpsc, time::timeout};
 use tokio_util::task::AbortOnDropHandle;
 use tracing::{Instrument, warn};
 
+/// The longest that one look for a marker may take: an S3 that does not answer must not keep a task from being painted.
+const LOOK_TIMEOUT: Duration = Duration::from_secs(5);
 /// More than a marker has.
 const MAX_BYTES: usize = 64;
 /// What a marker begins with.
@@ -29,12 +31,13 @@ pub struct Cancellations {
     s3: S3Client,
     bucket: String,
     lifetime: Duration,
+    look_timeout: Duration,
 }
 
 impl Cancellations {
     /// Markers in `bucket`, each valid for `lifetime`.
     pub(crate) fn new(s3: &S3Client, bucket: String, lifetime: Duration) -> Self {
-        Self { s3: s3.clone(), bucket, lifetime }
+        Self { s3: s3.clone(), bucket, lifetime, look_timeout: LOOK_TIMEOUT }
     }
 
     /// Notes that a task is cancelled. Once more only prolongs it.
@@ -51,9 +54,11 @@ impl Cancellations {
         put.await.map(drop).map_err(|error| format!("s3://{bucket}/{key}: {}", describe(&error)))
     }
 
-    /// Whether a task is cancelled. No if S3 does not say so: a task is painted rather than lost.
+    /// Whether a task is cancelled. No if S3 does not say so within 5 s: a task is painted rather than lost.
     pub async fn is_noted(&self, generation_id: i64) -> bool {
-        self.inspect(generation_id).await.unwrap_or_else(|error| {
+        let look = timeout(self.look_timeout, self.inspect(generation_id)).await;
+        let answer = look.unwrap_or_else(|_| Err(format!("S3 did not answer for {:?}", self.look_timeout)));
+        answer.unwrap_or_else(|error| {
             warn!(error, "whether the task is cancelled is not known: it goes on");
             false
         })
@@ -186,6 +191,16 @@ mod tests {
             error.contains("cancelled/gen_7") && error.contains("AccessDenied") && !error.contains(SECRET),
             "{error}"
         );
+    }
+
+    #[tokio::test]
+    async fn an_s3_that_does_not_answer_keeps_no_task_waiting() {
+        let bucket = FakeBucket::start().await;
+        let markers = Cancellations { look_timeout: Duration::from_millis(50), ..cancellations(&bucket, DAY) };
+        markers.note(7).await.unwrap();
+        bucket.fail("GET", "gen_7", RequestFault::Late(Duration::from_secs(600)), 1);
+        assert!(!markers.is_noted(7).await);
+        assert!(markers.is_noted(7).await, "it is not asked again");
     }
 
     #[tokio::test]
