@@ -17,7 +17,7 @@ pub mod weights;
 pub(crate) use probe::Access;
 pub use result::{ResultConfig, ResultUrls};
 pub use result_key::KeyTemplate;
-pub(crate) use s3_client::S3Client;
+pub(crate) use s3_client::{S3Client, beginning};
 pub(crate) use s3_source::{ErrorWording, S3Source};
 
 use crate::{

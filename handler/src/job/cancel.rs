@@ -4,7 +4,7 @@
 //! A marker holds the time at which it expires, so that an id can be used again. S3 deletes nothing by such a time: a lifecycle rule for
 //! `cancelled/` does.
 
-use crate::storage::S3Client;
+use crate::storage::{S3Client, beginning};
 use aws_errors::{Class, class, describe};
 use aws_sdk_s3::primitives::ByteStream;
 use std::{
@@ -77,13 +77,7 @@ impl Cancellations {
                 };
             }
         };
-        let mut bytes = Vec::new();
-        while let Some(chunk) = object.body.next().await {
-            bytes.extend_from_slice(&chunk.map_err(|_| "an answer that broke off".to_string())?);
-            if bytes.len() > MAX_BYTES {
-                break;
-            }
-        }
+        let bytes = beginning(&mut object.body, MAX_BYTES).await?;
         let expires = expiry(&bytes).ok_or_else(|| format!("s3://{bucket}/{key} is no marker of ours"))?;
         Ok(now() < expires)
     }

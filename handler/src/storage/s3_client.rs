@@ -6,6 +6,7 @@ use aws_sdk_s3::{
     config::{Config, Region},
     error::{ProvideErrorMetadata, SdkError},
     operation::get_object::{GetObjectError, GetObjectOutput},
+    primitives::ByteStream,
 };
 use std::{
     collections::HashMap,
@@ -100,6 +101,21 @@ impl S3Client {
     fn known(&self) -> MutexGuard<'_, HashMap<String, Client>> {
         self.others.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// The beginning of an object that should be no longer than `most` bytes: all of it, or somewhat more than `most`.
+///
+/// # Errors
+/// The answer breaks off.
+pub(crate) async fn beginning(body: &mut ByteStream, most: usize) -> Result<Vec<u8>, String> {
+    let mut bytes = Vec::new();
+    while let Some(chunk) = body.next().await {
+        bytes.extend_from_slice(&chunk.map_err(|_| "an answer that broke off".to_string())?);
+        if bytes.len() > most {
+            break;
+        }
+    }
+    Ok(bytes)
 }
 
 fn region(config: &Config) -> Option<String> {

@@ -1,6 +1,6 @@
 //! A claim's object in S3: its body, and what S3's answers to writing, inspecting and deleting it mean.
 
-use crate::storage::S3Client;
+use crate::storage::{S3Client, beginning};
 use aws_errors::{Class, class, describe};
 use aws_sdk_s3::{
     error::{ProvideErrorMetadata, SdkError},
@@ -106,13 +106,7 @@ impl ClaimBucket {
                 };
             }
         };
-        let mut bytes = Vec::new();
-        while let Some(chunk) = object.body.next().await {
-            bytes.extend_from_slice(&chunk.map_err(|_| "an answer that broke off".to_string())?);
-            if bytes.len() > MAX_BYTES {
-                break;
-            }
-        }
+        let bytes = beginning(&mut object.body, MAX_BYTES).await?;
         let modified = object.last_modified.and_then(|time| SystemTime::try_from(time).ok());
         Ok(Inspected::Held { tag: object.e_tag.unwrap_or_default(), body: ClaimBody::parse(&bytes), modified })
     }
