@@ -69,9 +69,9 @@ fn declare(out: &Path) {
         ("GEGLU_TILE", 3, "geglu_tiles.rs"),
         ("PRODUCT_TILE", 7, "product_tiles.rs"),
         ("PRODUCT_ANY_TILE", 7, "product_any_tiles.rs"),
-        ("PRODUCT_HOPPER_TILE", 6, "product_hopper_tiles.rs"),
+        ("PRODUCT_HOPPER_TILE", 7, "product_hopper_tiles.rs"),
         ("SOFTMAX_TILE", 7, "softmax_tiles.rs"),
-        ("SOFTMAX_HOPPER_TILE", 6, "softmax_hopper_tiles.rs"),
+        ("SOFTMAX_HOPPER_TILE", 7, "softmax_hopper_tiles.rs"),
     ] {
         let rows = rows(&sources, declaration).into_iter().map(|row| {
             let numbers = row[1..columns].iter().map(|number| format!(", {number}")).collect::<String>();

@@ -166,12 +166,20 @@ impl Engine {
         request.finish(self.paint_alone(request, on_step)?)
     }
 
-    /// How many pictures of this size fit into one batch: as many as the GPU's free memory allows, one on a CPU.
+    /// How many pictures of this size are best painted in one batch: as many as the GPU's free memory allows, and no more than are the
+    /// fastest together; one on a CPU.
     pub fn max_batch(&self, inputs: &Request) -> usize {
         let Some(free) = self.gpu().and_then(|gpu| gpu.free_bytes().ok()) else { return 1 };
         let scaled = |bytes: usize| bytes * inputs.width * inputs.height / (512 * 512);
         let room = free.saturating_sub(scaled(BYTES_TO_DECODE));
-        (room / scaled(BYTES_PER_PICTURE).max(1)).clamp(1, MAX_BATCH)
+        (room / scaled(BYTES_PER_PICTURE).max(1)).clamp(1, MAX_BATCH.min(self.fastest_batch(inputs)))
+    }
+
+    /// How many pictures of this size are painted the fastest together.
+    fn fastest_batch(&self, inputs: &Request) -> usize {
+        let places = (inputs.width * inputs.height / 64).max(1);
+        let fastest = self.gpu().and_then(Gpu::fastest_places);
+        fastest.map_or(usize::MAX, |fastest| ((fastest + places / 2) / places).max(1))
     }
 
     /// Paints requests as one batch; they must go together, see [`GenerationRequest::goes_with`]. Each has its own `on_step`; stopping one
@@ -235,9 +243,10 @@ impl Engine {
         Ok(painted.collect())
     }
 
-    /// If memory runs out, frees some and tries again with one picture at a time. Twice, as another process may take it meanwhile.
+    /// Many pictures are painted in several parts. If memory runs out, frees some and tries again with one picture at a time. Twice, as another process may take it meanwhile.
     fn paint_alone(&mut self, request: &GenerationRequest, on_step: &mut OnStep<'_>) -> Result<Pictures, EngineError> {
-        let mut ended = self.try_alone(request, request.images, on_step);
+        let at_once = self.fastest_batch(&request.inputs).min(request.images);
+        let mut ended = self.try_alone(request, at_once, on_step);
         for _ in 0..RETRIES {
             match ended {
                 Err(error) if error.is_out_of_memory() => {

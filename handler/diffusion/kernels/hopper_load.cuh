@@ -4,11 +4,11 @@
 #include "hopper_tile.cuh"
 
 // By one warp. All of its threads go through this, so that its numbers are computed once for all of them; the first acts.
-template <int BN, int MODE>
+template <typename S>
 __device__ __forceinline__ void load(Early early, const Problem& p, const Tiling& t, const Tile& tile, const TensorMap& a,
                                      const TensorMap& more, const TensorMap& w, uint32_t ring,
-                                     const Barriers<BN, MODE>& barriers) {
-    using S = Shape<BN, MODE>;
+                                     const Barriers<S>& barriers) {
+    constexpr int BN = S::BN, MODE = S::MODE;
     const uint32_t ring_b = ring + S::A_STAGES * S::A_BYTES;
     const int taps = p.side * p.side;
     const int around = p.side - 1;

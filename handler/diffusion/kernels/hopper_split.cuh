@@ -19,11 +19,11 @@ __device__ __forceinline__ unsigned load_word(const void* from) {
 
 // Sums up what the blocks of a split have, and ends and stores this block's part of the rows. Sixteen rows of a warp are a
 // part. Each block gets as many of all parts, from each other one; the last ones may get fewer or none.
-template <typename T, int BN, int MODE>
+template <typename T, typename S>
 __device__ __forceinline__ void end_split(const Problem& p, const Tiling& t, const Tile& tile, uint32_t ring,
-                                          unsigned char* ring_at, const float* base, const Barriers<BN, MODE>& barriers,
-                                          int group, const float (&sums)[BN / 2]) {
-    constexpr int VECTORS = BN / 8;
+                                          unsigned char* ring_at, const float* base, const Barriers<S>& barriers, int group,
+                                          const float (&sums)[S::BN / 2]) {
+    constexpr int BN = S::BN, MODE = S::MODE, VECTORS = BN / 8;
     const int warp = int(threadIdx.x) >> 5, lane = int(threadIdx.x) & 31, column = (lane & 3) * 2;
     T* const out = static_cast<T*>(p.out);
     const T* const onto = static_cast<const T*>(p.onto);

@@ -10,7 +10,8 @@ RUST_CONSTANT(SOFTMAX_HOPPER_THREADS, 384);
 RUST_CONSTANT(PRODUCT_HOPPER_ROWS, 128);
 RUST_CONSTANT(PRODUCT_HOPPER_DEPTH, 64);       // k of a stage: 128 bytes, the width of the swizzle
 RUST_CONSTANT(PRODUCT_HOPPER_PATCH, 8);        // places across and down
-RUST_CONSTANT(PRODUCT_HOPPER_SHARED, 196608);  // leaves room for a small kernel beside
+RUST_CONSTANT(PRODUCT_HOPPER_SHARED, 196608);       // leaves room for a small kernel beside
+RUST_CONSTANT(PRODUCT_HOPPER_SHARED_OF_TWO, 102400);  // of each of two blocks on a multiprocessor
 constexpr int BM = PRODUCT_HOPPER_ROWS;
 constexpr int BK = PRODUCT_HOPPER_DEPTH;
 constexpr int ROW = BK * 2;  // bytes of a tile's row in shared memory
@@ -28,30 +29,32 @@ struct Tiling {
     int steps, first_steps;        // of 64 k: all, and those of one place of the first map
 };
 
-template <int BN, int MODE> struct Shape {
+// Tiles of BN columns, of which BLOCKS (1 or 2) are at work on a multiprocessor: while one ends, the other multiplies.
+template <int BN_, int MODE_, int BLOCKS_> struct Shape {
+    static constexpr int BN = BN_, MODE = MODE_, BLOCKS = BLOCKS_;
+    static constexpr int SHARED = BLOCKS == 1 ? PRODUCT_HOPPER_SHARED : PRODUCT_HOPPER_SHARED_OF_TWO;
     static constexpr int A_BYTES = MODE == PATCHES ? 200 * ROW : BM * ROW;  // at most two of 10 x 10 places
     static constexpr int B_BYTES = BN * ROW;
     // Columns of a box of W, and of one wgmma: neither takes more than 256.
     static constexpr int W_BOX = BN > 256 ? BN / 2 : BN;
     static constexpr int FIXED = 1024 + BN * 4 + 512;  // alignment, what is added to each column, barriers
-    static constexpr int TOGETHER = (PRODUCT_HOPPER_SHARED - FIXED) / (A_BYTES + B_BYTES);
+    static constexpr int TOGETHER = (SHARED - FIXED) / (A_BYTES + B_BYTES);
     static constexpr int A_STAGES = MODE == PATCHES ? 2 : TOGETHER < 12 ? TOGETHER : 12;
-    static constexpr int REST = (PRODUCT_HOPPER_SHARED - FIXED - A_STAGES * A_BYTES) / B_BYTES;
+    static constexpr int REST = (SHARED - FIXED - A_STAGES * A_BYTES) / B_BYTES;
     static constexpr int B_STAGES = MODE != PATCHES ? A_STAGES : REST < 16 ? REST : 16;
     static constexpr int RING = A_STAGES * A_BYTES + B_STAGES * B_BYTES;
     static_assert(A_BYTES % 1024 == 0 && B_BYTES % 1024 == 0 && B_STAGES >= 3);
     static_assert(8 * (2 * A_STAGES + 2 * B_STAGES + 1) <= 512, "barriers");
     static_assert(RING >= BM * (BN * 2 + 16) + BM / 16 * BN * 4, "results and moments");
-    static constexpr bool SPLITS = BN <= PRODUCT_HOPPER_SPLIT_COLUMNS;
+    static constexpr bool SPLITS = BLOCKS == 1 && BN <= PRODUCT_HOPPER_SPLIT_COLUMNS;
     static_assert(!SPLITS || RING >= (BM / 16 + 7) * 16 * BN * 4, "sums of all splits");
 };
 
 // Addresses of the barriers.
-template <int BN, int MODE> struct Barriers {
+template <typename S> struct Barriers {
     uint32_t full_b, empty_b, full_a, empty_a, sums;
 
     __device__ __forceinline__ explicit Barriers(uint32_t start) {
-        using S = Shape<BN, MODE>;
         full_b = start;
         empty_b = full_b + 8 * S::B_STAGES;
         full_a = empty_b + 8 * S::B_STAGES;

@@ -31,10 +31,10 @@ namespace {
 // ---- multiplying
 
 // Makes 64 rows of sums: sums[4 j + i] are row + 8 (i / 2) and column 8 j + 2 t + i % 2, of lane 4 row + t of each warp.
-template <typename T, int BN, int MODE>
+template <typename T, typename S>
 __device__ __forceinline__ void sum_up(const Problem& p, const Tiling& t, const Tile& tile, uint32_t ring,
-                                       const Barriers<BN, MODE>& barriers, int group, float (&sums)[BN / 2]) {
-    using S = Shape<BN, MODE>;
+                                       const Barriers<S>& barriers, int group, float (&sums)[S::BN / 2]) {
+    constexpr int BN = S::BN, MODE = S::MODE;
     const bool first_lane = (threadIdx.x & 31) == 0;
     const int pitch = (PATCH << t.across) + p.side - 1;
     int start = group * PLACES;  // in places, of this group's patch
@@ -115,11 +115,10 @@ __device__ __forceinline__ uint4 load_shared(uint32_t from) {
     return v;
 }
 
-template <typename T, int BN, int MODE, int ENDING>
+template <typename T, typename S, int ENDING>
 __device__ __forceinline__ void multiply(Early early, const Problem& p, const Tiling& t, const Tile& tile, uint32_t ring,
-                                         unsigned char* ring_at, float* base, const Barriers<BN, MODE>& barriers,
-                                         int group) {
-    constexpr int VECTORS = BN / 8, FOURS = VECTORS / 4;
+                                         unsigned char* ring_at, float* base, const Barriers<S>& barriers, int group) {
+    constexpr int BN = S::BN, MODE = S::MODE, VECTORS = BN / 8, FOURS = VECTORS / 4;
     const int warp = int(threadIdx.x) >> 5, lane = int(threadIdx.x) & 31, lane4 = lane & 3, column = lane4 * 2;
     T* const out = static_cast<T*>(p.out);
     const T* const onto = ENDING == SOFTMAX ? nullptr : static_cast<const T*>(p.onto);
@@ -145,8 +144,9 @@ __device__ __forceinline__ void multiply(Early early, const Problem& p, const Ti
     constexpr uint32_t PITCH = BN * 2 + 16;  // spreads the banks
     const uint32_t rows_at = ring + uint32_t(threadIdx.x >> 5) * (16 * PITCH);
     const int patch_row = (warp & 3) * 16;
-    // Residuals that fit into registers are fetched before the sums are made.
-    constexpr bool KEEPS = BN <= 160;
+    // Residuals that fit into registers are fetched before the sums are made. Another block on the multiprocessor hides the wait
+    // for them, too.
+    constexpr bool KEEPS = BN <= 160 && S::BLOCKS == 1;
     uint4 held[KEEPS ? 2 * FOURS : 1], held_last;
     const auto fetch = [&](int r, int vector) {
         const Target to = target<MODE>(p, t, tile, group, patch_row + r);
@@ -160,7 +160,7 @@ __device__ __forceinline__ void multiply(Early early, const Problem& p, const Ti
     }
 
     float sums[BN / 2];
-    sum_up<T, BN, MODE>(p, t, tile, ring, barriers, group, sums);
+    sum_up<T, S>(p, t, tile, ring, barriers, group, sums);
     consumers_sync();  // base is there, and the ring is free
     if constexpr (ENDING == SOFTMAX) {
         static_assert(BN % SOFTMAX_SLOTS == 0, "whole heads");
@@ -238,20 +238,20 @@ __device__ __forceinline__ void multiply(Early early, const Problem& p, const Ti
             consumers_sync();
             store_moments<BN, MODE, 4>(p, t, tile, cells, 2, 0);
         }
-    } else if constexpr (Shape<BN, MODE>::SPLITS && ENDING == AS_IT_IS) {
-        end_split<T, BN, MODE>(p, t, tile, ring, ring_at, base, barriers, group, sums);
+    } else if constexpr (S::SPLITS && ENDING == AS_IT_IS) {
+        end_split<T, S>(p, t, tile, ring, ring_at, base, barriers, group, sums);
     }
 }
 
-template <typename T, int BN, int MODE, int ENDING = AS_IT_IS>
+template <typename T, typename S, int ENDING>
 __device__ __forceinline__ void product_hopper_body(Early early, const TensorMap& a, const TensorMap& more,
                                                     const TensorMap& w, const Problem& p, const Tiling& t) {
-    using S = Shape<BN, MODE>;
+    constexpr int BN = S::BN, MODE = S::MODE;
     extern __shared__ unsigned char shared[];
     const uint32_t start = uint32_t(__cvta_generic_to_shared(shared)), ring = (start + 1023u) & ~1023u;
     unsigned char* const ring_at = shared + (ring - start);
     float* const base = reinterpret_cast<float*>(ring_at + S::RING);
-    const Barriers<BN, MODE> barriers(ring + S::RING + BN * 4);
+    const Barriers<S> barriers(ring + S::RING + BN * 4);
 
     let_next_start(early);
     if (threadIdx.x == 0) {
@@ -279,13 +279,13 @@ __device__ __forceinline__ void product_hopper_body(Early early, const TensorMap
     constexpr bool HANDS_OVER = ENDING == SOFTMAX;
     if (group < CONSUMERS / 128) {
         if constexpr (HANDS_OVER) asm volatile("setmaxnreg.inc.sync.aligned.u32 232;");
-        multiply<T, BN, MODE, ENDING>(early, p, t, tile, ring, ring_at, base, barriers, group);
+        multiply<T, S, ENDING>(early, p, t, tile, ring, ring_at, base, barriers, group);
     } else {
         if constexpr (HANDS_OVER) {
             asm volatile("setmaxnreg.dec.sync.aligned.u32 40;");
             if (threadIdx.x >= CONSUMERS + 32) return;
         }
-        load<BN, MODE>(early, p, t, tile, a, more, w, ring, barriers);
+        load<S>(early, p, t, tile, a, more, w, ring, barriers);
         __syncwarp();
         if (gridDim.z > 1) cluster_meet();
     }
@@ -295,33 +295,36 @@ __device__ __forceinline__ void product_hopper_body(Early early, const TensorMap
 
 STARTS_EARLY(product_hopper)
 
-#define PRODUCT_HOPPER_ENTRY(NAME, T, MODE, BN, WITH)                                                             \
-    extern "C" __global__ void __launch_bounds__(WITH == SOFTMAX ? SOFTMAX_HOPPER_THREADS : PRODUCT_HOPPER_THREADS, 1) \
+#define PRODUCT_HOPPER_ENTRY(NAME, T, MODE, BN, BLOCKS, WITH)                                                             \
+    extern "C" __global__ void __launch_bounds__(WITH == SOFTMAX ? SOFTMAX_HOPPER_THREADS : PRODUCT_HOPPER_THREADS, BLOCKS) \
         NAME(const __grid_constant__ TensorMap a, const __grid_constant__ TensorMap more,                         \
              const __grid_constant__ TensorMap w, const __grid_constant__ Problem p, const __grid_constant__ Tiling t) { \
         const Early early{};                                                                                      \
-        product_hopper_body<T, BN, MODE, WITH>(early, a, more, w, p, t);                                                \
+        product_hopper_body<T, Shape<BN, MODE, BLOCKS>, WITH>(early, a, more, w, p, t);                                                \
     }
 
-// Name ending, mode, BN; then what the choice among them goes by, in nanoseconds on an H200: around the steps of a block, a
+// Name ending, mode, BN, blocks on a multiprocessor; then what the choice among them goes by, in nanoseconds on an H200: around the steps of a block, a
 // step where more than half of the multiprocessors are busy, and a split. build.rs finds the rows of this table, and Rust launches by them.
-#define PRODUCT_HOPPER_TILE(ENDING, MODE, BN, AROUND, STEP, SPLIT)    \
-    PRODUCT_HOPPER_ENTRY(product_hopper_f16_##ENDING, half, MODE, BN, AS_IT_IS) \
-    PRODUCT_HOPPER_ENTRY(product_hopper_bf16_##ENDING, __nv_bfloat16, MODE, BN, AS_IT_IS)
+#define PRODUCT_HOPPER_TILE(ENDING, MODE, BN, BLOCKS, AROUND, STEP, SPLIT)    \
+    PRODUCT_HOPPER_ENTRY(product_hopper_f16_##ENDING, half, MODE, BN, BLOCKS, AS_IT_IS) \
+    PRODUCT_HOPPER_ENTRY(product_hopper_bf16_##ENDING, __nv_bfloat16, MODE, BN, BLOCKS, AS_IT_IS)
 // The same with the ending SOFTMAX; BN is of whole heads, block = (SOFTMAX_HOPPER_THREADS, 1, 1), and there are no splits.
-#define SOFTMAX_HOPPER_TILE(ENDING, MODE, BN, AROUND, STEP, SPLIT) \
-    PRODUCT_HOPPER_ENTRY(product_hopper_f16_##ENDING, half, MODE, BN, SOFTMAX) \
-    PRODUCT_HOPPER_ENTRY(product_hopper_bf16_##ENDING, __nv_bfloat16, MODE, BN, SOFTMAX)
+#define SOFTMAX_HOPPER_TILE(ENDING, MODE, BN, BLOCKS, AROUND, STEP, SPLIT) \
+    PRODUCT_HOPPER_ENTRY(product_hopper_f16_##ENDING, half, MODE, BN, BLOCKS, SOFTMAX) \
+    PRODUCT_HOPPER_ENTRY(product_hopper_bf16_##ENDING, __nv_bfloat16, MODE, BN, BLOCKS, SOFTMAX)
 
-PRODUCT_HOPPER_TILE(rows_240, 0, 240, 5000, 620, 0)
-PRODUCT_HOPPER_TILE(rows_160, 0, 160, 4050, 505, 3643)
-PRODUCT_HOPPER_TILE(rows_128, 0, 128, 3407, 319, 2948)
-PRODUCT_HOPPER_TILE(rows_80, 0, 80, 2740, 293, 1948)
-PRODUCT_HOPPER_TILE(windows_80, 1, 80, 5500, 240, 2000)
-PRODUCT_HOPPER_TILE(patches_160, 2, 160, 6000, 390, 2227)
-PRODUCT_HOPPER_TILE(patches_128, 2, 128, 5800, 291, 7108)
-PRODUCT_HOPPER_TILE(patches_80, 2, 80, 3600, 273, 2600)
-PRODUCT_HOPPER_TILE(patches_32, 2, 32, 5000, 180, 1500)
-SOFTMAX_HOPPER_TILE(softmax_320, 0, 320, 6040, 880, 0)
-SOFTMAX_HOPPER_TILE(softmax_160, 0, 160, 4180, 420, 0)
-SOFTMAX_HOPPER_TILE(softmax_80, 0, 80, 3360, 273, 0)
+PRODUCT_HOPPER_TILE(rows_240, 0, 240, 1, 6210, 551, 0)
+PRODUCT_HOPPER_TILE(rows_160, 0, 160, 1, 3070, 447, 4050)
+PRODUCT_HOPPER_TILE(rows_128, 0, 128, 1, 3150, 354, 3260)
+PRODUCT_HOPPER_TILE(rows_80, 0, 80, 1, 2460, 316, 1990)
+PRODUCT_HOPPER_TILE(rows_128_of_two, 0, 128, 2, 3950, 487, 0)
+PRODUCT_HOPPER_TILE(windows_80, 1, 80, 1, 7570, 261, 320)
+PRODUCT_HOPPER_TILE(patches_160, 2, 160, 1, 6790, 386, 4730)
+PRODUCT_HOPPER_TILE(patches_128, 2, 128, 1, 7530, 300, 4590)
+PRODUCT_HOPPER_TILE(patches_128_of_two, 2, 128, 2, 6480, 358, 0)
+PRODUCT_HOPPER_TILE(patches_80, 2, 80, 1, 1940, 290, 3780)
+PRODUCT_HOPPER_TILE(patches_80_of_two, 2, 80, 2, 3560, 294, 0)
+PRODUCT_HOPPER_TILE(patches_32, 2, 32, 1, 3150, 230, 771)
+SOFTMAX_HOPPER_TILE(softmax_320, 0, 320, 1, 6040, 880, 0)
+SOFTMAX_HOPPER_TILE(softmax_160, 0, 160, 1, 4180, 420, 0)
+SOFTMAX_HOPPER_TILE(softmax_80, 0, 80, 1, 3360, 273, 0)

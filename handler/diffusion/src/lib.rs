@@ -42,4 +42,4 @@ pub mod prompt;
 pub mod schedulers;
 
 pub use error::{MAX_MESSAGE, MAX_NAME, cut};
-pub use ops::{Instructions, ShapeTime, Vectors, limit_vectors, time_shapes};
+pub use ops::{Instructions, ShapeTime, StepSize, Vectors, limit_vectors, time_shapes};

@@ -18,7 +18,7 @@ pub(crate) use bands::{Measured, Statistics, pad_rows};
 pub(crate) use cpu::Packed;
 pub use cpu::{Instructions, Vectors, limit_vectors};
 pub(crate) use gpu::{Folded, LANES, SCORES, prompt_bytes, steps};
-pub use gpu::{ShapeTime, time_shapes};
+pub use gpu::{ShapeTime, StepSize, time_shapes};
 pub(crate) use maps::Maps;
 pub(crate) use prompt::{PromptAttention, PromptKeys, Prompts};
 pub(crate) use upsampled::UpsampledConv;

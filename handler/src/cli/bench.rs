@@ -144,6 +144,12 @@ pub struct BenchProductsConfig {
     /// f16, bf16 or f32.
     #[arg(long, default_value = "f16", value_parser = ["f16", "bf16", "f32"])]
     pub dtype: String,
+    /// 1:1 is 512x512, 2:2 is 768x768, 1:2 is 512x1024.
+    #[arg(long, default_value = "1:1", value_parser = ["1:1", "2:2", "1:2"])]
+    pub aspect_ratio: String,
+    /// How many pictures a step makes at once.
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=8))]
+    pub at_once: u8,
     /// Use the GPU's kernels of this compute capability: 7.5, 8.0 or 9.0, never more than it has [default: its own]
     #[arg(long, env = "EASEL_KERNELS_OF", value_name = "CAPABILITY")]
     pub kernels_of: Option<Generation>,

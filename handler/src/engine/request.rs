@@ -45,8 +45,8 @@ pub struct GenerationRequest {
     pub span: Span,
 }
 
-/// Progress of one attempt. An attempt paints all pictures at once or, if memory is short, in several parts, one after the other. An
-/// attempt that fails may be followed by another, which begins at the first step.
+/// Progress of one attempt. An attempt paints all pictures at once or, if there are many or memory is short, in several parts, one after
+/// the other. An attempt that fails may be followed by another, which begins at the first step.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Step {
     /// Finished steps of this part, from 0 to all.

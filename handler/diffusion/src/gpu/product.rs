@@ -11,3 +11,6 @@ pub(crate) use hopper::HopperPlan;
 pub(crate) use plan::Plan;
 pub(crate) use problem::{Ending, Problem};
 pub(crate) use wide::WidePlan;
+
+/// The most moments of a group, of its parts and of chunks of rows, that a norm should merge.
+const MOST_MOMENTS: usize = 768;

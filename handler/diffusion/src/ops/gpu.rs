@@ -29,7 +29,7 @@ pub(super) use pointwise::{add, geglu, quick_gelu, repeated, silu, to_map, to_to
 pub(crate) use prompt::Folded;
 pub(crate) use prompt::bytes as prompt_bytes;
 pub(super) use prompt::{PromptAttention, with_slots};
-pub use shapes::{ShapeTime, time_shapes};
+pub use shapes::{ShapeTime, StepSize, time_shapes};
 pub(super) use upsampled::UpsampledConv;
 
 use crate::gpu::{Arg, Array, Dtype, Gpu, WeightLayout};

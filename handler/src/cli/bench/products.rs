@@ -1,14 +1,15 @@
 //! `handler bench products`: what the UNet's products and convolutions cost, each by itself.
 
 use super::BenchProductsConfig;
+use crate::task;
 use diffusion::{
-    ShapeTime,
+    ShapeTime, StepSize,
     gpu::{Dtype, Gpu},
     time_shapes,
 };
 use serde_json::json;
 
-/// Measures each shape of a step at 512x512 with guidance on the GPU, in recordings of many launches.
+/// Measures each shape of a step with guidance on the GPU, in recordings of many launches.
 ///
 /// # Errors
 /// There is no GPU, or it fails.
@@ -19,7 +20,9 @@ pub fn products(config: &BenchProductsConfig) -> anyhow::Result<()> {
         "f32" => Dtype::F32,
         _ => Dtype::F16,
     };
-    let times = time_shapes(&gpu, dtype, usize::from(config.repeat))?;
+    let (width, height) = task::size(Some(&config.aspect_ratio));
+    let size = StepSize { width, height, pictures: usize::from(config.at_once) };
+    let times = time_shapes(&gpu, dtype, size, usize::from(config.repeat))?;
     let all: f64 = times.iter().map(|time| time.count as f64 * time.microseconds).sum();
     if config.json {
         let shapes = times.iter().map(|time| {

@@ -4,18 +4,19 @@
 #[cfg(test)]
 mod tests;
 
-use super::{Ending, Problem, boxes::Boxes};
+use super::{Ending, MOST_MOMENTS, Problem, boxes::Boxes};
 use crate::gpu::{
     Dtype, Gpu, GpuError, Launch, Result,
     constants::{
         PRODUCT_HOPPER_DEPTH, PRODUCT_HOPPER_PATCH, PRODUCT_HOPPER_ROWS, PRODUCT_HOPPER_SHARED,
-        PRODUCT_HOPPER_SPLIT_COLUMNS, PRODUCT_HOPPER_SPLITS, PRODUCT_HOPPER_THREADS, SOFTMAX_HOPPER_THREADS,
+        PRODUCT_HOPPER_SHARED_OF_TWO, PRODUCT_HOPPER_SPLIT_COLUMNS, PRODUCT_HOPPER_SPLITS, PRODUCT_HOPPER_THREADS,
+        SOFTMAX_HOPPER_THREADS,
     },
 };
 
-/// A tile: the ending of its name, how its rows lie, and its columns; then nanoseconds on an H200: around the steps of a block, of a
-/// step, and of a split.
-type Tile = (&'static str, usize, usize, usize, usize, usize);
+/// A tile: the ending of its name, how its rows lie, its columns, and how many are made on a multiprocessor at once; then nanoseconds on
+/// an H200: around the steps of a block, of a step, and of a split.
+type Tile = (&'static str, usize, usize, usize, usize, usize, usize);
 
 /// The table in `kernels/product_hopper.cu`.
 const TILES: &[Tile] = include!(concat!(env!("OUT_DIR"), "/product_hopper_tiles.rs"));
@@ -35,11 +36,11 @@ const FILLED: [usize; PRODUCT_HOPPER_SPLITS] = [1000, 1000, 886, 909, 833, 772, 
 const FEW_CHANNELS: usize = PRODUCT_HOPPER_DEPTH / 2;
 /// With fewer rows, a tile is mostly zeros.
 const FEW_ROWS: usize = 64;
-/// The most chunks of an image's rows whose moments a norm should merge.
-const CHUNKS: usize = 512;
-/// Groups of the norm that follows a convolution, and what its moments cost, in nanoseconds, if the tile cannot take them along.
+/// Groups of the norm that follows a convolution, and what its moments cost, in nanoseconds, if the tile cannot take them along, or takes
+/// them in parts of groups.
 const GROUPS: usize = 32;
 const UNMEASURED: usize = 5000;
+const IN_PARTS: usize = 1500;
 /// Places of a patch, which are rows of a tile.
 const PLACES: usize = PRODUCT_HOPPER_PATCH * PRODUCT_HOPPER_PATCH;
 
@@ -85,26 +86,24 @@ impl HopperPlan {
         let all = tiles.flat_map(|tile| (1..=most(tile)).map(move |splits| (tile, splits)));
         let all = all.filter(|&(_, splits)| at_once(splits, multiprocessors) > 0);
         let time = |&(tile, splits): &(&Tile, usize)| nanoseconds(tile, problem, &tiling, splits, multiprocessors);
-        let (&(ending, _, columns, ..), splits) = all.min_by_key(time)?;
+        let (&(ending, _, columns, together, ..), splits) = all.min_by_key(time)?;
         let launch = Launch {
             name: format!("product_hopper_{}_{ending}", problem.dtype.name()),
             grid: [tiling.tiles(problem, mode), problem.columns.div_ceil(columns), splits],
             block,
-            shared: PRODUCT_HOPPER_SHARED,
+            shared: if together > 1 { PRODUCT_HOPPER_SHARED_OF_TWO } else { PRODUCT_HOPPER_SHARED },
         };
         Some(Self { launch, mode, columns, splits, tiling })
     }
 
-    /// Chunks of an image's rows whose moments of so many groups the kernel can take.
-    pub(crate) fn chunks(&self, problem: &Problem, groups: usize) -> Option<usize> {
+    /// Units of channels and chunks of an image's rows whose moments the kernel can take, if a norm of so many groups follows: a unit is a
+    /// group or an equal part of one.
+    pub(crate) fn measured(&self, problem: &Problem, groups: usize) -> Option<(usize, usize)> {
         let chunks = problem.area() / if self.splits > 1 { 16 } else { PLACES } * problem.phases();
-        let channels = problem.columns / groups;
-        let groups_fit = problem.columns.is_multiple_of(groups)
-            && channels.is_multiple_of(2)
-            && self.columns.is_multiple_of(channels);
+        let parts = problem.parts_of_groups(groups, self.columns, 2)?;
         let whole = problem.area().is_multiple_of(PLACES) && problem.rows.is_multiple_of(problem.area());
         let patches_fit = self.mode == ROWS || self.tiling.is_exact(problem);
-        (groups_fit && whole && patches_fit && chunks <= CHUNKS).then_some(chunks)
+        (whole && patches_fit && parts * chunks <= MOST_MOMENTS).then_some((groups * parts, chunks))
     }
 
     /// Enqueues it.
@@ -253,7 +252,11 @@ fn mode_of(problem: &Problem) -> Option<usize> {
 
 /// The most splits that a tile can have, each with two steps or more.
 fn most_splits(tile: &Tile, tiling: &Tiling) -> usize {
-    if tile.2 > PRODUCT_HOPPER_SPLIT_COLUMNS { 1 } else { (tiling.steps / 2).clamp(1, PRODUCT_HOPPER_SPLITS) }
+    if tile.3 > 1 || tile.2 > PRODUCT_HOPPER_SPLIT_COLUMNS {
+        1
+    } else {
+        (tiling.steps / 2).clamp(1, PRODUCT_HOPPER_SPLITS)
+    }
 }
 
 /// Blocks that run at once, in clusters of so many.
@@ -261,14 +264,25 @@ fn at_once(splits: usize, multiprocessors: usize) -> usize {
     multiprocessors * FILLED[splits - 1] / 1000 / splits * splits
 }
 
-/// A model of the time that it takes: rounds of blocks, each the time around its steps and that of the steps.
+/// A model of the time that it takes: rounds of blocks, each the time around its steps and that of the steps; then the moments for the norm
+/// behind a convolution.
 fn nanoseconds(tile: &Tile, problem: &Problem, tiling: &Tiling, splits: usize, multiprocessors: usize) -> usize {
-    let &(_, mode, columns, around, step, split) = tile;
+    let &(_, mode, columns, together, around, step, split) = tile;
     let blocks = tiling.tiles(problem, mode) * problem.columns.div_ceil(columns) * splits;
     let at_once = at_once(splits, multiprocessors).max(1);
     // Where half of the multiprocessors have nothing to do, the others are not held up by each other's reads.
     let step = if 2 * blocks <= multiprocessors { step * 4 / 5 } else { step };
-    let round = around + tiling.steps.div_ceil(splits) * step;
-    let is_measured = mode == ROWS || problem.columns < GROUPS || columns.is_multiple_of(problem.columns / GROUPS);
-    blocks.div_ceil(at_once) * round + if splits > 1 { split } else { 0 } + if is_measured { 0 } else { UNMEASURED }
+    let steps = tiling.steps.div_ceil(splits) * step;
+    let moments = match problem.parts_of_groups(GROUPS, columns, 2) {
+        _ if mode == ROWS || problem.columns < GROUPS => 0,
+        None => UNMEASURED,
+        Some(1) => 0,
+        Some(_) => IN_PARTS,
+    };
+    if together > 1 {
+        // One block multiplies while the other begins or ends; only at the very end nobody does.
+        let each = steps.max((around + steps) / 2);
+        return blocks.div_ceil(multiprocessors) * each + around / 2 + moments;
+    }
+    blocks.div_ceil(at_once) * (around + steps) + if splits > 1 { split } else { 0 } + moments
 }

@@ -2,7 +2,7 @@
 //! out at a start.
 
 use super::{
-    Ending, Problem,
+    Ending, MOST_MOMENTS, Problem,
     tile::{Facts, STEP, Tile, split},
 };
 use crate::gpu::{
@@ -12,8 +12,6 @@ use crate::gpu::{
 
 /// The most splits.
 const SPLITS: usize = 32;
-/// The most chunks of an image's rows whose moments a norm should merge.
-const CHUNKS: usize = 512;
 
 /// How a problem is computed.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -85,12 +83,13 @@ impl Plan {
         self.splits
     }
 
-    /// Chunks of an image's rows whose moments of so many groups the kernel can take.
-    pub(crate) fn chunks(&self, problem: &Problem, groups: usize) -> Option<usize> {
+    /// Units of channels and chunks of an image's rows whose moments the kernel can take, if a norm of so many groups follows: a unit is a
+    /// group or an equal part of one.
+    pub(crate) fn measured(&self, problem: &Problem, groups: usize) -> Option<(usize, usize)> {
         let [rows, columns] = self.part.filter(|_| self.splits == 1 && problem.ending == Ending::AsItIs)?;
-        let whole = problem.area().is_multiple_of(rows) && problem.columns.is_multiple_of(groups);
         let chunks = problem.area() / rows * problem.phases();
-        (whole && columns.is_multiple_of(problem.columns / groups) && chunks <= CHUNKS).then_some(chunks)
+        let parts = problem.parts_of_groups(groups, columns, 1)?;
+        (problem.area().is_multiple_of(rows) && parts * chunks <= MOST_MOMENTS).then_some((groups * parts, chunks))
     }
 
     /// Enqueues it.
@@ -241,7 +240,7 @@ mod tests {
     }
 
     #[test]
-    fn moments_come_with_whole_chunks_of_whole_groups_alone() {
+    fn moments_come_with_whole_chunks_of_groups_or_of_equal_parts_of_them() {
         let of = |side: usize, channels: usize| {
             let shape = ConvShape {
                 dtype: Dtype::F16,
@@ -256,10 +255,10 @@ mod tests {
                 open: false,
             };
             let problem = Problem::of_conv(&shape, 4096, 8192, 12_288);
-            Plan::among(&problem, &H200, false).unwrap().chunks(&problem, 32)
+            Plan::among(&problem, &H200, false).unwrap().measured(&problem, 32)
         };
-        let chunks = of(64, 320).unwrap();
-        assert!(4096 % chunks == 0 && chunks >= 32, "{chunks}");
+        let (units, chunks) = of(64, 320).unwrap();
+        assert!(units % 32 == 0 && 320 % units == 0 && 4096 % chunks == 0 && chunks >= 32, "{units} {chunks}");
         assert_eq!(of(9, 320), None);
         assert_eq!(of(64, 40), None);
     }

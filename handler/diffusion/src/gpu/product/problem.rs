@@ -174,6 +174,14 @@ impl Problem {
         self.out_map[0] * self.out_map[1]
     }
 
+    /// In how many equal parts the channels of a group are measured by a tile of so many columns: the fewest, each of a multiple of `step`
+    /// channels.
+    pub(super) fn parts_of_groups(&self, groups: usize, columns: usize, step: usize) -> Option<usize> {
+        let channels = self.columns.checked_div(groups).filter(|channels| channels * groups == self.columns)?;
+        let fits = |part: usize| part.is_multiple_of(step) && columns.is_multiple_of(part);
+        (1..=channels).find(|parts| channels.is_multiple_of(*parts) && fits(channels / parts))
+    }
+
     /// Whether every address, row and batch is a multiple of 8 elements, or of 8 of the output's.
     pub(super) fn is_whole(&self) -> bool {
         let bytes = (8 * self.dtype.bytes()) as u64;
@@ -329,6 +337,23 @@ mod tests {
         let two = Problem { channels: [64, 64], inner: 9 * 128, ..conv(64, 3, 1, false) };
         assert!(two.is_steady());
         assert!(!Problem { channels: [96, 32], ..two }.is_steady());
+    }
+
+    #[test]
+    fn groups_are_measured_in_the_fewest_equal_parts_that_fill_a_tile() {
+        let of = |channels: usize, groups: usize, columns: usize, step: usize| {
+            let problem = Problem::of_matmul(
+                &MatmulShape::linear(Dtype::F16, 64, channels, 64),
+                &Operands::product(4096, 8192, 12_288),
+            );
+            problem.parts_of_groups(groups, columns, step)
+        };
+        for (channels, columns, parts) in [(320, 160, 1), (320, 128, 5), (640, 128, 5), (1280, 128, 5), (512, 128, 1)] {
+            assert_eq!(of(channels, 32, columns, 2), Some(parts), "{channels} {columns}");
+        }
+        // Groups of three channels, one and a half, and none.
+        assert_eq!((of(96, 32, 128, 2), of(96, 32, 128, 1)), (None, Some(3)));
+        assert_eq!((of(48, 32, 128, 1), of(48, 0, 128, 1)), (None, None));
     }
 
     #[test]

@@ -59,14 +59,14 @@ pub(super) unsafe fn product(problem: Problem, out: Array, after: After) -> Resu
         unsafe { plan.launch(&gpu, &problem)? };
         return after_split(&partials, out, after);
     }
-    let moments = after.groups.and_then(|groups| Some((groups, plan.chunks(&problem, groups)?)));
+    let moments = after.groups.and_then(|groups| plan.measured(&problem, groups));
     let moments = moments.map(|measured| room_for_moments(&mut problem, out.gpu(), measured)).transpose()?;
     // SAFETY: as the caller promises; there is room for the moments of each group and chunk.
     unsafe { plan.launch(&gpu, &problem)? };
     Ok(with(out, moments))
 }
 
-/// Room for the moments of so many groups and chunks of rows, of which the problem is told.
+/// Room for the moments of so many groups, or parts of groups, and chunks of rows, of which the problem is told.
 fn room_for_moments(problem: &mut Problem, gpu: &Gpu, (groups, chunks): (usize, usize)) -> Result<Moments> {
     let images = problem.rows / problem.area();
     let array = gpu.scratch(&[images, groups, chunks, 2], Dtype::F32)?;
@@ -87,9 +87,9 @@ fn with(out: Array, moments: Option<Moments>) -> Array {
 /// # Safety
 /// As for [`product`].
 unsafe fn hopper(plan: &HopperPlan, mut problem: Problem, out: Array, groups: Option<usize>) -> Result<Array> {
-    let moments = groups.and_then(|groups| Some((groups, plan.chunks(&problem, groups)?)));
+    let moments = groups.and_then(|groups| plan.measured(&problem, groups));
     let moments = moments.map(|measured| room_for_moments(&mut problem, out.gpu(), measured)).transpose()?;
-    // SAFETY: as the caller promises; there is room for the moments of each group and chunk.
+    // SAFETY: as the caller promises; there is room for the moments of each unit and chunk.
     unsafe { plan.launch(out.gpu(), &problem)? };
     Ok(with(out, moments))
 }

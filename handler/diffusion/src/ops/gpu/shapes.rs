@@ -19,7 +19,7 @@ pub struct ShapeTime {
     /// `product`, with `residual` if there is one, `gated`, `conv`, with `doubled` if its map is resized to twice the size; `softmax` and
     /// `values`, the two products of the attention to two prompts.
     pub kind: &'static str,
-    /// Rows of a product, or the side of a convolution's map as it lies in memory; two images either way.
+    /// Rows of a product, or the height of a convolution's map as it lies in memory; of all images either way.
     pub rows: usize,
     /// Channels that are read.
     pub inner: usize,
@@ -99,8 +99,10 @@ const ROWS: &[Row] = &[
     ("gated", 128, 1280, 10240, 1, 1),
 ];
 
-/// Images of a step with guidance.
-const IMAGES: usize = 2;
+/// What the table is for: latents of so many places across and down, and two prompts.
+const SIDE: usize = 64;
+/// Prompts of a step with guidance.
+const PROMPTED: usize = 2;
 /// The two products of the attention to a prompt. Without tensor cores there are no such kernels, and they are not timed.
 const PROMPTS: [&str; 2] = ["softmax", "values"];
 /// Tokens of a prompt.
@@ -108,16 +110,51 @@ const TOKENS: usize = 77;
 /// How often a shape runs in a recording, each time with other weights than the last one.
 const LAUNCHES: usize = 24;
 /// Numbers, at random, of which all arrays are parts: more than what a multiprocessor's cache and the GPU's hold.
-const POOL: usize = 1 << 26;
+const POOL: usize = 1 << 27;
 /// Numbers of a row of the pool; the least of any array.
 const POOL_ROW: usize = 8;
+
+/// The pictures of a step.
+#[derive(Debug, Clone, Copy)]
+pub struct StepSize {
+    /// Pixels, a multiple of 64.
+    pub width: usize,
+    /// Pixels, a multiple of 64.
+    pub height: usize,
+    /// How many are made at once.
+    pub pictures: usize,
+}
+
+impl StepSize {
+    /// Height and width of a map that has so many places a side at 512x512.
+    fn map(&self, side: usize) -> [usize; 2] {
+        [self.height, self.width].map(|pixels| pixels * side / (8 * SIDE))
+    }
+
+    /// Maps of a step with guidance.
+    fn images(&self) -> usize {
+        PROMPTED * self.pictures
+    }
+
+    /// Rows of a product that has so many with one picture of 512x512.
+    fn rows(&self, rows: usize) -> usize {
+        self.map(SIDE).iter().product::<usize>() * self.pictures * rows / (SIDE * SIDE)
+    }
+}
 
 /// Times all of them, each `repeat` times, in recordings of many launches, as the UNet's steps are recordings. Each has a bias;
 /// convolutions leave the moments for the norm behind them.
 ///
 /// # Errors
-/// The GPU fails or has too little memory.
-pub fn time_shapes(gpu: &Gpu, dtype: Dtype, repeat: usize) -> Result<Vec<ShapeTime>> {
+/// The GPU fails or has too little memory, or a map of that size is larger than what weights and maps are taken from.
+pub fn time_shapes(gpu: &Gpu, dtype: Dtype, size: StepSize, repeat: usize) -> Result<Vec<ShapeTime>> {
+    let largest = |&(kind, rows, inner, columns, ..): &Row| match kind.starts_with("conv") {
+        true => size.map(rows).iter().product::<usize>() * size.images() * inner,
+        false => size.rows(rows) * if has_residual(kind) { inner.max(columns) } else { inner },
+    };
+    if ROWS.iter().map(largest).max() > Some(POOL) {
+        return Err(candle_core::Error::msg(format!("a map of {size:?} has more than {POOL} numbers")));
+    }
     // Uniform, with a variance that keeps sums of some thousands of products small.
     let block = Tensor::rand(-0.1f32, 0.1, (1 << 20, POOL_ROW), &Device::Cpu)?;
     let pool = gpu.resident(&[POOL / POOL_ROW, POOL_ROW], dtype)?;
@@ -130,10 +167,16 @@ pub fn time_shapes(gpu: &Gpu, dtype: Dtype, repeat: usize) -> Result<Vec<ShapeTi
         .filter(there)
         .map(|&(kind, rows, inner, columns, stride, count)| {
             let shape = ShapeTime { kind, rows, inner, columns, stride, count, microseconds: 0.0 };
-            let microseconds = time(gpu, &pool, &shape, repeat)?;
-            Ok(ShapeTime { microseconds, ..shape })
+            let microseconds = time(gpu, &pool, &shape, size, repeat)?;
+            let rows = if kind.starts_with("conv") { size.map(rows)[0] } else { size.rows(rows) };
+            Ok(ShapeTime { rows, microseconds, ..shape })
         })
         .collect()
+}
+
+/// Whether something of the result's size is added.
+fn has_residual(kind: &str) -> bool {
+    ["product residual", "values"].contains(&kind)
 }
 
 /// Weights for each channel that is read and each that is written.
@@ -145,7 +188,7 @@ fn area(kind: &str) -> usize {
     }
 }
 
-fn time(gpu: &Gpu, pool: &Array, shape: &ShapeTime, repeat: usize) -> Result<f64> {
+fn time(gpu: &Gpu, pool: &Array, shape: &ShapeTime, size: StepSize, repeat: usize) -> Result<f64> {
     let &ShapeTime { kind, rows, inner, columns, stride, .. } = shape;
     // Parts that follow one another, from the start again at the end.
     let mut at = 0;
@@ -157,21 +200,24 @@ fn time(gpu: &Gpu, pool: &Array, shape: &ShapeTime, repeat: usize) -> Result<f64
     };
     let is_conv = kind.starts_with("conv");
     let area = area(kind);
-    let xs = if is_conv { take(&[IMAGES, rows, rows, inner]) } else { take(&[1, rows, inner]) };
+    let ([height, width], images) = (size.map(rows), size.images());
+    let rows = size.rows(rows);
+    let xs = if is_conv { take(&[images, height, width, inner]) } else { take(&[1, rows, inner]) };
     let is_prompts = PROMPTS.contains(&kind);
-    let onto = ["product residual", "values"].contains(&kind).then(|| take(&[1, rows, columns]));
-    let weights = |_| (take(&[if is_prompts { IMAGES * columns } else { columns }, area * inner]), take(&[1, columns]));
+    let onto = has_residual(kind).then(|| take(&[1, rows, columns]));
+    let weights =
+        |_| (take(&[if is_prompts { PROMPTED * columns } else { columns }, area * inner]), take(&[1, columns]));
     let weights: Vec<_> = (0..LAUNCHES).map(weights).collect();
     let launch = |(weight, bias): &(Array, Array)| -> Result<Array> {
         if kind == "conv doubled" {
-            return UpsampledConv::of_arrays(weight.clone(), bias.clone()).forward(&xs, 2 * rows, 2 * rows);
+            return UpsampledConv::of_arrays(weight.clone(), bias.clone()).forward(&xs, 2 * height, 2 * width);
         }
         if is_conv {
             let conv = Conv::of_arrays(weight.clone(), bias.clone(), Window { side: 3, stride, padding: 1 });
             return conv.forward(&xs, None, None);
         }
         if is_prompts {
-            let each = weight.reshaped(&[IMAGES, columns, inner]);
+            let each = weight.reshaped(&[PROMPTED, columns, inner]);
             return match &onto {
                 Some(onto) => mix(&xs, &each, bias, onto),
                 None => shares(&xs, &each, TOKENS),
@@ -217,7 +263,8 @@ mod tests {
     #[cfg(feature = "cuda")]
     #[test]
     fn gpu_all_shapes_are_timed() {
-        let times = time_shapes(&Gpu::for_tests(), Dtype::F16, 1).unwrap();
+        let times =
+            time_shapes(&Gpu::for_tests(), Dtype::F16, StepSize { width: 512, height: 768, pictures: 2 }, 1).unwrap();
         assert_eq!(times.len(), ROWS.len());
         assert!(times.iter().all(|time| time.microseconds > 0.0));
     }

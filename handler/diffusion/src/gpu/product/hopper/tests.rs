@@ -137,10 +137,10 @@ fn patches_of_small_maps_are_those_of_two_images() {
 
 #[test]
 fn moments_are_taken_where_tiles_fit_maps_and_groups() {
-    let chunks = |problem: &Problem| HopperPlan::on(problem, MULTIPROCESSORS).unwrap().chunks(problem, 32);
-    assert_eq!(chunks(&conv(2, 64, 320, 320, 1)), Some(64));
+    let chunks = |problem: &Problem| HopperPlan::on(problem, MULTIPROCESSORS).unwrap().measured(problem, 32);
+    assert_eq!(chunks(&conv(2, 64, 320, 320, 1)), Some((32, 64)));
     // Split along k: 16 rows each.
-    assert_eq!(chunks(&conv(2, 8, 1280, 1280, 1)), Some(4));
+    assert_eq!(chunks(&conv(2, 8, 1280, 1280, 1)), Some((32, 4)));
     // Part of a tile is outside of the map, groups of an odd number of channels, and more chunks than a norm should merge.
     assert_eq!(chunks(&conv(2, 36, 320, 320, 1)), None);
     assert_eq!(chunks(&conv(2, 64, 320, 96, 1)), None);
@@ -149,7 +149,8 @@ fn moments_are_taken_where_tiles_fit_maps_and_groups() {
 
 #[test]
 fn moments_come_in_the_parts_of_groups_that_the_unets_joined_maps_need() {
-    let chunks = |problem: &Problem, groups| HopperPlan::on(problem, MULTIPROCESSORS).unwrap().chunks(problem, groups);
+    let chunks =
+        |problem: &Problem, groups| HopperPlan::on(problem, MULTIPROCESSORS).unwrap().measured(problem, groups);
     let projected =
         |side: usize, channels: usize| Problem { out_map: [side; 2], ..product(2 * side * side, channels, channels) };
     for (problem, groups) in [
@@ -162,7 +163,7 @@ fn moments_come_in_the_parts_of_groups_that_the_unets_joined_maps_need() {
     ] {
         let found = chunks(&problem, groups);
         let places = problem.area() * problem.phases();
-        assert!(found.is_some_and(|found| places.is_multiple_of(found)), "{found:?} {problem:?}");
+        assert!(found.is_some_and(|(_, found)| places.is_multiple_of(found)), "{found:?} {problem:?}");
     }
 }
 
@@ -170,7 +171,7 @@ fn moments_come_in_the_parts_of_groups_that_the_unets_joined_maps_need() {
 fn a_problem_goes_to_the_tile_and_splits_that_the_model_finds_fastest() {
     // With one multiprocessor there can be no splits.
     assert_eq!(HopperPlan::on(&conv(2, 8, 1280, 1280, 1), 1).unwrap().splits, 1);
-    assert!(TILES.iter().all(|tile| tile.2.is_multiple_of(8) && tile.1 <= PATCHES));
+    assert!(TILES.iter().all(|tile| tile.2.is_multiple_of(8) && tile.1 <= PATCHES && (1..=2).contains(&tile.3)));
     for mode in [ROWS, WINDOWS, PATCHES] {
         assert!(TILES.iter().any(|tile| tile.1 == mode));
     }
