@@ -22,6 +22,7 @@ mod load;
 mod nsfw;
 mod picture;
 mod private;
+mod prompts;
 mod provenance;
 mod redelivery;
 mod refused;
