@@ -16,7 +16,7 @@ mod safety;
 mod salvage;
 pub mod signature;
 
-pub use cancel::Cancel;
+pub use cancel::{Cancel, read_cancel};
 pub use contract::{cancel_schema, schema};
 pub use format::Format;
 pub use safety::{Checked, SafetyMode};

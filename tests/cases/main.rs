@@ -29,6 +29,7 @@ mod refused;
 mod relay;
 mod relay_aws;
 mod relay_bytes;
+mod relay_cancels;
 mod relay_check;
 mod relay_dead_letters;
 mod relay_fifo;

@@ -43,6 +43,11 @@ CHANGES = {
     "test_function.Pictures.test_the_webhook_of_cancelled_tasks_is_sent_where_it_is_asked_for": [
         ("template.yaml", "CancelledWebhook: !Ref CancelledWebhook,", 'CancelledWebhook: "false",'),
     ],
+    "test_relay.Relay.test_a_queue_for_cancelling_is_passed_on_with_its_rights_where_it_is_given": [
+        ("template.yaml", "AmqpCancelQueue: !Ref AmqpCancelQueue,", 'AmqpCancelQueue: "",'),
+        ("infra/aws/relay.yaml", "${PicturesArn}/cancelled/*", "${PicturesArn}/claims/*"),
+        ("infra/aws/relay.yaml", "{Name: RELAY_CANCEL_BUCKET,", "{Name: RELAY_CANCELS,"),
+    ],
     "test_function.Machine.test_a_gpu_is_asked_for_and_found_where_lambda_has_its_driver": [
         ("infra/aws/function.yaml", "EASEL_DEVICE: cuda", "EASEL_DEVICE: auto"),
         ("infra/image/Dockerfile", ":/x86_64-bottlerocket-linux-gnu/sys-root/usr/lib/nvidia", ""),

@@ -196,7 +196,7 @@ pub fn cancel_schema() -> Value {
     Value::Object(schema)
 }
 
-const ABOUT_CANCELLING: &str = "The body of a message in the backend's queue that cancels a task, whether that is painted already or not, \
+const ABOUT_CANCELLING: &str = "The body of a message that cancels a task, in the backend's queue or in one for such messages, whether that is painted already or not, \
     and whichever of the two arrives first. It may be sent again. After the task's pictures are stored it changes nothing. An integer that \
     is written as 1.0 or 1e2 is refused.";
 
