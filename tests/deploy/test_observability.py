@@ -8,19 +8,21 @@ import subprocess
 import time
 import unittest
 import urllib.request
+from pathlib import Path
 
 import binaries
 import manifests
 import promql_parser
 import yaml
 
+TREE = Path(__file__).resolve().parents[2]
 FOLDER = manifests.ROOT / "infra/observability"
-PAGE = manifests.ROOT / "docs/OPERATIONS.md"
+PAGE = TREE / "docs/OPERATIONS.md"
 # What Prometheus itself adds.
 ADDED = {"job", "instance", "le"}
 # What a machine without a GPU does not show, with its labels and their values.
 ON_A_GPU = {"easel_gpu_memory_bytes": ({"kind"}, {("kind", "used"), ("kind", "total")})}
-SOURCE = manifests.ROOT / "handler/src/observe/metrics.rs"
+SOURCE = TREE / "handler/src/observe/metrics.rs"
 # The names of a histogram's series.
 ENDINGS = re.compile(r"_(bucket|sum|count)$")
 
@@ -56,7 +58,7 @@ def shown():
     """Every metric, with the labels of its series, or None if it has no series yet."""
     cancels = {"AMQP_CANCEL_QUEUE": "tasks.cancel", "RELAY_CANCEL_BUCKET": "pictures"}
     text = scraped("relay", **cancels)
-    text += scraped("handler", "worker", EASEL_MODEL_DIR=str(manifests.ROOT / "tests/model/easel-tiny"), S3_BUCKET="pictures")
+    text += scraped("handler", "worker", EASEL_MODEL_DIR=str(TREE / "tests/model/easel-tiny"), S3_BUCKET="pictures")
     kinds = dict(re.findall(r"^# TYPE (\S+) (\S+)$", text, re.MULTILINE))
     suffixes = {"counter": ["_total"], "info": ["_info"], "histogram": ["_bucket", "_sum", "_count"]}
     found = dict(ON_A_GPU)
