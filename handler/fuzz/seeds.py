@@ -21,6 +21,7 @@ TASK = {
 FULL = TASK | {
     "seed": -7, "aspect_ratio": "1:2", "negative_prompt": f"{MARK} blur", "num_inference_steps": 150, "guidance_scale": 50,
     "scheduler": "euler", "karras_sigmas": True, "noise_source": "cpu", "prompt_weighting": "a1111", "lora_scale": -10,
+    "long_prompt": True, "clip_skip": 11,
     "loras": [{"lora_model_url": "s3://other/b", "scale": 0.5}], "num_images": 4, "output_format": "webp",
     "textual_inversions": [{"url": "s3://words/a", "token": "<cat-toy>"}],
     "signature": {"position": "top-left", "opacity": 255, "size": 0.25, "margin": 0.25}, "safety": "refuse",
@@ -31,7 +32,7 @@ BEYOND = {
     "generation_id": -1, "style_id": 2**63, "lora_model_url": f"s3://styles/../{MARK}", "prompt_tags": [MARK] * 101,
     "artist_name": MARK * 26, "webhook_url": f"ftp://{MARK}", "seed": -(2**63) - 1, "negative_prompt": MARK * 1251,
     "num_inference_steps": 151, "guidance_scale": 50.1, "scheduler": MARK, "karras_sigmas": MARK, "noise_source": MARK,
-    "prompt_weighting": MARK, "lora_scale": 10.1, "loras": [{"lora_model_url": "s3://other/b"}] * 8, "num_images": 5,
+    "prompt_weighting": MARK, "long_prompt": MARK, "clip_skip": 12, "lora_scale": 10.1, "loras": [{"lora_model_url": "s3://other/b"}] * 8, "num_images": 5,
     "output_format": MARK, "signature": {"margin": 0.26}, "safety": MARK, "created_at": MARK,
     "textual_inversions": [{"url": "s3://words/a", "token": MARK * 13}],
 }

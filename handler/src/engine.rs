@@ -39,6 +39,8 @@ use std::{
 /// GPU memory in bytes that the denoising steps need for each 512x512 picture of a batch, with guidance. Eight took 958 MiB beside the
 /// weights of Stable Diffusion 1.5 in f16 (`handler bench picture --num-images 8`, docs/PERFORMANCE.md).
 const BYTES_PER_PICTURE: usize = 160 << 20;
+/// GPU memory in bytes for the keys and values of the longest prompts of a picture, whatever its size.
+const BYTES_PER_LONG_PROMPT: usize = 64 << 20;
 /// GPU memory in bytes to decode one 512x512 picture: one took 574 MiB.
 const BYTES_TO_DECODE: usize = 640 << 20;
 /// How often a task is tried again when memory runs out.
@@ -172,7 +174,9 @@ impl Engine {
         let Some(free) = self.gpu().and_then(|gpu| gpu.free_bytes().ok()) else { return 1 };
         let scaled = |bytes: usize| bytes * inputs.width * inputs.height / (512 * 512);
         let room = free.saturating_sub(scaled(BYTES_TO_DECODE));
-        (room / scaled(BYTES_PER_PICTURE).max(1)).clamp(1, MAX_BATCH.min(self.fastest_batch(inputs)))
+        let prompts = if inputs.long_prompt { BYTES_PER_LONG_PROMPT } else { 0 };
+        let each = scaled(BYTES_PER_PICTURE) + prompts;
+        (room / each.max(1)).clamp(1, MAX_BATCH.min(self.fastest_batch(inputs)))
     }
 
     /// How many pictures of this size are painted the fastest together.
@@ -182,7 +186,13 @@ impl Engine {
         fastest.map_or(usize::MAX, |fastest| ((fastest + places / 2) / places).max(1))
     }
 
-    /// Paints requests as one batch; they must go together, see [`GenerationRequest::goes_with`]. Each has its own `on_step`; stopping one
+    /// Whether both can be painted together: they differ in prompts and seeds only, and their prompts have as many chunks.
+    pub fn joins(&self, first: &GenerationRequest, other: &GenerationRequest) -> bool {
+        let chunks = |request: &GenerationRequest| self.pipeline.chunks(&request.inputs, &request.inversions);
+        first.goes_with(other) && chunks(first).is_some_and(|count| chunks(other) == Some(count))
+    }
+
+    /// Paints requests as one batch; they must go together, see [`Engine::joins`]. Each has its own `on_step`; stopping one
     /// does not stop the others. If the batch fails, each request is painted alone, so that each gets its own error.
     pub fn paint_together(&mut self, items: &mut [BatchItem<'_>]) -> Vec<Result<Pictures, EngineError>> {
         if items.len() > 1 {
@@ -251,7 +261,7 @@ impl Engine {
             match ended {
                 Err(error) if error.is_out_of_memory() => {
                     tracing::warn!(%error, "out of memory: once more, with less");
-                    self.pipeline.shrink((request.inputs.width, request.inputs.height))?;
+                    self.pipeline.shrink(&request.inputs)?;
                     ended = self.try_alone(request, 1, on_step);
                 }
                 ended => return ended,

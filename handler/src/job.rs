@@ -35,7 +35,7 @@ use crate::{
     },
     picture::{Credential, options::PictureConfig},
     storage::{Store, payload::PayloadPointer, weights::RemoteModel},
-    task::{Cancel, InvalidTask, SafetyMode, Task, fault::TaskFault},
+    task::{Cancel, InvalidTask, SafetyMode, Task, fault::TaskFault, read_cancel},
     webhook::Backend,
 };
 use aws_config::SdkConfig;
@@ -173,7 +173,7 @@ impl JobRunner {
             },
         };
         let body = fetched.as_ref().unwrap_or(&message.body);
-        match Cancel::parse(body) {
+        match read_cancel(body) {
             Some(Ok(cancel)) => return self.cancel(cancel, message, report).await,
             Some(Err(invalid)) => return self.reject(invalid, message, report).await,
             None => {}

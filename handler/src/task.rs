@@ -16,7 +16,7 @@ mod safety;
 mod salvage;
 pub mod signature;
 
-pub use cancel::Cancel;
+pub use cancel::{Cancel, read_cancel};
 pub use contract::{cancel_schema, schema};
 pub use format::Format;
 pub use safety::{Checked, SafetyMode};
@@ -24,10 +24,10 @@ pub use safety::{Checked, SafetyMode};
 use crate::task::signature::Signature;
 use aws_sdk_s3::primitives::DateTime;
 use contract::{
-    ARTIST_NAME, ASPECT_RATIO, CREATED_AT, GENERATION_ID, GUIDANCE_SCALE, KARRAS_SIGMAS, LORA_MODEL_URL, LORA_SCALE,
-    LORAS, NEGATIVE_PROMPT, NOISE_SOURCE, NUM_IMAGES, NUM_INFERENCE_STEPS, OUTPUT_FORMAT, PROMPT_TAGS,
-    PROMPT_WEIGHTING, SAFETY, SCHEDULER, SEED, SIGNATURE, STYLE_ID, TASK, TEXTUAL_INVERSIONS, WEBHOOK_URL, extra,
-    inversion,
+    ARTIST_NAME, ASPECT_RATIO, CLIP_SKIP, CREATED_AT, GENERATION_ID, GUIDANCE_SCALE, KARRAS_SIGMAS, LONG_PROMPT,
+    LORA_MODEL_URL, LORA_SCALE, LORAS, NEGATIVE_PROMPT, NOISE_SOURCE, NUM_IMAGES, NUM_INFERENCE_STEPS, OUTPUT_FORMAT,
+    PROMPT_TAGS, PROMPT_WEIGHTING, SAFETY, SCHEDULER, SEED, SIGNATURE, STYLE_ID, TASK, TEXTUAL_INVERSIONS, WEBHOOK_URL,
+    extra, inversion,
 };
 use diffusion::{noise, prompt, schedulers};
 use json::Json;
@@ -50,6 +50,8 @@ pub const MAX_EXTRA_LORAS: usize = 7;
 pub const MAX_INVERSIONS: usize = 8;
 /// Most pictures of one task.
 pub const MAX_IMAGES: i128 = 4;
+/// Most layers of the text encoder that are skipped: one less than that of Stable Diffusion 1.5 has.
+pub const MAX_CLIP_SKIP: i128 = 11;
 /// Largest guidance scale.
 pub const MAX_GUIDANCE: f64 = 50.0;
 /// Largest LoRA scale, either sign.
@@ -77,6 +79,10 @@ pub struct Task {
     pub negative_prompt: String,
     /// Whether brackets in both prompts mean weights.
     pub prompt_weighting: prompt::Weighting,
+    /// Whether prompts of more tokens than the encoder reads at once are read in chunks.
+    pub long_prompt: bool,
+    /// How many of the text encoder's last layers the prompt skips.
+    pub clip_skip: usize,
     /// The name to sign with.
     pub artist_name: String,
     /// Base address of the backend's webhooks.
@@ -202,6 +208,8 @@ impl Task {
             prompt: PROMPT_TAGS.read(fields)?,
             negative_prompt: NEGATIVE_PROMPT.read(fields)?.map(Cow::into_owned).unwrap_or_default(),
             prompt_weighting: PROMPT_WEIGHTING.read(fields)?.unwrap_or_default(),
+            long_prompt: LONG_PROMPT.read(fields)?.unwrap_or_default(),
+            clip_skip: CLIP_SKIP.read(fields)? as usize,
             artist_name: ARTIST_NAME.read(fields)?.into_owned(),
             webhook_url: WEBHOOK_URL.read(fields)?,
             seed: SEED.read(fields)?,

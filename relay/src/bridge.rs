@@ -16,7 +16,7 @@ use crate::{
     entry_builder::EntryBuilder,
     error::{Error, Stop},
     flow::{Flow, FlowError, FlowOptions},
-    health::Readiness,
+    health::{Readiness, Watched},
     metrics::Metrics,
     sink::{Probe, Sink},
     source::{Session, SessionEvent, Source},
@@ -35,6 +35,7 @@ const CLOSE_RESERVE: Duration = Duration::from_secs(1);
 #[derive(Debug)]
 pub struct Bridge<S> {
     source: Source,
+    queue: String,
     sink: Arc<S>,
     dead_letters: Arc<DeadLetterPublisher>,
     readiness: Readiness,
@@ -54,7 +55,7 @@ enum SessionEnd {
 
 impl<S: Sink> Bridge<S> {
     /// A bridge from `broker` to `sink`, as configured.
-    pub fn new(config: &Config, broker: Broker, sink: S, readiness: Readiness, metrics: Metrics) -> Self {
+    pub fn new(config: &Config, broker: Broker, sink: S, Watched { readiness, metrics }: Watched) -> Self {
         let broker = Arc::new(broker);
         let options = FlowOptions {
             builder: EntryBuilder::new(config, sink.limit()),
@@ -64,6 +65,7 @@ impl<S: Sink> Bridge<S> {
         };
         Self {
             source: Source::new(config, Arc::clone(&broker), &metrics),
+            queue: config.queue.clone(),
             sink: Arc::new(sink),
             dead_letters: Arc::new(DeadLetterPublisher::new(config, broker)),
             readiness,
@@ -90,7 +92,7 @@ impl<S: Sink> Bridge<S> {
             let opened = Instant::now();
             self.readiness.set_broker(true);
             self.metrics.consuming();
-            info!("consuming");
+            info!(amqp.queue = self.queue, "consuming");
             let ended = self.serve(session, shutdown).await;
             self.readiness.set_broker(false);
             if ended? {
@@ -115,7 +117,7 @@ impl<S: Sink> Bridge<S> {
                 Probe::Stop(stop) => return Err(stop),
                 Probe::Unreachable(cause) => {
                     let delay = backoff::delay(attempt);
-                    warn!(cause, retry_ms = delay.as_millis(), "SQS does not answer");
+                    warn!(cause, retry_ms = delay.as_millis(), "{} does not answer", self.sink.service());
                     sleep(delay).await;
                 }
             }
@@ -131,7 +133,10 @@ impl<S: Sink> Bridge<S> {
             match self.source.open().await {
                 Ok(session) => return Ok(session),
                 Err(err) if !consumed && err.is_refusal() => return Err(Error::BrokerRefused(err)),
-                Err(err) => warn!(error = %err, attempt = *failures + 1, "cannot consume, trying again"),
+                Err(err) => {
+                    let (queue, attempt) = (&self.queue, *failures + 1);
+                    warn!(amqp.queue = queue, error = %err, attempt, "cannot consume, trying again");
+                }
             }
             back_off(failures).await;
         }
@@ -159,14 +164,14 @@ impl<S: Sink> Bridge<S> {
                 drained.map(|()| true)
             }
             SessionEnd::Cancelled => {
-                warn!("the broker cancelled the consumer");
+                warn!(amqp.queue = self.queue, "the broker cancelled the consumer");
                 let drained = drain(&session, &mut flow, Instant::now() + SETTLE_TIMEOUT).await;
                 drop(flow);
                 session.close().await;
                 drained.map(|()| false)
             }
             SessionEnd::Broken(err) => {
-                warn!(error = %err, "the connection to the broker broke");
+                warn!(amqp.queue = self.queue, error = %err, "the connection to the broker broke");
                 Ok(false)
             }
             SessionEnd::FlowError(FlowError::JobFailed(err)) => {

@@ -9,9 +9,11 @@ use tokio::time::timeout;
 
 use crate::{
     amqp::{self, Broker, BrokerError, Channels},
+    bucket::BucketError,
+    cancels::MarkerSink,
     config::Config,
     entry::MAX_BYTES,
-    error::Error,
+    error::{ConfigError, Error},
     health,
     sink::{Probe, Sink, SqsSink},
     topology::{find_exchange, find_queue, is_stream},
@@ -37,9 +39,16 @@ struct CheckResult {
 pub async fn run(config: &Config) -> Result<(), Error> {
     let broker = config.validate()?;
     let mut results = check_broker(config, &broker).await;
-    let sink = SqsSink::connect(config).await?;
+    let shared = settings::sdk_config().await.map_err(ConfigError::from)?;
+    let sink = SqsSink::new(config, &shared);
     results.extend(check_sqs(config, &sink).await);
-    results.extend(check_payloads(config, &sink).await);
+    if let Some(payloads) = sink.payloads() {
+        results.push(check_bucket("payload-bucket", &config.payload_bucket, payloads.probe()).await);
+    }
+    if let Some(options) = config.cancels()? {
+        let sink = MarkerSink::new(&options, &shared);
+        results.push(check_bucket("cancel-bucket", &Some(options.bucket), sink.look()).await);
+    }
     for CheckResult { subject, problem } in &results {
         match problem {
             None => println!("ok   {subject}"),
@@ -67,22 +76,34 @@ async fn check_broker(config: &Config, broker: &Broker) -> Vec<CheckResult> {
     }
     let Some(connection) = open else { return results };
     let mut channels = Channels::on(connection, broker, CONNECTION, &ConnectionNotes::default());
+    results.extend(check_queue(config, &mut channels).await);
+    if let Ok(Some(cancels)) = config.cancels() {
+        results.extend(check_queue(&cancels.relay, &mut channels).await);
+    }
+    amqp::close(channels.into_connection()).await;
+    results.extend(check_returned_dead_letters(config, &config.dead_letter_exchange()).await);
+    results
+}
+
+/// Checks a queue, its dead-letter exchange and its bindings.
+async fn check_queue(config: &Config, channels: &mut Channels<'_>) -> Vec<CheckResult> {
+    let mut results = Vec::new();
     let exchange = config.dead_letter_exchange();
-    let queue_there = answer(find_queue(&mut channels, &config.queue)).await;
+    let queue_there = answer(find_queue(channels, &config.queue)).await;
     let problem = match queue_there {
-        Ok(true) => match answer(is_stream(&mut channels, &config.queue)).await {
+        Ok(true) => match answer(is_stream(channels, &config.queue)).await {
             Ok(stream) => stream.then(|| BrokerError::Stream(config.queue.clone()).to_string()),
             Err(err) => Some(with_advice(&err)),
         },
         other => problem_if_missing(other, config, "create it, or start the relay with --declare"),
     };
     results.push(CheckResult { subject: format!("amqp.queue {}", config.queue), problem });
-    let exchange_there = answer(find_exchange(&mut channels, &exchange)).await;
+    let exchange_there = answer(find_exchange(channels, &exchange)).await;
     let problem =
         problem_if_missing(exchange_there, config, "create it with a queue, or start the relay with --declare");
     results.push(CheckResult { subject: format!("amqp.dead-letter-exchange {exchange}"), problem });
     for binding in config.bindings().unwrap_or_default() {
-        let there = answer(find_exchange(&mut channels, &binding.exchange)).await;
+        let there = answer(find_exchange(channels, &binding.exchange)).await;
         let problem = match there {
             Ok(true) => None,
             Ok(false) => Some("does not exist; create it, or leave the binding out".to_owned()),
@@ -90,8 +111,6 @@ async fn check_broker(config: &Config, broker: &Broker) -> Vec<CheckResult> {
         };
         results.push(CheckResult { subject: format!("amqp.bind {}", binding.exchange), problem });
     }
-    amqp::close(channels.into_connection()).await;
-    results.extend(check_returned_dead_letters(config, &exchange).await);
     results
 }
 
@@ -163,16 +182,20 @@ fn size_limit(config: &Config, limit: Option<usize>) -> String {
     format!("sqs.maximum-message-size: {limit}; {larger}")
 }
 
-async fn check_payloads(config: &Config, sink: &SqsSink) -> Option<CheckResult> {
-    let (bucket, payloads) = (config.payload_bucket.as_ref()?, sink.payloads()?);
-    let problem = match timeout(ANSWER_TIMEOUT, payloads.probe()).await {
+/// Checks a bucket that an option names.
+async fn check_bucket(
+    option: &str,
+    bucket: &Option<String>,
+    probe: impl Future<Output = Result<(), BucketError>>,
+) -> CheckResult {
+    let problem = match timeout(ANSWER_TIMEOUT, probe).await {
         Ok(Ok(())) => None,
         Ok(Err(err)) => Some(match err.class {
-            Class::NoContainer | Class::NoObject => "does not exist; create it, or correct --payload-bucket".to_owned(),
+            Class::NoContainer | Class::NoObject => format!("does not exist; create it, or correct --{option}"),
             Class::Transient => format!("no answer: {}; check the network and the credentials", err.text),
             _ => err.text,
         }),
         Err(_) => Some(format!("no answer within {ANSWER_TIMEOUT:?}; check the network and the endpoint")),
     };
-    Some(CheckResult { subject: format!("s3.payload-bucket {bucket}"), problem })
+    CheckResult { subject: format!("s3.{option} {}", bucket.as_deref().unwrap_or_default()), problem }
 }

@@ -18,10 +18,12 @@ use clap_complete::Shell;
 use settings::{socket, stray_whitespace};
 
 mod broker;
+mod cancel;
 
 pub(crate) use broker::Binding;
 pub use broker::{AmqpUrl, BrokerOptions, QueueType};
 use broker::{check_name, invalid, redact};
+pub use cancel::{CancelOptions, CancelQueue};
 
 use crate::{
     amqp::Broker,
@@ -116,6 +118,9 @@ pub struct Config {
     /// pointer; without it such a message is dead-lettered
     #[arg(long, help_heading = "SQS", env = "RELAY_PAYLOAD_BUCKET", value_name = "BUCKET", value_parser = settings::bucket)]
     pub payload_bucket: Option<String>,
+    /// How tasks are cancelled past those that wait.
+    #[command(flatten)]
+    pub cancel: CancelQueue,
     /// Where /healthz, /readyz and /metrics answer
     #[arg(long, env = "RELAY_HEALTH_ADDR", default_value = "127.0.0.1:9100", value_parser = socket)]
     pub health_addr: SocketAddr,
@@ -206,6 +211,7 @@ impl Config {
             let problem = "only a FIFO queue takes one, and the URL of such a queue ends with .fifo";
             return Err(invalid("--message-deduplication-id", problem));
         }
+        self.cancel.options(self)?;
         Ok(broker)
     }
 

@@ -90,6 +90,8 @@ pub enum PoisonReason {
     TooLargeForProxy(usize),
     /// SQS refused this entry: its code, and what it means.
     Rejected(String),
+    /// It is in the queue of messages that cancel a task, and cancels none: why.
+    CancelsNothing(String),
 }
 
 impl Entry {
@@ -195,6 +197,13 @@ impl Entry {
 }
 
 impl PoisonReason {
+    /// The codes of the reasons that messages for SQS can have.
+    pub(crate) const FOR_SQS: [&str; 6] =
+        ["empty-body", "not-utf8", "property-not-utf8", "illegal-character", "too-large", "rejected-by-sqs"];
+    /// Those of messages that cancel tasks.
+    pub(crate) const FOR_CANCELS: [&str; 6] =
+        ["empty-body", "not-utf8", "property-not-utf8", "illegal-character", "too-large", "cancels-nothing"];
+
     /// The code for headers, logs and metrics.
     pub fn as_str(&self) -> &'static str {
         match self {
@@ -204,6 +213,7 @@ impl PoisonReason {
             Self::IllegalCharacter => "illegal-character",
             Self::TooLarge { .. } | Self::TooLargeForProxy(_) => "too-large",
             Self::Rejected(_) => "rejected-by-sqs",
+            Self::CancelsNothing(_) => "cancels-nothing",
         }
     }
 }
@@ -229,6 +239,7 @@ impl fmt::Display for PoisonReason {
                  correct that, or set --payload-bucket"
             ),
             Self::Rejected(code) => write!(f, "SQS rejected the entry: {code}"),
+            Self::CancelsNothing(why) => write!(f, "the message cancels no task: {why}"),
         }
     }
 }
@@ -271,6 +282,23 @@ mod tests {
                 }
             }
         }
+    }
+
+    #[test]
+    fn every_reason_is_counted_from_the_start() {
+        let both = [
+            PoisonReason::EmptyBody,
+            PoisonReason::NotUtf8,
+            PoisonReason::PropertyNotUtf8(String::new()),
+            PoisonReason::IllegalCharacter,
+            PoisonReason::TooLarge { bytes: 2, limit: 1 },
+        ];
+        for reason in both.iter().map(PoisonReason::as_str) {
+            assert!(PoisonReason::FOR_SQS.contains(&reason) && PoisonReason::FOR_CANCELS.contains(&reason), "{reason}");
+        }
+        assert!(PoisonReason::FOR_SQS.contains(&PoisonReason::Rejected(String::new()).as_str()));
+        assert!(PoisonReason::FOR_SQS.contains(&PoisonReason::TooLargeForProxy(1).as_str()));
+        assert!(PoisonReason::FOR_CANCELS.contains(&PoisonReason::CancelsNothing(String::new()).as_str()));
     }
 
     /// The SDK counts nothing: SQS would refuse what is too large.

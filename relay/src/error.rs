@@ -17,7 +17,7 @@ pub(crate) const EXIT_CODES: [(u8, &str); 4] = [
     (0, "ended by a signal, in order; --check found all well"),
     (EXIT_FAILURE, "anything else, such as a health address that is taken"),
     (EXIT_USAGE, "an option or a variable is missing or wrong; standard error names it"),
-    (EXIT_UNAVAILABLE, "SQS or the first broker refuses for good; --check found something wrong"),
+    (EXIT_UNAVAILABLE, "SQS, the first broker or --cancel-bucket refuses for good; --check found something wrong"),
 ];
 
 /// Why the relay ended.
@@ -40,7 +40,7 @@ pub enum Error {
     /// So many of the checks failed. They are already printed.
     #[error("{0} of the checks failed")]
     ChecksFailed(usize),
-    /// SQS refuses every message, now and later.
+    /// SQS or S3 refuses every message, now and later.
     #[error(transparent)]
     Stop(#[from] Stop),
 }
@@ -56,13 +56,22 @@ impl Error {
     }
 }
 
-/// A refusal by SQS that holds for every message, such as a queue that does not exist or access denied.
+/// A refusal by SQS or S3 that holds for every message, such as a queue that does not exist or access denied.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("SQS refuses every message: {0}")]
-pub struct Stop(
-    /// SQS' error code and what it means.
-    pub String,
-);
+#[error("{service} refuses every message: {why}")]
+pub struct Stop {
+    /// Who refuses.
+    pub service: &'static str,
+    /// The error code and what it means.
+    pub why: String,
+}
+
+impl Stop {
+    /// A refusal by SQS.
+    pub fn of_sqs(why: impl Into<String>) -> Self {
+        Self { service: "SQS", why: why.into() }
+    }
+}
 
 /// An option that a person must correct.
 #[derive(Debug, thiserror::Error)]

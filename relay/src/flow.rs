@@ -78,7 +78,7 @@ enum JobResult {
 /// Why a flow cannot continue.
 #[derive(Debug)]
 pub enum FlowError {
-    /// SQS refuses every message.
+    /// SQS or S3 refuses every message.
     Stop(Stop),
     /// A job panicked before it settled its messages. They are redelivered to the next session.
     JobFailed(JoinError),
@@ -210,7 +210,7 @@ impl<S: Sink, D: PoisonSink> Flow<S, D> {
 
     fn handle_outcome(&mut self, outcome: BatchOutcome) -> Result<(), FlowError> {
         if outcome.answered.is_some_and(|answered| self.readiness.note_sqs(answered)) {
-            info!("SQS answers again");
+            info!("{} answers again", self.sink.service());
         }
         // In a job of its own, because an acknowledgement waits a little for older ones.
         self.jobs.spawn(async move {
@@ -243,7 +243,14 @@ impl<S: Sink, D: PoisonSink> Flow<S, D> {
                 // An error, because nothing else shows the problem: all other messages get through.
                 error!(messages = count, attempt, retry_ms, cause, "not taken by the payload bucket, trying again");
             } else {
-                warn!(messages = count, attempt, retry_ms, cause, "not accepted by SQS, trying again");
+                warn!(
+                    messages = count,
+                    attempt,
+                    retry_ms,
+                    cause,
+                    "not accepted by {}, trying again",
+                    self.sink.service()
+                );
             }
             let rest = async move {
                 sleep(delay).await;
@@ -267,8 +274,9 @@ impl<S: Sink, D: PoisonSink> Flow<S, D> {
                 reason = poison.reason.as_str(),
                 count = before,
                 hold_ms = delay.as_millis(),
-                "a dead letter has come back, and SQS still cannot carry it; it is held, then dead-lettered again. \
-                 Unless somebody published it again, the dead-letter exchange leads back to the queue: correct its bindings"
+                "a dead letter has come back, and {} still cannot carry it; it is held, then dead-lettered again. \
+                 Unless somebody published it again, the dead-letter exchange leads back to the queue: correct its bindings",
+                self.sink.service()
             );
         });
         let held = poison.delivery.unacked.held();

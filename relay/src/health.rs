@@ -76,26 +76,53 @@ impl Default for Readiness {
     }
 }
 
+/// What is shown of one queue.
+#[derive(Debug, Clone, Default)]
+pub struct Watched {
+    /// What its bridge last saw.
+    pub readiness: Readiness,
+    /// Its metrics.
+    pub metrics: Metrics,
+}
+
+impl Watched {
+    /// Of the queue with messages that cancel tasks.
+    pub fn of_cancels() -> Self {
+        Self { metrics: Metrics::of_cancels(), ..Self::default() }
+    }
+
+    fn ready(&self) -> bool {
+        self.readiness.broker() && self.readiness.sqs()
+    }
+}
+
 #[derive(Clone)]
 struct Relay {
-    readiness: Readiness,
-    metrics: Metrics,
+    tasks: Watched,
+    /// The queue with messages that cancel tasks, if there is one.
+    cancels: Option<Watched>,
 }
 
 impl Status for Relay {
     fn ready(&self) -> (bool, impl IntoResponse) {
-        let (broker, sqs) = (self.readiness.broker(), self.readiness.sqs());
-        (broker && sqs, Json(json!({ "ready": broker && sqs, "broker": broker, "sqs": sqs })))
+        let (broker, sqs) = (self.tasks.readiness.broker(), self.tasks.readiness.sqs());
+        let ready = self.tasks.ready() && self.cancels.as_ref().is_none_or(Watched::ready);
+        let mut body = json!({ "ready": ready, "broker": broker, "sqs": sqs });
+        if let Some(Watched { readiness, .. }) = &self.cancels {
+            body["cancels"] = json!({ "broker": readiness.broker(), "s3": readiness.sqs() });
+        }
+        (ready, Json(body))
     }
 
     fn metrics(&self) -> Result<String, fmt::Error> {
-        self.metrics.encode(self.readiness.broker(), self.readiness.sqs())
+        let all = [Some(&self.tasks), self.cancels.as_ref()].into_iter().flatten();
+        metrics::encode(all.map(|one| (&one.metrics, one.readiness.broker(), one.readiness.sqs())))
     }
 }
 
 /// Listens on `addr` and answers in the background.
-pub async fn serve(addr: SocketAddr, readiness: Readiness, metrics: Metrics) -> Result<Health, Error> {
-    Health::serve(addr, Relay { readiness, metrics }).await.map_err(|source| Error::Listen { addr, source })
+pub async fn serve(addr: SocketAddr, tasks: Watched, cancels: Option<Watched>) -> Result<Health, Error> {
+    Health::serve(addr, Relay { tasks, cancels }).await.map_err(|source| Error::Listen { addr, source })
 }
 
 /// How many dead letters that came back the relay at `addr` holds; `None` when no relay answers there.
@@ -121,13 +148,27 @@ mod tests {
             let readiness = Readiness::default();
             readiness.set_broker(broker);
             readiness.note_sqs(sqs);
-            let relay = Relay { readiness, metrics: Metrics::default() };
-            let (ready, body) = relay.ready();
-            assert_eq!(ready, broker && sqs);
-            let body = to_bytes(body.into_response().into_body(), 1024).await.unwrap();
-            let body: Value = serde_json::from_slice(&body).unwrap();
-            assert_eq!(body, json!({ "ready": ready, "broker": broker, "sqs": sqs }));
+            let one = Watched { readiness, metrics: Metrics::default() };
+            let relay = Relay { tasks: one.clone(), cancels: None };
+            assert_eq!(
+                answer(&relay).await,
+                (broker && sqs, json!({ "ready": broker && sqs, "broker": broker, "sqs": sqs }))
+            );
+            // With a second queue, both must be ready.
+            let well = Watched::of_cancels();
+            well.readiness.set_broker(true);
+            well.readiness.note_sqs(true);
+            let relay = Relay { tasks: well, cancels: Some(one) };
+            let cancels = json!({ "broker": broker, "s3": sqs });
+            let body = json!({ "ready": broker && sqs, "broker": true, "sqs": true, "cancels": cancels });
+            assert_eq!(answer(&relay).await, (broker && sqs, body));
         }
+    }
+
+    async fn answer(relay: &Relay) -> (bool, Value) {
+        let (ready, body) = relay.ready();
+        let body = to_bytes(body.into_response().into_body(), 1024).await.unwrap();
+        (ready, serde_json::from_slice(&body).unwrap())
     }
 
     #[test]
@@ -153,7 +194,8 @@ mod tests {
     async fn what_is_held_can_be_asked_for() {
         let metrics = Metrics::default();
         let (first, second) = (metrics.receive(None), metrics.receive(None));
-        let health = serve("127.0.0.1:0".parse().unwrap(), Readiness::default(), metrics).await.unwrap();
+        let tasks = Watched { metrics, ..Watched::default() };
+        let health = serve("127.0.0.1:0".parse().unwrap(), tasks, Some(Watched::of_cancels())).await.unwrap();
         assert_eq!(held_at(health.addr).await, Some(0));
         let _held = (first.held(), second.held());
         assert_eq!(held_at(health.addr).await, Some(2));
@@ -163,8 +205,8 @@ mod tests {
 
     #[tokio::test]
     async fn a_taken_address_names_the_option() {
-        let first = serve("127.0.0.1:0".parse().unwrap(), Readiness::default(), Metrics::default()).await.unwrap();
-        let err = serve(first.addr, Readiness::default(), Metrics::default()).await.unwrap_err();
+        let first = serve("127.0.0.1:0".parse().unwrap(), Watched::default(), None).await.unwrap();
+        let err = serve(first.addr, Watched::default(), None).await.unwrap_err();
         assert!(err.to_string().starts_with("--health-addr 127.0.0.1:"), "{err}");
         assert_eq!(err.exit_code(), 1);
     }

@@ -3,7 +3,8 @@
 //! The path of a message: [`source`] takes a delivery from the broker, [`entry`] checks that SQS can carry it, [`batch`]
 //! groups it with others, [`sink`] sends the batch and gives one verdict per entry, and [`acker`] acknowledges the
 //! delivery. A message that SQS can never carry goes to [`dead_letter`] instead. [`flow`] ties these together for one
-//! connection to the broker, [`bridge`] for the whole life of the process.
+//! connection to the broker, [`bridge`] for the whole life of the process. The same serves a second queue, of messages that
+//! cancel tasks: their sink is [`cancels`].
 //!
 //! [`entry_builder`] says which ids and attributes a message gets in SQS, and [`lanes`] keep the order inside a FIFO group.
 //!
@@ -16,7 +17,9 @@ pub mod attributes;
 mod backoff;
 pub mod batch;
 pub mod bridge;
+pub mod bucket;
 mod budget;
+pub mod cancels;
 pub mod check;
 pub mod config;
 pub mod dead_letter;
@@ -40,28 +43,58 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::info;
 
-use crate::{bridge::Bridge, config::Config, error::Error, health::Readiness, metrics::Metrics, sink::SqsSink};
+use crate::{
+    bridge::Bridge,
+    cancels::MarkerSink,
+    config::Config,
+    error::{ConfigError, Error},
+    health::Watched,
+    sink::SqsSink,
+};
 
 /// Relays messages until `shutdown` is cancelled or SQS says that no message can ever be accepted.
 pub async fn run(config: Config, shutdown: CancellationToken) -> Result<(), Error> {
     let broker = config.validate()?;
-    let readiness = Readiness::default();
-    let metrics = Metrics::default();
-    let health = health::serve(config.health_addr, readiness.clone(), metrics.clone()).await?;
+    let cancels = config.cancels()?;
+    let tasks = Watched::default();
+    let watched = cancels.as_ref().map(|_| Watched::of_cancels());
+    let health = health::serve(config.health_addr, tasks.clone(), watched.clone()).await?;
     info!(
         amqp.hosts = %broker.addresses(),
         amqp.queue = %config.queue,
+        amqp.cancel_queue = cancels.as_ref().map(|options| options.relay.queue.as_str()),
         amqp.prefetch = config.prefetch,
         amqp.prefetch_bytes = config.prefetch_bytes,
         sqs.queue_url = %config.sqs_queue_url,
         health.addr = %health.addr,
         "relay started"
     );
-    let sink = SqsSink::connect(&config).await?;
+    let shared = settings::sdk_config().await.map_err(ConfigError::from)?;
+    let sink = SqsSink::new(&config, &shared);
     let started = Instant::now();
-    let bridge = Bridge::new(&config, broker, sink.clone(), readiness, metrics);
+    let bridge = Bridge::new(&config, broker, sink.clone(), tasks);
+    let other = match cancels.zip(watched) {
+        Some((options, watched)) => {
+            let markers = MarkerSink::new(&options, &shared);
+            Some(Bridge::new(&options.relay, options.relay.validate()?, markers, watched))
+        }
+        None => None,
+    };
+    // If one of them cannot go on, the other ends in order, too.
+    let ending = shutdown.child_token();
+    let tasks = async {
+        let result = bridge.run(&ending).await;
+        ending.cancel();
+        result
+    };
+    let cancels = async {
+        let Some(other) = &other else { return Ok(()) };
+        let result = other.run(&ending).await;
+        ending.cancel();
+        result
+    };
     let result = tokio::select! {
-        result = bridge.run(&shutdown) => result,
+        (tasks, cancels) = async { tokio::join!(tasks, cancels) } => tasks.and(cancels),
         never = sink.watch() => match never {},
     };
     info!(uptime_s = started.elapsed().as_secs(), "relay ended");

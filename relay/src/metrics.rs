@@ -87,8 +87,13 @@ impl Metrics {
         }
     }
 
-    /// The text for a scrape.
-    pub fn encode(&self, broker_ready: bool, sqs_ready: bool) -> Result<String, fmt::Error> {
+    /// Those of the queue with messages that cancel tasks, under names of their own.
+    pub fn of_cancels() -> Self {
+        Self(Arc::new(Inner { series: Series::of_cancels(), ..Inner::default() }))
+    }
+
+    /// Brings the gauges up to date that are set for a scrape.
+    fn refresh(&self, broker_ready: bool, sqs_ready: bool) {
         let unacked = self.unacked_since();
         let age = unacked.since.first_key_value().map_or(Duration::ZERO, |(_, since)| since.elapsed());
         let held = unacked.since.len();
@@ -97,15 +102,23 @@ impl Metrics {
         self.0.series.unacked.set(i64::try_from(held).unwrap_or(i64::MAX));
         self.0.series.broker_ready.set(broker_ready.into());
         self.0.series.sqs_ready.set(sqs_ready.into());
-        let mut text = String::new();
-        text::encode(&mut text, &self.0.series.registry)?;
-        Ok(text)
     }
 
     fn unacked_since(&self) -> MutexGuard<'_, UnackedSince> {
         // A panic cannot leave it half changed.
         self.0.unacked.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// The text for a scrape: of each queue its metrics, whether the relay consumes there, and whether the other side answers.
+pub(crate) fn encode<'a>(queues: impl Iterator<Item = (&'a Metrics, bool, bool)>) -> Result<String, fmt::Error> {
+    let mut text = String::new();
+    for (metrics, broker_ready, sqs_ready) in queues {
+        metrics.refresh(broker_ready, sqs_ready);
+        text::encode_registry(&mut text, &metrics.0.series.registry)?;
+    }
+    text::encode_eof(&mut text)?;
+    Ok(text)
 }
 
 /// How many returned dead letters are held, from the text of a scrape.
@@ -282,8 +295,64 @@ impl Default for Series {
         for cause in CAUSES {
             drop(series.retries.get_or_create(&[("cause", cause)]));
         }
+        for reason in PoisonReason::FOR_SQS {
+            drop(series.dead_lettered.get_or_create(&[("reason", reason)]));
+        }
         series.registry = all;
         series
+    }
+}
+
+impl Series {
+    /// All at zero. Those of batches and of SQS have no meaning there, and are not shown.
+    fn of_cancels() -> Self {
+        let mut all = Registry::with_prefix("relay_cancel");
+        let r = &mut all;
+        let series = Self {
+            received: Counter::default().register(r, "received", "Messages taken from the queue of cancels"),
+            sent: Counter::default().register(r, "stored", "Markers of cancelled tasks that S3 took"),
+            acked: Counter::default().register(r, "acked", "Cancels acknowledged to the broker"),
+            dead_lettered: Family::default().register(r, "dead_lettered", "Cancels moved to the dead-letter exchange"),
+            returned: Counter::default().register(
+                r,
+                "returned_dead_letters",
+                "Dead letters that came back to the queue of cancels and that still cancel nothing",
+            ),
+            held: Gauge::default().register(r, "held_messages", "Those of them that wait now"),
+            retries: Family::default().register(r, "retries", "Markers that S3 did not take and that are sent again"),
+            reconnects: Counter::default().register(r, "reconnects", "Times that consuming cancels began again"),
+            in_flight: Gauge::default(),
+            unacked: Gauge::default().register(r, "unacked_messages", "Cancels held and not acknowledged"),
+            held_bytes: Gauge::default(),
+            batch_entries: Histogram::new(ENTRIES),
+            batch_bytes: Histogram::new(BYTES),
+            request: Histogram::new(SECONDS).register(
+                r,
+                "s3_request_duration_seconds",
+                "From storing up to ten markers to the last answer",
+            ),
+            oldest: Gauge::default().register(r, "oldest_unacked_age_seconds", "Age of the oldest cancel held, or 0"),
+            to_ack: Histogram::new(SECONDS).register(
+                r,
+                "delivery_to_ack_seconds",
+                "From a cancel's delivery to its acknowledgement",
+            ),
+            end_to_end: Histogram::new(LONG_SECONDS).register(
+                r,
+                "end_to_end_seconds",
+                "From a cancel's AMQP timestamp to its marker in S3",
+            ),
+            broker_ready: Gauge::default().register(r, "broker_ready", "Whether the relay consumes cancels"),
+            sqs_ready: Gauge::default().register(r, "s3_ready", "Whether S3 takes markers"),
+            registry: Registry::default(),
+        };
+        for cause in CAUSES {
+            drop(series.retries.get_or_create(&[("cause", cause)]));
+        }
+        for reason in PoisonReason::FOR_CANCELS {
+            drop(series.dead_lettered.get_or_create(&[("reason", reason)]));
+        }
+        Self { registry: all, ..series }
     }
 }
 

@@ -6,7 +6,7 @@ mod verdict;
 
 use std::{convert::Infallible, future::Future, time::Duration};
 
-use aws_config::{retry::RetryConfig, timeout::TimeoutConfig};
+use aws_config::{SdkConfig, retry::RetryConfig, timeout::TimeoutConfig};
 use aws_errors::{Class, class, describe, status};
 use aws_sdk_sqs::{
     Client,
@@ -24,7 +24,7 @@ use crate::{
     attributes::AttributeValue,
     config::Config,
     entry::{Entry, MAX_BYTES, PoisonReason, SizeLimit},
-    error::{ConfigError, Stop},
+    error::Stop,
     metrics::{
         RetryCause,
         cause::{self, OTHER, PAYLOAD_BUCKET, TIMEOUT, UNMENTIONED, UNREACHABLE, UNREADABLE},
@@ -52,6 +52,11 @@ pub trait Sink: Send + Sync + 'static {
         SizeLimit::default()
     }
 
+    /// Who takes the messages, for logs.
+    fn service(&self) -> &'static str {
+        "SQS"
+    }
+
     /// Sends one batch, within the limits of [`crate::batch`]. Returns one verdict per entry, in the same order.
     fn send(&self, entries: &[&Entry]) -> impl Future<Output = Vec<Verdict>> + Send;
 }
@@ -77,9 +82,8 @@ pub struct SqsSink {
 }
 
 impl SqsSink {
-    /// A client with the standard credentials chain. Sends nothing yet. An error names a variable that cannot be used.
-    pub async fn connect(config: &Config) -> Result<Self, ConfigError> {
-        let shared = settings::sdk_config().await?;
+    /// A client. Sends nothing yet.
+    pub fn new(config: &Config, shared: &SdkConfig) -> Self {
         let timeouts = TimeoutConfig::builder()
             .connect_timeout(CONNECT_TIMEOUT)
             .read_timeout(READ_TIMEOUT)
@@ -87,17 +91,17 @@ impl SqsSink {
             .operation_timeout(OPERATION_TIMEOUT)
             .build();
         // The flow retries each entry without end. Retries in the client would only hide failures from it.
-        let client = aws_sdk_sqs::config::Builder::from(&shared)
+        let client = aws_sdk_sqs::config::Builder::from(shared)
             .timeout_config(timeouts)
             .retry_config(RetryConfig::disabled())
             .build();
-        let payloads = config.payload_bucket.as_ref().map(|bucket| PayloadStore::new(bucket, &shared));
-        Ok(Self {
+        let payloads = config.payload_bucket.as_ref().map(|bucket| PayloadStore::new(bucket, shared));
+        Self {
             client: Client::from_conf(client),
             queue_url: config.sqs_queue_url.clone(),
             payloads,
             limit: SizeLimit::default(),
-        })
+        }
     }
 
     /// The bucket for payloads, if one is configured.
@@ -209,7 +213,7 @@ impl Sink for SqsSink {
                 Probe::Ready(None)
             }
             Err(err) => match request_error(&err) {
-                RequestError { kind: RequestErrorKind::Stop, cause } => Probe::Stop(Stop(cause.text)),
+                RequestError { kind: RequestErrorKind::Stop, cause } => Probe::Stop(Stop::of_sqs(cause.text)),
                 RequestError { cause, .. } => Probe::Unreachable(cause.text),
             },
         }

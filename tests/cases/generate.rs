@@ -126,6 +126,41 @@ fn a_cpu_paints_in_bf16_or_says_what_it_lacks() {
 }
 
 #[test]
+fn a_long_prompt_is_read_to_its_end_and_layers_are_skipped_if_that_is_asked_for() {
+    case(|ctx| async move {
+        let run = &ctx.stack.run;
+        let folder = run.folder("generate")?;
+        // Of the last prompt that is given, only the end is new.
+        let long = ["red circle", &", on".repeat(40), ", blue background"].concat();
+        let mut pictures = Vec::new();
+        for (name, more) in [
+            ("cut", vec!["--prompt", long.as_str()]),
+            ("long", vec!["--prompt", long.as_str(), "--long-prompt"]),
+            ("short", vec![]),
+            ("short-long", vec!["--long-prompt"]),
+            ("skip", vec!["--clip-skip", "1"]),
+        ] {
+            let out = folder.join(format!("prompt-{name}.png"));
+            let spec = ["generate", "--model"].map(String::from).into_iter();
+            let mut given: Vec<String> = spec.chain([model().display().to_string()]).collect();
+            if !more.contains(&"--prompt") {
+                given.extend(["--prompt".into(), "red circle".into()]);
+            }
+            given.extend(more.iter().map(|text| text.to_string()));
+            given.extend(["--steps".into(), "2".into(), "--out".into(), out.display().to_string()]);
+            let spec = Spec::new(&format!("generate-prompt-{name}"), binary("handler")?).args(&given);
+            let (status, text) = output(run, spec, PATIENCE).await?;
+            assert!(status.success(), "{name}: {text}");
+            pictures.push(image::open(out)?.to_rgb8().into_raw());
+        }
+        assert!(pictures[0] != pictures[1], "the end of a long prompt changes nothing");
+        assert!(pictures[2] == pictures[3], "a short prompt is another one with --long-prompt");
+        assert!(pictures[2] != pictures[4], "a skipped layer changes nothing");
+        Ok(())
+    });
+}
+
+#[test]
 fn several_pictures_of_one_seed_are_several_files() {
     case(|ctx| async move {
         let run = &ctx.stack.run;
@@ -146,6 +181,7 @@ fn what_is_wrong_is_said_and_nothing_is_written() {
         let run = &ctx.stack.run;
         let folder = run.folder("generate")?;
         let no_lora = folder.join("none.safetensors").display().to_string();
+        let endless = "blue ".repeat(700);
         let wide = repo().join("tests/goldens/inversions/sd2.safetensors").display().to_string();
         for (name, out, more, said) in [
             ("no-karras", "c.jpg", vec!["--scheduler", "ddim", "--karras-sigmas"], "`karras_sigmas` is true"),
@@ -154,6 +190,14 @@ fn what_is_wrong_is_said_and_nothing_is_written() {
                 "d.jpg",
                 vec!["--prompt-weighting", "a1111", "--negative-prompt", "(a:1.2.3)"],
                 "`negative_prompt`",
+            ),
+            ("skips-all", "g.jpg", vec!["--clip-skip", "2"], "`clip_skip` is 2, the text encoder has 2 layers"),
+            ("skips-more", "h.jpg", vec!["--clip-skip", "12"], "--clip-skip"),
+            (
+                "too-long",
+                "i.jpg",
+                vec!["--long-prompt", "--negative-prompt", endless.as_str()],
+                "`negative_prompt` is a text of",
             ),
             ("no-lora", "a.jpg", vec!["--lora", no_lora.as_str()], "none.safetensors"),
             ("no-inversion", "e.jpg", vec!["--textual-inversion", no_lora.as_str()], "none.safetensors"),

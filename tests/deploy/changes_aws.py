@@ -43,6 +43,23 @@ CHANGES = {
     "test_function.Pictures.test_the_webhook_of_cancelled_tasks_is_sent_where_it_is_asked_for": [
         ("template.yaml", "CancelledWebhook: !Ref CancelledWebhook,", 'CancelledWebhook: "false",'),
     ],
+    "test_observability.Names.test_no_expression_names_a_metric_a_label_or_a_value_that_is_not_there": [
+        ("infra/observability/rules.yaml", "expr: relay_sqs_ready == 0", "expr: relay_sqs_up == 0"),
+        ("infra/observability/rules.yaml", 'cause="payload-bucket"', 'cause="payloads"'),
+        ("infra/observability/dashboard.json", "sum by (ending)", "sum by (end)"),
+        ("infra/observability/rules.yaml", "relay_held_messages > 0", "relay_held_messages >"),
+    ],
+    "test_observability.Names.test_every_metric_is_on_the_dashboard": [
+        ("infra/observability/dashboard.json", "easel_lora_refetches_total", "easel_lora_evictions_total"),
+    ],
+    "test_observability.Dashboard.test_it_asks_the_data_source_that_is_chosen": [
+        ("infra/observability/dashboard.json", '"name": "datasource"', '"name": "source"'),
+    ],
+    "test_relay.Relay.test_a_queue_for_cancelling_is_passed_on_with_its_rights_where_it_is_given": [
+        ("template.yaml", "AmqpCancelQueue: !Ref AmqpCancelQueue,", 'AmqpCancelQueue: "",'),
+        ("infra/aws/relay.yaml", "${PicturesArn}/cancelled/*", "${PicturesArn}/claims/*"),
+        ("infra/aws/relay.yaml", "{Name: RELAY_CANCEL_BUCKET,", "{Name: RELAY_CANCELS,"),
+    ],
     "test_function.Machine.test_a_gpu_is_asked_for_and_found_where_lambda_has_its_driver": [
         ("infra/aws/function.yaml", "EASEL_DEVICE: cuda", "EASEL_DEVICE: auto"),
         ("infra/image/Dockerfile", ":/x86_64-bottlerocket-linux-gnu/sys-root/usr/lib/nvidia", ""),

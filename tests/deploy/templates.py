@@ -91,6 +91,11 @@ class Stack:
             return self.value(argument[1 if self.condition(argument[0]) else 2])
         return Unknown(f"{name} {argument}")
 
+    def given(self, container):
+        """The variables that a container of ECS has, with their values."""
+        there = map(self.value, container.get("Environment", []))
+        return {each["Name"]: self.value(each["Value"]) for each in there if isinstance(each, dict)}
+
     def condition(self, it):
         """Whether a condition holds for the defaults."""
         if isinstance(it, str):
@@ -105,6 +110,13 @@ class Stack:
             return not self.condition(argument[0])
         assert name == "Condition", name
         return self.condition(argument)
+
+
+def named(container):
+    """The names of all variables that a container of ECS may have, whatever the conditions are."""
+    entries = [each for key in ("Environment", "Secrets") for each in container.get(key, [])]
+    entries = [branch for each in entries for branch in (each["If"][1:] if isinstance(each, Call) else [each])]
+    return [each["Name"] for each in entries if not isinstance(each, Call)]
 
 
 def root(parameters=None):

@@ -22,7 +22,7 @@ def ecs_containers():
                 f"{name}/{container['Name']}",
                 image.removesuffix("ImageUri").lower(),
                 command,
-                [each["Name"] for key in ("Environment", "Secrets") for each in container.get(key, [])],
+                templates.named(container),
             )
 
 
@@ -106,7 +106,7 @@ class Health(unittest.TestCase):
             "AWS::ECS::TaskDefinition", lambda each: "HealthCheck" in each["ContainerDefinitions"][0]
         )
         container = task["ContainerDefinitions"][0]
-        given = {each["Name"]: stack.value(each["Value"]) for each in container["Environment"]}
+        given = stack.given(container)
         known = binaries.variables("relay")
         get = {name: given.get(name, option.default) for name, option in known.items()}
         self.assertIn(get["RELAY_HEALTH_ADDR"].replace(":", "/"), " ".join(container["HealthCheck"]["Command"]))

@@ -88,7 +88,7 @@ class Queue(unittest.TestCase):
             with self.subTest(overlay=overlay):
                 self.assertGreaterEqual(manifests.bytes_of(limits["resources"]["limits"]["memory"]), needed(budget))
         stack, task = templates.the("AWS::ECS::TaskDefinition", lambda each: "HealthCheck" in each["ContainerDefinitions"][0])
-        given = {each["Name"]: each["Value"] for each in task["ContainerDefinitions"][0]["Environment"]}
+        given = stack.given(task["ContainerDefinitions"][0])
         default = binaries.variables("relay", ())["AMQP_PREFETCH_BYTES"].default
         self.assertGreaterEqual(int(task["Memory"]) << 20, needed(given.get("AMQP_PREFETCH_BYTES", default)))
 

@@ -61,6 +61,28 @@ class Relay(unittest.TestCase):
         self.assertIn("RelayImageUri", assertion["AssertDescription"])
         self.assertIn("RelayTasks=0", assertion["AssertDescription"])
 
+    def test_a_queue_for_cancelling_is_passed_on_with_its_rights_where_it_is_given(self):
+        for given in ("", "image_generation.cancel"):
+            stack, task = templates.the("AWS::ECS::TaskDefinition", lambda each: "relay" in str(each), {"AmqpCancelQueue": given})
+            (container,) = task["ContainerDefinitions"]
+            told = stack.given(container)
+            sends = lambda each: "sqs:SendMessage" in str(each)  # noqa: E731
+            _, role = templates.the("AWS::IAM::Role", sends, {"AmqpCancelQueue": given})
+            (policy,) = role["Policies"]
+            rights = [one for one in map(stack.value, policy["PolicyDocument"]["Statement"]) if isinstance(one, dict)]
+            sids = {one["Sid"]: one["Resource"] for one in rights}
+            with self.subTest(given=given):
+                if not given:
+                    self.assertFalse({"AMQP_CANCEL_QUEUE", "RELAY_CANCEL_BUCKET"} & told.keys())
+                    self.assertEqual({"Send", "Payloads", "Look"}, sids.keys())
+                    continue
+                self.assertEqual(given, told["AMQP_CANCEL_QUEUE"])
+                self.assertTrue(told["RELAY_CANCEL_BUCKET"])
+                self.assertIn("/cancelled/*", str(sids["Cancelled"]))
+                self.assertIn("Pictures", sids)
+                options = ["--cancel-queue", given, "--cancel-bucket", "pictures"]
+                self.assertIsNone(binaries.accepts("relay", ["--sqs-queue-url", "http://h/q", "--amqp-url", "amqp://h", *options]))
+
     def test_with_a_fifo_queue_two_relays_never_run_at_once(self):
         # Moving to another zone starts a second one as well, and is what ECS does unless it is told not to.
         wanted = {"tasks": 1, "least": 0, "most": 100, "moves": "DISABLED", "back": self.BACK}
@@ -69,7 +91,7 @@ class Relay(unittest.TestCase):
     def test_the_alarm_reads_what_the_relay_says_when_it_stops(self):
         _, rule = templates.the("AWS::Logs::MetricFilter")
         wanted = dict.fromkeys(re.findall(r'\$\.message = "([^"]+)"', rule["FilterPattern"]))
-        self.assertEqual(4, len(wanted), rule["FilterPattern"])
+        self.assertEqual(6, len(wanted), rule["FilterPattern"])
         queue = {"SQS_QUEUE_URL": "http://127.0.0.1:1/1/tasks"}
         started = binaries.start("relay", "--check", environment={**queue, **binaries.MISSING, **binaries.QUICK})
         self.assertIn(json.loads(started.stderr.splitlines()[-1])["message"], wanted)

@@ -59,6 +59,10 @@ ELSEWHERE = {
     ),
     r"infra/local/demo( --(style|model) .*)?": README_SCRIPTS,
     r"\S*python tests/docs/(backend|by_sqs)\.py": README_SCRIPTS,
+    r"relay --declare --cancel-queue .*": (
+        "tests/cases/relay_cancels.rs",
+        "a_task_is_cancelled_while_it_waits_behind_another",
+    ),
     r"relay --declare": ("tests/cases/relay.rs", "sigterm_drains_the_relay"),
     r"relay --check": ("tests/cases/relay_check.rs", "a_check_names_what_is_wrong_and_takes_nothing"),
     r"handler worker": ("tests/cases/worker.rs", "it_paints_tells_deletes_and_ends_in_order"),

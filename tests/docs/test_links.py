@@ -9,7 +9,7 @@ import pages
 SOURCES = (".rs", ".py", ".md", ".yaml", ".cu")
 # Written by a command, by a user, or standing for any name.
 NOT_HERE = re.compile(r"packaged\.yaml|my-task\.json|(?:.*/)?NAME\..*")
-METRIC = re.compile(r"(?:relay|easel)_\w+_(?:seconds|bytes|total|batches|messages)")
+METRIC = re.compile(r"(?:relay|easel)_\w+_(?:seconds|bytes|total|batches|messages|ready)")
 
 
 def paths(page):

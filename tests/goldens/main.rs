@@ -6,6 +6,7 @@
 mod bf16;
 mod checkpoint;
 mod inversions;
+mod long_prompts;
 mod pictures;
 mod seeds;
 mod semantics;
@@ -108,6 +109,8 @@ impl GoldenModel {
             prompt: self.inputs.prompts[1].clone(),
             negative_prompt: self.inputs.negative_prompt.clone(),
             prompt_weighting: Weighting::None,
+            long_prompt: false,
+            clip_skip: 0,
             width: size.0,
             height: size.1,
             seed: 0,

@@ -53,6 +53,8 @@ impl GoldenPicture {
             prompt: self.prompt.clone(),
             negative_prompt: self.negative_prompt.clone(),
             prompt_weighting: Weighting::None,
+            long_prompt: false,
+            clip_skip: 0,
             width,
             height,
             seed: self.seed,

@@ -46,6 +46,8 @@ fn same_from_seed(pipeline: &Pipeline, tensors: &Tensors, inputs: &Inputs, key: 
         prompt: inputs.prompt.clone(),
         negative_prompt: inputs.negative_prompt.clone(),
         prompt_weighting: Weighting::None,
+        long_prompt: false,
+        clip_skip: 0,
         width: inputs.side,
         height: inputs.side,
         seed: inputs.seed,

@@ -69,6 +69,8 @@ impl About {
             prompt: case.prompt.clone(),
             negative_prompt: String::new(),
             prompt_weighting: Weighting::None,
+            long_prompt: false,
+            clip_skip: 0,
             width: 512,
             height: 512,
             seed: self.seed,

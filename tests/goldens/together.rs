@@ -35,6 +35,8 @@ fn generation_request(prompt: &str, seed: u64, images: usize, scheduler: Kind) -
         prompt: prompt.into(),
         negative_prompt: format!("not {prompt}"),
         prompt_weighting: Weighting::None,
+        long_prompt: false,
+        clip_skip: 0,
         width: 64,
         height: 64,
         seed,
@@ -95,6 +97,35 @@ fn pictures_painted_together_are_those_painted_alone() -> Result<()> {
     Ok(())
 }
 
+/// Prompts of other lengths would have chunks without text in a batch, which change the picture.
+#[test]
+fn long_prompts_go_together_if_they_have_as_many_chunks() -> Result<()> {
+    let model = toy_model("tiny")?;
+    let mut engine = engine(model.path())?;
+    let long = |prompt: String, seed: u64| {
+        let plain = generation_request(&prompt, seed, 1, Kind::DpmSolverPlusPlus);
+        let inputs = Request { long_prompt: true, negative_prompt: "not".into(), ..plain.inputs.clone() };
+        GenerationRequest { inputs, ..plain }
+    };
+    let [short, two, others, three] =
+        [long("a".into(), 1), long("a".repeat(76), 1), long("b".repeat(150), 2), long("c".repeat(151), 3)];
+    let plain = generation_request("a", 5, 1, Kind::DpmSolverPlusPlus);
+    ensure!(engine.joins(&two, &others) && engine.joins(&short, &plain) && engine.joins(&plain, &short));
+    ensure!(!engine.joins(&short, &two) && !engine.joins(&two, &three) && !engine.joins(&plain, &two));
+    let mut alone = Vec::new();
+    for request in [&two, &others, &three] {
+        alone.push(together(&mut engine, &[(request, 4)]).pop().flatten().context("not painted")?);
+    }
+    ensure!(alone[0].pictures != alone[1].pictures, "the prompt changes nothing: the test would show nothing");
+    let both = together(&mut engine, &[(&two, 4), (&others, 4)]);
+    // Also what should not be together is painted as alone.
+    let mixed = together(&mut engine, &[(&two, 4), (&three, 4)]);
+    for (index, painted) in [(0, &both[0]), (1, &both[1]), (0, &mixed[0]), (2, &mixed[1])] {
+        alike(&alone[index], painted.as_ref().context("not painted")?)?;
+    }
+    Ok(())
+}
+
 #[test]
 fn only_what_differs_in_prompt_and_seed_alone_goes_together() {
     let plain = || generation_request("a", 1, 1, Kind::DpmSolverPlusPlus);
@@ -113,6 +144,7 @@ fn only_what_differs_in_prompt_and_seed_alone_goes_together() {
         with(|request| request.steps = 5),
         with(|request| request.guidance_scale = 7.0),
         with(|request| request.karras_sigmas = Some(true)),
+        with(|request| request.clip_skip = 1),
     ] {
         assert!(!plain().goes_with(&other), "{:?}", other.inputs);
     }

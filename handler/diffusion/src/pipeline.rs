@@ -11,6 +11,7 @@ mod inspection;
 mod inversions;
 mod networks;
 mod options;
+mod prompts;
 mod request;
 mod residence;
 mod safety;
@@ -36,7 +37,6 @@ use crate::{
     },
     lora::{self, AppliedLora, Dora, LoraError, Target},
     noise::{self, Noise},
-    ops,
     prompt::inversion::{AppliedInversion, InversionError},
     prompt::tokenizer::{Tokenizer, Tokens},
     schedulers::{self, SchedulerConfig},
@@ -201,16 +201,16 @@ impl Pipeline {
     }
 
     /// Frees GPU memory at the price of speed: recorded graphs, scratch memory, and from now on less of the networks stays, so that one
-    /// picture of this width and height fits. LoRAs stay applied.
+    /// picture of this request's size fits. LoRAs stay applied.
     ///
     /// # Errors
     /// It cannot fit ([`PipelineError::Memory`]), or the device fails.
-    pub fn shrink(&mut self, size: (usize, usize)) -> Result<()> {
+    pub fn shrink(&mut self, request: &Request) -> Result<()> {
         let factor = self.networks.model().vae_config.factor();
-        let latents = (size.1.div_ceil(factor), size.0.div_ceil(factor));
+        let latents = (request.height.div_ceil(factor), request.width.div_ceil(factor));
         // The first to leave, as no picture is painted with it.
         self.safety.as_mut().map_or(Ok(()), SafetyNetwork::shrink)?;
-        self.networks.shrink(Extent { latents, images: 1 })
+        self.networks.shrink(Extent { latents, images: 1, long_prompts: request.long_prompt })
     }
 
     /// Frees GPU memory for the decoder: all that can leave leaves while it is not in use. LoRAs stay applied.
@@ -311,7 +311,7 @@ impl Pipeline {
         let mut on_step = |call: usize| on_step(call.saturating_sub(extra));
         let stopped = |call: usize| PipelineError::Stopped { step: call.saturating_sub(extra) };
         match (&mut denoiser, coefficients) {
-            (Denoiser::Gpu(recorded), Some(_)) => {
+            (Denoiser::Gpu { recorded, .. }, Some(_)) => {
                 let result = recorded.run(&latents, timesteps.len(), &mut on_step)?;
                 latents = result.map_err(stopped)?;
             }
@@ -335,7 +335,7 @@ impl Pipeline {
     /// # Errors
     /// Weights that make a prompt's mean zero or infinite. Or the device fails or has too little memory.
     pub fn embed(&self, prompts: &[&Tokens]) -> Result<Tensor> {
-        Ok(self.networks.embed(prompts)?.to_tensor()?)
+        Ok(self.networks.embed(prompts, 0)?.to_tensor()?)
     }
 
     /// The UNet alone: its output for latents `[batch, channels, height, width]` at one timestep. `context` is the prompts' embedding
@@ -411,27 +411,5 @@ impl Pipeline {
         let (bytes, height, width) = self.networks.pixels(&latents.contiguous()?, memory)?;
         RgbImage::from_raw(width as u32, height as u32, bytes)
             .ok_or_else(|| candle_core::Error::msg("the decoder did not give three channels").into())
-    }
-
-    /// The UNet's context: with guidance the negative prompts and then the prompts, else the prompts alone.
-    fn context(&self, requests: &[&Request], guided: bool) -> Result<ops::Array> {
-        let (mut negatives, mut prompts) = (Vec::new(), Vec::new());
-        for request in requests {
-            let negative = self.tokens(request, "negative_prompt", &request.negative_prompt)?;
-            let prompt = self.tokens(request, "prompt_tags", &request.prompt)?;
-            self.inversions.tell_unused(&[&negative, &prompt]);
-            negatives.push(negative);
-            prompts.push(prompt);
-        }
-        let all = negatives.iter().filter(|_| guided).chain(&prompts);
-        self.networks.embed(&all.collect::<Vec<_>>())
-    }
-
-    fn tokens(&self, request: &Request, field: &'static str, text: &str) -> Result<Tokens> {
-        let tokens = request.prompt_weighting.tokens(self.tokenizer(), field, text)?;
-        if tokens.truncated > 0 {
-            tracing::warn!(field, truncated_tokens = tokens.truncated, "the text is longer than the encoder reads");
-        }
-        Ok(tokens)
     }
 }

@@ -330,6 +330,8 @@ fn inputs(prompt: &str, (width, height): (usize, usize), steps: u16, guidance_sc
         prompt: prompt.to_string(),
         negative_prompt: String::new(),
         prompt_weighting: Weighting::None,
+        long_prompt: false,
+        clip_skip: 0,
         width,
         height,
         seed: 42,

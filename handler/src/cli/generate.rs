@@ -7,7 +7,7 @@ use crate::{
         options::{CredentialFiles, PictureConfig},
     },
     task::{
-        self, Format, SafetyMode,
+        self, Format, MAX_CLIP_SKIP, SafetyMode,
         signature::{MAX_MARGIN, Position, SIZES, Signature},
     },
 };
@@ -55,6 +55,12 @@ pub struct GenerateConfig {
     /// What brackets in the prompts mean: text (none), or weights as in AUTOMATIC1111's web UI (a1111).
     #[arg(long, default_value_t)]
     pub prompt_weighting: prompt::Weighting,
+    /// Read prompts of more than 75 tokens in chunks of 75, 8 at most; without it, what comes behind is not read.
+    #[arg(long)]
+    pub long_prompt: bool,
+    /// How many of the text encoder's last layers the prompt skips, as diffusers counts them.
+    #[arg(long, value_name = "LAYERS", default_value_t = 0, value_parser = clap::value_parser!(u8).range(0..=MAX_CLIP_SKIP as i64))]
+    pub clip_skip: u8,
     /// Seed of the noise.
     #[arg(long, default_value_t = 42, allow_negative_numbers = true, value_parser = seed)]
     pub seed: i128,
@@ -275,6 +281,8 @@ fn generation_request(config: &GenerateConfig) -> anyhow::Result<GenerationReque
             prompt: config.prompt.clone(),
             negative_prompt: config.negative_prompt.clone(),
             prompt_weighting: config.prompt_weighting,
+            long_prompt: config.long_prompt,
+            clip_skip: usize::from(config.clip_skip),
             width,
             height,
             seed: seed as u64,

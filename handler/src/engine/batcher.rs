@@ -48,6 +48,10 @@ pub enum BatcherError {
 pub(crate) trait BatchEngine: Send + 'static {
     fn paint_together(&mut self, items: &mut [BatchItem<'_>]) -> Vec<Result<Pictures, EngineError>>;
     fn max_batch(&self, inputs: &Request) -> usize;
+    /// Whether both can be in one batch.
+    fn joins(&self, first: &GenerationRequest, other: &GenerationRequest) -> bool {
+        first.goes_with(other)
+    }
     fn memory(&self) -> Option<Memory>;
     fn is_lost(&self) -> bool;
     fn safety(&self) -> SafetyMode;
@@ -60,6 +64,10 @@ impl BatchEngine for Engine {
 
     fn max_batch(&self, inputs: &Request) -> usize {
         self.max_batch(inputs)
+    }
+
+    fn joins(&self, first: &GenerationRequest, other: &GenerationRequest) -> bool {
+        self.joins(first, other)
     }
 
     fn memory(&self) -> Option<Memory> {
@@ -145,7 +153,7 @@ fn run(
         waiting.retain(|queued: &QueuedRequest| !queued.reply.is_closed());
         let Some(first) = waiting.pop_front() else { continue };
         let max_batch = max_batch.unwrap_or_else(|| engine.max_batch(&first.request.inputs));
-        let batch = gather(first, &mut waiting, max_batch);
+        let batch = gather(&engine, first, &mut waiting, max_batch);
         if !paint(&mut engine, metrics, batch) && engine.is_lost() {
             tracing::error!("the GPU can be used no more by this process");
             return;
@@ -154,11 +162,16 @@ fn run(
 }
 
 /// A batch of at most `max_batch` pictures: the first request, and those behind it that go with it. The others keep their order.
-fn gather(first: QueuedRequest, waiting: &mut VecDeque<QueuedRequest>, max_batch: usize) -> Vec<QueuedRequest> {
+fn gather(
+    engine: &impl BatchEngine,
+    first: QueuedRequest,
+    waiting: &mut VecDeque<QueuedRequest>,
+    max_batch: usize,
+) -> Vec<QueuedRequest> {
     let mut room = max_batch.saturating_sub(first.request.images);
     let mut batch = vec![first];
     for queued in std::mem::take(waiting) {
-        let fits = queued.request.images <= room && batch[0].request.goes_with(&queued.request);
+        let fits = queued.request.images <= room && engine.joins(&batch[0].request, &queued.request);
         if fits {
             room -= queued.request.images;
             batch.push(queued);

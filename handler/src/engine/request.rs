@@ -163,7 +163,7 @@ impl GenerationRequest {
         }
     }
 
-    /// Whether both can be in one batch.
+    /// Whether both can be in one batch, if their prompts have as many chunks.
     pub fn goes_with(&self, other: &Self) -> bool {
         let same = self.images == other.images && self.loras == other.loras && self.inversions == other.inversions;
         same && self.inputs.goes_with(&other.inputs)

@@ -5,7 +5,7 @@ use crate::engine::{
     options::{CpuVectors, DeviceKind, Dora, ModelConfig, Offload, Precision},
     safety::CheckerConfig,
 };
-use candle_core::{DType, Device};
+use candle_core::{DType, Device, Tensor};
 use diffusion::{
     error::PipelineError,
     gpu::{Generation, Gpu, Shortage},
@@ -26,7 +26,11 @@ fn engine(dtype: Precision) -> Engine {
 }
 
 fn open(dtype: Precision, offload: Offload) -> Result<Engine, PipelineError> {
-    let config = ModelConfig {
+    Engine::open(&config(dtype, offload), (256, 256))
+}
+
+fn config(dtype: Precision, offload: Offload) -> ModelConfig {
+    ModelConfig {
         dir: MODEL.into(),
         device: DeviceKind::Cuda,
         dtype,
@@ -36,8 +40,7 @@ fn open(dtype: Precision, offload: Offload) -> Result<Engine, PipelineError> {
         noise_threads: DEFAULT_THREADS,
         dora: Dora::Apply,
         checker: CheckerConfig::default(),
-    };
-    Engine::open(&config, (256, 256))
+    }
 }
 
 /// Whose kernels the tests run with, as the option's variable says.
@@ -55,6 +58,8 @@ fn generation_request(prompt: &str, seed: u64, images: usize, size: usize) -> Ge
         prompt: prompt.into(),
         negative_prompt: "blue".into(),
         prompt_weighting: Weighting::None,
+        long_prompt: false,
+        clip_skip: 0,
         width: size,
         height: size,
         seed,
@@ -170,6 +175,55 @@ fn gpu_pictures_are_the_same_whatever_leaves_the_gpu() {
         // The window is a large part of so small a UNet, so `sequential` may take more than `model`.
         assert!(peaks[1] < peaks[0] && peaks[2] < peaks[0], "{dtype:?}: {peaks:?}");
     }
+}
+
+fn long_request(chunks: usize, seed: u64) -> GenerationRequest {
+    let plain = generation_request(&"red circle on blue, ".repeat(chunks * 15), seed, 1, 256);
+    let inputs = Request { long_prompt: true, clip_skip: 1, ..plain.inputs.clone() };
+    GenerationRequest { inputs, ..plain }
+}
+
+/// Chunks and skipped layers, in turn with prompts of one chunk, so that recordings of both are used again; and more kinds of long
+/// prompts than recordings are kept of.
+#[test]
+fn gpu_long_prompts_paint_what_the_cpu_paints_whatever_leaves_the_gpu() {
+    let requests = [1, 2, 3, 2, 4, 5, 6, 2].map(|chunks| long_request(chunks, 7));
+    let plain = generation_request("red circle", 7, 1, 256);
+    let latents = |engine: &Engine, request: &GenerationRequest| {
+        let mut stream = Noise::cpu(7);
+        let noise = engine.pipeline.first_noise(&request.inputs, 1, &mut stream).unwrap();
+        engine.pipeline.denoise(&request.inputs, noise, &mut stream, &mut |_| ControlFlow::Continue(())).unwrap()
+    };
+    let cpu = ModelConfig { device: DeviceKind::Cpu, ..config(Precision::F32, Offload::Auto) };
+    let cpu = Engine::open(&cpu, (256, 256)).unwrap();
+    let wanted: Vec<_> = requests.iter().map(|request| latents(&cpu, request)).collect();
+    for (dtype, limit) in [(Precision::F32, 2e-4), (Precision::F16, 5e-2)] {
+        let mut before = None;
+        for offload in [Offload::Never, Offload::Model, Offload::Sequential] {
+            let mut engine = open(dtype, offload).unwrap();
+            let first = paint(&mut engine, &plain);
+            for (request, wanted) in requests.iter().zip(&wanted) {
+                let chunks = engine.pipeline.chunks(&request.inputs, &[]).unwrap();
+                let rms =
+                    |tensor: &Tensor| tensor.sqr().unwrap().mean_all().unwrap().to_scalar::<f32>().unwrap().sqrt();
+                let error = rms(&(&latents(&engine, request) - wanted).unwrap()) / rms(wanted);
+                println!("{chunks} chunks, {dtype:?} {offload:?}: {error:.1e} of {limit:.1e}");
+                assert!(error < limit, "{chunks} chunks, {dtype:?} {offload:?}: {error:e}");
+                assert_eq!(paint(&mut engine, &plain), first, "{dtype:?} {offload:?}: after {chunks} chunks");
+            }
+            let painted = paint(&mut engine, &requests[2]);
+            assert!(
+                painted == *before.get_or_insert_with(|| painted.clone()),
+                "{dtype:?} {offload:?}: another picture"
+            );
+        }
+    }
+}
+
+#[test]
+fn gpu_long_prompts_fit_the_memory_that_is_there_or_fail_one_task() {
+    let (failed, freed) = with_ever_more_memory(&long_request(6, 7), 1);
+    assert!(failed > 0 && freed > 0);
 }
 
 #[test]

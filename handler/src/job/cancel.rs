@@ -1,18 +1,17 @@
 //! Tasks that the backend cancels by their id. A cancel message becomes a marker in the pictures' bucket, `cancelled/gen_{id}`, where every
-//! process sees it, also those that get the task later. A task is not painted while there is a marker of its id.
-//!
-//! A marker holds the time at which it expires, so that an id can be used again. S3 deletes nothing by such a time: a lifecycle rule for
-//! `cancelled/` does.
+//! process sees it, also those that get the task later. A task is not painted while there is a marker of its id. The relay makes markers,
+//! too, of messages of a queue of their own; key and content are those of the crate `cancellation`.
 
 use crate::storage::{S3Client, beginning};
 use aws_errors::{Class, class, describe};
 use aws_sdk_s3::primitives::ByteStream;
+use cancellation::{MARKER_BYTES, is_expired, key, marker};
 use std::{
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
     },
-    time::{Duration, SystemTime, UNIX_EPOCH},
+    time::Duration,
 };
 use tokio::{sync::mpsc, time::timeout};
 use tokio_util::task::AbortOnDropHandle;
@@ -20,10 +19,6 @@ use tracing::{Instrument, warn};
 
 /// The longest that one look for a marker may take: an S3 that does not answer must not keep a task from being painted.
 const LOOK_TIMEOUT: Duration = Duration::from_secs(5);
-/// More than a marker has.
-const MAX_BYTES: usize = 64;
-/// What a marker begins with.
-const EXPIRES: &str = "expires ";
 
 /// Where cancelled tasks are noted.
 #[derive(Debug, Clone)]
@@ -45,10 +40,9 @@ impl Cancellations {
     /// # Errors
     /// S3 does not take the marker: its code, and a sentence.
     pub async fn note(&self, generation_id: i64) -> Result<(), String> {
-        let expires = now().saturating_add(self.lifetime.as_secs());
         let (bucket, key) = (&self.bucket, key(generation_id));
         let put = self.s3.ask(bucket, |s3| {
-            let body = ByteStream::from(format!("{EXPIRES}{expires}\n").into_bytes());
+            let body = ByteStream::from(marker(self.lifetime).into_bytes());
             s3.put_object().bucket(bucket).key(&key).body(body).send()
         });
         put.await.map(drop).map_err(|error| format!("s3://{bucket}/{key}: {}", describe(&error)))
@@ -77,9 +71,9 @@ impl Cancellations {
                 };
             }
         };
-        let bytes = beginning(&mut object.body, MAX_BYTES).await?;
-        let expires = expiry(&bytes).ok_or_else(|| format!("s3://{bucket}/{key} is no marker of ours"))?;
-        Ok(now() < expires)
+        let bytes = beginning(&mut object.body, MARKER_BYTES).await?;
+        let expired = is_expired(&bytes).ok_or_else(|| format!("s3://{bucket}/{key} is no marker of ours"))?;
+        Ok(!expired)
     }
 
     /// Starts to look for a marker each time it is asked to, beside the painting.
@@ -125,19 +119,6 @@ impl CancelWatch {
     }
 }
 
-fn key(generation_id: i64) -> String {
-    format!("cancelled/gen_{generation_id}")
-}
-
-/// Unix time, in seconds.
-fn now() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs())
-}
-
-fn expiry(marker: &[u8]) -> Option<u64> {
-    std::str::from_utf8(marker).ok()?.strip_prefix(EXPIRES)?.trim_end().parse().ok()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -157,9 +138,10 @@ mod tests {
         markers.note(7).await.unwrap();
         markers.note(7).await.unwrap();
         assert!(markers.is_noted(7).await && !markers.is_noted(8).await && !markers.is_noted(77).await);
-        let expires = expiry(bucket.body("cancelled/gen_7").unwrap().as_bytes()).unwrap();
-        assert!((now() + 86_000..=now() + 86_400).contains(&expires), "{expires}");
-        bucket.put("cancelled/gen_7", &format!("expires {}\n", now()));
+        let day = cancellation::expiry(marker(DAY).as_bytes()).unwrap();
+        let expires = cancellation::expiry(bucket.body("cancelled/gen_7").unwrap().as_bytes()).unwrap();
+        assert!((day - 400..=day).contains(&expires), "{expires}");
+        bucket.put("cancelled/gen_7", &marker(Duration::ZERO));
         assert!(!markers.is_noted(7).await, "an old marker holds for ever");
         cancellations(&bucket, DAY).note(7).await.unwrap();
         assert!(markers.is_noted(7).await, "an old marker stands in the way of a new one");

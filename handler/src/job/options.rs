@@ -61,8 +61,8 @@ pub struct WorkConfig {
     pub claim_lease: u32,
     /// Seconds for which a message that cancels a task by its id holds, also for a task that comes later; 0 for no such messages. A
     /// lifecycle rule should delete what is older under cancelled/ in the pictures' bucket.
-    #[arg(long, env = "EASEL_CANCEL_EXPIRY", default_value_t = 345_600, value_name = "SECONDS",
-          value_parser = clap::value_parser!(u32).range(..=1_209_600))]
+    #[arg(long, env = "EASEL_CANCEL_EXPIRY", default_value_t = cancellation::DEFAULT_EXPIRY, value_name = "SECONDS",
+          value_parser = clap::value_parser!(u32).range(..=i64::from(cancellation::MAX_EXPIRY)))]
     pub cancel_expiry: u32,
     /// Send the webhook `cancelled` for a task that was cancelled by its id.
     #[arg(long, env = "EASEL_CANCELLED_WEBHOOK", default_value_t = false, num_args = 0..=1, default_missing_value = "true",

@@ -184,6 +184,8 @@ impl JobRunner {
                 prompt: task.prompt.clone(),
                 negative_prompt: task.negative_prompt.clone(),
                 prompt_weighting: task.prompt_weighting,
+                long_prompt: task.long_prompt,
+                clip_skip: task.clip_skip,
                 width: task.width,
                 height: task.height,
                 seed: task.seed_bits(),

@@ -149,6 +149,9 @@ fn labelled((name, value): (&'static str, String)) -> String {
         "GuidanceScale" => "CFG scale",
         "Scheduler" => "Sampler",
         "KarrasSigmas" => "Karras sigmas",
+        "LongPrompt" => "Long prompt",
+        // The web UI counts from the last layer, which is 1.
+        "ClipSkip" => return format!("Clip skip: {}", value.parse().map_or(1, |skipped: usize| skipped + 1)),
         "NoiseSource" => "RNG",
         "NsfwContentDetected" => "NSFW",
         name => name,

@@ -91,6 +91,8 @@ impl Provenance<'_> {
             ("GuidanceScale", Some(request.guidance_scale.to_string())),
             ("Scheduler", Some(request.scheduler.to_string())),
             ("KarrasSigmas", request.karras_sigmas.map(|wanted| wanted.to_string())),
+            ("LongPrompt", request.long_prompt.then(|| "true".to_string())),
+            ("ClipSkip", Some(request.clip_skip).filter(|layers| *layers > 0).map(|layers| layers.to_string())),
             ("NoiseSource", Some(request.noise_source.to_string())),
             ("Size", Some(format!("{}x{}", request.width, request.height))),
             ("Image", Some(format!("{} of {}", self.image.0, self.image.1))),

@@ -21,6 +21,8 @@ pub(super) fn request() -> Request {
         prompt: "a \"secret\" <lake> & more".into(),
         negative_prompt: String::new(),
         prompt_weighting: prompt::Weighting::None,
+        long_prompt: false,
+        clip_skip: 0,
         width: 512,
         height: 512,
         seed: 7,

@@ -1,134 +1,56 @@
-//! The message that cancels a task: `{"cancel": generation_id}`.
-//!
-//! A message with `cancel` and without `generation_id` is one. It has no other field: it comes from the same queue as tasks, and a task
-//! that lost its id must not cancel another. A task may hold a field `cancel`; it is unknown there and ignored, as ever.
+//! The message that cancels a task, as the handler reads it among tasks: see the crate `cancellation`.
 
-use super::{
-    InvalidTask,
-    contract::{CANCEL, CANCELLATION},
-    json::Json,
-    rule::Fields,
-};
-use serde_json::value::RawValue;
-use std::collections::BTreeMap;
+use super::InvalidTask;
+pub use cancellation::Cancel;
 
-/// Longest name of a field that an error shows, in characters.
-const LONGEST_NAME: usize = 40;
-
-/// A backend's wish that a task be painted no more.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Cancel {
-    /// The task's id.
-    pub generation_id: i64,
-}
-
-impl Cancel {
-    /// Parses the body of a message; `None` if it is anything else, such as a task.
-    ///
-    /// ```
-    /// use handler::task::Cancel;
-    ///
-    /// assert_eq!(Cancel::parse(r#"{"cancel": 500}"#).unwrap().unwrap().generation_id, 500);
-    /// assert!(Cancel::parse(r#"{"generation_id": 500, "cancel": 1}"#).is_none());
-    /// let bad = Cancel::parse(r#"{"cancel": "500"}"#).unwrap().unwrap_err();
-    /// assert!(bad.reason.starts_with("`cancel` is a string, must be an integer from 0"));
-    /// ```
-    pub fn parse(body: &str) -> Option<Result<Self, Box<InvalidTask>>> {
-        let body = body.trim_start_matches('\u{feff}');
-        // A task may be long, and is not read twice.
-        if !body.contains("\"cancel\"") {
-            return None;
-        }
-        let members: BTreeMap<String, &RawValue> = serde_json::from_str(body).ok()?;
-        if !members.contains_key(CANCEL_FIELD) || members.contains_key("generation_id") {
-            return None;
-        }
-        Some(
-            Self::read(body, &members)
-                .map_err(|reason| Box::new(InvalidTask { reason, generation_id: None, webhook_url: None })),
-        )
-    }
-
-    fn read(body: &str, members: &BTreeMap<String, &RawValue>) -> Result<Self, String> {
-        if let Some(other) = members.keys().find(|name| *name != CANCEL_FIELD) {
-            return Err(format!(
-                "{} is no field of a message that cancels a task: it has `cancel` alone",
-                shown(other)
-            ));
-        }
-        let fields = Json::parse(body).ok().and_then(|message| message.members(CANCELLATION)).unwrap_or_default();
-        Ok(Self { generation_id: CANCEL.read(&Fields::new(fields))? as i64 })
-    }
-}
-
-const CANCEL_FIELD: &str = "cancel";
-
-/// A name of a field as an error may show it: nothing that could be a prompt.
-fn shown(name: &str) -> String {
-    let plain = name.chars().all(|letter| letter.is_ascii_alphanumeric() || letter == '_');
-    match name.chars().count() {
-        1..=LONGEST_NAME if plain => format!("`{name}`"),
-        length => format!("a name of {length} characters"),
-    }
+/// Parses the body of a message that cancels a task; `None` if it is anything else, such as a task.
+///
+/// # Errors
+/// A message that would cancel a task and is not as it must be.
+pub fn read_cancel(body: &str) -> Option<Result<Cancel, Box<InvalidTask>>> {
+    let invalid = |reason| Box::new(InvalidTask { reason, generation_id: None, webhook_url: None });
+    Cancel::parse(body).map(|read| read.map_err(|bad| invalid(bad.to_string())))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::task::{
+        contract::{CANCEL, CANCELLATION},
+        json::Json,
+        rule::Fields,
+    };
 
-    fn reason(body: &str) -> String {
-        Cancel::parse(body).expect(body).expect_err(body).reason
-    }
-
+    /// The schema is made from the contract's rule, and the message is read by the crate that the relay reads it by, too.
     #[test]
-    fn a_message_that_cancels_has_the_id_and_nothing_else() {
-        for (body, id) in [
-            (r#"{"cancel":0}"#, 0),
-            (" {\n\"cancel\" : 500 } ", 500),
-            ("\u{feff}{\"cancel\":9223372036854775807}", i64::MAX),
-            (r#"{"cancel":1,"cancel":2}"#, 2),
-        ] {
-            assert_eq!(Cancel::parse(body).unwrap().unwrap(), Cancel { generation_id: id }, "{body}");
-        }
-        for body in [
-            "",
+    fn the_contract_says_what_the_crate_reads() {
+        let long = "9".repeat(300);
+        for value in [
+            "0",
+            "-0",
+            "500",
+            "9223372036854775807",
+            "9223372036854775808",
+            "-1",
+            "1.0",
+            "1e2",
+            "1E2",
+            "-1.5e3",
+            "null",
+            "\"7\"",
+            "true",
+            "false",
             "[]",
-            "7",
-            r#"["cancel"]"#,
-            r#"{"cancelled":1}"#,
-            r#"{"cancel":1"#,
-            r#"{"x":{"cancel":1}}"#,
-            r#"{"generation_id":1,"cancel":true}"#,
+            "[1]",
+            "{}",
+            "{\"cancel\":1}",
+            &long,
         ] {
-            assert!(Cancel::parse(body).is_none(), "{body}");
+            let body = format!("{{\"cancel\":{value}}}");
+            let members = Json::parse(&body).unwrap().members(CANCELLATION).unwrap();
+            let rule = CANCEL.read(&Fields::new(members)).map(|id| id as i64);
+            let read = read_cancel(&body).unwrap().map(|cancel| cancel.generation_id).map_err(|invalid| invalid.reason);
+            assert_eq!(read, rule, "{value}");
         }
-    }
-
-    #[test]
-    fn a_bad_one_is_refused_by_its_field_and_shows_no_text() {
-        let must = "must be an integer from 0 to 9223372036854775807";
-        for (value, what) in [
-            ("null", "missing"),
-            ("\"secret\"", "a string"),
-            ("true", "a boolean"),
-            ("[1]", "an array"),
-            ("{}", "an object"),
-            ("1.0", "a fraction"),
-            ("1e2", "a number with an exponent"),
-            ("-1", "-1"),
-            ("9223372036854775808", "9223372036854775808"),
-        ] {
-            assert_eq!(reason(&format!("{{\"cancel\":{value}}}")), format!("`cancel` is {what}, {must}"));
-        }
-        let rest = "is no field of a message that cancels a task: it has `cancel` alone";
-        for (name, shown) in
-            [("reason", "`reason`"), ("a red fox", "a name of 9 characters"), ("", "a name of 0 characters")]
-        {
-            assert_eq!(reason(&format!("{{\"cancel\":1,\"{name}\":null}}")), format!("{shown} {rest}"));
-        }
-        assert_eq!(
-            reason(&format!("{{\"{}\":0,\"cancel\":1}}", "x".repeat(99))),
-            format!("a name of 99 characters {rest}")
-        );
     }
 }

@@ -2,8 +2,8 @@
 //! comment is its description in the schema.
 
 use super::{
-    Format, MAX_ARTIST_NAME, MAX_EXTRA_LORAS, MAX_GUIDANCE, MAX_IMAGES, MAX_INVERSIONS, MAX_LORA_SCALE, MAX_PROMPT,
-    MAX_STEPS, MAX_TAGS, SIZES_OF_RATIOS, SafetyMode,
+    Format, MAX_ARTIST_NAME, MAX_CLIP_SKIP, MAX_EXTRA_LORAS, MAX_GUIDANCE, MAX_IMAGES, MAX_INVERSIONS, MAX_LORA_SCALE,
+    MAX_PROMPT, MAX_STEPS, MAX_TAGS, SIZES_OF_RATIOS, SafetyMode,
     rule::{
         Boolean, Defaulted, Field, Integer, LoraUrl, NonBlank, Number, Object, ObjectList, OneOf, Optional, Required,
         Tags, Text, Timestamp, WebhookUrl, object_of,
@@ -65,6 +65,11 @@ fields! {
         /// What brackets in both prompts mean: text (none), or weights as in AUTOMATIC1111's web UI (a1111).
         PROMPT_WEIGHTING: Optional<OneOf<prompt::Weighting>> =
             "prompt_weighting", OneOf::new(|| prompt::Weighting::NAMES.into());
+        /// Whether prompts of more than 75 tokens are read in chunks of 75, 8 at most. Otherwise what comes behind is not read.
+        LONG_PROMPT: Optional<Boolean> = "long_prompt", Boolean;
+        /// How many of the text encoder's last layers the prompt skips, as diffusers counts them: one less than
+        /// AUTOMATIC1111's web UI. The model must have more layers.
+        CLIP_SKIP: Defaulted<Integer, i128> = "clip_skip", Integer { min: 0, max: MAX_CLIP_SKIP }, 0;
         /// How strongly the style's LoRA is applied.
         LORA_SCALE: Defaulted<Number, f64> = "lora_scale", SCALES, 1.0;
         /// LoRAs beside the style's.
@@ -191,7 +196,7 @@ pub fn cancel_schema() -> Value {
     Value::Object(schema)
 }
 
-const ABOUT_CANCELLING: &str = "The body of a message in the backend's queue that cancels a task, whether that is painted already or not, \
+const ABOUT_CANCELLING: &str = "The body of a message that cancels a task, in the backend's queue or in one for such messages, whether that is painted already or not, \
     and whichever of the two arrives first. It may be sent again. After the task's pictures are stored it changes nothing. An integer that \
     is written as 1.0 or 1e2 is refused.";
 

@@ -32,6 +32,8 @@ impl Task {
             prompt,
             negative_prompt,
             prompt_weighting,
+            long_prompt,
+            clip_skip,
             artist_name,
             seed,
             width,
@@ -78,6 +80,8 @@ impl Task {
             lines.push(line(&name("key"), text(key)));
             lines.extend(token.iter().map(|token| line(&name("token"), text(token))));
         }
+        lines.extend(long_prompt.then(|| line("long_prompt", true)));
+        lines.extend((*clip_skip > 0).then(|| line("clip_skip", clip_skip)));
         lines.extend(safety.filter(|mode| *mode != SafetyMode::Off).map(|mode| line("safety", mode)));
         lines.sort_unstable();
         format!("easel task {VERSION}\n{}", lines.concat())

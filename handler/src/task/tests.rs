@@ -29,6 +29,7 @@ fn the_seeds_message_gets_the_seeds_defaults() {
     let key = "models/style_10/lora_weights.safetensors".to_string();
     assert_eq!((task.scheduler, task.karras_sigmas), (schedulers::Kind::DpmSolverPlusPlus, None));
     assert_eq!((task.noise_source, task.prompt_weighting), (noise::Source::Cuda, prompt::Weighting::None));
+    assert_eq!((task.long_prompt, task.clip_skip), (false, 0));
     assert_eq!(task.loras, [LoraRef { bucket: "bucket".into(), key, scale: 1.0 }]);
 }
 
@@ -43,6 +44,8 @@ fn the_fingerprint_depends_on_what_changes_the_picture() {
         ("created_at", json!("2026-11-25T14:00:00Z")),
         ("seed", json!(42)),
         ("safety", json!("off")),
+        ("long_prompt", json!(false)),
+        ("clip_skip", json!(0)),
         ("not_a_field", json!(1)),
     ] {
         assert_eq!(with(field, value).unwrap().fingerprint(), plain, "{field}");
@@ -66,6 +69,8 @@ fn the_fingerprint_depends_on_what_changes_the_picture() {
         ("signature", json!({ "opacity": 127 })),
         ("safety", json!("flag")),
         ("safety", json!("refuse")),
+        ("long_prompt", json!(true)),
+        ("clip_skip", json!(1)),
     ] {
         assert_ne!(with(field, value).unwrap().fingerprint(), plain, "{field}");
     }
@@ -181,6 +186,10 @@ fn optional_fields_are_read() {
     assert_eq!(with("karras_sigmas", json!(null)).unwrap().karras_sigmas, None);
     assert_eq!(with("noise_source", json!("cpu")).unwrap().noise_source, noise::Source::Cpu);
     assert_eq!(with("prompt_weighting", json!("a1111")).unwrap().prompt_weighting, prompt::Weighting::A1111);
+    assert!(
+        with("long_prompt", json!(true)).unwrap().long_prompt && !with("long_prompt", json!(null)).unwrap().long_prompt
+    );
+    assert_eq!([11, 0].map(|layers| with("clip_skip", json!(layers)).unwrap().clip_skip), [11, 0]);
     assert_eq!(
         KeyTemplate::default().keys(&with("output_format", json!("webp")).unwrap()),
         ["generations/gen_500.webp"]
@@ -238,6 +247,10 @@ fn bad_fields_are_named_with_kind_and_limit() {
         ("noise_source", json!("gpu"), "`noise_source` is an unknown name, must be one of cuda, cpu"),
         ("prompt_weighting", json!(true), "`prompt_weighting` is a boolean, must be a string"),
         ("prompt_weighting", json!("compel"), "`prompt_weighting` is an unknown name, must be one of none, a1111"),
+        ("long_prompt", json!("yes"), "`long_prompt` is a string, must be a boolean"),
+        ("clip_skip", json!(12), "`clip_skip` is 12, must be an integer from 0 to 11"),
+        ("clip_skip", json!(-1), "`clip_skip` is -1, must be an integer from 0 to 11"),
+        ("clip_skip", json!(true), "`clip_skip` is a boolean, must be an integer from 0 to 11"),
         ("safety", json!("strict"), "`safety` is an unknown name, must be one of off, flag, black, refuse"),
         ("safety", json!(true), "`safety` is a boolean, must be a string"),
         ("lora_scale", json!("big"), "`lora_scale` is a string"),

@@ -91,7 +91,7 @@ fn a_bad_option_is_named_and_exits_64() {
 fn every_option_has_a_flag_and_a_variable() {
     let command = Config::command();
     let options: Vec<_> = command.get_arguments().filter(|option| option.get_env().is_some()).collect();
-    assert_eq!(options.len(), 23);
+    assert_eq!(options.len(), 26);
     assert!(options.iter().all(|option| option.get_long().is_some()));
     let required = options.iter().filter(|option| option.is_required_set());
     assert_eq!(required.filter_map(|option| option.get_long()).collect::<Vec<_>>(), ["amqp-url", "sqs-queue-url"]);

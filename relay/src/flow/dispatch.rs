@@ -136,7 +136,7 @@ mod tests {
                 "lost" => Verdict::Retry { cause: RetryCause::new(OTHER, "gone"), answered: Some(false) },
                 "unstored" => Verdict::Retry { cause: RetryCause::new(OTHER, "no bucket"), answered: None },
                 "poison" => Verdict::Poison(PoisonReason::Rejected("Bad".to_owned())),
-                "stop" => Verdict::Stop(Stop("AccessDenied".to_owned())),
+                "stop" => Verdict::Stop(Stop::of_sqs("AccessDenied")),
                 _ => Verdict::Accepted,
             };
             entries.iter().map(judge).collect()

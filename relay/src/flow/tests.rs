@@ -76,7 +76,7 @@ impl Record {
             Some(Answer::Retry) => Verdict::Retry { cause: RetryCause::new(OTHER, "later"), answered: Some(true) },
             Some(Answer::Lost) => Verdict::Retry { cause: RetryCause::new(OTHER, "gone"), answered: Some(false) },
             Some(Answer::Poison) => Verdict::Poison(PoisonReason::Rejected("Bad".to_owned())),
-            Some(Answer::Stop) => Verdict::Stop(Stop("AccessDenied".to_owned())),
+            Some(Answer::Stop) => Verdict::Stop(Stop::of_sqs("AccessDenied")),
         }
     }
 }

@@ -6,10 +6,45 @@ fn value(text: &str, name: &str) -> Option<f64> {
     line.rsplit(' ').next()?.parse().ok()
 }
 
+fn shown(metrics: &Metrics, broker_ready: bool, sqs_ready: bool) -> String {
+    encode([(metrics, broker_ready, sqs_ready)].into_iter()).unwrap()
+}
+
+#[test]
+fn a_second_queue_has_metrics_of_its_own_behind_those_of_the_first() {
+    let (tasks, cancels) = (Metrics::default(), Metrics::of_cancels());
+    let received = [tasks.receive(None), cancels.receive(None), cancels.receive(None)];
+    received[1].sent();
+    let text = encode([(&tasks, true, true), (&cancels, true, false)].into_iter()).unwrap();
+    for (name, count) in [
+        ("received_total", 1.0),
+        ("cancel_received_total", 2.0),
+        ("cancel_stored_total", 1.0),
+        ("cancel_unacked_messages", 2.0),
+        ("cancel_broker_ready", 1.0),
+        ("cancel_s3_ready", 0.0),
+        ("sqs_ready", 1.0),
+        ("sent_total", 0.0),
+        ("cancel_retries_total{cause=\"other\"}", 0.0),
+    ] {
+        assert_eq!(value(&text, &format!("relay_{name}")), Some(count), "{name} in\n{text}");
+    }
+    let names = |text: &str| -> Vec<String> {
+        text.lines().filter_map(|line| Some(line.strip_prefix("# TYPE ")?.to_owned())).collect()
+    };
+    assert!(names(&text).starts_with(&names(&shown(&tasks, true, true))), "{text}");
+    assert_eq!(text.matches("# EOF").count(), 1);
+    let mut types: Vec<&str> = text.lines().filter(|line| line.starts_with("# TYPE")).collect();
+    let count = types.len();
+    types.sort_unstable();
+    types.dedup();
+    assert_eq!(types.len(), count, "a metric is there twice:\n{text}");
+}
+
 #[test]
 fn the_text_has_every_metric_and_every_line_can_be_read() {
     let metrics = Metrics::default();
-    let text = metrics.encode(true, false).unwrap();
+    let text = shown(&metrics, true, false);
     for name in [
         "received_total",
         "sent_total",
@@ -44,13 +79,13 @@ fn a_message_is_counted_along_its_way() {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs();
     let [first, second, third] = [Some(now - 60), None, Some(u64::MAX)].map(|published| metrics.receive(published));
     let batch = metrics.start_batch(3, 300);
-    let text = metrics.encode(true, true).unwrap();
+    let text = shown(&metrics, true, true);
     assert_eq!(value(&text, "relay_unacked_messages"), Some(3.0));
     assert_eq!(value(&text, "relay_in_flight_batches"), Some(1.0));
     assert!(value(&text, "relay_oldest_unacked_age_seconds").unwrap() > 0.0);
     drop((second.held(), third.held()));
     let held = third.held();
-    assert_eq!(value(&metrics.encode(true, true).unwrap(), "relay_held_messages"), Some(1.0));
+    assert_eq!(value(&shown(&metrics, true, true), "relay_held_messages"), Some(1.0));
     drop(held);
     batch.answered();
     first.sent();
@@ -59,7 +94,7 @@ fn a_message_is_counted_along_its_way() {
     second.dead_lettered(&PoisonReason::Rejected("anything at all".to_owned()));
     second.acked();
     third.sent();
-    let text = metrics.encode(true, true).unwrap();
+    let text = shown(&metrics, true, true);
     for (name, want) in [
         ("received_total", 3.0),
         ("sent_total", 2.0),
@@ -81,7 +116,7 @@ fn a_message_is_counted_along_its_way() {
     }
     // A dropped message no longer counts, and was not acknowledged.
     drop(third);
-    let text = metrics.encode(true, true).unwrap();
+    let text = shown(&metrics, true, true);
     assert_eq!(value(&text, "relay_unacked_messages"), Some(0.0));
     assert_eq!(value(&text, "relay_oldest_unacked_age_seconds"), Some(0.0));
     assert_eq!(value(&text, "relay_acked_total"), Some(2.0));
@@ -91,7 +126,7 @@ fn a_message_is_counted_along_its_way() {
 fn a_dropped_batch_is_not_in_flight_and_has_no_duration() {
     let metrics = Metrics::default();
     drop(metrics.start_batch(1, 1));
-    let text = metrics.encode(true, true).unwrap();
+    let text = shown(&metrics, true, true);
     assert_eq!(value(&text, "relay_in_flight_batches"), Some(0.0));
     assert_eq!(value(&text, "relay_sqs_request_duration_seconds_count"), Some(0.0));
 }
@@ -101,7 +136,7 @@ fn only_the_first_consumer_is_no_reconnect() {
     let metrics = Metrics::default();
     for want in [0.0, 1.0, 2.0] {
         metrics.consuming();
-        assert_eq!(value(&metrics.encode(true, true).unwrap(), "relay_reconnects_total"), Some(want));
+        assert_eq!(value(&shown(&metrics, true, true), "relay_reconnects_total"), Some(want));
     }
 }
 

@@ -73,7 +73,7 @@ impl RequestError {
                 let text = format!("{}; something between the relay and SQS takes no such request", cause.text);
                 Verdict::Retry { cause: RetryCause::new(REQUEST_TOO_LARGE, text), answered: Some(false) }
             }
-            RequestErrorKind::Stop => Verdict::Stop(Stop(cause.text)),
+            RequestErrorKind::Stop => Verdict::Stop(Stop::of_sqs(cause.text)),
         }
     }
 }
@@ -107,7 +107,7 @@ fn judge(failed: &BatchResultErrorEntry) -> Verdict {
     let (code, message, sender_fault) = (failed.code(), failed.message(), failed.sender_fault());
     let text = describe_entry(code, message, sender_fault);
     match error_kind(classify_entry(code, message, sender_fault), None) {
-        RequestErrorKind::Stop => Verdict::Stop(Stop(text)),
+        RequestErrorKind::Stop => Verdict::Stop(Stop::of_sqs(text)),
         RequestErrorKind::Content => Verdict::Poison(PoisonReason::Rejected(text)),
         RequestErrorKind::Transient | RequestErrorKind::TooLarge => {
             Verdict::Retry { cause: RetryCause::new(cause::label(None, code), text), answered: Some(true) }
@@ -235,7 +235,7 @@ mod tests {
                 retry("server-error", "InternalError: the service failed for the moment"),
                 Verdict::Accepted,
                 retry("throttled", "RequestThrottled: asked too often; it passes"),
-                Verdict::Stop(Stop("AccessDenied: no permission".to_owned())),
+                Verdict::Stop(Stop::of_sqs("AccessDenied: no permission")),
                 retry("not-in-answer", "not in the answer"),
                 retry("timeout", "KMS.DependencyTimeoutException: the service failed for the moment"),
             ]

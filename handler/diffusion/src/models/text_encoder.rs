@@ -54,14 +54,19 @@ impl TextEncoder {
         self.embeddings = self.embeddings.with_weights(weights);
     }
 
-    /// The embeddings of prompts of one length, `[prompts, tokens, hidden_size]`. If tokens have weights other than 1, hidden states are
+    /// How many layers it has.
+    pub(crate) fn layers(&self) -> usize {
+        self.layers.len()
+    }
+
+    /// The embeddings of prompts of one length, `[prompts, tokens, hidden_size]`, without the last `skip` layers. If tokens have weights other than 1, hidden states are
     /// multiplied with them, and then scaled to their old mean, as in AUTOMATIC1111's web UI. `added` has embeddings of further tokens.
     ///
     /// # Errors
     /// Weights that make the mean zero or infinite. Or the device fails or has too little memory.
-    pub(crate) fn encode(&self, prompts: &[&Tokens], added: &AddedEmbeddings) -> Result<Array> {
+    pub(crate) fn encode(&self, prompts: &[&Tokens], skip: usize, added: &AddedEmbeddings) -> Result<Array> {
         let mut xs = self.embed(prompts, added)?;
-        for layer in &self.layers {
+        for layer in self.layers.iter().take(self.layers.len().saturating_sub(skip)) {
             xs = layer.forward(&xs)?;
         }
         let hidden = self.final_layer_norm.forward(&xs)?;
@@ -159,7 +164,7 @@ mod tests {
         let prompts = ids.iter().map(|ids| Tokens { ids: ids.clone(), truncated: 0, weights: vec![1.0; 12] });
         let prompts: Vec<Tokens> = prompts.collect();
         let ours =
-            ours.encode(&prompts.iter().collect::<Vec<_>>(), &AddedEmbeddings::new()).unwrap().to_tensor().unwrap();
+            ours.encode(&prompts.iter().collect::<Vec<_>>(), 0, &AddedEmbeddings::new()).unwrap().to_tensor().unwrap();
         let theirs = theirs.forward_with_mask(&Tensor::new(ids, &Device::Cpu).unwrap(), usize::MAX).unwrap();
         let most = |tensor: &Tensor| tensor.abs().unwrap().max_all().unwrap().to_scalar::<f32>().unwrap();
         let error = most(&(&ours - &theirs).unwrap()) / most(&theirs);

@@ -115,6 +115,38 @@ impl Array {
         })
     }
 
+    /// Sequences that follow one another as one: `[sequences / parts, parts * tokens, channels]`.
+    pub(crate) fn joined(&self, parts: usize) -> Result<Self> {
+        let uneven = |dims: &[usize]| candle_core::Error::Msg(format!("{dims:?} in parts of {parts}")).bt();
+        let dims = |dims: &[usize]| match dims {
+            &[count, tokens, channels] if parts > 0 && count.is_multiple_of(parts) => {
+                Ok([count / parts, parts * tokens, channels])
+            }
+            dims => Err(uneven(dims)),
+        };
+        Ok(match self {
+            Self::Cpu(xs) => Self::Cpu(xs.reshape(&dims(xs.dims())?[..])?),
+            Self::Gpu(xs) => Self::Gpu(xs.reshaped(&dims(xs.dims())?)),
+        })
+    }
+
+    /// The rows of both, those of `other` behind.
+    pub(crate) fn followed_by(&self, other: &Self) -> Result<Self> {
+        Ok(match (self, other) {
+            (Self::Cpu(first), Self::Cpu(second)) => Self::Cpu(Tensor::cat(&[first, second], 0)?),
+            (Self::Gpu(first), Self::Gpu(second)) => {
+                let mut dims = first.dims().to_vec();
+                let (count, more) = (first.dims()[0], second.dims()[0]);
+                dims[0] += more;
+                let (gpu, all) = (first.gpu(), first.gpu().scratch(&dims, first.dtype())?);
+                gpu.copy(first, &all.part(0, count))?;
+                gpu.copy(second, &all.part(count, more))?;
+                Self::Gpu(all)
+            }
+            _ => return Err(mixed()),
+        })
+    }
+
     /// A copy of a CPU tensor, on the device of `like` and in its dtype.
     pub(crate) fn like(tensor: &Tensor, like: &Self) -> Result<Self> {
         Ok(match like {

@@ -28,7 +28,7 @@ pub(super) use norm::{GroupNorm, LayerNorm};
 pub(super) use pointwise::{add, geglu, quick_gelu, repeated, silu, to_map, to_tokens, upsample};
 pub(crate) use prompt::Folded;
 pub(crate) use prompt::bytes as prompt_bytes;
-pub(super) use prompt::{PromptAttention, with_slots};
+pub(super) use prompt::{PromptAttention, SLOTS as PROMPT_SLOTS, with_slots};
 pub use shapes::{ShapeTime, StepSize, time_shapes};
 pub(super) use upsampled::UpsampledConv;
 

@@ -40,8 +40,14 @@ pub(crate) struct Prompts {
 impl Prompts {
     /// `embeddings` are `[prompts, tokens, width]`, of which each is for so many entries of the batch.
     pub(crate) fn new(embeddings: &Array, times: usize, any_folded: bool) -> Result<Self> {
-        let in_slots = any_folded.then(|| gpu::with_slots(embeddings.gpu()?)).transpose()?;
-        Ok(Self { repeated: embeddings.repeat_rows(times)?, tokens: embeddings.sequences()?[1], in_slots })
+        let tokens = embeddings.sequences()?[1];
+        let in_slots = (any_folded && Self::fold(tokens)).then(|| gpu::with_slots(embeddings.gpu()?)).transpose()?;
+        Ok(Self { repeated: embeddings.repeat_rows(times)?, tokens, in_slots })
+    }
+
+    /// Whether prompts of so many tokens are folded, where that is faster. Longer ones have keys and values everywhere.
+    pub(crate) fn fold(tokens: usize) -> bool {
+        tokens <= gpu::PROMPT_SLOTS
     }
 }
 
@@ -82,7 +88,10 @@ impl PromptAttention {
             (Self::Folded(folded), Some(in_slots)) => {
                 folded.fold(in_slots, prompts.tokens, room).map(PromptKeys::Folded)
             }
-            (Self::Folded(_), None) => Err(incomplete()),
+            (Self::Folded(folded), None) => {
+                let both = folded.keys_and_values(prompts.repeated.gpu()?)?;
+                Ok(PromptKeys::Plain(both.map(Array::Gpu)))
+            }
         }
     }
 
@@ -94,6 +103,9 @@ impl PromptAttention {
             }
             (Self::Folded(folded), PromptKeys::Folded(keys)) => {
                 folded.forward(xs.gpu()?, keys, residual.gpu()?).map(Array::Gpu)
+            }
+            (Self::Folded(folded), PromptKeys::Plain([k, v])) => {
+                folded.forward_plain(xs.gpu()?, [k.gpu()?, v.gpu()?], residual.gpu()?).map(Array::Gpu)
             }
             _ => Err(mixed()),
         }

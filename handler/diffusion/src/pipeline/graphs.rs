@@ -8,7 +8,7 @@ use crate::gpu::{Array, Dtype, Gpu, Graph, Pinned, Placed};
 use crate::{
     models::unet::{Prepared, Unet},
     models::vae::{DecodeMemory, VaeDecoder},
-    ops::{self, Folded, LANES, PromptKeys, Step, steps},
+    ops::{self, Folded, LANES, PromptKeys, Prompts, Step, steps},
     schedulers::StepCoefficients,
 };
 use candle_core::{Device, Error, Result, Tensor};
@@ -20,6 +20,8 @@ use std::{
 
 /// The most recordings. If there are so many, all are dropped before the next one.
 const MAX_RECORDINGS: usize = 24;
+/// The most of them for long prompts, each of which has keys and values of its own: up to 62 MB for a picture.
+const MAX_LONG: usize = 4;
 /// The fewest steps in a table.
 const MIN_CAPACITY: usize = 128;
 
@@ -32,8 +34,9 @@ pub(crate) struct Recordings {
     prompts: Mutex<SharedPrompts>,
     /// After the recordings, so that it is dropped after them: they use its weights.
     unet: Arc<Unet>,
-    /// Where these weights are.
+    /// Where these weights are: those of each step, and those that only steps for long prompts use.
     weights: Arc<Placed>,
+    ahead: Arc<Placed>,
 }
 
 /// Room for what is folded of so many prompts, and which run filled it last.
@@ -96,18 +99,22 @@ pub(crate) struct RecordedDenoiser<'a> {
 }
 
 impl Recordings {
-    pub(crate) fn new(gpu: &Gpu, dtype: Dtype, unet: Arc<Unet>, weights: Arc<Placed>) -> Self {
+    pub(crate) fn new(gpu: &Gpu, dtype: Dtype, unet: Arc<Unet>, [weights, ahead]: [Arc<Placed>; 2]) -> Self {
         let (steps, prompts) = (Mutex::default(), Mutex::default());
-        Self { gpu: gpu.clone(), dtype, steps, prompts, unet, weights }
+        Self { gpu: gpu.clone(), dtype, steps, prompts, unet, weights, ahead }
     }
 
-    /// Room for what is folded of so many prompts, for a run that begins: those before it cannot go on.
+    /// Room for what is folded of so many prompts of so many tokens, for a run that begins: those before it cannot go on. Empty for long
+    /// prompts, of which nothing is folded.
     ///
     /// # Errors
     /// There is too little memory.
-    pub(crate) fn room(&self, prompts: usize) -> crate::error::Result<Vec<Folded>> {
+    pub(crate) fn room(&self, prompts: usize, tokens: usize) -> crate::error::Result<Vec<Folded>> {
         let mut shared = lock(&self.prompts);
         shared.run += 1;
+        if !Prompts::fold(tokens) {
+            return Ok(Vec::new());
+        }
         let folds = shared.count == 0 || !shared.room.is_empty();
         if folds && prompts > shared.count {
             // Recordings have the old room in them.
@@ -121,7 +128,11 @@ impl Recordings {
 
     /// The end of the scratch memory that recordings use, in bytes from the start.
     pub(crate) fn scratch(&self) -> usize {
-        lock(&self.steps).values().filter_map(|step| Some(step.graph.as_ref()?.scratch())).max().unwrap_or(0)
+        Self::most_scratch(&lock(&self.steps))
+    }
+
+    fn most_scratch(steps: &HashMap<StepKey, StepRecording>) -> usize {
+        steps.values().filter_map(|step| Some(step.graph.as_ref()?.scratch())).max().unwrap_or(0)
     }
 
     /// Drops all recordings and frees their memory.
@@ -147,9 +158,13 @@ impl Recordings {
         let key = StepKey { images, prompts, channels, height, width, guided, tokens, with_scheduler };
         let mut steps = lock(&self.steps);
         if steps.get(&key).is_none_or(|recording| recording.capacity < count) {
+            let is_long = |key: &StepKey| !Prompts::fold(key.tokens);
             if steps.len() >= MAX_RECORDINGS {
                 steps.clear();
                 self.gpu.trim(0)?;
+            } else if is_long(&key) && steps.keys().filter(|key| is_long(key)).count() >= MAX_LONG {
+                steps.retain(|key, _| !is_long(key));
+                self.gpu.trim(Self::most_scratch(&steps))?;
             }
             steps.insert(key, StepRecording::new(&self.gpu, key, &prepared, count)?);
         }
@@ -264,7 +279,12 @@ impl StepRecording {
     }
 
     /// Runs one step. The first time it is recorded as well.
-    fn step(&mut self, unet: &Arc<Unet>, weights: &Placed, dtype: Dtype) -> Result<()> {
+    fn step(&mut self, Recordings { unet, weights, ahead, dtype, .. }: &Recordings) -> Result<()> {
+        let dtype = *dtype;
+        if !Prompts::fold(self.key.tokens) {
+            // They are there already, unless another run ended meanwhile.
+            ahead.come()?;
+        }
         if let Some(graph) = self.graph.as_mut().filter(|graph| !graph.is_stale()) {
             // A pass begins and ends in the same state, so that each launch of the graph is one.
             weights.ready()?;
@@ -294,7 +314,7 @@ impl RecordedDenoiser<'_> {
         let mut steps = lock(&self.recordings.steps);
         let recording = steps.get_mut(&self.key).ok_or_else(|| Error::Msg("a recording is gone".into()).bt())?;
         recording.latents.write_through(&mut recording.pinned, &latents.flatten_all()?.to_vec1::<f32>()?)?;
-        recording.step(&self.recordings.unet, &self.recordings.weights, self.recordings.dtype)?;
+        recording.step(self.recordings)?;
         let noise = recording.noise.read_through(&mut recording.pinned)?;
         Tensor::from_vec(noise, latents.dims(), &Device::Cpu)
     }
@@ -315,7 +335,7 @@ impl RecordedDenoiser<'_> {
         let mut events = [gpu.event()?, gpu.event()?];
         for step in 0..count {
             if step > 0 {
-                recording.step(&self.recordings.unet, &self.recordings.weights, self.recordings.dtype)?;
+                recording.step(self.recordings)?;
                 gpu.record(&events[1])?;
                 gpu.wait_for(&events[0])?;
                 events.swap(0, 1);
@@ -325,7 +345,7 @@ impl RecordedDenoiser<'_> {
                 return Ok(Err(step));
             }
             if step == 0 {
-                recording.step(&self.recordings.unet, &self.recordings.weights, self.recordings.dtype)?;
+                recording.step(self.recordings)?;
                 gpu.record(&events[0])?;
             }
         }

@@ -2,6 +2,8 @@
 
 mod on_gpu;
 
+use on_gpu::Here;
+
 use super::{
     beside::Beside,
     gpu_state::GpuState,
@@ -112,8 +114,16 @@ enum DeviceState {
 
 /// Predicts the noise at each step of one run: the UNet with guidance.
 pub(crate) enum Denoiser<'a> {
-    Cpu { unet: &'a Unet, prepared: Prepared, guidance_scale: Option<f64> },
-    Gpu(RecordedDenoiser<'a>),
+    Cpu {
+        unet: &'a Unet,
+        prepared: Prepared,
+        guidance_scale: Option<f64>,
+    },
+    /// With what the steps need besides the UNet's own weights, which leaves afterwards if it must.
+    Gpu {
+        recorded: RecordedDenoiser<'a>,
+        _ahead: Here,
+    },
 }
 
 impl Networks {
@@ -188,10 +198,15 @@ impl Networks {
         self.added_embeddings = added;
     }
 
-    /// The prompts' embeddings, `[prompts, tokens, hidden_size]`.
-    pub(crate) fn embed(&self, prompts: &[&Tokens]) -> Result<Array> {
+    /// The prompts' embeddings, `[prompts, tokens, hidden_size]`, without the text encoder's last `skip` layers.
+    pub(crate) fn embed(&self, prompts: &[&Tokens], skip: usize) -> Result<Array> {
         let _here = self.here(|residence| &residence.text)?;
-        self.text_encoder.encode(prompts, &self.added_embeddings)
+        self.text_encoder.encode(prompts, skip, &self.added_embeddings)
+    }
+
+    /// How many layers the text encoder has.
+    pub(crate) fn text_layers(&self) -> usize {
+        self.text_encoder.layers()
     }
 
     /// See [`crate::pipeline::Pipeline::unet_output_guided`].
@@ -203,6 +218,7 @@ impl Networks {
         context: &Tensor,
     ) -> Result<Tensor> {
         let prepared = self.prepare(&[timestep], guidance_scale, &self.inputs.on_device(context)?, 1, 1, &[])?;
+        let _ahead = self.ahead_of(context.dim(1)?)?;
         self.bring_unet()?;
         let step = match &self.state {
             DeviceState::Cpu(_) => Step::Index(0),
@@ -252,7 +268,7 @@ impl Networks {
         coefficients: Option<&[StepCoefficients]>,
     ) -> Result<Denoiser<'_>> {
         let guidance_scale = guidance.classifier_free();
-        let (batch, prompts) = (noise.dim(0)? * guidance.copies(), context.sequences()?[0]);
+        let (batch, [prompts, tokens]) = (noise.dim(0)? * guidance.copies(), context.sequences()?);
         if prompts == 0 || !batch.is_multiple_of(prompts) {
             return Err(candle_core::Error::Msg(format!("{prompts} prompts for a batch of {batch}")).bt().into());
         }
@@ -260,7 +276,7 @@ impl Networks {
             DeviceState::Cpu(_) => Vec::new(),
             DeviceState::Gpu(state) => {
                 state.residence.gpu().enter()?;
-                state.recordings.room(prompts)?
+                state.recordings.room(prompts, tokens)?
             }
         };
         let prepared =
@@ -268,10 +284,11 @@ impl Networks {
         Ok(match &self.state {
             DeviceState::Cpu(_) => Denoiser::Cpu { unet: &self.unet, prepared, guidance_scale },
             DeviceState::Gpu(state) => {
+                let ahead = self.ahead_of(tokens)?;
                 let (recordings, steps) = (&state.recordings, timesteps.len());
                 let recorded = recordings.denoiser(prepared, steps, guidance_scale, noise, coefficients)?;
                 self.bring_unet()?;
-                Denoiser::Gpu(recorded)
+                Denoiser::Gpu { recorded, _ahead: ahead }
             }
         })
     }
@@ -338,7 +355,7 @@ impl Denoiser<'_> {
                 let output = on_pool(forward)?.to_tensor()?;
                 Ok(guidance_scale.map_or(Ok(output.clone()), |scale| guide(&output, scale))?)
             }
-            Self::Gpu(recorded) => Ok(recorded.predict(latents)?),
+            Self::Gpu { recorded, .. } => Ok(recorded.predict(latents)?),
         }
     }
 }

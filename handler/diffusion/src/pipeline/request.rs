@@ -11,6 +11,10 @@ pub struct Request {
     pub negative_prompt: String,
     /// Whether brackets in both prompts are weights.
     pub prompt_weighting: prompt::Weighting,
+    /// Whether prompts of more tokens than the encoder reads at once are read in chunks. Without it, the rest is cut off.
+    pub long_prompt: bool,
+    /// How many of the text encoder's last layers the prompt skips, as diffusers' `clip_skip`: not the negative prompt. 0 for none.
+    pub clip_skip: usize,
     /// Width in pixels, a multiple of 8.
     pub width: usize,
     /// Height in pixels, a multiple of 8.
@@ -37,6 +41,8 @@ impl Request {
             prompt: prompt.into(),
             negative_prompt: String::new(),
             prompt_weighting: prompt::Weighting::None,
+            long_prompt: false,
+            clip_skip: 0,
             width: 512,
             height: 512,
             seed: 0,
@@ -49,11 +55,11 @@ impl Request {
     }
 
     /// Whether both can be painted at once, as one batch. Not with a scheduler that draws noise at its steps, because it would draw for
-    /// all pictures from one stream.
+    /// all pictures from one stream. Long prompts must have as many chunks, too: see [`Pipeline::chunks`](super::Pipeline::chunks).
     pub fn goes_with(&self, other: &Self) -> bool {
         let shared = |request: &Self| {
-            let Self { width, height, steps, scheduler, karras_sigmas, .. } = *request;
-            (width, height, steps, scheduler, karras_sigmas, request.guidance_scale.to_bits())
+            let Self { width, height, steps, scheduler, karras_sigmas, clip_skip, .. } = *request;
+            (width, height, steps, scheduler, karras_sigmas, clip_skip, request.guidance_scale.to_bits())
         };
         !self.scheduler.draws() && shared(self) == shared(other)
     }

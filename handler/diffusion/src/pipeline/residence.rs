@@ -25,6 +25,8 @@ const SMALL: usize = 64 << 20;
 const FIXED: usize = 96 << 20;
 /// Scratch memory of one step for one 512x512 picture of Stable Diffusion 1.5 with guidance in f16: 8 pictures took 870 MiB.
 const STEP: usize = 112 << 20;
+/// Keys and values of the longest prompts for one picture with guidance.
+const LONG_KEYS: usize = 64 << 20;
 /// Height and width of the latents of the largest usual size.
 const LARGEST: (usize, usize) = (96, 96);
 /// What is always taken of scratch memory.
@@ -75,6 +77,8 @@ pub(crate) struct Extent {
     pub(crate) latents: (usize, usize),
     /// Pictures at once.
     pub(crate) images: usize,
+    /// Whether prompts may be long: their steps use what otherwise only prepares them.
+    pub(crate) long_prompts: bool,
 }
 
 impl Residence {
@@ -139,6 +143,7 @@ impl Residence {
 
     fn needs_for(&self, configs: (&UnetConfig, &VaeConfig), extent: Extent) -> Needs {
         let ([step, whole, bands], (page, unet)) = (scratch(configs, extent, self.unet.dtype()), self.unet.pages());
+        let step = if extent.long_prompts { step + LONG_KEYS + self.ahead.pages().1 * page } else { step };
         Needs {
             page,
             text: self.text.pages().1,
@@ -289,7 +294,7 @@ pub fn foresee(
     let parameters =
         parameters(model)?.map(|shapes| shapes.iter().map(|(_, dims)| dims.iter().product::<usize>()).sum::<usize>());
     let latents = (size.1.div_ceil(vae_config.factor()), size.0.div_ceil(vae_config.factor()));
-    let extent = Extent { latents, images: 1 };
+    let extent = Extent { latents, images: 1, long_prompts: false };
     let page = if parameters[1] < SMALL { SMALL_PAGE } else { PAGE };
     let [text, unet, vae] = parameters.map(|count| pages_of(count, dtype, page));
     let checker = pages_of(checker_parameters(model, checker)?, dtype, page);
@@ -357,7 +362,7 @@ mod tests {
     /// Steps of 768x768 take more than twice the memory of those of 512x512.
     #[test]
     fn larger_pictures_are_reckoned_with_unless_the_checker_would_have_to_leave_for_them() {
-        let extent = Extent { latents: (64, 64), images: 1 };
+        let extent = Extent { latents: (64, 64), images: 1, long_prompts: false };
         let at = |checker: usize, free: usize| {
             let needs = |extent: Extent| match extent.latents {
                 (64, 64) => Needs { checker, ..sd15() },

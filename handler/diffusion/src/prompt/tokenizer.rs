@@ -10,7 +10,12 @@ use crate::{
     prompt::Fragment,
 };
 use folder::TokenizerFolder;
-use std::{borrow::Cow, collections::BTreeSet, path::Path};
+use std::{
+    borrow::Cow,
+    collections::BTreeSet,
+    iter::{once, repeat},
+    path::Path,
+};
 use tokenizers::{
     AddedToken, NormalizedString, Normalizer, NormalizerWrapper, PreTokenizerWrapper, SplitDelimiterBehavior,
     Tokenizer as Bpe,
@@ -180,9 +185,7 @@ impl Tokenizer {
     /// # Errors
     /// A broken vocabulary. No prompt causes an error.
     pub fn encode(&self, prompt: &str) -> Result<Tokens> {
-        let prompt = self.with_parts(prompt)?;
-        let encoding = self.bpe.encode_fast(&*prompt, false).map_err(fault)?;
-        Ok(self.framed(encoding.get_ids().iter().map(|&id| (id, 1.0)).collect()))
+        self.encode_weighted(&[(prompt.to_string(), 1.0)])
     }
 
     /// As [`Tokenizer::encode`], for fragments that are tokenized separately. All tokens of a fragment have its weight.
@@ -190,24 +193,54 @@ impl Tokenizer {
     /// # Errors
     /// A broken vocabulary. No prompt causes an error.
     pub fn encode_weighted(&self, fragments: &[Fragment]) -> Result<Tokens> {
+        Ok(self.framed(&self.text(fragments)?))
+    }
+
+    /// As [`Tokenizer::encode_weighted`], but nothing is cut off: the text goes on in further chunks, each with its own start, end and
+    /// padding. A chunk ends where it is full, also within a word, as in compel. There is always one.
+    ///
+    /// # Errors
+    /// A broken vocabulary. No prompt causes an error.
+    pub fn encode_in_chunks(&self, fragments: &[Fragment]) -> Result<Vec<Tokens>> {
+        let text = self.text(fragments)?;
+        let mut chunks: Vec<Tokens> = text.chunks(self.room()).map(|part| self.framed(part)).collect();
+        if chunks.is_empty() {
+            chunks.push(self.framed(&[]));
+        }
+        Ok(chunks)
+    }
+
+    /// How many tokens of a text a chunk has room for: 75.
+    pub fn room(&self) -> usize {
+        self.length - 2
+    }
+
+    /// How many tokens fragments have, without start and end.
+    ///
+    /// # Errors
+    /// A broken vocabulary. No prompt causes an error.
+    pub fn count(&self, fragments: &[Fragment]) -> Result<usize> {
+        Ok(self.text(fragments)?.len())
+    }
+
+    /// The tokens of fragments, with their weights.
+    fn text(&self, fragments: &[Fragment]) -> Result<Vec<(u32, f32)>> {
         let mut text = Vec::new();
         for (fragment, weight) in fragments {
             let fragment = self.with_parts(fragment)?;
             let encoding = self.bpe.encode_fast(&*fragment, false).map_err(fault)?;
             text.extend(encoding.get_ids().iter().map(|&id| (id, *weight as f32)));
         }
-        Ok(self.framed(text))
+        Ok(text)
     }
 
     /// Truncates, adds start and end, and pads.
-    fn framed(&self, mut text: Vec<(u32, f32)>) -> Tokens {
-        let truncated = text.len().saturating_sub(self.length - 2);
-        text.truncate(self.length - 2);
-        text.insert(0, (self.bos, 1.0));
-        text.push((self.eos, 1.0));
-        text.resize(self.length, (self.pad, 1.0));
-        let (ids, weights) = text.into_iter().unzip();
-        Tokens { ids, truncated, weights }
+    fn framed(&self, text: &[(u32, f32)]) -> Tokens {
+        let fits = &text[..text.len().min(self.room())];
+        let (first, last, rest) = ((self.bos, 1.0), (self.eos, 1.0), (self.pad, 1.0));
+        let all = once(first).chain(fits.iter().copied()).chain(once(last)).chain(repeat(rest)).take(self.length);
+        let (ids, weights) = all.unzip();
+        Tokens { ids, truncated: text.len() - fits.len(), weights }
     }
 }
 

@@ -38,6 +38,8 @@ fn latents(pipeline: &Pipeline) -> Result<Vec<f64>> {
         guidance_scale: 1.0,
         scheduler: Kind::Euler,
         prompt_weighting: Weighting::None,
+        long_prompt: false,
+        clip_skip: 0,
         karras_sigmas: None,
         noise_source: Source::Cuda,
     };

@@ -87,6 +87,8 @@ pub(crate) fn generation_request(width: usize) -> Arc<GenerationRequest> {
         prompt: "a fox".into(),
         negative_prompt: String::new(),
         prompt_weighting: Weighting::None,
+        long_prompt: false,
+        clip_skip: 0,
         width,
         height: 512,
         seed: 1,

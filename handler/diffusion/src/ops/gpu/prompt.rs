@@ -7,17 +7,21 @@
 //! ```
 //!
 //! A step then computes `softmax(x K'^T) V'^T + bias + residual`, the softmax of each head with base 2, at the end of the first product.
+//!
+//! There are 80 columns for each head, so that a long prompt goes the plain way: queries, attention and output one after the other.
 
 use super::{
-    LANES, check_alike, check_vector,
-    linear::Linear,
+    LANES,
+    attention::attention,
+    check_alike, check_vector,
+    linear::{Linear, multiply},
     product::{After, product},
     refused, vector, with_columns,
 };
 use crate::{
     gpu::{
         Array, Dtype, Gpu,
-        constants::SOFTMAX_SLOTS as SLOTS,
+        constants::SOFTMAX_SLOTS,
         matmul::{MatmulShape, Operands},
         product::{Ending, Problem},
     },
@@ -26,6 +30,8 @@ use crate::{
 use candle_core::Result;
 use std::f32::consts::LOG2_E;
 
+/// The most tokens of a prompt that is folded.
+pub(in crate::ops) const SLOTS: usize = SOFTMAX_SLOTS;
 /// The kernels that end with a softmax take channels in these steps.
 const DEPTH: usize = 64;
 /// On Hopper, as many columns of scores pay even with half as many channels.
@@ -156,6 +162,20 @@ impl PromptAttention {
             }
         }
         Ok(Folded { keys, values, tokens })
+    }
+
+    /// Keys and values of prompts `[batch, tokens, width]`, `[batch, tokens, channels]` each, for any number of tokens.
+    pub(in crate::ops) fn keys_and_values(&self, prompts: &Array) -> Result<[Array; 2]> {
+        let both = self.to_kv.forward_each(prompts)?;
+        both.try_into().or_else(|both: Vec<_>| refused(format!("{} arrays for keys and values", both.len())))
+    }
+
+    /// The attention of `xs` `[batch, tokens, channels]` to the result of [`Self::keys_and_values`], plus `residual` of the same shape as
+    /// `xs`.
+    pub(in crate::ops) fn forward_plain(&self, xs: &Array, [k, v]: [&Array; 2], residual: &Array) -> Result<Array> {
+        let mixed = attention(&self.to_q.forward(xs, None)?, k, v, self.heads)?;
+        let after = After { bias: Some(&self.bias), onto: Some(residual), ..After::default() };
+        multiply(&mixed, None, self.to_out.weight(), after)
     }
 
     /// The attention of `xs` `[batch, tokens, channels]` plus `residual` of the same shape. Each prompt is for as many entries of the batch.

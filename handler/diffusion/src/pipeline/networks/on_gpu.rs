@@ -11,7 +11,7 @@ use crate::{
         vae::{DecodeMemory, VaeDecoder},
     },
     offload::{Offload, Shortage},
-    ops::params::Params,
+    ops::{Prompts, params::Params},
     pipeline::{
         beside::Beside,
         fit::CheckerPlace,
@@ -39,12 +39,12 @@ impl Networks {
         let tokens = model.text_config.max_position_embeddings;
         let unet_params = Params::on_gpu(&model.unet_weights, unet).with_section(ahead).for_prompts_of(tokens);
         let on_gpu = Arc::new(Unet::new(&model.unet_config, unet_params)?);
-        let recordings = Recordings::new(gpu, dtype, on_gpu.clone(), unet.clone());
+        let recordings = Recordings::new(gpu, dtype, on_gpu.clone(), [unet, ahead].map(Arc::clone));
         let inputs = Params::on_gpu(&model.text_weights, text);
         let text_encoder = TextEncoder::new(&model.text_config, inputs.clone())?;
         let decoder = VaeDecoder::new(&model.vae_config, Params::on_gpu(&model.vae_weights, vae))?;
         // Until here there are addresses, and no memory behind them.
-        let extent = Extent { latents: size, images: 1 };
+        let extent = Extent { latents: size, images: 1, long_prompts: false };
         residence.settle((&model.unet_config, &model.vae_config), extent, offload)?;
         let is_whole = residence.is_whole();
         if let Some(beside) = beside.as_deref_mut() {
@@ -120,7 +120,7 @@ impl Networks {
         let tokens = Tokens { ids: vec![0; length], truncated: 0, weights: vec![1.0; length] };
         let guidance = Guidance::of(&self.model.unet_config, 1.5);
         let prompts = if guidance.classifier_free().is_some() { 2 } else { 1 };
-        let context = self.embed(&[&tokens; 2][..prompts])?;
+        let context = self.embed(&[&tokens; 2][..prompts], 0)?;
         let noise = Tensor::zeros((1, self.model.unet_config.in_channels, height, width), DType::F32, &Device::Cpu)?;
         gpu.synchronize()?;
         gpu.note("rehearse_text", clock);
@@ -128,7 +128,7 @@ impl Networks {
         let coefficients =
             StepCoefficients { clean_by_sample: 0.0, clean_by_output: 0.0, sample: 1.0, clean: 0.0, clean_before: 0.0 };
         let denoiser = self.denoiser(&[0.0; 2], &context, guidance, &noise, Some(&[coefficients; 2]))?;
-        if let Denoiser::Gpu(mut recorded) = denoiser {
+        if let Denoiser::Gpu { mut recorded, .. } = denoiser {
             let _ = recorded.run(&noise, 2, &mut |_| ControlFlow::Continue(()))?;
         }
         gpu.note("rehearse_step", clock);
@@ -148,6 +148,11 @@ impl Networks {
         let here = Here(Some(part(&state.residence).clone()));
         part(&state.residence).come()?;
         Ok(here)
+    }
+
+    /// Brings what the steps for prompts of so many tokens need besides the UNet's own weights, if anything, until the result is dropped.
+    pub(super) fn ahead_of(&self, tokens: usize) -> Result<Here> {
+        if Prompts::fold(tokens) { Ok(Here(None)) } else { self.here(|residence| &residence.ahead) }
     }
 
     /// Frees memory: recordings, scratch memory, and from now on less of the networks stays on the GPU, so that pictures of this size fit.
@@ -236,7 +241,7 @@ fn fill(gpu: &Gpu, beside: Option<&dyn Beside>) -> Result<()> {
 }
 
 /// A part of the networks that is on the GPU for as long as this lives.
-pub(super) struct Here(Option<Arc<Placed>>);
+pub(crate) struct Here(Option<Arc<Placed>>);
 
 impl Drop for Here {
     fn drop(&mut self) {

@@ -110,7 +110,36 @@ fn gpu_keys_of_prompts_are_folded_anew_into_the_same_memory_and_repeat_to_the_bi
     let keys = cpu.keys(&prompts, None).unwrap();
     let wanted = cpu.forward_adding(&Array::Cpu(xs.clone()), &keys, &Array::Cpu(residual.clone())).unwrap();
     check("folded a second time", dtype, &all[1], &wanted.to_tensor().unwrap());
-    let long = draw(&[1, 81, WIDTH], dtype);
-    let refused = Prompts::new(&to_gpu(&long, dtype), 1, true).err().unwrap().to_string();
-    assert!(refused.contains("81 tokens") && refused.contains("up to 80"), "{refused}");
+    // A prompt that does not fit into the slots has keys and values, and the room stays what it is.
+    let keys = |embeddings: &Tensor| {
+        let prompts = Prompts::new(&to_gpu(embeddings, dtype), 1, true).unwrap();
+        gpu.keys(&prompts, Some(&room.first(2))).unwrap()
+    };
+    assert!(matches!(keys(&draw(&[2, 81, WIDTH], dtype)), PromptKeys::Plain(_)));
+    assert!(matches!(keys(&draw(&[2, 80, WIDTH], dtype)), PromptKeys::Folded(_)));
+}
+
+/// Where prompts of one chunk are folded, and where they are not; numbers of keys that are whole tiles, and others.
+#[test]
+fn gpu_attention_to_long_prompts_is_the_cpus() {
+    for dtype in [Dtype::F16, Dtype::BF16, Dtype::F32] {
+        // Channels, heads, prompts, pictures of each, rows of a picture and chunks.
+        let cases = [
+            (320, 8, 2, 1, 1024, 2),
+            (320, 8, 1, 3, 77, 8),
+            (640, 8, 2, 1, 1024, 3),
+            (640, 10, 2, 2, 35, 4),
+            (1280, 8, 2, 1, 256, 2),
+            (1280, 8, 2, 2, 9, 8),
+            (96, 6, 2, 1, 64, 2),
+        ];
+        for (channels, heads, prompts, times, rows, chunks) in cases {
+            let make = |params: Params| PromptAttention::new(channels, WIDTH, heads, params.for_prompts_of(77));
+            let (cpu, gpu) = both(dtype, &tensors(channels, dtype), make);
+            let xs = draw(&[prompts * times, rows, channels], dtype);
+            let embeddings = draw(&[prompts, chunks * 77, WIDTH], dtype);
+            let [wanted, got] = run((&cpu, &gpu), &xs, &embeddings, dtype);
+            check(&format!("{rows} rows of {channels} to {prompts} prompts of {chunks} chunks"), dtype, &got, &wanted);
+        }
+    }
 }
