@@ -26,7 +26,7 @@ use diffusion::{
     gpu::{Gpu, Memory},
     loading,
     lora::AppliedLora,
-    pipeline::{Compute, Footprint, LoadOptions, Pipeline, Request, SafetySource},
+    pipeline::{Compute, Footprint, Pipeline, Request, SafetySource},
 };
 use image::RgbImage;
 use request::StageTimer;
@@ -64,6 +64,18 @@ impl Engine {
     /// # Errors
     /// The build or machine lacks the device, the device lacks the dtype, or the model folder cannot be used.
     pub fn open(config: &ModelConfig, size: (usize, usize)) -> Result<Self, PipelineError> {
+        Self::open_for(config, size, None)
+    }
+
+    /// The same, with the width and height of the largest pictures to expect.
+    ///
+    /// # Errors
+    /// As [`Engine::open`].
+    pub fn open_for(
+        config: &ModelConfig,
+        size: (usize, usize),
+        largest: Option<(usize, usize)>,
+    ) -> Result<Self, PipelineError> {
         let started = Instant::now();
         if config.device != DeviceKind::Cpu {
             loading::read_ahead(&config.dir);
@@ -71,8 +83,7 @@ impl Engine {
         let ChosenDevice { compute, has_unused_gpu } = choose(config)?;
         log_phase("device", started);
         let weights = Instant::now();
-        let safety_checker = config.checker.source_at_start();
-        let options = LoadOptions { offload: config.offload.into(), size, safety_checker };
+        let options = config.load_options(size, largest);
         let pipeline = Pipeline::load_with(&config.dir, &compute, &options)?.with_dora(config.dora.into());
         log_phase("weights", weights);
         let safety = config.checker.mode(pipeline.has_safety_checker(), &config.dir)?;
@@ -92,13 +103,14 @@ impl Engine {
         let safety = engine.safety.name();
         match engine.footprint() {
             None => tracing::info!(device = engine.device_name(), safety, duration_ms, "model loaded"),
-            Some(Footprint { offload, needed, free, kept, lent, streamed, checker, .. }) => tracing::info!(
+            Some(Footprint { offload, needed, size, free, kept, lent, streamed, checker, .. }) => tracing::info!(
                 device = engine.device_name(),
                 safety,
                 duration_ms,
                 offload = offload.name(),
                 safety_checker = engine.pipeline.has_safety_checker().then(|| checker.name()),
                 needed_bytes = needed,
+                needed_for = format!("{}x{}", size.0, size.1),
                 free_bytes = free,
                 kept_bytes = kept,
                 lent_bytes = lent,

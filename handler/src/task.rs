@@ -4,6 +4,7 @@
 //! field, what it holds and what is allowed. It is reported to the backend whenever the id and the address can be read, even if the message
 //! is no JSON.
 
+mod asked_size;
 pub mod buckets;
 mod cancel;
 mod contract;
@@ -15,19 +16,23 @@ mod rule;
 mod safety;
 mod salvage;
 pub mod signature;
+mod sizes;
+mod warning;
 
 pub use cancel::Cancel;
 pub use contract::{cancel_schema, schema};
 pub use format::Format;
 pub use safety::{Checked, SafetyMode};
+pub use sizes::{MAX_SIDE, MIN_SIDE, SIDE_STEP, SIZES_OF_RATIOS, SizeLimits, side, size};
+pub use warning::{Code, Warning};
 
 use crate::task::signature::Signature;
+use asked_size::AskedSize;
 use aws_sdk_s3::primitives::DateTime;
 use contract::{
-    ARTIST_NAME, ASPECT_RATIO, CREATED_AT, GENERATION_ID, GUIDANCE_SCALE, KARRAS_SIGMAS, LORA_MODEL_URL, LORA_SCALE,
-    LORAS, NEGATIVE_PROMPT, NOISE_SOURCE, NUM_IMAGES, NUM_INFERENCE_STEPS, OUTPUT_FORMAT, PROMPT_TAGS,
-    PROMPT_WEIGHTING, SAFETY, SCHEDULER, SEED, SIGNATURE, STYLE_ID, TASK, TEXTUAL_INVERSIONS, WEBHOOK_URL, extra,
-    inversion,
+    ARTIST_NAME, CREATED_AT, GENERATION_ID, GUIDANCE_SCALE, KARRAS_SIGMAS, LORA_MODEL_URL, LORA_SCALE, LORAS,
+    NEGATIVE_PROMPT, NOISE_SOURCE, NUM_IMAGES, NUM_INFERENCE_STEPS, OUTPUT_FORMAT, PROMPT_TAGS, PROMPT_WEIGHTING,
+    SAFETY, SCHEDULER, SEED, SIGNATURE, STYLE_ID, TASK, TEXTUAL_INVERSIONS, WEBHOOK_URL, extra, inversion,
 };
 use diffusion::{noise, prompt, schedulers};
 use json::Json;
@@ -56,9 +61,6 @@ pub const MAX_GUIDANCE: f64 = 50.0;
 pub const MAX_LORA_SCALE: f64 = 10.0;
 /// Longest URL, in characters.
 pub const MAX_URL: usize = 2048;
-/// Aspect ratios with their width and height. The first size is also that of unknown ratios.
-pub const SIZES_OF_RATIOS: [(&str, (usize, usize)); 3] =
-    [("1:1", (512, 512)), ("2:2", (768, 768)), ("1:2", (512, 1024))];
 
 /// A generation task that passed every check.
 #[derive(Debug, Clone)]
@@ -87,6 +89,10 @@ pub struct Task {
     pub width: usize,
     /// Pixels.
     pub height: usize,
+    /// Whether the size is the task's own `width` and `height`, and not that of an aspect ratio.
+    pub own_size: bool,
+    /// What its fields ask for and do not get.
+    pub warnings: Vec<Warning>,
     /// Denoising steps.
     pub steps: usize,
     /// The scale of classifier-free guidance.
@@ -186,7 +192,7 @@ impl Task {
     }
 
     fn from_fields(fields: &Fields) -> Result<Self> {
-        let (width, height) = size(ASPECT_RATIO.read(fields)?.as_deref());
+        let AskedSize { width, height, is_own: own_size, warning } = AskedSize::read(fields)?;
         let scheduler = SCHEDULER.read(fields)?.unwrap_or_default();
         let lora_scale = LORA_SCALE.read(fields)?;
         let mut loras = vec![LoraRef::new(LORA_MODEL_URL.read(fields)?, lora_scale)];
@@ -207,6 +213,8 @@ impl Task {
             seed: SEED.read(fields)?,
             width,
             height,
+            own_size,
+            warnings: warning.into_iter().collect(),
             steps: NUM_INFERENCE_STEPS.read(fields)? as usize,
             guidance_scale: GUIDANCE_SCALE.read(fields)?,
             scheduler,
@@ -252,20 +260,6 @@ fn whole_number(number: &str) -> Option<i64> {
     const EXACT: f64 = 9_007_199_254_740_992.0;
     let rounded = || number.parse().ok().filter(|number: &f64| number.fract() == 0.0 && number.abs() < EXACT);
     number.parse().ok().or_else(|| rounded().map(|number| number as i64))
-}
-
-/// Width and height of an aspect ratio. 512x512 for none and, as in the Python worker, for an unknown one.
-pub fn size(aspect_ratio: Option<&str>) -> (usize, usize) {
-    let [(_, usual), ..] = SIZES_OF_RATIOS;
-    let Some(wish) = aspect_ratio else { return usual };
-    let known = SIZES_OF_RATIOS.iter().find(|(name, _)| *name == wish);
-    known.map_or_else(
-        || {
-            tracing::warn!(known = "1:1, 2:2, 1:2", "unknown aspect_ratio, painting 512x512");
-            usual
-        },
-        |(_, size)| *size,
-    )
 }
 
 fn karras_sigmas(fields: &Fields, scheduler: schedulers::Kind) -> Result<Option<bool>> {

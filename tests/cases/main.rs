@@ -37,6 +37,7 @@ mod relay_peers;
 mod relay_telemetry;
 mod safety;
 mod secrets;
+mod sizes;
 mod storage_faults;
 mod traces;
 mod variables;

@@ -47,7 +47,7 @@ use guidance::Guidance;
 use image::RgbImage;
 use inversions::Inversions;
 use networks::{Denoiser, Model, Networks};
-use residence::Extent;
+use residence::{Extent, Sizes};
 use safety::SafetyNetwork;
 use std::{ops::ControlFlow, path::Path};
 
@@ -104,7 +104,7 @@ impl Pipeline {
     /// # Errors
     /// As [`Pipeline::load`].
     pub fn load_with(model: &Path, compute: &Compute, options: &LoadOptions) -> Result<Self> {
-        let &LoadOptions { offload, size, .. } = options;
+        let &LoadOptions { offload, size, largest, .. } = options;
         let index = ModelIndex::load(model)?;
         let text_config = TextEncoderConfig::load(model)?;
         let (unet_config, vae_config) = (UnetConfig::load(model)?, VaeConfig::load(model)?);
@@ -128,7 +128,7 @@ impl Pipeline {
             vae_weights: weights.vae,
         };
         let factor = model.vae_config.factor();
-        let latents = (size.1.div_ceil(factor), size.0.div_ceil(factor));
+        let sizes = Sizes::of(size, largest, factor);
         let target = Target::of_weights(&model.unet_weights, &model.text_weights);
         let mut safety = SafetyNetwork::open((&model.folder, &index), &options.safety_checker, compute)?;
         let beside = safety.as_mut().map(|safety| safety as &mut dyn Beside);
@@ -136,7 +136,7 @@ impl Pipeline {
             tokenizer,
             inversions: Inversions::default(),
             scheduler_config,
-            networks: Networks::new(model, compute, offload, latents, beside)?,
+            networks: Networks::new(model, compute, offload, sizes, beside)?,
             safety,
             index,
             compute: compute.clone(),

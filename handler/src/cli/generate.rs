@@ -1,13 +1,14 @@
 //! `handler generate`: paints from the shell, with a progress bar. No queue, no S3, no webhooks.
 
 use crate::{
+    cli::picture_size::PictureSize,
     engine::{Engine, GenerationRequest, options::ModelConfig},
     picture::{
         Credential, PictureOrigin,
         options::{CredentialFiles, PictureConfig},
     },
     task::{
-        self, Format, SafetyMode,
+        Format, SafetyMode,
         signature::{MAX_MARGIN, Position, SIZES, Signature},
     },
 };
@@ -64,9 +65,9 @@ pub struct GenerateConfig {
     /// Classifier-free guidance; none at 1 and below.
     #[arg(long, default_value_t = 7.5, value_parser = finite)]
     pub guidance_scale: f64,
-    /// 1:1 is 512x512, 2:2 is 768x768, 1:2 is 512x1024.
-    #[arg(long, default_value = "1:1", value_parser = ["1:1", "2:2", "1:2"])]
-    pub aspect_ratio: String,
+    /// Its size.
+    #[command(flatten)]
+    pub size: PictureSize,
     /// How the noise becomes a picture.
     #[arg(long, default_value_t, value_parser = schedulers())]
     pub scheduler: schedulers::Kind,
@@ -260,7 +261,7 @@ fn numbered(out: &Path, number: usize) -> PathBuf {
 
 fn generation_request(config: &GenerateConfig) -> anyhow::Result<GenerationRequest> {
     let seed = config.seed;
-    let (width, height) = task::size(Some(&config.aspect_ratio));
+    let (width, height) = config.size.pixels();
     let loras = config.loras.iter().map(|file| {
         let lora = Lora::read(&file.path).with_context(|| format!("--lora {}", file.path.display()))?;
         Ok(AppliedLora { lora: Arc::new(lora), scale: file.scale })

@@ -139,6 +139,31 @@ fn with_ever_more_memory(request: &GenerationRequest, at_once: usize) -> (usize,
     (failed, freed)
 }
 
+/// A backend may ask for another size each time: what is kept of the old ones must not fill the GPU.
+#[test]
+fn gpu_memory_does_not_grow_with_the_number_of_sizes() {
+    let mut engine = engine(Precision::F16);
+    let gpu = Gpu::clone(engine.gpu().unwrap());
+    let sized = |index: usize| {
+        // 200 sizes, the larger ones first.
+        let (width, height) = (64 + 8 * (19 - index % 20), 64 + 8 * (9 - index / 20));
+        let mut request = generation_request("red circle", 7, 1, 64);
+        (request.inputs.width, request.inputs.height, request.inputs.steps) = (width, height, 2);
+        request
+    };
+    let usual = generation_request("red circle", 7, 1, 256);
+    let first = paint(&mut engine, &usual);
+    let mut held = Vec::new();
+    for index in 0..200 {
+        paint(&mut engine, &sized(index));
+        held.push(gpu.bytes());
+    }
+    println!("held after 50, 100 and 200 sizes: {:?} bytes", [held[49], held[99], held[199]]);
+    // A few pages may lie between what is kept.
+    assert!(held[199] <= held[49] + 8 * MIB, "{} bytes after 50 sizes, {} after 200", held[49], held[199]);
+    assert_eq!(paint(&mut engine, &usual), first);
+}
+
 #[test]
 fn gpu_pictures_are_the_same_whatever_leaves_the_gpu() {
     for dtype in [Precision::F16, Precision::Bf16, Precision::F32] {

@@ -5,6 +5,7 @@ use crate::{
     engine::options::ModelConfig,
     picture::options::PictureConfig,
     storage::{options::StoreConfig, weights::options::ModelUrl},
+    task::SizeLimits,
 };
 use clap::{Args, ValueEnum};
 
@@ -30,12 +31,26 @@ pub struct ServiceConfig {
     /// What a task may reach.
     #[command(flatten)]
     pub safety: SafetyConfig,
+    /// The sizes of pictures.
+    #[command(flatten)]
+    pub sizes: SizeLimits,
     /// How tasks are worked on.
     #[command(flatten)]
     pub work: WorkConfig,
     /// How log lines look.
     #[arg(long, env = "EASEL_LOG_FORMAT", default_value = "json")]
     pub log_format: LogFormat,
+}
+
+impl ServiceConfig {
+    /// Whether the options go together.
+    ///
+    /// # Errors
+    /// Which do not, and why.
+    pub fn check(&self) -> Result<(), String> {
+        self.store.check()?;
+        self.sizes.check()
+    }
 }
 
 /// How log lines look.

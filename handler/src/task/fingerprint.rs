@@ -27,6 +27,9 @@ impl Task {
             style_id: _,
             webhook_url: _,
             created_at: _,
+            // The size is in it, however it was asked for.
+            own_size: _,
+            warnings: _,
             loras,
             inversions,
             prompt,

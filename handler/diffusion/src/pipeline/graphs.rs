@@ -18,7 +18,8 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
-/// The most recordings. If there are so many, all are dropped before the next one.
+/// The most recordings, however many sizes are asked for. If there are so many, the one that was used longest ago is dropped before the
+/// next one.
 const MAX_RECORDINGS: usize = 24;
 /// The fewest steps in a table.
 const MIN_CAPACITY: usize = 128;
@@ -71,6 +72,8 @@ struct StepRecording {
     /// First, so that it is dropped before the arrays that it uses.
     graph: Option<Graph>,
     key: StepKey,
+    /// The run that used it last.
+    used: usize,
     /// `[images, channels, height, width]` in f32, as are `noise` and `clean_before`.
     latents: Array,
     noise: Array,
@@ -147,13 +150,19 @@ impl Recordings {
         let key = StepKey { images, prompts, channels, height, width, guided, tokens, with_scheduler };
         let mut steps = lock(&self.steps);
         if steps.get(&key).is_none_or(|recording| recording.capacity < count) {
-            if steps.len() >= MAX_RECORDINGS {
-                steps.clear();
-                self.gpu.trim(0)?;
+            // Before the next one is made, which then finds the memory.
+            let former = steps.remove(&key);
+            let oldest = to_drop(steps.values().map(|recording| (recording.key, recording.used)));
+            let oldest = oldest.and_then(|key| steps.remove(&key));
+            if former.is_some() || oldest.is_some() {
+                // Nothing that uses them may be under way.
+                self.gpu.synchronize()?;
+                drop((former, oldest));
             }
             steps.insert(key, StepRecording::new(&self.gpu, key, &prepared, count)?);
         }
-        let recording = steps.get(&key).ok_or_else(|| Error::Msg("a recording is gone".into()).bt())?;
+        let recording = steps.get_mut(&key).ok_or_else(|| Error::Msg("a recording is gone".into()).bt())?;
+        recording.used = run;
         recording.reset(&prepared, count, guidance_scale.unwrap_or(1.0), coefficients.unwrap_or_default())?;
         Ok(RecordedDenoiser { recordings: self, key, run })
     }
@@ -203,6 +212,7 @@ impl StepRecording {
         let latents = gpu.resident(&latents, Dtype::F32)?;
         Ok(Self {
             key,
+            used: 0,
             noise: gpu.resident(latents.dims(), Dtype::F32)?,
             clean_before: gpu.resident(latents.dims(), Dtype::F32)?,
             coefficients: gpu.resident(&[capacity, 5], Dtype::F32)?,
@@ -335,6 +345,36 @@ impl RecordedDenoiser<'_> {
     }
 }
 
+/// Which recording must go before another one is made: of as many as there may be, the one that was used longest ago.
+fn to_drop<K>(recordings: impl ExactSizeIterator<Item = (K, usize)>) -> Option<K> {
+    if recordings.len() < MAX_RECORDINGS {
+        return None;
+    }
+    recordings.min_by_key(|(_, used)| *used).map(|(key, _)| key)
+}
+
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn of_too_many_recordings_the_one_goes_that_was_used_longest_ago() {
+        let mut kept: Vec<(usize, usize)> = Vec::new();
+        for run in 0..200 {
+            if let Some(oldest) = to_drop(kept.iter().copied()) {
+                kept.retain(|(size, _)| *size != oldest);
+            }
+            kept.push((run, run));
+            assert!(kept.len() <= MAX_RECORDINGS);
+            // The first size is painted in between.
+            kept.iter_mut().filter(|(size, _)| *size == 0).for_each(|(_, used)| *used = run);
+        }
+        let mut sizes: Vec<usize> = kept.into_iter().map(|(size, _)| size).collect();
+        sizes.sort();
+        assert_eq!((sizes.len(), sizes[0], sizes[1]), (MAX_RECORDINGS, 0, 200 - MAX_RECORDINGS + 1));
+    }
 }

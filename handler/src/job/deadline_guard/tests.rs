@@ -175,3 +175,23 @@ fn the_finishing_time_is_the_shortest_of_several_recent_tasks() {
         assert_eq!(timings.finishing(WORKLOAD), Duration::ZERO);
     }
 }
+
+/// A backend may ask for another size each time.
+#[test]
+fn many_sizes_take_bounded_memory_and_the_last_ones_stay_known() {
+    let timings = Timings::default();
+    let of = |width: usize| Workload { width, ..WORKLOAD };
+    let time = Duration::from_millis(100);
+    timings.record_step(of(8), time);
+    for width in 1..1000 {
+        timings.record_step(of(8 * width), time);
+        // One that is used again and again stays.
+        timings.record_step(of(8), time);
+        (0..2).for_each(|_| timings.record_finishing(of(8 * width), time));
+    }
+    let measured = timings.lock();
+    assert_eq!((measured.steps.0.len(), measured.finishing.0.len()), (REMEMBERED, REMEMBERED));
+    drop(measured);
+    assert_eq!([8, 8 * 999, 8 * 500].map(|width| timings.step(of(width))), [Some(time), Some(time), None]);
+    assert_eq!([8 * 999, 8 * 500].map(|width| timings.finishing(of(width))), [time, Duration::ZERO]);
+}
