@@ -25,7 +25,7 @@ FULL = TASK | {
     "loras": [{"lora_model_url": "s3://other/b", "scale": 0.5}], "num_images": 4, "output_format": "webp",
     "textual_inversions": [{"url": "s3://words/a", "token": "<cat-toy>"}],
     "signature": {"position": "top-left", "opacity": 255, "size": 0.25, "margin": 0.25}, "safety": "refuse",
-    "created_at": "2026-11-25T14:00:00.5+01:00",
+    "created_at": "2026-11-25T14:00:00.5+01:00", "width": 264, "height": 328,
 }
 # One step beyond each limit of the contract's table.
 BEYOND = {
@@ -34,7 +34,7 @@ BEYOND = {
     "num_inference_steps": 151, "guidance_scale": 50.1, "scheduler": MARK, "karras_sigmas": MARK, "noise_source": MARK,
     "prompt_weighting": MARK, "long_prompt": MARK, "clip_skip": 12, "lora_scale": 10.1, "loras": [{"lora_model_url": "s3://other/b"}] * 8, "num_images": 5,
     "output_format": MARK, "signature": {"margin": 0.26}, "safety": MARK, "created_at": MARK,
-    "textual_inversions": [{"url": "s3://words/a", "token": MARK * 13}],
+    "textual_inversions": [{"url": "s3://words/a", "token": MARK * 13}], "width": 2056, "height": 56,
 }
 
 # What the parser refuses and JSON Schema takes.
@@ -52,6 +52,9 @@ def tasks():
     yield "taken-odd-size", json.dumps(TASK | {"aspect_ratio": "16:9", "scheduler": "lcm", "lora_scale": 1e-305})
     for name, value in BEYOND.items():
         yield f"refused-{name}", json.dumps(TASK | {name: value})
+    yield "refused-width-alone", json.dumps(TASK | {"width": 264})
+    yield "refused-height-alone", json.dumps(TASK | {"width": None, "height": 264})
+    yield "refused-width-between", json.dumps(TASK | {"width": 260, "height": 264})
     for name, value in {"position": MARK, "opacity": 256, "size": 0.26, "size-small": 0.01}.items():
         yield f"refused-signature-{name}", json.dumps(TASK | {"signature": {name.split("-")[0]: value}})
     yield "refused-scheduler-without-karras", json.dumps(TASK | {"scheduler": "ddim", "karras_sigmas": True})

@@ -6,3 +6,4 @@ pub mod generate;
 pub mod lora;
 pub mod manual;
 pub mod options;
+pub mod picture_size;

@@ -7,6 +7,7 @@ pub mod cancel;
 pub mod claim;
 mod deadline;
 pub mod deadline_guard;
+mod detail;
 pub mod failure;
 mod message;
 pub mod options;
@@ -77,7 +78,7 @@ impl JobRunner {
         let max_batch = (config.work.batch > 0).then_some(config.work.batch.into());
         let folder = &config.model.dir;
         let remote = config.model_url.as_ref().map(|url| RemoteModel::for_service(store.s3(), url, folder));
-        let loader = ModelLoader::begin(&config.model, remote, max_batch, metrics.clone());
+        let loader = ModelLoader::begin(&config.model, remote, config.sizes.largest(), max_batch, metrics.clone());
         Self::with(loader, store, metrics, config, aws).await
     }
 
@@ -93,7 +94,7 @@ impl JobRunner {
         let stamp = config.secrets.credential.files.credential_time_stamp_url.as_ref();
         let pems = secrets.credential.as_ref();
         let credential = pems.map(|(certificate, key)| Credential::open(certificate, key, stamp)).transpose()?;
-        let admission = Admission::new(&config.safety);
+        let admission = Admission::new(&config.safety, &config.sizes);
         let lease = Duration::from_secs(config.work.claim_lease.into());
         let lifetime = Duration::from_secs(config.work.cancel_expiry.into());
         let (s3, bucket) = store.pictures();

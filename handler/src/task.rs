@@ -4,6 +4,7 @@
 //! field, what it holds and what is allowed. It is reported to the backend whenever the id and the address can be read, even if the message
 //! is no JSON.
 
+mod asked_size;
 pub mod buckets;
 mod cancel;
 mod contract;
@@ -15,23 +16,28 @@ mod rule;
 mod safety;
 mod salvage;
 pub mod signature;
+mod sizes;
+mod warning;
 
 pub use cancel::{Cancel, read_cancel};
 pub use contract::{cancel_schema, schema};
 pub use format::Format;
 pub use safety::{Checked, SafetyMode};
+pub use sizes::{MAX_SIDE, MIN_SIDE, SIDE_STEP, SIZES_OF_RATIOS, SizeLimits, side, size};
+pub use warning::{Code, Warning};
 
 use crate::task::signature::Signature;
+use asked_size::AskedSize;
 use aws_sdk_s3::primitives::DateTime;
 use contract::{
-    ARTIST_NAME, ASPECT_RATIO, CLIP_SKIP, CREATED_AT, GENERATION_ID, GUIDANCE_SCALE, KARRAS_SIGMAS, LONG_PROMPT,
-    LORA_MODEL_URL, LORA_SCALE, LORAS, NEGATIVE_PROMPT, NOISE_SOURCE, NUM_IMAGES, NUM_INFERENCE_STEPS, OUTPUT_FORMAT,
-    PROMPT_TAGS, PROMPT_WEIGHTING, SAFETY, SCHEDULER, SEED, SIGNATURE, STYLE_ID, TASK, TEXTUAL_INVERSIONS, WEBHOOK_URL,
-    extra, inversion,
+    ARTIST_NAME, CLIP_SKIP, CREATED_AT, GENERATION_ID, GUIDANCE_SCALE, KARRAS_SIGMAS, LONG_PROMPT, LORA_MODEL_URL,
+    LORA_SCALE, LORAS, NEGATIVE_PROMPT, NOISE_SOURCE, NUM_IMAGES, NUM_INFERENCE_STEPS, OUTPUT_FORMAT, PROMPT_TAGS,
+    PROMPT_WEIGHTING, SAFETY, SCHEDULER, SEED, SIGNATURE, STYLE_ID, TASK, TEXTUAL_INVERSIONS, WEBHOOK_URL, extra,
+    inversion,
 };
 use diffusion::{noise, prompt, schedulers};
 use json::Json;
-use rule::{Fields, Result, base_address};
+use rule::{Fields, Joined, Result, base_address};
 use salvage::{Salvage, salvage};
 use std::borrow::Cow;
 use url::Url;
@@ -58,9 +64,6 @@ pub const MAX_GUIDANCE: f64 = 50.0;
 pub const MAX_LORA_SCALE: f64 = 10.0;
 /// Longest URL, in characters.
 pub const MAX_URL: usize = 2048;
-/// Aspect ratios with their width and height. The first size is also that of unknown ratios.
-pub const SIZES_OF_RATIOS: [(&str, (usize, usize)); 3] =
-    [("1:1", (512, 512)), ("2:2", (768, 768)), ("1:2", (512, 1024))];
 
 /// A generation task that passed every check.
 #[derive(Debug, Clone)]
@@ -75,6 +78,8 @@ pub struct Task {
     pub inversions: Vec<InversionRef>,
     /// The tags, joined by one space.
     pub prompt: String,
+    /// Where in the prompt each tag ends, in bytes.
+    pub tag_ends: Vec<usize>,
     /// What the picture must not show; empty by default.
     pub negative_prompt: String,
     /// Whether brackets in both prompts mean weights.
@@ -93,6 +98,10 @@ pub struct Task {
     pub width: usize,
     /// Pixels.
     pub height: usize,
+    /// Whether the size is the task's own `width` and `height`, and not that of an aspect ratio.
+    pub own_size: bool,
+    /// What its fields ask for and do not get.
+    pub warnings: Vec<Warning>,
     /// Denoising steps.
     pub steps: usize,
     /// The scale of classifier-free guidance.
@@ -192,8 +201,9 @@ impl Task {
     }
 
     fn from_fields(fields: &Fields) -> Result<Self> {
-        let (width, height) = size(ASPECT_RATIO.read(fields)?.as_deref());
+        let AskedSize { width, height, is_own: own_size, warning } = AskedSize::read(fields)?;
         let scheduler = SCHEDULER.read(fields)?.unwrap_or_default();
+        let Joined { text: prompt, ends: tag_ends } = PROMPT_TAGS.read(fields)?;
         let lora_scale = LORA_SCALE.read(fields)?;
         let mut loras = vec![LoraRef::new(LORA_MODEL_URL.read(fields)?, lora_scale)];
         for lora in LORAS.read(fields)?.unwrap_or_default() {
@@ -205,7 +215,8 @@ impl Task {
             generation_id: GENERATION_ID.read(fields)? as i64,
             style_id: STYLE_ID.read(fields)? as i64,
             loras,
-            prompt: PROMPT_TAGS.read(fields)?,
+            prompt,
+            tag_ends,
             negative_prompt: NEGATIVE_PROMPT.read(fields)?.map(Cow::into_owned).unwrap_or_default(),
             prompt_weighting: PROMPT_WEIGHTING.read(fields)?.unwrap_or_default(),
             long_prompt: LONG_PROMPT.read(fields)?.unwrap_or_default(),
@@ -215,6 +226,8 @@ impl Task {
             seed: SEED.read(fields)?,
             width,
             height,
+            own_size,
+            warnings: warning.into_iter().collect(),
             steps: NUM_INFERENCE_STEPS.read(fields)? as usize,
             guidance_scale: GUIDANCE_SCALE.read(fields)?,
             scheduler,
@@ -260,20 +273,6 @@ fn whole_number(number: &str) -> Option<i64> {
     const EXACT: f64 = 9_007_199_254_740_992.0;
     let rounded = || number.parse().ok().filter(|number: &f64| number.fract() == 0.0 && number.abs() < EXACT);
     number.parse().ok().or_else(|| rounded().map(|number| number as i64))
-}
-
-/// Width and height of an aspect ratio. 512x512 for none and, as in the Python worker, for an unknown one.
-pub fn size(aspect_ratio: Option<&str>) -> (usize, usize) {
-    let [(_, usual), ..] = SIZES_OF_RATIOS;
-    let Some(wish) = aspect_ratio else { return usual };
-    let known = SIZES_OF_RATIOS.iter().find(|(name, _)| *name == wish);
-    known.map_or_else(
-        || {
-            tracing::warn!(known = "1:1, 2:2, 1:2", "unknown aspect_ratio, painting 512x512");
-            usual
-        },
-        |(_, size)| *size,
-    )
 }
 
 fn karras_sigmas(fields: &Fields, scheduler: schedulers::Kind) -> Result<Option<bool>> {

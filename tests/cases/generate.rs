@@ -50,6 +50,12 @@ fn a_png_of_another_shape_by_the_other_scheduler() {
         let file = fs::read(out)?;
         assert_eq!(image::guess_format(&file)?, ImageFormat::Png);
         assert_eq!(image::load_from_memory(&file)?.dimensions(), (512, 1024));
+        let out = run.folder("generate")?.join("odd.png");
+        let (fine, text) = generate(run, "generate-odd", &out, &["--width", "280", "--height", "296"]).await?;
+        assert!(fine, "{text}");
+        assert_eq!(image::open(&out)?.dimensions(), (280, 296));
+        let (fine, text) = generate(run, "generate-half", &out, &["--width", "280"]).await?;
+        assert!(!fine && text.contains("--height"), "{text}");
         Ok(())
     });
 }

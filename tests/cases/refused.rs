@@ -18,7 +18,7 @@ use std::time::Duration;
 /// What makes a task unfit, and the field that its failed webhook names.
 type Change = (&'static str, fn(Task) -> Task);
 
-const CHANGES: [Change; 18] = [
+const CHANGES: [Change; 22] = [
     ("artist_name", |task| task.without("artist_name")),
     ("prompt_tags", |task| task.without("prompt_tags")),
     ("lora_model_url", |task| task.without("lora_model_url")),
@@ -34,6 +34,10 @@ const CHANGES: [Change; 18] = [
     ("artist_name", |task| task.with("artist_name", "🦀 ❤\u{fe0f}")),
     ("lora_model_url", |task| task.with("lora_model_url", "https://h/lora.safetensors")),
     ("num_inference_steps", |task| task.with("num_inference_steps", 0)),
+    ("height", |task| task.with("width", 512)),
+    ("width", |task| task.with("width", 260).with("height", 512)),
+    ("width", |task| task.with("width", 248).with("height", 512)),
+    ("height", |task| task.with("width", 512).with("height", 1032)),
     ("lora_model_url", |task| task.with("lora_model_url", format!("s3://{MODELS}/none"))),
     ("lora_model_url", |task| task.with("lora_model_url", "s3://no-such-bucket/none")),
     ("generation_id", |task| {

@@ -45,7 +45,8 @@ def likeness(options: argparse.Namespace, row: dict) -> float:
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / f"{row['name']}.png"
         command = [options.handler, "generate", "--model", MODEL / "easel-tiny", "--device", options.device, "--dtype", options.dtype]
-        command += ["--prompt", row["prompt"], "--negative-prompt", row["negative_prompt"], "--aspect-ratio", row["aspect_ratio"]]
+        command += ["--prompt", row["prompt"], "--negative-prompt", row["negative_prompt"]]
+        command += ["--width", row["width"], "--height", row["height"]] if "width" in row else ["--aspect-ratio", row["aspect_ratio"]]
         command += ["--scheduler", row["scheduler"], "--steps", row["steps"], "--guidance-scale", row["guidance_scale"]]
         command += ["--seed", row["seed"], "--num-images", row["num_images"], "--noise-source", row["noise_source"], "--out", out]
         if row["lora"]:

@@ -34,6 +34,9 @@ struct GoldenPicture {
     prompt: String,
     negative_prompt: String,
     aspect_ratio: String,
+    /// With the height, instead of the aspect ratio.
+    width: Option<usize>,
+    height: Option<usize>,
     scheduler: Kind,
     steps: usize,
     guidance_scale: f64,
@@ -48,7 +51,7 @@ struct GoldenPicture {
 
 impl GoldenPicture {
     fn request(&self) -> Request {
-        let (width, height) = task::size(Some(&self.aspect_ratio));
+        let (width, height) = self.width.zip(self.height).unwrap_or_else(|| task::size(Some(&self.aspect_ratio)));
         Request {
             prompt: self.prompt.clone(),
             negative_prompt: self.negative_prompt.clone(),
@@ -111,6 +114,7 @@ macro_rules! pictures {
 
 pictures! {
     square, large, tall_halftone, euler, euler_ancestral, ddim, unipc, lcm, pndm, lcm_stained_glass, half_scale, pair,
+    odd_264x328, odd_280x296, odd_256x360, odd_1000x264, odd_344x376,
 }
 
 fn cases(here: &Path) -> Result<Vec<GoldenPicture>> {

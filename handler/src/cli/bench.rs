@@ -9,6 +9,7 @@ pub use products::products;
 pub use safety::safety;
 
 use crate::{
+    cli::picture_size::PictureSize,
     engine::{Engine, GenerationRequest, options::ModelConfig},
     picture::options::CredentialFiles,
     task,
@@ -78,9 +79,9 @@ pub struct BenchPictureConfig {
     /// What the picture shows.
     #[arg(long, default_value = "lighthouse sunset sea")]
     pub prompt: String,
-    /// 1:1 is 512x512, 2:2 is 768x768, 1:2 is 512x1024.
-    #[arg(long, default_value = "1:1", value_parser = ["1:1", "2:2", "1:2"])]
-    pub aspect_ratio: String,
+    /// Its size.
+    #[command(flatten)]
+    pub size: PictureSize,
     /// Denoising steps.
     #[arg(long, default_value_t = 50, value_parser = clap::value_parser!(u16).range(1..=1000))]
     pub steps: u16,
@@ -226,14 +227,14 @@ pub fn lora(config: &BenchLoraConfig) -> anyhow::Result<()> {
 pub fn picture(config: &BenchPictureConfig) -> anyhow::Result<()> {
     ensure!(config.guidance_scale.is_finite(), "--guidance-scale must be a finite number");
     let clock = Instant::now();
-    let (width, height) = task::size(Some(&config.aspect_ratio));
+    let (width, height) = config.size.pixels();
     let mut engine = Engine::open(&config.model, (width, height))?;
     let load = clock.elapsed();
     let inputs = inputs(&config.prompt, (width, height), config.steps, config.guidance_scale);
     let request = GenerationRequest::new(inputs, usize::from(config.num_images));
     let mut paint = || -> anyhow::Result<_> {
         let clock = Instant::now();
-        let output = engine.paint(&request, &mut |_| ControlFlow::Continue(()))?;
+        let output = engine.paint(&request, &mut |_, _| ControlFlow::Continue(()))?;
         Ok((clock.elapsed(), output.stages))
     };
     let (first, _) = paint()?;
@@ -296,7 +297,7 @@ pub fn soak(config: &BenchSoakConfig) -> anyhow::Result<()> {
         let inputs = inputs("lighthouse sunset sea", size, config.steps, 7.5);
         let request = GenerationRequest { loras, ..GenerationRequest::new(inputs, 1) };
         let clock = Instant::now();
-        engine.paint(&request, &mut |_| ControlFlow::Continue(()))?;
+        engine.paint(&request, &mut |_, _| ControlFlow::Continue(()))?;
         times.push(clock.elapsed());
         let held = (engine.gpu().map_or(0, Gpu::bytes) >> 20, memory_mib("VmRSS:").unwrap_or_default());
         if task + 1 == SETTLED {

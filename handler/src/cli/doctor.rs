@@ -63,7 +63,7 @@ pub async fn run(config: &DoctorConfig) -> anyhow::Result<bool> {
     };
     let aws = settings::sdk_config().await?;
     print(model::check(config, &aws).await)?;
-    print(machine::gpu(&service.model).await)?;
+    print(machine::gpu(&service.model, service.sizes.largest()).await)?;
     print(vec![machine::fonts()])?;
     print(vec![machine::cache(&service.store).await])?;
     print(vec![storage::credentials(&aws).await])?;

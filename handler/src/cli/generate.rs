@@ -1,13 +1,14 @@
 //! `handler generate`: paints from the shell, with a progress bar. No queue, no S3, no webhooks.
 
 use crate::{
+    cli::picture_size::PictureSize,
     engine::{Engine, GenerationRequest, options::ModelConfig},
     picture::{
         Credential, PictureOrigin,
         options::{CredentialFiles, PictureConfig},
     },
     task::{
-        self, Format, MAX_CLIP_SKIP, SafetyMode,
+        Format, MAX_CLIP_SKIP, SafetyMode,
         signature::{MAX_MARGIN, Position, SIZES, Signature},
     },
 };
@@ -70,9 +71,9 @@ pub struct GenerateConfig {
     /// Classifier-free guidance; none at 1 and below.
     #[arg(long, default_value_t = 7.5, value_parser = finite)]
     pub guidance_scale: f64,
-    /// 1:1 is 512x512, 2:2 is 768x768, 1:2 is 512x1024.
-    #[arg(long, default_value = "1:1", value_parser = ["1:1", "2:2", "1:2"])]
-    pub aspect_ratio: String,
+    /// Its size.
+    #[command(flatten)]
+    pub size: PictureSize,
     /// How the noise becomes a picture.
     #[arg(long, default_value_t, value_parser = schedulers())]
     pub scheduler: schedulers::Kind,
@@ -227,7 +228,7 @@ pub fn run(config: &GenerateConfig) -> anyhow::Result<()> {
     let mut engine = Engine::open(&config.model, (request.inputs.width, request.inputs.height))?;
     let style = ProgressStyle::with_template("{bar:40} step {pos}/{len}  {elapsed} elapsed, {eta} to go")?;
     let bar = ProgressBar::new(u64::from(config.steps)).with_style(style);
-    let output = engine.paint(&request, &mut |step| {
+    let output = engine.paint(&request, &mut |step, _| {
         bar.set_length(u64::from(config.steps) * step.parts as u64);
         bar.set_position(u64::from(config.steps) * step.part as u64 + step.finished as u64);
         ControlFlow::Continue(())
@@ -266,7 +267,7 @@ fn numbered(out: &Path, number: usize) -> PathBuf {
 
 fn generation_request(config: &GenerateConfig) -> anyhow::Result<GenerationRequest> {
     let seed = config.seed;
-    let (width, height) = task::size(Some(&config.aspect_ratio));
+    let (width, height) = config.size.pixels();
     let loras = config.loras.iter().map(|file| {
         let lora = Lora::read(&file.path).with_context(|| format!("--lora {}", file.path.display()))?;
         Ok(AppliedLora { lora: Arc::new(lora), scale: file.scale })
@@ -293,8 +294,10 @@ fn generation_request(config: &GenerateConfig) -> anyhow::Result<GenerationReque
             noise_source: config.noise_source,
         },
         images: usize::from(config.num_images),
+        tag_ends: Vec::new(),
         loras: loras.collect::<anyhow::Result<_>>()?,
         inversions: inversions.collect::<anyhow::Result<_>>()?,
+        previews: false,
         safety: None,
         signature: config.signature.name.clone().map(|name| (name, config.signature.options())),
         format: Format::of_path(&config.out).map_err(anyhow::Error::msg)?,

@@ -4,7 +4,7 @@ use crate::{
     cli::{bench::BenchCommand, doctor::DoctorConfig, generate::GenerateConfig, lora::LoraCommand, manual},
     entry::worker::WorkerConfig,
     job::options::ServiceConfig,
-    storage::{options::StoreConfig, weights::options::WeightsCommand},
+    storage::weights::options::WeightsCommand,
 };
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand, error::ErrorKind};
 use clap_complete::Shell;
@@ -38,7 +38,7 @@ impl Cli {
             Some(problem) => Err(command.error(ErrorKind::InvalidValue, problem)),
             None => {
                 let cli = Self::from_arg_matches(&matches)?;
-                match cli.command.store().map_or(Ok(()), StoreConfig::check) {
+                match cli.command.check() {
                     Ok(()) => Ok(cli),
                     Err(problem) => Err(command.error(ErrorKind::ArgumentConflict, problem)),
                 }
@@ -147,11 +147,11 @@ impl Command {
         }
     }
 
-    /// The options of storage, where a command has them.
-    fn store(&self) -> Option<&StoreConfig> {
+    /// Whether the options go together.
+    fn check(&self) -> Result<(), String> {
         match self {
-            Self::Doctor(doctor) => Some(&doctor.service.store),
-            _ => self.service().map(|service| &service.store),
+            Self::Doctor(doctor) => doctor.service.check(),
+            _ => self.service().map_or(Ok(()), ServiceConfig::check),
         }
     }
 

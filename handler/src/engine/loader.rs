@@ -51,10 +51,11 @@ pub struct ModelLoader {
 
 impl ModelLoader {
     /// Starts to fetch the model, if it is `remote`, and to load it. The thread does not keep the process from ending. A batch has at most
-    /// `max_batch` pictures; `None` is as many as memory allows.
+    /// `max_batch` pictures; `None` is as many as memory allows. `largest` is the width and height of the largest pictures to come.
     pub(crate) fn begin(
         config: &ModelConfig,
         remote: Option<RemoteModel<S3Source>>,
+        largest: (usize, usize),
         max_batch: Option<usize>,
         metrics: Metrics,
     ) -> Self {
@@ -64,7 +65,7 @@ impl ModelLoader {
             if let Some(remote) = remote {
                 fetch(&remote).await?;
             }
-            load(config).await
+            load(config, largest).await
         });
         let batcher = loader.map(move |opened| match opened {
             Ok(Ok(engine)) => {
@@ -129,11 +130,11 @@ async fn fetch(remote: &RemoteModel<S3Source>) -> Result<(), LoadError> {
 }
 
 /// Loads the model on a thread of its own.
-async fn load(config: ModelConfig) -> Result<Engine, LoadError> {
+async fn load(config: ModelConfig, largest: (usize, usize)) -> Result<Engine, LoadError> {
     let (sender, receiver) = oneshot::channel();
     let open = move || {
         // Nobody receives it if the process is ending.
-        let _ = sender.send(Engine::open(&config, crate::task::size(None)));
+        let _ = sender.send(Engine::open_for(&config, crate::task::size(None), Some(largest)));
     };
     // If the thread cannot be started or panics, the sender is dropped.
     drop(thread::Builder::new().name("load".into()).spawn(open));

@@ -7,7 +7,7 @@ use diffusion::{
     error::PipelineError,
     gpu::{self, Dtype, Generation, Gpu, GpuError},
     limit_vectors, lora, noise,
-    pipeline::{self, Compute, Footprint},
+    pipeline::{self, Compute, Footprint, LoadOptions},
 };
 use std::path::PathBuf;
 
@@ -215,18 +215,22 @@ impl Precision {
 }
 
 impl ModelConfig {
-    /// How the model would lie in so many free bytes of a GPU's memory. `size` is the width and height of the first pictures.
+    /// How the model is loaded. `size` is the width and height of the first pictures, `largest` that of the largest to come.
+    pub(crate) fn load_options(&self, size: (usize, usize), largest: Option<(usize, usize)>) -> LoadOptions {
+        LoadOptions { offload: self.offload.into(), size, largest, safety_checker: self.checker.source_at_start() }
+    }
+
+    /// How the model would lie in so many free bytes of a GPU's memory, for sizes as those of [`ModelConfig::load_options`].
     ///
     /// # Errors
     /// There is too little memory for `--offload` ([`PipelineError::Memory`]), or the model's folder cannot be used.
-    pub fn foresee(&self, free: usize, size: (usize, usize)) -> Result<Footprint, PipelineError> {
-        pipeline::foresee(
-            &self.dir,
-            self.dtype.on_gpu(),
-            (size, &self.checker.source_at_start()),
-            free,
-            self.offload.into(),
-        )
+    pub fn foresee(
+        &self,
+        free: usize,
+        size: (usize, usize),
+        largest: (usize, usize),
+    ) -> Result<Footprint, PipelineError> {
+        pipeline::foresee(&self.dir, self.dtype.on_gpu(), &self.load_options(size, Some(largest)), free)
     }
 }
 

@@ -1,6 +1,6 @@
 //! The engine on a GPU: batches, too little memory, a lost GPU. Needs a GPU.
 
-use super::{BatchItem, Engine, GenerationRequest, Pictures, Step};
+use super::{BatchItem, Engine, GenerationRequest, Pictures, Preview, Step};
 use crate::engine::{
     options::{CpuVectors, DeviceKind, Dora, ModelConfig, Offload, Precision},
     safety::CheckerConfig,
@@ -73,7 +73,7 @@ fn generation_request(prompt: &str, seed: u64, images: usize, size: usize) -> Ge
 }
 
 fn paint(engine: &mut Engine, request: &GenerationRequest) -> Vec<RgbImage> {
-    engine.paint_alone(request, &mut |_| ControlFlow::Continue(())).unwrap().pictures
+    engine.paint_alone(request, &mut |_, _| ControlFlow::Continue(())).unwrap().pictures
 }
 
 /// Peak signal-to-noise ratio in dB; infinite for the same pictures.
@@ -92,7 +92,7 @@ fn gpu_pictures_painted_together_are_those_painted_alone() {
         let all = [("red circle", 1), ("yellow star,green background", 2), ("blue square", 3), ("white heart", 4)];
         let all = all.map(|(prompt, seed)| generation_request(prompt, seed, 1, 256));
         let alone = all.each_ref().map(|request| paint(&mut engine, request));
-        let mut callbacks = all.each_ref().map(|_| |_: Step| ControlFlow::Continue(()));
+        let mut callbacks = all.each_ref().map(|_| |_: Step, _: &mut Preview<'_>| ControlFlow::Continue(()));
         let mut items: Vec<BatchItem> =
             all.iter().zip(&mut callbacks).map(|(each, callback)| (each, callback as _)).collect();
         let together = engine.try_together(&mut items).unwrap();
@@ -116,7 +116,7 @@ fn with_ever_more_memory(request: &GenerationRequest, at_once: usize) -> (usize,
         let gpu = engine.gpu().unwrap().clone();
         let shortage = Shortage::leaving(&gpu, free).unwrap();
         let mut began = 0;
-        let painted = engine.paint_alone(request, &mut |step| {
+        let painted = engine.paint_alone(request, &mut |step, _| {
             began += usize::from(step.finished == 0);
             ControlFlow::Continue(())
         });
@@ -142,6 +142,31 @@ fn with_ever_more_memory(request: &GenerationRequest, at_once: usize) -> (usize,
     }
     println!("failed {failed} times, freed {freed} times");
     (failed, freed)
+}
+
+/// A backend may ask for another size each time: what is kept of the old ones must not fill the GPU.
+#[test]
+fn gpu_memory_does_not_grow_with_the_number_of_sizes() {
+    let mut engine = engine(Precision::F16);
+    let gpu = Gpu::clone(engine.gpu().unwrap());
+    let sized = |index: usize| {
+        // 200 sizes, the larger ones first.
+        let (width, height) = (64 + 8 * (19 - index % 20), 64 + 8 * (9 - index / 20));
+        let mut request = generation_request("red circle", 7, 1, 64);
+        (request.inputs.width, request.inputs.height, request.inputs.steps) = (width, height, 2);
+        request
+    };
+    let usual = generation_request("red circle", 7, 1, 256);
+    let first = paint(&mut engine, &usual);
+    let mut held = Vec::new();
+    for index in 0..200 {
+        paint(&mut engine, &sized(index));
+        held.push(gpu.bytes());
+    }
+    println!("held after 50, 100 and 200 sizes: {:?} bytes", [held[49], held[99], held[199]]);
+    // A few pages may lie between what is kept.
+    assert!(held[199] <= held[49] + 8 * MIB, "{} bytes after 50 sizes, {} after 200", held[49], held[199]);
+    assert_eq!(paint(&mut engine, &usual), first);
 }
 
 #[test]
@@ -252,7 +277,7 @@ fn gpu_memory_that_another_takes_meanwhile_fails_one_task_and_the_next_paints() 
         let whole = paint(&mut engine, &request);
         let gpu = Gpu::clone(engine.gpu().unwrap());
         let shortage = Shortage::leaving(&gpu, 0).unwrap();
-        let failed = engine.paint_alone(&request, &mut |_| ControlFlow::Continue(()));
+        let failed = engine.paint_alone(&request, &mut |_, _| ControlFlow::Continue(()));
         drop(shortage);
         match failed {
             Err(error) => {
@@ -324,7 +349,8 @@ fn gpu_that_is_lost_is_another_error_than_out_of_memory() {
     assert!(Shortage::holding(&gpu, 1 << 42).is_err_and(|error| error.is_out_of_memory()));
     assert!(!engine.is_lost());
     let _ = gpu.break_it();
-    let painted = engine.paint_alone(&generation_request("red circle", 1, 1, 256), &mut |_| ControlFlow::Continue(()));
+    let painted =
+        engine.paint_alone(&generation_request("red circle", 1, 1, 256), &mut |_, _| ControlFlow::Continue(()));
     assert!(painted.is_err_and(|error| !error.is_out_of_memory() && !error.is_permanent()));
     assert!(engine.is_lost());
 }

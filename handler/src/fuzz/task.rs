@@ -49,7 +49,10 @@ fn within_limits(task: &Task) {
     assert!(task.negative_prompt.chars().count() <= 10_000, "a negative prompt out of bounds");
     assert!(!task.artist_name.trim().is_empty() && task.artist_name.chars().count() <= 200, "a name out of bounds");
     assert!(i128::from(i64::MIN) <= task.seed && task.seed <= i128::from(u64::MAX), "the seed {}", task.seed);
-    assert!(matches!((task.width, task.height), (512, 512) | (768, 768) | (512, 1024)), "a size of its own");
+    let of_ratio = matches!((task.width, task.height), (512, 512) | (768, 768) | (512, 1024));
+    let is_side = |side: usize| (64..=2048).contains(&side) && side.is_multiple_of(8);
+    assert!(of_ratio || task.own_size, "a size of its own");
+    assert!(is_side(task.width) && is_side(task.height), "{}x{}", task.width, task.height);
     assert!((1..=150).contains(&task.steps), "{} steps", task.steps);
     assert!((0.0..=50.0).contains(&task.guidance_scale), "a guidance of {}", task.guidance_scale);
     let karras = ["dpmsolver++", "euler", "unipc"].contains(&task.scheduler.to_string().as_str());

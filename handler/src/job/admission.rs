@@ -1,10 +1,10 @@
-//! Checks that the backend and the buckets of a task are allowed.
+//! Checks that the backend, the buckets and the size of a task are allowed.
 //!
 //! A task that is not admitted becomes an [`InvalidTask`], as if the field were malformed. A forbidden webhook address is taken out of
 //! it, so that nothing is sent there.
 
 use crate::{
-    task::{InvalidTask, Task, buckets::BucketPattern},
+    task::{InvalidTask, SizeLimits, Task, buckets::BucketPattern},
     webhook::network::{Guard, HostPattern},
 };
 use clap::Args;
@@ -37,12 +37,13 @@ impl SafetyConfig {
 pub struct Admission {
     guard: Guard,
     buckets: Vec<BucketPattern>,
+    sizes: SizeLimits,
 }
 
 impl Admission {
     /// By the options.
-    pub fn new(config: &SafetyConfig) -> Self {
-        Self { guard: config.guard(), buckets: config.lora_buckets.clone() }
+    pub fn new(config: &SafetyConfig, sizes: &SizeLimits) -> Self {
+        Self { guard: config.guard(), buckets: config.lora_buckets.clone(), sizes: sizes.clone() }
     }
 
     /// The guard of the webhooks.
@@ -53,11 +54,11 @@ impl Admission {
     /// Lets a task through.
     ///
     /// # Errors
-    /// The task was invalid already, or names a host or bucket that is not allowed.
+    /// The task was invalid already, or names a host or bucket that is not allowed, or has a size that is not.
     pub async fn admit(&self, parsed: Result<Task, Box<InvalidTask>>) -> Result<Task, Box<InvalidTask>> {
         match parsed {
             Ok(task) => match self.guard.check_ahead(&task.webhook_url).await {
-                Ok(()) => self.check_buckets(task),
+                Ok(()) => self.check_size(task).and_then(|task| self.check_buckets(task)),
                 Err(refused) => Err(Box::new(InvalidTask {
                     reason: refused.to_string(),
                     generation_id: Some(task.generation_id),
@@ -73,6 +74,18 @@ impl Admission {
                 }
                 Err(invalid)
             }
+        }
+    }
+
+    /// The sizes of aspect ratios are always allowed.
+    fn check_size(&self, task: Task) -> Result<Task, Box<InvalidTask>> {
+        match self.sizes.admit((task.width, task.height)) {
+            Err(reason) if task.own_size => Err(Box::new(InvalidTask {
+                reason,
+                generation_id: Some(task.generation_id),
+                webhook_url: Some(task.webhook_url),
+            })),
+            _ => Ok(task),
         }
     }
 
@@ -108,7 +121,7 @@ mod tests {
             "webhook_url": "http://localhost", "loras": [{ "lora_model_url": second }],
             "textual_inversions": [{ "url": third }],
         });
-        Admission::new(&config).admit(Task::parse(&body.to_string())).await
+        Admission::new(&config, &SizeLimits::default()).admit(Task::parse(&body.to_string())).await
     }
 
     #[tokio::test]
@@ -128,8 +141,29 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn own_sizes_are_within_the_operators_limits_and_those_of_ratios_always_are() {
+        let usual = SafetyConfig { allow_private_webhooks: true, ..SafetyConfig::default() };
+        let small = SizeLimits { min_side: 64, max_side: 256, max_pixels: 64 * 128 };
+        let admit = async |change: serde_json::Value| {
+            let mut body = json!({
+                "generation_id": 1, "style_id": 1, "lora_model_url": "s3://bucket/k", "prompt_tags": ["x"], "artist_name": "Ada",
+                "webhook_url": "http://localhost",
+            });
+            body.as_object_mut().unwrap().extend(change.as_object().unwrap().clone());
+            Admission::new(&usual, &small).admit(Task::parse(&body.to_string())).await
+        };
+        let admitted = admit(json!({ "width": 64, "height": 128 })).await.unwrap();
+        assert_eq!((admitted.width, admitted.height), (64, 128));
+        let invalid = admit(json!({ "width": 64, "height": 264 })).await.unwrap_err();
+        assert!(invalid.reason.starts_with("`height` is 264, must be from 64 to 256"), "{invalid}");
+        assert_eq!((invalid.generation_id, invalid.webhook_url.is_some()), (Some(1), true));
+        assert!(admit(json!({ "aspect_ratio": "1:2" })).await.is_ok());
+        assert!(admit(json!({ "aspect_ratio": "1:2", "width": 512, "height": 1024 })).await.is_err());
+    }
+
+    #[tokio::test]
     async fn an_invalid_task_is_reported_to_no_forbidden_host() {
-        let admission = Admission::new(&SafetyConfig::default());
+        let admission = Admission::new(&SafetyConfig::default(), &SizeLimits::default());
         for change in [json!({}), json!({ "generation_id": 1, "webhook_url": "http://127.0.0.1:1" })] {
             assert_eq!(admission.admit(Task::parse(&change.to_string())).await.unwrap_err().webhook_url, None);
         }

@@ -4,11 +4,11 @@
 //! earlier tasks; the estimate is dropped once a task was stopped because of it.
 
 use crate::{
-    engine::Step,
+    engine::{Preview, Step},
     webhook::progress::{Milestones, Progress},
 };
 use std::{
-    collections::{HashMap, VecDeque},
+    collections::VecDeque,
     ops::ControlFlow,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
@@ -23,6 +23,8 @@ const ASSUMED_STEP: Duration = Duration::from_millis(100);
 const RECENT: usize = 4;
 /// Tasks to measure before that time is estimated: a single one may have been delayed by chance.
 const ENOUGH: usize = 2;
+/// How many sizes and numbers of pictures are remembered: those of the last tasks, however many sizes a backend asks for.
+const REMEMBERED: usize = 64;
 
 /// Watches one painting over all of its attempts.
 pub struct DeadlineGuard<T, U> {
@@ -36,18 +38,18 @@ pub struct DeadlineGuard<T, U> {
     milestones: Milestones,
 }
 
-impl<T: Fn(Progress), U: Fn() -> bool> DeadlineGuard<T, U> {
-    /// For a task of `steps` steps that must be done at `end`, if there is a limit. `report` gets the milestones; `is_unwanted` says
+impl<T: Fn(Progress, &mut Preview<'_>), U: Fn() -> bool> DeadlineGuard<T, U> {
+    /// For a task of the milestones' steps that must be done at `end`, if there is a limit. `report` gets the milestones, and what gives a preview; `is_unwanted` says
     /// whether the backend has cancelled the task.
     pub fn new(
-        steps: usize,
+        milestones: Milestones,
         task: Workload,
         end: Option<Instant>,
         timings: Timings,
         report: T,
         is_unwanted: U,
     ) -> Self {
-        let (clock, milestones) = (StepClock::new(steps), Milestones::new(steps));
+        let clock = StepClock::new(milestones.total_steps());
         Self { task, end, timings, report, is_unwanted, out_of_time: Arc::default(), clock, milestones }
     }
 
@@ -57,7 +59,7 @@ impl<T: Fn(Progress), U: Fn() -> bool> DeadlineGuard<T, U> {
     }
 
     /// To be called with each step. Decides whether the painting goes on.
-    pub fn step(&mut self, step: Step, now: Instant) -> ControlFlow<()> {
+    pub fn step(&mut self, step: Step, now: Instant, preview: &mut Preview<'_>) -> ControlFlow<()> {
         // A failed batch is painted again one by one, also the tasks that were stopped in it.
         if (self.is_unwanted)() || self.out_of_time.load(Ordering::Relaxed) {
             return ControlFlow::Break(());
@@ -73,7 +75,7 @@ impl<T: Fn(Progress), U: Fn() -> bool> DeadlineGuard<T, U> {
         let per_step = measured.or_else(|| self.timings.step(at_once)).unwrap_or(ASSUMED_STEP);
         if let Some(progress) = self.milestones.reach(self.clock.done(step), per_step.saturating_mul(step.parts as u32))
         {
-            (self.report)(progress);
+            (self.report)(progress, preview);
         }
         ControlFlow::Continue(())
     }
@@ -143,7 +145,7 @@ impl StepClock {
 }
 
 /// What the time of a step depends on.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Workload {
     /// Pixels of each picture.
     pub width: usize,
@@ -159,41 +161,66 @@ pub struct Timings(Arc<Mutex<Measured>>);
 
 #[derive(Debug, Default)]
 struct Measured {
-    steps: HashMap<Workload, Duration>,
-    finishing: HashMap<Workload, VecDeque<Duration>>,
+    steps: Remembered<Duration>,
+    finishing: Remembered<VecDeque<Duration>>,
+}
+
+/// What was measured for the last workloads, the one that was measured last at the end.
+#[derive(Debug, Default)]
+struct Remembered<V>(VecDeque<(Workload, V)>);
+
+impl<V: Default> Remembered<V> {
+    fn get(&self, workload: Workload) -> Option<&V> {
+        self.0.iter().find(|(known, _)| *known == workload).map(|(_, measured)| measured)
+    }
+
+    /// Changes what is known of a workload, which is nothing at first.
+    fn change(&mut self, workload: Workload, change: impl FnOnce(&mut V)) {
+        let mut measured = self.remove(workload).unwrap_or_default();
+        change(&mut measured);
+        if self.0.len() >= REMEMBERED {
+            self.0.pop_front();
+        }
+        self.0.push_back((workload, measured));
+    }
+
+    fn remove(&mut self, workload: Workload) -> Option<V> {
+        let place = self.0.iter().position(|(known, _)| *known == workload)?;
+        self.0.remove(place).map(|(_, measured)| measured)
+    }
 }
 
 impl Timings {
     /// Records the time of a step.
     fn record_step(&self, workload: Workload, per_step: Duration) {
-        self.lock().steps.insert(workload, per_step);
+        self.lock().steps.change(workload, |known| *known = per_step);
     }
 
     /// The last recorded time of a step.
     fn step(&self, workload: Workload) -> Option<Duration> {
-        self.lock().steps.get(&workload).copied()
+        self.lock().steps.get(workload).copied()
     }
 
     /// Records how long a task took from its last step until its pictures were stored.
     pub fn record_finishing(&self, workload: Workload, time: Duration) {
-        let mut measured = self.lock();
-        let recent = measured.finishing.entry(workload).or_default();
-        recent.push_back(time);
-        if recent.len() > RECENT {
-            recent.pop_front();
-        }
+        self.lock().finishing.change(workload, |recent| {
+            recent.push_back(time);
+            if recent.len() > RECENT {
+                recent.pop_front();
+            }
+        });
     }
 
     /// The shortest such time of recent tasks; zero until several were measured.
     fn finishing(&self, workload: Workload) -> Duration {
         let measured = self.lock();
-        let recent = measured.finishing.get(&workload).filter(|recent| recent.len() >= ENOUGH);
+        let recent = measured.finishing.get(workload).filter(|recent| recent.len() >= ENOUGH);
         recent.and_then(|recent| recent.iter().min()).copied().unwrap_or_default()
     }
 
     /// Drops these times, so that the next tasks measure anew.
     fn forget_finishing(&self, workload: Workload) {
-        self.lock().finishing.remove(&workload);
+        self.lock().finishing.remove(workload);
     }
 
     fn lock(&self) -> MutexGuard<'_, Measured> {

@@ -3,10 +3,10 @@
 
 use super::{
     Format, MAX_ARTIST_NAME, MAX_CLIP_SKIP, MAX_EXTRA_LORAS, MAX_GUIDANCE, MAX_IMAGES, MAX_INVERSIONS, MAX_LORA_SCALE,
-    MAX_PROMPT, MAX_STEPS, MAX_TAGS, SIZES_OF_RATIOS, SafetyMode,
+    MAX_PROMPT, MAX_SIDE, MAX_STEPS, MAX_TAGS, MIN_SIDE, SIDE_STEP, SIZES_OF_RATIOS, SafetyMode,
     rule::{
-        Boolean, Defaulted, Field, Integer, LoraUrl, NonBlank, Number, Object, ObjectList, OneOf, Optional, Required,
-        Tags, Text, Timestamp, WebhookUrl, object_of,
+        Boolean, Defaulted, Field, Integer, LoraUrl, Multiple, NonBlank, Number, Object, ObjectList, OneOf, Optional,
+        Required, Tags, Text, Timestamp, WebhookUrl, object_of,
     },
 };
 use crate::task::signature::{MAX_MARGIN, Position, SIZES};
@@ -27,6 +27,7 @@ macro_rules! fields {
 const ID: Integer = Integer { min: 0, max: i64::MAX as i128 };
 const SEEDS: Integer = Integer { min: i64::MIN as i128, max: u64::MAX as i128 };
 const SCALES: Number = Number { min: -MAX_LORA_SCALE, max: MAX_LORA_SCALE };
+const SIDES: Multiple = Multiple { of: SIDE_STEP as i128, min: MIN_SIDE as i128, max: MAX_SIDE as i128 };
 const RATIOS: &[&str] = &[SIZES_OF_RATIOS[0].0, SIZES_OF_RATIOS[1].0, SIZES_OF_RATIOS[2].0];
 
 fields! {
@@ -50,6 +51,11 @@ fields! {
         SEED: Defaulted<Integer, i128> = "seed", SEEDS, 42;
         /// The size: 1:1 is 512x512, 2:2 is 768x768, 1:2 is 512x1024; by default and for any other 512x512.
         ASPECT_RATIO: Optional<Text> = "aspect_ratio", Text { max_chars: 100, examples: RATIOS };
+        /// Width in pixels, together with `height`; both go before `aspect_ratio`. Which sizes are painted is the
+        /// operator's choice: by default 256 to 1024 on each side, and at most 1048576 pixels.
+        WIDTH: Optional<Multiple> = "width", SIDES;
+        /// Height in pixels, together with `width`.
+        HEIGHT: Optional<Multiple> = "height", SIDES;
         /// What the picture must not show.
         NEGATIVE_PROMPT: Optional<Text> = "negative_prompt", Text { max_chars: MAX_PROMPT, examples: &[] };
         /// Denoising steps. The scheduler lcm refuses more than 50 when it paints.
@@ -167,7 +173,7 @@ pub fn schema() -> Value {
         ("description".to_string(), json!(ABOUT)),
     ]);
     schema.extend(object_of(TASK));
-    // The only rule about two fields.
+    // The rules about two fields.
     let with_karras: Vec<Value> = schedulers::Kind::NAMES
         .iter()
         .filter(|(_, kind)| kind.has_karras_sigmas())
@@ -177,6 +183,15 @@ pub fn schema() -> Value {
     let asked = json!({ "required": ["karras_sigmas"], "properties": { "karras_sigmas": { "const": true } } });
     schema.insert("if".into(), asked);
     schema.insert("then".into(), json!({ "properties": { "scheduler": { "enum": with_karras } } }));
+    let given = |field: &str| json!({ "required": [field], "properties": { field: { "type": "integer" } } });
+    let (width, height) = (given("width"), given("height"));
+    schema.insert(
+        "allOf".into(),
+        json!([
+            { "if": width, "then": height },
+            { "if": height, "then": width },
+        ]),
+    );
     Value::Object(schema)
 }
 

@@ -27,6 +27,11 @@ impl Task {
             style_id: _,
             webhook_url: _,
             created_at: _,
+            // The size is in it, however it was asked for.
+            own_size: _,
+            // The tags are in the prompt.
+            tag_ends: _,
+            warnings: _,
             loras,
             inversions,
             prompt,

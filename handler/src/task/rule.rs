@@ -7,7 +7,7 @@
 mod list;
 mod text;
 
-pub(super) use list::{Object, ObjectList, Tags};
+pub(super) use list::{Joined, Object, ObjectList, Tags};
 pub(super) use text::{LoraUrl, NonBlank, OneOf, Text, Timestamp, WebhookUrl, base_address};
 
 use super::json::{Json, Member, shown};
@@ -184,6 +184,13 @@ pub(super) struct Integer {
     pub(super) max: i128,
 }
 
+/// An integer within limits that is a multiple of another, written as [`Integer`].
+pub(super) struct Multiple {
+    pub(super) of: i128,
+    pub(super) min: i128,
+    pub(super) max: i128,
+}
+
 /// A number within limits.
 pub(super) struct Number {
     pub(super) min: f64,
@@ -208,6 +215,26 @@ impl Rule for Integer {
 
     fn schema(&self) -> Map<String, Value> {
         object([("type", json!("integer")), ("minimum", json!(self.min)), ("maximum", json!(self.max))])
+    }
+}
+
+impl Rule for Multiple {
+    type Output<'a> = i128;
+
+    fn expected(&self) -> String {
+        format!("a multiple of {} from {} to {}", self.of, self.min, self.max)
+    }
+
+    fn read(&self, path: &str, value: Json) -> Result<i128> {
+        let written = value.integer().ok_or_else(|| wrong(path, value.kind(), &self.expected()))?;
+        let fits = |number: &i128| (self.min..=self.max).contains(number) && number % self.of == 0;
+        written.parse().ok().filter(fits).ok_or_else(|| wrong(path, &shown(written), &self.expected()))
+    }
+
+    fn schema(&self) -> Map<String, Value> {
+        let mut schema = Integer { min: self.min, max: self.max }.schema();
+        schema.insert("multipleOf".into(), json!(self.of));
+        schema
     }
 }
 

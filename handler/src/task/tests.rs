@@ -210,6 +210,52 @@ fn optional_fields_are_read() {
     }
 }
 
+/// The size as two numbers.
+fn sized(width: Value, height: Value) -> std::result::Result<Task, Box<InvalidTask>> {
+    let mut task = seed_task();
+    (task["width"], task["height"]) = (width, height);
+    Task::parse(&task.to_string())
+}
+
+#[test]
+fn a_size_of_its_own_goes_before_the_aspect_ratio_and_has_both_sides() {
+    let task = sized(json!(264), json!(328)).unwrap();
+    assert_eq!((task.width, task.height, task.own_size), (264, 328, true));
+    let plain = sized(json!(null), json!(null)).unwrap();
+    assert_eq!((plain.width, plain.height, plain.own_size), (512, 512, false));
+    // The fingerprint is that of the size, however it was asked for.
+    assert_eq!(sized(json!(512), json!(512)).unwrap().fingerprint(), plain.fingerprint());
+    assert_ne!(task.fingerprint(), plain.fingerprint());
+    let mut both = seed_task();
+    (both["width"], both["height"], both["aspect_ratio"]) = (json!(264), json!(328), json!("2:2"));
+    let both = Task::parse(&both.to_string()).unwrap();
+    assert_eq!((both.width, both.height, both.warnings.len()), (264, 328, 1));
+    assert_eq!(both.warnings[0].code, Code::AspectRatioIgnored);
+    assert!(both.warnings[0].message.ends_with("painted 264x328"), "{:?}", both.warnings);
+    assert_eq!(both.fingerprint(), task.fingerprint());
+    for (width, height, fault) in [
+        (json!(264), json!(null), "`height` is missing, must be there because `width` is"),
+        (json!(null), json!(264), "`width` is missing, must be there because `height` is"),
+        (json!(260), json!(264), "`width` is 260, must be a multiple of 8 from 64 to 2048"),
+        (json!(264), json!(56), "`height` is 56, must be a multiple of 8 from 64 to 2048"),
+        (json!(264), json!(2056), "`height` is 2056, must be a multiple of 8"),
+        (json!(264), json!("264"), "`height` is a string, must be a multiple of 8"),
+        (json!(264.5), json!(264), "`width` is a fraction"),
+        (json!(-8), json!(264), "`width` is -8"),
+    ] {
+        let invalid = sized(width, height).unwrap_err();
+        assert!(invalid.reason.starts_with(fault), "{invalid}");
+    }
+}
+
+#[test]
+fn an_aspect_ratio_that_is_not_known_is_a_warning() {
+    let ratio = |ratio: &str| with("aspect_ratio", json!(ratio)).unwrap().warnings;
+    assert_eq!(ratio("2:2"), []);
+    let message = "`aspect_ratio` is none of 1:1, 2:2 and 1:2: painted 512x512".to_string();
+    assert_eq!(ratio("16:9"), [Warning::new(Code::AspectRatioUnknown, message)]);
+}
+
 #[test]
 fn bad_fields_are_named_with_kind_and_limit() {
     let cases = [

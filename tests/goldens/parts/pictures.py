@@ -21,6 +21,8 @@ REPOSITORY = Path(__file__).resolve().parents[3]
 MODEL = REPOSITORY / "tests" / "model" / "easel-tiny"
 STYLES = REPOSITORY / "tests" / "model" / "styles"
 SIZES = {"1:1": (512, 512), "2:2": (768, 768), "1:2": (512, 1024)}
+# Width and height whose latents have odd sides: 33x41 (then 17x21, 9x11, 5x6), 35x37, 32x45, 125x33 and 43x47.
+ODD_SIZES = [(264, 328), (280, 296), (256, 360), (1000, 264), (344, 376)]
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 DTYPES = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16}
 DEFAULTS = {
@@ -31,7 +33,8 @@ DEFAULTS = {
 
 def cases() -> list[dict]:
     """One whole run at the usual size and steps. The others have few steps, each for what no other shows: a size, a scheduler, a LoRA file,
-    a scale, a negative prompt, a long seed, a second image. Other golden values prove the schedulers step by step.
+    a scale, a negative prompt, a long seed, a second image. Other golden values prove the schedulers step by step. Rows with a width and a
+    height have no use for their aspect ratio.
     """
     mountains, glass = "mountains snow lake blue sky", "stained-glass-kohya.safetensors"
     rows = [
@@ -45,6 +48,9 @@ def cases() -> list[dict]:
     rows.append({"name": "lcm-stained-glass", "prompt": "red circle blue background", "lora": glass, "scheduler": "lcm", "seed": 0, "steps": 4})
     rows.append({"name": "half-scale", "prompt": "house", "negative_prompt": "tree night", "lora": "stained-glass.safetensors", "lora_scale": 0.5, "steps": 10, "seed": 2**33 + 1})
     rows.append({"name": "pair", "prompt": "yellow star dark blue background", "num_images": 2, "steps": 8})
+    for width, height in ODD_SIZES:
+        row = {"name": f"odd-{width}x{height}", "prompt": "lighthouse sunset sea", "width": width, "height": height, "steps": 4}
+        rows.append(row | ({"lora": "halftone.safetensors"} if width == 344 else {}))
     return [DEFAULTS | row for row in rows]
 
 
@@ -104,7 +110,7 @@ def load(dtype: str) -> diffusers.StableDiffusionPipeline:
 
 def paint(pipeline: diffusers.StableDiffusionPipeline, row: dict) -> list[Image.Image]:
     """The pictures of one case, before JPEG."""
-    width, height = SIZES[row["aspect_ratio"]]
+    width, height = (row["width"], row["height"]) if "width" in row else SIZES[row["aspect_ratio"]]
     pipeline.scheduler = SCHEDULERS[row["scheduler"]].from_config(diffusers.PNDMScheduler.from_pretrained(MODEL / "scheduler").config)
     if row["lora"]:
         pipeline.load_lora_weights(STYLES, weight_name=row["lora"], adapter_name="style")

@@ -119,6 +119,11 @@ impl Fit {
         })
     }
 
+    /// Whether nothing is slower than in any amount of memory.
+    pub(super) fn is_ideal(&self) -> bool {
+        self.offload() == Offload::Never && !self.in_bands && self.checker == CheckerPlace::Stays
+    }
+
     /// What it is called.
     pub(super) fn offload(&self) -> Offload {
         match self {

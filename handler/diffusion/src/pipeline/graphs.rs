@@ -9,16 +9,17 @@ use crate::{
     models::unet::{Prepared, Unet},
     models::vae::{DecodeMemory, VaeDecoder},
     ops::{self, Folded, LANES, PromptKeys, Prompts, Step, steps},
+    pipeline::Watch,
     schedulers::StepCoefficients,
 };
 use candle_core::{Device, Error, Result, Tensor};
 use std::{
     collections::HashMap,
-    ops::ControlFlow,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
-/// The most recordings. If there are so many, all are dropped before the next one.
+/// The most recordings, however many sizes are asked for. If there are so many, the one that was used longest ago is dropped before the
+/// next one.
 const MAX_RECORDINGS: usize = 24;
 /// The most of them for long prompts, each of which has keys and values of its own: up to 62 MB for a picture.
 const MAX_LONG: usize = 4;
@@ -74,6 +75,8 @@ struct StepRecording {
     /// First, so that it is dropped before the arrays that it uses.
     graph: Option<Graph>,
     key: StepKey,
+    /// The run that used it last.
+    used: usize,
     /// `[images, channels, height, width]` in f32, as are `noise` and `clean_before`.
     latents: Array,
     noise: Array,
@@ -158,17 +161,24 @@ impl Recordings {
         let key = StepKey { images, prompts, channels, height, width, guided, tokens, with_scheduler };
         let mut steps = lock(&self.steps);
         if steps.get(&key).is_none_or(|recording| recording.capacity < count) {
+            // Before the next one is made, which then finds the memory.
+            let mut gone: Vec<_> = steps.remove(&key).into_iter().collect();
             let is_long = |key: &StepKey| !Prompts::fold(key.tokens);
-            if steps.len() >= MAX_RECORDINGS {
-                steps.clear();
-                self.gpu.trim(0)?;
-            } else if is_long(&key) && steps.keys().filter(|key| is_long(key)).count() >= MAX_LONG {
-                steps.retain(|key, _| !is_long(key));
-                self.gpu.trim(Self::most_scratch(&steps))?;
+            let used = |recording: &StepRecording| (recording.key, recording.used);
+            let long = steps.values().filter(|recording| is_long(&recording.key)).map(used).collect::<Vec<_>>();
+            let longest_ago = to_drop(long, if is_long(&key) { MAX_LONG } else { usize::MAX });
+            gone.extend(longest_ago.and_then(|key| steps.remove(&key)));
+            let longest_ago = to_drop(steps.values().map(used).collect(), MAX_RECORDINGS);
+            gone.extend(longest_ago.and_then(|key| steps.remove(&key)));
+            if !gone.is_empty() {
+                // Nothing that uses them may be under way.
+                self.gpu.synchronize()?;
+                drop(gone);
             }
             steps.insert(key, StepRecording::new(&self.gpu, key, &prepared, count)?);
         }
-        let recording = steps.get(&key).ok_or_else(|| Error::Msg("a recording is gone".into()).bt())?;
+        let recording = steps.get_mut(&key).ok_or_else(|| Error::Msg("a recording is gone".into()).bt())?;
+        recording.used = run;
         recording.reset(&prepared, count, guidance_scale.unwrap_or(1.0), coefficients.unwrap_or_default())?;
         Ok(RecordedDenoiser { recordings: self, key, run })
     }
@@ -218,6 +228,7 @@ impl StepRecording {
         let latents = gpu.resident(&latents, Dtype::F32)?;
         Ok(Self {
             key,
+            used: 0,
             noise: gpu.resident(latents.dims(), Dtype::F32)?,
             clean_before: gpu.resident(latents.dims(), Dtype::F32)?,
             coefficients: gpu.resident(&[capacity, 5], Dtype::F32)?,
@@ -320,12 +331,13 @@ impl RecordedDenoiser<'_> {
     }
 
     /// Runs all steps, from the first latents to the last. `on_step` is called with the number of finished steps, before the first (0)
-    /// and after each but the last, and may stop the run: then that number is the inner error. The GPU is one step ahead of the calls.
+    /// and after each but the last, and may stop the run: then that number is the inner error. The GPU is one step ahead of the calls, so
+    /// that latents that `on_step` asks for are those after the next step, if there is one under way.
     pub(crate) fn run(
         &mut self,
         latents: &Tensor,
         count: usize,
-        on_step: &mut dyn FnMut(usize) -> ControlFlow<()>,
+        on_step: &mut Watch<'_>,
     ) -> Result<std::result::Result<Tensor, usize>> {
         self.check_is_last()?;
         let mut steps = lock(&self.recordings.steps);
@@ -340,7 +352,11 @@ impl RecordedDenoiser<'_> {
                 gpu.wait_for(&events[0])?;
                 events.swap(0, 1);
             }
-            if on_step(step).is_break() {
+            let mut read = || {
+                let numbers = recording.latents.read_through(&mut recording.pinned)?;
+                Ok(Tensor::from_vec(numbers, latents.dims(), &Device::Cpu)?)
+            };
+            if on_step(step, &mut read).is_break() {
                 gpu.synchronize()?;
                 return Ok(Err(step));
             }
@@ -355,6 +371,36 @@ impl RecordedDenoiser<'_> {
     }
 }
 
+/// Which recording must go before another one is made: of `most` or more, the one that was used longest ago.
+fn to_drop<K>(recordings: Vec<(K, usize)>, most: usize) -> Option<K> {
+    if recordings.len() < most {
+        return None;
+    }
+    recordings.into_iter().min_by_key(|(_, used)| *used).map(|(key, _)| key)
+}
+
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn of_too_many_recordings_the_one_goes_that_was_used_longest_ago() {
+        let mut kept: Vec<(usize, usize)> = Vec::new();
+        for run in 0..200 {
+            if let Some(oldest) = to_drop(kept.clone(), MAX_RECORDINGS) {
+                kept.retain(|(size, _)| *size != oldest);
+            }
+            kept.push((run, run));
+            assert!(kept.len() <= MAX_RECORDINGS);
+            // The first size is painted in between.
+            kept.iter_mut().filter(|(size, _)| *size == 0).for_each(|(_, used)| *used = run);
+        }
+        let mut sizes: Vec<usize> = kept.into_iter().map(|(size, _)| size).collect();
+        sizes.sort();
+        assert_eq!((sizes.len(), sizes[0], sizes[1]), (MAX_RECORDINGS, 0, 200 - MAX_RECORDINGS + 1));
+    }
 }

@@ -9,7 +9,7 @@ use super::{
     gpu_state::GpuState,
     graphs::RecordedDenoiser,
     guidance::{Guidance, guide},
-    residence::Residence,
+    residence::{Residence, Sizes},
 };
 use crate::{
     error::Result,
@@ -127,14 +127,14 @@ pub(crate) enum Denoiser<'a> {
 }
 
 impl Networks {
-    /// On a GPU, `size` is the height and width of the first latents. While the weights are being copied, a picture of that size is
-    /// computed to create everything that is created on first use.
+    /// On a GPU, while the weights are being copied, a picture of the first size is computed to create everything that is created on
+    /// first use.
     /// `beside` is loaded with them, and memory is reckoned for it.
     pub(crate) fn new(
         model: Model,
         compute: &Compute,
         offload: Offload,
-        size: (usize, usize),
+        sizes: Sizes,
         beside: Option<&mut dyn Beside>,
     ) -> Result<Self> {
         match compute {
@@ -160,7 +160,7 @@ impl Networks {
                 gpu.enter()?;
                 let checker = beside.as_deref().map_or(Ok(0), Beside::parameters)?;
                 let residence = Residence::new(gpu, *dtype, model.unet_weights.parameters(), checker)?;
-                Self::on_gpu(model, residence, offload, size, beside)
+                Self::on_gpu(model, residence, offload, sizes, beside)
             }
         }
     }

@@ -3,7 +3,8 @@
 use super::{
     fit::{CheckerPlace, Fit, Needs},
     networks::parameters,
-    safety::{SafetySource, checker_parameters},
+    options::LoadOptions,
+    safety::checker_parameters,
 };
 use crate::{
     error::{PipelineError, Result},
@@ -32,13 +33,15 @@ const LARGEST: (usize, usize) = (96, 96);
 /// What is always taken of scratch memory.
 const SCRATCH_PAGE: usize = 16 << 20;
 
-/// How a model lies in a GPU's memory. All figures are bytes.
+/// How a model lies in a GPU's memory. Figures are bytes, if nothing else is said.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Footprint {
     /// The way that was chosen.
     pub offload: Offload,
     /// The most memory of any phase of a picture, by reckoning.
     pub needed: usize,
+    /// Width and height in pixels of the largest picture that is reckoned with. What a larger one needs is freed when it comes.
+    pub size: (usize, usize),
     /// What was free when the way was chosen.
     pub free: usize,
     /// Weights that stay.
@@ -67,7 +70,27 @@ pub(super) struct Residence {
     checker: usize,
     needs: Needs,
     fit: Fit,
+    /// Height and width of the latents that are reckoned with.
+    reckoned: (usize, usize),
     free: usize,
+}
+
+/// Heights and widths of latents.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Sizes {
+    /// Of the first picture.
+    pub(crate) first: (usize, usize),
+    /// Of the largest picture to come.
+    pub(crate) largest: (usize, usize),
+}
+
+impl Sizes {
+    /// Of pictures of that width and height in pixels, of which each `factor` are one place of the latents.
+    pub(crate) fn of(first: (usize, usize), largest: Option<(usize, usize)>, factor: usize) -> Self {
+        let latents = |(width, height): (usize, usize)| (height.div_ceil(factor), width.div_ceil(factor));
+        let largest = largest.map_or((0, 0), latents);
+        Self { first: latents(first), largest: larger(larger(latents(first), LARGEST), largest) }
+    }
 }
 
 /// The size to reckon with.
@@ -117,6 +140,7 @@ impl Residence {
             checker: pages_of(checker_parameters, dtype, page),
             needs: none,
             fit,
+            reckoned: (0, 0),
             free: 0,
         })
     }
@@ -129,14 +153,10 @@ impl Residence {
     ///
     /// # Errors
     /// There is too little memory for what was asked for: [`PipelineError::Memory`].
-    pub(super) fn settle(
-        &mut self,
-        configs: (&UnetConfig, &VaeConfig),
-        extent: Extent,
-        offload: Offload,
-    ) -> Result<()> {
+    pub(super) fn settle(&mut self, configs: (&UnetConfig, &VaeConfig), sizes: Sizes, offload: Offload) -> Result<()> {
         self.free = self.gpu().free_bytes()?;
-        (self.needs, self.fit) = choose(|extent| self.needs_for(configs, extent), extent, self.free, offload)?;
+        let needs = |latents| self.needs_for(configs, Extent { latents, images: 1, long_prompts: false });
+        (self.needs, self.fit, self.reckoned) = choose(needs, sizes, self.free, offload)?;
         tracing::debug!(fit = ?self.fit, free = self.free, "what stays on the GPU");
         Ok(self.apply_fit()?)
     }
@@ -169,6 +189,7 @@ impl Residence {
         // What is loaded by now is not free any more.
         let fixed = gpu.resident_bytes().max(self.prompts(configs.0, extent));
         self.needs = Needs { fixed, ..self.needs_for(configs, extent) };
+        self.reckoned = extent.latents;
         self.free = gpu.free_bytes()? + gpu.bytes();
         let way = |fit: &Fit| (fit.kept, fit.streamed, fit.lent, fit.places, fit.in_bands);
         let tighter = |fit: &Fit| way(fit) != way(&self.fit);
@@ -231,7 +252,8 @@ impl Residence {
         self.fit.offload() == Offload::Never
     }
 
-    pub(super) fn footprint(&self) -> Footprint {
+    /// `factor` pixels of a side are one place of the latents.
+    pub(super) fn footprint(&self, factor: usize) -> Footprint {
         let (fit, needs) = (&self.fit, &self.needs);
         let parts = [needs.text, needs.ahead, needs.vae].into_iter().zip(fit.kept);
         let (mut kept, mut lent) = (needs.unet - fit.streamed - fit.lent, fit.lent);
@@ -239,6 +261,7 @@ impl Residence {
         Footprint {
             offload: fit.offload(),
             needed: fit.needed,
+            size: (self.reckoned.1 * factor, self.reckoned.0 * factor),
             free: self.free,
             kept: kept * needs.page,
             lent: lent * needs.page,
@@ -255,56 +278,63 @@ fn pages_of(parameters: usize, dtype: Dtype, page: usize) -> usize {
     if parameters == 0 { 0 } else { (parameters * dtype.bytes()).div_ceil(page) + 1 }
 }
 
-/// Chooses a way. `Auto` reckons with the largest usual size if that fits and leaves the safety checker on the GPU, and lets the size that
-/// was asked for be decoded whole.
-fn choose(needs: impl Fn(Extent) -> Needs, extent: Extent, free: usize, offload: Offload) -> Result<(Needs, Fit)> {
-    let larger = Extent { latents: larger(extent.latents), ..extent };
-    let larger = (offload == Offload::Auto).then(|| {
-        let (asked, larger) = (needs(extent), needs(larger));
+/// Chooses a way, and says for which height and width of latents. `Auto` reckons with the largest size to come, if all stays on the GPU
+/// nevertheless. Else it reckons with the largest usual size if that fits and leaves the safety checker on the GPU, and lets the size of
+/// the first picture be decoded whole: no picture is slower because of larger ones that may never come.
+fn choose(
+    needs: impl Fn((usize, usize)) -> Needs,
+    Sizes { first, largest }: Sizes,
+    free: usize,
+    offload: Offload,
+) -> Result<(Needs, Fit, (usize, usize))> {
+    let usual = larger(first, LARGEST);
+    let is_auto = offload == Offload::Auto;
+    if is_auto && largest != usual {
+        let needs = needs(largest);
+        if let Some(fit) = Fit::choose(&needs, free, offload).ok().filter(Fit::is_ideal) {
+            return Ok((needs, fit, largest));
+        }
+    }
+    let larger = is_auto.then(|| {
+        let (asked, larger) = (needs(first), needs(usual));
         Needs { bands: larger.bands.map(|bands| bands.max(asked.whole)), ..larger }
     });
     let larger = larger.and_then(|needs| Some((Fit::choose(&needs, free, offload).ok()?, needs)));
     let on_gpu = |(fit, _): &(Fit, Needs)| fit.checker != CheckerPlace::Cpu;
     if let Some((fit, needs)) = larger.clone().filter(on_gpu) {
-        return Ok((needs, fit));
+        return Ok((needs, fit, usual));
     }
-    let asked = needs(extent);
+    let asked = needs(first);
     let fit = Fit::choose(&asked, free, offload).map_err(PipelineError::Memory)?;
     // A look of the CPU takes seconds.
     Ok(match larger {
-        Some((larger, needs)) if fit.checker == CheckerPlace::Cpu => (needs, larger),
-        _ => (asked, fit),
+        Some((larger, needs)) if fit.checker == CheckerPlace::Cpu => (needs, larger, usual),
+        _ => (asked, fit, first),
     })
 }
 
 /// How a model would lie in `free` bytes of a GPU's memory, by the shapes of its tensors. Reads only the model folder's JSON files.
-/// `size` is the width and height of the first pictures; `checker` is the safety checker that is loaded beside the model.
 ///
 /// # Errors
 /// There is too little memory for what was asked for ([`PipelineError::Memory`]), or the folder cannot be used.
-pub fn foresee(
-    model: &Path,
-    dtype: Dtype,
-    (size, checker): ((usize, usize), &SafetySource),
-    free: usize,
-    offload: Offload,
-) -> Result<Footprint> {
+pub fn foresee(model: &Path, dtype: Dtype, options: &LoadOptions, free: usize) -> Result<Footprint> {
+    let &LoadOptions { offload, size, largest, .. } = options;
     let (unet_config, vae_config) = (UnetConfig::load(model)?, VaeConfig::load(model)?);
     let configs = (&unet_config, &vae_config);
     let parameters =
         parameters(model)?.map(|shapes| shapes.iter().map(|(_, dims)| dims.iter().product::<usize>()).sum::<usize>());
-    let latents = (size.1.div_ceil(vae_config.factor()), size.0.div_ceil(vae_config.factor()));
-    let extent = Extent { latents, images: 1, long_prompts: false };
+    let factor = vae_config.factor();
     let page = if parameters[1] < SMALL { SMALL_PAGE } else { PAGE };
     let [text, unet, vae] = parameters.map(|count| pages_of(count, dtype, page));
-    let checker = pages_of(checker_parameters(model, checker)?, dtype, page);
+    let checker = pages_of(checker_parameters(model, &options.safety_checker)?, dtype, page);
     // The share of SD 1.5's UNet that only prepares the steps, and its widest layer. With the prompts' keys go the weights of queries
     // and output.
     let ahead = unet.div_ceil(if room_bytes(&unet_config, None, dtype) > 0 { 12 } else { 18 });
     let widest = (unet / 26).max(1);
     let unet = unet - ahead;
     let spans: Vec<_> = (0..unet).map(|first| (first, (first + widest).min(unet - 1))).collect();
-    let needs = |extent| {
+    let needs = |latents| {
+        let extent = Extent { latents, images: 1, long_prompts: false };
         let [step, whole, bands] = scratch(configs, extent, dtype);
         Needs {
             page,
@@ -320,13 +350,14 @@ pub fn foresee(
             bands: Some(bands),
         }
     };
-    let (_, fit) = choose(needs, extent, free, offload)?;
+    let (_, fit, reckoned) = choose(needs, Sizes::of(size, largest, factor), free, offload)?;
     let (kept, all) = (fit.kept, [text, ahead, vae]);
     let stays: usize = all.iter().zip(kept).filter(|(_, kept)| *kept).map(|(pages, _)| pages).sum();
     let comes = all.iter().sum::<usize>() - stays + fit.lent;
     Ok(Footprint {
         offload: fit.offload(),
         needed: fit.needed,
+        size: (reckoned.1 * factor, reckoned.0 * factor),
         free,
         kept: (stays + unet - fit.streamed - fit.lent) * page,
         lent: comes * page,
@@ -337,9 +368,9 @@ pub fn foresee(
     })
 }
 
-/// The largest of the usual sizes, 768x768, or a larger one itself.
-fn larger((height, width): (usize, usize)) -> (usize, usize) {
-    if height * width < LARGEST.0 * LARGEST.1 { LARGEST } else { (height, width) }
+/// The one with more places; the second of two with as many.
+fn larger(one: (usize, usize), other: (usize, usize)) -> (usize, usize) {
+    if one.0 * one.1 > other.0 * other.1 { one } else { other }
 }
 
 /// Scratch memory of a step, and of the decoder, whole and in bands.
@@ -359,22 +390,55 @@ mod tests {
 
     const MIB: usize = 1 << 20;
 
+    /// What a picture of so many places needs.
+    fn needs(checker: usize, latents: (usize, usize)) -> Needs {
+        match latents {
+            (64, 64) => Needs { checker, ..sd15() },
+            (128, 128) => Needs { checker, step: 448 * MIB, whole: 1361 * MIB, bands: Some(570 * MIB), ..sd15() },
+            _ => Needs { checker, step: 252 * MIB, whole: 765 * MIB, bands: Some(320 * MIB), ..sd15() },
+        }
+    }
+
     /// Steps of 768x768 take more than twice the memory of those of 512x512.
     #[test]
     fn larger_pictures_are_reckoned_with_unless_the_checker_would_have_to_leave_for_them() {
-        let extent = Extent { latents: (64, 64), images: 1, long_prompts: false };
+        let sizes = Sizes::of((512, 512), None, 8);
         let at = |checker: usize, free: usize| {
-            let needs = |extent: Extent| match extent.latents {
-                (64, 64) => Needs { checker, ..sd15() },
-                _ => Needs { checker, step: 252 * MIB, whole: 765 * MIB, bands: Some(320 * MIB), ..sd15() },
-            };
-            let (needs, fit) = choose(needs, extent, free * MIB, Offload::Auto).unwrap();
+            let needs = |latents| needs(checker, latents);
+            let (needs, fit, size) = choose(needs, sizes, free * MIB, Offload::Auto).unwrap();
             assert!(fit.needed <= free * MIB);
+            assert_eq!(size, if needs.step == 252 * MIB { (96, 96) } else { (64, 64) });
             (needs.step / MIB, fit.checker)
         };
         use CheckerPlace::{Comes, Cpu, Stays};
         assert_eq!([at(0, 8000), at(0, 1100), at(0, 640)], [(252, Stays), (252, Stays), (112, Stays)]);
         assert_eq!([at(74, 8000), at(74, 1200), at(74, 1000)], [(252, Stays), (252, Comes), (112, Comes)]);
         assert_eq!([at(74, 800), at(74, 640)], [(252, Cpu), (112, Cpu)]);
+    }
+
+    #[test]
+    fn the_largest_pictures_are_reckoned_with_where_nothing_is_slower_for_it() {
+        let sizes = Sizes::of((512, 512), Some((1024, 1024)), 8);
+        assert_eq!((sizes.first, sizes.largest), ((64, 64), (128, 128)));
+        for checker in [0, 74] {
+            for free in (400..8000).step_by(16) {
+                let needs = |latents| needs(checker, latents);
+                let with = |sizes| choose(needs, sizes, free * MIB, Offload::Auto).ok();
+                let (Some((_, usual, _)), Some((_, fit, size))) = (with(Sizes::of((512, 512), None, 8)), with(sizes))
+                else {
+                    continue;
+                };
+                let way = |fit: &Fit| Fit { decode: 0, needed: 0, ..fit.clone() };
+                assert_eq!(way(&fit), way(&usual), "{free} MiB");
+                assert!(fit.needed <= free * MIB);
+                if size == (128, 128) {
+                    assert!(fit.is_ideal() && fit.needed > usual.needed, "{free} MiB");
+                } else {
+                    assert_eq!(fit, usual, "{free} MiB");
+                }
+            }
+        }
+        let most = choose(|latents| needs(0, latents), sizes, 8000 * MIB, Offload::Auto).unwrap();
+        assert_eq!(most.2, (128, 128));
     }
 }

@@ -23,7 +23,7 @@ pub fn safety(config: &BenchSafetyConfig) -> anyhow::Result<()> {
     let ChosenDevice { compute, .. } = choose(model)?;
     let clock = Instant::now();
     let (offload, safety_checker) = (model.offload.into(), model.checker.source());
-    let options = LoadOptions { offload, size: (width, height), safety_checker };
+    let options = LoadOptions { offload, size: (width, height), safety_checker, ..LoadOptions::default() };
     let mut pipeline = Pipeline::load_with(&model.dir, &compute, &options)?;
     let load = clock.elapsed();
     ensure!(

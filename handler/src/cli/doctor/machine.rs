@@ -24,7 +24,8 @@ const DRIVER_TIMEOUT: Duration = Duration::from_secs(60);
 /// A name in each of several scripts.
 const NAMES: [&str; 8] = ["Ada Kowalska", "Ελένη", "Анна", "אדה", "عادل", "अदिति", "อาดา", "艾达"];
 
-pub(super) async fn gpu(config: &ModelConfig) -> Vec<Finding> {
+/// `largest` is the width and height of the largest pictures to come.
+pub(super) async fn gpu(config: &ModelConfig, largest: (usize, usize)) -> Vec<Finding> {
     let what = "gpu";
     if config.device == DeviceKind::Cpu {
         return vec![Finding::ok(what, "the CPU is used, as --device cpu (EASEL_DEVICE) says: pictures take minutes")];
@@ -35,7 +36,7 @@ pub(super) async fn gpu(config: &ModelConfig) -> Vec<Finding> {
         .map_or_else(|error| (Err(error), None), |(text, free)| (Ok(text), free));
     let mut findings = vec![judge(config.device, described, gpu::device_of_machine())];
     if let Some(free) = free {
-        let foreseen = config.foresee(free, crate::task::size(None));
+        let foreseen = config.foresee(free, crate::task::size(None), largest);
         // What is wrong with the model's folder is told elsewhere.
         findings.extend(memory(foreseen));
     }
@@ -46,10 +47,14 @@ pub(super) async fn gpu(config: &ModelConfig) -> Vec<Finding> {
 fn memory(foreseen: Result<Footprint, PipelineError>) -> Option<Finding> {
     let what = "gpu.memory";
     match foreseen {
-        Ok(Footprint { offload, needed, free, streamed, .. }) => {
+        Ok(Footprint { offload, needed, size: (width, height), free, streamed, .. }) => {
             let size = |bytes: usize| size(bytes as u64);
             let copied = if streamed > 0 { format!(", {} copied in each step", size(streamed)) } else { String::new() };
-            let shown = format!("{} of {} free are needed at most{copied}", size(needed), size(free));
+            let shown = format!(
+                "{} of {} free are needed at most, for pictures up to {width}x{height}{copied}",
+                size(needed),
+                size(free)
+            );
             Some(Finding::ok(what, format!("--offload {}: {shown}", offload.name())))
         }
         Err(PipelineError::Memory(shortage)) => Some(Finding::fail(what, shortage.to_string())),

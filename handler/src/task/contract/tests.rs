@@ -81,6 +81,9 @@ fn refused(schema: &Value) -> Vec<Value> {
             None => {}
         }
     }
+    if let Some(step) = schema["multipleOf"].as_i64() {
+        values.push(json!(schema["minimum"].as_i64().unwrap() + step / 2));
+    }
     if let Some(most) = schema["maxLength"].as_u64() {
         let prefix =
             if schema["pattern"].as_str().is_some_and(|pattern| pattern.contains("s3:")) { "s3://bucket/" } else { "" };
@@ -131,7 +134,9 @@ fn valid(schema: &Value, name: &str) -> BoxedStrategy<Value> {
 fn integer(schema: &Value) -> BoxedStrategy<Value> {
     let limit = |name: &str| schema[name].as_number().unwrap().as_i128().unwrap();
     let (least, most) = (limit("minimum"), limit("maximum"));
-    prop_oneof![least..=most, Just(least), Just(most)].prop_map(|number| json!(number)).boxed()
+    let step = schema["multipleOf"].as_i64().map_or(1, i128::from);
+    let whole = move |number: i128| json!(number / step * step);
+    prop_oneof![least..=most, Just(least), Just(most)].prop_map(whole).boxed()
 }
 
 fn number(schema: &Value) -> BoxedStrategy<Value> {
@@ -182,10 +187,14 @@ fn object(schema: &Value) -> BoxedStrategy<Value> {
     }
     let with_karras = schema["then"]["properties"]["scheduler"]["enum"].as_array().cloned().unwrap_or_default();
     let whole = move |mut object: Map<String, Value>| {
-        // The only rule about two fields: a scheduler that does not fit is left out.
+        // The rules about two fields: a scheduler that does not fit is left out, and so is a side without the other.
         let fits = object.get("scheduler").is_none_or(|chosen| with_karras.contains(chosen));
         if object.get("karras_sigmas") == Some(&json!(true)) && !fits {
             object.remove("scheduler");
+        }
+        let sides = ["width", "height"];
+        if sides.iter().any(|side| object.get(*side).is_none_or(Value::is_null)) {
+            sides.iter().for_each(|side| drop(object.remove(*side)));
         }
         object.insert("a field of tomorrow".into(), json!([1]));
         Value::Object(object)

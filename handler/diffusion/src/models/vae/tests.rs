@@ -192,7 +192,9 @@ mod on_gpu {
         // Relative to the picture by the root of the mean square. In f16 both forms round, at other places.
         for (dtype, limit) in [(Dtype::F16, 2e-3), (Dtype::F32, 2e-5)] {
             // Width and height; the last is not a multiple of any band.
-            for (width, height) in [(512, 512), (768, 768), (512, 1024), (1024, 512), (520, 712)] {
+            for (width, height) in
+                [(512, 512), (768, 768), (512, 1024), (1024, 512), (264, 328), (1024, 1024), (520, 712)]
+            {
                 let latents = latents(&config, height / 8, width / 8);
                 let bands = DecodeMemory::bands(width);
                 let (ours, most) = {

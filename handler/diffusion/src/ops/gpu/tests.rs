@@ -106,6 +106,11 @@ fn gpu_convolution_is_the_cpus() {
             (1, 4, 320, 64, 64),
             (2, 320, 4, 32, 32),
             (1, 64, 96, 9, 7),
+            // The levels of a picture of 264x328: its latents are 33x41.
+            (2, 320, 320, 41, 33),
+            (2, 640, 640, 21, 17),
+            (2, 1280, 1280, 11, 9),
+            (2, 1280, 1280, 6, 5),
         ];
         for (batch, inner, outer, height, width) in cases {
             let gain = (inner as f64 * 9.0).powf(-0.5);
@@ -152,8 +157,17 @@ fn gpu_convolution_is_the_cpus() {
 #[test]
 fn gpu_norms_after_convolutions_are_the_cpus() {
     in_each_dtype(|dtype| {
-        // Small maps are split along k. The last one's rows are no whole chunks.
-        let cases = [(320, 320, 32, 32), (64, 640, 32, 32), (1280, 1280, 8, 8), (256, 256, 64, 48), (64, 320, 9, 7)];
+        // Small maps are split along k. The rows of the last ones are no whole chunks.
+        let cases = [
+            (320, 320, 32, 32),
+            (64, 640, 32, 32),
+            (1280, 1280, 8, 8),
+            (256, 256, 64, 48),
+            (64, 320, 9, 7),
+            (320, 320, 41, 33),
+            (640, 640, 21, 17),
+            (1280, 1280, 11, 9),
+        ];
         for (inner, outer, height, width) in cases {
             let xs = draw(&[2, inner, height, width], dtype);
             let scale = (inner as f64 * 9.0).powf(-0.5);
@@ -194,7 +208,9 @@ fn gpu_products_repeat_to_the_bit() {
 #[test]
 fn gpu_linear_layers_are_the_cpus() {
     in_each_dtype(|dtype| {
-        for (rows, inner, outer) in [(4096, 320, 960), (77, 768, 640), (5, 64, 8), (256, 1280, 10_240)] {
+        for (rows, inner, outer) in
+            [(4096, 320, 960), (77, 768, 640), (5, 64, 8), (256, 1280, 10_240), (1353, 320, 960), (357, 640, 640)]
+        {
             let weight = (draw(&[outer, inner], dtype) * (inner as f64).powf(-0.5)).unwrap();
             let tensors = [("weight", rounded(&weight, dtype)), ("bias", draw(&[outer], dtype))];
             let (xs, onto) = (draw(&[2, rows, inner], dtype), draw(&[2, rows, outer], dtype));
@@ -205,7 +221,7 @@ fn gpu_linear_layers_are_the_cpus() {
             check(&format!("linear {rows} x {inner} to {outer}"), dtype, &ours, &plain);
         }
         for (rows, inner, outer) in
-            [(4096, 320, 1280), (500, 640, 2560), (333, 1280, 5120), (20, 320, 1280), (300, 40, 64)]
+            [(4096, 320, 1280), (500, 640, 2560), (333, 1280, 5120), (20, 320, 1280), (300, 40, 64), (2706, 320, 1280)]
         {
             let weight = (draw(&[2 * outer, inner], dtype) * (inner as f64).powf(-0.5)).unwrap();
             let tensors = [("weight", rounded(&weight, dtype)), ("bias", draw(&[2 * outer], dtype))];
@@ -231,7 +247,9 @@ fn gpu_linear_layers_are_the_cpus() {
 #[test]
 fn gpu_norms_are_the_cpus() {
     in_each_dtype(|dtype| {
-        for (channels, height, width) in [(320, 64, 64), (2560, 8, 8), (960, 33, 5), (64, 16, 16), (128, 256, 256)] {
+        for (channels, height, width) in
+            [(320, 64, 64), (2560, 8, 8), (960, 33, 5), (960, 41, 33), (64, 16, 16), (128, 256, 256)]
+        {
             let xs = rounded(&(draw(&[2, channels, height, width], dtype) + 2.0).unwrap(), dtype);
             let tensors = [("weight", draw(&[channels], dtype)), ("bias", draw(&[channels], dtype))];
             let (cpu, gpu) = both(dtype, &tensors, |p| GroupNorm::new(32, channels, 1e-5, p));
@@ -284,6 +302,11 @@ fn gpu_attention_is_the_cpus() {
             (64, 385, 8, 1280),
             (100, 300, 4, 256),
             (257, 257, 16, 1024),
+            (1353, 1353, 8, 320),
+            (1353, 77, 8, 320),
+            (357, 357, 8, 640),
+            (99, 99, 8, 1280),
+            (30, 77, 8, 1280),
             (1024, 1024, 1, 512),
             (33, 50, 2, 48),
         ];
@@ -412,6 +435,53 @@ fn gpu_pictures_are_the_cpus() {
                 Some(_) => {}
             }
         }
+    }
+}
+
+/// Latents with odd sides at some levels or at all: maps are halved upwards and resized to the skip connections, and no tile is full. With
+/// a LoRA, the weights of resized maps are made anew.
+#[test]
+fn gpu_pictures_of_odd_sizes_are_the_cpus() {
+    let folder = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/model"));
+    let model = folder.join("easel-tiny");
+    let style = Lora::read(&folder.join("styles/halftone.safetensors")).unwrap();
+    let style = [AppliedLora { lora: Arc::new(style), scale: 0.9 }];
+    let sizes = [(264, 328), (280, 296), (256, 360), (1000, 264), (344, 376), (72, 64)];
+    let mut cpu = Pipeline::load(&model, &Compute::Cpu, (512, 512)).unwrap();
+    let rms = |tensor: &Tensor| tensor.sqr().unwrap().mean_all().unwrap().sqrt().unwrap().to_scalar::<f32>().unwrap();
+    for (dtype, limit) in [(Dtype::F32, 2e-4), (Dtype::F16, 5e-2), (Dtype::BF16, 4e-1)] {
+        let compute = GPU.with(|gpu| Compute::Gpu(Gpu::clone(gpu), dtype));
+        let mut ours = Pipeline::load(&model, &compute, (512, 512)).unwrap();
+        let mut paint = |(width, height): (usize, usize), loras: &[AppliedLora], images: usize| {
+            let request = Request { width, height, steps: 3, seed: 7, ..Request::new("red circle") };
+            let latents = [&mut cpu, &mut ours].map(|pipeline| {
+                pipeline.set_loras(loras).unwrap();
+                let mut stream = Noise::cuda(7, DEFAULT_THREADS);
+                let noise = pipeline.first_noise(&request, images, &mut stream).unwrap();
+                pipeline.denoise(&request, noise, &mut stream, &mut |_| ControlFlow::Continue(())).unwrap()
+            });
+            let error = rms(&(&latents[0] - &latents[1]).unwrap()) / rms(&latents[0]);
+            println!("{width}x{height} {}: {error:.1e} of {limit:.1e}", dtype.name());
+            assert!(error < limit, "{width}x{height} {}: {error:e}", dtype.name());
+            for memory in [DecodeMemory::Whole, DecodeMemory::bands(width)] {
+                // From the same latents.
+                let [theirs, ours] = [(&cpu, DecodeMemory::Whole), (&ours, memory)]
+                    .map(|(each, memory)| each.decode(&latents[0], memory).unwrap());
+                for (theirs, ours) in theirs.iter().zip(&ours) {
+                    assert_eq!(ours.dimensions(), (width as u32, height as u32));
+                    let off = theirs.as_raw().iter().zip(ours.as_raw()).map(|(a, b)| f64::from(a.abs_diff(*b)));
+                    let mean = off.sum::<f64>() / theirs.as_raw().len() as f64;
+                    assert!(mean < 40.0 * f64::from(limit), "{width}x{height} {}: {mean} levels", dtype.name());
+                }
+            }
+            latents[1].flatten_all().unwrap().to_vec1::<f32>().unwrap()
+        };
+        let first = paint(sizes[0], &[], 1);
+        for size in &sizes[1..] {
+            paint(*size, &[], 1);
+        }
+        paint(sizes[0], &style, 2);
+        assert!(first == paint(sizes[0], &[], 1), "{}: other sizes and a LoRA leave nothing behind", dtype.name());
     }
 }
 

@@ -18,7 +18,7 @@ use crate::{
         gpu_state::GpuState,
         graphs::Recordings,
         guidance::Guidance,
-        residence::{Extent, Footprint, Residence},
+        residence::{Extent, Footprint, Residence, Sizes},
     },
     prompt::tokenizer::Tokens,
     schedulers::StepCoefficients,
@@ -31,7 +31,7 @@ impl Networks {
         model: Model,
         mut residence: Residence,
         offload: Offload,
-        size: (usize, usize),
+        sizes: Sizes,
         mut beside: Option<&mut dyn Beside>,
     ) -> Result<Self> {
         let (gpu, dtype) = (&residence.gpu().clone(), residence.unet.dtype());
@@ -44,8 +44,7 @@ impl Networks {
         let text_encoder = TextEncoder::new(&model.text_config, inputs.clone())?;
         let decoder = VaeDecoder::new(&model.vae_config, Params::on_gpu(&model.vae_weights, vae))?;
         // Until here there are addresses, and no memory behind them.
-        let extent = Extent { latents: size, images: 1, long_prompts: false };
-        residence.settle((&model.unet_config, &model.vae_config), extent, offload)?;
+        residence.settle((&model.unet_config, &model.vae_config), sizes, offload)?;
         let is_whole = residence.is_whole();
         if let Some(beside) = beside.as_deref_mut() {
             beside.settle(residence.checker_place())?;
@@ -61,9 +60,9 @@ impl Networks {
             model,
         };
         if is_whole {
-            networks.load_beside(gpu, size, beside)?
+            networks.load_beside(gpu, sizes.first, beside)?
         } else {
-            networks.load_first(gpu, size, beside)?
+            networks.load_first(gpu, sizes.first, beside)?
         }
         if let DeviceState::Gpu(state) = &mut networks.state {
             state.tidy()?;
@@ -129,7 +128,7 @@ impl Networks {
             StepCoefficients { clean_by_sample: 0.0, clean_by_output: 0.0, sample: 1.0, clean: 0.0, clean_before: 0.0 };
         let denoiser = self.denoiser(&[0.0; 2], &context, guidance, &noise, Some(&[coefficients; 2]))?;
         if let Denoiser::Gpu { mut recorded, .. } = denoiser {
-            let _ = recorded.run(&noise, 2, &mut |_| ControlFlow::Continue(()))?;
+            let _ = recorded.run(&noise, 2, &mut |_, _| ControlFlow::Continue(()))?;
         }
         gpu.note("rehearse_step", clock);
         let clock = Instant::now();
@@ -217,7 +216,7 @@ impl Networks {
     pub(crate) fn footprint(&self) -> Option<Footprint> {
         match &self.state {
             DeviceState::Cpu(_) => None,
-            DeviceState::Gpu(state) => Some(state.residence.footprint()),
+            DeviceState::Gpu(state) => Some(state.residence.footprint(self.model.vae_config.factor())),
         }
     }
 

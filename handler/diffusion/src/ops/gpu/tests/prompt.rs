@@ -42,6 +42,9 @@ fn gpu_attention_to_prompts_as_two_products_is_the_cpus() {
             (1280, 2, 1, 256, 77),
             (1280, 2, 1, 64, 77),
             (1280, 2, 2, 9, 1),
+            (320, 2, 1, 1353, 77),
+            (640, 2, 1, 357, 77),
+            (1280, 2, 2, 99, 77),
         ];
         for (channels, prompts, times, rows, tokens) in cases {
             let make = |params: Params| PromptAttention::new(channels, WIDTH, HEADS, params.for_prompts_of(tokens));
