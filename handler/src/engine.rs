@@ -4,6 +4,7 @@
 //! [`loader`] loads it, [`batcher`] is the thread that owns it.
 
 pub mod batcher;
+mod cut_prompts;
 pub mod loader;
 pub mod options;
 mod request;
@@ -12,7 +13,7 @@ pub mod safety;
 #[cfg(feature = "cuda")]
 mod tests;
 
-pub use request::{BatchItem, EngineError, GenerationRequest, OnStep, Output, Pictures, Step};
+pub use request::{BatchItem, EngineError, GenerationRequest, OnStep, Output, Pictures, Preview, Step};
 
 use crate::{
     engine::options::{ChosenDevice, DeviceKind, ModelConfig, choose},
@@ -21,12 +22,13 @@ use crate::{
     task::SafetyMode,
 };
 use candle_core::Tensor;
+use cut_prompts::cut_prompts;
 use diffusion::{
     error::PipelineError,
     gpu::{Gpu, Memory},
     loading,
     lora::AppliedLora,
-    pipeline::{Compute, Footprint, Pipeline, Request, SafetySource},
+    pipeline::{Compute, Footprint, Latents, Pipeline, PreviewMap, Request, SafetySource},
 };
 use image::RgbImage;
 use request::StageTimer;
@@ -56,6 +58,8 @@ pub struct Engine {
     safety: SafetyMode,
     /// Where a task that asks for a check has the checker loaded from, if it is not loaded yet.
     checker: SafetySource,
+    /// Made when the first request asks for previews.
+    preview_map: Option<PreviewMap>,
 }
 
 impl Engine {
@@ -98,6 +102,7 @@ impl Engine {
             has_unused_gpu,
             safety,
             checker: config.checker.source(),
+            preview_map: None,
         };
         let duration_ms = started.elapsed().as_millis() as u64;
         let safety = engine.safety.name();
@@ -210,6 +215,8 @@ impl Engine {
         self.pipeline.set_inversions(&first.inversions)?;
         timer.next("denoise");
         let images = first.images;
+        let wanted = items.iter().zip(&modes);
+        let maps: Vec<Option<PreviewMap>> = wanted.map(|((request, _), mode)| self.map_for(request, *mode)).collect();
         let mut stream = self.pipeline.noise(&first.inputs, self.noise_threads);
         let mut noises = Vec::new();
         for (request, _) in items.iter() {
@@ -222,9 +229,12 @@ impl Engine {
         let inputs: Vec<&Request> = requests.iter().map(|request| &request.inputs).collect();
         let mut stopped: Vec<Option<usize>> = vec![None; callbacks.len()];
         let pictures = images * requests.len();
-        let latents = self.pipeline.denoise_together(&inputs, noise, &mut stream, &mut |finished| {
-            for (on_step, stopped) in callbacks.iter_mut().zip(&mut stopped) {
-                if stopped.is_none() && on_step(Step { finished, part: 0, parts: 1, pictures }).is_break() {
+        let latents = self.pipeline.denoise_watched(&inputs, noise, &mut stream, &mut |finished, latents| {
+            let step = Step { finished, part: 0, parts: 1, pictures };
+            for (index, (on_step, stopped)) in callbacks.iter_mut().zip(&mut stopped).enumerate() {
+                let map = maps[index].as_ref();
+                let mut preview = || small_picture(map, finished, index * images, latents);
+                if stopped.is_none() && on_step(step, &mut preview).is_break() {
                     *stopped = Some(finished);
                 }
             }
@@ -240,7 +250,7 @@ impl Engine {
                 let timer = StageTimer::start("decode", vec![requests[index].span.clone()], stages.clone());
                 let own = latents.narrow(0, index * images, images).map_err(PipelineError::from)?;
                 let pictures = self.decode(&own)?;
-                self.checked(pictures, modes[index], timer)
+                self.checked(requests[index], pictures, modes[index], timer)
             }
             (stopped, _) => Err(PipelineError::Stopped { step: stopped.unwrap_or_default() }.into()),
         });
@@ -280,7 +290,7 @@ impl Engine {
         self.pipeline.set_loras(&request.loras)?;
         self.pipeline.set_inversions(&request.inversions)?;
         timer.next("denoise");
-        let inputs = &request.inputs;
+        let (inputs, map) = (&request.inputs, self.map_for(request, mode));
         let mut stream = self.pipeline.noise(inputs, self.noise_threads);
         let noise = self.pipeline.first_noise(inputs, request.images, &mut stream)?;
         // These schedulers draw each step's noise for all pictures together.
@@ -291,15 +301,32 @@ impl Engine {
             let first = part * at_once;
             let pictures = at_once.min(request.images - first);
             let own = noise.narrow(0, first, pictures).map_err(PipelineError::from)?;
-            let mut on_step = |finished| on_step(Step { finished, part, parts, pictures });
-            latents.push(self.pipeline.denoise(inputs, own, &mut stream, &mut on_step)?);
+            latents.push(self.pipeline.denoise_watched(&[inputs], own, &mut stream, &mut |finished, latents| {
+                // Of the first picture alone, which the first part has.
+                let mut preview = || small_picture(map.as_ref().filter(|_| part == 0), finished, 0, latents);
+                on_step(Step { finished, part, parts, pictures }, &mut preview)
+            })?);
         }
         timer.next("decode");
         let mut pictures = Vec::new();
         for latents in &latents {
             pictures.extend(self.decode(latents)?);
         }
-        self.checked(pictures, mode, timer)
+        self.checked(request, pictures, mode, timer)
+    }
+
+    /// The map from latents to a preview, if the request asks for previews and no picture may have to be hidden. Without it, pictures are
+    /// painted all the same.
+    fn map_for(&mut self, request: &GenerationRequest, mode: SafetyMode) -> Option<PreviewMap> {
+        if !request.previews || mode > SafetyMode::Flag {
+            return None;
+        }
+        if self.preview_map.is_none() {
+            let fitted = self.pipeline.preview_map();
+            let fitted = fitted.inspect_err(|error| tracing::warn!(%error, "there are no previews of this task"));
+            self.preview_map = fitted.ok();
+        }
+        self.preview_map.clone()
     }
 
     /// The mode that holds for a request. Loads a checker if it is the first that needs one.
@@ -318,6 +345,7 @@ impl Engine {
     /// Ends a painting: checks the pictures if the mode asks for it. What is not to be seen is black afterwards.
     fn checked(
         &mut self,
+        request: &GenerationRequest,
         mut pictures: Vec<RgbImage>,
         mode: SafetyMode,
         mut timer: StageTimer,
@@ -328,7 +356,8 @@ impl Engine {
             let verdicts = self.pipeline.check_safety(&pictures)?;
             checked = hide(&mut pictures, &verdicts, mode);
         }
-        Ok(Pictures { pictures, checked, model: self.model.clone(), stages: timer.finish() })
+        let warnings = cut_prompts(&self.pipeline, request)?;
+        Ok(Pictures { pictures, checked, model: self.model.clone(), warnings, stages: timer.finish() })
     }
 
     /// If memory runs out, decodes in bands of rows, and then again without the UNet on the GPU.
@@ -350,4 +379,16 @@ impl Engine {
             decoded => Ok(decoded?),
         }
     }
+}
+
+/// A preview of the picture at that place of the batch. `None` before the first step, when there is noise alone.
+fn small_picture(
+    map: Option<&PreviewMap>,
+    finished: usize,
+    index: usize,
+    latents: &mut Latents<'_>,
+) -> Option<RgbImage> {
+    let map = map.filter(|_| finished > 0)?;
+    let small = latents().and_then(|latents| map.picture(&latents.narrow(0, index, 1)?));
+    small.inspect_err(|error| tracing::warn!(%error, "no preview of this step")).ok()
 }

@@ -7,6 +7,7 @@ pub mod cancel;
 pub mod claim;
 mod deadline;
 pub mod deadline_guard;
+mod detail;
 pub mod failure;
 mod message;
 pub mod options;

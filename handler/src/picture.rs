@@ -8,6 +8,7 @@ mod credential;
 mod encode;
 mod metadata;
 pub mod options;
+mod preview;
 mod provenance;
 pub mod signature;
 #[cfg(test)]
@@ -16,4 +17,5 @@ mod tests;
 pub use credential::{Credential, CredentialError};
 pub use encode::{EncodeError, encode};
 pub use metadata::{EmbedError, embed};
+pub use preview::{MAX_PREVIEW, preview};
 pub use provenance::{ModelName, PictureOrigin, Provenance};

@@ -36,7 +36,7 @@ use contract::{
 };
 use diffusion::{noise, prompt, schedulers};
 use json::Json;
-use rule::{Fields, Result, base_address};
+use rule::{Fields, Joined, Result, base_address};
 use salvage::{Salvage, salvage};
 use std::borrow::Cow;
 use url::Url;
@@ -75,6 +75,8 @@ pub struct Task {
     pub inversions: Vec<InversionRef>,
     /// The tags, joined by one space.
     pub prompt: String,
+    /// Where in the prompt each tag ends, in bytes.
+    pub tag_ends: Vec<usize>,
     /// What the picture must not show; empty by default.
     pub negative_prompt: String,
     /// Whether brackets in both prompts mean weights.
@@ -194,6 +196,7 @@ impl Task {
     fn from_fields(fields: &Fields) -> Result<Self> {
         let AskedSize { width, height, is_own: own_size, warning } = AskedSize::read(fields)?;
         let scheduler = SCHEDULER.read(fields)?.unwrap_or_default();
+        let Joined { text: prompt, ends: tag_ends } = PROMPT_TAGS.read(fields)?;
         let lora_scale = LORA_SCALE.read(fields)?;
         let mut loras = vec![LoraRef::new(LORA_MODEL_URL.read(fields)?, lora_scale)];
         for lora in LORAS.read(fields)?.unwrap_or_default() {
@@ -205,7 +208,8 @@ impl Task {
             generation_id: GENERATION_ID.read(fields)? as i64,
             style_id: STYLE_ID.read(fields)? as i64,
             loras,
-            prompt: PROMPT_TAGS.read(fields)?,
+            prompt,
+            tag_ends,
             negative_prompt: NEGATIVE_PROMPT.read(fields)?.map(Cow::into_owned).unwrap_or_default(),
             prompt_weighting: PROMPT_WEIGHTING.read(fields)?.unwrap_or_default(),
             artist_name: ARTIST_NAME.read(fields)?.into_owned(),

@@ -4,6 +4,7 @@
 //! for, until it accepts them, says that it does not want them, or the tries run out. Response bodies are not read, redirects are
 //! not followed and no proxy is used: the token goes to the task's address only, and only if the [`Guard`] allows that address.
 
+mod detail;
 mod error;
 mod event;
 pub mod network;
@@ -11,6 +12,7 @@ mod openapi;
 pub mod progress;
 mod signing;
 
+pub use detail::{Detail, LoraDetail, Timings};
 pub use error::WebhookError;
 pub use event::Subject;
 pub use openapi::openapi;
@@ -69,8 +71,8 @@ impl Backend {
         Ok(Self { client, token, signing, guard })
     }
 
-    /// Reports that a task's pictures are stored at `result_urls`, and the safety checker's verdict on each, if there is one. No wait
-    /// between tries goes beyond `deadline`.
+    /// Reports that a task's pictures are stored at `result_urls`, the safety checker's verdict on each, if there is one, and `detail`, if
+    /// the operator wants that. No wait between tries goes beyond `deadline`.
     ///
     /// # Errors
     /// The error of the last try, if no try succeeded.
@@ -79,9 +81,10 @@ impl Backend {
         task: &Task,
         result_urls: &[String],
         nsfw: &[bool],
+        detail: Option<Detail>,
         deadline: Option<Instant>,
     ) -> Result<(), WebhookError> {
-        let event = Subject::task(task).complete(task, result_urls, nsfw);
+        let event = Subject::task(task).complete(task, result_urls, nsfw, detail);
         self.send_with_retries(&task.webhook_url, &event, deadline).await
     }
 

@@ -13,6 +13,7 @@ mod credential;
 mod deadline;
 mod deletions;
 mod deployed;
+mod detail;
 mod doctor;
 mod generate;
 mod happy;

@@ -9,7 +9,7 @@ use diffusion::{
     schedulers::Kind,
 };
 use handler::engine::{
-    BatchItem, Engine, GenerationRequest, Pictures, Step,
+    BatchItem, Engine, GenerationRequest, Pictures, Preview, Step,
     options::{CpuVectors, DeviceKind, Dora, ModelConfig, Offload, Precision},
     safety::CheckerConfig,
 };
@@ -61,7 +61,9 @@ fn together(engine: &mut Engine, all: &[(&GenerationRequest, usize)]) -> Vec<Opt
     let mut callbacks: Vec<_> = all
         .iter()
         .map(|(_, last)| {
-            move |step: Step| if step.finished > *last { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+            move |step: Step, _: &mut Preview<'_>| {
+                if step.finished > *last { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+            }
         })
         .collect();
     let items = all.iter().zip(&mut callbacks).map(|((wanted, _), callback)| (*wanted, callback as _));

@@ -11,6 +11,7 @@ mod inspection;
 mod inversions;
 mod networks;
 mod options;
+mod preview;
 mod request;
 mod residence;
 mod safety;
@@ -22,6 +23,7 @@ pub use fit::CheckerPlace;
 pub use inspection::{Inspection, check_weights, inspect, inspect_settings};
 pub use networks::{Compute, parameters};
 pub use options::LoadOptions;
+pub use preview::PreviewMap;
 pub use request::Request;
 pub use residence::{Footprint, foresee};
 #[cfg(test)]
@@ -71,6 +73,12 @@ fn tokenizer(model: &Path, config: &TextEncoderConfig) -> Result<Tokenizer> {
         Tokenizer::load(model, config.max_position_embeddings, config.vocab_size)
     }
 }
+
+/// Gives the latents as they are, `[images, channels, height / 8, width / 8]`.
+pub type Latents<'a> = dyn FnMut() -> Result<Tensor> + 'a;
+
+/// Called with the number of finished steps and with what gives the latents. May stop the run.
+pub type Watch<'a> = dyn FnMut(usize, &mut Latents<'_>) -> ControlFlow<()> + 'a;
 
 /// A loaded model with the LoRAs that are applied to it.
 pub struct Pipeline {
@@ -195,6 +203,16 @@ impl Pipeline {
         Ok(())
     }
 
+    /// How many tokens of a prompt of the request the text encoder reads, and how many are cut off. `field` names the prompt in an error.
+    ///
+    /// # Errors
+    /// A weight in the prompt that is no number.
+    pub fn count_tokens(&self, request: &Request, field: &'static str, text: &str) -> Result<(usize, usize)> {
+        let tokens = request.prompt_weighting.tokens(self.tokenizer(), field, text)?;
+        // Start and end are of no prompt.
+        Ok((tokens.ids.len().saturating_sub(2), tokens.truncated))
+    }
+
     /// The tokenizer, with the tokens of the textual inversions.
     pub fn tokenizer(&self) -> &Tokenizer {
         self.inversions.tokenizer.as_ref().unwrap_or(&self.tokenizer)
@@ -292,6 +310,21 @@ impl Pipeline {
         stream: &mut Noise,
         on_step: &mut dyn FnMut(usize) -> ControlFlow<()>,
     ) -> Result<Tensor> {
+        self.denoise_watched(requests, noise, stream, &mut |step, _| on_step(step))
+    }
+
+    /// As [`Pipeline::denoise_together`]. `on_step` may also ask for the latents as they are, f32 on the CPU. On a GPU they may be those
+    /// after one step more, and asking waits for that step.
+    ///
+    /// # Errors
+    /// As [`Pipeline::denoise`], or there is no request.
+    pub fn denoise_watched(
+        &self,
+        requests: &[&Request],
+        noise: Tensor,
+        stream: &mut Noise,
+        on_step: &mut Watch<'_>,
+    ) -> Result<Tensor> {
         let [request, ..] = requests else { return Err(candle_core::Error::msg("nothing to paint").into()) };
         let (kind, karras_sigmas) = (request.scheduler, request.karras_sigmas);
         let mut scheduler = schedulers::build(kind, karras_sigmas, &self.scheduler_config, request.steps)?;
@@ -308,7 +341,7 @@ impl Pipeline {
         let coefficients = scheduler.coefficients();
         let mut denoiser = self.networks.denoiser(&timesteps, &context, guidance, &latents, coefficients.as_deref())?;
         let extra = timesteps.len().saturating_sub(request.steps);
-        let mut on_step = |call: usize| on_step(call.saturating_sub(extra));
+        let mut on_step = |call: usize, latents: &mut Latents<'_>| on_step(call.saturating_sub(extra), latents);
         let stopped = |call: usize| PipelineError::Stopped { step: call.saturating_sub(extra) };
         match (&mut denoiser, coefficients) {
             (Denoiser::Gpu(recorded), Some(_)) => {
@@ -317,7 +350,7 @@ impl Pipeline {
             }
             _ => {
                 for step in 0..timesteps.len() {
-                    if on_step(step).is_break() {
+                    if on_step(step, &mut || Ok(latents.clone())).is_break() {
                         return Err(stopped(step));
                     }
                     let output = denoiser.predict(&scheduler.scale_model_input(&latents, step)?, step)?;
@@ -326,7 +359,7 @@ impl Pipeline {
             }
         }
         // After the last step there is nothing to stop.
-        let _ = on_step(timesteps.len());
+        let _ = on_step(timesteps.len(), &mut || Ok(latents.clone()));
         Ok(latents)
     }
 

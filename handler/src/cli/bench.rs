@@ -228,7 +228,7 @@ pub fn picture(config: &BenchPictureConfig) -> anyhow::Result<()> {
     let request = GenerationRequest::new(inputs, usize::from(config.num_images));
     let mut paint = || -> anyhow::Result<_> {
         let clock = Instant::now();
-        let output = engine.paint(&request, &mut |_| ControlFlow::Continue(()))?;
+        let output = engine.paint(&request, &mut |_, _| ControlFlow::Continue(()))?;
         Ok((clock.elapsed(), output.stages))
     };
     let (first, _) = paint()?;
@@ -291,7 +291,7 @@ pub fn soak(config: &BenchSoakConfig) -> anyhow::Result<()> {
         let inputs = inputs("lighthouse sunset sea", size, config.steps, 7.5);
         let request = GenerationRequest { loras, ..GenerationRequest::new(inputs, 1) };
         let clock = Instant::now();
-        engine.paint(&request, &mut |_| ControlFlow::Continue(()))?;
+        engine.paint(&request, &mut |_, _| ControlFlow::Continue(()))?;
         times.push(clock.elapsed());
         let held = (engine.gpu().map_or(0, Gpu::bytes) >> 20, memory_mib("VmRSS:").unwrap_or_default());
         if task + 1 == SETTLED {

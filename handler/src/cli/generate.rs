@@ -222,7 +222,7 @@ pub fn run(config: &GenerateConfig) -> anyhow::Result<()> {
     let mut engine = Engine::open(&config.model, (request.inputs.width, request.inputs.height))?;
     let style = ProgressStyle::with_template("{bar:40} step {pos}/{len}  {elapsed} elapsed, {eta} to go")?;
     let bar = ProgressBar::new(u64::from(config.steps)).with_style(style);
-    let output = engine.paint(&request, &mut |step| {
+    let output = engine.paint(&request, &mut |step, _| {
         bar.set_length(u64::from(config.steps) * step.parts as u64);
         bar.set_position(u64::from(config.steps) * step.part as u64 + step.finished as u64);
         ControlFlow::Continue(())
@@ -286,8 +286,10 @@ fn generation_request(config: &GenerateConfig) -> anyhow::Result<GenerationReque
             noise_source: config.noise_source,
         },
         images: usize::from(config.num_images),
+        tag_ends: Vec::new(),
         loras: loras.collect::<anyhow::Result<_>>()?,
         inversions: inversions.collect::<anyhow::Result<_>>()?,
+        previews: false,
         safety: None,
         signature: config.signature.name.clone().map(|name| (name, config.signature.options())),
         format: Format::of_path(&config.out).map_err(anyhow::Error::msg)?,

@@ -4,7 +4,7 @@
 //! error of that batch, and the thread goes on. When the GPU is lost, the thread ends and every waiting caller gets an error.
 
 use crate::{
-    engine::{BatchItem, Engine, EngineError, GenerationRequest, Pictures, Step},
+    engine::{BatchItem, Engine, EngineError, GenerationRequest, Pictures, Preview, Step},
     observe::{metrics::Metrics, trace::Stage},
     task::SafetyMode,
 };
@@ -20,7 +20,7 @@ use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 
 /// [`engine::OnStep`](crate::engine::OnStep) for another thread.
-pub type BoxedOnStep = Box<dyn FnMut(Step) -> ControlFlow<()> + Send>;
+pub type BoxedOnStep = Box<dyn FnMut(Step, &mut Preview<'_>) -> ControlFlow<()> + Send>;
 
 /// Sends requests to the batcher's thread. The thread ends when the last handle is dropped, or when the GPU is lost.
 #[derive(Clone)]

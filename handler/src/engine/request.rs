@@ -7,7 +7,7 @@ use crate::{
         options::PictureConfig,
         signature::{self, SignatureError, sign},
     },
-    task::{Checked, Format, SafetyMode, signature::Signature},
+    task::{Checked, Format, SafetyMode, Warning, signature::Signature},
 };
 use diffusion::{
     error::PipelineError,
@@ -25,10 +25,14 @@ pub struct GenerationRequest {
     pub inputs: Request,
     /// How many pictures of the seed.
     pub images: usize,
+    /// Where in the prompt each tag ends, in bytes; empty if it is not made of tags.
+    pub tag_ends: Vec<usize>,
     /// LoRAs to apply.
     pub loras: Vec<AppliedLora>,
     /// Textual inversions, for both prompts.
     pub inversions: Vec<AppliedInversion>,
+    /// Whether small pictures of the painting will be asked for.
+    pub previews: bool,
     /// The safety mode that must hold at least; by default the engine's.
     pub safety: Option<SafetyMode>,
     /// The artist's name and how it is drawn.
@@ -59,8 +63,12 @@ pub struct Step {
     pub pictures: usize,
 }
 
+/// Gives a small picture of what is painted so far, of the request's first picture. `None` if there is nothing to see, or the request asks
+/// for no previews.
+pub type Preview<'a> = dyn FnMut() -> Option<RgbImage> + 'a;
+
 /// Called before the first step of each part and after each step; may stop the painting.
-pub type OnStep<'a> = dyn FnMut(Step) -> ControlFlow<()> + 'a;
+pub type OnStep<'a> = dyn FnMut(Step, &mut Preview<'_>) -> ControlFlow<()> + 'a;
 
 /// A request of a batch, with its callback.
 pub type BatchItem<'a> = (&'a GenerationRequest, &'a mut OnStep<'a>);
@@ -73,6 +81,8 @@ pub struct Pictures {
     pub checked: Vec<Checked>,
     /// The model that painted them.
     pub model: ModelName,
+    /// What the request asks for and did not get.
+    pub warnings: Vec<Warning>,
     /// Stages in order, with their names.
     pub stages: Vec<StageTime>,
 }
@@ -150,8 +160,10 @@ impl GenerationRequest {
     pub fn new(inputs: Request, images: usize) -> Self {
         Self {
             images,
+            tag_ends: Vec::new(),
             loras: Vec::new(),
             inversions: Vec::new(),
+            previews: false,
             safety: None,
             signature: None,
             format: Format::default(),
@@ -183,7 +195,7 @@ impl GenerationRequest {
     /// # Errors
     /// The first of these that fails. No file is made of pictures that are refused.
     pub fn finish(&self, pictures: Pictures) -> Result<Output, EngineError> {
-        let Pictures { mut pictures, checked, model, stages } = pictures;
+        let Pictures { mut pictures, checked, model, stages, .. } = pictures;
         let flagged = checked.iter().filter(|each| each.nsfw && each.mode == SafetyMode::Refuse).count();
         if flagged > 0 {
             return Err(EngineError::Nsfw { flagged, pictures: pictures.len() });

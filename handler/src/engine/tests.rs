@@ -1,6 +1,6 @@
 //! The engine on a GPU: batches, too little memory, a lost GPU. Needs a GPU.
 
-use super::{BatchItem, Engine, GenerationRequest, Pictures, Step};
+use super::{BatchItem, Engine, GenerationRequest, Pictures, Preview, Step};
 use crate::engine::{
     options::{CpuVectors, DeviceKind, Dora, ModelConfig, Offload, Precision},
     safety::CheckerConfig,
@@ -68,7 +68,7 @@ fn generation_request(prompt: &str, seed: u64, images: usize, size: usize) -> Ge
 }
 
 fn paint(engine: &mut Engine, request: &GenerationRequest) -> Vec<RgbImage> {
-    engine.paint_alone(request, &mut |_| ControlFlow::Continue(())).unwrap().pictures
+    engine.paint_alone(request, &mut |_, _| ControlFlow::Continue(())).unwrap().pictures
 }
 
 /// Peak signal-to-noise ratio in dB; infinite for the same pictures.
@@ -87,7 +87,7 @@ fn gpu_pictures_painted_together_are_those_painted_alone() {
         let all = [("red circle", 1), ("yellow star,green background", 2), ("blue square", 3), ("white heart", 4)];
         let all = all.map(|(prompt, seed)| generation_request(prompt, seed, 1, 256));
         let alone = all.each_ref().map(|request| paint(&mut engine, request));
-        let mut callbacks = all.each_ref().map(|_| |_: Step| ControlFlow::Continue(()));
+        let mut callbacks = all.each_ref().map(|_| |_: Step, _: &mut Preview<'_>| ControlFlow::Continue(()));
         let mut items: Vec<BatchItem> =
             all.iter().zip(&mut callbacks).map(|(each, callback)| (each, callback as _)).collect();
         let together = engine.try_together(&mut items).unwrap();
@@ -111,7 +111,7 @@ fn with_ever_more_memory(request: &GenerationRequest, at_once: usize) -> (usize,
         let gpu = engine.gpu().unwrap().clone();
         let shortage = Shortage::leaving(&gpu, free).unwrap();
         let mut began = 0;
-        let painted = engine.paint_alone(request, &mut |step| {
+        let painted = engine.paint_alone(request, &mut |step, _| {
             began += usize::from(step.finished == 0);
             ControlFlow::Continue(())
         });
@@ -223,7 +223,7 @@ fn gpu_memory_that_another_takes_meanwhile_fails_one_task_and_the_next_paints() 
         let whole = paint(&mut engine, &request);
         let gpu = Gpu::clone(engine.gpu().unwrap());
         let shortage = Shortage::leaving(&gpu, 0).unwrap();
-        let failed = engine.paint_alone(&request, &mut |_| ControlFlow::Continue(()));
+        let failed = engine.paint_alone(&request, &mut |_, _| ControlFlow::Continue(()));
         drop(shortage);
         match failed {
             Err(error) => {
@@ -295,7 +295,8 @@ fn gpu_that_is_lost_is_another_error_than_out_of_memory() {
     assert!(Shortage::holding(&gpu, 1 << 42).is_err_and(|error| error.is_out_of_memory()));
     assert!(!engine.is_lost());
     let _ = gpu.break_it();
-    let painted = engine.paint_alone(&generation_request("red circle", 1, 1, 256), &mut |_| ControlFlow::Continue(()));
+    let painted =
+        engine.paint_alone(&generation_request("red circle", 1, 1, 256), &mut |_, _| ControlFlow::Continue(()));
     assert!(painted.is_err_and(|error| !error.is_out_of_memory() && !error.is_permanent()));
     assert!(engine.is_lost());
 }

@@ -203,6 +203,7 @@ mod tests {
     use crate::{
         cli::options::{Cli, Command},
         engine::{
+            Preview,
             batcher::{
                 Batcher,
                 tests::{End, Fake, generation_request},
@@ -246,7 +247,7 @@ mod tests {
         tokio::pin!(serving);
         assert!(poll!(&mut serving).is_pending());
         control.ends.send(End::Loss).unwrap();
-        let on_step = Box::new(|_| ControlFlow::Continue(()));
+        let on_step = Box::new(|_, _: &mut Preview<'_>| ControlFlow::Continue(()));
         assert!(batcher.paint(generation_request(512), on_step, Stage::begin("wait")).await.is_err());
         let ended = timeout(SOON, serving).await.unwrap();
         assert!(matches!(ended.unwrap_err().downcast_ref(), Some(LoadError::Lost)));

@@ -4,7 +4,7 @@
 //! earlier tasks; the estimate is dropped once a task was stopped because of it.
 
 use crate::{
-    engine::Step,
+    engine::{Preview, Step},
     webhook::progress::{Milestones, Progress},
 };
 use std::{
@@ -38,18 +38,18 @@ pub struct DeadlineGuard<T, U> {
     milestones: Milestones,
 }
 
-impl<T: Fn(Progress), U: Fn() -> bool> DeadlineGuard<T, U> {
-    /// For a task of `steps` steps that must be done at `end`, if there is a limit. `report` gets the milestones; `is_unwanted` says
+impl<T: Fn(Progress, &mut Preview<'_>), U: Fn() -> bool> DeadlineGuard<T, U> {
+    /// For a task of the milestones' steps that must be done at `end`, if there is a limit. `report` gets the milestones, and what gives a preview; `is_unwanted` says
     /// whether the backend has cancelled the task.
     pub fn new(
-        steps: usize,
+        milestones: Milestones,
         task: Workload,
         end: Option<Instant>,
         timings: Timings,
         report: T,
         is_unwanted: U,
     ) -> Self {
-        let (clock, milestones) = (StepClock::new(steps), Milestones::new(steps));
+        let clock = StepClock::new(milestones.total_steps());
         Self { task, end, timings, report, is_unwanted, out_of_time: Arc::default(), clock, milestones }
     }
 
@@ -59,7 +59,7 @@ impl<T: Fn(Progress), U: Fn() -> bool> DeadlineGuard<T, U> {
     }
 
     /// To be called with each step. Decides whether the painting goes on.
-    pub fn step(&mut self, step: Step, now: Instant) -> ControlFlow<()> {
+    pub fn step(&mut self, step: Step, now: Instant, preview: &mut Preview<'_>) -> ControlFlow<()> {
         // A failed batch is painted again one by one, also the tasks that were stopped in it.
         if (self.is_unwanted)() || self.out_of_time.load(Ordering::Relaxed) {
             return ControlFlow::Break(());
@@ -75,7 +75,7 @@ impl<T: Fn(Progress), U: Fn() -> bool> DeadlineGuard<T, U> {
         let per_step = measured.or_else(|| self.timings.step(at_once)).unwrap_or(ASSUMED_STEP);
         if let Some(progress) = self.milestones.reach(self.clock.done(step), per_step.saturating_mul(step.parts as u32))
         {
-            (self.report)(progress);
+            (self.report)(progress, preview);
         }
         ControlFlow::Continue(())
     }

@@ -6,6 +6,7 @@ use crate::{
     picture::options::PictureConfig,
     storage::{options::StoreConfig, weights::options::ModelUrl},
     task::SizeLimits,
+    webhook::progress::Marks,
 };
 use clap::{Args, ValueEnum};
 
@@ -86,6 +87,18 @@ pub struct WorkConfig {
     /// What `error_code` says: always GENERATION_FAILED (single), or what is at fault (fine).
     #[arg(long, env = "EASEL_ERROR_CODES", default_value = "single")]
     pub error_codes: ErrorCodes,
+    /// What `metadata` in the webhook `complete` holds: seed, steps and guidance scale, as the Python worker sent them (seed), or also
+    /// scheduler, size, model, LoRAs, times and warnings (full).
+    #[arg(long, env = "EASEL_WEBHOOK_DETAIL", default_value = "seed")]
+    pub webhook_detail: WebhookDetail,
+    /// At which percentages progress is sent: a list, or every:N for 0, N, 2 N and so on below 100. A cancelled task is looked for at the
+    /// same ones.
+    #[arg(long, env = "EASEL_PROGRESS", default_value_t, value_name = "PERCENT,…")]
+    pub progress: Marks,
+    /// Send a small picture of the painting with progress.
+    #[arg(long, env = "EASEL_PROGRESS_PREVIEW", default_value_t = false, num_args = 0..=1, default_missing_value = "true",
+          value_name = "BOOL", action = clap::ArgAction::Set)]
+    pub progress_preview: bool,
     /// How many pictures are painted at once at most, where several tasks wait that differ in prompt, name and seed only; 0 for as many
     /// as the GPU's memory allows, up to 8, and one on a CPU.
     #[arg(long, env = "EASEL_BATCH", default_value_t = 0, value_name = "COUNT", value_parser = clap::value_parser!(u16).range(..=64))]
@@ -94,6 +107,15 @@ pub struct WorkConfig {
     #[arg(long, env = "EASEL_EMBEDDED_METRICS", default_value_t = false, num_args = 0..=1, default_missing_value = "true",
           value_name = "BOOL", action = clap::ArgAction::Set)]
     pub embedded_metrics: bool,
+}
+
+/// What `metadata` in `complete` holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum WebhookDetail {
+    /// Seed, steps and guidance scale, as the Python worker sent them.
+    Seed,
+    /// Also scheduler, size, model, LoRAs, times and warnings.
+    Full,
 }
 
 /// What `error_code` says of a failure.

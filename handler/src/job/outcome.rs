@@ -113,7 +113,7 @@ impl JobRunner {
             if let Some(checked) = self.standing_pictures(task, message).await {
                 report.checked = checked;
                 info!(reason, "the picture stands all the same");
-                let announcing = message.deadline.notify(self.announce(task, &report.checked, message.deadline));
+                let announcing = message.deadline.notify(self.announce(task, report, message.deadline));
                 return match announcing.await.unwrap_or_else(|late| Err(undelivered(late))) {
                     Ok(()) => {
                         (report.ending, report.fault) = (Ending::AnnouncedAgain, None);

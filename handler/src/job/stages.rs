@@ -4,16 +4,19 @@ use super::{
     Deadline, JobRunner,
     cancel::CancelWatch,
     deadline_guard::{DeadlineGuard, Workload},
+    detail::detail,
     failure::{Failure, inversion_failure, lora_failure, storage_failure, undelivered},
+    options::WebhookDetail,
 };
 use crate::{
-    engine::{EngineError, GenerationRequest, Output, loader::LoadError},
+    engine::{EngineError, GenerationRequest, Output, Preview, loader::LoadError},
     observe::{
-        report::{Ending, Report},
+        report::{Ending, Painted, Report},
         trace::Stage,
     },
     picture::PictureOrigin,
     task::{Checked, SafetyMode, Task, fault::TaskFault},
+    webhook::progress::Milestones,
 };
 use diffusion::{lora::AppliedLora, pipeline::Request, prompt::inversion::AppliedInversion};
 use std::{
@@ -44,7 +47,7 @@ impl JobRunner {
         report: &mut Report,
     ) -> Result<Ending, Failure> {
         let ending = deadline.work(self.paint_once(task, deadline, report)).await??;
-        let announcing = deadline.work(self.announce(task, &report.checked, deadline));
+        let announcing = deadline.work(self.announce(task, report, deadline));
         let (announced, time) = Stage::begin("complete").measure(announcing).await;
         report.stages.push(time);
         announced.unwrap_or_else(|late| Err(undelivered(late)))?;
@@ -150,14 +153,16 @@ impl JobRunner {
         let watch = self.cancellations.as_ref().map(|cancellations| cancellations.watch(task.generation_id));
         let (look, found) = (watch.as_ref().map(CancelWatch::look), watch.as_ref().map(CancelWatch::is_cancelled));
         let (send, unwanted) = (progress.sender(), progress.is_unwanted());
-        let report_step = move |progress| {
+        let wants_preview = self.work.progress_preview;
+        let report_step = move |progress, preview: &mut Preview<'_>| {
             look.iter().for_each(|look| look());
-            send(progress);
+            send(progress, wants_preview.then(preview).flatten());
         };
         let is_unwanted = move || unwanted() || found.as_ref().is_some_and(|found| found());
-        let mut guard = DeadlineGuard::new(task.steps, workload(task), end, timings, report_step, is_unwanted);
+        let milestones = Milestones::new(task.steps, &self.work.progress);
+        let mut guard = DeadlineGuard::new(milestones, workload(task), end, timings, report_step, is_unwanted);
         let out_of_time = guard.out_of_time();
-        let on_step = Box::new(move |step| guard.step(step, Instant::now()));
+        let on_step = Box::new(move |step, preview: &mut Preview<'_>| guard.step(step, Instant::now(), preview));
         let pictures = batcher.paint(request.clone(), on_step, waiting).await;
         progress.finish().await;
         if out_of_time.load(Ordering::Relaxed) {
@@ -168,6 +173,11 @@ impl JobRunner {
         }
         let (pictures, span) = (pictures?, Span::current());
         report.checked.clone_from(&pictures.checked);
+        report.painted = Some(Painted {
+            model: pictures.model.to_string(),
+            lora_hashes: request.loras.iter().map(|applied| applied.lora.sha256().to_string()).collect(),
+            warnings: pictures.warnings.clone(),
+        });
         let output = tokio::task::spawn_blocking(move || span.in_scope(|| request.finish(pictures)));
         let broke_off = |panic| Failure::Transient(TaskFault::Painting, format!("signing broke off: {panic}"));
         // Asked once more while the files are made: after they are stored, cancelling changes nothing.
@@ -194,8 +204,10 @@ impl JobRunner {
                 noise_source: task.noise_source,
             },
             images: task.num_images,
+            tag_ends: task.tag_ends.clone(),
             loras,
             inversions,
+            previews: self.work.progress_preview,
             safety: task.safety,
             signature: Some((task.artist_name.clone(), task.signature.clone())),
             format: task.format,
@@ -211,14 +223,15 @@ impl JobRunner {
     }
 
     /// Sends `complete` for pictures that are in S3, with the verdicts of their check if there was one.
-    pub(super) async fn announce(&self, task: &Task, checked: &[Checked], deadline: Deadline) -> Result<(), Failure> {
-        let nsfw: Vec<bool> = checked.iter().map(|each| each.nsfw).collect();
+    pub(super) async fn announce(&self, task: &Task, report: &Report, deadline: Deadline) -> Result<(), Failure> {
+        let nsfw: Vec<bool> = report.checked.iter().map(|each| each.nsfw).collect();
+        let detail = (self.work.webhook_detail == WebhookDetail::Full).then(|| detail(task, report));
         let mut urls = Vec::new();
         for key in self.store.result_keys(task) {
             let url = self.store.picture_url(&key).await;
             urls.push(url.map_err(|error| Failure::Undelivered(error.to_string(), None))?);
         }
-        Ok(self.backend.complete(task, &urls, &nsfw, deadline.end()).await?)
+        Ok(self.backend.complete(task, &urls, &nsfw, detail, deadline.end()).await?)
     }
 }
 

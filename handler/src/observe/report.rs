@@ -2,7 +2,7 @@
 
 use crate::{
     observe::trace::StageTime,
-    task::{Checked, SafetyMode, Task, fault::TaskFault},
+    task::{Checked, SafetyMode, Task, Warning, fault::TaskFault},
 };
 use diffusion::gpu::Memory;
 use serde_json::{Map, Value, json};
@@ -102,10 +102,23 @@ pub struct Report {
     pub trace_id: Option<String>,
     /// What the safety checker said of each picture; empty if no check was made.
     pub checked: Vec<Checked>,
+    /// How this delivery painted; none if it did not.
+    pub painted: Option<Painted>,
     /// Pictures stored.
     pub images_stored: usize,
     /// Bytes of these pictures.
     pub bytes_stored: usize,
+}
+
+/// What is only known once a task was painted. It is in no log.
+#[derive(Debug, Clone)]
+pub struct Painted {
+    /// The base model's name and revision.
+    pub model: String,
+    /// SHA-256 of each LoRA's file in hex, in the task's order.
+    pub lora_hashes: Vec<String>,
+    /// What the task asks for and did not get.
+    pub warnings: Vec<Warning>,
 }
 
 /// The fields of a task that decide how long it takes. No prompt and no name.

@@ -4,7 +4,7 @@
 use crate::{storage::weights, task::Checked};
 use aws_sdk_s3::primitives::{DateTime, DateTimeFormat};
 use diffusion::{lora::AppliedLora, pipeline::Request, prompt::inversion::AppliedInversion};
-use std::path::Path;
+use std::{fmt, path::Path};
 
 /// The software that made the picture.
 pub(super) const GENERATOR: &str = concat!("Easel ", env!("CARGO_PKG_VERSION"));
@@ -31,6 +31,15 @@ pub struct ModelName {
     pub name: String,
     /// The repository's commit, if it is known.
     pub revision: Option<String>,
+}
+
+impl fmt::Display for ModelName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.revision {
+            Some(revision) => write!(f, "{}@{revision}", self.name),
+            None => f.write_str(&self.name),
+        }
+    }
 }
 
 impl ModelName {

@@ -69,3 +69,11 @@ pub fn check(size: (u32, u32), artist_name: &str, options: &Signature) -> Result
     }
     placement::place(&name, size, options).map(|_| ())
 }
+
+/// The characters of a name that [`sign`] leaves out because no font has a glyph for them, each once, the first few of them.
+///
+/// # Errors
+/// A bundled font does not load, or nothing of the name can be drawn.
+pub fn left_out(artist_name: &str) -> Result<Vec<char>, SignatureError> {
+    Ok(text::filter(artist_name, fonts::bundled()?)?.left_out)
+}

@@ -29,6 +29,8 @@ impl Task {
             created_at: _,
             // The size is in it, however it was asked for.
             own_size: _,
+            // The tags are in the prompt.
+            tag_ends: _,
             warnings: _,
             loras,
             inversions,

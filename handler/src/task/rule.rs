@@ -7,7 +7,7 @@
 mod list;
 mod text;
 
-pub(super) use list::{Object, ObjectList, Tags};
+pub(super) use list::{Joined, Object, ObjectList, Tags};
 pub(super) use text::{LoraUrl, NonBlank, OneOf, Text, Timestamp, WebhookUrl, base_address};
 
 use super::json::{Json, Member, shown};

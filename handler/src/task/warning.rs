@@ -15,11 +15,18 @@ pub struct Warning {
 /// What kind of warning.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
+#[schemars(rename = "WarningCode")]
 pub enum Code {
     /// `aspect_ratio` is a text that is not known.
     AspectRatioUnknown,
     /// `aspect_ratio` was not read, because `width` and `height` are there.
     AspectRatioIgnored,
+    /// The prompt has more tokens than the model reads.
+    PromptCut,
+    /// The negative prompt has more tokens than the model reads.
+    NegativePromptCut,
+    /// A character of the artist's name has no glyph in the fonts.
+    NoGlyph,
 }
 
 impl Warning {

@@ -5,7 +5,7 @@
 
 use crate::{
     task::{self, Task},
-    webhook::progress::Progress,
+    webhook::{Detail, progress::Progress},
 };
 use diffusion::{MAX_MESSAGE, cut};
 use reqwest::Method;
@@ -73,19 +73,19 @@ impl Subject {
         Self { base, generation_id, fingerprint: hex::encode(Sha256::digest(body)) }
     }
 
-    pub(super) fn progress(&self, progress: Progress) -> Event {
+    pub(super) fn progress(&self, progress: Progress, preview: Option<&str>) -> Event {
         let part = progress.current_step.to_string();
-        self.event(EventKind::Progress, &part, &InProgress { generation_id: self.generation_id, progress })
+        self.event(EventKind::Progress, &part, &InProgress { generation_id: self.generation_id, progress, preview })
     }
 
-    pub(super) fn complete(&self, task: &Task, result_urls: &[String], nsfw: &[bool]) -> Event {
+    pub(super) fn complete(&self, task: &Task, result_urls: &[String], nsfw: &[bool], detail: Option<Detail>) -> Event {
         let Task { seed, steps, guidance_scale, .. } = *task;
         let body = Complete {
             generation_id: self.generation_id,
             // A task has at least one picture.
             result_url: result_urls.first().map_or("", String::as_str),
             result_urls: if result_urls.len() > 1 { result_urls } else { &[] },
-            metadata: Metadata { seed, steps, guidance_scale, nsfw_content_detected: nsfw },
+            metadata: Metadata { seed, steps, guidance_scale, nsfw_content_detected: nsfw, detail },
         };
         self.event(EventKind::Complete, "", &body)
     }
@@ -114,12 +114,16 @@ impl Subject {
 
 /// The progress of a task.
 #[derive(Serialize, JsonSchema)]
-pub(super) struct InProgress {
+pub(super) struct InProgress<'a> {
     /// The id of the task.
     #[schemars(range(min = 0))]
     pub(super) generation_id: i64,
     /// How far the painting is.
     pub(super) progress: Progress,
+    /// A small picture of it, a JPEG of less than 10,000 bytes in base64, if the operator turned that on. Absent before the first step.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "String", extend("contentEncoding" = "base64", "contentMediaType" = "image/jpeg"))]
+    pub(super) preview: Option<&'a str>,
 }
 
 /// All pictures of a task are stored.
@@ -155,6 +159,9 @@ pub(super) struct Metadata<'a> {
     #[serde(skip_serializing_if = "<[_]>::is_empty")]
     #[schemars(length(min = 1, max = task::MAX_IMAGES as u64))]
     pub(super) nsfw_content_detected: &'a [bool],
+    /// How the pictures came about, if the operator turned that on.
+    #[serde(flatten)]
+    pub(super) detail: Option<Detail>,
 }
 
 /// A task failed, and there will be no more tries.
@@ -190,6 +197,7 @@ fn codes() -> Vec<&'static str> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::webhook::{LoraDetail, Timings};
     use serde_json::json;
     use std::collections::HashSet;
 
@@ -209,12 +217,12 @@ mod tests {
     fn the_same_event_keeps_its_id_and_another_has_another() {
         let (first, again) = (Subject::task(&task(1, "cat")), Subject::task(&task(1, "cat")));
         assert_eq!(first.failed("A", "network", 0).id, again.failed("B", "storage", 2).id);
-        assert_eq!(first.progress(progress(1, 9)).id, again.progress(progress(1, 3)).id);
+        assert_eq!(first.progress(progress(1, 9), None).id, again.progress(progress(1, 3), None).id);
         let base = || Url::parse("http://backend").unwrap();
         let ids = [
-            first.progress(progress(0, 9)).id,
-            first.progress(progress(1, 9)).id,
-            first.complete(&task(1, "cat"), &[], &[]).id,
+            first.progress(progress(0, 9), None).id,
+            first.progress(progress(1, 9), None).id,
+            first.complete(&task(1, "cat"), &[], &[], None).id,
             first.failed("A", "", 0).id,
             first.cancelled().id,
             Subject::task(&task(2, "cat")).failed("A", "", 0).id,
@@ -240,12 +248,27 @@ mod tests {
         let in_progress = r#"{"generation_id":1,"progress":{"current_step":25,"total_steps":50,"progress_percent":50,"estimated_seconds":3}}"#;
         let failed =
             r#"{"generation_id":1,"error_message":"no such LoRA","error_code":"GENERATION_FAILED","retry_count":0}"#;
+        let detail = Detail {
+            scheduler: "euler".into(),
+            width: 512,
+            height: 768,
+            model: Some("m".into()),
+            loras: vec![LoraDetail { name: "k".into(), hash: None, scale: 1.0 }],
+            timings: Some(Timings { queue: None, fetch: 1, wait: 2, denoise: 3, decode: 4, upload: 5 }),
+            warnings: vec![],
+        };
+        let told = r#","scheduler":"euler","width":512,"height":768,"model":"m","loras":[{"name":"k","scale":1.0}],"timings":{"fetch":1,"wait":2,"denoise":3,"decode":4,"upload":5},"warnings":[]"#;
         for (event, body) in [
-            (subject.progress(progress), in_progress),
-            (subject.complete(&task, &url, &[]), &complete("")),
+            (subject.progress(progress, None), in_progress),
+            (subject.progress(progress, Some("/9j/")), &in_progress.replace("3}}", r#"3},"preview":"/9j/"}"#)),
+            (subject.complete(&task, &url, &[], None), &complete("")),
             (subject.failed("GENERATION_FAILED", "no such LoRA", 0), failed),
             // What only an operator's options bring about.
-            (subject.complete(&task, &url, &[true, false]), &complete(r#","nsfw_content_detected":[true,false]"#)),
+            (subject.complete(&task, &url, &[], Some(detail)), &complete(told)),
+            (
+                subject.complete(&task, &url, &[true, false], None),
+                &complete(r#","nsfw_content_detected":[true,false]"#),
+            ),
             (subject.cancelled(), r#"{"generation_id":1}"#),
         ] {
             assert_eq!(event.body, body);

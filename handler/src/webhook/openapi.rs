@@ -63,7 +63,7 @@ fn operation(kind: EventKind, body: &Value) -> Value {
     let (summary, when) = match kind {
         EventKind::Progress => (
             "How far the painting is",
-            format!("Sent at {milestones} percent, each once, at the first step that reaches it."),
+            format!("Sent at {milestones} percent, or where the operator wants it, each once, at the first step that reaches it."),
         ),
         EventKind::Complete => ("The pictures are stored", "Sent when the last picture is stored.".to_string()),
         EventKind::Failed => ("The task failed", "Sent when there will be no more tries.".to_string()),

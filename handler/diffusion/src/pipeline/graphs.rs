@@ -9,12 +9,12 @@ use crate::{
     models::unet::{Prepared, Unet},
     models::vae::{DecodeMemory, VaeDecoder},
     ops::{self, Folded, LANES, PromptKeys, Step, steps},
+    pipeline::Watch,
     schedulers::StepCoefficients,
 };
 use candle_core::{Device, Error, Result, Tensor};
 use std::{
     collections::HashMap,
-    ops::ControlFlow,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
@@ -310,12 +310,13 @@ impl RecordedDenoiser<'_> {
     }
 
     /// Runs all steps, from the first latents to the last. `on_step` is called with the number of finished steps, before the first (0)
-    /// and after each but the last, and may stop the run: then that number is the inner error. The GPU is one step ahead of the calls.
+    /// and after each but the last, and may stop the run: then that number is the inner error. The GPU is one step ahead of the calls, so
+    /// that latents that `on_step` asks for are those after the next step, if there is one under way.
     pub(crate) fn run(
         &mut self,
         latents: &Tensor,
         count: usize,
-        on_step: &mut dyn FnMut(usize) -> ControlFlow<()>,
+        on_step: &mut Watch<'_>,
     ) -> Result<std::result::Result<Tensor, usize>> {
         self.check_is_last()?;
         let mut steps = lock(&self.recordings.steps);
@@ -330,7 +331,11 @@ impl RecordedDenoiser<'_> {
                 gpu.wait_for(&events[0])?;
                 events.swap(0, 1);
             }
-            if on_step(step).is_break() {
+            let mut read = || {
+                let numbers = recording.latents.read_through(&mut recording.pinned)?;
+                Ok(Tensor::from_vec(numbers, latents.dims(), &Device::Cpu)?)
+            };
+            if on_step(step, &mut read).is_break() {
                 gpu.synchronize()?;
                 return Ok(Err(step));
             }

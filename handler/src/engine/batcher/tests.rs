@@ -54,6 +54,7 @@ impl BatchEngine for Fake {
                 pictures: Vec::new(),
                 checked: Vec::new(),
                 model: ModelName::of("m".as_ref()),
+                warnings: Vec::new(),
                 stages: Vec::new(),
             }),
         };
@@ -100,7 +101,13 @@ pub(crate) fn generation_request(width: usize) -> Arc<GenerationRequest> {
 }
 
 async fn paint(batcher: &Batcher, width: usize) -> Result<Pictures, BatcherError> {
-    batcher.paint(generation_request(width), Box::new(|_| ControlFlow::Continue(())), Stage::begin("wait")).await
+    batcher
+        .paint(
+            generation_request(width),
+            Box::new(|_, _: &mut Preview<'_>| ControlFlow::Continue(())),
+            Stage::begin("wait"),
+        )
+        .await
 }
 
 #[tokio::test]

@@ -1,19 +1,24 @@
 //! Paintings with made-up times: nothing sleeps.
 
 use super::*;
+use crate::webhook::progress::Marks;
 use std::cell::RefCell;
 
 const WORKLOAD: Workload = Workload { width: 512, height: 512, pictures: 1 };
 const STEPS: usize = 10;
+
+fn milestones() -> Milestones {
+    Milestones::new(STEPS, &Marks::default())
+}
 
 /// Watches a painting of ten steps that begins at `now` and has `left` milliseconds.
 fn guard(
     timings: &Timings,
     now: Instant,
     left: Option<u64>,
-) -> DeadlineGuard<impl Fn(Progress) + use<>, impl Fn() -> bool + use<>> {
+) -> DeadlineGuard<impl Fn(Progress, &mut Preview<'_>) + use<>, impl Fn() -> bool + use<>> {
     let end = left.map(|left| now + Duration::from_millis(left));
-    DeadlineGuard::new(STEPS, WORKLOAD, end, timings.clone(), |_| {}, || false)
+    DeadlineGuard::new(milestones(), WORKLOAD, end, timings.clone(), |_, _| {}, || false)
 }
 
 fn alone(finished: usize) -> Step {
@@ -22,7 +27,7 @@ fn alone(finished: usize) -> Step {
 
 /// Runs a painting; returns part and step at which it was stopped. The first step of each part takes `first` ms, the others `step` ms.
 fn run(
-    guard: &mut DeadlineGuard<impl Fn(Progress), impl Fn() -> bool>,
+    guard: &mut DeadlineGuard<impl Fn(Progress, &mut Preview<'_>), impl Fn() -> bool>,
     now: &mut Instant,
     parts: usize,
     (first, step): (u64, u64),
@@ -34,7 +39,7 @@ fn run(
                 1 => first,
                 _ => step,
             });
-            if guard.step(Step { finished, part, parts, pictures: 1 }, *now).is_break() {
+            if guard.step(Step { finished, part, parts, pictures: 1 }, *now, &mut || None).is_break() {
                 return Some((part, finished));
             }
         }
@@ -48,7 +53,7 @@ fn calls_that_finish_no_step_are_not_measured() {
     let mut now = Instant::now();
     let mut guard = guard(&Timings::default(), now, Some(2_000));
     for finished in [0; 10].into_iter().chain(0..=STEPS) {
-        assert!(guard.step(alone(finished), now).is_continue(), "step {finished}");
+        assert!(guard.step(alone(finished), now, &mut || None).is_continue(), "step {finished}");
         now += Duration::from_millis(if finished < STEPS { 100 } else { 0 });
     }
     assert_eq!(guard.clock.per_step(), Some(Duration::from_millis(100)));
@@ -112,7 +117,7 @@ fn each_attempt_is_measured_by_itself() {
     let mut guard = guard(&timings, now, Some(60_000));
     // A batch of eight is slow, and runs out of memory. The next attempt waits for the others, and is fast.
     for finished in 0..=4 {
-        assert!(guard.step(Step { pictures: 8, ..alone(finished) }, now).is_continue());
+        assert!(guard.step(Step { pictures: 8, ..alone(finished) }, now, &mut || None).is_continue());
         now += Duration::from_millis(5_000);
     }
     now += Duration::from_millis(30_000);
@@ -126,27 +131,32 @@ fn a_task_that_was_stopped_stays_stopped_when_the_batch_is_painted_again() {
     let mut now = Instant::now();
     let mut guard = guard(&Timings::default(), now, Some(500));
     assert_eq!(run(&mut guard, &mut now, 1, (100, 100)), Some((0, 2)));
-    assert!(guard.step(alone(0), now - Duration::from_secs(10)).is_break());
+    assert!(guard.step(alone(0), now - Duration::from_secs(10), &mut || None).is_break());
 }
 
 #[test]
 fn a_finished_painting_is_never_given_up() {
     let now = Instant::now();
     let late = now + Duration::from_secs(9);
-    assert!(guard(&Timings::default(), now, Some(0)).step(alone(STEPS), late).is_continue());
+    assert!(guard(&Timings::default(), now, Some(0)).step(alone(STEPS), late, &mut || None).is_continue());
     let first_of_two = Step { parts: 2, ..alone(STEPS) };
-    assert!(guard(&Timings::default(), now, Some(0)).step(first_of_two, late).is_break(), "a part is missing");
+    assert!(
+        guard(&Timings::default(), now, Some(0)).step(first_of_two, late, &mut || None).is_break(),
+        "a part is missing"
+    );
 }
 
 #[test]
 fn milestones_are_reported_once_over_all_attempts_and_parts_until_the_task_is_cancelled() {
     let (reported, unwanted) = (RefCell::new(vec![]), RefCell::new(false));
-    let report = |progress: Progress| reported.borrow_mut().push((progress.current_step, progress.estimated_seconds));
-    let mut guard = DeadlineGuard::new(STEPS, WORKLOAD, None, Timings::default(), report, || *unwanted.borrow());
+    let report = |progress: Progress, _: &mut Preview<'_>| {
+        reported.borrow_mut().push((progress.current_step, progress.estimated_seconds));
+    };
+    let mut guard = DeadlineGuard::new(milestones(), WORKLOAD, None, Timings::default(), report, || *unwanted.borrow());
     let mut now = Instant::now();
     let mut step = |finished, part, parts| {
         now += Duration::from_secs(1);
-        guard.step(Step { finished, part, parts, pictures: 1 }, now)
+        guard.step(Step { finished, part, parts, pictures: 1 }, now, &mut || None)
     };
     // Out of memory after three of ten steps; then in two parts.
     assert!((0..=3).all(|finished| step(finished, 0, 1).is_continue()));

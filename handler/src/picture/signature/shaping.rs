@@ -52,7 +52,7 @@ pub(super) struct PositionedGlyph {
 impl<'a> DrawableName<'a> {
     /// Drops characters that cannot be drawn and collapses spaces.
     pub(super) fn parse(name: &str, faces: &'a [Face]) -> Result<Self, SignatureError> {
-        let FilteredText { text, dropped, truncated } = text::filter(name, faces)?;
+        let FilteredText { text, dropped, truncated, .. } = text::filter(name, faces)?;
         let level = BidiInfo::new(&text, None).paragraphs.first().map(|paragraph| paragraph.level);
         Ok(Self { faces, text, level, truncated, dropped })
     }

@@ -7,6 +7,8 @@ use icu_normalizer::ComposingNormalizerBorrowed;
 const MAX_CHARACTERS: usize = 1000;
 /// Combining marks drawn on one letter. More are only used to spill over other content.
 const MAX_MARKS: usize = 4;
+/// Characters left out that are named.
+const MAX_NAMED: usize = 8;
 /// Variation selector 16: makes the character before it an emoji.
 const EMOJI_SELECTOR: char = '\u{fe0f}';
 
@@ -16,6 +18,8 @@ pub(super) struct FilteredText {
     pub(super) text: String,
     /// Number of characters left out.
     pub(super) dropped: usize,
+    /// The first of these that can be seen, each once.
+    pub(super) left_out: Vec<char>,
     /// Whether the name is longer than [`MAX_CHARACTERS`].
     pub(super) truncated: bool,
 }
@@ -25,6 +29,7 @@ pub(super) fn filter(name: &str, faces: &[Face]) -> Result<FilteredText, Signatu
     let composed = composed(name.trim());
     let mut characters = composed.chars().peekable();
     let (mut text, mut dropped, mut marks) = (String::new(), 0_usize, 0_usize);
+    let mut left_out = Vec::new();
     for _ in 0..MAX_CHARACTERS {
         let Some(character) = characters.next() else { break };
         marks = if is_mark(character) { marks + 1 } else { 0 };
@@ -37,11 +42,14 @@ pub(super) fn filter(name: &str, faces: &[Face]) -> Result<FilteredText, Signatu
             text.push(character);
         } else {
             dropped += 1;
+            if !is_control(character) && !left_out.contains(&character) && left_out.len() < MAX_NAMED {
+                left_out.push(character);
+            }
         }
     }
     text.truncate(text.trim_end().len());
     match (text.is_empty(), name.trim().is_empty()) {
-        (false, _) => Ok(FilteredText { text, dropped, truncated: characters.next().is_some() }),
+        (false, _) => Ok(FilteredText { text, dropped, left_out, truncated: characters.next().is_some() }),
         (true, false) => Err(SignatureError::NothingDrawable),
         (true, true) => Err(SignatureError::Empty),
     }

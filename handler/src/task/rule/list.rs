@@ -27,14 +27,21 @@ pub(in crate::task) struct ObjectList {
     pub(in crate::task) fields: &'static [&'static dyn Field],
 }
 
+/// Tags, joined by one space.
+pub(in crate::task) struct Joined {
+    pub(in crate::task) text: String,
+    /// Where in the text each tag ends, in bytes.
+    pub(in crate::task) ends: Vec<usize>,
+}
+
 impl Rule for Tags {
-    type Output<'a> = String;
+    type Output<'a> = Joined;
 
     fn expected(&self) -> String {
         format!("an array of 1 to {} strings", self.max_items)
     }
 
-    fn read(&self, path: &str, value: Json) -> Result<String> {
+    fn read(&self, path: &str, value: Json) -> Result<Joined> {
         let items = value.items(self.max_items);
         let (tags, count) = items.ok_or_else(|| wrong(path, value.kind(), &self.expected()))?;
         if count == 0 || count > self.max_items {
@@ -49,13 +56,17 @@ impl Rule for Tags {
             }
             words.push(tag);
         }
-        let prompt = words.join(" ");
-        match prompt.chars().count() {
+        let text = words.join(" ");
+        let ends = words.iter().scan(0, |end, word| {
+            *end += word.len() + 1;
+            Some(*end - 1)
+        });
+        match text.chars().count() {
             length if length > self.max_chars => {
                 let limit = format!("at most {} characters in all", self.max_chars);
                 Err(wrong(path, &format!("tags of {length} characters"), &limit))
             }
-            _ => Ok(prompt),
+            _ => Ok(Joined { ends: ends.collect(), text }),
         }
     }
 

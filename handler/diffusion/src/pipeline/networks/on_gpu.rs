@@ -128,7 +128,7 @@ impl Networks {
             StepCoefficients { clean_by_sample: 0.0, clean_by_output: 0.0, sample: 1.0, clean: 0.0, clean_before: 0.0 };
         let denoiser = self.denoiser(&[0.0; 2], &context, guidance, &noise, Some(&[coefficients; 2]))?;
         if let Denoiser::Gpu(mut recorded) = denoiser {
-            let _ = recorded.run(&noise, 2, &mut |_| ControlFlow::Continue(()))?;
+            let _ = recorded.run(&noise, 2, &mut |_, _| ControlFlow::Continue(()))?;
         }
         gpu.note("rehearse_step", clock);
         let clock = Instant::now();
