@@ -247,7 +247,9 @@ fn gpu_long_prompts_paint_what_the_cpu_paints_whatever_leaves_the_gpu() {
 
 #[test]
 fn gpu_long_prompts_fit_the_memory_that_is_there_or_fail_one_task() {
-    let (failed, freed) = with_ever_more_memory(&long_request(6, 7), 1);
+    let long = long_request(6, 7);
+    let inputs = Request { width: 768, height: 768, ..long.inputs.clone() };
+    let (failed, freed) = with_ever_more_memory(&GenerationRequest { inputs, ..long }, 1);
     assert!(failed > 0 && freed > 0);
 }
 

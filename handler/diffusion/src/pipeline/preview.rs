@@ -117,11 +117,10 @@ fn solve(mut rows: Vec<Vec<f64>>, mut right: Vec<f64>) -> Option<Vec<f64>> {
         if !rows[step][step].is_normal() {
             return None;
         }
+        let pivot = rows[step].clone();
         for below in step + 1..count {
-            let factor = rows[below][step] / rows[step][step];
-            for column in step..count {
-                rows[below][column] -= factor * rows[step][column];
-            }
+            let factor = rows[below][step] / pivot[step];
+            rows[below].iter_mut().zip(&pivot).for_each(|(number, above)| *number -= factor * above);
             right[below] -= factor * right[step];
         }
     }
