@@ -9,14 +9,17 @@ use diffusion::{cut, error::PipelineError, pipeline::Pipeline};
 /// The longest tag that a warning shows, in bytes.
 const MAX_TAG: usize = 100;
 
-/// What of a request's prompts does not count, because it is behind the last token that the text encoder reads. The pipeline has the
-/// request's textual inversions.
+/// What of a request's prompts does not count, because it is behind the last token that the text encoder reads. Nothing, if
+/// they may be long. The pipeline has the request's textual inversions.
 ///
 /// # Errors
 /// A weight in a prompt that is no number.
 pub(super) fn cut_prompts(pipeline: &Pipeline, request: &GenerationRequest) -> Result<Vec<Warning>, PipelineError> {
     let GenerationRequest { inputs, tag_ends, .. } = request;
     let mut warnings = Vec::new();
+    if inputs.long_prompt {
+        return Ok(warnings);
+    }
     let (counted, rest) = pipeline.count_tokens(inputs, "prompt_tags", &inputs.prompt)?;
     if rest > 0 {
         // Brackets may be open at the end of a tag; then what comes before it has the same tokens.
@@ -100,5 +103,8 @@ mod tests {
         let negative = warnings(&pipeline, &words(1), &"cat ".repeat(80), Weighting::None);
         assert_eq!(negative.len(), 1);
         assert_eq!(negative[0].message, "`negative_prompt` has 80 tokens, of which the first 75 count");
+        let inputs =
+            Request { long_prompt: true, negative_prompt: "cat ".repeat(80), ..Request::new("cat ".repeat(80)) };
+        assert_eq!(cut_prompts(&pipeline, &GenerationRequest::new(inputs, 1)).unwrap(), []);
     }
 }

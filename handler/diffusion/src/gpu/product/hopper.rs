@@ -279,7 +279,7 @@ fn nanoseconds(tile: &Tile, problem: &Problem, tiling: &Tiling, splits: usize, m
         Some(1) => 0,
         Some(_) => IN_PARTS,
     };
-    if together > 1 {
+    if together > 1 && blocks > multiprocessors {
         // One block multiplies while the other begins or ends; only at the very end nobody does.
         let each = steps.max((around + steps) / 2);
         return blocks.div_ceil(multiprocessors) * each + around / 2 + moments;
