@@ -15,7 +15,8 @@ CHANGES = {
     "test_function.Versions.test_another_image_or_setting_is_another_version": [
         ("infra/aws/function.yaml", "${ResultBaseUrl}|${WebhookHosts}|", "${ResultBaseUrl}|"),
         ("infra/aws/function.yaml", "|${ModelUrl}", ""),
-        ("infra/aws/function.yaml", "|${CancelledWebhook}|${Safety}|", "|${CancelledWebhook}|"),
+        ("infra/aws/function.yaml", "${MaxPixels}|${Safety}|", "${MaxPixels}|"),
+        ("infra/aws/function.yaml", "|${WebhookDetail}|", "|"),
         ("infra/aws/function.yaml", "AutoPublishAliasAllProperties: true", "AutoPublishCodeSha256: one"),
         # Another capacity provider, and the function stays on the old one.
         ("infra/aws/function.yaml", 'Types: !Join [",", !Ref InstanceTypes]', "Types: any"),
@@ -42,6 +43,12 @@ CHANGES = {
     ],
     "test_function.Pictures.test_the_webhook_of_cancelled_tasks_is_sent_where_it_is_asked_for": [
         ("template.yaml", "CancelledWebhook: !Ref CancelledWebhook,", 'CancelledWebhook: "false",'),
+    ],
+    "test_function.Tasks.test_what_tasks_may_ask_for_and_backends_are_told_is_passed_on": [
+        ("template.yaml", "MaxSide: !Ref MaxSide,", "MaxSide: 1024,"),
+        ("infra/aws/function.yaml", "EASEL_PROGRESS: !Ref ProgressMarks", 'EASEL_PROGRESS: "0,50"'),
+        ("template.yaml", "AllowedValues: [seed, full]", "AllowedValues: [seed, all]"),
+        ("template.yaml", "MinSide: {Type: Number, Default: 256", "MinSide: {Type: Number, Default: 250"),
     ],
     "test_observability.Names.test_no_expression_names_a_metric_a_label_or_a_value_that_is_not_there": [
         ("infra/observability/rules.yaml", "expr: relay_sqs_ready == 0", "expr: relay_sqs_up == 0"),

@@ -128,6 +128,25 @@ class Pictures(unittest.TestCase):
             self.assertIsNone(binaries.accepts("handler", ["function", "--cancelled-webhook", given]))
 
 
+class Tasks(unittest.TestCase):
+    def test_what_tasks_may_ask_for_and_backends_are_told_is_passed_on(self):
+        parameters = templates.root().body["Parameters"]
+        for parameter, option, variable, others in (
+            ("WebhookDetail", "--webhook-detail", "EASEL_WEBHOOK_DETAIL", parameters["WebhookDetail"]["AllowedValues"]),
+            ("ProgressMarks", "--progress", "EASEL_PROGRESS", ["every:10", "50"]),
+            ("ProgressPreview", "--progress-preview", "EASEL_PROGRESS_PREVIEW", parameters["ProgressPreview"]["AllowedValues"]),
+            ("MinSide", "--min-side", "EASEL_MIN_SIDE", [64]),
+            ("MaxSide", "--max-side", "EASEL_MAX_SIDE", [2048]),
+            ("MaxPixels", "--max-pixels", "EASEL_MAX_PIXELS", [1 << 22]),
+        ):
+            for given in [parameters[parameter]["Default"], *others]:
+                with self.subTest(parameter=parameter, given=given):
+                    stack, function = templates.the("AWS::Serverless::Function", parameters={parameter: given})
+                    self.assertEqual(str(given), str(stack.value(function["Environment"]["Variables"][variable])))
+                    self.assertIsNone(binaries.accepts("handler", ["function", option, str(given)]))
+                    self.assertRegex(str(given), parameters[parameter].get("AllowedPattern", "."))
+
+
 class Machine(unittest.TestCase):
     def setUp(self):
         self.image = dockerfile.stages(manifests.ROOT / "infra/image/Dockerfile")["handler"].environment

@@ -220,7 +220,7 @@ impl ModelConfig {
         LoadOptions { offload: self.offload.into(), size, largest, safety_checker: self.checker.source_at_start() }
     }
 
-    /// How the model would lie in so many free bytes of a GPU's memory, for sizes as those of [`ModelConfig::load_options`].
+    /// How the model would lie in so many free bytes of a GPU's memory, for sizes as those that it is loaded with.
     ///
     /// # Errors
     /// There is too little memory for `--offload` ([`PipelineError::Memory`]), or the model's folder cannot be used.
