@@ -34,7 +34,8 @@ def main(endpoint, name, kind, lora_bucket, webhook_host, amqp_url, token):
     function = cloud.__getattr__("lambda").get_function_configuration(FunctionName=name)
     definition = cloud.ecs.describe_task_definition(taskDefinition=root.nested["Relay"].ids["Task"])["taskDefinition"]
     [task] = definition["containerDefinitions"]
-    relay = {one["name"]: one["value"] for one in task["environment"]}
+    # The stand-in keeps a gap where AWS::NoValue leaves nothing.
+    relay = {one["name"]: one["value"] for one in task["environment"] if one}
     mapping = checks.queue(cloud, root, function, relay)
     checks.buckets(cloud, root)
     checks.roles(cloud, root)
