@@ -275,7 +275,8 @@ impl Engine {
         Ok(painted.collect())
     }
 
-    /// Many pictures are painted in several parts. If memory runs out, frees some and tries again with one picture at a time. Twice, as another process may take it meanwhile.
+    /// Many pictures are painted in several parts. If memory runs out, frees some and tries again with one picture at a time. Twice, as
+    /// another process may take it meanwhile.
     fn paint_alone(&mut self, request: &GenerationRequest, on_step: &mut OnStep<'_>) -> Result<Pictures, EngineError> {
         let at_once = self.fastest_batch(&request.inputs).min(request.images);
         let mut ended = self.try_alone(request, at_once, on_step);
