@@ -120,8 +120,8 @@ impl Gpu {
         }
     }
 
-    /// How many places of latents, of all pictures, are denoised the fastest at once. With more, the maps of Stable Diffusion 1.5 leave the
-    /// cache of an H200 from one kernel to the next. `None` if more were never seen to be slower.
+    /// About how many places of latents, of all pictures, are denoised the fastest at once: with more, each took longer on an H200. `None`
+    /// if more were never seen to be slower.
     pub fn fastest_places(&self) -> Option<usize> {
         self.is_hopper().then_some(4 * 64 * 64)
     }
