@@ -31,13 +31,13 @@ use asked_size::AskedSize;
 use aws_sdk_s3::primitives::DateTime;
 use contract::{
     ARTIST_NAME, CLIP_SKIP, CREATED_AT, GENERATION_ID, GUIDANCE_SCALE, KARRAS_SIGMAS, LONG_PROMPT, LORA_MODEL_URL,
-    LORA_SCALE, LORAS, NEGATIVE_PROMPT, NOISE_SOURCE, NUM_IMAGES, NUM_INFERENCE_STEPS, OUTPUT_FORMAT, PROMPT_TAGS,
-    PROMPT_WEIGHTING, SAFETY, SCHEDULER, SEED, SIGNATURE, STYLE_ID, TASK, TEXTUAL_INVERSIONS, WEBHOOK_URL, extra,
-    inversion,
+    LORA_SCALE, LORA_WEIGHTS, LORAS, NEGATIVE_PROMPT, NOISE_SOURCE, NUM_IMAGES, NUM_INFERENCE_STEPS, OUTPUT_FORMAT,
+    PROMPT_TAGS, PROMPT_WEIGHTING, SAFETY, SCHEDULER, SEED, SIGNATURE, STYLE_ID, TASK, TEXTUAL_INVERSIONS, WEBHOOK_URL,
+    extra, inversion,
 };
-use diffusion::{noise, prompt, schedulers};
+use diffusion::{lora::BlockWeights, noise, prompt, schedulers};
 use json::Json;
-use rule::{Fields, Joined, Result, base_address};
+use rule::{Fields, Joined, Result, Rule, base_address};
 use salvage::{Salvage, salvage};
 use std::borrow::Cow;
 use url::Url;
@@ -133,6 +133,8 @@ pub struct LoraRef {
     pub key: String,
     /// Multiplier, 1 by default.
     pub scale: f64,
+    /// More multipliers, by the model's blocks.
+    pub weights: BlockWeights,
 }
 
 /// A textual inversion in S3.
@@ -205,10 +207,11 @@ impl Task {
         let scheduler = SCHEDULER.read(fields)?.unwrap_or_default();
         let Joined { text: prompt, ends: tag_ends } = PROMPT_TAGS.read(fields)?;
         let lora_scale = LORA_SCALE.read(fields)?;
-        let mut loras = vec![LoraRef::new(LORA_MODEL_URL.read(fields)?, lora_scale)];
+        let weights = LORA_WEIGHTS.read(fields)?.unwrap_or_default();
+        let mut loras = vec![LoraRef::new(LORA_MODEL_URL.read(fields)?, lora_scale, weights)];
         for lora in LORAS.read(fields)?.unwrap_or_default() {
-            let scale = extra::SCALE.read(&lora)?;
-            loras.push(LoraRef::new(extra::LORA_MODEL_URL.read(&lora)?, scale));
+            let (scale, weights) = (extra::SCALE.read(&lora)?, extra::WEIGHTS.read(&lora)?.unwrap_or_default());
+            loras.push(LoraRef::new(extra::LORA_MODEL_URL.read(&lora)?, scale, weights));
         }
         Ok(Self {
             inversions: inversions(fields)?,
@@ -248,9 +251,24 @@ impl Task {
 }
 
 impl LoraRef {
-    fn new((bucket, key): (String, String), scale: f64) -> Self {
-        Self { bucket, key, scale }
+    fn new((bucket, key): (String, String), scale: f64, weights: BlockWeights) -> Self {
+        Self { bucket, key, scale, weights }
     }
+}
+
+/// Parses a LoRA's weights by block, as a task has them.
+///
+/// ```
+/// let weights = handler::task::block_weights(r#"{"unet": {"up": {"block_1": [0.4, 0.8, 1]}}}"#).unwrap();
+/// assert_eq!(weights.to_string(), "unet.up.block_1[0]: 0.4, unet.up.block_1[1]: 0.8, unet.up.block_1[2]: 1");
+/// ```
+///
+/// # Errors
+/// What breaks the contract.
+pub fn block_weights(text: &str) -> Result<BlockWeights> {
+    let value =
+        Json::parse(text).map_err(|error| format!("the weights are no JSON: {}", syntax_error(text, &error)))?;
+    contract::WEIGHTS.read("weights", value)
 }
 
 /// What is wrong with a message that is no JSON, and where. Shows nothing of the message.

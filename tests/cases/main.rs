@@ -20,6 +20,7 @@ mod happy;
 mod ledger;
 mod lifecycle;
 mod load;
+mod lora_weights;
 mod nsfw;
 mod picture;
 mod private;

@@ -76,7 +76,7 @@ fn a_lora_in_bf16_leaves_no_trace() -> Result<()> {
         };
         let plain = numbers(&pipeline)?;
         let lora = Arc::new(Lora::read(&model.folder.join("lora.safetensors"))?);
-        pipeline.set_loras(&[AppliedLora { lora, scale: 1.0 }])?;
+        pipeline.set_loras(&[AppliedLora::new(lora, 1.0)])?;
         ensure!(numbers(&pipeline)? != plain, "the LoRA changes nothing");
         pipeline.set_loras(&[])?;
         ensure!(numbers(&pipeline)? == plain, "a LoRA left something behind");

@@ -48,7 +48,7 @@ fn a_checkpoint_paints_what_diffusers_does_also_with_a_lora() -> Result<()> {
     let (_, plain) = golden.paint(&pipeline, Kind::DpmSolverPlusPlus, "lora/64x64", (64, 64))?;
     anyhow::ensure!(plain < LEAST_PSNR, "the LoRA changes too little for a comparison: {plain:.1} dB");
     let lora = Arc::new(Lora::read(&golden.folder.join("lora.safetensors"))?);
-    pipeline.set_loras(&[AppliedLora { lora, scale: golden.inputs.lora_scale }])?;
+    pipeline.set_loras(&[AppliedLora::new(lora, golden.inputs.lora_scale)])?;
     golden.same_picture(&pipeline, Kind::DpmSolverPlusPlus, "lora/64x64", (64, 64))
 }
 

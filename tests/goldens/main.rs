@@ -7,6 +7,7 @@ mod bf16;
 mod checkpoint;
 mod inversions;
 mod long_prompts;
+mod lora_blocks;
 mod pictures;
 mod seeds;
 mod semantics;
@@ -191,7 +192,7 @@ fn pictures_agree(size: &str) -> Result<()> {
     let lora = Arc::new(Lora::read(&model.folder.join("lora.safetensors"))?);
     let (_, plain) = model.paint(&pipeline, Kind::DpmSolverPlusPlus, "lora/64x64", (64, 64))?;
     anyhow::ensure!(plain < LEAST_PSNR, "the LoRA changes too little for a comparison: {plain:.1} dB");
-    pipeline.set_loras(&[AppliedLora { lora, scale: model.inputs.lora_scale }])?;
+    pipeline.set_loras(&[AppliedLora::new(lora, model.inputs.lora_scale)])?;
     model.same_picture(&pipeline, Kind::DpmSolverPlusPlus, "lora/64x64", (64, 64))
 }
 

@@ -90,7 +90,7 @@ pub(super) fn paint(
     num_images: usize,
     lora: Option<(PathBuf, f64)>,
 ) -> Result<Vec<RgbImage>> {
-    let loras = lora.map(|(file, scale)| Ok(AppliedLora { lora: Arc::new(Lora::read(&file)?), scale }));
+    let loras = lora.map(|(file, scale)| Ok(AppliedLora::new(Arc::new(Lora::read(&file)?), scale)));
     pipeline.set_loras(&loras.into_iter().collect::<Result<Vec<_>>>()?)?;
     let mut stream = pipeline.noise(request, DEFAULT_THREADS);
     let noise = pipeline.first_noise(request, num_images, &mut stream)?;

@@ -16,7 +16,7 @@ fn main() -> anyhow::Result<()> {
     let mut applied = Vec::new();
     for path in loras {
         let lora = Lora::read(Path::new(path)).with_context(|| path.clone())?;
-        applied.push(AppliedLora { lora: Arc::new(lora), scale: 1.0 });
+        applied.push(AppliedLora::new(Arc::new(lora), 1.0));
     }
     pipeline.set_loras(&applied)?;
     let request = Request::new(prompt);

@@ -4,6 +4,7 @@
 //! LoCon, LoHa, LoKr, GLoRA, IA3, OFT, BOFT, OLoRA, full differences and DoRA. A file that fits nothing or changes nothing is an error.
 
 mod base_model;
+mod blocks;
 mod change;
 mod error;
 mod factorized;
@@ -21,6 +22,7 @@ mod sparse;
 mod target;
 
 pub use base_model::BaseModel;
+pub use blocks::{BlockWeights, Part, Place, PlaceError};
 pub use error::{LoraError, Misfit};
 pub use inspect::{ModuleCounts, Range, Report};
 pub use keys::KeyLayout;
@@ -76,11 +78,20 @@ pub struct AppliedLora {
     pub lora: Arc<Lora>,
     /// Multiplier: 1 is what the artist trained, 0 is off, a negative one leads away from the style.
     pub scale: f64,
+    /// More multipliers, by the model's blocks.
+    pub weights: BlockWeights,
+}
+
+impl AppliedLora {
+    /// A LoRA at one scale for all blocks.
+    pub fn new(lora: Arc<Lora>, scale: f64) -> Self {
+        Self { lora, scale, weights: BlockWeights::default() }
+    }
 }
 
 impl PartialEq for AppliedLora {
     fn eq(&self, other: &Self) -> bool {
-        Arc::ptr_eq(&self.lora, &other.lora) && self.scale == other.scale
+        Arc::ptr_eq(&self.lora, &other.lora) && self.scale == other.scale && self.weights == other.weights
     }
 }
 

@@ -199,7 +199,7 @@ pub fn lora(config: &BenchLoraConfig) -> anyhow::Result<()> {
     }
     let modules = lora.modules();
     let mut engine = Engine::open(&config.model, task::size(None))?;
-    let applied = [AppliedLora { lora: Arc::new(lora), scale: 1.0 }];
+    let applied = [AppliedLora::new(Arc::new(lora), 1.0)];
     let first = engine.swap(&applied)?;
     engine.swap(&[])?;
     let (mut swap_in, mut swap_out) = (Vec::new(), Vec::new());
@@ -283,7 +283,7 @@ pub fn picture(config: &BenchPictureConfig) -> anyhow::Result<()> {
 pub fn soak(config: &BenchSoakConfig) -> anyhow::Result<()> {
     let loras = config.loras.iter().map(|path| {
         let lora = Lora::read(path).with_context(|| format!("--lora {}", path.display()))?;
-        Ok(vec![AppliedLora { lora: Arc::new(lora), scale: 1.0 }])
+        Ok(vec![AppliedLora::new(Arc::new(lora), 1.0)])
     });
     let mut loras = loras.collect::<anyhow::Result<Vec<_>>>()?;
     loras.push(Vec::new());

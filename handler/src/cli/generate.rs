@@ -8,7 +8,7 @@ use crate::{
         options::{CredentialFiles, PictureConfig},
     },
     task::{
-        Format, MAX_CLIP_SKIP, SafetyMode,
+        Format, MAX_CLIP_SKIP, SafetyMode, block_weights,
         signature::{MAX_MARGIN, Position, SIZES, Signature},
     },
 };
@@ -18,7 +18,7 @@ use clap::{
     builder::{PossibleValuesParser, TypedValueParser},
 };
 use diffusion::{
-    lora::{AppliedLora, Lora},
+    lora::{AppliedLora, BlockWeights, Lora},
     noise,
     pipeline::Request,
     prompt,
@@ -27,7 +27,7 @@ use diffusion::{
 };
 use indicatif::{ProgressBar, ProgressStyle};
 use std::{
-    fs,
+    fs, iter,
     ops::ControlFlow,
     path::{Path, PathBuf},
     str::FromStr,
@@ -44,6 +44,9 @@ pub struct GenerateConfig {
     /// A LoRA file, or a folder with one and its adapter_config.json, with its scale; can be given several times.
     #[arg(long = "lora", value_name = "FILE[=SCALE]")]
     pub loras: Vec<LoraFile>,
+    /// Factors of a LoRA's scale for parts of the model, in JSON as a task's `lora_weights`; the first is for the first --lora.
+    #[arg(long, value_name = "JSON", value_parser = block_weights)]
+    pub lora_weights: Vec<BlockWeights>,
     /// A textual inversion file, with the word for it in the prompts if the file names none; can be given several times.
     #[arg(long = "textual-inversion", value_name = "FILE[=TOKEN]")]
     pub inversions: Vec<InversionFile>,
@@ -268,9 +271,12 @@ fn numbered(out: &Path, number: usize) -> PathBuf {
 fn generation_request(config: &GenerateConfig) -> anyhow::Result<GenerationRequest> {
     let seed = config.seed;
     let (width, height) = config.size.pixels();
-    let loras = config.loras.iter().map(|file| {
+    let (loras, weights) = (config.loras.len(), config.lora_weights.len());
+    ensure!(weights <= loras, "--lora-weights is given {weights} times, and --lora {loras} times: each is for one");
+    let weights = config.lora_weights.iter().cloned().chain(iter::repeat_with(BlockWeights::default));
+    let loras = config.loras.iter().zip(weights).map(|(file, weights)| {
         let lora = Lora::read(&file.path).with_context(|| format!("--lora {}", file.path.display()))?;
-        Ok(AppliedLora { lora: Arc::new(lora), scale: file.scale })
+        Ok(AppliedLora { lora: Arc::new(lora), scale: file.scale, weights })
     });
     let inversions = config.inversions.iter().map(|file| {
         let named = || format!("--textual-inversion {}", file.path.display());

@@ -50,7 +50,7 @@ fn kernels_of() -> Option<Generation> {
 
 fn halftone() -> Vec<AppliedLora> {
     let style = Lora::read(&Path::new(MODEL).with_file_name("styles/halftone.safetensors")).unwrap();
-    vec![AppliedLora { lora: Arc::new(style), scale: 0.9 }]
+    vec![AppliedLora::new(Arc::new(style), 0.9)]
 }
 
 fn generation_request(prompt: &str, seed: u64, images: usize, size: usize) -> GenerationRequest {

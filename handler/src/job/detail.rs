@@ -11,7 +11,12 @@ use crate::{
 pub(super) fn detail(task: &Task, report: &Report) -> Detail {
     let hash = |index: usize| report.painted.as_ref()?.lora_hashes.get(index).cloned();
     let loras = task.loras.iter().enumerate();
-    let loras = loras.map(|(index, lora)| LoraDetail { name: lora.key.clone(), hash: hash(index), scale: lora.scale });
+    let loras = loras.map(|(index, lora)| LoraDetail {
+        name: lora.key.clone(),
+        hash: hash(index),
+        scale: lora.scale,
+        weights: lora.weights.iter().map(|(place, weight)| (place.to_string(), weight)).collect(),
+    });
     let warnings = task.warnings.iter().cloned().chain(left_out(&task.artist_name));
     let painted = report.painted.iter().flat_map(|painted| painted.warnings.iter().cloned());
     Detail {
@@ -60,7 +65,7 @@ mod tests {
         let mut body = json!({
             "generation_id": 1, "style_id": 1, "lora_model_url": "s3://bucket/styles/a.safetensors", "prompt_tags": ["x"],
             "artist_name": "Ada", "webhook_url": "http://localhost", "scheduler": "euler", "lora_scale": 0.5,
-            "loras": [{ "lora_model_url": "s3://bucket/styles/b.safetensors" }],
+            "loras": [{ "lora_model_url": "s3://bucket/styles/b.safetensors", "weights": { "unet": { "mid": 0.5, "up": [1, 0] } } }],
         });
         body.as_object_mut().unwrap().extend(change.as_object().unwrap().clone());
         Task::parse(&body.to_string()).unwrap()
@@ -90,11 +95,12 @@ mod tests {
         let (unknown, glyph) = (&told["warnings"][0], &told["warnings"][1]);
         assert_eq!((&unknown["code"], &glyph["code"]), (&json!("aspect_ratio_unknown"), &json!("no_glyph")));
         assert!(glyph["message"].as_str().unwrap().ends_with("`artist_name`: 🦀 (U+1F980)"), "{glyph}");
+        let weights = json!({ "unet.mid": 0.5, "unet.up[0]": 1.0, "unet.up[1]": 0.0 });
         let whole = json!({
             "scheduler": "euler", "width": 512, "height": 512, "model": "org/model@0123",
             "loras": [
                 { "name": "styles/a.safetensors", "hash": "0".repeat(64), "scale": 0.5 },
-                { "name": "styles/b.safetensors", "hash": "1".repeat(64), "scale": 1.0 },
+                { "name": "styles/b.safetensors", "hash": "1".repeat(64), "scale": 1.0, "weights": weights },
             ],
             "timings": { "queue": 1500, "fetch": 2, "wait": 3, "denoise": 4, "decode": 5, "upload": 6 },
             "warnings": [unknown, glyph, cut],
@@ -104,7 +110,10 @@ mod tests {
         let told = serde_json::to_value(detail(&task, &Report { painted: None, ..report })).unwrap();
         let known = json!({
             "scheduler": "euler", "width": 512, "height": 512,
-            "loras": [{ "name": "styles/a.safetensors", "scale": 0.5 }, { "name": "styles/b.safetensors", "scale": 1.0 }],
+            "loras": [
+                { "name": "styles/a.safetensors", "scale": 0.5 },
+                { "name": "styles/b.safetensors", "scale": 1.0, "weights": weights },
+            ],
             "warnings": [unknown, glyph],
         });
         assert_eq!(told, known);

@@ -114,7 +114,7 @@ impl JobRunner {
             for reference in &task.loras {
                 let (lora, found) = self.store.lora(reference).await.map_err(lora_failure)?;
                 report.loras_found.push(found);
-                loras.push(AppliedLora { lora, scale: reference.scale });
+                loras.push(AppliedLora { lora, scale: reference.scale, weights: reference.weights.clone() });
             }
             let mut inversions = Vec::with_capacity(task.inversions.len());
             for reference in &task.inversions {

@@ -191,8 +191,13 @@ fn generation(provenance: &Provenance) -> Value {
         fields.extend(text.map(|text| (name.to_string(), text.into())));
     }
     if !provenance.loras.is_empty() {
-        let lora =
-            |applied: &diffusion::lora::AppliedLora| json!({ "Sha256": applied.lora.sha256(), "Scale": applied.scale });
+        let lora = |applied: &diffusion::lora::AppliedLora| {
+            let mut about = json!({ "Sha256": applied.lora.sha256(), "Scale": applied.scale });
+            if !applied.weights.is_empty() {
+                about["Weights"] = applied.weights.to_string().into();
+            }
+            about
+        };
         fields.insert("Loras".into(), provenance.loras.iter().map(lora).collect());
     }
     if !provenance.inversions.is_empty() {

@@ -135,6 +135,10 @@ fn parameters(provenance: &Provenance) -> String {
     let loras = provenance.loras.iter().map(|applied| format!("{}: {}", applied.lora.sha256(), applied.scale));
     let loras = loras.collect::<Vec<_>>().join(", ");
     settings.extend(Some(format!("Lora hashes: \"{loras}\"")).filter(|_| !provenance.loras.is_empty()));
+    let weighted = provenance.loras.iter().filter(|applied| !applied.weights.is_empty());
+    let weights: Vec<String> =
+        weighted.map(|applied| format!("{}: {}", applied.lora.sha256(), applied.weights)).collect();
+    settings.extend(Some(format!("Lora weights: \"{}\"", weights.join("; "))).filter(|_| !weights.is_empty()));
     let inversions: Vec<&str> = provenance.inversions.iter().map(|applied| applied.inversion.sha256()).collect();
     settings.extend(Some(format!("TI hashes: \"{}\"", inversions.join(", "))).filter(|_| !inversions.is_empty()));
     settings.push(format!("Version: {GENERATOR}"));
@@ -209,6 +213,9 @@ pub(super) fn xmp_packet(provenance: &Provenance) -> String {
             let mut lora = loras.element().obj();
             lora.element("Sha256", own()).value(applied.lora.sha256());
             lora.element("Scale", own()).value(applied.scale);
+            if !applied.weights.is_empty() {
+                lora.element("Weights", own()).value(applied.weights.to_string().as_str());
+            }
         }
     }
     if !provenance.inversions.is_empty() {

@@ -112,8 +112,13 @@ fn each_lora_is_named_by_the_digest_of_its_file() {
     let lora = Arc::new(Lora::read(path.as_ref()).unwrap());
     let in_memory = Lora::from_bytes(&std::fs::read(path).unwrap()).unwrap();
     assert_eq!((lora.sha256().len(), lora.sha256()), (64, in_memory.sha256()));
-    let expected = format!("<easel:Sha256>{}</easel:Sha256><easel:Scale>-0.5<", lora.sha256());
-    let applied = [AppliedLora { lora, scale: -0.5 }];
+    let expected = format!(
+        "<easel:Sha256>{}</easel:Sha256><easel:Scale>-0.5</easel:Scale><easel:Weights>unet: 0.5<",
+        lora.sha256()
+    );
+    let weights = crate::task::block_weights(r#"{"unet": 0.5}"#).unwrap();
+    let weighted = format!("Lora weights: \"{}: unet: 0.5\"", lora.sha256());
+    let applied = [AppliedLora { lora, scale: -0.5, weights }];
     let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/goldens/inversions/learned_embeds.safetensors");
     let inversion = Arc::new(TextualInversion::read(path.as_ref()).unwrap());
     let inversions = [AppliedInversion { inversion, token: Some("a secret word".into()) }];
@@ -138,6 +143,7 @@ fn each_lora_is_named_by_the_digest_of_its_file() {
         "{packet}"
     );
     let exif = exif_block(&provenance, Format::Jpeg).unwrap();
+    assert!(holds(&exif, &weighted));
     assert!(holds(&exif, &format!("TI hashes: \"{hash}\"")) && !holds(&exif, "a secret word"));
 }
 

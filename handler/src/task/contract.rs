@@ -5,8 +5,8 @@ use super::{
     Format, MAX_ARTIST_NAME, MAX_CLIP_SKIP, MAX_EXTRA_LORAS, MAX_GUIDANCE, MAX_IMAGES, MAX_INVERSIONS, MAX_LORA_SCALE,
     MAX_PROMPT, MAX_SIDE, MAX_STEPS, MAX_TAGS, MIN_SIDE, SIDE_STEP, SIZES_OF_RATIOS, SafetyMode,
     rule::{
-        Boolean, Defaulted, Field, Integer, LoraUrl, Multiple, NonBlank, Number, Object, ObjectList, OneOf, Optional,
-        Required, Tags, Text, Timestamp, WebhookUrl, object_of,
+        Blocks, Boolean, Defaulted, Field, Integer, LoraUrl, Multiple, NonBlank, Number, Object, ObjectList, OneOf,
+        Optional, Required, Tags, Text, Timestamp, WebhookUrl, object_of,
     },
 };
 use crate::task::signature::{MAX_MARGIN, Position, SIZES};
@@ -27,6 +27,8 @@ macro_rules! fields {
 const ID: Integer = Integer { min: 0, max: i64::MAX as i128 };
 const SEEDS: Integer = Integer { min: i64::MIN as i128, max: u64::MAX as i128 };
 const SCALES: Number = Number { min: -MAX_LORA_SCALE, max: MAX_LORA_SCALE };
+/// A factor of a LoRA's scale.
+pub(super) const WEIGHTS: Blocks = Blocks { weight: SCALES };
 const SIDES: Multiple = Multiple { of: SIDE_STEP as i128, min: MIN_SIDE as i128, max: MAX_SIDE as i128 };
 const RATIOS: &[&str] = &[SIZES_OF_RATIOS[0].0, SIZES_OF_RATIOS[1].0, SIZES_OF_RATIOS[2].0];
 
@@ -78,6 +80,11 @@ fields! {
         CLIP_SKIP: Defaulted<Integer, i128> = "clip_skip", Integer { min: 0, max: MAX_CLIP_SKIP }, 0;
         /// How strongly the style's LoRA is applied.
         LORA_SCALE: Defaulted<Number, f64> = "lora_scale", SCALES, 1.0;
+        /// Factors of that for parts of the model, as diffusers' `set_adapters` takes them, 1 where none is given:
+        /// `{"text_encoder": 0.5, "unet": {"down": 1, "mid": 1, "up": {"block_1": 0.5, "block_2": [1, 0.5, 0]}}}`. A
+        /// number is for all of it, an array has one for each layer with attention of a block. The blocks must be
+        /// the model's: in Stable Diffusion 1.5 block_0 to block_2 of down, 2 layers each, block_1 to block_3 of up, 3 each.
+        LORA_WEIGHTS: Optional<Blocks> = "lora_weights", WEIGHTS;
         /// LoRAs beside the style's.
         LORAS: Optional<ObjectList> = "loras", ObjectList { max_items: MAX_EXTRA_LORAS, fields: extra::LORA };
         /// Textual inversions: words whose meaning somebody trained, for both prompts.
@@ -117,6 +124,8 @@ pub(super) mod extra {
             LORA_MODEL_URL: Required<LoraUrl> = "lora_model_url", LoraUrl;
             /// How strongly it is applied.
             SCALE: Defaulted<Number, f64> = "scale", SCALES, 1.0;
+            /// Factors of that for parts of the model, as `lora_weights`.
+            WEIGHTS: Optional<Blocks> = "weights", super::WEIGHTS;
         }
     }
 }

@@ -74,10 +74,14 @@ impl Task {
             line("signature.size", size.map_or("default".to_string(), number)),
             line("signature.margin", number(*margin)),
         ];
-        for (index, LoraRef { bucket, key, scale }) in loras.iter().enumerate() {
+        for (index, LoraRef { bucket, key, scale, weights }) in loras.iter().enumerate() {
             lines.push(line(&format!("loras[{index}].bucket"), text(bucket)));
             lines.push(line(&format!("loras[{index}].key"), text(key)));
             lines.push(line(&format!("loras[{index}].scale"), number(*scale)));
+            let weights = weights.iter();
+            lines.extend(
+                weights.map(|(place, weight)| line(&format!("loras[{index}].weights.{place}"), number(weight))),
+            );
         }
         for (index, InversionRef { bucket, key, token }) in inversions.iter().enumerate() {
             let name = |field: &str| format!("textual_inversions[{index}].{field}");

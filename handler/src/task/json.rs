@@ -4,7 +4,7 @@
 use super::rule::Field;
 use serde::de::{DeserializeSeed, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde_json::value::RawValue;
-use std::{borrow::Cow, fmt};
+use std::{borrow::Cow, collections::BTreeMap, fmt};
 
 /// The longest number that an error shows, in characters.
 const LONGEST_NUMBER: usize = 40;
@@ -25,6 +25,10 @@ impl<'a> Json<'a> {
     pub(super) fn parse(message: &'a str) -> serde_json::Result<Self> {
         let value: &RawValue = serde_json::from_str(message)?;
         Ok(Self(value.get()))
+    }
+
+    pub(super) fn is_object(self) -> bool {
+        self.first() == b'{'
     }
 
     pub(super) fn is_null(self) -> bool {
@@ -67,6 +71,12 @@ impl<'a> Json<'a> {
     /// The known members of an object. Of two with one name, the last counts, as in most languages.
     pub(super) fn members(self, known: &'static [&'static dyn Field]) -> Option<Vec<Member<'a>>> {
         self.read(b'{', Members(known))
+    }
+
+    /// All members of an object by name, where every name matters. Of two with one name, the last counts. A name that is no Unicode text is
+    /// empty.
+    pub(super) fn entries(self) -> Option<BTreeMap<Cow<'a, str>, Self>> {
+        self.read(b'{', Entries)
     }
 
     /// Its type, for an error.
@@ -157,6 +167,25 @@ impl<'de> Visitor<'de> for Members {
             }
         }
         Ok(members)
+    }
+}
+
+struct Entries;
+
+impl<'de> Visitor<'de> for Entries {
+    type Value = BTreeMap<Cow<'de, str>, Json<'de>>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("an object")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut object: A) -> Result<Self::Value, A::Error> {
+        let mut entries = BTreeMap::new();
+        while let Some(key) = object.next_key_seed(Raw)? {
+            let name = key.string().and_then(Result::ok).unwrap_or_default();
+            entries.insert(name, object.next_value_seed(Raw)?);
+        }
+        Ok(entries)
     }
 }
 

@@ -4,9 +4,11 @@
 //!
 //! An error names the field, the kind of value it holds and what is allowed. It never shows a string: prompts and names must not reach a log.
 
+mod blocks;
 mod list;
 mod text;
 
+pub(super) use blocks::Blocks;
 pub(super) use list::{Joined, Object, ObjectList, Tags};
 pub(super) use text::{LoraUrl, NonBlank, OneOf, Text, Timestamp, WebhookUrl, base_address};
 

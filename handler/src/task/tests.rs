@@ -30,7 +30,7 @@ fn the_seeds_message_gets_the_seeds_defaults() {
     assert_eq!((task.scheduler, task.karras_sigmas), (schedulers::Kind::DpmSolverPlusPlus, None));
     assert_eq!((task.noise_source, task.prompt_weighting), (noise::Source::Cuda, prompt::Weighting::None));
     assert_eq!((task.long_prompt, task.clip_skip), (false, 0));
-    assert_eq!(task.loras, [LoraRef { bucket: "bucket".into(), key, scale: 1.0 }]);
+    assert_eq!(task.loras, [LoraRef { bucket: "bucket".into(), key, scale: 1.0, weights: BlockWeights::default() }]);
 }
 
 #[test]
@@ -46,6 +46,7 @@ fn the_fingerprint_depends_on_what_changes_the_picture() {
         ("safety", json!("off")),
         ("long_prompt", json!(false)),
         ("clip_skip", json!(0)),
+        ("lora_weights", json!({ "text_encoder": null, "unet": {} })),
         ("not_a_field", json!(1)),
     ] {
         assert_eq!(with(field, value).unwrap().fingerprint(), plain, "{field}");
@@ -71,6 +72,7 @@ fn the_fingerprint_depends_on_what_changes_the_picture() {
         ("safety", json!("refuse")),
         ("long_prompt", json!(true)),
         ("clip_skip", json!(1)),
+        ("lora_weights", json!({ "unet": { "mid": 0.5 } })),
     ] {
         assert_ne!(with(field, value).unwrap().fingerprint(), plain, "{field}");
     }

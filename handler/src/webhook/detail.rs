@@ -3,6 +3,7 @@
 use crate::task::{self, Warning};
 use schemars::JsonSchema;
 use serde::Serialize;
+use std::collections::BTreeMap;
 
 /// How a task's pictures came about. After another delivery of a message whose pictures were stored already, only what follows from the
 /// task is known: no model, no hashes, no times, and no warning that the model's tokenizer gives.
@@ -41,6 +42,10 @@ pub struct LoraDetail {
     pub hash: Option<String>,
     /// How strongly it was applied.
     pub scale: f64,
+    /// Factors of that by parts of the model, as the task gave them: `unet.down.block_1[0]`.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    #[schemars(with = "Option<BTreeMap<String, f64>>")]
+    pub weights: BTreeMap<String, f64>,
 }
 
 /// Times in milliseconds. Tasks that are painted together share the time of their steps.

@@ -199,7 +199,7 @@ mod tests {
     use super::*;
     use crate::webhook::{LoraDetail, Timings};
     use serde_json::json;
-    use std::collections::HashSet;
+    use std::collections::{BTreeMap, HashSet};
 
     fn task(id: i64, tag: &str) -> Task {
         let body = json!({
@@ -253,7 +253,7 @@ mod tests {
             width: 512,
             height: 768,
             model: Some("m".into()),
-            loras: vec![LoraDetail { name: "k".into(), hash: None, scale: 1.0 }],
+            loras: vec![LoraDetail { name: "k".into(), hash: None, scale: 1.0, weights: BTreeMap::new() }],
             timings: Some(Timings { queue: None, fetch: 1, wait: 2, denoise: 3, decode: 4, upload: 5 }),
             warnings: vec![],
         };

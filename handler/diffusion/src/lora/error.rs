@@ -1,6 +1,6 @@
 //! What can be wrong with a LoRA. Each variant says who has to act.
 
-use super::base_model::BaseModel;
+use super::{base_model::BaseModel, blocks::PlaceError};
 use crate::{
     error::{MAX_MESSAGE, MAX_NAME, PipelineError, cut},
     gpu::tells_of_memory,
@@ -33,6 +33,9 @@ pub enum LoraError {
     /// The file is correct, and changes no weight.
     #[error("the LoRA changes nothing: {0}")]
     NoEffect(&'static str),
+    /// Its weights by block do not fit the model.
+    #[error(transparent)]
+    Blocks(#[from] PlaceError),
     /// The file cannot be read.
     #[error("the LoRA file cannot be read: {0}")]
     File(#[from] std::io::Error),

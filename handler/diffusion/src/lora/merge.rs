@@ -34,10 +34,15 @@ type TensorKey = (Component, String);
 
 /// What LoRAs change, tensor by tensor. Each adds to the base what it would add alone, so their order does not matter.
 pub struct MergePlan<'a> {
-    loras: &'a [AppliedLora],
-    /// The changes of each tensor, each with the index of its LoRA.
-    changes: BTreeMap<TensorKey, Vec<(usize, &'a Change)>>,
+    changes: BTreeMap<TensorKey, Vec<ScaledChange<'a>>>,
     dora: bool,
+}
+
+/// A change of a tensor, with its LoRA's matrices and the scale at which it is applied.
+struct ScaledChange<'a> {
+    matrices: &'a Matrices,
+    change: &'a Change,
+    scale: f64,
 }
 
 /// A product `left @ right` to add to one matrix of the model. The products of several LoRAs are concatenated along the rank.
@@ -74,7 +79,7 @@ impl LowRankUpdate<'_> {
 /// Finds the tensor for every change. LoRAs with scale 0 are checked as well.
 ///
 /// # Errors
-/// A LoRA that does not fit `target`, or that changes nothing even at scale 1.
+/// A LoRA or its weights by block do not fit `target`, or it changes nothing even at scale 1.
 pub fn plan<'a>(
     loras: &'a [AppliedLora],
     target: &Target,
@@ -83,8 +88,8 @@ pub fn plan<'a>(
     dora: Dora,
 ) -> Result<MergePlan<'a>, LoraError> {
     let dora = dora == Dora::Apply;
-    let mut changes: BTreeMap<TensorKey, Vec<(usize, &Change)>> = BTreeMap::new();
-    for (index, AppliedLora { lora, scale }) in loras.iter().enumerate() {
+    let mut changes: BTreeMap<TensorKey, Vec<ScaledChange>> = BTreeMap::new();
+    for AppliedLora { lora, scale, weights } in loras {
         let fitted = lora.fit(target)?;
         let broken = fitted.iter().filter_map(|(_, change)| change.applied_magnitude(dora));
         if let Some(magnitude) = broken.into_iter().find(|magnitude| !magnitude.numbers.finite) {
@@ -93,11 +98,15 @@ pub fn plan<'a>(
         if !lora.active && !magnitudes_matter(lora, &fitted, unet, text_encoder, dora)? {
             return Err(LoraError::NoEffect("every product of its matrices is zero"));
         }
-        for (key, change) in fitted.into_iter().filter(|_| *scale != 0.0) {
-            changes.entry(key).or_default().push((index, change));
+        let weights = weights.of_model(target)?;
+        for (key, change) in fitted {
+            let scale = scale * weights.of(key.0, &key.1);
+            if scale != 0.0 {
+                changes.entry(key).or_default().push(ScaledChange { matrices: &lora.matrices, change, scale });
+            }
         }
     }
-    Ok(MergePlan { loras, changes, dora })
+    Ok(MergePlan { changes, dora })
 }
 
 /// Merges LoRAs: [`plan`] and [`MergePlan::merge`] in one.
@@ -117,7 +126,7 @@ pub fn merge(
 impl<'a> MergePlan<'a> {
     /// A plan that changes nothing.
     pub(crate) fn nothing() -> Self {
-        Self { loras: &[], changes: BTreeMap::new(), dora: true }
+        Self { changes: BTreeMap::new(), dora: true }
     }
 
     /// Computes the merged tensors: a sum in f32, rounded once to the base's dtype.
@@ -125,14 +134,13 @@ impl<'a> MergePlan<'a> {
     /// # Errors
     /// Not enough memory, or the base cannot be read from the disk.
     pub fn merge(self, unet: &Weights, text_encoder: &Weights) -> Result<Overlays, LoraError> {
-        let Self { loras, changes, dora } = self;
+        let Self { changes, dora } = self;
         let merged = changes.into_par_iter().map(|((component, name), changes)| {
             let base = if component == Component::Unet { unet } else { text_encoder }.base(&name)?;
             let base_f32 = base.to_dtype(DType::F32)?;
             let mut sum = base_f32.clone();
-            for (index, change) in changes {
-                let AppliedLora { lora, scale } = &loras[index];
-                sum = (sum + change.contribution(&lora.matrices, &base_f32, *scale, dora)?)?;
+            for ScaledChange { matrices, change, scale } in changes {
+                sum = (sum + change.contribution(matrices, &base_f32, scale, dora)?)?;
             }
             Ok((component, name, sum.to_dtype(base.dtype())?))
         });
@@ -149,14 +157,13 @@ impl<'a> MergePlan<'a> {
     /// Removes the tensors whose changes are all products and which `takes` accepts, by component (whether it is the UNet) and name.
     /// The caller has to add the products.
     pub(crate) fn take_low_rank(&mut self, takes: impl Fn(bool, &str) -> bool) -> Vec<LowRankUpdate<'a>> {
-        let (loras, dora) = (self.loras, self.dora);
+        let dora = self.dora;
         let (mut taken, mut left) = (Vec::new(), BTreeMap::new());
         for ((component, name), changes) in std::mem::take(&mut self.changes) {
             let of_unet = component == Component::Unet;
-            let parts = changes.iter().map(|(index, change)| {
+            let parts = changes.iter().map(|ScaledChange { matrices, change, scale }| {
                 let (a, b) = change.product_of().filter(|_| change.is_product(dora))?;
-                let AppliedLora { lora, scale } = &loras[*index];
-                Some((&lora.matrices, a, b, change.factor * scale))
+                Some((*matrices, a, b, change.factor * scale))
             });
             match parts.collect::<Option<Vec<_>>>().filter(|_| takes(of_unet, &name)) {
                 Some(parts) => {

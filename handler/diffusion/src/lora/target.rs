@@ -78,6 +78,12 @@ impl Target {
         self.names.get(&(component, name.to_string())).map(|&index| &self.modules[index])
     }
 
+    /// The paths of all modules of the UNet, in diffusers' names.
+    pub(super) fn paths(&self) -> impl Iterator<Item = &str> {
+        let of_unet = self.modules.iter().filter(|module| module.component == Component::Unet);
+        of_unet.map(|module| module.path.as_str())
+    }
+
     /// The base model, if the width of the prompt's embedding shows it.
     pub(super) fn base(&self) -> Option<BaseModel> {
         self.base

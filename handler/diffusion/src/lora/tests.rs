@@ -33,7 +33,7 @@ fn file(tensors: &[(&str, Tensor)], metadata: Option<&str>) -> Vec<u8> {
 fn merged(bytes: &[u8], scale: f64) -> Result<Overlays, LoraError> {
     let lora = Arc::new(Lora::from_bytes(bytes)?);
     let (unet, text) = base();
-    merge(&[AppliedLora { lora, scale }], &Target::of_weights(&unet, &text), &unet, &text, Dora::Apply)
+    merge(&[AppliedLora::new(lora, scale)], &Target::of_weights(&unet, &text), &unet, &text, Dora::Apply)
 }
 
 fn pair() -> (Tensor, Tensor) {
@@ -128,7 +128,7 @@ fn several_loras_add_up_in_any_order() {
     let scaled = file(&[(&vector, tensor(&[3., 0.5], &[2, 1]))], None);
     let loras = [(plain, 0.5), (scaled, -1.0)].map(|(bytes, scale)| {
         let lora = Arc::new(Lora::from_bytes(&bytes).unwrap());
-        AppliedLora { lora, scale }
+        AppliedLora::new(lora, scale)
     });
     let (unet, text) = base();
     let target = Target::of_weights(&unet, &text);

@@ -48,7 +48,7 @@ impl Base {
     }
 
     fn merged(&self, lora: Lora, scale: f64, dora: Dora) -> Result<Overlays> {
-        let loras = [AppliedLora { lora: Arc::new(lora), scale }];
+        let loras = [AppliedLora::new(Arc::new(lora), scale)];
         Ok(merge(&loras, &self.target, &self.unet, &self.text_encoder, dora)?)
     }
 }

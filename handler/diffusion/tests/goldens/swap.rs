@@ -23,7 +23,7 @@ fn model() -> PathBuf {
 
 fn style(name: &str, scale: f64) -> Result<AppliedLora> {
     let lora = Lora::read(&model().join(format!("styles/{name}.safetensors")))?;
-    Ok(AppliedLora { lora: Arc::new(lora), scale })
+    Ok(AppliedLora::new(Arc::new(lora), scale))
 }
 
 /// The latents after one step with the current LoRAs.
@@ -90,7 +90,7 @@ fn unloading_restores_every_bit() -> Result<()> {
     assert_eq!(latents(&pipeline)?, base, "scale zero is the base");
     pipeline.set_loras(&[glass])?;
     let unfit = Lora::read(&super::golden("lora/lycoris-locon.safetensors"))?;
-    let refused = pipeline.set_loras(&[AppliedLora { lora: Arc::new(unfit), scale: 0.0 }]);
+    let refused = pipeline.set_loras(&[AppliedLora::new(Arc::new(unfit), 0.0)]);
     let error = refused.err().context("a LoRA for another model is refused, at scale 0 too")?;
     assert!(error.is_permanent(), "{error}");
     assert_eq!(latents(&pipeline)?, base, "after an error the base is in force");

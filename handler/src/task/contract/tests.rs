@@ -3,7 +3,9 @@
 
 use super::*;
 use crate::task::{MAX_PROMPT, Task, buckets::MAX_KEY};
-use proptest::{collection::vec, option, prelude::*, sample::select, string::string_regex, test_runner::TestRunner};
+use proptest::{
+    collection::vec, option, prelude::*, sample::select, strategy::Union, string::string_regex, test_runner::TestRunner,
+};
 use regex::Regex;
 use std::fs;
 
@@ -41,7 +43,8 @@ fn field_paths(object: &Value, pointer: &str, name: &str) -> Vec<FieldPath> {
 fn task() -> Value {
     json!({
         "generation_id": 500, "style_id": 10, "lora_model_url": "s3://bucket/k", "prompt_tags": ["cat"], "artist_name": "Ada",
-        "webhook_url": "http://backend", "signature": {}, "loras": [{ "lora_model_url": "s3://bucket/k" }],
+        "webhook_url": "http://backend", "signature": {}, "lora_weights": {},
+        "loras": [{ "lora_model_url": "s3://bucket/k", "weights": {} }],
         "textual_inversions": [{ "url": "s3://bucket/k" }],
     })
 }
@@ -55,6 +58,9 @@ fn with(pointer: &str, value: Value) -> Value {
 }
 
 fn types(schema: &Value) -> Vec<&str> {
+    if let Value::Array(forms) = &schema["anyOf"] {
+        return forms.iter().flat_map(types).collect();
+    }
     match &schema["type"] {
         Value::Array(types) => types.iter().map(|kind| kind.as_str().unwrap()).collect(),
         one => vec![one.as_str().unwrap()],
@@ -105,13 +111,35 @@ fn refused(schema: &Value) -> Vec<Value> {
     if let Some(item) = schema.get("items") {
         values.extend(refused(item).into_iter().map(|value| json!([value])));
     }
+    for form in schema["anyOf"].as_array().into_iter().flatten() {
+        let own = self::types(form);
+        values.extend(refused(form).into_iter().filter(|value| own.contains(&kind(value))));
+    }
+    if schema["additionalProperties"] == json!(false) {
+        values.push(json!({ "block_10": 1 }));
+    }
     values
+}
+
+/// The type of a value, in the words of a schema.
+fn kind(value: &Value) -> &'static str {
+    match value {
+        Value::Null => "null",
+        Value::Bool(_) => "boolean",
+        Value::Number(_) => "number",
+        Value::String(_) => "string",
+        Value::Array(_) => "array",
+        Value::Object(_) => "object",
+    }
 }
 
 /// Random values of the field `name` that its schema accepts. Where it accepts more than the parser, values that both accept.
 fn valid(schema: &Value, name: &str) -> BoxedStrategy<Value> {
     if let Some(names) = schema["enum"].as_array() {
         return select(names.clone()).boxed();
+    }
+    if let Value::Array(forms) = &schema["anyOf"] {
+        return Union::new(forms.iter().map(|form| valid(form, name))).boxed();
     }
     if let Value::Array(types) = &schema["type"] {
         let mut one = schema.clone();
@@ -121,6 +149,7 @@ fn valid(schema: &Value, name: &str) -> BoxedStrategy<Value> {
     match schema["type"].as_str().unwrap() {
         "integer" => integer(schema),
         "number" => number(schema),
+        "null" => Just(Value::Null).boxed(),
         "boolean" => any::<bool>().prop_map(Value::from).boxed(),
         "string" => text(schema, name),
         "array" => {
@@ -174,7 +203,10 @@ fn pattern(schema: &Value) -> regex::Regex {
 fn object(schema: &Value) -> BoxedStrategy<Value> {
     let required = schema["required"].as_array().cloned().unwrap_or_default();
     let mut object = Just(Map::new()).boxed();
-    for (name, schema) in schema["properties"].as_object().unwrap().clone() {
+    let numbered = schema["patternProperties"]["^block_[0-9]$"].clone();
+    let numbered = ["block_0", "block_1", "block_9"].map(|name| (name.to_string(), numbered.clone()));
+    let numbered = numbered.into_iter().filter(|(_, schema)| schema.is_object());
+    for (name, schema) in schema["properties"].as_object().cloned().into_iter().flatten().chain(numbered) {
         let value = valid(&schema, &name);
         let must = required.contains(&json!(name));
         let value = if must { value.prop_map(Some).boxed() } else { option::of(value).boxed() };
@@ -186,6 +218,7 @@ fn object(schema: &Value) -> BoxedStrategy<Value> {
             .boxed();
     }
     let with_karras = schema["then"]["properties"]["scheduler"]["enum"].as_array().cloned().unwrap_or_default();
+    let takes_others = schema["additionalProperties"] != json!(false);
     let whole = move |mut object: Map<String, Value>| {
         // The rules about two fields: a scheduler that does not fit is left out, and so is a side without the other.
         let fits = object.get("scheduler").is_none_or(|chosen| with_karras.contains(chosen));
@@ -196,7 +229,9 @@ fn object(schema: &Value) -> BoxedStrategy<Value> {
         if sides.iter().any(|side| object.get(*side).is_none_or(Value::is_null)) {
             sides.iter().for_each(|side| drop(object.remove(*side)));
         }
-        object.insert("a field of tomorrow".into(), json!([1]));
+        if takes_others {
+            object.insert("a field of tomorrow".into(), json!([1]));
+        }
         Value::Object(object)
     };
     object.prop_map(whole).boxed()

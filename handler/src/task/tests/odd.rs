@@ -76,11 +76,52 @@ fn values_that_json_parsers_cannot_hold_are_errors_in_known_fields() {
             format!(r#""prompt_tags": [{}""]"#, r#""x","#.repeat(100_000)),
             "`prompt_tags` is an array of 100001, must be an array of 1 to 100 strings",
         ),
+        (
+            format!(r#""lora_weights": {{"unet": {{"up": {{{}"block_1": 2}}}}}}"#, r#""x":0,"#.repeat(100_000)),
+            "`lora_weights.unet.up` is an object with a member of another name, must be an object of no more than blocks by their names, \
+             like block_1",
+        ),
+        (
+            r#""lora_weights": {"unet": {"down": {"block_1": [1, "x"]}}}"#.into(),
+            "`lora_weights.unet.down.block_1[1]` is a string, must be a number from -10 to 10",
+        ),
+        (
+            r#""loras": [{"lora_model_url": "s3://bucket/k", "weights": {"unet": {"mid": [1, 1]}}}]"#.into(),
+            "`loras[0].weights.unet.mid` is an array of 2, must be a number from -10 to 10 or an array of 1 to 1 of them",
+        ),
+        (
+            r#""lora_weights": {"unet": {"\ud83d": 1}}"#.into(),
+            "`lora_weights.unet` is an object with a member of another name, must be an object of no more than down, mid, up",
+        ),
     ];
     for (field, expected) in cases {
         let invalid = Task::parse(&and(&field)).unwrap_err();
         assert!(invalid.reason.starts_with(expected), "`{}` does not begin with `{expected}`", invalid.reason);
         assert_eq!((invalid.generation_id, invalid.webhook_url.is_some()), (Some(500), true), "{expected}");
+    }
+}
+
+/// Two ways to write the same, and of two members with one name the last.
+#[test]
+fn weights_by_block_are_read_as_diffusers_takes_them() {
+    let weights =
+        |text: &str| Task::parse(&and(&format!(r#""lora_weights": {text}"#))).unwrap().loras[0].weights.to_string();
+    for (text, places) in [
+        ("{}", ""),
+        (r#"{"unet": null, "text_encoder": 0.5}"#, "text_encoder: 0.5"),
+        (r#"{"unet": -1}"#, "unet: -1"),
+        (
+            r#"{"unet": {"down": 0, "mid": [2], "up": [1, 0.5, 0]}}"#,
+            "unet.down: 0, unet.mid: 2, unet.up[0]: 1, unet.up[1]: 0.5, unet.up[2]: 0",
+        ),
+        (
+            r#"{"unet": {"down": {"block_1": [3], "block_0": [1, 2]}}}"#,
+            "unet.down.block_0[0]: 1, unet.down.block_0[1]: 2, unet.down.block_1: 3",
+        ),
+        (r#"{"unet": {"mid": 1, "mid": 2}}"#, "unet.mid: 2"),
+        (r#"{"unet": 1, "unet": {"up": {"block_9": null}}}"#, ""),
+    ] {
+        assert_eq!(weights(text), places, "{text}");
     }
 }
 

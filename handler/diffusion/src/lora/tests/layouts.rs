@@ -81,7 +81,7 @@ fn a_number_that_nobody_uses_refuses_no_file() {
     let lora = Arc::new(Lora::from_bytes(&file(&tensors, None)).unwrap());
     let (unet, text) = base();
     for (dora, works) in [(Dora::Apply, false), (Dora::Ignore, true)] {
-        let applied = [AppliedLora { lora: lora.clone(), scale: 1.0 }];
+        let applied = [AppliedLora::new(lora.clone(), 1.0)];
         let result = merge(&applied, &Target::of_weights(&unet, &text), &unet, &text, dora);
         assert_eq!(result.is_ok(), works);
         assert!(result.err().is_none_or(|error| error.to_string().contains("dora_scale") && error.is_permanent()));
@@ -128,7 +128,7 @@ fn peft_scales_inputs_or_outputs_of_a_square_convolution_by_its_settings() {
     let of = |config: Option<&str>| {
         let bytes = file(&[("base_model.model.conv.ia3_l", tensor(&[10., 100.], &[1, 2, 1, 1]))], None);
         let lora = Lora::parse(&mut std::io::Cursor::new(bytes), config)?.validated()?;
-        let applied = [AppliedLora { lora: Arc::new(lora), scale: 1.0 }];
+        let applied = [AppliedLora::new(Arc::new(lora), 1.0)];
         let merged = merge(&applied, &Target::of_weights(&unet, &text), &unet, &text, Dora::Apply)?;
         Ok::<_, LoraError>(merged.unet["conv.weight"].flatten_all()?.to_vec1::<f32>()?)
     };

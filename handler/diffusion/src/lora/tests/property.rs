@@ -105,7 +105,7 @@ fn outcome(tensors: &[(String, Tensor)], settings: &Map<String, Value>) -> Merge
     let settings = Value::Object(settings.clone()).to_string();
     let lora = Arc::new(Lora::from_bytes(&file(&tensors, Some(&settings))).ok()?);
     let (unet, text) = model();
-    let applied = [AppliedLora { lora: lora.clone(), scale: 0.75 }];
+    let applied = [AppliedLora::new(lora.clone(), 0.75)];
     let overlays = merge(&applied, &Target::of_weights(&unet, &text), &unet, &text, Dora::Apply).ok()?;
     let all = overlays.unet.into_iter().chain(overlays.text_encoder);
     let mut merged: Vec<_> =

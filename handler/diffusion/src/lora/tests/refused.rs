@@ -65,7 +65,7 @@ fn errors_name_the_other_base_model() {
     let target = Target::of_weights(&unet, &text);
     let onto_sd1 = |bytes: &[u8]| {
         let lora = Arc::new(Lora::from_bytes(bytes)?);
-        merge(&[AppliedLora { lora, scale: 0.0 }], &target, &unet, &text, Dora::Apply).map(|_| ())
+        merge(&[AppliedLora::new(lora, 0.0)], &target, &unet, &text, Dora::Apply).map(|_| ())
     };
     let keys = ["lora_A", "lora_B"].map(|part| format!("unet.{context}.{part}.weight"));
     let of_width = |width: usize| {

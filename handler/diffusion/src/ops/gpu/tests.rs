@@ -111,6 +111,9 @@ fn gpu_convolution_is_the_cpus() {
             (2, 640, 640, 21, 17),
             (2, 1280, 1280, 11, 9),
             (2, 1280, 1280, 6, 5),
+            // Of so many tiles that two are made on a multiprocessor at once.
+            (2, 64, 320, 96, 96),
+            (2, 128, 1280, 48, 48),
         ];
         for (batch, inner, outer, height, width) in cases {
             let gain = (inner as f64 * 9.0).powf(-0.5);
@@ -167,6 +170,9 @@ fn gpu_norms_after_convolutions_are_the_cpus() {
             (320, 320, 41, 33),
             (640, 640, 21, 17),
             (1280, 1280, 11, 9),
+            // As in the test of convolutions.
+            (64, 320, 96, 96),
+            (64, 1280, 32, 32),
         ];
         for (inner, outer, height, width) in cases {
             let xs = draw(&[2, inner, height, width], dtype);
@@ -208,9 +214,15 @@ fn gpu_products_repeat_to_the_bit() {
 #[test]
 fn gpu_linear_layers_are_the_cpus() {
     in_each_dtype(|dtype| {
-        for (rows, inner, outer) in
-            [(4096, 320, 960), (77, 768, 640), (5, 64, 8), (256, 1280, 10_240), (1353, 320, 960), (357, 640, 640)]
-        {
+        for (rows, inner, outer) in [
+            (4096, 320, 960),
+            (77, 768, 640),
+            (5, 64, 8),
+            (256, 1280, 10_240),
+            (1353, 320, 960),
+            (357, 640, 640),
+            (18_432, 320, 320),
+        ] {
             let weight = (draw(&[outer, inner], dtype) * (inner as f64).powf(-0.5)).unwrap();
             let tensors = [("weight", rounded(&weight, dtype)), ("bias", draw(&[outer], dtype))];
             let (xs, onto) = (draw(&[2, rows, inner], dtype), draw(&[2, rows, outer], dtype));
@@ -380,7 +392,7 @@ fn gpu_pictures_are_the_cpus() {
     let folder = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/model"));
     let (model, size) = (folder.join("easel-tiny"), (256, 320));
     let style = Lora::read(&folder.join("styles/halftone.safetensors")).unwrap();
-    let style = [AppliedLora { lora: Arc::new(style), scale: 0.9 }];
+    let style = [AppliedLora::new(Arc::new(style), 0.9)];
     let mut cpu = Pipeline::load(&model, &Compute::Cpu, size).unwrap();
     for (dtype, limit) in [(Dtype::F32, 2e-4), (Dtype::F16, 5e-2), (Dtype::BF16, 4e-1)] {
         let compute = GPU.with(|gpu| Compute::Gpu(Gpu::clone(gpu), dtype));
@@ -445,7 +457,7 @@ fn gpu_pictures_of_odd_sizes_are_the_cpus() {
     let folder = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/model"));
     let model = folder.join("easel-tiny");
     let style = Lora::read(&folder.join("styles/halftone.safetensors")).unwrap();
-    let style = [AppliedLora { lora: Arc::new(style), scale: 0.9 }];
+    let style = [AppliedLora::new(Arc::new(style), 0.9)];
     let sizes = [(264, 328), (280, 296), (256, 360), (1000, 264), (344, 376), (72, 64)];
     let mut cpu = Pipeline::load(&model, &Compute::Cpu, (512, 512)).unwrap();
     let rms = |tensor: &Tensor| tensor.sqr().unwrap().mean_all().unwrap().sqrt().unwrap().to_scalar::<f32>().unwrap();

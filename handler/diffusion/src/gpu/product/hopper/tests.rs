@@ -76,6 +76,22 @@ fn the_unets_problems_fill_the_gpu_in_one_round_where_that_was_measured_to_be_be
 }
 
 #[test]
+fn of_more_blocks_than_multiprocessors_two_are_at_work_on_one() {
+    for problem in [
+        conv(2, 96, 320, 320, 1),
+        conv(2, 96, 640, 640, 1),
+        // Those of the tests on a GPU.
+        conv(2, 96, 64, 320, 1),
+        conv(2, 48, 128, 1280, 1),
+        conv(2, 32, 64, 1280, 1),
+        product(18_432, 320, 320),
+    ] {
+        let (name, grid) = chosen(&problem);
+        assert!(name.ends_with("_of_two"), "{name} {grid:?}");
+    }
+}
+
+#[test]
 fn products_of_two_prompts_have_tiles_of_their_own_rows_and_a_softmax_has_whole_heads() {
     let softmax = |problem: Problem| Problem { ending: Ending::Softmax { counted: 77 }, ..problem };
     for (problem, name, grid) in [

@@ -127,7 +127,7 @@ fn gpu_pictures_with_changed_resizing_are_the_cpus() {
     let tensors: std::collections::HashMap<_, _> =
         parts.into_iter().map(|(part, tensor)| (format!("{name}.{part}"), tensor)).collect();
     candle_core::safetensors::save(&tensors, &path).unwrap();
-    let locon = [AppliedLora { lora: Arc::new(Lora::read(&path).unwrap()), scale: 1.0 }];
+    let locon = [AppliedLora::new(Arc::new(Lora::read(&path).unwrap()), 1.0)];
     let rms = |tensor: &Tensor| tensor.sqr().unwrap().mean_all().unwrap().sqrt().unwrap().to_scalar::<f32>().unwrap();
     for (width, height) in [(264, 200), (256, 192)] {
         let latents = |pipeline: &Pipeline| {
