@@ -19,7 +19,7 @@ fn parts_of_the_model_take_a_style_as_strongly_as_the_task_says() {
         let half = pixels(&ctx, &task(&ctx, Value::Null).with("lora_scale", 0.5)).await?;
         let parts = [
             (json!({}), &whole),
-            (json!({ "text_encoder": 1, "unet": { "down": 1, "mid": [1], "up": { "block_1": [1, 1] } } }), &whole),
+            (json!({ "text_encoder": 1, "unet": { "down": 1, "mid": [1], "up": { "block_0": [1, 1] } } }), &whole),
             (json!({ "text_encoder": 0.5, "unet": 0.5 }), &half),
         ];
         for (weights, same) in parts {
@@ -29,8 +29,7 @@ fn parts_of_the_model_take_a_style_as_strongly_as_the_task_says() {
         let mut seen = vec![whole, half];
         for weights in [
             json!({ "unet": { "up": 0 } }),
-            json!({ "unet": { "up": { "block_1": 0 } } }),
-            json!({ "unet": { "up": { "block_1": [1, 0] } } }),
+            json!({ "unet": { "up": { "block_0": [1, 0] } } }),
             json!({ "text_encoder": 0, "unet": 0 }),
         ] {
             let painted = pixels(&ctx, &task(&ctx, weights.clone())).await?;
@@ -57,18 +56,24 @@ fn weights_that_do_not_fit_are_refused_by_name() {
             (json!(1), "`lora_weights` is an integer, must be an object with text_encoder and unet"),
             (json!({ "vae": 1 }), "`lora_weights` is an object with a member of another name"),
             (json!({ "unet": { "mid": 11 } }), "`lora_weights.unet.mid` is 11, must be a number from -10 to 10"),
-            // The model's own blocks.
+            // The toy model's own blocks.
             (
                 json!({ "unet": { "down": { "block_0": 1 } } }),
-                "a LoRA's weights name unet.down.block_0, and this model has no such block with attention; it has: unet.down.block_1, \
-                 unet.down.block_2, unet.mid, unet.up.block_1, unet.up.block_2",
+                "`lora_weights`: unet.down.block_0 is no block with attention of this model, which has unet.down.block_2, unet.mid, \
+                 unet.up.block_0",
             ),
             (
-                json!({ "unet": { "up": { "block_1": [1, 1, 1] } } }),
-                "a LoRA's weights have 3 numbers for unet.up.block_1, which has 2 layers with attention: give 2 numbers, or one for all",
+                json!({ "unet": { "up": { "block_0": [1, 1, 1] } } }),
+                "`lora_weights`: unet.up.block_0 is given 3 numbers and has 2 layers with attention: give 2, or one for all",
             ),
         ];
-        let sent = cases.map(|(weights, said)| (task(&ctx, weights), said));
+        let mut sent = cases.map(|(weights, said)| (task(&ctx, weights), said)).to_vec();
+        let url = serde_json::from_str::<Value>(&ctx.task().body())?["lora_model_url"].clone();
+        let second = json!([{ "lora_model_url": url, "weights": { "unet": { "up": { "block_3": 1 } } } }]);
+        sent.push((
+            task(&ctx, Value::Null).with("loras", second),
+            "`loras[0].weights`: unet.up.block_3 is no block with attention",
+        ));
         for (task, _) in &sent {
             ctx.publish(&task.body()).await?;
         }

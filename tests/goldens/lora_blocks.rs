@@ -125,12 +125,12 @@ fn blocks_that_a_model_does_not_have_are_refused_by_name() -> Result<()> {
     for (weights, said) in [
         (
             serde_json::json!({ "unet": { "down": { "block_3": 1 } } }),
-            "a LoRA's weights name unet.down.block_3, and this model has no such block with attention; it has: unet.down.block_0, \
+            "the weights of LoRA 1: unet.down.block_3 is no block with attention of this model, which has unet.down.block_0, \
              unet.down.block_1, unet.down.block_2, unet.mid, unet.up.block_1, unet.up.block_2, unet.up.block_3",
         ),
         (
             serde_json::json!({ "unet": { "up": { "block_2": [1, 1] } } }),
-            "a LoRA's weights have 2 numbers for unet.up.block_2, which has 3 layers with attention: give 3 numbers, or one for all",
+            "the weights of LoRA 1: unet.up.block_2 is given 2 numbers and has 3 layers with attention: give 3, or one for all",
         ),
     ] {
         assert_eq!(model.scales(&weights).map(|_| ()).unwrap_err().to_string(), said);

@@ -7,7 +7,7 @@ use crate::{
     task::fault::TaskFault,
     webhook::WebhookError,
 };
-use diffusion::error::PipelineError;
+use diffusion::{error::PipelineError, lora::LoraError};
 use std::time::Duration;
 
 /// A failure of a valid task; the variant says what to do.
@@ -64,6 +64,11 @@ impl From<EngineError> for Failure {
         let (fault, reason) = match &error {
             EngineError::Pipeline(PipelineError::Stopped { step }) => return Self::Cancelled(*step),
             error if error.is_out_of_memory() => (TaskFault::Memory, format!("painting: {error}")),
+            EngineError::Lora(LoraError::Blocks { lora, error }) => {
+                let field =
+                    lora.checked_sub(1).map_or("lora_weights".into(), |extra| format!("loras[{extra}].weights"));
+                (TaskFault::Lora, format!("`{field}`: {error}"))
+            }
             EngineError::Lora(error) => (TaskFault::Lora, format!("`lora_model_url`: {error}")),
             EngineError::Inversion(error) => (TaskFault::Inversion, format!("`textual_inversions`: {error}")),
             EngineError::Nsfw { .. } => (TaskFault::Safety, error.to_string()),

@@ -1,6 +1,6 @@
 //! How strongly each block of a model takes a LoRA: the weights that diffusers' `set_adapters` takes, in its meaning.
 
-use super::{LoraError, keys::Component, target::Target};
+use super::{keys::Component, target::Target};
 use std::{collections::BTreeMap, fmt};
 
 /// Weights of a LoRA by place, each 1 where no place is named. They multiply the scale of the whole LoRA.
@@ -37,7 +37,7 @@ pub enum Part {
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
 pub enum PlaceError {
     /// No such block, or one without attention.
-    #[error("a LoRA's weights name {place}, and this model has no such block with attention; it has: {known}")]
+    #[error("{place} is no block with attention of this model, which has {known}")]
     Unknown {
         /// The place.
         place: Place,
@@ -45,9 +45,7 @@ pub enum PlaceError {
         known: String,
     },
     /// Another number of weights than there are layers.
-    #[error(
-        "a LoRA's weights have {given} numbers for {place}, which has {layers} layers with attention: give {layers} numbers, or one for all"
-    )]
+    #[error("{place} is given {given} numbers and has {layers} layers with attention: give {layers}, or one for all")]
     Layers {
         /// The block.
         place: Place,
@@ -78,7 +76,7 @@ impl BlockWeights {
     ///
     /// # Errors
     /// A place that the model does not have.
-    pub(super) fn of_model<'a>(&'a self, target: &Target) -> Result<ModelWeights<'a>, LoraError> {
+    pub(super) fn of_model<'a>(&'a self, target: &Target) -> Result<ModelWeights<'a>, PlaceError> {
         let layers = if self.is_empty() { BTreeMap::new() } else { layers(target.paths()) };
         let known = || layers.keys().map(Place::to_string).collect::<Vec<_>>().join(", ");
         for place in self.0.keys().filter(|place| !matches!(place.part, Part::TextEncoder | Part::Unet)) {
@@ -87,7 +85,7 @@ impl BlockWeights {
                 |block: &&Place| block.part == place.part && (place.block.is_none() || block.block == place.block);
             let mut meant = layers.keys().filter(meant).peekable();
             if meant.peek().is_none() {
-                return Err(PlaceError::Unknown { place: whole, known: known() }.into());
+                return Err(PlaceError::Unknown { place: whole, known: known() });
             }
             let given = self
                 .0
@@ -96,7 +94,7 @@ impl BlockWeights {
                 .count();
             let misfit = meant.find(|block| place.layer.is_some() && layers[*block] != given);
             if let Some(block) = misfit {
-                return Err(PlaceError::Layers { place: *block, given, layers: layers[block] }.into());
+                return Err(PlaceError::Layers { place: *block, given, layers: layers[block] });
             }
         }
         Ok(ModelWeights { weights: self, layers })

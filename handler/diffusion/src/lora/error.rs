@@ -34,8 +34,13 @@ pub enum LoraError {
     #[error("the LoRA changes nothing: {0}")]
     NoEffect(&'static str),
     /// Its weights by block do not fit the model.
-    #[error(transparent)]
-    Blocks(#[from] PlaceError),
+    #[error("the weights of LoRA {}: {error}", .lora + 1)]
+    Blocks {
+        /// Which of those to apply, from 0.
+        lora: usize,
+        /// What does not fit.
+        error: PlaceError,
+    },
     /// The file cannot be read.
     #[error("the LoRA file cannot be read: {0}")]
     File(#[from] std::io::Error),

@@ -89,7 +89,7 @@ pub fn plan<'a>(
 ) -> Result<MergePlan<'a>, LoraError> {
     let dora = dora == Dora::Apply;
     let mut changes: BTreeMap<TensorKey, Vec<ScaledChange>> = BTreeMap::new();
-    for AppliedLora { lora, scale, weights } in loras {
+    for (index, AppliedLora { lora, scale, weights }) in loras.iter().enumerate() {
         let fitted = lora.fit(target)?;
         let broken = fitted.iter().filter_map(|(_, change)| change.applied_magnitude(dora));
         if let Some(magnitude) = broken.into_iter().find(|magnitude| !magnitude.numbers.finite) {
@@ -98,7 +98,7 @@ pub fn plan<'a>(
         if !lora.active && !magnitudes_matter(lora, &fitted, unet, text_encoder, dora)? {
             return Err(LoraError::NoEffect("every product of its matrices is zero"));
         }
-        let weights = weights.of_model(target)?;
+        let weights = weights.of_model(target).map_err(|error| LoraError::Blocks { lora: index, error })?;
         for (key, change) in fitted {
             let scale = scale * weights.of(key.0, &key.1);
             if scale != 0.0 {
