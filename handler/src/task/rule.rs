@@ -8,7 +8,7 @@ mod list;
 mod text;
 
 pub(super) use list::{Joined, Object, ObjectList, Tags};
-pub(super) use text::{LoraUrl, NonBlank, OneOf, Text, Timestamp, WebhookUrl, base_address};
+pub(super) use text::{NonBlank, OneOf, S3Url, Text, Timestamp, WebhookUrl, base_address};
 
 use super::json::{Json, Member, shown};
 use serde_json::{Map, Value, json};

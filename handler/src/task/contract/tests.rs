@@ -42,7 +42,7 @@ fn task() -> Value {
     json!({
         "generation_id": 500, "style_id": 10, "lora_model_url": "s3://bucket/k", "prompt_tags": ["cat"], "artist_name": "Ada",
         "webhook_url": "http://backend", "signature": {}, "loras": [{ "lora_model_url": "s3://bucket/k" }],
-        "textual_inversions": [{ "url": "s3://bucket/k" }],
+        "textual_inversions": [{ "url": "s3://bucket/k" }], "image_url": "s3://bucket/k",
     })
 }
 
