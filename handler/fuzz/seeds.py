@@ -4,10 +4,12 @@ A seed whose name begins with `taken` is accepted by its parser, one that begins
 Needs nothing but Python; the same seeds every time.
 """
 
+import base64
 import json
 import math
 import shutil
 import struct
+import zlib
 from pathlib import Path
 
 HERE = Path(__file__).parent
@@ -25,6 +27,7 @@ FULL = TASK | {
     "loras": [{"lora_model_url": "s3://other/b", "scale": 0.5}], "num_images": 4, "output_format": "webp",
     "textual_inversions": [{"url": "s3://words/a", "token": "<cat-toy>"}],
     "signature": {"position": "top-left", "opacity": 255, "size": 0.25, "margin": 0.25}, "safety": "refuse",
+    "image_url": "s3://uploads/sketches/a.png", "strength": 0.75,
     "created_at": "2026-11-25T14:00:00.5+01:00", "width": 264, "height": 328,
 }
 # One step beyond each limit of the contract's table.
@@ -34,7 +37,7 @@ BEYOND = {
     "num_inference_steps": 151, "guidance_scale": 50.1, "scheduler": MARK, "karras_sigmas": MARK, "noise_source": MARK,
     "prompt_weighting": MARK, "long_prompt": MARK, "clip_skip": 12, "lora_scale": 10.1, "loras": [{"lora_model_url": "s3://other/b"}] * 8, "num_images": 5,
     "output_format": MARK, "signature": {"margin": 0.26}, "safety": MARK, "created_at": MARK,
-    "textual_inversions": [{"url": "s3://words/a", "token": MARK * 13}], "width": 2056, "height": 56,
+    "textual_inversions": [{"url": "s3://words/a", "token": MARK * 13}], "width": 2056, "height": 56, "image_url": f"https://{MARK}",
 }
 
 # What the parser refuses and JSON Schema takes.
@@ -52,6 +55,9 @@ def tasks():
     yield "taken-odd-size", json.dumps(TASK | {"aspect_ratio": "16:9", "scheduler": "lcm", "lora_scale": 1e-305})
     for name, value in BEYOND.items():
         yield f"refused-{name}", json.dumps(TASK | {name: value})
+    yield "refused-strength-alone", json.dumps(TASK | {"strength": 0.5})
+    yield "refused-strength-above", json.dumps(TASK | {"image_url": "s3://uploads/a", "strength": 1.5})
+    yield "taken-one-step", json.dumps(TASK | {"image_url": "s3://uploads/a", "strength": 0.02})
     yield "refused-width-alone", json.dumps(TASK | {"width": 264})
     yield "refused-height-alone", json.dumps(TASK | {"width": None, "height": 264})
     yield "refused-width-between", json.dumps(TASK | {"width": 260, "height": 264})
@@ -62,6 +68,7 @@ def tasks():
     for name, value in UNSAID.items():
         # Half of a surrogate pair stands in a file as an escape alone.
         yield f"refused-unsaid-{name}", json.dumps(TASK | {name: value}, ensure_ascii=name == "artist_name")
+    yield "refused-unsaid-strength", json.dumps(TASK | {"image_url": "s3://uploads/a", "strength": 0.01})
     yield "refused-array", json.dumps([MARK])
     yield "refused-broken", json.dumps(FULL)[:-1]
     # What JSON's grammar has and few readers take: ignored where nobody asks for it, named where the task needs it.
@@ -172,6 +179,58 @@ def loras():
     yield "refused-pattern", file(peft, {"lora_adapter_metadata": settings.replace("attn2.to_k", "((")})
 
 
+def chunk(kind, content):
+    return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+
+def png(width, height, depth=8, colour=2, rows=None, more=b"", interlaced=0):
+    """A PNG of grey levels that grow from row to row; `more` stands before its pixels."""
+    channels = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}[colour]
+    row = (width * channels * depth + 7) // 8
+    lines = b"".join(b"\0" + bytes([16 * (line % 16)]) * row for line in range(height if rows is None else rows))
+    header = struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, interlaced)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + more + chunk(b"IDAT", zlib.compress(lines)) + chunk(b"IEND", b"")
+
+
+# Of 8x8 pixels each, as Pillow writes them.
+JPEG = base64.b64decode(
+    "/9j/4AAQSkZJRgABAQAAAQABAAD/2wBDABsSFBcUERsXFhceHBsgKEIrKCUlKFE6PTBCYFVlZF9VXVtqeJmBanGQc1tdhbWGkJ6jq62rZ4C8ybqmx5moq6T/"
+    "2wBDARweHigjKE4rK06kbl1upKSkpKSkpKSkpKSkpKSkpKSkpKSkpKSkpKSkpKSkpKSkpKSkpKSkpKSkpKSkpKSkpKT/wAARCAAIAAgDAREAAhEBAxEB/8QA"
+    "HwAAAQUBAQEBAQEAAAAAAAAAAAECAwQFBgcICQoL/8QAtRAAAgEDAwIEAwUFBAQAAAF9AQIDAAQRBRIhMUEGE1FhByJxFDKBkaEII0KxwRVS0fAkM2JyggkK"
+    "FhcYGRolJicoKSo0NTY3ODk6Q0RFRkdISUpTVFVWV1hZWmNkZWZnaGlqc3R1dnd4eXqDhIWGh4iJipKTlJWWl5iZmqKjpKWmp6ipqrKztLW2t7i5usLDxMXG"
+    "x8jJytLT1NXW19jZ2uHi4+Tl5ufo6erx8vP09fb3+Pn6/8QAHwEAAwEBAQEBAQEBAQAAAAAAAAECAwQFBgcICQoL/8QAtREAAgECBAQDBAcFBAQAAQJ3AAEC"
+    "AxEEBSExBhJBUQdhcRMiMoEIFEKRobHBCSMzUvAVYnLRChYkNOEl8RcYGRomJygpKjU2Nzg5OkNERUZHSElKU1RVVldYWVpjZGVmZ2hpanN0dXZ3eHl6goOE"
+    "hYaHiImKkpOUlZaXmJmaoqOkpaanqKmqsrO0tba3uLm6wsPExcbHyMnK0tPU1dbX2Nna4uPk5ebn6Onq8vP09fb3+Pn6/9oADAMBAAIRAxEAPwDPm7V0YL7X"
+    "yOrF/ZP/2Q=="
+)
+WEBP = base64.b64decode("UklGRkQAAABXRUJQVlA4IDgAAAAQAgCdASoIAAgABABoJagCdHIAq//cAAXAAP7tZ8O3mWjatrtY3+tuw0Qd8xngs+wHbj3sKSwAAA==")
+WEBP_LOSSLESS = base64.b64decode("UklGRiIAAABXRUJQVlA4TBUAAAAvB8ABAA8wKEcBPRjy/EcL+hDR/wAA")
+
+
+def images():
+    turned = b"II*\0\x08\0\0\0\x01\0\x12\x01\x03\0\x01\0\0\0\x06\0\0\0\0\0\0\0"
+    yield "taken-png", png(8, 8)
+    yield "taken-grey", png(7, 5, 1, 0)
+    yield "taken-alpha", png(4, 4, 16, 6)
+    yield "taken-palette", png(9, 3, 2, 3, more=chunk(b"PLTE", bytes(range(12))) + chunk(b"tRNS", b"\x80"))
+    yield "taken-turned", png(8, 4, more=chunk(b"eXIf", turned))
+    yield "taken-text", png(4, 4, more=chunk(b"tEXt", b"Comment\0a") + chunk(b"zTXt", b"Comment\0\0" + zlib.compress(b"a" * 4096)))
+    yield "taken-jpeg", JPEG
+    yield "taken-webp", WEBP
+    yield "taken-lossless", WEBP_LOSSLESS
+    yield "refused-empty", b""
+    yield "refused-gif", b"GIF89a\x01\0\x01\0\0\0\0;"
+    yield "refused-cut-png", png(8, 8)[:-30]
+    yield "refused-cut-jpeg", JPEG[:-2]
+    yield "refused-cut-webp", WEBP[:-8]
+    yield "refused-rows", png(8, 8, rows=3)
+    yield "refused-bomb", png(60000, 60000, rows=0)
+    yield "refused-long", png(65536, 1, rows=0)
+    yield "refused-pixels", png(512, 129)
+    yield "refused-profile", png(4, 4, more=chunk(b"iCCP", b"x\0\0" + zlib.compress(b"\0" * (20 << 20), 9)))
+    yield "refused-frame", JPEG.replace(b"\xff\xc0\x00\x11\x08\x00\x08\x00\x08", b"\xff\xc0\x00\x11\x08\xff\xff\xff\xff")
+
+
 def webhooks():
     for name, hosts, address in [
         ("taken-name", "", "http://api.example.org"),
@@ -225,12 +284,15 @@ def words(target):
                   "lora_te2_", "text_encoder.", "alpha_pattern", "use_rslora", "rank_pattern", "init_lora_weights", "peft_type",
                   "base_model.model.", "clip_l.", "double_blocks", str(2**64 - 1), "[]"]
         return [f".{part}" for part in parts] + [f'"{kind}"' for kind in types] + fields
+    if target == "image":
+        return ["\x89PNG\r\n", "IHDR", "PLTE", "tRNS", "IDAT", "IEND", "eXIf", "iCCP", "zTXt", "acTL", "fcTL", "fdAT", "RIFF", "WEBP", "VP8 ",
+                "VP8L", "VP8X", "ALPH", "ANIM", "ANMF", "EXIF", "JFIF", "Exif"]
     return ["http://", "https://", "[::1]", "[::ffff:", "64:ff9b::", "2002:", "2001:", "fe80::", "127.0.0.1", "169.254.",
             "100.64.", "198.18.", "0x7f", "0177", "localhost", ".localhost", "metadata", "%2e", "%00", "\u3002", "\u00ad",
             "xn--", "@", "\\", "\t", ":80", ":443", "/..", ".good.net", "good.org", ","]
 
 
-for target, seeds in [("task", tasks()), ("lora", loras()), ("webhook", webhooks())]:
+for target, seeds in [("task", tasks()), ("lora", loras()), ("image", images()), ("webhook", webhooks())]:
     folder = HERE / "seeds" / target
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)

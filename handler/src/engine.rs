@@ -239,7 +239,7 @@ impl Engine {
         let mut noises = Vec::new();
         for (request, _) in items.iter() {
             let mut own = self.pipeline.noise(&request.inputs, self.noise_threads);
-            noises.push(self.pipeline.first_noise(&request.inputs, images, &mut own)?);
+            noises.push(self.pipeline.begin(&request.inputs, images, &mut own)?);
         }
         let noise = Tensor::cat(&noises, 0).map_err(PipelineError::from)?;
         let (requests, mut callbacks): (Vec<&GenerationRequest>, Vec<_>) =
@@ -312,7 +312,7 @@ impl Engine {
         timer.next("denoise");
         let (inputs, map) = (&request.inputs, self.map_for(request, mode));
         let mut stream = self.pipeline.noise(inputs, self.noise_threads);
-        let noise = self.pipeline.first_noise(inputs, request.images, &mut stream)?;
+        let noise = self.pipeline.begin(inputs, request.images, &mut stream)?;
         // These schedulers draw each step's noise for all pictures together.
         let at_once = if inputs.scheduler.draws() { request.images } else { at_once.max(1) };
         let parts = request.images.div_ceil(at_once);

@@ -1,4 +1,5 @@
-//! From pixels to the file that is delivered: the artist's signature in the picture, encoding, metadata and Content Credentials.
+//! From pixels to the file that is delivered: the artist's signature in the picture, encoding, metadata and Content Credentials. And from a
+//! file to pixels, for a picture to begin from.
 
 #[cfg(feature = "credentials")]
 mod credential;
@@ -10,6 +11,7 @@ mod metadata;
 pub mod options;
 mod preview;
 mod provenance;
+mod reading;
 pub mod signature;
 #[cfg(test)]
 mod tests;
@@ -19,3 +21,4 @@ pub use encode::{EncodeError, encode};
 pub use metadata::{EmbedError, embed};
 pub use preview::{MAX_PREVIEW, preview};
 pub use provenance::{ModelName, PictureOrigin, Provenance};
+pub use reading::{ReadError, read};

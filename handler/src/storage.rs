@@ -1,9 +1,10 @@
-//! S3: uploads pictures; downloads LoRAs, large messages and models.
+//! S3: uploads pictures; downloads LoRAs, pictures to begin from, large messages and models.
 
 mod address;
 pub mod cache;
 #[cfg(test)]
 pub(crate) mod fake_s3;
+mod images;
 mod loras;
 pub mod options;
 pub mod payload;
@@ -14,6 +15,7 @@ mod s3_client;
 mod s3_source;
 pub mod weights;
 
+pub use images::ImageLimits;
 pub(crate) use probe::Access;
 pub use result::{ResultConfig, ResultUrls};
 pub use result_key::KeyTemplate;
@@ -27,7 +29,7 @@ use crate::{
         options::StoreConfig,
         result::PutOptions,
     },
-    task::{Checked, Format, InversionRef, LoraRef, Task},
+    task::{Checked, Format, ImageRef, InversionRef, LoraRef, Task},
 };
 use address::{ResultAddress, endpoint};
 use aws_config::{SdkConfig, timeout::TimeoutConfig};
@@ -37,8 +39,10 @@ use diffusion::{
     lora::Lora,
     prompt::inversion::{MAX_BYTES, TextualInversion},
 };
+use image::RgbImage;
+use images::Images;
 use loras::ParsedCache;
-use s3_source::{INVERSION, LORA};
+use s3_source::{IMAGE, INVERSION, LORA};
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
 /// Metadata of a picture with the fingerprint of its task.
@@ -69,6 +73,7 @@ pub struct Store {
     payload_bucket: Option<String>,
     loras: ParsedCache<S3Source, Lora>,
     inversions: ParsedCache<S3Source, TextualInversion>,
+    images: Images,
 }
 
 impl Store {
@@ -83,6 +88,7 @@ impl Store {
         let loras = ParsedCache::new(cache(LORA), config.max_lora_bytes);
         // In the same folder, so that one limit holds for both.
         let inversions = ParsedCache::new(cache(INVERSION).counting_in(loras.cache_metrics()), MAX_BYTES);
+        let images = Images::new(S3Source::new(s3.clone(), IMAGE), options, config.images);
         Self {
             s3,
             bucket: config.bucket.clone(),
@@ -93,6 +99,7 @@ impl Store {
             payload_bucket: config.payload_bucket.clone(),
             loras,
             inversions,
+            images,
         }
     }
 
@@ -131,6 +138,15 @@ impl Store {
     /// As [`Store::lora`].
     pub async fn inversion(&self, wanted: &InversionRef) -> Result<Arc<TextualInversion>, StoreError> {
         Ok(self.inversions.get(&wanted.bucket, &wanted.key).await?.0)
+    }
+
+    /// A picture to begin from, as it fills that width and height. Nothing of it is kept.
+    ///
+    /// # Errors
+    /// Permanent if it does not exist, is too large, is no picture, or may not be read while another object of its bucket may; else
+    /// transient.
+    pub async fn image(&self, wanted: &ImageRef, size: (usize, usize)) -> Result<RgbImage, StoreError> {
+        self.images.get(wanted, size).await
     }
 
     /// What the safety checker said of these pictures, if all are stored and belong to the task with this fingerprint; empty if not all

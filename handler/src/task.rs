@@ -30,12 +30,12 @@ use crate::task::signature::Signature;
 use asked_size::AskedSize;
 use aws_sdk_s3::primitives::DateTime;
 use contract::{
-    ARTIST_NAME, CLIP_SKIP, CREATED_AT, GENERATION_ID, GUIDANCE_SCALE, KARRAS_SIGMAS, LONG_PROMPT, LORA_MODEL_URL,
-    LORA_SCALE, LORA_WEIGHTS, LORAS, NEGATIVE_PROMPT, NOISE_SOURCE, NUM_IMAGES, NUM_INFERENCE_STEPS, OUTPUT_FORMAT,
-    PROMPT_TAGS, PROMPT_WEIGHTING, SAFETY, SCHEDULER, SEED, SIGNATURE, STYLE_ID, TASK, TEXTUAL_INVERSIONS, WEBHOOK_URL,
-    extra, inversion,
+    ARTIST_NAME, CLIP_SKIP, CREATED_AT, GENERATION_ID, GUIDANCE_SCALE, IMAGE_URL, KARRAS_SIGMAS, LONG_PROMPT,
+    LORA_MODEL_URL, LORA_SCALE, LORA_WEIGHTS, LORAS, NEGATIVE_PROMPT, NOISE_SOURCE, NUM_IMAGES, NUM_INFERENCE_STEPS,
+    OUTPUT_FORMAT, PROMPT_TAGS, PROMPT_WEIGHTING, SAFETY, SCHEDULER, SEED, SIGNATURE, STRENGTH, STYLE_ID, TASK,
+    TEXTUAL_INVERSIONS, WEBHOOK_URL, extra, inversion,
 };
-use diffusion::{lora::BlockWeights, noise, prompt, schedulers};
+use diffusion::{lora::BlockWeights, noise, pipeline::steps_of_strength, prompt, schedulers};
 use json::Json;
 use rule::{Fields, Joined, Result, Rule, base_address};
 use salvage::{Salvage, salvage};
@@ -62,6 +62,8 @@ pub const MAX_CLIP_SKIP: i128 = 11;
 pub const MAX_GUIDANCE: f64 = 50.0;
 /// Largest LoRA scale, either sign.
 pub const MAX_LORA_SCALE: f64 = 10.0;
+/// How far from a picture to begin from, if a task does not say; as in diffusers.
+pub const STRENGTH_OF_IMAGES: f64 = 0.8;
 /// Longest URL, in characters.
 pub const MAX_URL: usize = 2048;
 
@@ -76,6 +78,8 @@ pub struct Task {
     pub loras: Vec<LoraRef>,
     /// Words whose meaning somebody trained.
     pub inversions: Vec<InversionRef>,
+    /// The picture to begin from.
+    pub image: Option<ImageRef>,
     /// The tags, joined by one space.
     pub prompt: String,
     /// Where in the prompt each tag ends, in bytes.
@@ -148,6 +152,17 @@ pub struct InversionRef {
     pub token: Option<String>,
 }
 
+/// A picture in S3 to begin from.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ImageRef {
+    /// Bucket.
+    pub bucket: String,
+    /// Key.
+    pub key: String,
+    /// The share of the steps that are painted, so that one step is left at least.
+    pub strength: f64,
+}
+
 /// A message that is no valid task, with what is needed to notify the backend.
 #[derive(Debug, thiserror::Error)]
 #[error("{reason}")]
@@ -213,8 +228,10 @@ impl Task {
             let (scale, weights) = (extra::SCALE.read(&lora)?, extra::WEIGHTS.read(&lora)?.unwrap_or_default());
             loras.push(LoraRef::new(extra::LORA_MODEL_URL.read(&lora)?, scale, weights));
         }
+        let steps = NUM_INFERENCE_STEPS.read(fields)? as usize;
         Ok(Self {
             inversions: inversions(fields)?,
+            image: image(fields, steps)?,
             generation_id: GENERATION_ID.read(fields)? as i64,
             style_id: STYLE_ID.read(fields)? as i64,
             loras,
@@ -231,7 +248,7 @@ impl Task {
             height,
             own_size,
             warnings: warning.into_iter().collect(),
-            steps: NUM_INFERENCE_STEPS.read(fields)? as usize,
+            steps,
             guidance_scale: GUIDANCE_SCALE.read(fields)?,
             scheduler,
             karras_sigmas: karras_sigmas(fields, scheduler)?,
@@ -242,6 +259,11 @@ impl Task {
             safety: SAFETY.read(fields)?,
             created_at: CREATED_AT.read(fields)?,
         })
+    }
+
+    /// How many steps are painted: all, or those that are left where the task begins from a picture.
+    pub fn painted_steps(&self) -> usize {
+        self.image.as_ref().map_or(self.steps, |image| steps_of_strength(self.steps, image.strength))
     }
 
     /// The seed as the generator takes it: negative ones wrap, as in torch.
@@ -308,6 +330,23 @@ fn inversions(fields: &Fields) -> Result<Vec<InversionRef>> {
         Ok(InversionRef { bucket, key, token: inversion::TOKEN.read(&fields)?.map(Cow::into_owned) })
     };
     TEXTUAL_INVERSIONS.read(fields)?.unwrap_or_default().into_iter().map(one).collect()
+}
+
+fn image(fields: &Fields, steps: usize) -> Result<Option<ImageRef>> {
+    let (address, strength) = (IMAGE_URL.read(fields)?, STRENGTH.read(fields)?);
+    let Some((bucket, key)) = address else {
+        return match strength {
+            None => Ok(None),
+            Some(_) => Err("`image_url` is missing, must be there because `strength` is".into()),
+        };
+    };
+    let strength = strength.unwrap_or(STRENGTH_OF_IMAGES);
+    if steps_of_strength(steps, strength) == 0 {
+        return Err(format!(
+            "`strength` is {strength}, must leave a step: {steps} `num_inference_steps` times it must be 1 or more"
+        ));
+    }
+    Ok(Some(ImageRef { bucket, key, strength }))
 }
 
 fn signature(fields: &Fields) -> Result<Signature> {

@@ -17,6 +17,7 @@ mod detail;
 mod doctor;
 mod generate;
 mod happy;
+mod images;
 mod ledger;
 mod lifecycle;
 mod load;

@@ -10,8 +10,14 @@ const USAGE: i32 = 64;
 /// Programs that run at the same time.
 const AT_ONCE: usize = 4;
 /// Variables that are trimmed.
-const TRIMMED: [&str; 5] =
-    ["AMQP_URL", "RELAY_ATTRIBUTES", "EASEL_WEBHOOK_HOSTS", "EASEL_LORA_BUCKETS", "EASEL_WEBHOOK_SECRET"];
+const TRIMMED: [&str; 6] = [
+    "AMQP_URL",
+    "RELAY_ATTRIBUTES",
+    "EASEL_WEBHOOK_HOSTS",
+    "EASEL_LORA_BUCKETS",
+    "EASEL_IMAGE_BUCKETS",
+    "EASEL_WEBHOOK_SECRET",
+];
 /// Some variables of the SDK; the unit tests have all of them.
 const OF_AWS: [&str; 8] = [
     "AWS_ACCESS_KEY_ID",

@@ -151,6 +151,13 @@ CHANGES = {
     "test_permissions.Permissions.test_tags_are_permitted_where_pictures_get_some": [
         ("infra/aws/permissions.yaml", "!If [Tags, s3:PutObjectTagging, !Ref AWS::NoValue]", "!Ref AWS::NoValue"),
     ],
+    "test_permissions.Permissions.test_pictures_to_begin_from_may_be_read_where_a_bucket_is_named_and_only_there": [
+        (
+            "infra/aws/permissions.yaml",
+            '!If [Begins, !Sub "arn:${AWS::Partition}:s3:::${ImageBucket}/*", !Ref AWS::NoValue]',
+            "!Ref AWS::NoValue",
+        ),
+    ],
     "test_queue.Queue.test_kept_loras_and_those_on_their_way_fit_into_what_the_function_has": [
         ("infra/aws/function.yaml", "EphemeralStorage: {Size: 10240}", "EphemeralStorage: {Size: 8192}"),
         ("infra/aws/function.yaml", '"5368709120"', '"6442450944"'),

@@ -112,6 +112,7 @@ class Pictures(unittest.TestCase):
         for parameter, option, variable, values in (
             ("PictureStorageClass", "--result-storage-class", "EASEL_RESULT_STORAGE_CLASS", classes),
             ("PictureTags", "--result-tags", "EASEL_RESULT_TAGS", ["", "team=art&cost=1"]),
+            ("ImageBucket", "--image-buckets", "EASEL_IMAGE_BUCKETS", ["", "uploads"]),
             ("PictureCacheControl", "--result-cache-control", "EASEL_RESULT_CACHE_CONTROL", ["", "private, max-age=3600"]),
         ):
             for given in values:

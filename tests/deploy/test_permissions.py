@@ -30,6 +30,7 @@ GIVEN = {
     "ModelUrl": "",
     "PictureKeyArn": "",
     "PictureTags": "",
+    "ImageBucket": "",
 }
 
 
@@ -101,6 +102,18 @@ class Permissions(unittest.TestCase):
         (one,) = (each for each in found if "kms:" in str(each["Action"]))
         self.assertEqual(["kms:GenerateDataKey", "kms:Decrypt"], one["Action"])
         self.assertEqual(given["PictureKeyArn"], stack.value(one["Resource"]))
+
+    def test_pictures_to_begin_from_may_be_read_where_a_bucket_is_named_and_only_there(self):
+        def resources(bucket):
+            stack, found = statements("infra/aws/permissions.yaml", "handler", {**GIVEN, "Acl": "none", "ImageBucket": bucket})
+            few = [one for one in found if one["Sid"] in ("Look", "Read")]
+            return {(one["Sid"], str(stack.value(each))) for one in few for each in one["Resource"]} - {
+                (one["Sid"], "AWS::NoValue") for one in few
+            }
+
+        more = resources("uploads") - resources("")
+        self.assertEqual(["Look", "Read"], sorted(sid for sid, _ in more))
+        self.assertTrue(all("ImageBucket" in each or "uploads" in each for _, each in more), more)
 
     def test_the_function_may_read_the_models_folder_where_it_fetches_it_and_nothing_beside(self):
         for url, wanted in (("", []), ("s3://models/sd15/f16", [("s3:GetObject", "models/sd15/f16/*")])):

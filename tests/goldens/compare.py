@@ -49,6 +49,8 @@ def likeness(options: argparse.Namespace, row: dict) -> float:
         command += ["--width", row["width"], "--height", row["height"]] if "width" in row else ["--aspect-ratio", row["aspect_ratio"]]
         command += ["--scheduler", row["scheduler"], "--steps", row["steps"], "--guidance-scale", row["guidance_scale"]]
         command += ["--seed", row["seed"], "--num-images", row["num_images"], "--noise-source", row["noise_source"], "--out", out]
+        if "image" in row:
+            command += ["--image", HERE / "pictures" / row["image"], "--strength", row["strength"]]
         if row["lora"]:
             command += ["--lora", f"{MODEL / 'styles' / row['lora']}={row['lora_scale']}"]
         subprocess.run([str(word) for word in command], check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)

@@ -5,6 +5,7 @@
 
 mod bf16;
 mod checkpoint;
+mod images;
 mod inversions;
 mod long_prompts;
 mod lora_blocks;
@@ -120,6 +121,7 @@ impl GoldenModel {
             scheduler: kind,
             karras_sigmas: None,
             noise_source: Source::Cpu,
+            start: None,
         };
         let noise = self.golden(&format!("noise/{}x{}", size.0, size.1))?.clone();
         Ok(pipeline.denoise(&request, noise, &mut Noise::cpu(0), &mut |_| ControlFlow::Continue(()))?)

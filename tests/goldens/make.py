@@ -19,7 +19,7 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 PARTS = ["schedulers", "noise", "tokenizer", "tokenizer_folders", "models", "prompts", "inversions", "seeds", "pictures"]
-PARTS += ["semantics", "lora", "lora_layouts", "lora_blocks", "long_prompts", "settings", "shards", "checkpoint"]
+PARTS += ["semantics", "images", "lora", "lora_layouts", "lora_blocks", "long_prompts", "settings", "shards", "checkpoint"]
 
 
 def main() -> None:

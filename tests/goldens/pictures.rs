@@ -5,7 +5,7 @@ use anyhow::{Context, Result, ensure};
 use diffusion::{
     lora::{AppliedLora, Lora},
     noise::{DEFAULT_THREADS, Source},
-    pipeline::{Compute, DecodeMemory, Pipeline, Request},
+    pipeline::{Compute, DecodeMemory, Pipeline, Request, StartImage},
     prompt::Weighting,
     schedulers::Kind,
 };
@@ -45,14 +45,21 @@ struct GoldenPicture {
     lora_scale: f64,
     num_images: usize,
     noise_source: Source,
+    /// A picture to begin from, and how far from it.
+    image: Option<String>,
+    strength: Option<f64>,
     /// One for each image.
     files: Vec<String>,
 }
 
 impl GoldenPicture {
-    fn request(&self) -> Request {
+    fn request(&self, here: &Path) -> Result<Request> {
         let (width, height) = self.width.zip(self.height).unwrap_or_else(|| task::size(Some(&self.aspect_ratio)));
-        Request {
+        let start = |(file, strength): (&String, f64)| {
+            let picture = image::open(here.join("goldens/pictures").join(file)).with_context(|| file.clone())?;
+            Ok::<_, anyhow::Error>(StartImage { picture: Arc::new(picture.into_rgb8()), strength })
+        };
+        Ok(Request {
             prompt: self.prompt.clone(),
             negative_prompt: self.negative_prompt.clone(),
             prompt_weighting: Weighting::None,
@@ -66,13 +73,14 @@ impl GoldenPicture {
             scheduler: self.scheduler,
             karras_sigmas: None,
             noise_source: self.noise_source,
-        }
+            start: self.image.as_ref().zip(self.strength).map(start).transpose()?,
+        })
     }
 
     /// The least PSNR of its pictures, in dB.
     fn likeness(&self, pipeline: &mut Pipeline, here: &Path) -> Result<f64> {
         let lora = self.lora.as_ref().map(|file| (here.join("model/styles").join(file), self.lora_scale));
-        let pictures = paint(pipeline, &self.request(), self.num_images, lora)?;
+        let pictures = paint(pipeline, &self.request(here)?, self.num_images, lora)?;
         ensure!(pictures.len() == self.files.len(), "{}: {} pictures", self.name, pictures.len());
         let mut least = f64::INFINITY;
         for (picture, file) in pictures.iter().zip(&self.files) {
@@ -93,7 +101,7 @@ pub(super) fn paint(
     let loras = lora.map(|(file, scale)| Ok(AppliedLora::new(Arc::new(Lora::read(&file)?), scale)));
     pipeline.set_loras(&loras.into_iter().collect::<Result<Vec<_>>>()?)?;
     let mut stream = pipeline.noise(request, DEFAULT_THREADS);
-    let noise = pipeline.first_noise(request, num_images, &mut stream)?;
+    let noise = pipeline.begin(request, num_images, &mut stream)?;
     let latents = pipeline.denoise(request, noise, &mut stream, &mut |_| ControlFlow::Continue(()))?;
     Ok(pipeline.decode(&latents, DecodeMemory::Whole)?)
 }
@@ -114,7 +122,7 @@ macro_rules! pictures {
 
 pictures! {
     square, large, tall_halftone, euler, euler_ancestral, ddim, unipc, lcm, pndm, lcm_stained_glass, half_scale, pair,
-    odd_264x328, odd_280x296, odd_256x360, odd_1000x264, odd_344x376,
+    odd_264x328, odd_280x296, odd_256x360, odd_1000x264, odd_344x376, from_sketch, from_sketch_glass,
 }
 
 fn cases(here: &Path) -> Result<Vec<GoldenPicture>> {

@@ -56,6 +56,7 @@ fn same_from_seed(pipeline: &Pipeline, tensors: &Tensors, inputs: &Inputs, key: 
         scheduler: name.parse().map_err(anyhow::Error::msg)?,
         karras_sigmas: karras.then_some(true),
         noise_source: Source::Cpu,
+        start: None,
     };
     let mut stream = pipeline.noise(&request, DEFAULT_THREADS);
     let noise = pipeline.first_noise(&request, inputs.images, &mut stream)?;

@@ -79,6 +79,7 @@ impl About {
             scheduler: Kind::default(),
             karras_sigmas: None,
             noise_source: self.noise_source,
+            start: None,
         };
         let lora = case.style.as_ref().map(|style| (styles.join(format!("{style}.safetensors")), 1.0));
         pictures::paint(pipeline, &request, 1, lora)?.pop().context("no picture")

@@ -4,7 +4,7 @@ use super::{LEAST_PSNR, psnr, toy_model};
 use anyhow::{Context, Result, ensure};
 use diffusion::{
     noise::{DEFAULT_THREADS, Source},
-    pipeline::Request,
+    pipeline::{Request, StartImage},
     prompt::Weighting,
     schedulers::Kind,
 };
@@ -13,7 +13,8 @@ use handler::engine::{
     options::{CpuVectors, DeviceKind, Dora, ModelConfig, Offload, Precision},
     safety::CheckerConfig,
 };
-use std::{ops::ControlFlow, path::Path};
+use image::{Rgb, RgbImage};
+use std::{ops::ControlFlow, path::Path, sync::Arc};
 
 fn engine(model: &Path) -> Result<Engine> {
     let config = ModelConfig {
@@ -45,6 +46,7 @@ fn generation_request(prompt: &str, seed: u64, images: usize, scheduler: Kind) -
         scheduler,
         karras_sigmas: None,
         noise_source: Source::Cuda,
+        start: None,
     };
     GenerationRequest::new(request, images)
 }
@@ -128,6 +130,32 @@ fn long_prompts_go_together_if_they_have_as_many_chunks() -> Result<()> {
     Ok(())
 }
 
+/// A picture of one colour to begin from.
+fn start(strength: f64) -> Option<StartImage> {
+    let picture = RgbImage::from_pixel(64, 64, Rgb([200, 100, 50]));
+    Some(StartImage { picture: Arc::new(picture), strength })
+}
+
+#[test]
+fn pictures_from_pictures_painted_together_are_those_painted_alone() -> Result<()> {
+    let mut engine = engine(&Path::new(env!("CARGO_MANIFEST_DIR")).join("model/easel-tiny"))?;
+    let wanted = [("house", 1, [200, 100, 50]), ("lake", 2, [20, 200, 90])].map(|(prompt, seed, colour)| {
+        let mut wanted = generation_request(prompt, seed, 1, Kind::DpmSolverPlusPlus);
+        let picture = RgbImage::from_pixel(64, 64, Rgb(colour));
+        wanted.inputs.start = Some(StartImage { picture: Arc::new(picture), strength: 0.5 });
+        wanted
+    });
+    let alone: Vec<Pictures> = wanted
+        .iter()
+        .map(|wanted| together(&mut engine, &[(wanted, 4)]).pop().flatten().context("not painted"))
+        .collect::<Result<_>>()?;
+    for (ours, theirs) in together(&mut engine, &[(&wanted[0], 4), (&wanted[1], 4)]).iter().zip(&alone) {
+        alike(theirs, ours.as_ref().context("not painted")?)?;
+    }
+    ensure!(psnr(alone[0].pictures[0].as_raw(), alone[1].pictures[0].as_raw()) < 30.0, "both are the same");
+    Ok(())
+}
+
 #[test]
 fn only_what_differs_in_prompt_and_seed_alone_goes_together() {
     let plain = || generation_request("a", 1, 1, Kind::DpmSolverPlusPlus);
@@ -147,9 +175,17 @@ fn only_what_differs_in_prompt_and_seed_alone_goes_together() {
         with(|request| request.guidance_scale = 7.0),
         with(|request| request.karras_sigmas = Some(true)),
         with(|request| request.clip_skip = 1),
+        with(|request| request.start = start(0.5)),
     ] {
         assert!(!plain().goes_with(&other), "{:?}", other.inputs);
     }
+    // From whatever picture, as many steps are painted.
+    let from = |strength| {
+        let mut wanted = plain();
+        wanted.inputs.start = start(strength);
+        wanted
+    };
+    assert!(from(0.5).goes_with(&from(0.5)) && !from(0.5).goes_with(&from(0.75)) && !from(0.5).goes_with(&plain()));
     let drawing = || generation_request("a", 1, 1, Kind::EulerAncestral);
     assert!(!drawing().goes_with(&drawing()), "its noise comes from one stream");
 }

@@ -8,7 +8,7 @@
 //! use std::{ops::ControlFlow, path::Path};
 //!
 //! # let model = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/model/easel-tiny"));
-//! let pipeline = Pipeline::load(model, &Compute::Cpu, (64, 64))?;
+//! let mut pipeline = Pipeline::load(model, &Compute::Cpu, (64, 64))?;
 //! let request = Request { width: 64, height: 64, steps: 4, ..Request::new("lighthouse") };
 //! let picture = pipeline.paint(&request, &mut |finished| {
 //!     println!("{finished} of 4");

@@ -37,7 +37,10 @@ enum Form<C, G> {
 struct Window {
     side: usize,
     stride: usize,
+    /// Zeros on each side of the map.
     padding: usize,
+    /// Zeros more below and to the right.
+    past: usize,
 }
 
 /// A convolution with bias over a feature map.
@@ -46,17 +49,22 @@ pub(crate) struct Conv(Form<cpu::Conv, gpu::Conv>);
 impl Conv {
     /// A 3x3 convolution that keeps height and width.
     pub(crate) fn same3x3(channels_in: usize, channels_out: usize, params: Params) -> Result<Self> {
-        Self::new(channels_in, channels_out, Window { side: 3, stride: 1, padding: 1 }, params)
+        Self::new(channels_in, channels_out, Window { side: 3, stride: 1, padding: 1, past: 0 }, params)
     }
 
     /// A 3x3 convolution that halves height and width.
     pub(crate) fn half3x3(channels_in: usize, channels_out: usize, params: Params) -> Result<Self> {
-        Self::new(channels_in, channels_out, Window { side: 3, stride: 2, padding: 1 }, params)
+        Self::new(channels_in, channels_out, Window { side: 3, stride: 2, padding: 1, past: 0 }, params)
+    }
+
+    /// A 3x3 convolution that halves height and width, with zeros below and to the right of the map alone: diffusers pads `(0, 1, 0, 1)`.
+    pub(crate) fn half3x3_past(channels_in: usize, channels_out: usize, params: Params) -> Result<Self> {
+        Self::new(channels_in, channels_out, Window { side: 3, stride: 2, padding: 0, past: 1 }, params)
     }
 
     /// A 1x1 convolution.
     pub(crate) fn pointwise(channels_in: usize, channels_out: usize, params: Params) -> Result<Self> {
-        Self::new(channels_in, channels_out, Window { side: 1, stride: 1, padding: 0 }, params)
+        Self::new(channels_in, channels_out, Window { side: 1, stride: 1, padding: 0, past: 0 }, params)
     }
 
     fn new(channels_in: usize, channels_out: usize, window: Window, params: Params) -> Result<Self> {

@@ -15,7 +15,9 @@ mod preview;
 mod prompts;
 mod request;
 mod residence;
+mod resize;
 mod safety;
+mod start;
 
 pub use crate::models::vae::DecodeMemory;
 pub use crate::offload::{Offload, Shortage};
@@ -25,11 +27,12 @@ pub use inspection::{Inspection, check_weights, inspect, inspect_settings};
 pub use networks::{Compute, parameters};
 pub use options::LoadOptions;
 pub use preview::PreviewMap;
-pub use request::Request;
+pub use request::{Request, StartImage, steps_of_strength};
 pub use residence::{Footprint, foresee};
 #[cfg(test)]
 pub(crate) use safety::tests as safety_tests;
 pub use safety::{CheckerInspection, SafetySource, Verdict, inspect_safety_checker, safety_checker_parameters};
+pub use start::filling;
 
 use crate::{
     error::{PipelineError, Result},
@@ -280,8 +283,8 @@ impl Pipeline {
         Ok(noise.draw((images, channels, request.height / factor, request.width / factor), &Device::Cpu)?)
     }
 
-    /// Runs the scheduler from unit noise to the final latents, both f32 `[images, channels, height / 8, width / 8]`. A stochastic
-    /// scheduler draws from `stream`. `on_step` is called with the number of finished steps, before the first (0) and after each call of
+    /// Runs the scheduler from unit noise, or from a picture's latents with noise as [`Pipeline::begin`] gives them, to the final latents,
+    /// both f32 `[images, channels, height / 8, width / 8]`. A stochastic scheduler draws from `stream`. `on_step` is called with the number of finished steps, before the first (0) and after each call of
     /// the UNet, and may stop the run. If a scheduler makes more calls than steps, the first ones finish none, as in diffusers' progress
     /// bar. So every later step takes the time of one call.
     ///
@@ -328,6 +331,8 @@ impl Pipeline {
         let [request, ..] = requests else { return Err(candle_core::Error::msg("nothing to paint").into()) };
         let (kind, karras_sigmas) = (request.scheduler, request.karras_sigmas);
         let mut scheduler = schedulers::build(kind, karras_sigmas, &self.scheduler_config, request.steps)?;
+        let first = request.first_step()?;
+        scheduler.begin_at(first)?;
         let guidance = Guidance::of(&self.networks.model().unet_config, request.guidance_scale);
         let guided = guidance.classifier_free().is_some();
         if matches!(guidance, Guidance::Embedded(_))
@@ -336,11 +341,14 @@ impl Pipeline {
             tracing::warn!("the model takes the guidance scale as an input: it does not read the negative prompt");
         }
         let context = self.context(requests, guided)?;
-        let mut latents = (noise * scheduler.init_noise_sigma())?;
-        let timesteps = scheduler.timesteps().to_vec();
-        let coefficients = scheduler.coefficients();
+        let mut latents = match request.start {
+            Some(_) => noise,
+            None => (noise * scheduler.init_noise_sigma())?,
+        };
+        let timesteps: Vec<f64> = scheduler.timesteps().iter().skip(first).copied().collect();
+        let coefficients = scheduler.coefficients().map(|all| all.into_iter().skip(first).collect::<Vec<_>>());
         let mut denoiser = self.networks.denoiser(&timesteps, &context, guidance, &latents, coefficients.as_deref())?;
-        let extra = timesteps.len().saturating_sub(request.steps);
+        let extra = timesteps.len().saturating_sub(request.painted_steps());
         let mut on_step = |call: usize, latents: &mut Latents<'_>| on_step(call.saturating_sub(extra), latents);
         let stopped = |call: usize| PipelineError::Stopped { step: call.saturating_sub(extra) };
         match (&mut denoiser, coefficients) {
@@ -353,8 +361,8 @@ impl Pipeline {
                     if on_step(step, &mut || Ok(latents.clone())).is_break() {
                         return Err(stopped(step));
                     }
-                    let output = denoiser.predict(&scheduler.scale_model_input(&latents, step)?, step)?;
-                    latents = scheduler.step(&output, step, &latents, stream)?;
+                    let output = denoiser.predict(&scheduler.scale_model_input(&latents, first + step)?, step)?;
+                    latents = scheduler.step(&output, first + step, &latents, stream)?;
                 }
             }
         }
@@ -408,9 +416,9 @@ impl Pipeline {
     ///
     /// # Errors
     /// A request that the model cannot paint, a stop ([`PipelineError::Stopped`]), or the device fails or has too little memory.
-    pub fn paint(&self, request: &Request, on_step: &mut dyn FnMut(usize) -> ControlFlow<()>) -> Result<RgbImage> {
+    pub fn paint(&mut self, request: &Request, on_step: &mut dyn FnMut(usize) -> ControlFlow<()>) -> Result<RgbImage> {
         let mut stream = self.noise(request, noise::DEFAULT_THREADS);
-        let noise = self.first_noise(request, 1, &mut stream)?;
+        let noise = self.begin(request, 1, &mut stream)?;
         self.decode_one(&self.denoise(request, noise, &mut stream, on_step)?, DecodeMemory::Whole)
     }
 

@@ -38,6 +38,21 @@ pub trait Scheduler: Send {
         None
     }
 
+    /// Lets the run begin at that step and not at the first, as diffusers' `set_begin_index`. To be called before any step.
+    ///
+    /// # Errors
+    /// The scheduler can only begin at the first step.
+    fn begin_at(&mut self, _step: usize) -> Result<()> {
+        Ok(())
+    }
+
+    /// The latents of a picture with unit noise added, as a run has them before `step`. All are f32 and of one shape. With all of the noise
+    /// it is not `init_noise_sigma` times that: something of the picture is left, as in diffusers.
+    ///
+    /// # Errors
+    /// The device fails or has too little memory.
+    fn add_noise(&self, sample: &Tensor, noise: &Tensor, step: usize) -> candle_core::Result<Tensor>;
+
     /// The UNet's input for the latents at `step`, of the same shape and dtype.
     ///
     /// # Errors
@@ -231,6 +246,16 @@ pub fn check(kind: Kind, config: &SchedulerConfig) -> Result<()> {
 /// [`check`] for every scheduler, with its name in a request. The first is the default.
 pub fn check_all(config: &SchedulerConfig) -> impl Iterator<Item = (&'static str, Result<()>)> {
     Kind::NAMES.iter().map(|(name, kind)| (*name, check(*kind, config)))
+}
+
+/// `alpha` of a sample and `sigma` of noise.
+fn mixed(sample: &Tensor, noise: &Tensor, (alpha, sigma): (f32, f32)) -> candle_core::Result<Tensor> {
+    times(sample, alpha)? + times(noise, sigma)?
+}
+
+/// A sample with noise where `alpha` is alphas_cumprod.
+fn mixed_by_product(sample: &Tensor, noise: &Tensor, alpha: f32) -> candle_core::Result<Tensor> {
+    mixed(sample, noise, (alpha.sqrt(), (1.0 - alpha).sqrt()))
 }
 
 /// `tensor * factor`, rounded as torch rounds it.

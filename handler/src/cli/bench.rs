@@ -341,6 +341,7 @@ fn inputs(prompt: &str, (width, height): (usize, usize), steps: u16, guidance_sc
         scheduler: Kind::default(),
         karras_sigmas: None,
         noise_source: Source::default(),
+        start: None,
     }
 }
 

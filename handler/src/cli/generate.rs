@@ -4,11 +4,12 @@ use crate::{
     cli::picture_size::PictureSize,
     engine::{Engine, GenerationRequest, options::ModelConfig},
     picture::{
-        Credential, PictureOrigin,
+        self, Credential, PictureOrigin,
         options::{CredentialFiles, PictureConfig},
     },
+    storage::ImageLimits,
     task::{
-        Format, MAX_CLIP_SKIP, SafetyMode, block_weights,
+        Format, MAX_CLIP_SKIP, STRENGTH_OF_IMAGES, SafetyMode, block_weights,
         signature::{MAX_MARGIN, Position, SIZES, Signature},
     },
 };
@@ -20,7 +21,7 @@ use clap::{
 use diffusion::{
     lora::{AppliedLora, BlockWeights, Lora},
     noise,
-    pipeline::Request,
+    pipeline::{Request, StartImage, steps_of_strength},
     prompt,
     prompt::inversion::{AppliedInversion, MAX_TOKEN, TextualInversion},
     schedulers,
@@ -86,6 +87,15 @@ pub struct GenerateConfig {
     /// Whose generator draws the noise: torch's on a GPU (cuda) or on the CPU (cpu).
     #[arg(long, default_value_t)]
     pub noise_source: noise::Source,
+    /// A picture to begin from, a PNG, JPEG or WebP file. It is scaled until it fills the size, and what is over on two sides is cut off.
+    #[arg(long, value_name = "FILE")]
+    pub image: Option<PathBuf>,
+    /// How far from it: the share of the steps that are painted [default: 0.8]
+    #[arg(long, value_name = "SHARE", requires = "image", value_parser = strength)]
+    pub strength: Option<f64>,
+    /// How large it may be.
+    #[command(flatten)]
+    pub limits: ImageLimits,
     /// How many pictures of the seed, from 1 to 4; the second is written to the name given by --out with -2 before the ending.
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=4))]
     pub num_images: u8,
@@ -99,7 +109,7 @@ pub struct GenerateConfig {
     #[command(flatten)]
     pub credential: CredentialFiles,
     /// The picture; the name's ending says its format.
-    #[arg(long, value_name = "FILE", help = out_help(), value_parser = picture)]
+    #[arg(long, value_name = "FILE", help = out_help(), value_parser = picture_name)]
     pub out: PathBuf,
 }
 
@@ -119,12 +129,18 @@ fn seed(text: &str) -> Result<i128, String> {
     seed.ok_or_else(|| "must be an integer from -2^63 to 2^64 - 1".into())
 }
 
+/// Whether it leaves a step is seen when the number of steps is known.
+fn strength(text: &str) -> Result<f64, String> {
+    let strength = text.parse().ok().filter(|share: &f64| *share > 0.0 && *share <= 1.0);
+    strength.ok_or_else(|| "must be a number above 0 and up to 1".into())
+}
+
 fn finite(text: &str) -> Result<f64, String> {
     text.parse().ok().filter(|number: &f64| number.is_finite()).ok_or_else(|| "must be a finite number".into())
 }
 
 /// A file name whose ending is that of a format.
-fn picture(text: &str) -> Result<PathBuf, String> {
+fn picture_name(text: &str) -> Result<PathBuf, String> {
     let path = PathBuf::from(text);
     Format::of_path(&path).map(|_| path)
 }
@@ -230,10 +246,11 @@ pub fn run(config: &GenerateConfig) -> anyhow::Result<()> {
     ensure!(is_there, "--out {}: there is no such folder; make it first", config.out.display());
     let mut engine = Engine::open(&config.model, (request.inputs.width, request.inputs.height))?;
     let style = ProgressStyle::with_template("{bar:40} step {pos}/{len}  {elapsed} elapsed, {eta} to go")?;
-    let bar = ProgressBar::new(u64::from(config.steps)).with_style(style);
+    let steps = request.inputs.painted_steps() as u64;
+    let bar = ProgressBar::new(steps).with_style(style);
     let output = engine.paint(&request, &mut |step, _| {
-        bar.set_length(u64::from(config.steps) * step.parts as u64);
-        bar.set_position(u64::from(config.steps) * step.part as u64 + step.finished as u64);
+        bar.set_length(steps * step.parts as u64);
+        bar.set_position(steps * step.part as u64 + step.finished as u64);
         ControlFlow::Continue(())
     });
     bar.finish_and_clear();
@@ -298,6 +315,7 @@ fn generation_request(config: &GenerateConfig) -> anyhow::Result<GenerationReque
             scheduler: config.scheduler,
             karras_sigmas: config.karras_sigmas,
             noise_source: config.noise_source,
+            start: start_image(config)?,
         },
         images: usize::from(config.num_images),
         tag_ends: Vec::new(),
@@ -312,6 +330,23 @@ fn generation_request(config: &GenerateConfig) -> anyhow::Result<GenerationReque
         credential: Credential::of_files(&config.credential)?.map(Arc::new),
         span: Span::none(),
     })
+}
+
+/// The picture to begin from, if there is one.
+fn start_image(config: &GenerateConfig) -> anyhow::Result<Option<StartImage>> {
+    let Some(file) = &config.image else { return Ok(None) };
+    let named = || format!("--image {}", file.display());
+    let (length, limit) = (fs::metadata(file).with_context(named)?.len(), config.limits.max_image_bytes);
+    let option = "--max-image-bytes (EASEL_MAX_IMAGE_BYTES)";
+    ensure!(length <= limit, "{} has {length} bytes, the limit is {limit} by {option}", named());
+    let bytes = fs::read(file).with_context(named)?;
+    let picture = picture::read(&bytes, config.limits.max_image_pixels);
+    let picture = picture.map_err(|error| anyhow::anyhow!("{} {error}", named()))?;
+    let strength = config.strength.unwrap_or(STRENGTH_OF_IMAGES);
+    let steps = config.steps;
+    let painted = steps_of_strength(usize::from(steps), strength);
+    ensure!(painted > 0, "--strength {strength} leaves none of the {steps} steps: --steps times it must be 1 or more");
+    Ok(Some(StartImage { picture: Arc::new(picture), strength }))
 }
 
 #[cfg(test)]
@@ -340,16 +375,17 @@ mod tests {
 
     #[test]
     fn numbers_that_cannot_be_are_refused() {
-        assert_eq!((seed("-1"), finite("7.5")), (Ok(-1), Ok(7.5)));
+        assert_eq!((seed("-1"), finite("7.5"), strength("1")), (Ok(-1), Ok(7.5), Ok(1.0)));
+        assert!(["0", "-0.5", "1.01", "nan", "x"].iter().all(|text| strength(text).is_err()));
         assert!(["x", "1.5", "18446744073709551616"].iter().all(|text| seed(text).is_err()));
         assert!(["x", "nan", "inf"].iter().all(|text| finite(text).is_err()));
     }
 
     #[test]
     fn a_picture_has_the_ending_of_a_format() {
-        assert_eq!(picture("a/b.c/cat.WEBP"), Ok("a/b.c/cat.WEBP".into()));
+        assert_eq!(picture_name("a/b.c/cat.WEBP"), Ok("a/b.c/cat.WEBP".into()));
         for name in ["cat", "cat.gif", "b.png/cat"] {
-            assert!(picture(name).is_err_and(|error| error.contains(".png")), "{name}");
+            assert!(picture_name(name).is_err_and(|error| error.contains(".png")), "{name}");
         }
     }
 

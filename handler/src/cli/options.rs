@@ -23,8 +23,8 @@ pub struct Cli {
 }
 
 /// Options of free text, and those that trim whitespace themselves.
-const MAY_HAVE_WHITESPACE: [&str; 6] =
-    ["prompt", "negative-prompt", "signature", "webhook-hosts", "lora-buckets", "webhook-secret"];
+const MAY_HAVE_WHITESPACE: [&str; 7] =
+    ["prompt", "negative-prompt", "signature", "webhook-hosts", "lora-buckets", "image-buckets", "webhook-secret"];
 
 impl Cli {
     /// Reads a command line and the variables of its options.

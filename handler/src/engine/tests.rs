@@ -68,6 +68,7 @@ fn generation_request(prompt: &str, seed: u64, images: usize, size: usize) -> Ge
         scheduler: Kind::DpmSolverPlusPlus,
         karras_sigmas: None,
         noise_source: Source::Cuda,
+        start: None,
     };
     GenerationRequest::new(inputs, images)
 }

@@ -45,6 +45,13 @@ fn within_limits(task: &Task) {
         let visible = token.is_none_or(|token| !token.trim().is_empty() && token.chars().count() <= 100);
         assert!(visible, "the token {token:?}");
     }
+    if let Some(image) = &task.image {
+        assert!((3..=63).contains(&image.bucket.len()) && !image.bucket.contains('/'), "the bucket {:?}", image.bucket);
+        assert!((1..=1024).contains(&image.key.len()) && !image.key.contains('\0'), "the key {:?}", image.key);
+        assert!(!image.key.split('/').any(|part| part == ".."), "a key that leads upwards: {:?}", image.key);
+        assert!((0.0..=1.0).contains(&image.strength), "a strength of {}", image.strength);
+    }
+    assert!((1..=task.steps).contains(&task.painted_steps()), "{} of {} steps", task.painted_steps(), task.steps);
     assert!(!task.prompt.trim().is_empty() && task.prompt.chars().count() <= 10_000, "a prompt out of bounds");
     assert!(task.negative_prompt.chars().count() <= 10_000, "a negative prompt out of bounds");
     assert!(!task.artist_name.trim().is_empty() && task.artist_name.chars().count() <= 200, "a name out of bounds");

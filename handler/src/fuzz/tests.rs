@@ -20,7 +20,7 @@ fn seeds(target: &str) -> Vec<(String, Vec<u8>)> {
 
 #[test]
 fn seeds_are_taken_or_refused_as_their_names_say() {
-    for (target, run) in [("task", task as fn(&[u8]) -> bool), ("lora", lora), ("webhook", webhook)] {
+    for (target, run) in [("task", task as fn(&[u8]) -> bool), ("lora", lora), ("image", image), ("webhook", webhook)] {
         let seeds = seeds(target);
         for (name, content) in &seeds {
             assert_eq!(run(content), name.starts_with("taken"), "{target} {name}");
@@ -84,6 +84,11 @@ fn changed_tasks_keep_the_properties() {
 #[test]
 fn changed_loras_keep_the_properties() {
     changed("lora", lora);
+}
+
+#[test]
+fn changed_pictures_keep_the_properties() {
+    changed("image", image);
 }
 
 #[test]

@@ -23,6 +23,9 @@ pub struct SafetyConfig {
     /// Buckets that LoRAs and textual inversions may come from, and no others; *-loras means all that end so [default: every bucket that may be read]
     #[arg(long, env = "EASEL_LORA_BUCKETS", value_name = "BUCKET,…", value_delimiter = ',')]
     pub lora_buckets: Vec<BucketPattern>,
+    /// Buckets that pictures to begin from may come from, and no others; *-uploads means all that end so [default: none, so that no task may name a picture]
+    #[arg(long, env = "EASEL_IMAGE_BUCKETS", value_name = "BUCKET,…", value_delimiter = ',')]
+    pub image_buckets: Vec<BucketPattern>,
 }
 
 impl SafetyConfig {
@@ -37,13 +40,15 @@ impl SafetyConfig {
 pub struct Admission {
     guard: Guard,
     buckets: Vec<BucketPattern>,
+    image_buckets: Vec<BucketPattern>,
     sizes: SizeLimits,
 }
 
 impl Admission {
     /// By the options.
     pub fn new(config: &SafetyConfig, sizes: &SizeLimits) -> Self {
-        Self { guard: config.guard(), buckets: config.lora_buckets.clone(), sizes: sizes.clone() }
+        let (buckets, image_buckets) = (config.lora_buckets.clone(), config.image_buckets.clone());
+        Self { guard: config.guard(), buckets, image_buckets, sizes: sizes.clone() }
     }
 
     /// The guard of the webhooks.
@@ -97,7 +102,7 @@ impl Admission {
         });
         let inversion = || task.inversions.iter().position(|inversion| !listed(&inversion.bucket));
         match lora.or_else(|| inversion().map(|index| format!("textual_inversions[{index}].url"))) {
-            None => Ok(task),
+            None => self.check_image_bucket(task),
             Some(field) => {
                 let reason =
                     format!("`{field}` names a bucket that is not among those of --lora-buckets (EASEL_LORA_BUCKETS)");
@@ -105,6 +110,19 @@ impl Admission {
                 Err(Box::new(InvalidTask { reason, generation_id, webhook_url }))
             }
         }
+    }
+}
+
+impl Admission {
+    /// Without a list no bucket is allowed: what may be read, the pictures of others among it, must not come out as another picture.
+    fn check_image_bucket(&self, task: Task) -> Result<Task, Box<InvalidTask>> {
+        let listed = |bucket: &str| self.image_buckets.iter().any(|entry| entry.matches(bucket));
+        if task.image.as_ref().is_none_or(|image| listed(&image.bucket)) {
+            return Ok(task);
+        }
+        let reason = "`image_url` names a bucket that is not among those of --image-buckets (EASEL_IMAGE_BUCKETS), which by default are none";
+        let (generation_id, webhook_url) = (Some(task.generation_id), Some(task.webhook_url));
+        Err(Box::new(InvalidTask { reason: reason.into(), generation_id, webhook_url }))
     }
 }
 
@@ -136,6 +154,37 @@ mod tests {
         ] {
             let invalid = admit(&["styles", "*-loras"], first, second, third).await.unwrap_err();
             assert!(invalid.reason.starts_with(field) && invalid.reason.contains("EASEL_LORA_BUCKETS"), "{invalid}");
+            assert_eq!((invalid.generation_id, invalid.webhook_url.is_some()), (Some(1), true));
+        }
+    }
+
+    #[tokio::test]
+    async fn pictures_come_from_listed_buckets_only_and_from_none_without_a_list() {
+        let admit = async |names: &[&str], image: &str| {
+            let buckets = |names: &[&str]| names.iter().map(|bucket| bucket.parse().unwrap()).collect();
+            // A bucket of LoRAs is none of pictures.
+            let (lora_buckets, image_buckets) = (buckets(&["styles"]), buckets(names));
+            let config =
+                SafetyConfig { lora_buckets, image_buckets, allow_private_webhooks: true, ..SafetyConfig::default() };
+            let body = json!({
+                "generation_id": 1, "style_id": 1, "lora_model_url": "s3://styles/k", "prompt_tags": ["x"], "artist_name": "Ada",
+                "webhook_url": "http://localhost", "image_url": image,
+            });
+            Admission::new(&config, &SizeLimits::default()).admit(Task::parse(&body.to_string())).await
+        };
+        for (buckets, image) in [(&["uploads"][..], "s3://uploads/k"), (&["other", "*-uploads"], "s3://anna-uploads/k")]
+        {
+            assert!(admit(buckets, image).await.is_ok(), "{image}");
+        }
+        for (buckets, image) in [
+            (&[][..], "s3://uploads/k"),
+            (&[], "s3://styles/k"),
+            (&["uploads"], "s3://styles/k"),
+            (&["uploads"], "s3://uploads2/k"),
+        ] {
+            let invalid = admit(buckets, image).await.unwrap_err();
+            assert!(invalid.reason.starts_with("`image_url` names a bucket"), "{invalid}");
+            assert!(invalid.reason.contains("EASEL_IMAGE_BUCKETS"), "{invalid}");
             assert_eq!((invalid.generation_id, invalid.webhook_url.is_some()), (Some(1), true));
         }
     }

@@ -23,6 +23,7 @@ pub(super) fn detail(task: &Task, report: &Report) -> Detail {
         scheduler: task.scheduler.to_string(),
         width: task.width,
         height: task.height,
+        strength: task.image.as_ref().map(|image| image.strength),
         model: report.painted.as_ref().map(|painted| painted.model.clone()),
         loras: loras.collect(),
         timings: report.painted.as_ref().map(|_| timings(report)),
@@ -117,6 +118,14 @@ mod tests {
             "warnings": [unknown, glyph],
         });
         assert_eq!(told, known);
+    }
+
+    #[test]
+    fn what_a_task_begins_from_is_told_by_its_strength_alone() {
+        let from = task(json!({ "image_url": "s3://uploads/anna.png", "strength": 0.5 }));
+        let told = serde_json::to_value(detail(&from, &Report::default())).unwrap();
+        assert_eq!(told["strength"], 0.5);
+        assert!(!told.to_string().contains("anna"), "{told}");
     }
 
     #[test]

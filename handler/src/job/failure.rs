@@ -52,6 +52,11 @@ pub(super) fn inversion_failure(error: StoreError) -> Failure {
     by_class(TaskFault::Inversion, TaskFault::Storage, error)
 }
 
+/// Of a picture to begin from.
+pub(super) fn image_failure(error: StoreError) -> Failure {
+    by_class(TaskFault::Image, TaskFault::Storage, error)
+}
+
 fn by_class(permanent: TaskFault, transient: TaskFault, error: StoreError) -> Failure {
     match error {
         StoreError::Permanent(reason) => Failure::Permanent(permanent, reason),

@@ -5,7 +5,7 @@ use super::{
     cancel::CancelWatch,
     deadline_guard::{DeadlineGuard, Workload},
     detail::detail,
-    failure::{Failure, inversion_failure, lora_failure, storage_failure, undelivered},
+    failure::{Failure, image_failure, inversion_failure, lora_failure, storage_failure, undelivered},
     options::WebhookDetail,
 };
 use crate::{
@@ -18,7 +18,11 @@ use crate::{
     task::{Checked, SafetyMode, Task, fault::TaskFault},
     webhook::progress::Milestones,
 };
-use diffusion::{lora::AppliedLora, pipeline::Request, prompt::inversion::AppliedInversion};
+use diffusion::{
+    lora::AppliedLora,
+    pipeline::{Request, StartImage},
+    prompt::inversion::AppliedInversion,
+};
 use std::{
     sync::{Arc, atomic::Ordering},
     time::Instant,
@@ -121,7 +125,12 @@ impl JobRunner {
                 let inversion = self.store.inversion(reference).await.map_err(inversion_failure)?;
                 inversions.push(AppliedInversion { inversion, token: reference.token.clone() });
             }
-            Ok(TaskFiles { loras, inversions })
+            let mut start = None;
+            if let Some(reference) = &task.image {
+                let picture = self.store.image(reference, (task.width, task.height)).await.map_err(image_failure)?;
+                start = Some(StartImage { picture: Arc::new(picture), strength: reference.strength });
+            }
+            Ok(TaskFiles { loras, inversions, start })
         };
         let stage = Stage::begin("fetch");
         let span = stage.span();
@@ -159,7 +168,7 @@ impl JobRunner {
             send(progress, wants_preview.then(preview).flatten());
         };
         let is_unwanted = move || unwanted() || found.as_ref().is_some_and(|found| found());
-        let milestones = Milestones::new(task.steps, &self.work.progress);
+        let milestones = Milestones::new(task.painted_steps(), &self.work.progress);
         let mut guard = DeadlineGuard::new(milestones, workload(task), end, timings, report_step, is_unwanted);
         let out_of_time = guard.out_of_time();
         let on_step = Box::new(move |step, preview: &mut Preview<'_>| guard.step(step, Instant::now(), preview));
@@ -188,7 +197,7 @@ impl JobRunner {
         output.map_err(broke_off)?.map_err(Failure::from)
     }
 
-    fn generation_request(&self, task: &Task, TaskFiles { loras, inversions }: TaskFiles) -> GenerationRequest {
+    fn generation_request(&self, task: &Task, TaskFiles { loras, inversions, start }: TaskFiles) -> GenerationRequest {
         GenerationRequest {
             inputs: Request {
                 prompt: task.prompt.clone(),
@@ -204,6 +213,7 @@ impl JobRunner {
                 scheduler: task.scheduler,
                 karras_sigmas: task.karras_sigmas,
                 noise_source: task.noise_source,
+                start,
             },
             images: task.num_images,
             tag_ends: task.tag_ends.clone(),
@@ -246,6 +256,7 @@ fn loading_failure(error: LoadError) -> Failure {
 struct TaskFiles {
     loras: Vec<AppliedLora>,
     inversions: Vec<AppliedInversion>,
+    start: Option<StartImage>,
 }
 
 fn workload(task: &Task) -> Workload {

@@ -132,6 +132,8 @@ pub struct TaskSummary {
     pub height: usize,
     /// Denoising steps.
     pub steps: usize,
+    /// How far from a picture that it begins from.
+    pub strength: Option<f64>,
     /// Pictures.
     pub images: usize,
     /// LoRAs.
@@ -169,7 +171,8 @@ impl Ending {
 impl From<&Task> for TaskSummary {
     fn from(task: &Task) -> Self {
         let Task { style_id, width, height, steps, num_images: images, .. } = *task;
-        Self { style_id, width, height, steps, images, loras: task.loras.len() }
+        let strength = task.image.as_ref().map(|image| image.strength);
+        Self { style_id, width, height, steps, strength, images, loras: task.loras.len() }
     }
 }
 
@@ -209,6 +212,7 @@ impl Report {
             width = task.map(|task| task.width),
             height = task.map(|task| task.height),
             steps = task.map(|task| task.steps),
+            strength = task.and_then(|task| task.strength),
             images = task.map(|task| task.images),
             loras = task.map(|task| task.loras),
             cache_hits = self.cache_hits(),

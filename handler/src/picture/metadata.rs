@@ -150,6 +150,7 @@ fn labelled((name, value): (&'static str, String)) -> String {
     let name = match name {
         "GenerationId" => "Task",
         "ModelRevision" => "Model revision",
+        "DenoisingStrength" => "Denoising strength",
         "GuidanceScale" => "CFG scale",
         "Scheduler" => "Sampler",
         "KarrasSigmas" => "Karras sigmas",

@@ -97,6 +97,8 @@ impl Provenance<'_> {
             ("ModelRevision", model.revision.clone()),
             ("Seed", Some(origin.seed.to_string())),
             ("Steps", Some(request.steps.to_string())),
+            // Where the picture that it began from lies is the customer's.
+            ("DenoisingStrength", request.start.as_ref().map(|start| start.strength.to_string())),
             ("GuidanceScale", Some(request.guidance_scale.to_string())),
             ("Scheduler", Some(request.scheduler.to_string())),
             ("KarrasSigmas", request.karras_sigmas.map(|wanted| wanted.to_string())),

@@ -31,6 +31,7 @@ pub(super) fn request() -> Request {
         scheduler: schedulers::Kind::Euler,
         karras_sigmas: None,
         noise_source: noise::Source::Cuda,
+        start: None,
     }
 }
 
@@ -155,6 +156,20 @@ fn prompts_are_written_only_if_wanted() {
             let expected = "<Iptc4xmpExt:AIPromptInformation>a &quot;secret&quot; &lt;lake&gt; &amp; more<";
             assert_eq!(holds(&file, expected), wanted, "{format}");
         }
+    }
+}
+
+#[test]
+fn how_far_a_picture_is_from_the_one_it_began_from_is_written_and_nothing_else_of_that() {
+    for (_, file, _) in files(|_| {}) {
+        assert!(!holds(&file, "Denoising"));
+    }
+    let picture = Arc::new(RgbImage::from_pixel(3, 2, Rgb([1, 2, 3])));
+    let start = Some(diffusion::pipeline::StartImage { picture, strength: 0.75 });
+    let request: &'static Request = Box::leak(Box::new(Request { start, ..request() }));
+    for (format, file, _) in files(|provenance| provenance.request = request) {
+        assert!(holds(&file, "Denoising strength: 0.75"), "{format}");
+        assert!(holds(&file, "<easel:DenoisingStrength>0.75"), "{format}");
     }
 }
 

@@ -1,6 +1,7 @@
 //! Options for storage: the buckets, and the LoRA cache on the volume.
 
 use crate::storage::{
+    ImageLimits,
     cache::{CacheLimits, DownloadOptions},
     result::ResultConfig,
 };
@@ -41,6 +42,9 @@ pub struct StoreConfig {
     /// Largest LoRA file accepted, in bytes.
     #[arg(long, env = "EASEL_MAX_LORA_BYTES", default_value_t = 1 << 30, value_name = "BYTES")]
     pub max_lora_bytes: u64,
+    /// Pictures to begin from.
+    #[command(flatten)]
+    pub images: ImageLimits,
     /// How they are fetched and kept.
     #[command(flatten)]
     pub cache: CacheConfig,

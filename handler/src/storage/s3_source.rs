@@ -49,6 +49,10 @@ pub(super) const LORA: ErrorWording = ErrorWording {
 pub(super) const INVERSION: ErrorWording =
     ErrorWording { permanent: "`textual_inversions`", transient: "textual inversion", ..LORA };
 
+/// For pictures to begin from.
+pub(super) const IMAGE: ErrorWording =
+    ErrorWording { permanent: "`image_url`", transient: "picture to begin from", ..LORA };
+
 /// S3 as a source of the cache.
 pub(crate) struct S3Source {
     s3: S3Client,

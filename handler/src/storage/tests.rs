@@ -19,6 +19,11 @@ const PRINT: &str = "fingerprint";
 fn store(bucket: &FakeBucket) -> Store {
     let s3 = S3Client::new(bucket.client());
     let cache = || Cache::new(S3Source::new(s3.clone(), LORA), "/nonexistent".into(), DOWNLOAD_OPTIONS, LIMITS);
+    let images = Images::new(
+        S3Source::new(s3.clone(), IMAGE),
+        DOWNLOAD_OPTIONS,
+        ImageLimits { max_image_bytes: 1000, max_image_pixels: 100 },
+    );
     let (loras, inversions) = (ParsedCache::new(cache(), 1 << 20), ParsedCache::new(cache(), 1 << 20));
     Store {
         s3,
@@ -30,6 +35,7 @@ fn store(bucket: &FakeBucket) -> Store {
         payload_bucket: Some("payloads".into()),
         loras,
         inversions,
+        images,
     }
 }
 
@@ -177,4 +183,29 @@ async fn doctor_tells_a_missing_permission_from_what_passes() {
     }
     assert_eq!(store.probe_pictures().await, Access::Granted);
     assert_eq!(store.probe_object("models", "lora").await, Access::Granted);
+}
+
+#[tokio::test]
+async fn a_picture_to_begin_from_is_held_to_its_limit_before_it_is_fetched() {
+    let bucket = FakeBucket::start().await;
+    let store = store(&bucket);
+    let image = async |key: &str| {
+        let wanted = ImageRef { bucket: "uploads".into(), key: key.into(), strength: 1.0 };
+        store.image(&wanted, (8, 8)).await.unwrap_err()
+    };
+    bucket.put("large.png", &"x".repeat(1001));
+    let error = image("large.png").await;
+    let said = "`image_url` s3://uploads/large.png has 1001 bytes, the limit is 1000 by --max-image-bytes";
+    assert!(matches!(&error, StoreError::Permanent(reason) if reason.starts_with(said)), "{error}");
+    let requests = bucket.requests();
+    assert!(requests.iter().all(|request| request.starts_with("HEAD")), "{requests:?}");
+    // A temporary error is retried.
+    bucket.put("notes.txt", "a house and a lake");
+    bucket.fail("GET", "notes.txt", RequestFault::Refused(503, "SlowDown"), 1);
+    let error = image("notes.txt").await;
+    assert!(matches!(&error, StoreError::Permanent(reason) if reason.contains("is no PNG, JPEG or WebP")), "{error}");
+    bucket.fail("HEAD", "notes.txt", RequestFault::Refused(400, "ExpiredToken"), 9);
+    let error = image("notes.txt").await;
+    assert!(matches!(&error, StoreError::Transient(_)), "{error}");
+    assert!(!error.to_string().contains(SECRET), "{error}");
 }

@@ -5,8 +5,8 @@ use super::{
     Format, MAX_ARTIST_NAME, MAX_CLIP_SKIP, MAX_EXTRA_LORAS, MAX_GUIDANCE, MAX_IMAGES, MAX_INVERSIONS, MAX_LORA_SCALE,
     MAX_PROMPT, MAX_SIDE, MAX_STEPS, MAX_TAGS, MIN_SIDE, SIDE_STEP, SIZES_OF_RATIOS, SafetyMode,
     rule::{
-        Blocks, Boolean, Defaulted, Field, Integer, LoraUrl, Multiple, NonBlank, Number, Object, ObjectList, OneOf,
-        Optional, Required, Tags, Text, Timestamp, WebhookUrl, object_of,
+        Blocks, Boolean, Defaulted, Field, Integer, Multiple, NonBlank, Number, Object, ObjectList, OneOf, Optional,
+        Required, S3Url, Tags, Text, Timestamp, WebhookUrl, object_of,
     },
 };
 use crate::task::signature::{MAX_MARGIN, Position, SIZES};
@@ -41,7 +41,7 @@ fields! {
         STYLE_ID: Required<Integer> = "style_id", ID;
         /// Where the style's LoRA is, a safetensors file: `s3://bucket/key`, the key of at most 1024 bytes. Which
         /// buckets may be read is the operator's choice.
-        LORA_MODEL_URL: Required<LoraUrl> = "lora_model_url", LoraUrl;
+        LORA_MODEL_URL: Required<S3Url> = "lora_model_url", S3Url;
         /// What the picture shows; joined by one space, of at most 10000 characters in all, the spaces too.
         PROMPT_TAGS: Required<Tags> = "prompt_tags", Tags { max_items: MAX_TAGS, max_chars: MAX_PROMPT };
         /// What the signature says.
@@ -90,6 +90,13 @@ fields! {
         /// Textual inversions: words whose meaning somebody trained, for both prompts.
         TEXTUAL_INVERSIONS: Optional<ObjectList> =
             "textual_inversions", ObjectList { max_items: MAX_INVERSIONS, fields: inversion::INVERSION };
+        /// A picture to begin from, a PNG, JPEG or WebP file: `s3://bucket/key` and nothing else. Which buckets may be read
+        /// is the operator's choice, by default none. It is scaled until it fills the size, and what is over on two sides is
+        /// cut off; its size does not decide that of the result.
+        IMAGE_URL: Optional<S3Url> = "image_url", S3Url;
+        /// How far from the picture of `image_url`, as in diffusers: the share of the steps that are painted, by default 0.8.
+        /// At least one step must be left.
+        STRENGTH: Optional<Number> = "strength", Number { min: 0.0, max: 1.0 };
         /// How many pictures.
         NUM_IMAGES: Defaulted<Integer, i128> = "num_images", Integer { min: 1, max: MAX_IMAGES }, 1;
         /// File format of the pictures.
@@ -121,7 +128,7 @@ pub(super) mod extra {
         /// A LoRA beside the style's.
         LORA {
             /// Where it is, as for the style's.
-            LORA_MODEL_URL: Required<LoraUrl> = "lora_model_url", LoraUrl;
+            LORA_MODEL_URL: Required<S3Url> = "lora_model_url", S3Url;
             /// How strongly it is applied.
             SCALE: Defaulted<Number, f64> = "scale", SCALES, 1.0;
             /// Factors of that for parts of the model, as `lora_weights`.
@@ -139,7 +146,7 @@ pub(super) mod inversion {
         /// A textual inversion.
         INVERSION {
             /// Where it is, a safetensors file: `s3://bucket/key`, in the buckets that LoRAs may come from.
-            URL: Required<LoraUrl> = "url", LoraUrl;
+            URL: Required<S3Url> = "url", S3Url;
             /// The word for it in the prompts; by default the one that the file names. Upper and lower case are the same.
             TOKEN: Optional<NonBlank> = "token", NonBlank { max_chars: MAX_TOKEN };
         }
@@ -194,11 +201,14 @@ pub fn schema() -> Value {
     schema.insert("then".into(), json!({ "properties": { "scheduler": { "enum": with_karras } } }));
     let given = |field: &str| json!({ "required": [field], "properties": { field: { "type": "integer" } } });
     let (width, height) = (given("width"), given("height"));
+    let strength = json!({ "required": ["strength"], "properties": { "strength": { "type": "number" } } });
+    let image = json!({ "required": ["image_url"], "properties": { "image_url": { "type": "string" } } });
     schema.insert(
         "allOf".into(),
         json!([
             { "if": width, "then": height },
             { "if": height, "then": width },
+            { "if": strength, "then": image },
         ]),
     );
     Value::Object(schema)
@@ -226,7 +236,8 @@ const ABOUT_CANCELLING: &str = "The body of a message that cancels a task, in th
 
 const ABOUT: &str = "The body of a message in the backend's queue. Unknown fields are ignored; null means absent. What this \
     schema refuses is refused. What it accepts may still be refused: an integer that is written as 1.0 or 1e2, a time that no \
-    calendar has, tags of more characters than all may have together, a key of more than 1024 bytes, an address whose host \
+    calendar has, a strength that leaves no step, \
+    tags of more characters than all may have together, a key of more than 1024 bytes, an address whose host \
     the URL standard does not take, a string with half of a surrogate pair.";
 
 #[cfg(test)]

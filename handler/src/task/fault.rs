@@ -12,6 +12,8 @@ pub enum TaskFault {
     Lora,
     /// A textual inversion is missing, forbidden, too large, or does not fit the model.
     Inversion,
+    /// The picture to begin from is missing, forbidden, too large, or no picture.
+    Image,
     /// The picture cannot be painted: its size, its scheduler or the name.
     Picture,
     /// The safety checker flagged a picture, and the mode is refuse.
@@ -30,10 +32,11 @@ pub enum TaskFault {
 
 impl TaskFault {
     /// All of them.
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 11] = [
         Self::Task,
         Self::Lora,
         Self::Inversion,
+        Self::Image,
         Self::Picture,
         Self::Safety,
         Self::Painting,
@@ -49,6 +52,7 @@ impl TaskFault {
             Self::Task => "TASK_INVALID",
             Self::Lora => "LORA_UNUSABLE",
             Self::Inversion => "TEXTUAL_INVERSION_UNUSABLE",
+            Self::Image => "IMAGE_UNUSABLE",
             Self::Picture => "PICTURE_REFUSED",
             Self::Safety => "NSFW_CONTENT",
             Self::Painting => "PAINTING_FAILED",

@@ -4,7 +4,7 @@
 //! It is a digest of a canonical text: a version, then one line for each field, sorted, with the names and values of the contract. A
 //! test pins the text and its digest.
 
-use super::{InversionRef, LoraRef, SafetyMode, Task};
+use super::{ImageRef, InversionRef, LoraRef, SafetyMode, Task};
 use crate::task::signature::Signature;
 use sha2::{Digest, Sha256};
 
@@ -34,6 +34,7 @@ impl Task {
             warnings: _,
             loras,
             inversions,
+            image,
             prompt,
             negative_prompt,
             prompt_weighting,
@@ -88,6 +89,11 @@ impl Task {
             lines.push(line(&name("bucket"), text(bucket)));
             lines.push(line(&name("key"), text(key)));
             lines.extend(token.iter().map(|token| line(&name("token"), text(token))));
+        }
+        if let Some(ImageRef { bucket, key, strength }) = image {
+            lines.push(line("image.bucket", text(bucket)));
+            lines.push(line("image.key", text(key)));
+            lines.push(line("strength", number(*strength)));
         }
         lines.extend(long_prompt.then(|| line("long_prompt", true)));
         lines.extend((*clip_skip > 0).then(|| line("clip_skip", clip_skip)));

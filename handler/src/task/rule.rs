@@ -10,7 +10,7 @@ mod text;
 
 pub(super) use blocks::Blocks;
 pub(super) use list::{Joined, Object, ObjectList, Tags};
-pub(super) use text::{LoraUrl, NonBlank, OneOf, Text, Timestamp, WebhookUrl, base_address};
+pub(super) use text::{NonBlank, OneOf, S3Url, Text, Timestamp, WebhookUrl, base_address};
 
 use super::json::{Json, Member, shown};
 use serde_json::{Map, Value, json};

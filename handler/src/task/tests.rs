@@ -30,6 +30,7 @@ fn the_seeds_message_gets_the_seeds_defaults() {
     assert_eq!((task.scheduler, task.karras_sigmas), (schedulers::Kind::DpmSolverPlusPlus, None));
     assert_eq!((task.noise_source, task.prompt_weighting), (noise::Source::Cuda, prompt::Weighting::None));
     assert_eq!((task.long_prompt, task.clip_skip), (false, 0));
+    assert_eq!((task.image.as_ref(), task.painted_steps()), (None, 50));
     assert_eq!(task.loras, [LoraRef { bucket: "bucket".into(), key, scale: 1.0, weights: BlockWeights::default() }]);
 }
 
@@ -68,6 +69,7 @@ fn the_fingerprint_depends_on_what_changes_the_picture() {
         ("num_images", json!(2)),
         ("output_format", json!("png")),
         ("signature", json!({ "opacity": 127 })),
+        ("image_url", json!("s3://uploads/a.png")),
         ("safety", json!("flag")),
         ("safety", json!("refuse")),
         ("long_prompt", json!(true)),
@@ -96,6 +98,42 @@ fn textual_inversions_are_part_of_the_fingerprint_only_where_they_are() {
                  textual_inversions[1].bucket=5:words\ntextual_inversions[1].key=1:b\n";
     assert_eq!(two.canonical(), plain.canonical().replace("width=512", &format!("{lines}width=512")));
     assert_eq!(two.inversions[1], InversionRef { bucket: "words".into(), key: "b".into(), token: None });
+}
+
+#[test]
+fn a_picture_to_begin_from_is_read_with_its_strength_and_is_part_of_the_fingerprint() {
+    let plain = Task::parse(&seed_task().to_string()).unwrap();
+    let from = |strength: Value, steps: usize| {
+        let mut task = seed_task();
+        (task["image_url"], task["strength"]) = (json!("s3://uploads/a/skétch.png"), strength);
+        task["num_inference_steps"] = json!(steps);
+        Task::parse(&task.to_string())
+    };
+    let usual = from(Value::Null, 50).unwrap();
+    let image = ImageRef { bucket: "uploads".into(), key: "a/skétch.png".into(), strength: 0.8 };
+    assert_eq!((usual.image.as_ref(), usual.painted_steps()), (Some(&image), 40));
+    let lines = "image.bucket=7:uploads\nimage.key=13:a/skétch.png\n";
+    let canonical = plain.canonical().replace("karras_sigmas", &format!("{lines}karras_sigmas"));
+    assert_eq!(usual.canonical(), canonical.replace("width=512", "strength=8e-1\nwidth=512"));
+    assert_eq!(from(json!(0.8), 50).unwrap().fingerprint(), usual.fingerprint());
+    assert_ne!(from(json!(0.75), 50).unwrap().fingerprint(), usual.fingerprint());
+    // As Python multiplies and cuts off: 50 times 0.58 is a little less than 29.
+    for (strength, steps, painted) in [(0.58, 50, 28), (1.0, 50, 50), (0.02, 50, 1), (1.0, 1, 1), (0.3, 8, 2)] {
+        assert_eq!(from(json!(strength), steps).unwrap().painted_steps(), painted, "{strength} of {steps}");
+    }
+    for (strength, steps, fault) in [
+        (json!(0), 50, "`strength` is 0, must leave a step: 50 `num_inference_steps` times it must be 1 or more"),
+        (json!(0.0199), 50, "`strength` is 0.0199, must leave a step"),
+        (Value::Null, 1, "`strength` is 0.8, must leave a step: 1 `num_inference_steps` times it"),
+        (json!(-0.1), 50, "`strength` is -0.1, must be a number from 0 to 1"),
+        (json!(1.01), 50, "`strength` is 1.01, must be a number from 0 to 1"),
+        (json!("much"), 50, "`strength` is a string, must be a number from 0 to 1"),
+    ] {
+        let invalid = from(strength, steps).unwrap_err();
+        assert!(invalid.reason.starts_with(fault), "{invalid}");
+    }
+    let alone = with("strength", json!(0.5)).unwrap_err();
+    assert_eq!(alone.reason, "`image_url` is missing, must be there because `strength` is");
 }
 
 /// Fingerprints are stored with pictures in S3. If this test fails, redelivered tasks are painted again: raise the version.
@@ -319,6 +357,14 @@ fn bad_fields_are_named_with_kind_and_limit() {
             json!(vec![json!({}); 9]),
             "`textual_inversions` is an array of 9, must be an array of at most 8",
         ),
+        (
+            "image_url",
+            json!("https://x/y.png"),
+            "`image_url` is a string of another form, must be an address of the form s3://bucket/key",
+        ),
+        ("image_url", json!("data:image/png;base64,AAAA"), "`image_url` is a string of another form"),
+        ("image_url", json!("s3://uploads/../others/k"), "`image_url` is a string of another form"),
+        ("image_url", json!(["s3://uploads/k"]), "`image_url` is an array"),
         ("num_images", json!(5), "`num_images` is 5"),
         ("output_format", json!("gif"), "`output_format` is an unknown name, must be one of jpeg, png, "),
         ("output_format", json!(1), "`output_format` is an integer, must be a string"),

@@ -17,6 +17,10 @@ pub struct Detail {
     /// Pixels.
     #[schemars(range(min = task::MIN_SIDE, max = task::MAX_SIDE))]
     pub height: usize,
+    /// How far the pictures are from the one that they began from; absent if they began from none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "f64")]
+    pub strength: Option<f64>,
     /// The base model, with the commit of its repository behind an @ if it is known.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(with = "String")]

@@ -252,12 +252,13 @@ mod tests {
             scheduler: "euler".into(),
             width: 512,
             height: 768,
+            strength: Some(0.5),
             model: Some("m".into()),
             loras: vec![LoraDetail { name: "k".into(), hash: None, scale: 1.0, weights: BTreeMap::new() }],
             timings: Some(Timings { queue: None, fetch: 1, wait: 2, denoise: 3, decode: 4, upload: 5 }),
             warnings: vec![],
         };
-        let told = r#","scheduler":"euler","width":512,"height":768,"model":"m","loras":[{"name":"k","scale":1.0}],"timings":{"fetch":1,"wait":2,"denoise":3,"decode":4,"upload":5},"warnings":[]"#;
+        let told = r#","scheduler":"euler","width":512,"height":768,"strength":0.5,"model":"m","loras":[{"name":"k","scale":1.0}],"timings":{"fetch":1,"wait":2,"denoise":3,"decode":4,"upload":5},"warnings":[]"#;
         for (event, body) in [
             (subject.progress(progress, None), in_progress),
             (subject.progress(progress, Some("/9j/")), &in_progress.replace("3}}", r#"3},"preview":"/9j/"}"#)),

@@ -12,7 +12,7 @@ from pathlib import Path
 import diffusers
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageDraw
 
 from . import made_with
 from .schedulers import SCHEDULERS
@@ -51,7 +51,32 @@ def cases() -> list[dict]:
     for width, height in ODD_SIZES:
         row = {"name": f"odd-{width}x{height}", "prompt": "lighthouse sunset sea", "width": width, "height": height, "steps": 4}
         rows.append(row | ({"lora": "halftone.safetensors"} if width == 344 else {}))
+    sketch = {"image": "sketch.png", "prompt": mountains}
+    rows.append(sketch | {"name": "from-sketch", "strength": 0.6, "seed": 5, "steps": 15})
+    rows.append(sketch | {
+        "name": "from-sketch-glass", "strength": 0.75, "lora": glass, "seed": 11, "steps": 12, "scheduler": "euler_ancestral", "num_images": 2,
+        "width": 264, "height": 328,
+    })
     return [DEFAULTS | row for row in rows]
+
+
+def draw_sketch() -> Image.Image:
+    """A sketch as a customer may bring one, of a size of its own: washes of colour, and a few black lines over them."""
+    sketch = Image.new("RGB", (600, 440), "white")
+    draw = ImageDraw.Draw(sketch)
+    mountains = [[(40, 280), (190, 70), (330, 280)], [(250, 280), (420, 40), (580, 280)]]
+    draw.rectangle((0, 0, 600, 280), fill=(170, 205, 240))
+    draw.rectangle((0, 280, 600, 440), fill=(60, 110, 190))
+    for left, top, right in mountains:
+        draw.polygon([left, top, right], fill=(120, 120, 130))
+        snow = [(top[0] + (end[0] - top[0]) // 3, top[1] + (end[1] - top[1]) // 3) for end in (left, right)]
+        draw.polygon([top, *snow], fill=(250, 250, 255))
+        draw.line([left, top, right], fill="black", width=5)
+    draw.line([(0, 280), (600, 280)], fill="black", width=4)
+    for row in range(310, 440, 36):
+        draw.arc((row - 220, row, row - 60, row + 18), 200, 340, fill="black", width=3)
+        draw.arc((row + 20, row - 12, row + 150, row + 6), 200, 340, fill="black", width=3)
+    return sketch
 
 
 def make(folder: Path) -> None:
@@ -64,6 +89,7 @@ def make(folder: Path) -> None:
         "device": torch.cuda.get_device_name() if DEVICE == "cuda" else "CPU",
         "model": digest(),
     }
+    draw_sketch().save(target / "sketch.png", optimize=True)
     standing = stand(target, about) if DEVICE == "cpu" else {}
     truth: dict[str, list[np.ndarray]] = {}
     for dtype in DTYPES if DEVICE == "cuda" else ["f32"]:
@@ -86,7 +112,8 @@ def make(folder: Path) -> None:
 def digest() -> str:
     """Of the weights that paint."""
     whole = hashlib.sha256()
-    for path in sorted([*MODEL.rglob("*.safetensors"), *STYLES.glob("*.safetensors")]):
+    painting = [path for path in MODEL.rglob("*.safetensors") if path.parent.name != "safety_checker"]
+    for path in sorted([*painting, *STYLES.glob("*.safetensors")]):
         whole.update(path.read_bytes())
     return whole.hexdigest()
 
@@ -115,9 +142,16 @@ def paint(pipeline: diffusers.StableDiffusionPipeline, row: dict) -> list[Image.
     if row["lora"]:
         pipeline.load_lora_weights(STYLES, weight_name=row["lora"], adapter_name="style")
         pipeline.set_adapters(["style"], [row["lora_scale"]])
+    size, painter = {"width": width, "height": height}, pipeline
+    if "image" in row:
+        # It takes the size of its picture, which is filled as the pipeline's own class does it.
+        painter = diffusers.StableDiffusionImg2ImgPipeline(**pipeline.components, requires_safety_checker=False)
+        painter.set_progress_bar_config(disable=True)
+        sketch = Image.open(MODEL.parents[1] / "goldens" / "pictures" / row["image"]).convert("RGB")
+        size = {"image": painter.image_processor._resize_and_crop(sketch, width, height), "strength": row["strength"]}
     with torch.no_grad():
-        images = pipeline(
-            row["prompt"], negative_prompt=row["negative_prompt"], width=width, height=height, num_inference_steps=row["steps"],
+        images = painter(
+            row["prompt"], negative_prompt=row["negative_prompt"], **size, num_inference_steps=row["steps"],
             guidance_scale=row["guidance_scale"], num_images_per_prompt=row["num_images"], generator=torch.Generator(DEVICE).manual_seed(row["seed"]),
         ).images
     if row["lora"]:

@@ -2,8 +2,8 @@
 
 use super::Dtype;
 
-/// A convolution's shape: square kernel, cross-correlation, the same padding on all four sides or on the left and right alone, no
-/// dilation.
+/// A convolution's shape: square kernel, cross-correlation, the same padding on all four sides or on the left and right alone, or more
+/// below and to the right, no dilation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct ConvShape {
     /// Type of x, w and y; sums are f32.
@@ -24,6 +24,8 @@ pub(crate) struct ConvShape {
     pub(crate) stride: usize,
     /// Zeros around x, on each side.
     pub(crate) padding: usize,
+    /// Zeros more below and to the right of x.
+    pub(crate) past: usize,
     /// Whether there are no zeros above and below, because x has real rows there.
     pub(crate) open: bool,
 }
@@ -45,7 +47,7 @@ impl ConvShape {
     }
 
     fn out(&self, size: usize, padding: usize) -> usize {
-        let rest = (size + 2 * padding).checked_sub(self.side);
+        let rest = (size + 2 * padding + self.past).checked_sub(self.side);
         rest.and_then(|rest| rest.checked_div(self.stride)).map_or(0, |steps| steps + 1)
     }
 }
@@ -86,6 +88,7 @@ mod tests {
             side: 3,
             stride: 1,
             padding: 1,
+            past: 0,
             open: false,
         }
     }
@@ -97,6 +100,8 @@ mod tests {
         assert_eq!((halved.out_height(), halved.out_width()), (32, 24));
         let odd = ConvShape { stride: 2, height: 65, padding: 0, ..shape() };
         assert_eq!((odd.out_height(), odd.out_width()), (32, 23));
+        let past = ConvShape { stride: 2, height: 65, padding: 0, past: 1, ..shape() };
+        assert_eq!((past.out_height(), past.out_width()), (32, 24));
         let point = ConvShape { side: 1, padding: 0, ..shape() };
         assert_eq!((point.out_height(), point.out_width()), (64, 48));
         let open = ConvShape { open: true, ..shape() };

@@ -90,6 +90,11 @@ impl Downsample {
         Ok(Self(Conv::half3x3(channels, channels, params.pp("downsamplers.0.conv"))?))
     }
 
+    /// With zeros below and to the right of the map alone, as in the VAE.
+    pub(crate) fn past(channels: usize, params: Params) -> Result<Self> {
+        Ok(Self(Conv::half3x3_past(channels, channels, params.pp("downsamplers.0.conv"))?))
+    }
+
     pub(crate) fn forward(&self, xs: &Array) -> Result<Array> {
         self.0.forward(xs)
     }

@@ -1,6 +1,7 @@
-//! The decoder of diffusers' `AutoencoderKL`: from latents to pixels. There is no encoder, because no run starts from a picture.
+//! diffusers' `AutoencoderKL`: the decoder, from latents to pixels, and the [`encoder`], for runs that begin from a picture.
 
 mod bands;
+pub(crate) mod encoder;
 mod memory;
 #[cfg(test)]
 mod tests;
@@ -22,12 +23,19 @@ use memory::{Form, Levels};
 pub(crate) struct VaeDecoder {
     post_quant_conv: Option<Conv>,
     conv_in: Conv,
-    mid: (ResnetBlock, Option<SpatialAttention>, ResnetBlock),
+    mid: MidBlock,
     up: Vec<(Vec<ResnetBlock>, Option<Upsample>)>,
     /// How each level is computed where memory is short.
     forms: Vec<Form>,
     conv_norm_out: GroupNorm,
     conv_out: Conv,
+}
+
+/// The blocks between the innermost level of encoder or decoder and its way out or in.
+struct MidBlock {
+    before: ResnetBlock,
+    attention: Option<SpatialAttention>,
+    after: ResnetBlock,
 }
 
 /// Self-attention with one head over all positions, with a residual.
@@ -47,11 +55,6 @@ impl VaeDecoder {
         let inner: Vec<usize> = config.block_out_channels.iter().rev().copied().collect();
         let (top, latent) = (inner[0], config.latent_channels);
         let decoder = params.pp("decoder");
-        let resnet = |name: &str| ResnetBlock::new(top, top, None, norm, decoder.pp("mid_block").pp(name));
-        let attention = config
-            .mid_block_add_attention
-            .then(|| SpatialAttention::new(top, norm, decoder.pp("mid_block.attentions.0")))
-            .transpose()?;
         let up = |index: usize| -> CandleResult<_> {
             let (before, out) = (inner[index.saturating_sub(1)], inner[index]);
             let params = decoder.pp("up_blocks").pp(index);
@@ -70,7 +73,7 @@ impl VaeDecoder {
                 .then(|| Conv::pointwise(latent, latent, params.pp("post_quant_conv")))
                 .transpose()?,
             conv_in: Conv::same3x3(latent, top, decoder.pp("conv_in"))?,
-            mid: (resnet("resnets.0")?, attention, resnet("resnets.1")?),
+            mid: MidBlock::new(config, norm, decoder.pp("mid_block"))?,
             up: (0..inner.len()).map(up).collect::<CandleResult<_>>()?,
             forms: Levels::of(config).forms(),
             conv_norm_out: GroupNorm::new(norm.groups, last, norm.eps, decoder.pp("conv_norm_out"))?,
@@ -142,12 +145,28 @@ impl VaeDecoder {
             xs = conv.forward(&xs)?;
         }
         xs = self.conv_in.forward(&xs)?;
-        let (before, attention, after) = &self.mid;
-        xs = before.forward(xs.into(), None)?;
-        if let Some(attention) = attention {
+        Ok(self.mid.forward(xs)?)
+    }
+}
+
+impl MidBlock {
+    fn new(config: &VaeConfig, norm: NormConfig, params: Params) -> CandleResult<Self> {
+        let channels = config.block_out_channels.last().copied().unwrap_or_default();
+        let resnet = |name: &str| ResnetBlock::new(channels, channels, None, norm, params.pp(name));
+        let attention = || SpatialAttention::new(channels, norm, params.pp("attentions.0"));
+        Ok(Self {
+            before: resnet("resnets.0")?,
+            attention: config.mid_block_add_attention.then(attention).transpose()?,
+            after: resnet("resnets.1")?,
+        })
+    }
+
+    fn forward(&self, xs: Array) -> CandleResult<Array> {
+        let mut xs = self.before.forward(xs.into(), None)?;
+        if let Some(attention) = &self.attention {
             xs = attention.forward(&xs)?;
         }
-        Ok(after.forward(xs.into(), None)?)
+        self.after.forward(xs.into(), None)
     }
 }
 

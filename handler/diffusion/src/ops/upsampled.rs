@@ -9,7 +9,7 @@ pub(crate) struct UpsampledConv(Form<cpu::Conv, gpu::UpsampledConv>);
 
 impl UpsampledConv {
     pub(crate) fn new(channels_in: usize, channels_out: usize, params: Params) -> Result<Self> {
-        let window = Window { side: 3, stride: 1, padding: 1 };
+        let window = Window { side: 3, stride: 1, padding: 1, past: 0 };
         Ok(Self(match params.placed() {
             None => Form::Cpu(cpu::Conv::new(channels_in, channels_out, window, &params)?),
             Some(placed) => Form::Gpu(gpu::UpsampledConv::new(channels_in, channels_out, &params, placed)?),

@@ -1,7 +1,9 @@
 //! The three networks of a model on their device: they compute the prompt's embedding, the noise of one step, and pixels.
 
+mod encoding;
 mod on_gpu;
 
+use encoding::Encoder;
 use on_gpu::Here;
 
 use super::{
@@ -94,13 +96,15 @@ pub(crate) struct Model {
     pub vae_weights: Weights,
 }
 
-/// Text encoder, UNet and VAE decoder.
+/// Text encoder, UNet and VAE.
 pub(crate) struct Networks {
     model: Model,
     text_encoder: TextEncoder,
     added_embeddings: AddedEmbeddings,
     unet: Arc<Unet>,
     vae: VaeDecoder,
+    /// None before the first run that begins from a picture.
+    encoder: Option<Encoder>,
     /// Copies inputs to the device.
     inputs: Params,
     state: DeviceState,
@@ -152,6 +156,7 @@ impl Networks {
                     added_embeddings: AddedEmbeddings::new(),
                     unet: Unet::new(&model.unet_config, unet)?.into(),
                     vae: VaeDecoder::new(&model.vae_config, vae)?,
+                    encoder: None,
                     model,
                     state: DeviceState::Cpu(packed),
                 })

@@ -1,6 +1,11 @@
 //! What to paint.
 
-use crate::{noise, prompt, schedulers};
+use crate::{
+    error::{PipelineError, Result},
+    noise, prompt, schedulers,
+};
+use image::RgbImage;
+use std::sync::Arc;
 
 /// A request for one or more pictures.
 #[derive(Debug, Clone)]
@@ -32,6 +37,24 @@ pub struct Request {
     pub karras_sigmas: Option<bool>,
     /// The generator that draws the noise.
     pub noise_source: noise::Source,
+    /// The picture to begin from. Without it, a run begins from noise.
+    pub start: Option<StartImage>,
+}
+
+/// A picture to begin from, and how far the run goes from it.
+#[derive(Debug, Clone)]
+pub struct StartImage {
+    /// Of any size: it is scaled until it fills the picture's, and what is over on two sides is cut off.
+    pub picture: Arc<RgbImage>,
+    /// The share of the steps that are painted, above 0 and up to 1, as diffusers' `strength`: the noise that is added is that of the first
+    /// of them.
+    pub strength: f64,
+}
+
+/// How many steps are painted from a picture, of all: the first ones are left out.
+pub fn steps_of_strength(steps: usize, strength: f64) -> usize {
+    // As Python's `int`, which cuts off.
+    ((steps as f64 * strength) as usize).min(steps)
 }
 
 impl Request {
@@ -51,6 +74,28 @@ impl Request {
             scheduler: schedulers::Kind::DpmSolverPlusPlus,
             karras_sigmas: None,
             noise_source: noise::Source::Cuda,
+            start: None,
+        }
+    }
+
+    /// How many steps are painted: all, or those that are left where a run begins from a picture.
+    pub fn painted_steps(&self) -> usize {
+        self.start.as_ref().map_or(self.steps, |start| steps_of_strength(self.steps, start.strength))
+    }
+
+    /// The number of the first step that is painted.
+    ///
+    /// # Errors
+    /// None is left.
+    pub(super) fn first_step(&self) -> Result<usize> {
+        let Some(start) = &self.start else { return Ok(0) };
+        let in_range = start.strength > 0.0 && start.strength <= 1.0;
+        match self.painted_steps() {
+            painted if in_range && painted > 0 => Ok(self.steps - painted),
+            _ => {
+                let limit = format!("it must leave one of the {} steps and be at most 1", self.steps);
+                Err(PipelineError::Request { field: "strength", value: start.strength.to_string(), limit })
+            }
         }
     }
 
@@ -59,7 +104,9 @@ impl Request {
     pub fn goes_with(&self, other: &Self) -> bool {
         let shared = |request: &Self| {
             let Self { width, height, steps, scheduler, karras_sigmas, clip_skip, .. } = *request;
-            (width, height, steps, scheduler, karras_sigmas, clip_skip, request.guidance_scale.to_bits())
+            // Those that begin from pictures begin at the same step.
+            let strength = request.start.as_ref().map(|start| start.strength.to_bits());
+            (width, height, steps, scheduler, karras_sigmas, clip_skip, request.guidance_scale.to_bits(), strength)
         };
         !self.scheduler.draws() && shared(self) == shared(other)
     }

@@ -2,7 +2,6 @@
 
 mod files;
 mod preprocessing;
-mod resize;
 #[cfg(test)]
 pub(crate) mod tests;
 

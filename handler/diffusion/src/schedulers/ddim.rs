@@ -3,6 +3,7 @@
 use super::{
     Scheduler, Setup,
     config::{DDPM_BETAS, Field, PredictionType, THRESHOLDING, TRAINING, Use},
+    mixed_by_product,
     noise_schedule::too_many_steps,
     times,
 };
@@ -54,6 +55,10 @@ pub(super) fn build(setup: &Setup) -> error::Result<Box<dyn Scheduler>> {
 impl Scheduler for Ddim {
     fn timesteps(&self) -> &[f64] {
         &self.timesteps
+    }
+
+    fn add_noise(&self, sample: &Tensor, noise: &Tensor, step: usize) -> Result<Tensor> {
+        mixed_by_product(sample, noise, self.alphas[step].0)
     }
 
     fn step(&mut self, model_output: &Tensor, step: usize, sample: &Tensor, _: &mut Noise) -> Result<Tensor> {

@@ -5,6 +5,7 @@
 use super::{
     Scheduler, Setup, StepCoefficients,
     config::{DDPM_BETAS, FLOW, Field, PredictionType, SIGMAS, THRESHOLDING, TRAINING, Use},
+    mixed,
     noise_schedule::NoiseLevels,
     times,
 };
@@ -41,11 +42,13 @@ struct DpmSolver {
     prediction: PredictionType,
     /// The clean picture predicted one step earlier.
     previous: Option<Tensor>,
+    /// The first step of the run.
+    first: usize,
 }
 
 pub(super) fn build(setup: &Setup) -> error::Result<Box<dyn Scheduler>> {
     let (levels, prediction) = (NoiseLevels::multistep(setup)?, setup.settings.prediction);
-    Ok(Box::new(DpmSolver { levels, prediction, previous: None }))
+    Ok(Box::new(DpmSolver { levels, prediction, previous: None, first: 0 }))
 }
 
 impl Scheduler for DpmSolver {
@@ -61,6 +64,15 @@ impl Scheduler for DpmSolver {
             StepCoefficients { clean_by_sample, clean_by_output, sample, clean, clean_before }
         };
         Some((0..self.levels.timesteps.len()).map(coefficients).collect())
+    }
+
+    fn begin_at(&mut self, step: usize) -> error::Result<()> {
+        self.first = step;
+        Ok(())
+    }
+
+    fn add_noise(&self, sample: &Tensor, noise: &Tensor, step: usize) -> Result<Tensor> {
+        mixed(sample, noise, alpha_sigma(self.levels.sigmas[step]))
     }
 
     fn step(&mut self, model_output: &Tensor, step: usize, sample: &Tensor, _: &mut Noise) -> Result<Tensor> {
@@ -91,7 +103,7 @@ impl DpmSolver {
         let (from, to) = (alpha_sigma(sigmas[step]), alpha_sigma(sigmas[step + 1]));
         let h = lambda(to) - lambda(from);
         let drift = to.0 * ((-h).exp() - 1.0);
-        let inner = step > 0 && step + 1 < self.levels.timesteps.len();
+        let inner = step > self.first && step + 1 < self.levels.timesteps.len();
         let slope = inner.then(|| {
             let r = (lambda(from) - lambda(alpha_sigma(sigmas[step - 1]))) / h;
             0.5 * drift * (1.0 / r)

@@ -61,6 +61,10 @@ impl Scheduler for Euler {
         self.init_noise_sigma
     }
 
+    fn add_noise(&self, sample: &Tensor, noise: &Tensor, step: usize) -> Result<Tensor> {
+        sample + times(noise, self.levels.sigmas[step])?
+    }
+
     fn scale_model_input(&self, sample: &Tensor, step: usize) -> Result<Tensor> {
         scaled(sample, self.levels.sigmas[step])
     }

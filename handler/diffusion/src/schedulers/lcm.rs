@@ -6,6 +6,7 @@
 use super::{
     Scheduler, Setup,
     config::{Field, PredictionType, THRESHOLDING, TRAINING, Use},
+    mixed_by_product,
     noise_schedule::too_many_steps,
     times,
 };
@@ -71,6 +72,10 @@ pub(super) fn build(setup: &Setup) -> error::Result<Box<dyn Scheduler>> {
 impl Scheduler for Lcm {
     fn timesteps(&self) -> &[f64] {
         &self.timesteps
+    }
+
+    fn add_noise(&self, sample: &Tensor, noise: &Tensor, step: usize) -> Result<Tensor> {
+        mixed_by_product(sample, noise, self.alphas[step])
     }
 
     fn step(&mut self, model_output: &Tensor, step: usize, sample: &Tensor, noise: &mut Noise) -> Result<Tensor> {

@@ -7,6 +7,7 @@
 use super::{
     Scheduler, Setup,
     config::{DDPM_BETAS, Field, PredictionType, TRAINING, Use},
+    mixed_by_product,
     noise_schedule::too_many_steps,
     over, times,
 };
@@ -38,12 +39,25 @@ struct Pndm {
     /// One for each call of the UNet.
     timesteps: Vec<f64>,
     calls: Vec<Call>,
+    train: Train,
+    /// Whether the Runge-Kutta method comes first.
+    has_prk: bool,
     prediction: PredictionType,
     /// The last outputs that the multistep method combines, the newest last.
     outputs: Vec<Tensor>,
     /// The sample at the start of a step of several calls, and the sum of the Runge-Kutta method's outputs.
     start: Option<Tensor>,
     sum: Option<Tensor>,
+}
+
+/// What the steps of training left of the picture.
+struct Train {
+    /// alphas_cumprod at each timestep.
+    alphas: Vec<f32>,
+    /// The same before the first timestep.
+    end: f32,
+    /// Timesteps of training in one step.
+    stride: i64,
 }
 
 /// One call of the UNet and what is done with its output.
@@ -75,21 +89,28 @@ pub(super) fn build(setup: &Setup) -> error::Result<Box<dyn Scheduler>> {
     let Setup { ref settings, steps, .. } = *setup;
     let spaced = settings.timesteps(steps, steps)?;
     let spaced: Vec<i64> = spaced.into_iter().map(|at| at.round_ties_even() as i64).collect();
-    let stride = (settings.train / steps) as i64;
     let alphas = settings.alphas_cumprod()?;
     let end = if settings.flag("set_alpha_to_one")? { 1.0 } else { alphas[0] };
-    let planned = if settings.flag("skip_prk_steps")? { plms(&spaced, stride) } else { prk(&spaced, stride)? };
-    let call = |plan: &Plan| {
-        let from = *alphas.get(usize::try_from(plan.from).ok()?)?;
-        // Before the first timestep of training there is none.
-        let to = usize::try_from(plan.to).map_or(Some(end), |to| alphas.get(to).copied())?;
-        Some(Call { method: plan.method, from, to })
-    };
-    let calls: Option<Vec<_>> = planned.iter().map(call).collect();
-    let calls = calls.ok_or_else(|| too_many_steps(steps, settings.train - 1))?;
+    let train = Train { alphas, end, stride: (settings.train / steps) as i64 };
+    let has_prk = !settings.flag("skip_prk_steps")?;
+    let planned = if has_prk { prk(&spaced, train.stride)? } else { plms(&spaced, train.stride) };
+    let calls = train.calls(&planned).ok_or_else(|| too_many_steps(steps, settings.train - 1))?;
     let timesteps = planned.iter().map(|plan| plan.at as f64).collect();
     let prediction = settings.prediction;
-    Ok(Box::new(Pndm { timesteps, calls, prediction, outputs: Vec::new(), start: None, sum: None }))
+    Ok(Box::new(Pndm { timesteps, calls, train, has_prk, prediction, outputs: Vec::new(), start: None, sum: None }))
+}
+
+impl Train {
+    /// `None` if a timestep is none of training.
+    fn calls(&self, planned: &[Plan]) -> Option<Vec<Call>> {
+        let call = |plan: &Plan| {
+            let from = *self.alphas.get(usize::try_from(plan.from).ok()?)?;
+            // Before the first timestep of training there is none.
+            let to = usize::try_from(plan.to).map_or(Some(self.end), |to| self.alphas.get(to).copied())?;
+            Some(Call { method: plan.method, from, to })
+        };
+        planned.iter().map(call).collect()
+    }
 }
 
 /// The calls of the multistep method alone.
@@ -127,6 +148,34 @@ fn multistep(spaced: &[i64], stride: i64) -> Vec<Plan> {
 impl Scheduler for Pndm {
     fn timesteps(&self) -> &[f64] {
         &self.timesteps
+    }
+
+    /// The second call repeats the first step here, too, wherever the run begins, and as in diffusers it is taken for a step that ends where
+    /// it is called.
+    fn begin_at(&mut self, step: usize) -> error::Result<()> {
+        if step == 0 {
+            return Ok(());
+        }
+        if self.has_prk {
+            let limit = "which begins from an image only where the model's scheduler file has `skip_prk_steps` true: take another one";
+            return Err(PipelineError::Request { field: "scheduler", value: "pndm".into(), limit: limit.into() });
+        }
+        let (stride, rest) = (self.train.stride, self.timesteps.iter().skip(step).map(|&at| at as i64));
+        let plan = |(index, at): (usize, i64)| match index {
+            1 => Plan { method: Method::Again, at, from: at + stride, to: at },
+            _ => Plan { method: Method::Multistep, at, from: at, to: at - stride },
+        };
+        let planned: Vec<Plan> = rest.enumerate().map(plan).collect();
+        let calls = self.train.calls(&planned);
+        let most = self.train.alphas.len() - 1;
+        self.calls.truncate(step);
+        self.calls.extend(calls.ok_or_else(|| too_many_steps(self.timesteps.len() - 1, most))?);
+        Ok(())
+    }
+
+    fn add_noise(&self, sample: &Tensor, noise: &Tensor, step: usize) -> Result<Tensor> {
+        // A timestep of training: the calls were made of them.
+        mixed_by_product(sample, noise, self.train.alphas[self.timesteps[step] as usize])
     }
 
     fn step(&mut self, model_output: &Tensor, step: usize, sample: &Tensor, _: &mut Noise) -> Result<Tensor> {

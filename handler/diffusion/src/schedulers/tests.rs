@@ -290,17 +290,48 @@ fn a_file_as_python_writes_it_is_read() {
     assert!(build(Kind::DpmSolverPlusPlus, None, &config, 20).is_ok());
 }
 
+/// At a later step there is less noise, and at the last one something of both.
+#[test]
+fn noise_is_added_as_at_the_step_where_a_run_begins() {
+    let config = SchedulerConfig::from_json(json!({"skip_prk_steps": true, "clip_sample": false})).unwrap();
+    let one = |value: f64| Tensor::full(value as f32, (1, 1, 1, 1), &Device::Cpu).unwrap();
+    let number = |tensor: Tensor| tensor.flatten_all().unwrap().to_vec1::<f32>().unwrap()[0];
+    for (name, kind) in Kind::NAMES {
+        let mut scheduler = build(*kind, None, &config, 10).unwrap();
+        scheduler.begin_at(4).unwrap();
+        let ratio = |step: usize| {
+            let noise = number(scheduler.add_noise(&one(0.0), &one(1.0), step).unwrap());
+            let picture = number(scheduler.add_noise(&one(1.0), &one(0.0), step).unwrap());
+            assert!(noise > 0.0 && picture > 0.0, "{name} at {step}: {noise} of noise, {picture} of the picture");
+            noise / picture
+        };
+        let ratios: Vec<f32> = [0, 4, 9].map(ratio).to_vec();
+        assert!(ratios.windows(2).all(|pair| pair[0] > pair[1]), "{name}: {ratios:?}");
+    }
+}
+
+#[test]
+fn a_runge_kutta_method_cannot_begin_later() {
+    let config = SchedulerConfig::from_json(json!({"skip_prk_steps": false})).unwrap();
+    let mut scheduler = build(Kind::Pndm, None, &config, 10).unwrap();
+    scheduler.begin_at(0).unwrap();
+    let error = scheduler.begin_at(1).unwrap_err().to_string();
+    assert!(error.starts_with("`scheduler` is pndm, which begins from an image only where"), "{error}");
+}
+
 /// The GPU computes its steps from these coefficients.
 #[test]
 fn coefficients_give_the_same_steps() {
     let draw = |seed: u64| Noise::cpu(seed).randn((1, 4, 8, 8), DType::F32, &Device::Cpu).unwrap();
     for fields in [json!({}), json!({"prediction_type": "v_prediction"}), json!({"use_karras_sigmas": true})] {
-        for steps in [1, 2, 3, 50] {
+        // From the first step, or a later one.
+        for (steps, first) in [(1, 0), (2, 0), (3, 0), (50, 0), (50, 10), (3, 2)] {
             let mut scheduler = build(Kind::DpmSolverPlusPlus, None, &config(&fields).unwrap(), steps).unwrap();
+            scheduler.begin_at(first).unwrap();
             let all = scheduler.coefficients().unwrap();
             assert_eq!(all.len(), scheduler.timesteps().len());
             let (mut sample, mut before) = (draw(0), (draw(0) * 0.0).unwrap());
-            for (step, by) in all.into_iter().enumerate() {
+            for (step, by) in all.into_iter().enumerate().skip(first) {
                 let output = draw(step as u64 + 1);
                 let part = |tensor: &Tensor, by: f32| (tensor * f64::from(by)).unwrap();
                 let add = |a: Tensor, b: Tensor| (a + b).unwrap();

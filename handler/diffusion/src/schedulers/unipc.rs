@@ -7,6 +7,7 @@ use super::{
     Scheduler, Setup,
     config::{DDPM_BETAS, FLOW, Field, PredictionType, SIGMAS, THRESHOLDING, TRAINING, Use},
     dpm_solver::{alpha_sigma, lambda},
+    mixed,
     noise_schedule::NoiseLevels,
     over, times,
 };
@@ -44,6 +45,8 @@ struct UniPc {
     clean: Vec<Tensor>,
     /// The sample that the last prediction started from, and the order of that prediction.
     last: Option<(Tensor, usize)>,
+    /// The first step of the run.
+    first: usize,
 }
 
 /// The interval between two noise levels.
@@ -60,12 +63,21 @@ struct Interval {
 
 pub(super) fn build(setup: &Setup) -> error::Result<Box<dyn Scheduler>> {
     let (levels, prediction) = (NoiseLevels::multistep(setup)?, setup.settings.prediction);
-    Ok(Box::new(UniPc { levels, prediction, clean: Vec::new(), last: None }))
+    Ok(Box::new(UniPc { levels, prediction, clean: Vec::new(), last: None, first: 0 }))
 }
 
 impl Scheduler for UniPc {
     fn timesteps(&self) -> &[f64] {
         &self.levels.timesteps
+    }
+
+    fn begin_at(&mut self, step: usize) -> error::Result<()> {
+        self.first = step;
+        Ok(())
+    }
+
+    fn add_noise(&self, sample: &Tensor, noise: &Tensor, step: usize) -> Result<Tensor> {
+        mixed(sample, noise, alpha_sigma(self.levels.sigmas[step]))
     }
 
     fn step(&mut self, model_output: &Tensor, step: usize, sample: &Tensor, _: &mut Noise) -> Result<Tensor> {
@@ -79,7 +91,7 @@ impl Scheduler for UniPc {
             self.clean.remove(0);
         }
         self.clean.push(now);
-        let order = 2.min(step + 1).min(self.levels.timesteps.len() - step);
+        let order = 2.min(step + 1 - self.first).min(self.levels.timesteps.len() - step);
         let next = self.predicted(step, &sample, order)?;
         self.last = Some((sample, order));
         Ok(next)

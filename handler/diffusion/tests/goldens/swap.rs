@@ -42,6 +42,7 @@ fn latents(pipeline: &Pipeline) -> Result<Vec<f64>> {
         clip_skip: 0,
         karras_sigmas: None,
         noise_source: Source::Cuda,
+        start: None,
     };
     let mut stream = pipeline.noise(&request, DEFAULT_THREADS);
     let noise = pipeline.first_noise(&request, 1, &mut stream)?;

@@ -1,4 +1,4 @@
-//! Checks the AWS credentials and the buckets: of pictures, LoRAs and large messages.
+//! Checks the AWS credentials and the buckets: of pictures, LoRAs, pictures to begin from, and large messages.
 
 use super::{DoctorConfig, Finding, answer};
 use crate::{
@@ -35,6 +35,11 @@ pub(super) async fn check(config: &DoctorConfig, aws: &SdkConfig) -> Vec<Finding
     for pattern in &config.service.safety.lora_buckets {
         if let BucketPattern::Named(bucket) = pattern {
             findings.push(readable(&store, "s3.lora-bucket", bucket, "--lora-buckets (EASEL_LORA_BUCKETS)").await);
+        }
+    }
+    for pattern in &config.service.safety.image_buckets {
+        if let BucketPattern::Named(bucket) = pattern {
+            findings.push(readable(&store, "s3.image-bucket", bucket, "--image-buckets (EASEL_IMAGE_BUCKETS)").await);
         }
     }
     if let Some(bucket) = &settings.payload_bucket {

@@ -98,6 +98,7 @@ pub(crate) fn generation_request(width: usize) -> Arc<GenerationRequest> {
         scheduler: Kind::default(),
         karras_sigmas: None,
         noise_source: Source::Cuda,
+        start: None,
     };
     Arc::new(GenerationRequest::new(inputs, 1))
 }

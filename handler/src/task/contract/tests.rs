@@ -45,7 +45,7 @@ fn task() -> Value {
         "generation_id": 500, "style_id": 10, "lora_model_url": "s3://bucket/k", "prompt_tags": ["cat"], "artist_name": "Ada",
         "webhook_url": "http://backend", "signature": {}, "lora_weights": {},
         "loras": [{ "lora_model_url": "s3://bucket/k", "weights": {} }],
-        "textual_inversions": [{ "url": "s3://bucket/k" }],
+        "textual_inversions": [{ "url": "s3://bucket/k" }], "image_url": "s3://bucket/k",
     })
 }
 

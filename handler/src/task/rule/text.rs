@@ -1,4 +1,4 @@
-//! Rules for strings: plain text, names from a list, dates, and the addresses of LoRAs and backends.
+//! Rules for strings: plain text, names from a list, dates, and the addresses of files in S3 and of backends.
 //!
 //! The patterns use the syntax that ECMA-262, Python and Rust share. They refuse nothing that the parser accepts.
 
@@ -150,13 +150,13 @@ impl Rule for Timestamp {
 /// Longest address, in characters.
 const ADDRESS: Text = Text { max_chars: MAX_URL, examples: &[] };
 
-/// The address of a LoRA, `s3://bucket/key`; becomes bucket and key.
-pub(in crate::task) struct LoraUrl;
+/// The address of an object in S3, `s3://bucket/key`; becomes bucket and key.
+pub(in crate::task) struct S3Url;
 
 /// The base address of the webhooks.
 pub(in crate::task) struct WebhookUrl;
 
-impl Rule for LoraUrl {
+impl Rule for S3Url {
     type Output<'a> = (String, String);
 
     fn expected(&self) -> String {

@@ -157,6 +157,7 @@ mod tests {
                     side: 3,
                     stride,
                     padding,
+                    past: 0,
                     open,
                 };
                 problems.push(Problem::of_conv(&shape, 4096, 8192, 12_288));
@@ -252,6 +253,7 @@ mod tests {
                 side: 3,
                 stride: 1,
                 padding: 1,
+                past: 0,
                 open: false,
             };
             let problem = Problem::of_conv(&shape, 4096, 8192, 12_288);

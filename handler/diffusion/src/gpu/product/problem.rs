@@ -322,8 +322,19 @@ mod tests {
         let conv = |channels, side, stride, open| {
             let (dtype, batch, height, width, padding) = (Dtype::F16, 2, 16, 16, side / 2);
             let (channels_in, channels_out) = (channels, 64);
-            let shape =
-                ConvShape { dtype, batch, height, width, channels_in, channels_out, side, stride, padding, open };
+            let shape = ConvShape {
+                dtype,
+                batch,
+                height,
+                width,
+                channels_in,
+                channels_out,
+                side,
+                stride,
+                padding,
+                past: 0,
+                open,
+            };
             Problem::of_conv(&shape, 4096, 8192, 12_288)
         };
         assert!(conv(64, 3, 1, false).is_steady() && conv(64, 1, 1, false).is_steady());

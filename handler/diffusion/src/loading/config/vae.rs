@@ -17,6 +17,10 @@ const FILE: &str = "vae/config.json";
 pub struct VaeConfig {
     /// Channels per level, outermost first.
     pub block_out_channels: Vec<usize>,
+    /// Channels of the picture that the encoder reads.
+    pub in_channels: usize,
+    /// The class of each down block of the encoder.
+    pub down_block_types: Vec<String>,
     /// The class of each up block of the decoder.
     pub up_block_types: Vec<String>,
     /// ResNets per level of the encoder; the decoder has one more.
@@ -31,6 +35,8 @@ pub struct VaeConfig {
     pub scaling_factor: f64,
     /// Whether the mid block has an attention.
     pub mid_block_add_attention: bool,
+    /// Whether a 1x1 convolution follows the encoder.
+    pub use_quant_conv: bool,
     /// Whether a 1x1 convolution precedes the decoder.
     pub use_post_quant_conv: bool,
 }
@@ -73,6 +79,20 @@ impl VaeConfig {
         Ok(config)
     }
 
+    /// Checks what only the encoder reads. A model that is not asked to begin from a picture may have any encoder, or none.
+    ///
+    /// # Errors
+    /// A setting is not supported.
+    pub(crate) fn check_encoder(&self) -> Result<()> {
+        let (levels, downs) = (self.block_out_channels.len(), &self.down_block_types);
+        require(FILE, "in_channels", self.in_channels, self.in_channels == 3, "3 where a run begins from a picture")?;
+        let (found, wanted) = (format!("a list of {}", downs.len()), "as many entries as block_out_channels");
+        require(FILE, "down_block_types", found, downs.len() == levels, wanted)?;
+        downs.iter().try_for_each(|kind| {
+            require(FILE, "down_block_types", kind, kind == "DownEncoderBlock2D", "DownEncoderBlock2D")
+        })
+    }
+
     /// Pixels per latent along one side, 8 for SD1.5.
     pub fn factor(&self) -> usize {
         1 << (self.block_out_channels.len() - 1)
@@ -81,12 +101,12 @@ impl VaeConfig {
 
 /// The parameters of diffusers' `AutoencoderKL` with their defaults, in its order.
 pub(super) fn table() -> Vec<Field> {
-    let (whole, switch, encoder) = ("a whole number", "true, false", "for the encoder: no run starts from a picture");
+    let (whole, switch) = ("a whole number", "true, false");
     let another = "null (the pipeline of Stable Diffusion 1.5 only scales latents: this is another model's)";
     vec![
-        unneeded("in_channels", json!(3), encoder),
+        used("in_channels", json!(3), whole),
         used("out_channels", json!(3), whole),
-        unneeded("down_block_types", json!(["DownEncoderBlock2D"]), encoder),
+        used("down_block_types", json!(["DownEncoderBlock2D"]), "a list of names"),
         used("up_block_types", json!(["UpDecoderBlock2D"]), "a list of names"),
         used("block_out_channels", json!([64]), "a list of whole numbers"),
         used("layers_per_block", json!(1), whole),
@@ -99,7 +119,7 @@ pub(super) fn table() -> Vec<Field> {
         only("latents_mean", json!(null), another),
         only("latents_std", json!(null), another),
         unneeded("force_upcast", json!(true), "StableDiffusionPipeline does not read it"),
-        unneeded("use_quant_conv", json!(true), encoder),
+        used("use_quant_conv", json!(true), switch),
         used("use_post_quant_conv", json!(true), switch),
         used("mid_block_add_attention", json!(true), switch),
         // Not the constructor's, but read where it is.

@@ -2,6 +2,7 @@
 
 use super::{
     DecodeMemory, VaeDecoder,
+    encoder::VaeEncoder,
     memory::{Form, Levels},
 };
 use crate::{
@@ -36,6 +37,17 @@ fn large() -> VaeConfig {
 fn weights(config: &VaeConfig) -> Weights {
     let shapes = ShapeRecorder::default();
     VaeDecoder::new(config, Params::recording(&shapes)).unwrap();
+    drawn(&shapes)
+}
+
+/// The same for an encoder.
+fn encoder_weights(config: &VaeConfig) -> Weights {
+    let shapes = ShapeRecorder::default();
+    VaeEncoder::new(config, Params::recording(&shapes)).unwrap();
+    drawn(&shapes)
+}
+
+fn drawn(shapes: &ShapeRecorder) -> Weights {
     let mut noise = Noise::cpu(1);
     let shapes = shapes.lock().unwrap().clone();
     let draw = |(name, dims): (String, Vec<usize>)| {
@@ -103,6 +115,36 @@ fn bands_are_the_whole_picture() {
                 assert!(most > 0.3 && error < 1e-5 * most.max(1.0), "{case}: {error:e} of {most}");
             }
         }
+    }
+}
+
+#[test]
+fn an_encoder_halves_as_often_as_a_decoder_doubles() {
+    for channels in [&[16, 24, 40][..], &[16], &[48, 16, 16, 8]] {
+        let config = config(channels, 8);
+        let encoder = VaeEncoder::new(&config, Params::on_cpu(&encoder_weights(&config))).unwrap();
+        let factor = config.factor();
+        let pixels = Noise::cpu(3).draw((2, 3, 5 * factor, 3 * factor), &Device::Cpu).unwrap();
+        let moments = encoder.encode(&Array::Cpu(pixels)).unwrap().to_map(8).unwrap();
+        assert_eq!(moments.dims(), [2, 8, 5, 3], "{channels:?}");
+    }
+}
+
+#[test]
+fn an_encoder_that_is_another_is_refused_by_the_setting() {
+    let usual = config(&[16, 24], 8);
+    let other = |change: fn(&mut VaeConfig)| {
+        let mut config = usual.clone();
+        change(&mut config);
+        VaeEncoder::new(&config, Params::on_cpu(&encoder_weights(&usual))).err().unwrap().to_string()
+    };
+    let refused = [
+        (other(|config| config.in_channels = 4), "`in_channels` is 4"),
+        (other(|config| config.down_block_types.truncate(1)), "`down_block_types` is a list of 1"),
+        (other(|config| config.down_block_types[1] = "AttnDownEncoderBlock2D".into()), "`down_block_types` is Attn"),
+    ];
+    for (error, said) in refused {
+        assert!(error.contains(said), "{error}");
     }
 }
 
@@ -221,6 +263,36 @@ mod on_gpu {
                 if (width, height, dtype) == (768, 768, Dtype::F16) {
                     assert!(mib(most) <= 400, "{case}: {} MiB", mib(most));
                 }
+            }
+        }
+    }
+
+    #[test]
+    fn gpu_encoder_is_the_cpus() {
+        let small = config(&[16, 24, 40], 8);
+        for (config, width, height) in
+            [(large(), 256, 192), (large(), 264, 328), (small.clone(), 64, 40), (small, 20, 12)]
+        {
+            let weights = encoder_weights(&config);
+            let pixels = Noise::cpu(3).draw((1, 3, height, width), &Device::Cpu).unwrap();
+            let cpu = VaeEncoder::new(&config, Params::on_cpu(&weights)).unwrap();
+            let theirs = cpu.encode(&Array::Cpu(pixels.clone())).unwrap().to_map(8).unwrap();
+            for (dtype, limit) in [(Dtype::F32, 2e-5), (Dtype::F16, 1e-2), (Dtype::BF16, 1e-1)] {
+                let gpu = Gpu::for_tests();
+                let placed = Placed::new(&gpu, dtype, 2 << 20).unwrap();
+                let params = Params::on_gpu(&weights, &placed);
+                let encoder = VaeEncoder::new(&config, params.clone()).unwrap();
+                gpu.synchronize().unwrap();
+                placed.keep().unwrap();
+                placed.clear_padding().unwrap();
+                gpu.synchronize().unwrap();
+                placed.fill(&weights, None).unwrap();
+                let before = gpu.bytes();
+                let ours = encoder.encode(&params.map_on_device(&pixels).unwrap()).unwrap().to_map(8).unwrap();
+                let (error, most) = (rms(&(&ours - &theirs).unwrap()) / rms(&theirs), gpu.peak_bytes() - before);
+                let case = format!("{:?} of {width}x{height} {}", config.block_out_channels, dtype.name());
+                println!("{case}: error {error:.1e} of {limit:.1e}, {} MiB", most >> 20);
+                assert!(error < limit, "{case}: {error:e}");
             }
         }
     }

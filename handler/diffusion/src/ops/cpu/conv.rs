@@ -70,7 +70,7 @@ impl Conv {
     pub(crate) fn forward(&self, xs: &Tensor, shift: Option<&Tensor>, residual: Option<&Tensor>) -> Result<Tensor> {
         let (batch, channels, height, width) = xs.dims4()?;
         let (out, window) = (self.channels_out()?, self.window);
-        let positions = |length: usize| (length + 2 * window.padding - window.side) / window.stride + 1;
+        let positions = |length: usize| (length + 2 * window.padding + window.past - window.side) / window.stride + 1;
         let output = (positions(height), positions(width));
         let sizes = Sizes { channels, out, input: (height, width), output, window };
         let input = view(xs)?;
@@ -139,7 +139,7 @@ impl Filters {
     /// Of `[out, in, side, side]`.
     pub(super) fn f32(weight: Tensor, window: Window) -> Result<Self> {
         let (out, channels, ..) = weight.dims4()?;
-        let fits = (window.side, window.stride, window.padding) == (3, 1, 1);
+        let fits = (window.side, window.stride, window.padding, window.past) == (3, 1, 1, 0);
         let kernels = (fits && Kernels::suit(channels, out)).then(|| Kernels::of(&weight)).transpose()?;
         Ok(Self::F32 { weight, kernels })
     }
@@ -170,7 +170,7 @@ impl Conv {
 
     /// The convolution of maps with a row more above and below than the output has, plus `residual`, which has the output's shape.
     pub(crate) fn forward_open(&self, xs: &Tensor, residual: Option<&Tensor>) -> Result<Tensor> {
-        let Window { side, stride, padding } = self.window;
+        let Window { side, stride, padding, .. } = self.window;
         let height = xs.dim(2)?;
         if (side, stride, padding) != (3, 1, 1) || height < 3 {
             return Err(Error::Msg(format!("{height} rows without zeros around them, for {:?}", self.window)).bt());
@@ -217,7 +217,7 @@ impl Sizes {
     /// Fills `[channels x side x side][across]` with the input of each weight at each position of the runs, zero outside the picture.
     #[inline(always)]
     fn gather(&self, input: &[f32], channels: Range<usize>, runs: &[Run], panel: &mut [f32], across: usize) {
-        let ((height, width), Window { stride, padding, side }) = (self.input, self.window);
+        let ((height, width), Window { stride, padding, side, .. }) = (self.input, self.window);
         let panels = panel.chunks_mut(side * side * across);
         for (plane, panel) in input[channels.start * height * width..].chunks(height * width).zip(panels) {
             for down in 0..side {

@@ -44,7 +44,7 @@ fn convolution_matches_candle() {
     ];
     for (batch, channels_in, channels_out, side, stride, padding, height, width) in cases {
         let weight = draw(&[channels_out, channels_in, side, side]);
-        let window = Window { side, stride, padding };
+        let window = Window { side, stride, padding, past: 0 };
         let filters = Filters::f32(weight.clone(), window).unwrap();
         let conv = Conv { filters, bias: draw(&[channels_out]), window };
         let xs = draw(&[batch, channels_in, height, width]);
@@ -66,6 +66,22 @@ fn convolution_matches_candle() {
         let (first, rest) = (shift.narrow(0, 0, 1).unwrap(), moved.narrow(0, 0, 1).unwrap());
         check(conv.forward(&xs, Some(&first), None).unwrap().narrow(0, 0, 1).unwrap(), &rest);
         check(conv.forward(&xs, None, Some(&onto)).unwrap(), &(&plain + &onto).unwrap());
+    }
+}
+
+#[test]
+fn a_convolution_with_zeros_past_the_map_alone_matches_candle() {
+    for (channels_in, channels_out, height, width) in [(3, 5, 8, 6), (128, 128, 64, 48), (40, 24, 7, 9), (4, 4, 2, 2)] {
+        let weight = draw(&[channels_out, channels_in, 3, 3]);
+        let window = Window { side: 3, stride: 2, padding: 0, past: 1 };
+        let conv = Conv { filters: Filters::f32(weight.clone(), window).unwrap(), bias: draw(&[channels_out]), window };
+        let xs = draw(&[2, channels_in, height, width]);
+        let padded = xs.pad_with_zeros(2, 0, 1).unwrap().pad_with_zeros(3, 0, 1).unwrap();
+        let plain = padded.conv2d(&weight, 0, 2, 1, 1).unwrap();
+        let plain = plain.broadcast_add(&conv.bias.reshape((1, (), 1, 1)).unwrap()).unwrap();
+        let error = difference(&conv.forward(&xs, None, None).unwrap(), &plain);
+        println!("{channels_in} to {channels_out} on {height}x{width}: {error:e}");
+        assert!(error < 2e-6, "{channels_in} to {channels_out} on {height}x{width}: {error:e}");
     }
 }
 

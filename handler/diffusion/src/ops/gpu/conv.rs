@@ -87,7 +87,7 @@ impl Conv {
     /// The shape of the convolution of a map, and room for its result.
     fn shape_for(&self, xs: &Array, open: bool) -> Result<(ConvShape, Array)> {
         let &[batch, height, width, channels] = xs.dims() else { return refused(format!("{:?} is no map", xs.dims())) };
-        let Window { side, stride, padding } = self.window;
+        let Window { side, stride, padding, past } = self.window;
         let out = self.channels_out();
         if channels * side * side != self.weight.columns() {
             return refused(format!("{channels} channels for weights of {:?}", self.weight.dims()));
@@ -97,7 +97,8 @@ impl Conv {
         }
         check_alike("a convolution", &[xs, &self.weight])?;
         let (dtype, channels_in, channels_out) = (xs.dtype(), channels, out);
-        let shape = ConvShape { dtype, batch, height, width, channels_in, channels_out, side, stride, padding, open };
+        let shape =
+            ConvShape { dtype, batch, height, width, channels_in, channels_out, side, stride, padding, past, open };
         let sums = xs.gpu().scratch(&[batch, shape.out_height(), shape.out_width(), out], dtype)?;
         Ok((shape, sums))
     }

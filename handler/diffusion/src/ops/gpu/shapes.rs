@@ -213,7 +213,7 @@ fn time(gpu: &Gpu, pool: &Array, shape: &ShapeTime, size: StepSize, repeat: usiz
             return UpsampledConv::of_arrays(weight.clone(), bias.clone()).forward(&xs, 2 * height, 2 * width);
         }
         if is_conv {
-            let conv = Conv::of_arrays(weight.clone(), bias.clone(), Window { side: 3, stride, padding: 1 });
+            let conv = Conv::of_arrays(weight.clone(), bias.clone(), Window { side: 3, stride, padding: 1, past: 0 });
             return conv.forward(&xs, None, None);
         }
         if is_prompts {

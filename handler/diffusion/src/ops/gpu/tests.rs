@@ -6,11 +6,12 @@ use crate::{
     loading::weights::Weights,
     lora::{AppliedLora, Lora},
     noise::{DEFAULT_THREADS, Noise, Source},
-    pipeline::{Compute, DecodeMemory, Pipeline, Request},
+    pipeline::{Compute, DecodeMemory, Pipeline, Request, StartImage},
     prompt::Weighting,
     schedulers::Kind,
 };
 use candle_core::{DType, Device, Tensor};
+use image::{Rgb, RgbImage};
 use std::{
     cell::{Cell, LazyCell},
     fs,
@@ -94,6 +95,25 @@ fn both<M>(dtype: Dtype, tensors: &[(&str, Tensor)], make: impl Fn(Params) -> Re
 
 fn in_each_dtype(test: impl Fn(Dtype)) {
     [Dtype::F16, Dtype::BF16, Dtype::F32].into_iter().for_each(test);
+}
+
+#[test]
+fn gpu_convolution_with_zeros_past_the_map_alone_is_the_cpus() {
+    in_each_dtype(|dtype| {
+        // The encoder's levels of 512x512, and of a picture whose sides are not multiples of anything.
+        for (channels, height, width) in
+            [(128, 512, 512), (256, 256, 256), (512, 128, 128), (128, 328, 264), (512, 82, 66), (24, 8, 6)]
+        {
+            let gain = (channels as f64 * 9.0).powf(-0.5);
+            let weight = rounded(&(draw(&[channels, channels, 3, 3], dtype) * gain).unwrap(), dtype);
+            let (xs, bias) = (draw(&[1, channels, height, width], dtype), draw(&[channels], dtype));
+            let (cpu, gpu) =
+                both(dtype, &[("weight", weight), ("bias", bias)], |p| Conv::half3x3_past(channels, channels, p));
+            let plain = cpu.forward(&Array::Cpu(xs.clone())).unwrap().to_tensor().unwrap();
+            let ours = map_to_cpu(&gpu.forward(&map_to_gpu(&xs, dtype)).unwrap(), channels);
+            check(&format!("3x3 halving, {channels} at {height}x{width}"), dtype, &ours, &plain);
+        }
+    });
 }
 
 #[test]
@@ -419,6 +439,7 @@ fn gpu_pictures_are_the_cpus() {
                 scheduler,
                 karras_sigmas: None,
                 noise_source: Source::Cuda,
+                start: None,
             };
             let paint = |pipeline: &mut Pipeline| {
                 pipeline.set_loras(loras).unwrap();
@@ -445,6 +466,50 @@ fn gpu_pictures_are_the_cpus() {
                 None => first = Some(ours.1),
                 Some(first) if index == 3 => assert_eq!(first, &ours.1, "a LoRA leaves nothing behind"),
                 Some(_) => {}
+            }
+        }
+    }
+}
+
+/// Runs that begin from a picture, recorded and not: the encoder comes and leaves, and steps begin later than at the first.
+#[test]
+fn gpu_pictures_from_pictures_are_the_cpus() {
+    let model = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/model/easel-tiny"));
+    let (width, height) = (264, 328);
+    let picture = RgbImage::from_fn(200, 150, |x, y| Rgb([x as u8, y as u8, if x > y { 200 } else { 40 }]));
+    let picture = Arc::new(picture);
+    let mut cpu = Pipeline::load(model, &Compute::Cpu, (width, height)).unwrap();
+    for (dtype, limit) in [(Dtype::F32, 2e-4), (Dtype::F16, 5e-2), (Dtype::BF16, 4e-1)] {
+        let compute = GPU.with(|gpu| Compute::Gpu(Gpu::clone(gpu), dtype));
+        let mut ours = Pipeline::load(model, &compute, (width, height)).unwrap();
+        let mut plain = None;
+        for (scheduler, strength) in [
+            (Kind::DpmSolverPlusPlus, None),
+            (Kind::DpmSolverPlusPlus, Some(0.5)),
+            (Kind::Euler, Some(0.5)),
+            (Kind::Pndm, Some(0.75)),
+            (Kind::DpmSolverPlusPlus, Some(1.0)),
+            (Kind::DpmSolverPlusPlus, None),
+        ] {
+            let start = strength.map(|strength| StartImage { picture: picture.clone(), strength });
+            let request = Request { width, height, steps: 4, seed: 7, scheduler, start, ..Request::new("red circle") };
+            let paint = |pipeline: &mut Pipeline| {
+                let mut stream = Noise::cuda(7, DEFAULT_THREADS);
+                let begun = pipeline.begin(&request, 2, &mut stream).unwrap();
+                pipeline.denoise(&request, begun, &mut stream, &mut |_| ControlFlow::Continue(())).unwrap()
+            };
+            let (theirs, ours) = (paint(&mut cpu), paint(&mut ours));
+            let rms =
+                |tensor: &Tensor| tensor.sqr().unwrap().mean_all().unwrap().sqrt().unwrap().to_scalar::<f32>().unwrap();
+            let error = rms(&(&theirs - &ours).unwrap()) / rms(&theirs);
+            println!("{scheduler} from a picture at {strength:?} {}: {error:.1e} of {limit:.1e}", dtype.name());
+            assert!(error < limit, "{scheduler} at {strength:?} {}: {error:e}", dtype.name());
+            match (strength, &plain) {
+                (None, None) => plain = Some(ours),
+                (None, Some(before)) => {
+                    assert_eq!(rms(&(before - &ours).unwrap()), 0.0, "an encoder leaves nothing behind")
+                }
+                (Some(_), _) => {}
             }
         }
     }

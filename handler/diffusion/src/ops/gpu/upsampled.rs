@@ -68,7 +68,7 @@ impl UpsampledConv {
         self.check(xs)?;
         let weight = self.filters()?;
         let larger = upsample(xs, height, width)?;
-        let window = Window { side: 3, stride: 1, padding: 1 };
+        let window = Window { side: 3, stride: 1, padding: 1, past: 0 };
         Conv::of_arrays(weight, self.bias.clone(), window).measured_in(self.groups).forward(&larger, None, None)
     }
 

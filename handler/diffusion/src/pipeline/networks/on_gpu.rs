@@ -56,6 +56,7 @@ impl Networks {
             added_embeddings: AddedEmbeddings::new(),
             unet: on_gpu,
             vae: decoder,
+            encoder: None,
             state: DeviceState::Gpu(Box::new(GpuState { residence, changed: Default::default(), recordings })),
             model,
         };

@@ -1,7 +1,10 @@
 //! Prepares a picture for the safety checker as transformers' `CLIPImageProcessor` does with its PIL back end.
 
-use super::resize::bicubic;
-use crate::{error::Result, loading::config::PreprocessorConfig};
+use crate::{
+    error::Result,
+    loading::config::PreprocessorConfig,
+    pipeline::resize::{Filter, resized},
+};
 use candle_core::{Device, Tensor};
 use image::{RgbImage, imageops};
 
@@ -32,7 +35,7 @@ pub(super) fn middle(picture: &RgbImage, config: &PreprocessorConfig) -> Result<
         return Err(candle_core::Error::msg(format!("a picture of {width}x{height} pixels")).into());
     }
     let (width, height) = config.size.of((width, height));
-    let resized = bicubic(picture, width, height);
+    let resized = resized(picture, Filter::Bicubic, width, height);
     // Not larger than the resized picture: the config was checked.
     let (crop_width, crop_height) = config.crop_size.edges();
     let (left, top) = ((width.saturating_sub(crop_width)) / 2, (height.saturating_sub(crop_height)) / 2);

@@ -35,6 +35,7 @@ fn conv(batch: usize, side: usize, from: usize, to: usize, stride: usize) -> Pro
         side: 3,
         stride,
         padding: 1,
+        past: 0,
         open: false,
     };
     Problem::of_conv(&shape, 1 << 20, 2 << 20, 3 << 20)

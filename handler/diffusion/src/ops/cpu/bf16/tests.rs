@@ -108,6 +108,25 @@ fn linear_layers_are_products_of_rounded_numbers() {
 }
 
 #[test]
+fn a_convolution_with_zeros_past_the_map_alone_is_a_product_of_rounded_numbers() {
+    for instructions in all() {
+        for (channels, out, height, width) in [(3, 5, 8, 6), (37, 20, 16, 24), (4, 4, 7, 9), (4, 4, 2, 2)] {
+            let window = Window { side: 3, stride: 2, padding: 0, past: 1 };
+            let (weight, bias) = (draw(&[out, channels, 3, 3]), draw(&[out]));
+            let filters = Filters::new(instructions, &view(&weight).unwrap(), (out, channels), window);
+            let conv = Conv { filters: conv::Filters::Bf16(filters.into()), bias, window };
+            let xs = draw(&[2, channels, height, width]);
+            let padded = rounded(&xs).pad_with_zeros(2, 0, 1).unwrap().pad_with_zeros(3, 0, 1).unwrap();
+            let exact = padded.conv2d(&rounded(&weight), 0, 2, 1, 1).unwrap();
+            let exact = exact.broadcast_add(&wide(&conv.bias).reshape((1, (), 1, 1)).unwrap()).unwrap();
+            let error = difference(&conv.forward(&xs, None, None).unwrap(), &exact);
+            println!("{} {channels} to {out} on {height}x{width}: {error:e}", instructions.name());
+            assert!(error < 4e-6, "{} {channels} to {out} on {height}x{width}: {error:e}", instructions.name());
+        }
+    }
+}
+
+#[test]
 fn convolutions_are_products_of_rounded_numbers() {
     // Of sums of up to 2,880 products in f32.
     const LIMIT: f64 = 4e-6;
@@ -128,7 +147,7 @@ fn convolutions_are_products_of_rounded_numbers() {
     for instructions in all() {
         for (batch, channels, out, side, stride, padding, height, width) in cases {
             let (weight, bias, window) =
-                (draw(&[out, channels, side, side]), draw(&[out]), Window { side, stride, padding });
+                (draw(&[out, channels, side, side]), draw(&[out]), Window { side, stride, padding, past: 0 });
             let filters = Filters::new(instructions, &view(&weight).unwrap(), (out, channels), window);
             let conv = Conv { filters: conv::Filters::Bf16(filters.into()), bias, window };
             let xs = draw(&[batch, channels, height, width]);
