@@ -8,6 +8,7 @@ use crate::{
     wait,
 };
 use anyhow::Result;
+use serde_json::Value;
 use std::time::Duration;
 
 const START: Duration = Duration::from_secs(60);
@@ -79,6 +80,12 @@ impl Relay {
     /// It ended or was not ready in time.
     pub async fn ready(&self) -> Result<()> {
         self.process.ready(START, async || self.status("/readyz").await == Some(200)).await
+    }
+
+    /// The status of `/readyz` and its body; `None` when nothing listens.
+    pub async fn readiness(&self) -> Option<(u16, Value)> {
+        let answer = crate::http_client().ok()?.get(format!("{}/readyz", self.health)).send().await.ok()?;
+        Some((answer.status().as_u16(), answer.json().await.ok()?))
     }
 
     /// The status of its health endpoint at `path`; `None` when nothing listens.

@@ -4,8 +4,10 @@
 pub mod aws_proxy;
 pub mod faults;
 pub mod gallery;
+pub mod monitor;
 pub mod record;
 pub mod server;
+pub mod settings;
 pub mod tasks;
 pub mod watch;
 
@@ -16,7 +18,9 @@ pub use tasks::TaskStore;
 use self::{
     aws_proxy::AwsProxy,
     faults::{FaultSwitches, RestartingFunction},
+    monitor::Monitor,
     record::Station,
+    settings::CANCELS,
 };
 use crate::{
     aws::{Aws, MODELS, Queue},
@@ -36,16 +40,20 @@ use std::{convert::Infallible, path::Path, sync::Arc, time::Duration};
 const VISIBILITY: Duration = Duration::from_secs(10);
 /// More often than a person kills the function during one task.
 const MAX_RECEIVE_COUNT: u32 = 6;
-/// How long the claim of a killed function keeps the next one waiting.
-const CLAIM_LEASE_SECONDS: &str = "3";
 
 /// The form's fields, and those of a task that they set.
-const FIELDS: [(&str, &str); 5] = [
+const FIELDS: [(&str, &str); 11] = [
     ("tags", "prompt_tags"),
     ("artist", "artist_name"),
     ("aspect_ratio", "aspect_ratio"),
     ("seed", "seed"),
     ("steps", "num_inference_steps"),
+    ("width", "width"),
+    ("height", "height"),
+    ("scheduler", "scheduler"),
+    ("lora_scale", "lora_scale"),
+    ("clip_skip", "clip_skip"),
+    ("long_prompt", "long_prompt"),
 ];
 
 /// A style in the storage.
@@ -76,6 +84,7 @@ pub struct StudioStack {
     relay: Relay,
     queue: Queue,
     publisher: Publisher,
+    inspector: Publisher,
     broker: Broker,
     env: Vec<(&'static str, String)>,
 }
@@ -99,24 +108,24 @@ impl StudioStack {
         };
         let (broker, aws) = tokio::try_join!(broker, aws)?;
         let aws_proxy = Arc::new(AwsProxy::start(aws.endpoint(), tasks.clone()).await?);
-        let publisher = broker.publisher().await?;
+        let (publisher, inspector) = (broker.publisher().await?, broker.publisher().await?);
         publisher.declare(QUEUE).await?;
         let queue = aws.queue(QUEUE, VISIBILITY, MAX_RECEIVE_COUNT).await?;
         let through = [("AWS_ENDPOINT_URL", aws_proxy.url())];
-        let options = through.each_ref().map(|(name, url)| (*name, url.as_str()));
+        let mut options = through.each_ref().map(|(name, url)| (*name, url.as_str())).to_vec();
+        options.extend(settings::RELAY.map(|setting| (setting.name, setting.value)));
         let relay = Relay::start(&run, QUEUE, &broker.url(), &aws, &queue.url, &options).await?;
         relay.ready().await?;
         ready("relay");
         let mut env = function_env(&aws, &run, "function", model)?;
         env.extend(through);
         env.extend(credentials(&tasks)?);
-        env.push(("EASEL_ERROR_CODES", "fine".to_string()));
-        env.push(("EASEL_CLAIM_LEASE", CLAIM_LEASE_SECONDS.to_string()));
-        let function = Arc::new(RestartingFunction::new(tasks.clone()));
+        env.extend(settings::FUNCTION.map(|setting| (setting.name, setting.value.to_string())));
+        let function = Arc::new(RestartingFunction::new(tasks.clone(), aws.clone(), queue.clone()));
         let mapping = Mapping::start(aws.clone(), queue.clone(), function.clone(), 1);
         let backend = Arc::new(Backend::start().await?);
         let faults = FaultSwitches { function, backend, aws_proxy, tasks: tasks.clone() };
-        Ok(Self { faults, tasks, aws, run, mapping, relay, queue, publisher, broker, env })
+        Ok(Self { faults, tasks, aws, run, mapping, relay, queue, publisher, inspector, broker, env })
     }
 
     /// Keeps a function running and the tasks up to date. Ends only with an error.
@@ -125,11 +134,14 @@ impl StudioStack {
     /// A part has ended.
     pub async fn run(&self) -> Result<Infallible> {
         let FaultSwitches { function, backend, .. } = &self.faults;
+        let monitor =
+            Monitor { broker: &self.inspector, aws: &self.aws, queue: &self.queue, relay: &self.relay, function };
         tokio::select! {
             error = self.broker.process().died() => Err(error),
             error = self.aws.process().died() => Err(error),
             error = self.relay.process.died() => Err(error),
             ended = function.run(&self.run, &self.env) => ended,
+            never = monitor.run(&self.tasks) => match never {},
             ended = watch::webhooks(backend, &self.tasks) => ended,
             ended = watch::batches(&self.mapping, self.queue.max_receive_count, &self.tasks) => ended,
         }
@@ -147,6 +159,33 @@ impl StudioStack {
         self.tasks.mark_once(id, Station::Broker, "RabbitMQ has confirmed it");
         Ok(id)
     }
+
+    /// Publishes the message that cancels a task, to the queue for such messages.
+    ///
+    /// # Errors
+    /// RabbitMQ does not take it.
+    pub async fn cancel(&self, id: i64) -> Result<Cancel> {
+        match self.tasks.record(id).filter(|_| self.tasks.is_of_this_run(id)) {
+            None => return Ok(Cancel::Unknown),
+            Some(record) if record.end.is_some() => return Ok(Cancel::Ended),
+            Some(_) => {}
+        }
+        self.publisher.publish(CANCELS, json!({ "cancel": id }).to_string().as_bytes()).await?;
+        self.tasks.change(id, |record, at_ms| record.cancel_ms = record.cancel_ms.or(Some(at_ms)));
+        self.tasks.mark_once(id, Station::Cancel, "RabbitMQ has confirmed the message that cancels it");
+        Ok(Cancel::Asked)
+    }
+}
+
+/// What became of the wish to cancel a task.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Cancel {
+    /// The message was published.
+    Asked,
+    /// There is no such task in this run.
+    Unknown,
+    /// It has ended already.
+    Ended,
 }
 
 /// The variables for the certificate of the function's pictures.

@@ -1,7 +1,7 @@
 """Paints a few pictures on the studio page and takes docs/studio.jpg, the picture of the page in the README.
 
     .cache/venv/bin/python tests/studio/screenshot.py docs/studio.jpg
-    .cache/venv/bin/python tests/studio/screenshot.py FOLDER      light, dark, phone, details and comparison, to look at
+    .cache/venv/bin/python tests/studio/screenshot.py FOLDER      light, dark, phone, a first visit, details and comparison, to look at
 
 Needs infra/local/install and a build, as the tests beside it. The pictures on it are painted then.
 """
@@ -19,11 +19,13 @@ DESKTOP, PHONE = {"width": 1280, "height": 1000}, {"width": 360, "height": 780}
 # So that the picture stays under 150 KB.
 QUALITY = 70
 STEPS = "12"
+# So many that the task is on its way in every look.
+LONG = "150"
 IDEAS = ("lighthouse", "mountains", "balloon")
 
 
 def paint(page):
-    """Every idea in two styles, and a task that is still on its way."""
+    """Some ideas in two styles, one in every style, and a task that is still on its way."""
     page.set_default_timeout(LIMIT * SECOND)
     page.goto(stack(kept=False).address)
     expect(page.locator("#connection")).to_have_text("Live")
@@ -36,19 +38,27 @@ def paint(page):
             page.get_by_role("button", name="Paint it").click()
         expect(pictures).to_have_count(2 * number + 2)
     page.get_by_role("button", name="lighthouse", exact=True).click()
-    page.get_by_label("Steps", exact=True).fill("60")
+    page.get_by_role("button", name="Every style").click()
+    expect(page.locator("#series [data-kind='picture']")).to_have_count(page.locator("#styles label").count())
+    page.get_by_role("button", name="mountains", exact=True).click()
+    page.get_by_label("Steps", exact=True).fill(LONG)
     page.get_by_role("button", name="Paint it").click()
     # Those on their way come before the one that has ended.
-    page.wait_for_function("() => document.querySelector('#tasks progress').value === 25")
+    page.wait_for_function("() => document.querySelector('#tasks progress').value >= 40")
 
 
-def shoot(browser, name, viewport, scheme="light", full_page=False, act=None):
+def shoot(browser, name, viewport, scheme="light", full_page=False, act=None, first=False):
     """One look at the page as it is now."""
     context = browser.new_context(viewport=viewport, color_scheme=scheme)
     page = context.new_page()
     page.goto(stack(kept=False).address)
     expect(page.locator("#gallery img").first).to_be_visible()
-    page.locator("#gallery img").evaluate_all("all => Promise.all(all.map((each) => each.decode()))")
+    if not first:
+        page.get_by_role("button", name="Got it").click()
+        page.evaluate("document.activeElement.blur()")
+    # What the parts say comes once a second.
+    expect(page.locator("[data-part='function']")).to_contain_text("working")
+    page.locator("img[src]").evaluate_all("all => Promise.all(all.map((each) => each.decode()))")
     if act:
         act(page)
     taken = Image.open(io.BytesIO(page.screenshot(full_page=full_page))).convert("RGB")
@@ -82,6 +92,8 @@ def main(target):
             shoot(browser, target / "light.jpg", DESKTOP)
             shoot(browser, target / "dark.jpg", DESKTOP, "dark", full_page=True)
             shoot(browser, target / "phone.jpg", PHONE, full_page=True)
+            shoot(browser, target / "phone-dark.jpg", PHONE, "dark", full_page=True)
+            shoot(browser, target / "first.jpg", DESKTOP, first=True)
             shoot(browser, target / "details.jpg", DESKTOP, act=details)
             shoot(browser, target / "details-phone.jpg", PHONE, "dark", act=details)
             shoot(browser, target / "comparison.jpg", DESKTOP, "dark", act=comparison)

@@ -50,8 +50,17 @@ class Case(unittest.TestCase):
         self.page.on("console", lambda said: said.type in ("error", "warning") and self.faults.append(said.text))
         self.page.on("pageerror", lambda error: self.faults.append(str(error)))
         self.page.on("request", lambda asked: asked.url.startswith(self.address) or self.faults.append(asked.url))
+        self.addCleanup(self.clear)
         self.page.goto(self.address)
         expect(self.page.locator("#connection")).to_have_text("Live")
+
+    def clear(self):
+        """What a failed test has left does not keep the next one waiting."""
+        self.page.evaluate(
+            """async () => { const { store, post } = await import("/store.js");
+                 const open = [...store.tasks.values()].filter(({ end, cancel_ms }) => !end && cancel_ms === null);
+                 await Promise.allSettled(open.map(({ id }) => post("/api/cancel", { id }))); }"""
+        )
 
     def check(self):
         """The browser logged no errors and called no other hosts."""
@@ -64,6 +73,27 @@ class Case(unittest.TestCase):
         self.page.get_by_label("Seed", exact=True).fill(str(seed))
         self.page.get_by_role("button", name="Paint it").click()
         return self.new(before)
+
+    def painting(self, number, percent=10):
+        """Waits until so much of a task is painted."""
+        script = "([number, percent]) => document.querySelector(`#tasks > [data-id='${number}'] progress`)?.value >= percent"
+        self.page.wait_for_function(script, arg=[number, percent])
+
+    def cancel(self, number):
+        """Presses the button of a task that cancels it."""
+        self.card(number).get_by_role("button", name=f"Cancel task {number}").click()
+
+    def record(self, number):
+        """What the page knows of a task: what the server has sent, as it came."""
+        return self.page.evaluate("async number => (await import('/store.js')).store.tasks.get(number)", int(number))
+
+    def failure(self, number):
+        """A task that ended without a picture."""
+        return self.page.locator(f"#failures > [data-id='{number}']")
+
+    def part(self, name):
+        """A queue or a worker."""
+        return self.page.locator(f"[data-part='{name}']")
 
     def ids(self, selector):
         """The tasks that a list shows."""

@@ -101,14 +101,6 @@ class Page(Case):
         expect(dialog.locator("figcaption")).to_have_text([re.compile("Seed42"), re.compile("Seed43")])
         expect(dialog.locator("p")).to_contain_text("tags lighthouse, sunset, sea")
 
-    def test_every_style_paints_the_same_task(self):
-        self.page.get_by_label("Steps", exact=True).fill("1")
-        styles = self.page.locator("#styles label")
-        before = self.page.locator("#gallery > li").count()
-        self.page.get_by_role("button", name="Every style").click()
-        expect(self.page.locator("#gallery > li")).to_have_count(before + styles.count())
-        expect(self.page.locator("#gallery > li").first).to_contain_text("Stained glass · kohya")
-
 
 class Keyboard(Case):
     def tab_to(self, name):
@@ -147,20 +139,51 @@ class Keyboard(Case):
         # Past the last control the focus leaves the page, and comes back at its beginning.
         self.tab_to("Skip to the tasks")
 
+    def test_a_size_is_given_and_a_task_is_cancelled_by_keyboard_alone(self):
+        self.tab_to("^1:1")
+        self.page.keyboard.press("ArrowLeft")
+        for name, value in (("^Width", "256"), ("^Height", "320"), ("^Steps", "100")):
+            self.tab_to(name)
+            self.page.keyboard.press("Control+A")
+            self.page.keyboard.type(value)
+        before = self.ids("#tasks")
+        self.tab_to("Paint it")
+        self.page.keyboard.press("Enter")
+        number = self.new(before)
+        self.painting(number)
+        self.tab_to(f"Cancel task {number}")
+        self.page.keyboard.press("Enter")
+        expect(self.failure(number)).to_contain_text("CANCELLED")
+        task = self.record(number)["task"]
+        self.assertEqual((task["width"], task["height"], "aspect_ratio" in task), (256, 320, False))
+        # The button is gone, and the focus is still in its card.
+        self.assertEqual(self.page.evaluate("document.activeElement.closest('#tasks > li')?.dataset.id"), number)
+
 
 class Phone(Case):
     VIEWPORT = {"width": 360, "height": 740}
 
     def fits(self):
-        self.assertEqual(self.page.evaluate("[document.documentElement.scrollWidth, innerWidth]"), [360, 360])
-        wide = "all => all.filter((each) => each.open && each.scrollWidth > each.clientWidth).length"
-        self.assertEqual(self.page.locator("dialog").evaluate_all(wide), 0)
+        for width in (360, 390):
+            self.page.set_viewport_size({"width": width, "height": 740})
+            self.assertEqual(self.page.evaluate("[document.documentElement.scrollWidth, innerWidth]"), [width, width])
+            wide = "all => all.filter((each) => each.open && each.scrollWidth > each.clientWidth).length"
+            self.assertEqual(self.page.locator("dialog").evaluate_all(wide), 0)
 
     def test_nothing_scrolls_sideways_on_a_phone(self):
         self.fits()
-        number = self.paint(steps=1)
-        expect(self.figure(number)).to_be_visible()
-        self.page.get_by_text("Tasks that fail").click()
+        self.page.get_by_text("Other w × h").click()
+        for name in ("Tasks that fail", "More settings", "What this stack is set to"):
+            self.page.get_by_text(name).click()
+        self.page.get_by_label("Width", exact=True).fill("256")
+        self.page.get_by_label("Height", exact=True).fill("256")
+        self.page.get_by_label("Steps", exact=True).fill("1")
+        self.page.get_by_role("button", name="Every style").click()
+        figures = self.page.locator("#series > li")
+        expect(figures.last.locator("[data-kind='picture']")).to_be_visible()
+        self.assertTrue(self.page.locator("#series-title").evaluate("title => title.getBoundingClientRect().top < innerHeight"))
+        number = figures.last.get_attribute("data-id")
+        expect(self.page.locator("#latency-chart svg")).to_be_visible()
         failed = self.page.locator("#failures > li").count()
         self.page.get_by_role("button", name="A LoRA that is not there").click()
         expect(self.page.locator("#failures > li")).to_have_count(failed + 1)
@@ -172,9 +195,15 @@ class Phone(Case):
 
 class Colours(Case):
     def test_every_text_can_be_read_in_light_and_in_dark(self):
-        self.page.get_by_text("Tasks that fail").click()
+        for name in ("Tasks that fail", "More settings", "What this stack is set to"):
+            self.page.get_by_text(name).click()
+        number = self.paint(steps=100)
+        self.painting(number)
+        self.cancel(number)
+        expect(self.failure(number)).to_be_visible()
         number = self.paint(steps=1)
         expect(self.figure(number)).to_be_visible()
+        expect(self.page.locator("#welcome")).to_be_visible()
         for scheme, is_behind in (("light", lambda luminance: luminance > 0.5), ("dark", lambda luminance: luminance < 0.1)):
             self.page.emulate_media(color_scheme=scheme)
             found = self.page.evaluate(CONTRASTS)

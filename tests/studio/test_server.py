@@ -37,9 +37,16 @@ class Server(unittest.TestCase):
             with self.subTest(origin=origin):
                 self.assertEqual(self.post("/api/tasks", nothing, Origin=origin), 403)
                 self.assertEqual(self.post("/api/faults", b'{"fault": "kill-function"}', Origin=origin), 403)
+                self.assertEqual(self.post("/api/cancel", b'{"id": 500}', Origin=origin), 403)
 
     def test_what_a_form_of_another_page_could_send_is_no_request(self):
         self.assertEqual(self.post("/api/tasks", b'{"orders": []}', Content_Type="text/plain"), 415)
+
+    def test_only_a_task_of_this_run_is_cancelled(self):
+        # 499 is of an earlier run.
+        for number in (499, 1, -1, 1 << 40):
+            self.assertEqual(self.post("/api/cancel", b'{"id": %d}' % number), 404)
+        self.assertEqual(self.post("/api/cancel", b'{"id": "500"}'), 422)
 
     def test_too_much_is_refused(self):
         self.assertEqual(self.post("/api/tasks", b'{"orders": ["' + b"x" * 70_000 + b'"]}'), 413)
@@ -48,7 +55,7 @@ class Server(unittest.TestCase):
     def test_no_path_leads_out_of_the_page_and_the_gallery(self):
         for path in (
             *("/..%2fstudio.py", "/..%2f..%2f..%2fCargo.toml", "/style.css%00.html", "/nothing.html", "/INDEX.html"),
-            *("/pictures/..%2fauthority%2fsigner.key", "/pictures/gen_500.json", "/api/pictures/..%2fgen_500.jpg"),
+            *("/pictures/..%2fauthority%2fsigner.key", "/pictures/gen_500.json", "/previews/499/0", "/api/pictures/..%2fgen_500.jpg"),
         ):
             with self.subTest(path):
                 self.assertEqual(self.ask(path=path)[0], 404)

@@ -62,8 +62,13 @@ impl Shared {
         if request.headers.get("x-amz-target").is_some_and(|target| target == SEND) {
             return self.send(request).await;
         }
-        let stored = (request.method == Method::PUT).then(|| picture_of(request.uri.path())).flatten();
+        let is_put = request.method == Method::PUT;
+        let stored = is_put.then(|| picture_of(request.uri.path())).flatten();
+        let cancelled = is_put.then(|| marker_of(request.uri.path())).flatten();
         let answer = self.target.pass(request).await?;
+        if let Some(id) = cancelled.filter(|_| answer.status().is_success()) {
+            self.tasks.mark(id, Station::Cancel, true, "S3 has the marker that the function looks for");
+        }
         if let Some(id) = stored.filter(|_| answer.status().is_success()) {
             self.tasks.mark(id, Station::Storage, true, "S3 has the picture");
         }
@@ -113,4 +118,26 @@ fn entries(body: &[u8]) -> BTreeMap<String, i64> {
 fn picture_of(path: &str) -> Option<i64> {
     let name = path.strip_prefix('/')?.strip_prefix(IMAGES)?.strip_prefix("/generations/gen_")?;
     name.split(['.', '_']).next()?.parse().ok()
+}
+
+/// The generation whose marker, which cancels it, has this path.
+fn marker_of(path: &str) -> Option<i64> {
+    path.strip_prefix('/')?.strip_prefix(IMAGES)?.strip_prefix("/cancelled/gen_")?.parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pictures_and_markers_are_told_apart_by_their_paths() {
+        for (path, picture, marker) in [
+            ("/stylelicense-images/generations/gen_500.jpg", Some(500), None),
+            ("/stylelicense-images/generations/gen_500_2.jpg", Some(500), None),
+            ("/stylelicense-images/cancelled/gen_500", None, Some(500)),
+            ("/stylelicense-models/cancelled/gen_500", None, None),
+        ] {
+            assert_eq!((picture_of(path), marker_of(path)), (picture, marker), "{path}");
+        }
+    }
 }

@@ -1,12 +1,14 @@
 //! The page's fault switches, and the function that is started again after it was killed. Easel must lose no task by any of them.
 
 use super::{
+    VISIBILITY,
     aws_proxy::AwsProxy,
-    record::{Mark, Station},
+    record::{FunctionState, Mark, Station},
     tasks::TaskStore,
 };
 use crate::{
-    backend::{Backend, COMPLETE, FAILED, PROGRESS},
+    aws::{Aws, Queue},
+    backend::{Backend, CANCELLED, COMPLETE, FAILED, PROGRESS},
     lambda::Function,
     mapping::Invoke,
     paths::RunDir,
@@ -15,8 +17,11 @@ use crate::{
 use anyhow::{Context, Result};
 use serde::Deserialize;
 use serde_json::Value;
-use std::{convert::Infallible, sync::Arc};
-use tokio::sync::watch;
+use std::{
+    convert::Infallible,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+use tokio::{sync::watch, time::sleep};
 
 /// The status of a backend that is down for a while.
 pub(super) const UNAVAILABLE: u16 = 503;
@@ -54,7 +59,7 @@ impl FaultSwitches {
             FaultSwitch::DropWebhooks => {
                 self.backend.accept_all();
                 if on {
-                    for path in [PROGRESS, COMPLETE, FAILED] {
+                    for path in [PROGRESS, COMPLETE, FAILED, CANCELLED] {
                         self.backend.refuse(path, UNAVAILABLE, usize::MAX);
                     }
                 }
@@ -73,13 +78,23 @@ impl FaultSwitches {
 #[derive(Debug)]
 pub struct RestartingFunction {
     current: watch::Sender<Option<Arc<Function>>>,
+    doing: Mutex<Doing>,
+    aws: Arc<Aws>,
+    queue: Queue,
     tasks: Arc<TaskStore>,
 }
 
+/// What the running function has got.
+#[derive(Debug, Default)]
+struct Doing {
+    tasks: Vec<i64>,
+    answered: u64,
+}
+
 impl RestartingFunction {
-    /// No function is running yet.
-    pub fn new(tasks: Arc<TaskStore>) -> Self {
-        Self { current: watch::channel(None).0, tasks }
+    /// No function is running yet. Its messages come from this queue.
+    pub fn new(tasks: Arc<TaskStore>, aws: Arc<Aws>, queue: Queue) -> Self {
+        Self { current: watch::channel(None).0, doing: Mutex::default(), aws, queue, tasks }
     }
 
     /// Runs one function after the other. Ends only if one does not come up.
@@ -89,6 +104,7 @@ impl RestartingFunction {
     pub async fn run(&self, dir: &RunDir, env: &[(&'static str, String)]) -> Result<Infallible> {
         loop {
             let function = Arc::new(Function::start(dir, "function", env).await?);
+            *self.doing() = Doing::default();
             self.current.send_replace(Some(function.clone()));
             self.tasks.set_status(|status| status.function_ready = true);
             tokio::select! {
@@ -110,6 +126,39 @@ impl RestartingFunction {
         function.clone().context("no function runs")
     }
 
+    /// What it is doing.
+    pub fn state(&self) -> FunctionState {
+        let Some(function) = self.current.borrow().clone() else { return FunctionState::default() };
+        let doing = self.doing();
+        FunctionState {
+            pid: Some(function.process().id()),
+            tasks: doing.tasks.clone(),
+            answered: doing.answered,
+            memory_mib: function.process().memory_kib("VmRSS").ok().map(|kib| kib / 1024),
+        }
+    }
+
+    /// Keeps the messages of an event in flight while the function has them. AWS needs none of this: there the visibility timeout is
+    /// longer than an invocation. Here it is short, so that the task of a killed function comes again while somebody watches.
+    async fn hold(&self, event: &Value) -> Infallible {
+        loop {
+            sleep(VISIBILITY / 2).await;
+            for handle in
+                event["Records"].as_array().into_iter().flatten().filter_map(|one| one["receiptHandle"].as_str())
+            {
+                let seconds = i32::try_from(VISIBILITY.as_secs()).unwrap_or(i32::MAX);
+                let change = self.aws.sqs.change_message_visibility().queue_url(&self.queue.url);
+                if let Err(error) = change.receipt_handle(handle).visibility_timeout(seconds).send().await {
+                    tracing::warn!(%error, "a message is visible while it is worked on");
+                }
+            }
+        }
+    }
+
+    fn doing(&self) -> MutexGuard<'_, Doing> {
+        self.doing.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// SIGKILL to the running function.
     pub async fn kill(&self) {
         let current = self.current.borrow().clone();
@@ -124,6 +173,7 @@ impl Invoke for RestartingFunction {
     async fn invoke(&self, event: &Value) -> Result<Value> {
         let tasks: Vec<_> = event["Records"].as_array().into_iter().flatten().filter_map(received).collect();
         let function = self.ready().await?;
+        self.doing().tasks = tasks.iter().map(|(id, _)| *id).collect();
         for (id, count) in &tasks {
             self.tasks.change(*id, |record, at_ms| {
                 record.receives = *count;
@@ -131,7 +181,15 @@ impl Invoke for RestartingFunction {
                 record.marks.push(Mark { station: Station::Function, at_ms, what, good: true });
             });
         }
-        let answer = function.invoke(event).await;
+        let answer = tokio::select! {
+            answer = function.invoke(event) => answer,
+            never = self.hold(event) => match never {},
+        };
+        {
+            let mut doing = self.doing();
+            doing.tasks.clear();
+            doing.answered += u64::from(answer.is_ok());
+        }
         for (id, _) in &tasks {
             if answer.is_err() {
                 self.tasks.mark(*id, Station::Function, false, "the function died with it; the queue brings it again");

@@ -20,6 +20,8 @@ pub enum Station {
     Storage,
     /// The backend has heard of its end.
     Backend,
+    /// Somebody wants it cancelled. No station that a task passes.
+    Cancel,
 }
 
 /// An observation.
@@ -48,6 +50,9 @@ pub struct Progress {
     pub steps: u64,
     /// `estimated_seconds`.
     pub seconds_left: u64,
+    /// The number of its preview, if it came with one. Previews live as long as the stack.
+    #[serde(default, skip_deserializing)]
+    pub preview: Option<usize>,
 }
 
 /// How a task ended.
@@ -65,8 +70,19 @@ pub enum End {
         /// `retry_count`.
         retries: u64,
     },
+    /// The cancelled webhook was accepted.
+    Cancelled,
     /// The backend could not be notified; the message is in the dead-letter queue.
     DeadLettered,
+}
+
+/// The address of a picture.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Address {
+    /// For how many seconds its signature works; none without one.
+    pub expires_s: Option<u64>,
+    /// What S3 answers without the signature.
+    pub unsigned_status: u16,
 }
 
 /// One task.
@@ -96,6 +112,21 @@ pub struct Record {
     pub completes: u64,
     /// Accepted failed webhooks.
     pub failures: u64,
+    /// Accepted cancelled webhooks.
+    #[serde(default)]
+    pub cancels: u64,
+    /// When somebody wanted it cancelled, in milliseconds since the publish.
+    #[serde(default)]
+    pub cancel_ms: Option<u64>,
+    /// The first of the tasks that were published together, if there were several.
+    #[serde(default)]
+    pub series: Option<i64>,
+    /// `metadata` of complete.
+    #[serde(default)]
+    pub metadata: Value,
+    /// How its picture's address is protected.
+    #[serde(default)]
+    pub address: Option<Address>,
     /// The first end.
     pub end: Option<End>,
     /// Milliseconds from the publish to the first end.
@@ -123,6 +154,11 @@ impl Record {
             dropped: 0,
             completes: 0,
             failures: 0,
+            cancels: 0,
+            cancel_ms: None,
+            series: None,
+            metadata: Value::Null,
+            address: None,
             end: None,
             ended_ms: None,
             picture: None,
@@ -162,6 +198,19 @@ pub struct Status {
     pub trouble: Option<String>,
 }
 
+/// What the function is doing.
+#[derive(Debug, Clone, Default, Serialize)]
+pub struct FunctionState {
+    /// Its process; none while it starts.
+    pub pid: Option<i32>,
+    /// The tasks of its invocation.
+    pub tasks: Vec<i64>,
+    /// Invocations that it has answered since it was started.
+    pub answered: u64,
+    /// Resident memory in MiB.
+    pub memory_mib: Option<u64>,
+}
+
 /// The counts over the tasks of this run: every published task must end exactly once.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
 pub struct Ledger {
@@ -173,11 +222,13 @@ pub struct Ledger {
     pub failed: u64,
     /// In the dead-letter queue.
     pub dead_lettered: u64,
+    /// Ended with cancelled.
+    pub cancelled: u64,
     /// Not ended yet.
     pub in_flight: u64,
     /// Repeated ends; the backend recognises them by their `webhook-id`.
     pub repeats: u64,
-    /// Tasks with complete and failed: there must be none.
+    /// Tasks with different ends: there must be none.
     pub contradictions: u64,
 }
 
@@ -191,10 +242,12 @@ impl Ledger {
                 None => ledger.in_flight += 1,
                 Some(End::Complete) => ledger.complete += 1,
                 Some(End::Failed { .. }) => ledger.failed += 1,
+                Some(End::Cancelled) => ledger.cancelled += 1,
                 Some(End::DeadLettered) => ledger.dead_lettered += 1,
             }
-            ledger.repeats += (record.completes + record.failures).saturating_sub(1);
-            ledger.contradictions += u64::from(record.completes > 0 && record.failures > 0);
+            let ends = [record.completes, record.failures, record.cancels];
+            ledger.repeats += ends.iter().sum::<u64>().saturating_sub(1);
+            ledger.contradictions += u64::from(ends.iter().filter(|count| **count > 0).count() > 1);
         }
         ledger
     }
@@ -219,16 +272,19 @@ mod tests {
             record(0, 1, failed()),
             record(1, 1, failed()),
             record(0, 0, Some(End::DeadLettered)),
+            Record { cancels: 2, ..record(0, 0, Some(End::Cancelled)) },
+            Record { cancels: 1, ..record(1, 0, Some(End::Complete)) },
         ];
         let ledger = Ledger::of(&records);
         let expected = Ledger {
-            published: 6,
-            complete: 2,
+            published: 8,
+            complete: 3,
             failed: 2,
             dead_lettered: 1,
+            cancelled: 1,
             in_flight: 1,
-            repeats: 3,
-            contradictions: 1,
+            repeats: 5,
+            contradictions: 2,
         };
         assert_eq!(ledger, expected);
     }

@@ -1,7 +1,7 @@
 //! The page's server: its files, a stream of changes, pictures, and the requests of the page. It answers only pages that it has
 //! served itself at its own address, so that neither DNS rebinding nor other sites reach it.
 
-use super::{StudioStack, Style, faults::FaultSwitch, gallery, tasks::Change};
+use super::{Cancel, StudioStack, Style, faults::FaultSwitch, gallery, settings, tasks::Change};
 use crate::paths::repo;
 use anyhow::{Context, Result};
 use axum::{
@@ -61,6 +61,11 @@ struct Orders {
 }
 
 #[derive(Debug, Deserialize)]
+struct Cancellation {
+    id: i64,
+}
+
+#[derive(Debug, Deserialize)]
 struct Switch {
     fault: FaultSwitch,
     #[serde(default)]
@@ -78,8 +83,10 @@ pub async fn open(studio: Arc<Studio>) -> Result<(SocketAddr, impl Future<Output
         .route("/", get(async || file("index.html").await))
         .route("/{name}", get(async |Path(name): Path<String>| file(&name).await))
         .route("/pictures/{name}", get(picture))
+        .route("/previews/{id}/{number}", get(preview))
         .route("/api/events", get(events))
         .route("/api/tasks", post(publish))
+        .route("/api/cancel", post(cancel))
         .route("/api/faults", post(switch))
         .route("/api/pictures/{name}", get(read))
         .layer(DefaultBodyLimit::max(MAX_BODY_BYTES))
@@ -108,10 +115,20 @@ async fn picture(State(studio): State<Arc<Studio>>, Path(name): Path<String>) ->
     }
 }
 
+/// A picture of a painting that came with progress.
+async fn preview(State(studio): State<Arc<Studio>>, Path((id, number)): Path<(i64, usize)>) -> Response {
+    match studio.stack.tasks.preview(id, number) {
+        Some(content) => ([(header::CONTENT_TYPE, Format::Jpeg.content_type())], content).into_response(),
+        None => StatusCode::NOT_FOUND.into_response(),
+    }
+}
+
 /// The current state, then each change. A page that is too slow is cut off; it reconnects and gets everything again.
 async fn events(State(studio): State<Arc<Studio>>) -> Sse<impl Stream<Item = Result<Event, axum::Error>>> {
     let (mut all, changes) = studio.stack.tasks.follow();
     all.data["styles"] = json!(studio.styles);
+    all.data["schedulers"] = handler::task::schema()["properties"]["scheduler"]["enum"].clone();
+    all.data["settings"] = json!({ "relay": settings::RELAY, "function": settings::FUNCTION });
     let changes = stream::unfold(changes, async |mut changes| Some((changes.recv().await.ok()?, changes)));
     let event = |change: Change| Event::default().event(change.name).json_data(change.data);
     Sse::new(stream::iter([all]).chain(changes).map(event)).keep_alive(KeepAlive::default())
@@ -128,7 +145,18 @@ async fn publish(State(studio): State<Arc<Studio>>, Json(asked): Json<Orders>) -
             Err(error) => return (StatusCode::BAD_GATEWAY, format!("{error:#}\n")).into_response(),
         }
     }
+    studio.stack.tasks.join(&ids);
     Json(json!({ "ids": ids })).into_response()
+}
+
+async fn cancel(State(studio): State<Arc<Studio>>, Json(asked): Json<Cancellation>) -> Response {
+    let id = asked.id;
+    match studio.stack.cancel(id).await {
+        Ok(Cancel::Asked) => StatusCode::NO_CONTENT.into_response(),
+        Ok(Cancel::Unknown) => (StatusCode::NOT_FOUND, format!("there is no task {id} in this run\n")).into_response(),
+        Ok(Cancel::Ended) => (StatusCode::CONFLICT, format!("task {id} has ended already\n")).into_response(),
+        Err(error) => (StatusCode::BAD_GATEWAY, format!("{error:#}\n")).into_response(),
+    }
 }
 
 async fn switch(State(studio): State<Arc<Studio>>, Json(switch): Json<Switch>) -> StatusCode {

@@ -21,7 +21,7 @@ const BACKLOG: usize = 1024;
 /// A change: the name of an event and its JSON.
 #[derive(Debug, Clone)]
 pub struct Change {
-    /// `all`, `task` or `status`.
+    /// `all`, `task`, `status` or `parts`.
     pub name: &'static str,
     /// The event's data.
     pub data: Value,
@@ -41,7 +41,14 @@ struct Inner {
     /// The first id of this run.
     first: i64,
     status: Status,
+    /// What the parts said last.
+    parts: Value,
+    /// The previews of each task of this run.
+    previews: BTreeMap<i64, Vec<Vec<u8>>>,
 }
+
+/// Of more tasks no previews are kept; the oldest go first.
+const MAX_PREVIEWED: usize = 100;
 
 /// The first id in a new gallery.
 const FIRST_ID: i64 = 500;
@@ -54,7 +61,7 @@ impl TaskStore {
     pub fn open(gallery: Gallery) -> Result<Self> {
         let records: BTreeMap<_, _> = gallery.records()?.into_iter().map(|record| (record.id, record)).collect();
         let first = records.keys().next_back().map_or(FIRST_ID, |last| last + 1);
-        let inner = Mutex::new(Inner { records, first, status: Status::default() });
+        let inner = Mutex::new(Inner { records, first, ..Inner::default() });
         Ok(Self { inner, gallery, changes: broadcast::channel(BACKLOG).0 })
     }
 
@@ -111,6 +118,47 @@ impl TaskStore {
         self.send("status", &inner.summary());
     }
 
+    /// Notes what the parts say. It is sent also where nothing is new: a page that hears nothing knows that the server is gone.
+    pub fn set_parts(&self, parts: Value) {
+        let mut inner = self.inner();
+        self.send("parts", &parts);
+        inner.parts = parts;
+    }
+
+    /// Whether somebody follows.
+    pub fn has_followers(&self) -> bool {
+        self.changes.receiver_count() > 0
+    }
+
+    /// Keeps a preview of a task; gives its number.
+    pub fn keep_preview(&self, id: i64, file: Vec<u8>) -> usize {
+        let mut inner = self.inner();
+        let previews = inner.previews.entry(id).or_default();
+        previews.push(file);
+        let number = previews.len() - 1;
+        while inner.previews.len() > MAX_PREVIEWED {
+            inner.previews.pop_first();
+        }
+        number
+    }
+
+    /// A preview of a task of this run.
+    pub fn preview(&self, id: i64, number: usize) -> Option<Vec<u8>> {
+        self.inner().previews.get(&id)?.get(number).cloned()
+    }
+
+    /// Puts tasks that were published together into one series.
+    pub fn join(&self, ids: &[i64]) {
+        if let [first, _, ..] = ids {
+            ids.iter().for_each(|id| self.change(*id, |record, _| record.series = Some(*first)));
+        }
+    }
+
+    /// Whether a task was published in this run.
+    pub fn is_of_this_run(&self, id: i64) -> bool {
+        id >= self.inner().first
+    }
+
     /// A task.
     pub fn record(&self, id: i64) -> Option<Record> {
         self.inner().records.get(&id).cloned()
@@ -120,7 +168,7 @@ impl TaskStore {
     pub fn follow(&self) -> (Change, broadcast::Receiver<Change>) {
         let inner = self.inner();
         let tasks: Vec<_> = inner.records.values().collect();
-        let all = json!({ "tasks": tasks, "status": inner.summary() });
+        let all = json!({ "tasks": tasks, "status": inner.summary(), "parts": inner.parts, "first": inner.first });
         (Change { name: "all", data: all }, self.changes.subscribe())
     }
 
@@ -198,6 +246,32 @@ mod tests {
         let seen = changes.try_recv().unwrap();
         assert_eq!((seen.name, &seen.data["marks"][0]["station"]), ("task", &json!("relay")));
         assert_eq!(tasks.record(id).unwrap().marks.len(), 1);
+    }
+
+    #[test]
+    fn previews_are_there_in_order_until_many_other_tasks_have_some() {
+        let folder = tempfile::tempdir().unwrap();
+        let tasks = tasks(folder.path());
+        assert_eq!([tasks.keep_preview(7, vec![1]), tasks.keep_preview(7, vec![2])], [0, 1]);
+        assert_eq!((tasks.preview(7, 1), tasks.preview(7, 2), tasks.preview(8, 0)), (Some(vec![2]), None, None));
+        for id in 8..=107 {
+            tasks.keep_preview(id, vec![0]);
+        }
+        assert_eq!((tasks.preview(7, 0), tasks.preview(8, 0)), (None, Some(vec![0])));
+    }
+
+    #[test]
+    fn what_the_parts_say_is_sent_each_time_and_is_part_of_the_state() {
+        let folder = tempfile::tempdir().unwrap();
+        let tasks = tasks(folder.path());
+        assert!(!tasks.has_followers());
+        let (_, mut changes) = tasks.follow();
+        for waiting in [1, 1, 2] {
+            tasks.set_parts(json!({ "waiting": waiting }));
+        }
+        let sent = [(); 3].map(|()| changes.try_recv().unwrap().data["waiting"].clone());
+        assert!(tasks.has_followers());
+        assert_eq!((sent, &tasks.follow().0.data["parts"]), ([1, 1, 2].map(|n| json!(n)), &json!({ "waiting": 2 })));
     }
 
     #[test]

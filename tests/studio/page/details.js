@@ -1,14 +1,15 @@
 // One task: its picture, its history, and the metadata of the picture's file.
 
+import { chart } from "./chart.js";
 import { byId, el } from "./dom.js";
 import { credential, metadata } from "./file.js";
 import { fill } from "./form.js";
 import { heading, list } from "./parts.js";
+import { strip } from "./preview.js";
 import { about, store } from "./store.js";
-import { stages } from "./track.js";
 import { ending, settings, time, title } from "./words.js";
 
-const STATIONS = { broker: "RabbitMQ", relay: "Relay", queue: "SQS", function: "Function", storage: "S3", backend: "Backend" };
+const STATIONS = { broker: "RabbitMQ", relay: "Relay", queue: "SQS", function: "Function", storage: "S3", backend: "Backend", cancel: "Cancel" };
 
 export async function showDetails(id) {
   const task = store.tasks.get(id);
@@ -16,7 +17,6 @@ export async function showDetails(id) {
   const file = el("div", { class: "file", "aria-live": "polite" });
   const again = el("button", { type: "button", onclick: () => useAgain(dialog, task) }, "Use these settings");
   const picture = task.picture && el("img", { src: `/pictures/${task.picture}`, alt: title(task) });
-  const spent = stages(task);
   dialog.replaceChildren(
     heading(dialog, "details-title", title(task)),
     el(
@@ -27,7 +27,9 @@ export async function showDetails(id) {
         "div",
         { class: "right" },
         task.picture && file,
-        el("section", {}, el("h3", {}, "Its way"), way(task), spent),
+        told(task),
+        strip(task),
+        el("section", {}, el("h3", {}, "Its way"), way(task)),
       ),
     ),
   );
@@ -56,4 +58,26 @@ function way(task) {
   const row = ({ at_ms, where, what, good }) => el("li", { class: good ? "" : "held" }, el("small", {}, `+${time(at_ms)}`), el("b", {}, where), el("span", {}, what));
   const refused = task.refusals ? el("p", { class: "held" }, `Before SQS took it, it did not (${task.refusals}×).`) : null;
   return el("div", {}, el("ol", { class: "way" }, rows.map(row)), refused);
+}
+
+/** What `complete` told beside the address, and how the address is protected. */
+function told({ metadata, address, stages }) {
+  if (!metadata?.scheduler) return null;
+  const lora = ({ name, scale, hash }) => `${name}, strength ${scale}${hash ? `, SHA-256 ${hash.slice(0, 12)}…` : ""}`;
+  const pairs = [
+    ["Model", metadata.model ?? "not told again"],
+    ["Scheduler", metadata.scheduler],
+    ["Guidance", String(metadata.guidance_scale)],
+    ...metadata.loras.map((each) => ["LoRA", lora(each)]),
+    ["Warnings", metadata.warnings.map(({ message }) => message).join("; ") || "none"],
+  ];
+  if (address) pairs.push(["Address", privacy(address)]);
+  const log = stages.map(([name, ms]) => `${name} ${time(ms)}`).join(", ");
+  const logged = log && el("details", {}, el("summary", {}, "Every stage, from the function\u2019s log"), el("p", { class: "soft" }, log));
+  return el("section", { class: "told" }, el("h3", {}, "What complete told"), list(pairs), chart({ metadata }), logged);
+}
+
+function privacy({ expires_s: seconds, unsigned_status: status }) {
+  if (seconds === null) return `not signed; S3 answers ${status}`;
+  return `signed for ${time(seconds * 1000)}; without the signature S3 answers ${status}`;
 }

@@ -13,6 +13,14 @@ export function el(tag, properties = {}, ...children) {
   return node;
 }
 
+/** An SVG element with attributes and children. */
+export function svg(tag, attributes = {}, ...children) {
+  const node = document.createElementNS("http://www.w3.org/2000/svg", tag);
+  for (const [name, value] of Object.entries(attributes)) node.setAttribute(name, value);
+  node.append(...children.flat());
+  return node;
+}
+
 export const byId = (id) => document.getElementById(id);
 
 /** Sets a text only if it differs, so that screen readers announce only changes. */

@@ -7,6 +7,7 @@ const COUNTS = [
   ["published", "published"],
   ["complete", "complete"],
   ["failed", "failed"],
+  ["cancelled", "cancelled"],
   ["in_flight", "in flight"],
   ["repeats", "told again"],
 ];
@@ -57,7 +58,7 @@ function ledger() {
   byId("ledger").append(el("dl", {}, cells.map(({ name, value }) => el("div", {}, name, value))), verdict);
   return ({ ledger, faults }) => {
     for (const { key, value } of cells) setText(value, String(key === "failed" ? ledger.failed + ledger.dead_lettered : ledger[key]));
-    const trouble = faults.trouble || (ledger.contradictions ? `${ledger.contradictions} told as complete and as failed` : "");
+    const trouble = faults.trouble || (ledger.contradictions ? `${ledger.contradictions} told of two different ends` : "");
     verdict.dataset.state = trouble ? "bad" : ledger.in_flight ? "open" : ledger.published ? "good" : "none";
     setText(verdict, trouble || judge(ledger));
   };

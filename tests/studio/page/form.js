@@ -26,6 +26,7 @@ let signedByStyle = true;
 
 export function start() {
   watch(offerStyles);
+  watch(offerSchedulers);
   byId("ideas").append(...IDEAS.map(([name, tags]) => el("button", { type: "button", onclick: () => (field("tags").value = tags) }, name)));
   byId("failing").append(...FAILING.map(([name, change]) => el("button", { type: "button", onclick: () => publish([change(order())]) }, name)));
   form.addEventListener("submit", (event) => {
@@ -35,6 +36,14 @@ export function start() {
   byId("seeds").addEventListener("click", () => publish(seeds(order())));
   byId("every-style").addEventListener("click", () => publish(store.styles.map(({ name, artist }) => ({ ...order(), style: name, artist }))));
   field("artist").addEventListener("input", () => (signedByStyle = false));
+  form.addEventListener("change", showSides);
+}
+
+const OWN = "own";
+
+/** The fields of a size of one's own are there if they count. */
+function showSides() {
+  byId("sides").hidden = field("ratio").value !== OWN;
 }
 
 /** Fills the form with what a task had. */
@@ -44,9 +53,24 @@ export function fill({ task, style }) {
   field("steps").value = task.num_inference_steps ?? "";
   field("artist").value = task.artist_name ?? "";
   signedByStyle = false;
-  for (const [name, value] of [["ratio", task.aspect_ratio], ["style", style]]) {
+  const own = task.width !== undefined || task.height !== undefined;
+  field("width").value = task.width ?? field("width").value;
+  field("height").value = task.height ?? field("height").value;
+  field("scheduler").value = task.scheduler ?? "";
+  field("lora-scale").value = task.lora_scale ?? "";
+  field("clip-skip").value = task.clip_skip ?? "";
+  field("long-prompt").checked = task.long_prompt === true;
+  for (const [name, value] of [["ratio", own ? OWN : task.aspect_ratio], ["style", style]]) {
     if ([...form.elements[name]].some((radio) => radio.value === value)) field(name).value = value;
   }
+  showSides();
+}
+
+/** The schedulers of the published contract. */
+function offerSchedulers() {
+  const select = field("scheduler");
+  if (select.options.length > 1 || !store.schedulers.length) return;
+  select.append(...store.schedulers.filter(Boolean).map((name) => el("option", { value: name }, name)));
 }
 
 let offered = "";
@@ -69,11 +93,11 @@ function sign(artist) {
   if (signedByStyle) field("artist").value = artist;
 }
 
-/** A whole number as a number, anything else as it stands. Nothing where there is nothing: the default holds. */
+/** A number as a number, anything else as it stands. Nothing where there is nothing: the default holds. */
 function number(text) {
   const trimmed = text.trim();
   if (trimmed === "") return undefined;
-  return /^-?\d{1,15}$/.test(trimmed) ? Number(trimmed) : trimmed;
+  return /^-?\d{1,15}(\.\d{1,6})?$/.test(trimmed) ? Number(trimmed) : trimmed;
 }
 
 function order() {
@@ -81,10 +105,19 @@ function order() {
     style: field("style").value,
     tags: field("tags").value.split(",").map((tag) => tag.trim()).filter(Boolean),
     artist: field("artist").value,
-    aspect_ratio: field("ratio").value,
+    ...size(),
     seed: number(field("seed").value),
     steps: number(field("steps").value),
+    scheduler: field("scheduler").value || undefined,
+    lora_scale: number(field("lora-scale").value),
+    clip_skip: number(field("clip-skip").value),
+    long_prompt: field("long-prompt").checked || undefined,
   };
+}
+
+function size() {
+  if (field("ratio").value !== OWN) return { aspect_ratio: field("ratio").value };
+  return { width: number(field("width").value), height: number(field("height").value) };
 }
 
 function seeds(first) {
@@ -94,10 +127,11 @@ function seeds(first) {
 
 async function publish(orders) {
   try {
-    await post("/api/tasks", { orders });
+    const { ids } = await post("/api/tasks", { orders });
     setText(byId("order-error"), "");
-    // On a narrow page the tasks are below the form.
-    if (narrow.matches) byId("tasks-title").scrollIntoView();
+    document.dispatchEvent(new CustomEvent("published", { detail: ids }));
+    // On a narrow page they are below the form.
+    if (narrow.matches && ids.length === 1) byId("tasks-title").scrollIntoView();
   } catch (error) {
     setText(byId("order-error"), `Not published: ${error.message}`);
   }

@@ -1,7 +1,8 @@
-// One task: the five stations it has passed, its progress, and the time of its stages.
+// One task: the five stations it has passed, and its progress.
 
+import { waitsFor } from "./cancel.js";
 import { el, setText } from "./dom.js";
-import { stageGroups, time } from "./words.js";
+import { time } from "./words.js";
 
 const STATIONS = [
   ["broker", "RabbitMQ"],
@@ -10,7 +11,6 @@ const STATIONS = [
   ["function", "Function"],
   ["storage", "S3"],
 ];
-const MILESTONES = [0, 25, 50, 75, 90];
 
 /** Five stations; a station is lit by what was seen there. */
 export function stations() {
@@ -39,25 +39,27 @@ function isHeld(task) {
   return throttled || task.marks.at(-1)?.good === false;
 }
 
-/** A bar with the milestones of progress webhooks. */
+/** A bar with a tick for each progress webhook that came. */
 export function progress() {
   const bar = el("progress", { max: 100, value: 0, "aria-label": "Progress" });
-  const ticks = MILESTONES.slice(1).map((percent) => {
-    const tick = el("i", { "data-percent": percent });
-    tick.style.setProperty("--at", `${percent}%`);
-    return tick;
-  });
+  const ticks = el("div", { class: "ticks", "aria-hidden": "true" });
+  const line = el("div", { class: "progress", hidden: true }, bar, ticks);
   const says = el("p", { class: "says" });
+  const tick = ({ percent }) => {
+    const node = el("i", { "data-percent": percent });
+    node.style.setProperty("--at", `${percent}%`);
+    return node;
+  };
   return {
-    node: el("div", {}, el("div", { class: "progress" }, bar, el("div", { class: "ticks", "aria-hidden": "true" }, ticks)), says),
+    node: el("div", { class: "painting" }, line, says),
     update(task) {
       const now = task.progress.at(-1);
-      const percent = task.end?.kind === "complete" ? 100 : (now?.percent ?? 0);
-      bar.value = percent;
-      ticks.forEach((tick) => tick.classList.toggle("reached", task.progress.some((progress) => progress.percent >= Number(tick.dataset.percent))));
+      line.hidden = !now;
+      bar.value = task.end?.kind === "complete" ? 100 : (now?.percent ?? 0);
+      if (ticks.childElementCount !== task.progress.length) ticks.replaceChildren(...task.progress.map(tick));
       const held = note(task);
       says.classList.toggle("held", Boolean(held) && !task.end);
-      setText(says, held || (now ? `${now.percent} %, step ${now.step} of ${now.steps}, about ${now.seconds_left} s left` : "waiting for its first step"));
+      setText(says, held || waitsFor(task) || (now ? `${now.percent} %, step ${now.step} of ${now.steps}, about ${now.seconds_left} s left` : "waiting for its first step"));
     },
   };
 }
@@ -68,22 +70,4 @@ function note(task) {
   const last = task.marks.at(-1);
   if (last?.good === false) return last.what;
   return `SQS did not take it (${task.refusals}×); the relay tries again`;
-}
-
-/** Where the time in the function went. */
-export function stages(task) {
-  const groups = stageGroups(task).filter(([, ms]) => ms > 0);
-  if (!groups.length) return null;
-  const part = ([name, ms]) => {
-    const node = el("i", { "data-stage": name });
-    node.style.setProperty("--share", ms);
-    return node;
-  };
-  const legend = ([name, ms]) => el("li", {}, el("i", { "data-stage": name }), `${name} `, el("b", {}, time(ms)));
-  return el(
-    "div",
-    { class: "stages" },
-    el("div", { class: "stage-bar", "aria-hidden": "true" }, groups.map(part)),
-    el("ul", { "aria-label": "Stage timings" }, groups.map(legend)),
-  );
 }

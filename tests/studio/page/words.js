@@ -17,16 +17,34 @@ export function styleName(name) {
 
 /** What tells one task from another, as pairs. */
 export function settings(task) {
-  const { artist_name, seed, num_inference_steps, aspect_ratio } = task.task;
+  const { artist_name, seed, num_inference_steps, scheduler, lora_scale, clip_skip, long_prompt } = task.task;
   const shown = (value) => (value === undefined ? "default" : String(value));
+  const more = [["Scheduler", scheduler], ["Style\u2019s strength", lora_scale], ["Clip skip", clip_skip], ["Long prompt", long_prompt && "yes"]];
   return [
     ["Style", styleName(task.style)],
     ["Seed", shown(seed)],
     ["Steps", shown(num_inference_steps)],
     ["Tags", title(task)],
-    ["Aspect ratio", shown(aspect_ratio)],
+    ["Size", size(task)],
+    ...more.filter(([, value]) => value !== undefined).map(([name, value]) => [name, String(value)]),
     ["Artist", shown(artist_name)],
   ];
+}
+
+const RATIOS = { "1:1": [512, 512], "2:2": [768, 768], "1:2": [512, 1024] };
+
+/** Width and height: as `complete` told them, else as the task asks for them. */
+export function sides({ metadata, task: { width, height, aspect_ratio } }) {
+  if (metadata?.width) return [metadata.width, metadata.height];
+  const isGiven = Number.isInteger(width) && Number.isInteger(height) && width > 0 && height > 0;
+  return isGiven ? [width, height] : (RATIOS[aspect_ratio] ?? RATIOS["1:1"]);
+}
+
+/** A size that nobody can paint is shown as it stands. */
+function size(task) {
+  const { width, height } = task.task;
+  const isAsked = width !== undefined || height !== undefined;
+  return (isAsked ? [width, height] : sides(task)).join("\u00d7");
 }
 
 export function summary(task) {
@@ -41,6 +59,8 @@ export function ending(task) {
       return `Complete after ${time(task.ended_ms)}${task.nsfw ? "; flagged by the safety checker" : ""}`;
     case "failed":
       return `${task.end.code}: ${task.end.message}`;
+    case "cancelled":
+      return `Cancelled after ${time(task.ended_ms)}, ${task.progress.length ? `at ${task.progress.at(-1).percent} %` : "before it was painted"}`;
     case "dead-lettered":
       return "Nobody could be told: the message lies in the dead-letter queue";
     default:
@@ -48,18 +68,10 @@ export function ending(task) {
   }
 }
 
-/** Groups of the stages that the function logs. */
-const GROUPS = [
-  ["wait", ["claim", "fetch", "wait"]],
-  ["LoRA", ["lora"]],
-  ["denoise", ["denoise"]],
-  ["decode", ["decode", "safety"]],
-  ["sign", ["sign", "encode", "metadata", "credential"]],
-  ["upload", ["upload"]],
-  ["tell", ["complete"]],
-];
-
-export function stageGroups(task) {
-  const stages = new Map(task.stages);
-  return GROUPS.map(([name, parts]) => [name, parts.reduce((sum, part) => sum + (stages.get(part) ?? 0), 0)]);
+/** Where a task is, in a few words. */
+export function stateOf(task) {
+  if (task.end?.kind === "complete") return time(task.ended_ms);
+  if (task.end) return ending(task);
+  if (task.cancel_ms !== null) return "to be cancelled";
+  return task.progress.length ? `${task.progress.at(-1).percent} %` : "waits";
 }
