@@ -24,6 +24,7 @@ FULL = TASK | {
     "seed": -7, "aspect_ratio": "1:2", "negative_prompt": f"{MARK} blur", "num_inference_steps": 150, "guidance_scale": 50,
     "scheduler": "euler", "karras_sigmas": True, "noise_source": "cpu", "prompt_weighting": "a1111", "lora_scale": -10,
     "long_prompt": True, "clip_skip": 11,
+    "lora_weights": {"text_encoder": 0.5, "unet": {"down": 1, "mid": [2], "up": {"block_1": [1, 0.5, -1], "block_3": None}}},
     "loras": [{"lora_model_url": "s3://other/b", "scale": 0.5}], "num_images": 4, "output_format": "webp",
     "textual_inversions": [{"url": "s3://words/a", "token": "<cat-toy>"}],
     "signature": {"position": "top-left", "opacity": 255, "size": 0.25, "margin": 0.25}, "safety": "refuse",
@@ -38,6 +39,7 @@ BEYOND = {
     "prompt_weighting": MARK, "long_prompt": MARK, "clip_skip": 12, "lora_scale": 10.1, "loras": [{"lora_model_url": "s3://other/b"}] * 8, "num_images": 5,
     "output_format": MARK, "signature": {"margin": 0.26}, "safety": MARK, "created_at": MARK,
     "textual_inversions": [{"url": "s3://words/a", "token": MARK * 13}], "width": 2056, "height": 56, "image_url": f"https://{MARK}",
+    "lora_weights": {"unet": {"up": {"block_1": [1, MARK]}}},
 }
 
 # What the parser refuses and JSON Schema takes.
