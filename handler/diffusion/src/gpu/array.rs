@@ -94,19 +94,21 @@ impl Array {
     }
 
     /// To be called before work that reads these weights is enqueued: if they are streamed, it waits until they have come. All
-    /// must be of one network, and weights are used in the order in which they were made.
+    /// must be of one network, and those of one section are used in the order in which they were made.
     pub(crate) fn reach(weights: &[&Self]) -> Result<()> {
-        let Some(first) = weights.first() else { return Ok(()) };
-        let mut arena = lock(&first.memory.arena);
-        if arena.residency().is_none() {
-            return Ok(());
+        let mut rest = weights.to_vec();
+        while let Some(first) = rest.first() {
+            let section = first.memory.arena.clone();
+            let (ours, others): (Vec<&Self>, Vec<_>) = rest.into_iter().partition(|each| each.is_in(&section));
+            let mut arena = lock(&section);
+            let spans = ours.iter().map(|each| arena.pages_of(each.memory.address, each.memory.bytes));
+            let span = spans.reduce(|one, other| (one.0.min(other.0), one.1.max(other.1)));
+            if let (Some(residency), Some(span)) = (arena.residency(), span) {
+                residency.reach(ours[0].gpu(), span)?;
+            }
+            rest = others;
         }
-        let spans = weights.iter().map(|each| arena.pages_of(each.memory.address, each.memory.bytes));
-        let span = spans.reduce(|one, other| (one.0.min(other.0), one.1.max(other.1)));
-        match (arena.residency(), span) {
-            (Some(residency), Some(span)) => residency.reach(first.gpu(), span),
-            _ => Ok(()),
-        }
+        Ok(())
     }
 
     pub(crate) fn gpu(&self) -> &Gpu {

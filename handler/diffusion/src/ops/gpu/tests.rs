@@ -85,8 +85,11 @@ fn both<M>(dtype: Dtype, tensors: &[(&str, Tensor)], make: impl Fn(Params) -> Re
     let weights = Weights::new(named.collect());
     let cpu = make(Params::on_cpu(&weights).pp("m")).unwrap();
     let placed = GPU.with(|gpu| Placed::new(gpu, dtype, 2 << 20)).unwrap();
-    let gpu = make(Params::on_gpu(&weights, &placed).pp("m")).unwrap();
+    // As in a network: what steps do not use lies elsewhere.
+    let ahead = placed.section().unwrap();
+    let gpu = make(Params::on_gpu(&weights, &placed).with_section(&ahead).pp("m")).unwrap();
     placed.keep().unwrap();
+    ahead.keep().unwrap();
     placed.clear_padding().unwrap();
     GPU.with(|gpu| gpu.synchronize().unwrap());
     placed.fill(&weights, None).unwrap();
