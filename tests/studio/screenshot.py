@@ -57,7 +57,9 @@ def shoot(browser, name, viewport, scheme="light", full_page=False, act=None, fi
         page.evaluate("document.activeElement.blur()")
     # What the parts say comes once a second.
     expect(page.locator("[data-part='function']")).to_contain_text("pid")
-    page.locator("#gallery img, [data-kind='picture']").evaluate_all("all => Promise.all(all.map((each) => each.decode()))")
+    # Those far below are not loaded by themselves. A preview may be replaced meanwhile.
+    load = "all => Promise.all(all.map((each) => { each.loading = 'eager'; return each.decode(); }))"
+    page.locator("#gallery img, [data-kind='picture']").evaluate_all(load)
     if act:
         act(page)
     taken = Image.open(io.BytesIO(page.screenshot(full_page=full_page))).convert("RGB")
