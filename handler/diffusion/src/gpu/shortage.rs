@@ -1,6 +1,10 @@
 //! For tests: a GPU with nearly no free memory, and one that is lost.
 
-use super::{Arg, Array, Dtype, Gpu, Launch, Result, arena::Arena, lock};
+use super::{
+    Arg, Array, Dtype, Gpu, Launch, Result,
+    arena::{Arena, PAGE},
+    lock,
+};
 use std::sync::{Arc, Mutex};
 
 /// Memory that is held until this is dropped.
@@ -10,13 +14,19 @@ pub struct Shortage {
 }
 
 impl Shortage {
-    /// Leaves `bytes` free.
+    /// Leaves `bytes` free, or the next larger number that the driver can leave: it does not give all that it calls free.
     ///
     /// # Errors
     /// The driver's.
     pub fn leaving(gpu: &Gpu, bytes: usize) -> Result<Self> {
         gpu.enter()?;
-        Self::holding(gpu, gpu.free_bytes()?.saturating_sub(bytes))
+        let mut wanted = gpu.free_bytes()?.saturating_sub(bytes);
+        loop {
+            match Self::holding(gpu, wanted) {
+                Err(error) if error.is_out_of_memory() && wanted > PAGE => wanted -= PAGE,
+                held => return held,
+            }
+        }
     }
 
     /// Holds `bytes`, in whole pages.
@@ -25,8 +35,8 @@ impl Shortage {
     /// The driver's; there are not that many.
     pub fn holding(gpu: &Gpu, bytes: usize) -> Result<Self> {
         gpu.enter()?;
-        let arena = gpu.arena(super::arena::PAGE)?;
-        let held = bytes / super::arena::PAGE * super::arena::PAGE;
+        let arena = gpu.arena(PAGE)?;
+        let held = bytes / PAGE * PAGE;
         let held = Array::new(gpu, &arena, &[held / 4], Dtype::F32)?;
         Ok(Self { arena, held: Some(held) })
     }
