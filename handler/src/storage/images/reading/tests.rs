@@ -95,7 +95,7 @@ fn no_file_takes_more_memory_than_the_limit() {
 
 #[test]
 fn a_file_that_is_cut_short_is_refused_and_not_filled_up() {
-    let noise = RgbImage::from_fn(64, 64, |x, y| Rgb([x as u8 * 37, y as u8 * 91, (x * y) as u8]));
+    let noise = RgbImage::from_fn(64, 64, |x, y| Rgb([(x * 37) as u8, (y * 91) as u8, (x * y) as u8]));
     for format in READ {
         let whole = encoded(&DynamicImage::ImageRgb8(noise.clone()), format);
         assert!(read(&whole, ENOUGH).is_ok(), "{format:?}");
