@@ -229,7 +229,8 @@ def images():
     yield "refused-bomb", png(60000, 60000, rows=0)
     yield "refused-long", png(65536, 1, rows=0)
     yield "refused-pixels", png(512, 129)
-    yield "refused-profile", png(4, 4, more=chunk(b"iCCP", b"x\0\0" + zlib.compress(b"\0" * (20 << 20), 9)))
+    # A profile that is larger than all pixels may be is not read.
+    yield "taken-profile", png(4, 4, more=chunk(b"iCCP", b"x\0\0" + zlib.compress(b"\0" * (20 << 20), 9)))
     yield "refused-frame", JPEG.replace(b"\xff\xc0\x00\x11\x08\x00\x08\x00\x08", b"\xff\xc0\x00\x11\x08\xff\xff\xff\xff")
 
 

@@ -1,5 +1,4 @@
-//! From pixels to the file that is delivered: the artist's signature in the picture, encoding, metadata and Content Credentials. And from a
-//! file to pixels, for a picture to begin from.
+//! From pixels to the file that is delivered: the artist's signature in the picture, encoding, metadata and Content Credentials.
 
 #[cfg(feature = "credentials")]
 mod credential;
@@ -11,7 +10,6 @@ mod metadata;
 pub mod options;
 mod preview;
 mod provenance;
-mod reading;
 pub mod signature;
 #[cfg(test)]
 mod tests;
@@ -21,4 +19,3 @@ pub use encode::{EncodeError, encode};
 pub use metadata::{EmbedError, embed};
 pub use preview::{MAX_PREVIEW, preview};
 pub use provenance::{ModelName, PictureOrigin, Provenance};
-pub use reading::{ReadError, read};

@@ -15,7 +15,7 @@ mod s3_client;
 mod s3_source;
 pub mod weights;
 
-pub use images::ImageLimits;
+pub use images::{ImageLimits, ReadError, read as read_image};
 pub(crate) use probe::Access;
 pub use result::{ResultConfig, ResultUrls};
 pub use result_key::KeyTemplate;

@@ -24,11 +24,13 @@ const BUCKETS: (&str, &str) = ("EASEL_IMAGE_BUCKETS", "*-models,uploads");
 /// A function with a model that has an encoder, and a task that fits it.
 async fn painter(ctx: &TestContext, name: &str, changes: &[(&'static str, &str)]) -> Result<(Function, Task)> {
     let model = repo().join("tests/model/easel-tiny").display().to_string();
-    let changes = [&[("EASEL_MODEL_DIR", model.as_str()), BUCKETS], changes].concat();
+    let mut usual = vec![("EASEL_MODEL_DIR", model.as_str()), BUCKETS];
+    usual.retain(|(name, _)| changes.iter().all(|(change, _)| change != name));
+    let changes = [&usual[..], changes].concat();
     let style = fs::read(repo().join("tests/model/styles/halftone.safetensors"))?;
     let lora = ctx.stack.put_lora("styles/halftone.safetensors", style).await?;
     let task = Task::new(&ctx.backend.url(), &lora).with("prompt_tags", json!(["mountains", "lake"]));
-    let task = task.with("width", 256).with("height", 192).with("signature", json!({ "opacity": 0 }));
+    let task = task.with("width", 256).with("height", 256).with("signature", json!({ "opacity": 0 }));
     Ok((function(ctx, name, &changes).await?, task.with("output_format", "png").with("num_inference_steps", 8)))
 }
 
@@ -51,7 +53,7 @@ fn apart(one: &RgbImage, other: &RgbImage) -> f64 {
 /// The sketch as it fills the task's size.
 fn filled() -> Result<RgbImage> {
     let sketch = image::open(repo().join(SKETCH))?;
-    Ok(sketch.resize_to_fill(256, 192, FilterType::Lanczos3).into_rgb8())
+    Ok(sketch.resize_to_fill(256, 256, FilterType::Lanczos3).into_rgb8())
 }
 
 #[test]

@@ -16,6 +16,7 @@ UNSAID = {
     "refused-unsaid-prompt_tags": "no keyword adds up the lengths of strings",
     "refused-unsaid-lora_model_url": "S3 counts a key's bytes, JSON Schema characters",
     "refused-unsaid-webhook_url": "a host is what the URL standard's parser takes, which is no pattern",
+    "refused-unsaid-strength": "no keyword multiplies it with the number of steps",
     "refused-nan": "Python reads it; JSON has no such number",
     "refused-unsaid-artist_name": "half of a surrogate pair is a character to JSON Schema",
 }

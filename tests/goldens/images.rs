@@ -12,6 +12,10 @@ use image::RgbImage;
 use serde::Deserialize;
 use std::{collections::HashMap, ops::ControlFlow, path::Path, sync::Arc};
 
+/// Largest error of final latents, relative to their largest value. Eight steps with guidance make several hundred times as much of a
+/// network's: diffusers' own latents are up to 6e-4 off where each output of its UNet is changed at random by 2e-6 of the largest.
+const LATENTS_TOLERANCE: f64 = 2e-3;
+
 type Tensors = HashMap<String, Tensor>;
 
 #[derive(Deserialize)]
@@ -118,7 +122,7 @@ fn every_scheduler_paints_from_a_picture_what_it_paints_in_diffusers() -> Result
                 })?;
                 let error = relative_error(&latents, golden(&tensors, &key)?)?;
                 println!("{key}: relative error {error:.1e}");
-                ensure!(error <= NETWORK_TOLERANCE, "{key}: relative error {error:.1e}");
+                ensure!(error <= LATENTS_TOLERANCE, "{key}: relative error {error:.1e}");
                 // As without a picture, PNDM's first call finishes no step.
                 let first = if *kind == Kind::Pndm { vec![0, 0] } else { vec![0] };
                 let painted = (inputs.steps as f64 * strength) as usize;

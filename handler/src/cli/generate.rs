@@ -4,10 +4,10 @@ use crate::{
     cli::picture_size::PictureSize,
     engine::{Engine, GenerationRequest, options::ModelConfig},
     picture::{
-        self, Credential, PictureOrigin,
+        Credential, PictureOrigin,
         options::{CredentialFiles, PictureConfig},
     },
-    storage::ImageLimits,
+    storage::{self, ImageLimits},
     task::{
         Format, MAX_CLIP_SKIP, STRENGTH_OF_IMAGES, SafetyMode, block_weights,
         signature::{MAX_MARGIN, Position, SIZES, Signature},
@@ -340,7 +340,7 @@ fn start_image(config: &GenerateConfig) -> anyhow::Result<Option<StartImage>> {
     let option = "--max-image-bytes (EASEL_MAX_IMAGE_BYTES)";
     ensure!(length <= limit, "{} has {length} bytes, the limit is {limit} by {option}", named());
     let bytes = fs::read(file).with_context(named)?;
-    let picture = picture::read(&bytes, config.limits.max_image_pixels);
+    let picture = storage::read_image(&bytes, config.limits.max_image_pixels);
     let picture = picture.map_err(|error| anyhow::anyhow!("{} {error}", named()))?;
     let strength = config.strength.unwrap_or(STRENGTH_OF_IMAGES);
     let steps = config.steps;

@@ -1,6 +1,6 @@
 //! Pictures to begin from. No claim in a file can make us decode more pixels than the limit allows.
 
-use crate::picture::{ReadError, read};
+use crate::storage::{ReadError, read_image as read};
 
 /// The limit of pixels.
 const MOST: u64 = 1 << 16;

@@ -1,9 +1,12 @@
 //! Pictures to begin from. They are a customer's: nothing of them is kept, neither on the volume nor in memory.
 
+mod reading;
+
+pub use reading::{ReadError, read};
+
 use super::{StoreError, s3_source::S3Source};
 use crate::{
     observe::CacheMetrics,
-    picture,
     storage::cache::{
         DownloadError, DownloadOptions, ObjectLocation, ObjectSource, SourceError, Version, download_verified,
     },
@@ -53,11 +56,11 @@ impl<S: ObjectSource> Images<S> {
         let _one = self.decoding.acquire().await.map_err(|error| broke_off(error.to_string()))?;
         let max_pixels = self.limits.max_image_pixels;
         let decoding = tokio::task::spawn_blocking(move || {
-            let picture = picture::read(&bytes, max_pixels)?;
+            let picture = read(&bytes, max_pixels)?;
             // At once, as it may be many times as large.
             Ok(filling(&picture, size.0, size.1))
         });
-        let decoded: Result<_, picture::ReadError> = decoding.await.map_err(|error| broke_off(error.to_string()))?;
+        let decoded: Result<_, ReadError> = decoding.await.map_err(|error| broke_off(error.to_string()))?;
         let filled = decoded.map_err(|error| StoreError::Permanent(format!("{name} {error}")))?;
         filled.map_err(|error| StoreError::Permanent(format!("{name}: {error}")))
     }

@@ -5,7 +5,7 @@
 
 use super::{
     GpuError, Meter, Result,
-    physical::{Chunk, Physical, unmap},
+    physical::{Chunk, Physical, RESERVED, unmap},
     residency::Residency,
 };
 use std::{collections::BTreeMap, sync::Arc};
@@ -14,6 +14,9 @@ use std::{collections::BTreeMap, sync::Arc};
 const ALIGNMENT: usize = 512;
 /// Memory is taken from the driver in multiples of this, unless an arena has a smaller page.
 pub(crate) const PAGE: usize = 16 << 20;
+
+/// The range of a section of weights. None is given back, and a process of tests needs hundreds.
+const WEIGHTS: usize = if cfg!(test) { 1 << 33 } else { RESERVED };
 
 pub(super) struct Arena {
     base: u64,
@@ -37,14 +40,14 @@ impl Arena {
     /// An arena that maps memory as it fills.
     pub(super) fn new(device: i32, page: usize, meter: Arc<Meter>) -> Result<Self> {
         let physical = Physical::new(device, meter);
-        let (base, memory) = (physical.reserve()?, Memory::Mapped(Vec::new()));
+        let (base, memory) = (physical.reserve(RESERVED)?, Memory::Mapped(Vec::new()));
         Ok(Self { base, free: Free::default(), page, physical, memory, highest: 0 })
     }
 
     /// An arena that gives out addresses only. Its pages get memory by [`Residency::settle`].
     pub(super) fn of_pages(device: i32, page: usize, meter: Arc<Meter>) -> Result<Self> {
         let physical = Physical::new(device, meter);
-        let base = physical.reserve()?;
+        let base = physical.reserve(WEIGHTS)?;
         let memory = Memory::Settled(0, Box::new(Residency::new(physical.clone(), base, page)));
         Ok(Self { base, free: Free::default(), page, physical, memory, highest: 0 })
     }

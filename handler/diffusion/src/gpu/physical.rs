@@ -7,8 +7,8 @@ use cudarc::driver::sys::{
 };
 use std::{ptr::null_mut, sync::Arc};
 
-/// The reserved range in bytes, far more than any GPU's memory. A process of tests needs many ranges, and none is given back.
-const RESERVED: usize = if cfg!(test) { 1 << 35 } else { 1 << 38 };
+/// A reserved range in bytes, far more than any GPU's memory.
+pub(super) const RESERVED: usize = 1 << 38;
 /// It starts at a multiple of this.
 const ALIGNMENT: usize = 16 << 20;
 
@@ -46,11 +46,11 @@ impl Physical {
         Self { properties, meter }
     }
 
-    /// Reserves a range of addresses for the rest of the process' life. It holds no memory.
-    pub(super) fn reserve(&self) -> Result<u64> {
+    /// Reserves a range of so many addresses for the rest of the process' life. It holds no memory.
+    pub(super) fn reserve(&self, bytes: usize) -> Result<u64> {
         let mut base = 0;
         // SAFETY: reserves addresses, no memory.
-        check("cuMemAddressReserve", unsafe { sys::cuMemAddressReserve(&mut base, RESERVED, ALIGNMENT, 0, 0) })?;
+        check("cuMemAddressReserve", unsafe { sys::cuMemAddressReserve(&mut base, bytes, ALIGNMENT, 0, 0) })?;
         Ok(base)
     }
 

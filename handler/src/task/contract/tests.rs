@@ -229,6 +229,12 @@ fn object(schema: &Value) -> BoxedStrategy<Value> {
         if sides.iter().any(|side| object.get(*side).is_none_or(Value::is_null)) {
             sides.iter().for_each(|side| drop(object.remove(*side)));
         }
+        let steps = object.get("num_inference_steps").and_then(Value::as_f64).unwrap_or(50.0);
+        let strength = object.get("strength").and_then(Value::as_f64);
+        // A step must be left, and a strength is that of a picture.
+        if !object.get("image_url").is_some_and(Value::is_string) || steps * strength.unwrap_or(0.8) < 1.0 {
+            ["image_url", "strength"].iter().for_each(|name| drop(object.remove(*name)));
+        }
         if takes_others {
             object.insert("a field of tomorrow".into(), json!([1]));
         }

@@ -184,7 +184,8 @@ impl Rule for S3Url {
         ];
         let refused: Vec<Value> = refused.iter().map(|pattern| json!({ "pattern": pattern })).collect();
         let mut schema = ADDRESS.schema();
-        schema.extend(object([("pattern", json!(pattern)), ("not", json!({ "anyOf": refused }))]));
+        // A pattern says nothing of null, which is absent.
+        schema.extend(object([("pattern", json!(pattern)), ("not", json!({ "type": "string", "anyOf": refused }))]));
         schema
     }
 }
