@@ -67,7 +67,7 @@ class Size(Case):
         number = self.order("384", "256")
         self.figure(number).get_by_role("button").click()
         details = self.page.get_by_role("dialog")
-        image = details.locator(".left img")
+        image = details.locator(".left > img")
         self.assertEqual(image.evaluate("image => image.decode().then(() => [image.naturalWidth, image.naturalHeight])"), [384, 256])
         expect(details.locator(".pairs").first).to_contain_text("384×256")
         details.get_by_role("button", name="Use these settings").click()
