@@ -51,7 +51,7 @@ class Page(Case):
         expect(details.locator(".credential")).to_contain_text("trainedAlgorithmicMedia")
         expect(details.get_by_role("row", name="IFD0:Artist")).to_contain_text("Ada Kowalska")
         expect(details.get_by_role("row", name="XMP-easel:Seed")).to_contain_text("42")
-        self.assertTrue(details.locator("img").evaluate("image => image.decode().then(() => image.naturalWidth === 512)"))
+        self.assertTrue(details.locator(".left > img").evaluate("image => image.decode().then(() => image.naturalWidth === 512)"))
 
     def test_a_failure_is_shown_with_the_functions_own_code_and_words(self):
         self.page.get_by_text("Tasks that fail").click()

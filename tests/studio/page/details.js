@@ -22,13 +22,11 @@ export async function showDetails(id) {
     el(
       "div",
       { class: "sheet" },
-      el("div", { class: "left" }, picture, el("p", { class: task.picture ? "soft" : "message" }, ending(task)), list(settings(task)), again),
+      el("div", { class: "left" }, picture, el("p", { class: task.picture ? "soft" : "message" }, ending(task)), list(settings(task)), again, told(task), strip(task)),
       el(
         "div",
         { class: "right" },
         task.picture && file,
-        told(task),
-        strip(task),
         el("section", {}, el("h3", {}, "Its way"), way(task)),
       ),
     ),

@@ -7,6 +7,8 @@ import { time } from "./words.js";
 /** Widths of a bin in milliseconds; the first that needs no more bins than MOST is taken. */
 const WIDTHS = [100, 200, 500, 1000, 2000, 5000, 10_000, 20_000, 30_000, 60_000, 120_000, 300_000, 600_000];
 const MOST = 12;
+/** Fewer bins would be walls; empty ones stand beside them. */
+const FEWEST = 7;
 const HEIGHT = 100;
 
 export function start() {
@@ -36,8 +38,9 @@ export function bins(ascending) {
   const [least, most] = [ascending[0], ascending.at(-1)];
   const count = (width) => Math.floor(most / width) - Math.floor(least / width) + 1;
   const width = WIDTHS.find((each) => count(each) <= MOST) ?? Math.ceil(most / MOST);
-  const first = Math.floor(least / width);
-  return Array.from({ length: count(width) }, (_, index) => {
+  const missing = Math.max(FEWEST - count(width), 0);
+  const first = Math.max(Math.floor(least / width) - Math.floor(missing / 2), 0);
+  return Array.from({ length: count(width) + missing }, (_, index) => {
     const from = (first + index) * width;
     return { from, to: from + width, count: ascending.filter((ms) => ms >= from && ms < from + width).length };
   });
