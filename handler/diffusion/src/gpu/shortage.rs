@@ -1,11 +1,10 @@
 //! For tests: a GPU with nearly no free memory, and one that is lost.
 
-use super::{
-    Arg, Array, Dtype, Gpu, Launch, Result,
-    arena::{Arena, PAGE},
-    lock,
-};
+use super::{Arg, Array, Dtype, Gpu, Launch, Result, arena::Arena, lock};
 use std::sync::{Arc, Mutex};
+
+/// It is held in multiples of the least that the driver gives, so that no more is left than must be.
+const PAGE: usize = 2 << 20;
 
 /// Memory that is held until this is dropped.
 pub struct Shortage {
