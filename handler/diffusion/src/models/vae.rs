@@ -1,4 +1,4 @@
-//! diffusers' `AutoencoderKL`: the decoder, from latents to pixels, and the [`encoder`], for runs that begin from a picture.
+//! diffusers' `AutoencoderKL`: the decoder, from latents to pixels, and the encoder, for runs that begin from a picture.
 
 mod bands;
 pub(crate) mod encoder;
