@@ -6,13 +6,14 @@
 // than 2^8 (the result is the same, since the sum is scaled alike; probabilities before division stay <= 256).
 //
 // q(b, t, h, d) = q[b * q_batch + t * q_row + h * D + d], and likewise k and v (kv_row, kv_batch), out (out_row,
-// out_batch). Strides in elements; pointers, rows and batches aligned to 16 bytes; others >= 1; scale > 0.
+// out_batch). Strides in elements; pointers, rows and batches aligned to 16 bytes; others >= 1. factor > 0: what scores are
+// multiplied by for a softmax in base 2.
 // grid = (ceil(tokens / BM), heads, batch), block = (threads); names, threads, BM and dynamic shared bytes are in the
 // table at the end (ATTENTION_TILE).
 //
 // The bf16 kernels trap below sm_80.
 
-#include "mma.cuh"
+#include "attention.cuh"
 
 namespace {
 
@@ -21,18 +22,10 @@ constexpr float LOG2_E = 1.4426950408889634f;
 constexpr int BN = 64;
 /// Keys per softmax step of one warp.
 constexpr int STEP = 32;
-/// How far (in powers of two) a score may pass the running maximum before that is raised.
-constexpr float SLACK = 8.0f;
 constexpr int STAGES = ARCH >= 800 ? 2 : 1;
 constexpr int STATIC_LIMIT = 48 * 1024;
 /// Shared memory that a block may have where it is least: compute capability 8.6, 8.9 and 12.0.
 constexpr int LEAST_SHARED = 99 * 1024;
-
-__device__ __forceinline__ float exp2_approx(float x) {
-    float y;
-    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
-    return y;
-}
 
 constexpr int larger(int a, int b) { return a > b ? a : b; }
 
@@ -90,7 +83,7 @@ __device__ __forceinline__ uint32_t load_pair(const T* q, bool valid) {
 template <typename T, int D, int MT, int WM, int WK>
 __device__ __forceinline__ void attention_body(Early early, const T* q, const T* k, const T* v, T* out, int tokens, int others,
                                           int q_row, int kv_row, int out_row, long long q_batch, long long kv_batch,
-                                          long long out_batch, float scale) {
+                                          long long out_batch, float factor) {
     using S = Shape<D, MT, WM, WK>;
     using E = Element<T>;
     static_assert(D % 8 == 0 && STEP == 32 && BN % (STEP * WK) == 0, "sizes");
@@ -98,6 +91,9 @@ __device__ __forceinline__ void attention_body(Early early, const T* q, const T*
     constexpr bool TAIL = D % 16 != 0;    // and one of 8
     constexpr int NT = D / 8;             // column tiles of the output
     constexpr int NS = STEP / 8;          // column tiles of the scores
+    // Whether a score that passes the running maximum is seen by its probability, when these are packed in pairs: half as many
+    // comparisons, and scores are made again where it happens. With larger heads it takes longer (measured on an H200).
+    constexpr bool LATE = ARCH >= 800 && D < 64;
     const int lane = threadIdx.x & 31;
     const int warp = threadIdx.x >> 5;
     const int warp_row = warp % WM;
@@ -143,7 +139,7 @@ __device__ __forceinline__ void attention_body(Early early, const T* q, const T*
     }
 
     float o[MT][NT][4];
-    float top[MT][2];    // running maximum of the scores, times scale * log2(e)
+    float top[MT][2];    // running maximum of the scores, times factor
     float sum[MT][2];    // this lane's part of the row sums
 #pragma unroll
     for (int m = 0; m < MT; ++m) {
@@ -156,7 +152,6 @@ __device__ __forceinline__ void attention_body(Early early, const T* q, const T*
         sum[m][0] = sum[m][1] = 0.0f;
     }
 
-    const float factor = scale * LOG2_E;
     // Where this lane's ldmatrix rows start: K two by two tiles (keys, head), V likewise, and 32 keys of one chunk.
     const uint32_t k_lane = ((lane >> 4) * 8 + (lane & 7)) * S::STRIDE + ((lane >> 3) & 1) * 16;
     const uint32_t v_lane = S::TILE + (lane & 15) * S::STRIDE + (lane >> 4) * 16;
@@ -190,67 +185,109 @@ __device__ __forceinline__ void attention_body(Early early, const T* q, const T*
 
             // Scores: Q K^T.
             float s[MT][NS][4];
-#pragma unroll
-            for (int m = 0; m < MT; ++m) {
-#pragma unroll
-                for (int n = 0; n < NS; ++n) {
-#pragma unroll
-                    for (int i = 0; i < 4; ++i) s[m][n][i] = 0.0f;
-                }
-            }
-#pragma unroll
-            for (int i = 0; i < KT; ++i) {
-                uint32_t b[NS / 2][4];
-#pragma unroll
-                for (int n = 0; n < NS / 2; ++n) {
-                    load_matrices(b[n], place + k_lane + n * (16 * S::STRIDE) + i * 32);
-                }
-#pragma unroll
-                for (int n = 0; n < NS; ++n) {
-#pragma unroll
-                    for (int m = 0; m < MT; ++m) {
-                        E::mma16(s[m][n], qf[m][i], b[n / 2][(n & 1) * 2], b[n / 2][(n & 1) * 2 + 1]);
-                    }
-                }
-            }
-            if constexpr (TAIL) {
-                uint32_t b[4];
-                load_matrices(b, place + tail_lane);
-#pragma unroll
-                for (int n = 0; n < NS; ++n) {
-#pragma unroll
-                    for (int m = 0; m < MT; ++m) E::mma8(s[m][n], qt[m][0], qt[m][1], b[n]);
-                }
-            }
-            if (key0 + STEP > others) {
-                const int left = others - key0 - pair;
+            const auto make_scores = [&]() {
 #pragma unroll
                 for (int m = 0; m < MT; ++m) {
 #pragma unroll
                     for (int n = 0; n < NS; ++n) {
 #pragma unroll
-                        for (int i = 0; i < 4; ++i) {
-                            if (n * 8 + (i & 1) >= left) s[m][n][i] = -INFINITY;
+                        for (int i = 0; i < 4; ++i) s[m][n][i] = 0.0f;
+                    }
+                }
+#pragma unroll
+                for (int i = 0; i < KT; ++i) {
+                    uint32_t b[NS / 2][4];
+#pragma unroll
+                    for (int n = 0; n < NS / 2; ++n) {
+                        load_matrices(b[n], place + k_lane + n * (16 * S::STRIDE) + i * 32);
+                    }
+#pragma unroll
+                    for (int n = 0; n < NS; ++n) {
+#pragma unroll
+                        for (int m = 0; m < MT; ++m) {
+                            E::mma16(s[m][n], qf[m][i], b[n / 2][(n & 1) * 2], b[n / 2][(n & 1) * 2 + 1]);
                         }
                     }
                 }
-            }
+                if constexpr (TAIL) {
+                    uint32_t b[4];
+                    load_matrices(b, place + tail_lane);
+#pragma unroll
+                    for (int n = 0; n < NS; ++n) {
+#pragma unroll
+                        for (int m = 0; m < MT; ++m) E::mma8(s[m][n], qt[m][0], qt[m][1], b[n]);
+                    }
+                }
+                if (key0 + STEP > others) {
+                    const int left = others - key0 - pair;
+#pragma unroll
+                    for (int m = 0; m < MT; ++m) {
+#pragma unroll
+                        for (int n = 0; n < NS; ++n) {
+#pragma unroll
+                            for (int i = 0; i < 4; ++i) {
+                                if (n * 8 + (i & 1) >= left) s[m][n][i] = -INFINITY;
+                            }
+                        }
+                    }
+                }
+            };
+            make_scores();
+
+            // Probabilities, as the left operand of the second product, and their sums.
+            uint32_t p[MT][STEP / 16][4];
+            float more[MT][2];
+            const auto make_probabilities = [&]() {
+#pragma unroll
+                for (int m = 0; m < MT; ++m) more[m][0] = more[m][1] = 0.0f;
+#pragma unroll
+                for (int n = 0; n < NS; ++n) {
+#pragma unroll
+                    for (int m = 0; m < MT; ++m) {
+#pragma unroll
+                        for (int r = 0; r < 2; ++r) {
+                            const float x = exp2_approx(fmaf(s[m][n][r * 2], factor, -top[m][r]));
+                            const float y = exp2_approx(fmaf(s[m][n][r * 2 + 1], factor, -top[m][r]));
+                            more[m][r] += x;
+                            more[m][r] += y;
+                            p[m][n / 2][(n & 1) * 2 + r] = E::pack(x, y);
+                        }
+                    }
+                }
+            };
+            float most[MT][2];
+            const auto find_most = [&]() {
+#pragma unroll
+                for (int m = 0; m < MT; ++m) {
+#pragma unroll
+                    for (int r = 0; r < 2; ++r) {
+                        float x = s[m][0][r * 2];
+#pragma unroll
+                        for (int n = 0; n < NS; ++n) x = fmaxf(x, fmaxf(s[m][n][r * 2], s[m][n][r * 2 + 1]));
+                        most[m][r] = x;
+                    }
+                }
+            };
 
             // Raise the running maximum where a score passes it by far, and scale what was summed so far.
-            float most[MT][2];
             bool raise = false;
+            if constexpr (LATE) {
+                make_probabilities();
+                raise = pass_most<T, MT * STEP / 4>(&p[0][0][0]);
+            } else {
+                find_most();
 #pragma unroll
-            for (int m = 0; m < MT; ++m) {
+                for (int m = 0; m < MT; ++m) {
 #pragma unroll
-                for (int r = 0; r < 2; ++r) {
-                    float x = fmaxf(s[m][0][r * 2], s[m][0][r * 2 + 1]);
-#pragma unroll
-                    for (int n = 1; n < NS; ++n) x = fmaxf(x, fmaxf(s[m][n][r * 2], s[m][n][r * 2 + 1]));
-                    most[m][r] = x;
-                    raise |= fmaf(x, factor, -top[m][r]) > SLACK;
+                    for (int r = 0; r < 2; ++r) raise |= fmaf(most[m][r], factor, -top[m][r]) > SLACK;
                 }
+                raise = __any_sync(0xffffffffu, raise);
             }
-            if (__any_sync(0xffffffffu, raise)) {
+            if (raise) {
+                if constexpr (LATE) {
+                    make_scores();
+                    find_most();
+                }
 #pragma unroll
                 for (int m = 0; m < MT; ++m) {
 #pragma unroll
@@ -269,23 +306,13 @@ __device__ __forceinline__ void attention_body(Early early, const T* q, const T*
                         }
                     }
                 }
+                if constexpr (LATE) make_probabilities();
             }
-
-            // Probabilities, as the left operand of the second product.
-            uint32_t p[MT][STEP / 16][4];
+            if constexpr (!LATE) make_probabilities();
 #pragma unroll
-            for (int n = 0; n < NS; ++n) {
-#pragma unroll
-                for (int m = 0; m < MT; ++m) {
-#pragma unroll
-                    for (int r = 0; r < 2; ++r) {
-                        const float x = exp2_approx(fmaf(s[m][n][r * 2], factor, -top[m][r]));
-                        const float y = exp2_approx(fmaf(s[m][n][r * 2 + 1], factor, -top[m][r]));
-                        sum[m][r] += x;
-                        sum[m][r] += y;
-                        p[m][n / 2][(n & 1) * 2 + r] = E::pack(x, y);
-                    }
-                }
+            for (int m = 0; m < MT; ++m) {
+                sum[m][0] += more[m][0];
+                sum[m][1] += more[m][1];
             }
 
             // Output: P V.
@@ -468,11 +495,11 @@ STARTS_EARLY(attention)
 #define ATTENTION_KERNEL(NAME, T, D, MT, WM, WK, BLOCKS)                                                              \
     extern "C" __global__ void __launch_bounds__((WM) * (WK) * 32, BLOCKS)                                            \
         NAME(const T* q, const T* k, const T* v, T* out, int tokens, int others, int heads, int q_row, int kv_row,    \
-             int out_row, long long q_batch, long long kv_batch, long long out_batch, float scale) {                  \
+             int out_row, long long q_batch, long long kv_batch, long long out_batch, float factor) {                 \
         (void)heads;                                                                                                  \
         const Early early{};                                                                                          \
         attention_body<T, D, MT, WM, WK>(early, q, k, v, out, tokens, others, q_row, kv_row, out_row, q_batch,        \
-                                         kv_batch, out_batch, scale);                                                 \
+                                         kv_batch, out_batch, factor);                                                \
     }
 
 #if ARCH == 0 || ARCH >= 800
@@ -494,6 +521,7 @@ STARTS_EARLY(attention)
     ATTENTION_KERNEL(attention_f16_##ENDING, __half, D, MT, WM, WK, BLOCKS)                                           \
     BF16_KERNEL(attention_bf16_##ENDING, D, MT, WM, WK, BLOCKS)
 
+ATTENTION_TILE(40_large, 40, 256, 256, 0, 2, 8, 1, ARCH >= 800 ? 2 : 1)
 ATTENTION_TILE(40, 40, 128, 128, 0, 2, 4, 1, ARCH >= 800 ? 4 : 3)
 ATTENTION_TILE(40_small, 40, 128, 64, 0, 1, 4, 1, 6)
 ATTENTION_TILE(64, 64, 128, 128, 0, 2, 4, 1, ARCH >= 900 ? 3 : 2)

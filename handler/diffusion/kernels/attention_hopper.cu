@@ -2,24 +2,29 @@
 //
 // The forward pass of FlashAttention (Dao et al. 2022), non-causal, arranged after FlashAttention-3 (Shah et al.
 // 2024): one warpgroup copies tiles of K and V by cp.async into a ring of stages, warpgroups of 64 query rows multiply.
-// In each, Q K^T of a tile and P V of the tile before are under way together, and P V goes on during the softmax; the
-// products of one warpgroup hide behind the exponentials of the others. Statistics in f32, in base 2. The running
-// maximum is only raised when a score passes it by more than 2^8, as in attention.cu. Where D leaves room (40), a
-// column of ones behind V makes the row sums.
+// In each, Q K^T of a tile and P V of the tile before are under way together; the products of one warpgroup hide behind
+// the exponentials of the others. Statistics in f32, in base 2. The running maximum is only raised when a score passes it
+// by more than 2^8, as in attention.cu. That is seen by the probabilities, once they are packed in pairs; then the warp
+// makes the scores of the tile again, by mma.sync.
+//
+// Where D leaves room (40), a chunk of eight columns behind the operands saves work for each score: -maximum behind Q and a
+// constant behind K, so that Q K^T is what the exponential needs, and ones behind V, which make the row sums. Queries are
+// then in registers, and multiplied by `factor` before the product: a caller who has done it says 1, and they are not
+// rounded again.
 //
 // q(b, t, h, d) = q[b * q_batch + t * q_row + h * D + d], and likewise k and v (kv_row, kv_batch), out (out_row,
-// out_batch). Strides in elements; pointers, rows and batches aligned to 16 bytes; others >= 1; scale > 0.
+// out_batch). Strides in elements; pointers, rows and batches aligned to 16 bytes; others >= 1. factor > 0: what scores are
+// multiplied by for a softmax in base 2.
 // grid = (ceil(tokens / BM), heads, batch), block = (threads); names, threads, BM and dynamic shared bytes are in the
 // table at the end (ATTENTION_HOPPER_TILE). The dynamic shared memory must be allowed first.
 
-#include "common.cuh"
+#include "attention.cuh"
 #include "hopper.cuh"
 
 namespace {
 
-constexpr float LOG2_E = 1.4426950408889634f;
-/// How far (in powers of two) a score may pass the running maximum before that is raised.
-constexpr float SLACK = 8.0f;
+/// The constant behind K. The maximum is so many times two numbers of f16 behind Q, which reach far enough then.
+constexpr float UNIT = 64.0f;
 /// Bytes of a row of a block of 64 columns in shared memory: the width of the swizzle.
 constexpr int ROW = 128;
 constexpr int START_BARRIER = 1, MERGE_BARRIER = 2, LOAD_BARRIER = 3;
@@ -32,8 +37,8 @@ template <int D_, int WM_, int WK_, int BN_, int STAGES_> struct Shape {
     static constexpr int BM = 64 * WM, GROUPS = WM * WK, WORKERS = GROUPS * 128, THREADS = WORKERS + 128;
     static constexpr int CHUNKS = D / 8;                // 16-byte chunks of a row
     static constexpr int PIECE = CHUNKS & 8 ? 8 : 4;    // of which copied together, and the rest together
-    static constexpr bool ONES = D % 16 != 0;           // a chunk of padding in K, of a one and zeros in V
-    static constexpr int WIDTH = ONES ? D + 8 : D;      // columns of the operands
+    static constexpr bool PADDED = D % 16 != 0;         // by a chunk of columns: see above
+    static constexpr int WIDTH = PADDED ? D + 8 : D;    // columns of the operands
     static constexpr int BLOCKS = (WIDTH + 63) / 64;    // of 64 columns, each [rows][128 bytes], swizzled
     static constexpr int K_BLOCK = BN * ROW, K_BYTES = BLOCKS * K_BLOCK, STAGE = 2 * K_BYTES;
     static constexpr int Q_BLOCK = 64 * ROW, Q_BYTES = BLOCKS * Q_BLOCK;
@@ -85,17 +90,6 @@ __device__ __forceinline__ float load_shared_float(uint32_t from) {
     return x;
 }
 
-/// 16 bytes from global to shared memory, of which the first `bytes` are read and the rest are zeros.
-__device__ __forceinline__ void copy_chunk(uint32_t to, const void* from, int bytes) {
-    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(bytes) : "memory");
-}
-__device__ __forceinline__ void copy_chunk(uint32_t to, const void* from) {
-    asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(to), "l"(from) : "memory");
-}
-template <int PENDING> __device__ __forceinline__ void wait_copies() {
-    asm volatile("cp.async.wait_group %0;" ::"n"(PENDING) : "memory");
-}
-
 /// Where a chunk of a row lies: 8 rows of 128 bytes are 1024 bytes, aligned so; chunk c of row r at place c ^ (r % 8).
 __device__ __forceinline__ uint32_t place_of(int row, int chunk, int block_bytes) {
     return uint32_t((chunk >> 3) * block_bytes + row * ROW + (((chunk ^ row) & 7) << 4));
@@ -128,6 +122,13 @@ template <int N> __device__ __forceinline__ void settle(float (&x)[N]) {
                  : __VA_ARGS__                                                                                \
                  : "l"(a), "l"(b), "n"(FIRST ? 0 : 1))
 
+// The same with A in registers.
+#define SCORES_OF_REGISTERS(N, TYPE, NAMES, A0, A1, A2, A3, B, ADD, ...)                                           \
+    asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, " ADD ", 0;\nwgmma.mma_async.sync.aligned.m64n" N               \
+                 "k16.f32." TYPE "." TYPE " {" NAMES "}, {" A0 ", " A1 ", " A2 ", " A3 "}, " B ", p, 1, 1, 0;\n}\n"\
+                 : __VA_ARGS__                                                                                     \
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "n"(FIRST ? 0 : 1))
+
 // d += A B: A 64 x 16 in registers, B 16 x N in shared memory with n contiguous.
 #define VALUES(N, TYPE, NAMES, A0, A1, A2, A3, B, ...)                                                            \
     asm volatile("wgmma.mma_async.sync.aligned.m64n" N "k16.f32." TYPE "." TYPE " {" NAMES "}, {" A0 ", " A1 ", " \
@@ -142,6 +143,10 @@ template <int N> __device__ __forceinline__ void settle(float (&x)[N]) {
     template <bool FIRST> __device__ __forceinline__ void scores(float (&d)[32], uint64_t a, uint64_t b, T) {     \
         SCORES("64", TYPE, NAMES_32, "%32", "%33", "%34", SUMS_32);                                               \
     }                                                                                                             \
+    template <bool FIRST>                                                                                         \
+    __device__ __forceinline__ void scores(float (&d)[32], const uint32_t* a, uint64_t b, T) {                    \
+        SCORES_OF_REGISTERS("64", TYPE, NAMES_32, "%32", "%33", "%34", "%35", "%36", "%37", SUMS_32);             \
+    }                                                                                                             \
     __device__ __forceinline__ void values(float (&d)[24], const uint32_t* a, uint64_t b, T) {                    \
         VALUES("48", TYPE, NAMES_24, "%24", "%25", "%26", "%27", "%28", SUMS_24);                                 \
     }                                                                                                             \
@@ -153,14 +158,6 @@ template <int N> __device__ __forceinline__ void settle(float (&x)[N]) {
     }
 WGMMA_OF(half, "f16")
 WGMMA_OF(__nv_bfloat16, "bf16")
-
-// ---- exponentials
-
-__device__ __forceinline__ float exp2_special(float x) {
-    float y;
-    asm volatile("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
-    return y;
-}
 
 // ---- the kernel
 
@@ -198,16 +195,16 @@ __device__ __forceinline__ void copy_pieces(const char* k, const char* v, uint32
         v += offset;
 #pragma unroll
         for (int i = 0; i * STEP < S::BN; ++i, to += STEP * ROW, k += hop, v += hop) {
-            copy_chunk(to, k);
-            copy_chunk(to + S::K_BYTES, v);
+            copy_chunk(to, k, true);
+            copy_chunk(to + S::K_BYTES, v, true);
         }
     } else {
 #pragma unroll 1
         for (int i = 0; i * STEP < S::BN; ++i, to += STEP * ROW) {
             const bool inside = i * STEP + row < left;
             const long long from = inside ? offset + i * hop : 0;
-            copy_chunk(to, k + from, inside ? 16 : 0);
-            copy_chunk(to + S::K_BYTES, v + from, inside ? 16 : 0);
+            copy_chunk(to, k + from, inside);
+            copy_chunk(to + S::K_BYTES, v + from, inside);
         }
     }
 }
@@ -235,7 +232,7 @@ __device__ __forceinline__ void load_tiles(const Problem<T>& p, uint32_t ring, u
         if constexpr (S::PIECE < S::CHUNKS) {
             copy_pieces<S, S::PIECE, S::REST>(k, v, to, pitch, left);
         }
-        asm volatile("cp.async.commit_group;" ::: "memory");
+        commit_copies();
         k += (long long)S::BN * pitch;
         v += (long long)S::BN * pitch;
         at.move(1);
@@ -253,15 +250,27 @@ __device__ __forceinline__ void load_tiles(const Problem<T>& p, uint32_t ring, u
     }
 }
 
+/// Eight queries times a factor.
+template <typename T> __device__ __forceinline__ uint4 scaled(uint4 x, float factor) {
+    uint32_t words[4] = {x.x, x.y, x.z, x.w};
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+        const float2 two = unpack2(words[i], T());
+        words[i] = pack2(two.x * factor, two.y * factor, T());
+    }
+    return make_uint4(words[0], words[1], words[2], words[3]);
+}
+
 /// All multiplying threads: Q into shared memory, and what pads K and V.
 template <typename S, typename T>
 __device__ __forceinline__ void prepare(Early early, const Problem<T>& p, uint32_t q_shared, uint32_t ring) {
-    if constexpr (S::ONES) {
-        const uint4 zeros = make_uint4(0, 0, 0, 0), one = make_uint4(pack2(1.0f, 0.0f, T()), 0, 0, 0);
+    if constexpr (S::PADDED) {
+        const uint4 units = make_uint4(pack2(UNIT, UNIT, T()), 0, 0, 0);
+        const uint4 one = make_uint4(pack2(1.0f, 0.0f, T()), 0, 0, 0);
         for (int i = int(threadIdx.x); i < S::STAGES * S::BN; i += S::WORKERS) {
             const int stage = i / S::BN, row = i - stage * S::BN;
             const uint32_t to = ring + stage * S::STAGE + place_of(row, S::CHUNKS, S::K_BLOCK);
-            store_shared(to, zeros);
+            store_shared(to, units);
             store_shared(to + S::K_BYTES, one);
         }
     }
@@ -273,7 +282,9 @@ __device__ __forceinline__ void prepare(Early early, const Problem<T>& p, uint32
         const int row = i / ALL, chunk = i - row * ALL;
         uint4 x = make_uint4(0, 0, 0, 0);
         if (row0 + row < p.tokens && chunk < S::CHUNKS) {
-            x = *reinterpret_cast<const uint4*>(p.q + (long long)(row0 + row) * p.q_row + chunk * 8);
+            const T* const from = p.q + (long long)(row0 + row) * p.q_row + chunk * 8;
+            x = *reinterpret_cast<const uint4*>(from);
+            if (S::PADDED && p.factor != 1.0f) x = scaled<T>(x, p.factor);
         }
         store_shared(q_shared + (row >> 6) * S::Q_BYTES + place_of(row & 63, chunk, S::Q_BLOCK), x);
     }
@@ -282,59 +293,96 @@ __device__ __forceinline__ void prepare(Early early, const Problem<T>& p, uint32
 /// What one warpgroup holds: lane 4 g + t of warp w has rows 16 w + g (r = 0) and 16 w + g + 8 (r = 1), columns
 /// 8 j + 2 t and the next, at [4 j + 2 r] and [4 j + 2 r + 1].
 template <typename S> struct State {
+    uint32_t q[S::PADDED ? S::WIDTH / 4 : 1];  // if PADDED, the queries: four words of each 16 columns
     float out[S::SUMS];
-    float top[2];  // running maximum of the scores times factor
-    float sum[2];  // this lane's part of the row sums, without ONES
+    float top[2];  // what is subtracted from the scores times factor: about their maximum so far
+    float sum[2];  // this lane's part of the row sums, unless PADDED
 };
 
-/// Scores to probabilities, in place. Returns whether the sums so far are to be scaled, by `shrink`.
-template <typename S, int N>
-__device__ __forceinline__ bool softmax(float (&s)[N], State<S>& state, float factor, int left, float (&shrink)[2]) {
-    if (left < S::BN) {
-        const int mine = left - (int(threadIdx.x) & 3) * 2;
-#pragma unroll
-        for (int i = 0; i < N; ++i) {
-            if ((i >> 2) * 8 + (i & 1) >= mine) s[i] = -INFINITY;
-        }
-    }
-    float most[2];
-    bool raise = false;
-#pragma unroll
-    for (int r = 0; r < 2; ++r) {
-        float x = fmaxf(s[2 * r], s[2 * r + 1]), y = fmaxf(s[2 * r + 4], s[2 * r + 5]);
-#pragma unroll
-        for (int i = 8; i < N; i += 8) {
-            x = fmaxf(x, fmaxf(s[i + 2 * r], s[i + 2 * r + 1]));
-            y = fmaxf(y, fmaxf(s[i + 2 * r + 4], s[i + 2 * r + 5]));
-        }
-        most[r] = fmaxf(x, y);
-        raise |= fmaf(most[r], factor, -state.top[r]) > SLACK;
-    }
-    raise = __any_sync(0xffffffffu, raise);
-    if (raise) {
-#pragma unroll
-        for (int r = 0; r < 2; ++r) {
-            float x = most[r];
-            x = fmaxf(x, __shfl_xor_sync(0xffffffffu, x, 1));
-            x = fmaxf(x, __shfl_xor_sync(0xffffffffu, x, 2));
-            x = fmaxf(state.top[r], x * factor);
-            shrink[r] = exp2_special(state.top[r] - x);
-            state.top[r] = x;
-            if constexpr (!S::ONES) state.sum[r] *= shrink[r];
-        }
-    }
+/// The keys that a last tile does not have.
+template <typename S, int N> __device__ __forceinline__ void mask(float (&s)[N], int left) {
+    if (left >= S::BN) return;
+    const int mine = left - (int(threadIdx.x) & 3) * 2;
 #pragma unroll
     for (int i = 0; i < N; ++i) {
-        const int r = (i >> 1) & 1;
-        s[i] = exp2_special(fmaf(s[i], factor, -state.top[r]));
-        if constexpr (!S::ONES) state.sum[r] += s[i];
+        if ((i >> 2) * 8 + (i & 1) >= mine) s[i] = -INFINITY;
     }
-    return raise;
+}
+
+/// Scores become what they are above `top`. If PADDED the product has done it.
+template <typename S, int N>
+__device__ __forceinline__ void subtract_top(float (&s)[N], const State<S>& state, float factor) {
+    if constexpr (!S::PADDED) {
+#pragma unroll
+        for (int i = 0; i < N; ++i) s[i] = fmaf(s[i], factor, -state.top[(i >> 1) & 1]);
+    }
+}
+
+/// `top` becomes the scores' maximum, if that is above it or they are the first; s, which is above the old one, becomes
+/// probabilities. What was summed so far is to be multiplied by `shrink`.
+template <typename S, typename T, int N>
+__device__ __forceinline__ void raise(float (&s)[N], State<S>& state, bool first, float (&shrink)[2]) {
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+        float most = s[2 * r];
+#pragma unroll
+        for (int i = 0; i < N; i += 4) most = fmaxf(most, fmaxf(s[i + 2 * r], s[i + 2 * r + 1]));
+        most = fmaxf(most, __shfl_xor_sync(0xffffffffu, most, 1));
+        most = fmaxf(most, __shfl_xor_sync(0xffffffffu, most, 2));
+        float top = first ? most : state.top[r] + fmaxf(most, 0.0f);
+        if constexpr (S::PADDED) {
+            // As two numbers of T, which Q has behind its columns.
+            const float units = top * (1.0f / UNIT);
+            const float high = unpack2(pack2(units, 0.0f, T()), T()).x;
+            const uint32_t pair = pack2(-high, high - units, T());
+            const float2 both = unpack2(pair, T());
+            top = -UNIT * (both.x + both.y);
+            if ((threadIdx.x & 3) == 0) state.q[S::WIDTH / 4 - 2 + r] = pair;
+        }
+        const float by = top - state.top[r];
+        state.top[r] = top;
+        shrink[r] = exp2_approx(-by);
+#pragma unroll
+        for (int i = 0; i < N; i += 4) {
+            s[i + 2 * r] = exp2_approx(s[i + 2 * r] - by);
+            s[i + 2 * r + 1] = exp2_approx(s[i + 2 * r + 1] - by);
+        }
+    }
+}
+
+/// Scores of this warp's 16 rows and one tile, anew and by this warp alone.
+template <typename S, typename T, int N>
+__device__ __forceinline__ void scores_again(float (&s)[N], const State<S>& state, uint32_t q, uint32_t k) {
+    const int lane = int(threadIdx.x) & 31;
+#pragma unroll
+    for (int i = 0; i < N; ++i) s[i] = 0.0f;
+#pragma unroll 1
+    for (int chunk = 0; chunk < S::WIDTH / 8; chunk += 2) {
+        uint32_t a[4], b[4];
+        load_matrices(a, q + place_of(lane & 15, chunk + (lane >> 4), S::Q_BLOCK));
+        if (S::PADDED && chunk + 2 == S::WIDTH / 8) {
+            a[2] = state.q[S::WIDTH / 4 - 2];
+            a[3] = state.q[S::WIDTH / 4 - 1];
+        }
+#pragma unroll
+        for (int i = 0; i < S::BN / 16; ++i) {
+            load_matrices(b, k + place_of(16 * i + (lane >> 4) * 8 + (lane & 7), chunk + ((lane >> 3) & 1), S::K_BLOCK));
+            Element<T>::mma16(*reinterpret_cast<float(*)[4]>(s + 8 * i), a, b[0], b[1]);
+            Element<T>::mma16(*reinterpret_cast<float(*)[4]>(s + 8 * i + 4), a, b[2], b[3]);
+        }
+    }
 }
 
 /// Scores of one tile, begun.
 template <typename S, typename T, int N>
-__device__ __forceinline__ void begin_scores(float (&s)[N], uint64_t q, uint64_t k) {
+__device__ __forceinline__ void begin_scores(float (&s)[N], const State<S>& state, uint64_t q, uint64_t k) {
+    if constexpr (S::PADDED) {
+        scores<true>(s, state.q, k, T());
+#pragma unroll
+        for (int i = 1; i < S::WIDTH / 16; ++i) scores<false>(s, state.q + 4 * i, k + i * 2, T());
+        wgmma_commit();
+        return;
+    }
     scores<true>(s, q, k, T());
 #pragma unroll
     for (int i = 1; i < S::WIDTH / 16; ++i) {
@@ -359,24 +407,42 @@ __device__ __forceinline__ void multiply(const Problem<T>& p, State<S>& state, u
     const bool speaks = (threadIdx.x & 31) == 0;
     const uint64_t q = descriptor(q_shared, 16), k = descriptor(ring, 16),
                    v = descriptor(ring + S::K_BYTES, S::K_BLOCK);
+    const uint32_t my_q = q_shared + ((threadIdx.x >> 5) & 3) * 16 * ROW;
     float s[S::BN / 2];
     uint32_t prob[S::BN / 4];
-    float shrink[2] = {1.0f, 1.0f};
+    float shrink[2];
     const auto pack = [&]() {
 #pragma unroll
         for (int i = 0; i < S::BN / 4; ++i) prob[i] = pack2(s[2 * i], s[2 * i + 1], T());
     };
+    const auto add_sums = [&]() {
+        if constexpr (!S::PADDED) {
+#pragma unroll
+            for (int i = 0; i < S::BN / 2; ++i) state.sum[(i >> 1) & 1] += s[i];
+        }
+    };
 
+    if constexpr (S::PADDED) {
+#pragma unroll
+        for (int i = 0; i < S::WIDTH / 16; ++i) {
+            const int lane = int(threadIdx.x) & 31;
+            load_matrices(*reinterpret_cast<uint32_t(*)[4]>(state.q + 4 * i),
+                          my_q + place_of(lane & 15, 2 * i + (lane >> 4), S::Q_BLOCK));
+        }
+    }
     Place<S::STAGES> at;
     at.move(first);
     int left = p.others - first * S::BN;
     barrier_wait(full + 8 * at.stage, at.parity);
     wgmma_fence();
-    begin_scores<S, T>(s, q, k + at.stage * (S::STAGE >> 4));
+    begin_scores<S, T>(s, state, q, k + at.stage * (S::STAGE >> 4));
     wgmma_wait<0>();
     settle(s);
-    softmax<S>(s, state, p.factor, left, shrink);
+    mask<S>(s, left);
+    subtract_top(s, state, p.factor);
+    raise<S, T>(s, state, true, shrink);
     pack();
+    add_sums();
     int before = at.stage;
 #pragma unroll 1
     for (int tile = first + S::WK; tile < tiles; tile += S::WK) {
@@ -384,24 +450,30 @@ __device__ __forceinline__ void multiply(const Problem<T>& p, State<S>& state, u
         left -= S::WK * S::BN;
         barrier_wait(full + 8 * at.stage, at.parity);
         wgmma_fence();
-        begin_scores<S, T>(s, q, k + at.stage * (S::STAGE >> 4));
+        begin_scores<S, T>(s, state, q, k + at.stage * (S::STAGE >> 4));
         begin_values<S, T>(state, prob, v + before * (S::STAGE >> 4));
-        wgmma_wait<1>();
-        settle(s);
-        const bool raise = softmax<S>(s, state, p.factor, left, shrink);
-        // The wait stands twice, so that it is not moved ahead of the exponentials.
-        if (raise) {
-            wgmma_wait<0>();
-            settle(state.out);
-#pragma unroll
-            for (int i = 0; i < S::SUMS; ++i) state.out[i] *= shrink[(i >> 1) & 1];
-        }
         wgmma_wait<0>();
-        settle(state.out);
         settle(s);
+        settle(state.out);
+        mask<S>(s, left);
+        subtract_top(s, state, p.factor);
+#pragma unroll
+        for (int i = 0; i < S::BN / 2; ++i) s[i] = exp2_approx(s[i]);
         if (speaks) barrier_arrive(empty + 8 * before);
         before = at.stage;
         pack();
+        if (pass_most<T, S::BN / 4>(prob)) {
+            scores_again<S, T>(s, state, my_q, ring + at.stage * S::STAGE);
+            mask<S>(s, left);
+            subtract_top(s, state, p.factor);
+            raise<S, T>(s, state, false, shrink);
+            pack();
+#pragma unroll
+            for (int i = 0; i < S::SUMS; ++i) state.out[i] *= shrink[(i >> 1) & 1];
+#pragma unroll
+            for (int r = 0; r < 2; ++r) state.sum[r] *= shrink[r];
+        }
+        add_sums();
     }
     wgmma_fence();
     begin_values<S, T>(state, prob, v + before * (S::STAGE >> 4));
@@ -434,8 +506,8 @@ __device__ __forceinline__ void merge(State<S>& state, uint32_t scratch, int ove
         for (int r = 0; r < 2; ++r) {
             const float top = load_shared_float(from + (S::SUMS + r) * 512);
             const float x = fmaxf(state.top[r], top);
-            keep[r] = exp2_special(state.top[r] - x);
-            add[r] = exp2_special(top - x);
+            keep[r] = exp2_approx(state.top[r] - x);
+            add[r] = exp2_approx(top - x);
             state.top[r] = x;
             state.sum[r] = state.sum[r] * keep[r] + load_shared_float(from + (S::SUMS + 2 + r) * 512) * add[r];
         }
@@ -454,7 +526,7 @@ __device__ __forceinline__ void finish(const Problem<T>& p, const State<S>& stat
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
         float total;
-        if constexpr (S::ONES) {
+        if constexpr (S::PADDED) {
             total = __shfl_sync(0xffffffffu, state.out[S::D / 2 + 2 * r], lane & ~3);
         } else {
             total = state.sum[r];
@@ -514,9 +586,13 @@ __device__ __forceinline__ void attention_hopper_body(Early early, const Problem
     State<S> state;
 #pragma unroll
     for (int i = 0; i < S::SUMS; ++i) state.out[i] = 0.0f;
-    state.top[0] = state.top[1] = -1e30f;
+    state.top[0] = state.top[1] = 0.0f;
     state.sum[0] = state.sum[1] = 0.0f;
-    if (over_keys < tiles) multiply<S>(p, state, my_q, ring, full, empty, over_keys, tiles);
+    if (over_keys < tiles) {
+        multiply<S>(p, state, my_q, ring, full, empty, over_keys, tiles);
+    } else {
+        state.top[0] = state.top[1] = -1e30f;  // nothing to merge
+    }
 
     // From here on nothing is read by wgmma.
     named_sync<MERGE_BARRIER, S::WORKERS>();
@@ -532,25 +608,25 @@ __device__ __forceinline__ void attention_hopper_body(Early early, const Problem
 
 STARTS_EARLY(attention_hopper)
 
-#define ENTRY(NAME, T, D, WM, WK, BN, STAGES)                                                         \
-    extern "C" __global__ void __launch_bounds__((WM) * (WK) * 128 + 128, 1)                                   \
-        NAME(const T* q, const T* k, const T* v, T* out, int tokens, int others, int heads, int q_row, int kv_row,  \
-             int out_row, long long q_batch, long long kv_batch, long long out_batch, float scale) {                \
-        (void)heads;                                                                                                \
-        const long long head = (long long)blockIdx.y * (D), batch = blockIdx.z;                                     \
-        const Problem<T> p = {q + batch * q_batch + head,   k + batch * kv_batch + head,                            \
-                              v + batch * kv_batch + head,  out + batch * out_batch + head,                         \
-                              tokens, others, q_row, kv_row, out_row, scale * LOG2_E};                              \
-        const Early early{};                                                                                        \
-        attention_hopper_body<Shape<D, WM, WK, BN, STAGES>>(early, p);                                              \
+#define ENTRY(NAME, T, D, WM, WK, BN, STAGES)                                                               \
+    extern "C" __global__ void __launch_bounds__((WM) * (WK) * 128 + 128, 1)                                \
+        NAME(const T* q, const T* k, const T* v, T* out, int tokens, int others, int heads, int q_row, int kv_row,\
+             int out_row, long long q_batch, long long kv_batch, long long out_batch, float factor) {       \
+        (void)heads;                                                                                        \
+        const long long head = (long long)blockIdx.y * (D), batch = blockIdx.z;                             \
+        const Problem<T> p = {q + batch * q_batch + head,   k + batch * kv_batch + head,                    \
+                              v + batch * kv_batch + head,  out + batch * out_batch + head,                 \
+                              tokens, others, q_row, kv_row, out_row, factor};                              \
+        const Early early{};                                                                                \
+        attention_hopper_body<Shape<D, WM, WK, BN, STAGES>>(early, p);                                      \
     }
 
 // Name ending, head size, threads, BM (64 for each warpgroup over rows), dynamic shared bytes; warpgroups over rows and over
 // keys, keys per tile, stages. build.rs finds the rows of this table, and Rust launches by them.
-#define ATTENTION_HOPPER_TILE(ENDING, D, THREADS_, QUERIES, SHARED, WM, WK, BN, STAGES)                         \
-    static_assert(Shape<D, WM, WK, BN, STAGES>::THREADS == THREADS_ &&                                          \
-                  Shape<D, WM, WK, BN, STAGES>::BM == QUERIES && Shape<D, WM, WK, BN, STAGES>::BYTES == SHARED); \
-    ENTRY(attention_hopper_f16_##ENDING, half, D, WM, WK, BN, STAGES)                                           \
+#define ATTENTION_HOPPER_TILE(ENDING, D, THREADS_, QUERIES, SHARED, WM, WK, BN, STAGES)                     \
+    static_assert(Shape<D, WM, WK, BN, STAGES>::THREADS == THREADS_ &&                                      \
+                  Shape<D, WM, WK, BN, STAGES>::BM == QUERIES && Shape<D, WM, WK, BN, STAGES>::BYTES == SHARED);\
+    ENTRY(attention_hopper_f16_##ENDING, half, D, WM, WK, BN, STAGES)                                       \
     ENTRY(attention_hopper_bf16_##ENDING, __nv_bfloat16, D, WM, WK, BN, STAGES)
 
 ATTENTION_HOPPER_TILE(40, 40, 640, 256, 164992, 4, 1, 64, 8)

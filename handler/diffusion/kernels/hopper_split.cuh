@@ -28,7 +28,6 @@ __device__ __forceinline__ void end_split(const Problem& p, const Tiling& t, con
     T* const out = static_cast<T*>(p.out);
     const T* const onto = static_cast<const T*>(p.onto);
     float2* const cells = reinterpret_cast<float2*>(ring_at);
-    const float alpha = p.alpha;
     constexpr int PARTS = BM / 16, ROUNDS = (PARTS / 2 * VECTORS + 7) / 8;
     const int splits = int(gridDim.z), share = (PARTS + splits - 1) / splits, first = int(blockIdx.z) * share;
     const int parts = max(min(share, PARTS - first), 0);
@@ -75,6 +74,7 @@ __device__ __forceinline__ void end_split(const Problem& p, const Tiling& t, con
             sum.w += next.w;
         }
         const int b = (first + part) / 4, r = (first + part) % 4 * 16 + (lane >> 2), at = tile.column + 8 * j + column;
+        const float alpha = alpha_of(p, at);
         const float2 more = *reinterpret_cast<const float2*>(base + 8 * j + column);
         const float2 low = unpack2(before[round][0], T()), high = unpack2(before[round][1], T());
         const unsigned words[2] = {

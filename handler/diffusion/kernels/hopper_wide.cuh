@@ -21,6 +21,8 @@ template <typename T> struct Wide {
     T* out;
     int rows, inner, columns;
     int tiles;
+    float alpha;  // of the first `scaled` columns, if they are not gated
+    int scaled;
 };
 
 // A place in a ring: the stage, and the parity of its round.

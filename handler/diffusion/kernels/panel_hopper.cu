@@ -1,6 +1,6 @@
 // Products on Hopper (sm_90a only) whose rows of x stay in shared memory while many columns are made of them:
 //
-//   plain    out[r][c] = x[r] . w[c],                                                         r < rows, c < C
+//   plain    out[r][c] = x[r] . w[c], times alpha if c < scaled                               r < rows, c < C
 //   gated    out[r][c] = (x[r] . w[c] + bias[c]) * gelu(x[r] . w[C + c] + bias[C + c])
 //
 // with the exact (erf) GELU. x [rows, K], w [C or 2 C, K], bias [2 C] and out [rows, C] are f16 or bf16, row-major; sums and
@@ -129,13 +129,14 @@ __device__ __forceinline__ void store_part(const Wide<T>& p, const float (&sums)
         }
     } else {
         T* const out = p.out + (long long)row * p.columns + column + 32 * part + 8 * t;
+        const float alpha = column < p.scaled ? p.alpha : 1.0f;
 #pragma unroll
         for (int half = 0; half < 2; ++half) {
             unsigned words[4];
 #pragma unroll
             for (int u = 0; u < 4; ++u) {
                 const int i = 4 * (4 * part + u) + 2 * half;
-                words[u] = pack2(sums[i], sums[i + 1], T());
+                words[u] = pack2(sums[i] * alpha, sums[i + 1] * alpha, T());
             }
             const uint4 vector = transpose4(words, t);
             if (row + 8 * half < p.rows) *reinterpret_cast<uint4*>(out + (long long)(8 * half) * p.columns) = vector;

@@ -1,6 +1,6 @@
 // Products and convolutions: the problem that every form of the kernels solves, and where its left operand lies.
 //
-//     out[m][n] = ending(alpha * sum over k of A[m][k] * W[n][k] + bias[n] + table[row of step][n] + onto[m][n])
+//     out[m][n] = ending(alpha[n] * sum over k of A[m][k] * W[n][k] + bias[n] + table[row of step][n] + onto[m][n])
 //
 // Sums are f32, and the result is rounded once. A's rows are the places of an NHWC map (implicit GEMM), the windows of
 // side x side places around them one place after the other, each with its channels: k = (ky * side + kx) * C + c. A
@@ -57,13 +57,17 @@ struct Problem {
     int ending;                           // see above
     int depth;  // of k for each split, blockIdx.y: a multiple of the kernel's depth, or all of it
     int groups, chunks;  // of the moments; see SOFTMAX, too
-    float alpha;
+    float alpha;      // of the first `scaled` columns; of the others it is 1
+    int scaled;
     int wide;         // whether out is f32; then it is the scaled sums alone
     int crossed;      // whether W is [inner][columns], for plain A @ W
     int whole;        // whether every address, row and batch is a multiple of 8 elements
     int by_channels;  // the order along k, see Depth
+    int nothing;      // so that the words are whole
 };
-static_assert(sizeof(Problem) == 10 * 8 + 3 * 8 + 32 * 4, "as in Rust");
+static_assert(sizeof(Problem) == 10 * 8 + 3 * 8 + 34 * 4, "as in Rust");
+
+__device__ __forceinline__ float alpha_of(const Problem& p, int column) { return column < p.scaled ? p.alpha : 1.0f; }
 
 // Which phase this block makes. In the kernels for Hopper, blockIdx.z is a split instead.
 __device__ __forceinline__ int phase_of(const Problem& p) { return p.phased ? int(blockIdx.z) : 0; }

@@ -151,6 +151,7 @@ template <typename T, typename S> struct Last {
 
     __device__ __forceinline__ void store_plain(long long place) {
         const int step = LANE_ROWS * p.out_row;
+        const float alpha = alpha_of(p, column);
         T* to = static_cast<T*>(p.out) + place;
         const T* from = static_cast<const T*>(p.onto) + place;
         const bool measures = p.moments != nullptr && row0 < p.rows;
@@ -172,7 +173,7 @@ template <typename T, typename S> struct Last {
                     float x[8];
                     read(x, round);
 #pragma unroll
-                    for (int i = 0; i < 8; ++i) x[i] = fmaf(p.alpha, x[i], base[i]);
+                    for (int i = 0; i < 8; ++i) x[i] = fmaf(alpha, x[i], base[i]);
                     plus(x, added[at]);
                     pack = pack8<T>(x);
                     store8(p.phased ? phased_place(round) : to, pack);

@@ -175,7 +175,6 @@ __device__ __forceinline__ void multiply(Early early, const Problem& p, const Ti
         }
     }
 
-    const float alpha = p.alpha;
     if (gridDim.z == 1) {
         float2* const cells = reinterpret_cast<float2*>(ring_at + BM * PITCH);
         const uint32_t mine = rows_at + (lane >> 2) * PITCH + lane4 * 16, last = rows_at + (lane >> 1) * PITCH + (4 * FOURS + (lane & 1)) * 16;
@@ -195,6 +194,7 @@ __device__ __forceinline__ void multiply(Early early, const Problem& p, const Ti
                 high = pack2(sums[4 * j + 2], sums[4 * j + 3], T());
                 return;
             }
+            const float alpha = alpha_of(p, tile.column + 8 * j);
             const float2 more = *reinterpret_cast<const float2*>(base + 8 * j + column);
             const float2 a = unpack2(low, T()), b = unpack2(high, T());
             low = pack2(fmaf(sums[4 * j], alpha, more.x) + a.x, fmaf(sums[4 * j + 1], alpha, more.y) + a.y, T());

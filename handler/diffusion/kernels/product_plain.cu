@@ -150,7 +150,7 @@ template <typename T> __device__ __forceinline__ void product_plain_body(const P
                 static_cast<T*>(p.out)[place + c / 2] = narrow<T>(gated<T>(sum, gate));
                 continue;
             }
-            sum *= p.alpha;
+            sum *= alpha_of(p, c);
             if (p.wide) {
                 static_cast<float*>(p.out)[place + c] = sum;
                 continue;

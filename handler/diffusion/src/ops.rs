@@ -242,6 +242,18 @@ pub(crate) fn attention(q: &Array, k: &Array, v: &Array, heads: usize) -> Result
     }
 }
 
+/// Attention of each token of `xs`, `[batch, tokens, channels]`, to all of them, with `heads` heads. The three layers of `to_qkv` make
+/// queries, keys and values.
+pub(crate) fn self_attention(to_qkv: &Linear, xs: &Array, heads: usize) -> Result<Array> {
+    if let (Form::Gpu(to_qkv), Array::Gpu(xs)) = (&to_qkv.0, xs) {
+        return gpu::self_attention(to_qkv, xs, heads).map(Array::Gpu);
+    }
+    match to_qkv.forward_each(xs)?.as_slice() {
+        [q, k, v] => attention(q, k, v, heads),
+        parts => Err(Error::Msg(format!("self-attention of {} parts", parts.len())).bt()),
+    }
+}
+
 /// The same with a causal mask: a token sees itself and those before it.
 pub(crate) fn causal_attention(q: &Array, k: &Array, v: &Array, heads: usize) -> Result<Array> {
     match (q, k, v) {

@@ -4,11 +4,11 @@ use crate::{
     models::blocks::NormConfig,
     ops::params::Params,
     ops::{
-        Array, Conv, GroupNorm, LayerNorm, Linear, PromptAttention, PromptKeys, add, attention, repeated, to_map,
+        Array, Conv, GroupNorm, LayerNorm, Linear, PromptAttention, PromptKeys, add, repeated, self_attention, to_map,
         to_tokens,
     },
 };
-use candle_core::{Error, Result};
+use candle_core::Result;
 
 /// Transformer blocks over the positions of a feature map, with a residual around all of them.
 pub(crate) struct Transformer {
@@ -142,13 +142,6 @@ impl SelfAttention {
 
     /// The attention plus `residual`, which has the shape of `xs`.
     fn forward_adding(&self, xs: &Array, residual: &Array) -> Result<Array> {
-        match self.to_qkv.forward_each(xs)?.as_slice() {
-            [q, k, v] => self.to_out.forward_adding(&attention(q, k, v, self.heads)?, residual),
-            _ => Err(incomplete()),
-        }
+        self.to_out.forward_adding(&self_attention(&self.to_qkv, xs, self.heads)?, residual)
     }
-}
-
-fn incomplete() -> Error {
-    Error::Msg("an attention lacks queries, keys or values".into()).bt()
 }

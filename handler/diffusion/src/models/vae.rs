@@ -13,10 +13,10 @@ use crate::{
     loading::config::VaeConfig,
     models::blocks::{NormConfig, ResnetBlock, Upsample},
     ops::params::Params,
-    ops::{Array, Conv, GroupNorm, Linear, add, attention, to_map, to_tokens},
+    ops::{Array, Conv, GroupNorm, Linear, add, self_attention, to_map, to_tokens},
 };
 use bands::{Bands, Source};
-use candle_core::{Error, Result as CandleResult};
+use candle_core::Result as CandleResult;
 use memory::{Form, Levels};
 
 /// A VAE decoder.
@@ -183,11 +183,7 @@ impl SpatialAttention {
     fn forward(&self, xs: &Array) -> CandleResult<Array> {
         let (height, width) = xs.size()?;
         let tokens = to_tokens(&self.norm.forward(xs)?)?;
-        let parts = self.to_qkv.forward_each(&tokens)?;
-        let [q, k, v] = parts.as_slice() else {
-            return Err(Error::Msg("an attention lacks queries, keys or values".into()).bt());
-        };
-        let mixed = self.to_out.forward(&attention(q, k, v, 1)?)?;
+        let mixed = self.to_out.forward(&self_attention(&self.to_qkv, &tokens, 1)?)?;
         add(xs, &to_map(&mixed, height, width)?)
     }
 }

@@ -19,7 +19,7 @@ pub(crate) mod steps;
 mod upsampled;
 
 pub(crate) use attention::SCORES;
-pub(super) use attention::{attention, causal_attention};
+pub(super) use attention::{attention, causal_attention, self_attention};
 pub(super) use bands::{Part, merged, moments_by, pad_rows, rows};
 pub(super) use conv::Conv;
 pub(super) use linear::Linear;

@@ -17,7 +17,7 @@ pub(crate) enum Ending {
     Softmax { counted: usize },
 }
 
-/// `out[m][n] = ending(alpha * sum over k of A[m][k] * W[n][k] + bias[n] + table[row of step][n] + onto[m][n])`. Addresses, of which
+/// `out[m][n] = ending(alpha[n] * sum over k of A[m][k] * W[n][k] + bias[n] + table[row of step][n] + onto[m][n])`. Addresses, of which
 /// those that may be missing are then 0. `kernels/product.cuh` says what each field is.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Problem {
@@ -64,7 +64,9 @@ pub(crate) struct Problem {
     pub ending: Ending,
     /// Groups of the moments, and chunks of an image's rows.
     pub measured: [usize; 2],
+    /// Of the first `scaled` columns; of the others it is 1.
     pub alpha: f32,
+    pub scaled: usize,
     /// Whether `out` is f32, and the scaled sums alone.
     pub wide: bool,
     /// Whether W is `[inner, columns]`.
@@ -116,6 +118,7 @@ impl Problem {
             ending: Ending::AsItIs,
             measured: [0; 2],
             alpha: f32::from_bits(shape.alpha_bits),
+            scaled: shape.columns,
             wide: shape.out != shape.dtype,
             crossed: shape.w_transposed,
         }
@@ -276,12 +279,12 @@ impl Problem {
             measured[0],
             measured[1],
         ];
-        let after = [self.wide, self.crossed, self.is_whole(), self.is_by_channels()].map(usize::from);
+        let flags = [self.wide, self.crossed, self.is_whole(), self.is_by_channels(), false].map(usize::from);
         let ints =
             |numbers: &[usize]| numbers.iter().map(|&number| i32::try_from(number).ok()).collect::<Option<Vec<_>>>();
         let mut halves: Vec<u32> = ints(&before)?.into_iter().map(|number| number as u32).collect();
         halves.push(self.alpha.to_bits());
-        halves.extend(ints(&after)?.into_iter().map(|number| number as u32));
+        halves.extend(ints(&[&[self.scaled], &flags[..]].concat())?.into_iter().map(|number| number as u32));
         words.extend(halves.as_chunks().0.iter().map(|&[low, high]: &[u32; 2]| u64::from(low) | u64::from(high) << 32));
         Some(words)
     }
@@ -297,16 +300,16 @@ mod tests {
 
     #[test]
     fn a_kernel_reads_the_fields_in_its_order() {
-        let words = Problem { alpha: 0.5, wide: true, ..product() }.words(64).unwrap();
-        assert_eq!(words.len(), 10 + 3 + 32 / 2);
+        let words = Problem { alpha: 0.5, scaled: 8, wide: true, ..product() }.words(64).unwrap();
+        assert_eq!(words.len(), 10 + 3 + 34 / 2);
         assert_eq!((words[0], words[2], words[7]), (4096, 8192, 12_288));
         // Rows and columns, inner and the pitch of A.
         assert_eq!(&words[13..15], &[3 | 16 << 32, 24 | 24 << 32]);
         // A window of one place: it is the first and the last.
         assert_eq!(&words[22..24], &[1 | 1 << 32, 0]);
-        // `chunks` is before alpha, then come `wide`, `crossed`, `whole` and the order along k.
+        // `chunks` is before alpha, then come `scaled`, `wide`, `crossed`, `whole`, the order along k, and nothing.
         assert_eq!(words[26] >> 32, u64::from(0.5f32.to_bits()));
-        assert_eq!(&words[27..], &[1, 1]);
+        assert_eq!(&words[27..], &[8 | 1 << 32, 1 << 32, 0]);
         assert_eq!(Problem { a_row: 1 << 31, ..product() }.words(64), None);
     }
 

@@ -40,12 +40,11 @@ impl WidePlan {
             && !problem.crossed
             && !problem.phased
             && problem.channels[1] == 0
-            && problem.alpha == 1.0
             && [problem.table, problem.onto, problem.partials].iter().all(|&address| address == 0)
             && matches!(problem.dtype, Dtype::F16 | Dtype::BF16)
             && problem.is_whole();
         let is_gated = problem.ending == Ending::Gated;
-        let plain = plain && (is_gated || problem.ending == Ending::AsItIs);
+        let plain = plain && if is_gated { problem.alpha == 1.0 } else { problem.ending == Ending::AsItIs };
         let columns = if is_gated { problem.columns / 2 } else { problem.columns };
         if !plain || problem.out_row != columns || is_gated != (problem.bias != 0) {
             return None;
@@ -98,11 +97,12 @@ impl WidePlan {
         let x = rows_of(problem.a, problem.rows, problem.a_row, WIDE_ROWS)?;
         let w = rows_of(problem.w, problem.columns, problem.w_row, self.at_once)?;
         let pair = |low: usize, high: usize| Some(u64::from(half(low)?) | u64::from(half(high)?) << 32);
-        let sizes = (pair(problem.rows, problem.inner), pair(self.columns, self.tiles));
-        let (Some(first), Some(second)) = sizes else {
+        let sizes = (pair(problem.rows, problem.inner), pair(self.columns, self.tiles), half(problem.scaled));
+        let (Some(first), Some(second), Some(scaled)) = sizes else {
             return Err(GpuError::Unavailable(format!("too large for a kernel: {problem:?}")));
         };
-        let words = [problem.bias, problem.out, first, second];
+        let third = u64::from(problem.alpha.to_bits()) | u64::from(scaled) << 32;
+        let words = [problem.bias, problem.out, first, second, third];
         // SAFETY: the arguments of these kernels in their order, as the caller promises.
         unsafe { gpu.launch_words(self.launch.clone(), 1, &[&x, &w, &words]) }
     }
@@ -162,7 +162,7 @@ mod tests {
             Problem { bias: 4 << 20, ..plain },
             Problem { onto: 4 << 20, ..plain },
             Problem { table: 4 << 20, ..plain },
-            Problem { alpha: 0.5, ..plain },
+            Problem { alpha: 0.5, ..gate },
             Problem { wide: true, ..plain },
             Problem { crossed: true, ..plain },
             Problem { channels: [160, 160], ..plain },

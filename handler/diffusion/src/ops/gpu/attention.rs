@@ -1,12 +1,13 @@
 //! Attention: our own fused kernels for the head sizes of Stable Diffusion, matrix products and a softmax for others.
 
-use super::{addresses, refused};
+use super::{addresses, linear::Linear, refused};
 use crate::gpu::{
     Arg, Array, Dtype, Launch,
     constants::SOFTMAX_THREADS,
     matmul::{MatmulShape, Operands},
 };
 use candle_core::Result;
+use std::f32::consts::LOG2_E;
 
 /// A fused kernel: the ending of its name, head size, threads, queries of a block, and dynamic shared memory.
 type Tile = (&'static str, usize, usize, usize, usize);
@@ -23,15 +24,52 @@ const MANY_KEYS: usize = 256;
 /// Inside a tile of keys, the kernels count elements in `int`.
 const LONGEST_ROW: usize = 1 << 24;
 
+/// How long a block of Hopper's kernels takes for so many queries, in some unit: 128, of which each is computed in two halves of the keys,
+/// take more than half as long as 256 (measured on an H200).
+const fn cost(queries: usize) -> usize {
+    if queries < 256 { 9 * queries } else { 8 * queries }
+}
+
 pub(in crate::ops) fn attention(q: &Array, k: &Array, v: &Array, heads: usize) -> Result<Array> {
-    let (shape, gpu) = (Shape::of(q, k, v, heads)?, q.gpu());
+    attention_of(Shape::of(q, k, v, heads)?, q, k, v)
+}
+
+/// Attention of each token to all, by layers for queries, keys and values. Where a kernel would multiply the queries by the scale of the
+/// scores, and round them again, the product that makes them does it.
+pub(in crate::ops) fn self_attention(to_qkv: &Linear, xs: &Array, heads: usize) -> Result<Array> {
+    let (gpu, each) = (xs.gpu(), to_qkv.scalable().filter(|each| each.is_multiple_of(heads)));
+    let factor = each
+        .map(|each| each / heads)
+        .filter(|&width| subtracts(width) && gpu.is_hopper() && gpu.fuses(xs.dtype()))
+        .map(factor);
+    match to_qkv.forward_scaled(xs, factor)?.as_slice() {
+        [q, k, v] => {
+            let shape = Shape::of(q, k, v, heads)?;
+            attention_of(Shape { factor: if factor.is_some() { 1.0 } else { shape.factor }, ..shape }, q, k, v)
+        }
+        parts => refused(format!("self-attention of {} parts", parts.len())),
+    }
+}
+
+/// What makes of products of queries and keys scores in base 2, divided by the root of a head's channels.
+fn factor(width: usize) -> f32 {
+    LOG2_E * (width as f32).powf(-0.5)
+}
+
+/// Whether Hopper's kernel has room behind a head's channels, in which the product subtracts the largest score so far.
+fn subtracts(width: usize) -> bool {
+    !width.is_multiple_of(16)
+}
+
+fn attention_of(shape: Shape, q: &Array, k: &Array, v: &Array) -> Result<Array> {
+    let gpu = q.gpu();
     if !gpu.fuses(q.dtype()) {
         return shape.whole(q, k, v, false);
     }
-    let blocks = |&(_, _, _, queries, _): &Tile| shape.tokens.div_ceil(queries) * heads * shape.batch;
+    let blocks = |&(_, _, _, queries, _): &Tile| shape.tokens.div_ceil(queries) * shape.heads * shape.batch;
     if gpu.is_hopper() && shape.others >= MANY_KEYS {
         // The one that leaves the busiest processor the least work.
-        let work = |tile: &&Tile| blocks(tile).div_ceil(gpu.multiprocessors()) * tile.3;
+        let work = |tile: &&Tile| blocks(tile).div_ceil(gpu.multiprocessors()) * cost(tile.3);
         if let Some(tile) = HOPPER_TILES.iter().filter(|tile| tile.1 == shape.width).min_by_key(work) {
             return shape.fused("attention_hopper", tile, q, k, v);
         }
@@ -57,6 +95,8 @@ struct Shape {
     heads: usize,
     /// Channels of a head.
     width: usize,
+    /// What scores are multiplied by for a softmax in base 2.
+    factor: f32,
 }
 
 impl Shape {
@@ -74,14 +114,11 @@ impl Shape {
                     && heads > 0
                     && channels.is_multiple_of(heads) =>
             {
-                Ok(Self { batch, tokens, others, heads, width: channels / heads })
+                let width = channels / heads;
+                Ok(Self { batch, tokens, others, heads, width, factor: factor(width) })
             }
             dims => refused(format!("attention of {dims:?} in {heads} heads")),
         }
-    }
-
-    fn scale(&self) -> f32 {
-        (self.width as f32).powf(-0.5)
     }
 
     fn out(&self, q: &Array) -> Result<Array> {
@@ -100,7 +137,7 @@ impl Shape {
         let out = self.out(q)?;
         let sizes = [self.tokens, self.others, self.heads, q.row(), k.row(), out.row()].map(Arg::Int);
         let strides = [self.tokens * q.row(), self.others * k.row(), self.tokens * out.row()].map(Arg::Long);
-        let args = [&addresses([q, k, v, &out])[..], &sizes, &strides, &[Arg::Float(self.scale())]].concat();
+        let args = [&addresses([q, k, v, &out])[..], &sizes, &strides, &[Arg::Float(self.factor)]].concat();
         let launch = Launch {
             name: format!("{name}_{}_{ending}", q.dtype().name()),
             grid: [self.tokens.div_ceil(queries), self.heads, self.batch],
@@ -133,7 +170,7 @@ impl Shape {
                     a_stride: self.width,
                     w_stride: self.width,
                     out_stride: tokens * self.others,
-                    alpha_bits: self.scale().to_bits(),
+                    alpha_bits: (self.factor / LOG2_E).to_bits(),
                     ..MatmulShape::linear(dtype, tokens, self.others, self.width)
                 };
                 let mixed = MatmulShape {

@@ -81,7 +81,7 @@ impl Conv {
     }
 
     fn after<'a>(&'a self, shift: Option<(&'a Array, &'a Array)>, onto: Option<&'a Array>) -> After<'a> {
-        After { bias: Some(&self.bias), shift, onto, groups: self.groups }
+        After { bias: Some(&self.bias), shift, onto, groups: self.groups, ..After::default() }
     }
 
     /// The shape of the convolution of a map, and room for its result.

@@ -67,6 +67,11 @@ impl Linear {
         Ok(Self { weight: params.place(placed, &dims, "weight", layout)?, bias: None, each })
     }
 
+    /// Channels of each layer's output, if it is scaled as a whole: a bias would not be.
+    pub(super) fn scalable(&self) -> Option<usize> {
+        self.bias.is_none().then_some(self.each)
+    }
+
     pub(super) fn weight(&self) -> &Array {
         &self.weight
     }
@@ -76,7 +81,13 @@ impl Linear {
     }
 
     pub(in crate::ops) fn forward_each(&self, xs: &Array) -> Result<Vec<Array>> {
-        let all = self.forward(xs, None)?;
+        self.forward_scaled(xs, None)
+    }
+
+    /// The output of each layer, that of the first one times `factor` before its bias is added.
+    pub(super) fn forward_scaled(&self, xs: &Array, factor: Option<f32>) -> Result<Vec<Array>> {
+        let scaled = factor.map(|factor| (self.each, factor));
+        let all = multiply(xs, None, &self.weight, After { bias: self.bias.as_ref(), scaled, ..After::default() })?;
         Ok((0..all.columns()).step_by(self.each).map(|from| all.columns_from(from, self.each)).collect())
     }
 
@@ -108,7 +119,7 @@ impl Linear {
 
 /// `xs @ weight^T`, plus bias, plus `onto`; nothing else of what may come after. With `more`, the columns of that follow those of xs.
 pub(super) fn multiply(xs: &Array, more: Option<&Array>, weight: &Array, after: After) -> Result<Array> {
-    let (gpu, columns, After { bias, onto, groups, .. }) = (xs.gpu(), weight.rows(), after);
+    let (gpu, columns, After { bias, onto, scaled, groups, .. }) = (xs.gpu(), weight.rows(), after);
     let dims = with_columns(xs.dims(), columns);
     let others = more.map_or(0, Array::columns);
     let inner = xs.columns() + others;
@@ -159,5 +170,11 @@ pub(super) fn multiply(xs: &Array, more: Option<&Array>, weight: &Array, after: 
     // SAFETY: the shape is that of xs, whose rows are `a_row` apart, and of the weights; `more` has as many rows, and the columns that
     // the weights have beyond those of xs. Bias and residual were compared with the shape, and `out` was made by it. All are of this GPU,
     // and the next user of their memory comes later on the same stream.
-    unsafe { product(problem, out, After { bias, shift: None, onto, groups: groups.filter(|_| xs.dims().len() == 4) }) }
+    unsafe {
+        product(
+            problem,
+            out,
+            After { bias, onto, scaled, groups: groups.filter(|_| xs.dims().len() == 4), ..After::default() },
+        )
+    }
 }

@@ -16,6 +16,8 @@ use std::sync::Arc;
 pub(super) struct After<'a> {
     /// As many as `out` has columns.
     pub(super) bias: Option<&'a Array>,
+    /// What the first so many columns are multiplied by, before anything is added.
+    pub(super) scaled: Option<(usize, f32)>,
     /// A table of rows of as many, and the number of the step.
     pub(super) shift: Option<(&'a Array, &'a Array)>,
     /// Of `out`'s dims.
@@ -33,7 +35,10 @@ pub(super) unsafe fn product(problem: Problem, out: Array, after: After) -> Resu
     let gpu = out.gpu().clone();
     let (table, step) = after.shift.unzip();
     let address = |array: Option<&Array>| array.map_or(0, Array::address);
+    let (scaled, alpha) = after.scaled.unwrap_or((problem.scaled, problem.alpha));
     let mut problem = Problem {
+        scaled,
+        alpha,
         out: out.address(),
         bias: address(after.bias),
         table: address(table),

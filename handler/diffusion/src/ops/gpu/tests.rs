@@ -20,6 +20,7 @@ use std::{
     sync::Arc,
 };
 
+mod attention;
 mod joined;
 mod prompt;
 mod upsampled;
@@ -317,53 +318,6 @@ fn gpu_norms_are_the_cpus() {
                 cpu.forward(&Array::Cpu(xs)).unwrap().cpu().unwrap(),
             );
         }
-    });
-}
-
-#[test]
-fn gpu_attention_is_the_cpus() {
-    in_each_dtype(|dtype| {
-        let cases = [
-            (4096, 4096, 8, 320),
-            (4096, 77, 8, 320),
-            (1000, 1000, 8, 640),
-            (1024, 77, 8, 640),
-            (256, 256, 8, 1280),
-            (64, 77, 8, 1280),
-            (4096, 154, 8, 320),
-            (4096, 308, 8, 320),
-            (1000, 616, 8, 640),
-            (64, 231, 8, 1280),
-            (64, 385, 8, 1280),
-            (100, 300, 4, 256),
-            (257, 257, 16, 1024),
-            (1353, 1353, 8, 320),
-            (1353, 77, 8, 320),
-            (357, 357, 8, 640),
-            (99, 99, 8, 1280),
-            (30, 77, 8, 1280),
-            (1024, 1024, 1, 512),
-            (33, 50, 2, 48),
-        ];
-        for (tokens, others, heads, channels) in cases {
-            let [q, k, v] = [tokens, others, others].map(|length| draw(&[2, length, channels], dtype));
-            let plain =
-                attention(&Array::Cpu(q.clone()), &Array::Cpu(k.clone()), &Array::Cpu(v.clone()), heads).unwrap();
-            let [q, k, v] = [q, k, v].map(|tensor| to_gpu(&tensor, dtype));
-            let ours = attention(&q, &k, &v, heads).unwrap().to_tensor().unwrap();
-            let name = format!("attention {tokens} x {others} of {channels} in {heads}");
-            check(&name, dtype, &ours, plain.cpu().unwrap());
-        }
-        let [q, k, v] = [0; 3].map(|_| draw(&[2, 77, 768], dtype));
-        let plain =
-            causal_attention(&Array::Cpu(q.clone()), &Array::Cpu(k.clone()), &Array::Cpu(v.clone()), 12).unwrap();
-        let [q, k, v] = [q, k, v].map(|tensor| to_gpu(&tensor, dtype));
-        check(
-            "causal attention",
-            dtype,
-            &causal_attention(&q, &k, &v, 12).unwrap().to_tensor().unwrap(),
-            plain.cpu().unwrap(),
-        );
     });
 }
 
