@@ -1,9 +1,12 @@
 """A headless Chromium on the studio page, and the steps that several tests share."""
 
+import io
 import os
 import shutil
 import unittest
+import urllib.request
 
+from PIL import Image
 from playwright.sync_api import expect, sync_playwright
 from stack import LIMIT, stack
 
@@ -86,6 +89,24 @@ class Case(unittest.TestCase):
     def record(self, number):
         """What the page knows of a task: what the server has sent, as it came."""
         return self.page.evaluate("async number => (await import('/store.js')).store.tasks.get(number)", int(number))
+
+    def painted(self, **task):
+        """Paints; gives what the page knows of the task, and the picture."""
+        number = self.paint(**task)
+        expect(self.figure(number)).to_be_visible()
+        record = self.record(number)
+        with urllib.request.urlopen(f"{self.address}/pictures/{record['picture']}") as file:
+            return record, Image.open(io.BytesIO(file.read())).convert("RGB")
+
+    def series(self, button):
+        """Publishes a series; gives its tasks once all of them are painted."""
+        newest = "async () => Math.max(...[...(await import('/store.js')).store.tasks.values()].map(({ series }) => series))"
+        before = self.page.evaluate(newest)
+        self.page.get_by_role("button", name=button).click()
+        self.page.wait_for_function(f"async before => (await ({newest})()) > before", arg=before)
+        figures = self.page.locator("#series > li")
+        expect(figures.locator("[data-kind='picture']")).to_have_count(figures.count())
+        return [self.record(number)["task"] for number in self.ids("#series")]
 
     def failure(self, number):
         """A task that ended without a picture."""
