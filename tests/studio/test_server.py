@@ -3,9 +3,10 @@
 import http.client
 import unittest
 
-from stack import LIMIT, ROOT, stack
+from stack import LIMIT, stack
+from studio import SKETCH
 
-PNG = (ROOT / "tests/goldens/pictures/sketch.png").read_bytes()
+PNG = SKETCH.read_bytes()
 
 
 class Server(unittest.TestCase):

@@ -4,9 +4,9 @@ import { byId, el, setText } from "./dom.js";
 import { weightsText } from "./words.js";
 
 const PARTS = [
-  ["down", "Down: what it sees"],
-  ["mid", "Mid: the whole"],
-  ["up", "Up: how it looks"],
+  ["down", "Down: the way in"],
+  ["mid", "Mid: the turn"],
+  ["up", "Up: the way out"],
 ];
 const UNSET = 1;
 
@@ -47,10 +47,10 @@ function slider(part, name) {
 function set(part, value) {
   const { lora_weights: now } = order();
   const weights = isObject(now) ? now : {};
-  const unet = isObject(weights.unet) ? weights.unet : typeof weights.unet === "number" ? Object.fromEntries(PARTS.map(([each]) => [each, weights.unet])) : {};
-  if (value === UNSET) delete unet[part];
-  else unet[part] = value;
-  weights.unet = Object.keys(unet).length ? unet : undefined;
+  const before = (each) => (isObject(weights.unet) ? weights.unet[each] : weights.unet);
+  const all = PARTS.map(([each]) => [each, each === part ? value : before(each)]);
+  const unet = all.filter(([, each]) => each !== undefined && each !== UNSET);
+  weights.unet = unet.length ? Object.fromEntries(unet) : undefined;
   const isEmpty = Object.values(weights).every((each) => each === undefined);
   text.value = isEmpty ? "" : JSON.stringify(weights);
   show();
