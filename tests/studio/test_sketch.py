@@ -126,7 +126,6 @@ class Sketch(Case):
         self.chosen()
         wide = io.BytesIO()
         Image.new("1", (6000, 5000)).save(wide, "PNG")
-        file = lambda content: {"name": "a.png", "mimeType": "image/png", "buffer": content}
         for content, said in (
             (b"a house, a lake", "the sketch is no PNG, JPEG or WebP file: convert it to one"),
             (b"", "the sketch is no PNG, JPEG or WebP file: convert it to one"),
@@ -136,7 +135,7 @@ class Sketch(Case):
         ):
             with self.subTest(said):
                 self.page.get_by_role("button", name="Take the sketch away").click()
-                self.choose(file(content))
+                self.choose({"name": "a.png", "mimeType": "image/png", "buffer": content})
                 expect(self.page.locator("#sketch-error")).to_contain_text(f"Not taken: {said}")
                 expect(self.page.locator("#sketch-says")).to_have_text("drop or paste one")
                 self.chosen()
