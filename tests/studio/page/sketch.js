@@ -5,6 +5,7 @@ import { store, upload } from "./store.js";
 import { sketchOf } from "./words.js";
 
 const MIB = 1 << 20;
+const HOW = "drop or paste one";
 
 /** Its name on the server; none without one. */
 let name = null;
@@ -21,6 +22,7 @@ export function start() {
     if (name && isFocused) byId("strength").focus();
   });
   byId("sketch-away").addEventListener("click", () => {
+    upLast = null;
     show(null);
     announce("The sketch is taken away");
     file.focus();
@@ -48,8 +50,11 @@ export function start() {
   });
 }
 
-/** Waits for an upload that is on its way; says whether it went well. */
-export const settled = async () => (upLast ? upLast : true);
+/** Waits for an upload that is on its way, or for the one that has followed it meanwhile; says whether it went well. */
+export async function settled() {
+  while (upLast) if (!(await upLast)) return false;
+  return true;
+}
 
 /** What a task gets of it. */
 export const order = () => (name ? { sketch: name, strength: Number(byId("strength").value) } : {});
@@ -58,7 +63,6 @@ export const order = () => (name ? { sketch: name, strength: Number(byId("streng
 export function fill(task) {
   byId("strength").value = task.task.strength ?? byId("strength").defaultValue;
   upLast = null;
-  setText(byId("sketch-says"), HOW);
   show(sketchOf(task)?.file ?? null);
 }
 
@@ -68,13 +72,10 @@ async function take(files) {
   const sent = await upThis;
   if (upLast !== upThis) return;
   upLast = null;
-  setText(byId("sketch-says"), HOW);
-  if (!sent) return;
+  if (!sent) return setText(byId("sketch-says"), HOW);
   show(sent);
   announce("The sketch is there");
 }
-
-const HOW = "drop or paste one";
 
 /** Sends a file; gives its name there, or says why it was not taken. */
 async function send(files) {
@@ -96,6 +97,7 @@ function show(now) {
   name = now;
   byId("sketch-choose").hidden = Boolean(now);
   byId("sketch-chosen").hidden = !now;
+  setText(byId("sketch-says"), HOW);
   setText(byId("sketch-error"), "");
   const preview = byId("sketch-preview");
   if (now) preview.src = `/sketches/${now}`;
