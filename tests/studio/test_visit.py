@@ -60,8 +60,11 @@ class Markup(Case):
         attack = "<img src=x onerror=\"document.title='owned'\"><script>document.title='owned'</script>"
         self.page.get_by_label("Tags, with commas").fill(attack)
         self.page.get_by_label("Artist’s name").fill(attack)
+        self.page.locator("#by-block > summary").click()
+        self.page.get_by_label("As JSON").fill(attack)
         number = self.paint(steps=1, seed=attack)
         expect(self.failure(number)).to_contain_text("seed")
+        expect(self.failure(number).locator(".begun")).to_contain_text("<script>")
         expect(self.failure(number)).to_contain_text(attack.split(",")[0])
         self.failure(number).get_by_role("button").click()
         expect(self.page.get_by_role("dialog")).to_contain_text(attack)
