@@ -162,6 +162,8 @@ class Keyboard(Case):
 
     def test_a_sketch_and_weights_are_given_and_taken_away_by_keyboard_alone(self):
         focus = "document.activeElement.id"
+        # From here on no window is opened. Where this is asked for with the press of the key, it may come too late.
+        self.page.on("filechooser", lambda chooser: None)
         self.tab_to("^Choose a picture")
         with self.page.expect_file_chooser() as opened:
             self.page.keyboard.press("Enter")
