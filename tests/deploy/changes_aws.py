@@ -49,6 +49,12 @@ CHANGES = {
         ("infra/aws/function.yaml", "EASEL_PROGRESS: !Ref ProgressMarks", 'EASEL_PROGRESS: "0,50"'),
         ("template.yaml", "AllowedValues: [seed, full]", "AllowedValues: [seed, all]"),
         ("template.yaml", "MinSide: {Type: Number, Default: 256", "MinSide: {Type: Number, Default: 250"),
+        ("template.yaml", "MaxValue: 1209600", "MaxValue: 1209601"),
+        ("infra/aws/function.yaml", "EASEL_RESULT_KEY: !Ref PictureKeyTemplate", "EASEL_RESULT_KEY: generations/{generation_id}"),
+    ],
+    "test_function.Tasks.test_a_key_of_pictures_that_the_role_may_not_write_or_the_handler_refuses_is_refused": [
+        ("template.yaml", "^generations/[A-Za-z0-9/", "^[A-Za-z0-9/"),
+        ("template.yaml", "\\\\{generation_id\\\\}", ""),
     ],
     "test_observability.Names.test_no_expression_names_a_metric_a_label_or_a_value_that_is_not_there": [
         ("infra/observability/rules.yaml", "expr: relay_sqs_ready == 0", "expr: relay_sqs_up == 0"),
@@ -65,6 +71,7 @@ CHANGES = {
     "test_relay.Relay.test_a_queue_for_cancelling_is_passed_on_with_its_rights_where_it_is_given": [
         ("template.yaml", "AmqpCancelQueue: !Ref AmqpCancelQueue,", 'AmqpCancelQueue: "",'),
         ("infra/aws/relay.yaml", "${PicturesArn}/cancelled/*", "${PicturesArn}/claims/*"),
+        ("template.yaml", "CancelExpiry: !Ref CancelExpiry, Pictures:", "CancelExpiry: 345600, Pictures:"),
         ("infra/aws/relay.yaml", "{Name: RELAY_CANCEL_BUCKET,", "{Name: RELAY_CANCELS,"),
     ],
     "test_function.Machine.test_a_gpu_is_asked_for_and_found_where_lambda_has_its_driver": [

@@ -136,6 +136,8 @@ class Tasks(unittest.TestCase):
             ("WebhookDetail", "--webhook-detail", "EASEL_WEBHOOK_DETAIL", parameters["WebhookDetail"]["AllowedValues"]),
             ("ProgressMarks", "--progress", "EASEL_PROGRESS", ["every:10", "50"]),
             ("ProgressPreview", "--progress-preview", "EASEL_PROGRESS_PREVIEW", parameters["ProgressPreview"]["AllowedValues"]),
+            ("PictureKeyTemplate", "--result-key", "EASEL_RESULT_KEY", ["generations/{style_id}/{generation_id}-{number}.{extension}"]),
+            ("CancelExpiry", "--cancel-expiry", "EASEL_CANCEL_EXPIRY", [1, parameters["CancelExpiry"]["MaxValue"]]),
             ("MinSide", "--min-side", "EASEL_MIN_SIDE", [64]),
             ("MaxSide", "--max-side", "EASEL_MAX_SIDE", [2048]),
             ("MaxPixels", "--max-pixels", "EASEL_MAX_PIXELS", [1 << 22]),
@@ -146,6 +148,15 @@ class Tasks(unittest.TestCase):
                     self.assertEqual(str(given), str(stack.value(function["Environment"]["Variables"][variable])))
                     self.assertIsNone(binaries.accepts("handler", ["function", option, str(given)]))
                     self.assertRegex(str(given), parameters[parameter].get("AllowedPattern", "."))
+
+    def test_a_key_of_pictures_that_the_role_may_not_write_or_the_handler_refuses_is_refused(self):
+        pattern = templates.root().body["Parameters"]["PictureKeyTemplate"]["AllowedPattern"]
+        for given in (
+            *("gen_{generation_id}.png", "cancelled/{generation_id}", "claims/{generation_id}", "generations/gen.jpg", "generations/", ""),
+            *("generations/{generation_id} .png", "generations/{generation_id}?", "/generations/{generation_id}"),
+        ):
+            with self.subTest(given=given):
+                self.assertNotRegex(given, pattern)
 
 
 class Machine(unittest.TestCase):

@@ -63,7 +63,8 @@ class Relay(unittest.TestCase):
 
     def test_a_queue_for_cancelling_is_passed_on_with_its_rights_where_it_is_given(self):
         for given in ("", "image_generation.cancel"):
-            stack, task = templates.the("AWS::ECS::TaskDefinition", lambda each: "relay" in str(each), {"AmqpCancelQueue": given})
+            parameters = {"AmqpCancelQueue": given, "CancelExpiry": 3600}
+            stack, task = templates.the("AWS::ECS::TaskDefinition", lambda each: "relay" in str(each), parameters)
             (container,) = task["ContainerDefinitions"]
             told = stack.given(container)
             sends = lambda each: "sqs:SendMessage" in str(each)  # noqa: E731
@@ -73,14 +74,15 @@ class Relay(unittest.TestCase):
             sids = {one["Sid"]: one["Resource"] for one in rights}
             with self.subTest(given=given):
                 if not given:
-                    self.assertFalse({"AMQP_CANCEL_QUEUE", "RELAY_CANCEL_BUCKET"} & told.keys())
+                    self.assertFalse({"AMQP_CANCEL_QUEUE", "RELAY_CANCEL_BUCKET", "RELAY_CANCEL_EXPIRY"} & told.keys())
                     self.assertEqual({"Send", "Payloads", "Look"}, sids.keys())
                     continue
                 self.assertEqual(given, told["AMQP_CANCEL_QUEUE"])
                 self.assertTrue(told["RELAY_CANCEL_BUCKET"])
+                self.assertEqual("3600", str(told["RELAY_CANCEL_EXPIRY"]))
                 self.assertIn("/cancelled/*", str(sids["Cancelled"]))
                 self.assertIn("Pictures", sids)
-                options = ["--cancel-queue", given, "--cancel-bucket", "pictures"]
+                options = ["--cancel-queue", given, "--cancel-bucket", "pictures", "--cancel-expiry", "3600"]
                 self.assertIsNone(binaries.accepts("relay", ["--sqs-queue-url", "http://h/q", "--amqp-url", "amqp://h", *options]))
 
     def test_with_a_fifo_queue_two_relays_never_run_at_once(self):

@@ -20,7 +20,7 @@ use self::{
     faults::{FaultSwitches, RestartingFunction},
     monitor::Monitor,
     record::Station,
-    settings::CANCELS,
+    settings::{CANCELS, SKETCHES},
 };
 use crate::{
     aws::{Aws, MODELS, Queue},
@@ -36,13 +36,13 @@ use serde::Serialize;
 use serde_json::{Map, Value, json};
 use std::{convert::Infallible, path::Path, sync::Arc, time::Duration};
 
-/// A task whose function was killed is received again after this time.
-const VISIBILITY: Duration = Duration::from_secs(10);
+/// The visibility timeout of the queue: six times as long as a function of the template for AWS may take, as AWS recommends it.
+const VISIBILITY: Duration = Duration::from_secs(6 * 300);
 /// More often than a person kills the function during one task.
 const MAX_RECEIVE_COUNT: u32 = 6;
 
 /// The form's fields, and those of a task that they set.
-const FIELDS: [(&str, &str); 11] = [
+const FIELDS: [(&str, &str); 13] = [
     ("tags", "prompt_tags"),
     ("artist", "artist_name"),
     ("aspect_ratio", "aspect_ratio"),
@@ -51,7 +51,9 @@ const FIELDS: [(&str, &str); 11] = [
     ("width", "width"),
     ("height", "height"),
     ("scheduler", "scheduler"),
+    ("strength", "strength"),
     ("lora_scale", "lora_scale"),
+    ("lora_weights", "lora_weights"),
     ("clip_skip", "clip_skip"),
     ("long_prompt", "long_prompt"),
 ];
@@ -107,6 +109,7 @@ impl StudioStack {
             anyhow::Ok(Arc::new(aws))
         };
         let (broker, aws) = tokio::try_join!(broker, aws)?;
+        aws.s3.create_bucket().bucket(SKETCHES).send().await.context("create bucket")?;
         let aws_proxy = Arc::new(AwsProxy::start(aws.endpoint(), tasks.clone()).await?);
         let (publisher, inspector) = (broker.publisher().await?, broker.publisher().await?);
         publisher.declare(QUEUE).await?;
@@ -152,12 +155,26 @@ impl StudioStack {
     /// # Errors
     /// RabbitMQ does not take it.
     pub async fn publish(&self, form: &Map<String, Value>, styles: &[Style]) -> Result<i64> {
+        if let Some(name) = sketch(form) {
+            self.store_sketch(name).await?;
+        }
         let webhook = self.faults.backend.url();
         let id = self.tasks.add(style(form), |id| body(form, styles, id, &webhook));
         let body = self.tasks.record(id).context("the task is gone")?.task.to_string();
         self.publisher.publish(QUEUE, body.as_bytes()).await?;
         self.tasks.mark_once(id, Station::Broker, "RabbitMQ has confirmed it");
         Ok(id)
+    }
+
+    /// Puts a sketch of the gallery into S3, unless it is there. One of an earlier run is not yet; for one that nobody has, it is the
+    /// function that says so.
+    async fn store_sketch(&self, name: &str) -> Result<()> {
+        let Some(path) = self.tasks.gallery().sketch(name) else { return Ok(()) };
+        if self.aws.etag(SKETCHES, name).await.is_none() {
+            let content = tokio::fs::read(&path).await.with_context(|| path.display().to_string())?;
+            self.aws.put(SKETCHES, name, content).await?;
+        }
+        Ok(())
     }
 
     /// Publishes the message that cancels a task, to the queue for such messages.
@@ -213,12 +230,20 @@ fn body(form: &Map<String, Value>, styles: &[Style], id: i64, webhook: &str) -> 
             body[theirs] = value.clone();
         }
     }
+    if let Some(name) = sketch(form) {
+        body["image_url"] = format!("s3://{SKETCHES}/{name}").into();
+    }
     body
 }
 
 /// The style that the form names.
 fn style(form: &Map<String, Value>) -> &str {
     form.get("style").and_then(Value::as_str).unwrap_or_default()
+}
+
+/// The sketch that the form names.
+fn sketch(form: &Map<String, Value>) -> Option<&str> {
+    form.get("sketch").and_then(Value::as_str)
 }
 
 #[cfg(test)]
@@ -237,5 +262,11 @@ mod tests {
         assert_eq!(task, expected);
         let task = body(&Map::new(), &[style], 7, "http://w");
         assert_eq!(task["lora_model_url"], "s3://stylelicense-models/models//lora_weights.safetensors");
+        let Value::Object(form) = json!({ "sketch": "a.png", "strength": 2, "lora_weights": "x" }) else {
+            panic!("no object");
+        };
+        let task = body(&form, &[], 7, "http://w");
+        let begun = ["image_url", "strength", "lora_weights"].map(|field| task[field].clone());
+        assert_eq!(begun, [json!("s3://stylelicense-sketches/a.png"), json!(2), json!("x")]);
     }
 }

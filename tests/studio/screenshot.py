@@ -13,7 +13,7 @@ from pathlib import Path
 from PIL import Image
 from playwright.sync_api import expect, sync_playwright
 from stack import LIMIT, stack
-from studio import SECOND, launch
+from studio import SECOND, SKETCH, launch
 
 DESKTOP, PHONE = {"width": 1280, "height": 1120}, {"width": 390, "height": 780}
 # So that the picture stays under 150 KB.
@@ -24,7 +24,7 @@ IDEAS = ("lighthouse", "mountains", "balloon")
 
 
 def paint(page):
-    """Some ideas in two styles, one in every style, and a task that is still on its way."""
+    """Some ideas in two styles, one in every style, and a task from a sketch that is still on its way."""
     page.set_default_timeout(LIMIT * SECOND)
     page.goto(stack(kept=False).address)
     expect(page.locator("#connection")).to_have_text("Live")
@@ -41,6 +41,8 @@ def paint(page):
     expect(page.locator("#series [data-kind='picture']")).to_have_count(page.locator("#styles label").count())
     page.get_by_role("button", name="mountains", exact=True).click()
     page.get_by_label("Steps", exact=True).fill(LONG)
+    page.get_by_label("Choose a picture").set_input_files(SKETCH)
+    expect(page.locator("#sketch-preview")).to_be_visible()
     page.get_by_role("button", name="Paint it").click()
     # Those on their way come before the one that has ended.
     page.wait_for_function("() => document.querySelector('#tasks progress').value >= 70")

@@ -1,14 +1,19 @@
 """A headless Chromium on the studio page, and the steps that several tests share."""
 
+import io
 import os
 import shutil
 import unittest
+import urllib.request
 
+from PIL import Image
 from playwright.sync_api import expect, sync_playwright
-from stack import LIMIT, stack
+from stack import LIMIT, ROOT, stack
 
 BROWSERS = ("chromium-headless-shell", "chromium")
 SECOND = 1000
+# 600x440 pixels.
+SKETCH = ROOT / "tests/goldens/pictures/sketch.png"
 expect.set_options(timeout=LIMIT * SECOND)
 
 
@@ -86,6 +91,40 @@ class Case(unittest.TestCase):
     def record(self, number):
         """What the page knows of a task: what the server has sent, as it came."""
         return self.page.evaluate("async number => (await import('/store.js')).store.tasks.get(number)", int(number))
+
+    def choose(self, file=SKETCH):
+        """Chooses a file to begin from, as the browser's dialog does."""
+        self.page.get_by_label("Choose a picture").set_input_files(file)
+
+    def chosen(self, file=SKETCH):
+        """Chooses a picture and waits for its preview."""
+        self.choose(file)
+        self.seen(self.page.locator("#sketch-preview"))
+
+    def seen(self, image):
+        """A picture that the browser could read."""
+        expect(image).to_be_visible()
+        self.assertGreater(image.evaluate("image => image.decode().then(() => image.naturalWidth)"), 0)
+
+    def painted(self, **task):
+        """Paints; gives what the page knows of the task, and the picture."""
+        number = self.paint(**task)
+        expect(self.figure(number)).to_be_visible()
+        record = self.record(number)
+        with urllib.request.urlopen(f"{self.address}/pictures/{record['picture']}") as file:
+            return record, Image.open(io.BytesIO(file.read())).convert("RGB")
+
+    def series(self, button, count):
+        """Publishes a series of so many tasks; gives them once all are painted."""
+        before = self.ids("#series")
+        self.page.get_by_role("button", name=button).click()
+        script = """([before, count]) => {
+          const all = [...document.querySelectorAll("#series > li")];
+          const done = all.filter((each) => !before.includes(each.dataset.id) && each.querySelector("[data-kind='picture']"));
+          return all.length === count && done.length === count;
+        }"""
+        self.page.wait_for_function(script, arg=[list(before), count])
+        return [self.record(number)["task"] for number in self.ids("#series")]
 
     def failure(self, number):
         """A task that ended without a picture."""

@@ -4,7 +4,7 @@ import re
 import unittest
 
 from playwright.sync_api import expect
-from studio import Case
+from studio import SKETCH, Case
 
 # Text that can be seen, with its contrast to what lies behind it, as WCAG 2.2 counts it.
 CONTRASTS = """() => {
@@ -59,6 +59,7 @@ class Page(Case):
             ("Zero steps", "TASK_INVALID", "num_inference_steps"),
             ("A LoRA that is not there", "LORA_UNUSABLE", "lora"),
             ("No tags", "TASK_INVALID", "prompt_tags"),
+            ("A sketch that is not there", "IMAGE_UNUSABLE", "`image_url` s3://stylelicense-sketches/none.png does not exist"),
         ):
             with self.subTest(example):
                 failures = self.page.locator("#failures > li").filter(has_text=code).filter(has_text=words)
@@ -159,11 +160,41 @@ class Keyboard(Case):
         # The button is gone, and the focus is still in its card.
         self.assertEqual(self.page.evaluate("document.activeElement.closest('#tasks > li')?.dataset.id"), number)
 
+    def test_a_sketch_and_weights_are_given_and_taken_away_by_keyboard_alone(self):
+        focus = "document.activeElement.id"
+        # From here on no window is opened. Where this is asked for with the press of the key, it may come too late.
+        self.page.on("filechooser", lambda chooser: None)
+        self.tab_to("^Choose a picture")
+        with self.page.expect_file_chooser() as opened:
+            self.page.keyboard.press("Enter")
+        opened.value.set_files(SKETCH)
+        self.seen(self.page.locator("#sketch-preview"))
+        self.page.wait_for_function(f"() => {focus} === 'strength'")
+        self.page.keyboard.press("ArrowLeft")
+        expect(self.page.locator("#strength-says")).to_have_text("0.75")
+        self.tab_to("^Weights by block")
+        self.page.keyboard.press("Enter")
+        self.tab_to("^Up:")
+        self.page.keyboard.press("Home")
+        self.tab_to("^As JSON")
+        expect(self.page.get_by_label("As JSON")).to_have_value('{"unet":{"up":0}}')
+        before = self.ids("#tasks")
+        self.tab_to("Paint it")
+        self.page.keyboard.press("Enter")
+        task = self.record(self.new(before))["task"]
+        self.assertEqual((task["strength"], task["lora_weights"]), (0.75, {"unet": {"up": 0}}))
+        self.tab_to("^Take the sketch away$")
+        self.page.keyboard.press("Enter")
+        expect(self.page.locator("#sketch-preview")).to_be_hidden()
+        self.assertEqual(self.page.evaluate(focus), "sketch-file")
+        self.assertEqual(self.page.evaluate("heard.filter((said) => said.includes('sketch'))"), ["The sketch is there", "The sketch is taken away"])
+
 
 class Phone(Case):
     VIEWPORT = {"width": 360, "height": 740}
 
     def fits(self):
+        """At both widths."""
         for width in (360, 390):
             self.page.set_viewport_size({"width": width, "height": 740})
             self.assertEqual(self.page.evaluate("[document.documentElement.scrollWidth, innerWidth]"), [width, width])
@@ -175,6 +206,15 @@ class Phone(Case):
         self.page.get_by_text("Other w × h").click()
         for name in ("Tasks that fail", "More settings", "What this stack is set to"):
             self.page.get_by_text(name).click()
+        self.page.locator("#by-block > summary").click()
+        self.choose({"name": "notes.txt", "mimeType": "text/plain", "buffer": b"a house"})
+        expect(self.page.locator("#sketch-error")).to_contain_text("Not taken")
+        self.faults[:] = [fault for fault in self.faults if "status of 422" not in fault]
+        self.fits()
+        self.chosen()
+        self.page.get_by_role("slider", name="Strength").fill("1")
+        self.page.get_by_label("As JSON").fill('{"text_encoder": 0.25, "unet": {"down": 0.25, "mid": 0.25, "up": 0.25}}')
+        self.fits()
         self.page.get_by_label("Width", exact=True).fill("256")
         self.page.get_by_label("Height", exact=True).fill("256")
         self.page.get_by_label("Steps", exact=True).fill("1")
@@ -197,13 +237,20 @@ class Colours(Case):
     def test_every_text_can_be_read_in_light_and_in_dark(self):
         for name in ("Tasks that fail", "More settings", "What this stack is set to"):
             self.page.get_by_text(name).click()
+        self.page.locator("#by-block > summary").click()
+        self.chosen()
+        self.page.get_by_label("Up:").fill("0.5")
         number = self.paint(steps=100)
         self.painting(number)
         self.cancel(number)
         expect(self.failure(number)).to_be_visible()
-        number = self.paint(steps=1)
+        number = self.paint(steps=2)
         expect(self.figure(number)).to_be_visible()
         expect(self.page.locator("#welcome")).to_be_visible()
+        expect(self.card(number).locator(".begun")).to_be_visible()
+        self.choose({"name": "notes.txt", "mimeType": "text/plain", "buffer": b"a house"})
+        expect(self.page.locator("#sketch-error")).to_contain_text("Not taken")
+        self.faults[:] = [fault for fault in self.faults if "status of 422" not in fault]
         for scheme, is_behind in (("light", lambda luminance: luminance > 0.5), ("dark", lambda luminance: luminance < 0.1)):
             self.page.emulate_media(color_scheme=scheme)
             found = self.page.evaluate(CONTRASTS)

@@ -26,11 +26,16 @@ const MAX_CHANGES: usize = 3;
 #[command(next_help_heading = "Pictures to begin from")]
 pub struct ImageLimits {
     /// Largest file of a picture to begin from, in bytes.
-    #[arg(long, env = "EASEL_MAX_IMAGE_BYTES", default_value_t = 20 << 20, value_name = "BYTES")]
+    #[arg(long, env = "EASEL_MAX_IMAGE_BYTES", default_value_t = Self::DEFAULT.max_image_bytes, value_name = "BYTES")]
     pub max_image_bytes: u64,
     /// Most pixels of it, which is compared before it is decoded. Decoding takes up to 16 bytes of memory for each, of one picture at a time.
-    #[arg(long, env = "EASEL_MAX_IMAGE_PIXELS", default_value_t = 25_000_000, value_name = "PIXELS")]
+    #[arg(long, env = "EASEL_MAX_IMAGE_PIXELS", default_value_t = Self::DEFAULT.max_image_pixels, value_name = "PIXELS")]
     pub max_image_pixels: u64,
+}
+
+impl ImageLimits {
+    /// Without options.
+    pub const DEFAULT: Self = Self { max_image_bytes: 20 << 20, max_image_pixels: 25_000_000 };
 }
 
 /// Reads pictures from the storage.

@@ -1,7 +1,6 @@
 //! The page's fault switches, and the function that is started again after it was killed. Easel must lose no task by any of them.
 
 use super::{
-    VISIBILITY,
     aws_proxy::AwsProxy,
     record::{FunctionState, Mark, Station},
     tasks::TaskStore,
@@ -21,8 +20,10 @@ use std::{
     convert::Infallible,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
-use tokio::{sync::watch, time::sleep};
+use tokio::sync::watch;
 
+/// The visibility timeout of what a function held that was killed, in seconds.
+const COMES_AGAIN: i32 = 10;
 /// The status of a backend that is down for a while.
 pub(super) const UNAVAILABLE: u16 = 503;
 
@@ -138,19 +139,16 @@ impl RestartingFunction {
         }
     }
 
-    /// Keeps the messages of an event in flight while the function has them. AWS needs none of this: there the visibility timeout is
-    /// longer than an invocation. Here it is short, so that the task of a killed function comes again while somebody watches.
-    async fn hold(&self, event: &Value) -> Infallible {
-        loop {
-            sleep(VISIBILITY / 2).await;
-            for handle in
-                event["Records"].as_array().into_iter().flatten().filter_map(|one| one["receiptHandle"].as_str())
-            {
-                let seconds = i32::try_from(VISIBILITY.as_secs()).unwrap_or(i32::MAX);
-                let change = self.aws.sqs.change_message_visibility().queue_url(&self.queue.url);
-                if let Err(error) = change.receipt_handle(handle).visibility_timeout(seconds).send().await {
-                    tracing::warn!(%error, "a message is visible while it is worked on");
-                }
+    /// Makes the messages of an event whose function was killed come again while somebody watches. AWS does not: there they come when
+    /// the queue's visibility timeout is over.
+    async fn shorten(&self, event: &Value) {
+        let records = event["Records"].as_array().into_iter().flatten();
+        for handle in records.filter_map(|one| one["receiptHandle"].as_str()) {
+            let change = self.aws.sqs.change_message_visibility().queue_url(&self.queue.url);
+            if let Err(error) = change.receipt_handle(handle).visibility_timeout(COMES_AGAIN).send().await {
+                let trouble =
+                    format!("a task of the killed function comes again only after the queue's timeout: {error}");
+                self.tasks.set_status(|status| status.trouble = Some(trouble));
             }
         }
     }
@@ -181,10 +179,10 @@ impl Invoke for RestartingFunction {
                 record.marks.push(Mark { station: Station::Function, at_ms, what, good: true });
             });
         }
-        let answer = tokio::select! {
-            answer = function.invoke(event) => answer,
-            never = self.hold(event) => match never {},
-        };
+        let answer = function.invoke(event).await;
+        if answer.is_err() {
+            self.shorten(event).await;
+        }
         {
             let mut doing = self.doing();
             doing.tasks.clear();

@@ -9,6 +9,7 @@ use crate::{
 use anyhow::{Context, Result, ensure};
 use handler::task::Format;
 use serde_json::{Value, json};
+use sha2::{Digest, Sha256};
 use std::{
     fs,
     path::{Path, PathBuf},
@@ -19,6 +20,10 @@ use std::{
 /// The year in which the certificate of a gallery expires.
 #[cfg(feature = "credentials")]
 const YEAR: i32 = 2100;
+/// The folder of sketches.
+const SKETCHES: &str = "sketches";
+/// Hexadecimal digits of a sketch's name.
+const SKETCH_ID: usize = 32;
 const LIMIT: Duration = Duration::from_secs(60);
 /// Groups of exiftool that do not come from the file's content.
 const OUTSIDE: [&str; 3] = ["System", "ExifTool", "SourceFile"];
@@ -95,6 +100,23 @@ impl Gallery {
         Some(self.0.join(name)).filter(|path| is_picture(name) && path.is_file())
     }
 
+    /// Writes a sketch under a name that its content has alone; gives that name.
+    ///
+    /// # Errors
+    /// The disk.
+    pub fn keep_sketch(&self, content: &[u8], format: Format) -> Result<String> {
+        let sum = hex::encode(&Sha256::digest(content)[..SKETCH_ID / 2]);
+        let name = format!("{sum}.{}", format.extension());
+        fs::create_dir_all(self.0.join(SKETCHES)).with_context(|| SKETCHES.to_string())?;
+        self.write(&format!("{SKETCHES}/{name}"), content)?;
+        Ok(name)
+    }
+
+    /// The path of a sketch, if the name is one of a sketch.
+    pub fn sketch(&self, name: &str) -> Option<PathBuf> {
+        Some(self.0.join(SKETCHES).join(name)).filter(|path| is_sketch(name) && path.is_file())
+    }
+
     /// The signer: the same after a restart, so that old pictures can still be verified.
     ///
     /// # Errors
@@ -126,6 +148,14 @@ fn new_signer(folder: &Path) -> Result<()> {
 #[cfg(not(feature = "credentials"))]
 fn new_signer(_: &Path) -> Result<()> {
     anyhow::bail!("this build signs nothing: it lacks the feature credentials")
+}
+
+/// Whether it is a name that a sketch was given.
+fn is_sketch(name: &str) -> bool {
+    let hex = |digit: u8| digit.is_ascii_digit() || (b'a'..=b'f').contains(&digit);
+    name.split_once('.').is_some_and(|(id, ending)| {
+        id.len() == SKETCH_ID && id.bytes().all(hex) && Format::ALL.iter().any(|format| format.extension() == ending)
+    })
 }
 
 /// Whether it is a picture name of the function: `gen_`, digits and `_`, and the extension of a format.
@@ -200,6 +230,24 @@ mod tests {
         }
         assert!(gallery.keep_picture("http://s3/..", b"x").is_err());
         assert!(gallery.records().unwrap().is_empty(), "a file that is no task");
+    }
+
+    #[test]
+    fn a_sketch_is_kept_once_and_found_by_its_own_name_alone() {
+        let folder = tempfile::tempdir().unwrap();
+        let gallery = Gallery::open(folder.path()).unwrap();
+        let name = gallery.keep_sketch(b"x", Format::Png).unwrap();
+        assert_eq!(gallery.keep_sketch(b"x", Format::Png).unwrap(), name);
+        assert_ne!(gallery.keep_sketch(b"y", Format::Png).unwrap(), name);
+        assert_eq!(fs::read(gallery.sketch(&name).unwrap()).unwrap(), b"x");
+        let id = name.trim_end_matches(".png");
+        fs::write(folder.path().join("gen_1.jpg"), "x").unwrap();
+        for name in
+            [&format!("{id}.jpg"), &format!("{id}.json"), id, &format!("../sketches/{name}"), "../gen_1.jpg", ""]
+        {
+            assert!(gallery.sketch(name).is_none(), "{name}");
+        }
+        assert!(gallery.picture(&name).is_none() && gallery.records().unwrap().is_empty());
     }
 
     #[test]

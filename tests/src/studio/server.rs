@@ -6,7 +6,8 @@ use crate::paths::repo;
 use anyhow::{Context, Result};
 use axum::{
     Json, Router,
-    extract::{DefaultBodyLimit, Path, Request, State},
+    body::Bytes,
+    extract::{DefaultBodyLimit, Path, Request, State, rejection::BytesRejection},
     http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header},
     middleware::{self, Next},
     response::{
@@ -16,16 +17,23 @@ use axum::{
     routing::{get, post},
 };
 use futures_util::{Stream, StreamExt, stream};
-use handler::task::Format;
+use handler::{
+    storage::{ImageLimits, read_image},
+    task::Format,
+};
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
-use std::{net::SocketAddr, sync::Arc};
+use std::{net::SocketAddr, path::PathBuf, sync::Arc};
 use tokio::net::TcpListener;
 
 /// Far more than sixteen tasks need.
 const MAX_BODY_BYTES: usize = 64 << 10;
+/// What the function takes of a sketch, as it has no other options here.
+const SKETCH: ImageLimits = ImageLimits::DEFAULT;
 /// Tasks to a request.
 const MAX_ORDERS: usize = 16;
+/// How a sketch is sent.
+const OCTETS: &str = "application/octet-stream";
 /// Files of the page by their endings; nothing else is served.
 const KINDS: [(&str, &str); 4] = [
     ("html", "text/html; charset=utf-8"),
@@ -84,10 +92,12 @@ pub async fn open(studio: Arc<Studio>) -> Result<(SocketAddr, impl Future<Output
         .route("/{name}", get(async |Path(name): Path<String>| file(&name).await))
         .route("/pictures/{name}", get(picture))
         .route("/previews/{id}/{number}", get(preview))
+        .route("/sketches/{name}", get(sketch))
         .route("/api/events", get(events))
         .route("/api/tasks", post(publish))
         .route("/api/cancel", post(cancel))
         .route("/api/faults", post(switch))
+        .route("/api/sketches", post(keep_sketch).layer(DefaultBodyLimit::max(SKETCH.max_image_bytes as usize)))
         .route("/api/pictures/{name}", get(read))
         .layer(DefaultBodyLimit::max(MAX_BODY_BYTES))
         .layer(middleware::from_fn_with_state(Names::of(addr), guard))
@@ -107,7 +117,16 @@ async fn file(name: &str) -> Response {
 }
 
 async fn picture(State(studio): State<Arc<Studio>>, Path(name): Path<String>) -> Response {
-    let Some(path) = studio.stack.tasks.gallery().picture(&name) else { return StatusCode::NOT_FOUND.into_response() };
+    image(studio.stack.tasks.gallery().picture(&name)).await
+}
+
+/// A picture that somebody chose to begin from.
+async fn sketch(State(studio): State<Arc<Studio>>, Path(name): Path<String>) -> Response {
+    image(studio.stack.tasks.gallery().sketch(&name)).await
+}
+
+async fn image(path: Option<PathBuf>) -> Response {
+    let Some(path) = path else { return StatusCode::NOT_FOUND.into_response() };
     let kind = Format::of_path(&path).unwrap_or_default().content_type();
     match tokio::fs::read(path).await {
         Ok(content) => ([(header::CONTENT_TYPE, kind)], content).into_response(),
@@ -128,6 +147,7 @@ async fn events(State(studio): State<Arc<Studio>>) -> Sse<impl Stream<Item = Res
     let (mut all, changes) = studio.stack.tasks.follow();
     all.data["styles"] = json!(studio.styles);
     all.data["schedulers"] = handler::task::schema()["properties"]["scheduler"]["enum"].clone();
+    all.data["sketches"] = json!({ "max_bytes": SKETCH.max_image_bytes });
     all.data["settings"] = json!({ "relay": settings::RELAY, "function": settings::FUNCTION });
     let changes = stream::unfold(changes, async |mut changes| Some((changes.recv().await.ok()?, changes)));
     let event = |change: Change| Event::default().event(change.name).json_data(change.data);
@@ -156,6 +176,42 @@ async fn cancel(State(studio): State<Arc<Studio>>, Json(asked): Json<Cancellatio
         Ok(Cancel::Unknown) => (StatusCode::NOT_FOUND, format!("there is no task {id} in this run\n")).into_response(),
         Ok(Cancel::Ended) => (StatusCode::CONFLICT, format!("task {id} has ended already\n")).into_response(),
         Err(error) => (StatusCode::BAD_GATEWAY, format!("{error:#}\n")).into_response(),
+    }
+}
+
+/// Keeps a picture to begin from, if the function will read it; gives its name. It is read as the function reads it, so that what is
+/// refused is refused in the same words.
+async fn keep_sketch(
+    State(studio): State<Arc<Studio>>,
+    headers: HeaderMap,
+    content: Result<Bytes, BytesRejection>,
+) -> Response {
+    // A form of another page cannot send this type.
+    if headers.get(header::CONTENT_TYPE).is_none_or(|kind| kind != OCTETS) {
+        return (StatusCode::UNSUPPORTED_MEDIA_TYPE, format!("a sketch comes as {OCTETS}\n")).into_response();
+    }
+    let content = match content {
+        Ok(content) => content,
+        Err(rejection) if rejection.status() == StatusCode::PAYLOAD_TOO_LARGE => {
+            let most = SKETCH.max_image_bytes >> 20;
+            let said = format!("the sketch has more than {most} MiB, which is the limit: save it smaller\n");
+            return (rejection.status(), said).into_response();
+        }
+        Err(rejection) => return rejection.into_response(),
+    };
+    let gallery = studio.stack.tasks.gallery().clone();
+    let keeping = tokio::task::spawn_blocking(move || {
+        if let Err(error) = read_image(&content, SKETCH.max_image_pixels) {
+            return Ok(Err(format!("the sketch {error}\n")));
+        }
+        let kind = image::guess_format(&content)?.to_mime_type();
+        let format = Format::ALL.iter().find(|format| format.content_type() == kind).context("no format")?;
+        anyhow::Ok(Ok(gallery.keep_sketch(&content, *format)?))
+    });
+    match keeping.await.map_err(Into::into).flatten() {
+        Ok(Ok(name)) => Json(json!({ "name": name })).into_response(),
+        Ok(Err(refused)) => (StatusCode::UNPROCESSABLE_ENTITY, refused).into_response(),
+        Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, format!("{error:#}\n")).into_response(),
     }
 }
 

@@ -7,6 +7,9 @@ use serde::Serialize;
 /// The queue for messages that cancel tasks.
 pub const CANCELS: &str = "image_generation.cancel";
 
+/// The bucket of sketches that tasks may begin from.
+pub const SKETCHES: &str = "stylelicense-sketches";
+
 /// A variable of a program's environment.
 #[derive(Debug, Clone, Copy, Serialize)]
 pub struct Setting {
@@ -33,7 +36,7 @@ pub const RELAY: [Setting; 2] = [
 ];
 
 /// Those of the function.
-pub const FUNCTION: [Setting; 8] = [
+pub const FUNCTION: [Setting; 9] = [
     Setting {
         name: "EASEL_WEBHOOK_DETAIL",
         value: "full",
@@ -63,6 +66,11 @@ pub const FUNCTION: [Setting; 8] = [
         name: "EASEL_RESULT_URLS",
         value: "presigned:3600",
         why: "Pictures are private: their address is signed and works for an hour.",
+    },
+    Setting {
+        name: "EASEL_IMAGE_BUCKETS",
+        value: SKETCHES,
+        why: "Tasks may begin from a sketch in this bucket, to which the page's server adds those that are chosen here. By default there is none.",
     },
     Setting { name: "EASEL_ERROR_CODES", value: "fine", why: "Each kind of failure has a code of its own." },
     Setting {

@@ -5,7 +5,7 @@ import { byId, el } from "./dom.js";
 import { credential, metadata } from "./file.js";
 import { fill } from "./form.js";
 import { heading, list } from "./parts.js";
-import { strip } from "./preview.js";
+import { begun, strip } from "./preview.js";
 import { about, store } from "./store.js";
 import { ending, settings, time, title } from "./words.js";
 
@@ -22,7 +22,7 @@ export async function showDetails(id) {
     el(
       "div",
       { class: "sheet" },
-      el("div", { class: "left" }, picture, el("p", { class: task.picture ? "soft" : "message" }, ending(task)), list(settings(task)), again, told(task), strip(task)),
+      el("div", { class: "left" }, picture, el("p", { class: task.picture ? "soft" : "message" }, ending(task)), begun(task), list(settings(task)), again, told(task), strip(task)),
       el(
         "div",
         { class: "right" },

@@ -1,7 +1,9 @@
 // The form for a task. It corrects nothing, so that the function's answer to a wrong value can be seen.
 
 import { byId, el, setText } from "./dom.js";
+import * as sketch from "./sketch.js";
 import { post, store, watch } from "./store.js";
+import * as weights from "./weights.js";
 import { styleName } from "./words.js";
 
 const IDEAS = [
@@ -15,6 +17,7 @@ const FAILING = [
   ["Zero steps", (order) => ({ ...order, steps: 0 })],
   ["A LoRA that is not there", (order) => ({ ...order, style: "nobody" })],
   ["No tags", (order) => ({ ...order, tags: [] })],
+  ["A sketch that is not there", (order) => ({ ...order, sketch: "none.png", strength: 1 })],
 ];
 const SEEDS = 4;
 
@@ -28,13 +31,13 @@ export function start() {
   watch(offerStyles);
   watch(offerSchedulers);
   byId("ideas").append(...IDEAS.map(([name, tags]) => el("button", { type: "button", onclick: () => (field("tags").value = tags) }, name)));
-  byId("failing").append(...FAILING.map(([name, change]) => el("button", { type: "button", onclick: () => publish([change(order())]) }, name)));
+  byId("failing").append(...FAILING.map(([name, change]) => el("button", { type: "button", onclick: () => publish((order) => [change(order)]) }, name)));
   form.addEventListener("submit", (event) => {
     event.preventDefault();
-    publish([order()]);
+    publish((order) => [order]);
   });
-  byId("seeds").addEventListener("click", () => publish(seeds(order())));
-  byId("every-style").addEventListener("click", () => publish(store.styles.map(({ name, artist }) => ({ ...order(), style: name, artist }))));
+  byId("seeds").addEventListener("click", () => publish(seeds));
+  byId("every-style").addEventListener("click", () => publish((order) => store.styles.map(({ name, artist }) => ({ ...order, style: name, artist }))));
   field("artist").addEventListener("input", () => (signedByStyle = false));
   form.addEventListener("change", showSides);
 }
@@ -48,6 +51,8 @@ function showSides() {
 
 /** Fills the form with what a task had. */
 export function fill({ task, style }) {
+  sketch.fill({ task });
+  weights.fill({ task });
   field("tags").value = (task.prompt_tags ?? []).join(", ");
   field("seed").value = task.seed ?? "";
   field("steps").value = task.num_inference_steps ?? "";
@@ -109,7 +114,9 @@ function order() {
     seed: number(field("seed").value),
     steps: number(field("steps").value),
     scheduler: field("scheduler").value || undefined,
+    ...sketch.order(),
     lora_scale: number(field("lora-scale").value),
+    ...weights.order(),
     clip_skip: number(field("clip-skip").value),
     long_prompt: field("long-prompt").checked || undefined,
   };
@@ -125,9 +132,11 @@ function seeds(first) {
   return Array.from({ length: SEEDS }, (_, index) => ({ ...first, seed: seed + index }));
 }
 
-async function publish(orders) {
+/** Publishes what is made of the form, once a sketch that is on its way has arrived. */
+async function publish(make) {
+  if (!(await sketch.settled())) return;
   try {
-    const { ids } = await post("/api/tasks", { orders });
+    const { ids } = await post("/api/tasks", { orders: make(order()) });
     setText(byId("order-error"), "");
     document.dispatchEvent(new CustomEvent("published", { detail: ids }));
     // On a narrow page they are below the form.

@@ -7,11 +7,13 @@ import * as gallery from "./gallery.js";
 import * as histogram from "./histogram.js";
 import * as processes from "./processes.js";
 import * as series from "./series.js";
+import * as sketch from "./sketch.js";
 import { connect, store, watch } from "./store.js";
 import * as tasks from "./tasks.js";
+import * as weights from "./weights.js";
 import * as welcome from "./welcome.js";
 
-for (const part of [welcome, form, faults, processes, series, tasks, histogram, gallery]) part.start();
+for (const part of [welcome, form, sketch, weights, faults, processes, series, tasks, histogram, gallery]) part.start();
 watch(() => {
   const connection = byId("connection");
   connection.dataset.live = document.body.dataset.live = String(store.live);

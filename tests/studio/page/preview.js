@@ -1,7 +1,7 @@
 // The painting as it is now: the last preview that came with progress, then the picture.
 
 import { el } from "./dom.js";
-import { title } from "./words.js";
+import { sketchOf, title, weightsText } from "./words.js";
 
 export function image(task) {
   const node = el("img", { alt: "", hidden: true });
@@ -20,6 +20,15 @@ export function image(task) {
 
 /** A task that ended without a picture shows none. */
 const isOver = (task) => task.end && task.end.kind !== "complete";
+
+/** What a task begins from, and the weights of its blocks, if it has either. */
+export function begun(task) {
+  const [sketch, weights] = [sketchOf(task), task.task.lora_weights];
+  const thumbnail = sketch?.file && el("img", { src: `/sketches/${sketch.file}`, alt: "The sketch", loading: "lazy" });
+  const from = sketch && `from a sketch, strength ${task.task.strength ?? "default"}`;
+  const words = [from, weights !== undefined && `weights ${weightsText(weights)}`].filter(Boolean);
+  return words.length ? el("div", { class: "begun soft" }, thumbnail, el("span", {}, words.join(" \u00b7 "))) : null;
+}
 
 /** All previews of a task, if it was painted in this run. */
 export function strip(task) {

@@ -5,6 +5,8 @@ export const store = {
   styles: [],
   schedulers: [],
   settings: { relay: [], function: [] },
+  /** What the server takes of a picture to begin from. */
+  sketches: { max_bytes: 0 },
   status: null,
   parts: null,
   /** The first id of this run. */
@@ -85,6 +87,12 @@ export async function post(path, body) {
   });
   const text = await answer.text();
   return text ? JSON.parse(text) : null;
+}
+
+/** Sends a picture to begin from; gives its name there, or throws with the server's words. */
+export async function upload(file) {
+  const answer = await ask("/api/sketches", { method: "POST", headers: { "content-type": "application/octet-stream" }, body: file });
+  return (await answer.json()).name;
 }
 
 /** What a picture's file says of itself. */

@@ -4,7 +4,7 @@ import { cancelButton } from "./cancel.js";
 import { chart } from "./chart.js";
 import { announce, byId, el, keep, setText } from "./dom.js";
 import { showDetails } from "./details.js";
-import { image } from "./preview.js";
+import { begun, image } from "./preview.js";
 import { store, watch } from "./store.js";
 import { progress, stations } from "./track.js";
 import { ending, styleName, summary, time, title } from "./words.js";
@@ -54,7 +54,7 @@ function card(task) {
   const [state, timings, warnings] = [el("p", { class: "state" }), el("div", { class: "timings" }), el("ul", { class: "warnings" })];
   const wrong = el("p", { class: "error", role: "alert" });
   const cancel = cancelButton(task, wrong);
-  const head = el("div", { class: "head", tabindex: "-1" }, el("h3", {}, title(task)), el("p", { class: "soft" }, `#${task.id} · ${summary(task)}`));
+  const head = el("div", { class: "head", tabindex: "-1" }, el("h3", {}, title(task)), el("p", { class: "soft" }, `#${task.id} · ${summary(task)}`), begun(task));
   const frame = el("div", { class: "frame" }, picture.node);
   return {
     node: el(
@@ -92,7 +92,7 @@ function failure(task) {
   const retries = task.end.retries ? ` · ${task.end.retries} retries` : "";
   const head = el("p", {}, el("code", {}, what), ` #${task.id} · ${title(task)} · ${styleName(task.style)} · after ${time(task.ended_ms)}${retries}`);
   return {
-    node: el("li", { class: "card failure", "data-id": task.id, "data-end": task.end.kind }, el("div", {}, head, el("p", { class: "message" }, said)), more),
+    node: el("li", { class: "card failure", "data-id": task.id, "data-end": task.end.kind }, el("div", {}, head, begun(task), el("p", { class: "message" }, said)), more),
     update() {},
   };
 }

@@ -15,11 +15,34 @@ export function styleName(name) {
   return words.charAt(0).toUpperCase() + words.slice(1);
 }
 
+/** The sketch that a task begins from: where its picture is, if the server has it, and a few words. */
+export function sketchOf({ task: { image_url: url, strength } }) {
+  if (url === undefined) return null;
+  const key = String(url).split("/").at(-1);
+  const isKept = /^[0-9a-f]{32}\.(png|jpg|webp)$/.test(key);
+  const label = isKept ? key.slice(0, 6) : key;
+  return { file: isKept ? key : null, text: strength === undefined ? label : `${label}, strength ${strength}` };
+}
+
+/** Weights by block in a few words: `down 0.5, up block_1 [1,0]`. */
+export function weightsText(weights) {
+  const isObject = (value) => typeof value === "object" && value !== null && !Array.isArray(value);
+  const parts = (value, path) => (isObject(value) ? Object.entries(value).flatMap(([name, each]) => parts(each, [...path, name])) : [[...path, JSON.stringify(value)].join(" ")]);
+  return parts(weights, []).map((part) => part.replace(/^unet (?=[a-z])/, "").replace("_encoder", " encoder")).join(", ") || "none";
+}
+
 /** What tells one task from another, as pairs. */
 export function settings(task) {
-  const { artist_name, seed, num_inference_steps, scheduler, lora_scale, clip_skip, long_prompt } = task.task;
+  const { artist_name, seed, num_inference_steps, scheduler, lora_scale, lora_weights, clip_skip, long_prompt } = task.task;
   const shown = (value) => (value === undefined ? "default" : String(value));
-  const more = [["Scheduler", scheduler], ["Style\u2019s strength", lora_scale], ["Clip skip", clip_skip], ["Long prompt", long_prompt && "yes"]];
+  const more = [
+    ["Sketch", sketchOf(task)?.text],
+    ["Scheduler", scheduler],
+    ["Style\u2019s strength", lora_scale],
+    ["Weights by block", lora_weights === undefined ? undefined : weightsText(lora_weights)],
+    ["Clip skip", clip_skip],
+    ["Long prompt", long_prompt && "yes"],
+  ];
   return [
     ["Style", styleName(task.style)],
     ["Seed", shown(seed)],
