@@ -4,7 +4,7 @@ use anyhow::{Context, Result, ensure};
 use aws_sdk_sqs::types::Message;
 use e2e::{
     aws::{Aws, IMAGES, Queue},
-    backend::{Backend, COMPLETE, Call, PROGRESS},
+    backend::{Backend, COMPLETE, Call, FAILED, PROGRESS},
     broker::Publisher,
     mapping,
     paths::{binary, repo},
@@ -189,6 +189,19 @@ impl TestContext {
     /// Publishes a body to RabbitMQ.
     pub(crate) async fn publish(&self, body: &str) -> Result<()> {
         self.stack.publisher.publish(QUEUE, body.as_bytes()).await
+    }
+
+    /// Sends tasks through everything, each with what the message of its failure has to say.
+    pub(crate) async fn refused(&self, tasks: &[(Task, &str)]) -> Result<()> {
+        for (task, _) in tasks {
+            self.publish(&task.body()).await?;
+        }
+        for (task, said) in tasks {
+            let failed = self.backend.end_of(task.id(), PATIENCE).await?;
+            ensure!(failed.path == FAILED, "{} has not failed", failed.line());
+            ensure!(failed.error_message().contains(said), "{} does not say {said}", failed.error_message());
+        }
+        Ok(())
     }
 
     /// Sends a task through everything and waits for its picture.

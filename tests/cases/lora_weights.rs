@@ -1,7 +1,7 @@
 //! How strongly parts of the model take a LoRA.
 
-use crate::context::{PATIENCE, TestContext, case};
-use e2e::{backend::FAILED, task::Task};
+use crate::context::{TestContext, case};
+use e2e::task::Task;
 use serde_json::{Value, json};
 
 fn task(ctx: &TestContext, weights: Value) -> Task {
@@ -74,14 +74,6 @@ fn weights_that_do_not_fit_are_refused_by_name() {
             task(&ctx, Value::Null).with("loras", second),
             "`loras[0].weights`: unet.up.block_3 is no block with attention",
         ));
-        for (task, _) in &sent {
-            ctx.publish(&task.body()).await?;
-        }
-        for (task, said) in &sent {
-            let failed = ctx.backend.end_of(task.id(), PATIENCE).await?;
-            assert_eq!(failed.path, FAILED);
-            assert!(failed.error_message().contains(said), "{} does not say {said}", failed.error_message());
-        }
-        Ok(())
+        ctx.refused(&sent).await
     });
 }
