@@ -71,6 +71,12 @@ class Case(unittest.TestCase):
         """The browser logged no errors and called no other hosts."""
         self.assertEqual(self.faults, [])
 
+    def sized(self, width, height):
+        """Asks for pictures of so many pixels. Small ones are painted soonest."""
+        self.page.get_by_text("Other w × h").click()
+        self.page.get_by_label("Width", exact=True).fill(str(width))
+        self.page.get_by_label("Height", exact=True).fill(str(height))
+
     def paint(self, steps=4, seed=42):
         """Publishes a task from the form; gives its card's id."""
         before = self.ids("#tasks")

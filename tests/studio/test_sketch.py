@@ -33,9 +33,7 @@ def jpeg():
 class Sketch(Case):
     def setUp(self):
         super().setUp()
-        self.page.get_by_text("Other w × h").click()
-        for name in ("Width", "Height"):
-            self.page.get_by_label(name, exact=True).fill(str(SIDE))
+        self.sized(SIDE, SIDE)
 
     def strength(self, value):
         """Moves the slider."""

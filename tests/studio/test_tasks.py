@@ -58,9 +58,7 @@ class Preview(Case):
 
 class Size(Case):
     def order(self, width, height):
-        self.page.get_by_text("Other w × h").click()
-        self.page.get_by_label("Width", exact=True).fill(width)
-        self.page.get_by_label("Height", exact=True).fill(height)
+        self.sized(width, height)
         return self.paint(steps=1)
 
     def test_a_picture_has_the_width_and_the_height_that_were_asked_for(self):

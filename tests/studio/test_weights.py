@@ -12,6 +12,7 @@ NONE = "none"
 class Weights(Case):
     def setUp(self):
         super().setUp()
+        self.sized(256, 256)
         self.page.locator("#by-block > summary").click()
         self.json = self.page.get_by_label("As JSON")
 
