@@ -78,7 +78,7 @@ __device__ __forceinline__ void layer_norm_rows(Early early, const T* xs, const 
 // 2016, "Layer normalization"). out may be xs.
 //
 // Launch rule: a row takes `width` threads: 8 up to ROW_OF_8 channels, 16 up to ROW_OF_16, else 32. block = (128, 1, 1),
-// or 64 for few rows; grid = (ceil(rows * width / block), 1, 1). Any grid and any block that is a multiple of 32 up to 128 is right.
+// or 64 for few rows; grid = (ceil(rows * width / block), 1, 1), but no more blocks than run at once. Any grid and any block that is a multiple of 32 up to 128 is right.
 template <typename T>
 __device__ __forceinline__ void layer_norm_body(Early early, const T* xs, const T* weight, const T* bias, T* out,
                                                 int rows, int C, float eps) {

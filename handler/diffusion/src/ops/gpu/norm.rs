@@ -10,6 +10,8 @@ use crate::ops::params::Params;
 use candle_core::Result;
 use std::{ops::Range, sync::Arc};
 
+/// Blocks of a layer norm that a multiprocessor holds at once.
+const BLOCKS: usize = 4;
 /// As many moments of one group, or more, are not merged: the kernel's quick division is exact below.
 const MOST_PARTS: usize = 1 << 20;
 
@@ -40,10 +42,12 @@ impl LayerNorm {
         let args = [&addresses([xs, &self.weight, &self.bias, &out])[..], &sizes].concat();
         let threads = rows * sharing;
         let block = if threads < 128 * gpu.multiprocessors() { 64 } else { 128 };
+        // A thread keeps weights and biases while it goes on to another row.
+        let blocks = threads.div_ceil(block).min(BLOCKS * gpu.multiprocessors());
         let name = format!("layer_norm_{}", xs.dtype().name());
         Array::reach(&[&self.weight, &self.bias])?;
         // SAFETY: weight and bias have as many channels as xs, `out` is made like xs, and rows are not longer than the kernel can hold.
-        unsafe { gpu.launch(Launch { name, grid: [threads.div_ceil(block), 1, 1], block, shared: 0 }, &args)? };
+        unsafe { gpu.launch(Launch { name, grid: [blocks, 1, 1], block, shared: 0 }, &args)? };
         Ok(out)
     }
 }
@@ -237,7 +241,8 @@ impl Share {
         if vectors > threads || slice / each > LARGEST_TABLE {
             return refused(format!("{groups} groups of {each} channels"));
         }
-        let busy = |blocks: usize| (blocks * gpu.multiprocessors()).div_ceil((batch * slices).max(1));
+        // No more than fit at once: a few more would take a round of their own.
+        let busy = |blocks: usize| (blocks * gpu.multiprocessors() / (batch * slices)).max(1);
         let most = threads / vectors;
         let lanes = rows.div_ceil(busy(2)).clamp((128 / vectors).clamp(1, most), most);
         let least = busy(2).min(rows.div_ceil(lanes)).max(1);
