@@ -1,25 +1,28 @@
 // Fused attention by wgmma, f16 and bf16, for Hopper (sm_90a only).
 //
 // The forward pass of FlashAttention (Dao et al. 2022), non-causal, arranged after FlashAttention-3 (Shah et al.
-// 2024): one warpgroup copies tiles of K and V by cp.async into a ring of stages, warpgroups of 64 query rows multiply.
+// 2024): one warp has the copy engine fill a ring of stages with tiles of K and V, warpgroups of 64 query rows multiply.
 // In each, Q K^T of a tile and P V of the tile before are under way together; the products of one warpgroup hide behind
 // the exponentials of the others. Statistics in f32, in base 2. The running maximum is only raised when a score passes it
 // by more than 2^8, as in attention.cu. That is seen by the probabilities, once they are packed in pairs; then the warp
 // makes the scores of the tile again, by mma.sync.
 //
 // Where D leaves room (40), a chunk of eight columns behind the operands saves work for each score: -maximum behind Q and a
-// constant behind K, so that Q K^T is what the exponential needs, and ones behind V, which make the row sums. Queries are
-// then in registers, and multiplied by `factor` before the product: a caller who has done it says 1, and they are not
-// rounded again.
+// constant behind K, so that Q K^T is what the exponential needs, and ones behind V, which make the row sums. The copy engine
+// leaves zeros there, and other warps write the constants over them. Queries are then in registers, and
+// multiplied by `factor` before the product: a caller who has done it says 1, and they are not rounded again.
 //
-// q(b, t, h, d) = q[b * q_batch + t * q_row + h * D + d], and likewise k and v (kv_row, kv_batch), out (out_row,
-// out_batch). Strides in elements; pointers, rows and batches aligned to 16 bytes; others >= 1. factor > 0: what scores are
-// multiplied by for a softmax in base 2.
-// grid = (ceil(tokens / BM), heads, batch), block = (threads); names, threads, BM and dynamic shared bytes are in the
-// table at the end (ATTENTION_HOPPER_TILE). The dynamic shared memory must be allowed first.
+// q is [batch, heads, tokens, D] to the copy engine, at any multiple of 16 bytes from head to head and so on, and so are k and v
+// with `others` tokens. Boxes have 64 columns, of q 64 tokens and else BN; what is outside of an array is zero. out(b, t, h, d) =
+// out[b * out_batch + t * out_row + h * D + d], rows and batches aligned to 16 bytes. tokens, others >= 1. factor > 0: what scores
+// are multiplied by for a softmax in base 2.
+// An item is BM queries of a head of an image: items = ceil(tokens / BM) * heads * batch. grid = (items), or, if ENDLESS, any;
+// block = (threads); names, threads, BM, BN and dynamic shared bytes are in the table at the end (ATTENTION_HOPPER_TILE). The
+// dynamic shared memory must be allowed first.
 
 #include "attention.cuh"
 #include "hopper.cuh"
+#include "hopper_copy.cuh"
 
 namespace {
 
@@ -27,7 +30,9 @@ namespace {
 constexpr float UNIT = 64.0f;
 /// Bytes of a row of a block of 64 columns in shared memory: the width of the swizzle.
 constexpr int ROW = 128;
-constexpr int START_BARRIER = 1, MERGE_BARRIER = 2, LOAD_BARRIER = 3;
+constexpr int MERGE_BARRIER = 1;
+constexpr int BOX = 64;  // columns, and queries, of what the copy engine copies at once
+constexpr int PADDERS = 3;  // warps of the loading warpgroup beside the one that loads
 
 __host__ __device__ constexpr int smaller(int a, int b) { return a < b ? a : b; }
 
@@ -36,32 +41,28 @@ template <int D_, int WM_, int WK_, int BN_, int STAGES_> struct Shape {
     static constexpr int D = D_, WM = WM_, WK = WK_, BN = BN_, STAGES = STAGES_;
     static constexpr int BM = 64 * WM, GROUPS = WM * WK, WORKERS = GROUPS * 128, THREADS = WORKERS + 128;
     static constexpr int CHUNKS = D / 8;                // 16-byte chunks of a row
-    static constexpr int PIECE = CHUNKS & 8 ? 8 : 4;    // of which copied together, and the rest together
     static constexpr bool PADDED = D % 16 != 0;         // by a chunk of columns: see above
+    // Whether a block makes one item after the other: the loading warp goes on to the next, with its queries, which leave their
+    // place in shared memory once they are in registers.
+    static constexpr bool ENDLESS = PADDED && WK == 1;
     static constexpr int WIDTH = PADDED ? D + 8 : D;    // columns of the operands
     static constexpr int BLOCKS = (WIDTH + 63) / 64;    // of 64 columns, each [rows][128 bytes], swizzled
     static constexpr int K_BLOCK = BN * ROW, K_BYTES = BLOCKS * K_BLOCK, STAGE = 2 * K_BYTES;
     static constexpr int Q_BLOCK = 64 * ROW, Q_BYTES = BLOCKS * Q_BLOCK;
     static constexpr int SUMS = WIDTH / 2;              // registers of a thread for the output
-    static constexpr int LAG = smaller(3, STAGES - 1 - WK);  // tiles under way while the next are asked for
     // Registers of a thread: as launched (512 for the threads of a lane, in steps of 8), and after they are shared out.
-    static constexpr int START = 512 / (GROUPS + 1) / 8 * 8, LOAD = 32;
+    static constexpr int START = 512 / (GROUPS + 1) / 8 * 8, LOAD = 24;
     static constexpr int WORK = smaller((START * (GROUPS + 1) - LOAD) / GROUPS / 8 * 8, 240);
     static constexpr int PART = SUMS + 4;               // values of a thread to merge
     static constexpr int RING = STAGES * STAGE;
-    static constexpr int BYTES = 1024 + WM * Q_BYTES + RING + 16 * STAGES;
-    static constexpr int REST = CHUNKS > PIECE ? CHUNKS - PIECE : 1;
-    static_assert(CHUNKS >= PIECE && (REST & (REST - 1)) == 0, "pieces");
-    static_assert(128 / REST >= BN || BN % (128 / REST) == 0, "pieces");
-    static_assert(D % 8 == 0 && WIDTH % 16 == 0 && BN % 16 == 0 && BN % (128 / PIECE) == 0 && LAG >= 1, "sizes");
+    static constexpr int ROWS_BYTES = ENDLESS ? WM * Q_BYTES : 0;  // of results, which else take the queries' place
+    static constexpr int BYTES = 1024 + WM * Q_BYTES + ROWS_BYTES + RING + 24 * STAGES + 16;
+    static_assert(D % 8 == 0 && WIDTH % 16 == 0 && BN % 32 == (PADDED ? 0 : BN % 32) && BN % 16 == 0, "sizes");
     static_assert((WK - 1) * WM * PART * 512 <= RING && BYTES <= 232448, "shared memory");
 };
 
 template <int ID, int COUNT> __device__ __forceinline__ void named_sync() {
     asm volatile("bar.sync %0, %1;" ::"n"(ID), "n"(COUNT) : "memory");
-}
-template <int ID, int COUNT> __device__ __forceinline__ void named_arrive() {
-    asm volatile("bar.arrive %0, %1;" ::"n"(ID), "n"(COUNT) : "memory");
 }
 
 // ---- shared memory
@@ -103,17 +104,21 @@ template <int N> __device__ __forceinline__ void settle(float (&x)[N]) {
     for (int i = 0; i < N; ++i) asm volatile("" : "+f"(x[i])::"memory");
 }
 
-#define NAMES_24                                                                                          \
-    "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, %19, %20, %21, " \
-    "%22, %23"
+#define NAMES_16 "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15"
+#define NAMES_24 NAMES_16 ", %16, %17, %18, %19, %20, %21, %22, %23"
 #define NAMES_32 NAMES_24 ", %24, %25, %26, %27, %28, %29, %30, %31"
 #define NAMES_40 NAMES_32 ", %32, %33, %34, %35, %36, %37, %38, %39"
+#define NAMES_80                                                                                                 \
+    NAMES_40 ", %40, %41, %42, %43, %44, %45, %46, %47, %48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, " \
+    "%59, %60, %61, %62, %63, %64, %65, %66, %67, %68, %69, %70, %71, %72, %73, %74, %75, %76, %77, %78, %79"
 #define SUMS_8(I)                                                                                                \
     "+f"(d[I]), "+f"(d[I + 1]), "+f"(d[I + 2]), "+f"(d[I + 3]), "+f"(d[I + 4]), "+f"(d[I + 5]), "+f"(d[I + 6]),  \
         "+f"(d[I + 7])
-#define SUMS_24 SUMS_8(0), SUMS_8(8), SUMS_8(16)
+#define SUMS_16 SUMS_8(0), SUMS_8(8)
+#define SUMS_24 SUMS_16, SUMS_8(16)
 #define SUMS_32 SUMS_24, SUMS_8(24)
 #define SUMS_40 SUMS_32, SUMS_8(32)
+#define SUMS_80 SUMS_40, SUMS_8(40), SUMS_8(48), SUMS_8(56), SUMS_8(64), SUMS_8(72)
 
 // d = A B^T, or d += A B^T if ADD is 1: A 64 x 16 and B N x 16 in shared memory, both with k contiguous.
 #define SCORES(N, TYPE, NAMES, A, B, ADD, ...)                                                                \
@@ -137,6 +142,9 @@ template <int N> __device__ __forceinline__ void settle(float (&x)[N]) {
                  : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b))
 
 #define WGMMA_OF(T, TYPE)                                                                                         \
+    template <bool FIRST> __device__ __forceinline__ void scores(float (&d)[16], uint64_t a, uint64_t b, T) {     \
+        SCORES("32", TYPE, NAMES_16, "%16", "%17", "%18", SUMS_16);                                               \
+    }                                                                                                             \
     template <bool FIRST> __device__ __forceinline__ void scores(float (&d)[24], uint64_t a, uint64_t b, T) {     \
         SCORES("48", TYPE, NAMES_24, "%24", "%25", "%26", SUMS_24);                                               \
     }                                                                                                             \
@@ -155,6 +163,9 @@ template <int N> __device__ __forceinline__ void settle(float (&x)[N]) {
     }                                                                                                             \
     __device__ __forceinline__ void values(float (&d)[40], const uint32_t* a, uint64_t b, T) {                    \
         VALUES("80", TYPE, NAMES_40, "%40", "%41", "%42", "%43", "%44", SUMS_40);                                 \
+    }                                                                                                             \
+    __device__ __forceinline__ void values(float (&d)[80], const uint32_t* a, uint64_t b, T) {                    \
+        VALUES("160", TYPE, NAMES_80, "%80", "%81", "%82", "%83", "%84", SUMS_80);                                \
     }
 WGMMA_OF(half, "f16")
 WGMMA_OF(__nv_bfloat16, "bf16")
@@ -162,12 +173,29 @@ WGMMA_OF(__nv_bfloat16, "bf16")
 // ---- the kernel
 
 template <typename T> struct Problem {
-    const T* q;
-    const T* k;
-    const T* v;
     T* out;
-    int tokens, others, q_row, kv_row, out_row;
+    long long out_batch;
+    int tokens, others, heads, items, out_row;
     float factor;  // scale * log2(e)
+};
+
+/// What is made at a time: some queries of a head of an image.
+struct Item {
+    int row0, head, batch;
+
+    template <typename T, typename S> __device__ __forceinline__ static Item of(const Problem<T>& p, int index) {
+        const int blocks = (p.tokens + S::BM - 1) / S::BM, over = index / blocks, batch = over / p.heads;
+        return {(index - over * blocks) * S::BM, over - batch * p.heads, batch};
+    }
+};
+
+/// Addresses of the barriers: stages are full; they are empty; if PADDED, they have come and lack their constants; queries are in
+/// registers.
+template <typename S> struct Barriers {
+    uint32_t full, empty, come, q_empty;
+
+    __device__ __forceinline__ explicit Barriers(uint32_t start)
+        : full(start), empty(full + 8 * S::STAGES), come(S::PADDED ? empty + 8 * S::STAGES : full), q_empty(empty + 16 * S::STAGES) {}
 };
 
 /// A place in the ring: stage and parity of its round.
@@ -182,111 +210,65 @@ template <int STAGES> struct Place {
     }
 };
 
-/// Copies PIECE chunks from the FIRST on of each row of a tile of K and of V, PIECE neighbouring threads a row.
-template <typename S, int FIRST, int PIECE>
-__device__ __forceinline__ void copy_pieces(const char* k, const char* v, uint32_t to, int pitch, int left) {
-    constexpr int STEP = 128 / PIECE;  // rows a step; a multiple of 8, so the swizzle stays
-    const int thread = int(threadIdx.x) & 127, row = thread / PIECE, chunk = FIRST + thread % PIECE;
-    const long long offset = (long long)row * pitch + chunk * 16, hop = (long long)STEP * pitch;
-    to += place_of(row, chunk, S::K_BLOCK);
-    if (STEP > S::BN && row >= S::BN) return;
-    if (left >= S::BN) {
-        k += offset;
-        v += offset;
-#pragma unroll
-        for (int i = 0; i * STEP < S::BN; ++i, to += STEP * ROW, k += hop, v += hop) {
-            copy_chunk(to, k, true);
-            copy_chunk(to + S::K_BYTES, v, true);
-        }
-    } else {
+/// One warp: has the ring filled with the tiles of K and V. The queries come with the first tile.
+template <typename S, typename T>
+__device__ __forceinline__ void load_tiles(const Problem<T>& p, const TensorMap& q, const TensorMap& k, const TensorMap& v,
+                                           uint32_t q_shared, uint32_t ring, const Barriers<S>& barriers, int tiles) {
+    const bool leads = (threadIdx.x & 31) == 0;
+    Place<S::STAGES> at;
+    int q_parity = 1;
 #pragma unroll 1
-        for (int i = 0; i * STEP < S::BN; ++i, to += STEP * ROW) {
-            const bool inside = i * STEP + row < left;
-            const long long from = inside ? offset + i * hop : 0;
-            copy_chunk(to, k + from, inside);
-            copy_chunk(to + S::K_BYTES, v + from, inside);
+    for (int index = int(blockIdx.x); index < p.items; index += int(gridDim.x)) {
+        const Item item = Item::of<T, S>(p, index);
+#pragma unroll 1
+        for (int tile = 0; tile < tiles; ++tile) {
+            barrier_wait(barriers.empty + 8 * at.stage, at.parity ^ 1);
+            if (S::ENDLESS && tile == 0) {
+                barrier_wait(barriers.q_empty, q_parity);
+                q_parity ^= 1;
+            }
+            if (leads) {
+                const uint32_t to = ring + at.stage * S::STAGE, barrier = barriers.come + 8 * at.stage;
+                barrier_expect(barrier, S::STAGE + (tile == 0 ? S::WM * S::Q_BYTES : 0));
+                if (tile == 0) {
+#pragma unroll
+                    for (int i = 0; i < S::WM * S::BLOCKS; ++i) {
+                        copy_box(q_shared + i * S::Q_BLOCK, &q, barrier, i % S::BLOCKS * BOX, item.row0 + i / S::BLOCKS * BOX,
+                                 item.head, item.batch);
+                    }
+                }
+#pragma unroll
+                for (int block = 0; block < S::BLOCKS; ++block) {
+                    copy_box(to + block * S::K_BLOCK, &k, barrier, block * BOX, tile * S::BN, item.head, item.batch);
+                    copy_box(to + S::K_BYTES + block * S::K_BLOCK, &v, barrier, block * BOX, tile * S::BN, item.head, item.batch);
+                }
+            }
+            at.move(1);
         }
     }
 }
 
-/// One warpgroup: fills the ring with the tiles of K and V.
+/// Some more warps, if PADDED: write the constants behind K and V, every PADDERS-th tile each.
 template <typename S, typename T>
-__device__ __forceinline__ void load_tiles(const Problem<T>& p, uint32_t ring, uint32_t full, uint32_t empty,
-                                           int tiles) {
-    const char* k = reinterpret_cast<const char*>(p.k);
-    const char* v = reinterpret_cast<const char*>(p.v);
-    const int pitch = p.kv_row * 2;
-    const auto announce = [&](int stage) {
+__device__ __forceinline__ void pad_tiles(const Problem<T>& p, uint32_t ring, const Barriers<S>& barriers, int tiles, int which) {
+    const int lane = int(threadIdx.x) & 31;
+    const uint4 units = make_uint4(pack2(UNIT, UNIT, T()), 0, 0, 0), one = make_uint4(pack2(1.0f, 0.0f, T()), 0, 0, 0);
+    const int items = (p.items - int(blockIdx.x) + int(gridDim.x) - 1) / int(gridDim.x);
+    Place<S::STAGES> at;
+    at.move(which);
+#pragma unroll 1
+    for (int left = items * tiles - which; left > 0; left -= PADDERS) {
+        barrier_wait(barriers.come + 8 * at.stage, at.parity);
+        const uint32_t to = ring + at.stage * S::STAGE;
+#pragma unroll
+        for (int row = 0; row < S::BN; row += 32) {
+            store_shared(to + place_of(row + lane, S::CHUNKS, S::K_BLOCK), units);
+            store_shared(to + S::K_BYTES + place_of(row + lane, S::CHUNKS, S::K_BLOCK), one);
+        }
         fence_async();
         __syncwarp();
-        if ((threadIdx.x & 31) == 0) barrier_arrive(full + 8 * stage);
-    };
-    Place<S::STAGES> at;
-    int ready = 0;  // the stage to be announced next
-    int left = p.others;
-#pragma unroll 1
-    for (int tile = 0; tile < tiles; ++tile, left -= S::BN) {
-        barrier_wait(empty + 8 * at.stage, at.parity ^ 1);
-        const uint32_t to = ring + at.stage * S::STAGE;
-        copy_pieces<S, 0, S::PIECE>(k, v, to, pitch, left);
-        if constexpr (S::PIECE < S::CHUNKS) {
-            copy_pieces<S, S::PIECE, S::REST>(k, v, to, pitch, left);
-        }
-        commit_copies();
-        k += (long long)S::BN * pitch;
-        v += (long long)S::BN * pitch;
-        at.move(1);
-        if (tile >= S::LAG) {
-            wait_copies<S::LAG>();
-            announce(ready);
-            if (++ready == S::STAGES) ready = 0;
-        }
-    }
-    wait_copies<0>();
-#pragma unroll 1
-    for (int i = smaller(S::LAG, tiles); i > 0; --i) {
-        announce(ready);
-        if (++ready == S::STAGES) ready = 0;
-    }
-}
-
-/// Eight queries times a factor.
-template <typename T> __device__ __forceinline__ uint4 scaled(uint4 x, float factor) {
-    uint32_t words[4] = {x.x, x.y, x.z, x.w};
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-        const float2 two = unpack2(words[i], T());
-        words[i] = pack2(two.x * factor, two.y * factor, T());
-    }
-    return make_uint4(words[0], words[1], words[2], words[3]);
-}
-
-/// All multiplying threads: Q into shared memory, and what pads K and V.
-template <typename S, typename T>
-__device__ __forceinline__ void prepare(Early early, const Problem<T>& p, uint32_t q_shared, uint32_t ring) {
-    if constexpr (S::PADDED) {
-        const uint4 units = make_uint4(pack2(UNIT, UNIT, T()), 0, 0, 0);
-        const uint4 one = make_uint4(pack2(1.0f, 0.0f, T()), 0, 0, 0);
-        for (int i = int(threadIdx.x); i < S::STAGES * S::BN; i += S::WORKERS) {
-            const int stage = i / S::BN, row = i - stage * S::BN;
-            const uint32_t to = ring + stage * S::STAGE + place_of(row, S::CHUNKS, S::K_BLOCK);
-            store_shared(to, units);
-            store_shared(to + S::K_BYTES, one);
-        }
-    }
-    wait_for_last(early);
-    constexpr int ALL = S::WIDTH / 8;
-    const int row0 = int(blockIdx.x) * S::BM;
-#pragma unroll 2
-    for (int i = int(threadIdx.x); i < S::BM * ALL; i += S::WORKERS) {
-        const int row = i / ALL, chunk = i - row * ALL;
-        uint4 x = make_uint4(0, 0, 0, 0);
-        if (row0 + row < p.tokens && chunk < S::CHUNKS) {
-            const T* const from = p.q + (long long)(row0 + row) * p.q_row + chunk * 8;
-            x = *reinterpret_cast<const uint4*>(from);
-            if (S::PADDED && p.factor != 1.0f) x = scaled<T>(x, p.factor);
-        }
-        store_shared(q_shared + (row >> 6) * S::Q_BYTES + place_of(row & 63, chunk, S::Q_BLOCK), x);
+        if (lane == 0) barrier_arrive(barriers.full + 8 * at.stage);
+        at.move(PADDERS);
     }
 }
 
@@ -356,13 +338,15 @@ __device__ __forceinline__ void scores_again(float (&s)[N], const State<S>& stat
     const int lane = int(threadIdx.x) & 31;
 #pragma unroll
     for (int i = 0; i < N; ++i) s[i] = 0.0f;
-#pragma unroll 1
+    constexpr int UNROLLED = S::PADDED ? S::WIDTH / 16 : 1;
+#pragma unroll UNROLLED
     for (int chunk = 0; chunk < S::WIDTH / 8; chunk += 2) {
         uint32_t a[4], b[4];
-        load_matrices(a, q + place_of(lane & 15, chunk + (lane >> 4), S::Q_BLOCK));
-        if (S::PADDED && chunk + 2 == S::WIDTH / 8) {
-            a[2] = state.q[S::WIDTH / 4 - 2];
-            a[3] = state.q[S::WIDTH / 4 - 1];
+        if constexpr (S::PADDED) {
+#pragma unroll
+            for (int i = 0; i < 4; ++i) a[i] = state.q[2 * chunk + i];
+        } else {
+            load_matrices(a, q + place_of(lane & 15, chunk + (lane >> 4), S::Q_BLOCK));
         }
 #pragma unroll
         for (int i = 0; i < S::BN / 16; ++i) {
@@ -400,10 +384,10 @@ __device__ __forceinline__ void begin_values(State<S>& state, const uint32_t (&p
     wgmma_commit();
 }
 
-/// The tiles of one warpgroup.
+/// The tiles of one warpgroup, of which the first is in the ring `at` its place, or will be.
 template <typename S, typename T>
 __device__ __forceinline__ void multiply(const Problem<T>& p, State<S>& state, uint32_t q_shared, uint32_t ring,
-                                         uint32_t full, uint32_t empty, int first, int tiles) {
+                                         const Barriers<S>& barriers, Place<S::STAGES>& at, int first, int tiles) {
     const bool speaks = (threadIdx.x & 31) == 0;
     const uint64_t q = descriptor(q_shared, 16), k = descriptor(ring, 16),
                    v = descriptor(ring + S::K_BYTES, S::K_BLOCK);
@@ -422,6 +406,8 @@ __device__ __forceinline__ void multiply(const Problem<T>& p, State<S>& state, u
         }
     };
 
+    int left = p.others - first * S::BN;
+    barrier_wait(barriers.full + 8 * at.stage, at.parity);
     if constexpr (S::PADDED) {
 #pragma unroll
         for (int i = 0; i < S::WIDTH / 16; ++i) {
@@ -429,11 +415,16 @@ __device__ __forceinline__ void multiply(const Problem<T>& p, State<S>& state, u
             load_matrices(*reinterpret_cast<uint32_t(*)[4]>(state.q + 4 * i),
                           my_q + place_of(lane & 15, 2 * i + (lane >> 4), S::Q_BLOCK));
         }
+        if (p.factor != 1.0f) {
+#pragma unroll
+            for (int i = 0; i < S::WIDTH / 4; ++i) {
+                const float2 two = unpack2(state.q[i], T());
+                state.q[i] = pack2(two.x * p.factor, two.y * p.factor, T());
+            }
+        }
+        __syncwarp();
+        if (speaks) barrier_arrive(barriers.q_empty);
     }
-    Place<S::STAGES> at;
-    at.move(first);
-    int left = p.others - first * S::BN;
-    barrier_wait(full + 8 * at.stage, at.parity);
     wgmma_fence();
     begin_scores<S, T>(s, state, q, k + at.stage * (S::STAGE >> 4));
     wgmma_wait<0>();
@@ -448,7 +439,7 @@ __device__ __forceinline__ void multiply(const Problem<T>& p, State<S>& state, u
     for (int tile = first + S::WK; tile < tiles; tile += S::WK) {
         at.move(S::WK);
         left -= S::WK * S::BN;
-        barrier_wait(full + 8 * at.stage, at.parity);
+        barrier_wait(barriers.full + 8 * at.stage, at.parity);
         wgmma_fence();
         begin_scores<S, T>(s, state, q, k + at.stage * (S::STAGE >> 4));
         begin_values<S, T>(state, prob, v + before * (S::STAGE >> 4));
@@ -459,7 +450,7 @@ __device__ __forceinline__ void multiply(const Problem<T>& p, State<S>& state, u
         subtract_top(s, state, p.factor);
 #pragma unroll
         for (int i = 0; i < S::BN / 2; ++i) s[i] = exp2_approx(s[i]);
-        if (speaks) barrier_arrive(empty + 8 * before);
+        if (speaks) barrier_arrive(barriers.empty + 8 * before);
         before = at.stage;
         pack();
         if (pass_most<T, S::BN / 4>(prob)) {
@@ -479,6 +470,7 @@ __device__ __forceinline__ void multiply(const Problem<T>& p, State<S>& state, u
     begin_values<S, T>(state, prob, v + before * (S::STAGE >> 4));
     wgmma_wait<0>();
     settle(state.out);
+    if (speaks) barrier_arrive(barriers.empty + 8 * before);
 }
 
 /// The parts of the keys become one, in the first warpgroup of those that share rows.
@@ -519,9 +511,10 @@ __device__ __forceinline__ void merge(State<S>& state, uint32_t scratch, int ove
     }
 }
 
-/// Divides by the row sums and writes whole chunks, by way of the rows that Q had in shared memory.
+/// Divides by the row sums and writes whole chunks, by way of `rows` in shared memory. row0: the warp's first.
 template <typename S, typename T>
-__device__ __forceinline__ void finish(const Problem<T>& p, const State<S>& state, uint32_t rows, int row0) {
+__device__ __forceinline__ void finish(const Problem<T>& p, const Item& item, const State<S>& state, uint32_t rows, int row0) {
+    T* const out = p.out + item.batch * p.out_batch + item.head * S::D;
     const int lane = int(threadIdx.x) & 31, group = lane >> 2, t = lane & 3;
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
@@ -545,92 +538,105 @@ __device__ __forceinline__ void finish(const Problem<T>& p, const State<S>& stat
     for (int i = lane; i < 16 * S::CHUNKS; i += 32) {
         const int row = i / S::CHUNKS, chunk = i - row * S::CHUNKS;
         if (row0 + row < p.tokens) {
-            *reinterpret_cast<uint4*>(p.out + (long long)(row0 + row) * p.out_row + chunk * 8) =
+            *reinterpret_cast<uint4*>(out + (long long)(row0 + row) * p.out_row + chunk * 8) =
                 load_shared(rows + place_of(row, chunk, S::Q_BLOCK));
         }
     }
 }
 
 template <typename S, typename T>
-__device__ __forceinline__ void attention_hopper_body(Early early, const Problem<T>& p) {
+__device__ __forceinline__ void attention_hopper_body(Early early, const TensorMap& q, const TensorMap& k, const TensorMap& v,
+                                                      const Problem<T>& p) {
     extern __shared__ unsigned char shared[];
     const uint32_t q_shared = (uint32_t(__cvta_generic_to_shared(shared)) + 1023u) & ~1023u;
-    const uint32_t ring = q_shared + S::WM * S::Q_BYTES;
-    const uint32_t full = ring + S::RING, empty = full + 8 * S::STAGES;
+    const uint32_t rows = S::ENDLESS ? q_shared + S::WM * S::Q_BYTES : q_shared;
+    const uint32_t ring = q_shared + S::WM * S::Q_BYTES + S::ROWS_BYTES;
+    const Barriers<S> barriers(ring + S::RING);
     const int tiles = (p.others + S::BN - 1) / S::BN;
     const int warp = __shfl_sync(0xffffffffu, int(threadIdx.x) >> 5, 0);
 
     let_next_start(early);
+    if (threadIdx.x == S::WORKERS) {
+        for (int i = 0; i < S::STAGES; ++i) {
+            barrier_init(barriers.full + 8 * i, 1);
+            barrier_init(barriers.empty + 8 * i, S::WM * 4);  // the warps that share a tile
+            if (S::PADDED) barrier_init(barriers.come + 8 * i, 1);
+        }
+        barrier_init(barriers.q_empty, S::GROUPS * 4);
+        asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+        fetch_map(&q);
+        fetch_map(&k);
+        fetch_map(&v);
+    }
+    __syncthreads();
+    wait_for_last(early);
     if (warp >= S::GROUPS * 4) {
         asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(S::LOAD));
-        if (threadIdx.x == S::WORKERS) {
-            for (int i = 0; i < S::STAGES; ++i) {
-                barrier_init(full + 8 * i, 4);           // the warps that load
-                barrier_init(empty + 8 * i, S::WM * 4);  // the warps that share a tile
-            }
-            asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+        if (warp == S::GROUPS * 4) load_tiles<S>(p, q, k, v, q_shared, ring, barriers, tiles);
+        if constexpr (S::PADDED) {
+            if (warp > S::GROUPS * 4) pad_tiles<S>(p, ring, barriers, tiles, warp - S::GROUPS * 4 - 1);
         }
-        named_sync<LOAD_BARRIER, 128>();
-        named_arrive<START_BARRIER, S::THREADS>();
-        wait_for_last(early);
-        load_tiles<S>(p, ring, full, empty, tiles);
         return;
     }
     asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(S::WORK));
-    prepare<S>(early, p, q_shared, ring);
-    fence_async();
-    named_sync<START_BARRIER, S::THREADS>();
 
     const int group = warp >> 2, over_rows = group % S::WM, over_keys = group / S::WM;
     const uint32_t my_q = q_shared + over_rows * S::Q_BYTES;
-    State<S> state;
+    const int warp_row = (warp & 3) * 16, my_row = over_rows * 64 + warp_row;
+    const uint32_t my_rows = rows + over_rows * S::Q_BYTES + warp_row * ROW;
+    Place<S::STAGES> at;
+    at.move(over_keys);
+#pragma unroll 1
+    for (int index = int(blockIdx.x); index < p.items; index += int(gridDim.x)) {
+        State<S> state;
 #pragma unroll
-    for (int i = 0; i < S::SUMS; ++i) state.out[i] = 0.0f;
-    state.top[0] = state.top[1] = 0.0f;
-    state.sum[0] = state.sum[1] = 0.0f;
-    if (over_keys < tiles) {
-        multiply<S>(p, state, my_q, ring, full, empty, over_keys, tiles);
-    } else {
-        state.top[0] = state.top[1] = -1e30f;  // nothing to merge
+        for (int i = 0; i < S::SUMS; ++i) state.out[i] = 0.0f;
+        state.top[0] = state.top[1] = 0.0f;
+        state.sum[0] = state.sum[1] = 0.0f;
+        if (over_keys < tiles) {
+            multiply<S>(p, state, my_q, ring, barriers, at, over_keys, tiles);
+        } else {
+            state.top[0] = state.top[1] = -1e30f;  // nothing to merge
+        }
+        if constexpr (!S::ENDLESS) {
+            named_sync<MERGE_BARRIER, S::WORKERS>();  // from here on nothing is read by wgmma
+            if constexpr (S::WK > 1) {
+                merge(state, ring, over_rows, over_keys);
+                if (over_keys > 0) return;
+            }
+        }
+        const Item item = Item::of<T, S>(p, index);
+        finish<S>(p, item, state, my_rows, item.row0 + my_row);
+        if constexpr (!S::ENDLESS) return;
+        at.move(1);
+        __syncwarp();
     }
-
-    // From here on nothing is read by wgmma.
-    named_sync<MERGE_BARRIER, S::WORKERS>();
-    if constexpr (S::WK > 1) {
-        merge(state, ring, over_rows, over_keys);
-        if (over_keys > 0) return;
-    }
-    const int warp_row = (warp & 3) * 16;
-    finish<S>(p, state, my_q + warp_row * ROW, int(blockIdx.x) * S::BM + over_rows * 64 + warp_row);
 }
 
 }  // namespace
 
 STARTS_EARLY(attention_hopper)
 
-#define ENTRY(NAME, T, D, WM, WK, BN, STAGES)                                                               \
-    extern "C" __global__ void __launch_bounds__((WM) * (WK) * 128 + 128, 1)                                \
-        NAME(const T* q, const T* k, const T* v, T* out, int tokens, int others, int heads, int q_row, int kv_row,\
-             int out_row, long long q_batch, long long kv_batch, long long out_batch, float factor) {       \
-        (void)heads;                                                                                        \
-        const long long head = (long long)blockIdx.y * (D), batch = blockIdx.z;                             \
-        const Problem<T> p = {q + batch * q_batch + head,   k + batch * kv_batch + head,                    \
-                              v + batch * kv_batch + head,  out + batch * out_batch + head,                 \
-                              tokens, others, q_row, kv_row, out_row, factor};                              \
-        const Early early{};                                                                                \
-        attention_hopper_body<Shape<D, WM, WK, BN, STAGES>>(early, p);                                      \
+#define ENTRY(NAME, T, D, WM, WK, BN, STAGES)                                                       \
+    extern "C" __global__ void __launch_bounds__((WM) * (WK) * 128 + 128, 1)                        \
+        NAME(const __grid_constant__ TensorMap q, const __grid_constant__ TensorMap k,              \
+             const __grid_constant__ TensorMap v, const __grid_constant__ Problem<T> p) {           \
+        const Early early{};                                                                        \
+        attention_hopper_body<Shape<D, WM, WK, BN, STAGES>>(early, q, k, v, p);                     \
     }
 
-// Name ending, head size, threads, BM (64 for each warpgroup over rows), dynamic shared bytes; warpgroups over rows and over
-// keys, keys per tile, stages. build.rs finds the rows of this table, and Rust launches by them.
-#define ATTENTION_HOPPER_TILE(ENDING, D, THREADS_, QUERIES, SHARED, WM, WK, BN, STAGES)                     \
+// Name ending, head size, threads, BM (64 for each warpgroup over rows), dynamic shared bytes, BN, whether ENDLESS; warpgroups
+// over rows and over keys, stages. build.rs finds the rows of this table, and Rust launches by them.
+#define ATTENTION_HOPPER_TILE(ENDING, D, THREADS_, QUERIES, SHARED, BN, ENDLESS_, WM, WK, STAGES)           \
     static_assert(Shape<D, WM, WK, BN, STAGES>::THREADS == THREADS_ &&                                      \
-                  Shape<D, WM, WK, BN, STAGES>::BM == QUERIES && Shape<D, WM, WK, BN, STAGES>::BYTES == SHARED);\
+                  Shape<D, WM, WK, BN, STAGES>::BM == QUERIES && Shape<D, WM, WK, BN, STAGES>::BYTES == SHARED &&\
+                  Shape<D, WM, WK, BN, STAGES>::ENDLESS == bool(ENDLESS_));                                 \
     ENTRY(attention_hopper_f16_##ENDING, half, D, WM, WK, BN, STAGES)                                       \
     ENTRY(attention_hopper_bf16_##ENDING, __nv_bfloat16, D, WM, WK, BN, STAGES)
 
-ATTENTION_HOPPER_TILE(40, 40, 640, 256, 164992, 4, 1, 64, 8)
-ATTENTION_HOPPER_TILE(40_small, 40, 640, 128, 148608, 2, 2, 64, 8)
-ATTENTION_HOPPER_TILE(64, 64, 640, 256, 164992, 4, 1, 64, 8)
-ATTENTION_HOPPER_TILE(80, 80, 640, 256, 214112, 4, 1, 48, 6)
-ATTENTION_HOPPER_TILE(80_small, 80, 640, 128, 230528, 2, 2, 48, 8)
+ATTENTION_HOPPER_TILE(40, 40, 640, 256, 197840, 64, 1, 4, 1, 8)
+ATTENTION_HOPPER_TILE(40_small, 40, 640, 128, 148688, 64, 0, 2, 2, 8)
+ATTENTION_HOPPER_TILE(64, 64, 640, 256, 165072, 64, 0, 4, 1, 8)
+ATTENTION_HOPPER_TILE(80, 80, 640, 256, 214176, 48, 0, 4, 1, 6)
+ATTENTION_HOPPER_TILE(80_small, 80, 640, 128, 230608, 48, 0, 2, 2, 8)
+ATTENTION_HOPPER_TILE(160, 160, 512, 64, 173216, 32, 0, 1, 3, 6)

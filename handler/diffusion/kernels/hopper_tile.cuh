@@ -6,18 +6,20 @@
 #include "wgmma.cuh"
 
 RUST_CONSTANT(PRODUCT_HOPPER_THREADS, 288);
-RUST_CONSTANT(SOFTMAX_HOPPER_THREADS, 384);
+RUST_CONSTANT(PRODUCT_HOPPER_THREADS_ITSELF, 256);
 RUST_CONSTANT(PRODUCT_HOPPER_ROWS, 128);
 RUST_CONSTANT(PRODUCT_HOPPER_DEPTH, 64);       // k of a stage: 128 bytes, the width of the swizzle
 RUST_CONSTANT(PRODUCT_HOPPER_PATCH, 8);        // places across and down
 RUST_CONSTANT(PRODUCT_HOPPER_SHARED, 196608);       // leaves room for a small kernel beside
 RUST_CONSTANT(PRODUCT_HOPPER_SHARED_OF_TWO, 102400);  // of each of two blocks on a multiprocessor
+RUST_CONSTANT(PRODUCT_HOPPER_SHARED_ITSELF, 115712);  // the same, where it is all that there is
+RUST_CONSTANT(PRODUCT_HOPPER_LOADED_COLUMNS, 128);    // with more, such a block loads itself
 constexpr int BM = PRODUCT_HOPPER_ROWS;
 constexpr int BK = PRODUCT_HOPPER_DEPTH;
 constexpr int ROW = BK * 2;  // bytes of a tile's row in shared memory
 constexpr int PATCH = PRODUCT_HOPPER_PATCH;
 constexpr int PLACES = PATCH * PATCH;  // of a patch: the rows of one wgmma
-constexpr int CONSUMERS = 256;
+constexpr int CONSUMERS = PRODUCT_HOPPER_THREADS_ITSELF;
 constexpr int ROWS = 0, WINDOWS = 1, PATCHES = 2;  // Rust knows these numbers
 RUST_CONSTANT(PRODUCT_HOPPER_SPLITS, 8);             // the most
 RUST_CONSTANT(PRODUCT_HOPPER_SPLIT_COLUMNS, 160);    // with more, there are no splits: too few registers are left
@@ -27,16 +29,19 @@ struct Tiling {
     int across, down, images;      // whether it is this, each 0 or 1
     int tiles_across, tiles_down;  // of a map, or of one of its phases; ROWS: of a problem
     int steps, first_steps;        // of 64 k: all, and those of one place of the first map
+    int columns_first;             // whether the grid's x goes over tiles of columns, else over tiles of rows
 };
 
 // Tiles of BN columns, of which BLOCKS (1 or 2) are at work on a multiprocessor: while one ends, the other multiplies.
 template <int BN_, int MODE_, int BLOCKS_> struct Shape {
     static constexpr int BN = BN_, MODE = MODE_, BLOCKS = BLOCKS_;
-    static constexpr int SHARED = BLOCKS == 1 ? PRODUCT_HOPPER_SHARED : PRODUCT_HOPPER_SHARED_OF_TWO;
+    // Two blocks that load by a warp of their own have too few registers for the sums of that many columns. Then a warp that
+    // multiplies fills the rings as well, and the other block multiplies while it does.
+    static constexpr bool LOADS_ITSELF = BLOCKS == 2 && BN > PRODUCT_HOPPER_LOADED_COLUMNS;
+    static constexpr int SHARED = BLOCKS == 1 ? PRODUCT_HOPPER_SHARED : LOADS_ITSELF ? PRODUCT_HOPPER_SHARED_ITSELF : PRODUCT_HOPPER_SHARED_OF_TWO;
     static constexpr int A_BYTES = MODE == PATCHES ? 200 * ROW : BM * ROW;  // at most two of 10 x 10 places
     static constexpr int B_BYTES = BN * ROW;
-    // Columns of a box of W, and of one wgmma: neither takes more than 256.
-    static constexpr int W_BOX = BN > 256 ? BN / 2 : BN;
+    static_assert(BN <= 256, "a box of W, and one wgmma");
     static constexpr int FIXED = 1024 + BN * 4 + 512;  // alignment, what is added to each column, barriers
     static constexpr int TOGETHER = (SHARED - FIXED) / (A_BYTES + B_BYTES);
     static constexpr int A_STAGES = MODE == PATCHES ? 2 : TOGETHER < 12 ? TOGETHER : 12;
@@ -44,6 +49,8 @@ template <int BN_, int MODE_, int BLOCKS_> struct Shape {
     static constexpr int B_STAGES = MODE != PATCHES ? A_STAGES : REST < 16 ? REST : 16;
     static constexpr int RING = A_STAGES * A_BYTES + B_STAGES * B_BYTES;
     static_assert(A_BYTES % 1024 == 0 && B_BYTES % 1024 == 0 && B_STAGES >= 3);
+    // A warp that fills the rings itself must not wait for a patch whose last place it has yet to multiply; a window has 4 or more.
+    static_assert(!LOADS_ITSELF || MODE != PATCHES || B_STAGES <= 5);
     static_assert(8 * (2 * A_STAGES + 2 * B_STAGES + 1) <= 512, "barriers");
     static_assert(RING >= BM * (BN * 2 + 16) + BM / 16 * BN * 4, "results and moments");
     static constexpr bool SPLITS = BLOCKS == 1 && BN <= PRODUCT_HOPPER_SPLIT_COLUMNS;
@@ -76,8 +83,8 @@ struct Tile {
 
 template <int BN, int MODE> __device__ __forceinline__ Tile tile_of(const Problem& p, const Tiling& t) {
     Tile tile = {};
-    tile.column = int(blockIdx.y) * BN;
-    const int splits = int(gridDim.z), z = int(blockIdx.z), m = int(blockIdx.x);
+    tile.column = int(t.columns_first ? blockIdx.x : blockIdx.y) * BN;
+    const int splits = int(gridDim.z), z = int(blockIdx.z), m = int(t.columns_first ? blockIdx.y : blockIdx.x);
     tile.first = int((long long)t.steps * z / splits);
     tile.count = int((long long)t.steps * (z + 1) / splits) - tile.first;
     if (MODE == ROWS) {

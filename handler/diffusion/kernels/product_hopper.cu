@@ -4,7 +4,7 @@
 // phases' windows follow one another in W's rows.
 //
 // A block makes a tile of 128 rows by BN columns. Two warpgroups multiply, 64 rows each; one more warp has the copy engine
-// fill two rings: one of stages of A, one of stages of W's BN rows by 64 k. How the rows of a tile lie, by MODE:
+// fill two rings: one of stages of A, one of stages of W's BN rows by 64 k, or one that multiplies does it (LOADS_ITSELF). How the rows of a tile lie, by MODE:
 //   ROWS     consecutive rows of a matrix; a stage of A is 64 of their k
 //   WINDOWS  two patches of 8 x 8 places; a stage of A is one place of their windows, and 64 channels
 //   PATCHES  the same, and a stage of A is the patches with the places around them, of 64 channels: all places of their
@@ -15,8 +15,10 @@
 // same order.
 //
 // Entries product_hopper_T_MODE_BN; block = (PRODUCT_HOPPER_THREADS, 1, 1), cluster = (1, 1, splits), grid = (tiles of rows,
-// tiles of columns, splits); dynamic shared memory: PRODUCT_HOPPER_SHARED. A ROWS tile is 128 rows. Else, Tiling says: tiles
-// of a map go across, then down, then through its phases if there are any, then through images.
+// tiles of columns, splits), or the other way round if Tiling says so; dynamic shared memory: PRODUCT_HOPPER_SHARED. Tiles of
+// which two are at work on a multiprocessor have PRODUCT_HOPPER_SHARED_OF_TWO instead and no splits, and with more columns than
+// PRODUCT_HOPPER_LOADED_COLUMNS they have PRODUCT_HOPPER_THREADS_ITSELF and PRODUCT_HOPPER_SHARED_ITSELF. A ROWS tile is 128 rows. Else, Tiling says: tiles of a map go across, then down, then through its phases if there are
+// any, then through images.
 // Moments are those of 64 rows, or of 16 if there are splits; then images are whole patches, BN is a multiple of a
 // group's channels, and these are even.
 //
@@ -33,7 +35,7 @@ namespace {
 // Makes 64 rows of sums: sums[4 j + i] are row + 8 (i / 2) and column 8 j + 2 t + i % 2, of lane 4 row + t of each warp.
 template <typename T, typename S>
 __device__ __forceinline__ void sum_up(const Problem& p, const Tiling& t, const Tile& tile, uint32_t ring,
-                                       const Barriers<S>& barriers, int group, float (&sums)[S::BN / 2]) {
+                                       const Barriers<S>& barriers, Loader<S>& loader, int group, float (&sums)[S::BN / 2]) {
     constexpr int BN = S::BN, MODE = S::MODE;
     const bool first_lane = (threadIdx.x & 31) == 0;
     const int pitch = (PATCH << t.across) + p.side - 1;
@@ -63,17 +65,14 @@ __device__ __forceinline__ void sum_up(const Problem& p, const Tiling& t, const 
         wgmma_fence();
 #pragma unroll
         for (int k = 0; k < BK / 16; ++k) {
-#pragma unroll
-            for (int from = 0; from < BN; from += S::W_BOX) {
-                wgmma<S::W_BOX>(sums + from / 2, joined(a_low + 2 * k, a_high), joined(b_low + 2 * k + (from * ROW >> 4), b_high),
-                                k == 0 ? step : 1, T());
-            }
+            wgmma<BN>(sums, joined(a_low + 2 * k, a_high), joined(b_low + 2 * k, b_high), k == 0 ? step : 1, T());
         }
         wgmma_commit();
         if (step > 0) {
             wgmma_wait<1>();
             if (first_lane) barrier_arrive(barriers.empty_b + 8 * before_b);
             if (MODE == PATCHES && ended && first_lane) barrier_arrive(barriers.empty_a + 8 * before_a);
+            if (S::LOADS_ITSELF && threadIdx.x < 32 && loader.step < tile.count) loader.next();
         }
         before_b = stage_b;
         if (++stage_b == S::B_STAGES) {
@@ -117,7 +116,8 @@ __device__ __forceinline__ uint4 load_shared(uint32_t from) {
 
 template <typename T, typename S, int ENDING>
 __device__ __forceinline__ void multiply(Early early, const Problem& p, const Tiling& t, const Tile& tile, uint32_t ring,
-                                         unsigned char* ring_at, float* base, const Barriers<S>& barriers, int group) {
+                                         unsigned char* ring_at, float* base, const Barriers<S>& barriers, Loader<S>& loader,
+                                         int group) {
     constexpr int BN = S::BN, MODE = S::MODE, VECTORS = BN / 8, FOURS = VECTORS / 4;
     const int warp = int(threadIdx.x) >> 5, lane = int(threadIdx.x) & 31, lane4 = lane & 3, column = lane4 * 2;
     T* const out = static_cast<T*>(p.out);
@@ -128,9 +128,14 @@ __device__ __forceinline__ void multiply(Early early, const Problem& p, const Ti
     const int at_step = p.table == nullptr ? 0 : row_of_step(p.step, p.steps);
     const int my_column = tile.column + int(threadIdx.x);
     const bool has_column = ENDING == AS_IT_IS && int(threadIdx.x) < BN && my_column < p.columns;
-    static_assert(BN <= CONSUMERS || ENDING == SOFTMAX, "a thread for each column");
+    static_assert(BN <= CONSUMERS, "a thread for each column");
     float own = has_column && bias != nullptr ? widen(bias[my_column]) : 0.0f;
+    const bool loads = S::LOADS_ITSELF && threadIdx.x < 32;
+    if (loads) loader.begin();
     wait_for_last(early);
+    if (loads) {
+        for (int i = 0; i < loader.ahead; ++i) loader.next();
+    }
     if (has_column && p.table != nullptr) {
         own += widen(static_cast<const T*>(p.table)[(long long)at_step * p.columns + my_column]);
     }
@@ -160,7 +165,7 @@ __device__ __forceinline__ void multiply(Early early, const Problem& p, const Ti
     }
 
     float sums[BN / 2];
-    sum_up<T, S>(p, t, tile, ring, barriers, group, sums);
+    sum_up<T, S>(p, t, tile, ring, barriers, loader, group, sums);
     consumers_sync();  // base is there, and the ring is free
     if constexpr (ENDING == SOFTMAX) {
         static_assert(BN % SOFTMAX_SLOTS == 0, "whole heads");
@@ -266,7 +271,7 @@ __device__ __forceinline__ void product_hopper_body(Early early, const TensorMap
         barrier_init(barriers.sums, 1);
         asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
     }
-    if (threadIdx.x == CONSUMERS) {
+    if (threadIdx.x == (S::LOADS_ITSELF ? 0 : CONSUMERS)) {
         fetch_map(&a);
         fetch_map(&w);
         if (p.others > 0) fetch_map(&more);
@@ -275,17 +280,13 @@ __device__ __forceinline__ void product_hopper_body(Early early, const TensorMap
     const Tile tile = tile_of<BN, MODE>(p, t);
     // The same in a whole warp, and known to be: what follows from it alone is computed once for all of its threads.
     const int group = __shfl_sync(0xffffffffu, int(threadIdx.x) >> 7, 0);
-    // A whole third warpgroup leaves its registers to the sums of the others.
-    constexpr bool HANDS_OVER = ENDING == SOFTMAX;
-    if (group < CONSUMERS / 128) {
-        if constexpr (HANDS_OVER) asm volatile("setmaxnreg.inc.sync.aligned.u32 232;");
-        multiply<T, S, ENDING>(early, p, t, tile, ring, ring_at, base, barriers, group);
+    Loader<S> loader(p, t, tile, a, more, w, ring, barriers);
+    if (S::LOADS_ITSELF || group < CONSUMERS / 128) {
+        multiply<T, S, ENDING>(early, p, t, tile, ring, ring_at, base, barriers, loader, group);
     } else {
-        if constexpr (HANDS_OVER) {
-            asm volatile("setmaxnreg.dec.sync.aligned.u32 40;");
-            if (threadIdx.x >= CONSUMERS + 32) return;
-        }
-        load<S>(early, p, t, tile, a, more, w, ring, barriers);
+        loader.begin();
+        wait_for_last(early);
+        for (int i = 0; i < tile.count; ++i) loader.next();
         __syncwarp();
         if (gridDim.z > 1) cluster_meet();
     }
@@ -296,7 +297,7 @@ __device__ __forceinline__ void product_hopper_body(Early early, const TensorMap
 STARTS_EARLY(product_hopper)
 
 #define PRODUCT_HOPPER_ENTRY(NAME, T, MODE, BN, BLOCKS, WITH)                                                             \
-    extern "C" __global__ void __launch_bounds__(WITH == SOFTMAX ? SOFTMAX_HOPPER_THREADS : PRODUCT_HOPPER_THREADS, BLOCKS) \
+    extern "C" __global__ void __launch_bounds__(Shape<BN, MODE, BLOCKS>::LOADS_ITSELF ? CONSUMERS : PRODUCT_HOPPER_THREADS, BLOCKS) \
         NAME(const __grid_constant__ TensorMap a, const __grid_constant__ TensorMap more,                         \
              const __grid_constant__ TensorMap w, const __grid_constant__ Problem p, const __grid_constant__ Tiling t) { \
         const Early early{};                                                                                      \
@@ -308,7 +309,7 @@ STARTS_EARLY(product_hopper)
 #define PRODUCT_HOPPER_TILE(ENDING, MODE, BN, BLOCKS, AROUND, STEP, SPLIT)    \
     PRODUCT_HOPPER_ENTRY(product_hopper_f16_##ENDING, half, MODE, BN, BLOCKS, AS_IT_IS) \
     PRODUCT_HOPPER_ENTRY(product_hopper_bf16_##ENDING, __nv_bfloat16, MODE, BN, BLOCKS, AS_IT_IS)
-// The same with the ending SOFTMAX; BN is of whole heads, block = (SOFTMAX_HOPPER_THREADS, 1, 1), and there are no splits.
+// The same with the ending SOFTMAX; BN is of whole heads, and there are no splits.
 #define SOFTMAX_HOPPER_TILE(ENDING, MODE, BN, BLOCKS, AROUND, STEP, SPLIT) \
     PRODUCT_HOPPER_ENTRY(product_hopper_f16_##ENDING, half, MODE, BN, BLOCKS, SOFTMAX) \
     PRODUCT_HOPPER_ENTRY(product_hopper_bf16_##ENDING, __nv_bfloat16, MODE, BN, BLOCKS, SOFTMAX)
@@ -318,13 +319,14 @@ PRODUCT_HOPPER_TILE(rows_160, 0, 160, 1, 3070, 447, 4050)
 PRODUCT_HOPPER_TILE(rows_128, 0, 128, 1, 3150, 354, 3260)
 PRODUCT_HOPPER_TILE(rows_80, 0, 80, 1, 2460, 316, 1990)
 PRODUCT_HOPPER_TILE(rows_128_of_two, 0, 128, 2, 3950, 487, 0)
+PRODUCT_HOPPER_TILE(rows_160_of_two, 0, 160, 2, 4400, 505, 0)
 PRODUCT_HOPPER_TILE(windows_80, 1, 80, 1, 7570, 261, 320)
 PRODUCT_HOPPER_TILE(patches_160, 2, 160, 1, 6790, 386, 4730)
+PRODUCT_HOPPER_TILE(patches_160_of_two, 2, 160, 2, 20000, 427, 0)
 PRODUCT_HOPPER_TILE(patches_128, 2, 128, 1, 7530, 300, 4590)
 PRODUCT_HOPPER_TILE(patches_128_of_two, 2, 128, 2, 6480, 358, 0)
 PRODUCT_HOPPER_TILE(patches_80, 2, 80, 1, 1940, 290, 3780)
 PRODUCT_HOPPER_TILE(patches_80_of_two, 2, 80, 2, 3560, 294, 0)
 PRODUCT_HOPPER_TILE(patches_32, 2, 32, 1, 3150, 230, 771)
-SOFTMAX_HOPPER_TILE(softmax_320, 0, 320, 1, 6040, 880, 0)
-SOFTMAX_HOPPER_TILE(softmax_160, 0, 160, 1, 4180, 420, 0)
+SOFTMAX_HOPPER_TILE(softmax_160_of_two, 0, 160, 2, 6500, 450, 0)
 SOFTMAX_HOPPER_TILE(softmax_80, 0, 80, 1, 3360, 273, 0)

@@ -7,6 +7,7 @@
 
 mod arena;
 mod array;
+mod boxes;
 pub(crate) mod conv;
 mod driver;
 mod error;
@@ -29,6 +30,7 @@ mod weights;
 pub(crate) use arena::PAGE;
 pub use array::Dtype;
 pub(crate) use array::{Array, Moments};
+pub(crate) use boxes::Boxes;
 pub use driver::device_of_machine;
 pub use error::GpuError;
 pub(crate) use error::{Result, tells_of_memory};

@@ -220,13 +220,29 @@ fn is_early(name: &str) -> bool {
 
 impl Arg {
     /// As C has it, if it fits.
-    fn word(self) -> Option<u64> {
-        match self {
+    fn word(&self) -> Option<u64> {
+        match *self {
             Self::At(address) => Some(address),
             Self::Int(value) => u64::try_from(i32::try_from(value).ok()?).ok(),
             Self::Long(value) => u64::try_from(i64::try_from(value).ok()?).ok(),
             Self::Float(value) => Some(u64::from(value.to_bits())),
         }
+    }
+
+    /// As the fields of a C struct lie in memory, if they fit.
+    pub(crate) fn packed(fields: &[Self]) -> Option<Vec<u64>> {
+        let mut words = Vec::new();
+        let mut half: Option<u64> = None;
+        for field in fields {
+            let word = field.word()?;
+            match (field, half.take()) {
+                (Self::At(_) | Self::Long(_), before) => words.extend(before.into_iter().chain([word])),
+                (Self::Int(_) | Self::Float(_), None) => half = Some(word),
+                (Self::Int(_) | Self::Float(_), Some(before)) => words.push(before | word << 32),
+            }
+        }
+        words.extend(half);
+        Some(words)
     }
 }
 
@@ -234,6 +250,13 @@ impl Arg {
 mod tests {
     use super::*;
     use std::{fs, path::Path};
+
+    #[test]
+    fn fields_lie_as_in_a_c_struct() {
+        let all = [Arg::At(7), Arg::Int(1), Arg::Float(1.0), Arg::Int(2), Arg::Long(9), Arg::Int(3)];
+        assert_eq!(Arg::packed(&all), Some(vec![7, 1 | 0x3f80_0000 << 32, 2, 9, 3]));
+        assert_eq!(Arg::packed(&[Arg::Int(1 << 31)]), None);
+    }
 
     #[test]
     fn those_kernels_start_early_that_wait_for_the_one_before() {

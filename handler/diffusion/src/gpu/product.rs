@@ -1,6 +1,5 @@
 //! Products and convolutions by our own kernels (`kernels/product.cuh`): the problem, the tiles, and which of them takes it.
 
-mod boxes;
 mod hopper;
 mod plan;
 mod problem;

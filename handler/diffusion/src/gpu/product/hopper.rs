@@ -4,13 +4,13 @@
 #[cfg(test)]
 mod tests;
 
-use super::{Ending, MOST_MOMENTS, Problem, boxes::Boxes};
+use super::{Ending, MOST_MOMENTS, Problem};
 use crate::gpu::{
-    Dtype, Gpu, GpuError, Launch, Result,
+    Boxes, Dtype, Gpu, GpuError, Launch, Result,
     constants::{
-        PRODUCT_HOPPER_DEPTH, PRODUCT_HOPPER_PATCH, PRODUCT_HOPPER_ROWS, PRODUCT_HOPPER_SHARED,
-        PRODUCT_HOPPER_SHARED_OF_TWO, PRODUCT_HOPPER_SPLIT_COLUMNS, PRODUCT_HOPPER_SPLITS, PRODUCT_HOPPER_THREADS,
-        SOFTMAX_HOPPER_THREADS,
+        PRODUCT_HOPPER_DEPTH, PRODUCT_HOPPER_LOADED_COLUMNS, PRODUCT_HOPPER_PATCH, PRODUCT_HOPPER_ROWS,
+        PRODUCT_HOPPER_SHARED, PRODUCT_HOPPER_SHARED_ITSELF, PRODUCT_HOPPER_SHARED_OF_TWO,
+        PRODUCT_HOPPER_SPLIT_COLUMNS, PRODUCT_HOPPER_SPLITS, PRODUCT_HOPPER_THREADS, PRODUCT_HOPPER_THREADS_ITSELF,
     },
 };
 
@@ -22,8 +22,10 @@ type Tile = (&'static str, usize, usize, usize, usize, usize, usize);
 const TILES: &[Tile] = include!(concat!(env!("OUT_DIR"), "/product_hopper_tiles.rs"));
 /// The same with a softmax at their end.
 const SOFTMAX_TILES: &[Tile] = include!(concat!(env!("OUT_DIR"), "/softmax_hopper_tiles.rs"));
-/// The most columns of a box that the copy engine copies.
-const BOX: usize = 256;
+/// The most tiles of rows that a grid can have behind those of columns.
+const MOST_TILES: usize = 65_535;
+/// Of rows with more bytes, the first ones leave the GPU's cache before blocks come back to them for other columns.
+const KEPT: usize = 16 << 20;
 /// How a tile's rows lie: consecutive ones of a matrix; patches of a map, whose windows are loaded place by place; patches with the places
 /// around them.
 const ROWS: usize = 0;
@@ -66,6 +68,8 @@ struct Tiling {
     tiles_down: usize,
     steps: usize,
     first_steps: usize,
+    /// Whether blocks that read the same rows run at the same time, and not those that read the same weights.
+    columns_first: usize,
 }
 
 impl HopperPlan {
@@ -77,21 +81,28 @@ impl HopperPlan {
     fn on(problem: &Problem, multiprocessors: usize) -> Option<Self> {
         let mode = mode_of(problem)?;
         let tiling = Tiling::of(problem, mode)?;
-        let (table, block) = match problem.ending {
-            Ending::Softmax { .. } => (SOFTMAX_TILES, SOFTMAX_HOPPER_THREADS),
-            _ => (TILES, PRODUCT_HOPPER_THREADS),
+        let (table, is_softmax) = match problem.ending {
+            Ending::Softmax { .. } => (SOFTMAX_TILES, true),
+            _ => (TILES, false),
         };
-        let most = |tile| if block == SOFTMAX_HOPPER_THREADS { 1 } else { most_splits(tile, &tiling) };
+        let most = |tile| if is_softmax { 1 } else { most_splits(tile, &tiling) };
         let tiles = table.iter().filter(|tile| tile.1 == mode);
         let all = tiles.flat_map(|tile| (1..=most(tile)).map(move |splits| (tile, splits)));
         let all = all.filter(|&(_, splits)| at_once(splits, multiprocessors) > 0);
         let time = |&(tile, splits): &(&Tile, usize)| nanoseconds(tile, problem, &tiling, splits, multiprocessors);
-        let (&(ending, _, columns, together, ..), splits) = all.min_by_key(time)?;
+        let (tile, splits) = all.min_by_key(time)?;
+        let &(ending, _, columns, together, ..) = tile;
+        let (block, shared) = match together {
+            1 => (PRODUCT_HOPPER_THREADS, PRODUCT_HOPPER_SHARED),
+            _ if loads_itself(tile) => (PRODUCT_HOPPER_THREADS_ITSELF, PRODUCT_HOPPER_SHARED_ITSELF),
+            _ => (PRODUCT_HOPPER_THREADS, PRODUCT_HOPPER_SHARED_OF_TWO),
+        };
+        let (rows, across) = (tiling.tiles(problem, mode), problem.columns.div_ceil(columns));
         let launch = Launch {
             name: format!("product_hopper_{}_{ending}", problem.dtype.name()),
-            grid: [tiling.tiles(problem, mode), problem.columns.div_ceil(columns), splits],
+            grid: if tiling.columns_first == 1 { [across, rows, splits] } else { [rows, across, splits] },
             block,
-            shared: if together > 1 { PRODUCT_HOPPER_SHARED_OF_TWO } else { PRODUCT_HOPPER_SHARED },
+            shared,
         };
         Some(Self { launch, mode, columns, splits, tiling })
     }
@@ -164,7 +175,7 @@ impl HopperPlan {
             address: problem.w,
             sizes: [channels + others, places, problem.columns, 1],
             row: next,
-            lengths: [PRODUCT_HOPPER_DEPTH, 1, if self.columns > BOX { self.columns / 2 } else { self.columns }, 1],
+            lengths: [PRODUCT_HOPPER_DEPTH, 1, self.columns, 1],
             step: 1,
         };
         Ok([a, more, w.encode_with(problem.dtype, [w.row, problem.w_row])?])
@@ -183,6 +194,7 @@ impl Tiling {
         let [channels, others] = problem.channels;
         let all = (steps(channels) + steps(others)) * problem.side * problem.side;
         let first_steps = steps(channels);
+        let is_large = problem.rows * problem.problems * (channels + others) * problem.dtype.bytes() > KEPT;
         let shapes = if mode == ROWS { &[[0, 0, 0]][..] } else { &[[0, 1, 0], [1, 0, 0], [0, 0, 1]] };
         let tilings = shapes.iter().map(|&[across, down, images]| {
             let [height, width] = problem.out_map;
@@ -191,7 +203,9 @@ impl Tiling {
                 ROWS => (problem.rows.div_ceil(PRODUCT_HOPPER_ROWS), 1),
                 _ => (tiles(width, across), tiles(height, down)),
             };
-            Self { across, down, images, tiles_across, tiles_down, steps: all, first_steps }
+            let tiles = tiles_across * problem.problems;
+            let columns_first = usize::from(mode == ROWS && is_large && tiles <= MOST_TILES);
+            Self { across, down, images, tiles_across, tiles_down, steps: all, first_steps, columns_first }
         });
         tilings.min_by_key(|tiling| tiling.tiles(problem, mode))
     }
@@ -211,8 +225,8 @@ impl Tiling {
     }
 
     fn words(&self) -> [u64; 4] {
-        let numbers =
-            [self.across, self.down, self.images, self.tiles_across, self.tiles_down, self.steps, self.first_steps];
+        let Self { across, down, images, tiles_across, tiles_down, steps, first_steps, columns_first } = *self;
+        let numbers = [across, down, images, tiles_across, tiles_down, steps, first_steps, columns_first];
         let mut words = [0; 4];
         for (index, number) in numbers.into_iter().enumerate() {
             words[index / 2] |= (number as u64 & 0xffff_ffff) << (index % 2 * 32);
@@ -259,6 +273,11 @@ fn most_splits(tile: &Tile, tiling: &Tiling) -> usize {
     }
 }
 
+/// Whether a warp of the tile's blocks loads and multiplies.
+fn loads_itself(tile: &Tile) -> bool {
+    tile.3 > 1 && tile.2 > PRODUCT_HOPPER_LOADED_COLUMNS
+}
+
 /// Blocks that run at once, in clusters of so many.
 fn at_once(splits: usize, multiprocessors: usize) -> usize {
     multiprocessors * FILLED[splits - 1] / 1000 / splits * splits
@@ -272,6 +291,8 @@ fn nanoseconds(tile: &Tile, problem: &Problem, tiling: &Tiling, splits: usize, m
     let at_once = at_once(splits, multiprocessors).max(1);
     // Where half of the multiprocessors have nothing to do, the others are not held up by each other's reads.
     let step = if 2 * blocks <= multiprocessors { step * 4 / 5 } else { step };
+    // Nor does a block that loads itself go as fast by itself as it does beside another.
+    let step = if loads_itself(tile) && blocks <= multiprocessors { step * 4 / 3 } else { step };
     let steps = tiling.steps.div_ceil(splits) * step;
     let moments = match problem.parts_of_groups(GROUPS, columns, 2) {
         _ if mode == ROWS || problem.columns < GROUPS => 0,
@@ -280,9 +301,16 @@ fn nanoseconds(tile: &Tile, problem: &Problem, tiling: &Tiling, splits: usize, m
         Some(_) => IN_PARTS,
     };
     if together > 1 && blocks > multiprocessors {
-        // One block multiplies while the other begins or ends; only at the very end nobody does.
+        // One block multiplies while the other begins or ends; only at the very end nobody does. What is left after whole rounds of two on
+        // each multiprocessor goes to those that are done first, in pairs again.
         let each = steps.max((around + steps) / 2);
-        return blocks.div_ceil(multiprocessors) * each + around / 2 + moments;
+        let (rounds, left) = (blocks / (2 * multiprocessors), blocks % (2 * multiprocessors));
+        let halves = match left {
+            0 => 4 * rounds,
+            _ if left <= multiprocessors => 4 * rounds + 3,
+            _ => 4 * rounds + 4,
+        };
+        return halves * each / 2 + around / 2 + moments;
     }
     blocks.div_ceil(at_once) * (around + steps) + if splits > 1 { split } else { 0 } + moments
 }

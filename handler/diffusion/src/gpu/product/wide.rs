@@ -1,9 +1,9 @@
 //! Products of many columns on Hopper: those whose rows of A stay in shared memory (`kernels/panel_hopper.cu`), and those with a gated
 //! GELU (`kernels/geglu_hopper.cu`).
 
-use super::{Ending, Problem, boxes::Boxes};
+use super::{Ending, Problem};
 use crate::gpu::{
-    Dtype, Gpu, GpuError, Launch, Result,
+    Arg, Boxes, Dtype, Gpu, GpuError, Launch, Result,
     constants::{PANEL_COLUMNS, PANEL_INNER, PANEL_SHARED, WIDE_DEPTH, WIDE_ROWS, WIDE_THREADS},
 };
 
@@ -96,21 +96,14 @@ impl WidePlan {
         };
         let x = rows_of(problem.a, problem.rows, problem.a_row, WIDE_ROWS)?;
         let w = rows_of(problem.w, problem.columns, problem.w_row, self.at_once)?;
-        let pair = |low: usize, high: usize| Some(u64::from(half(low)?) | u64::from(half(high)?) << 32);
-        let sizes = (pair(problem.rows, problem.inner), pair(self.columns, self.tiles), half(problem.scaled));
-        let (Some(first), Some(second), Some(scaled)) = sizes else {
-            return Err(GpuError::Unavailable(format!("too large for a kernel: {problem:?}")));
-        };
-        let third = u64::from(problem.alpha.to_bits()) | u64::from(scaled) << 32;
-        let words = [problem.bias, problem.out, first, second, third];
+        let sizes = [problem.rows, problem.inner, self.columns, self.tiles].map(Arg::Int);
+        let fields = [&[problem.bias, problem.out].map(Arg::At)[..], &sizes];
+        let last = [Arg::Float(problem.alpha), Arg::Int(problem.scaled)];
+        let words = Arg::packed(&[fields.concat(), last.into()].concat());
+        let words = words.ok_or_else(|| GpuError::Unavailable(format!("too large for a kernel: {problem:?}")))?;
         // SAFETY: the arguments of these kernels in their order, as the caller promises.
         unsafe { gpu.launch_words(self.launch.clone(), 1, &[&x, &w, &words]) }
     }
-}
-
-/// As the kernels' `int`.
-fn half(number: usize) -> Option<u32> {
-    i32::try_from(number).ok().map(|number| number as u32)
 }
 
 #[cfg(test)]

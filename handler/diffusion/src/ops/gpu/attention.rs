@@ -2,7 +2,7 @@
 
 use super::{addresses, linear::Linear, refused};
 use crate::gpu::{
-    Arg, Array, Dtype, Launch,
+    Arg, Array, Boxes, Dtype, Launch,
     constants::SOFTMAX_THREADS,
     matmul::{MatmulShape, Operands},
 };
@@ -14,13 +14,17 @@ type Tile = (&'static str, usize, usize, usize, usize);
 
 /// The table in `kernels/attention.cu`; for each head size the one for many tokens comes first.
 const TILES: &[Tile] = include!(concat!(env!("OUT_DIR"), "/attention_tiles.rs"));
+/// The same, keys of a tile, and whether a block makes one item after the other.
+type HopperTile = (&'static str, usize, usize, usize, usize, usize, usize);
 /// The table in `kernels/attention_hopper.cu`.
-const HOPPER_TILES: &[Tile] = include!(concat!(env!("OUT_DIR"), "/attention_hopper_tiles.rs"));
+const HOPPER_TILES: &[HopperTile] = include!(concat!(env!("OUT_DIR"), "/attention_hopper_tiles.rs"));
 
 /// Scores held at once where they are held at all, in bytes of f32.
 pub(crate) const SCORES: usize = 64 << 20;
 /// With fewer keys, Hopper's own kernels take longer to fill their pipeline than the others to finish (measured on an H100).
 const MANY_KEYS: usize = 256;
+/// Columns, and queries, of what Hopper's copy engine copies at once.
+const BOX: usize = 64;
 /// Inside a tile of keys, the kernels count elements in `int`.
 const LONGEST_ROW: usize = 1 << 24;
 
@@ -66,19 +70,20 @@ fn attention_of(shape: Shape, q: &Array, k: &Array, v: &Array) -> Result<Array> 
     if !gpu.fuses(q.dtype()) {
         return shape.whole(q, k, v, false);
     }
-    let blocks = |&(_, _, _, queries, _): &Tile| shape.tokens.div_ceil(queries) * shape.heads * shape.batch;
+    let items = |queries: usize| shape.tokens.div_ceil(queries) * shape.heads * shape.batch;
     if gpu.is_hopper() && shape.others >= MANY_KEYS {
         // The one that leaves the busiest processor the least work.
-        let work = |tile: &&Tile| blocks(tile).div_ceil(gpu.multiprocessors()) * cost(tile.3);
-        if let Some(tile) = HOPPER_TILES.iter().filter(|tile| tile.1 == shape.width).min_by_key(work) {
-            return shape.fused("attention_hopper", tile, q, k, v);
+        let tiles = HOPPER_TILES.iter().filter(|tile| tile.1 == shape.width);
+        let best = tiles.min_by_key(|tile| items(tile.3).div_ceil(gpu.multiprocessors()) * cost(tile.3));
+        if let Some(tile) = best {
+            return shape.fused_on_hopper(tile, items(tile.3), q, k, v);
         }
     }
     // The first that gives three processors of four work, else the one with the most blocks.
     let mut tiles = TILES.iter().filter(|tile| tile.1 == shape.width);
-    let busy = tiles.clone().find(|tile| 4 * blocks(tile) >= 3 * gpu.multiprocessors());
+    let busy = tiles.clone().find(|tile| 4 * items(tile.3) >= 3 * gpu.multiprocessors());
     match busy.or(tiles.next_back()) {
-        Some(tile) => shape.fused("attention", tile, q, k, v),
+        Some(tile) => shape.fused(tile, q, k, v),
         None => shape.whole(q, k, v, false),
     }
 }
@@ -125,8 +130,8 @@ impl Shape {
         Ok(q.gpu().scratch(&[self.batch, self.tokens, self.heads * self.width], q.dtype())?)
     }
 
-    fn fused(&self, name: &str, tile: &Tile, q: &Array, k: &Array, v: &Array) -> Result<Array> {
-        let &(ending, _, threads, queries, shared) = tile;
+    /// What the fused kernels ask for.
+    fn check(&self, q: &Array, k: &Array, v: &Array) -> Result<()> {
         if k.row() != v.row() {
             return refused("keys and values with rows of two lengths".into());
         }
@@ -134,19 +139,54 @@ impl Shape {
         if ![q, k, v].iter().all(aligned) || k.row() > LONGEST_ROW {
             return refused(format!("attention with rows of {} and {}", q.row(), k.row()));
         }
+        Ok(())
+    }
+
+    fn fused(&self, tile: &Tile, q: &Array, k: &Array, v: &Array) -> Result<Array> {
+        let &(ending, _, block, queries, shared) = tile;
+        self.check(q, k, v)?;
         let out = self.out(q)?;
         let sizes = [self.tokens, self.others, self.heads, q.row(), k.row(), out.row()].map(Arg::Int);
         let strides = [self.tokens * q.row(), self.others * k.row(), self.tokens * out.row()].map(Arg::Long);
         let args = [&addresses([q, k, v, &out])[..], &sizes, &strides, &[Arg::Float(self.factor)]].concat();
         let launch = Launch {
-            name: format!("{name}_{}_{ending}", q.dtype().name()),
+            name: format!("attention_{}_{ending}", q.dtype().name()),
             grid: [self.tokens.div_ceil(queries), self.heads, self.batch],
-            block: threads,
+            block,
             shared: if q.gpu().copies_ahead() { shared } else { 0 },
         };
         // SAFETY: `Shape::of` has compared q, k and v, whose rows are as far apart as the strides say; `out` was made by the same
         // shape. Both dtypes that are fused have 2 bytes, and the tile is one of the kernel's table, for this head size.
         unsafe { q.gpu().launch(launch, &args)? };
+        Ok(out)
+    }
+
+    fn fused_on_hopper(&self, tile: &HopperTile, items: usize, q: &Array, k: &Array, v: &Array) -> Result<Array> {
+        let &(ending, _, block, _, shared, keys, endless) = tile;
+        self.check(q, k, v)?;
+        let (gpu, out) = (q.gpu(), self.out(q)?);
+        let map = |array: &Array, tokens: usize, at_once: usize| {
+            let boxes = Boxes {
+                address: array.address(),
+                sizes: [self.width, tokens, self.heads, self.batch],
+                row: array.row(),
+                lengths: [BOX, at_once, 1, 1],
+                step: 1,
+            };
+            boxes.encode_with(array.dtype(), [array.row(), self.width, tokens * array.row()])
+        };
+        let maps = [map(q, self.tokens, BOX)?, map(k, self.others, keys)?, map(v, self.others, keys)?];
+        let sizes = [self.tokens, self.others, self.heads, items, out.row()].map(Arg::Int);
+        let fields =
+            [&addresses([&out])[..], &[Arg::Long(self.tokens * out.row())], &sizes, &[Arg::Float(self.factor)]];
+        let Some(words) = Arg::packed(&fields.concat()) else {
+            return refused(format!("attention of {:?}, which is too large for a kernel", q.dims()));
+        };
+        let blocks = if endless == 1 { items.min(gpu.multiprocessors()) } else { items };
+        let name = format!("attention_hopper_{}_{ending}", q.dtype().name());
+        let launch = Launch { name, grid: [blocks, 1, 1], block, shared };
+        // SAFETY: as for the other kernels: three maps, of which each has the array's own rows and columns, and the problem.
+        unsafe { gpu.launch_words(launch, 1, &[&maps[0], &maps[1], &maps[2], &words])? };
         Ok(out)
     }
 

@@ -138,6 +138,7 @@ fn gpu_convolution_is_the_cpus() {
             // Of so many tiles that two are made on a multiprocessor at once.
             (2, 64, 320, 96, 96),
             (2, 128, 1280, 48, 48),
+            (2, 320, 1280, 64, 64),
         ];
         for (batch, inner, outer, height, width) in cases {
             let gain = (inner as f64 * 9.0).powf(-0.5);
@@ -197,6 +198,7 @@ fn gpu_norms_after_convolutions_are_the_cpus() {
             // As in the test of convolutions.
             (64, 320, 96, 96),
             (64, 1280, 32, 32),
+            (320, 1280, 64, 64),
         ];
         for (inner, outer, height, width) in cases {
             let xs = draw(&[2, inner, height, width], dtype);
@@ -306,7 +308,8 @@ fn gpu_norms_are_the_cpus() {
             let plain = cpu.forward_silu(plain.clone()).unwrap().to_tensor().unwrap();
             check(&format!("joined norm {name}"), dtype, &map_to_cpu(&ours, channels), &plain);
         }
-        for (rows, channels) in [(4096, 320), (77, 768), (64, 1280), (3, 64)] {
+        // Of the first, a block normalises several rows one after another.
+        for (rows, channels) in [(20_000, 320), (4096, 320), (77, 768), (64, 1280), (3, 64)] {
             let xs = rounded(&(draw(&[2, rows, channels], dtype) + 1.0).unwrap(), dtype);
             let tensors = [("weight", draw(&[channels], dtype)), ("bias", draw(&[channels], dtype))];
             let (cpu, gpu) = both(dtype, &tensors, |p| LayerNorm::new(channels, 1e-5, p));

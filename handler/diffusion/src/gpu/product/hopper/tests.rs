@@ -85,6 +85,8 @@ fn of_more_blocks_than_multiprocessors_two_are_at_work_on_one() {
         conv(2, 96, 64, 320, 1),
         conv(2, 48, 128, 1280, 1),
         conv(2, 32, 64, 1280, 1),
+        conv(2, 64, 320, 1280, 1),
+        phases(2, 32, 1280),
         product(18_432, 320, 320),
     ] {
         let (name, grid) = chosen(&problem);
@@ -96,11 +98,11 @@ fn of_more_blocks_than_multiprocessors_two_are_at_work_on_one() {
 fn products_of_two_prompts_have_tiles_of_their_own_rows_and_a_softmax_has_whole_heads() {
     let softmax = |problem: Problem| Problem { ending: Ending::Softmax { counted: 77 }, ..problem };
     for (problem, name, grid) in [
-        (softmax(products(2, 4096, 320, 640)), "softmax_320", [64, 2, 1]),
+        (softmax(products(2, 4096, 320, 640)), "softmax_160_of_two", [64, 4, 1]),
         (softmax(products(2, 1024, 640, 640)), "softmax_80", [16, 8, 1]),
         (softmax(products(2, 256, 1280, 640)), "softmax_80", [4, 8, 1]),
         (softmax(products(2, 64, 1280, 640)), "softmax_80", [2, 8, 1]),
-        (softmax(product(4096, 320, 640)), "softmax_160", [32, 4, 1]),
+        (softmax(product(4096, 320, 640)), "softmax_80", [32, 8, 1]),
         (products(2, 4096, 640, 320), "rows_160", [64, 2, 1]),
         (products(2, 1024, 640, 640), "rows_80", [16, 8, 1]),
         (products(3, 129, 640, 640), "rows_80", [6, 8, 1]),
@@ -108,6 +110,9 @@ fn products_of_two_prompts_have_tiles_of_their_own_rows_and_a_softmax_has_whole_
         let (got, blocks) = chosen(&problem);
         assert_eq!((got.as_str(), blocks), (format!("product_hopper_f16_{name}").as_str(), grid), "{problem:?}");
     }
+    // A block goes on to other columns of rows that no longer are in the cache.
+    let large = softmax(products(8, 4096, 320, 640));
+    assert_eq!(chosen(&large), ("product_hopper_f16_softmax_160_of_two".into(), [4, 256, 1]));
     // Rows that do not follow those of the problem before.
     let apart = Problem { a_batch: 1 << 20, ..products(2, 4096, 320, 640) };
     assert_eq!(HopperPlan::on(&apart, MULTIPROCESSORS), None);
@@ -147,8 +152,18 @@ fn patches_of_small_maps_are_those_of_two_images() {
     assert_eq!(tiling(&problem).tiles(&problem, PATCHES), 4 * 64);
     assert_eq!(tiling(&problem).steps, 4 * 10);
     assert_eq!(
-        Tiling { across: 1, down: 2, images: 3, tiles_across: 4, tiles_down: 5, steps: 6, first_steps: 7 }.words(),
-        [2 << 32 | 1, 4 << 32 | 3, 6 << 32 | 5, 7]
+        Tiling {
+            across: 1,
+            down: 2,
+            images: 3,
+            tiles_across: 4,
+            tiles_down: 5,
+            steps: 6,
+            first_steps: 7,
+            columns_first: 8
+        }
+        .words(),
+        [2 << 32 | 1, 4 << 32 | 3, 6 << 32 | 5, 8 << 32 | 7]
     );
 }
 

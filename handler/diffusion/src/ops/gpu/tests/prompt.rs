@@ -34,6 +34,7 @@ fn gpu_attention_to_prompts_as_two_products_is_the_cpus() {
     for dtype in [Dtype::F16, Dtype::BF16] {
         // Channels, prompts, pictures of each, rows of a picture and tokens. Of the UNet, with odd numbers of rows, and few tokens.
         let cases = [
+            (320, 2, 1, 4096, 77),
             (320, 2, 1, 1024, 77),
             (320, 2, 2, 301, 5),
             (320, 1, 3, 77, 77),

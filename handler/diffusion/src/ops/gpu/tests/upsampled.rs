@@ -40,6 +40,8 @@ fn gpu_convolutions_of_resized_maps_are_the_cpus() {
             (2, 640, 640, [18, 23], [35, 45]),
             (1, 12, 20, [5, 4], [9, 7]),
             (1, 64, 64, [1, 1], [1, 1]),
+            // Of so many tiles that two are made on a multiprocessor at once.
+            (2, 1280, 1280, [32, 32], [64, 64]),
         ];
         for (batch, inner, outer, [height, width], [to_height, to_width]) in cases {
             let (cpu, gpu) = both(dtype, &tensors(inner, outer, dtype), |params| module(inner, outer, params));

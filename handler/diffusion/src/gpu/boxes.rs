@@ -1,6 +1,6 @@
 //! What Hopper's copy engine needs to know of an array that it copies boxes of.
 
-use crate::gpu::{Dtype, GpuError, Result, check};
+use super::{Dtype, GpuError, Result, check};
 use cudarc::driver::sys::{
     self, CUtensorMap, CUtensorMapDataType, CUtensorMapFloatOOBfill, CUtensorMapInterleave, CUtensorMapL2promotion,
     CUtensorMapSwizzle,
@@ -9,25 +9,25 @@ use std::ptr::null_mut;
 
 /// An array of up to four dimensions, the last one first, and the boxes of it that are copied.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Boxes {
-    pub(super) address: u64,
-    pub(super) sizes: [usize; 4],
+pub(crate) struct Boxes {
+    pub(crate) address: u64,
+    pub(crate) sizes: [usize; 4],
     /// Elements from one row to the next.
-    pub(super) row: usize,
+    pub(crate) row: usize,
     /// Of a box, before only every `step`-th row of it and column is taken.
-    pub(super) lengths: [usize; 4],
-    pub(super) step: usize,
+    pub(crate) lengths: [usize; 4],
+    pub(crate) step: usize,
 }
 
 impl Boxes {
     /// Four dimensions, dense but for the rows.
-    pub(super) fn encode(&self, dtype: Dtype) -> Result<[u64; 16]> {
+    pub(crate) fn encode(&self, dtype: Dtype) -> Result<[u64; 16]> {
         let strides = [self.row, self.row * self.sizes[1], self.row * self.sizes[1] * self.sizes[2]];
         self.encode_with(dtype, strides)
     }
 
     /// With those strides in elements: one less than there are dimensions.
-    pub(super) fn encode_with<const N: usize>(&self, dtype: Dtype, strides: [usize; N]) -> Result<[u64; 16]> {
+    pub(crate) fn encode_with<const N: usize>(&self, dtype: Dtype, strides: [usize; N]) -> Result<[u64; 16]> {
         let kind = match dtype {
             Dtype::F16 => CUtensorMapDataType::CU_TENSOR_MAP_DATA_TYPE_FLOAT16,
             Dtype::BF16 => CUtensorMapDataType::CU_TENSOR_MAP_DATA_TYPE_BFLOAT16,
