@@ -57,7 +57,7 @@ template <int D_, int WM_, int WK_, int BN_, int STAGES_> struct Shape {
     static constexpr int RING = STAGES * STAGE;
     static constexpr int ROWS_BYTES = ENDLESS ? WM * Q_BYTES : 0;  // of results, which else take the queries' place
     static constexpr int BYTES = 1024 + WM * Q_BYTES + ROWS_BYTES + RING + 24 * STAGES + 16;
-    static_assert(D % 8 == 0 && WIDTH % 16 == 0 && BN % 32 == (PADDED ? 0 : BN % 32) && BN % 16 == 0, "sizes");
+    static_assert(D % 8 == 0 && WIDTH % 16 == 0 && BN % (PADDED ? 32 : 16) == 0, "sizes");
     static_assert((WK - 1) * WM * PART * 512 <= RING && BYTES <= 232448, "shared memory");
 };
 
@@ -189,13 +189,14 @@ struct Item {
     }
 };
 
-/// Addresses of the barriers: stages are full; they are empty; if PADDED, they have come and lack their constants; queries are in
-/// registers.
+/// Addresses of the barriers: stages are full; they are empty; if PADDED, they have come and lack their constants; queries have come;
+/// they are in registers.
 template <typename S> struct Barriers {
-    uint32_t full, empty, come, q_empty;
+    uint32_t full, empty, come, q_full, q_empty;
 
     __device__ __forceinline__ explicit Barriers(uint32_t start)
-        : full(start), empty(full + 8 * S::STAGES), come(S::PADDED ? empty + 8 * S::STAGES : full), q_empty(empty + 16 * S::STAGES) {}
+        : full(start), empty(full + 8 * S::STAGES), come(S::PADDED ? empty + 8 * S::STAGES : full), q_full(empty + 16 * S::STAGES),
+          q_empty(q_full + 8) {}
 };
 
 /// A place in the ring: stage and parity of its round.
@@ -210,7 +211,7 @@ template <int STAGES> struct Place {
     }
 };
 
-/// One warp: has the ring filled with the tiles of K and V. The queries come with the first tile.
+/// One warp: has the ring filled with the tiles of K and V, after the queries.
 template <typename S, typename T>
 __device__ __forceinline__ void load_tiles(const Problem<T>& p, const TensorMap& q, const TensorMap& k, const TensorMap& v,
                                            uint32_t q_shared, uint32_t ring, const Barriers<S>& barriers, int tiles) {
@@ -220,23 +221,22 @@ __device__ __forceinline__ void load_tiles(const Problem<T>& p, const TensorMap&
 #pragma unroll 1
     for (int index = int(blockIdx.x); index < p.items; index += int(gridDim.x)) {
         const Item item = Item::of<T, S>(p, index);
+        barrier_wait(barriers.q_empty, q_parity);
+        q_parity ^= 1;
+        if (leads) {
+            barrier_expect(barriers.q_full, S::WM * S::Q_BYTES);
+#pragma unroll
+            for (int i = 0; i < S::WM * S::BLOCKS; ++i) {
+                copy_box(q_shared + i * S::Q_BLOCK, &q, barriers.q_full, i % S::BLOCKS * BOX, item.row0 + i / S::BLOCKS * BOX, item.head,
+                         item.batch);
+            }
+        }
 #pragma unroll 1
         for (int tile = 0; tile < tiles; ++tile) {
             barrier_wait(barriers.empty + 8 * at.stage, at.parity ^ 1);
-            if (S::ENDLESS && tile == 0) {
-                barrier_wait(barriers.q_empty, q_parity);
-                q_parity ^= 1;
-            }
             if (leads) {
                 const uint32_t to = ring + at.stage * S::STAGE, barrier = barriers.come + 8 * at.stage;
-                barrier_expect(barrier, S::STAGE + (tile == 0 ? S::WM * S::Q_BYTES : 0));
-                if (tile == 0) {
-#pragma unroll
-                    for (int i = 0; i < S::WM * S::BLOCKS; ++i) {
-                        copy_box(q_shared + i * S::Q_BLOCK, &q, barrier, i % S::BLOCKS * BOX, item.row0 + i / S::BLOCKS * BOX,
-                                 item.head, item.batch);
-                    }
-                }
+                barrier_expect(barrier, S::STAGE);
 #pragma unroll
                 for (int block = 0; block < S::BLOCKS; ++block) {
                     copy_box(to + block * S::K_BLOCK, &k, barrier, block * BOX, tile * S::BN, item.head, item.batch);
@@ -387,7 +387,7 @@ __device__ __forceinline__ void begin_values(State<S>& state, const uint32_t (&p
 /// The tiles of one warpgroup, of which the first is in the ring `at` its place, or will be.
 template <typename S, typename T>
 __device__ __forceinline__ void multiply(const Problem<T>& p, State<S>& state, uint32_t q_shared, uint32_t ring,
-                                         const Barriers<S>& barriers, Place<S::STAGES>& at, int first, int tiles) {
+                                         const Barriers<S>& barriers, Place<S::STAGES>& at, int q_parity, int first, int tiles) {
     const bool speaks = (threadIdx.x & 31) == 0;
     const uint64_t q = descriptor(q_shared, 16), k = descriptor(ring, 16),
                    v = descriptor(ring + S::K_BYTES, S::K_BLOCK);
@@ -407,7 +407,7 @@ __device__ __forceinline__ void multiply(const Problem<T>& p, State<S>& state, u
     };
 
     int left = p.others - first * S::BN;
-    barrier_wait(barriers.full + 8 * at.stage, at.parity);
+    barrier_wait(barriers.q_full, q_parity);
     if constexpr (S::PADDED) {
 #pragma unroll
         for (int i = 0; i < S::WIDTH / 16; ++i) {
@@ -425,6 +425,7 @@ __device__ __forceinline__ void multiply(const Problem<T>& p, State<S>& state, u
         __syncwarp();
         if (speaks) barrier_arrive(barriers.q_empty);
     }
+    barrier_wait(barriers.full + 8 * at.stage, at.parity);
     wgmma_fence();
     begin_scores<S, T>(s, state, q, k + at.stage * (S::STAGE >> 4));
     wgmma_wait<0>();
@@ -562,6 +563,7 @@ __device__ __forceinline__ void attention_hopper_body(Early early, const TensorM
             barrier_init(barriers.empty + 8 * i, S::WM * 4);  // the warps that share a tile
             if (S::PADDED) barrier_init(barriers.come + 8 * i, 1);
         }
+        barrier_init(barriers.q_full, 1);
         barrier_init(barriers.q_empty, S::GROUPS * 4);
         asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
         fetch_map(&q);
@@ -586,6 +588,7 @@ __device__ __forceinline__ void attention_hopper_body(Early early, const TensorM
     const uint32_t my_rows = rows + over_rows * S::Q_BYTES + warp_row * ROW;
     Place<S::STAGES> at;
     at.move(over_keys);
+    int q_parity = 0;
 #pragma unroll 1
     for (int index = int(blockIdx.x); index < p.items; index += int(gridDim.x)) {
         State<S> state;
@@ -594,7 +597,7 @@ __device__ __forceinline__ void attention_hopper_body(Early early, const TensorM
         state.top[0] = state.top[1] = 0.0f;
         state.sum[0] = state.sum[1] = 0.0f;
         if (over_keys < tiles) {
-            multiply<S>(p, state, my_q, ring, barriers, at, over_keys, tiles);
+            multiply<S>(p, state, my_q, ring, barriers, at, q_parity, over_keys, tiles);
         } else {
             state.top[0] = state.top[1] = -1e30f;  // nothing to merge
         }
@@ -609,6 +612,7 @@ __device__ __forceinline__ void attention_hopper_body(Early early, const TensorM
         finish<S>(p, item, state, my_rows, item.row0 + my_row);
         if constexpr (!S::ENDLESS) return;
         at.move(1);
+        q_parity ^= 1;
         __syncwarp();
     }
 }
