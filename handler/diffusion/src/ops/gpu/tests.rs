@@ -70,14 +70,18 @@ fn map_to_cpu(map: &Array, channels: usize) -> Tensor {
 }
 
 fn check(what: &str, dtype: Dtype, gpu: &Tensor, cpu: &Tensor) {
+    check_within(what, dtype, gpu, cpu, limit(dtype));
+}
+
+fn check_within(what: &str, dtype: Dtype, gpu: &Tensor, cpu: &Tensor, limit: f64) {
     assert_eq!(gpu.dims(), cpu.dims(), "{what}");
     let norm = |tensor: &Tensor| {
         let wide = tensor.to_dtype(DType::F64).unwrap();
         wide.sqr().unwrap().sum_all().unwrap().to_scalar::<f64>().unwrap().sqrt()
     };
     let error = norm(&(gpu - cpu).unwrap()) / norm(cpu);
-    println!("{what} {}: {error:.1e} of {:.1e}", dtype.name(), limit(dtype));
-    assert!(error < limit(dtype), "{what} {}: {error:e}", dtype.name());
+    println!("{what} {}: {error:.1e} of {limit:.1e}", dtype.name());
+    assert!(error < limit, "{what} {}: {error:e}", dtype.name());
 }
 
 /// Parameters by name, and a module of them on either side.

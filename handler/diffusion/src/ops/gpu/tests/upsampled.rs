@@ -55,7 +55,14 @@ fn gpu_convolutions_of_resized_maps_are_the_cpus() {
             if let (Some(theirs), Some(norm), true) = (&cpu.1, &gpu.1, measures) {
                 let plain = theirs.forward_silu(plain.clone()).unwrap().to_tensor().unwrap();
                 let normed = norm.forward_silu(ours.clone()).unwrap();
-                check(&format!("norm after {name}"), dtype, &map_to_cpu(&normed, outer), &plain);
+                // It divides by deviations, which are less than half as large as the numbers (`tensors`), and so doubles their errors.
+                check_within(
+                    &format!("norm after {name}"),
+                    dtype,
+                    &map_to_cpu(&normed, outer),
+                    &plain,
+                    2.0 * limit(dtype),
+                );
             }
             let again = gpu.0.forward(&map_to_gpu(&xs, dtype), to_height, to_width).unwrap();
             let bytes = |map: &Array| map.gpu().unwrap().read().unwrap();
