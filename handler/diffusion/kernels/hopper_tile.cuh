@@ -38,7 +38,9 @@ template <int BN_, int MODE_, int BLOCKS_> struct Shape {
     // Two blocks that load by a warp of their own have too few registers for the sums of that many columns. Then a warp that
     // multiplies fills the rings as well, and the other block multiplies while it does.
     static constexpr bool LOADS_ITSELF = BLOCKS == 2 && BN > PRODUCT_HOPPER_LOADED_COLUMNS;
-    static constexpr int SHARED = BLOCKS == 1 ? PRODUCT_HOPPER_SHARED : LOADS_ITSELF ? PRODUCT_HOPPER_SHARED_ITSELF : PRODUCT_HOPPER_SHARED_OF_TWO;
+    static constexpr int SHARED = LOADS_ITSELF  ? PRODUCT_HOPPER_SHARED_ITSELF
+                                  : BLOCKS == 2 ? PRODUCT_HOPPER_SHARED_OF_TWO
+                                                : PRODUCT_HOPPER_SHARED;
     static constexpr int A_BYTES = MODE == PATCHES ? 200 * ROW : BM * ROW;  // at most two of 10 x 10 places
     static constexpr int B_BYTES = BN * ROW;
     static_assert(BN <= 256, "a box of W, and one wgmma");

@@ -8,6 +8,7 @@
 RUST_CONSTANT(ROW_OF_8, 320);
 RUST_CONSTANT(ROW_OF_16, 640);
 RUST_CONSTANT(ROW_OF_32, 2048);
+RUST_CONSTANT(LAYER_NORM_BLOCKS, 4);  // of 128 threads, for which a multiprocessor has the registers
 
 // WIDTH neighbouring threads hold one row, HELD vectors of eight each, and walk over the rows with the whole grid.
 template <typename T, int WIDTH, int HELD>
@@ -78,7 +79,8 @@ __device__ __forceinline__ void layer_norm_rows(Early early, const T* xs, const 
 // 2016, "Layer normalization"). out may be xs.
 //
 // Launch rule: a row takes `width` threads: 8 up to ROW_OF_8 channels, 16 up to ROW_OF_16, else 32. block = (128, 1, 1),
-// or 64 for few rows; grid = (ceil(rows * width / block), 1, 1), but no more blocks than run at once. Any grid and any block that is a multiple of 32 up to 128 is right.
+// or 64 for few rows; grid = (ceil(rows * width / block), 1, 1), but no more than LAYER_NORM_BLOCKS to a multiprocessor, which
+// run at once. Any grid and any block that is a multiple of 32 up to 128 is right.
 template <typename T>
 __device__ __forceinline__ void layer_norm_body(Early early, const T* xs, const T* weight, const T* bias, T* out,
                                                 int rows, int C, float eps) {
@@ -96,6 +98,6 @@ __device__ __forceinline__ void layer_norm_body(Early early, const T* xs, const 
     }
 }
 
-EXPORT_EARLY(layer_norm, (128, 4),
+EXPORT_EARLY(layer_norm, (128, LAYER_NORM_BLOCKS),
        (const T* xs, const T* weight, const T* bias, T* out, int rows, int C, float eps),
        (early, xs, weight, bias, out, rows, C, eps))

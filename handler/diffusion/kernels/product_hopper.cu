@@ -3,8 +3,9 @@
 // other: rows of A and of out are ROWS, and follow those of the problem before. Or they are phases: then the places of all
 // phases' windows follow one another in W's rows.
 //
-// A block makes a tile of 128 rows by BN columns. Two warpgroups multiply, 64 rows each; one more warp has the copy engine
-// fill two rings: one of stages of A, one of stages of W's BN rows by 64 k, or one that multiplies does it (LOADS_ITSELF). How the rows of a tile lie, by MODE:
+// A block makes a tile of 128 rows by BN columns. Two warpgroups multiply, 64 rows each. One more warp has the copy engine
+// fill two rings, one of stages of A, one of stages of W's BN rows by 64 k; or one that multiplies does it (LOADS_ITSELF). How
+// the rows of a tile lie, by MODE:
 //   ROWS     consecutive rows of a matrix; a stage of A is 64 of their k
 //   WINDOWS  two patches of 8 x 8 places; a stage of A is one place of their windows, and 64 channels
 //   PATCHES  the same, and a stage of A is the patches with the places around them, of 64 channels: all places of their
@@ -17,8 +18,8 @@
 // Entries product_hopper_T_MODE_BN; block = (PRODUCT_HOPPER_THREADS, 1, 1), cluster = (1, 1, splits), grid = (tiles of rows,
 // tiles of columns, splits), or the other way round if Tiling says so; dynamic shared memory: PRODUCT_HOPPER_SHARED. Tiles of
 // which two are at work on a multiprocessor have PRODUCT_HOPPER_SHARED_OF_TWO instead and no splits, and with more columns than
-// PRODUCT_HOPPER_LOADED_COLUMNS they have PRODUCT_HOPPER_THREADS_ITSELF and PRODUCT_HOPPER_SHARED_ITSELF. A ROWS tile is 128 rows. Else, Tiling says: tiles of a map go across, then down, then through its phases if there are
-// any, then through images.
+// PRODUCT_HOPPER_LOADED_COLUMNS they have PRODUCT_HOPPER_THREADS_ITSELF and PRODUCT_HOPPER_SHARED_ITSELF. A ROWS tile is 128
+// rows. Else, Tiling says: tiles of a map go across, then down, then through its phases if there are any, then through images.
 // Moments are those of 64 rows, or of 16 if there are splits; then images are whole patches, BN is a multiple of a
 // group's channels, and these are even.
 //

@@ -4,14 +4,14 @@
 use super::{LANES, Maps, address_or_null, addresses, check_alike, check_f32, check_vector, refused, vector};
 use crate::gpu::{
     Arg, Array, Dtype, Gpu, Launch, Moments, Placed,
-    constants::{LARGEST_BLOCK, LARGEST_NARROW_BLOCK, LARGEST_TABLE, ROW_OF_8, ROW_OF_16, ROW_OF_32},
+    constants::{
+        LARGEST_BLOCK, LARGEST_NARROW_BLOCK, LARGEST_TABLE, LAYER_NORM_BLOCKS, ROW_OF_8, ROW_OF_16, ROW_OF_32,
+    },
 };
 use crate::ops::params::Params;
 use candle_core::Result;
 use std::{ops::Range, sync::Arc};
 
-/// Blocks of a layer norm that a multiprocessor holds at once.
-const BLOCKS: usize = 4;
 /// As many moments of one group, or more, are not merged: the kernel's quick division is exact below.
 const MOST_PARTS: usize = 1 << 20;
 
@@ -43,7 +43,7 @@ impl LayerNorm {
         let threads = rows * sharing;
         let block = if threads < 128 * gpu.multiprocessors() { 64 } else { 128 };
         // A thread keeps weights and biases while it goes on to another row.
-        let blocks = threads.div_ceil(block).min(BLOCKS * gpu.multiprocessors());
+        let blocks = threads.div_ceil(block).min(LAYER_NORM_BLOCKS * gpu.multiprocessors());
         let name = format!("layer_norm_{}", xs.dtype().name());
         Array::reach(&[&self.weight, &self.bias])?;
         // SAFETY: weight and bias have as many channels as xs, `out` is made like xs, and rows are not longer than the kernel can hold.

@@ -113,6 +113,9 @@ fn products_of_two_prompts_have_tiles_of_their_own_rows_and_a_softmax_has_whole_
     // A block goes on to other columns of rows that no longer are in the cache.
     let large = softmax(products(8, 4096, 320, 640));
     assert_eq!(chosen(&large), ("product_hopper_f16_softmax_160_of_two".into(), [4, 256, 1]));
+    // Its blocks load themselves.
+    let Launch { block, shared, .. } = HopperPlan::on(&large, MULTIPROCESSORS).unwrap().launch;
+    assert_eq!((block, shared), (PRODUCT_HOPPER_THREADS_ITSELF, PRODUCT_HOPPER_SHARED_ITSELF));
     // Rows that do not follow those of the problem before.
     let apart = Problem { a_batch: 1 << 20, ..products(2, 4096, 320, 640) };
     assert_eq!(HopperPlan::on(&apart, MULTIPROCESSORS), None);
