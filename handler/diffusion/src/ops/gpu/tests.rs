@@ -143,6 +143,7 @@ fn gpu_convolution_is_the_cpus() {
             (2, 64, 320, 96, 96),
             (2, 128, 1280, 48, 48),
             (2, 320, 1280, 64, 64),
+            (2, 64, 4, 96, 96),
         ];
         for (batch, inner, outer, height, width) in cases {
             let gain = (inner as f64 * 9.0).powf(-0.5);
