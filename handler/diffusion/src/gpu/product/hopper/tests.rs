@@ -88,11 +88,11 @@ fn of_more_blocks_than_multiprocessors_two_are_at_work_on_one() {
         conv(2, 64, 320, 1280, 1),
         conv(2, 96, 64, 8, 1),
         conv(2, 96, 64, 320, 2),
+        phases(2, 32, 1280),
+        product(18_432, 320, 320),
         // Of four pictures at once.
         conv(8, 64, 320, 8, 1),
         conv(8, 64, 320, 320, 2),
-        phases(2, 32, 1280),
-        product(18_432, 320, 320),
     ] {
         let (name, grid) = chosen(&problem);
         assert!(name.ends_with("_of_two"), "{name} {grid:?}");
