@@ -11,6 +11,7 @@ mod inspection;
 mod inversions;
 mod networks;
 mod options;
+mod painting;
 mod preview;
 mod prompts;
 mod request;
@@ -26,6 +27,7 @@ pub use fit::CheckerPlace;
 pub use inspection::{Inspection, check_weights, inspect, inspect_settings};
 pub use networks::{Compute, parameters};
 pub use options::LoadOptions;
+pub use painting::{Latents, Watch};
 pub use preview::PreviewMap;
 pub use request::{Request, StartImage, steps_of_strength};
 pub use residence::{Footprint, foresee};
@@ -35,26 +37,23 @@ pub use safety::{CheckerInspection, SafetySource, Verdict, inspect_safety_checke
 pub use start::filling;
 
 use crate::{
-    error::{PipelineError, Result},
+    error::Result,
     loading::{
         config::{ModelIndex, TextEncoderConfig, UnetConfig, VaeConfig, check_together},
         is_checkpoint,
     },
     lora::{self, AppliedLora, Dora, LoraError, Target},
-    noise::{self, Noise},
     prompt::inversion::{AppliedInversion, InversionError},
-    prompt::tokenizer::{Tokenizer, Tokens},
+    prompt::tokenizer::Tokenizer,
     schedulers::{self, SchedulerConfig},
 };
 use beside::Beside;
-use candle_core::{DType, Device, Tensor};
-use guidance::Guidance;
-use image::RgbImage;
+use candle_core::DType;
 use inversions::Inversions;
-use networks::{Denoiser, Model, Networks};
+use networks::{Model, Networks};
 use residence::{Extent, Sizes};
 use safety::SafetyNetwork;
-use std::{ops::ControlFlow, path::Path};
+use std::path::Path;
 
 /// The scheduler's file. The default scheduler must be able to paint with it. For the others, a warning is logged.
 fn scheduler_config(model: &Path) -> Result<SchedulerConfig> {
@@ -76,12 +75,6 @@ fn tokenizer(model: &Path, config: &TextEncoderConfig) -> Result<Tokenizer> {
         Tokenizer::load(model, config.max_position_embeddings, config.vocab_size)
     }
 }
-
-/// Gives the latents as they are, `[images, channels, height / 8, width / 8]`.
-pub type Latents<'a> = dyn FnMut() -> Result<Tensor> + 'a;
-
-/// Called with the number of finished steps and with what gives the latents. May stop the run.
-pub type Watch<'a> = dyn FnMut(usize, &mut Latents<'_>) -> ControlFlow<()> + 'a;
 
 /// A loaded model with the LoRAs that are applied to it.
 pub struct Pipeline {
@@ -255,202 +248,5 @@ impl Pipeline {
     /// How the networks lie in the GPU's memory. None on a CPU.
     pub fn footprint(&self) -> Option<Footprint> {
         self.networks.footprint()
-    }
-
-    /// The noise stream of the request's seed, rounded to the model's dtype as in diffusers. For `threads` see [`Noise::cuda`].
-    pub fn noise(&self, request: &Request, threads: u32) -> Noise {
-        let noise = match request.noise_source {
-            noise::Source::Cuda => Noise::cuda(request.seed, threads),
-            noise::Source::Cpu => Noise::cpu(request.seed),
-        };
-        noise.in_dtype(self.dtype)
-    }
-
-    /// Draws the unit noise for the first latents of all images at once, as diffusers does: `[images, channels, height / 8, width / 8]`,
-    /// f32.
-    ///
-    /// # Errors
-    /// Width or height is not a multiple of 8.
-    pub fn first_noise(&self, request: &Request, images: usize, noise: &mut Noise) -> Result<Tensor> {
-        let factor = self.networks.model().vae_config.factor();
-        for (field, pixels) in [("width", request.width), ("height", request.height)] {
-            if pixels == 0 || !pixels.is_multiple_of(factor) {
-                let limit = format!("it must be a multiple of {factor} and not 0");
-                return Err(PipelineError::Request { field, value: pixels.to_string(), limit });
-            }
-        }
-        let channels = self.networks.model().unet_config.in_channels;
-        Ok(noise.draw((images, channels, request.height / factor, request.width / factor), &Device::Cpu)?)
-    }
-
-    /// Runs the scheduler from unit noise, or from a picture's latents with noise as [`Pipeline::begin`] gives them, to the final latents,
-    /// both f32 `[images, channels, height / 8, width / 8]`. A stochastic scheduler draws from `stream`. `on_step` is called with the number of finished steps, before the first (0) and after each call of
-    /// the UNet, and may stop the run. If a scheduler makes more calls than steps, the first ones finish none, as in diffusers' progress
-    /// bar. So every later step takes the time of one call.
-    ///
-    /// # Errors
-    /// A number of steps that the scheduler does not allow, a stop ([`PipelineError::Stopped`]), or the device fails or has too little
-    /// memory.
-    pub fn denoise(
-        &self,
-        request: &Request,
-        noise: Tensor,
-        stream: &mut Noise,
-        on_step: &mut dyn FnMut(usize) -> ControlFlow<()>,
-    ) -> Result<Tensor> {
-        self.denoise_together(&[request], noise, stream, on_step)
-    }
-
-    /// As [`Pipeline::denoise`], for several requests at once that differ in prompts and seeds only, see [`Request::goes_with`]. `noise`
-    /// has the images of the first request, then those of the second and so on, the same number for each.
-    ///
-    /// # Errors
-    /// As [`Pipeline::denoise`], or there is no request.
-    pub fn denoise_together(
-        &self,
-        requests: &[&Request],
-        noise: Tensor,
-        stream: &mut Noise,
-        on_step: &mut dyn FnMut(usize) -> ControlFlow<()>,
-    ) -> Result<Tensor> {
-        self.denoise_watched(requests, noise, stream, &mut |step, _| on_step(step))
-    }
-
-    /// As [`Pipeline::denoise_together`]. `on_step` may also ask for the latents as they are, f32 on the CPU. On a GPU they may be those
-    /// after one step more, and asking waits for that step.
-    ///
-    /// # Errors
-    /// As [`Pipeline::denoise`], or there is no request.
-    pub fn denoise_watched(
-        &self,
-        requests: &[&Request],
-        noise: Tensor,
-        stream: &mut Noise,
-        on_step: &mut Watch<'_>,
-    ) -> Result<Tensor> {
-        let [request, ..] = requests else { return Err(candle_core::Error::msg("nothing to paint").into()) };
-        let (kind, karras_sigmas) = (request.scheduler, request.karras_sigmas);
-        let mut scheduler = schedulers::build(kind, karras_sigmas, &self.scheduler_config, request.steps)?;
-        let first = request.first_step()?;
-        scheduler.begin_at(first)?;
-        let guidance = Guidance::of(&self.networks.model().unet_config, request.guidance_scale);
-        let guided = guidance.classifier_free().is_some();
-        if matches!(guidance, Guidance::Embedded(_))
-            && requests.iter().any(|request| !request.negative_prompt.is_empty())
-        {
-            tracing::warn!("the model takes the guidance scale as an input: it does not read the negative prompt");
-        }
-        let context = self.context(requests, guided)?;
-        let mut latents = match request.start {
-            Some(_) => noise,
-            None => (noise * scheduler.init_noise_sigma())?,
-        };
-        let timesteps: Vec<f64> = scheduler.timesteps().iter().skip(first).copied().collect();
-        let coefficients = scheduler.coefficients().map(|all| all.into_iter().skip(first).collect::<Vec<_>>());
-        let mut denoiser = self.networks.denoiser(&timesteps, &context, guidance, &latents, coefficients.as_deref())?;
-        let extra = timesteps.len().saturating_sub(request.painted_steps());
-        let mut on_step = |call: usize, latents: &mut Latents<'_>| on_step(call.saturating_sub(extra), latents);
-        let stopped = |call: usize| PipelineError::Stopped { step: call.saturating_sub(extra) };
-        match (&mut denoiser, coefficients) {
-            (Denoiser::Gpu { recorded, .. }, Some(_)) => {
-                let result = recorded.run(&latents, timesteps.len(), &mut on_step)?;
-                latents = result.map_err(stopped)?;
-            }
-            _ => {
-                for step in 0..timesteps.len() {
-                    if on_step(step, &mut || Ok(latents.clone())).is_break() {
-                        return Err(stopped(step));
-                    }
-                    let output = denoiser.predict(&scheduler.scale_model_input(&latents, first + step)?, step)?;
-                    latents = scheduler.step(&output, first + step, &latents, stream)?;
-                }
-            }
-        }
-        // After the last step there is nothing to stop.
-        let _ = on_step(timesteps.len(), &mut || Ok(latents.clone()));
-        Ok(latents)
-    }
-
-    /// The text encoder alone: the embeddings of prompts of one length, `[prompts, tokens, hidden_size]`, f32 on the CPU.
-    ///
-    /// # Errors
-    /// Weights that make a prompt's mean zero or infinite. Or the device fails or has too little memory.
-    pub fn embed(&self, prompts: &[&Tokens]) -> Result<Tensor> {
-        Ok(self.networks.embed(prompts, 0)?.to_tensor()?)
-    }
-
-    /// The UNet alone: its output for latents `[batch, channels, height, width]` at one timestep. `context` is the prompts' embedding
-    /// `[batch, tokens, hidden_size]`. All f32 on the CPU.
-    ///
-    /// # Errors
-    /// Shapes do not fit the model, or the device fails or has too little memory.
-    pub fn unet_output(&self, latents: &Tensor, timestep: f64, context: &Tensor) -> Result<Tensor> {
-        self.networks.unet_output(latents, timestep, None, context)
-    }
-
-    /// As [`Pipeline::unet_output`], of a UNet that takes the guidance scale as an input.
-    ///
-    /// # Errors
-    /// As [`Pipeline::unet_output`].
-    pub fn unet_output_guided(
-        &self,
-        latents: &Tensor,
-        timestep: f64,
-        guidance_scale: f64,
-        context: &Tensor,
-    ) -> Result<Tensor> {
-        self.networks.unet_output(latents, timestep, Some(guidance_scale), context)
-    }
-
-    /// The VAE decoder alone: from latents `[batch, channels, height / 8, width / 8]` to `[batch, 3, height, width]`, about -1 to 1. f32
-    /// on the CPU. `memory` says in which form.
-    ///
-    /// # Errors
-    /// The device fails or has too little memory.
-    pub fn vae_output(&self, latents: &Tensor, memory: DecodeMemory) -> Result<Tensor> {
-        self.networks.vae_output(latents, memory)
-    }
-
-    /// Paints one picture. `on_step` is called with the number of finished steps, before the first (0) and after each, and may stop the
-    /// run.
-    ///
-    /// # Errors
-    /// A request that the model cannot paint, a stop ([`PipelineError::Stopped`]), or the device fails or has too little memory.
-    pub fn paint(&mut self, request: &Request, on_step: &mut dyn FnMut(usize) -> ControlFlow<()>) -> Result<RgbImage> {
-        let mut stream = self.noise(request, noise::DEFAULT_THREADS);
-        let noise = self.begin(request, 1, &mut stream)?;
-        self.decode_one(&self.denoise(request, noise, &mut stream, on_step)?, DecodeMemory::Whole)
-    }
-
-    /// The pictures of final latents, rounded to 8 bits. They are decoded one by one, which limits the memory, in the form that `memory`
-    /// says.
-    ///
-    /// # Errors
-    /// The device fails or has too little memory.
-    pub fn decode(&self, latents: &Tensor, memory: DecodeMemory) -> Result<Vec<RgbImage>> {
-        (0..latents.dim(0)?).map(|index| self.decode_one(&latents.narrow(0, index, 1)?, memory)).collect()
-    }
-
-    /// The usual bands in which pictures of these latents are decoded where memory is short.
-    ///
-    /// # Errors
-    /// They are no latents.
-    pub fn bands(&self, latents: &Tensor) -> Result<DecodeMemory> {
-        Ok(DecodeMemory::bands(latents.dims4()?.3 * self.networks.model().vae_config.factor()))
-    }
-
-    /// How pictures of these latents are decoded as the networks lie now.
-    ///
-    /// # Errors
-    /// They are no latents.
-    pub fn decoding(&self, latents: &Tensor) -> Result<DecodeMemory> {
-        let (_, _, height, width) = latents.dims4()?;
-        Ok(self.networks.decoding((height, width)))
-    }
-
-    fn decode_one(&self, latents: &Tensor, memory: DecodeMemory) -> Result<RgbImage> {
-        let (bytes, height, width) = self.networks.pixels(&latents.contiguous()?, memory)?;
-        RgbImage::from_raw(width as u32, height as u32, bytes)
-            .ok_or_else(|| candle_core::Error::msg("the decoder did not give three channels").into())
     }
 }

@@ -6,15 +6,11 @@
 
 #![allow(unsafe_code, reason = "tiles and vectors are loaded by address; each use says why it stays inside its slice")]
 
+mod tiles;
+mod vectors;
+
 use super::super::vectors::Vectors;
-use std::{
-    arch::{asm, x86_64::*},
-    cell::Cell,
-    marker::PhantomData,
-    mem::transmute,
-    slice,
-    sync::OnceLock,
-};
+use std::{cell::Cell, marker::PhantomData, slice};
 
 /// Rows and columns of a tile of sums. A tile of factors has this many rows, each of this many pairs of numbers.
 pub(super) const SIDE: usize = 16;
@@ -100,7 +96,7 @@ impl Instructions {
         match most {
             Vectors::Avx2 => Err("vectors of 256 bits at most have no AVX512-BF16"),
             Vectors::Avx512 => Ok(Self(Kind::Vectors)),
-            Vectors::Widest => Ok(Self(if tiles_are_there() { Kind::Tiles } else { Kind::Vectors })),
+            Vectors::Widest => Ok(Self(if tiles::are_there() { Kind::Tiles } else { Kind::Vectors })),
         }
     }
 
@@ -115,9 +111,8 @@ impl Instructions {
     /// Readies this thread for products.
     pub(super) fn session(self) -> Session {
         if self.0 == Kind::Tiles && SESSIONS.replace(SESSIONS.get() + 1) == 0 {
-            // SAFETY: an `Instructions` of this kind exists only after `tiles_are_there`, and `SHAPES` is the 64 bytes that LDTILECFG
-            // reads. Nothing but this module uses tile registers.
-            unsafe { asm!("ldtilecfg [{}]", in(reg) &raw const SHAPES, options(nostack, readonly, preserves_flags)) };
+            // SAFETY: an `Instructions` of this kind exists only after `tiles::are_there`.
+            unsafe { tiles::give_shapes() };
         }
         Session { kind: self.0, here: PhantomData }
     }
@@ -125,13 +120,13 @@ impl Instructions {
     /// Rounds two rows to bf16 and interleaves them: each pair has a number of the first and one of the second.
     pub(super) fn interleave(self, first: &[f32], second: &[f32], pairs: &mut [u32]) {
         // SAFETY: an `Instructions` exists only if the CPU has these features.
-        unsafe { interleave(first, second, pairs) }
+        unsafe { vectors::interleave(first, second, pairs) }
     }
 
     /// Rounds a row to bf16: each pair has two neighbours. What is after the row becomes zero.
     pub(super) fn round(self, row: &[f32], pairs: &mut [u32]) {
         // SAFETY: an `Instructions` exists only if the CPU has these features.
-        unsafe { round(row, pairs) }
+        unsafe { vectors::round(row, pairs) }
     }
 }
 
@@ -151,8 +146,8 @@ impl Drop for Session {
         if self.kind == Kind::Tiles {
             SESSIONS.set(SESSIONS.get() - 1);
             if SESSIONS.get() == 0 {
-                // SAFETY: as for LDTILECFG in `session`. After it, nobody has a session whose tiles could be lost.
-                unsafe { asm!("tilerelease", options(nostack, nomem, preserves_flags)) };
+                // SAFETY: as in `session`. Nobody has a session whose tiles could be lost.
+                unsafe { tiles::release() };
             }
         }
     }
@@ -189,9 +184,9 @@ impl Session {
         // `Instructions` was there, and this thread's tiles have their shapes as long as a session lives on it.
         unsafe {
             match (self.kind, both) {
-                (Kind::Tiles, true) => tiles_2x2(operands),
-                (Kind::Tiles, false) => tiles_1x2(operands),
-                (Kind::Vectors, _) => vectors(operands, if both { BLOCK } else { SIDE }),
+                (Kind::Tiles, true) => tiles::multiply_2x2(operands),
+                (Kind::Tiles, false) => tiles::multiply_1x2(operands),
+                (Kind::Vectors, _) => vectors::multiply(operands, if both { BLOCK } else { SIDE }),
             }
         }
     }
@@ -209,250 +204,4 @@ struct Operands {
     /// In pairs.
     apart: usize,
     out: *mut Block,
-}
-
-/// What LDTILECFG reads.
-#[repr(C, align(64))]
-struct Shapes {
-    palette: u8,
-    start_row: u8,
-    reserved: [u8; 14],
-    /// Bytes of a row of each tile.
-    columns: [u16; 16],
-    rows: [u8; 16],
-}
-
-/// All eight tiles are whole: 16 rows of 64 bytes.
-static SHAPES: Shapes = {
-    let (mut columns, mut rows) = ([0; 16], [0; 16]);
-    let mut tile = 0;
-    while tile < 8 {
-        (columns[tile], rows[tile]) = (64, 16);
-        tile += 1;
-    }
-    Shapes { palette: 1, start_row: 0, reserved: [0; 14], columns, rows }
-};
-
-/// Whether the CPU has AMX with bf16, and Linux lets this process use it. Asks once.
-fn tiles_are_there() -> bool {
-    static THERE: OnceLock<bool> = OnceLock::new();
-    *THERE.get_or_init(|| {
-        const BF16: u32 = 1 << 22;
-        const TILE: u32 = 1 << 24;
-        /// Linux, arch/x86/include/uapi/asm/prctl.h.
-        const ARCH_REQ_XCOMP_PERM: libc::c_int = 0x1023;
-        /// The component of the state that has the tiles.
-        const XTILEDATA: libc::c_ulong = 18;
-        let features = __cpuid_count(7, 0).edx;
-        features & BF16 != 0
-            && features & TILE != 0
-            // SAFETY: this call takes two numbers and writes no memory of the process.
-            && unsafe { libc::syscall(libc::SYS_arch_prctl, ARCH_REQ_XCOMP_PERM, XTILEDATA) } == 0
-    })
-}
-
-/// 32 rows and 32 columns.
-///
-/// # Safety
-/// As `Session::multiply` says.
-unsafe fn tiles_2x2(at: Operands) {
-    // SAFETY: passed on to the caller. Rows of tiles are 64 bytes apart, those of the block 128, its halves 2048.
-    unsafe {
-        asm!(
-            "tilezero tmm0",
-            "tilezero tmm1",
-            "tilezero tmm2",
-            "tilezero tmm3",
-            "2:",
-            "mov {from}, [{offsets}]",
-            "lea {from}, [{columns} + {from}*4]",
-            "tileloadd tmm4, [{upper} + {line}*1]",
-            "tileloadd tmm6, [{from} + {stride}*1]",
-            "add {from}, {apart}",
-            "tdpbf16ps tmm0, tmm4, tmm6",
-            "tileloadd tmm5, [{lower} + {line}*1]",
-            "tdpbf16ps tmm2, tmm5, tmm6",
-            "tileloadd tmm7, [{from} + {stride}*1]",
-            "tdpbf16ps tmm1, tmm4, tmm7",
-            "tdpbf16ps tmm3, tmm5, tmm7",
-            "add {upper}, 1024",
-            "add {lower}, 1024",
-            "add {offsets}, 8",
-            "dec {steps}",
-            "jnz 2b",
-            "add {line}, {line}",
-            "tilestored [{out} + {line}*1], tmm0",
-            "tilestored [{out} + {line}*1 + 64], tmm1",
-            "tilestored [{out} + {line}*1 + 2048], tmm2",
-            "tilestored [{out} + {line}*1 + 2112], tmm3",
-            upper = inout(reg) at.upper => _,
-            lower = inout(reg) at.lower => _,
-            columns = in(reg) at.columns,
-            offsets = inout(reg) at.offsets => _,
-            steps = inout(reg) at.steps => _,
-            stride = in(reg) at.stride * 4,
-            apart = in(reg) at.apart * 4,
-            line = inout(reg) 64usize => _,
-            out = in(reg) at.out,
-            from = out(reg) _,
-            out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
-            out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
-            options(nostack),
-        );
-    }
-}
-
-/// 16 rows and 32 columns.
-///
-/// # Safety
-/// As `Session::multiply` says.
-unsafe fn tiles_1x2(at: Operands) {
-    // SAFETY: passed on to the caller. Rows of tiles are 64 bytes apart, those of the block 128.
-    unsafe {
-        asm!(
-            "tilezero tmm0",
-            "tilezero tmm1",
-            "2:",
-            "mov {from}, [{offsets}]",
-            "lea {from}, [{columns} + {from}*4]",
-            "tileloadd tmm4, [{upper} + {line}*1]",
-            "tileloadd tmm6, [{from} + {stride}*1]",
-            "add {from}, {apart}",
-            "tdpbf16ps tmm0, tmm4, tmm6",
-            "tileloadd tmm7, [{from} + {stride}*1]",
-            "tdpbf16ps tmm1, tmm4, tmm7",
-            "add {upper}, 1024",
-            "add {offsets}, 8",
-            "dec {steps}",
-            "jnz 2b",
-            "add {line}, {line}",
-            "tilestored [{out} + {line}*1], tmm0",
-            "tilestored [{out} + {line}*1 + 64], tmm1",
-            upper = inout(reg) at.upper => _,
-            columns = in(reg) at.columns,
-            offsets = inout(reg) at.offsets => _,
-            steps = inout(reg) at.steps => _,
-            stride = in(reg) at.stride * 4,
-            apart = in(reg) at.apart * 4,
-            line = inout(reg) 64usize => _,
-            out = in(reg) at.out,
-            from = out(reg) _,
-            out("tmm0") _, out("tmm1") _, out("tmm4") _, out("tmm6") _, out("tmm7") _,
-            options(nostack),
-        );
-    }
-}
-
-/// The first rows and 32 columns, eight rows at a time.
-///
-/// # Safety
-/// As `Session::multiply` says; `rows` is 16 or 32.
-#[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
-unsafe fn vectors(at: Operands, rows: usize) {
-    const AT_ONCE: usize = 8;
-    for first in (0..rows).step_by(AT_ONCE) {
-        let tiles = if first < SIDE { at.upper } else { at.lower };
-        let mut sums = [[_mm512_setzero_ps(); 2]; AT_ONCE];
-        for step in 0..at.steps {
-            // SAFETY: there is a tile and an offset for each step, and behind the offset 16 rows of pairs, `apart` further on again.
-            let (tile, from) = unsafe { (&(*tiles.add(step)).0, at.columns.add(*at.offsets.add(step))) };
-            let lines = &tile[first % SIDE..][..AT_ONCE];
-            for pair in 0..SIDE {
-                // SAFETY: the same.
-                let columns = unsafe {
-                    let from = from.add(pair * at.stride);
-                    [pairs(_mm512_loadu_si512(from.cast())), pairs(_mm512_loadu_si512(from.add(at.apart).cast()))]
-                };
-                for (sums, line) in sums.iter_mut().zip(lines) {
-                    let row = pairs(_mm512_set1_epi32(line[pair].cast_signed()));
-                    for (sum, column) in sums.iter_mut().zip(columns) {
-                        *sum = _mm512_dpbf16_ps(*sum, row, column);
-                    }
-                }
-            }
-        }
-        for (row, sums) in sums.into_iter().enumerate() {
-            // SAFETY: the block has 32 rows of 32 numbers, and `first + row` is one of them.
-            unsafe {
-                let to = (&raw mut (*at.out).0[first + row]).cast::<f32>();
-                _mm512_storeu_ps(to, sums[0]);
-                _mm512_storeu_ps(to.add(SIDE), sums[1]);
-            }
-        }
-    }
-}
-
-fn pairs(bits: __m512i) -> __m512bh {
-    // SAFETY: both are 512 bits of any content.
-    unsafe { transmute(bits) }
-}
-
-/// Two vectors rounded to bf16, the first in the low half.
-#[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
-fn rounded(first: &[f32; SIDE], second: &[f32; SIDE]) -> __m512i {
-    // SAFETY: each array is the 64 bytes that a load reads, and both results are 512 bits of any content.
-    unsafe {
-        let [first, second] = [first, second].map(|numbers| _mm512_loadu_ps(numbers.as_ptr()));
-        transmute(_mm512_cvtne2ps_pbh(second, first))
-    }
-}
-
-#[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
-fn write(to: &mut [u32; SIDE], pairs: __m512i) {
-    // SAFETY: the array is the 64 bytes that a store writes.
-    unsafe { _mm512_storeu_si512(to.as_mut_ptr().cast(), pairs) }
-}
-
-#[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
-fn interleave(first: &[f32], second: &[f32], pairs: &mut [u32]) {
-    /// Numbers in turns of the low half of a vector and of its high half.
-    const TURNS: [u16; DEPTH] = {
-        let mut turns = [0; DEPTH];
-        let mut at = 0;
-        while at < DEPTH {
-            turns[at] = (at / 2 + at % 2 * SIDE) as u16;
-            at += 1;
-        }
-        turns
-    };
-    // SAFETY: the array is the 64 bytes that a load reads.
-    let turns = unsafe { _mm512_loadu_si512(TURNS.as_ptr().cast()) };
-    for (index, to) in pairs.chunks_mut(SIDE).enumerate() {
-        let from = [first, second].map(|row| row.get(index * SIDE..).unwrap_or_default());
-        match (from.map(|row| row.first_chunk()), to.first_chunk_mut()) {
-            ([Some(first), Some(second)], Some(to)) => {
-                write(to, _mm512_permutexvar_epi16(turns, rounded(first, second)));
-            }
-            _ => {
-                let [first, second] = from.map(filled);
-                let mut all = [0; SIDE];
-                write(&mut all, _mm512_permutexvar_epi16(turns, rounded(&first, &second)));
-                to.copy_from_slice(&all[..to.len()]);
-            }
-        }
-    }
-}
-
-#[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
-fn round(row: &[f32], pairs: &mut [u32]) {
-    for (index, to) in pairs.chunks_mut(SIDE).enumerate() {
-        let from = row.get(index * DEPTH..).unwrap_or_default();
-        let rest = from.get(SIDE..).unwrap_or_default();
-        match (from.first_chunk(), rest.first_chunk(), to.first_chunk_mut()) {
-            (Some(first), Some(second), Some(to)) => write(to, rounded(first, second)),
-            _ => {
-                let mut all = [0; SIDE];
-                write(&mut all, rounded(&filled(from), &filled(rest)));
-                to.copy_from_slice(&all[..to.len()]);
-            }
-        }
-    }
-}
-
-/// The first numbers, with zeros after the last.
-fn filled(numbers: &[f32]) -> [f32; SIDE] {
-    let mut all = [0.0; SIDE];
-    let there = numbers.len().min(SIDE);
-    all[..there].copy_from_slice(&numbers[..there]);
-    all
 }
