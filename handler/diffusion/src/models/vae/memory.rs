@@ -12,7 +12,7 @@ pub enum DecodeMemory {
     /// Every map is whole: the fastest.
     #[default]
     Whole,
-    /// Large maps are made in bands of rows, and the last level's input is computed three times: less than half the memory.
+    /// Large maps are made in bands of rows, and the last level's input is computed three times: about half the memory.
     Bands {
         /// Rows of a map in a band; 0 counts as 1.
         rows: usize,
@@ -31,7 +31,7 @@ impl DecodeMemory {
 
     /// The most bytes of a GPU's memory that decoding one picture takes beside the weights. `size` is its width and height in pixels.
     ///
-    /// It counts the maps that exist at once, what stays unused between them, and whole pages of the allocator; for f32 a quarter more.
+    /// It counts the maps that exist at once, and whole pages of the allocator.
     pub fn bytes(self, config: &VaeConfig, size: (usize, usize), dtype: Dtype) -> usize {
         let levels = Levels::of(config);
         let (width, height) = (size.0.div_ceil(config.factor()), size.1.div_ceil(config.factor()));
@@ -45,8 +45,7 @@ impl DecodeMemory {
         let most = match self {
             Self::Whole => {
                 let whole = levels.each().map(|level| level.whole() * places * number).max().unwrap_or_default();
-                // What lies unused between maps of several sizes, in experience.
-                whole.max(middle) * 9 / 8
+                whole.max(middle)
             }
             Self::Bands { rows } => {
                 let rows = rows.max(1);
@@ -58,9 +57,7 @@ impl DecodeMemory {
                 each.max().unwrap_or_default().max(middle)
             }
         };
-        // Measured while a library's workspace was part of it.
-        let workspace = if dtype == Dtype::F32 { most / 4 } else { 0 };
-        (most + workspace + PAGE).next_multiple_of(PAGE)
+        (most + PAGE).next_multiple_of(PAGE)
     }
 
     /// Whole if that takes no more than `free` bytes, else in bands, which may take more than that as well.
@@ -133,13 +130,14 @@ impl Level {
         if self.index == 0 { 0 } else { self.channels.0 * self.area / 4 }
     }
 
-    /// The most numbers of maps at once where all are whole.
+    /// The most numbers of maps at once where all are whole. A norm takes the place of a map that nothing else reads, and a doubled map is
+    /// not written.
     fn whole(&self) -> usize {
         let (inner, outer) = self.channels;
-        // The input; its norm and the hidden map, or the hidden map's norm, shortcut and output.
-        let first = if inner == outer { 3 * outer } else { inner + (inner + outer).max(3 * outer) };
-        let upsampling = if self.index == 0 { 0 } else { self.before() + 2 * inner * self.area };
-        (first.max(3 * outer) * self.area).max(upsampling)
+        // The norm of the input, what is to be added, and the hidden map; then output instead of the first.
+        let block = (inner + 2 * outer).max(3 * outer) * self.area;
+        let upsampling = if self.index == 0 { 0 } else { self.before() + inner * self.area };
+        block.max(upsampling)
     }
 
     /// What exists at once at each stage: the numbers of maps that are whole, and the channels of all bands.
