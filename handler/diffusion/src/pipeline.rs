@@ -218,7 +218,7 @@ impl Pipeline {
     /// picture of this request's size fits. LoRAs stay applied.
     ///
     /// # Errors
-    /// It cannot fit ([`PipelineError::Memory`]), or the device fails.
+    /// It cannot fit ([`PipelineError::Memory`](crate::error::PipelineError::Memory)), or the device fails.
     pub fn shrink(&mut self, request: &Request) -> Result<()> {
         let factor = self.networks.model().vae_config.factor();
         let latents = (request.height.div_ceil(factor), request.width.div_ceil(factor));
