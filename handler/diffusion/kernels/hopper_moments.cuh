@@ -14,6 +14,27 @@ __device__ __forceinline__ int2 chunk_of(const Problem& p, const Tiling& t, cons
     return make_int2(tile.image + images, ((tile.chunk << shift) + b - (images << shift)) * parts);
 }
 
+// Adds two numbers to a sum and a sum of squares.
+__device__ __forceinline__ void add_pair(float2& sums, float2 pair) {
+    sums.x += pair.x + pair.y;
+    sums.y = fmaf(pair.x, pair.x, fmaf(pair.y, pair.y, sums.y));
+}
+
+// Adds up what the four lanes of a quad have of one row.
+__device__ __forceinline__ float2 over_quad(float2 sums) {
+#pragma unroll
+    for (int offset = 1; offset < 4; offset *= 2) {
+        sums.x += __shfl_xor_sync(0xffffffffu, sums.x, offset);
+        sums.y += __shfl_xor_sync(0xffffffffu, sums.y, offset);
+    }
+    return sums;
+}
+
+// Where the row sums of a tile's row go.
+template <int BN> __device__ __forceinline__ float2* row_sums_of(const Problem& p, const Tile& tile, int row) {
+    return p.row_sums + ((long long)(tile.column / BN) * p.all_rows + tile.row + row);
+}
+
 // Merges mean and squares of as many numbers each, `count` in all (Chan, Golub, LeVeque 1979).
 __device__ __forceinline__ float2 merged(float2 a, float2 b, float count) {
     const float d = a.x - b.x;

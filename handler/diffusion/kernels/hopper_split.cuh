@@ -19,9 +19,10 @@ __device__ __forceinline__ unsigned load_word(const void* from) {
 
 // Sums up what the blocks of a split have, and ends and stores this block's part of the rows. Sixteen rows of a warp are a
 // part. Each block gets as many of all parts, from each other one; the last ones may get fewer or none.
-template <typename T, typename S>
+template <typename T, typename S, bool NORMED>
 __device__ __forceinline__ void end_split(const Problem& p, const Tiling& t, const Tile& tile, uint32_t ring,
-                                          unsigned char* ring_at, const float* base, const Barriers<S>& barriers, int group,
+                                          unsigned char* ring_at, const float* base, const float* scales,
+                                          const Barriers<S>& barriers, int group,
                                           const float (&sums)[S::BN / 2]) {
     constexpr int BN = S::BN, MODE = S::MODE, VECTORS = BN / 8;
     const int warp = int(threadIdx.x) >> 5, lane = int(threadIdx.x) & 31, column = (lane & 3) * 2;
@@ -59,7 +60,7 @@ __device__ __forceinline__ void end_split(const Problem& p, const Tiling& t, con
     }
     if (parts > 0) barrier_wait(barriers.sums, 0);
     const float4* const slots = reinterpret_cast<const float4*>(ring_at) + lane;
-    float2 kept[ROUNDS];
+    float2 kept[ROUNDS], kept_below[MODE == ROWS ? ROUNDS : 1];
 #pragma unroll
     for (int round = 0; round < ROUNDS; ++round) {
         const int item = round * 8 + warp, part = item / VECTORS, j = item - part * VECTORS;
@@ -74,12 +75,19 @@ __device__ __forceinline__ void end_split(const Problem& p, const Tiling& t, con
             sum.w += next.w;
         }
         const int b = (first + part) / 4, r = (first + part) % 4 * 16 + (lane >> 2), at = tile.column + 8 * j + column;
+        if (NORMED) {
+            const float upper = scales[b * PLACES + r], lower = scales[b * PLACES + r + 8];
+            sum.x *= upper;
+            sum.y *= upper;
+            sum.z *= lower;
+            sum.w *= lower;
+        }
         const float alpha = alpha_of(p, at);
         const float2 more = *reinterpret_cast<const float2*>(base + 8 * j + column);
         const float2 low = unpack2(before[round][0], T()), high = unpack2(before[round][1], T());
-        const unsigned words[2] = {
-            pack2(fmaf(sum.x, alpha, more.x) + low.x, fmaf(sum.y, alpha, more.y) + low.y, T()),
-            pack2(fmaf(sum.z, alpha, more.x) + high.x, fmaf(sum.w, alpha, more.y) + high.y, T())};
+        const float2 upper = make_float2(fmaf(sum.x, alpha, more.x) + low.x, fmaf(sum.y, alpha, more.y) + low.y);
+        const float2 lower = make_float2(fmaf(sum.z, alpha, more.x) + high.x, fmaf(sum.w, alpha, more.y) + high.y);
+        const unsigned words[2] = {pack2(upper.x, upper.y, T()), pack2(lower.x, lower.y, T())};
 #pragma unroll
         for (int half = 0; half < 2; ++half) {
             const Target to = target<MODE>(p, t, tile, b, r + 8 * half);
@@ -88,6 +96,34 @@ __device__ __forceinline__ void end_split(const Problem& p, const Tiling& t, con
         if (p.moments != nullptr) {
             const float2 above = unpack2(words[0], T()), below = unpack2(words[1], T());
             kept[round] = moments_of(above.x, above.y, below.x, below.y);
+        }
+        if (MODE == ROWS && p.row_sums != nullptr) {
+            kept[round] = kept_below[MODE == ROWS ? round : 0] = make_float2(0.0f, 0.0f);
+            add_pair(kept[round], upper);
+            add_pair(kept_below[MODE == ROWS ? round : 0], lower);
+        }
+    }
+    if (MODE == ROWS && p.row_sums != nullptr) {
+        consumers_sync();  // all have read the slots
+        // cells[part][row of 16][vector]
+#pragma unroll
+        for (int round = 0; round < ROUNDS; ++round) {
+            const int item = round * 8 + warp, part = item / VECTORS;
+            if (item >= parts * VECTORS) continue;
+            const float2 upper = over_quad(kept[round]), lower = over_quad(kept_below[MODE == ROWS ? round : 0]);
+            float2* const to = cells + (part * 16 + (lane >> 2)) * VECTORS + (item - part * VECTORS);
+            if ((lane & 3) == 0) to[0] = upper;
+            if ((lane & 3) == 1) to[8 * VECTORS] = lower;
+        }
+        consumers_sync();
+        for (int row = int(threadIdx.x); row < parts * 16; row += CONSUMERS) {
+            float2 all = make_float2(0.0f, 0.0f);
+            for (int j = 0; j < VECTORS; ++j) {
+                all.x += cells[row * VECTORS + j].x;
+                all.y += cells[row * VECTORS + j].y;
+            }
+            const int in_tile = first * 16 + row;
+            if (tile.row + in_tile < tile.end) *row_sums_of<BN>(p, tile, in_tile) = all;
         }
     }
     if (p.moments != nullptr) {

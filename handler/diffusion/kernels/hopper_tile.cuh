@@ -44,7 +44,8 @@ template <int BN_, int MODE_, int BLOCKS_> struct Shape {
     static constexpr int A_BYTES = MODE == PATCHES ? 200 * ROW : BM * ROW;  // at most two of 10 x 10 places
     static constexpr int B_BYTES = BN * ROW;
     static_assert(BN <= 256, "a box of W, and one wgmma");
-    static constexpr int FIXED = 1024 + BN * 4 + 512;  // alignment, what is added to each column, barriers
+    static constexpr int SCALES = MODE == ROWS ? BM : 0;
+    static constexpr int FIXED = 1024 + (BN + SCALES) * 4 + 512;  // alignment, what is added to each column, scales of rows, barriers
     static constexpr int TOGETHER = (SHARED - FIXED) / (A_BYTES + B_BYTES);
     static constexpr int A_STAGES = MODE == PATCHES ? 2 : TOGETHER < 12 ? TOGETHER : 12;
     static constexpr int REST = (SHARED - FIXED - A_STAGES * A_BYTES) / B_BYTES;

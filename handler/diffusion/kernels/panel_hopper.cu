@@ -1,9 +1,9 @@
 // Products on Hopper (sm_90a only) whose rows of x stay in shared memory while many columns are made of them:
 //
-//   plain    out[r][c] = x[r] . w[c], times alpha if c < scaled                               r < rows, c < C
+//   plain    out[r][c] = x[r] . w[c] + bias[c], times alpha if c < scaled                     r < rows, c < C
 //   gated    out[r][c] = (x[r] . w[c] + bias[c]) * gelu(x[r] . w[C + c] + bias[C + c])
 //
-// with the exact (erf) GELU. x [rows, K], w [C or 2 C, K], bias [2 C] and out [rows, C] are f16 or bf16, row-major; sums and
+// with the exact (erf) GELU. x [rows, K], w [C or 2 C, K], bias [C] or none, or [2 C], and out [rows, C] are f16 or bf16, row-major; sums and
 // the GELU are in f32, and a value is rounded once. K is PANEL_INNER, C a multiple of the columns of an item, which are
 // PANEL_COLUMNS rows of w: so many columns of out, or half as many if they are gated. Base addresses are multiples of 16
 // bytes.
@@ -22,28 +22,35 @@ namespace {
 
 RUST_CONSTANT(PANEL_INNER, 320);
 RUST_CONSTANT(PANEL_COLUMNS, 160);
-RUST_CONSTANT(PANEL_SHARED, 226816);
+RUST_CONSTANT(PANEL_SHARED, 227072);
 constexpr int STEPS = PANEL_INNER / BK;
 constexpr int BN = PANEL_COLUMNS;
 constexpr int CHUNK = BM * ROW;  // 64 k of a panel
 constexpr int PANEL = STEPS * CHUNK;
 constexpr int STAGE = BN * ROW;
 constexpr int STAGES = 7;
+constexpr int PARTS_AT_ONCE = 4;  // of a row's sums: makers have few registers
 constexpr int PARTS = STEPS;
-static_assert(1024 + PANEL + STAGES * STAGE + 16 * STAGES + 16 <= PANEL_SHARED && PANEL_SHARED <= MOST_SHARED);
+static_assert(1024 + PANEL + STAGES * STAGE + 16 * STAGES + 16 + Scales::BYTES <= PANEL_SHARED && PANEL_SHARED <= MOST_SHARED);
 static_assert(BN == PARTS * 32 && PANEL % 1024 == 0 && STAGE % 2048 == 0);
 
 // Where things are in shared memory.
 struct Layout {
-    uint32_t panel, ring, full, empty, panel_full, panel_empty;
+    unsigned char* shared;
+    uint32_t start, panel, ring, full, empty, panel_full, panel_empty;
 
-    __device__ __forceinline__ explicit Layout(uint32_t shared) {
-        panel = (shared + 1023u) & ~1023u;
+    __device__ __forceinline__ explicit Layout(unsigned char* shared) : shared(shared) {
+        start = uint32_t(__cvta_generic_to_shared(shared));
+        panel = (start + 1023u) & ~1023u;
         ring = panel + PANEL;
         full = ring + STAGES * STAGE;
         empty = full + 8 * STAGES;
         panel_full = empty + 8 * STAGES;
         panel_empty = panel_full + 8;
+    }
+    __device__ __forceinline__ Scales scales() const {
+        const uint32_t at = panel_empty + 8;
+        return Scales(shared + (at - start), at);
     }
 };
 
@@ -88,18 +95,18 @@ __device__ __forceinline__ void load(Early early, const TensorMap& x, const Tens
     }
 }
 
-// A thread's biases of an item: two columns of each vector of eight, of values and of gates.
+// A thread's biases of an item: two columns of each vector of eight, of values and of gates, or of both halves.
 template <bool GATED> struct Biases {
-    unsigned left[GATED ? BN / 16 : 1], right[GATED ? BN / 16 : 1];
+    unsigned left[BN / 16], right[BN / 16];
 
     template <typename T> __device__ __forceinline__ void fetch(const Wide<T>& p, int column) {
-        if constexpr (GATED) {
-            const T* const from = p.bias + column + 2 * (threadIdx.x & 3);
+        const T* const from = p.bias + column + 2 * (threadIdx.x & 3);
+        const int gates = GATED ? p.columns : BN / 2;
+        const bool there = GATED || p.bias != nullptr;
 #pragma unroll
-            for (int v = 0; v < BN / 16; ++v) {
-                left[v] = load_pair(from + 8 * v);
-                right[v] = load_pair(from + p.columns + 8 * v);
-            }
+        for (int v = 0; v < BN / 16; ++v) {
+            left[v] = there ? load_pair(from + 8 * v) : 0u;
+            right[v] = there ? load_pair(from + gates + 8 * v) : 0u;
         }
     }
 };
@@ -108,7 +115,7 @@ template <bool GATED> struct Biases {
 // 4 r + t. row: that of the thread's first sum.
 template <typename T, bool GATED>
 __device__ __forceinline__ void store_part(const Wide<T>& p, const float (&sums)[BN / 2], const Biases<GATED>& biases,
-                                           int row, int column, int part) {
+                                           float2 scales, int row, int column, int part) {
     const int t = int(threadIdx.x) & 3;
     if constexpr (GATED) {
         // Two vectors: of two neighbours, the first stores half of the first vector, and the other half of the second.
@@ -121,7 +128,9 @@ __device__ __forceinline__ void store_part(const Wide<T>& p, const float (&sums)
             for (int u = 0; u < 2; ++u) {
                 const int v = 2 * part + u, i = 4 * v + 2 * half, j = BN / 4 + i;
                 const float2 b = unpack2(biases.left[v], T()), c = unpack2(biases.right[v], T());
-                words[u] = pack2((sums[i] + b.x) * gelu(sums[j] + c.x), (sums[i + 1] + b.y) * gelu(sums[j + 1] + c.y), T());
+                const float scale = half == 0 ? scales.x : scales.y;
+                words[u] = pack2(fmaf(sums[i], scale, b.x) * gelu(fmaf(sums[j], scale, c.x)),
+                                 fmaf(sums[i + 1], scale, b.y) * gelu(fmaf(sums[j + 1], scale, c.y)), T());
             }
             const unsigned got = __shfl_xor_sync(0xffffffffu, odd ? words[0] : words[1], 1);
             const uint2 both = odd ? make_uint2(got, words[1]) : make_uint2(words[0], got);
@@ -135,8 +144,10 @@ __device__ __forceinline__ void store_part(const Wide<T>& p, const float (&sums)
             unsigned words[4];
 #pragma unroll
             for (int u = 0; u < 4; ++u) {
-                const int i = 4 * (4 * part + u) + 2 * half;
-                words[u] = pack2(sums[i] * alpha, sums[i + 1] * alpha, T());
+                const int v = 4 * part + u, i = 4 * v + 2 * half;
+                const float2 b = unpack2(v < BN / 16 ? biases.left[v % (BN / 16)] : biases.right[v % (BN / 16)], T());
+                const float scale = half == 0 ? scales.x : scales.y;
+                words[u] = pack2(fmaf(sums[i], scale, b.x) * alpha, fmaf(sums[i + 1], scale, b.y) * alpha, T());
             }
             const uint4 vector = transpose4(words, t);
             if (row + 8 * half < p.rows) *reinterpret_cast<uint4*>(out + (long long)(8 * half) * p.columns) = vector;
@@ -148,7 +159,7 @@ __device__ __forceinline__ void store_part(const Wide<T>& p, const float (&sums)
 template <typename T, bool GATED, bool FOLLOWS>
 __device__ __forceinline__ void make_item(const Wide<T>& p, const Layout& at, Place<STAGES>& place, uint64_t a, uint64_t b,
                                           float (&sums)[BN / 2], const float (&before)[BN / 2], Biases<GATED>& biases,
-                                          int row, int column, int next_column) {
+                                          float2 scales, int row, int column, int next_column) {
     const bool first_lane = (threadIdx.x & 31) == 0;
     int last = 0;
 #pragma unroll
@@ -161,7 +172,7 @@ __device__ __forceinline__ void make_item(const Wide<T>& p, const Layout& at, Pl
             wgmma<BN>(sums, a + step * (CHUNK >> 4) + 2 * k, b_here + 2 * k, step + k > 0, T());
         }
         wgmma_commit();
-        if (FOLLOWS) store_part<T, GATED>(p, before, biases, row, column, step);
+        if (FOLLOWS) store_part<T, GATED>(p, before, biases, scales, row, column, step);
         if (step > 0) {
             wgmma_wait<1>();
             if (first_lane) barrier_arrive(at.empty + 8 * last);
@@ -183,20 +194,21 @@ __device__ __forceinline__ void multiply(const Wide<T>& p, const Items<GATED>& i
     float one[BN / 2], other[BN / 2];
     Biases<GATED> biases;
     Place<STAGES> place;
-    int parity = 0;
+    int parity = 0, turn = 0;
     for (int item = items.first; item < items.end;) {
         const int stop = min(items.end, (item / items.across + 1) * items.across), row = items.row(item) + my_row;
         barrier_wait(at.panel_full, parity);
         parity ^= 1;
         int column = items.column(item);
-        make_item<T, GATED, false>(p, at, place, a, b, one, other, biases, row, 0, column);
+        const float2 scales = p.a_sums == nullptr ? make_float2(1.0f, 1.0f) : at.scales().take(my_row, turn++);
+        make_item<T, GATED, false>(p, at, place, a, b, one, other, biases, scales, row, 0, column);
         bool in_other = false;
         while (++item < stop) {
-            make_item<T, GATED, true>(p, at, place, a, b, other, one, biases, row, column, items.column(item));
+            make_item<T, GATED, true>(p, at, place, a, b, other, one, biases, scales, row, column, items.column(item));
             column = items.column(item);
             in_other = ++item == stop;
             if (in_other) break;
-            make_item<T, GATED, true>(p, at, place, a, b, one, other, biases, row, column, items.column(item));
+            make_item<T, GATED, true>(p, at, place, a, b, one, other, biases, scales, row, column, items.column(item));
             column = items.column(item);
         }
         if (lane == 0) barrier_arrive(at.panel_empty);
@@ -205,7 +217,7 @@ __device__ __forceinline__ void multiply(const Wide<T>& p, const Items<GATED>& i
             for (int i = 0; i < BN / 2; ++i) one[i] = other[i];
         }
 #pragma unroll
-        for (int part = 0; part < PARTS; ++part) store_part<T, GATED>(p, one, biases, row, column, part);
+        for (int part = 0; part < PARTS; ++part) store_part<T, GATED>(p, one, biases, scales, row, column, part);
     }
 }
 
@@ -213,19 +225,27 @@ template <typename T, bool GATED>
 __device__ __forceinline__ void panel_body(const TensorMap& x, const TensorMap& w, const Wide<T>& p) {
     const Early early{};
     extern __shared__ unsigned char shared[];
-    const Layout at{uint32_t(__cvta_generic_to_shared(shared))};
+    const Layout at(shared);
     const Items<GATED> items(p);
 
     let_next_start(early);
     if (threadIdx.x == 0) {
         ring_init(at.full, at.empty, STAGES);
         ring_init(at.panel_full, at.panel_empty, 1);
+        at.scales().init();
         asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
     }
     __syncthreads();
     if (threadIdx.x >= CONSUMERS) {
         asm volatile("setmaxnreg.dec.sync.aligned.u32 24;");
         if (threadIdx.x == CONSUMERS) load<GATED>(early, x, w, p.columns, items, at);
+        if (Scales::maker() >= 0 && p.a_sums != nullptr) {
+            wait_for_last(early);
+            int turn = 0;
+            for (int item = items.first; item < items.end; item = (item / items.across + 1) * items.across) {
+                at.scales().make<PARTS_AT_ONCE>(p, items.row(item), turn++, [] {});
+            }
+        }
     } else {
         asm volatile("setmaxnreg.inc.sync.aligned.u32 240;");
         wait_for_last(early);

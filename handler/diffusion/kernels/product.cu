@@ -4,11 +4,12 @@
 // shared memory, 64 of k at a time, by cp.async (sm_75: one buffer, and registers ahead of it; product_loop.cuh,
 // product_source.cuh). Chunks of 16 bytes are swizzled so that neither copies nor ldmatrix meet in a bank. The sums then
 // go through shared memory, too, so that rows are written (product_ending.cuh). Dynamic shared memory is what the ring
-// takes, or the sums, if that is more: Rust computes it (gpu/product/plan.rs).
+// takes, or the sums, if that is more, and a float for each row: Rust computes it (gpu/product/plan.rs).
 //
 // grid = (ceil(rows / BM) * ceil(columns / BN), splits, problems), block = (threads); the tables at the end have names,
 // threads and tiles. All rows, batches and addresses are multiples of 16 bytes (`whole`), inner of
 // 8. A chunk of moments has BM / WM / WK rows, which must divide an image's, and columns / groups must divide BN / WN.
+// A part of row_sums has BN / WN columns.
 //
 // The bf16 kernels trap below sm_80.
 #include <type_traits>
@@ -43,13 +44,21 @@ template <typename T, typename S, Kind WHICH> __device__ __forceinline__ void pr
         return Last<T, S>(p, part_of(group), row0 + warp_row + group * S::LAST_ROWS, column0 + warp_column);
     };
     ending().expect();
+    float* const scales = reinterpret_cast<float*>(buffer + S::SCALES_AT);
+    const auto beside = [&]() {
+        if (p.a_sums == nullptr) return;
+        for (int i = int(threadIdx.x); i < min(S::BM, p.rows - row0); i += S::THREADS) {
+            scales[i] = scale_of(p, int(blockIdx.z) * p.rows + row0 + i);
+        }
+    };
 
     // The stage that is written last has room for what the source needs at first.
     Source source(p, row0, column0, from, reinterpret_cast<unsigned*>(buffer + (S::STAGES - 1) * S::STAGE));
     Loop<T, S, Source, CROSSED> loop(source, shared_address(buffer), warp_row, warp_column, group);
     if constexpr (S::COPIES_AHEAD) {
-        loop.run(steps);
+        loop.run(steps, beside);
     } else {
+        beside();
         loop.run_plain(buffer, steps);
     }
 
@@ -82,7 +91,38 @@ template <typename T, typename S, Kind WHICH> __device__ __forceinline__ void pr
             y += from.y;
         });
     }
+    if (p.a_sums != nullptr) {
+        const float* const of_mine = scales + warp_row + group * S::LAST_ROWS + (lane >> 2);
+#pragma unroll
+        for (int m = 0; m < MT; ++m) {
+#pragma unroll
+            for (int h = 0; h < 2; ++h) {
+                const float scale = of_mine[m * 16 + h * 8];
+#pragma unroll
+                for (int n = 0; n < NT; ++n) {
+                    loop.sums[m][n][2 * h] *= scale;
+                    loop.sums[m][n][2 * h + 1] *= scale;
+                }
+            }
+        }
+    }
     if constexpr (WHICH == Kind::SOFTMAX) {
+        if (p.bias != nullptr) {
+            const T* const bias = static_cast<const T*>(p.bias) + (long long)blockIdx.z * p.columns + column0 + warp_column;
+#pragma unroll
+            for (int n = 0; n < NT; ++n) {
+                const int column = n * 8 + (lane & 3) * 2;
+                const float left = widen(bias[column]), right = widen(bias[column + 1]);
+#pragma unroll
+                for (int m = 0; m < MT; ++m) {
+#pragma unroll
+                    for (int h = 0; h < 2; ++h) {
+                        loop.sums[m][n][2 * h] += left;
+                        loop.sums[m][n][2 * h + 1] += right;
+                    }
+                }
+            }
+        }
         static_assert(S::COLUMNS == SOFTMAX_SLOTS, "a warp has one head");
 #pragma unroll
         for (int m = 0; m < MT; ++m) {

@@ -1,6 +1,9 @@
 // Products and convolutions: the problem that every form of the kernels solves, and where its left operand lies.
 //
-//     out[m][n] = ending(alpha[n] * sum over k of A[m][k] * W[n][k] + bias[n] + table[row of step][n] + onto[m][n])
+//     out[m][n] = ending(alpha[n] * (scale[m] * sum over k of A[m][k] * W[n][k] + bias[n])
+//                        + table[row of step][n] + onto[m][n])
+//
+// where scale[m] is 1, unless rows of A are to be normalised first (row_norm.cuh).
 //
 // Sums are f32, and the result is rounded once. A's rows are the places of an NHWC map (implicit GEMM), the windows of
 // side x side places around them one place after the other, each with its channels: k = (ky * side + kx) * C + c. A
@@ -12,15 +15,15 @@
 // makes the places (2 y + py, 2 x + px), and its windows begin py places lower and px further to the right.
 #pragma once
 
-#include "common.cuh"
+#include "row_norm.cuh"
 
 // What is done to a sum last.
 constexpr int AS_IT_IS = 0;
 // Columns c and C + c become column c: x * gelu(gate), as kernel `geglu` has it. W has 2 C rows, out C columns; without
-// table, onto and moments.
+// table, onto, moments and row_sums.
 constexpr int GATED = 1;
 // A softmax over each SOFTMAX_SLOTS columns (softmax.cuh), of which `groups` are counted; W's rows are keys of a prompt, scaled by
-// log2(e), too. Without bias, table, onto and moments; alpha is 1.
+// log2(e), too. bias is [problems][columns]. Without table, onto, moments and row_sums; alpha is 1.
 constexpr int SOFTMAX = 2;
 
 // Passed by value. Rust has it field by field (gpu/product/problem.rs): addresses, then 64 bits, then 32 bits. Elements
@@ -40,6 +43,12 @@ struct Problem {
     // Mean and sum of squared deviations of what is stored, as kernels/norm.cu has them: [image][groups][chunks]; or
     // null. A chunk is as many rows as a kernel says.
     float2* moments;
+    // Of A's rows, the sums and sums of squares of each of `row_parts` parts, if they are to be normalised: [row_parts][sum_rows]; or null.
+    // Then there are no partials. If all problems have more rows, the sums repeat.
+    const float2* a_sums;
+    // The same of what is stored, a part being as many columns as a kernel says: [parts][all_rows]; or null. Then there are no partials, and
+    // rows are not those of phases.
+    float2* row_sums;
 
     long long a_batch, w_batch, out_batch;  // elements from one problem to the next, of blockIdx.z
 
@@ -63,11 +72,20 @@ struct Problem {
     int crossed;      // whether W is [inner][columns], for plain A @ W
     int whole;        // whether every address, row and batch is a multiple of 8 elements
     int by_channels;  // the order along k, see Depth
+    int row_parts;    // see a_sums
+    int sum_rows;
+    float eps;        // what is added to the variance of A's rows
+    int all_rows;     // of all problems
     int nothing;      // so that the words are whole
 };
-static_assert(sizeof(Problem) == 10 * 8 + 3 * 8 + 34 * 4, "as in Rust");
+static_assert(sizeof(Problem) == 12 * 8 + 3 * 8 + 38 * 4, "as in Rust");
 
 __device__ __forceinline__ float alpha_of(const Problem& p, int column) { return column < p.scaled ? p.alpha : 1.0f; }
+
+// What A's row of that number is multiplied by, over all problems.
+__device__ __forceinline__ float scale_of(const Problem& p, int row) {
+    return row_scale(p.a_sums, p.row_parts, p.sum_rows, row, p.inner, p.eps);
+}
 
 // Which phase this block makes. In the kernels for Hopper, blockIdx.z is a split instead.
 __device__ __forceinline__ int phase_of(const Problem& p) { return p.phased ? int(blockIdx.z) : 0; }

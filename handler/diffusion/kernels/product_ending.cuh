@@ -2,6 +2,7 @@
 #pragma once
 
 #include "product_tile.cuh"
+#include "row_sums.cuh"
 
 // What a warp does with its part of LAST_ROWS x COLUMNS once the sums lie in `staging`. A lane has eight columns of
 // every LANE_ROWS-th row.
@@ -43,7 +44,7 @@ template <typename T, typename S> struct Last {
         for (int i = 0; i < 8; ++i) base[i] = 0.0f;
 #pragma unroll
         for (int i = 0; i < UNDER_WAY; ++i) added[i] = Pack<T>{};
-        if (limit <= first || p.partials != nullptr) return;
+        if (limit <= first || p.partials != nullptr || p.ending == SOFTMAX) return;
         if (p.ending == GATED) {
             if (p.bias == nullptr) return;
             const T* const left = static_cast<const T*>(p.bias) + column / 2;
@@ -56,6 +57,9 @@ template <typename T, typename S> struct Last {
             return;
         }
         if (p.bias != nullptr) plus(base, load8(static_cast<const T*>(p.bias) + column));
+        const float alpha = alpha_of(p, column);
+#pragma unroll
+        for (int i = 0; i < 8; ++i) base[i] *= alpha;
         if (p.table != nullptr) {
             const long long at = (long long)row_of_step(p.step, p.steps) * p.columns + column;
             plus(base, load8(static_cast<const T*>(p.table) + at));
@@ -177,6 +181,7 @@ template <typename T, typename S> struct Last {
                     plus(x, added[at]);
                     pack = pack8<T>(x);
                     store8(p.phased ? phased_place(round) : to, pack);
+                    if (p.row_sums != nullptr) keep(pack, round);
                 }
                 if (!measures) continue;
                 float x[8];
@@ -195,7 +200,30 @@ template <typename T, typename S> struct Last {
 #pragma unroll
             for (int i = 0; i < UNDER_WAY; ++i) added[i] = next[i];
         }
+        if (p.row_sums != nullptr) store_row_sums();
         if (measures) measure(shift, sum, square);
+    }
+
+    // What is stored lies in place of the sums that this lane has read: rows of f16 or bf16.
+    __device__ __forceinline__ void keep(const Pack<T>& pack, int round) const {
+        *reinterpret_cast<uint4*>(staging + (first + round * LANE_ROWS) * S::PITCH + chunk * 4) = pack.word[0];
+    }
+
+    // Of those rows.
+    __device__ __forceinline__ void store_row_sums() const {
+        const int column0 = column - chunk * 8;
+        const long long all = (long long)gridDim.z * p.rows;
+        float2* const to = p.row_sums + (column0 / S::COLUMNS * all + (long long)blockIdx.z * p.rows + row0);
+        __syncwarp();
+        if (column0 < p.columns) {
+#pragma unroll 1
+            for (int first = 0; first < S::LAST_ROWS; first += 16) {
+                sum_up_rows<T, S::COLUMNS>(shared_address(staging + first * S::PITCH), S::PITCH * 4, [&](int row, float2 sums) {
+                    if (row0 + first + row < p.rows) to[first + row] = sums;
+                });
+            }
+        }
+        __syncwarp();
     }
 
     // The moments of the part, a chunk of rows of whole groups: of each column, then those of a group's columns merged

@@ -23,10 +23,13 @@
 // Moments are those of 64 rows, or of 16 if there are splits; then images are whole patches, BN is a multiple of a
 // group's channels, and these are even.
 //
+// A part of row_sums is a tile's columns, and with them, or a_sums, the mode is ROWS. Kernels for a_sums have _normed behind their names;
+// those with a softmax take both.
+//
 // The kernel starts early (see common.cuh): w, bias and *step are read before the kernel ahead has ended.
 #include "hopper_load.cuh"
 #include "hopper_split.cuh"
-#include "mma.cuh"
+#include "row_sums.cuh"
 #include "softmax.cuh"
 
 namespace {
@@ -115,7 +118,7 @@ __device__ __forceinline__ uint4 load_shared(uint32_t from) {
     return v;
 }
 
-template <typename T, typename S, int ENDING>
+template <typename T, typename S, int ENDING, bool NORMED>
 __device__ __forceinline__ void multiply(Early early, const Problem& p, const Tiling& t, const Tile& tile, uint32_t ring,
                                          unsigned char* ring_at, float* base, const Barriers<S>& barriers, Loader<S>& loader,
                                          int group) {
@@ -125,12 +128,12 @@ __device__ __forceinline__ void multiply(Early early, const Problem& p, const Ti
     const T* const onto = ENDING == SOFTMAX ? nullptr : static_cast<const T*>(p.onto);
 
     // What is added to each column. Only the table's row waits for the kernel ahead.
-    const T* const bias = static_cast<const T*>(p.bias);
+    const T* const bias = static_cast<const T*>(p.bias) + (ENDING == SOFTMAX ? tile.problem * p.columns : 0);
     const int at_step = p.table == nullptr ? 0 : row_of_step(p.step, p.steps);
     const int my_column = tile.column + int(threadIdx.x);
-    const bool has_column = ENDING == AS_IT_IS && int(threadIdx.x) < BN && my_column < p.columns;
+    const bool has_column = int(threadIdx.x) < BN && my_column < p.columns;
     static_assert(BN <= CONSUMERS, "a thread for each column");
-    float own = has_column && bias != nullptr ? widen(bias[my_column]) : 0.0f;
+    float own = has_column && p.bias != nullptr ? alpha_of(p, my_column) * widen(bias[my_column]) : 0.0f;
     const bool loads = S::LOADS_ITSELF && threadIdx.x < 32;
     if (loads) loader.begin();
     wait_for_last(early);
@@ -141,6 +144,12 @@ __device__ __forceinline__ void multiply(Early early, const Problem& p, const Ti
         own += widen(static_cast<const T*>(p.table)[(long long)at_step * p.columns + my_column]);
     }
     if (int(threadIdx.x) < BN) base[threadIdx.x] = own;
+    // What each row is multiplied by.
+    float* const scales = base + BN;
+    if (NORMED && int(threadIdx.x) < BM) {
+        const int row = tile.row + int(threadIdx.x);
+        scales[threadIdx.x] = p.a_sums != nullptr && row < tile.end ? scale_of(p, row) : 1.0f;
+    }
 
     // A warp's rows lie in shared memory once the sums are made: what is added to them goes there in whole vectors and is read
     // as the sums lie, and results the other way. Lane 4 r + t takes vector 4 v + t of rows r and r + 8, and of the last two
@@ -168,8 +177,20 @@ __device__ __forceinline__ void multiply(Early early, const Problem& p, const Ti
     float sums[BN / 2];
     sum_up<T, S>(p, t, tile, ring, barriers, loader, group, sums);
     consumers_sync();  // base is there, and the ring is free
+    // Of this warp's first row, and of both rows that this thread has.
+    const int first_row = group * PLACES + patch_row;
+    const float upper = NORMED ? scales[first_row + (lane >> 2)] : 1.0f;
+    const float lower = NORMED ? scales[first_row + (lane >> 2) + 8] : 1.0f;
     if constexpr (ENDING == SOFTMAX) {
         static_assert(BN % SOFTMAX_SLOTS == 0, "whole heads");
+#pragma unroll
+        for (int j = 0; j < BN / 8; ++j) {
+            const float2 more = *reinterpret_cast<const float2*>(base + 8 * j + column);
+            sums[4 * j] = fmaf(sums[4 * j], upper, more.x);
+            sums[4 * j + 1] = fmaf(sums[4 * j + 1], upper, more.y);
+            sums[4 * j + 2] = fmaf(sums[4 * j + 2], lower, more.x);
+            sums[4 * j + 3] = fmaf(sums[4 * j + 3], lower, more.y);
+        }
 #pragma unroll
         for (int head = 0; head < BN / SOFTMAX_SLOTS; ++head) {
 #pragma unroll
@@ -203,8 +224,9 @@ __device__ __forceinline__ void multiply(Early early, const Problem& p, const Ti
             const float alpha = alpha_of(p, tile.column + 8 * j);
             const float2 more = *reinterpret_cast<const float2*>(base + 8 * j + column);
             const float2 a = unpack2(low, T()), b = unpack2(high, T());
-            low = pack2(fmaf(sums[4 * j], alpha, more.x) + a.x, fmaf(sums[4 * j + 1], alpha, more.y) + a.y, T());
-            high = pack2(fmaf(sums[4 * j + 2], alpha, more.x) + b.x, fmaf(sums[4 * j + 3], alpha, more.y) + b.y, T());
+            const float first = alpha * upper, second = alpha * lower;
+            low = pack2(fmaf(sums[4 * j], first, more.x) + a.x, fmaf(sums[4 * j + 1], first, more.y) + a.y, T());
+            high = pack2(fmaf(sums[4 * j + 2], second, more.x) + b.x, fmaf(sums[4 * j + 3], second, more.y) + b.y, T());
         };
         const uint32_t matrix = rows_at + (lane & 7) * PITCH + (lane >> 3) * 16;
         const uint32_t last_matrix = rows_at + (lane & 15) * PITCH + (4 * FOURS + (lane >> 4)) * 16;
@@ -239,17 +261,24 @@ __device__ __forceinline__ void multiply(Early early, const Problem& p, const Ti
             for (int v = 0; v < FOURS; ++v) store(to, 4 * v + lane4, mine + half * (8 * PITCH) + v * 64);
         }
         if (LAST) store(target<MODE>(p, t, tile, group, patch_row + (lane >> 1)), 4 * FOURS + (lane & 1), last);
+        if (MODE == ROWS && ENDING == AS_IT_IS && p.row_sums != nullptr) {
+            float2* const to = row_sums_of<BN>(p, tile, first_row);
+            const int rows = tile.end - tile.row - first_row;
+            sum_up_rows<T, BN>(rows_at, PITCH, [&](int row, float2 of) {
+                if (row < rows) to[row] = of;
+            });
+        }
         if (ENDING == AS_IT_IS && p.moments != nullptr) {
             measure_rows<T, BN>(cells + (threadIdx.x >> 5) * (BN / 2), rows_at, PITCH);
             consumers_sync();
             store_moments<BN, MODE, 4>(p, t, tile, cells, 2, 0);
         }
     } else if constexpr (S::SPLITS && ENDING == AS_IT_IS) {
-        end_split<T, S>(p, t, tile, ring, ring_at, base, barriers, group, sums);
+        end_split<T, S, NORMED>(p, t, tile, ring, ring_at, base, scales, barriers, group, sums);
     }
 }
 
-template <typename T, typename S, int ENDING>
+template <typename T, typename S, int ENDING, bool NORMED>
 __device__ __forceinline__ void product_hopper_body(Early early, const TensorMap& a, const TensorMap& more,
                                                     const TensorMap& w, const Problem& p, const Tiling& t) {
     constexpr int BN = S::BN, MODE = S::MODE;
@@ -257,7 +286,7 @@ __device__ __forceinline__ void product_hopper_body(Early early, const TensorMap
     const uint32_t start = uint32_t(__cvta_generic_to_shared(shared)), ring = (start + 1023u) & ~1023u;
     unsigned char* const ring_at = shared + (ring - start);
     float* const base = reinterpret_cast<float*>(ring_at + S::RING);
-    const Barriers<S> barriers(ring + S::RING + BN * 4);
+    const Barriers<S> barriers(ring + S::RING + (BN + S::SCALES) * 4);
 
     let_next_start(early);
     if (threadIdx.x == 0) {
@@ -283,7 +312,7 @@ __device__ __forceinline__ void product_hopper_body(Early early, const TensorMap
     const int group = __shfl_sync(0xffffffffu, int(threadIdx.x) >> 7, 0);
     Loader<S> loader(p, t, tile, a, more, w, ring, barriers);
     if (S::LOADS_ITSELF || group < CONSUMERS / 128) {
-        multiply<T, S, ENDING>(early, p, t, tile, ring, ring_at, base, barriers, loader, group);
+        multiply<T, S, ENDING, NORMED>(early, p, t, tile, ring, ring_at, base, barriers, loader, group);
     } else {
         loader.begin();
         wait_for_last(early);
@@ -297,23 +326,30 @@ __device__ __forceinline__ void product_hopper_body(Early early, const TensorMap
 
 STARTS_EARLY(product_hopper)
 
-#define PRODUCT_HOPPER_ENTRY(NAME, T, MODE, BN, BLOCKS, WITH)                                                             \
+#define PRODUCT_HOPPER_ENTRY(NAME, T, MODE, BN, BLOCKS, WITH, NORMED)                                                             \
     extern "C" __global__ void __launch_bounds__(Shape<BN, MODE, BLOCKS>::LOADS_ITSELF ? CONSUMERS : PRODUCT_HOPPER_THREADS, BLOCKS) \
         NAME(const __grid_constant__ TensorMap a, const __grid_constant__ TensorMap more,                         \
              const __grid_constant__ TensorMap w, const __grid_constant__ Problem p, const __grid_constant__ Tiling t) { \
         const Early early{};                                                                                      \
-        product_hopper_body<T, Shape<BN, MODE, BLOCKS>, WITH>(early, a, more, w, p, t);                                                \
+        product_hopper_body<T, Shape<BN, MODE, BLOCKS>, WITH, NORMED>(early, a, more, w, p, t);                                        \
     }
 
 // Name ending, mode, BN, blocks on a multiprocessor; then what the choice among them goes by, in nanoseconds on an H200: around the steps of a block, a
 // step where more than half of the multiprocessors are busy, and a split. build.rs finds the rows of this table, and Rust launches by them.
 #define PRODUCT_HOPPER_TILE(ENDING, MODE, BN, BLOCKS, AROUND, STEP, SPLIT)    \
-    PRODUCT_HOPPER_ENTRY(product_hopper_f16_##ENDING, half, MODE, BN, BLOCKS, AS_IT_IS) \
-    PRODUCT_HOPPER_ENTRY(product_hopper_bf16_##ENDING, __nv_bfloat16, MODE, BN, BLOCKS, AS_IT_IS)
+    PRODUCT_HOPPER_ENTRY(product_hopper_f16_##ENDING, half, MODE, BN, BLOCKS, AS_IT_IS, false) \
+    PRODUCT_HOPPER_ENTRY(product_hopper_bf16_##ENDING, __nv_bfloat16, MODE, BN, BLOCKS, AS_IT_IS, false) \
+    NORMED_OF_MODE_##MODE(ENDING, BN, BLOCKS)
+// The same for rows of A that are to be normalised. The others are shorter without: what runs once comes from memory.
+#define NORMED_OF_MODE_0(ENDING, BN, BLOCKS) \
+    PRODUCT_HOPPER_ENTRY(product_hopper_f16_##ENDING##_normed, half, ROWS, BN, BLOCKS, AS_IT_IS, true) \
+    PRODUCT_HOPPER_ENTRY(product_hopper_bf16_##ENDING##_normed, __nv_bfloat16, ROWS, BN, BLOCKS, AS_IT_IS, true)
+#define NORMED_OF_MODE_1(ENDING, BN, BLOCKS)
+#define NORMED_OF_MODE_2(ENDING, BN, BLOCKS)
 // The same with the ending SOFTMAX; BN is of whole heads, and there are no splits.
 #define SOFTMAX_HOPPER_TILE(ENDING, MODE, BN, BLOCKS, AROUND, STEP, SPLIT) \
-    PRODUCT_HOPPER_ENTRY(product_hopper_f16_##ENDING, half, MODE, BN, BLOCKS, SOFTMAX) \
-    PRODUCT_HOPPER_ENTRY(product_hopper_bf16_##ENDING, __nv_bfloat16, MODE, BN, BLOCKS, SOFTMAX)
+    PRODUCT_HOPPER_ENTRY(product_hopper_f16_##ENDING, half, MODE, BN, BLOCKS, SOFTMAX, true) \
+    PRODUCT_HOPPER_ENTRY(product_hopper_bf16_##ENDING, __nv_bfloat16, MODE, BN, BLOCKS, SOFTMAX, true)
 
 PRODUCT_HOPPER_TILE(rows_240, 0, 240, 1, 6210, 551, 0)
 PRODUCT_HOPPER_TILE(rows_160, 0, 160, 1, 3070, 447, 4050)

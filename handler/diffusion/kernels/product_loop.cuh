@@ -116,7 +116,8 @@ template <typename T, typename S, typename Source, bool CROSSED> struct Loop {
     // Each pair of columns is loaded EARLY pairs ahead of its products, and A about a quarter ahead. At the last quarter
     // of a step the next step's stage must be there; every warp has then read all of the stage before this one, where
     // what is copied goes from then on.
-    __device__ __forceinline__ void run(int steps) {
+    // `beside` is done while the first copies are under way.
+    template <typename Beside> __device__ __forceinline__ void run(int steps, Beside beside) {
         constexpr uint32_t END = S::STAGES * S::STAGE;
         constexpr int AHEAD = S::STAGES - 2;
         uint32_t read = 0, write = 0;
@@ -129,6 +130,7 @@ template <typename T, typename S, typename Source, bool CROSSED> struct Loop {
         }
 #pragma unroll
         for (int pair = 0; pair < PAIRS; ++pair) copies_at(shared + write, pair);
+        beside();
         clear();
         wait_copies<AHEAD - 1>();
         __syncthreads();

@@ -150,12 +150,13 @@ template <typename T> __device__ __forceinline__ void product_plain_body(const P
                 static_cast<T*>(p.out)[place + c / 2] = narrow<T>(gated<T>(sum, gate));
                 continue;
             }
-            sum *= alpha_of(p, c);
+            const float alpha = alpha_of(p, c);
+            sum *= alpha;
             if (p.wide) {
                 static_cast<float*>(p.out)[place + c] = sum;
                 continue;
             }
-            if (bias != nullptr) sum += widen(bias[c]);
+            if (bias != nullptr) sum = fmaf(alpha, widen(bias[c]), sum);
             if (p.table != nullptr) sum += widen(static_cast<const T*>(p.table)[(long long)at_step * p.columns + c]);
             if (p.onto != nullptr) sum += widen(static_cast<const T*>(p.onto)[place + c]);
             static_cast<T*>(p.out)[place + c] = narrow<T>(sum);

@@ -25,6 +25,9 @@ template <int BM_, int BN_, int WM, int WN, int WK_, int STAGES_> struct Tile {
     // others HALF numbers further: what is written as fragments, and then read as rows, both falls on different banks.
     static constexpr int HALF = (COLUMNS / 2 + 3) / 8 * 8 + 4, PITCH = (COLUMNS + 7) / 16 * 16 + 8;
     static_assert(HALF >= COLUMNS / 2 && PITCH >= HALF + COLUMNS / 2, "room");
+    // Behind the ring and the sums lie the scales of A's rows.
+    static constexpr int RING = STAGES * STAGE, STAGING = BM * WN * PITCH * 4;
+    static constexpr int SCALES_AT = RING > STAGING ? RING : STAGING;
     // Rows that all threads copy at once, a chunk each.
     static constexpr int AT_ONCE = THREADS / 8;
     static constexpr int A_ROUNDS = BM / AT_ONCE, W_ROUNDS = BN / AT_ONCE, COPIES = A_ROUNDS + W_ROUNDS;

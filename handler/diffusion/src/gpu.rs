@@ -40,7 +40,7 @@ pub(crate) use kernels::{Arg, Launch, constants};
 pub use memory::Memory;
 pub(crate) use pinned::Pinned;
 pub(crate) use residency::Stay;
-pub(crate) use weights::{Placed, Product, Source, WeightLayout};
+pub(crate) use weights::{BehindNorm, Placed, Product, Source, WeightLayout};
 
 // For tests of the engine.
 #[cfg(feature = "cuda")]

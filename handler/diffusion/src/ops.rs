@@ -83,6 +83,14 @@ impl Conv {
         })
     }
 
+    /// Says that a layer [`Linear::behind_norm`] follows, and no group norm. A GPU sums the rows up along for it. The output is the same.
+    pub(crate) fn ahead_of_norm(self) -> Self {
+        Self(match self.0 {
+            Form::Cpu(conv) => Form::Cpu(conv),
+            Form::Gpu(conv) => Form::Gpu(conv.ahead_of_norm()),
+        })
+    }
+
     pub(crate) fn forward(&self, xs: &Array) -> Result<Array> {
         self.run(xs, None, None)
     }
@@ -114,8 +122,19 @@ impl Conv {
     }
 }
 
-/// One or more linear layers over the last dimension, all with the same input.
-pub(crate) struct Linear(Form<Vec<cpu::Linear>, gpu::Linear>);
+/// One or more linear layers over the last dimension, all with the same input, which a layer norm may normalise first.
+pub(crate) struct Linear(Form<LinearOnCpu, gpu::Linear>);
+
+struct LinearOnCpu {
+    norm: Option<cpu::LayerNorm>,
+    layers: Vec<cpu::Linear>,
+}
+
+impl LinearOnCpu {
+    fn normed(&self, xs: &Tensor) -> Result<Tensor> {
+        self.norm.as_ref().map_or_else(|| Ok(xs.clone()), |norm| norm.forward(xs))
+    }
+}
 
 impl Linear {
     pub(crate) fn new(channels_in: usize, channels_out: usize, params: Params) -> Result<Self> {
@@ -132,10 +151,38 @@ impl Linear {
         Ok(Self(match on_gpu {
             None => {
                 let each = params.iter().map(|params| cpu::Linear::new(channels_in, channels_out, bias, params));
-                Form::Cpu(each.collect::<Result<_>>()?)
+                Form::Cpu(LinearOnCpu { norm: None, layers: each.collect::<Result<_>>()? })
             }
             Some(placed) => Form::Gpu(gpu::Linear::new(channels_in, channels_out, bias, params, placed)?),
         }))
+    }
+
+    /// The same behind a layer norm with that number added to the variance, whose parameters are in `norm`. On a GPU both are one operation
+    /// where that can be.
+    pub(crate) fn behind_norm(
+        (eps, norm): (f64, &Params),
+        channels_in: usize,
+        channels_out: usize,
+        bias: bool,
+        params: &[Params],
+    ) -> Result<Self> {
+        if let Some(placed) = norm.placed() {
+            let layers = gpu::Linear::behind((eps, norm), channels_in, channels_out, bias, params, placed)?;
+            return Ok(Self(Form::Gpu(layers)));
+        }
+        let norm = Some(cpu::LayerNorm::new(channels_in, eps, norm)?);
+        Ok(Self(match Self::packed(channels_in, channels_out, bias, params)?.0 {
+            Form::Cpu(layers) => Form::Cpu(LinearOnCpu { norm, ..layers }),
+            Form::Gpu(_) => return Err(mixed()),
+        }))
+    }
+
+    /// Says that a layer [`Linear::behind_norm`] follows. A GPU sums the rows up along for it. The output is the same.
+    pub(crate) fn ahead_of_norm(self) -> Self {
+        Self(match self.0 {
+            Form::Cpu(layers) => Form::Cpu(layers),
+            Form::Gpu(layers) => Form::Gpu(layers.ahead_of_norm()),
+        })
     }
 
     /// A convolution without bias whose windows of `side` x `side` places touch and do not overlap. Its rows are the windows: channel by
@@ -143,7 +190,7 @@ impl Linear {
     pub(crate) fn of_windows(channels_in: usize, side: usize, channels_out: usize, params: Params) -> Result<Self> {
         let dims = [channels_out, channels_in, side, side];
         Ok(Self(match params.placed() {
-            None => Form::Cpu(vec![cpu::Linear::of_windows(dims, &params)?]),
+            None => Form::Cpu(LinearOnCpu { norm: None, layers: vec![cpu::Linear::of_windows(dims, &params)?] }),
             Some(placed) => Form::Gpu(gpu::Linear::of_windows(dims, &params, placed)?),
         }))
     }
@@ -162,7 +209,7 @@ impl Linear {
     /// times the GELU of the second. The exact GELU, as in diffusers.
     pub(crate) fn forward_geglu(&self, xs: &Array) -> Result<Array> {
         match (&self.0, xs) {
-            (Form::Cpu(layers), Array::Cpu(xs)) => layers[0].forward_geglu(xs).map(Array::Cpu),
+            (Form::Cpu(ours), Array::Cpu(xs)) => ours.layers[0].forward_geglu(&ours.normed(xs)?).map(Array::Cpu),
             (Form::Gpu(layer), Array::Gpu(xs)) => layer.forward_geglu(xs).map(Array::Gpu),
             _ => Err(mixed()),
         }
@@ -171,8 +218,9 @@ impl Linear {
     /// The output of each layer, as an operand of attention: on the CPU in bf16 if products are in it.
     pub(crate) fn forward_each(&self, xs: &Array) -> Result<Vec<Array>> {
         match (&self.0, xs) {
-            (Form::Cpu(layers), Array::Cpu(xs)) => {
-                Ok(cpu::Linear::forward_to_attention(layers, xs)?.into_iter().map(Array::Cpu).collect())
+            (Form::Cpu(ours), Array::Cpu(xs)) => {
+                let each = cpu::Linear::forward_to_attention(&ours.layers, &ours.normed(xs)?)?;
+                Ok(each.into_iter().map(Array::Cpu).collect())
             }
             (Form::Gpu(layers), Array::Gpu(xs)) => Ok(layers.forward_each(xs)?.into_iter().map(Array::Gpu).collect()),
             _ => Err(mixed()),
@@ -181,8 +229,9 @@ impl Linear {
 
     fn run(&self, xs: &Array, residual: Option<&Array>) -> Result<Array> {
         match (&self.0, xs) {
-            (Form::Cpu(layers), Array::Cpu(xs)) => {
-                layers[0].forward(xs, residual.map(Array::cpu).transpose()?).map(Array::Cpu)
+            (Form::Cpu(ours), Array::Cpu(xs)) => {
+                let residual = residual.map(Array::cpu).transpose()?;
+                ours.layers[0].forward(&ours.normed(xs)?, residual).map(Array::Cpu)
             }
             (Form::Gpu(layer), Array::Gpu(xs)) => {
                 layer.forward(xs, residual.map(Array::gpu).transpose()?).map(Array::Gpu)

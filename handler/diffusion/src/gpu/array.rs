@@ -47,6 +47,7 @@ pub(crate) struct Array {
     row: usize,
     dtype: Dtype,
     moments: Option<Moments>,
+    row_sums: Option<Arc<Array>>,
 }
 
 /// Mean and sum of squared deviations for each group of channels of each image, for chunks of its rows.
@@ -80,7 +81,7 @@ impl Array {
         let address = lock(arena).take(bytes)?;
         let memory = Arc::new(Memory { gpu: gpu.clone(), arena: arena.clone(), address, bytes });
         let row = dims.last().copied().unwrap_or(1);
-        Ok(Self { memory, start: 0, dims: dims.to_vec(), row, dtype, moments: None })
+        Ok(Self { memory, start: 0, dims: dims.to_vec(), row, dtype, moments: None, row_sums: None })
     }
 
     /// Whether it lies in that arena.
@@ -167,8 +168,7 @@ impl Array {
             *last = count;
         }
         view.start += from;
-        view.moments = None;
-        view
+        view.without_moments()
     }
 
     /// A part along the first of at least two dimensions.
@@ -181,8 +181,7 @@ impl Array {
         let mut view = self.clone();
         view.start += from * self.dims[1..self.dims.len() - 1].iter().product::<usize>() * self.row;
         view.dims[0] = count;
-        view.moments = None;
-        view
+        view.without_moments()
     }
 
     /// The same numbers in other dimensions. Where rows are apart, the last dimension must stay.
@@ -194,6 +193,9 @@ impl Array {
         let count = dims.iter().try_fold(1usize, |count, &dim| count.checked_mul(dim));
         assert!(same_rows && count == Some(self.count()), "{:?} as {dims:?}", self.dims);
         let mut view = self.clone();
+        if dims.last() != self.dims.last() {
+            view.row_sums = None;
+        }
         view.dims = dims.to_vec();
         if self.is_contiguous() {
             view.row = view.columns();
@@ -208,7 +210,7 @@ impl Array {
 
     /// The same numbers, of which nothing was measured.
     pub(crate) fn without_moments(&self) -> Self {
-        Self { moments: None, ..self.clone() }
+        Self { moments: None, row_sums: None, ..self.clone() }
     }
 
     pub(crate) fn moments(&self) -> Option<&Moments> {
@@ -217,6 +219,16 @@ impl Array {
 
     pub(crate) fn with_moments(self, moments: Moments) -> Self {
         Self { moments: Some(moments), ..self }
+    }
+
+    /// Sum and sum of squares of each part of each row, f32 `[parts, rows, 2]`, if they were taken along. They may be those of the first rows,
+    /// which then repeat.
+    pub(crate) fn row_sums(&self) -> Option<&Arc<Array>> {
+        self.row_sums.as_ref()
+    }
+
+    pub(crate) fn with_row_sums(self, row_sums: Arc<Array>) -> Self {
+        Self { row_sums: Some(row_sums), ..self }
     }
 
     /// A new resident array of the same dims, or with another first one.

@@ -52,6 +52,25 @@ impl Placed {
         self.carry(source, &pieces)
     }
 
+    /// Runs kernels on a stream of its own, as weights are filled while others are at work on the GPU's. Returns when they are done.
+    ///
+    /// # Safety
+    /// As for [`Gpu::launch`], of kernels that touch nothing that is in use.
+    pub(super) unsafe fn launch_beside(&self, launches: impl Iterator<Item = (Launch, Vec<Arg>)>) -> Result<()> {
+        let mut launches = launches.peekable();
+        if launches.peek().is_none() {
+            return Ok(());
+        }
+        let gpu = self.gpu();
+        let lane = lock(&gpu.0.lanes).pop().map_or_else(|| Lane::new(gpu), Ok)?;
+        // SAFETY: as the caller promises.
+        let run = |(launch, args): (Launch, Vec<Arg>)| unsafe { gpu.0.kernels.launch(&lane.stream, launch, &args) };
+        let launched = launches.try_for_each(run);
+        let waited = check_safe("cuStreamSynchronize", lane.stream.synchronize());
+        lock(&gpu.0.lanes).push(lane);
+        launched.and(waited)
+    }
+
     /// Shares pieces out among threads.
     fn carry(&self, source: &dyn Source, pieces: &[Piece]) -> Result<()> {
         let gpu = self.gpu();
@@ -112,7 +131,7 @@ impl Lane {
     }
 
     fn upload(&mut self, placed: &Placed, source: &dyn Source, piece: &Piece, turn: usize) -> Result<()> {
-        let Slot { target, first_row, layout } = piece.slot;
+        let Slot { target, first_row, layout, .. } = piece.slot;
         let WeightLayout { inner, area, inner_out, phased, .. } = *layout;
         let (pinned, staged) = &mut self.buffers[turn];
         let from = source.dtype(piece.name)?;

@@ -1,7 +1,10 @@
 //! A component's weights on the GPU: where each tensor lies, and how its numbers come and change there.
 
 use super::{
-    Arg, Array, Dtype, Gpu, GpuError, Launch, Pinned, Result, arena::Arena, constants::MERGE_TILE, lock,
+    Arg, Array, Dtype, Gpu, GpuError, Launch, Pinned, Result,
+    arena::Arena,
+    constants::{FOLD_ROWS, MERGE_TILE},
+    lock,
     residency::Stay,
 };
 use rayon::prelude::*;
@@ -75,6 +78,46 @@ pub(super) struct Slot {
     pub(super) target: Array,
     pub(super) first_row: usize,
     pub(super) layout: WeightLayout,
+    /// If a layer norm is part of the array.
+    pub(super) behind_norm: Option<BehindNormLayout>,
+}
+
+/// Names of tensors that [`Placed::place_behind_norm`] puts into one array.
+pub(crate) struct BehindNorm {
+    /// Weight and bias of the norm.
+    pub norm: [String; 2],
+    /// Weights of the layers behind it.
+    pub weights: Vec<String>,
+    /// Their biases, or none.
+    pub biases: Vec<String>,
+}
+
+/// How an array lies that has a layer norm in it, in rows of as many numbers as the norm has channels: the weights of the layers behind
+/// it, then weight and bias of the norm, the layers' biases if they have some, and the biases that come of them.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct BehindNormLayout {
+    rows: usize,
+    channels: usize,
+    has_bias: bool,
+}
+
+impl BehindNormLayout {
+    /// Rows of as many numbers as there are biases.
+    fn bias_rows(&self) -> usize {
+        self.rows / self.channels
+    }
+
+    fn norm_row(&self) -> usize {
+        self.rows
+    }
+
+    fn bias_row(&self) -> usize {
+        self.rows + 2
+    }
+
+    fn out_row(&self) -> usize {
+        self.bias_row() + if self.has_bias { self.bias_rows() } else { 0 }
+    }
 }
 
 /// Where the tensors of one component lie, or those of a section of it. Their pages have no memory before [`Placed::settle`].
@@ -193,11 +236,38 @@ impl Placed {
         let target = Array::new(self.gpu(), &self.arena, &[rows, width], self.dtype())?;
         let (mut slots, mut first_row) = (lock(&self.component.slots), 0);
         for (name, layout) in tensors {
-            let slot = Slot { target: target.clone(), first_row, layout: *layout };
+            let slot = Slot { target: target.clone(), first_row, layout: *layout, behind_norm: None };
             slots.entry(name.clone()).or_default().push(slot);
             first_row += layout.rows_out;
         }
         Ok(target)
+    }
+
+    /// Makes room for layers of `each` outputs behind a layer norm, of which `each` is a multiple. Returns the weight `[outputs of all,
+    /// channels]` and the bias `[1, outputs of all]` that take the place of both: [`Placed::fill`] makes them.
+    ///
+    /// # Errors
+    /// There is not enough memory.
+    pub(crate) fn place_behind_norm(&self, names: &BehindNorm, each: usize, channels: usize) -> Result<[Array; 2]> {
+        let layout =
+            BehindNormLayout { rows: names.weights.len() * each, channels, has_bias: !names.biases.is_empty() };
+        let all = layout.out_row() + layout.bias_rows();
+        let target = Array::new(self.gpu(), &self.arena, &[all, channels], self.dtype())?;
+        let weights = (each, 0, &names.weights[..]);
+        let parts =
+            [weights, (1, layout.norm_row(), &names.norm[..]), (each / channels, layout.bias_row(), &names.biases)];
+        let mut slots = lock(&self.component.slots);
+        for (rows, first_row, names) in parts {
+            let of_one =
+                WeightLayout { rows, inner: channels, area: 1, rows_out: rows, inner_out: channels, phased: false };
+            for (index, name) in names.iter().enumerate() {
+                let first_row = first_row + index * rows;
+                let slot = Slot { target: target.clone(), first_row, layout: of_one, behind_norm: Some(layout) };
+                slots.entry(name.clone()).or_default().push(slot);
+            }
+        }
+        let bias = target.part(layout.out_row(), layout.bias_rows()).reshaped(&[1, layout.rows]);
+        Ok([target.part(0, layout.rows), bias])
     }
 
     /// Whether there is a tensor of that name.
@@ -278,15 +348,41 @@ impl Placed {
         section.residency().map_or(Ok(()), |residency| residency.store(self.gpu(), &pages))
     }
 
-    /// Adds products to tensors in place, in f32, and rounds once. All factors go to the GPU in one copy.
-    pub(crate) fn add_products(&self, products: &[Product], write: &WriteFactors) -> Result<()> {
-        let names: Vec<String> = products.iter().map(|product| product.name.clone()).collect();
+    /// Fills tensors of some names, and then adds products to tensors in place, in f32, and rounds once. All factors go to the GPU in one
+    /// copy. Tensors to which products are added must be there as the source has them, or be filled. Returns when the numbers are there.
+    pub(crate) fn rewrite(
+        &self,
+        source: &dyn Source,
+        only: &[String],
+        products: &[Product],
+        write: &WriteFactors,
+    ) -> Result<()> {
         let index_of: HashMap<&str, usize> =
-            names.iter().enumerate().map(|(index, name)| (name.as_str(), index)).collect();
-        self.change(Some(&names), &|slots| {
-            let indices = slots.iter().filter_map(|(name, slot)| Some((*index_of.get(name)?, *slot)));
-            self.add_to(&indices.collect::<Vec<_>>(), products, write)
+            products.iter().enumerate().map(|(index, product)| (product.name.as_str(), index)).collect();
+        let changed: Vec<String> = only.iter().chain(products.iter().map(|product| &product.name)).cloned().collect();
+        let filled: HashSet<String> = only.iter().cloned().chain(self.behind_norms(&changed)).collect();
+        let all: Vec<String> = changed.into_iter().chain(filled.iter().cloned()).collect();
+        self.change(Some(&all), &|slots| {
+            let (fills, adds): (Vec<_>, Vec<_>) = (
+                slots.iter().copied().filter(|(name, _)| filled.contains(*name)).collect(),
+                slots.iter().filter_map(|(name, slot)| Some((*index_of.get(name)?, *slot))).collect(),
+            );
+            self.upload(source, &fills)?;
+            self.add_to(&adds, products, write)?;
+            // What follows is on another stream.
+            self.gpu().synchronize()?;
+            self.put_norms_behind(slots)
         })
+    }
+
+    /// The tensors of all arrays with a layer norm in them, of which one of these is a part: if one changes, all are filled.
+    fn behind_norms(&self, names: &[String]) -> Vec<String> {
+        let slots = lock(&self.component.slots);
+        let norms = |slot: &&Slot| slot.behind_norm.is_some();
+        let of_names = names.iter().filter_map(|name| slots.get(name)).flatten().filter(norms);
+        let targets: HashSet<u64> = of_names.map(|slot| slot.target.address()).collect();
+        let is_part = |slot: &Slot| slot.behind_norm.is_some() && targets.contains(&slot.target.address());
+        slots.iter().filter(|(_, slots)| slots.iter().any(is_part)).map(|(name, _)| name.clone()).collect()
     }
 
     /// Adds to each slot the product of that index.
@@ -353,6 +449,28 @@ impl Placed {
 
     /// Fills every tensor of the component, or those of some names. Returns when the numbers are there.
     pub(crate) fn fill(&self, source: &dyn Source, only: Option<&[String]>) -> Result<()> {
-        self.change(only, &|slots| self.upload(source, slots))
+        let only = only.map(|names| [names, &self.behind_norms(names)].concat());
+        self.change(only.as_deref(), &|slots| {
+            self.upload(source, slots)?;
+            self.put_norms_behind(slots)
+        })
+    }
+
+    /// Makes the weights and biases of layers behind a norm, of which these are all tensors, as they came from the source.
+    fn put_norms_behind(&self, slots: &[(&str, &Slot)]) -> Result<()> {
+        let mut arrays: Vec<_> = slots.iter().filter_map(|(_, slot)| Some((&slot.target, slot.behind_norm?))).collect();
+        arrays.dedup_by_key(|(target, _)| target.address());
+        let launches = arrays.into_iter().map(|(target, layout)| {
+            let row = |row: usize| Arg::At(target.address() + (row * layout.channels * self.dtype().bytes()) as u64);
+            let bias = if layout.has_bias { row(layout.bias_row()) } else { Arg::At(0) };
+            let rows = [0, layout.norm_row(), layout.norm_row() + 1].map(row);
+            let sizes = [layout.rows, layout.channels].map(Arg::Int);
+            let name = format!("fold_layer_norm_{}", self.dtype().name());
+            let launch =
+                Launch { name, grid: [layout.rows.div_ceil(FOLD_ROWS), 1, 1], block: 32 * FOLD_ROWS, shared: 0 };
+            (launch, [&rows[..], &[bias, row(layout.out_row())], &sizes].concat())
+        });
+        // SAFETY: all rows are in the array, whose pages have memory here, as `BehindNormLayout` counts them.
+        unsafe { self.launch_beside(launches) }
     }
 }

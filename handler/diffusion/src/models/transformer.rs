@@ -4,8 +4,7 @@ use crate::{
     models::blocks::NormConfig,
     ops::params::Params,
     ops::{
-        Array, Conv, GroupNorm, LayerNorm, Linear, PromptAttention, PromptKeys, add, repeated, self_attention, to_map,
-        to_tokens,
+        Array, Conv, GroupNorm, Linear, PromptAttention, PromptKeys, add, repeated, self_attention, to_map, to_tokens,
     },
 };
 use candle_core::Result;
@@ -17,6 +16,9 @@ pub(crate) struct Transformer {
     blocks: Vec<Block>,
     proj_out: Projection,
 }
+
+/// Added to the variance in the layer norms.
+const EPS: f64 = 1e-5;
 
 /// The settings of a transformer.
 #[derive(Clone, Copy)]
@@ -42,14 +44,19 @@ impl Projection {
             Self::Tokens(linear) => Self::Tokens(linear),
         }
     }
+
+    fn ahead_of_norm(self) -> Self {
+        match self {
+            Self::Map(conv) => Self::Map(conv.ahead_of_norm()),
+            Self::Tokens(linear) => Self::Tokens(linear.ahead_of_norm()),
+        }
+    }
 }
 
+/// Attention, attention to the prompt and the feed-forward layer, each behind a layer norm.
 struct Block {
-    norm1: LayerNorm,
     attn1: SelfAttention,
-    norm2: LayerNorm,
     attn2: PromptAttention,
-    norm3: LayerNorm,
     ff_in: Linear,
     ff_out: Linear,
 }
@@ -70,10 +77,13 @@ impl Transformer {
                 Projection::Map(Conv::pointwise(channels, channels, params)?)
             })
         };
-        let blocks = (0..config.layers).map(|layer| Block::new(config, params.pp("transformer_blocks").pp(layer)));
+        let blocks = (0..config.layers).map(|layer| {
+            let is_last = layer + 1 == config.layers;
+            Block::new(config, is_last, params.pp("transformer_blocks").pp(layer))
+        });
         Ok(Self {
             norm: GroupNorm::new(norm.groups, channels, 1e-6, params.pp("norm"))?,
-            proj_in: projection(params.pp("proj_in"))?.measured_in(None),
+            proj_in: projection(params.pp("proj_in"))?.ahead_of_norm(),
             blocks: blocks.collect::<Result<_>>()?,
             proj_out: projection(params.pp("proj_out"))?.measured_in(Some(norm.groups)),
         })
@@ -110,34 +120,32 @@ impl Transformer {
 }
 
 impl Block {
-    fn new(config: TransformerConfig, params: Params) -> Result<Self> {
+    fn new(config: TransformerConfig, is_last: bool, params: Params) -> Result<Self> {
         let TransformerConfig { channels, heads, cross_attention_dim, .. } = config;
-        Ok(Self {
-            norm1: LayerNorm::new(channels, 1e-5, params.pp("norm1"))?,
-            attn1: SelfAttention::new(channels, heads, params.pp("attn1"))?,
-            norm2: LayerNorm::new(channels, 1e-5, params.pp("norm2"))?,
-            attn2: PromptAttention::new(channels, cross_attention_dim, heads, params.pp("attn2"))?,
-            norm3: LayerNorm::new(channels, 1e-5, params.pp("norm3"))?,
-            ff_in: Linear::new(channels, channels * 8, params.pp("ff.net.0.proj"))?,
-            ff_out: Linear::new(channels * 4, channels, params.pp("ff.net.2"))?,
-        })
+        let [norm1, norm2, norm3] = ["norm1", "norm2", "norm3"].map(|norm| params.pp(norm));
+        let attn1 = SelfAttention::new((EPS, &norm1), channels, heads, params.pp("attn1"))?;
+        let attn2 = PromptAttention::new((EPS, &norm2), channels, cross_attention_dim, heads, params.pp("attn2"))?;
+        let gate = [params.pp("ff.net.0.proj")];
+        let ff_in = Linear::behind_norm((EPS, &norm3), channels, channels * 8, true, &gate)?;
+        let ff_out = Linear::new(channels * 4, channels, params.pp("ff.net.2"))?;
+        Ok(Self { attn1, attn2, ff_in, ff_out: if is_last { ff_out } else { ff_out.ahead_of_norm() } })
     }
 
     /// Until a prompt is looked at, all `copies` of a map are the same, and it is computed once.
     fn forward(&self, xs: &Array, prompt: &PromptKeys, copies: usize) -> Result<Array> {
-        let xs = self.attn1.forward_adding(&self.norm1.forward(xs)?, xs)?;
-        let (normed, xs) = (repeated(&self.norm2.forward(&xs)?, copies)?, repeated(&xs, copies)?);
-        let xs = self.attn2.forward_adding(&normed, prompt, &xs)?;
-        let gated = self.ff_in.forward_geglu(&self.norm3.forward(&xs)?)?;
+        let xs = repeated(&self.attn1.forward_adding(xs, xs)?, copies)?;
+        let xs = self.attn2.forward_adding(&xs, prompt, &xs)?;
+        let gated = self.ff_in.forward_geglu(&xs)?;
         self.ff_out.forward_adding(&gated, &xs)
     }
 }
 
 impl SelfAttention {
-    fn new(channels: usize, heads: usize, params: Params) -> Result<Self> {
+    fn new(norm: (f64, &Params), channels: usize, heads: usize, params: Params) -> Result<Self> {
         let parts = ["to_q", "to_k", "to_v"].map(|part| params.pp(part));
-        let to_qkv = Linear::packed(channels, channels, false, &parts)?;
-        Ok(Self { to_qkv, to_out: Linear::new(channels, channels, params.pp("to_out.0"))?, heads })
+        let to_qkv = Linear::behind_norm(norm, channels, channels, false, &parts)?;
+        let to_out = Linear::new(channels, channels, params.pp("to_out.0"))?.ahead_of_norm();
+        Ok(Self { to_qkv, to_out, heads })
     }
 
     /// The attention plus `residual`, which has the shape of `xs`.

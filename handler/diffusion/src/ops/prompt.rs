@@ -1,4 +1,4 @@
-//! Attention to a prompt, whose keys and values all steps of a picture share.
+//! Attention to a prompt, whose keys and values all steps of a picture share, with the layer norm before it.
 
 use super::{Array, Linear, attention, gpu, mixed, params::Params};
 use crate::gpu::Gpu;
@@ -52,16 +52,22 @@ impl Prompts {
 }
 
 impl PromptAttention {
-    /// `width` is that of the prompt's embedding.
-    pub(crate) fn new(channels: usize, width: usize, heads: usize, params: Params) -> Result<Self> {
-        if let Some(folded) = gpu::PromptAttention::new(channels, width, heads, &params)? {
+    /// Behind a layer norm with that number added to the variance, whose parameters are in `norm`. `width` is that of the prompt's embedding.
+    pub(crate) fn new(
+        (eps, norm): (f64, &Params),
+        channels: usize,
+        width: usize,
+        heads: usize,
+        params: Params,
+    ) -> Result<Self> {
+        if let Some(folded) = gpu::PromptAttention::new((eps, norm), channels, width, heads, &params)? {
             return Ok(Self::Folded(folded));
         }
         let parts = ["to_k", "to_v"].map(|part| params.pp(part).ahead());
         Ok(Self::Plain(Plain {
-            to_q: Linear::no_bias(channels, channels, params.pp("to_q"))?,
+            to_q: Linear::behind_norm((eps, norm), channels, channels, false, &[params.pp("to_q")])?,
             to_kv: Linear::packed(width, channels, false, &parts)?,
-            to_out: Linear::new(channels, channels, params.pp("to_out.0"))?,
+            to_out: Linear::new(channels, channels, params.pp("to_out.0"))?.ahead_of_norm(),
             heads,
         }))
     }

@@ -29,19 +29,17 @@ impl GpuState {
         let low_rank = plan.take_low_rank(|of_unet, name| placed[usize::from(of_unet)].takes_products(name));
         let overlays = plan.merge(unet, text)?;
         let merged = [text.with_overlay(overlays.text_encoder), unet.with_overlay(overlays.unet)];
-        let parts = placed.into_iter().zip([text, unet]).zip(&merged).zip(&mut self.changed);
-        for (of_unet, (((placed, base), merged), changed)) in [false, true].into_iter().zip(parts) {
-            placed.fill(base, Some(changed)).map_err(on_device)?;
-            changed.clear();
+        let parts = placed.into_iter().zip(&merged).zip(&mut self.changed);
+        for (of_unet, ((placed, merged), changed)) in [false, true].into_iter().zip(parts) {
             let ours: Vec<_> = low_rank.iter().filter(|product| product.of_unet == of_unet).collect();
-            changed.extend(ours.iter().map(|product| product.name.clone()));
-            add_products(placed, &ours)?;
-            // The rest is copied on other streams.
-            gpu.synchronize().map_err(on_device)?;
             let names: Vec<String> = merged.overlay().keys().filter(|name| placed.has(name)).cloned().collect();
-            // Before filling, so that tensors are restored even if it fails halfway.
-            changed.extend(names.iter().cloned());
-            placed.fill(merged, Some(&names)).map_err(on_device)?;
+            let now: Vec<String> =
+                ours.iter().map(|product| product.name.clone()).chain(names.iter().cloned()).collect();
+            let filled = [&changed[..], &names].concat();
+            // Before they are, so that all are restored even if it fails halfway.
+            changed.extend(now.iter().cloned());
+            rewrite(placed, merged, &filled, &ours)?;
+            *changed = now;
         }
         let [text, _] = merged;
         Ok(text)
@@ -56,8 +54,13 @@ impl GpuState {
     }
 }
 
-/// Adds products to matrices on the GPU.
-fn add_products(placed: &Placed, products: &[&LowRankUpdate]) -> std::result::Result<(), LoraError> {
+/// Fills tensors on the GPU, and adds products to matrices there.
+fn rewrite(
+    placed: &Placed,
+    source: &Weights,
+    filled: &[String],
+    products: &[&LowRankUpdate],
+) -> std::result::Result<(), LoraError> {
     let of = |product: &&LowRankUpdate| Product {
         name: product.name.clone(),
         rows: product.rows,
@@ -67,7 +70,7 @@ fn add_products(placed: &Placed, products: &[&LowRankUpdate]) -> std::result::Re
     let write = |index: usize, left: &mut [f32], right: &mut [f32]| {
         products[index].write(left, right).map_err(|error| GpuError::Unavailable(error.to_string()))
     };
-    placed.add_products(&products.iter().map(of).collect::<Vec<_>>(), &write).map_err(on_device)
+    placed.rewrite(source, filled, &products.iter().map(of).collect::<Vec<_>>(), &write).map_err(on_device)
 }
 
 fn on_device(error: GpuError) -> LoraError {

@@ -98,8 +98,10 @@ impl HopperPlan {
             _ => (PRODUCT_HOPPER_THREADS, PRODUCT_HOPPER_SHARED_OF_TWO),
         };
         let (rows, across) = (tiling.tiles(problem, mode), problem.columns.div_ceil(columns));
+        // Those with a softmax take both.
+        let normed = if problem.a_sums != 0 && !is_softmax { "_normed" } else { "" };
         let launch = Launch {
-            name: format!("product_hopper_{}_{ending}", problem.dtype.name()),
+            name: format!("product_hopper_{}_{ending}{normed}", problem.dtype.name()),
             grid: if tiling.columns_first == 1 { [across, rows, splits] } else { [rows, across, splits] },
             block,
             shared,
@@ -115,6 +117,11 @@ impl HopperPlan {
         let whole = problem.area().is_multiple_of(PLACES) && problem.rows.is_multiple_of(problem.area());
         let patches_fit = self.mode == ROWS || self.tiling.is_exact(problem);
         (whole && patches_fit && parts * chunks <= MOST_MOMENTS).then_some((groups * parts, chunks))
+    }
+
+    /// Parts of an output's row that the kernel can sum up along.
+    pub(crate) fn row_parts(&self, problem: &Problem) -> Option<usize> {
+        (self.mode == ROWS && problem.ending == Ending::AsItIs).then(|| problem.columns.div_ceil(self.columns))
     }
 
     /// Enqueues it.
@@ -251,6 +258,7 @@ fn mode_of(problem: &Problem) -> Option<usize> {
         && !problem.crossed
         && problem.partials == 0
         && matches!(problem.dtype, Dtype::F16 | Dtype::BF16);
+    let plain = plain && (problem.a_sums == 0 || problem.side == 1 && problem.stride == 1);
     let worth = problem.rows >= FEW_ROWS && problem.channels[0] >= FEW_CHANNELS && problem.columns > 0;
     if !plain || !worth || !problem.is_whole() {
         return None;

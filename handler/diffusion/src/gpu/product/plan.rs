@@ -51,6 +51,9 @@ impl Plan {
             None if matches!(problem.ending, Ending::Softmax { .. }) => {
                 Err(GpuError::Unavailable(format!("no kernel has a softmax after {problem:?}")))
             }
+            None if problem.a_sums != 0 => {
+                Err(GpuError::Unavailable(format!("no kernel normalises the rows of {problem:?}")))
+            }
             None => Ok(Self::plain(problem, facts, may_split)),
         }
     }
@@ -92,6 +95,12 @@ impl Plan {
         (problem.area().is_multiple_of(rows) && parts * chunks <= MOST_MOMENTS).then_some((groups * parts, chunks))
     }
 
+    /// Parts of an output's row that the kernel can sum up along.
+    pub(crate) fn row_parts(&self, problem: &Problem) -> Option<usize> {
+        let [_, columns] = self.part.filter(|_| self.splits == 1 && problem.ending == Ending::AsItIs)?;
+        (!problem.phased && !problem.wide).then(|| problem.columns.div_ceil(columns))
+    }
+
     /// Enqueues it.
     ///
     /// # Safety
@@ -112,6 +121,7 @@ fn leaves_none(problem: &Problem) -> bool {
         && !problem.wide
         && !problem.crossed
         && problem.ending == Ending::AsItIs
+        && problem.a_sums == 0
         && problem.alpha == 1.0
         && problem.columns.is_multiple_of(8)
 }

@@ -17,8 +17,9 @@ pub(crate) enum Ending {
     Softmax { counted: usize },
 }
 
-/// `out[m][n] = ending(alpha[n] * sum over k of A[m][k] * W[n][k] + bias[n] + table[row of step][n] + onto[m][n])`. Addresses, of which
-/// those that may be missing are then 0. `kernels/product.cuh` says what each field is.
+/// `out[m][n] = ending(alpha[n] * (scale[m] * sum over k of A[m][k] * W[n][k] + bias[n]) + table[row of step][n] + onto[m][n])`, where the scale
+/// is 1 unless rows of A are to be normalised. Addresses, of which those that may be missing are then 0. `kernels/product.cuh` says
+/// what each field is.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Problem {
     /// Of all arrays, apart from `step`, and from `out` if it is `wide`.
@@ -37,6 +38,10 @@ pub(crate) struct Problem {
     pub partials: u64,
     /// f32, `[images, groups, chunks, 2]`, or 0.
     pub moments: u64,
+    /// Of A's rows, if they are to be normalised: f32, `[row_parts, sum_rows, 2]`, or 0.
+    pub a_sums: u64,
+    /// Of the output's: f32, `[parts, rows of all problems, 2]` with as many parts as a kernel says, or 0.
+    pub row_sums: u64,
     pub a_batch: usize,
     pub w_batch: usize,
     pub out_batch: usize,
@@ -64,6 +69,12 @@ pub(crate) struct Problem {
     pub ending: Ending,
     /// Groups of the moments, and chunks of an image's rows.
     pub measured: [usize; 2],
+    /// Parts of A's rows that were summed up.
+    pub row_parts: usize,
+    /// Rows that were summed up: all of A's, or as many that repeat.
+    pub sum_rows: usize,
+    /// What is added to the variance of A's rows.
+    pub eps: f32,
     /// Of the first `scaled` columns; of the others it is 1.
     pub alpha: f32,
     pub scaled: usize,
@@ -97,6 +108,8 @@ impl Problem {
             out: at.out,
             partials: 0,
             moments: 0,
+            a_sums: 0,
+            row_sums: 0,
             a_batch: shape.a_stride,
             w_batch: shape.w_stride,
             out_batch: shape.out_stride,
@@ -117,6 +130,9 @@ impl Problem {
             steps: 0,
             ending: Ending::AsItIs,
             measured: [0; 2],
+            row_parts: 0,
+            sum_rows: 0,
+            eps: 0.0,
             alpha: f32::from_bits(shape.alpha_bits),
             scaled: shape.columns,
             wide: shape.out != shape.dtype,
@@ -232,6 +248,8 @@ impl Problem {
             self.out,
             self.partials,
             self.moments,
+            self.a_sums,
+            self.row_sums,
         ];
         let strides = [self.a_batch, self.w_batch, self.out_batch].map(|stride| i64::try_from(stride).ok());
         for stride in strides {
@@ -279,12 +297,15 @@ impl Problem {
             measured[0],
             measured[1],
         ];
-        let flags = [self.wide, self.crossed, self.is_whole(), self.is_by_channels(), false].map(usize::from);
+        let flags = [self.wide, self.crossed, self.is_whole(), self.is_by_channels()].map(usize::from);
         let ints =
             |numbers: &[usize]| numbers.iter().map(|&number| i32::try_from(number).ok()).collect::<Option<Vec<_>>>();
         let mut halves: Vec<u32> = ints(&before)?.into_iter().map(|number| number as u32).collect();
         halves.push(self.alpha.to_bits());
-        halves.extend(ints(&[&[self.scaled], &flags[..]].concat())?.into_iter().map(|number| number as u32));
+        let behind = [&[self.scaled], &flags[..], &[self.row_parts, self.sum_rows]].concat();
+        halves.extend(ints(&behind)?.into_iter().map(|number| number as u32));
+        halves.push(self.eps.to_bits());
+        halves.extend(ints(&[self.problems * self.rows, 0])?.into_iter().map(|number| number as u32));
         words.extend(halves.as_chunks().0.iter().map(|&[low, high]: &[u32; 2]| u64::from(low) | u64::from(high) << 32));
         Some(words)
     }
@@ -300,16 +321,19 @@ mod tests {
 
     #[test]
     fn a_kernel_reads_the_fields_in_its_order() {
-        let words = Problem { alpha: 0.5, scaled: 8, wide: true, ..product() }.words(64).unwrap();
-        assert_eq!(words.len(), 10 + 3 + 34 / 2);
+        let normed = Problem { a_sums: 1 << 20, row_sums: 2 << 20, row_parts: 5, sum_rows: 3, eps: 0.25, ..product() };
+        let words = Problem { alpha: 0.5, scaled: 8, wide: true, ..normed }.words(64).unwrap();
+        assert_eq!(words.len(), 12 + 3 + 38 / 2);
         assert_eq!((words[0], words[2], words[7]), (4096, 8192, 12_288));
         // Rows and columns, inner and the pitch of A.
-        assert_eq!(&words[13..15], &[3 | 16 << 32, 24 | 24 << 32]);
+        assert_eq!(&words[10..12], &[1 << 20, 2 << 20]);
+        assert_eq!(&words[15..17], &[3 | 16 << 32, 24 | 24 << 32]);
         // A window of one place: it is the first and the last.
-        assert_eq!(&words[22..24], &[1 | 1 << 32, 0]);
-        // `chunks` is before alpha, then come `scaled`, `wide`, `crossed`, `whole`, the order along k, and nothing.
-        assert_eq!(words[26] >> 32, u64::from(0.5f32.to_bits()));
-        assert_eq!(&words[27..], &[8 | 1 << 32, 1 << 32, 0]);
+        assert_eq!(&words[24..26], &[1 | 1 << 32, 0]);
+        // `chunks` is before alpha, then come `scaled`, `wide`, `crossed`, `whole`, the order along k, `row_parts`, `sum_rows`,
+        // `eps`, the rows of all problems and nothing.
+        assert_eq!(words[28] >> 32, u64::from(0.5f32.to_bits()));
+        assert_eq!(&words[29..], &[8 | 1 << 32, 1 << 32, 5 << 32, 3 | u64::from(0.25f32.to_bits()) << 32, 3]);
         assert_eq!(Problem { a_row: 1 << 31, ..product() }.words(64), None);
     }
 

@@ -101,12 +101,12 @@ impl Tile {
         crossed && steady && ends && narrow && sums && self.shared(facts) <= facts.shared[0]
     }
 
-    /// Dynamic shared memory: a ring of stages of 128 bytes a row, or one, and later the sums.
+    /// Dynamic shared memory: a ring of stages of 128 bytes a row, or one, and later the sums; behind them a scale for each row.
     pub(super) fn shared(&self, facts: &Facts) -> usize {
         let stages = if facts.copies_ahead { self.stages } else { 1 };
         let pitch = (self.columns / self.across + 7) / 16 * 16 + 8;
         let staging = self.rows * self.across * pitch * 4;
-        (stages * (self.rows + self.columns) * 2 * STEP).max(staging)
+        (stages * (self.rows + self.columns) * 2 * STEP).max(staging) + self.rows * 4
     }
 
     /// A model of the time that it takes: that of the multiprocessor with the most blocks.

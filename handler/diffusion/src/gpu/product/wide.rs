@@ -46,7 +46,7 @@ impl WidePlan {
         let is_gated = problem.ending == Ending::Gated;
         let plain = plain && if is_gated { problem.alpha == 1.0 } else { problem.ending == Ending::AsItIs };
         let columns = if is_gated { problem.columns / 2 } else { problem.columns };
-        if !plain || problem.out_row != columns || is_gated != (problem.bias != 0) {
+        if !plain || problem.out_row != columns || is_gated && problem.bias == 0 {
             return None;
         }
         match is_gated {
@@ -97,8 +97,10 @@ impl WidePlan {
         let x = rows_of(problem.a, problem.rows, problem.a_row, WIDE_ROWS)?;
         let w = rows_of(problem.w, problem.columns, problem.w_row, self.at_once)?;
         let sizes = [problem.rows, problem.inner, self.columns, self.tiles].map(Arg::Int);
-        let fields = [&[problem.bias, problem.out].map(Arg::At)[..], &sizes];
-        let last = [Arg::Float(problem.alpha), Arg::Int(problem.scaled)];
+        let fields = [&[problem.bias, problem.out, problem.a_sums].map(Arg::At)[..], &sizes];
+        let (alpha, eps) = (Arg::Float(problem.alpha), Arg::Float(problem.eps));
+        let [scaled, parts, sum_rows, nothing] = [problem.scaled, problem.row_parts, problem.sum_rows, 0].map(Arg::Int);
+        let last = [alpha, scaled, parts, sum_rows, eps, nothing];
         let words = Arg::packed(&[fields.concat(), last.into()].concat());
         let words = words.ok_or_else(|| GpuError::Unavailable(format!("too large for a kernel: {problem:?}")))?;
         // SAFETY: the arguments of these kernels in their order, as the caller promises.
@@ -128,7 +130,9 @@ mod tests {
 
     #[test]
     fn the_unets_wide_products_are_shared_out_evenly() {
+        let normed = Problem { a_sums: 5 << 20, bias: 4 << 20, ..product(8192, 320, 960) };
         for (problem, name, grid, tiles) in [
+            (normed, "panel_f16_plain", 128, 64 * 6),
             (product(8192, 320, 960), "panel_f16_plain", 128, 64 * 6),
             (product(4096, 320, 960), "panel_f16_plain", 96, 32 * 6),
             (gated(8192, 320, 2560), "panel_f16_gated", 128, 64 * 16),
@@ -152,7 +156,6 @@ mod tests {
             gated(128, 1280, 10_240),
             gated(2048, 640, 5136),
             gated(2048, 648, 5120),
-            Problem { bias: 4 << 20, ..plain },
             Problem { onto: 4 << 20, ..plain },
             Problem { table: 4 << 20, ..plain },
             Problem { alpha: 0.5, ..gate },

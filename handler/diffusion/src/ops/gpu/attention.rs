@@ -41,7 +41,7 @@ pub(in crate::ops) fn attention(q: &Array, k: &Array, v: &Array, heads: usize) -
 /// Attention of each token to all, by layers for queries, keys and values. Where a kernel would multiply the queries by the scale of the
 /// scores, and round them again, the product that makes them does it.
 pub(in crate::ops) fn self_attention(to_qkv: &Linear, xs: &Array, heads: usize) -> Result<Array> {
-    let (gpu, each) = (xs.gpu(), to_qkv.scalable().filter(|each| each.is_multiple_of(heads)));
+    let (gpu, each) = (xs.gpu(), Some(to_qkv.each()).filter(|each| each.is_multiple_of(heads)));
     let factor = each
         .map(|each| each / heads)
         .filter(|&width| subtracts(width) && gpu.is_hopper() && gpu.fuses(xs.dtype()))

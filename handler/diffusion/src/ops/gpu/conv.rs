@@ -22,6 +22,8 @@ pub(in crate::ops) struct Conv {
     window: Window,
     /// Groups of channels whose moments it takes along.
     groups: Option<usize>,
+    /// Whether a layer norm follows, for which rows are summed up.
+    sums_rows: bool,
 }
 
 impl Conv {
@@ -46,6 +48,7 @@ impl Conv {
             bias: params.place(placed, &[outer], "bias", vector(outer))?,
             window,
             groups: Some(USUAL_GROUPS),
+            sums_rows: false,
         })
     }
 
@@ -53,9 +56,14 @@ impl Conv {
         Self { groups: groups.filter(|groups| *groups > 0), ..self }
     }
 
+    /// Says that a layer norm follows, and no group norm.
+    pub(in crate::ops) fn ahead_of_norm(self) -> Self {
+        Self { groups: None, sums_rows: true, ..self }
+    }
+
     /// Of a weight `[out, side x side x in]` and a bias `[1, out]`, which a GPU has as they are.
     pub(super) fn of_arrays(weight: Array, bias: Array, window: Window) -> Self {
-        Self { weight, bias, window, groups: Some(USUAL_GROUPS) }
+        Self { weight, bias, window, groups: Some(USUAL_GROUPS), sums_rows: false }
     }
 
     /// Plus the row of `shift`'s table that its counter names, at every place, and `onto`.
@@ -81,7 +89,8 @@ impl Conv {
     }
 
     fn after<'a>(&'a self, shift: Option<(&'a Array, &'a Array)>, onto: Option<&'a Array>) -> After<'a> {
-        After { bias: Some(&self.bias), shift, onto, groups: self.groups, ..After::default() }
+        let rows = self.sums_rows && self.window.side == 1 && self.weight.gpu().fuses(self.weight.dtype());
+        After { bias: Some(&self.bias), shift, onto, groups: self.groups, rows, ..After::default() }
     }
 
     /// The shape of the convolution of a map, and room for its result.

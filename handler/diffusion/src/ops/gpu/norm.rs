@@ -17,36 +17,52 @@ const MOST_PARTS: usize = 1 << 20;
 
 /// Layer normalisation over the last dimension.
 pub(in crate::ops) struct LayerNorm {
-    weight: Array,
-    bias: Array,
+    /// None if they are in the layer behind it.
+    weight_and_bias: Option<[Array; 2]>,
     eps: f64,
 }
 
 impl LayerNorm {
     pub(in crate::ops) fn new(channels: usize, eps: f64, params: &Params, placed: &Placed) -> Result<Self> {
         let place = |leaf| params.place(placed, &[channels], leaf, vector(channels));
-        Ok(Self { weight: place("weight")?, bias: place("bias")?, eps })
+        Ok(Self { weight_and_bias: Some([place("weight")?, place("bias")?]), eps })
+    }
+
+    /// Without weight and bias.
+    pub(super) fn alone(eps: f64) -> Self {
+        Self { weight_and_bias: None, eps }
+    }
+
+    pub(super) fn eps(&self) -> f32 {
+        self.eps as f32
+    }
+
+    /// Weight and bias `[1, channels]`.
+    pub(super) fn weight_and_bias(&self) -> Option<&[Array; 2]> {
+        self.weight_and_bias.as_ref()
     }
 
     pub(in crate::ops) fn forward(&self, xs: &Array) -> Result<Array> {
         let (gpu, rows, channels) = (xs.gpu(), xs.rows(), xs.columns());
-        check_alike("a layer norm", &[xs, &self.weight, &self.bias])?;
-        [&self.weight, &self.bias].iter().try_for_each(|each| check_vector("a layer norm", each, channels))?;
+        let ours: Vec<&Array> = self.weight_and_bias.iter().flatten().collect();
+        check_alike("a layer norm", &[&[xs], &ours[..]].concat())?;
+        ours.iter().try_for_each(|each| check_vector("a layer norm", each, channels))?;
         // Threads that share a row, as the kernel has them.
         let widths = [(ROW_OF_8, 8), (ROW_OF_16, 16), (ROW_OF_32, 32)];
         let Some((_, sharing)) = widths.into_iter().find(|(most, _)| channels <= *most) else {
             return refused(format!("a layer norm of {channels} channels: the most are {ROW_OF_32}"));
         };
         let out = gpu.scratch(xs.dims(), xs.dtype())?;
-        let sizes = [Arg::Int(rows), Arg::Int(channels), Arg::Float(self.eps as f32)];
-        let args = [&addresses([xs, &self.weight, &self.bias, &out])[..], &sizes].concat();
+        let sizes = [Arg::Int(rows), Arg::Int(channels), Arg::Float(self.eps())];
+        let [weight, bias] = [ours.first(), ours.get(1)].map(|array| address_or_null(array.copied()));
+        let args = [&[Arg::At(xs.address()), weight, bias, Arg::At(out.address())], &sizes[..]].concat();
         let threads = rows * sharing;
         let block = if threads < 128 * gpu.multiprocessors() { 64 } else { 128 };
         // A thread keeps weights and biases while it goes on to another row.
         let blocks = threads.div_ceil(block).min(LAYER_NORM_BLOCKS * gpu.multiprocessors());
         let name = format!("layer_norm_{}", xs.dtype().name());
-        Array::reach(&[&self.weight, &self.bias])?;
-        // SAFETY: weight and bias have as many channels as xs, `out` is made like xs, and rows are not longer than the kernel can hold.
+        Array::reach(&ours)?;
+        // SAFETY: weight and bias, if they are there, have as many channels as xs, `out` is made like xs, and rows are not longer than the kernel can hold.
         unsafe { gpu.launch(Launch { name, grid: [blocks, 1, 1], block, shared: 0 }, &args)? };
         Ok(out)
     }

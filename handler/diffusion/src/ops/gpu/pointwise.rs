@@ -33,7 +33,11 @@ fn each<const N: usize>(name: &str, inputs: [&Array; N]) -> Result<Array> {
 
 /// Its moments are repeated with it.
 pub(in crate::ops) fn repeated(xs: &Array, times: usize) -> Result<Array> {
-    let out = repeated_numbers(xs, times)?;
+    let mut out = repeated_numbers(xs, times)?;
+    if let Some(sums) = xs.row_sums() {
+        // They repeat as the rows do.
+        out = out.with_row_sums(sums.clone());
+    }
     match xs.moments() {
         None => Ok(out),
         Some(Moments { array, groups }) => {

@@ -16,7 +16,7 @@ use std::sync::Arc;
 pub(super) struct After<'a> {
     /// As many as `out` has columns.
     pub(super) bias: Option<&'a Array>,
-    /// What the first so many columns are multiplied by, before anything is added.
+    /// What the first so many columns are multiplied by, with their bias, before anything else is added.
     pub(super) scaled: Option<(usize, f32)>,
     /// A table of rows of as many, and the number of the step.
     pub(super) shift: Option<(&'a Array, &'a Array)>,
@@ -24,6 +24,10 @@ pub(super) struct After<'a> {
     pub(super) onto: Option<&'a Array>,
     /// Groups of channels whose moments are taken along where the kernel can, for a group norm that follows.
     pub(super) groups: Option<usize>,
+    /// Whether the rows are summed up along where the kernel can, for a layer norm that follows.
+    pub(super) rows: bool,
+    /// What is added to the variance of A's rows, if they are to be normalised by the sums that were taken along.
+    pub(super) norm_eps: Option<f32>,
 }
 
 /// Enqueues a product whose result is `out`, dense, and returns that, with its moments if they come with it.
@@ -47,14 +51,14 @@ pub(super) unsafe fn product(problem: Problem, out: Array, after: After) -> Resu
         onto: address(after.onto),
         ..problem
     };
-    if let Some(plan) = WidePlan::of(&problem, &gpu).filter(|_| after.groups.is_none()) {
+    if let Some(plan) = WidePlan::of(&problem, &gpu).filter(|_| after.groups.is_none() && !after.rows) {
         // SAFETY: as the caller promises.
         unsafe { plan.launch(&gpu, &problem)? };
         return Ok(out);
     }
     if let Some(plan) = HopperPlan::of(&problem, &gpu) {
         // SAFETY: as the caller promises.
-        return unsafe { hopper(&plan, problem, out, after.groups) };
+        return unsafe { hopper(&plan, problem, out, after) };
     }
     let plan = Plan::of(&problem, &gpu)?;
     if plan.splits() > 1 {
@@ -66,9 +70,11 @@ pub(super) unsafe fn product(problem: Problem, out: Array, after: After) -> Resu
     }
     let moments = after.groups.and_then(|groups| plan.measured(&problem, groups));
     let moments = moments.map(|measured| room_for_moments(&mut problem, out.gpu(), measured)).transpose()?;
-    // SAFETY: as the caller promises; there is room for the moments of each group and chunk.
+    let row_parts = plan.row_parts(&problem).filter(|_| after.rows);
+    let row_sums = room_for_row_sums(&mut problem, &gpu, row_parts)?;
+    // SAFETY: as the caller promises; there is room for the moments of each group and chunk, and for the sums of each row.
     unsafe { plan.launch(&gpu, &problem)? };
-    Ok(with(out, moments))
+    Ok(with(out, moments, row_sums))
 }
 
 /// Room for the moments of so many groups, or parts of groups, and chunks of rows, of which the problem is told.
@@ -80,9 +86,21 @@ fn room_for_moments(problem: &mut Problem, gpu: &Gpu, (groups, chunks): (usize, 
     Ok(Moments { array: Arc::new(array), groups })
 }
 
-fn with(out: Array, moments: Option<Moments>) -> Array {
-    match moments {
+/// Room for sums of so many parts of each row, of which the problem is told.
+fn room_for_row_sums(problem: &mut Problem, gpu: &Gpu, parts: Option<usize>) -> Result<Option<Array>> {
+    let Some(parts) = parts else { return Ok(None) };
+    let sums = gpu.scratch(&[parts, problem.problems * problem.rows, 2], Dtype::F32)?;
+    problem.row_sums = sums.address();
+    Ok(Some(sums))
+}
+
+fn with(out: Array, moments: Option<Moments>, row_sums: Option<Array>) -> Array {
+    let out = match moments {
         Some(moments) => out.with_moments(moments),
+        None => out,
+    };
+    match row_sums {
+        Some(sums) => out.with_row_sums(sums.into()),
         None => out,
     }
 }
@@ -91,12 +109,14 @@ fn with(out: Array, moments: Option<Moments>) -> Array {
 ///
 /// # Safety
 /// As for [`product`].
-unsafe fn hopper(plan: &HopperPlan, mut problem: Problem, out: Array, groups: Option<usize>) -> Result<Array> {
-    let moments = groups.and_then(|groups| plan.measured(&problem, groups));
+unsafe fn hopper(plan: &HopperPlan, mut problem: Problem, out: Array, after: After) -> Result<Array> {
+    let moments = after.groups.and_then(|groups| plan.measured(&problem, groups));
     let moments = moments.map(|measured| room_for_moments(&mut problem, out.gpu(), measured)).transpose()?;
-    // SAFETY: as the caller promises; there is room for the moments of each unit and chunk.
+    let row_parts = plan.row_parts(&problem).filter(|_| after.rows);
+    let row_sums = room_for_row_sums(&mut problem, out.gpu(), row_parts)?;
+    // SAFETY: as the caller promises; there is room for the moments of each unit and chunk, and for the sums of each row.
     unsafe { plan.launch(out.gpu(), &problem)? };
-    Ok(with(out, moments))
+    Ok(with(out, moments, row_sums))
 }
 
 /// Adds the parts of a product that was split along k, and does what comes after it.
@@ -124,5 +144,5 @@ fn after_split(partials: &Array, out: Array, after: After) -> Result<Array> {
     // added were compared with it, and the kernel takes no row past the table's last one. `moments_for` made the moments for this map and
     // grid.
     unsafe { gpu.launch(launch, &args)? };
-    Ok(with(out, moments))
+    Ok(with(out, moments, None))
 }

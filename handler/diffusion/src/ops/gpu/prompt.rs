@@ -7,6 +7,7 @@
 //! ```
 //!
 //! A step then computes `softmax(x K'^T) V'^T + bias + residual`, the softmax of each head with base 2, at the end of the first product.
+//! The layer norm before it becomes part of the keys, too: see `kernels/row_norm.cuh`.
 //!
 //! There are 80 columns for each head, so that a long prompt goes the plain way: queries, attention and output one after the other.
 
@@ -14,14 +15,15 @@ use super::{
     LANES,
     attention::attention,
     check_alike, check_vector,
-    linear::{Linear, multiply},
+    linear::{Linear, multiply, normalising, normed},
+    norm::LayerNorm,
     product::{After, product},
     refused, vector, with_columns,
 };
 use crate::{
     gpu::{
-        Array, Dtype, Gpu,
-        constants::SOFTMAX_SLOTS,
+        Arg, Array, Dtype, Gpu, Launch,
+        constants::{FOLD_ROWS, SOFTMAX_SLOTS},
         matmul::{MatmulShape, Operands},
         product::{Ending, Problem},
     },
@@ -39,6 +41,7 @@ const FEW_COLUMNS: usize = 640;
 
 /// Queries, keys, values and output of one attention to a prompt.
 pub(crate) struct PromptAttention {
+    norm: LayerNorm,
     to_q: Linear,
     to_kv: Linear,
     to_out: Linear,
@@ -52,6 +55,8 @@ pub(crate) struct PromptAttention {
 pub(crate) struct Folded {
     /// `[prompts, heads * 80, channels]`.
     pub(in crate::ops) keys: Array,
+    /// `[prompts, heads * 80]`: what is added to the scores.
+    pub(in crate::ops) bias: Array,
     /// `[prompts, channels, heads * 80]`.
     pub(in crate::ops) values: Array,
     /// Tokens of the prompts.
@@ -66,7 +71,7 @@ impl Folded {
 
     /// Whether it is the same memory, for as many tokens.
     pub(in crate::ops) fn is(&self, other: &Self) -> bool {
-        let places = |folded: &Self| [&folded.keys, &folded.values].map(Array::address);
+        let places = |folded: &Self| [&folded.keys, &folded.bias, &folded.values].map(Array::address);
         self.size() == other.size() && places(self) == places(other)
     }
 
@@ -75,24 +80,33 @@ impl Folded {
     /// # Panics
     /// There are fewer.
     pub(crate) fn first(&self, prompts: usize) -> Self {
-        Self { keys: self.keys.part(0, prompts), values: self.values.part(0, prompts), tokens: self.tokens }
+        let [keys, bias, values] = [&self.keys, &self.bias, &self.values].map(|all| all.part(0, prompts));
+        Self { keys, bias, values, tokens: self.tokens }
     }
 }
 
 impl PromptAttention {
     /// `None` where queries, attention and output one after the other are the better way: see [`pays`].
-    pub(in crate::ops) fn new(channels: usize, width: usize, heads: usize, params: &Params) -> Result<Option<Self>> {
+    pub(in crate::ops) fn new(
+        (eps, norm): (f64, &Params),
+        channels: usize,
+        width: usize,
+        heads: usize,
+        params: &Params,
+    ) -> Result<Option<Self>> {
         let fits = params.prompt_tokens().is_some_and(|tokens| tokens <= SLOTS);
         let Some(placed) = params.placed().filter(|placed| fits && pays(placed.gpu(), placed.dtype(), channels, heads))
         else {
             return Ok(None);
         };
-        // No step uses the weights.
+        // No step uses the weights, nor those of the norm.
+        let norm = norm.clone().ahead();
         let linear = |inner: usize, parts: &[&str]| {
             let params: Vec<_> = parts.iter().map(|part| params.pp(part).ahead()).collect();
             Linear::new(inner, channels, false, &params, params[0].placed().unwrap_or(placed))
         };
         Ok(Some(Self {
+            norm: LayerNorm::new(channels, eps, &norm, norm.placed().unwrap_or(placed))?,
             to_q: linear(channels, &["to_q"])?,
             to_kv: linear(width, &["to_k", "to_v"])?,
             to_out: linear(channels, &["to_out.0"])?,
@@ -106,7 +120,8 @@ impl PromptAttention {
     pub(in crate::ops) fn room(&self, gpu: &Gpu, prompts: usize) -> Result<Folded> {
         let (columns, dtype) = (self.heads * SLOTS, self.bias.dtype());
         let keys = gpu.resident(&[prompts, columns, self.channels], dtype)?;
-        Ok(Folded { keys, values: gpu.resident(&[prompts, self.channels, columns], dtype)?, tokens: SLOTS })
+        let bias = gpu.resident(&[prompts, columns], dtype)?;
+        Ok(Folded { keys, bias, values: gpu.resident(&[prompts, self.channels, columns], dtype)?, tokens: SLOTS })
     }
 
     /// Folds the prompts, of which [`with_slots`] was made, and which have so many tokens. The result is in `room`, or in scratch memory.
@@ -117,12 +132,15 @@ impl PromptAttention {
         let (gpu, dtype, channels, columns) = (prompts.gpu(), prompts.dtype(), self.channels, self.heads * SLOTS);
         let (heads, width) = (self.heads, channels / self.heads);
         let dims = [[count, columns, channels], [count, channels, columns]];
-        let Folded { keys, values, .. } = match room {
+        let Folded { keys, bias, values, .. } = match room {
             Some(room) => room.clone(),
-            None => Folded { keys: gpu.scratch(&dims[0], dtype)?, values: gpu.scratch(&dims[1], dtype)?, tokens },
+            None => {
+                let [keys, values] = [gpu.scratch(&dims[0], dtype)?, gpu.scratch(&dims[1], dtype)?];
+                Folded { keys, bias: gpu.scratch(&[count, columns], dtype)?, values, tokens }
+            }
         };
-        check_alike("folded prompts", &[prompts, &keys, &values, self.to_q.weight(), self.to_out.weight()])?;
-        if keys.dims() != dims[0] || values.dims() != dims[1] || tokens > SLOTS {
+        check_alike("folded prompts", &[prompts, &keys, &bias, &values, self.to_q.weight(), self.to_out.weight()])?;
+        if keys.dims() != dims[0] || bias.dims() != [count, columns] || values.dims() != dims[1] || tokens > SLOTS {
             return refused(format!(
                 "{count} prompts of {tokens} tokens into {:?} and {:?}",
                 keys.dims(),
@@ -151,17 +169,38 @@ impl PromptAttention {
             ..MatmulShape::linear(dtype, channels, SLOTS, width)
         };
         let of_keys = MatmulShape { w_row: channels, ..of_keys };
+        let [k, v] = [0, channels].map(|from| both.columns_from(from, channels));
+        let at = |array: &Array, prompt: usize| array.part(prompt, 1).address();
         for prompt in 0..count {
-            let [k, v] = [0, channels].map(|from| both.columns_from(from, channels).part(prompt, 1).address());
-            let [keys, values] = [&keys, &values].map(|array| array.part(prompt, 1).address());
+            let operands = Operands::product(at(&k, prompt), self.to_q.weight().address(), at(&keys, prompt));
             // SAFETY: 80 rows of k in heads of `width` columns next to each other, `width` rows of the square weight for each head, and 80
-            // rows of the keys, which have that many for each. For the values the same across. All were compared above.
-            unsafe {
-                gpu.multiply(&of_keys, &Operands::product(k, self.to_q.weight().address(), keys))?;
-                gpu.multiply(&of_values, &Operands::product(self.to_out.weight().address(), v, values))?;
-            }
+            // rows of the keys, which have that many for each. All were compared above.
+            unsafe { gpu.multiply(&of_keys, &operands)? };
         }
-        Ok(Folded { keys, values, tokens })
+        // Ahead of the values, so that all of it has ended when a kernel reads keys that starts before the kernel ahead of it has.
+        self.put_norm_into(&keys, &bias)?;
+        for prompt in 0..count {
+            let operands = Operands::product(self.to_out.weight().address(), at(&v, prompt), at(&values, prompt));
+            // SAFETY: the same across.
+            unsafe { gpu.multiply(&of_values, &operands)? };
+        }
+        Ok(Folded { keys, bias, values, tokens })
+    }
+
+    /// Makes the norm a part of the keys, and the bias of their scores.
+    fn put_norm_into(&self, keys: &Array, bias: &Array) -> Result<()> {
+        let Some([weight, shift]) = self.norm.weight_and_bias() else {
+            return refused("a norm without weight and bias before a prompt".into());
+        };
+        check_alike("the norm before a prompt", &[keys, weight, shift])?;
+        [weight, shift].iter().try_for_each(|each| check_vector("the norm before a prompt", each, keys.columns()))?;
+        Array::reach(&[weight, shift])?;
+        let addresses = [keys.address(), weight.address(), shift.address(), 0, bias.address()].map(Arg::At);
+        let args = [&addresses[..], &[keys.rows(), keys.columns()].map(Arg::Int)].concat();
+        let name = format!("fold_layer_norm_{}", keys.dtype().name());
+        let launch = Launch { name, grid: [keys.rows().div_ceil(FOLD_ROWS), 1, 1], block: 32 * FOLD_ROWS, shared: 0 };
+        // SAFETY: weight and bias of the norm have as many numbers as a key; there is a number of `bias` for each key.
+        Ok(unsafe { keys.gpu().launch(launch, &args)? })
     }
 
     /// Keys and values of prompts `[batch, tokens, width]`, `[batch, tokens, channels]` each, for any number of tokens.
@@ -173,24 +212,32 @@ impl PromptAttention {
     /// The attention of `xs` `[batch, tokens, channels]` to the result of [`Self::keys_and_values`], plus `residual` of the same shape as
     /// `xs`.
     pub(in crate::ops) fn forward_plain(&self, xs: &Array, [k, v]: [&Array; 2], residual: &Array) -> Result<Array> {
-        let mixed = attention(&self.to_q.forward(xs, None)?, k, v, self.heads)?;
-        let after = After { bias: Some(&self.bias), onto: Some(residual), ..After::default() };
+        let mixed = attention(&self.to_q.forward(&self.norm.forward(xs)?, None)?, k, v, self.heads)?;
+        let after = After { bias: Some(&self.bias), onto: Some(residual), rows: true, ..After::default() };
         multiply(&mixed, None, self.to_out.weight(), after)
     }
 
     /// The attention of `xs` `[batch, tokens, channels]` plus `residual` of the same shape. Each prompt is for as many entries of the batch.
     pub(in crate::ops) fn forward(&self, xs: &Array, prompts: &Folded, residual: &Array) -> Result<Array> {
-        let Folded { keys, values, tokens } = prompts;
+        let Folded { keys, bias, values, tokens } = prompts;
         if keys.dims()[1] != self.heads * SLOTS || !xs.dims()[0].is_multiple_of(keys.dims()[0].max(1)) {
             return refused(format!("attention of {:?} to {tokens} tokens of {:?}", xs.dims(), keys.dims()));
         }
         Array::reach(&[&self.bias])?;
-        mix(&shares(xs, keys, *tokens)?, values, &self.bias, residual)
+        let (xs, norm_eps) = normed(&LayerNorm::alone(self.norm.eps().into()), xs)?;
+        mix(&shares(&xs, norm_eps, keys, Some(bias), *tokens)?, values, &self.bias, residual)
     }
 }
 
-/// The shares of each head's tokens for each row of `xs`, `[.., heads * 80]`. `keys` are `[prompts, heads * 80, channels]`.
-pub(super) fn shares(xs: &Array, keys: &Array, tokens: usize) -> Result<Array> {
+/// The shares of each head's tokens for each row of `xs`, `[.., heads * 80]`. `keys` are `[prompts, heads * 80, channels]`, `bias` is added to
+/// the scores, `[prompts, heads * 80]`. With `norm_eps`, which is added to the variance, rows are normalised by their sums.
+pub(super) fn shares(
+    xs: &Array,
+    norm_eps: Option<f32>,
+    keys: &Array,
+    bias: Option<&Array>,
+    tokens: usize,
+) -> Result<Array> {
     let &[count, columns, channels] = keys.dims() else { return refused(format!("keys of {:?}", keys.dims())) };
     check_alike("keys of a prompt", &[xs, keys])?;
     let fits =
@@ -201,9 +248,14 @@ pub(super) fn shares(xs: &Array, keys: &Array, tokens: usize) -> Result<Array> {
     let out = xs.gpu().scratch(&with_columns(xs.dims(), columns), xs.dtype())?;
     let shape = MatmulShape { batch: count, ..MatmulShape::linear(xs.dtype(), xs.rows() / count, columns, channels) };
     let at = Operands::product(xs.address(), keys.address(), out.address());
+    if let Some(bias) = bias {
+        check_alike("a bias of scores", &[xs, bias])?;
+        check_vector("a bias of scores", bias, count * columns)?;
+    }
     let scores = Problem { ending: Ending::Softmax { counted: tokens }, ..Problem::of_matmul(&shape, &at) };
+    let scores = normalising(scores, xs, norm_eps)?;
     // SAFETY: `count` problems of as many rows, one after the other, with `columns` keys each, as compared above; `out` was made for them.
-    unsafe { product(scores, out, After::default()) }
+    unsafe { product(scores, out, After { bias, ..After::default() }) }
 }
 
 /// The values in these shares, plus bias and residual. `values` are `[prompts, channels, heads * 80]`.
@@ -220,7 +272,7 @@ pub(super) fn mix(shares: &Array, values: &Array, bias: &Array, residual: &Array
     let rows = shares.rows() / count;
     let shape = MatmulShape { batch: count, ..MatmulShape::linear(shares.dtype(), rows, channels, columns) };
     let at = Operands::product(shares.address(), values.address(), out.address());
-    let after = After { bias: Some(bias), onto: Some(residual), ..After::default() };
+    let after = After { bias: Some(bias), onto: Some(residual), rows: true, ..After::default() };
     // SAFETY: as above, the other way; bias and residual were compared with the rows and columns of `out`, which was made for them.
     unsafe { product(Problem::of_matmul(&shape, &at), out, after) }
 }
@@ -249,7 +301,7 @@ pub(crate) fn bytes(gpu: Option<&Gpu>, dtype: Dtype, channels: usize, heads: usi
         Some(gpu) => pays(gpu, dtype, channels, heads),
         None => dtype != Dtype::F32 && fits(true, channels, heads),
     };
-    if folds { 2 * heads * SLOTS * channels * dtype.bytes() } else { 0 }
+    if folds { (2 * channels + 1) * heads * SLOTS * dtype.bytes() } else { 0 }
 }
 
 /// Whether two products are the better way, here and nowhere else. They save a kernel, but have 80 columns for each head, while queries
@@ -291,7 +343,7 @@ mod tests {
                 "{channels} in {heads}"
             );
         }
-        assert_eq!(bytes(None, Dtype::F16, 1280, 8), 2 * 640 * 1280 * 2);
+        assert_eq!(bytes(None, Dtype::F16, 1280, 8), (2 * 640 * 1280 + 640) * 2);
         assert_eq!((bytes(None, Dtype::F32, 1280, 8), bytes(None, Dtype::BF16, 1280, 20)), (0, 0));
     }
 }

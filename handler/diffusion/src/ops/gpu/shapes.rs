@@ -220,7 +220,7 @@ fn time(gpu: &Gpu, pool: &Array, shape: &ShapeTime, size: StepSize, repeat: usiz
             let each = weight.reshaped(&[PROMPTED, columns, inner]);
             return match &onto {
                 Some(onto) => mix(&xs, &each, bias, onto),
-                None => shares(&xs, &each, TOKENS),
+                None => shares(&xs, None, &each, None, TOKENS),
             };
         }
         let linear = Linear::of_arrays(weight.clone(), bias.clone());

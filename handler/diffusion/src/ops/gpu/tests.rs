@@ -11,6 +11,7 @@ use std::cell::{Cell, LazyCell};
 
 mod attention;
 mod joined;
+mod norm;
 mod pictures;
 mod prompt;
 mod upsampled;

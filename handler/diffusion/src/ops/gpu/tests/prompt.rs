@@ -14,7 +14,13 @@ fn tensors(channels: usize, dtype: Dtype) -> Vec<(&'static str, Tensor)> {
         ("to_v.weight", weight(WIDTH)),
         ("to_out.0.weight", weight(channels)),
         ("to_out.0.bias", draw(&[channels], dtype)),
+        ("norm.weight", rounded(&draw(&[channels], dtype).affine(0.2, 1.0).unwrap(), dtype)),
+        ("norm.bias", rounded(&(draw(&[channels], dtype) * 0.2).unwrap(), dtype)),
     ]
+}
+
+fn attention(channels: usize, heads: usize, params: Params) -> Result<PromptAttention> {
+    PromptAttention::new((1e-5, &params.pp("norm")), channels, WIDTH, heads, params)
 }
 
 /// The result on the CPU, for a prompt of each entry of the batch, and on the GPU.
@@ -48,7 +54,7 @@ fn gpu_attention_to_prompts_as_two_products_is_the_cpus() {
             (1280, 2, 2, 99, 77),
         ];
         for (channels, prompts, times, rows, tokens) in cases {
-            let make = |params: Params| PromptAttention::new(channels, WIDTH, HEADS, params.for_prompts_of(tokens));
+            let make = |params: Params| attention(channels, HEADS, params.for_prompts_of(tokens));
             let (cpu, gpu) = both(dtype, &tensors(channels, dtype), make);
             let folds = GPU.with(|gpu| gpu.fuses(dtype) && (gpu.is_hopper() || channels > 320));
             assert!(!cpu.is_folded() && gpu.is_folded() == folds, "{channels} channels");
@@ -77,7 +83,7 @@ fn gpu_attention_to_prompts_goes_the_plain_way_where_that_is_better() {
                 Some(tokens) => params.for_prompts_of(tokens),
                 None => params,
             };
-            PromptAttention::new(channels, WIDTH, heads, params)
+            attention(channels, heads, params)
         };
         let (cpu, gpu) = both(dtype, &tensors(channels, dtype), make);
         assert!(!gpu.is_folded(), "{channels} channels in {heads} heads for {told:?} tokens");
@@ -90,7 +96,7 @@ fn gpu_attention_to_prompts_goes_the_plain_way_where_that_is_better() {
 #[test]
 fn gpu_keys_of_prompts_are_folded_anew_into_the_same_memory_and_repeat_to_the_bit() {
     let (dtype, channels) = (Dtype::F16, 640);
-    let make = |params: Params| PromptAttention::new(channels, WIDTH, HEADS, params.for_prompts_of(77));
+    let make = |params: Params| attention(channels, HEADS, params.for_prompts_of(77));
     let (cpu, gpu) = both(dtype, &tensors(channels, dtype), make);
     let room = GPU.with(|on| gpu.room(on, 3)).unwrap().unwrap();
     let xs = draw(&[2, 64, channels], dtype);
@@ -138,7 +144,7 @@ fn gpu_attention_to_long_prompts_is_the_cpus() {
             (96, 6, 2, 1, 64, 2),
         ];
         for (channels, heads, prompts, times, rows, chunks) in cases {
-            let make = |params: Params| PromptAttention::new(channels, WIDTH, heads, params.for_prompts_of(77));
+            let make = |params: Params| attention(channels, heads, params.for_prompts_of(77));
             let (cpu, gpu) = both(dtype, &tensors(channels, dtype), make);
             let xs = draw(&[prompts * times, rows, channels], dtype);
             let embeddings = draw(&[prompts, chunks * 77, WIDTH], dtype);
