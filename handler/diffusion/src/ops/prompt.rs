@@ -7,9 +7,9 @@ use candle_core::{Error, Result};
 /// Attention whose keys and values are of a prompt, with its output layer.
 pub(crate) enum PromptAttention {
     /// Queries, attention and output, one after the other.
-    Plain(Plain),
+    Plain(Box<Plain>),
     /// On a GPU where that is faster: two products of what prompt and weights make together.
-    Folded(gpu::PromptAttention),
+    Folded(Box<gpu::PromptAttention>),
 }
 
 pub(crate) struct Plain {
@@ -61,15 +61,15 @@ impl PromptAttention {
         params: Params,
     ) -> Result<Self> {
         if let Some(folded) = gpu::PromptAttention::new((eps, norm), channels, width, heads, &params)? {
-            return Ok(Self::Folded(folded));
+            return Ok(Self::Folded(folded.into()));
         }
         let parts = ["to_k", "to_v"].map(|part| params.pp(part).ahead());
-        Ok(Self::Plain(Plain {
+        Ok(Self::Plain(Box::new(Plain {
             to_q: Linear::behind_norm((eps, norm), channels, channels, false, &[params.pp("to_q")])?,
             to_kv: Linear::packed(width, channels, false, &parts)?,
             to_out: Linear::new(channels, channels, params.pp("to_out.0"))?.ahead_of_norm(),
             heads,
-        }))
+        })))
     }
 
     pub(crate) fn is_folded(&self) -> bool {
@@ -104,8 +104,9 @@ impl PromptAttention {
     /// The attention plus `residual`, which has the shape of `xs`, `[batch, tokens, channels]`.
     pub(crate) fn forward_adding(&self, xs: &Array, keys: &PromptKeys, residual: &Array) -> Result<Array> {
         match (self, keys) {
-            (Self::Plain(Plain { to_q, to_out, heads, .. }), PromptKeys::Plain([k, v])) => {
-                to_out.forward_adding(&attention(&to_q.forward(xs)?, k, v, *heads)?, residual)
+            (Self::Plain(plain), PromptKeys::Plain([k, v])) => {
+                let mixed = attention(&plain.to_q.forward(xs)?, k, v, plain.heads)?;
+                plain.to_out.forward_adding(&mixed, residual)
             }
             (Self::Folded(folded), PromptKeys::Folded(keys)) => {
                 folded.forward(xs.gpu()?, keys, residual.gpu()?).map(Array::Gpu)

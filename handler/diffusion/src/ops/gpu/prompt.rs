@@ -200,7 +200,8 @@ impl PromptAttention {
         let name = format!("fold_layer_norm_{}", keys.dtype().name());
         let launch = Launch { name, grid: [keys.rows().div_ceil(FOLD_ROWS), 1, 1], block: 32 * FOLD_ROWS, shared: 0 };
         // SAFETY: weight and bias of the norm have as many numbers as a key; there is a number of `bias` for each key.
-        Ok(unsafe { keys.gpu().launch(launch, &args)? })
+        unsafe { keys.gpu().launch(launch, &args)? };
+        Ok(())
     }
 
     /// Keys and values of prompts `[batch, tokens, width]`, `[batch, tokens, channels]` each, for any number of tokens.
