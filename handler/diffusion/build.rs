@@ -65,6 +65,7 @@ fn declare(out: &Path) {
     // The ending of the name is a text, the other columns are numbers; what only CUDA needs comes last.
     for (declaration, columns, file) in [
         ("ATTENTION_TILE", 5, "attention_tiles.rs"),
+        ("CAUSAL_TILE", 5, "causal_tiles.rs"),
         ("ATTENTION_HOPPER_TILE", 7, "attention_hopper_tiles.rs"),
         ("GEGLU_TILE", 3, "geglu_tiles.rs"),
         ("PRODUCT_TILE", 7, "product_tiles.rs"),

@@ -316,17 +316,13 @@ impl Engine {
         // These schedulers draw each step's noise for all pictures together.
         let at_once = if inputs.scheduler.draws() { request.images } else { at_once.max(1) };
         let parts = request.images.div_ceil(at_once);
-        let mut latents = Vec::new();
-        for part in 0..parts {
-            let first = part * at_once;
-            let pictures = at_once.min(request.images - first);
-            let own = noise.narrow(0, first, pictures).map_err(PipelineError::from)?;
-            latents.push(self.pipeline.denoise_watched(&[inputs], own, &mut stream, &mut |finished, latents| {
+        let latents =
+            self.pipeline.denoise_in_parts(inputs, &noise, at_once, &mut stream, &mut |part, finished, latents| {
+                let pictures = at_once.min(request.images - part * at_once);
                 // Of the first picture alone, which the first part has.
                 let mut preview = || small_picture(map.as_ref().filter(|_| part == 0), finished, 0, latents);
                 on_step(Step { finished, part, parts, pictures }, &mut preview)
-            })?);
-        }
+            })?;
         timer.next("decode");
         let mut pictures = Vec::new();
         for latents in &latents {

@@ -1,15 +1,15 @@
 // Attention kernels: fused attention for f16 and bf16, and a row softmax for the unfused path.
 //
-// Fused: the forward pass of FlashAttention-2 (Dao 2023), non-causal. Tensor-core products with f32 sums
+// Fused: the forward pass of FlashAttention-2 (Dao 2023). Tensor-core products with f32 sums
 // (mma.m16n8k16), K and V tiles of 64 keys double-buffered in shared memory by cp.async (sm_75: one buffer, plain
 // loads). Softmax statistics in f32, in base 2. The running maximum is only raised when a score passes it by more
 // than 2^8 (the result is the same, since the sum is scaled alike; probabilities before division stay <= 256).
 //
 // q(b, t, h, d) = q[b * q_batch + t * q_row + h * D + d], and likewise k and v (kv_row, kv_batch), out (out_row,
 // out_batch). Strides in elements; pointers, rows and batches aligned to 16 bytes; others >= 1. factor > 0: what scores are
-// multiplied by for a softmax in base 2.
+// multiplied by for a softmax in base 2. CAUSAL: a token sees only itself and those before it; then there are as many others.
 // grid = (ceil(tokens / BM), heads, batch), block = (threads); names, threads, BM and dynamic shared bytes are in the
-// table at the end (ATTENTION_TILE).
+// tables at the end (ATTENTION_TILE, CAUSAL_TILE).
 //
 // The bf16 kernels trap below sm_80.
 
@@ -80,7 +80,7 @@ __device__ __forceinline__ uint32_t load_pair(const T* q, bool valid) {
     return valid ? __ldg(reinterpret_cast<const unsigned int*>(q)) : 0u;
 }
 
-template <typename T, int D, int MT, int WM, int WK>
+template <typename T, int D, int MT, int WM, int WK, bool CAUSAL>
 __device__ __forceinline__ void attention_body(Early early, const T* q, const T* k, const T* v, T* out, int tokens, int others,
                                           int q_row, int kv_row, int out_row, long long q_batch, long long kv_batch,
                                           long long out_batch, float factor) {
@@ -218,14 +218,15 @@ __device__ __forceinline__ void attention_body(Early early, const T* q, const T*
                         for (int m = 0; m < MT; ++m) E::mma8(s[m][n], qt[m][0], qt[m][1], b[n]);
                     }
                 }
-                if (key0 + STEP > others) {
-                    const int left = others - key0 - pair;
+                if (CAUSAL || key0 + STEP > others) {
 #pragma unroll
                     for (int m = 0; m < MT; ++m) {
 #pragma unroll
-                        for (int n = 0; n < NS; ++n) {
+                        for (int i = 0; i < 4; ++i) {
+                            const int row = row0 + m * 16 + group + (i >> 1) * 8;
+                            const int left = (CAUSAL ? min(others, row + 1) : others) - key0 - pair;
 #pragma unroll
-                            for (int i = 0; i < 4; ++i) {
+                            for (int n = 0; n < NS; ++n) {
                                 if (n * 8 + (i & 1) >= left) s[m][n][i] = -INFINITY;
                             }
                         }
@@ -492,34 +493,40 @@ __device__ __forceinline__ void softmax_row(const float* scores, T* out, int col
 
 STARTS_EARLY(attention)
 
-#define ATTENTION_KERNEL(NAME, T, D, MT, WM, WK, BLOCKS)                                                              \
+#define ATTENTION_KERNEL(NAME, T, D, MT, WM, WK, CAUSAL, BLOCKS)                                                      \
     extern "C" __global__ void __launch_bounds__((WM) * (WK) * 32, BLOCKS)                                            \
         NAME(const T* q, const T* k, const T* v, T* out, int tokens, int others, int heads, int q_row, int kv_row,    \
              int out_row, long long q_batch, long long kv_batch, long long out_batch, float factor) {                 \
         (void)heads;                                                                                                  \
         const Early early{};                                                                                          \
-        attention_body<T, D, MT, WM, WK>(early, q, k, v, out, tokens, others, q_row, kv_row, out_row, q_batch,        \
-                                         kv_batch, out_batch, factor);                                                \
+        attention_body<T, D, MT, WM, WK, CAUSAL>(early, q, k, v, out, tokens, others, q_row, kv_row, out_row,         \
+                                                 q_batch, kv_batch, out_batch, factor);                               \
     }
 
 #if ARCH == 0 || ARCH >= 800
-#define BF16_KERNEL(NAME, D, MT, WM, WK, BLOCKS) ATTENTION_KERNEL(NAME, __nv_bfloat16, D, MT, WM, WK, BLOCKS)
+#define BF16_KERNEL(NAME, ...) ATTENTION_KERNEL(NAME, __nv_bfloat16, __VA_ARGS__)
 #else
-#define BF16_KERNEL(NAME, D, MT, WM, WK, BLOCKS)                                                                      \
+#define BF16_KERNEL(NAME, ...)                                                                                        \
     extern "C" __global__ void NAME(const __nv_bfloat16*, const __nv_bfloat16*, const __nv_bfloat16*, __nv_bfloat16*, \
                                     int, int, int, int, int, int, long long, long long, long long, float) {           \
         __trap();                                                                                                     \
     }
 #endif
 
-// Name ending, head size, threads, BM, dynamic shared bytes (none below sm_80); row tiles per warp, warps over rows, warps
-// over keys, blocks per multiprocessor aimed at. build.rs finds the rows of this table, and Rust launches by them: for each
-// head size the kernel for many tokens comes first.
-#define ATTENTION_TILE(ENDING, D, THREADS_, QUERIES, SHARED, MT, WM, WK, BLOCKS)                                      \
+#define ATTENTION_KERNELS(ENDING, D, THREADS_, QUERIES, SHARED, MT, WM, WK, CAUSAL, BLOCKS)                           \
     static_assert(Shape<D, MT, WM, WK>::THREADS == THREADS_ && Shape<D, MT, WM, WK>::BM == QUERIES &&                 \
                   Shape<D, MT, WM, WK>::DYNAMIC_BYTES == (ARCH >= 800 ? SHARED : 0));                                 \
-    ATTENTION_KERNEL(attention_f16_##ENDING, __half, D, MT, WM, WK, BLOCKS)                                           \
-    BF16_KERNEL(attention_bf16_##ENDING, D, MT, WM, WK, BLOCKS)
+    ATTENTION_KERNEL(attention_f16_##ENDING, __half, D, MT, WM, WK, CAUSAL, BLOCKS)                                   \
+    BF16_KERNEL(attention_bf16_##ENDING, D, MT, WM, WK, CAUSAL, BLOCKS)
+
+// Name ending, head size, threads, BM, dynamic shared bytes (none below sm_80); row tiles per warp, warps over rows, warps
+// over keys, blocks per multiprocessor aimed at. build.rs finds the rows of these tables, and Rust launches by them: for each
+// head size the kernel for many tokens comes first.
+#define ATTENTION_TILE(ENDING, D, THREADS_, QUERIES, SHARED, MT, WM, WK, BLOCKS)                                      \
+    ATTENTION_KERNELS(ENDING, D, THREADS_, QUERIES, SHARED, MT, WM, WK, false, BLOCKS)
+// The same where a token sees only itself and those before it.
+#define CAUSAL_TILE(ENDING, D, THREADS_, QUERIES, SHARED, MT, WM, WK, BLOCKS)                                         \
+    ATTENTION_KERNELS(ENDING, D, THREADS_, QUERIES, SHARED, MT, WM, WK, true, BLOCKS)
 
 ATTENTION_TILE(40_large, 40, 256, 256, 0, 2, 8, 1, ARCH >= 800 ? 2 : 1)
 ATTENTION_TILE(40, 40, 128, 128, 0, 2, 4, 1, ARCH >= 800 ? 4 : 3)
@@ -532,6 +539,7 @@ ATTENTION_TILE(128, 128, 128, 64, 69632, 1, 4, 1, 2)
 ATTENTION_TILE(128_small, 128, 128, 32, 69632, 1, 2, 2, 2)
 ATTENTION_TILE(160, 160, 128, 64, 86016, 1, 4, 1, 2)
 ATTENTION_TILE(160_small, 160, 128, 32, 86016, 1, 2, 2, 2)
+CAUSAL_TILE(64_causal, 64, 64, 32, 0, 1, 2, 1, 4)
 
 #define SOFTMAX_KERNEL(NAME, T)                                                                                       \
     extern "C" __global__ void __launch_bounds__(SOFTMAX_THREADS)                                                     \

@@ -266,6 +266,27 @@ __device__ __forceinline__ void moments_body(Early early, const T* xs, const T* 
     finish(sums, place, partials, rows, channels, groups);
 }
 
+// merge_moments: those of CHUNKS_MERGED chunks of `count` numbers each become those of one (Chan, Golub, LeVeque 1979), which makes
+// merged[image][group][chunk] of `partials`, whose chunks are a multiple of CHUNKS_MERGED. A warp makes one of `all`, so block = (a
+// multiple of 32; 1; 1). Starts early.
+RUST_CONSTANT(CHUNKS_MERGED, 64);
+RUST_CONSTANT(MERGE_THREADS, 128);
+
+__device__ __forceinline__ void merge_moments_body(Early early, const float2* partials, float2* merged, int all, float count) {
+    static_assert(CHUNKS_MERGED == 64, "two to a lane");
+    let_next_start(early);
+    const int one = (int(blockIdx.x) * int(blockDim.x) + int(threadIdx.x)) / 32, lane = int(threadIdx.x) % 32;
+    wait_for_last(early);
+    if (one >= all) return;
+    const float2* const mine = partials + size_t(one) * CHUNKS_MERGED + lane;
+    const float2 a = mine[0], b = mine[32];
+    const float shift = __shfl_sync(WARP, a.x, 0), first = a.x - shift, second = b.x - shift;
+    const float total = sum_warp(first + second);
+    const float spread = sum_warp(fmaf(count * first, first, fmaf(count * second, second, a.y + b.y)));
+    const float mean = total / float(CHUNKS_MERGED);
+    if (lane == 0) merged[one] = make_float2(shift + mean, fmaxf(spread - count * total * mean, 0.0f));
+}
+
 // What was measured of `all` channels from `first` on: partials[image][unit][chunk], a unit being a group that group_norm
 // normalises, or a part of one.
 struct Measured {
@@ -407,6 +428,12 @@ EXPORT_EARLY(moments, (LARGEST_BLOCK, 3),
        (const T* xs, const T* more, float2* partials, int rows_per_image, int C, int border, int groups, int vectors,
         int height),
        (early, xs, more, partials, rows_per_image, C, border, groups, vectors, height))
+STARTS_EARLY(merge_moments)
+extern "C" __global__ void __launch_bounds__(MERGE_THREADS)
+    merge_moments_f32(const float2* partials, float2* merged, int all, float count) {
+    const Early early{};
+    merge_moments_body(early, partials, merged, all, count);
+}
 EXPORT_EARLY(group_norm, (LARGEST_BLOCK, 3),
        (const T* xs, const T* more, const float2* partials, const float2* others, const T* weight, const T* bias, T* out,
         int rows_per_image, int C, int border, int groups, int measured, int unit, int chunks, int height, int other_unit,

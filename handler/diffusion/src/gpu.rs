@@ -85,8 +85,8 @@ struct Inner {
     lanes: Mutex<Vec<Lane>>,
     /// Whether there are few of them.
     few_lanes: AtomicBool,
-    /// For a LoRA's factors on their way to the GPU.
-    factors: Mutex<Option<Pinned>>,
+    /// For what is on its way: a LoRA's factors, or what the host reads.
+    staging: Mutex<Option<Pinned>>,
     meter: Arc<Meter>,
     opening: Mutex<Vec<(&'static str, Duration)>>,
     // Last: what is above uses them.

@@ -27,7 +27,7 @@ pub use fit::CheckerPlace;
 pub use inspection::{Inspection, check_weights, inspect, inspect_settings};
 pub use networks::{Compute, parameters};
 pub use options::LoadOptions;
-pub use painting::{Latents, Watch};
+pub use painting::{Latents, Watch, WatchParts};
 pub use preview::PreviewMap;
 pub use request::{Request, StartImage, steps_of_strength};
 pub use residence::{Footprint, foresee};

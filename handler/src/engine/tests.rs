@@ -107,6 +107,22 @@ fn gpu_pictures_painted_together_are_those_painted_alone() {
     }
 }
 
+/// The second part goes on with what was computed of the prompts for the first, and the last is of another size.
+#[test]
+fn gpu_pictures_painted_in_parts_are_those_painted_alone() {
+    let mut engine = engine(Precision::F16);
+    let request = generation_request("red circle", 7, 5, 256);
+    let mut run = |at_once| {
+        let painted = engine.try_alone(&request, at_once, &mut |_, _| ControlFlow::Continue(()));
+        painted.unwrap().pictures
+    };
+    let [alone, parts, again] = [1, 2, 2].map(&mut run);
+    let likeness = likeness(&parts, &alone);
+    println!("in parts: {likeness:.1} dB");
+    assert!(likeness > 35.0, "{likeness:.1} dB");
+    assert_eq!(parts, again);
+}
+
 /// Paints with ever more memory: first it fails, then it works with less at once, then with all at once. After each failure the next
 /// picture is right. Returns how often memory ran out for good, and how often it was freed.
 fn with_ever_more_memory(request: &GenerationRequest, at_once: usize) -> (usize, usize) {

@@ -121,6 +121,16 @@ impl Gpu {
         check("cuMemsetD8Async", unsafe { sys::cuMemsetD8Async(address, byte, array.bytes(), stream) })
     }
 
+    /// Fills a contiguous f32 array with a number.
+    pub(crate) fn fill_with(&self, array: &Array, number: f32) -> Result<()> {
+        if !array.is_contiguous() || !array.gpu().is(self) || array.dtype() != Dtype::F32 {
+            return Err(GpuError::Unavailable(format!("{:?} is filled as f32 of this GPU", array.dims())));
+        }
+        let (address, bits, stream) = (array.address(), number.to_bits(), self.stream().cu_stream());
+        // SAFETY: as for a byte; f32 have four.
+        check("cuMemsetD32Async", unsafe { sys::cuMemsetD32Async(address, bits, array.count(), stream) })
+    }
+
     /// Copies `from`, which may be a view of some columns, to the contiguous `to` of the same dims.
     pub(crate) fn copy(&self, from: &Array, to: &Array) -> Result<()> {
         let alike = from.dims() == to.dims() && from.dtype() == to.dtype() && to.is_contiguous();

@@ -100,7 +100,7 @@ impl Gpu {
             unpinned: AtomicBool::new(false),
             lanes: Mutex::default(),
             few_lanes: AtomicBool::new(false),
-            factors: Mutex::default(),
+            staging: Mutex::default(),
             meter: meter.clone(),
             opening: Mutex::default(),
             stream,

@@ -31,9 +31,12 @@ impl Pinned {
         Ok(Self { memory: memory.cast(), bytes, used })
     }
 
-    /// Whether there is room for so many f32.
-    pub(super) fn holds(&self, count: usize) -> bool {
-        count <= self.bytes / 4
+    /// What is kept, or more of it if that is too little.
+    pub(super) fn at_least<'a>(kept: &'a mut Option<Self>, gpu: &Gpu, bytes: usize) -> Result<&'a mut Self> {
+        match kept.take().filter(|pinned| bytes <= pinned.bytes) {
+            Some(pinned) => Ok(kept.insert(pinned)),
+            None => Ok(kept.insert(Self::new(gpu, bytes)?)),
+        }
     }
 
     /// The first bytes, when no copy uses them any more.

@@ -393,11 +393,8 @@ impl Placed {
         if count == 0 {
             return Ok(());
         }
-        let mut kept = lock(&self.gpu().0.factors);
-        let pinned = match kept.take().filter(|pinned| pinned.holds(count)) {
-            Some(pinned) => kept.insert(pinned),
-            None => kept.insert(Pinned::new(self.gpu(), 4 * count)?),
-        };
+        let mut kept = lock(&self.gpu().0.staging);
+        let pinned = Pinned::at_least(&mut kept, self.gpu(), 4 * count)?;
         let mut rest = &mut pinned.numbers(count)?[..];
         let mut factors = Vec::with_capacity(slots.len());
         for ((left, right), (index, _)) in sizes.zip(slots) {

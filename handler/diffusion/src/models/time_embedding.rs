@@ -10,6 +10,7 @@ use crate::{
     ops::{Array, Linear, silu},
 };
 use candle_core::{Device, Result, Tensor};
+use rayon::prelude::*;
 
 /// diffusers' `TimestepEmbedding` with the sinusoids before it.
 pub(super) struct TimeEmbedding {
@@ -42,7 +43,9 @@ impl TimeEmbedding {
             let width = rows.len() / timesteps.len().max(1);
             Array::like(&Tensor::from_vec(rows, (timesteps.len(), width), &Device::Cpu)?, like)
         };
-        let mut hidden = on_device(timesteps.iter().flat_map(|&timestep| self.sinusoids(timestep)).collect())?;
+        let frequencies = self.frequencies();
+        let rows: Vec<_> = timesteps.par_iter().map(|&timestep| self.sinusoids(timestep, &frequencies)).collect();
+        let mut hidden = on_device(rows.concat())?;
         if let (Some((projection, width)), Some(scale)) = (&self.guidance, guidance_scale) {
             let rows = guidance_embedding(scale, *width).repeat(timesteps.len());
             hidden = projection.forward_adding(&on_device(rows)?, &hidden)?;
@@ -51,13 +54,15 @@ impl TimeEmbedding {
         silu(&self.linear_2.forward(&hidden)?)
     }
 
-    fn sinusoids(&self, timestep: f64) -> Vec<f32> {
+    /// What the timestep is multiplied by.
+    fn frequencies(&self) -> Vec<f32> {
         let half = self.channels / 2;
-        let angle = |index: usize| {
-            let exponent = -10_000f64.ln() * index as f64 / (half as f64 - self.freq_shift);
-            timestep as f32 * exponent.exp() as f32
-        };
-        let angles: Vec<f32> = (0..half).map(angle).collect();
+        let exponent = |index: usize| -10_000f64.ln() * index as f64 / (half as f64 - self.freq_shift);
+        (0..half).map(|index| exponent(index).exp() as f32).collect()
+    }
+
+    fn sinusoids(&self, timestep: f64, frequencies: &[f32]) -> Vec<f32> {
+        let angles: Vec<f32> = frequencies.iter().map(|frequency| timestep as f32 * frequency).collect();
         let (sines, cosines) = (angles.iter().map(|a| a.sin()), angles.iter().map(|a| a.cos()));
         if self.flip_sin_to_cos { cosines.chain(sines).collect() } else { sines.chain(cosines).collect() }
     }

@@ -5,10 +5,14 @@
 //! four normal numbers from one counter: the first for the element of its own index, the others for the elements one, two and three
 //! times the number of threads further. If a tensor has no more elements than threads, only the first of the four is used.
 
+use rayon::prelude::*;
+
 /// Threads per block in torch's distribution kernels.
 const BLOCK: usize = 256;
 /// Normal numbers per counter.
 const LANES: usize = 4;
+/// Numbers that are worth a task of their own.
+const LEAST: usize = 1024;
 
 /// The stream of one seed.
 #[derive(Debug, Clone)]
@@ -29,19 +33,15 @@ impl Philox {
     /// The next `count` normal numbers.
     pub(super) fn normals(&mut self, count: usize) -> Vec<f32> {
         let launched = (count.div_ceil(BLOCK) * BLOCK).min(self.threads);
-        let mut draws = vec![0.0; count];
-        for first in (0..count).step_by((launched * LANES).max(1)) {
-            for thread in 0..launched.min(count - first) {
-                let [round_low, round_high] = halves(self.rounds);
-                let [thread_low, thread_high] = halves(thread as u64);
-                let words = words([round_low, round_high, thread_low, thread_high], self.key);
-                let elements = draws[first + thread..].iter_mut().step_by(launched);
-                for (lane, draw) in elements.take(LANES).enumerate() {
-                    *draw = normal(words, lane);
-                }
-            }
-            self.rounds += 1;
-        }
+        let number = |element: usize| {
+            let (lanes, thread) = (element / launched, element % launched);
+            let [round_low, round_high] = halves(self.rounds + (lanes / LANES) as u64);
+            let [thread_low, thread_high] = halves(thread as u64);
+            normal(words([round_low, round_high, thread_low, thread_high], self.key), lanes % LANES)
+        };
+        // Each by itself, as it takes longer to make a number of words than to make words.
+        let draws = (0..count).into_par_iter().with_min_len(LEAST).map(number).collect();
+        self.rounds += count.div_ceil((launched * LANES).max(1)) as u64;
         draws
     }
 }

@@ -90,7 +90,9 @@ struct StepRecording {
     prepared: Prepared,
     /// The number of steps that fit into the tables.
     capacity: usize,
+    /// For latents, and for coefficients.
     pinned: Pinned,
+    tables: Pinned,
 }
 
 /// The steps of one run.
@@ -235,6 +237,7 @@ impl StepRecording {
             guidance: gpu.resident(&[1], Dtype::F32)?,
             step: gpu.resident(&[1], Dtype::F32)?,
             pinned: Pinned::new(gpu, latents.bytes())?,
+            tables: Pinned::new(gpu, 4 * 5 * capacity)?,
             latents,
             prepared,
             capacity,
@@ -242,15 +245,15 @@ impl StepRecording {
         })
     }
 
-    /// Fills the arrays that the steps share, and goes back to step 0.
+    /// Fills the arrays that the steps share, and goes back to step 0, all without a wait.
     fn reset(
-        &self,
+        &mut self,
         fresh: &Prepared,
         count: usize,
         guidance_scale: f64,
         coefficients: &[StepCoefficients],
     ) -> Result<()> {
-        let gpu = self.latents.gpu();
+        let gpu = self.latents.gpu().clone();
         for (table, shifts) in self.prepared.shifts.iter().zip(&fresh.shifts) {
             gpu.copy(shifts.gpu()?, &table.gpu()?.part(0, count))?;
         }
@@ -258,17 +261,23 @@ impl StepRecording {
         for (keys, fresh) in ours.zip(fresh.prompts.iter().flatten()) {
             keys.take(fresh)?;
         }
-        // -1, because each step starts by adding 1.
-        gpu.fill(&self.step, 0xFF)?;
-        gpu.clear(&self.clean_before)?;
         let numbers = coefficients
             .iter()
             .flat_map(|step| [step.clean_by_sample, step.clean_by_output, step.sample, step.clean, step.clean_before]);
-        let bytes: Vec<u8> = numbers.flat_map(f32::to_le_bytes).collect();
         if !coefficients.is_empty() {
-            self.coefficients.part(0, coefficients.len()).write(&bytes)?;
+            let table = self.coefficients.part(0, coefficients.len());
+            table.write_through(&mut self.tables, &numbers.collect::<Vec<f32>>())?;
         }
-        Ok(self.guidance.write(&(guidance_scale as f32).to_le_bytes())?)
+        gpu.fill_with(&self.guidance, guidance_scale as f32)?;
+        self.rewind()
+    }
+
+    /// Goes back to step 0.
+    fn rewind(&self) -> Result<()> {
+        let gpu = self.latents.gpu();
+        // -1, because each step starts by adding 1.
+        gpu.fill(&self.step, 0xFF)?;
+        Ok(gpu.clear(&self.clean_before)?)
     }
 
     /// Launches one step's kernels: from latents to noise, or to the next latents.
@@ -317,6 +326,13 @@ impl RecordedDenoiser<'_> {
     fn check_is_last(&self) -> Result<()> {
         let is_last = lock(&self.recordings.prompts).run == self.run;
         is_last.then_some(()).ok_or_else(|| Error::Msg("another run has begun: the prompts are its own".into()).bt())
+    }
+
+    /// See [`crate::pipeline::networks::Denoiser::rewind`].
+    pub(crate) fn rewind(&self) -> Result<()> {
+        self.check_is_last()?;
+        let steps = lock(&self.recordings.steps);
+        steps.get(&self.key).ok_or_else(|| Error::Msg("a recording is gone".into()).bt())?.rewind()
     }
 
     /// See [`crate::pipeline::networks::Denoiser::predict`].

@@ -351,6 +351,14 @@ fn on_cpu(network: &'static str, weights: &Weights, packed: Option<&Packed>) -> 
 }
 
 impl Denoiser<'_> {
+    /// Goes back to the first step, for other latents.
+    pub(crate) fn rewind(&mut self) -> Result<()> {
+        match self {
+            Self::Cpu { .. } => Ok(()),
+            Self::Gpu { recorded, .. } => Ok(recorded.rewind()?),
+        }
+    }
+
     /// The UNet's output for `latents` at that step, after guidance. Both are f32 on the CPU. Steps must come in order from 0.
     pub(crate) fn predict(&mut self, latents: &Tensor, step: usize) -> Result<Tensor> {
         match self {

@@ -17,6 +17,9 @@ pub type Latents<'a> = dyn FnMut() -> Result<Tensor> + 'a;
 /// Called with the number of finished steps and with what gives the latents. May stop the run.
 pub type Watch<'a> = dyn FnMut(usize, &mut Latents<'_>) -> ControlFlow<()> + 'a;
 
+/// The same, and first the number of the part, from 0.
+pub type WatchParts<'a> = dyn FnMut(usize, usize, &mut Latents<'_>) -> ControlFlow<()> + 'a;
+
 impl Pipeline {
     /// The noise stream of the request's seed, rounded to the model's dtype as in diffusers. For `threads` see [`Noise::cuda`].
     pub fn noise(&self, request: &Request, threads: u32) -> Noise {
@@ -89,11 +92,41 @@ impl Pipeline {
         stream: &mut Noise,
         on_step: &mut Watch<'_>,
     ) -> Result<Tensor> {
+        let on_step = &mut |_: usize, step: usize, latents: &mut Latents<'_>| on_step(step, latents);
+        let mut latents = self.denoise_each(requests, vec![noise], stream, on_step)?;
+        latents.pop().ok_or_else(|| candle_core::Error::msg("nothing to paint").into())
+    }
+
+    /// As [`Pipeline::denoise`], for so many images at once and then the others. What the prompts give is computed once for all parts of
+    /// one size. A result for each part.
+    ///
+    /// # Errors
+    /// As [`Pipeline::denoise`].
+    pub fn denoise_in_parts(
+        &self,
+        request: &Request,
+        noise: &Tensor,
+        at_once: usize,
+        stream: &mut Noise,
+        on_step: &mut WatchParts<'_>,
+    ) -> Result<Vec<Tensor>> {
+        let (images, at_once) = (noise.dim(0)?, at_once.max(1));
+        let part = |first: usize| noise.narrow(0, first, at_once.min(images - first));
+        let parts = (0..images).step_by(at_once).map(part).collect::<candle_core::Result<_>>()?;
+        self.denoise_each(&[request], parts, stream, on_step)
+    }
+
+    /// Runs the requests' steps for one noise after the other.
+    fn denoise_each(
+        &self,
+        requests: &[&Request],
+        parts: Vec<Tensor>,
+        stream: &mut Noise,
+        on_step: &mut WatchParts<'_>,
+    ) -> Result<Vec<Tensor>> {
         let [request, ..] = requests else { return Err(candle_core::Error::msg("nothing to paint").into()) };
         let (kind, karras_sigmas) = (request.scheduler, request.karras_sigmas);
-        let mut scheduler = schedulers::build(kind, karras_sigmas, &self.scheduler_config, request.steps)?;
         let first = request.first_step()?;
-        scheduler.begin_at(first)?;
         let guidance = Guidance::of(&self.networks.model().unet_config, request.guidance_scale);
         let guided = guidance.classifier_free().is_some();
         if matches!(guidance, Guidance::Embedded(_))
@@ -101,35 +134,52 @@ impl Pipeline {
         {
             tracing::warn!("the model takes the guidance scale as an input: it does not read the negative prompt");
         }
-        let context = self.context(requests, guided)?;
-        let mut latents = match request.start {
-            Some(_) => noise,
-            None => (noise * scheduler.init_noise_sigma())?,
-        };
-        let timesteps: Vec<f64> = scheduler.timesteps().iter().skip(first).copied().collect();
-        let coefficients = scheduler.coefficients().map(|all| all.into_iter().skip(first).collect::<Vec<_>>());
-        let mut denoiser = self.networks.denoiser(&timesteps, &context, guidance, &latents, coefficients.as_deref())?;
-        let extra = timesteps.len().saturating_sub(request.painted_steps());
-        let mut on_step = |call: usize, latents: &mut Latents<'_>| on_step(call.saturating_sub(extra), latents);
-        let stopped = |call: usize| PipelineError::Stopped { step: call.saturating_sub(extra) };
-        match (&mut denoiser, coefficients) {
-            (Denoiser::Gpu { recorded, .. }, Some(_)) => {
-                let result = recorded.run(&latents, timesteps.len(), &mut on_step)?;
-                latents = result.map_err(stopped)?;
-            }
-            _ => {
-                for step in 0..timesteps.len() {
-                    if on_step(step, &mut || Ok(latents.clone())).is_break() {
-                        return Err(stopped(step));
+        let (mut prepared, mut painted): (Option<(Vec<usize>, Denoiser)>, _) = (None, Vec::new());
+        for (part, noise) in parts.into_iter().enumerate() {
+            let mut scheduler = schedulers::build(kind, karras_sigmas, &self.scheduler_config, request.steps)?;
+            scheduler.begin_at(first)?;
+            let mut latents = match request.start {
+                Some(_) => noise,
+                None => (noise * scheduler.init_noise_sigma())?,
+            };
+            let timesteps: Vec<f64> = scheduler.timesteps().iter().skip(first).copied().collect();
+            let coefficients = scheduler.coefficients().map(|all| all.into_iter().skip(first).collect::<Vec<_>>());
+            let dims = latents.dims().to_vec();
+            let mut denoiser = match prepared.take().filter(|(before, _)| *before == dims) {
+                Some((_, mut denoiser)) => {
+                    denoiser.rewind()?;
+                    denoiser
+                }
+                None => {
+                    let context = self.context(requests, guided)?;
+                    self.networks.denoiser(&timesteps, &context, guidance, &latents, coefficients.as_deref())?
+                }
+            };
+            let extra = timesteps.len().saturating_sub(request.painted_steps());
+            let mut on_step =
+                |call: usize, latents: &mut Latents<'_>| on_step(part, call.saturating_sub(extra), latents);
+            let stopped = |call: usize| PipelineError::Stopped { step: call.saturating_sub(extra) };
+            match (&mut denoiser, coefficients) {
+                (Denoiser::Gpu { recorded, .. }, Some(_)) => {
+                    let result = recorded.run(&latents, timesteps.len(), &mut on_step)?;
+                    latents = result.map_err(stopped)?;
+                }
+                _ => {
+                    for step in 0..timesteps.len() {
+                        if on_step(step, &mut || Ok(latents.clone())).is_break() {
+                            return Err(stopped(step));
+                        }
+                        let output = denoiser.predict(&scheduler.scale_model_input(&latents, first + step)?, step)?;
+                        latents = scheduler.step(&output, first + step, &latents, stream)?;
                     }
-                    let output = denoiser.predict(&scheduler.scale_model_input(&latents, first + step)?, step)?;
-                    latents = scheduler.step(&output, first + step, &latents, stream)?;
                 }
             }
+            // After the last step there is nothing to stop.
+            let _ = on_step(timesteps.len(), &mut || Ok(latents.clone()));
+            painted.push(latents);
+            prepared = Some((dims, denoiser));
         }
-        // After the last step there is nothing to stop.
-        let _ = on_step(timesteps.len(), &mut || Ok(latents.clone()));
-        Ok(latents)
+        Ok(painted)
     }
 
     /// The text encoder alone: the embeddings of prompts of one length, `[prompts, tokens, hidden_size]`, f32 on the CPU.

@@ -4,7 +4,7 @@
 #[cfg(test)]
 mod tests;
 
-use super::{Ending, MOST_MOMENTS, Problem};
+use super::{Ending, Problem, is_measurable};
 use crate::gpu::{
     Boxes, Dtype, Gpu, GpuError, Launch, Result,
     constants::{
@@ -116,7 +116,7 @@ impl HopperPlan {
         let parts = problem.parts_of_groups(groups, self.columns, 2)?;
         let whole = problem.area().is_multiple_of(PLACES) && problem.rows.is_multiple_of(problem.area());
         let patches_fit = self.mode == ROWS || self.tiling.is_exact(problem);
-        (whole && patches_fit && parts * chunks <= MOST_MOMENTS).then_some((groups * parts, chunks))
+        (whole && patches_fit && is_measurable(parts, chunks)).then_some((groups * parts, chunks))
     }
 
     /// Parts of an output's row that the kernel can sum up along.

@@ -2,7 +2,7 @@
 //! out at a start.
 
 use super::{
-    Ending, MOST_MOMENTS, Problem,
+    Ending, Problem, is_measurable,
     tile::{Facts, STEP, Tile, split},
 };
 use crate::gpu::{
@@ -45,9 +45,13 @@ impl Plan {
         };
         let tiles = Tile::all().filter(|tile| has_cores && problem.is_whole() && tile.fits(problem, facts));
         let most = if may_split { (problem.inner / (2 * STEP)).clamp(1, SPLITS) } else { 1 };
-        let all = tiles.flat_map(|tile| (1..=most).map(move |splits| (tile, splits)));
-        match all.min_by_key(|(tile, splits)| tile.clocks(problem, *splits, facts)) {
-            Some((tile, splits)) => Ok(Self::tiled(&tile, problem, splits, facts)),
+        // For each product of a picture: what does not depend on the splits is worked out once.
+        let all = tiles.flat_map(|tile| {
+            let (pace, count) = (tile.pace(facts), tile.count(problem));
+            (1..=most).map(move |splits| (pace.clocks(problem, count, splits), tile, splits))
+        });
+        match all.min_by_key(|(clocks, ..)| *clocks) {
+            Some((_, tile, splits)) => Ok(Self::tiled(&tile, problem, splits, facts)),
             None if matches!(problem.ending, Ending::Softmax { .. }) => {
                 Err(GpuError::Unavailable(format!("no kernel has a softmax after {problem:?}")))
             }
@@ -92,7 +96,7 @@ impl Plan {
         let [rows, columns] = self.part.filter(|_| self.splits == 1 && problem.ending == Ending::AsItIs)?;
         let chunks = problem.area() / rows * problem.phases();
         let parts = problem.parts_of_groups(groups, columns, 1)?;
-        (problem.area().is_multiple_of(rows) && parts * chunks <= MOST_MOMENTS).then_some((groups * parts, chunks))
+        (problem.area().is_multiple_of(rows) && is_measurable(parts, chunks)).then_some((groups * parts, chunks))
     }
 
     /// Parts of an output's row that the kernel can sum up along.

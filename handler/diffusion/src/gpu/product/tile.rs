@@ -109,22 +109,43 @@ impl Tile {
         (stages * (self.rows + self.columns) * 2 * STEP).max(staging) + self.rows * 4
     }
 
-    /// A model of the time that it takes: that of the multiprocessor with the most blocks.
-    pub(super) fn clocks(&self, problem: &Problem, splits: usize, facts: &Facts) -> usize {
-        let (depth, splits) = split(problem.inner, STEP, splits);
-        let steps = depth / STEP;
-        let busiest = (self.count(problem) * splits * problem.problems).div_ceil(facts.multiprocessors);
-        let name = if self.is_steady { self.ending.to_string() } else { format!("any {}", self.ending) };
-        let known = CLOCKS.iter().find(|(of, ..)| *of == name);
+    /// What it takes on that GPU, whatever the problem is.
+    pub(super) fn pace(&self, facts: &Facts) -> Pace {
+        let is_this = |of: &str| match of.strip_prefix("any ") {
+            Some(ending) => !self.is_steady && ending == self.ending,
+            None => self.is_steady && of == self.ending,
+        };
         // Until it is measured: by its size.
         let size = self.rows * self.columns;
-        let (one, two, around) =
-            known.map_or((size / 12, size / 8, 10_000), |&(_, one, two, around)| (one, two, around));
+        let (one, two, around) = CLOCKS
+            .iter()
+            .find(|(of, ..)| is_this(of))
+            .map_or((size / 12, size / 8, 10_000), |&(_, one, two, around)| (one, two, around));
         let least = if facts.shared[1] < SMALL { size * STEP / SMALL_RATE } else { 0 };
-        let (one, two) = (one.max(least), two.max(2 * least));
         let fit = facts.shared[1] / (self.shared(facts) + 1024) >= 2 && self.threads() <= 128;
-        let (pairs, rest) = if fit { (busiest / 2, busiest % 2) } else { (0, busiest) };
-        let products = pairs * (steps * two + around * 9 / 8) + rest * (steps * one + around);
+        Pace { one: one.max(least), two: two.max(2 * least), around, fit, multiprocessors: facts.multiprocessors }
+    }
+}
+
+/// Clocks of a tile's step along k for one block alone on a multiprocessor, and for two there, and those around the steps.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Pace {
+    one: usize,
+    two: usize,
+    around: usize,
+    /// Whether two blocks fit.
+    fit: bool,
+    multiprocessors: usize,
+}
+
+impl Pace {
+    /// A model of the time that a problem takes in so many tiles: that of the multiprocessor with the most blocks.
+    pub(super) fn clocks(&self, problem: &Problem, tiles: usize, splits: usize) -> usize {
+        let (depth, splits) = split(problem.inner, STEP, splits);
+        let steps = depth / STEP;
+        let busiest = (tiles * splits * problem.problems).div_ceil(self.multiprocessors);
+        let (pairs, rest) = if self.fit { (busiest / 2, busiest % 2) } else { (0, busiest) };
+        let products = pairs * (steps * self.two + self.around * 9 / 8) + rest * (steps * self.one + self.around);
         let partials = problem.rows * problem.columns * splits * 4 / 1024;
         products + if splits > 1 { SPLIT + partials * PARTIAL_KIB } else { 0 }
     }

@@ -14,7 +14,9 @@ type Tile = (&'static str, usize, usize, usize, usize);
 
 /// The table in `kernels/attention.cu`; for each head size the one for many tokens comes first.
 const TILES: &[Tile] = include!(concat!(env!("OUT_DIR"), "/attention_tiles.rs"));
-/// The same, keys of a tile, and whether a block makes one item after the other.
+/// The same where a token sees only itself and those before it.
+const CAUSAL_TILES: &[Tile] = include!(concat!(env!("OUT_DIR"), "/causal_tiles.rs"));
+/// As for the others, keys of a tile, and whether a block makes one item after the other.
 type HopperTile = (&'static str, usize, usize, usize, usize, usize, usize);
 /// The table in `kernels/attention_hopper.cu`.
 const HOPPER_TILES: &[HopperTile] = include!(concat!(env!("OUT_DIR"), "/attention_hopper_tiles.rs"));
@@ -89,7 +91,12 @@ fn attention_of(shape: Shape, q: &Array, k: &Array, v: &Array) -> Result<Array> 
 }
 
 pub(in crate::ops) fn causal_attention(q: &Array, k: &Array, v: &Array, heads: usize) -> Result<Array> {
-    Shape::of(q, k, v, heads)?.whole(q, k, v, true)
+    let shape = Shape::of(q, k, v, heads)?;
+    let tile = CAUSAL_TILES.iter().find(|tile| tile.1 == shape.width && shape.tokens == shape.others);
+    match tile.filter(|_| q.gpu().fuses(q.dtype())) {
+        Some(tile) => shape.fused(tile, q, k, v),
+        None => shape.whole(q, k, v, true),
+    }
 }
 
 #[derive(Clone, Copy)]

@@ -5,8 +5,9 @@ use super::{
     norm::{Share, moments_for},
 };
 use crate::gpu::{
-    Arg, Array, Dtype, Gpu, Moments,
-    product::{HopperPlan, Plan, Problem, WidePlan},
+    Arg, Array, Dtype, Gpu, Launch, Moments,
+    constants::{CHUNKS_MERGED, MERGE_THREADS},
+    product::{HopperPlan, Plan, Problem, WidePlan, are_many},
 };
 use candle_core::Result;
 use std::sync::Arc;
@@ -74,6 +75,7 @@ pub(super) unsafe fn product(problem: Problem, out: Array, after: After) -> Resu
     let row_sums = room_for_row_sums(&mut problem, &gpu, row_parts)?;
     // SAFETY: as the caller promises; there is room for the moments of each group and chunk, and for the sums of each row.
     unsafe { plan.launch(&gpu, &problem)? };
+    let moments = moments.map(|moments| few(moments, &out, after.groups)).transpose()?;
     Ok(with(out, moments, row_sums))
 }
 
@@ -84,6 +86,23 @@ fn room_for_moments(problem: &mut Problem, gpu: &Gpu, (groups, chunks): (usize, 
     problem.moments = array.address();
     problem.measured = [groups, chunks];
     Ok(Moments { array: Arc::new(array), groups })
+}
+
+/// The moments that were taken of `out`, for a norm of so many groups. Where they are too many for it, chunks are merged.
+fn few(moments: Moments, out: &Array, groups: Option<usize>) -> Result<Moments> {
+    let &[images, units, chunks, 2] = moments.array.dims() else { return Ok(moments) };
+    if !are_many(units / groups.unwrap_or(units).max(1), chunks) {
+        return Ok(moments);
+    }
+    let (gpu, left) = (out.gpu(), chunks / CHUNKS_MERGED);
+    let merged = gpu.scratch(&[images, units, left, 2], Dtype::F32)?;
+    let (all, count) = (images * units * left, out.count() / (images * units * chunks));
+    let args = [Arg::At(moments.array.address()), Arg::At(merged.address()), Arg::Int(all), Arg::Float(count as f32)];
+    let grid = [(32 * all).div_ceil(MERGE_THREADS), 1, 1];
+    // SAFETY: all chunks are of one size, and `is_measurable` has said that they are a multiple of those that become one, of which
+    // `merged` has room for all.
+    unsafe { gpu.launch(Launch { name: "merge_moments_f32".into(), grid, block: MERGE_THREADS, shared: 0 }, &args)? };
+    Ok(Moments { array: merged.into(), groups: moments.groups })
 }
 
 /// Room for sums of so many parts of each row, of which the problem is told.
@@ -116,6 +135,7 @@ unsafe fn hopper(plan: &HopperPlan, mut problem: Problem, out: Array, after: Aft
     let row_sums = room_for_row_sums(&mut problem, out.gpu(), row_parts)?;
     // SAFETY: as the caller promises; there is room for the moments of each unit and chunk, and for the sums of each row.
     unsafe { plan.launch(out.gpu(), &problem)? };
+    let moments = moments.map(|moments| few(moments, &out, after.groups)).transpose()?;
     Ok(with(out, moments, row_sums))
 }
 

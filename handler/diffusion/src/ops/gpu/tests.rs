@@ -195,6 +195,8 @@ fn gpu_norms_after_convolutions_are_the_cpus() {
             (64, 320, 96, 96),
             (64, 1280, 32, 32),
             (320, 1280, 64, 64),
+            // Of more chunks than a norm should read.
+            (32, 128, 256, 256),
         ];
         for (inner, outer, height, width) in cases {
             let xs = draw(&[2, inner, height, width], dtype);
@@ -210,6 +212,11 @@ fn gpu_norms_after_convolutions_are_the_cpus() {
             });
             let run = |(conv, norm): &(Conv, GroupNorm), xs: &Array| norm.forward_silu(conv.forward(xs)?);
             let plain = run(&cpu, &Array::Cpu(xs.clone())).unwrap().to_tensor().unwrap();
+            if dtype == Dtype::F16 && height * width >= 256 * 256 {
+                let map = gpu.0.forward(&map_to_gpu(&xs, dtype)).unwrap();
+                let chunks = map.gpu().unwrap().moments().map(|moments| moments.array.dims()[2]);
+                assert!(chunks.is_some_and(|chunks| chunks <= 64), "{chunks:?} chunks of {height}x{width}");
+            }
             let ours = map_to_cpu(&run(&gpu, &map_to_gpu(&xs, dtype)).unwrap(), outer);
             check(&format!("norm after {inner} to {outer} at {height}x{width}"), dtype, &ours, &plain);
         }

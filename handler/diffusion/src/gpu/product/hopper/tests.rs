@@ -181,10 +181,12 @@ fn moments_are_taken_where_tiles_fit_maps_and_groups() {
     assert_eq!(chunks(&conv(2, 64, 320, 320, 1)), Some((32, 64)));
     // Split along k: 16 rows each.
     assert_eq!(chunks(&conv(2, 8, 1280, 1280, 1)), Some((32, 4)));
-    // Part of a tile is outside of the map, groups of an odd number of channels, and more chunks than a norm should merge.
+    // More chunks than a norm should merge, which a kernel merges first.
+    assert_eq!(chunks(&conv(1, 512, 128, 128, 1)), Some((32, 4096)));
+    // Part of a tile is outside of the map, groups of an odd number of channels, and so many chunks that cannot be merged in equal parts.
     assert_eq!(chunks(&conv(2, 36, 320, 320, 1)), None);
     assert_eq!(chunks(&conv(2, 64, 320, 96, 1)), None);
-    assert_eq!(chunks(&conv(1, 512, 128, 128, 1)), None);
+    assert_eq!(chunks(&conv(1, 240, 128, 128, 1)), None);
 }
 
 #[test]

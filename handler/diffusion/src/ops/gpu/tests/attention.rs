@@ -36,16 +36,15 @@ fn gpu_attention_is_the_cpus() {
             let name = format!("attention {tokens} x {others} of {channels} in {heads}");
             check(&name, dtype, &ours, plain.cpu().unwrap());
         }
-        let [q, k, v] = [0; 3].map(|_| draw(&[2, 77, 768], dtype));
-        let plain =
-            causal_attention(&Array::Cpu(q.clone()), &Array::Cpu(k.clone()), &Array::Cpu(v.clone()), 12).unwrap();
-        let [q, k, v] = [q, k, v].map(|tensor| to_gpu(&tensor, dtype));
-        check(
-            "causal attention",
-            dtype,
-            &causal_attention(&q, &k, &v, 12).unwrap().to_tensor().unwrap(),
-            plain.cpu().unwrap(),
-        );
+        // CLIP's heads of 64, and others.
+        for (tokens, width) in [(77, 64), (1, 64), (300, 64), (77, 72)] {
+            let [q, k, v] = [0; 3].map(|_| draw(&[2, tokens, 12 * width], dtype));
+            let on_cpu = [&q, &k, &v].map(|tensor| Array::Cpu(tensor.clone()));
+            let plain = causal_attention(&on_cpu[0], &on_cpu[1], &on_cpu[2], 12).unwrap();
+            let [q, k, v] = [q, k, v].map(|tensor| to_gpu(&tensor, dtype));
+            let ours = causal_attention(&q, &k, &v, 12).unwrap().to_tensor().unwrap();
+            check(&format!("causal attention of {tokens} tokens, {width} wide"), dtype, &ours, plain.cpu().unwrap());
+        }
     });
 }
 
