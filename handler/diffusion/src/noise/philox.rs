@@ -39,7 +39,7 @@ impl Philox {
             let [thread_low, thread_high] = halves(thread as u64);
             normal(words([round_low, round_high, thread_low, thread_high], self.key), lanes % LANES)
         };
-        // Each by itself, as it takes longer to make a number of words than to make words.
+        // The words of a counter are made for each of its numbers: making a number of them takes longer than they do.
         let draws = (0..count).into_par_iter().with_min_len(LEAST).map(number).collect();
         self.rounds += count.div_ceil((launched * LANES).max(1)) as u64;
         draws
